@@ -1,0 +1,1 @@
+"""What a user declares: stores, outsides, calls and reactions, checked where they are declared."""

@@ -1,0 +1,208 @@
+"""The app: its stores, and the reactions declared on records in them. Declares and checks."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import configure_mappers
+from sqlalchemy.sql.elements import SQLCoreOperations
+
+from groundstate.app import condition, declaration, source
+from groundstate.app.outside import Call
+from groundstate.app.reaction import Plain, Reaction
+from groundstate.app.running import Running
+from groundstate.app.store import Store
+from groundstate.rules import clause as look
+from groundstate.rules.policy import Retry
+from groundstate.rules.reaction import ReactionSpec
+from groundstate.values.errors import DeclarationError
+
+R = TypeVar("R")  # the record
+A = TypeVar("A")  # what a call takes
+O = TypeVar("O")  # its outcome  # noqa: E741 - as R and P in the other signatures
+P = ParamSpec("P")  # what is supplied to the handler by annotation
+Q = ParamSpec("Q")  # the same of `sends`
+RC = TypeVar("RC")
+OC = TypeVar("OC")
+
+Column = SQLCoreOperations[Any]  # and not InstrumentedAttribute: SQLModel's col() works too
+Clause = SQLCoreOperations[bool]  # and not bool: it would let `Order.mailed_at is None` through
+
+_apps: weakref.WeakValueDictionary[str, App] = weakref.WeakValueDictionary()
+
+
+class _On(Protocol[RC]):
+    def __call__(self, handler: Callable[Concatenate[RC, P], None], /) -> Plain[RC, P]: ...
+
+
+class _OnCall(Protocol[RC, OC]):
+    def __call__(self, handler: Callable[Concatenate[RC, OC, P], None], /) -> Reaction[RC, OC, P]: ...
+
+
+class App(Running):
+    """The reactions of one application, by name, and the stores that its records lie in.
+
+    The name is part of each call's key: with another name, an app's calls have other keys.
+
+    Raises:
+        DeclarationError: another app of this process has the name, or two stores own the same tables.
+    """
+
+    def __init__(self, name: str, *stores: Store) -> None:
+        self.name = declaration.checked_name(name, "the app")
+        self.stores = _checked_stores(name, stores)
+        self.reactions: dict[str, ReactionSpec] = {}
+        self.rested: list[tuple[type, ColumnElement[bool]]] = []
+        self._place = source.place()
+        _register(self)
+
+    def __repr__(self) -> str:
+        return f"<app {self.name}: {len(self.reactions)} reactions>"
+
+    @overload
+    def on(
+        self,
+        record: type[R],
+        *clauses: Clause,
+        occurrence: Sequence[Column] = (),
+        fact: Column | None = None,
+        retry: Retry | None = None,
+        name: str | None = None,
+    ) -> _On[R]: ...
+    @overload
+    def on(
+        self,
+        record: type[R],
+        *clauses: Clause,
+        call: Call[R, O],
+        occurrence: Sequence[Column] = (),
+        fact: Column | None = None,
+        name: str | None = None,
+    ) -> _OnCall[R, O]: ...
+    @overload
+    def on(
+        self,
+        record: type[R],
+        *clauses: Clause,
+        call: Call[A, O],
+        sends: Callable[Concatenate[R, Q], A],
+        occurrence: Sequence[Column] = (),
+        fact: Column | None = None,
+        name: str | None = None,
+    ) -> _OnCall[R, O]: ...
+    def on(self, record: type, *clauses: Any, **given: Any) -> Any:
+        """Answers the event 'the clauses hold for a record' until a commit makes one of them false.
+
+        Args:
+            record: a mapped class that lies in one of the app's stores.
+            clauses: SQL conditions, all of which must hold.
+            given: the options of this reaction, by name:
+                call: made before the handler, which is given its outcome.
+                sends: makes the call's argument from the record, inside the begin transaction; what it raises was surely not done.
+                occurrence: columns that tell one round of this event from the next.
+                fact: the one column that the handler writes: 'fact is NULL' joins the clauses, and it runs alongside other reactions.
+                retry: when a handler that failed is tried again; of a reaction with a call, its call says so.
+                name: the handler's name where it is not given. Keys are made of it.
+
+        Raises:
+            DeclarationError: declared so, it would lose or double something, or never run; the message names the cure.
+        """
+        unknown = sorted(set(given) - set(declaration.Given.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(f"{one}=" for one in declaration.Given.__dataclass_fields__)
+            raise DeclarationError(f"on({getattr(record, '__name__', record)}, ...) has no option {unknown[0]}=: there are {known}")
+        chosen = declaration.Given(**given)
+        condition.check_source(f"on({getattr(record, '__name__', record)}, ...)")
+
+        def declare(handler: Any, /) -> Any:
+            spec = declaration.reaction(self.name, self.stores, record, clauses, chosen, handler)
+            self._add(spec)
+            return Plain(spec) if spec.call is None else Reaction(spec)
+
+        return declare
+
+    def rests(self, record: type, clause: Clause) -> None:
+        """Declares that records for which the clause holds are at rest: `pending` does not list their states as unanswered.
+
+        Raises:
+            DeclarationError: the clause cannot be asked of these records.
+        """
+        mapper = declaration.mapper_of(record)
+        what = f"rests({mapper.class_.__name__}, ...)"
+        condition.check_source(what)
+        declaration.store_of(self.name, self.stores, mapper)
+        self.rested.extend((mapper.class_, one) for one in [_joined(condition.clauses_of(what, mapper, [clause]))])
+
+    def check_declarations(self) -> None:
+        """Checks what can be known only when everything is declared; called at each start.
+
+        Raises:
+            DeclarationError: a call lacks what its policy needs, or the models do not fit together.
+        """
+        try:
+            configure_mappers()
+        except InvalidRequestError as error:
+            raise DeclarationError(f"the models do not fit together: {error}") from error
+        for spec in self.reactions.values():
+            if spec.call is not None and spec.call.in_doubt.kind == "ask" and spec.call.find is None:
+                name = spec.call.function.name
+                raise DeclarationError(f"call {name} is settled by ask(), and has no find: declare it with @{name}.find, or choose hold()")
+            condition.check_compiles(f"reaction {spec.name}", spec.mapper, spec.clauses)
+            declaration.warn_when_configured(spec)
+
+    def _add(self, spec: ReactionSpec) -> None:
+        if spec.name in self.reactions:
+            raise DeclarationError(
+                f"App({self.name!r}) has a reaction {spec.name!r} already ({self.reactions[spec.name].handler.name}): rename the handler,"
+                " or give name='...'"
+            )
+        for other in self.reactions.values():
+            if other.record is spec.record and look.same_all(other.clauses, spec.clauses):
+                raise DeclarationError(
+                    f"reaction {spec.name} has the same condition as reaction {other.name}, and the first to run takes it from the other:"
+                    f" give each a column of its own that says whether it was done, by fact={spec.record.__name__}.<column>, or do both in"
+                    " one handler"
+                )
+        self.reactions[spec.name] = spec
+
+
+def _joined(clauses: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+    first, *others = clauses
+    for one in others:
+        first = first & one
+    return first
+
+
+def _checked_stores(name: str, stores: Sequence[Store]) -> tuple[Store, ...]:
+    for one in stores:
+        if not isinstance(one, Store):
+            raise DeclarationError(f"App({name!r}, {one!r}): give stores, as in App({name!r}, Store('sqlite:///{name}.db', Base))")
+    if not stores:
+        raise DeclarationError(f"App({name!r}) has no store: give one, as in App({name!r}, Store('sqlite:///{name}.db', Base))")
+    owned = [metadata for store in stores for metadata in dict.fromkeys(store.metadatas)]
+    if len(owned) != len(set(owned)):
+        raise DeclarationError(
+            f"App({name!r}): two of its stores own the same tables; a class lies in one store: give each a base of its own"
+        )
+    return tuple(stores)
+
+
+def _register(app: App) -> None:
+    """Refuses a second living app of the name; the same place declared again is a module imported again, and replaces it."""
+    other = _apps.get(app.name)
+    if other is not None and other._place != app._place:  # noqa: SLF001 - of this class
+        del other
+        gc.collect()
+        other = _apps.get(app.name)
+        place = "" if other is None else other._place  # noqa: SLF001 - of this class
+        if other is not None and place != app._place:  # noqa: SLF001 - of this class
+            raise DeclarationError(
+                f"this process has an App({app.name!r}) already, declared at {place}: keys are made of an app's name, so both"
+                " would make the same; give this one another name"
+            )
+    _apps[app.name] = app

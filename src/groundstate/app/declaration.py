@@ -1,0 +1,174 @@
+"""From what was given to `App.on` and a handler to a checked ReactionSpec. Refuses what would lose or double something."""
+
+from __future__ import annotations
+
+import inspect as inspecting
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy.orm import Mapper
+
+from groundstate.app import children, condition, outcome, signature, source
+from groundstate.app.outside import Call
+from groundstate.app.reaction import IN_TRANSACTION, read_handler
+from groundstate.app.store import Store
+from groundstate.rules import suspicion
+from groundstate.rules.policy import Retry
+from groundstate.rules.reaction import CallSpec, Function, ReactionSpec
+from groundstate.values.errors import DeclarationError, DeclarationWarning
+
+LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `on` was given beside the record and its clauses."""
+
+    call: Call[Any, Any] | None = None
+    sends: Any = None
+    occurrence: Sequence[Any] = ()
+    fact: Any = None
+    retry: Retry | None = None
+    name: str | None = None
+
+
+def checked_name(name: Any, what: str) -> str:
+    """A name that keys are made of. Raises DeclarationError."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise DeclarationError(f"{what} {name!r}: a name has 1 to {LONGEST_NAME} printable characters")
+    return name
+
+
+def mapper_of(record: Any) -> Mapper[Any]:
+    """The record's mapper. Raises DeclarationError for a class that is none of SQLAlchemy's."""
+    mapper: Any = sqlalchemy.inspect(record, raiseerr=False) if isinstance(record, type) else None
+    if not isinstance(mapper, Mapper):
+        shown = record.__name__ if isinstance(record, type) else repr(record)
+        raise DeclarationError(f"{shown} is no mapped class: give a declarative model (SQLModel: with table=True)")
+    return mapper
+
+
+def store_of(app: str, stores: Sequence[Store], mapper: Mapper[Any]) -> Store:
+    """The app's store in which records of the mapper lie. Raises DeclarationError where there is none."""
+    for store in stores:
+        if store.owns_table(mapper.local_table):
+            return store
+    raise DeclarationError(
+        f"{mapper.class_.__name__} is in none of the stores of App({app!r}): give its base to one of them, as in Store(url, Base)"
+    )
+
+
+def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequence[Any], given: Given, handler: Any) -> ReactionSpec:
+    """The reaction, checked as far as it can be before everything is declared."""
+    name = checked_name(signature.function_name(handler, "the handler") if given.name is None else given.name, "the reaction")
+    what = f"reaction {name}"
+    mapper = mapper_of(record)
+    store = store_of(app, stores, mapper)
+    clauses = condition.clauses_of(what, mapper, given_clauses)
+    fact = None if given.fact is None else condition.fact_of(what, mapper, given.fact)
+    if fact is not None:
+        clauses = (*clauses, fact.is_(None))
+    if not clauses:
+        raise DeclarationError(f"{what} has no clause, so that it would be carried out for ever: say when, as in Order.status == 'placed'")
+    call = _call_spec(what, given)
+    read = _handler(what, mapper, call, handler)
+    spec = ReactionSpec(
+        app=app,
+        name=name,
+        record=mapper.class_,
+        mapper=mapper,
+        clauses=clauses,
+        handler=read.function,
+        call=call,
+        sends=_sends(what, mapper, given, call),
+        occurrence=condition.occurrence_of(what, mapper, given.occurrence),
+        fact=None if fact is None else fact.key,
+        children=children.found_in(clauses),
+        retry=_retry(what, given),
+        store=store,
+    )
+    if call is not None:
+        spec.outcome_type = outcome.check(read.first[1], f"{what}: its handler {read.function.name}")
+        outcome.check_covers(spec.outcome_type, call.outcome_type, what)
+    _warn(spec)
+    return spec
+
+
+def _call_spec(what: str, given: Given) -> CallSpec | None:
+    if given.call is None:
+        if given.sends is not None:
+            raise DeclarationError(f"{what}: sends= makes what a call takes, and there is no call=")
+        return None
+    if not isinstance(given.call, Call):
+        raise DeclarationError(f"{what}: call={given.call!r} is no call: declare it with @outside.call(in_doubt=...)")
+    return given.call.spec
+
+
+def _retry(what: str, given: Given) -> Retry:
+    if given.retry is None:
+        return Retry()
+    if given.call is not None:
+        raise DeclarationError(f"{what}: retry= belongs to its call: @outside.call(in_doubt=..., retry=Retry(...))")
+    if not isinstance(given.retry, Retry):
+        raise DeclarationError(f"{what}: retry={given.retry!r}: give a Retry(...)")
+    return given.retry
+
+
+def _handler(what: str, mapper: Mapper[Any], call: CallSpec | None, handler: Any) -> signature.Signature:
+    first = ("the record",) if call is None else ("the record", "the outcome")
+    read = read_handler(handler, f"{what}: its handler", first, IN_TRANSACTION)
+    check_takes(read.what, read.first[0], mapper)
+    return read
+
+
+def _sends(what: str, mapper: Mapper[Any], given: Given, call: CallSpec | None) -> Function | None:
+    if call is not None and given.sends is None:
+        check_takes(f"{what}: its call {call.function.name}", call.argument_type, mapper)
+    if given.sends is None:
+        return None
+    read = read_handler(given.sends, f"{what}: sends=", ("the record",), IN_TRANSACTION)
+    check_takes(read.what, read.first[0], mapper)
+    return read.function
+
+
+def check_takes(what: str, annotation: Any, mapper: Mapper[Any]) -> None:
+    """Refuses a function that is annotated to take records of another class."""
+    for one in signature.members(annotation):
+        if one is inspecting.Parameter.empty or not isinstance(one, type) or sqlalchemy.inspect(one, raiseerr=False) is None:
+            return
+        if issubclass(mapper.class_, one) or not isinstance(sqlalchemy.inspect(one), Mapper):
+            return
+    names = " | ".join(one.__name__ for one in signature.members(annotation))
+    raise DeclarationError(f"{what} takes {names}, and the reaction is on {mapper.class_.__name__}")
+
+
+def _warn(spec: ReactionSpec) -> None:
+    what = f"reaction {spec.name}"
+    told = [f"{what}: {why}" for why in suspicion.suspected(spec.clauses)]
+    recurring = suspicion.recurs(spec.clauses)
+    if spec.call is not None and not spec.occurrence and recurring is not None:
+        told.append(
+            f"{what}: where its condition holds again later, the call's key is that of the first time, and a provider answers as it did"
+            f" then: add occurrence=[{spec.record.__name__}.{recurring}]"
+        )
+    for one in told:
+        warnings.warn(one, DeclarationWarning, stacklevel=source.stacklevel())
+
+
+def warn_when_configured(spec: ReactionSpec) -> None:
+    """Warns of what is known of models only when all are declared: a JSON column whose inside the handler changes unseen."""
+    if not condition.has_insides(spec.mapper):
+        return
+    for name in condition.lost_in_place(spec.mapper, source.changed_in_place(spec.handler.call)):
+        file, line = source.place_of(spec.handler.call)
+        kind = type(spec.mapper.columns[name].type).__name__
+        warnings.warn_explicit(
+            f"reaction {spec.name}: its handler changes the inside of {name}, which SQLAlchemy does not see, so that nothing is written:"
+            f" assign a new value, or map it as MutableDict.as_mutable({kind})",
+            DeclarationWarning,
+            file,
+            line,
+        )

@@ -1,0 +1,276 @@
+"""An endpoint, and the calls to it. Declares; makes no call."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from datetime import timedelta
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from groundstate.app import signature, source, trust
+from groundstate.rules.policy import MARGIN, InDoubt, Retry
+from groundstate.rules.reaction import CallSpec, OutsideSpec
+from groundstate.values.answers import Absent, NotDone, Unknown
+from groundstate.values.errors import DeclarationError, DeclarationWarning
+
+A = TypeVar("A")  # what a call takes: the record, or what `sends` made of it
+O = TypeVar("O")  # its outcome  # noqa: E741 - as R and P in the other signatures
+Q = ParamSpec("Q")  # what is supplied by annotation
+
+_Found = Absent | Unknown | type[Absent] | type[Unknown]
+_TO_CALL = ("key", "at", "client")
+_TO_CALL_MANY = ("keys", "at", "client")
+_TO_FIND = ("key", "at", "occurrence", "client")
+_SECONDS_30 = timedelta(seconds=30)
+_RETRY = Retry()
+
+
+class Call(Generic[A, O]):
+    """A call to the outside, still callable as the function it was made of."""
+
+    def __init__(self, spec: CallSpec) -> None:
+        self.spec = spec
+        self.__name__ = signature.name_of(spec.function.call)
+        self.__doc__ = spec.function.call.__doc__
+        self.__wrapped__ = spec.function.call
+
+    def __call__(self, argument: A, /, *args: Any, **supplies: Any) -> Any:
+        """Calls the function itself, as a test of it does: nothing is recorded."""
+        return self.spec.function.call(argument, *args, **supplies)
+
+    def __repr__(self) -> str:
+        return f"<call {self.__name__} to {self.spec.outside.name}>"
+
+    @overload
+    def find(self, find: Callable[Concatenate[A, Q], Awaitable[O | _Found]], /) -> None: ...
+    @overload
+    def find(self, find: Callable[Concatenate[A, Q], O | _Found], /) -> None: ...
+    def find(self, find: Any, /) -> None:
+        """Declares the question to the outside: what became of this call? It answers with the outcome, `Absent` or `Unknown`.
+
+        It takes what the call takes, and by annotation `key: Key`, `at: Moment`, `occurrence: Occurrence` and the outside's `client`.
+
+        Raises:
+            DeclarationError: it cannot say Absent, or the policy lacks `settle_after`.
+        """
+        spec = self.spec
+        if spec.find is not None:
+            raise DeclarationError(f"call {self.__name__} has a find already ({spec.find.name})")
+        read = signature.read(find, f"call {self.__name__}: its find", ["what the call takes"], _supplied(_TO_FIND, spec.outside))
+        _must_say_absent(read)
+        if spec.in_doubt.kind == "same_key" and spec.in_doubt.settle_after is None:
+            raise DeclarationError(
+                f"call {self.__name__} has a find, which needs to know when Absent can be believed: same_key(kept_for=...,"
+                " settle_after=...)"
+            )
+        if spec.in_doubt.kind in ("hold", "again"):
+            warnings.warn(
+                f"call {self.__name__}: its find is never asked under {spec.in_doubt.kind}(); choose in_doubt=ask(settle_after=...), or"
+                " remove it",
+                DeclarationWarning,
+                stacklevel=source.stacklevel(),
+            )
+        spec.find = read.function
+
+
+class _CallOf(Protocol):
+    @overload
+    def __call__(self, call: Callable[Concatenate[A, Q], Awaitable[O]], /) -> Call[A, O]: ...
+    @overload
+    def __call__(self, call: Callable[Concatenate[A, Q], O], /) -> Call[A, O]: ...
+
+
+class _ManyOf(Protocol):
+    @overload
+    def __call__(self, call: Callable[Concatenate[Sequence[A], Q], Awaitable[Mapping[A, O | NotDone]]], /) -> Call[A, O]: ...
+    @overload
+    def __call__(self, call: Callable[Concatenate[Sequence[A], Q], Awaitable[Sequence[O | NotDone]]], /) -> Call[A, O]: ...
+    @overload
+    def __call__(self, call: Callable[Concatenate[Sequence[A], Q], Mapping[A, O | NotDone]], /) -> Call[A, O]: ...
+    @overload
+    def __call__(self, call: Callable[Concatenate[Sequence[A], Q], Sequence[O | NotDone]], /) -> Call[A, O]: ...
+
+
+class Outside:
+    """An endpoint: what its calls and finds share.
+
+    Args:
+        name: what it is called in logs and lists.
+        limit: how many of its calls and finds are under way at once, in each worker.
+        not_done: exception types, or dotted paths of such, after which surely nothing was sent: `HTTPX`, `SMTPLIB`, ...
+        client: makes a client, as a context manager; opened in the worker, and given to a parameter named `client`.
+
+    Raises:
+        DeclarationError: one of these cannot be meant so.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        limit: int | None = None,
+        not_done: Sequence[type[Exception] | str] = (),
+        client: Callable[[], AbstractAsyncContextManager[Any] | AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        if not _is_name(name):
+            raise DeclarationError(f"Outside({name!r}): give it a name of printable characters")
+        if limit is not None and not _is_count(limit):
+            raise DeclarationError(f"Outside({name!r}, limit={limit!r}): at least 1 call must be possible; leave it out for 100")
+        if client is not None and not isinstance(client, type) and (hasattr(client, "__aenter__") or hasattr(client, "__enter__")):
+            raise DeclarationError(
+                f"Outside({name!r}, client=...): that client was made at import, and would be bound to another loop; give what makes it,"
+                " as in client=lambda: httpx.AsyncClient()"
+            )
+        if client is not None and not callable(client):
+            raise DeclarationError(f"Outside({name!r}, client={client!r}): give a function that makes the client, such as a lambda")
+        self.spec = OutsideSpec(name, 100 if limit is None else limit, trust.checked(not_done), client)
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.spec.name
+
+    def __repr__(self) -> str:
+        return f"<outside {self.name}>"
+
+    def call(
+        self,
+        *,
+        in_doubt: InDoubt,
+        timeout: timedelta = _SECONDS_30,
+        retry: Retry = _RETRY,
+        load: Sequence[Any] = (),
+        stop_when_overtaken: bool = False,
+    ) -> _CallOf:
+        """Declares a call: a function, sync or async, of a read-only snapshot of the record or of what `sends` made of it.
+
+        Args:
+            in_doubt: what becomes of a call that may have been made: `again()`, `same_key()`, `ask()` or `hold()`.
+            timeout: how long it may take; later it is in doubt.
+            retry: when it is tried again.
+            load: SQLAlchemy loader options for the snapshot, such as `selectinload(Order.items)`.
+            stop_when_overtaken: an async call under `again()` is cancelled when the condition no longer holds.
+
+        Raises:
+            DeclarationError: the call could not keep what its policy promises.
+        """
+
+        def declare(call: Any, /) -> Call[Any, Any]:
+            read = signature.read(call, "the call", ["the record (or what `sends` makes)"], _supplied(_TO_CALL, self.spec))
+            _check(read, in_doubt, timeout, retry)
+            if in_doubt.kind == "same_key" and "key" not in read.function.wants.values():
+                raise DeclarationError(f"{read.what}: under same_key() it must take the key and send it: add a parameter `key: Key`")
+            if stop_when_overtaken and (in_doubt.kind != "again" or not read.function.is_async):
+                raise DeclarationError(
+                    f"{read.what}: stop_when_overtaken= is for async calls under again(): stopped elsewhere it would be in doubt"
+                )
+            made = CallSpec(self.spec, read.function, in_doubt, timeout, retry, tuple(load), stop_when_overtaken)
+            made.outcome_type, made.argument_type = _outcome(read.returns), read.first[0]
+            return Call(made)
+
+        return declare
+
+    def call_many(self, *, size: int, in_doubt: InDoubt, timeout: timedelta = _SECONDS_30, retry: Retry = _RETRY) -> _ManyOf:
+        """Declares one outside call for many records, an attempt each. A record missing from the answer is in doubt.
+
+        It takes a sequence of records and returns a mapping from them, or their outcomes in the same order; `NotDone` for one that
+        surely was not done. By annotation it takes `keys: Sequence[Key]`, in the records' order.
+
+        Args:
+            size: how many records one call is made for, at most.
+            in_doubt: as for `call`.
+            timeout: as for `call`, for all of them.
+            retry: as for `call`, for each.
+
+        Raises:
+            DeclarationError: the call could not keep what its policy promises.
+        """
+        if not _is_count(size):
+            raise DeclarationError(f"call_many(size={size!r}): at least 1 record is in a call")
+
+        def declare(call: Any, /) -> Call[Any, Any]:
+            read = signature.read(call, "the call", ["a sequence of the records"], _supplied(_TO_CALL_MANY, self.spec))
+            _check(read, in_doubt, timeout, retry)
+            keys = next((name for name, supply in read.function.wants.items() if supply == "keys"), None)
+            if in_doubt.kind == "same_key" and keys is None:
+                raise DeclarationError(
+                    f"{read.what}: under same_key() it must take the keys and send them: add a parameter `keys: Sequence[Key]`"
+                )
+            made = CallSpec(self.spec, read.function, in_doubt, timeout, retry, many=size, wants_keys=keys)
+            made.outcome_type, made.argument_type = _outcome_of_many(read.returns), _element(read.first[0])
+            return Call(made)
+
+        return declare
+
+
+def _is_name(given: Any) -> bool:
+    return isinstance(given, str) and bool(given.strip()) and given.isprintable()
+
+
+def _is_count(given: Any) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool) and given >= 1
+
+
+def _supplied(all_of: Sequence[str], outside: OutsideSpec) -> tuple[str, ...]:
+    return tuple(one for one in all_of if one != "client" or outside.client is not None)
+
+
+def _check(read: signature.Signature, in_doubt: Any, timeout: Any, retry: Any) -> None:
+    if not isinstance(in_doubt, InDoubt):
+        raise DeclarationError(f"{read.what}: in_doubt={in_doubt!r}: choose again(), same_key(...), ask(...) or hold()")
+    if not isinstance(timeout, timedelta) or timeout <= timedelta():
+        raise DeclarationError(f"{read.what}: timeout={timeout!r}: give a timedelta of more than zero, such as timedelta(seconds=30)")
+    if not isinstance(retry, Retry):
+        raise DeclarationError(f"{read.what}: retry={retry!r}: give a Retry(...)")
+    wait = timeout if in_doubt.settle_after is None else in_doubt.settle_after
+    if in_doubt.kept_for is not None and in_doubt.kept_for <= timeout + MARGIN + wait:
+        raise DeclarationError(
+            f"{read.what}: its key is kept for {in_doubt.kept_for}, and a second call under it could land up to"
+            f" {timeout + MARGIN + wait} after it"
+            " began (timeout, 5 s, settle_after): it would never be called again; shorten the timeout or settle_after"
+        )
+
+
+def _must_say_absent(read: signature.Signature) -> None:
+    if read.returns is inspect.Parameter.empty:
+        raise DeclarationError(f"{read.what}: annotate what it returns, as in -> Receipt | Absent | Unknown: None could mean an outcome")
+    if isinstance(read.returns, signature.Unresolved):
+        says = "Absent" in read.returns.text
+    else:
+        said = signature.members(read.returns)
+        says = any(_can_be_absent(one) for one in said)
+    if not says:
+        raise DeclarationError(
+            f"{read.what} is annotated so that it cannot say Absent: annotate it -> Receipt | Absent | Unknown, and return Absent()"
+            " where the"
+            " outside was not acted on; None or False would be taken for an outcome"
+        )
+
+
+def _can_be_absent(member: Any) -> bool:
+    kind = typing.get_args(member)[0] if typing.get_origin(member) is type else member
+    return any(one in (Absent, Any) for one in signature.members(kind))
+
+
+def _outcome(returns: Any) -> Any:
+    if returns is inspect.Parameter.empty or isinstance(returns, signature.Unresolved):
+        return Any
+    if typing.get_origin(returns) in (Awaitable, typing.Awaitable):
+        return typing.get_args(returns)[0]
+    return returns
+
+
+def _element(annotation: Any) -> Any:
+    arguments = typing.get_args(signature.bare(annotation))
+    return arguments[0] if len(arguments) == 1 else inspect.Parameter.empty
+
+
+def _outcome_of_many(returns: Any) -> Any:
+    arguments = typing.get_args(signature.bare(_outcome(returns)))
+    if not arguments:
+        return Any
+    kept = [one for one in signature.members(arguments[-1]) if one is not NotDone]
+    return typing.Union[tuple(kept)] if kept else Any  # noqa: UP007 - of members that are known here alone

@@ -1,0 +1,83 @@
+"""What `App.on` makes of a handler: the reaction, still callable as its handler, and the decorators of its other endings. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from groundstate.app import signature
+from groundstate.rules.reaction import Function, ReactionSpec
+from groundstate.values.answers import Failure
+from groundstate.values.errors import DeclarationError
+
+R = TypeVar("R")  # the record
+O = TypeVar("O")  # the outcome  # noqa: E741 - as R and P in the other signatures
+P = ParamSpec("P")  # what is supplied to the handler by annotation
+Q = ParamSpec("Q")  # the same of another ending
+
+IN_TRANSACTION = ("session", "at")
+_OVERTAKEN = ("session", "at", "key", "occurrence")
+
+
+class _Declared:
+    """What both kinds share."""
+
+    def __init__(self, spec: ReactionSpec) -> None:
+        self.spec = spec
+        self.__name__ = signature.name_of(spec.handler.call)
+        self.__doc__ = spec.handler.call.__doc__
+        self.__wrapped__ = spec.handler.call
+
+    def __repr__(self) -> str:
+        return f"<reaction {self.spec.name} of {self.spec.app}>"
+
+    def _ending(self, handler: Any, name: str, first: tuple[str, ...], supplied: tuple[str, ...]) -> Function:
+        if getattr(self.spec, name) is not None:
+            raise DeclarationError(f"reaction {self.spec.name} has a {name} handler already ({getattr(self.spec, name).name})")
+        read = read_handler(handler, f"reaction {self.spec.name}: its {name} handler", first, supplied)
+        return read.function
+
+
+class Plain(_Declared, Generic[R, P]):
+    """A reaction without a call; still callable, for unit tests."""
+
+    def __call__(self, record: R, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Runs the handler itself."""
+        self.spec.handler.call(record, *args, **kwargs)
+
+    def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
+        """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
+        self.spec.gave_up = self._ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
+        return handler
+
+
+class Reaction(_Declared, Generic[R, O, P]):
+    """A reaction with a call; still callable, for unit tests."""
+
+    def __call__(self, record: R, outcome: O, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Runs the handler itself."""
+        self.spec.handler.call(record, outcome, *args, **kwargs)
+
+    def overtaken(self, handler: Callable[Concatenate[R, O, Q], None], /) -> Callable[Concatenate[R, O, Q], None]:
+        """Declares what takes an outcome that came when the condition, or its occurrence, no longer held.
+
+        Without one, a handler that writes nothing but a fact is kept, and any other outcome is held for a person.
+        """
+        self.spec.overtaken = self._ending(handler, "overtaken", ("the record", "the outcome"), _OVERTAKEN)
+        return handler
+
+    def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
+        """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
+        self.spec.gave_up = self._ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
+        return handler
+
+
+def read_handler(handler: Any, what: str, first: tuple[str, ...], supplied: tuple[str, ...]) -> signature.Signature:
+    """A handler, read. Raises DeclarationError for one that is async, or wants what nobody supplies."""
+    if signature.is_async(handler):
+        raise DeclarationError(
+            f"{what} {signature.name_of(handler)} is async: it runs inside a transaction, where nothing is awaited. Make it a plain"
+            " `def`, and do"
+            " what must be awaited in the reaction's call"
+        )
+    return signature.read(handler, what, first, supplied)

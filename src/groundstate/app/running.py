@@ -1,0 +1,239 @@
+"""An app in a process: starting, stopping, waiting until all is quiet. The same engine for a worker, a web application and a script."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, inspect, select
+
+from groundstate.app.store import Store
+from groundstate.engine import hints, registry, restore, schema
+from groundstate.engine.life import Life
+from groundstate.engine.question import Question
+from groundstate.engine.worker import Options, Worker
+from groundstate.rules.reaction import ReactionSpec
+from groundstate.store import opening
+from groundstate.store.port import Database
+from groundstate.values.errors import DeclarationError, Stopped
+
+DRAIN = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Rested:
+    """What remains when nothing can be done now: what waits for its time, and what for a person."""
+
+    in_doubt: int = 0
+    failed: int = 0
+    held: int = 0
+
+
+class Running:
+    """The part of an App that carries out. Not used by itself."""
+
+    name: str
+    stores: tuple[Store, ...]
+    reactions: dict[str, ReactionSpec]
+    _workers: list[Worker] | None = None
+
+    def check_declarations(self) -> None:
+        """Checks what can be known only when everything is declared. Raises DeclarationError."""
+        raise NotImplementedError
+
+    # ---- in this process -------------------------------------------------------------------------------------------------------
+    def start(self, *, accept: bool = False, after_restore: bool = False, held: bool = False) -> None:
+        """Starts carrying out, in threads of its own, and returns once it is under way.
+
+        accept: starts new and changed reactions too, whatever rows they match (else they are left out, and `refused` names them).
+        after_restore: a backup was put back: calls of the lost time are in doubt. held: comes up, and waits for `go`.
+
+        Raises:
+            DeclarationError, StoreRefused, NotInitialised: what stands in the way, with the cure.
+        """
+        if self._workers is not None:
+            raise Stopped(f"{self!r} runs in this process already")
+        self.check_declarations()
+        options = Options(accept=accept, after_restore=after_restore, held=held)
+        started: list[Worker] = []
+        try:
+            for store in self.stores:
+                specs = self.reactions_of(store)
+                worker = Worker(self.name, specs, opening.open_store(store.settings()), options=options, redact=store.redact)
+                started.append(worker)
+                worker.start()
+        except BaseException:
+            for worker in started:
+                worker.stop(0)
+            raise
+        self._workers = started
+
+    def go(self) -> None:
+        """After `start(held=True)`: carries out from now on. Raises Stopped where it does not run."""
+        for worker in self._running_workers():
+            worker.go()
+
+    def stop(self, limit: timedelta = DRAIN) -> None:
+        """Begins nothing new, lets calls end within the limit, and leaves the rest in doubt. Idempotent."""
+        workers, self._workers = self._workers, None
+        for worker in workers or ():
+            worker.stop(limit.total_seconds())
+
+    @property
+    def refused(self) -> list[registry.Newcomer]:
+        """New and changed reactions that were not started, since they match rows that were there before."""
+        return [newcomer for worker in self._running_workers() for newcomer in worker.refused]
+
+    @asynccontextmanager
+    async def running(self, *, accept: bool = False, limit: timedelta = DRAIN) -> AsyncIterator[None]:
+        """Carries out while the block runs: for a web application's lifespan. Its work is in threads, never on this loop."""
+        await asyncio.to_thread(self.start, accept=accept)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.stop, limit)
+
+    def run_until_quiet(self, timeout: timedelta | None = None) -> Rested:
+        """Carries out all that can be now, and returns what remains: for scripts and tests. Starts and stops the app if it does not run.
+
+        Raises:
+            TimeoutError: it was not quiet within the timeout.
+        """
+        mine = self._workers is None
+        if mine:
+            self.start()
+        try:
+            end = None if timeout is None else time.monotonic() + timeout.total_seconds()
+            for worker in self._running_workers():
+                if not worker.until_quiet(None if end is None else end - time.monotonic()):
+                    raise TimeoutError(f"{self!r} was not quiet within {timeout}")
+            rests = [worker.rest() for worker in self._running_workers()]
+            return Rested(sum(r.in_doubt for r in rests), sum(r.failed for r in rests), sum(r.held for r in rests))
+        finally:
+            if mine:
+                self.stop()
+
+    async def until(self, record: type, key: object, *clauses: ColumnElement[bool], timeout: timedelta) -> bool:
+        """Waits until the clauses hold for one record, or the timeout is over: for web requests. Woken by hints, answered by SELECTs.
+
+        key: the primary key; a tuple where it has several columns. Returns whether they hold.
+        """
+        statement = select(1).select_from(record)
+        key_columns = _key_columns(record)
+        values = key if isinstance(key, tuple) else (key,)
+        if len(values) != len(key_columns):
+            raise DeclarationError(f"until({record.__name__}, {key!r}): its primary key has {len(key_columns)} columns")
+        statement = statement.where(*[column == value for column, value in zip(key_columns, values, strict=True)], *clauses)
+        database = await asyncio.to_thread(self._open_for, record)
+        bell = _Bell(asyncio.get_running_loop())
+        hints.listen(bell)
+        try:
+            end = time.monotonic() + timeout.total_seconds()
+            while True:
+                bell.event.clear()
+                if await asyncio.to_thread(_holds, database, statement):
+                    return True
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(bell.event.wait(), min(left, UNTIL_LOOKS_S))
+        finally:
+            hints.stop_listening(bell)
+
+    # ---- setting up --------------------------------------------------------------------------------------------------------------
+    def init(self, *, tables: bool = False, accept: Sequence[str] | bool = (), baseline: Sequence[str] = ()) -> list[str]:
+        """Creates our three tables where they are missing; returns what was created. Idempotent.
+
+        tables: the user's own tables too, where missing (for a first try; migrations later). accept: reactions (True: all) to start on
+        the rows that are there; baseline: reactions that leave the rows that match now, and start with new ones.
+        """
+        self.check_declarations()
+        for name in (*(accept if not isinstance(accept, bool) else ()), *baseline):
+            if name not in self.reactions:
+                raise DeclarationError(f"App({self.name!r}) has no reaction {name!r}: there are {', '.join(sorted(self.reactions))}")
+        created: list[str] = []
+        for store in self.stores:
+            opened = opening.open_store(store.settings())
+            database, make_lives, witness = opened
+            database.connect()
+            try:
+                new = schema.create(database, *(store.metadatas if tables else ()))
+                created += new
+                if "groundstate_worker" in new and witness:
+                    for gone in witness.read():
+                        witness.erase(gone)  # of a database that was here before this one
+                database.connect()
+                life = Life(self.name, database, make_lives(), None)
+                if restore.remembered(life) is None:
+                    restore.remember(life)
+                self._settle_newcomers(life, store, accept, baseline)
+            finally:
+                database.close()
+        return created
+
+    def _settle_newcomers(self, life: Life, store: Store, accept: Sequence[str] | bool, baseline: Sequence[str]) -> None:
+        questions = [Question(spec, life.database) for spec in self.reactions_of(store)]
+        with life.database.reading() as connection:
+            seen = registry.known(connection, self.name)
+        for question in questions:
+            name = question.spec.name
+            if name in baseline:
+                registry.baseline(life, question)
+            if name in baseline or accept is True or (not isinstance(accept, bool) and name in accept):
+                registry.write(life, [question])
+                seen.pop(name, None)
+
+    def reactions_of(self, store: Store) -> list[ReactionSpec]:
+        """The reactions on records of this store."""
+        return [spec for spec in self.reactions.values() if spec.store is store]
+
+    def _running_workers(self) -> list[Worker]:
+        if self._workers is None:
+            raise Stopped(f"{self!r} does not run in this process: start it with app.start(), app.running() or `groundstate run`")
+        return self._workers
+
+    def _open_for(self, record: type) -> Database:
+        """The database of a record: the running worker's, or one of our own that is kept."""
+        for number, store in enumerate(self.stores):
+            if store.owns_class(record):
+                if self._workers is not None:
+                    return self._workers[number].database
+                opened: dict[int, Database] = self.__dict__.setdefault("_opened", {})
+                if number not in opened:
+                    database = opening.open_store(store.settings())[0]
+                    database.connect()
+                    opened[number] = database
+                return opened[number]
+        raise DeclarationError(f"{record.__name__} is in no store of {self!r}")
+
+
+UNTIL_LOOKS_S = 0.5  # how often `until` asks where no hint came: another process may have written
+
+
+class _Bell:
+    """Rings in a loop when anything was committed in this process."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.event = asyncio.Event()
+        self._loop = loop
+
+    def hear(self, touched: hints.Touched) -> None:  # noqa: ARG002  # which rows does not matter: it asks
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.event.set)
+
+
+def _holds(database: Database, statement: Any) -> bool:
+    with database.reading() as connection:
+        return connection.execute(statement).first() is not None
+
+
+def _key_columns(record: type) -> list[Any]:
+
+    mapper: Any = inspect(record)
+    return [getattr(record, mapper.get_property_by_column(column).key) for column in mapper.primary_key]

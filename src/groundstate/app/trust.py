@@ -1,0 +1,63 @@
+"""Which exceptions an outside may take for 'surely not done'. Refuses those that a time-out, or a broken connection, can be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from groundstate.values.errors import DeclarationError
+
+_BROKEN = (ConnectionError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # raised after bytes went out, too
+_CURE = (
+    "list only what surely means that nothing was sent, such as ConnectionRefusedError, HTTPX or SMTPLIB;"
+    " whatever else a call raises is in doubt, and its policy settles it"
+)
+
+
+def checked(not_done: Sequence[type[Exception] | str]) -> tuple[type[Exception] | str, ...]:
+    """The list as it was given. Raises DeclarationError for a type that says nothing about what was sent."""
+    if isinstance(not_done, (str, type)):
+        raise DeclarationError(f"not_done={not_done!r}: give a list of exception types, not one")
+    for one in not_done:
+        _check(one)
+    return tuple(not_done)
+
+
+def _check(one: Any) -> None:
+    if isinstance(one, str):
+        module, _, name = one.rpartition(".")
+        if not module or not all(part.isidentifier() for part in one.split(".")):
+            raise DeclarationError(f"not_done={one!r}: write the exception's dotted path, such as 'httpx.ConnectError'")
+        known = getattr(sys.modules.get(module), name, None)
+        if known is None:
+            if _time_out(name) or name in ("Exception", "BaseException", "OSError", "IOError", "RequestException", "HTTPError"):
+                raise DeclarationError(f"not_done={one!r} can mean a time-out, after which nobody knows whether it was done: {_CURE}")
+            return
+        one = known
+    if not isinstance(one, type) or not issubclass(one, BaseException):
+        raise DeclarationError(f"not_done={one!r}: give exception types, or dotted paths of such")
+    if not issubclass(one, Exception):
+        raise DeclarationError(f"not_done={one.__name__}: that is no Exception but what ends a program: {_CURE}")
+    if issubclass(one, TimeoutError) or issubclass(TimeoutError, one):
+        raise DeclarationError(f"not_done={one.__name__} can be a time-out, after which nobody knows whether it was done: {_CURE}")
+    if one in _BROKEN:
+        raise DeclarationError(f"not_done={one.__name__} can be a connection that broke after sending: {_CURE}")
+    for kind in _kinds(one):
+        if _time_out(kind.__name__):
+            raise DeclarationError(
+                f"not_done={one.__name__} can be a {kind.__name__}, after which nobody knows whether it was done: {_CURE}"
+            )
+
+
+def _kinds(one: type) -> Iterator[type]:
+    yield one
+    below: list[type] = type.__subclasses__(one)
+    for kind in below:
+        yield from _kinds(kind)
+
+
+def _time_out(name: str) -> bool:
+    """Whether an exception of this name is a time-out of anything but reaching the other side."""
+    plain = name.lower()
+    return ("timeout" in plain or "timedout" in plain) and not any(word in plain for word in ("connect", "pool"))

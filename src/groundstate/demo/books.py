@@ -1,0 +1,240 @@
+"""The three books, and whether they balance: orders (and the customers who placed them), the gateway's ledger, the mails.
+
+`read` opens them when all processes have ended; `balance` is pure and is the judge. It trusts no word of the worker: what the
+database says of an order must be what the gateway, the mail server and the customers wrote down by themselves.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, text
+
+from groundstate.demo import ledger
+from groundstate.demo.ledger import Entry
+
+CUSTOMERS, CHARGES, MAILS = "customers.jsonl", "gateway.jsonl", "mails.jsonl"  # file names in the demo's folder
+
+
+@dataclass(frozen=True)
+class OrderRow:
+    """An order as the database has it at the end."""
+
+    id: int
+    email: str
+    total: int
+    status: str
+    receipt: str | None
+    mailed: bool
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What stands in `groundstate_attempt`: all that is neither finished nor to be read from the orders themselves."""
+
+    reaction: str
+    record: str
+    state: str
+    unsure: bool
+    why: str | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Books:
+    """All that was written down, by whoever wrote it."""
+
+    customers: Sequence[Entry] = ()
+    charges: Sequence[Entry] = ()
+    mails: Sequence[Entry] = ()
+    orders: Sequence[OrderRow] = ()
+    attempts: Sequence[Attempt] = ()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that must not be. `order` is None where it is of no order."""
+
+    order: int | None
+    what: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something that waits for a person, with the reason, and what a person finds who looks into the other party's book."""
+
+    reaction: str
+    order: int
+    why: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What the books say together. They balance where there is no fault."""
+
+    faults: tuple[Fault, ...]
+    held: tuple[Held, ...]
+    counts: Mapping[str, int]
+
+
+def read(folder: Path, engine: Engine) -> Books:
+    """The books as they stand: SELECTs and files alone."""
+    with engine.connect() as connection:
+        orders, attempts = _orders(connection), _attempts(connection)
+    customers, charges, mails = (ledger.read(folder / name) for name in (CUSTOMERS, CHARGES, MAILS))
+    return Books(customers, charges, mails, orders, attempts)
+
+
+def _orders(connection: Connection) -> list[OrderRow]:
+    rows = connection.execute(text("select id, email, total, status, receipt, mailed_at from orders order by id"))
+    return [OrderRow(row.id, row.email, row.total, row.status, row.receipt, row.mailed_at is not None) for row in rows]
+
+
+def _attempts(connection: Connection) -> list[Attempt]:
+    statement = "select reaction, record, state, unsure, why, error from groundstate_attempt where app = 'shop' order by reaction, record"
+    return [
+        Attempt(row.reaction, row.record, row.state, bool(row.unsure), row.why, row.error) for row in connection.execute(text(statement))
+    ]
+
+
+@dataclass
+class _Case:
+    """All that is known of one order."""
+
+    order: OrderRow
+    charged: list[Entry] = field(default_factory=list)
+    declined: list[Entry] = field(default_factory=list)
+    mails: list[Entry] = field(default_factory=list)
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+
+    def held(self, reaction: str) -> bool:
+        attempt = self.attempts.get(reaction)
+        return attempt is not None and attempt.state == "held"
+
+
+def balance(books: Books) -> Balance:
+    """Holds the books against each other. Pure."""
+    cases = {order.id: _Case(order) for order in books.orders}
+    faults = [*_customers(books, cases), *_sort_in(books, cases)]
+    held: list[Held] = []
+    for case in cases.values():
+        faults += [Fault(case.order.id, what) for what in (*_progress(case), *_money(case), *_mail(case))]
+        held += [_listed(case, attempt) for attempt in case.attempts.values() if attempt.state == "held"]
+    return Balance(tuple(faults), tuple(held), _counts(books, cases))
+
+
+def _customers(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
+    asked = {entry["email"] for entry in books.customers}
+    for entry in books.customers:
+        if "order" not in entry:
+            continue
+        case = cases.get(entry["order"])
+        if case is None:
+            yield Fault(entry["order"], "was accepted, and is not in the database: lost")
+        elif (case.order.email, case.order.total) != (entry["email"], entry["total"]):
+            yield Fault(entry["order"], "is not what the customer ordered")
+    seen: set[str] = set()
+    for case in cases.values():
+        if case.order.email not in asked:
+            yield Fault(case.order.id, "is in the database, and nobody ordered it")
+        if case.order.email in seen:
+            yield Fault(case.order.id, "is in the database a second time")
+        seen.add(case.order.email)
+
+
+def _sort_in(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
+    for entry in books.charges:
+        case = cases.get(entry["order"])
+        if case is None:
+            yield Fault(entry["order"], f"has {entry['id']} in the gateway's ledger, and is not in the database")
+        else:
+            (case.charged if entry["outcome"] == "charged" else case.declined).append(entry)
+    for entry in books.mails:
+        case = cases.get(entry["order"])
+        if case is None:
+            yield Fault(entry["order"], "had a mail, and is not in the database")
+        else:
+            case.mails.append(entry)
+    for attempt in books.attempts:
+        case = cases.get(int(attempt.record)) if attempt.record.isdecimal() else None
+        if case is None:
+            yield Fault(None, f"{attempt.reaction} {attempt.record} is {attempt.state}, and there is no such order")
+        else:
+            case.attempts[attempt.reaction] = attempt
+
+
+def _progress(case: _Case) -> Iterator[str]:
+    """Each order is at its end, or is held: nothing is left without a word."""
+    for attempt in case.attempts.values():
+        if attempt.state != "held":
+            yield f"was not finished: {attempt.reaction} is {attempt.state} ({attempt.error or attempt.why or 'no error'})"
+    if case.order.status not in ("packed", "cancelled") and not case.attempts.keys() - {"mailed"}:  # that one is beside the way
+        yield f"stopped at '{case.order.status}', and is listed nowhere"
+
+
+def _money(case: _Case) -> Iterator[str]:
+    """Charged once if it is paid, and not at all if not; where it is in doubt, it is held."""
+    order, charges = case.order, [charge["id"] for charge in case.charged]
+    if len(charges) > 1:
+        yield f"was charged {len(charges)} times: {', '.join(charges)}"
+    if order.receipt is not None and not charges:
+        yield f"has the receipt {order.receipt}, and was never charged"
+    elif order.receipt is not None and order.receipt not in charges:
+        yield f"has the receipt {order.receipt}, and was charged as {charges[0]}"
+    if order.receipt is None and charges and not case.held("paid"):
+        yield f"was charged as {charges[0]}, and does not know it"
+    if any(charge["amount"] != order.total for charge in case.charged):
+        yield "was charged another amount than its total"
+    if order.status in ("paid", "packed") and order.receipt is None:
+        yield f"is '{order.status}' without a receipt"
+    if order.status in ("declined", "cancelled") and not case.declined:
+        yield f"is '{order.status}', and the gateway never declined it"
+
+
+def _mail(case: _Case) -> Iterator[str]:
+    """One mail if it says so, at most one in any case; where it is in doubt, it is held."""
+    order, mails = case.order, len(case.mails)
+    if mails > 1:
+        yield f"had {mails} mails"
+    if order.mailed and not mails:
+        yield "says that its mail has gone out, and none arrived"
+    if mails and order.receipt is None:
+        yield "had a mail for a receipt that it does not have"
+    elif mails and not order.mailed and not case.held("mailed"):
+        yield "had its mail, and does not know it"
+    if not mails and order.receipt is not None and not order.mailed and "mailed" not in case.attempts:
+        yield "never had its mail, and is listed nowhere"
+    if any(mail["to"] != [order.email] for mail in case.mails):
+        yield "had its mail sent to somebody else"
+
+
+def _listed(case: _Case, attempt: Attempt) -> Held:
+    if attempt.reaction == "mailed":
+        evidence = "the mail arrived" if case.mails else "no mail arrived"
+    else:
+        evidence = f"charged as {case.charged[0]['id']}" if case.charged else "declined" if case.declined else "not charged"
+    why = " - ".join(part for part in (attempt.why, attempt.error) if part)
+    return Held(attempt.reaction, case.order.id, why or "no reason was given", evidence)
+
+
+def _counts(books: Books, cases: Mapping[int, _Case]) -> dict[str, int]:
+    statuses: dict[str, int] = defaultdict(int)
+    for case in cases.values():
+        statuses[case.order.status] += 1
+    return {
+        "accepted by the shop": sum("order" in entry for entry in books.customers),
+        "not accepted": sum("refused" in entry for entry in books.customers),
+        "in the database": len(books.orders),
+        "packed": statuses["packed"],
+        "cancelled": statuses["cancelled"],
+        "with a receipt": sum(case.order.receipt is not None for case in cases.values()),
+        "charged by the gateway": sum(len(case.charged) for case in cases.values()),
+        "declined by the gateway": sum(len(case.declined) for case in cases.values()),
+        "marked as mailed": sum(case.order.mailed for case in cases.values()),
+        "mails that arrived": len(books.mails),
+        "held for a person": sum(attempt.state == "held" for attempt in books.attempts),
+    }

@@ -1,0 +1,48 @@
+"""A mail server: takes every mail, slowly at times, and counts what arrives in a ledger of its own. It delivers nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import time
+from email.policy import default
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from groundstate.demo import mischief, serving
+from groundstate.demo.ledger import Ledger
+
+
+class Counting:
+    """Writes a line for each mail before it says that the mail was taken."""
+
+    def __init__(self, ledger: Ledger, seed: int) -> None:
+        self._ledger, self._seed = ledger, seed
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: ARG002, N802 - aiosmtpd's words
+        """What aiosmtpd calls for each mail: waits, counts it, waits, and answers."""
+        content = envelope.content if isinstance(envelope.content, bytes) else (envelope.content or "").encode()
+        mail = email.message_from_bytes(content, policy=default)
+        order = str(mail["X-Order"])
+        await asyncio.sleep(mischief.mail_takes(self._seed, order))
+        self._ledger.write({"order": int(order), "id": str(mail["Message-ID"]), "to": envelope.rcpt_tos, "at": time.time()})
+        await asyncio.sleep(mischief.mail_takes(self._seed, order))
+        return "250 taken"
+
+
+async def run(given: serving.Arguments) -> None:
+    """Serves until the process is ended."""
+    handler = Counting(Ledger(given.ledger), given.seed)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(handler, hostname="mail.example.org"), sock=serving.listening(given.fd))
+    async with server:
+        await server.serve_forever()
+
+
+def main() -> None:
+    """Python -m groundstate.demo.mailserver --fd N --ledger PATH --seed N"""
+    asyncio.run(run(serving.arguments()))
+
+
+if __name__ == "__main__":
+    main()

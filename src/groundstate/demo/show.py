@@ -1,0 +1,128 @@
+"""What the demo shows: a line for each event, progress as it goes, the balance at the end. It decides nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from groundstate.demo.books import Balance
+
+PLAIN_EVERY_S = 3.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the shop is: counts of orders by status, of attempts by state, and of kills."""
+
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    attempts: Mapping[str, int] = field(default_factory=dict)
+    mailed: int = 0
+    kills: int = 0
+
+    @property
+    def orders(self) -> int:
+        """In all."""
+        return sum(self.statuses.values())
+
+    def words(self) -> list[tuple[str, int, str]]:
+        """What is shown, its number, and its colour."""
+        statuses, attempts = self.statuses, self.attempts
+        return [
+            ("orders", self.orders, "white"),
+            ("placed", statuses.get("placed", 0), "yellow"),
+            ("packed", statuses.get("packed", 0), "green"),
+            ("declined", statuses.get("declined", 0) + statuses.get("cancelled", 0), "cyan"),
+            ("mailed", self.mailed, "green"),
+            ("begun", attempts.get("begun", 0), "white"),
+            ("in doubt", attempts.get("doubt", 0), "magenta"),
+            ("failed", attempts.get("failed", 0), "yellow"),
+            ("held", attempts.get("held", 0), "red"),
+            ("kills", self.kills, "red"),
+        ]
+
+
+class Show:
+    """Tells a terminal by a panel that is drawn anew, and anything else by plain lines."""
+
+    def __init__(self, console: Console, orders: int, kills: int) -> None:
+        self.console, self._orders, self._kills = console, orders, kills
+        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+        self._begun = time.monotonic()
+        self._last_plain = -PLAIN_EVERY_S
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _passed(self) -> float:
+        return time.monotonic() - self._begun
+
+    def say(self, what: str, style: str = "") -> None:
+        """A line that stays."""
+        self.console.print(Text(f"{self._passed():5.1f} s  {what}", style=style))
+
+    def report(self, title: str, what: str) -> None:
+        """What a command printed, as it printed it."""
+        self.console.print(Panel(Text.from_ansi(what.rstrip()), title=title, title_align="left", border_style="dim"))
+
+    def progress(self, progress: Progress) -> None:
+        """How far it is. To a file or a pipe only every few seconds."""
+        if self._live is not None:
+            self._live.update(self._panel(progress), refresh=True)
+        elif self._passed() - self._last_plain >= PLAIN_EVERY_S:
+            self._last_plain = self._passed()
+            self.say("  ".join(f"{number} {word}" for word, number, _ in progress.words()))
+
+    def _panel(self, progress: Progress) -> Panel:
+        table = Table.grid(padding=(0, 2), expand=True)
+        for _ in progress.words():
+            table.add_column(justify="right")
+        table.add_row(*(Text(str(number), style=f"bold {style}") for _, number, style in progress.words()))
+        table.add_row(*(Text(word, style="dim") for word, _, _ in progress.words()))
+        title = f"{self._passed():.0f} s - {progress.orders} of {self._orders} orders, {progress.kills} of {self._kills} kills"
+        return Panel(table, title=title, title_align="left")
+
+
+def balance_sheet(console: Console, balance: Balance) -> None:
+    """The books side by side, what is held with its reason, each fault, and the verdict."""
+    books = Table(title="Three books", title_justify="left", show_header=False)
+    books.add_column()
+    books.add_column(justify="right")
+    for what, number in balance.counts.items():
+        books.add_row(what, str(number))
+    console.print(books)
+    if balance.held:
+        held = Table(title="Held: a person decides", title_justify="left")
+        for heading in ("reaction", "order", "why", "the other party's book says"):
+            held.add_column(heading, overflow="fold")
+        for item in balance.held:
+            held.add_row(item.reaction, str(item.order), Text(item.why), item.evidence)
+        console.print(held)
+    for fault in balance.faults:
+        console.print(Text(f"FAULT  {'' if fault.order is None else f'order {fault.order} '}{fault.what}", style="bold red"))
+    if balance.faults:
+        console.print(
+            Text(f"The books do not balance: {len(balance.faults)} {'fault' if len(balance.faults) == 1 else 'faults'}.", style="bold red")
+        )
+    else:
+        console.print(Text(_verdict(balance), style="bold green"))
+
+
+def _verdict(balance: Balance) -> str:
+    held = len(balance.held)
+    kept = "nothing is held." if not held else f"{held} held, each listed with its reason."
+    return f"The books balance: no order lost, no card charged twice, no mail sent twice; {kept}"

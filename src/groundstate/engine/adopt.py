@@ -1,0 +1,88 @@
+"""Adoption: what a dead life left is taken over, once, by whoever holds that very lock. Settles nothing itself.
+
+No heartbeat and no clock takes part: a life whose lock is free is dead, and one whose lock is taken is not.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+from sqlalchemy import delete, select, update
+
+from groundstate.engine import attempts
+from groundstate.engine.life import Life, lives_seen
+from groundstate.engine.transaction import Transaction
+from groundstate.rules import attempt as rules
+from groundstate.rules import careful
+from groundstate.rules.attempt import Attempt
+from groundstate.store import tables
+
+log = logging.getLogger("groundstate")
+AT_ONCE = 1000  # attempts adopted in one transaction
+
+
+def adopt_all(life: Life, *, with_call: dict[str, bool]) -> int:
+    """Adopts from every dead life; returns how many attempts changed hands.
+
+    with_call: reaction -> whether it makes a call. One that this code does not know may have made one.
+    """
+    strangers = lives_seen(life)
+    if not strangers:
+        return 0
+    count = 0
+    seen = life.lives.alive(strangers)
+    for stranger in strangers:
+        if seen.get(stranger) is True:
+            continue
+        with life.lives.adopting(stranger) as dead:
+            if dead:
+                count += _adopt(life, stranger, with_call)
+    return count
+
+
+def _adopt(life: Life, dead: int, with_call: dict[str, bool]) -> int:
+    count = 0
+    while True:
+        with life.transaction() as tx:
+            some = _left_behind(tx, dead)
+            if not some:
+                _remember_its_end(life, tx, dead)
+                break
+            alone = {one.call for one in some if one.together == 1}
+            changed = [
+                (one, rules.adopted(one, life.id, tx.now, has_call=with_call.get(one.reaction, True), alone=one.call in alone).attempt) for one in some
+            ]
+            attempts.save(tx.connection, changed)
+            count += len(changed)
+    if life.witness:
+        life.witness.erase(dead)
+    if count:
+        log.warning("a worker ended while %d attempts were under way: adopted, to be settled each by its policy", count)
+    return count
+
+
+def _left_behind(tx: Transaction, dead: int) -> list[Attempt]:
+    statement = attempts.rows(tables.attempt.c.worker == dead, tables.attempt.c.state.in_(["begun", "doubt"])).limit(AT_ONCE)
+    return [attempts.from_row(row) for row in tx.connection.execute(attempts.locked(tx.database, statement))]
+
+
+def _remember_its_end(life: Life, tx: Transaction, dead: int) -> None:
+    """Its row stays for a while: two unclean ends within some minutes make all lives careful (rules.md 30)."""
+    tx.connection.execute(
+        update(tables.worker).where(tables.worker.c.life == dead, tables.worker.c.ended_at.is_(None)).values(ended_at=tx.now)
+    )
+
+
+def look_at_ends(life: Life) -> None:
+    """Sets how careful this life is, and forgets ends that are long past."""
+    with life.database.reading() as connection:
+        now = connection.execute(select(life.database.now())).scalar_one()
+        ends = list(connection.execute(select(tables.worker.c.ended_at).where(tables.worker.c.ended_at.is_not(None))).scalars())
+    new = careful.care(ends, now)
+    if new.careful and not life.care.careful:
+        log.warning("%d workers ended uncleanly within %d minutes: careful, small batches until that is over", len(ends), careful.STRETCH.seconds // 60)
+    life.care = new
+    if any(now - end > careful.STRETCH for end in ends):
+        with life.transaction() as tx:
+            tx.connection.execute(delete(tables.worker).where(tables.worker.c.ended_at < tx.now - careful.STRETCH - timedelta(seconds=1)))

@@ -1,0 +1,134 @@
+"""Rows of `groundstate_attempt`: read, written and deleted in batches, each write fenced. Decides nothing: see rules/attempt.py."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, and_, any_, bindparam, delete, or_, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from groundstate.engine.question import any_text
+from groundstate.rules.attempt import Attempt, State
+from groundstate.store.port import Database
+from groundstate.store.tables import attempt as table
+
+_NAMES = tuple(field.name for field in fields(Attempt))
+_COLUMNS = [table.c[name] for name in _NAMES]
+Identity = tuple[str, str, str, str]
+
+
+def new_call() -> int:
+    """64 random bits (as a signed number, for a BIGINT): the fence of one call."""
+    return secrets.randbits(63)
+
+
+def from_row(row: Any) -> Attempt:
+    return Attempt(row[0], row[1], row[2], row[3], State(row[4]), *row[5:])
+
+
+def values_of(attempt: Attempt) -> dict[str, Any]:
+    return {name: getattr(attempt, name) for name in _NAMES}
+
+
+def rows(*where: ColumnElement[bool]) -> Select[Any]:
+    return select(*_COLUMNS).where(*where)
+
+
+def concerning(
+    database: Database, connection: Connection, app: str, reaction: str, table_name: str | None, records: Sequence[str], *, lock: bool = False
+) -> dict[str, list[Attempt]]:
+    """Attempts that matter for taking these records: those of the reaction itself, and, unless table_name is None, what blocks."""
+    if not records:
+        return {}
+    mine = and_(table.c.app == app, table.c.reaction == reaction)
+    found = rows(or_(mine, table.c.blocks == table_name) if table_name else mine, any_text(database, table.c.record, records))
+    by_record: dict[str, list[Attempt]] = {}
+    for row in connection.execute(locked(database, found) if lock else found):
+        one = from_row(row)
+        by_record.setdefault(one.record, []).append(one)
+    return by_record
+
+
+def locked(database: Database, statement: Select[Any]) -> Select[Any]:
+    return statement.with_for_update() if database.locks_rows else statement
+
+
+def insert(database: Database, connection: Connection, new: Sequence[Attempt]) -> None:
+    """Inserts; where one of that identity is there already it is left as it is (the caller's fence tells)."""
+    if not new:
+        return
+    dialect = postgresql if database.locks_rows else sqlite
+    statement = dialect.insert(table).on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
+    connection.execute(statement, [values_of(one) for one in new])
+
+
+def save(connection: Connection, changed: Iterable[tuple[Attempt, Attempt]]) -> None:
+    """Writes (before, after) pairs, each only where state, call and worker are still those of before."""
+    parameters = []
+    for before, after in changed:
+        values = {f"new_{name}": getattr(after, name) for name in _CHANGING}
+        parameters.append(
+            {"k_app": before.app, "k_reaction": before.reaction, "k_record": before.record, "k_occurrence": before.occurrence,
+             "k_call": before.call, "k_state": before.state, "k_worker": before.worker} | values
+        )  # fmt: skip
+    if parameters:
+        connection.execute(_SAVE, parameters)
+
+
+_CHANGING = [name for name in _NAMES if name not in ("app", "reaction", "record", "occurrence")]
+_SAVE = (
+    update(table)
+    .where(
+        table.c.app == bindparam("k_app"),
+        table.c.reaction == bindparam("k_reaction"),
+        table.c.record == bindparam("k_record"),
+        table.c.occurrence == bindparam("k_occurrence"),
+        table.c.call == bindparam("k_call"),
+        table.c.state == bindparam("k_state"),
+        table.c.worker == bindparam("k_worker"),
+    )
+    .values({table.c[name]: bindparam(f"new_{name}") for name in _CHANGING})
+)
+
+
+def remove(database: Database, connection: Connection, gone: Sequence[Attempt]) -> int:
+    """Deletes these, each only while its call is still the same; returns how many were."""
+    count = 0
+    by_reaction: dict[tuple[str, str], list[Attempt]] = {}
+    for one in gone:
+        by_reaction.setdefault((one.app, one.reaction), []).append(one)
+    for (app, reaction), some in by_reaction.items():
+        result = connection.execute(
+            delete(table).where(
+                table.c.app == app,
+                table.c.reaction == reaction,
+                any_text(database, table.c.record, [one.record for one in some]),
+                _any_call(database, [one.call for one in some]),
+            )
+        )
+        count += result.rowcount
+    return count
+
+
+def _any_call(database: Database, calls: list[int]) -> ColumnElement[bool]:
+    if database.locks_rows:
+        return table.c.call == any_(bindparam(None, calls, type_=ARRAY(BigInteger)))
+    return table.c.call.in_(calls)
+
+
+def by_identity(found: Mapping[str, Sequence[Attempt]], identity: Identity) -> Attempt | None:
+    """The attempt of that identity among those found by record."""
+    for one in found.get(identity[2], ()):
+        if one.identity == identity:
+            return one
+    return None
+
+
+def after(order: Sequence[ColumnElement[Any]], cursor: Sequence[Any]) -> ColumnElement[bool]:
+    """Rows later than the cursor in this order."""
+    values = [bindparam(None, value, type_=column.type) for column, value in zip(order, cursor, strict=True)]
+    return tuple_(*order) > tuple_(*values)

@@ -1,0 +1,257 @@
+"""Begin: an attempt is written before its call goes out, many in one transaction. The calls go out after the commit, never before.
+
+Also looks at attempts that stand: failed ones that are due, and doubts of ours, each to what rules/attempt.py says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from groundstate.engine import attempts, claim, handling, snapshot, trouble
+from groundstate.engine.claim import Claim, Standing, Taken
+from groundstate.engine.flight import Flight
+from groundstate.engine.handling import HandlerFailed, Work
+from groundstate.engine.life import Life, describe
+from groundstate.engine.plain import Feed, new_attempt
+from groundstate.engine.question import Question
+from groundstate.engine.transaction import Transaction
+from groundstate.rules import attempt as rules
+from groundstate.rules import blocking
+from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.policy import MARGIN
+from groundstate.rules.retry import last_try_used, next_try
+from groundstate.values import keys
+from groundstate.values.answers import Failure
+
+log = logging.getLogger("groundstate")
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # how old a key is of which nothing is known: too old
+
+
+@dataclass
+class Begun:
+    """What a begin wrote, and the flights that go out once it is committed."""
+
+    flights: list[Flight] = field(default_factory=list)
+    claimed: Claim = field(default_factory=Claim)
+    changed: int = 0  # attempts that became something else without a call
+    busy: list[attempts.Identity] = field(default_factory=list)
+    new_calls: int = 0
+
+    def add(self, other: Begun) -> None:
+        self.flights += other.flights
+        self.changed += other.changed
+        self.busy += other.busy
+        self.new_calls += other.new_calls
+
+
+def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tuple[float, float]) -> Begun:
+    """Takes records by their condition and begins a call for each, at most `feed.limit`."""
+    found = feed.claim(question, tx)
+    result = Begun(claimed=found)
+    spec = question.spec
+    chosen = [one for one in found.taken if one.attempt is None or not _spent(question, one.attempt, tx.now)][: feed.limit]
+    if spec.name in life.suspects:
+        attempts.insert(tx.database, tx.connection, [_suspect(life, question, one, tx.now) for one in chosen])
+        result.changed = len(chosen)
+        return result
+    new: list[Attempt] = []
+    again: list[tuple[Attempt, Attempt]] = []
+    together = len(chosen) if life.care.careful else 0
+    for one in chosen:
+        before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
+        flight = _flight(life, tx, question, before, one.record, clock, together)
+        after = flight if isinstance(flight, Attempt) else flight[0]
+        if one.attempt is None:
+            new.append(after)
+        else:
+            again.append((before, after))
+        if not isinstance(flight, Attempt):
+            result.flights.append(flight[1])
+    attempts.insert(tx.database, tx.connection, new)
+    attempts.save(tx.connection, again)
+    result.new_calls = len(result.flights)
+    return result
+
+
+def consider(life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float]) -> Begun:
+    """Looks at attempts that stand, each by its row of the table."""
+    result = Begun()
+    looked = claim.look(question, tx, identities)
+    result.busy = list(looked.busy)
+    saved: list[tuple[Attempt, Attempt]] = []
+    removed: list[Attempt] = []
+    for standing in looked.standing.values():
+        attempt = standing.attempt
+        if attempt is None or not blocking.due(attempt, tx.now):
+            continue
+        if attempt.state is State.DOUBT and attempt.worker != life.id:
+            continue  # whose doubt it is: the worker's that lives, or the adopter's
+        decision = _decide(question, standing, tx.now)
+        match decision:
+            case rules.Begin():
+                flown = _flight(life, tx, question, attempt, standing.record, clock, _together(life, attempt, identities))
+                if isinstance(flown, Attempt):
+                    saved.append((attempt, flown))
+                else:
+                    saved.append((attempt, flown[0]))
+                    result.flights.append(flown[1])
+                    result.new_calls += 1
+            case rules.Ask():
+                asked = _question(life, tx, question, attempt, standing.record, clock)
+                if isinstance(asked, Attempt):
+                    saved.append((attempt, asked))
+                else:
+                    result.flights.append(asked)
+            case rules.Keep(after):
+                saved.append((attempt, after))
+                log.info("%s on %s is %s now: %s", attempt.reaction, attempt.record, after.state, after.why)
+            case rules.Delete(say):
+                removed.append(attempt)
+                if say:
+                    log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
+            case rules.GaveUp():
+                after_all = _give_up(life, tx, question, standing, attempt)
+                if after_all is None:
+                    removed.append(attempt)
+                else:
+                    saved.append((attempt, after_all))
+            case _:
+                continue
+    attempts.save(tx.connection, saved)
+    attempts.remove(tx.database, tx.connection, removed)
+    result.changed = len(saved) + len(removed) - result.new_calls
+    return result
+
+
+def _decide(question: Question, standing: Standing, now: datetime) -> rules.Decision:
+    attempt = standing.attempt
+    if attempt is None:
+        return rules.Wait()
+    terms = question.spec.terms
+    if attempt.state is State.FAILED:
+        return rules.retry_failed(attempt, terms, standing.facts, now, blocked=standing.blocked is not None)
+    return rules.settle(attempt, terms, standing.facts, now)
+
+
+def _together(life: Life, attempt: Attempt, identities: Sequence[attempts.Identity]) -> int:
+    return min(len(identities), life.care.together(attempt.together)) if life.care.careful else 0
+
+
+def _spent(question: Question, attempt: Attempt, now: datetime) -> bool:
+    return last_try_used(question.spec.terms.retry, attempt.failures, attempt.since, now)
+
+
+def _suspect(life: Life, question: Question, one: Taken, now: datetime) -> Attempt:
+    """While the reaction is suspect: it may have been called in the lost time, so it starts as a doubt (hazard 46)."""
+    new = one.attempt or new_attempt(life, question, one.text, one.occurrence, now)
+    return replace(
+        new, state=State.DOUBT, unsure=True, worker=life.id, next_at=now, first_at=LONG_AGO, deadline=now + question.spec.terms.timeout,
+        why="the database went back in time: it may have been called in the lost time",
+    )  # fmt: skip
+
+
+def _flight(
+    life: Life, tx: Transaction, question: Question, before: Attempt, record: Any, clock: tuple[float, float], together: int
+) -> tuple[Attempt, Flight] | Attempt:
+    """The attempt with a new call, and its flight; or the attempt failed, where `sends` raised: surely not done."""
+    spec = question.spec
+    deadline = tx.now + spec.terms.timeout + MARGIN
+    after = rules.begun(before, worker=life.id, call=attempts.new_call(), now=tx.now, deadline=deadline, together=together)
+    try:
+        argument = _argument(tx, question, record)
+    except Exception as error:
+        if trouble.transient(error):
+            raise
+        words = life.shorten(f"sends raised {describe(error)}")
+        log.warning("%s on %s: %s", before.reaction, before.record, words)
+        failures = before.failures + 1
+        kept = rules.not_done(before, words, next_try(spec.terms.retry, failures, tx.now, life.dice.random()), counts=True).attempt
+        return replace(kept, state=State.DOUBT if before.unsure else State.FAILED, worker=life.id)
+    return after, _fly(life, tx, question, after, argument, clock)
+
+
+def _question(
+    life: Life, tx: Transaction, question: Question, attempt: Attempt, record: Any, clock: tuple[float, float]
+) -> Flight | Attempt:
+    """A find on its way; or the attempt to be asked later, where `sends` raised, which is Unknown."""
+    try:
+        argument = _argument(tx, question, record)
+    except Exception as error:
+        if trouble.transient(error):
+            raise
+        at = tx.now + max(question.spec.terms.retry.first, timedelta(seconds=1))
+        return rules.unknown(attempt, question.spec.terms, tx.now, at, life.shorten(f"sends raised {describe(error)}")).attempt
+    return replace(_fly(life, tx, question, attempt, argument, clock), asked_at=tx.now)
+
+
+def _argument(tx: Transaction, question: Question, record: Any) -> Any:
+    spec = question.spec
+    if spec.sends is None:
+        return snapshot.take(tx.session, record)
+    with tx.session.no_autoflush:
+        made = spec.sends(record, session=tx.session, at=tx.moment())
+    if tx.session.is_modified(record):
+        raise ValueError("sends changed the record: it may read any row and write none")
+    return made
+
+
+def _fly(life: Life, tx: Transaction, question: Question, attempt: Attempt, argument: Any, clock: tuple[float, float]) -> Flight:
+    name = life.key_names.get(attempt.reaction, attempt.reaction)
+    return Flight(
+        question=question,
+        identity=attempt.identity,
+        call=attempt.call,
+        argument=argument,
+        key=keys.call_key(attempt.app, name, attempt.record, attempt.occurrence),
+        moment=tx.moment(call_no=attempt.call_no, restarted=attempt.call_no > 1 and attempt.unsure),
+        occurrence=keys.occurrence_of(attempt.occurrence, len(question.spec.occurrence)),
+        begun=clock,
+        life=life.id,
+    )
+
+
+def _give_up(life: Life, tx: Transaction, question: Question, standing: Standing, attempt: Attempt) -> Attempt | None:
+    """The `gave_up` handler: None where it made progress and the attempt may go, else the attempt held."""
+    spec = question.spec
+    if spec.gave_up is None:
+        return rules.held_as(attempt, "the last try was used").attempt
+    failure = Failure(attempt.error or "", attempt.call_no or attempt.failures, attempt.since)
+    moment = tx.moment(call_no=attempt.call_no)
+    try:
+        work = Work(standing.key, standing.record, attempt.occurrence, (failure,), {"at": moment})
+        handling.run_one(question, tx, spec.gave_up, work)
+    except HandlerFailed as refused:
+        if refused.cause is not None and trouble.transient(refused.cause):
+            raise refused.cause from None
+        return rules.held_as(attempt, f"its gave_up handler failed: {life.shorten(refused.error)}").attempt
+    tx.touched.add(question.entity, [standing.key], None)
+    return None
+
+
+def unknown_begins(tx: Transaction, unknown: Sequence[Attempt]) -> None:
+    """Begun attempts of a living worker that has no such call in memory: no call went out."""
+    saved: list[tuple[Attempt, Attempt]] = []
+    removed: list[Attempt] = []
+    for one in unknown:
+        decision = rules.did_not_go_out(one, tx.now)
+        if isinstance(decision, rules.Keep):
+            saved.append((one, decision.attempt))
+        else:
+            removed.append(one)
+    attempts.save(tx.connection, saved)
+    attempts.remove(tx.database, tx.connection, removed)
+
+
+def let_go(tx: Transaction, question: Question, identities: Sequence[attempts.Identity]) -> int:
+    """Failed attempts without a call whose condition or occurrence is gone are deleted; returns how many."""
+    looked = claim.look(question, tx, identities)
+    gone = [
+        standing.attempt
+        for standing in looked.standing.values()
+        if standing.attempt is not None and standing.attempt.state is State.FAILED and not standing.facts.holds
+    ]
+    return attempts.remove(tx.database, tx.connection, gone)

@@ -1,0 +1,304 @@
+"""Makes calls and finds: async ones on a loop of its own, sync ones in threads. Touches no database; each flight ends in one word.
+
+Never the host's loop: a user's call that blocks it delays other calls, and neither liveness nor conclusions (hazard 41).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import logging
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+from groundstate.engine.flight import (
+    Flight,
+    FoundAbsent,
+    FoundUnknown,
+    NothingHappened,
+    NotSent,
+    Returned,
+    ThreadEnded,
+    Unclear,
+    Word,
+)
+from groundstate.engine.life import describe
+from groundstate.rules.reaction import CallSpec, Function, OutsideSpec
+from groundstate.values.answers import Absent, Busy, NotDone, Unknown
+
+log = logging.getLogger("groundstate")
+
+
+class Caller:
+    """Calls to the outside, and the words that come back: `say` is called with each word, from any thread."""
+
+    def __init__(self, say: Callable[[Sequence[Word]], None], sound: Callable[[int], bool]) -> None:
+        self._say = say
+        self._sound = sound  # whether we still are who we were: a flag in memory, never a query a call
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._task_of: dict[Flight, asyncio.Task[None]] = {}
+        self._clients = AsyncExitStack()
+        self._opened: dict[OutsideSpec, asyncio.Future[Any]] = {}
+        self._threads = _Threads()
+        self.draining = False
+
+    # ---- from the transactions' thread ---------------------------------------------------------------------------------------
+    def start(self, flights: Sequence[Flight]) -> None:
+        """Sends these out. What may not go out any more comes back as NotSent."""
+        waiting: list[Flight] = []
+        for flight in flights:
+            if self._function(flight).is_async or flight.question.spec.call.many:  # type: ignore[union-attr]  # only calls fly
+                waiting.append(flight)
+            else:
+                self._threads.run(partial(self._sync, flight))
+        if waiting:
+            self._ensure_loop().call_soon_threadsafe(self._start_async, waiting)
+
+    def cancel(self, flights: Sequence[Flight]) -> None:
+        """Ends async calls whose record moved on: each comes back in doubt, like any call that was cut off."""
+        if self._loop is not None:
+            for flight in flights:
+                task = self._task_of.get(flight)
+                if task is not None:
+                    self._loop.call_soon_threadsafe(task.cancel)
+
+    def stop(self, timeout_s: float) -> None:
+        """Cancels what still flies and ends the loop; threads that hang are left behind."""
+        if self._loop is None or self._thread is None:
+            return
+        loop, self._loop = self._loop, None
+        asyncio.run_coroutine_threadsafe(self._shut(), loop).add_done_callback(lambda _done: loop.call_soon_threadsafe(loop.stop))
+        self._thread.join(timeout_s)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------------------
+    def _ensure_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._run_loop, args=(self._loop,), name="groundstate-calls", daemon=True)
+            self._thread.start()
+        return self._loop
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    def _start_async(self, flights: Sequence[Flight]) -> None:
+        loop = asyncio.get_running_loop()
+        many: dict[CallSpec, list[Flight]] = {}
+        for flight in flights:
+            call = flight.question.spec.call
+            if call is not None and call.many and not flight.is_find:
+                many.setdefault(call, []).append(flight)
+                continue
+            task = loop.create_task(self._one(flight))
+            self._keep(task)
+            if call is not None and call.stop_when_overtaken:
+                self._task_of[flight] = task
+                task.add_done_callback(partial(self._forget, flight))
+        for call, group in many.items():
+            for start in range(0, len(group), call.many or 1):
+                self._keep(loop.create_task(self._many(call, group[start : start + (call.many or 1)])))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _forget(self, flight: Flight, _done: asyncio.Task[None]) -> None:
+        self._task_of.pop(flight, None)
+
+    async def _shut(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self._clients.aclose()
+        except Exception:
+            log.exception("closing an outside's client failed")
+
+    # ---- one flight ------------------------------------------------------------------------------------------------------------
+    async def _one(self, flight: Flight) -> None:
+        if not self._may_go(flight):
+            self._back(NotSent(flight))
+            return
+        try:
+            client = await self._client(flight)
+        except Exception as error:
+            self._back(self._failed_before(flight, error))
+            return
+        if not self._may_go(flight):  # opening the client took its time
+            self._back(NotSent(flight))
+            return
+        try:
+            async with asyncio.timeout(flight.timeout.total_seconds()):
+                value = await self._function(flight)(flight.argument, **self._supplies(flight, client))
+        except BaseException as error:
+            self._back(self._raised(flight, error))
+            if not isinstance(error, Exception | asyncio.CancelledError):
+                raise
+        else:
+            self._back(self._answered(flight, value))
+
+    async def _many(self, call: CallSpec, flights: Sequence[Flight]) -> None:
+        """One outside call for many records: a word each. A record that the answer does not name is in doubt."""
+        going = [flight for flight in flights if self._may_go(flight)]
+        self._back(*[NotSent(flight) for flight in flights if flight not in going])
+        if not going:
+            return
+        supplies = self._supplies(going[0], await self._client(going[0]))
+        supplies["keys"] = [flight.key for flight in going]
+        try:
+            async with asyncio.timeout(call.timeout.total_seconds()):
+                answers = await call.function([flight.argument for flight in going], **supplies)
+        except BaseException as error:
+            self._back(*[self._raised(flight, error) for flight in going])
+            if not isinstance(error, Exception | asyncio.CancelledError):
+                raise
+            return
+        self._back(*[self._of_many(flight, number, answers) for number, flight in enumerate(going)])
+
+    def _of_many(self, flight: Flight, number: int, answers: Any) -> Word:
+        try:
+            answer = answers[flight.argument] if isinstance(answers, Mapping) else answers[number]
+        except (KeyError, IndexError, TypeError):
+            return Unclear(flight, "the answer of call_many says nothing of this record")
+        if isinstance(answer, NotDone | Busy):
+            return self._raised(flight, answer)
+        return Returned(flight, answer)
+
+    def _sync(self, flight: Flight) -> None:
+        if not self._may_go(flight):
+            self._back(NotSent(flight))
+            return
+        flight.ends_s = time.monotonic() + flight.timeout.total_seconds()
+        try:
+            value = self._function(flight)(flight.argument, **self._supplies(flight, None))
+        except Exception as error:
+            word = self._raised(flight, error)
+        else:
+            word = self._answered(flight, value)
+        if flight.given_up and not isinstance(word, Returned):
+            word = ThreadEnded(flight)
+        self._back(word)
+
+    # ---- words -----------------------------------------------------------------------------------------------------------------
+    def _answered(self, flight: Flight, value: Any) -> Word:
+        if not flight.is_find:
+            return Returned(flight, value)
+        if value is Absent or isinstance(value, Absent):
+            return FoundAbsent(flight)
+        if value is Unknown or isinstance(value, Unknown):
+            return FoundUnknown(flight)
+        return Returned(flight, value)
+
+    def _raised(self, flight: Flight, error: BaseException) -> Word:
+        if flight.is_find:
+            return FoundUnknown(flight, f"find raised {describe(error)}")
+        if isinstance(error, Busy):
+            return NothingHappened(flight, describe(error), counts=False, retry_after=error.retry_after)
+        if isinstance(error, NotDone):
+            return NothingHappened(flight, describe(error), retry_after=error.retry_after)
+        outside = flight.question.spec.call.outside if flight.question.spec.call else None
+        if outside is not None and isinstance(error, Exception) and _surely_not_done(outside, error):
+            return NothingHappened(flight, describe(error))
+        if isinstance(error, TimeoutError):
+            return Unclear(flight, f"timed out after {flight.timeout.total_seconds():g} s" if not str(error) else describe(error))
+        if type(error).__name__ == "DetachedInstanceError":
+            return Unclear(flight, f"{describe(error)}. Load it: @outside.call(load=[selectinload(...)]), or make the argument by `sends`")
+        return Unclear(flight, describe(error))
+
+    def _failed_before(self, flight: Flight, error: Exception) -> Word:
+        """The outside's client could not be opened: surely nothing was sent."""
+        if flight.is_find:
+            return FoundUnknown(flight, f"the outside's client could not be opened: {describe(error)}")
+        return NothingHappened(flight, f"the outside's client could not be opened: {describe(error)}")
+
+    def _back(self, *words: Word) -> None:
+        if words:
+            self._say(words)
+
+    def _may_go(self, flight: Flight) -> bool:
+        return not self.draining and self._sound(flight.life) and flight.may_go_out()
+
+    def _function(self, flight: Flight) -> Function:
+        call = flight.question.spec.call
+        assert call is not None  # noqa: S101  # only reactions with a call fly
+        if flight.is_find:
+            assert call.find is not None  # noqa: S101  # the table asks only where there is a find
+            return call.find
+        return call.function
+
+    def _supplies(self, flight: Flight, client: Any) -> dict[str, Any]:
+        return {"key": flight.key, "at": flight.moment, "client": client, "occurrence": flight.occurrence}
+
+    async def _client(self, flight: Flight) -> Any:
+        """The outside's client, opened once in this loop (W25)."""
+        call = flight.question.spec.call
+        if call is None or call.outside.client is None:
+            return None
+        opened = self._opened.get(call.outside)
+        if opened is None:
+            opened = self._opened[call.outside] = asyncio.ensure_future(self._clients.enter_async_context(call.outside.client()))
+        try:
+            return await asyncio.shield(opened)
+        except Exception:
+            self._opened.pop(call.outside, None)
+            raise
+
+
+def _surely_not_done(outside: OutsideSpec, error: Exception) -> bool:
+    """Whether the outside's author listed this type. Dotted paths are resolved now, so that a list imports nothing."""
+    for listed in outside.not_done:
+        kind = _resolve(listed) if isinstance(listed, str) else listed
+        if kind is not None and isinstance(error, kind):
+            return True
+    return False
+
+
+def _resolve(path: str) -> type[Exception] | None:
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module) if module else builtins, name, None)
+    return found if isinstance(found, type) and issubclass(found, Exception) else None
+
+
+class _Threads:
+    """Daemon threads for sync calls. Not concurrent.futures: its exit hook waits for hung threads, and ours must not."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = 0
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            if self._idle > 0:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._loop, name="groundstate-sync-call", daemon=True).start()
+        self._work.put(work)
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                work = self._work.get(timeout=10)
+            except queue.Empty:
+                with self._lock:
+                    if self._idle == 0:
+                        continue  # work was promised to this thread
+                    self._idle -= 1
+                return
+            work()
+            with self._lock:
+                self._idle += 1

@@ -1,0 +1,139 @@
+"""What a handler changed, and writing many such changes with one statement. Falls back to the unit of work where a mapper wants more.
+
+A bulk UPDATE for the batch is twice as fast as a flush of each record. It may be used only where nothing would have happened in that flush
+beside this UPDATE: no mapper hook, no version column, no onupdate, one table, column attributes alone (hazard 23).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, inspect, update
+from sqlalchemy.orm import ColumnProperty, Mapper, Session
+from sqlalchemy.orm.base import NO_VALUE
+
+_SAME_IF_EQUAL = (str, int, float, bool, bytes, Decimal, date, datetime, UUID, Enum, type(None))
+_HOOKS = ("before_update", "after_update", "before_insert", "after_insert", "before_delete", "after_delete")
+_SHARED = 8  # so many records with the same new values are written by one statement
+
+
+def changed(record: Any) -> dict[str, Any]:
+    """Attributes that were set to something else since the record was loaded, with their old values."""
+    state: Any = inspect(record)
+    values = state.dict
+    return {
+        name: old
+        for name, old in state.committed_state.items()
+        if name not in values or not _same(values[name], old)
+    }
+
+
+def _same(new: Any, old: Any) -> bool:
+    """Whether setting it changed nothing. Only for values that cannot change in place."""
+    return type(new) is type(old) and isinstance(old, _SAME_IF_EQUAL) and bool(new == old)
+
+
+def was_null(old: Any) -> bool:
+    return old is None or old is NO_VALUE
+
+
+@cache
+def plain_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
+    """Attribute name -> column for what a bulk UPDATE may write; None where this mapper needs the unit of work."""
+    if len(mapper.tables) != 1 or mapper.version_id_col is not None:
+        return None
+    table: Any = mapper.local_table
+    if any(column.onupdate is not None or column.server_onupdate is not None or column.computed is not None for column in table.columns):
+        return None
+    if any(len(getattr(mapper.dispatch, hook)) for hook in _HOOKS):
+        return None
+    columns: dict[str, Any] = {}
+    for property_ in mapper.column_attrs:
+        if isinstance(property_, ColumnProperty) and len(property_.columns) == 1:
+            column = property_.columns[0]
+            if getattr(column, "table", None) is table and not column.primary_key:
+                columns[property_.key] = column
+    return columns
+
+
+def flush_has_listeners(session: Session) -> bool:
+    """Whether somebody but us listens to flushes: they would not hear of a bulk UPDATE."""
+    dispatch: Any = session.dispatch
+    return len(dispatch.before_flush) > 0 or len(dispatch.after_flush) > 1 or len(dispatch.after_flush_postexec) > 0
+
+
+def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) -> list[dict[str, Any]] | None:
+    """For each record its new values by attribute, where all of them may be written by a bulk UPDATE; else None."""
+    columns = plain_columns(mapper)
+    if columns is None or session.new or session.deleted or flush_has_listeners(session):
+        return None
+    known = {id(record) for record in records}
+    for state in session.identity_map._modified:  # noqa: SLF001  # session.dirty builds a set of all, each time
+        if id(state.obj()) not in known:
+            return None
+    found: list[dict[str, Any]] = []
+    for record in records:
+        state = inspect(record)
+        if not state.modified:
+            found.append({})
+            continue
+        new = {}
+        for name in changed(record):
+            if name not in columns or name not in state.dict:
+                return None
+            value = state.dict[name]
+            if hasattr(value, "__clause_element__") or hasattr(value, "compile"):
+                return None  # a SQL expression as a value
+            new[name] = value
+        found.append(new)
+    return found
+
+
+def write(connection: Connection, mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]], changes: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the changes: records that get the same values by one statement, the others by one executemany for each set of columns."""
+    columns = plain_columns(mapper) or {}
+    groups: dict[tuple[tuple[str, Any], ...], list[tuple[Any, ...]]] = {}
+    for key, change in zip(keys, changes, strict=True):
+        if not change:
+            continue
+        try:
+            groups.setdefault(tuple(change.items()), []).append(key)
+        except TypeError:  # an unhashable value (JSON)
+            _write_each(connection, mapper, columns, [(key, change)])
+    single: dict[tuple[str, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
+    for values, group in groups.items():
+        if len(group) >= _SHARED and len(mapper.primary_key) == 1:
+            column = mapper.primary_key[0]
+            table: Any = mapper.local_table
+            connection.execute(
+                update(table).where(column.in_([key[0] for key in group])).values({columns[name]: value for name, value in values})
+            )
+        else:
+            single.setdefault(tuple(name for name, _ in values), []).extend((key, dict(values)) for key in group)
+    for some in single.values():
+        _write_each(connection, mapper, columns, some)
+
+
+def _write_each(
+    connection: Connection, mapper: Mapper[Any], columns: Mapping[str, Any], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
+) -> None:
+    table: Any = mapper.local_table
+    names = list(some[0][1])
+    statement = (
+        update(table)
+        .where(*[column == bindparam(f"k_{number}", type_=column.type) for number, column in enumerate(mapper.primary_key)])
+        .values({columns[name]: bindparam(f"v_{name}", type_=columns[name].type) for name in names})
+    )
+    connection.execute(
+        statement,
+        [
+            {f"k_{number}": value for number, value in enumerate(key)} | {f"v_{name}": change[name] for name in names}
+            for key, change in some
+        ],
+    )

@@ -1,0 +1,152 @@
+"""Taking records: locked, asked again, and freed of those that something keeps us from. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import select
+
+from groundstate.engine import attempts
+from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.transaction import Transaction
+from groundstate.rules import blocking
+from groundstate.rules.attempt import Attempt, Facts, State
+from groundstate.store.tables import attempt as attempt_table
+
+
+@dataclass
+class Taken:
+    """A record in our hands, under its lock."""
+
+    key: PrimaryKey
+    text: str
+    occurrence: str
+    record: Any
+    attempt: Attempt | None = None  # its own, failed and due
+    blocked: Attempt | None = None
+
+
+@dataclass
+class Claim:
+    """What was taken, and how far the reading came."""
+
+    taken: list[Taken] = field(default_factory=list)
+    cursor: PrimaryKey | None = None
+    read: int = 0  # keys whose condition held, taken or not
+    busy: list[PrimaryKey] = field(default_factory=list)  # locked by somebody else just now
+
+
+def by_condition(question: Question, tx: Transaction, cursor: PrimaryKey | None, limit: int, *, crowded: bool) -> Claim:
+    """The next records in key order whose condition holds."""
+    keys_statement = question.lock(question.keys_after(cursor, limit, crowded=crowded))
+    found = [tuple(row) for row in tx.connection.execute(keys_statement)]
+    claim = Claim(cursor=found[-1] if found else cursor, read=len(found))
+    if found:
+        claim.taken = _free(question, tx, _load(question, tx, found))
+    return claim
+
+
+def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
+    """Those of these records whose condition holds."""
+    claim = Claim()
+    found = list(wanted)
+    if tx.database.locks_rows:
+        found = [tuple(row) for row in tx.connection.execute(question.lock(question.keys_among(wanted)))]
+        if len(found) < len(wanted):
+            claim.busy = _busy(question, tx, set(wanted) - set(found))
+    if found:
+        records = _load(question, tx, found)
+        claim.read = len(records)
+        claim.taken = _free(question, tx, records, mine)
+    return claim
+
+
+def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> list[Any]:
+    for children in question.children_of(found) if tx.database.locks_rows else ():
+        tx.connection.execute(children)  # FOR SHARE: what the decision is about does not change before our commit (hazard 18)
+    return list(tx.session.execute(question.records_where_it_holds(found)).unique().scalars())
+
+
+def _busy(question: Question, tx: Transaction, missing: set[PrimaryKey]) -> list[PrimaryKey]:
+    """Of the keys that could not be locked, those that exist: somebody else has them, and they are asked again later."""
+    return [tuple(row) for row in tx.connection.execute(question.keys_among(list(missing)))]
+
+
+def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int | None = None) -> list[Taken]:
+    """Without those that an attempt keeps us from. Asked after the lock, in a statement of its own (hazard 17)."""
+    spec = question.spec
+    taken = []
+    for record in records:
+        key = question.key_of(record)
+        taken.append(Taken(key, question.record_text(key), question.occurrence_text(record), record))
+    if tx.connection.execute(_ANY_ATTEMPT).first() is None:
+        return taken
+    table_name = None if spec.fact else spec.table_name
+    found = attempts.concerning(tx.database, tx.connection, spec.app, spec.name, table_name, [one.text for one in taken])
+    free = []
+    for one in taken:
+        standing = found.get(one.text, ())
+        if blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=spec.fact is not None):
+            continue
+        own = blocking.own(spec.app, spec.name, one.occurrence, standing)
+        if own is None or (own.state is State.FAILED and blocking.due(own, tx.now)) or (own.call == mine and own.state is State.BEGUN):
+            one.attempt = own
+            free.append(one)
+    return free
+
+
+_ANY_ATTEMPT = select(attempt_table.c.app).limit(1)
+
+
+@dataclass
+class Standing:
+    """An attempt as it stands now (None: it is gone), and what is true of its record."""
+
+    attempt: Attempt | None
+    facts: Facts
+    record: Any
+    key: PrimaryKey
+    blocked: Attempt | None
+
+
+@dataclass
+class Look:
+    """Attempts with the facts their transitions depend on, under their records' locks."""
+
+    standing: dict[attempts.Identity, Standing] = field(default_factory=dict)
+    busy: set[attempts.Identity] = field(default_factory=set)  # the record is locked by somebody else: asked again, uncounted
+
+
+def look(question: Question, tx: Transaction, identities: Sequence[attempts.Identity]) -> Look:
+    """Locks the records of these attempts, then reads attempts and facts. A record that is locked by others is skipped."""
+    spec = question.spec
+    result = Look()
+    keys_of = {text: question.key_from_text(text) for text in {identity[2] for identity in identities}}
+    found: dict[str, tuple[Any, bool]] = {}
+    busy: set[str] = set()
+    wanted = list(keys_of.values())
+    if wanted:
+        locked = wanted
+        if tx.database.locks_rows:
+            locked = [tuple(row) for row in tx.connection.execute(question.lock(question.keys_among(wanted)))]
+            if len(locked) < len(wanted):
+                busy = {question.record_text(key) for key in _busy(question, tx, set(wanted) - set(locked))}
+        if locked:
+            for record, holds in tx.session.execute(question.records_with_truth(locked)).unique():
+                found[question.record_text(question.key_of(record))] = (record, bool(holds))
+    by_record = attempts.concerning(
+        tx.database, tx.connection, spec.app, spec.name, None if spec.fact else spec.table_name, list(keys_of), lock=True
+    )
+    for identity in identities:
+        text, occurrence = identity[2], identity[3]
+        if text in busy:
+            result.busy.add(identity)
+            continue
+        record, holds = found.get(text, (None, False))
+        same = record is not None and question.occurrence_text(record) == occurrence
+        facts = Facts(exists=record is not None, holds=holds and same)
+        others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), fact=spec.fact is not None)
+        result.standing[identity] = Standing(attempts.by_identity(by_record, identity), facts, record, keys_of[text], others)
+    return result

@@ -1,0 +1,109 @@
+"""A call or a find on its way to the outside, and the word that comes back. Values alone: `calling` makes them fly."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from groundstate.engine.attempts import Identity
+from groundstate.engine.question import Question
+from groundstate.rules.policy import MARGIN
+from groundstate.values.answers import Key, Moment, Occurrence
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds by two clocks: one that goes on while the host is suspended, and the wall clock (hazard 5)."""
+    boot = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    return boot, time.time()
+
+
+def since(before: tuple[float, float]) -> float:
+    """Seconds since then, by whichever clock went further."""
+    boot, wall = clocks()
+    return max(boot - before[0], wall - before[1])
+
+
+@dataclass(eq=False)
+class Flight:
+    """One call (or, with `asked_at`, one find) for one attempt."""
+
+    question: Question
+    identity: Identity
+    call: int  # the fence
+    argument: Any
+    key: Key
+    moment: Moment
+    occurrence: Occurrence
+    begun: tuple[float, float]  # `clocks()` before its begin was sent to the database
+    asked_at: datetime | None = None  # a find: the database's clock, read before asking
+    life: int = 0  # whose begin it was
+    ends_s: float | None = None  # a sync call: the monotonic time at which it is given up
+    given_up: bool = False  # a sync call whose thread went on past its timeout
+
+    @property
+    def is_find(self) -> bool:
+        return self.asked_at is not None
+
+    @property
+    def timeout(self) -> timedelta:
+        call = self.question.spec.call
+        return call.timeout if call else timedelta()
+
+    def may_go_out(self) -> bool:
+        """Whether its deadline leaves room for its whole timeout."""
+        return self.is_find or since(self.begun) <= MARGIN.total_seconds()
+
+
+@dataclass(eq=False)
+class Word:
+    """What became of a flight, on its way back to the transactions' thread."""
+
+    flight: Flight
+
+
+@dataclass(eq=False)
+class Returned(Word):
+    """It returned; for a find: what it found. `value` is the outcome."""
+
+    value: Any
+
+
+@dataclass(eq=False)
+class NothingHappened(Word):
+    """NotDone, Busy or a listed type: surely not done."""
+
+    error: str
+    counts: bool = True
+    retry_after: timedelta | None = None
+
+
+@dataclass(eq=False)
+class Unclear(Word):
+    """It timed out or raised what says nothing. `running`: its thread goes on."""
+
+    error: str
+    running: bool = False
+
+
+@dataclass(eq=False)
+class NotSent(Word):
+    """It did not go out: a stop, a lost lock, a deadline past."""
+
+
+@dataclass(eq=False)
+class ThreadEnded(Word):
+    """A thread that was given up has ended without an outcome."""
+
+
+@dataclass(eq=False)
+class FoundAbsent(Word):
+    """A find answered Absent."""
+
+
+@dataclass(eq=False)
+class FoundUnknown(Word):
+    """A find answered Unknown, or raised."""
+
+    error: str | None = None

@@ -1,0 +1,184 @@
+"""Running a user's handler on records in our hands, and telling whether that was progress. Never commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.schema import Column
+
+from groundstate.engine import changes
+from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.transaction import Transaction
+from groundstate.rules import equality, overtaken
+from groundstate.rules.reaction import Function
+from groundstate.values import keys as key_texts
+
+
+class HandlerFailed(Exception):
+    """The handler raised, made no progress, or wrote what it may not. `error` says which."""
+
+    def __init__(self, error: str, cause: BaseException | None = None) -> None:
+        super().__init__(error)
+        self.error = error
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class Work:
+    """One record with what its handler is given."""
+
+    key: PrimaryKey
+    record: Any
+    occurrence: str
+    arguments: tuple[Any, ...]
+    supplies: dict[str, Any]
+
+
+def run_each(question: Question, tx: Transaction, function: Function, works: Sequence[Work]) -> None:
+    """Runs the handler on each record; what it raises comes out as it is. Raises HandlerFailed where a fact's handler wrote else."""
+    if question.spec.fact is None:
+        for work in works:
+            function(work.record, *work.arguments, session=tx.session, **work.supplies)
+        return
+    with _watched(tx):
+        for work in works:
+            function(work.record, *work.arguments, session=tx.session, **work.supplies)
+    for work in works:
+        _check_fact_columns(question, work)
+    _check_nothing_else(question, tx, [work.record for work in works])
+
+
+def flush_all(question: Question, tx: Transaction, works: Sequence[Work]) -> list[dict[str, Any]] | None:
+    """Writes what the handlers changed: by bulk UPDATEs where nothing else would have happened, else by the unit of work.
+
+    Returns each record's new values where they are known, for the progress check and the hints.
+    """
+    found = changes.bulk_changes(question.mapper, [work.record for work in works], tx.session)
+    if found is None:
+        tx.session.flush()
+        return None
+    changes.write(tx.connection, question.mapper, [work.key for work in works], found)
+    tx.session.expunge_all()  # nothing is left for a flush
+    return found
+
+
+def without_progress(question: Question, tx: Transaction, works: Sequence[Work], new: Sequence[dict[str, Any]] | None) -> list[PrimaryKey]:
+    """Keys whose condition still holds for the same occurrence. Asked of the database unless the new values prove it false."""
+    doubtful = list(works)
+    if new is not None:
+        demanded = question.constants
+        doubtful = [work for work, values in zip(works, new, strict=True) if not equality.falsifies(demanded, values)]
+    if not doubtful:
+        return []
+    rows = tx.connection.execute(question.still_holding([work.key for work in doubtful]))
+    width = len(question.key_attributes)
+    before = {work.key: work.occurrence for work in doubtful}
+    return [tuple(row[:width]) for row in rows if key_texts.occurrence_text(row[width:]) == before[tuple(row[:width])]]
+
+
+def run_one(question: Question, tx: Transaction, function: Function, work: Work, *, progress: bool = True) -> None:
+    """One record in a savepoint. Raises HandlerFailed, with the savepoint rolled back, where it is not to be kept."""
+    with tx.session.begin_nested():
+        _call(question, tx, function, work)
+        try:
+            tx.session.flush()
+        except Exception as error:
+            raise HandlerFailed(f"its flush was refused: {error}", error) from error
+        if progress and without_progress(question, tx, [work], None):
+            raise HandlerFailed(f"made no progress: {still_holds(question)}")
+
+
+def still_holds(question: Question) -> str:
+    return f"the condition still holds after the handler: {question.condition_text}"
+
+
+def _call(question: Question, tx: Transaction, function: Function, work: Work) -> None:
+    try:
+        with _watched(tx):
+            function(work.record, *work.arguments, session=tx.session, **work.supplies)
+    except Exception as error:
+        raise HandlerFailed(f"the handler raised {type(error).__name__}: {error}", error) from error
+    if question.spec.fact is not None and function is question.spec.handler:
+        _check_fact_columns(question, work)
+        _check_nothing_else(question, tx, [work.record])
+
+
+@contextmanager
+def _watched(tx: Transaction) -> Iterator[None]:
+    """While it lasts, statements that write past the unit of work are noticed, and nothing is flushed before it was looked at."""
+    tx.strays.clear()
+    tx.watching = True
+    try:
+        with tx.session.no_autoflush:
+            yield
+    finally:
+        tx.watching = False
+
+
+def _check_fact_columns(question: Question, work: Work) -> None:
+    """A reaction with a fact writes that column alone; only so may it run alongside others on the same record."""
+    fact = question.spec.fact
+    others = sorted(set(changes.changed(work.record)) - {fact})
+    if others:
+        raise HandlerFailed(f"a reaction with fact={fact} may write that column only, and its handler wrote {', '.join(others)} too")
+
+
+def _check_nothing_else(question: Question, tx: Transaction, records: Sequence[Any]) -> None:
+    if wrote_else(tx, records):
+        raise HandlerFailed(f"a reaction with fact={question.spec.fact} may write that column only, and its handler wrote other rows too")
+
+
+def wrote_else(tx: Transaction, records: Sequence[Any]) -> bool:
+    """Whether the session holds, or sent past the unit of work, anything but changes of these records."""
+    ours = {id(record) for record in records}
+    others = [one for one in tx.session.dirty if id(one) not in ours and tx.session.is_modified(one)]
+    return bool(tx.strays or tx.session.new or tx.session.deleted or others)
+
+
+def run_overtaken(question: Question, tx: Transaction, work: Work, *, same_occurrence: bool) -> None:
+    """The ordinary handler after its condition became false: kept only if it wrote a fact (rules.md 2). Raises HandlerFailed."""
+    false = _false_clauses(question, tx, work.key)
+    with tx.session.begin_nested():
+        _call(question, tx, question.spec.handler, work)
+        written = changes.changed(work.record)
+        columns = {property_.key for property_ in question.mapper.column_attrs}
+        why = overtaken.kept(
+            set(written),
+            {name for name, old in written.items() if changes.was_null(old)},
+            false,
+            wrote_else=wrote_else(tx, [work.record]) or not set(written) <= columns,
+            same_occurrence=same_occurrence,
+        )
+        if why is not None:
+            raise HandlerFailed(why)
+        try:
+            tx.session.flush()
+        except Exception as error:
+            raise HandlerFailed(f"its flush was refused: {error}", error) from error
+
+
+def _false_clauses(question: Question, tx: Transaction, key: PrimaryKey) -> list[overtaken.FalseClause]:
+    row = tx.connection.execute(question.clause_truths(key)).first()
+    truths = row if row is not None else [False] * len(question.spec.clauses)
+    return [
+        overtaken.FalseClause(_names(question, one), _own_columns_only(question, one))
+        for one, holds in zip(question.spec.clauses, truths, strict=True)
+        if not holds
+    ]
+
+
+def _names(question: Question, one: Any) -> set[str]:
+    by_column = {column: property_.key for property_ in question.mapper.column_attrs for column in property_.columns}
+    found = [part for part in visitors.iterate(one) if isinstance(part, Column)]
+    return {by_column.get(column, column.key) for column in found}
+
+
+def _own_columns_only(question: Question, one: Any) -> bool:
+    tables = set(question.mapper.tables)
+    return all(part.table in tables for part in visitors.iterate(one) if isinstance(part, Column)) and not any(
+        part.__visit_name__ in ("select", "subquery", "scalar_select") for part in visitors.iterate(one)
+    )

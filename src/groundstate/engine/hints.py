@@ -1,0 +1,139 @@
+"""Which tables and records a commit touched, heard from any SQLAlchemy session of this process, and told to who listens here.
+
+A hint says 'look here' and nothing else. It may be lost, doubled or invented: nothing is right because one arrived.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sqlalchemy import event, inspect
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, UOWTransaction
+
+PrimaryKey = tuple[Any, ...]
+KEYS_MAX = 10_000  # more keys than this of one class in one commit are told as 'the whole class'
+
+
+@dataclass
+class Touched:
+    """What one commit touched. Keys carry the new values where they are known, so that a reaction can see that it is not meant."""
+
+    keys: dict[type, dict[PrimaryKey, Mapping[str, Any] | None]] = field(default_factory=dict)
+    whole: set[type] = field(default_factory=set)  # classes of which some unknown records were touched
+
+    def add(self, record: type, keys: Sequence[PrimaryKey], new: Sequence[Mapping[str, Any]] | None) -> None:
+        if record in self.whole:
+            return
+        known = self.keys.setdefault(record, {})
+        known.update(zip(keys, new if new is not None else [None] * len(keys), strict=True))
+        if len(known) > KEYS_MAX:
+            self.add_whole(record)
+
+    def add_whole(self, record: type) -> None:
+        self.whole.add(record)
+        self.keys.pop(record, None)
+
+    def merge(self, other: Touched) -> None:
+        for record in other.whole:
+            self.add_whole(record)
+        for record, keys in other.keys.items():
+            self.add(record, list(keys), [value or {} for value in keys.values()] if all(keys.values()) else None)
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.whole)
+
+
+class Listener(Protocol):
+    def hear(self, touched: Touched) -> None:
+        """Called after a commit, on the thread that committed: must return at once and never raise."""
+
+
+_listeners: weakref.WeakSet[Any] = weakref.WeakSet()
+_TOUCHED = "groundstate_touched"
+
+
+def listen(listener: Listener) -> None:
+    """Tells the listener of each commit from now on, for as long as it lives."""
+    if not _listeners:
+        _install()
+    _listeners.add(listener)
+
+
+def stop_listening(listener: Listener) -> None:
+    _listeners.discard(listener)
+
+
+def tell(touched: Touched) -> None:
+    """Hands a hint to everybody who listens in this process."""
+    for listener in list(_listeners):
+        listener.hear(touched)
+
+
+def _install() -> None:
+    for name, function in (("after_flush", _after_flush), ("do_orm_execute", _on_execute), ("after_commit", _after_commit),
+                           ("after_soft_rollback", _after_rollback)):  # fmt: skip
+        if not event.contains(Session, name, function):
+            event.listen(Session, name, function)
+
+
+_parents: dict[type, list[tuple[type, tuple[str, ...]]]] = {}
+
+
+def wakes_parent(child: type, parent: type, names: tuple[str, ...]) -> None:
+    """From now on a touched child wakes its one parent, whose key stands in these attributes of the child (hazard 63)."""
+    known = _parents.setdefault(child, [])
+    if (parent, names) not in known:
+        known.append((parent, names))
+
+
+def add_parents(touched: Touched, record: Any) -> None:
+    """The parents of a touched child, by what the child says of them."""
+    if not _parents:
+        return
+    for child, parents in _parents.items():
+        if isinstance(record, child):
+            for parent, names in parents:
+                key = tuple(record.__dict__.get(name) for name in names)
+                if None not in key:
+                    touched.add(parent, [key], None)
+
+
+def collected(session: Session) -> Touched:
+    touched: Touched = session.info.setdefault(_TOUCHED, Touched())
+    return touched
+
+
+def _after_flush(session: Session, _context: UOWTransaction) -> None:
+    touched = collected(session)
+    for record in [*session.new, *session.dirty, *session.deleted]:
+        state: Any = inspect(record)
+        mapper: Mapper[Any] = state.mapper
+        key = tuple(mapper.primary_key_from_instance(record))
+        if None in key:
+            touched.add_whole(mapper.class_)
+        else:
+            touched.add(mapper.class_, [key], None)
+        add_parents(touched, record)
+
+
+def _on_execute(state: ORMExecuteState) -> None:
+    if state.is_insert or state.is_update or state.is_delete:
+        mapper = state.bind_mapper
+        if mapper is not None:
+            collected(state.session).add_whole(mapper.class_)
+
+
+def _after_commit(session: Session) -> None:
+    if session.in_nested_transaction():
+        return  # a savepoint: nobody else can see it yet
+    touched = session.info.pop(_TOUCHED, None)
+    if touched:
+        tell(touched)
+
+
+def _after_rollback(session: Session, _previous: Any) -> None:
+    if not session.in_transaction():
+        session.info.pop(_TOUCHED, None)

@@ -1,0 +1,118 @@
+"""What is waiting for one reaction, as far as memory knows: fresh keys (hinted), the backlog (swept), and attempts that are due.
+
+Two lanes, so that a million old rows never starve a new one. All of it may be lost: the next sweep finds the same work by query.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from groundstate.engine.hints import Touched
+from groundstate.engine.question import PrimaryKey, Question
+from groundstate.rules import equality
+from groundstate.rules.breaker import Breaker
+
+FRESH_MAX = 20_000  # beyond this the backlog takes over
+BATCH_FIRST = 200
+BATCH_MAX = 500
+
+
+@dataclass(eq=False)
+class Lane:
+    """Of one reaction. `hear` is called from any thread; everything else by the transactions' thread alone."""
+
+    question: Question
+    on: bool = True  # False while a person must accept it first
+    fresh: dict[PrimaryKey, None] = field(default_factory=dict)
+    backlog: bool = False
+    cursor: PrimaryKey | None = None
+    crowded: bool = False
+    look_again: bool = False  # a table that the condition reads was touched while a pass was on
+    due: bool = False
+    due_cursor: tuple[Any, ...] | None = None
+    batch: int = BATCH_FIRST
+    failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=20))  # DB-only reactions (rules.md 15)
+    not_before: float = 0.0  # after the database's own trouble
+    trouble: int = 0
+    _heard: dict[PrimaryKey, None] = field(default_factory=dict)
+    _heard_whole: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def name(self) -> str:
+        return self.question.spec.name
+
+    def hear(self, touched: Touched) -> bool:
+        """Takes what concerns this reaction; True where something did."""
+        heard = False
+        mine = self.question.entity
+        for record in touched.whole:
+            if self._concerns(record):
+                self._heard_whole = heard = True
+        for record, keys in touched.keys.items():
+            if issubclass(record, mine) or issubclass(mine, record):
+                heard |= self._hear_keys(keys)
+            elif self._concerns(record) and not self._by_parent(record):
+                self._heard_whole = heard = True
+        return heard
+
+    def _hear_keys(self, keys: Mapping[PrimaryKey, Mapping[str, Any] | None]) -> bool:
+        demanded = self.question.constants
+        wanted = [key for key, new in keys.items() if not new or not equality.falsifies(demanded, new)]
+        if wanted:
+            with self._lock:
+                self._heard.update(dict.fromkeys(wanted))
+        return bool(wanted)
+
+    def _concerns(self, record: type) -> bool:
+        table = getattr(record, "__table__", None)
+        return table is None or table.fullname in self.question.tables_named
+
+    def _by_parent(self, record: type) -> bool:
+        """Children of `every_child` wake their one parent, whose key the hint carries."""
+        return any(issubclass(record, every.child) for every in self.question.spec.children)
+
+    def listen(self) -> None:
+        """Takes over what was heard since."""
+        with self._lock:
+            if self._heard:
+                self.fresh.update(self._heard)
+                self._heard = {}
+            whole, self._heard_whole = self._heard_whole, False
+        if whole or len(self.fresh) > FRESH_MAX:
+            if len(self.fresh) > FRESH_MAX:
+                self.fresh.clear()
+            self.sweep()
+
+    def sweep(self) -> None:
+        """A new pass over the condition; one that is on goes to its end, and then another begins."""
+        if self.backlog:
+            self.look_again = True
+        else:
+            self.backlog, self.cursor, self.crowded = True, None, False
+
+    def swept(self) -> None:
+        """A pass came to its end."""
+        self.backlog = self.look_again
+        self.look_again = False
+        self.cursor = None
+
+    def take_fresh(self, most: int) -> list[PrimaryKey]:
+        taken = [key for key, _ in zip(self.fresh, range(most), strict=False)]
+        for key in taken:
+            del self.fresh[key]
+        return taken
+
+    @property
+    def wants(self) -> bool:
+        return self.on and bool(self.fresh or self.backlog or self.due or self._heard or self._heard_whole)
+
+    def took(self, seconds: float, hold_s: float) -> None:
+        """Adapts the batch so that a write lock is held about `hold_s`."""
+        if seconds > hold_s:
+            self.batch = max(int(self.batch * hold_s / seconds), 10)
+        elif seconds < hold_s / 2:
+            self.batch = min(self.batch * 2, BATCH_MAX)

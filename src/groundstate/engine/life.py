@@ -1,0 +1,119 @@
+"""A life: one run of one worker on one store, whose lock dies with it. Knows whether it still is who it was; decides nothing.
+
+No row says that it runs. Its row in `groundstate_worker` says that it began, and how many calls it began (hazard 46).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlalchemy import delete, insert, select, update
+
+from groundstate.engine import transaction
+from groundstate.engine.transaction import Transaction
+from groundstate.rules.careful import Care
+from groundstate.store import tables
+from groundstate.store.port import Database, Lives, Witness
+from groundstate.values.errors import WentBack
+
+log = logging.getLogger("groundstate")
+
+
+@dataclass
+class Life:
+    """What everything that carries out is given: the store, who we are, and whether we still are."""
+
+    app: str
+    database: Database
+    lives: Lives
+    witness: Witness | None
+    redact: Callable[[str], str] = staticmethod(lambda text: text)
+    id: int = field(default_factory=lambda: secrets.randbits(62))
+    sound: bool = False  # False once the lock may be lost: then no call goes out
+    begins: int = 0
+    care: Care = field(default_factory=Care)
+    dice: random.Random = field(default_factory=random.Random)
+    key_names: dict[str, str] = field(default_factory=dict)  # reaction -> the name that its keys are made of (hazard 62)
+    suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
+
+    def begin(self) -> None:
+        """Takes the lock, then writes that this life began. Raises StoreRefused."""
+        self.lives.take(self.id)
+        with self.transaction() as tx:
+            tx.connection.execute(
+                insert(tables.worker).values(
+                    life=self.id, app=self.app, host=socket.gethostname(), pid=os.getpid(), began_at=tx.now, begins=0
+                )
+            )
+        if self.witness:
+            self.witness.write(self.id, 0)
+        self.sound = True
+
+    def transaction(self, *, wait: timedelta | None = None) -> AbstractContextManager[Transaction]:
+        return transaction.writing(self.database, wait=wait)
+
+    def count_begins(self, tx: Transaction, new: int) -> None:
+        """Counts calls in the begin's own transaction. Raises WentBack where the database remembers fewer than we do."""
+        counted = tx.connection.execute(
+            update(tables.worker)
+            .where(tables.worker.c.life == self.id)
+            .values(begins=tables.worker.c.begins + new)
+            .returning(tables.worker.c.begins)
+        ).scalar_one_or_none()
+        if counted is None or counted < self.begins + new:
+            raise WentBack(f"this life began {self.begins} calls and the database knows of {0 if counted is None else counted - new}")
+
+    def counted(self, new: int) -> None:
+        """After the begin's commit, before its first call: remembered where a backup does not reach."""
+        self.begins += new
+        if self.witness:
+            self.witness.write(self.id, self.begins)
+
+    def shorten(self, error: str) -> str:
+        """An error's text as it is kept: redacted, bounded, without control characters (hazard 54)."""
+        plain = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in self.redact(error))
+        return plain if len(plain) <= ERROR_LENGTH else plain[: ERROR_LENGTH - 1] + "…"
+
+    def end(self) -> None:
+        """A clean end: no row stays. Attempts of calls still in the air were written as doubts before."""
+        self.sound = False
+        try:
+            if self.witness:
+                self.witness.erase(self.id)
+            with self.transaction() as tx:
+                tx.connection.execute(delete(tables.worker).where(tables.worker.c.life == self.id))
+        finally:
+            self.lives.release()
+
+
+ERROR_LENGTH = 2000
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: its type and words."""
+    words = str(error).strip()
+    name = type(error).__name__
+    return f"{name}: {words}" if words else name
+
+
+def lives_seen(life: Life) -> list[int]:
+    """Lives other than ours that left something: a row that does not say they ended, or attempts begun or in doubt."""
+    with life.database.reading() as connection:
+        rows = connection.execute(
+            select(tables.worker.c.life)
+            .where(tables.worker.c.ended_at.is_(None), tables.worker.c.life != life.id)
+            .union(
+                select(tables.attempt.c.worker)
+                .where(tables.attempt.c.state.in_(["begun", "doubt"]), tables.attempt.c.worker != life.id)
+                .distinct()
+            )
+        ).scalars()
+        return list(rows)

@@ -1,0 +1,221 @@
+"""DB-only reactions: a batch of records in one transaction, nothing of ours written where all goes well.
+
+A crash rolls back, the rows still satisfy their condition, and the query finds them. Where a handler raises, the batch is done again with
+a savepoint a record (never one by one without it: 500 rows would be 125,000 runs), and a failed attempt is written for that one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import attempts, claim, handling, hints, trouble
+from groundstate.engine.claim import Claim, Taken
+from groundstate.engine.handling import HandlerFailed, Work
+from groundstate.engine.life import Life
+from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.transaction import Transaction
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.retry import last_try_used, next_try
+from groundstate.values.answers import Failure
+
+log = logging.getLogger("groundstate")
+
+
+@dataclass
+class Feed:
+    """Which records are to be looked at: these keys, or the next of the backlog after a cursor."""
+
+    keys: Sequence[PrimaryKey] | None = None
+    cursor: PrimaryKey | None = None
+    limit: int = 500
+    crowded: bool = False
+    mine: int | None = None  # careful mode: the call of begun attempts that are ours to carry out
+
+    def claim(self, question: Question, tx: Transaction) -> Claim:
+        if self.keys is not None:
+            return claim.by_keys(question, tx, self.keys, mine=self.mine)
+        return claim.by_condition(question, tx, self.cursor, self.limit, crowded=self.crowded)
+
+
+@dataclass
+class Done:
+    """What came of a batch."""
+
+    read: int = 0
+    taken: int = 0
+    done: int = 0
+    failed: int = 0
+    cursor: PrimaryKey | None = None
+    busy: list[PrimaryKey] = field(default_factory=list)
+    next_at: datetime | None = None  # the earliest time at which something of it is to be looked at again
+
+
+def carry_out(life: Life, question: Question, feed: Feed) -> Done:
+    """One batch. The database's own trouble comes out; what a record or its handler did is written down."""
+    try:
+        return _together(life, question, feed)
+    except _AnyHandlerFailed as failed:
+        return _after_failure(life, question, feed, failed)
+
+
+def _after_failure(life: Life, question: Question, feed: Feed, failed: _AnyHandlerFailed) -> Done:
+    again = replace(feed, keys=failed.keys)
+    try:
+        done = _one_by_one(life, question, again)
+    except DBAPIError as error:
+        if trouble.transient(error):
+            raise
+        done = _separately(life, question, again, failed.keys)
+    return replace(done, cursor=failed.cursor, read=failed.read)
+
+
+def _separately(life: Life, question: Question, feed: Feed, keys: Sequence[PrimaryKey]) -> Done:
+    """A transaction a record: what is refused only at COMMIT (a deferred constraint) cannot be caught by a savepoint."""
+    total = Done()
+    for key in keys:
+        one = replace(feed, keys=[key])
+        try:
+            done = _one_by_one(life, question, one)
+        except DBAPIError as error:
+            if trouble.transient(error):
+                raise
+            done = _refused(life, question, one, HandlerFailed(f"its commit was refused: {error.orig}", error))
+        total.taken += done.taken
+        total.done += done.done
+        total.failed += done.failed
+        total.next_at = min(filter(None, (total.next_at, done.next_at)), default=None)
+    return total
+
+
+def _refused(life: Life, question: Question, feed: Feed, failure: HandlerFailed) -> Done:
+    with life.transaction() as tx:
+        found = feed.claim(question, tx)
+        done = Done(taken=len(found.taken))
+        for one in found.taken:
+            _write_failure(life, question, tx, one, failure, done)
+    return done
+
+
+class _AnyHandlerFailed(Exception):
+    """Some handler of the batch failed: the batch is rolled back and done again with savepoints."""
+
+    def __init__(self, found: Claim) -> None:
+        super().__init__()
+        self.keys = [one.key for one in found.taken]
+        self.cursor = found.cursor
+        self.read = found.read
+
+
+def _together(life: Life, question: Question, feed: Feed) -> Done:
+    found = Claim()
+    try:
+        return _batch(life, question, feed, found)
+    except DBAPIError as error:  # refused at COMMIT
+        if trouble.transient(error) or not found.taken:
+            raise
+        raise _AnyHandlerFailed(found) from error
+
+
+def _batch(life: Life, question: Question, feed: Feed, found: Claim) -> Done:
+    with life.transaction() as tx:
+        found.__dict__.update(feed.claim(question, tx).__dict__)
+        done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
+        if not found.taken:
+            return done
+        if any(_spent(question, one, tx.now) for one in found.taken):
+            raise _AnyHandlerFailed(found)  # gave_up answers for those
+        works = [_work(tx, one) for one in found.taken]
+        try:
+            handling.run_each(question, tx, question.spec.handler, works)
+            new = handling.flush_all(question, tx, works)
+        except Exception as error:
+            if trouble.transient(error):
+                raise
+            raise _AnyHandlerFailed(found) from error
+        if handling.without_progress(question, tx, works, new):
+            raise _AnyHandlerFailed(found)
+        attempts.remove(tx.database, tx.connection, [one.attempt for one in found.taken if one.attempt is not None])
+        done.done = len(works)
+        for work in works:
+            hints.add_parents(tx.touched, work.record)
+        tx.touched.add(question.entity, [work.key for work in works], new)
+    return done
+
+
+def _one_by_one(life: Life, question: Question, feed: Feed) -> Done:
+    with life.transaction() as tx:
+        found = feed.claim(question, tx)
+        done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
+        finished: list[Attempt] = []
+        for one in found.taken:
+            try:
+                _one(life, question, tx, one)
+            except HandlerFailed as failure:
+                if failure.cause is not None and trouble.transient(failure.cause):
+                    raise failure.cause from None
+                _write_failure(life, question, tx, one, failure, done)
+            else:
+                done.done += 1
+                tx.touched.add(question.entity, [one.key], None)
+                if one.attempt is not None:
+                    finished.append(one.attempt)
+        attempts.remove(tx.database, tx.connection, finished)
+    return done
+
+
+def _one(life: Life, question: Question, tx: Transaction, one: Taken) -> None:
+    """The handler, or `gave_up` where the last try was used."""
+    if not _spent(question, one, tx.now):
+        handling.run_one(question, tx, question.spec.handler, _work(tx, one))
+        return
+    spec, attempt = question.spec, one.attempt
+    if attempt is None or spec.gave_up is None:
+        raise HandlerFailed("the last try was used")
+    failure = Failure(attempt.error or "", attempt.failures, attempt.since)
+    handling.run_one(question, tx, spec.gave_up, replace(_work(tx, one), arguments=(failure,)))
+
+
+def _spent(question: Question, one: Taken, now: datetime) -> bool:
+    return one.attempt is not None and last_try_used(question.spec.retry, one.attempt.failures, one.attempt.since, now)
+
+
+def _work(tx: Transaction, one: Taken) -> Work:
+    return Work(one.key, one.record, one.occurrence, (), {"at": tx.moment()})
+
+
+def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, failure: HandlerFailed, done: Done) -> None:
+    spec = question.spec
+    error = life.shorten(failure.error)
+    before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
+    if _spent(question, one, tx.now):
+        why = "the last try was used" if spec.gave_up is None else f"its gave_up handler failed: {error}"
+        after = rules.held_as(before, why, error=before.error or error).attempt
+    else:
+        failures = before.failures + 1
+        at = next_try(spec.retry, failures, tx.now, life.dice.random())
+        after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=error)
+        if last_try_used(spec.retry, failures, before.since, tx.now):
+            # Nothing more is tried: gave_up answers, or it is held, and neither waits.
+            after = replace(after, next_at=tx.now) if spec.gave_up else rules.held_as(after, "the last try was used").attempt
+    done.failed += 1
+    done.next_at = min(filter(None, (done.next_at, after.next_at)), default=None)
+    log.warning("%s on %s %s: %s", spec.name, spec.table_name, one.text, error)
+    if one.attempt is None:
+        attempts.insert(tx.database, tx.connection, [after])
+    else:
+        attempts.save(tx.connection, [(before, after)])
+
+
+def new_attempt(life: Life, question: Question, text: str, occurrence: str, now: datetime) -> Attempt:
+    """An attempt that was not there yet, before anything happened to it."""
+    spec = question.spec
+    return Attempt(
+        app=spec.app, reaction=spec.name, record=text, occurrence=occurrence, state=State.FAILED, worker=life.id, call=attempts.new_call(),
+        call_no=0, unsure=False, since=now, first_at=now, deadline=now, blocks=None if spec.fact else spec.table_name,
+    )  # fmt: skip

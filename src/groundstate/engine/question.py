@@ -1,0 +1,206 @@
+"""The statements that ask one reaction's condition, and the texts of the records that answer. Builds SQL; decides nothing.
+
+A condition is asked again in a statement of its own after the lock was taken: while it waits for a lock PostgreSQL rechecks only the
+locked row, and subqueries keep the old snapshot (hazard 17, rules.md 14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import ColumnElement, Integer, Select, String, Table, Text, Uuid, and_, any_, bindparam, cast, func, not_, or_, select, true, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import CompileError
+from sqlalchemy.orm import Mapper
+from sqlalchemy.sql import visitors
+
+from groundstate.rules import equality
+from groundstate.rules.reaction import ReactionSpec
+from groundstate.store.port import Database
+from groundstate.store.tables import attempt
+from groundstate.values import keys
+
+PrimaryKey = tuple[Any, ...]
+
+
+class Question:
+    """What is asked of the database for one reaction. Statements are built once and cached by SQLAlchemy."""
+
+    def __init__(self, spec: ReactionSpec, database: Database) -> None:
+        self.spec = spec
+        self.database = database
+        self.mapper: Mapper[Any] = spec.mapper
+        self.entity: Any = spec.record
+        self.key_attributes = tuple(
+            getattr(self.entity, self.mapper.get_property_by_column(column).key) for column in self.mapper.primary_key
+        )
+        self.condition: ColumnElement[bool] = and_(true(), *spec.clauses)
+        self._key_getters = [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
+        self._occurrence_getters = [column.key for column in spec.occurrence]
+        self.has_triggers = False  # set when the app starts
+        self.options = tuple(spec.call.load) if spec.call else ()
+
+    # ---- texts ---------------------------------------------------------------------------------------------------------------
+    def key_of(self, record: Any) -> PrimaryKey:
+        values = record.__dict__
+        try:
+            return tuple([values[name] for name in self._key_getters])
+        except KeyError:  # expired, or mapped under another name
+            return tuple(self.mapper.primary_key_from_instance(record))
+
+    def record_text(self, key: PrimaryKey) -> str:
+        return keys.record_text(key)
+
+    def occurrence_text(self, record: Any) -> str:
+        if not self._occurrence_getters:
+            return ""
+        return keys.occurrence_text([getattr(record, name) for name in self._occurrence_getters])
+
+    def key_from_text(self, written: str) -> PrimaryKey:
+        """The primary key of which this is the canonical text. Raises ValueError with what was expected."""
+        return keys.record_values(written, self.key_types)
+
+    @cached_property
+    def key_types(self) -> tuple[type, ...]:
+        return tuple(_python_type(column) for column in self.mapper.primary_key)
+
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        """What `column == constant` clauses demand; empty where a trigger may change the row behind our back."""
+        return equality.constants(self.spec.clauses, self.mapper) if not self.has_triggers else {}
+
+    @cached_property
+    def condition_text(self) -> str:
+        """The condition as SQL with its values, as it is shown to people and compared with what was accepted."""
+        return sql_text(self.condition, self.database)
+
+    # ---- statements ----------------------------------------------------------------------------------------------------------
+    def keys_after(self, cursor: PrimaryKey | None, limit: int, *, crowded: bool, newest: bool = False) -> Select[Any]:
+        """Keys whose condition holds, in key order after the cursor, locked (others' locks skipped).
+
+        crowded: leave out those with attempts by SQL as well, since reading past them again and again would cost.
+        """
+        statement = select(*self.key_attributes).where(self.condition)
+        if crowded and self.unattempted is not None:
+            statement = statement.where(self.unattempted)
+        if cursor is not None:
+            statement = statement.where(self._after(cursor))
+        order = [column.desc() if newest else column for column in self.key_attributes]
+        return statement.order_by(*order).limit(limit)
+
+    def lock(self, statement: Select[Any]) -> Select[Any]:
+        return self.database.lock(statement, self.entity)
+
+    def children_of(self, wanted: Sequence[PrimaryKey]) -> list[Select[Any]]:
+        """Locks on the children that `every_child` clauses read."""
+        locks = []
+        for every in self.spec.children:
+            columns = every.parent_key
+            parents = columns[0].in_([key[0] for key in wanted]) if len(columns) == 1 else tuple_(*columns).in_(wanted)
+            locks.append(select(*columns).where(parents).with_for_update(read=True))
+        return locks
+
+    @cached_property
+    def tables_named(self) -> frozenset[str]:
+        """Full names of every table that the condition reads."""
+        named = {table.fullname for table in self.mapper.tables}
+        for clause in self.spec.clauses:
+            for part in visitors.iterate(clause):
+                table = part if isinstance(part, Table) else getattr(part, "table", None)
+                if isinstance(table, Table):
+                    named.add(table.fullname)
+        return frozenset(named)
+
+    def among(self, wanted: Sequence[PrimaryKey]) -> ColumnElement[bool]:
+        """The record's key is one of these."""
+        if len(self.key_attributes) > 1:
+            return tuple_(*self.key_attributes).in_(wanted)
+        column = self.key_attributes[0]
+        values = [key[0] for key in wanted]
+        if self.database.name == "postgresql" and isinstance(self.mapper.primary_key[0].type, Integer | Uuid):
+            return column == any_(bindparam(None, values, type_=ARRAY(self.mapper.primary_key[0].type)))  # type: ignore[no-any-return]  # untyped any_
+        return column.in_(values)  # type: ignore[no-any-return]  # the attribute of a class known only at run time
+
+    def keys_among(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
+        return select(*self.key_attributes).where(self.among(wanted))
+
+    def records_where_it_holds(self, wanted: Sequence[PrimaryKey] | None = None) -> Select[Any]:
+        statement = select(self.entity).where(self.condition)
+        if wanted is not None:
+            statement = statement.where(self.among(wanted))
+        return statement.options(*self.options) if self.options else statement
+
+    def records_with_truth(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
+        """The records of these keys, each with whether its condition holds now."""
+        holds = func.coalesce(self.condition, not_(true())).label("groundstate_holds")
+        statement = select(self.entity, holds).where(self.among(wanted))
+        return statement.options(*self.options) if self.options else statement
+
+    def clause_truths(self, key: PrimaryKey) -> Select[Any]:
+        """One row: for each clause whether it holds for this record."""
+        truths: list[Any] = [func.coalesce(clause, not_(true())).label(f"clause_{number}") for number, clause in enumerate(self.spec.clauses)]
+        return select(*truths).select_from(self.entity).where(self.among([key]))
+
+    def still_holding(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
+        """Keys (and occurrence) of those whose condition holds: what made no progress, if the occurrence is the same."""
+        return select(*self.key_attributes, *self.spec.occurrence).where(self.condition, self.among(wanted))
+
+    def _after(self, cursor: PrimaryKey) -> ColumnElement[bool]:
+        if len(cursor) == 1:
+            return self.key_attributes[0] > cursor[0]  # type: ignore[no-any-return]  # as above
+        return tuple_(*self.key_attributes) > tuple_(*[bindparam(None, value, type_=c.type) for value, c in zip(cursor, self.mapper.primary_key, strict=True)])
+
+    # ---- attempts that keep a record from being taken --------------------------------------------------------------------------
+    @cached_property
+    def text_in_sql(self) -> ColumnElement[str] | None:
+        """The canonical text of the key as SQL, where it can be said; only to leave rows out early, never to decide."""
+        if len(self.mapper.primary_key) > 1:
+            return None
+        kind = self.mapper.primary_key[0].type
+        if isinstance(kind, Integer) or (isinstance(kind, Uuid) and self.database.name == "postgresql"):
+            return cast(self.key_attributes[0], Text)
+        return self.key_attributes[0] if isinstance(kind, String) else None
+
+    @cached_property
+    def unattempted(self) -> ColumnElement[bool] | None:
+        written = self.text_in_sql
+        if written is None:
+            return None
+        mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
+        if self.spec.occurrence:
+            mine = mine.where(blocking)
+        clause = not_(mine.exists())
+        if self.spec.fact is None:
+            others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)
+            clause = and_(clause, not_(others.exists()))
+        return clause
+
+
+blocking: ColumnElement[bool] = or_(attempt.c.state == "begun", attempt.c.unsure)
+
+
+def any_text(database: Database, column: ColumnElement[Any], values: Iterable[str]) -> ColumnElement[bool]:
+    """`column` is one of many texts: one array parameter on PostgreSQL, so that the statement's text stays the same."""
+    wanted = list(values)
+    if database.name == "postgresql":
+        return column == any_(bindparam(None, wanted, type_=ARRAY(Text)))
+    return column.in_(wanted)
+
+
+def sql_text(expression: ColumnElement[Any], database: Database) -> str:
+    """An expression as SQL text in the database's dialect, values written out; with their list beside it where a type cannot be written."""
+    dialect = database.engine.dialect
+    try:
+        return str(expression.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+    except (CompileError, NotImplementedError):
+        compiled = expression.compile(dialect=dialect)
+        return f"{compiled} -- {compiled.params}"
+
+
+def _python_type(column: Any) -> type:
+    try:
+        return column.type.python_type  # type: ignore[no-any-return]  # Column[Any]
+    except NotImplementedError:
+        return str

@@ -1,0 +1,151 @@
+"""Which reactions this database has seen, under which condition: new and changed ones are not started silently (hazards 49, 50)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, not_, select, text, true, update
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import attempts
+from groundstate.engine.claim import Taken
+from groundstate.engine.life import Life
+from groundstate.engine.plain import new_attempt
+from groundstate.engine.question import PrimaryKey, Question
+from groundstate.rules import attempt as rules
+from groundstate.store import tables
+from groundstate.store.port import Database
+from groundstate.store.tables import reaction as table
+
+BASELINE = "baseline"
+COUNTED_MAX = 100_000  # beyond this 'at least so many' is said
+
+
+@dataclass(frozen=True)
+class Known:
+    """What this database knows of a reaction."""
+
+    name: str
+    key_name: str
+    condition: str
+    suspect: bool
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A reaction that would match rows present before it: not started until somebody says so."""
+
+    name: str
+    rows: int
+    changed: bool  # it was known under another condition
+
+    @property
+    def words(self) -> str:
+        many = f"at least {self.rows:,}" if self.rows >= COUNTED_MAX else f"{self.rows:,}"
+        what = "its condition changed and newly matches" if self.changed else "it is new here and matches"
+        return (
+            f"{self.name} is not started: {what} {many} rows that were there before. "
+            f"Carry them out: groundstate init --accept {self.name}. Leave them and start with new ones: groundstate init --baseline {self.name}"
+        )
+
+
+def known(connection: Connection, app: str) -> dict[str, Known]:
+    rows = connection.execute(
+        select(table.c.name, table.c.key_name, table.c.condition, table.c.suspect).where(table.c.app == app, table.c.name != "")
+    )
+    return {row.name: Known(row.name, row.key_name, row.condition, row.suspect) for row in rows}
+
+
+def newcomers(connection: Connection, questions: Sequence[Question], seen: dict[str, Known]) -> tuple[list[Question], list[Newcomer]]:
+    """Reactions to be written down silently, since they match nothing that was there before; and those that must be accepted."""
+    silent: list[Question] = []
+    loud: list[Newcomer] = []
+    for question in questions:
+        before = seen.get(question.spec.name)
+        if before is not None and before.condition == question.condition_text:
+            continue
+        count = _newly_matching(connection, question, before.condition if before else None)
+        if count == 0:
+            silent.append(question)
+        else:
+            loud.append(Newcomer(question.spec.name, count, changed=before is not None))
+    return silent, loud
+
+
+def _newly_matching(connection: Connection, question: Question, old: str | None) -> int:
+    if old is not None:
+        try:
+            with connection.begin_nested():
+                return _count(connection, question, not_(func.coalesce(text(f"({old})"), not_(true()))))
+        except DBAPIError:
+            pass  # the old SQL is no longer valid here: as new
+    return _count(connection, question, true())
+
+
+def _count(connection: Connection, question: Question, also: ColumnElement[bool]) -> int:
+    some = select(*question.key_attributes).where(and_(question.condition, also)).limit(COUNTED_MAX).subquery()
+    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+
+
+def write(life: Life, questions: Sequence[Question]) -> None:
+    """Accepts these reactions under their present condition."""
+    with life.transaction() as tx:
+        seen = known(tx.connection, life.app)
+        for question in questions:
+            name = question.spec.name
+            if name in seen:
+                tx.connection.execute(
+                    update(table).where(table.c.app == life.app, table.c.name == name).values(condition=question.condition_text, seen_at=tx.now)
+                )
+            else:
+                tx.connection.execute(
+                    insert(table).values(
+                        app=life.app, name=name, key_name=name, condition=question.condition_text, suspect=False, seen_at=tx.now
+                    )
+                )
+
+
+def baseline(life: Life, question: Question, *, at_once: int = 1000) -> int:
+    """Holds each row that matches now, why 'baseline' (rules.md 32); returns how many. The sweep lets go of those whose condition is gone."""
+    count, cursor = 0, None
+    while True:
+        with life.transaction() as tx:
+            keys = [tuple(row) for row in tx.connection.execute(question.keys_after(cursor, at_once, crowded=False))]
+            if not keys:
+                return count
+            records = list(tx.session.execute(question.records_where_it_holds(keys)).unique().scalars())
+            held = [
+                rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt
+                for one in (_taken(question, record) for record in records)
+            ]
+            attempts.insert(tx.database, tx.connection, [replace(one, blocks=None) for one in held])
+            count += len(held)
+            cursor = keys[-1]
+
+
+def _taken(question: Question, record: object) -> Taken:
+    key: PrimaryKey = question.key_of(record)
+    return Taken(key, question.record_text(key), question.occurrence_text(record), record)
+
+
+def removed(connection: Connection, app: str, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Reactions with open attempts that this code does not declare, and how many: refused at the start, never dropped."""
+    rows = connection.execute(
+        select(tables.attempt.c.reaction, func.count())
+        .where(tables.attempt.c.app == app, tables.attempt.c.reaction.not_in(list(names)))
+        .group_by(tables.attempt.c.reaction)
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def has_triggers(connection: Connection, database: Database, question: Question) -> bool:
+    """Whether the record's table has triggers: then what we wrote is not surely what stands there."""
+    table_ = question.mapper.local_table
+    name, schema = getattr(table_, "name", ""), getattr(table_, "schema", None)
+    if database.locks_rows:
+        where = text("select 1 from pg_trigger where tgrelid = to_regclass(:name) and not tgisinternal limit 1")
+        quoted = database.engine.dialect.identifier_preparer.format_table(table_)
+        return connection.execute(where, {"name": quoted}).first() is not None
+    master = f'"{schema}".sqlite_master' if schema else "sqlite_master"
+    return connection.execute(text(f"select 1 from {master} where type = 'trigger' and tbl_name = :name limit 1"), {"name": name}).first() is not None  # noqa: S608

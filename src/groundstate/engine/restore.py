@@ -1,0 +1,163 @@
+"""A database that went back in time: noticed by signs, and each call of the lost time put in doubt (hazard 46)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy import insert, select, update
+
+from groundstate.engine import attempts
+from groundstate.engine.begin import LONG_AGO
+from groundstate.engine.life import Life
+from groundstate.engine.plain import new_attempt
+from groundstate.engine.question import Question
+from groundstate.rules.attempt import Attempt, State
+from groundstate.store import tables
+from groundstate.store.tables import reaction as reaction_table
+
+log = logging.getLogger("groundstate")
+AT_ONCE = 1000
+
+
+def sign(life: Life) -> str | None:
+    """Why the database seems to have gone back in time; None where no sign shows it."""
+    lost = _lost_count(life)
+    if lost:
+        return lost
+    if life.database.settings.failover == "lossless":
+        return None
+    now, before = life.database.identity(), remembered(life)
+    if before is None or now is None or _same(before, now):
+        return None
+    return f"the store's identity changed from {before} to {now}"
+
+
+def _same(before: str, now: str) -> bool:
+    """Equal but for what cannot be seen on one side (the timeline, while in recovery)."""
+    old, new = json.loads(before), json.loads(now)
+    return all(old.get(name) == value for name, value in new.items() if value is not None and old.get(name) is not None)
+
+
+def remembered(life: Life) -> str | None:
+    """The store's identity as it was written down."""
+    with life.database.reading() as connection:
+        return connection.execute(
+            select(reaction_table.c.condition).where(reaction_table.c.app == "", reaction_table.c.name == "")
+        ).scalar_one_or_none()
+
+
+def remember(life: Life) -> None:
+    """Writes the store's identity down."""
+    identity = life.database.identity()
+    if identity is None:
+        return
+    with life.transaction() as tx:
+        mine = (reaction_table.c.app == "", reaction_table.c.name == "")
+        changed = tx.connection.execute(update(reaction_table).where(*mine).values(condition=identity, seen_at=tx.now)).rowcount
+        if not changed:
+            tx.connection.execute(
+                insert(reaction_table).values(app="", name="", key_name="", condition=identity, suspect=False, seen_at=tx.now)
+            )
+
+
+def _lost_count(life: Life) -> str | None:
+    """A witness that remembers more begun calls of a life than the database does, or a life that it does not know."""
+    witnesses = life.witness.read() if life.witness else {}
+    if not witnesses:
+        return None
+    with life.database.reading() as connection:
+        counts = {row.life: row.begins for row in connection.execute(select(tables.worker.c.life, tables.worker.c.begins))}
+    for witnessed, count in witnesses.items():
+        if witnessed not in counts:
+            return f"a life that began {count} calls is not known to this database"
+        if counts[witnessed] < count:
+            return f"a life began {count} calls, and this database knows of {counts[witnessed]}"
+    return None
+
+
+def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
+    """Puts each pending call in doubt, and makes its reactions suspect until a person trusts them; returns how many doubts there are."""
+    log.error("the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, then `groundstate trust`", why)
+    with_call = [question for question in questions if question.spec.call is not None]
+    count = 0
+    with life.transaction() as tx:
+        for question in with_call:
+            tx.connection.execute(
+                update(reaction_table)
+                .where(reaction_table.c.app == life.app, reaction_table.c.name == question.spec.name)
+                .values(suspect=True)
+            )
+    life.suspects |= {question.spec.name for question in with_call}
+    for question in with_call:
+        count += _doubt_attempts(life, question)
+        count += _doubt_matching(life, question)
+    _forget_old_witnesses(life)
+    remember(life)
+    return count
+
+
+def _doubt_attempts(life: Life, question: Question) -> int:
+    """Attempts that came back with the backup know nothing of the lost time either."""
+    spec, table = question.spec, tables.attempt
+    count = 0
+    cursor: tuple[str, str] = ("", "")
+    while True:
+        with life.transaction() as tx:
+            statement = (
+                attempts.rows(table.c.app == spec.app, table.c.reaction == spec.name, attempts.after((table.c.record, table.c.occurrence), cursor))
+                .order_by(table.c.record, table.c.occurrence)
+                .limit(AT_ONCE)
+            )
+            some = [attempts.from_row(row) for row in tx.connection.execute(attempts.locked(tx.database, statement))]
+            if not some:
+                return count
+            changed: list[tuple[Attempt, Attempt]] = []
+            for one in some:
+                held = one.state is State.HELD
+                changed.append((one, replace(
+                    one, state=State.HELD if held else State.DOUBT, unsure=True, worker=life.id, first_at=LONG_AGO,
+                    deadline=tx.now + spec.terms.timeout, next_at=None if held else tx.now, why=one.why or WHY,
+                )))  # fmt: skip
+            attempts.save(tx.connection, changed)
+            count += len(changed)
+            cursor = (some[-1].record, some[-1].occurrence)
+
+
+WHY = "the database went back in time: it may have been called in the lost time"
+
+
+def _doubt_matching(life: Life, question: Question) -> int:
+    """A doubt for each record that matches: it may have been called in the lost time."""
+    spec = question.spec
+    count, cursor = 0, None
+    while True:
+        with life.transaction() as tx:
+            keys = [tuple(row) for row in tx.connection.execute(question.keys_after(cursor, AT_ONCE, crowded=False))]
+            if not keys:
+                return count
+            if tx.database.locks_rows:
+                tx.connection.execute(question.keys_among(keys).with_for_update(key_share=True))
+            new = []
+            for record in tx.session.execute(question.records_where_it_holds(keys)).unique().scalars():
+                text = question.record_text(question.key_of(record))
+                fresh = new_attempt(life, question, text, question.occurrence_text(record), tx.now)
+                new.append(replace(
+                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO, deadline=tx.now + spec.terms.timeout, next_at=tx.now, why=WHY
+                ))  # fmt: skip
+            attempts.insert(tx.database, tx.connection, new)
+            count += len(new)
+            cursor = keys[-1]
+
+
+def _forget_old_witnesses(life: Life) -> None:
+    """Their lives are not of this database any more; ours is."""
+    if life.witness is None:
+        return
+    with life.database.reading() as connection:
+        known = set(connection.execute(select(tables.worker.c.life)).scalars())
+    for witnessed in life.witness.read():
+        if witnessed not in known:
+            life.witness.erase(witnessed)

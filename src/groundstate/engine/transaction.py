@@ -1,0 +1,84 @@
+"""One transaction of ours: its connection, its session, its one moment. Never spans a call, never outlives its block.
+
+Inside it a handler may not commit, and what it writes past the unit of work is noticed, since that cannot be told from its record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, event, select
+from sqlalchemy.orm import Session
+
+from groundstate.engine import hints
+from groundstate.store.port import Database
+from groundstate.values.answers import Moment
+from groundstate.values.errors import StateRefused
+
+OURS = "groundstate"  # in session.info: a session of the engine, whose commits give their hints themselves
+_READS = ("SELECT", "WITH", "SAVEPOINT", "RELEASE", "ROLLBACK", "PRAGMA", "VALUES", "SET", "SHOW")
+
+
+@dataclass
+class Transaction:
+    """What a handler runs in. `now` is the database's clock, one value for all of it."""
+
+    database: Database
+    connection: Connection
+    session: Session
+    now: datetime
+    touched: hints.Touched = field(default_factory=hints.Touched)
+    strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
+    watching: bool = False
+
+    def moment(self, *, due: datetime | None = None, call_no: int = 0, restarted: bool = False) -> Moment:
+        at = due or self.now
+        return Moment(now=self.now, due=at, late_by=max(self.now - at, timedelta()), call_no=call_no, restarted=restarted)
+
+
+class OurSession(Session):
+    """A session inside a transaction of ours: it cannot be committed by a handler."""
+
+
+def _refuse_commit(session: Session) -> None:
+    if not session.in_nested_transaction():
+        raise StateRefused("a handler runs inside our transaction and cannot commit it: remove session.commit() and let the handler return")
+
+
+event.listen(OurSession, "before_commit", _refuse_commit)
+
+
+def _watch(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+    transaction: Transaction | None = connection.info.get(OURS)
+    if transaction is None or not transaction.watching or getattr(transaction.session, "_flushing", False):
+        return
+    if not statement.lstrip("( \n\t").upper().startswith(_READS):
+        transaction.strays.append(statement)
+
+
+def watch(database: Database) -> None:
+    """Lets transactions notice what a handler writes with Core statements. Once an engine."""
+    if not event.contains(database.engine, "before_cursor_execute", _watch):
+        event.listen(database.engine, "before_cursor_execute", _watch)
+
+
+@contextmanager
+def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Transaction]:
+    """A transaction that commits at the end of the block, and rolls back on any exception. Its hints go out after the commit."""
+    touched = hints.Touched()
+    with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info={OURS: True}) as session:
+        now = connection.execute(select(database.now())).scalar_one()
+        transaction = Transaction(database, connection, session, now, touched)
+        connection.info[OURS] = transaction
+        try:
+            yield transaction
+            session.flush()
+        finally:
+            connection.info.pop(OURS, None)
+        touched.merge(hints.collected(session))
+    if touched:
+        hints.tell(touched)

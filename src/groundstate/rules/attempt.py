@@ -1,0 +1,401 @@
+"""The transitions of an attempt: the table of what happened to what, and nothing else.
+
+Each function is told one attempt and what happened to it, and says what is to become of it. The rows are those of the attempt table in
+the docs, and no other transition exists; `protocol.pml` checks the same rows with a model checker, so change both or neither. Pure: no
+clock, no dice, no table. A deleted record comes before every other row, and settling never asks whether something blocks it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from groundstate.rules.policy import MARGIN, InDoubt, Retry
+from groundstate.rules.retry import last_try_used
+
+
+class State(StrEnum):
+    BEGUN = "begun"
+    DOUBT = "doubt"
+    FAILED = "failed"
+    HELD = "held"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A row of `groundstate_attempt` (see the docs page of that name for each column)."""
+
+    app: str
+    reaction: str
+    record: str
+    occurrence: str
+    state: State
+    worker: int
+    call: int
+    call_no: int
+    unsure: bool
+    since: datetime
+    first_at: datetime
+    deadline: datetime
+    failures: int = 0
+    next_at: datetime | None = None
+    error: str | None = None
+    why: str | None = None
+    outcome: str | None = None  # JSON array; None where there is none
+    blocks: str | None = None
+    together: int = 0  # careful mode: how many were begun together; 0 outside it
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        return (self.app, self.reaction, self.record, self.occurrence)
+
+    @property
+    def blocking(self) -> bool:
+        """Whether no other reaction, and no other occurrence of its own, may take the record."""
+        return self.state is State.BEGUN or self.unsure
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the reaction's author chose, as far as transitions depend on it."""
+
+    policy: InDoubt | None  # None for a reaction without a call
+    retry: Retry
+    timeout: timedelta = timedelta()
+    has_find: bool = False
+
+    @property
+    def settle_after(self) -> timedelta:
+        """How long after its deadline a call may still land."""
+        chosen = self.policy.settle_after if self.policy else None
+        return self.timeout if chosen is None else chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was read under the record's lock."""
+
+    exists: bool
+    holds: bool  # condition and occurrence, both
+
+    @property
+    def gone(self) -> bool:
+        return not self.holds
+
+
+# ---- what is to become of it ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The attempt becomes this."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """The attempt is deleted; `say` is a line for the log where that must not be silent."""
+
+    say: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conclude:
+    """Run the handler with the outcome. What it does decides: see `handled`. `loudly` is said in the log."""
+
+    loudly: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overtaken:
+    """The outcome came, and the condition or occurrence no longer holds: the overtaken handler, or the default, answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Begin a call for it, with what must stay of the attempt."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the find."""
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """Run the `gave_up` handler; without one, or without progress, hold."""
+
+    unsure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing changes now."""
+
+
+Decision = Keep | Delete | Conclude | Overtaken | Begin | Ask | GaveUp | Wait
+
+
+# ---- begun ---------------------------------------------------------------------------------------------------------------------
+def returned(attempt: Attempt, facts: Facts) -> Decision:
+    """Its call returned, or a doubt was found: the outcome is in hand. Never a new call from here."""
+    if not facts.exists:
+        return Overtaken()
+    return Conclude() if facts.holds else Overtaken()
+
+
+def outcome_refused(attempt: Attempt, why: str, error: str | None, outcomes: str) -> Keep:
+    """An outcome is there, and the handler raised, made no progress, its flush was refused, or nobody could take it."""
+    return Keep(replace(attempt, state=State.HELD, unsure=False, outcome=outcomes, why=why, error=error, next_at=None))
+
+
+def not_done(attempt: Attempt, error: str, next_at: datetime, *, counts: bool) -> Keep:
+    """The call was surely not done. `counts` is False for Busy. That says nothing of an earlier call: doubt stays."""
+    state = State.DOUBT if attempt.unsure else State.FAILED
+    return Keep(replace(attempt, state=state, failures=attempt.failures + counts, next_at=next_at, error=error))
+
+
+def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> Keep:
+    """The call timed out, or raised what says nothing about the outside."""
+    return Keep(
+        replace(
+            attempt,
+            state=State.DOUBT,
+            unsure=True,
+            failures=attempt.failures + 1,
+            next_at=next_at,
+            error=error,
+            deadline=max(attempt.deadline, now),
+        )
+    )
+
+
+def adopted(attempt: Attempt, adopter: int, now: datetime, *, has_call: bool, alone: bool) -> Keep:
+    """Its worker is no more, and the adopter holds that worker's lock.
+
+    alone: it was the only one begun in its group (careful mode, hazard 25); outside careful mode every end without an outcome counts.
+    """
+    if attempt.state is State.DOUBT:
+        return Keep(replace(attempt, worker=adopter, deadline=max(attempt.deadline, now)))
+    died = "its worker ended while it was carried out"
+    counts = alone or (has_call and attempt.together == 0)
+    if not has_call:
+        if alone and attempt.why is not None:
+            return Keep(replace(attempt, state=State.HELD, worker=adopter, failures=attempt.failures + 1, next_at=None, error=died, why=KILLED))
+        why = KILLED if alone else None
+        return Keep(replace(attempt, state=State.FAILED, worker=adopter, failures=attempt.failures + counts, next_at=now, error=died, why=why))
+    return Keep(
+        replace(
+            attempt,
+            state=State.DOUBT,
+            unsure=True,
+            worker=adopter,
+            failures=attempt.failures + counts,
+            next_at=now,
+            error=died,
+            deadline=max(attempt.deadline, now),
+        )
+    )
+
+
+KILLED = "its worker ended while this record alone was carried out"
+
+
+def did_not_go_out(attempt: Attempt, now: datetime) -> Keep | Delete:
+    """Its worker lives and knows that the call did not go out, or has no such call in memory (a COMMIT that landed after all)."""
+    if attempt.unsure:
+        return Keep(replace(attempt, state=State.DOUBT, next_at=now))
+    if attempt.failures > 0:
+        return Keep(replace(attempt, state=State.FAILED, next_at=now))
+    return Delete()
+
+
+# ---- doubt ---------------------------------------------------------------------------------------------------------------------
+def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decision:
+    """A doubt of ours, due to be looked at, whose thread does not run any more."""
+    policy = terms.policy
+    if policy is None:
+        return Keep(replace(attempt, state=State.HELD, next_at=None, why="the reaction makes no call any more: settle what became of this one"))
+    if not facts.exists:
+        return Keep(replace(attempt, state=State.HELD, next_at=None, why="the record was deleted while its call was in doubt"))
+    spent = last_try_used(terms.retry, attempt.failures, attempt.since, now)
+    match policy.kind:
+        case "hold":
+            return Keep(replace(attempt, state=State.HELD, next_at=None, why="in doubt, and its policy is hold(): a person decides"))
+        case "ask":
+            return Ask()
+        case "again":
+            if facts.gone:
+                return Delete("in doubt under again(), and its condition no longer holds: let go")
+            return GaveUp(unsure=True) if spent else Begin(attempt)
+        case "same_key":
+            if facts.holds and not key_too_old(attempt, terms, now):
+                if spent:
+                    return Keep(replace(attempt, state=State.HELD, next_at=None, why="in doubt, and the last try was used"))
+                return Begin(attempt)
+            if terms.has_find:
+                return Ask()
+            why = "in doubt, and its key is too old to call again" if facts.holds else "in doubt, and its condition no longer holds"
+            return Keep(replace(attempt, state=State.HELD, next_at=None, why=why))
+
+
+def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
+    """Whether the provider may forget the key before a call begun now has surely landed."""
+    if terms.policy is None or terms.policy.kept_for is None:
+        return False
+    return attempt.first_at + terms.policy.kept_for <= now + terms.timeout + MARGIN + terms.settle_after
+
+
+def absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, now: datetime, next_at: datetime) -> Decision:
+    """A find answered Absent to a question asked at `asked_at` by the database's clock."""
+    if not facts.exists:
+        return Keep(replace(attempt, state=State.HELD, next_at=None, why="the record was deleted while its call was in doubt"))
+    if asked_at <= attempt.deadline + terms.settle_after:
+        return unknown(attempt, terms, now, next_at, "asked before its call could no longer be on its way")
+    if facts.holds:
+        return Keep(replace(attempt, state=State.FAILED, unsure=False, next_at=now))
+    return Delete()
+
+
+def unknown(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str | None) -> Keep:
+    """A find answered Unknown, raised, or answered Absent to a question asked too early."""
+    return Keep(replace(attempt, next_at=next_at, error=error or attempt.error))
+
+
+def unknown_for_too_long(attempt: Attempt, why: str) -> Keep:
+    """Nobody could say for a day (or `give_up_after`) what became of it."""
+    return Keep(replace(attempt, state=State.HELD, next_at=None, why=why))
+
+
+# ---- failed --------------------------------------------------------------------------------------------------------------------
+def retry_failed(attempt: Attempt, terms: Terms, facts: Facts, now: datetime, *, blocked: bool) -> Decision:
+    """A failed attempt whose `next_at` has passed."""
+    if facts.gone or not facts.exists:
+        return Delete()
+    if last_try_used(terms.retry, attempt.failures, attempt.since, now):
+        return GaveUp(unsure=False)
+    return Wait() if blocked else Begin(attempt)
+
+
+def held_as(attempt: Attempt, why: str, *, error: str | None = None) -> Keep:
+    """Held for a person, with the reason; what is unsure stays so."""
+    return Keep(replace(attempt, state=State.HELD, next_at=None, why=why, error=error or attempt.error))
+
+
+# ---- a call is begun -----------------------------------------------------------------------------------------------------------
+def begun(attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: datetime, together: int = 0) -> Attempt:
+    """The attempt with a new call: unsure and the key's age stay where an earlier call may have been made."""
+    return replace(
+        attempt,
+        state=State.BEGUN,
+        worker=worker,
+        call=call,
+        call_no=attempt.call_no + 1,
+        first_at=attempt.first_at if attempt.unsure else now,
+        deadline=deadline,
+        next_at=None,
+        together=together,
+    )
+
+
+# ---- words that come late --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class HoldNew:
+    """The attempt is gone: a held one is written anew with the outcome, unless an overtaken handler takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddOutcome:
+    """The attempt keeps this outcome beside those it has; `unsure` is what it becomes."""
+
+    unsure: bool
+    loudly: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """It says nothing new; a line in the log."""
+
+    say: str
+
+
+Late = Conclude | HoldNew | AddOutcome | Drop
+
+
+def late(attempt: Attempt | None, policy: InDoubt | None) -> Late:
+    """An outcome of a call that is no longer the attempt's latest: evidence that the outside was acted on, whoever asks."""
+    if attempt is None:
+        if policy is not None and policy.kind == "again":
+            return Drop("an outcome came after its attempt was settled, under again(): let go")
+        return HoldNew()
+    match attempt.state:
+        case State.DOUBT:
+            return Conclude()
+        case State.FAILED:
+            return Conclude("an outcome came though its call was told absent: find or a person was wrong")
+        case State.BEGUN if attempt.unsure:
+            return Conclude()
+        case State.BEGUN:
+            return AddOutcome(unsure=True, loudly="an outcome of an earlier call came while a new one is in the air: held")
+        case State.HELD if attempt.outcome is not None:
+            return AddOutcome(unsure=attempt.unsure)
+        case State.HELD if attempt.unsure:
+            return Conclude()
+        case _:
+            return AddOutcome(unsure=False)
+
+
+# ---- a person ----------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Not possible now; why, and what is."""
+
+    why: str
+
+
+def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclude | Refuse:
+    """`groundstate retry`: an outcome in hand is concluded again, and is never a new call."""
+    fresh = replace(attempt, failures=0, since=now, next_at=now, why=None)
+    if attempt.state is State.FAILED:
+        return Keep(replace(attempt, next_at=now, failures=0, since=now))
+    if attempt.state is not State.HELD:
+        return Refuse(f"it is {attempt.state}, not held: it is carried out by a worker")
+    if attempt.outcome is not None:
+        if attempt.unsure and now <= attempt.deadline + terms.settle_after:
+            return Refuse("a later call of it may still be on its way: retry it after its deadline and settle_after")
+        return Conclude()
+    if not attempt.unsure:
+        return Keep(replace(fresh, state=State.FAILED))
+    policy = terms.policy
+    if policy is None or policy.kind == "hold" or (key_too_old(attempt, terms, now) and not terms.has_find):
+        return Refuse("nobody can say what became of its call: settle it as absent or with its outcome first")
+    return Keep(replace(fresh, state=State.DOUBT))
+
+
+def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decision | Refuse:
+    """`groundstate settle --absent`: a person says that the outside was not acted on."""
+    if attempt.state is not State.HELD:
+        return Refuse(f"it is {attempt.state}, not held: its policy settles it")
+    if not attempt.unsure:
+        return Refuse("no call of it is in doubt: `retry` or `forget` it")
+    if now <= attempt.deadline + terms.settle_after:
+        until = attempt.deadline + terms.settle_after
+        return Refuse(f"its call may still be on its way until {until.isoformat(timespec='seconds')}: settle it as absent after that")
+    if attempt.outcome is not None:
+        return Keep(replace(attempt, unsure=False))
+    if facts.exists and facts.holds:
+        return Keep(replace(attempt, state=State.FAILED, unsure=False, failures=0, since=now, next_at=now, why=None))
+    return Delete()
+
+
+def person_forget(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Delete | Refuse:
+    """`groundstate forget`: refused while condition and occurrence hold, since that would be a new call."""
+    if attempt.state is not State.HELD:
+        return Refuse(f"it is {attempt.state}, not held")
+    if facts.exists and facts.holds:
+        return Refuse("its condition holds, so forgetting it would be a new call: change the record first, or `retry` or `settle` it")
+    if attempt.unsure and now <= attempt.deadline + terms.settle_after:
+        return Refuse("its call may still be on its way; forget it after its deadline and settle_after")
+    return Delete()

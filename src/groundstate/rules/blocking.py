@@ -1,0 +1,36 @@
+"""Whether a record may be taken, given the attempts that stand on it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from groundstate.rules.attempt import Attempt, State
+
+
+def blocker(app: str, reaction: str, occurrence: str, attempts: Iterable[Attempt], *, fact: bool) -> Attempt | None:
+    """The attempt that keeps the reaction from this record, other than its own for this occurrence.
+
+    A begun or unsure attempt keeps out every other reaction on the table, and its own reaction under every other occurrence
+    (hazards 13, 57). A reaction with a fact is kept out by its own attempts only.
+    """
+    for one in attempts:
+        mine = one.app == app and one.reaction == reaction
+        if mine and one.occurrence == occurrence:
+            continue
+        if one.blocking and (mine or (not fact and one.blocks is not None)):
+            return one
+    return None
+
+
+def own(app: str, reaction: str, occurrence: str, attempts: Iterable[Attempt]) -> Attempt | None:
+    """The reaction's own attempt for this occurrence."""
+    for one in attempts:
+        if one.app == app and one.reaction == reaction and one.occurrence == occurrence:
+            return one
+    return None
+
+
+def due(attempt: Attempt, now: datetime) -> bool:
+    """Whether a failed attempt or a doubt may be looked at now."""
+    return attempt.state in (State.FAILED, State.DOUBT) and (attempt.next_at is None or attempt.next_at <= now)

@@ -1,0 +1,112 @@
+"""What was declared, as values: outsides, calls and reactions. Holds SQL expressions and functions; runs neither.
+
+The public classes of `groundstate.app` check what a user wrote and make these; the engine reads these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import InstrumentedAttribute, Mapper
+
+from groundstate.rules.attempt import Terms
+from groundstate.rules.policy import InDoubt, Retry
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A user's function and what it wants beside its first arguments: parameter name -> what is supplied for it.
+
+    Supplies are: 'session', 'at', 'key', 'client', 'occurrence', and of a call_many 'keys'.
+    """
+
+    call: Callable[..., Any]
+    wants: Mapping[str, str] = field(default_factory=dict)
+    is_async: bool = False
+
+    def __call__(self, *args: Any, **supplies: Any) -> Any:
+        """Calls it with those of `supplies` that it wants."""
+        return self.call(*args, **{name: supplies[what] for name, what in self.wants.items()})
+
+    @property
+    def name(self) -> str:
+        return getattr(self.call, "__qualname__", repr(self.call))
+
+
+@dataclass(frozen=True, eq=False)
+class OutsideSpec:
+    """An endpoint. `not_done`: exception types, or dotted paths of such, that mean that surely nothing happened."""
+
+    name: str
+    limit: int = 100
+    not_done: Sequence[type[Exception] | str] = ()
+    client: Callable[[], Any] | None = None
+
+
+@dataclass(eq=False)
+class CallSpec:
+    """A call to an outside. `find` is set by the decorator of that name, after the call was declared."""
+
+    outside: OutsideSpec
+    function: Function
+    in_doubt: InDoubt
+    timeout: timedelta
+    retry: Retry
+    load: Sequence[Any] = ()  # SQLAlchemy loader options for the snapshot
+    stop_when_overtaken: bool = False
+    many: int | None = None  # how many records one outside call is made for; None for an ordinary call
+    find: Function | None = None
+    outcome_type: Any = Any  # the annotation of what it returns, resolved; of a call_many that of one record's outcome
+    argument_type: Any = Any  # the annotation of what it takes, resolved; of a call_many that of one
+    wants_keys: str | None = None  # call_many: the name of the parameter that takes the Sequence[Key]
+
+
+@dataclass(frozen=True, eq=False)
+class EveryChild:
+    """A clause 'has children, and none for which a clause does not hold'. Its expression is among the reaction's clauses.
+
+    parent_key: the child's columns that name the parent's primary key, in the parent mapper's order.
+    """
+
+    child: type
+    relationship: str
+    parent_key: Sequence[InstrumentedAttribute[Any]]
+
+
+@dataclass(eq=False)
+class ReactionSpec:
+    """A reaction, declared and checked."""
+
+    app: str
+    name: str
+    record: type
+    mapper: Mapper[Any]
+    clauses: tuple[ColumnElement[bool], ...]  # operands of the top-level AND; 'fact is NULL' is among them
+    handler: Function
+    call: CallSpec | None = None
+    sends: Function | None = None
+    occurrence: tuple[InstrumentedAttribute[Any], ...] = ()
+    fact: str | None = None  # the attribute's name
+    children: tuple[EveryChild, ...] = ()
+    retry: Retry = field(default_factory=Retry)
+    overtaken: Function | None = None
+    gave_up: Function | None = None
+    outcome_type: Any = Any  # what the handler is annotated with
+    store: Any = None  # the app's Store that owns the record's table
+
+    @property
+    def terms(self) -> Terms:
+        """What the transitions depend on."""
+        if self.call is None:
+            return Terms(policy=None, retry=self.retry)
+        return Terms(self.call.in_doubt, self.call.retry, self.call.timeout, self.call.find is not None)
+
+    @property
+    def table_name(self) -> str:
+        """schema.table of the base mapper: what attempts block by."""
+        table: Any = self.mapper.base_mapper.local_table
+        return str(table.fullname)

@@ -1,0 +1,91 @@
+"""Other PostgreSQL drivers' connection arguments, said in psycopg's words. Nothing here connects, and nothing is dropped that would change
+where a connection leads or how it is secured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from groundstate.values.errors import StoreRefused
+
+_SSL_MODES = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
+_ASYNCPG_SAME = frozenset({"host", "port", "user", "password", "dbname", "passfile", "service", "servicefile", "target_session_attrs"})
+_ASYNCPG_OWN = frozenset(  # how asyncpg works inside; psycopg has its own ways
+    {
+        "async_fallback",
+        "command_timeout",
+        "connection_class",
+        "loop",
+        "max_cacheable_statement_size",
+        "max_cached_statement_lifetime",
+        "prepared_statement_name_func",
+        "record_class",
+    }
+)
+_CACHE_SIZES = frozenset({"statement_cache_size", "prepared_statement_cache_size"})
+_PSYCOPG2_OWN = frozenset({"connection_factory", "cursor_factory", "async", "async_"})
+_PSYCOPG_OURS = frozenset({"autocommit", "row_factory", "cursor_factory", "context"})
+
+
+def from_asyncpg(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What asyncpg was given, for psycopg. Raises StoreRefused, with the cure, for what cannot be said to psycopg."""
+    said: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _ASYNCPG_SAME:
+            said[name] = value
+        elif name == "database":
+            said["dbname"] = value
+        elif name in {"ssl", "sslmode"}:
+            said["sslmode"] = _ssl_mode(value)
+        elif name == "timeout":
+            said["connect_timeout"] = max(1, round(float(value)))
+        elif name == "server_settings":
+            said |= _server_settings(value)
+        elif name in _CACHE_SIZES:
+            # Who turns asyncpg's cache off stands behind a pooler that prepared statements do not pass.
+            said |= {"prepare_threshold": None} if int(value) == 0 else {}
+        elif name not in _ASYNCPG_OWN:
+            message = f"asyncpg's argument {name!r} has no meaning for psycopg, by which groundstate connects: {_CURE}"
+            raise StoreRefused(message)
+    if callable(said.get("password")):
+        message = f"a password that is a function cannot be given to psycopg: {_CURE} (a passfile can be rewritten while the app runs)"
+        raise StoreRefused(message)
+    return said
+
+
+def from_psycopg2(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What psycopg2 was given, for psycopg: both speak libpq's words."""
+    return {("dbname" if name == "database" else name): value for name, value in given.items() if name not in _PSYCOPG2_OWN}
+
+
+def from_psycopg(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What psycopg was given, but for those that change what comes back, which are ours to choose."""
+    return {name: value for name, value in given.items() if name not in _PSYCOPG_OURS}
+
+
+_CURE = "give Store a URL of its own, postgresql+psycopg://..., with libpq's parameters"
+
+
+def _ssl_mode(value: Any) -> str:
+    if value is False:
+        return "disable"
+    if isinstance(value, str) and value in _SSL_MODES:
+        return value
+    message = (
+        "asyncpg's ssl= is a mode's name or False where it can be said to psycopg, and an SSLContext or True cannot:"
+        f" {_CURE}, such as ?sslmode=verify-full&sslrootcert=/path/to/ca.pem"
+    )
+    raise StoreRefused(message)
+
+
+def _server_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    options = []
+    for name, value in settings.items():
+        if name == "application_name":
+            said[name] = value
+        else:
+            escaped = str(value).replace("\\", "\\\\").replace(" ", "\\ ")
+            options.append(f"-c {name}={escaped}")
+    return {**said, "options": " ".join(options)} if options else said

@@ -1,0 +1,198 @@
+"""From what the user gave as a database to the drivers for it. Connects to nothing, and shows no password in what it refuses."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+from urllib.parse import parse_qsl
+
+from sqlalchemy import URL, Engine, StaticPool, make_url
+from sqlalchemy.exc import ArgumentError
+
+from groundstate.store.arguments import from_asyncpg, from_psycopg, from_psycopg2
+from groundstate.store.file_locks import file_lives
+from groundstate.store.port import Lives, Opened, Settings
+from groundstate.store.postgres import PostgresDatabase
+from groundstate.store.session_locks import SessionLives
+from groundstate.store.sqlite import SqliteDatabase
+from groundstate.store.witness import FileWitness
+from groundstate.values.errors import DeclarationError, StoreRefused
+
+
+class AsyncEngineLike(Protocol):
+    """SQLAlchemy's AsyncEngine, of which we need no more, so that its module, which wants greenlet, is not imported."""
+
+    @property
+    def sync_engine(self) -> Engine:
+        """The engine inside."""
+
+
+_SQLITE = {"sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"}
+_POSTGRES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "postgresql": from_psycopg2,
+    "postgres": from_psycopg2,
+    "postgresql+psycopg2": from_psycopg2,
+    "postgresql+psycopg": from_psycopg,
+    "postgresql+psycopg_async": from_psycopg,
+    "postgresql+asyncpg": from_asyncpg,
+}
+_SQLITE_REFUSED = {  # parameters of SQLite's file: URIs, and what each does to us
+    "immutable": "takes the file for one that nobody writes",
+    "nolock": "turns locks off",
+    "vfs": "may lock in another way than other processes do",
+    "cache": "lets connections see each other's unfinished work",
+}
+
+
+def settings_of(
+    database: str | URL | Engine | AsyncEngineLike,
+    direct: str | URL | None = None,
+    witness: str | os.PathLike[str] | None = None,
+    failover: str = "lossy",
+) -> Settings:
+    """What a `Store` was given, resolved to a URL and arguments of a driver that we use: pysqlite or psycopg.
+
+    Args:
+        database: a URL, or an engine, whose URL and connect_args are taken: groundstate connects by an engine of its own.
+        direct: PostgreSQL alone: a URL past a pooler, for the lock that tells who is alive.
+        witness: a folder on another disk than the database, for what each life remembers.
+        failover: "lossy", or "lossless" where no failover of this database can lose a commit.
+
+    Raises:
+        StoreRefused: this database cannot keep the promises; with the cure.
+        DeclarationError: an argument has no meaning here.
+    """
+    if failover not in {"lossy", "lossless"}:
+        message = f"failover={failover!r}: it is 'lossy', or 'lossless' where no failover can lose a commit"
+        raise DeclarationError(message)
+    url, arguments = _given(database)
+    folder = None if witness is None else str(Path(witness).resolve())
+    if url.drivername in _SQLITE:
+        if direct is not None:
+            message = "direct= leads past a pooler, and SQLite has none: leave it out"
+            raise DeclarationError(message)
+        return Settings(_sqlite_url(url, arguments), _sqlite_arguments(arguments), None, folder, failover)
+    if url.drivername not in _POSTGRES:
+        message = f"{_shown(url)}: groundstate works on SQLite and PostgreSQL; give a URL that begins with sqlite:/// or postgresql://"
+        raise StoreRefused(message)
+    past = None if direct is None else _postgres_url(_parsed(direct))[0]
+    ours, by_url = _postgres_url(url)
+    return Settings(ours, {**by_url, **_POSTGRES[url.drivername](arguments)}, past, folder, failover)
+
+
+def open_store(settings: Settings) -> Opened:
+    """The drivers for these settings: the database, a maker of lives, and the witness if there is one. Nothing is connected yet.
+
+    Raises:
+        StoreRefused: psycopg is not installed.
+    """
+    if settings.url.get_backend_name() == "sqlite":
+        return _open_sqlite(settings)
+    _need_psycopg()
+    path = settings.direct or settings.url
+    arguments = {**path.get_dialect()().create_connect_args(path)[1], **settings.connect_args}
+    witness = None if settings.witness is None else FileWitness(settings.witness, settings.url.database or "")
+    return PostgresDatabase(settings), lambda: SessionLives(arguments), witness
+
+
+def _open_sqlite(settings: Settings) -> Opened:
+    database = SqliteDatabase(settings)
+    folder, name = os.path.split(database.path)
+
+    def lives() -> Lives:
+        return file_lives(database.path)
+
+    return database, lives, FileWitness(settings.witness or folder, name)
+
+
+def _need_psycopg() -> None:
+    try:
+        import_module("psycopg")
+    except ImportError as error:  # psycopg itself, or the libpq that it needs
+        message = f"PostgreSQL needs psycopg 3, which cannot be imported ({error}): pip install 'groundstate[postgres]'"
+        raise StoreRefused(message) from error
+
+
+def _given(database: str | URL | Engine | AsyncEngineLike) -> tuple[URL, Mapping[str, Any]]:
+    if isinstance(database, (str, URL)):
+        return _parsed(database), {}
+    engine = cast("Engine | None", getattr(database, "sync_engine", database))
+    if not isinstance(engine, Engine):
+        message = f"a store is made from a URL or a SQLAlchemy engine, not from a {type(database).__name__}"
+        raise DeclarationError(message)
+    if isinstance(engine.pool, StaticPool):
+        message = f"{_shown(engine.url)}: StaticPool has one connection for all, and groundstate's must be its own: use another pool"
+        raise StoreRefused(message)
+    return engine.url, _connect_args(engine)
+
+
+def _connect_args(engine: Engine) -> Mapping[str, Any]:
+    """The connect_args that `create_engine` was given. It keeps them in the function that connects, and nowhere else."""
+    creator = engine.pool._creator  # noqa: SLF001
+    kept = inspect.getclosurevars(creator).nonlocals if inspect.isfunction(creator) else {}
+    if "cparams" not in kept or creator.__module__ != "sqlalchemy.engine.create" or engine.dialect.dispatch.do_connect:
+        message = (
+            f"{_shown(engine.url)}: the engine connects by a function of yours (creator= or a do_connect listener), and groundstate"
+            " connects by itself: give Store the URL with all that is needed, or create_engine's connect_args"
+        )
+        raise StoreRefused(message)
+    by_url = engine.dialect.create_connect_args(engine.url)[1]
+    return {name: value for name, value in kept["cparams"].items() if name not in by_url or by_url[name] != value}
+
+
+def _parsed(url: str | URL) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        message = (
+            "the store's URL cannot be read: write sqlite:///app.db or postgresql://user@host/name, with @ : / in a password as %40 %3A %2F"
+        )
+        raise StoreRefused(message) from None  # what was given may hold a password
+
+
+def _sqlite_url(url: URL, arguments: Mapping[str, Any]) -> URL:
+    path = url.database or ""
+    query: dict[str, Any] = dict(url.query)
+    if path.startswith("file:"):
+        query |= parse_qsl(path.partition("?")[2])
+    if path in {"", ":memory:"} or path.startswith("file::memory:") or query.get("mode") == "memory":
+        message = f"{_shown(url)}: a database in memory dies with the process, and nothing would be left to carry out: use a file, sqlite:///app.db"
+        raise StoreRefused(message)
+    for name in sorted(_SQLITE_REFUSED.keys() & query.keys()):
+        message = f"{_shown(url)}: {name}= {_SQLITE_REFUSED[name]}: leave it out"
+        raise StoreRefused(message)
+    uri = path.startswith("file:") and (arguments.get("uri") or str(query.get("uri")).lower() in {"true", "1"})
+    absolute = url if uri else url.set(database=str(Path(path).resolve()))
+    return absolute.set(drivername="sqlite+pysqlite")
+
+
+def _sqlite_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    ours = {"autocommit", "check_same_thread", "isolation_level", "iter_chunk_size", "loop", "timeout"}
+    return {name: value for name, value in arguments.items() if name not in ours}
+
+
+def _postgres_url(url: URL) -> tuple[URL, dict[str, Any]]:
+    """The URL for psycopg, and what of it psycopg takes as an argument alone."""
+    if url.drivername not in _POSTGRES:
+        message = f"{_shown(url)}: direct= is a URL of the same PostgreSQL, past the pooler: postgresql://..."
+        raise StoreRefused(message)
+    query: dict[str, Any] = dict(url.query)
+    arguments: dict[str, Any] = {}
+    if url.drivername == "postgresql+asyncpg":
+        places: dict[str, Any] = {
+            name: query.pop(name) for name in ("host", "port") if name in query
+        }  # several hosts: SQLAlchemy's own words
+        query = {**places, **from_asyncpg(query)}
+        if "prepare_threshold" in query:
+            arguments["prepare_threshold"] = query.pop("prepare_threshold")
+        query = {name: value if isinstance(value, tuple) else str(value) for name, value in query.items()}
+    return url.set(drivername="postgresql+psycopg", query=query), arguments
+
+
+def _shown(url: URL) -> str:
+    # The query may hold secrets as well (?password=, ?sslpassword=).
+    return url.set(query={}).render_as_string(hide_password=True)

@@ -1,0 +1,103 @@
+"""What the engine asks of a database, and of the locks that tell who is alive. Promises only; the drivers are `sqlite` and `postgres`.
+
+Nothing here says what to carry out: statements over records and attempts are the engine's, in SQLAlchemy, the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Select
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a `Store` was given, resolved: the URL of a sync driver, and what goes with it.
+
+    direct: the URL for the lock, past a pooler; `url` where None. witness: the folder for witness files; None: beside the SQLite file,
+    none on PostgreSQL.
+    """
+
+    url: URL
+    connect_args: dict[str, Any]
+    direct: URL | None = None
+    witness: str | None = None
+    failover: str = "lossy"
+
+
+class Database(Protocol):
+    """One database. Connects at `connect`, not before; refuses there what cannot keep the promises (StoreRefused, with the cure)."""
+
+    engine: Engine
+    settings: Settings
+    name: str  # "sqlite" or "postgresql"
+    locks_rows: bool  # whether `lock` does anything: on SQLite the transaction is the lock
+
+    def connect(self) -> None:
+        """Builds the engine and checks version, durability, file system. Idempotent."""
+
+    def writing(self, *, wait: timedelta | None = None) -> AbstractContextManager[Connection]:
+        """A transaction that writes: BEGIN IMMEDIATE on SQLite; on PostgreSQL with lock_timeout and statement_timeout of our own.
+
+        Commits at the end, rolls back on any exception. `wait`: how long to wait for a lock, 5 s where None.
+        """
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A read-only transaction, refused by the database itself if it writes; works on a standby. Always rolled back."""
+
+    def now(self) -> ColumnElement[datetime]:
+        """The database's clock as an expression: one value a transaction on PostgreSQL, one a statement on SQLite. Of type Instant."""
+
+    def lock(self, select: Select[Any], *of: Any) -> Select[Any]:
+        """The select with row locks on `of`, those locked by others skipped: FOR NO KEY UPDATE SKIP LOCKED; unchanged on SQLite."""
+
+    def someone_wrote(self) -> bool:
+        """Whether another connection may have written since the last question: `PRAGMA data_version`; always True on PostgreSQL."""
+
+    def identity(self) -> str | None:
+        """What changes when the database is put back (hazard 46), as text; None where there is no such sign (SQLite, or not initialised)."""
+
+    def close(self) -> None:
+        """Closes every connection."""
+
+
+class Lives(Protocol):
+    """Locks that die with their holder: one for each life, on something of its own that is otherwise idle.
+
+    Made for one life at a time. A forked child must not use it (it raises) and must not keep the lock alive.
+    """
+
+    def take(self, life: int) -> None:
+        """Begins a life: takes its lock, and proves that it excludes others (the pooler probe). Raises StoreRefused with the cure."""
+
+    def held(self) -> bool:
+        """Whether the lock of this life is surely still held; False once it may be lost. Cheap: asked about each second."""
+
+    def adopting(self, life: int) -> AbstractContextManager[bool]:
+        """Takes the lock of another life while the block runs: yields True where that life is dead and the lock is ours, else False."""
+
+    def alive(self, lives: Sequence[int]) -> dict[int, bool | None]:
+        """For each life whether its lock is taken, without taking any. None where that cannot be seen (a standby)."""
+
+    def release(self) -> None:
+        """Ends the life. Idempotent."""
+
+
+class Witness(Protocol):
+    """16 bytes (life, count) for each life, outside of the database, written after a begin's commit: what a backup does not take back."""
+
+    def write(self, life: int, count: int) -> None:
+        """Remembers the count; no fsync. Never raises: a witness that cannot be written is no witness, and said once in the log."""
+
+    def read(self) -> dict[int, int]:
+        """The count of each life that has a witness here."""
+
+    def erase(self, life: int) -> None:
+        """Forgets a life, before its row in groundstate_worker is deleted."""
+
+
+Opened = tuple[Database, Callable[[], Lives], Witness | None]

@@ -1,0 +1,214 @@
+"""Lives on PostgreSQL: session advisory locks on a connection of its own, which the server ends when it notices that the client is gone.
+
+The connection is otherwise idle, since a backend in a query does not notice. Nothing here touches a table, or waits for a lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from groundstate.store.forks import forsake_in_child, hang_up, refuse_child
+from groundstate.values.errors import StoreRefused
+
+with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+    import psycopg
+
+# The other end must be missed within some ten seconds, by the server and by us. Each is set on its own: a system may lack one.
+_SERVER = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "idle_session_timeout": "0",
+    "statement_timeout": "10000",
+}
+_CLIENT = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10000,
+    "connect_timeout": 10,
+    "application_name": "groundstate life",
+}
+_LOCKS = """
+    FROM (SELECT (classid::bigint << 32) | objid::bigint AS life, pid FROM pg_locks
+          WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS locks
+"""
+_HELD = "SELECT count(*) = 1" + _LOCKS + "WHERE life = %s AND pid = pg_backend_pid()"
+_TAKEN = "SELECT life" + _LOCKS + "WHERE life = ANY(%s)"
+
+_POOLER = (
+    "a pooler in transaction mode stands before this PostgreSQL and gives the lock that tells who is alive to another session:"
+    " give a URL past it, Store(..., direct='postgresql://...'); the work itself may go on through the pooler"
+)
+_SHARED = (
+    "two sessions of this database can hold one advisory lock, so that nothing tells who is alive (some databases that speak"
+    " PostgreSQL's protocol are like that): use PostgreSQL itself"
+)
+
+
+class SessionLives:
+    """Each life holds pg_advisory_lock of its number, by the promises of `port.Lives`.
+
+    connect: psycopg's arguments for a connection past any pooler.
+    """
+
+    def __init__(self, connect: Mapping[str, Any]) -> None:
+        self._arguments = {**_CLIENT, **connect}
+        self._connection: psycopg.Connection[Any] | None = None
+        self._life: int | None = None
+        self._adopted: set[int] = set()
+        self._guard = threading.Lock()
+        self._pid = os.getpid()
+        forsake_in_child(self)
+
+    def take(self, life: int) -> None:
+        """Begins a life on a new connection.
+
+        Raises:
+            StoreRefused: the lock would not tell who is alive (a pooler, an engine without such locks, a standby).
+            OperationalError: SQLAlchemy's, the server cannot be reached just now.
+        """
+        refuse_child(self._pid)
+        self.release()
+        self._connection = self._connected()
+        try:
+            self._lock(self._connection, life)
+            self._prove(self._connection, life)
+        except psycopg.Error as error:
+            self._lose()
+            raise _unreachable(error) from error
+        except BaseException:
+            self._lose()
+            raise
+        self._life = life
+
+    def held(self) -> bool:
+        """Asks the server whether this session, and no other of a pooler, has the lock. Once False it stays so until `take`."""
+        refuse_child(self._pid)
+        life = self._life
+        if life is None:
+            return False
+        if self._ask(_HELD, life) == [(True,)]:
+            return True
+        self._lose()
+        return False
+
+    @contextmanager
+    def adopting(self, life: int) -> Iterator[bool]:
+        """Takes the lock of a dead life while the block runs; yields whether it got it. Nobody adopts who is not alive, nor himself."""
+        refuse_child(self._pid)
+        ours = self._connection
+        with self._guard:
+            # A session gets its own lock again as often as it asks.
+            free = self._life not in (None, life) and life not in self._adopted
+            if free:
+                self._adopted.add(life)
+        try:
+            got = free and self._ask("SELECT pg_try_advisory_lock(%s)", life) == [(True,)]
+            try:
+                yield got
+            finally:
+                if got and self._connection is ours and self._ask("SELECT pg_advisory_unlock(%s)", life) != [(True,)]:
+                    self._lose()
+        finally:
+            if free:
+                self._adopted.discard(life)
+
+    def alive(self, lives: Sequence[int]) -> dict[int, bool | None]:
+        """Looks into pg_locks, also without a life of one's own. None for all on a standby, and where the server does not answer."""
+        refuse_child(self._pid)
+        if self._life is None:
+            try:
+                with self._connected() as asking:
+                    return _seen(asking, lives)
+            except (psycopg.Error, OperationalError):
+                return dict.fromkeys(lives)
+        connection = self._connection
+        if connection is None:
+            return dict.fromkeys(lives)
+        try:
+            return _seen(connection, lives)
+        except psycopg.Error:
+            self._lose()
+            return dict.fromkeys(lives)
+
+    def release(self) -> None:
+        """Ends the life by ending its session; in a forked child it does nothing."""
+        if self._pid == os.getpid():
+            self._lose()
+
+    def forsake(self) -> None:
+        """In a forked child: hangs up without a word, so that the parent's session goes on, and ends when the parent does."""
+        if self._connection is not None and not self._connection.closed:
+            hang_up(self._connection.fileno())
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        try:
+            connection = psycopg.connect(**self._arguments, autocommit=True)
+        except psycopg.Error as error:
+            raise _unreachable(error) from error
+        for name, value in _SERVER.items():
+            with suppress(psycopg.DatabaseError):
+                connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+        return connection
+
+    def _lock(self, connection: psycopg.Connection[Any], life: int) -> None:
+        row = connection.execute("SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s)", (life,)).fetchone()
+        standby, got = row or (False, False)
+        if standby:
+            message = (
+                "this PostgreSQL is a standby, whose locks exclude nobody elsewhere: give the primary's URL (target_session_attrs=primary)"
+            )
+            raise StoreRefused(message)
+        if not got:
+            message = f"life {life:x} is taken: a life is drawn by chance and is one process's alone, so draw another"
+            raise StoreRefused(message)
+
+    def _prove(self, connection: psycopg.Connection[Any], life: int) -> None:
+        """Proves that the lock is this session's and excludes others, with a second session busy in a transaction, as a pooler dislikes."""
+        with self._connected() as second, second.transaction():
+            # Should a pooler have no third session for us, the server ends this one, and the first gets an answer.
+            second.execute("SET LOCAL idle_in_transaction_session_timeout = 5000")
+            if connection.execute(_HELD, (life,)).fetchone() != (True,):
+                with suppress(psycopg.Error):
+                    second.execute("SELECT pg_advisory_unlock(%s)", (life,))  # it leads to where the lock leaked to, as a rule
+                raise StoreRefused(_POOLER)
+            if second.execute("SELECT pg_try_advisory_lock(%s)", (life,)).fetchone() == (True,):
+                raise StoreRefused(_SHARED)
+
+    def _ask(self, question: str, life: int) -> list[tuple[Any, ...]] | None:
+        """The answer; None where the connection is gone, and with it every lock of this life."""
+        connection = self._connection
+        if connection is None:
+            return None
+        try:
+            return connection.execute(question, (life,)).fetchall()
+        except psycopg.Error:
+            self._lose()
+            return None
+
+    def _lose(self) -> None:
+        connection, self._connection, self._life = self._connection, None, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.close()
+
+
+def _seen(connection: psycopg.Connection[Any], lives: Sequence[int]) -> dict[int, bool | None]:
+    if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+        return dict.fromkeys(lives)
+    taken = {life for (life,) in connection.execute(_TAKEN, (list(lives),)).fetchall()}
+    return {life: life in taken for life in lives}
+
+
+def _unreachable(error: psycopg.Error) -> OperationalError:
+    return OperationalError("(the connection for the lock of this life)", None, error)

@@ -1,0 +1,213 @@
+"""The driver for SQLite: one file on a local disk, in WAL mode with synchronous=FULL, written by BEGIN IMMEDIATE.
+
+Never waits for a lock longer than it was told, and never changes `foreign_keys`: that stays as SQLite was built, or as a listener on the
+class `Engine` sets it, since a listener on the user's own engine does not reach ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from sqlalchemy import URL, ColumnElement, Connection, QueuePool, Select, create_engine, event, literal_column
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.store.forks import forsake_in_child, refuse_child
+from groundstate.store.mounts import MOUNTINFO, refuse_network
+from groundstate.store.tables import Instant
+from groundstate.store.transactions import Manner, begin_with, transaction
+from groundstate.values.errors import StoreRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from groundstate.store.port import Settings
+
+WAIT = timedelta(seconds=5)
+
+# In a forked child: the files that the parent had open. SQLite keeps its view of a file's locks in the process's memory, the child's
+# copy of it is wrong, and connections opened anew go by it all the same.
+_open_before_fork: set[str] = set()
+# In a forked child: the pools of the parent, kept so that none of their connections is closed, which could remove the parent's WAL.
+_inherited: list[object] = []
+
+
+def sqlite_path(url: URL) -> str:
+    """The path of the database file, with links resolved, so that all who open it lock the same file beside it."""
+    database = url.database or ""
+    if database.startswith("file:"):
+        database = unquote(database.removeprefix("file:").partition("?")[0])
+        if database.startswith("//"):
+            database = "/" + database.removeprefix("//").partition("/")[2]
+    return os.path.realpath(database)
+
+
+class SqliteDatabase:
+    """One SQLite file, by the promises of `port.Database`."""
+
+    name = "sqlite"
+    locks_rows = False
+
+    def __init__(self, settings: Settings, *, mountinfo: Path = MOUNTINFO) -> None:
+        self.settings = settings
+        self.path = sqlite_path(settings.url)
+        self._mountinfo = mountinfo
+        self._pid = os.getpid()
+        self._checked = False
+        self._watching: sqlite3.Connection | None = None
+        self._version: int | None = None
+        given = {key: value for key, value in settings.connect_args.items() if key != "autocommit"}
+        self._arguments = {**given, "isolation_level": None, "check_same_thread": False}
+        self.engine = create_engine(settings.url, connect_args=self._arguments, poolclass=QueuePool)
+        event.listen(self.engine, "connect", _prepare)
+        begin_with(self.engine, "BEGIN")
+        forsake_in_child(self)
+
+    def connect(self) -> None:
+        """Opens the file (a new one where none is), and checks where it lies and that it can be written durably. Idempotent.
+
+        Raises:
+            StoreRefused: with what was found and the cure.
+            OperationalError: another process keeps it locked just now.
+        """
+        refuse_child(self._pid)
+        if self._checked:
+            return
+        if self.path in _open_before_fork:
+            message = f"{self.path} was open in this process's parent when it was forked, and SQLite does not survive that: {_AFTER_FORK}"
+            raise StoreRefused(message)
+        refuse_network(self.path, self._mountinfo)
+        try:
+            with self.engine.connect() as connection:
+                _check_mode(connection, self.path)
+                _check_writable(connection)
+        except (DBAPIError, sqlite3.Error) as error:
+            self.engine.dispose()
+            refusal = _refusal(self.path, error.orig if isinstance(error, DBAPIError) else error)
+            if refusal is None:
+                raise
+            raise refusal from error
+        self._checked = True
+
+    @contextmanager
+    def writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
+        """BEGIN IMMEDIATE. A lock that does not come within `wait` raises SQLAlchemy's OperationalError, 'database is locked'."""
+        refuse_child(self._pid)
+        manner = _WRITING if wait is None else replace(_WRITING, before=_busy_timeout(wait), after=_busy_timeout(WAIT))
+        with transaction(self.engine, manner) as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A snapshot under `query_only`: writing in it raises OperationalError, 'attempt to write a readonly database'."""
+        refuse_child(self._pid)
+        with transaction(self.engine, _READING) as connection:
+            yield connection
+
+    def now(self) -> ColumnElement[datetime]:
+        """The host's clock in UTC, to the millisecond, in the very text that `Instant` stores, so that it compares with columns."""
+        return literal_column("(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')", type_=Instant())
+
+    def lock(self, select: Select[Any], *_of: Any) -> Select[Any]:
+        """The select as it is: BEGIN IMMEDIATE has locked the database."""
+        return select
+
+    def someone_wrote(self) -> bool:
+        """Whether any connection committed since the last question, those of this process too; True at the first. For one thread."""
+        refuse_child(self._pid)
+        watching = self._watching
+        if watching is None:
+            arguments, options = self.engine.dialect.create_connect_args(self.settings.url)
+            connect: Any = sqlite3.connect  # SQLAlchemy's arguments for it are not typed
+            watching = self._watching = connect(*arguments, **{**options, **self._arguments})
+        (version,) = watching.execute("PRAGMA data_version").fetchone()
+        before, self._version = self._version, version
+        return bool(before != version)
+
+    def identity(self) -> str | None:
+        """None: nothing in a SQLite file tells it from an older copy of itself. The witness does."""
+        return None
+
+    def close(self) -> None:
+        """Closes every connection. `connect` opens it again."""
+        if self._pid != os.getpid():
+            return
+        if self._watching is not None:
+            self._watching.close()
+        self._watching, self._version, self._checked = None, None, False
+        self.engine.dispose()
+
+    def forsake(self) -> None:
+        """In a forked child: keeps what was inherited untouched and for ever, and lets nothing be opened in its place."""
+        if self._checked or self._watching is not None:
+            _open_before_fork.add(self.path)
+        _inherited.extend((self.engine.pool, self._watching))
+        self._watching = None
+        self.engine.dispose(close=False)
+
+
+_AFTER_FORK = "open it in the child alone, or start the child with the 'spawn' method (gunicorn: without preload)"
+_WRITING = Manner("BEGIN IMMEDIATE")
+_READING = Manner("BEGIN", keep=False, before="PRAGMA query_only=ON", after="PRAGMA query_only=OFF")
+
+
+def _busy_timeout(wait: timedelta) -> str:
+    return f"PRAGMA busy_timeout={max(0, round(wait / timedelta(milliseconds=1)))}"
+
+
+def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute(_busy_timeout(WAIT))
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA fullfsync=ON")  # heeded on macOS, where a plain fsync does not reach the disk
+
+
+def _check_mode(connection: Connection, path: str) -> None:
+    mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+    if mode != "wal":
+        message = f"{path} cannot be brought into WAL mode (it is in {mode!r}): use a local disk, and no URL options that forbid it"
+        raise StoreRefused(message)
+
+
+def _check_writable(connection: Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    connection.rollback()
+    try:
+        driver.execute(_busy_timeout(timedelta()))
+        driver.execute("BEGIN IMMEDIATE")  # which succeeds on a read-only file as well: what is written next does not
+        driver.execute(f"PRAGMA user_version={driver.execute('PRAGMA user_version').fetchone()[0]}")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # busy: somebody writes it, so it can be written
+            raise
+    finally:
+        driver.rollback()
+        driver.execute(_busy_timeout(WAIT))
+
+
+def _refusal(path: str, error: BaseException | None) -> StoreRefused | None:
+    """The refusal with its cure; None where the error says nothing against the file."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return StoreRefused(_cannot_open(path))
+    if code == sqlite3.SQLITE_READONLY:
+        return StoreRefused(f"{path} is read-only: let this user write to the file and to its folder, and leave out mode=ro")
+    if code == sqlite3.SQLITE_NOTADB:
+        return StoreRefused(f"{path} is not a SQLite database: another file has its name, or it is encrypted; give the right path")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return StoreRefused(f"{path} is damaged ({error}): put back a backup, then run `groundstate run --after-restore`")
+    return None
+
+
+def _cannot_open(path: str) -> str:
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        return f"{path} is a folder, not a database file: give the path of a file in it, such as {Path(path) / 'app.db'}"
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist: create it; the database file itself is then made by groundstate"
+    return f"{path} cannot be opened: let this user read and write the file and its folder, in which SQLite keeps its write-ahead log"

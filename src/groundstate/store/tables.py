@@ -1,0 +1,98 @@
+"""The three tables we own, and the column type for points in time. Metadata alone: nothing here connects.
+
+`metadata` can be handed to Alembic as one more target; `groundstate init` creates the same tables.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Dialect, Index, Integer, MetaData, Table, Text, or_, text
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+VERSION = 1  # of the tables' shape; kept in the identity row
+
+
+class Instant(TypeDecorator[datetime]):
+    """A point in time: aware datetimes in and out, stored in UTC. Naive ones are taken as UTC.
+
+    PostgreSQL: `timestamp with time zone`. SQLite: text in UTC with microseconds, which sorts as time does. Plain
+    `DateTime(timezone=True)` gives naive datetimes back on SQLite, and comparing those with `Moment.now` raises.
+    """
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(DateTime(timezone=dialect.name != "sqlite"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return aware.replace(tzinfo=None) if dialect.name == "sqlite" else aware
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData()
+
+attempt = Table(
+    "groundstate_attempt",
+    metadata,
+    Column("app", Text, primary_key=True),
+    Column("reaction", Text, primary_key=True),
+    Column("record", Text, primary_key=True),
+    Column("occurrence", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("worker", BigInteger, nullable=False),
+    Column("call", BigInteger, nullable=False),
+    Column("call_no", Integer, nullable=False),
+    Column("unsure", Boolean, nullable=False),
+    Column("since", Instant, nullable=False),
+    Column("first_at", Instant, nullable=False),
+    Column("deadline", Instant, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("next_at", Instant),
+    Column("error", Text),
+    Column("why", Text),
+    Column("outcome", Text),
+    Column("blocks", Text),
+    Column("together", Integer, nullable=False),
+    # Each transaction inserts and deletes here: dead rows must go long before a fifth of the table is dead.
+    postgresql_with={"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "5000"},
+    sqlite_with_rowid=False,
+)
+
+_blocking = or_(attempt.c.state == text("'begun'"), attempt.c.unsure)
+Index("groundstate_attempt_blocks", attempt.c.blocks, attempt.c.record, postgresql_where=_blocking, sqlite_where=_blocking)
+Index("groundstate_attempt_worker", attempt.c.worker, attempt.c.state)
+Index("groundstate_attempt_next", attempt.c.app, attempt.c.reaction, attempt.c.state, attempt.c.next_at)
+
+reaction = Table(
+    "groundstate_reaction",
+    metadata,
+    Column("app", Text, primary_key=True),
+    Column("name", Text, primary_key=True),  # '' is the store's own row, with its identity
+    Column("key_name", Text, nullable=False),  # the name that keys are made of: a rename does not change it (hazard 62)
+    Column("condition", Text, nullable=False),  # SQL as it was accepted (hazard 50); the identity for the store's own row
+    Column("suspect", Boolean, nullable=False),  # hazard 46: taken as a doubt until a person trusts it
+    Column("seen_at", Instant, nullable=False),
+    Column("mark", Text),
+)
+
+worker = Table(
+    "groundstate_worker",
+    metadata,
+    Column("life", BigInteger, primary_key=True, autoincrement=False),
+    Column("app", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("began_at", Instant, nullable=False),
+    Column("ended_at", Instant),  # written by who adopted it; a clean end deletes the row
+    Column("begins", BigInteger, nullable=False),
+)

@@ -1,0 +1,134 @@
+"""Canonical texts of keys and occurrences, and the idempotency key made of them. Never a driver's `str()`.
+
+The text is ours so that it is the same on each database, driver and release: datetimes in UTC, decimals normalised.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+from groundstate.values.answers import Key, Occurrence
+from groundstate.values.errors import GroundstateError
+
+
+def text(value: object) -> str:
+    """The canonical text of one value of a key. Raises GroundstateError for a type that has none."""
+    match value:
+        case str() if not isinstance(value, enum.Enum):
+            return value
+        case None:
+            return ""
+        case enum.Enum():
+            return value.name
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case uuid.UUID():
+            return str(value)
+        case datetime():
+            return instant(value)
+        case date() | time():
+            return value.isoformat()
+        case timedelta():
+            return f"{value.total_seconds():.6f}"
+        case Decimal():
+            return _decimal(value)
+        case float():
+            return repr(value)
+        case bytes():
+            return value.hex()
+    raise GroundstateError(f"{type(value).__name__} cannot be part of a key: use a column of text, integer, UUID, date, time or decimal")
+
+
+def instant(value: datetime) -> str:
+    """A datetime in UTC, to the microsecond; naive ones mean UTC (rules.md 10)."""
+    aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return aware.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _decimal(value: Decimal) -> str:
+    normal = value.normalize()
+    return "0" if normal == 0 else f"{normal:f}"
+
+
+def record_text(values: Sequence[object]) -> str:
+    """The canonical text of a primary key: of one column its text, of several a JSON array in the mapper's order."""
+    if len(values) == 1:
+        return text(values[0])
+    return json.dumps([value if type(value) in (int, str) else text(value) for value in values], separators=(",", ":"), ensure_ascii=False)
+
+
+def occurrence_text(values: Sequence[object]) -> str:
+    """The canonical text of the occurrence columns: empty for none, of several a JSON array."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return text(values[0])
+    return json.dumps([text(value) for value in values], separators=(",", ":"), ensure_ascii=False)
+
+
+def occurrence_of(written: str, columns: int) -> Occurrence:
+    """The parts of an occurrence of so many columns, as it was written in an attempt."""
+    if columns == 0:
+        return Occurrence(())
+    return Occurrence((written,) if columns == 1 else json.loads(written))
+
+
+def _instant_of(written: str) -> datetime:
+    return datetime.fromisoformat(written.replace("Z", "+00:00"))
+
+
+_READ: Mapping[type, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    bool: lambda written: written == "true",
+    float: float,
+    Decimal: Decimal,
+    uuid.UUID: uuid.UUID,
+    datetime: _instant_of,
+    date: date.fromisoformat,
+    time: time.fromisoformat,
+    bytes: bytes.fromhex,
+    timedelta: lambda written: timedelta(seconds=float(written)),
+}
+
+
+def value_of(written: str, kind: type) -> Any:
+    """The value of which `written` is the canonical text, or what a person typed for it. Raises ValueError."""
+    if issubclass(kind, enum.Enum):
+        try:
+            return kind[written]
+        except KeyError:
+            raise ValueError(f"{written!r} is none of {', '.join(member.name for member in kind)}") from None
+    return _READ.get(kind, str)(written)
+
+
+def record_values(written: str, kinds: Sequence[type]) -> tuple[Any, ...]:
+    """The primary key values of which `written` is the canonical text. Raises ValueError saying what was expected."""
+    if len(kinds) == 1:
+        return (value_of(written, kinds[0]),)
+    expected = f"a JSON array of {len(kinds)} values"
+    try:
+        parts = json.loads(written)
+    except ValueError:
+        raise ValueError(f"{written!r} is not {expected}") from None
+    if not isinstance(parts, list) or len(parts) != len(kinds):
+        raise ValueError(f"{written!r} is not {expected}")
+    return tuple(value_of(text(part), kind) for part, kind in zip(parts, kinds, strict=True))
+
+
+def call_key(app: str, reaction: str, record: str, occurrence: str) -> Key:
+    """The idempotency key of a call: the same for the same (app, reaction, record, occurrence), in each life and after a restore.
+
+    64 hexadecimal digits, so that it tells nothing of the record and fits every provider's limit of length.
+    """
+    parts = json.dumps([app, reaction, record, occurrence], ensure_ascii=False)
+    return Key(hashlib.sha256(parts.encode()).hexdigest())

@@ -1,0 +1,248 @@
+"""Conditions that type-check and would lose or double something: refused, or warned of, where they are declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import bindparam, exists, func, join, or_, select, text
+from sqlalchemy.orm import aliased
+
+from groundstate import App, DeclarationError, DeclarationWarning, Outside, Store, every_child, hold
+from tests.declare.models import Base, Hero, Item, Order, Parcel, Size
+
+DAY = timedelta(days=1)
+
+
+def _done(order: Order) -> None:
+    order.status = "done"
+
+
+def _refused(app: App, *clauses: Any) -> str:
+    with pytest.raises(DeclarationError) as told:
+        app.on(Order, *clauses)(_done)
+    return str(told.value)
+
+
+# ---- W1, W2: Python in SQL's place ---------------------------------------------------------------------------------------------
+def test_w1_python_and_drops_a_clause(app: App) -> None:
+    with pytest.raises(DeclarationError, match=r"`Order.status == 'placed' and Order.tenant == 'pilot'`: Python's `and`.*join them by &"):
+
+        @app.on(Order, Order.status == "placed" and Order.tenant == "pilot")
+        def charged(order: Order) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda app: app.on(Order, (Order.status == "placed") | (Order.total == 3 or Order.total < 1)),
+        lambda app: app.on(Order, or_(Order.status == "placed" and Order.total > 3, Order.gift)),
+        lambda app: app.on(Order, ~(Order.status == "placed" and Order.total > 3)),
+        lambda app: app.on(Order, Order.items.any(Item.weight == 1 and Item.packed.is_(True))),
+        lambda app: app.on(Order, every_child(Order.items, Item.weight == 1 and Item.packed.is_(True))),
+        lambda app: app.rests(Order, Order.status == "placed" and Order.gift.is_(True)),
+        lambda app: app.on(
+            Order,
+            Order.status == "placed",
+            Order.tenant == "a" and Order.gift.is_(True),
+            name="over several lines",
+        ),
+    ],
+)
+def test_w1_wherever_it_stands(app: App, declare: Callable[[App], Any]) -> None:
+    with pytest.raises(DeclarationError, match="Python's `(and|or)` drops one of its sides"):
+        declare(app)
+
+
+@pytest.mark.parametrize(
+    ("declare", "cure"),
+    [
+        (lambda app: app.on(Order, Order.status == "placed", Order.mailed_at is None), r"\.is_\("),
+        (lambda app: app.on(Order, (Order.status == "placed") & (Order.mailed_at is None)), r"\.is_\("),
+        (lambda app: app.on(Order, (Order.status == "placed") & (Order.mailed_at is not None)), r"\.is_not\("),
+        (lambda app: app.on(Order, (Order.status == "placed") & (not Order.gift)), r"~\(\.\.\.\)"),
+        (lambda app: app.on(Order, Order.status in ("placed", "paid")), r"\.in_\("),
+    ],
+)
+def test_w2_python_compares_at_import(app: App, declare: Callable[[App], Any], cure: str) -> None:
+    with pytest.raises(DeclarationError, match=cure):
+        declare(app)
+
+
+def test_w2_a_constant_is_seen_without_the_source(app: App) -> None:
+    never: Any = Order.mailed_at is None
+    assert "Python's False" in _refused(app, Order.status == "placed", never)
+    assert "constant FALSE" in _refused(app, (Order.status == "placed") & never)
+    assert "constant FALSE" in _refused(app, or_(~((Order.status == "placed") & never), Order.gift))
+
+
+def test_source_that_cannot_be_read_is_no_error(app: App) -> None:
+    names = {"app": app, "Order": Order, "_done": _done}
+    exec("app.on(Order, Order.status == 'placed' and Order.total > 3)(_done)", names)
+    assert len(app.reactions["_done"].clauses) == 1
+
+
+# ---- W3, W4 --------------------------------------------------------------------------------------------------------------------
+def test_w3_the_clock_of_the_import(app: App) -> None:
+    with pytest.raises(DeclarationError, match=r"clock is read at import.*func\.now\(\)"):
+        app.on(Order, Order.placed_at < datetime.now(UTC) - DAY)
+    with pytest.raises(DeclarationError, match=r"clock is read at import"):
+        app.on(Order, Order.day < date.today())  # noqa: DTZ011 - what users write
+    yesterday = datetime(2026, 7, 5, 12, 30, 11, 423_911, tzinfo=UTC)
+    assert "is the clock of the import" in _refused(app, Order.placed_at < yesterday)
+    assert "is the clock of the import" in _refused(app, Order.items.any(Order.placed_at < yesterday))
+
+
+@pytest.mark.parametrize("clause", [Order.channel != "web", ~(Order.channel == "web"), Order.channel.not_in(["web"]), Order.channel.not_like("w%")])
+def test_w4_unequal_loses_rows_where_it_is_null(app: App, clause: Any) -> None:
+    with pytest.warns(DeclarationWarning, match=r"orders.channel can be NULL.*is_distinct_from") as told:
+        app.on(Order, Order.status == "placed", clause)(_done)
+    assert told[0].filename == __file__
+
+
+# ---- W5 ------------------------------------------------------------------------------------------------------------------------
+def test_w5_two_reactions_on_the_same_state(app: App) -> None:
+    app.on(Order, Order.status == "paid", Order.total > 3)(_done)
+    with pytest.raises(DeclarationError, match=r"mailed has the same condition as reaction _done.*fact=Order"):
+
+        @app.on(Order, (Order.total > 3) & (Order.status == "paid"))
+        def mailed(order: Order) -> None: ...
+
+    app.on(Order, Order.status == "paid", Order.total > 4, name="another value")(_done)
+
+
+def test_w5_the_same_fact_twice(app: App) -> None:
+    app.on(Order, Order.status == "paid", fact=Order.mailed_at)(_done)
+    with pytest.raises(DeclarationError, match="same condition"):
+        app.on(Order, Order.status == "paid", fact=Order.mailed_at, name="again")(_done)
+
+
+# ---- W6b, W19: other rows ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "clause",
+    [
+        exists().where(Item.weight > 3),
+        ~select(Item.id).where(Item.packed.is_(True)).exists(),
+        exists(select(Item.id).select_from(join(Order, Item)).where(Order.status == "placed")),
+        exists().where(aliased(Order).status == "placed"),
+        Order.id.in_(select(Item.order_id)) & exists().where(Item.weight > 3),
+        select(func.count(Item.id)).scalar_subquery() > 3,
+    ],
+)
+def test_w6b_a_subquery_that_does_not_mention_the_record(app: App, clause: Any) -> None:
+    assert "says nothing of the Order in question" in _refused(app, clause)
+
+
+def test_w6b_a_subquery_over_the_records_own_table_needs_an_alias(app: App) -> None:
+    assert "another = aliased(Order)" in _refused(app, exists().where(Order.status == "placed"))
+    app.on(Order, exists().where(Order.status == "placed").correlate(Order))(_done)
+    with pytest.raises(DeclarationError, match="cannot be asked: .*alias the table"):
+        app.check_declarations()
+
+
+def test_w19_a_clause_of_another_records_column(app: App) -> None:
+    told = _refused(app, Order.status == "placed", Item.weight > 3)
+    assert "items.weight is not of Order" in told
+    assert ".any(" in told
+    assert "not of Order" in _refused(app, aliased(Order).status == "placed")
+
+
+def test_w19_an_occurrence_or_a_fact_of_another_record(app: App) -> None:
+    with pytest.raises(DeclarationError, match=r"occurrence=Item.weight is no column of Order"):
+        app.on(Order, Order.status == "placed", occurrence=[Item.weight])(_done)
+    with pytest.raises(DeclarationError, match=r"fact=Item.packed is no column of Order"):
+        app.on(Order, Order.status == "placed", fact=Item.packed)(_done)
+    with pytest.raises(DeclarationError, match=r"occurrence=\[Order.next_at\]"):
+        wrong: Any = Order.next_at
+        app.on(Order, Order.status == "placed", occurrence=wrong)(_done)
+
+
+# ---- W12, W15, W16 -------------------------------------------------------------------------------------------------------------
+def test_w12_a_recurring_condition_whose_key_never_changes(app: App, bank: Outside) -> None:
+    @bank.call(in_doubt=hold())
+    def charge(order: Order) -> str:
+        return ""
+
+    with pytest.warns(DeclarationWarning, match=r"add occurrence=\[Order.next_at\]"):
+
+        @app.on(Order, Order.next_at <= func.now(), call=charge)
+        def charged(order: Order, outcome: str) -> None: ...
+
+    @app.on(Order, Order.next_at <= func.now(), Order.gift.is_(True), call=charge, occurrence=[Order.next_at])
+    def by_occurrence(order: Order, outcome: str) -> None: ...
+
+    @app.on(Order, Order.next_at <= func.now(), call=charge, fact=Order.mailed_at)
+    def by_fact(order: Order, outcome: str) -> None: ...
+
+
+def test_w15_json_that_changes_inside_is_not_written(app: App) -> None:
+    @app.on(Order, Order.status == "placed")
+    def noted(order: Order) -> None:
+        order.notes["mail"] = "sent"
+        order.tracked["mail"] = "sent"
+
+    with pytest.warns(DeclarationWarning, match=r"the inside of notes, .*MutableDict.as_mutable\(JSON\)") as told:
+        app.check_declarations()
+    assert [one.filename for one in told] == [__file__]
+
+
+def test_w16_an_enum_compared_with_what_it_never_is(app: App) -> None:
+    assert "'SMALL', 'LARGE'" in _refused(app, Order.size == "small")
+    assert "is never 's'" in _refused(app, Order.size.in_(["SMALL", "s"]))
+    assert "is never 'middling'" in _refused(app, Order.level == "middling")
+    assert "is never 'wep'" in _refused(app, Order.kind == "wep")
+    assert "is never <Size.SMALL" in _refused(app, Order.level == Size.SMALL)
+
+
+# ---- what else is no condition -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "clause", [func.count(Order.id) > 3, func.max(Order.total) == Order.total, func.row_number().over() == 1, func.sum(Order.total) > 1]
+)
+def test_an_aggregate_is_of_many_rows(app: App, clause: Any) -> None:
+    assert "is of many rows" in _refused(app, clause)
+
+
+def test_what_is_no_condition_at_all(app: App) -> None:
+    assert "is text" in _refused(app, text("status = 'placed'"))
+    assert "is text" in _refused(app, "status = 'placed'")
+    assert "Python's None" in _refused(app, None)
+    assert "no condition: compare it" in _refused(app, Order.status)
+    assert "nobody gives the parameter 'tenant'" in _refused(app, Order.tenant == bindparam("tenant"))
+    assert "has no clause" in _refused(app)
+
+
+def test_every_child_needs_children_and_a_clause(app: App) -> None:
+    with pytest.raises(DeclarationError, match="give the parent's relationship"):
+        every_child(Order.status, Item.weight > 3)
+    with pytest.raises(DeclarationError, match="has no clause"):
+        every_child(Order.items)
+    with pytest.raises(DeclarationError, match="one-to-many"):
+        every_child(Item.order, Order.total > 3)
+    with pytest.raises(DeclarationError, match="not of Item"):
+        every_child(Order.items, Parcel.state == "sent")
+
+
+# ---- records, facts, stores ----------------------------------------------------------------------------------------------------
+def test_a_record_is_a_mapped_class_in_a_store(app: App) -> None:
+    wrong: Any = int
+    with pytest.raises(DeclarationError, match="int is no mapped class"):
+        app.on(wrong, Order.status == "placed")(_done)
+    small = App("small", Store("sqlite://", Base))
+    with pytest.raises(DeclarationError, match=r"Hero is in none of the stores of App\('small'\)"):
+
+        @small.on(Hero, Hero.__table__.c.state == "lost")  # type: ignore[attr-defined]  # SQLModel does not tell of it
+        def saved(hero: Hero) -> None: ...
+
+
+def test_a_fact_is_a_column_that_can_be_null(app: App) -> None:
+    with pytest.raises(DeclarationError, match=r"fact=Order.status cannot be NULL.*Mapped\[datetime \| None\]"):
+        app.on(Order, Order.total > 3, fact=Order.status)(_done)
+    with pytest.raises(DeclarationError, match="is the primary key"):
+        app.on(Order, Order.total > 3, fact=Order.id)(_done)
+
+
+def test_a_fact_alone_is_a_condition(app: App) -> None:
+    app.on(Order, fact=Order.mailed_at)(_done)
+    assert [str(one) for one in app.reactions["_done"].clauses] == ["orders.mailed_at IS NULL"]

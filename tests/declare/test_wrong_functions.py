@@ -1,0 +1,514 @@
+"""Calls, finds, handlers and names that would lose or double something: refused where they are declared."""
+
+from __future__ import annotations
+
+import gc
+import smtplib
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+import sqlmodel
+from sqlalchemy import MetaData, create_engine
+from sqlalchemy.orm import Session
+
+import groundstate
+from groundstate import (
+    BOTOCORE,
+    HTTPX,
+    REQUESTS,
+    SMTPLIB,
+    Absent,
+    App,
+    DeclarationError,
+    DeclarationWarning,
+    Failure,
+    Key,
+    Moment,
+    Outside,
+    Retry,
+    Store,
+    Unknown,
+    again,
+    ask,
+    hold,
+    same_key,
+)
+from tests.declare.models import Base, DataBase, Item, Order, Parcel
+
+SECOND = timedelta(seconds=1)
+DAY = timedelta(days=1)
+
+
+def _charge(order: Order) -> str:
+    return ""
+
+
+# ---- W10b: what surely means not done ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Exception,
+        OSError,
+        TimeoutError,
+        BaseException,
+        ConnectionError,
+        ConnectionResetError,
+        BrokenPipeError,
+        httpx.TransportError,
+        httpx.TimeoutException,
+        httpx.ReadTimeout,
+        httpx.RequestError,
+        "builtins.OSError",
+        "builtins.TimeoutError",
+        "httpx.ReadTimeout",
+        "never_imported.ReadTimeout",
+        "never_imported.Timeout",
+    ],
+)
+def test_w10b_a_type_that_a_time_out_is_never_means_not_done(kind: Any) -> None:
+    with pytest.raises(DeclarationError, match="list only what surely means that nothing was sent"):
+        Outside("bank", not_done=[kind])
+
+
+def test_w10b_what_is_no_exception_type() -> None:
+    for wrong in ("ConnectError", "httpx.", 3, int):
+        given: Any = [wrong]
+        with pytest.raises(DeclarationError, match="dotted path"):
+            Outside("bank", not_done=given)
+    alone: Any = ConnectionRefusedError
+    with pytest.raises(DeclarationError, match="give a list"):
+        Outside("bank", not_done=alone)
+
+
+def test_the_ready_made_lists_are_accepted_and_exist() -> None:
+    outside = Outside("all", not_done=[*HTTPX, *REQUESTS, *SMTPLIB, *BOTOCORE, httpx.ConnectError, smtplib.SMTPConnectError])
+    assert len(outside.spec.not_done) > 20
+    for path in (*HTTPX, *SMTPLIB):
+        module, _, name = path.rpartition(".")
+        kind = getattr(__import__(module), name)
+        assert issubclass(kind, Exception)
+        assert not issubclass(kind, TimeoutError)
+
+
+# ---- outsides and calls --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True])
+def test_an_outside_makes_at_least_one_call(limit: Any) -> None:
+    with pytest.raises(DeclarationError, match="at least 1 call"):
+        Outside("bank", limit=limit)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", None])
+def test_an_outside_has_a_name(name: Any) -> None:
+    with pytest.raises(DeclarationError, match="printable"):
+        Outside(name)
+
+
+def test_w25_a_client_made_at_import_is_refused() -> None:
+    made: Any = httpx.Client()
+    with pytest.raises(DeclarationError, match=r"client=lambda: httpx.AsyncClient\(\)"):
+        Outside("bank", client=made)
+    made.close()
+
+
+@pytest.mark.parametrize("timeout", [timedelta(), -SECOND, 30])
+def test_a_time_out_is_more_than_zero(bank: Outside, timeout: Any) -> None:
+    with pytest.raises(DeclarationError, match="more than zero"):
+        bank.call(in_doubt=hold(), timeout=timeout)(_charge)
+    with pytest.raises(DeclarationError, match="more than zero"):
+        bank.call_many(size=2, in_doubt=hold(), timeout=timeout)(lambda orders: [])
+
+
+def test_same_key_without_a_key(bank: Outside) -> None:
+    with pytest.raises(DeclarationError, match="add a parameter `key: Key`"):
+        bank.call(in_doubt=same_key(kept_for=DAY))(_charge)
+
+    def charge(orders: Sequence[Order], at: Moment) -> Sequence[str]:
+        return []
+
+    with pytest.raises(DeclarationError, match=r"keys: Sequence\[Key\]"):
+        bank.call_many(size=2, in_doubt=same_key(kept_for=DAY))(charge)
+
+
+def test_same_key_that_is_never_kept_long_enough(bank: Outside) -> None:
+    def charge(order: Order, key: Key) -> str:
+        return key
+
+    with pytest.raises(DeclarationError, match="never be called again"):
+        bank.call(in_doubt=same_key(kept_for=timedelta(seconds=60)))(charge)
+
+
+def test_same_key_with_a_find_says_when_absent_is_believed(bank: Outside) -> None:
+    @bank.call(in_doubt=same_key(kept_for=DAY))
+    def charge(order: Order, key: Key) -> str:
+        return key
+
+    with pytest.raises(DeclarationError, match="settle_after="):
+
+        @charge.find
+        def _(order: Order) -> str | Absent:
+            return Absent()
+
+
+def test_ask_without_a_find_is_refused_when_all_is_declared(app: App, bank: Outside) -> None:
+    charge = bank.call(in_doubt=ask(settle_after=SECOND))(_charge)
+
+    @app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"@_charge.find"):
+        app.check_declarations()
+
+    @charge.find
+    def _(order: Order) -> str | Absent:
+        return Absent()
+
+    app.check_declarations()
+    with pytest.raises(DeclarationError, match="has a find already"):
+
+        @charge.find
+        def _(order: Order) -> str | Absent:
+            return Absent()
+
+
+@pytest.mark.parametrize("policy", [hold(), again()])
+def test_a_find_that_is_never_asked_is_warned_of(bank: Outside, policy: Any) -> None:
+    charge = bank.call(in_doubt=policy)(_charge)
+    with pytest.warns(DeclarationWarning, match="is never asked under") as told:
+
+        @charge.find
+        def _(order: Order) -> str | Absent:
+            return Absent()
+
+    assert told[0].filename == __file__
+
+
+def test_w11_a_find_must_be_able_to_say_absent(bank: Outside) -> None:
+    charge = bank.call(in_doubt=ask(settle_after=SECOND))(_charge)
+    with pytest.raises(DeclarationError, match="cannot say Absent"):
+
+        @charge.find
+        def found(order: Order) -> str | None: ...  # type: ignore[arg-type]  # pyright and mypy tell as well
+
+    with pytest.raises(DeclarationError, match="annotate what it returns"):
+
+        @charge.find
+        def unsaid(order: Order): ...  # type: ignore[no-untyped-def]  # what is tested
+
+    with pytest.raises(DeclarationError, match="cannot say Absent"):
+
+        @charge.find
+        def never(order: Order) -> str | Unknown:
+            return Unknown()
+
+
+def test_a_call_is_stopped_only_where_that_leaves_no_doubt(bank: Outside) -> None:
+    async def charge(order: Order) -> str:
+        return ""
+
+    with pytest.raises(DeclarationError, match=r"async calls under again\(\)"):
+        bank.call(in_doubt=hold(), stop_when_overtaken=True)(charge)
+    with pytest.raises(DeclarationError, match=r"async calls under again\(\)"):
+        bank.call(in_doubt=again(), stop_when_overtaken=True)(_charge)
+
+
+# ---- W18: what nobody supplies -------------------------------------------------------------------------------------------------
+def test_w18_a_handler_with_a_parameter_that_nobody_supplies(app: App) -> None:
+    with pytest.raises(DeclarationError, match=r"nobody supplies its parameter 'mailer'.*session: Session, at: Moment"):
+
+        @app.on(Order, Order.status == "placed")
+        def one(order: Order, mailer: smtplib.SMTP) -> None: ...
+
+    with pytest.raises(DeclarationError, match="nobody supplies its parameter 'key'"):
+
+        @app.on(Order, Order.status == "placed")
+        def two(order: Order, key: Key) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"Annotate it: session: Session"):
+        app.on(Order, Order.status == "placed")(lambda_with_session)
+    with pytest.raises(DeclarationError, match=r"sqlalchemy.orm.Session: annotate it so"):
+
+        @app.on(Order, Order.status == "placed")
+        def three(order: Order, session: sqlmodel.Session) -> None: ...
+
+    with pytest.raises(DeclarationError, match="must take the record by position"):
+        wrong: Any = no_arguments
+        app.on(Order, Order.status == "placed")(wrong)
+
+
+def lambda_with_session(order: Order, session) -> None: ...  # type: ignore[no-untyped-def]  # what is tested
+
+
+def no_arguments() -> None: ...
+
+
+def test_w18_a_call_has_no_session_and_no_client_that_nobody_gave(bank: Outside) -> None:
+    with pytest.raises(DeclarationError, match="runs outside of any transaction.*`sends`"):
+
+        @bank.call(in_doubt=hold())
+        def one(order: Order, session: Session) -> None: ...
+
+    with pytest.raises(DeclarationError, match="Give the outside a client"):
+
+        @bank.call(in_doubt=hold())
+        def two(order: Order, client: httpx.Client) -> None: ...
+
+
+def test_w18_a_handler_of_a_call_takes_the_outcome(app: App, bank: Outside) -> None:
+    charge = bank.call(in_doubt=hold())(_charge)
+    wrong: Any = _only_order
+    with pytest.raises(DeclarationError, match="must take the record and the outcome"):
+        app.on(Order, Order.status == "placed", call=charge)(wrong)
+
+
+def _only_order(order: Order) -> None: ...
+
+
+def test_functions_of_the_wrong_record(app: App, bank: Outside) -> None:
+    wrong: Any = _of_item
+    with pytest.raises(DeclarationError, match="takes Item, and the reaction is on Order"):
+        app.on(Order, Order.status == "placed")(wrong)
+    call: Any = bank.call(in_doubt=hold())(_of_item)
+    with pytest.raises(DeclarationError, match="takes Item, and the reaction is on Order"):
+
+        @app.on(Order, Order.status == "placed", call=call)
+        def done(order: Order, outcome: None) -> None: ...
+
+
+def _of_item(item: Item) -> None: ...
+
+
+def test_an_async_handler_is_refused_with_the_cure(app: App) -> None:
+    async def paid(order: Order) -> None: ...
+
+    wrong: Any = paid
+    with pytest.raises(DeclarationError, match=r"paid is async.*plain `def`"):
+        app.on(Order, Order.status == "placed")(wrong)
+
+    @app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None: ...
+
+    async def never(order: Order, failure: Failure) -> None: ...
+
+    ending: Any = never
+    with pytest.raises(DeclarationError, match=r"its gave_up handler never is async"):
+        packed.gave_up(ending)
+
+
+def test_generator_functions_are_refused(app: App, bank: Outside) -> None:
+    def one(order: Order) -> Iterator[None]:
+        yield
+
+    async def two(order: Order) -> AsyncIterator[None]:
+        yield
+
+    wrong: Any = one
+    with pytest.raises(DeclarationError, match="never run: return instead of yield"):
+        app.on(Order, Order.status == "placed")(wrong)
+    with pytest.raises(DeclarationError, match="never run: return instead of yield"):
+        bank.call(in_doubt=hold())(two)
+
+
+# ---- outcomes ------------------------------------------------------------------------------------------------------------------
+class Opaque: ...
+
+
+@dataclass(frozen=True)
+class Receipt:
+    id: str
+
+
+@dataclass(frozen=True)
+class Declined:
+    id: str
+
+
+@dataclass(frozen=True)
+class Empty: ...
+
+
+@dataclass(frozen=True)
+class Defaulted:
+    note: str = ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Opaque, "cannot be kept as JSON"),
+        (Any, "would come back as a dict"),
+        (object, "would come back as a dict"),
+        (Receipt | Opaque, "cannot be kept as JSON"),
+        (Receipt | Declined, "Receipt that was kept as JSON could come back as Declined"),
+        (list[Receipt | Declined], "could come back as"),
+        (Empty | Defaulted, "Empty that was kept as JSON could come back as Defaulted"),
+        (timedelta | str, "could come back as str"),
+        ("NeverDefined", "cannot be found when it is declared"),
+    ],
+)
+def test_hazard_16_an_outcome_that_cannot_go_to_json_and_back(app: App, bank: Outside, kind: Any, why: str) -> None:
+    def handler(order: Order, outcome: Any) -> None: ...
+
+    handler.__annotations__["outcome"] = kind
+    call: Any = bank.call(in_doubt=hold())(_any)
+    with pytest.raises(DeclarationError, match=why):
+        app.on(Order, Order.status == "placed", call=call)(handler)
+
+
+def _any(order: Order) -> Any: ...
+
+
+def test_hazard_16_an_outcome_without_an_annotation(app: App, bank: Outside) -> None:
+    call: Any = bank.call(in_doubt=hold())(_any)
+    with pytest.raises(DeclarationError, match="annotate its second argument"):
+        app.on(Order, Order.status == "placed", call=call)(_unannotated)
+
+
+def _unannotated(order: Order, outcome) -> None: ...  # type: ignore[no-untyped-def]  # what is tested
+
+
+def test_a_handler_that_is_not_annotated_for_all_that_its_call_returns(app: App, bank: Outside) -> None:
+    @bank.call(in_doubt=hold())
+    def charge(order: Order) -> Receipt | None:
+        return None
+
+    call: Any = charge
+    with pytest.raises(DeclarationError, match="its call can return NoneType"):
+
+        @app.on(Order, Order.status == "placed", call=call)
+        def paid(order: Order, outcome: Receipt) -> None: ...
+
+
+# ---- options -------------------------------------------------------------------------------------------------------------------
+def test_options_that_do_not_go_together(app: App, bank: Outside) -> None:
+    charge = bank.call(in_doubt=hold())(_charge)
+    on: Any = app.on
+    with pytest.raises(DeclarationError, match="retry= belongs to its call"):
+        on(Order, Order.status == "placed", call=charge, retry=Retry())(_taken)
+    with pytest.raises(DeclarationError, match="there is no call="):
+        on(Order, Order.status == "placed", sends=_charge)(_only_order)
+    with pytest.raises(DeclarationError, match="declare it with @outside.call"):
+        on(Order, Order.status == "placed", call=_charge)(_taken)
+    with pytest.raises(DeclarationError, match="no option facts=: there are call=, sends="):
+        on(Order, Order.status == "placed", facts=Order.mailed_at)
+
+
+def _taken(order: Order, outcome: str) -> None: ...
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------------------
+def test_a_reaction_has_a_name_of_its_own(app: App) -> None:
+    with pytest.raises(DeclarationError, match=r"name='\.\.\.'"):
+        app.on(Order, Order.status == "placed")(lambda order: None)
+
+    def _(order: Order) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"name='\.\.\.'"):
+        app.on(Order, Order.status == "placed")(_)
+    for name in ("", " ", "a\nb", "x" * 201):
+        with pytest.raises(DeclarationError, match="1 to 200 printable"):
+            app.on(Order, Order.status == "placed", name=name)(_only_order)
+    app.on(Order, Order.status == "placed", name="x" * 200)(lambda order: None)
+    with pytest.raises(DeclarationError, match="has a reaction 'x+' already"):
+        app.on(Order, Order.status == "paid", name="x" * 200)(_only_order)
+
+
+def test_an_ending_is_declared_once(app: App) -> None:
+    @app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None: ...
+
+    @packed.gave_up
+    def first(order: Order, failure: Failure) -> None: ...
+
+    with pytest.raises(DeclarationError, match="has a gave_up handler already"):
+
+        @packed.gave_up
+        def second(order: Order, failure: Failure) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["", "a\tb", "x" * 201, None])
+def test_an_app_has_a_name(name: Any) -> None:
+    with pytest.raises(DeclarationError, match="printable"):
+        App(name, Store("sqlite://", Base))
+
+
+def test_two_living_apps_of_one_name_are_refused() -> None:
+    first = App("twice", Store("sqlite://", Base))
+    with pytest.raises(DeclarationError, match=r"this process has an App\('twice'\) already, declared at .*test_wrong_functions.py:\d+"):
+        App("twice", Store("sqlite://", Base))
+    first.reactions["itself"] = first  # type: ignore[assignment]  # a cycle, which reference counts alone do not free
+    del first
+    App("twice", Store("sqlite://", Base))
+    gc.collect()
+
+
+def test_the_same_place_declared_again_is_a_module_imported_again() -> None:
+    kept = [App("again", Store("sqlite://", Base)) for _ in range(2)]
+    assert len(kept) == 2
+
+
+# ---- stores --------------------------------------------------------------------------------------------------------------------
+def test_a_class_is_owned_by_one_store() -> None:
+    with pytest.raises(DeclarationError, match="two of its stores own the same tables"):
+        App("both", Store("sqlite:///a.db", Base), Store("sqlite:///b.db", DataBase, Base.metadata))
+
+
+def test_a_store_owns_bases() -> None:
+    wrong: Any = int
+    with pytest.raises(DeclarationError, match="owns no tables"):
+        Store("sqlite://")
+    with pytest.raises(DeclarationError, match="give declarative bases"):
+        Store("sqlite://", wrong)
+    with pytest.raises(DeclarationError, match="one mapped class; give its base"):
+        Store("sqlite://", Order)
+    lossy: Any = "sometimes"
+    with pytest.raises(DeclarationError, match="failover='sometimes'"):
+        Store("sqlite://", Base, failover=lossy)
+    store = Store("sqlite://", Base, MetaData())
+    assert store.owns_class(Order)
+    assert store.owns_table(Order.__table__)
+    assert not store.owns_class(Parcel)
+    assert not store.owns_class(int)
+
+
+def test_an_app_has_stores() -> None:
+    with pytest.raises(DeclarationError, match="has no store"):
+        App("none")
+    wrong: Any = "sqlite://"
+    with pytest.raises(DeclarationError, match="give stores"):
+        App("none", wrong)
+
+
+def test_a_database_may_be_told_late(tmp_path: Any) -> None:
+    asked: list[str] = []
+
+    def url() -> str:
+        asked.append("once")
+        return f"sqlite:///{tmp_path}/late.db"
+
+    store = Store(url, Base)
+    App("late", store)
+    assert asked == []
+    assert store.settings().url.database == f"{tmp_path}/late.db"
+    assert asked == ["once"]
+    engine = create_engine(f"sqlite:///{tmp_path}/engine.db")
+    assert Store(engine, Base).settings().url.database == f"{tmp_path}/engine.db"
+
+
+# ---- the package ---------------------------------------------------------------------------------------------------------------
+def test_importing_groundstate_imports_nothing_else() -> None:
+    code = "import sys, groundstate; print([one for one in sys.modules if one.startswith(('groundstate.', 'sqlalchemy', 'pydantic'))])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in groundstate.__all__ if getattr(groundstate, name, None) is None] == []
+    assert set(groundstate.__all__) <= set(dir(groundstate))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = groundstate.nothing

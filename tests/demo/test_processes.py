@@ -1,0 +1,93 @@
+"""No process of the demo may outlive its director, whatever way that one ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from groundstate.demo.processes import Doors, Processes, kill
+
+SLEEPER = ["-c", "import time; time.sleep(600)"]
+DIRECTOR = """
+import sys, time
+from pathlib import Path
+from groundstate.demo.processes import Processes
+with Processes(Path(sys.argv[1]), {}) as processes:
+    children = [processes.start(f"child{n}", ["-c", "import time; time.sleep(600)"]) for n in range(2)]
+    print(*(child.pid for child in children), flush=True)
+    time.sleep(600)
+"""
+
+
+def wait_until(true: Callable[[], bool], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().split(") ")[1].startswith("Z")
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_children_die_with_a_director_that_is_killed_or_interrupted(tmp_path: Path, signal_number: int) -> None:
+    director = subprocess.Popen(
+        [sys.executable, "-c", DIRECTOR, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert director.stdout is not None
+    with director.stdout as said:
+        children = [int(pid) for pid in said.readline().split()]
+    assert len(children) == 2
+    assert not any(gone(pid) for pid in children)
+    director.send_signal(signal_number)
+    director.wait(20)
+    wait_until(lambda: all(gone(pid) for pid in children))
+
+
+def test_children_die_when_the_with_is_left_by_an_error(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, {})
+    child = processes.start("child", SLEEPER)
+    with pytest.raises(RuntimeError, match="a mistake"), processes:
+        raise RuntimeError("a mistake")
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_killed_child_is_gone_when_kill_returns_and_its_log_is_kept(tmp_path: Path) -> None:
+    with Processes(tmp_path, {"WORD": "hello"}) as processes:
+        child = processes.start("child", ["-c", "import os, time; print(os.environ['WORD'], flush=True); time.sleep(600)"])
+        wait_until(lambda: "hello" in processes.log("child"))
+        kill(child)
+        assert child.returncode == -signal.SIGKILL
+        with pytest.raises(ProcessLookupError):
+            os.kill(child.pid, 0)
+        assert processes.log("another") == ""
+
+
+def test_a_question_returns_what_was_said_and_the_exit_code(tmp_path: Path) -> None:
+    with Processes(tmp_path, {}) as processes:
+        done = processes.ask(["-c", "import sys; print('out', flush=True); print('err', file=sys.stderr); sys.exit(4)"])
+    assert (done.returncode, done.stdout) == (4, "out\nerr\n")
+
+
+def test_a_door_is_on_loopback_and_takes_clients_before_its_server_runs() -> None:
+    doors = Doors("shop")
+    try:
+        with socket.create_connection(("127.0.0.1", doors.ports["shop"]), timeout=5) as client:
+            assert client.getpeername() == ("127.0.0.1", doors.ports["shop"])
+    finally:
+        doors.close("shop")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", doors.ports["shop"]), timeout=5)
