@@ -152,7 +152,6 @@ class App(Running):
             if spec.call is not None and spec.call.in_doubt.kind == "ask" and spec.call.find is None:
                 name = spec.call.function.name
                 raise DeclarationError(f"call {name} is settled by ask(), and has no find: declare it with @{name}.find, or choose hold()")
-            condition.check_compiles(f"reaction {spec.name}", spec.mapper, spec.clauses)
             declaration.warn_when_configured(spec)
 
     def _add(self, spec: ReactionSpec) -> None:

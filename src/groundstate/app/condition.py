@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
-from sqlalchemy.exc import CompileError, InvalidRequestError, UnsupportedCompilationError
+from sqlalchemy import ColumnElement
 from sqlalchemy.ext.mutable import MutableBase
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
 from sqlalchemy.sql.sqltypes import ARRAY, JSON, PickleType
@@ -66,18 +65,6 @@ def occurrence_of(what: str, mapper: Mapper[Any], occurrence: Iterable[Any]) -> 
     if hasattr(occurrence, "__clause_element__") or isinstance(occurrence, (str, ColumnElement)):
         raise DeclarationError(f"{what}: occurrence={occurrence!s}: give a sequence of columns, as in occurrence=[{occurrence!s}]")
     return tuple(column_of(what, mapper, one, "occurrence") for one in occurrence)
-
-
-def check_compiles(what: str, mapper: Mapper[Any], clauses: Sequence[ColumnElement[bool]]) -> None:
-    """Refuses a condition that SQLAlchemy cannot make a statement of; what a dialect alone knows is left to the start."""
-    try:
-        select(*mapper.primary_key).where(*clauses).compile()
-    except UnsupportedCompilationError:
-        return
-    except (InvalidRequestError, CompileError) as error:
-        raise DeclarationError(
-            f"{what}: the condition cannot be asked: {error}; alias the table in a subquery over the record's own"
-        ) from error
 
 
 def has_insides(mapper: Mapper[Any]) -> bool:

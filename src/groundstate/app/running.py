@@ -179,15 +179,16 @@ class Running:
 
     def _settle_newcomers(self, life: Life, store: Store, accept: Sequence[str] | bool, baseline: Sequence[str]) -> None:
         questions = [Question(spec, life.database) for spec in self.reactions_of(store)]
-        with life.database.reading() as connection:
-            seen = registry.known(connection, self.name)
+        accepted = {name for name in self.reactions if accept is True or (not isinstance(accept, bool) and name in accept)}
         for question in questions:
-            name = question.spec.name
-            if name in baseline:
+            if question.spec.name in baseline:
                 registry.baseline(life, question)
-            if name in baseline or accept is True or (not isinstance(accept, bool) and name in accept):
-                registry.write(life, [question])
-                seen.pop(name, None)
+                accepted.add(question.spec.name)
+        registry.write(life, [question for question in questions if question.spec.name in accepted])
+        life.database.connect()
+        with life.database.reading() as connection:
+            silent, _loud = registry.newcomers(connection, questions, registry.known(connection, self.name))
+        registry.write(life, silent)
 
     def reactions_of(self, store: Store) -> list[ReactionSpec]:
         """The reactions on records of this store."""

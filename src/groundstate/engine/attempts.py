@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Select, and_, any_, bindparam, delete, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Delete, Select, and_, bindparam, delete, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import ARRAY
 
-from groundstate.engine.question import any_text
+from groundstate.engine import listed
+from groundstate.engine.question import blocking
 from groundstate.rules.attempt import Attempt, State
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as table
@@ -38,19 +39,35 @@ def rows(*where: ColumnElement[bool]) -> Select[Any]:
     return select(*_COLUMNS).where(*where)
 
 
-def concerning(
-    database: Database, connection: Connection, app: str, reaction: str, table_name: str | None, records: Sequence[str], *, lock: bool = False
-) -> dict[str, list[Attempt]]:
+def concerning(tx: Reader, app: str, reaction: str, table_name: str | None, records: Sequence[str], *, lock: bool = False) -> dict[str, list[Attempt]]:
     """Attempts that matter for taking these records: those of the reaction itself, and, unless table_name is None, what blocks."""
     if not records:
         return {}
-    mine = and_(table.c.app == app, table.c.reaction == reaction)
-    found = rows(or_(mine, table.c.blocks == table_name) if table_name else mine, any_text(database, table.c.record, records))
+    statement, parameter = _concerning(tx.database, table_name is not None, lock)
+    given = {"app": app, "reaction": reaction, "blocks": table_name, "records": parameter(records)}
     by_record: dict[str, list[Attempt]] = {}
-    for row in connection.execute(locked(database, found) if lock else found):
+    for row in tx.connection.execute(statement, given):
         one = from_row(row)
         by_record.setdefault(one.record, []).append(one)
     return by_record
+
+
+@lru_cache(maxsize=128)
+def _concerning(database: Database, blocks: bool, lock: bool) -> tuple[Select[Any], Callable[[Sequence[Any]], Any]]:  # noqa: FBT001
+    records = listed.one_of(database, table.c.record, "records")
+    wanted = and_(table.c.app == bindparam("app"), table.c.reaction == bindparam("reaction"), records.expression)
+    if blocks:
+        # Two conditions, each with an index of its own: what is ours by the primary key, and what blocks by the partial one.
+        wanted = or_(wanted, and_(table.c.blocks == bindparam("blocks"), records.expression, blocking))
+    statement = rows(wanted)
+    return (locked(database, statement) if lock else statement), records.parameter
+
+
+class Reader(Protocol):
+    """What reading attempts needs of a transaction."""
+
+    database: Database
+    connection: Connection
 
 
 def locked(database: Database, statement: Select[Any]) -> Select[Any]:
@@ -102,22 +119,18 @@ def remove(database: Database, connection: Connection, gone: Sequence[Attempt]) 
     for one in gone:
         by_reaction.setdefault((one.app, one.reaction), []).append(one)
     for (app, reaction), some in by_reaction.items():
-        result = connection.execute(
-            delete(table).where(
-                table.c.app == app,
-                table.c.reaction == reaction,
-                any_text(database, table.c.record, [one.record for one in some]),
-                _any_call(database, [one.call for one in some]),
-            )
-        )
-        count += result.rowcount
+        statement, records, calls = _remove(database)
+        given = {"app": app, "reaction": reaction, "records": records([one.record for one in some]), "calls": calls([one.call for one in some])}
+        count += connection.execute(statement, given).rowcount
     return count
 
 
-def _any_call(database: Database, calls: list[int]) -> ColumnElement[bool]:
-    if database.locks_rows:
-        return table.c.call == any_(bindparam(None, calls, type_=ARRAY(BigInteger)))
-    return table.c.call.in_(calls)
+@lru_cache(maxsize=128)
+def _remove(database: Database) -> tuple[Delete, Callable[[Sequence[Any]], Any], Callable[[Sequence[Any]], Any]]:
+    records = listed.one_of(database, table.c.record, "records")
+    calls = listed.one_of(database, table.c.call, "calls")
+    mine = (table.c.app == bindparam("app"), table.c.reaction == bindparam("reaction"))
+    return delete(table).where(*mine, records.expression, calls.expression), records.parameter, calls.parameter
 
 
 def by_identity(found: Mapping[str, Sequence[Attempt]], identity: Identity) -> Attempt | None:

@@ -73,6 +73,7 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
             result.flights.append(flight[1])
     attempts.insert(tx.database, tx.connection, new)
     attempts.save(tx.connection, again)
+    _detach(tx)
     result.new_calls = len(result.flights)
     return result
 
@@ -123,8 +124,15 @@ def consider(life: Life, tx: Transaction, question: Question, identities: Sequen
                 continue
     attempts.save(tx.connection, saved)
     attempts.remove(tx.database, tx.connection, removed)
+    _detach(tx)
     result.changed = len(saved) + len(removed) - result.new_calls
     return result
+
+
+def _detach(tx: Transaction) -> None:
+    """Snapshots leave their session: what handlers changed was flushed, and nothing of a snapshot may be."""
+    tx.session.flush()
+    tx.session.expunge_all()
 
 
 def _decide(question: Question, standing: Standing, now: datetime) -> rules.Decision:
@@ -191,7 +199,7 @@ def _question(
 def _argument(tx: Transaction, question: Question, record: Any) -> Any:
     spec = question.spec
     if spec.sends is None:
-        return snapshot.take(tx.session, record)
+        return snapshot.take(record)
     with tx.session.no_autoflush:
         made = spec.sends(record, session=tx.session, at=tx.moment())
     if tx.session.is_modified(record):

@@ -12,11 +12,13 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from typing import Any
 
+from groundstate.engine import guards
 from groundstate.engine.flight import (
     Flight,
     FoundAbsent,
@@ -47,20 +49,36 @@ class Caller:
         self._task_of: dict[Flight, asyncio.Task[None]] = {}
         self._clients = AsyncExitStack()
         self._opened: dict[OutsideSpec, asyncio.Future[Any]] = {}
+        self._beat_asked = self._beat_heard = self._beat_told = 0
+        self._sync_clients = ExitStack()
+        self._sync_opened: dict[OutsideSpec, Any] = {}
+        self._sync_lock = threading.Lock()
         self._threads = _Threads()
         self.draining = False
 
     # ---- from the transactions' thread ---------------------------------------------------------------------------------------
     def start(self, flights: Sequence[Flight]) -> None:
         """Sends these out. What may not go out any more comes back as NotSent."""
-        waiting: list[Flight] = []
+        on_loop: list[Flight] = []
+        many: dict[CallSpec, list[Flight]] = {}
         for flight in flights:
-            if self._function(flight).is_async or flight.question.spec.call.many:  # type: ignore[union-attr]  # only calls fly
-                waiting.append(flight)
+            call = flight.question.spec.call
+            if call is not None and call.many and not flight.is_find:
+                many.setdefault(call, []).append(flight)
+            elif self._function(flight).is_async:
+                on_loop.append(flight)
             else:
                 self._threads.run(partial(self._sync, flight))
-        if waiting:
-            self._ensure_loop().call_soon_threadsafe(self._start_async, waiting)
+        if on_loop:
+            self._ensure_loop().call_soon_threadsafe(self._start_async, on_loop)
+        for call, flights_of in many.items():
+            size = call.many or 1
+            for start in range(0, len(flights_of), size):
+                group = flights_of[start : start + size]
+                if call.function.is_async:
+                    self._ensure_loop().call_soon_threadsafe(self._start_many, call, group)
+                else:
+                    self._threads.run(partial(self._sync_many, call, group))
 
     def cancel(self, flights: Sequence[Flight]) -> None:
         """Ends async calls whose record moved on: each comes back in doubt, like any call that was cut off."""
@@ -70,8 +88,29 @@ class Caller:
                 if task is not None:
                     self._loop.call_soon_threadsafe(task.cancel)
 
+    def watch(self) -> None:
+        """Warns where the loop did not come round since the last look: a call blocks it, and delays every other (hazard 41)."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        if self._beat_asked > self._beat_heard and self._beat_asked != self._beat_told:
+            self._beat_told = self._beat_asked
+            frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001  # the one way to see where another thread is
+            where = "".join(traceback.format_stack(frame, limit=None)[-2:]).strip() if frame is not None else "?"
+            log.warning("the loop of async calls is blocked: an async call must await what it waits for. It is at:\n%s", where)
+        elif self._beat_asked == self._beat_heard:
+            self._beat_asked += 1
+            loop.call_soon_threadsafe(self._hear_beat, self._beat_asked)
+
+    def _hear_beat(self, beat: int) -> None:
+        self._beat_heard = beat
+
     def stop(self, timeout_s: float) -> None:
-        """Cancels what still flies and ends the loop; threads that hang are left behind."""
+        """Cancels what still flies, ends the loop and closes the clients; threads that hang are left behind."""
+        try:
+            self._sync_clients.close()
+        except Exception:
+            log.exception("closing an outside's client failed")
         if self._loop is None or self._thread is None:
             return
         loop, self._loop = self._loop, None
@@ -96,20 +135,16 @@ class Caller:
 
     def _start_async(self, flights: Sequence[Flight]) -> None:
         loop = asyncio.get_running_loop()
-        many: dict[CallSpec, list[Flight]] = {}
         for flight in flights:
-            call = flight.question.spec.call
-            if call is not None and call.many and not flight.is_find:
-                many.setdefault(call, []).append(flight)
-                continue
             task = loop.create_task(self._one(flight))
             self._keep(task)
+            call = flight.question.spec.call
             if call is not None and call.stop_when_overtaken:
                 self._task_of[flight] = task
                 task.add_done_callback(partial(self._forget, flight))
-        for call, group in many.items():
-            for start in range(0, len(group), call.many or 1):
-                self._keep(loop.create_task(self._many(call, group[start : start + (call.many or 1)])))
+
+    def _start_many(self, call: CallSpec, group: Sequence[Flight]) -> None:
+        self._keep(asyncio.get_running_loop().create_task(self._many(call, group)))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -141,6 +176,7 @@ class Caller:
         if not self._may_go(flight):  # opening the client took its time
             self._back(NotSent(flight))
             return
+        guards.in_call.set(self._function(flight).name)
         try:
             async with asyncio.timeout(flight.timeout.total_seconds()):
                 value = await self._function(flight)(flight.argument, **self._supplies(flight, client))
@@ -153,21 +189,58 @@ class Caller:
 
     async def _many(self, call: CallSpec, flights: Sequence[Flight]) -> None:
         """One outside call for many records: a word each. A record that the answer does not name is in doubt."""
-        going = [flight for flight in flights if self._may_go(flight)]
-        self._back(*[NotSent(flight) for flight in flights if flight not in going])
+        try:
+            client = await self._client(flights[0])
+        except Exception as error:
+            self._back(*[self._failed_before(flight, error) for flight in flights])
+            return
+        going = self._going(flights)
         if not going:
             return
-        supplies = self._supplies(going[0], await self._client(going[0]))
-        supplies["keys"] = [flight.key for flight in going]
+        guards.in_call.set(call.function.name)
         try:
             async with asyncio.timeout(call.timeout.total_seconds()):
-                answers = await call.function([flight.argument for flight in going], **supplies)
+                answers = await call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
         except BaseException as error:
             self._back(*[self._raised(flight, error) for flight in going])
             if not isinstance(error, Exception | asyncio.CancelledError):
                 raise
             return
         self._back(*[self._of_many(flight, number, answers) for number, flight in enumerate(going)])
+
+    def _sync_many(self, call: CallSpec, flights: Sequence[Flight]) -> None:
+        """The same in a thread."""
+        try:
+            client = self._sync_client(call.outside)
+        except Exception as error:
+            self._back(*[self._failed_before(flight, error) for flight in flights])
+            return
+        going = self._going(flights)
+        if not going:
+            return
+        guards.in_call.set(call.function.name)
+        for flight in going:
+            flight.ends_s = time.monotonic() + call.timeout.total_seconds()
+        try:
+            answers = call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
+        except Exception as error:
+            words = [self._raised(flight, error) for flight in going]
+        else:
+            words = [self._of_many(flight, number, answers) for number, flight in enumerate(going)]
+        self._back(*[self._after_giving_up(word) for word in words])
+
+    def _going(self, flights: Sequence[Flight]) -> list[Flight]:
+        """Those that may go out still; the others come back as NotSent."""
+        going = [flight for flight in flights if self._may_go(flight)]
+        self._back(*[NotSent(flight) for flight in flights if flight not in going])
+        return going
+
+    def _supplies_of_many(self, going: Sequence[Flight], client: Any) -> dict[str, Any]:
+        return self._supplies(going[0], client) | {"keys": [flight.key for flight in going]}
+
+    def _after_giving_up(self, word: Word) -> Word:
+        """A thread that was given up has nothing to say but an outcome, or that it has ended."""
+        return word if isinstance(word, Returned) or not word.flight.given_up else ThreadEnded(word.flight)
 
     def _of_many(self, flight: Flight, number: int, answers: Any) -> Word:
         try:
@@ -179,19 +252,24 @@ class Caller:
         return Returned(flight, answer)
 
     def _sync(self, flight: Flight) -> None:
+        call = flight.question.spec.call
+        try:
+            client = self._sync_client(call.outside) if call is not None else None
+        except Exception as error:
+            self._back(self._failed_before(flight, error))
+            return
         if not self._may_go(flight):
             self._back(NotSent(flight))
             return
+        guards.in_call.set(self._function(flight).name)
         flight.ends_s = time.monotonic() + flight.timeout.total_seconds()
         try:
-            value = self._function(flight)(flight.argument, **self._supplies(flight, None))
+            value = self._function(flight)(flight.argument, **self._supplies(flight, client))
         except Exception as error:
             word = self._raised(flight, error)
         else:
             word = self._answered(flight, value)
-        if flight.given_up and not isinstance(word, Returned):
-            word = ThreadEnded(flight)
-        self._back(word)
+        self._back(self._after_giving_up(word))
 
     # ---- words -----------------------------------------------------------------------------------------------------------------
     def _answered(self, flight: Flight, value: Any) -> Word:
@@ -250,12 +328,30 @@ class Caller:
             return None
         opened = self._opened.get(call.outside)
         if opened is None:
-            opened = self._opened[call.outside] = asyncio.ensure_future(self._clients.enter_async_context(call.outside.client()))
+            opened = self._opened[call.outside] = asyncio.ensure_future(self._open(call.outside.client()))
         try:
             return await asyncio.shield(opened)
         except Exception:
             self._opened.pop(call.outside, None)
             raise
+
+
+    async def _open(self, manager: Any) -> Any:
+        if hasattr(manager, "__aenter__"):
+            return await self._clients.enter_async_context(manager)
+        return self._clients.enter_context(manager)
+
+    def _sync_client(self, outside: OutsideSpec) -> Any:
+        """The outside's client for calls in threads, opened once and shared by them."""
+        if outside.client is None:
+            return None
+        with self._sync_lock:
+            if outside not in self._sync_opened:
+                manager = outside.client()
+                if not hasattr(manager, "__enter__"):
+                    raise TypeError("a sync call cannot use an async client: let `client` give a sync one, or make the call async")
+                self._sync_opened[outside] = self._sync_clients.enter_context(manager)
+            return self._sync_opened[outside]
 
 
 def _surely_not_done(outside: OutsideSpec, error: Exception) -> bool:

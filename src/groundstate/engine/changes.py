@@ -6,19 +6,21 @@ beside this UPDATE: no mapper hook, no version column, no onupdate, one table, c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from enum import Enum
-from functools import cache
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, inspect, update
+from sqlalchemy import Connection, Update, bindparam, inspect, update
 from sqlalchemy.orm import ColumnProperty, Mapper, Session
 from sqlalchemy.orm.base import NO_VALUE
 
-_SAME_IF_EQUAL = (str, int, float, bool, bytes, Decimal, date, datetime, UUID, Enum, type(None))
+from groundstate.engine import listed
+from groundstate.store.port import Database
+
+_SAME_IF_EQUAL = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, UUID, type(None)})
 _HOOKS = ("before_update", "after_update", "before_insert", "after_insert", "before_delete", "after_delete")
 _SHARED = 8  # so many records with the same new values are written by one statement
 
@@ -36,14 +38,15 @@ def changed(record: Any) -> dict[str, Any]:
 
 def _same(new: Any, old: Any) -> bool:
     """Whether setting it changed nothing. Only for values that cannot change in place."""
-    return type(new) is type(old) and isinstance(old, _SAME_IF_EQUAL) and bool(new == old)
+    kind: type = type(old)
+    return kind in _SAME_IF_EQUAL and type(new) is kind and bool(new == old)
 
 
 def was_null(old: Any) -> bool:
     return old is None or old is NO_VALUE
 
 
-@cache
+@lru_cache(maxsize=128)
 def plain_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
     """Attribute name -> column for what a bulk UPDATE may write; None where this mapper needs the unit of work."""
     if len(mapper.tables) != 1 or mapper.version_id_col is not None:
@@ -65,7 +68,8 @@ def plain_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
 def flush_has_listeners(session: Session) -> bool:
     """Whether somebody but us listens to flushes: they would not hear of a bulk UPDATE."""
     dispatch: Any = session.dispatch
-    return len(dispatch.before_flush) > 0 or len(dispatch.after_flush) > 1 or len(dispatch.after_flush_postexec) > 0
+    ours = 1  # hints.py listens to after_flush, guards.py to before_flush
+    return len(dispatch.before_flush) > ours or len(dispatch.after_flush) > ours or len(dispatch.after_flush_postexec) > 0
 
 
 def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) -> list[dict[str, Any]] | None:
@@ -95,7 +99,9 @@ def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) 
     return found
 
 
-def write(connection: Connection, mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]], changes: Sequence[Mapping[str, Any]]) -> None:
+def write(
+    database: Database, connection: Connection, mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]], changes: Sequence[Mapping[str, Any]]
+) -> None:
     """Writes the changes: records that get the same values by one statement, the others by one executemany for each set of columns."""
     columns = plain_columns(mapper) or {}
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[Any, ...]]] = {}
@@ -109,15 +115,21 @@ def write(connection: Connection, mapper: Mapper[Any], keys: Sequence[tuple[Any,
     single: dict[tuple[str, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
     for values, group in groups.items():
         if len(group) >= _SHARED and len(mapper.primary_key) == 1:
-            column = mapper.primary_key[0]
-            table: Any = mapper.local_table
-            connection.execute(
-                update(table).where(column.in_([key[0] for key in group])).values({columns[name]: value for name, value in values})
-            )
+            statement, parameter = _write_alike(database, mapper, tuple(name for name, _ in values))
+            connection.execute(statement, {f"v_{name}": value for name, value in values} | {"k": parameter([key[0] for key in group])})
         else:
             single.setdefault(tuple(name for name, _ in values), []).extend((key, dict(values)) for key in group)
     for some in single.values():
         _write_each(connection, mapper, columns, some)
+
+
+@lru_cache(maxsize=128)
+def _write_alike(database: Database, mapper: Mapper[Any], names: tuple[str, ...]) -> tuple[Update, Callable[[Sequence[Any]], Any]]:
+    columns = plain_columns(mapper) or {}
+    table: Any = mapper.local_table
+    keys = listed.one_of(database, mapper.primary_key[0], "k")
+    new = {columns[name]: bindparam(f"v_{name}", type_=columns[name].type) for name in names}
+    return update(table).where(keys.expression).values(new), keys.parameter
 
 
 def _write_each(

@@ -40,6 +40,10 @@ class Claim:
 
 def by_condition(question: Question, tx: Transaction, cursor: PrimaryKey | None, limit: int, *, crowded: bool) -> Claim:
     """The next records in key order whose condition holds."""
+    if not tx.database.locks_rows:
+        records = _records(tx, question.records_after(cursor, limit, crowded=crowded), None)
+        last = question.key_of(records[-1]) if records else cursor
+        return Claim(_free(question, tx, records), cursor=last, read=len(records))
     keys_statement = question.lock(question.keys_after(cursor, limit, crowded=crowded))
     found = [tuple(row) for row in tx.connection.execute(keys_statement)]
     claim = Claim(cursor=found[-1] if found else cursor, read=len(found))
@@ -53,7 +57,7 @@ def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *
     claim = Claim()
     found = list(wanted)
     if tx.database.locks_rows:
-        found = [tuple(row) for row in tx.connection.execute(question.lock(question.keys_among(wanted)))]
+        found = [tuple(row) for row in tx.connection.execute(question.keys_given, question.given(wanted))]
         if len(found) < len(wanted):
             claim.busy = _busy(question, tx, set(wanted) - set(found))
     if found:
@@ -66,7 +70,11 @@ def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *
 def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> list[Any]:
     for children in question.children_of(found) if tx.database.locks_rows else ():
         tx.connection.execute(children)  # FOR SHARE: what the decision is about does not change before our commit (hazard 18)
-    return list(tx.session.execute(question.records_where_it_holds(found)).unique().scalars())
+    return _records(tx, question.records_given, question.given(found))
+
+
+def _records(tx: Transaction, statement: Any, given: dict[str, Any] | None) -> list[Any]:
+    return list(tx.session.execute(statement, given).unique().scalars())
 
 
 def _busy(question: Question, tx: Transaction, missing: set[PrimaryKey]) -> list[PrimaryKey]:
@@ -81,10 +89,10 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
     for record in records:
         key = question.key_of(record)
         taken.append(Taken(key, question.record_text(key), question.occurrence_text(record), record))
-    if tx.connection.execute(_ANY_ATTEMPT).first() is None:
+    if not taken or not (tx.attempts_at_start if not tx.database.locks_rows else tx.connection.execute(_ANY_ATTEMPT).first() is not None):
         return taken
     table_name = None if spec.fact else spec.table_name
-    found = attempts.concerning(tx.database, tx.connection, spec.app, spec.name, table_name, [one.text for one in taken])
+    found = attempts.concerning(tx, spec.app, spec.name, table_name, [one.text for one in taken])
     free = []
     for one in taken:
         standing = found.get(one.text, ())
@@ -130,14 +138,14 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
     if wanted:
         locked = wanted
         if tx.database.locks_rows:
-            locked = [tuple(row) for row in tx.connection.execute(question.lock(question.keys_among(wanted)))]
+            locked = [tuple(row) for row in tx.connection.execute(question.keys_given, question.given(wanted))]
             if len(locked) < len(wanted):
                 busy = {question.record_text(key) for key in _busy(question, tx, set(wanted) - set(locked))}
         if locked:
-            for record, holds in tx.session.execute(question.records_with_truth(locked)).unique():
+            for record, holds in tx.session.execute(question.truths_given, question.given(locked)).unique():
                 found[question.record_text(question.key_of(record))] = (record, bool(holds))
     by_record = attempts.concerning(
-        tx.database, tx.connection, spec.app, spec.name, None if spec.fact else spec.table_name, list(keys_of), lock=True
+        tx, spec.app, spec.name, None if spec.fact else spec.table_name, list(keys_of), lock=True
     )
     for identity in identities:
         text, occurrence = identity[2], identity[3]

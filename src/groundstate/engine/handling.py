@@ -61,7 +61,7 @@ def flush_all(question: Question, tx: Transaction, works: Sequence[Work]) -> lis
     if found is None:
         tx.session.flush()
         return None
-    changes.write(tx.connection, question.mapper, [work.key for work in works], found)
+    changes.write(tx.database, tx.connection, question.mapper, [work.key for work in works], found)
     tx.session.expunge_all()  # nothing is left for a flush
     return found
 

@@ -18,6 +18,7 @@ from groundstate.rules.breaker import Breaker
 FRESH_MAX = 20_000  # beyond this the backlog takes over
 BATCH_FIRST = 200
 BATCH_MAX = 500
+BATCH_LEAST = 50
 
 
 @dataclass(eq=False)
@@ -113,6 +114,6 @@ class Lane:
     def took(self, seconds: float, hold_s: float) -> None:
         """Adapts the batch so that a write lock is held about `hold_s`."""
         if seconds > hold_s:
-            self.batch = max(int(self.batch * hold_s / seconds), 10)
+            self.batch = max(int(self.batch * max(hold_s / seconds, 0.7)), BATCH_LEAST)
         elif seconds < hold_s / 2:
             self.batch = min(self.batch * 2, BATCH_MAX)

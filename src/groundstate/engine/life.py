@@ -10,8 +10,9 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -35,10 +36,11 @@ class Life:
     database: Database
     lives: Lives
     witness: Witness | None
-    redact: Callable[[str], str] = staticmethod(lambda text: text)
+    redact: Callable[[str], str] = str
     id: int = field(default_factory=lambda: secrets.randbits(62))
     sound: bool = False  # False once the lock may be lost: then no call goes out
     begins: int = 0
+    others_wrote: bool = False
     care: Care = field(default_factory=Care)
     dice: random.Random = field(default_factory=random.Random)
     key_names: dict[str, str] = field(default_factory=dict)  # reaction -> the name that its keys are made of (hazard 62)
@@ -57,8 +59,25 @@ class Life:
             self.witness.write(self.id, 0)
         self.sound = True
 
-    def transaction(self, *, wait: timedelta | None = None) -> AbstractContextManager[Transaction]:
-        return transaction.writing(self.database, wait=wait)
+    @contextmanager
+    def transaction(self, *, wait: timedelta | None = None) -> Iterator[Transaction]:
+        """A transaction of ours. On an embedded store it also notices whether somebody else wrote since the last one."""
+        embedded = not self.database.locks_rows
+        started = time.monotonic()
+        with transaction.writing(self.database, wait=wait) as tx:
+            if embedded and self.database.someone_wrote():  # asked under the write lock: surely not us
+                self.others_wrote = True
+            yield tx
+        if embedded:
+            self.database.someone_wrote()  # that was us
+        took = time.monotonic() - started
+        if took > LONG_S:
+            log.warning("a transaction took %.1f s: a handler that waits for something keeps others out; let a call do that", took)
+
+    def did_others_write(self) -> bool:
+        """Whether somebody else wrote to an embedded store since this was last asked."""
+        seen, self.others_wrote = self.others_wrote or self.database.someone_wrote(), False
+        return seen
 
     def count_begins(self, tx: Transaction, new: int) -> None:
         """Counts calls in the begin's own transaction. Raises WentBack where the database remembers fewer than we do."""
@@ -95,6 +114,7 @@ class Life:
 
 
 ERROR_LENGTH = 2000
+LONG_S = 1.0  # a transaction of ours that took longer is told of (hazard 26)
 
 
 def describe(error: BaseException) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from groundstate.values.errors import Conflict
 
+REPR = "groundstate_repr"
+
 
 @cache
 def _adapter(kind: Any) -> Any:
@@ -23,7 +25,7 @@ def dump(kind: Any, values: list[Any]) -> str:
         try:
             parts.append(json.loads(_adapter(kind).dump_json(value, warnings=False)))
         except Exception:  # noqa: BLE001  # any type a user's call may return: keep what can be kept
-            parts.append({"groundstate_repr": repr(value)})
+            parts.append({REPR: repr(value)})
     return json.dumps(parts, ensure_ascii=False)
 
 
@@ -48,4 +50,32 @@ def load(kind: Any, written: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise Conflict(f"this JSON is no outcome of type {kind}: {first['msg']}{' at ' + where if where else ''}") from None
+        raise Conflict(f"this JSON is no outcome of type {_name(kind)}: {first['msg']}{' at ' + where if where else ''}") from None
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def first_and_rest(written: str) -> tuple[Any, str | None]:
+    """The first outcome as plain JSON values, and the array of the others (None where there is no other)."""
+    parts = json.loads(written)
+    return parts[0], json.dumps(parts[1:], ensure_ascii=False) if len(parts) > 1 else None
+
+
+def without(written: str | None, concluded: Any) -> str | None:
+    """The array without those that equal this one (under `same_key` an equal outcome is the same effect told twice)."""
+    parts = [part for part in json.loads(written) if part != concluded] if written else []
+    return json.dumps(parts, ensure_ascii=False) if parts else None
+
+
+def before(kind: Any, written: str | None, value: Any) -> str:
+    """The array with this one as its first, once."""
+    mine = json.loads(dump(kind, [value]))
+    parts = json.loads(written) if written else []
+    return json.dumps([*mine, *(part for part in parts if part not in mine)], ensure_ascii=False)
+
+
+def is_text_only(part: Any) -> bool:
+    """Whether only the text of this outcome could be kept: no handler can be given it."""
+    return isinstance(part, dict) and set(part) == {REPR}

@@ -16,6 +16,7 @@ from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import visitors
 
+from groundstate.engine import listed
 from groundstate.rules import equality
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
@@ -78,11 +79,20 @@ class Question:
 
     # ---- statements ----------------------------------------------------------------------------------------------------------
     def keys_after(self, cursor: PrimaryKey | None, limit: int, *, crowded: bool, newest: bool = False) -> Select[Any]:
-        """Keys whose condition holds, in key order after the cursor, locked (others' locks skipped).
+        """Keys whose condition holds, in key order after the cursor.
 
         crowded: leave out those with attempts by SQL as well, since reading past them again and again would cost.
         """
-        statement = select(*self.key_attributes).where(self.condition)
+        return self._after_cursor(select(*self.key_attributes).where(self.condition), cursor, limit, crowded=crowded, newest=newest)
+
+    def records_after(self, cursor: PrimaryKey | None, limit: int, *, crowded: bool) -> Select[Any]:
+        """The same with the records themselves: for a store whose transaction is the lock."""
+        statement = select(self.entity).where(self.condition).options(*self.options)
+        return self._after_cursor(statement, cursor, limit, crowded=crowded)
+
+    def _after_cursor(
+        self, statement: Select[Any], cursor: PrimaryKey | None, limit: int, *, crowded: bool, newest: bool = False
+    ) -> Select[Any]:
         if crowded and self.unattempted is not None:
             statement = statement.where(self.unattempted)
         if cursor is not None:
@@ -114,29 +124,46 @@ class Question:
         return frozenset(named)
 
     def among(self, wanted: Sequence[PrimaryKey]) -> ColumnElement[bool]:
-        """The record's key is one of these."""
+        """The record's key is one of these: for a statement that is made once."""
         if len(self.key_attributes) > 1:
             return tuple_(*self.key_attributes).in_(wanted)
-        column = self.key_attributes[0]
-        values = [key[0] for key in wanted]
-        if self.database.name == "postgresql" and isinstance(self.mapper.primary_key[0].type, Integer | Uuid):
-            return column == any_(bindparam(None, values, type_=ARRAY(self.mapper.primary_key[0].type)))  # type: ignore[no-any-return]  # untyped any_
-        return column.in_(values)  # type: ignore[no-any-return]  # the attribute of a class known only at run time
+        one: ColumnElement[bool] = self.key_attributes[0].in_([key[0] for key in wanted])
+        return one
+
+    def given(self, wanted: Sequence[PrimaryKey]) -> dict[str, Any]:
+        """The parameters of `keys_given` and its like, which are built once."""
+        if len(self.key_attributes) > 1:
+            return {_WANTED: list(wanted)}
+        return {_WANTED: self._listed.parameter([key[0] for key in wanted])}
+
+    @cached_property
+    def _listed(self) -> listed.Listed:
+        return listed.one_of(self.database, self.key_attributes[0], _WANTED, self.mapper.primary_key[0].type)
+
+    @cached_property
+    def _among_given(self) -> ColumnElement[bool]:
+        if len(self.key_attributes) > 1:
+            return tuple_(*self.key_attributes).in_(bindparam(_WANTED, expanding=True))
+        return self._listed.expression
+
+    @cached_property
+    def keys_given(self) -> Select[Any]:
+        """Keys of the records given, locked (others' locks skipped)."""
+        return self.lock(select(*self.key_attributes).where(self._among_given))
+
+    @cached_property
+    def records_given(self) -> Select[Any]:
+        """Those of the records given whose condition holds."""
+        return select(self.entity).where(self.condition, self._among_given).options(*self.options)
+
+    @cached_property
+    def truths_given(self) -> Select[Any]:
+        """The records given, each with whether its condition holds now."""
+        holds = func.coalesce(self.condition, not_(true())).label("groundstate_holds")
+        return select(self.entity, holds).where(self._among_given).options(*self.options)
 
     def keys_among(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
         return select(*self.key_attributes).where(self.among(wanted))
-
-    def records_where_it_holds(self, wanted: Sequence[PrimaryKey] | None = None) -> Select[Any]:
-        statement = select(self.entity).where(self.condition)
-        if wanted is not None:
-            statement = statement.where(self.among(wanted))
-        return statement.options(*self.options) if self.options else statement
-
-    def records_with_truth(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
-        """The records of these keys, each with whether its condition holds now."""
-        holds = func.coalesce(self.condition, not_(true())).label("groundstate_holds")
-        statement = select(self.entity, holds).where(self.among(wanted))
-        return statement.options(*self.options) if self.options else statement
 
     def clause_truths(self, key: PrimaryKey) -> Select[Any]:
         """One row: for each clause whether it holds for this record."""
@@ -178,15 +205,9 @@ class Question:
         return clause
 
 
+_WANTED = "groundstate_wanted"
+
 blocking: ColumnElement[bool] = or_(attempt.c.state == "begun", attempt.c.unsure)
-
-
-def any_text(database: Database, column: ColumnElement[Any], values: Iterable[str]) -> ColumnElement[bool]:
-    """`column` is one of many texts: one array parameter on PostgreSQL, so that the statement's text stays the same."""
-    wanted = list(values)
-    if database.name == "postgresql":
-        return column == any_(bindparam(None, wanted, type_=ARRAY(Text)))
-    return column.in_(wanted)
 
 
 def sql_text(expression: ColumnElement[Any], database: Database) -> str:

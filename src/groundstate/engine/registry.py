@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, not_, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, not_, select, text, true, update
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts
+from groundstate.engine import attempts, claim
 from groundstate.engine.claim import Taken
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
@@ -114,7 +114,7 @@ def baseline(life: Life, question: Question, *, at_once: int = 1000) -> int:
             keys = [tuple(row) for row in tx.connection.execute(question.keys_after(cursor, at_once, crowded=False))]
             if not keys:
                 return count
-            records = list(tx.session.execute(question.records_where_it_holds(keys)).unique().scalars())
+            records = list(tx.session.execute(question.records_given, question.given(keys)).unique().scalars())
             held = [
                 rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt
                 for one in (_taken(question, record) for record in records)
@@ -122,6 +122,27 @@ def baseline(life: Life, question: Question, *, at_once: int = 1000) -> int:
             attempts.insert(tx.database, tx.connection, [replace(one, blocks=None) for one in held])
             count += len(held)
             cursor = keys[-1]
+
+
+def let_baselines_go(life: Life, question: Question) -> int:
+    """Deletes held baselines whose condition is gone, so that the record is carried out when it holds again; returns how many."""
+    table = tables.attempt
+    mine = (table.c.app == life.app, table.c.reaction == question.spec.name, table.c.state == "held", table.c.why == BASELINE)
+    written = question.text_in_sql
+    with life.transaction() as tx:
+        if written is not None:
+            gone = table.c.record.not_in(select(written).where(question.condition))
+            return tx.connection.execute(delete(table).where(*mine, gone)).rowcount
+        some = [attempts.from_row(row) for row in tx.connection.execute(attempts.rows(*mine))]
+        looked = claim.look(question, tx, [one.identity for one in some])
+        over = [s.attempt for s in looked.standing.values() if s.attempt is not None and not s.facts.holds]
+        return attempts.remove(tx.database, tx.connection, over)
+
+
+def with_baselines(connection: Connection, app: str) -> set[str]:
+    """Reactions that have held baselines."""
+    table = tables.attempt
+    return set(connection.execute(select(table.c.reaction).where(table.c.app == app, table.c.why == BASELINE).distinct()).scalars())
 
 
 def _taken(question: Question, record: object) -> Taken:

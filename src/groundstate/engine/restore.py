@@ -141,7 +141,7 @@ def _doubt_matching(life: Life, question: Question) -> int:
             if tx.database.locks_rows:
                 tx.connection.execute(question.keys_among(keys).with_for_update(key_share=True))
             new = []
-            for record in tx.session.execute(question.records_where_it_holds(keys)).unique().scalars():
+            for record in tx.session.execute(question.records_given, question.given(keys)).unique().scalars():
                 text = question.record_text(question.key_of(record))
                 fresh = new_attempt(life, question, text, question.occurrence_text(record), tx.now)
                 new.append(replace(
@@ -153,11 +153,11 @@ def _doubt_matching(life: Life, question: Question) -> int:
 
 
 def _forget_old_witnesses(life: Life) -> None:
-    """Their lives are not of this database any more; ours is."""
+    """What they said is answered now: each call of the lost time is in doubt."""
     if life.witness is None:
         return
     with life.database.reading() as connection:
-        known = set(connection.execute(select(tables.worker.c.life)).scalars())
-    for witnessed in life.witness.read():
-        if witnessed not in known:
+        counts = {row.life: row.begins for row in connection.execute(select(tables.worker.c.life, tables.worker.c.begins))}
+    for witnessed, count in life.witness.read().items():
+        if counts.get(witnessed, -1) < count and witnessed != life.id:
             life.witness.erase(witnessed)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import cache
-from typing import Any
-
-from sqlalchemy.orm import Session
+from typing import Any, cast
 
 from groundstate.values.errors import StateRefused
 
 
-def take(session: Session, record: Any) -> Any:
-    """Detaches the record from its session and makes it refuse writes. Relationships must have been loaded before."""
-    session.expunge(record)
-    model: Hashable = type(record)
-    object.__setattr__(record, "__class__", _read_only(model))
+def take(record: Any) -> Any:
+    """Makes the record refuse writes; its session is emptied before it goes out. Relationships must have been loaded before."""
+    object.__setattr__(record, "__class__", _read_only(cast("Hashable", type(record))))
     return record
 
 

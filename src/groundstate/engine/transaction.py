@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, event, select
+from sqlalchemy import Connection, event, exists, literal_column, select
 from sqlalchemy.orm import Session
 
 from groundstate.engine import hints
 from groundstate.store.port import Database
+from groundstate.store.tables import attempt as attempt_table
 from groundstate.values.answers import Moment
 from groundstate.values.errors import StateRefused
 
@@ -34,6 +36,7 @@ class Transaction:
     touched: hints.Touched = field(default_factory=hints.Touched)
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
+    attempts_at_start: bool = True  # whether there is any attempt row at all; on an embedded store that stays true to our own writes
 
     def moment(self, *, due: datetime | None = None, call_no: int = 0, restarted: bool = False) -> Moment:
         at = due or self.now
@@ -41,15 +44,18 @@ class Transaction:
 
 
 class OurSession(Session):
-    """A session inside a transaction of ours: it cannot be committed by a handler."""
+    """A session inside a transaction of ours: a handler can neither commit it nor roll it back.
 
+    Refused in the methods themselves: `commit` would first release the record's savepoint, and what was done in it could not be undone.
+    """
 
-def _refuse_commit(session: Session) -> None:
-    if not session.in_nested_transaction():
+    def commit(self) -> None:
         raise StateRefused("a handler runs inside our transaction and cannot commit it: remove session.commit() and let the handler return")
 
-
-event.listen(OurSession, "before_commit", _refuse_commit)
+    def rollback(self) -> None:
+        raise StateRefused(
+            "a handler runs inside our transaction and cannot roll it back: remove session.rollback(), and raise what went wrong"
+        )
 
 
 def _watch(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
@@ -66,13 +72,19 @@ def watch(database: Database) -> None:
         event.listen(database.engine, "before_cursor_execute", _watch)
 
 
+@lru_cache(maxsize=128)
+def _opening(database: Database) -> Any:
+    """The first statement of each transaction: its moment, and whether any attempt stands."""
+    return select(database.now(), exists(select(literal_column("1")).select_from(attempt_table)))
+
+
 @contextmanager
 def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Transaction]:
     """A transaction that commits at the end of the block, and rolls back on any exception. Its hints go out after the commit."""
     touched = hints.Touched()
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info={OURS: True}) as session:
-        now = connection.execute(select(database.now())).scalar_one()
-        transaction = Transaction(database, connection, session, now, touched)
+        now, some = connection.execute(_opening(database)).one()
+        transaction = Transaction(database, connection, session, now, touched, attempts_at_start=bool(some))
         connection.info[OURS] = transaction
         try:
             yield transaction

@@ -13,10 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from sqlalchemy import select, union_all
 
-from groundstate.engine import adopt, attempts, begin, careful, conclude, hints, plain, registry, restore, schema, trouble
+from groundstate.engine import adopt, attempts, begin, careful, conclude, guards, hints, plain, registry, restore, schema, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
 from groundstate.engine.flight import Flight, NothingHappened, NotSent, Returned, ThreadEnded, Unclear, Word, clocks
@@ -37,8 +38,11 @@ log = logging.getLogger("groundstate")
 SWEEP_S = 1.0
 SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
 LOOK_S = 0.05  # how often an embedded store is asked whether another process wrote
-HOLD_S = {"sqlite": 0.004, "postgresql": 0.05}  # how long a batch aims to hold its locks
+HOLD_S = 0.05  # how long a batch aims to hold its locks
+HOLD_EMBEDDED_S = 0.012  # the lock is over the whole database there
+HOLD_BESIDE_OTHERS_S = 0.004  # and this while another process writes
 DUE_AT_ONCE = 200
+FOREIGN_S = 5.0  # for so long after another process wrote, an embedded store is left free half of the time
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Worker:
         self._not_before = 0.0  # conclusions could not be written
         self._trouble = 0
         self._watch_quiet = False
+        self._last_now: datetime | None = None
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
         self.caller = Caller(self._say, self._may_call)
         self.life: Life = self._new_life()
@@ -180,6 +185,7 @@ class Worker:
         schema.check(self.database)
         questions = [Question(spec, self.database) for spec in self._specs]
         for question in questions:
+            guards.guard(question)
             for every in question.spec.children:
                 hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
         self.lanes = [Lane(question) for question in questions]
@@ -573,7 +579,6 @@ class Worker:
 
     def _batch(self, lane: Lane, feed: Feed) -> plain.Done | None:
         started = time.monotonic()
-        self._notice_others()
         carry_out = careful.carry_out if self.life.care.careful else plain.carry_out
         try:
             done = carry_out(self.life, lane.question, feed)
@@ -588,7 +593,7 @@ class Worker:
         lane.trouble = 0
         took = time.monotonic() - started
         if done.taken:
-            lane.took(took, HOLD_S[self.database.name])
+            lane.took(took, self._hold_s())
         if done.done:
             lane.failing.succeeded()
         for number in range(done.failed):
@@ -599,15 +604,17 @@ class Worker:
         self._stay_out(took)
         return done
 
-    def _notice_others(self) -> None:
-        if self.database.name == "sqlite" and self.database.someone_wrote():
-            self._foreign_until = time.monotonic() + 5.0
+    def _hold_s(self) -> float:
+        if self.database.locks_rows:
+            return HOLD_S
+        return HOLD_BESIDE_OTHERS_S if time.monotonic() < self._foreign_until else HOLD_EMBEDDED_S
 
     def _stay_out(self, took: float) -> None:
         """Lets other writers of an embedded store in: its busy handler is unfair to who waits (rules.md 18)."""
         if self.database.name != "sqlite":
             return
-        self.database.someone_wrote()  # that was us
+        if self.life.others_wrote:
+            self._foreign_until = time.monotonic() + FOREIGN_S
         time.sleep(took if time.monotonic() < self._foreign_until else took / 20)
 
     # ---- sweeps ------------------------------------------------------------------------------------------------------------------------
@@ -623,7 +630,7 @@ class Worker:
         others = False
         if self.database.name == "sqlite" and now >= self._next_look:
             self._next_look = now + LOOK_S
-            others = self.database.someone_wrote()
+            others = self.life.did_others_write()
         if now < self._next_sweep and not others:
             return
         started = time.monotonic()
@@ -642,7 +649,25 @@ class Worker:
         self._adopt()
         self._find_unknown()
         self._look_at_overtaken()
+        self._read_again()
         self._ask_next_due()
+        self.caller.watch()
+
+    def _read_again(self) -> None:
+        """What a person may have said meanwhile by a command: trust, accept; and baselines that are over."""
+        with self.database.reading() as connection:
+            seen = registry.known(connection, self.app)
+            baselines = registry.with_baselines(connection, self.app)
+        self.life.suspects = {known.name for known in seen.values() if known.suspect}
+        self.life.key_names = {known.name: known.key_name for known in seen.values()}
+        for lane in self.lanes:
+            before = seen.get(lane.name)
+            if not lane.on and before is not None and before.condition == lane.question.condition_text:
+                lane.on = True
+                self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
+                lane.sweep()
+            if lane.name in baselines:
+                registry.let_baselines_go(self.life, lane.question)
 
     def _find_unknown(self) -> None:
         """Begun attempts of ours with no such call in memory: a COMMIT that landed after all (hazard 47)."""
@@ -681,8 +706,15 @@ class Worker:
                 for lane in self.lanes
             ]  # fmt: skip
             now = connection.execute(select(self.database.now())).scalar_one()
+            self._notice_clock(now)
             times = [row[0] for row in connection.execute(union_all(*[select(one) for one in questions]))]
         self._next_due = time.monotonic() + (min(times) - now).total_seconds() + 0.001 if times else None
+
+    def _notice_clock(self, now: datetime) -> None:
+        """A clock that went backwards is said; nothing fires twice because of it (hazard 42)."""
+        if self._last_now is not None and now < self._last_now - timedelta(seconds=1):
+            log.warning("the database's clock went back by %s: what is due waits for it", self._last_now - now)
+        self._last_now = now
 
     # ---- quiet, and the end ----------------------------------------------------------------------------------------------------------
     def _is_it_quiet(self) -> None:

@@ -374,7 +374,7 @@ def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclu
     return Keep(replace(fresh, state=State.DOUBT))
 
 
-def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decision | Refuse:
+def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Keep | Delete | Refuse:
     """`groundstate settle --absent`: a person says that the outside was not acted on."""
     if attempt.state is not State.HELD:
         return Refuse(f"it is {attempt.state}, not held: its policy settles it")
@@ -388,6 +388,23 @@ def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -
     if facts.exists and facts.holds:
         return Keep(replace(attempt, state=State.FAILED, unsure=False, failures=0, since=now, next_at=now, why=None))
     return Delete()
+
+
+def person_outcome(attempt: Attempt, terms: Terms, now: datetime) -> Conclude | Refuse:
+    """`groundstate settle --outcome`: a person says with which outcome the outside was acted on. Goes on as found."""
+    if attempt.state is not State.HELD:
+        return Refuse(f"it is {attempt.state}, not held: its policy settles it")
+    if terms.policy is None:
+        return Refuse("the reaction makes no call, so there is no outcome to settle it with: `retry` or `forget` it")
+    if attempt.outcome is not None and attempt.unsure and now <= attempt.deadline + terms.settle_after:
+        return Refuse("a later call of it may still be on its way: settle it after its deadline and settle_after")
+    return Conclude()
+
+
+def one_of_several(attempt: Attempt, remaining: str) -> Keep:
+    """One of several outcomes was concluded: the others stay listed, since each says that the outside was acted on."""
+    why = "one of its outcomes was concluded, and these came as well: `retry` gives them to `overtaken`; or undo them outside, then `forget`"
+    return Keep(replace(attempt, state=State.HELD, unsure=False, outcome=remaining, why=why, error=None, next_at=None))
 
 
 def person_forget(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Delete | Refuse:

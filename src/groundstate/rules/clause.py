@@ -67,6 +67,15 @@ def columns(found: Iterable[Any]) -> Iterator[Any]:
             yield one
 
 
+def compared_with(clause: ClauseElement, tables: set[Any]) -> list[Any]:
+    """Subqueries other than EXISTS that are compared with columns of these tables: that connects them, as `Order.id.in_(select(...))`."""
+    found: list[Any] = []
+    for one in own_parts(clause):
+        if isinstance(one, BinaryExpression) and any(column.table in tables for column in columns(own_parts(one))):
+            found.extend(subquery for subquery in subqueries(one) if not isinstance(subquery, Exists))
+    return found
+
+
 def froms(subquery: ClauseElement) -> set[Any]:
     """What the outermost SELECT of a subquery is over; empty where that cannot be told."""
     inner = next((one for one in parts(subquery) if isinstance(one, Select)), None)

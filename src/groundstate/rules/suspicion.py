@@ -107,7 +107,10 @@ def _foreign(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str | No
 def _unconnected(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str | None:
     own = {*mapper.tables, *outer}
     name = mapper.class_.__name__
+    compared = look.compared_with(clause, own)
     for subquery in look.subqueries(clause):
+        if any(subquery is one for one in compared):
+            continue
         froms = look.froms(subquery)
         if froms and froms <= own:
             return f"a subquery is over {name} itself, so that it is the same for all of them: ask it over another = aliased({name})"

@@ -37,6 +37,10 @@ class Database(Protocol):
     name: str  # "sqlite" or "postgresql"
     locks_rows: bool  # whether `lock` does anything: on SQLite the transaction is the lock
 
+    def __hash__(self) -> int:
+        """By identity: statements are kept for each database."""
+        ...
+
     def connect(self) -> None:
         """Builds the engine and checks version, durability, file system. Idempotent."""
 

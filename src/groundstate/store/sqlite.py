@@ -89,10 +89,10 @@ class SqliteDatabase:
                 _check_writable(connection)
         except (DBAPIError, sqlite3.Error) as error:
             self.engine.dispose()
-            refusal = _refusal(self.path, error.orig if isinstance(error, DBAPIError) else error)
-            if refusal is None:
+            why = refusal(self.path, error.orig if isinstance(error, DBAPIError) else error)
+            if why is None:
                 raise
-            raise refusal from error
+            raise why from error
         self._checked = True
 
     @contextmanager
@@ -190,7 +190,7 @@ def _check_writable(connection: Connection) -> None:
         driver.execute(_busy_timeout(WAIT))
 
 
-def _refusal(path: str, error: BaseException | None) -> StoreRefused | None:
+def refusal(path: str, error: BaseException | None) -> StoreRefused | None:
     """The refusal with its cure; None where the error says nothing against the file."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_CANTOPEN:

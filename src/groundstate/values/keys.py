@@ -125,10 +125,21 @@ def record_values(written: str, kinds: Sequence[type]) -> tuple[Any, ...]:
     return tuple(value_of(text(part), kind) for part, kind in zip(parts, kinds, strict=True))
 
 
+_FORMERLY = "\x1f"  # not printable, so that no name has it
+
+
+def key_name_under(app: str, key_name: str) -> str:
+    """The key name of a reaction whose app is about to get another name: from then on it says the app's as well."""
+    return key_name if _FORMERLY in key_name else f"{app}{_FORMERLY}{key_name}"
+
+
 def call_key(app: str, reaction: str, record: str, occurrence: str) -> Key:
     """The idempotency key of a call: the same for the same (app, reaction, record, occurrence), in each life and after a restore.
 
+    reaction: its key name, which a rename does not change (hazard 62), and which after a rename of the app says the app's first name.
     64 hexadecimal digits, so that it tells nothing of the record and fits every provider's limit of length.
     """
+    if _FORMERLY in reaction:
+        app, reaction = reaction.split(_FORMERLY, 1)
     parts = json.dumps([app, reaction, record, occurrence], ensure_ascii=False)
     return Key(hashlib.sha256(parts.encode()).hexdigest())

@@ -1,0 +1,273 @@
+"""What every command shares: finding the app, the JSON envelope, exit codes, and errors in words. Looks at no record.
+
+A command is a plain function with typer's annotations. It raises; `guarded` says what was raised and ends with the exit code of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import importlib
+import json
+import os
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+from rich.console import Console
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from groundstate.app.app import App
+from groundstate.app.store import Store
+from groundstate.engine import schema
+from groundstate.store import opening
+from groundstate.store.port import Database, Lives
+from groundstate.store.sqlite import SqliteDatabase, refusal
+from groundstate.values.errors import Conflict, DeclarationError, GroundstateError, NotFound, NotInitialised, StateRefused, StoreRefused
+
+P = ParamSpec("P")
+FORMAT = 1  # the version of every --json shape; it grows when a field changes its meaning or goes away, not when one is added
+
+
+class Code(enum.IntEnum):
+    """The exit codes, of every command. The demo's own are in its help."""
+
+    OK = 0  # done; also where there is work left to do
+    FINDINGS = 1  # `check` found problems; or what was asked of an attempt is not possible now
+    USAGE = 2  # the arguments, or the app that they name, are wrong: nothing was touched
+    NOT_FOUND = 3  # no such record, table, attempt or reaction
+    DATABASE = 4  # the database cannot be used: not initialised, refused, not reached, locked, damaged
+    FAILED = 5  # an error of our own; --debug shows where
+    # 128 + n: ended at once by a second signal n (130 for SIGINT, 143 for SIGTERM)
+
+
+AppOption = Annotated[
+    str | None,
+    typer.Option("--app", metavar="MODULE:NAME", help="The app; else $GROUNDSTATE_APP, else \\[tool.groundstate] app in pyproject.toml."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class CommandFailed(GroundstateError):
+    """A command cannot go on; the message is for the person who typed it, with the cure."""
+
+    def __init__(self, message: str, code: Code = Code.USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# ---- the app -------------------------------------------------------------------------------------------------------------------
+def find_app(given: str | None) -> App:
+    """The app that `given` names, or the environment, or pyproject.toml. Raises CommandFailed."""
+    named, place = _named(given)
+    module_name, colon, name = named.partition(":")
+    if not colon or not module_name or not name or not all(part.isidentifier() for part in module_name.split(".")):
+        raise CommandFailed(f"{place}: {named!r} is not MODULE:NAME; for example shop:app for `app` in shop.py")
+    module = _imported(module_name, place)
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            apps = sorted(key for key, value in vars(module).items() if isinstance(value, App))
+            there = f"; it has {', '.join(f'{module_name}:{app}' for app in apps)}" if apps else " and no App at all"
+            raise CommandFailed(f"{place}: module {module_name!r} has no {name!r}{there}")
+        found = getattr(found, part)
+    if not isinstance(found, App):
+        raise CommandFailed(f"{place}: {named} is a {type(found).__name__}, and no groundstate App")
+    found.check_declarations()
+    return found
+
+
+def _named(given: str | None) -> tuple[str, str]:
+    if given is not None:
+        return given, "--app"
+    if os.environ.get("GROUNDSTATE_APP"):
+        return os.environ["GROUNDSTATE_APP"], "$GROUNDSTATE_APP"
+    path = Path("pyproject.toml")
+    if path.is_file():
+        try:
+            written = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise CommandFailed(f"pyproject.toml cannot be read: {error}") from None
+        tool = written.get("tool")
+        ours = tool.get("groundstate") if isinstance(tool, dict) else None
+        if isinstance(ours, dict) and "app" in ours:
+            return str(ours["app"]), "[tool.groundstate] app in pyproject.toml"
+    raise CommandFailed(
+        "which app? Give --app MODULE:NAME, or set $GROUNDSTATE_APP, or write app = \"MODULE:NAME\" below [tool.groundstate] in pyproject.toml"
+    )
+
+
+def _imported(module_name: str, place: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise CommandFailed(f"{place}: {module_name} cannot be imported: {error} ({_line_of(error)})") from error
+        raise CommandFailed(f"{place}: there is no module {module_name!r} in {here} or on Python's path") from error
+    except DeclarationError:
+        raise
+    except SystemExit as error:
+        raise CommandFailed(f"{place}: {module_name} ends the process when it is imported (exit {error.code}); keep what runs under __main__") from None
+    except Exception as error:
+        raise CommandFailed(f"{place}: {module_name} cannot be imported: {type(error).__name__}: {error} ({_line_of(error)})") from error
+
+
+def _line_of(error: BaseException) -> str:
+    """Where the user's code raised it: the last line that is no machinery of imports."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown line"
+
+
+# ---- the stores ----------------------------------------------------------------------------------------------------------------
+@contextmanager
+def looking(store: Store) -> Iterator[tuple[Database, Lives]]:
+    """A store to be read and never written: no file is made, no worker begins. Raises StoreRefused, NotInitialised."""
+    database, make_lives, _ = opening.open_store(store.settings())
+    if isinstance(database, SqliteDatabase) and not Path(database.path).exists():
+        raise NotInitialised(f"there is no database at {database.path}: run `groundstate init` once, in the folder where the app runs")
+    try:
+        schema.check(database)
+        yield database, make_lives()
+    except DBAPIError as error:
+        refused = refusal(database.path, error.orig) if isinstance(database, SqliteDatabase) else None
+        if refused is None:
+            raise
+        raise refused from error
+    finally:
+        database.close()
+
+
+def name_of(store: Store) -> str:
+    """The store's URL without its password."""
+    return store.settings().url.render_as_string()
+
+
+# ---- what is said --------------------------------------------------------------------------------------------------------------
+def plain(words: object) -> str:
+    """Text from data as it may go to a terminal: control characters, escapes and direction marks are written out (hazard 54)."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode() for one in str(words))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where to print; nothing in what is printed is read as markup. As wide as the terminal, and 120 columns into a pipe."""
+    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = 120
+    return made
+
+
+def say_json(command: str, content: Mapping[str, Any]) -> None:
+    """The envelope: {"groundstate": 1, "command": ..., then what the command says}."""
+    print(json.dumps({"groundstate": FORMAT, "command": command, **_jsonable(content)}, ensure_ascii=True, indent=2))
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(one) for key, one in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
+        return [_jsonable(one) for one in value]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, enum.Enum):
+        return _jsonable(value.value)
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def at(moment: datetime | None, now: datetime | None = None) -> str:
+    """A point in time for people: in UTC to the second, and how far from now."""
+    if moment is None:
+        return "-"
+    words = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return words if now is None else f"{words} ({_distance(moment - now)})"
+
+
+def _distance(difference: timedelta) -> str:
+    seconds = abs(difference.total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"in {seconds / length:.0f} {unit}" if difference > timedelta() else f"{seconds / length:.0f} {unit} ago"
+    return f"in {seconds:.0f} s" if difference > timedelta() else f"{seconds:.0f} s ago"
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------------------
+def code_of(error: BaseException) -> Code:
+    """The exit code of what a command raised."""
+    match error:
+        case CommandFailed():
+            return error.code
+        case NotFound():
+            return Code.NOT_FOUND
+        case NotInitialised() | StoreRefused() | DBAPIError():
+            return Code.DATABASE
+        case Conflict() | StateRefused():
+            return Code.FINDINGS
+        case DeclarationError():
+            return Code.USAGE
+        case _:
+            return Code.FAILED
+
+
+def words_of(error: BaseException) -> str:
+    """The error in a line or a few, without statement, parameters or traceback."""
+    if isinstance(error, DBAPIError):
+        said = str(error.orig).strip().splitlines()
+        return f"the database says: {plain(said[0]) if said else type(error.orig).__name__}{_cure(str(error.orig))}"
+    if isinstance(error, GroundstateError):
+        return "\n".join(plain(line) for line in str(error).splitlines())
+    if isinstance(error, SQLAlchemyError):
+        return f"SQLAlchemy says: {plain(str(error).splitlines()[0])}"
+    return f"{type(error).__name__}: {plain(error)} (--debug shows where)"
+
+
+def _cure(said: str) -> str:
+    if "locked" in said:
+        return "; another process keeps it locked: try again when its transaction has ended"
+    if "permission denied" in said:
+        return "; this user needs SELECT on the app's tables and on groundstate_attempt, groundstate_reaction and groundstate_worker"
+    return ""
+
+
+def guarded(command: str, function: Callable[P, None]) -> Callable[P, None]:
+    """The function with its errors said in words on stderr, and as JSON on stdout where --json was given; each has its exit code."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except (typer.Exit, typer.Abort, KeyboardInterrupt):
+            raise
+        except BrokenPipeError:
+            _end_without_reader()
+        except Exception as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            if kwargs.get("as_json"):
+                said = {"kind": type(error).__name__, "message": words_of(error), "exit_code": int(code_of(error))}
+                say_json(command, {"error": said})
+            print(f"groundstate {command}: {words_of(error)}", file=sys.stderr)
+            raise typer.Exit(code_of(error)) from None
+
+    return run
+
+
+def _end_without_reader() -> NoReturn:
+    """Who read our output (`| head`) has gone: that is no error, and Python must not flush into it at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(Code.OK)

@@ -1,0 +1,82 @@
+"""`groundstate`: the names of the commands, and the one loader that imports a command when it is asked for, and nothing before."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("groundstate.cli.init:init", "Create groundstate's three tables; accept reactions on rows that are there."),
+    "run": ("groundstate.cli.run:run", "Run a worker: say what is left to do, then carry it out."),
+    "pending": ("groundstate.cli.pending:pending", "What is left to do, in doubt, held. Reads only."),
+    "why": ("groundstate.cli.why:why", "Every reaction on one record: what holds, what it waits for, what comes next."),
+    "held": ("groundstate.cli.persons:held", "What waits for a person, and why."),
+    "retry": ("groundstate.cli.persons:retry", "Try a held or failed attempt again."),
+    "settle": ("groundstate.cli.persons:settle", "Say what became of a call that nobody else can say."),
+    "forget": ("groundstate.cli.persons:forget", "Delete held attempts whose condition no longer holds."),
+    "trust": ("groundstate.cli.persons:trust", "After a backup was put back: trust reactions again."),
+    "rename": ("groundstate.cli.persons:rename", "Carry a reaction's attempts and keys over to its new name."),
+    "check": ("groundstate.cli.check:check", "Missing indexes with their DDL, and what would lose or double something."),
+    "demo": ("groundstate.demo.command:demo", "Watch a small shop being killed again and again, and its books balance."),
+}
+UNGUARDED = {"demo"}  # ends by codes of its own
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and ends the process with its exit code (`groundstate.cli.common.Code`)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    asked = next((one for one in given if not one.startswith("-")), None)
+    _line(asked)(args=given, prog_name="groundstate")
+
+
+def _line(asked: str | None) -> typer.Typer:
+    """The command line. Of the commands only the one that is asked for is imported; of the others the help's line is enough."""
+    line = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="rich",
+    )
+    line.callback()(_root)
+    for name, (place, words) in COMMANDS.items():
+        function = _loaded(name, place) if name == asked else _unasked
+        line.command(name, short_help=words, help=None if name == asked else words)(function)
+    return line
+
+
+def _loaded(name: str, place: str) -> Callable[..., Any]:
+    module, _, attribute = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    if name in UNGUARDED:
+        return function
+    guarded: Callable[..., Callable[..., Any]] = importlib.import_module("groundstate.cli.common").guarded
+    return guarded(name, function)
+
+
+def _unasked() -> None:
+    """Stands for a command that was not asked for."""
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        print(f"groundstate {importlib.metadata.version('groundstate')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,  # noqa: ARG001, FBT002
+) -> None:
+    """Event-driven applications whose state is in your own tables: pull the plug, and know what is left to do.
+
+    Exit codes: 0 done, 1 findings or not possible now, 2 wrong arguments, 3 not found, 4 the database cannot be used, 5 an error of ours.
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""One deed of a person's, on attempts under their records' locks: what the rules say to it, and its carrying out.
+
+The record is locked first and the attempt read again under that lock: a worker that runs at the same time either was there before, and
+the person is told so, or sees what the person did. A handler runs in this process, by the same conclude.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from groundstate.engine import attempts, claim, outcomes, trouble
+from groundstate.engine.attempts import Identity
+from groundstate.engine.claim import Standing
+from groundstate.engine.in_hand import Conclusion, InHand
+from groundstate.engine.life import Life, describe
+from groundstate.engine.question import Question
+from groundstate.engine.transaction import Transaction
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import Attempt, Facts, State, Terms
+from groundstate.rules.policy import Retry
+from groundstate.store.port import Database
+from groundstate.store.tables import attempt as table
+from groundstate.values import keys
+from groundstate.values.answers import Key, Occurrence
+from groundstate.values.errors import Conflict, GroundstateError
+
+log = logging.getLogger("groundstate")
+PATIENCE_S = 5.0  # how long a record that somebody has locked, or a database in trouble, is waited for
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who acts, and on what: one store of an app, with the reactions that this code declares there.
+
+    life: of no worker. It has no lock and no row; it carries the app's name, the database, and the names that keys are made of.
+    """
+
+    life: Life
+    questions: Mapping[str, Question]
+    by: str
+
+    @property
+    def app(self) -> str:
+        return self.life.app
+
+    @property
+    def database(self) -> Database:
+        return self.life.database
+
+
+@dataclass(frozen=True)
+class Did:
+    """What became of one attempt. `became`: concluded, failed, doubt, settled, deleted; held (again), or refused; `words` say the rest."""
+
+    reaction: str
+    record: str
+    occurrence: str
+    became: str
+    words: str
+
+    @property
+    def done(self) -> bool:
+        """Whether what the person wanted was done: an attempt that is still held, or a refusal, is not."""
+        return self.became not in ("held", "refused")
+
+
+Deed = Callable[[Transaction, Question | None, Standing, Attempt], "rules.Keep | rules.Delete | rules.Refuse | InHand"]
+
+
+# ---- what the rules say ----------------------------------------------------------------------------------------------------------
+def retry(
+    person: Person, tx: Transaction, question: Question | None, _standing: Standing, attempt: Attempt
+) -> rules.Keep | rules.Refuse | InHand:
+    """`groundstate retry`: an outcome in hand is concluded again, and everything else is given back to the workers."""
+    if question is None:
+        return rules.Refuse(f"this code does not declare {attempt.reaction}: put its code back, or rename it (`groundstate rename`)")
+    decision = rules.person_retry(attempt, question.spec.terms, tx.now)
+    match decision:
+        case rules.Conclude():
+            return _in_hand_again(person, question, attempt)
+        case rules.Keep(after):
+            # What was left out as baseline keeps nobody off its record; from now on it must.
+            return rules.Keep(replace(after, blocks=None if question.spec.fact else question.spec.table_name))
+        case rules.Refuse():
+            return decision
+
+
+def _in_hand_again(person: Person, question: Question, attempt: Attempt) -> InHand | rules.Refuse:
+    kind = question.spec.outcome_type
+    written = attempt.outcome or "[]"
+    first, rest = outcomes.first_and_rest(written)
+    if outcomes.is_text_only(first):
+        return rules.Refuse("its outcome could be kept as text only, and no handler can be given that: settle it with its outcome by hand")
+    try:
+        value = outcomes.load_first(kind, written)
+    except Conflict as refused:
+        return rules.Refuse(f"its outcome does not fit the handler any more ({refused}): settle it with its outcome by hand")
+    if question.spec.terms.policy is not None and question.spec.terms.policy.kind == "same_key":
+        rest = outcomes.without(rest, first)
+    return InHand(value, _key(person, attempt), _occurrence(question, attempt), restarted=True, written=written, remaining=rest)
+
+
+def _occurrence(question: Question, attempt: Attempt) -> Occurrence:
+    return keys.occurrence_of(attempt.occurrence, len(question.spec.occurrence))
+
+
+def _key(person: Person, attempt: Attempt) -> Key:
+    return keys.call_key(attempt.app, person.life.key_names.get(attempt.reaction, attempt.reaction), attempt.record, attempt.occurrence)
+
+
+def absent(tx: Transaction, question: Question | None, standing: Standing, attempt: Attempt) -> rules.Keep | rules.Delete | rules.Refuse:
+    """`groundstate settle --absent`."""
+    return rules.person_absent(attempt, _terms(question), standing.facts, tx.now)
+
+
+def outcome(  # noqa: PLR0913  # a deed, and whose, with what
+    person: Person, written: str, tx: Transaction, question: Question | None, _standing: Standing, attempt: Attempt
+) -> rules.Refuse | InHand:
+    """`groundstate settle --outcome`. Raises Conflict where it is no JSON of the handler's type."""
+    if question is None:
+        return rules.Refuse(f"this code does not declare {attempt.reaction}, so no handler can take an outcome: put its code back first")
+    decision = rules.person_outcome(attempt, question.spec.terms, tx.now)
+    if isinstance(decision, rules.Refuse):
+        return decision
+    kind = question.spec.outcome_type
+    value = outcomes.load(kind, written)
+    if attempt.outcome:
+        had = person.life.shorten(attempt.outcome)
+        log.warning("%s on %s: the outcomes that it had in hand: %s", attempt.reaction, attempt.record, had)
+    kept = outcomes.before(kind, attempt.outcome, value)
+    return InHand(value, _key(person, attempt), _occurrence(question, attempt), restarted=True, written=kept)
+
+
+def forget(tx: Transaction, question: Question | None, standing: Standing, attempt: Attempt) -> rules.Delete | rules.Refuse:
+    """`groundstate forget`."""
+    if question is None and attempt.state is State.FAILED:
+        return rules.Delete()  # no code could ever carry it out, and no call of it was made
+    decision = rules.person_forget(attempt, _terms(question), standing.facts, tx.now)
+    if isinstance(decision, rules.Delete) and attempt.outcome:
+        log.warning("%s on %s: forgotten with its outcome: %s", attempt.reaction, attempt.record, attempt.outcome)
+    return decision
+
+
+def _terms(question: Question | None) -> Terms:
+    return question.spec.terms if question is not None else Terms(policy=None, retry=Retry())
+
+
+# ---- carried out, under the record's lock --------------------------------------------------------------------------------------
+def act(person: Person, reaction: str, identities: Sequence[Identity], deed: Deed) -> list[Did]:
+    """All in one transaction; where its commit is refused, a transaction each."""
+    question = person.questions.get(reaction)
+    try:
+        return _patiently(person, question, identities, deed, None)
+    except GroundstateError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a commit of the user's own tables may raise
+        if trouble.transient(error):
+            raise Conflict(f"the database is in trouble, try again in a moment: {describe(error)}") from None
+        if len(identities) > 1:
+            return [did for one in identities for did in act(person, reaction, [one], deed)]
+        return _patiently(person, question, identities, deed, f"its commit was refused: {person.life.shorten(describe(error))}")
+
+
+def _patiently(
+    person: Person, question: Question | None, identities: Sequence[Identity], deed: Deed, refused: str | None
+) -> list[Did]:
+    """Waits for records that somebody else has locked, and for a database in trouble, as long as a person does."""
+    done: dict[Identity, Did] = {}
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        late = time.monotonic() > end
+        left = [one for one in identities if one not in done]
+        try:
+            done |= _in_one(person, question, left, deed, refused)
+        except Exception as error:
+            if late or not trouble.transient(error):
+                raise
+        if len(done) == len(identities):
+            break
+        if late:
+            words = "its record is locked by somebody else just now: try again when that transaction has ended"
+            done |= {one: Did(*one[1:], "refused", words) for one in identities if one not in done}
+            break
+        time.sleep(0.05)
+    return [done[one] for one in identities]
+
+
+def _in_one(
+    person: Person, question: Question | None, identities: Sequence[Identity], deed: Deed, refused: str | None
+) -> dict[Identity, Did]:
+    with person.life.transaction() as tx:
+        if question is None:
+            return _without_code(tx, identities, deed)
+        looked = claim.look(question, tx, identities)
+        conclusion = Conclusion(person.life, tx, question, one_by_one=True, refused=refused)
+        done = {one: _put(conclusion, one, standing, deed) for one, standing in looked.standing.items()}
+        conclusion.write()
+        return done
+
+
+def _put(conclusion: Conclusion, identity: Identity, standing: Standing, deed: Deed) -> Did:
+    attempt = standing.attempt
+    if attempt is None:
+        return _gone(identity)
+    said = partial(Did, *identity[1:])
+    match deed(conclusion.tx, conclusion.question, standing, attempt):
+        case rules.Refuse(why):
+            return said("refused", why)
+        case InHand() as given:
+            conclusion.outcome(given, standing, attempt)
+            if attempt in conclusion.removed:
+                return said("concluded", "its outcome is in the record")
+            after = conclusion.saved[-1][1]
+            return said("concluded" if given.remaining and after.outcome == given.remaining else "held", after.why or "")
+        case decision:
+            conclusion.apply(attempt, decision)
+            return said(*_became(decision))
+
+
+def _without_code(tx: Transaction, identities: Sequence[Identity], deed: Deed) -> dict[Identity, Did]:
+    """Attempts of a reaction that this code does not declare: there is no condition, and no record that we could lock."""
+    done: dict[Identity, Did] = {}
+    for identity in identities:
+        statement = attempts.rows(*[table.c[name] == value for name, value in zip(_IDENTITY, identity, strict=True)])
+        row = tx.connection.execute(attempts.locked(tx.database, statement)).first()
+        if row is None:
+            done[identity] = _gone(identity)
+            continue
+        attempt = attempts.from_row(row)
+        decision = deed(tx, None, Standing(attempt, Facts(exists=False, holds=False), None, (), None), attempt)
+        match decision:
+            case rules.Keep(after):
+                attempts.save(tx.connection, [(attempt, after)])
+            case rules.Delete():
+                attempts.remove(tx.database, tx.connection, [attempt])
+            case rules.Refuse(why):
+                done[identity] = Did(*identity[1:], "refused", why)
+                continue
+            case InHand():
+                raise AssertionError(decision)
+        done[identity] = Did(*identity[1:], *_became(decision))
+    return done
+
+
+_IDENTITY = ("app", "reaction", "record", "occurrence")
+
+
+def _became(decision: rules.Keep | rules.Delete) -> tuple[str, str]:
+    if isinstance(decision, rules.Delete):
+        return "deleted", decision.say or "nothing stands of it any more"
+    after = decision.attempt
+    words = {
+        State.FAILED: "a worker carries it out at once, if its condition still holds",
+        State.DOUBT: "a worker settles it by its policy",
+        State.HELD: "its outcome is still to be concluded: retry it",
+    }
+    return ("failed" if after.state is State.FAILED else "doubt" if after.state is State.DOUBT else "settled"), words[after.state]
+
+
+def _gone(identity: Identity) -> Did:
+    return Did(*identity[1:], "refused", "it does not stand any more: a worker or another person was there before")

@@ -1,0 +1,81 @@
+"""What a user's session may not do to records: refused in its flush, before it reaches the database. Reads attempts, writes nothing.
+
+A record that is deleted, or gets another key, while an attempt stands on it cannot be concluded any more (hazard 14); and what a call
+writes to tables that conditions read is outside the conclusion, and doubled after a crash (W14).
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+from sqlalchemy import event, inspect, select
+from sqlalchemy.orm import Mapper, Session, UOWTransaction
+
+from groundstate.engine.question import Question, blocking
+from groundstate.store.tables import attempt
+from groundstate.values import keys
+from groundstate.values.errors import GroundstateError, StateRefused
+
+in_call: ContextVar[str | None] = ContextVar("groundstate_in_call", default=None)  # the name of the call that runs
+_guarded: dict[str, str] = {}  # full name of a table with reactions -> the same, as attempts block by it
+_read: set[str] = set()  # tables that conditions read
+
+
+def guard(question: Question) -> None:
+    """From now on sessions of this process are watched for the records of this reaction."""
+    _guarded[question.spec.table_name] = question.spec.table_name
+    _read.update(question.tables_named)
+    if not event.contains(Session, "before_flush", _before_flush):
+        event.listen(Session, "before_flush", _before_flush)
+
+
+def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -> None:
+    calling = in_call.get()
+    if calling is not None:
+        _refuse_in_call(session, calling)
+    for record in session.deleted:
+        _refuse_under_attempt(session, record, "deleted")
+    for record in session.dirty:
+        if _key_changed(record):
+            _refuse_under_attempt(session, record, "given another primary key")
+
+
+def _refuse_in_call(session: Session, calling: str) -> None:
+    for record in [*session.new, *session.dirty, *session.deleted]:
+        table: Any = inspect(record).mapper.local_table
+        if table.fullname in _read:
+            raise StateRefused(
+                f"the call {calling} writes {table.fullname}, which conditions read: that is outside the conclusion, and would be done again "
+                "after a crash. Return it as the outcome, and let the handler write it"
+            )
+
+
+def _key_changed(record: Any) -> bool:
+    state: Any = inspect(record)
+    mapper: Mapper[Any] = state.mapper
+    names = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
+    return bool(state.identity) and any(
+        name in state.committed_state and state.dict.get(name) != state.committed_state[name] for name in names & state.committed_state.keys()
+    )
+
+
+def _refuse_under_attempt(session: Session, record: Any, what: str) -> None:
+    state: Any = inspect(record)
+    table_name = str(state.mapper.base_mapper.local_table.fullname)
+    if table_name not in _guarded or not state.identity:
+        return
+    try:
+        text = keys.record_text(state.identity)
+    except GroundstateError:
+        return
+    with session.no_autoflush:
+        found = session.connection(bind_arguments={"mapper": state.mapper}).execute(
+            select(attempt.c.reaction, attempt.c.state).where(attempt.c.blocks == table_name, attempt.c.record == text, blocking).limit(1)
+        )
+        row = found.first()
+    if row is not None:
+        raise StateRefused(
+            f"{table_name} {text} cannot be {what} now: {row.reaction} is {row.state} on it, and what became of its call must be written to it. "
+            "Wait until it is concluded or settled (groundstate why), or mark the record as gone by a column"
+        )

@@ -1,0 +1,152 @@
+"""What is held, listed for a person: why, with what, under which key at the provider, and what can be done. SELECTs only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, func, select
+
+from groundstate.engine import attempts, registry
+from groundstate.engine.question import Question
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import Attempt, State, Terms
+from groundstate.rules.policy import Retry
+from groundstate.store.port import Database
+from groundstate.store.tables import attempt as table
+from groundstate.values import keys
+from groundstate.values.answers import Key
+
+PAGE = 50
+Cursor = tuple[str, str, str]  # reaction, record, occurrence of the last one that was shown
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which held attempts. None means all; `baseline`: the rows that were left out when a reaction was new, and nothing else."""
+
+    reaction: str | None = None
+    record: str | None = None
+    unsure: bool | None = None
+    with_outcome: bool | None = None
+    why: str | None = None  # a part of its reason or its error, whatever the case
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """One held attempt.
+
+    key: under which its calls are known at the provider; None where it makes no call. absent_from: when it may be settled as absent.
+    can: what is possible now, of retry, settle --absent, settle --outcome and forget (`forget` where its condition holds no longer).
+    """
+
+    reaction: str
+    table: str | None
+    record: str
+    occurrence: str
+    why: str
+    error: str | None
+    unsure: bool
+    outcome: str | None
+    key: Key | None
+    since: datetime
+    calls: int
+    failures: int
+    absent_from: datetime | None
+    can: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some held attempts; `total` of them match, and the next page begins after `more`. `baselines`: rows that are left out as baseline."""
+
+    held: list[Held] = field(default_factory=list)
+    total: int = 0
+    baselines: int = 0
+    more: Cursor | None = None
+
+
+def held(  # noqa: PLR0913  # a store, what is wanted of it, and which page
+    app: str,
+    database: Database,
+    questions: Mapping[str, Question],
+    which: Filter | None = None,
+    *,
+    after: Cursor | None = None,
+    limit: int = PAGE,
+) -> Page:
+    """Held attempts of an app in one store, by reaction, record and occurrence."""
+    wanted = which or Filter()
+    where = _where(app, wanted)
+    order = (table.c.reaction, table.c.record, table.c.occurrence)
+    statement = attempts.rows(*where).order_by(*order).limit(limit + 1)
+    if after is not None:
+        statement = statement.where(attempts.after(order, after))
+    with database.reading() as connection:
+        names = {known.name: known.key_name for known in registry.known(connection, app).values()}
+        now = connection.execute(select(database.now())).scalar_one()
+        found = [attempts.from_row(row) for row in connection.execute(statement)]
+        total = _count(connection, where)
+        mine = [table.c.app == app, table.c.state == State.HELD.value, table.c.why == registry.BASELINE]
+        baselines = _count(connection, mine)
+    shown = [_held(one, questions.get(one.reaction), names, now) for one in found[:limit]]
+    last = found[limit - 1] if len(found) > limit else None
+    return Page(shown, total, baselines, (last.reaction, last.record, last.occurrence) if last else None)
+
+
+def _count(connection: Connection, where: list[ColumnElement[bool]]) -> int:
+    return int(connection.execute(select(func.count()).select_from(table).where(*where)).scalar_one())
+
+
+def _where(app: str, which: Filter) -> list[ColumnElement[bool]]:
+    where: list[ColumnElement[bool]] = [table.c.app == app, table.c.state == State.HELD.value]
+    where.append(table.c.why == registry.BASELINE if which.baseline else func.coalesce(table.c.why, "") != registry.BASELINE)
+    if which.reaction is not None:
+        where.append(table.c.reaction == which.reaction)
+    if which.record is not None:
+        where.append(table.c.record == which.record)
+    if which.unsure is not None:
+        where.append(table.c.unsure.is_(which.unsure))
+    if which.with_outcome is not None:
+        where.append(table.c.outcome.is_not(None) if which.with_outcome else table.c.outcome.is_(None))
+    if which.why is not None:
+        words = func.coalesce(table.c.why, "") + " " + func.coalesce(table.c.error, "")
+        where.append(func.lower(words).contains(which.why.lower(), autoescape=True))
+    return where
+
+
+def _held(one: Attempt, question: Question | None, names: Mapping[str, str], now: datetime) -> Held:
+    terms = question.spec.terms if question is not None else Terms(policy=None, retry=Retry())
+    calls = question is None or question.spec.call is not None
+    return Held(
+        reaction=one.reaction,
+        table=question.spec.table_name if question is not None else one.blocks,
+        record=one.record,
+        occurrence=one.occurrence,
+        why=one.why or "",
+        error=one.error,
+        unsure=one.unsure,
+        outcome=one.outcome,
+        key=keys.call_key(one.app, names.get(one.reaction, one.reaction), one.record, one.occurrence) if calls else None,
+        since=one.since,
+        calls=one.call_no,
+        failures=one.failures,
+        absent_from=one.deadline + terms.settle_after if one.unsure else None,
+        can=_possible(one, question, terms, now),
+    )
+
+
+def _possible(one: Attempt, question: Question | None, terms: Terms, now: datetime) -> tuple[str, ...]:
+    """As the rules say it, but for what depends on the record, which is not read here."""
+    can = []
+    if question is not None and not isinstance(rules.person_retry(one, terms, now), rules.Refuse):
+        can.append("retry")
+    if not isinstance(rules.person_absent(one, terms, rules.Facts(exists=False, holds=False), now), rules.Refuse):
+        can.append("settle --absent")
+    if question is not None and not isinstance(rules.person_outcome(one, terms, now), rules.Refuse):
+        can.append("settle --outcome")
+    if not isinstance(rules.person_forget(one, terms, rules.Facts(exists=False, holds=False), now), rules.Refuse):
+        can.append("forget")
+    return tuple(can)

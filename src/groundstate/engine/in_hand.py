@@ -1,0 +1,181 @@
+"""An outcome in hand: put to its record by the handler, or by `overtaken`, or held. Never dropped, and never a new call.
+
+Whoever brings it - a call, a find, a person - the same happens to it here. What becomes of the attempts is gathered and written once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from groundstate.engine import attempts, handling, outcomes, trouble
+from groundstate.engine.attempts import Identity
+from groundstate.engine.claim import Standing
+from groundstate.engine.handling import HandlerFailed, Work
+from groundstate.engine.life import Life
+from groundstate.engine.plain import new_attempt
+from groundstate.engine.question import Question
+from groundstate.engine.transaction import Transaction
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import Attempt
+from groundstate.values.answers import Key, Occurrence
+
+log = logging.getLogger("groundstate")
+
+
+class SomeHandlerFailed(Exception):
+    """Handlers ran without a savepoint each and one failed: roll back, and conclude one by one."""
+
+
+@dataclass(frozen=True, eq=False)
+class InHand:
+    """An outcome, with what its handler may be given beside it.
+
+    written: the JSON array that is kept where it must be held; None: what the attempt has, and this one.
+    remaining: the JSON array of the attempt's other outcomes, which are still to be concluded after this one.
+    """
+
+    value: Any
+    key: Key
+    occurrence: Occurrence
+    restarted: bool = False
+    written: str | None = None
+    remaining: str | None = None
+
+
+@dataclass
+class Conclusion:
+    """What one transaction makes of outcomes and their attempts, for one reaction. `write` writes the attempts.
+
+    refused: why the handler's work cannot be committed: it is not run, and its outcome is held.
+    """
+
+    life: Life
+    tx: Transaction
+    question: Question
+    one_by_one: bool
+    refused: str | None = None
+    saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
+    removed: list[Attempt] = field(default_factory=list)
+    new: list[Attempt] = field(default_factory=list)
+    together: list[tuple[Work, Attempt]] = field(default_factory=list)
+
+    def apply(self, attempt: Attempt, decision: rules.Decision) -> None:
+        """What needs no handler: the attempt is kept as something else, or deleted."""
+        match decision:
+            case rules.Keep(after):
+                self.saved.append((attempt, after))
+            case rules.Delete(say):
+                self.removed.append(attempt)
+                if say:
+                    log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
+            case _:
+                raise AssertionError(decision)
+
+    def outcome(self, given: InHand, standing: Standing, attempt: Attempt, *, loudly: str | None = None) -> None:
+        """Puts the outcome to its record: by the handler where the condition holds, else as overtaken. Raises SomeHandlerFailed."""
+        if loudly:
+            log.error("%s on %s: %s", attempt.reaction, attempt.record, loudly)
+        if self.refused is not None:
+            self._hold(attempt, given, self.refused, self.refused)
+            return
+        decision = rules.returned(attempt, standing.facts)
+        if isinstance(decision, rules.Conclude):
+            work = self._work(given, standing, attempt)
+            if self.one_by_one:
+                self._try(attempt, given, lambda: handling.run_one(self.question, self.tx, self.question.spec.handler, work), standing)
+            else:
+                self.together.append((work, attempt))
+            return
+        self._overtaken(given, standing, attempt)
+
+    def came_after_all(self, given: InHand, standing: Standing, identity: Identity) -> None:
+        """The attempt is gone: the overtaken handler compares; without one it is held anew, with the outcome."""
+        spec = self.question.spec
+        text, occurrence = identity[2], identity[3]
+        fresh = new_attempt(self.life, self.question, text, occurrence, self.tx.now)
+        if spec.overtaken is not None and standing.facts.exists:
+            if not self.one_by_one:
+                raise SomeHandlerFailed
+            try:
+                handling.run_one(self.question, self.tx, spec.overtaken, self._work(given, standing, fresh), progress=False)
+            except HandlerFailed as failure:
+                if failure.cause is not None and trouble.transient(failure.cause):
+                    raise failure.cause from None
+                why = self.life.shorten(failure.error)
+            else:
+                self.tx.touched.add(self.question.entity, [standing.key], None)
+                return
+        else:
+            why = "an outcome came after its attempt was gone"
+        log.error("%s on %s is held with its outcome: %s", spec.name, text, why)
+        written = outcomes.dump(spec.outcome_type, [given.value])
+        self.new.append(rules.outcome_refused(fresh, why, None, written).attempt)
+
+    def write(self) -> None:
+        """Runs what was put off to be run together, then writes every attempt. Raises SomeHandlerFailed."""
+        self._run_together()
+        attempts.save(self.tx.connection, self.saved)
+        attempts.remove(self.tx.database, self.tx.connection, self.removed)
+        attempts.insert(self.tx.database, self.tx.connection, self.new)
+
+    def _overtaken(self, given: InHand, standing: Standing, attempt: Attempt) -> None:
+        spec = self.question.spec
+        if not standing.facts.exists:
+            self._hold(attempt, given, "the record was deleted while its call was made", None)
+            return
+        if not self.one_by_one:
+            raise SomeHandlerFailed
+        work = self._work(given, standing, attempt)
+        if spec.overtaken is not None:
+            function = spec.overtaken
+            self._try(attempt, given, lambda: handling.run_one(self.question, self.tx, function, work, progress=False), standing)
+            return
+        same = self.question.occurrence_text(standing.record) == attempt.occurrence
+        self._try(attempt, given, lambda: handling.run_overtaken(self.question, self.tx, work, same_occurrence=same), standing)
+
+    def _try(self, attempt: Attempt, given: InHand, run: Callable[[], None], standing: Standing) -> None:
+        """Runs a handler in its savepoint; what it raises holds the attempt with the outcome, and is never a new call."""
+        try:
+            run()
+        except HandlerFailed as failure:
+            if failure.cause is not None and trouble.transient(failure.cause):
+                raise failure.cause from None
+            words = self.life.shorten(failure.error)
+            log.error("%s on %s is held with its outcome: %s", attempt.reaction, attempt.record, words)  # noqa: TRY400  # the words are redacted; a traceback is not
+            self._hold(attempt, given, words, words)
+            return
+        if given.remaining is None:
+            self.removed.append(attempt)
+        else:
+            self.saved.append((attempt, rules.one_of_several(attempt, given.remaining).attempt))
+        self.tx.touched.add(self.question.entity, [standing.key], None)
+
+    def _hold(self, attempt: Attempt, given: InHand, why: str, error: str | None) -> None:
+        written = given.written or outcomes.add(self.question.spec.outcome_type, attempt.outcome, given.value)
+        self.saved.append((attempt, rules.outcome_refused(attempt, why, error, written).attempt))
+
+    def _run_together(self) -> None:
+        """All conclusions that look ordinary, without savepoints: one handler that fails makes the whole be done one by one."""
+        if not self.together:
+            return
+        question, tx = self.question, self.tx
+        works = [work for work, _ in self.together]
+        try:
+            handling.run_each(question, tx, question.spec.handler, works)
+            new = handling.flush_all(question, tx, works)
+        except Exception as error:
+            if trouble.transient(error):
+                raise
+            raise SomeHandlerFailed from error
+        if handling.without_progress(question, tx, works, new):
+            raise SomeHandlerFailed
+        self.removed += [attempt for _, attempt in self.together]
+        tx.touched.add(question.entity, [work.key for work in works], new)
+
+    def _work(self, given: InHand, standing: Standing, attempt: Attempt) -> Work:
+        moment = self.tx.moment(call_no=attempt.call_no, restarted=given.restarted)
+        supplies = {"at": moment, "key": given.key, "occurrence": given.occurrence}
+        return Work(standing.key, standing.record, attempt.occurrence, (given.value,), supplies)

@@ -1,0 +1,313 @@
+"""What the tests of the engine are made of: a world (a fresh database, an app, workers that can be killed) and a gateway with a ledger.
+
+A killed worker is one of which nothing commits any more and whose lock is free; what it had in the air may still land.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Interval, bindparam, create_engine, func, select, text, type_coerce
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from groundstate import Absent, App, Busy, NotDone, Retry, Store, Unknown
+from groundstate.engine import attempts
+from groundstate.engine.worker import Options, Worker
+from groundstate.rules.attempt import Attempt
+from groundstate.store import opening
+from groundstate.store.tables import Instant, attempt
+from tests.store.children import until
+
+__all__ = ["QUICK", "Base", "Gateway", "Killed", "Life", "Order", "World", "ms", "until"]
+
+
+def ms(count: float) -> timedelta:
+    return timedelta(milliseconds=count)
+
+
+QUICK = Retry(times=10, first=ms(5), longest=ms(20))
+LONG_S = 20.0
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="placed")
+    receipt: Mapped[str | None] = mapped_column(default=None)
+    mailed: Mapped[str | None] = mapped_column(default=None)
+    round: Mapped[int] = mapped_column(default=1)
+    note: Mapped[str | None] = mapped_column(default=None)
+
+
+class Killed(BaseException):
+    """What ends a worker's thread with nothing of it committed, as SIGKILL would."""
+
+
+def _die() -> None:
+    raise Killed
+
+
+class Gateway:
+    """The outside: a ledger of what was done, and for each record what the next calls are to meet (`ok` where nothing is planned).
+
+    ok; refuse (NotDone); busy; raise (before it acts); done_raise (after it acted); hang (waits for the gate, then acts);
+    done_hang (acts, then waits for the gate); unlisted (a ConnectionError before it acts).
+    """
+
+    def __init__(self) -> None:
+        self.ledger: list[tuple[int, str]] = []
+        self.calls: list[tuple[int, str]] = []
+        self.asked: list[int] = []
+        self.plans: dict[int, list[str]] = {}
+        self.finds: dict[int, list[Any]] = {}
+        self.gate = threading.Event()
+        self.waiting = 0
+
+    def plan(self, record: int, *steps: str) -> None:
+        self.plans[record] = list(steps)
+
+    def done(self, record: int) -> int:
+        """How often it was done for this record."""
+        return sum(1 for one, _ in self.ledger if one == record)
+
+    def called(self, record: int) -> int:
+        return sum(1 for one, _ in self.calls if one == record)
+
+    async def act(self, record: int, key: str = "") -> str:
+        step = self._arrive(record, key)
+        if step == "done_hang":
+            self._land(record, key)
+        if step in ("hang", "done_hang"):
+            self.waiting += 1
+            while not self.gate.is_set():
+                await asyncio.sleep(0.002)
+        return self._answer(step, record, key)
+
+    def act_sync(self, record: int, key: str = "") -> str:
+        step = self._arrive(record, key)
+        if step == "done_hang":
+            self._land(record, key)
+        if step in ("hang", "done_hang"):
+            self.waiting += 1
+            assert self.gate.wait(LONG_S)
+        return self._answer(step, record, key)
+
+    def find(self, record: int, key: str) -> Any:
+        self.asked.append(record)
+        planned = self.finds.get(record)
+        if planned:
+            answer = planned.pop(0)
+            if answer is not None:
+                return answer
+        for number, (_, used) in enumerate(self.ledger):
+            if used == key:
+                return f"r{number + 1}"
+        return Absent()
+
+    def _arrive(self, record: int, key: str) -> str:
+        self.calls.append((record, key))
+        planned = self.plans.get(record)
+        step = planned.pop(0) if planned else "ok"
+        if step == "refuse":
+            raise NotDone("refused")
+        if step == "busy":
+            raise Busy(ms(10))
+        if step == "raise":
+            raise RuntimeError("the line went dead")
+        if step == "unlisted":
+            raise ConnectionRefusedError("no route")
+        return step
+
+    def _land(self, record: int, key: str) -> str:
+        self.ledger.append((record, key))
+        return f"r{len(self.ledger)}"
+
+    def _answer(self, step: str, record: int, key: str) -> str:
+        receipt = f"r{len(self.ledger)}" if step == "done_hang" else self._land(record, key)
+        if step == "done_raise":
+            raise RuntimeError("the answer was lost")
+        return receipt
+
+
+class Life:
+    """A worker in this process that can be killed, cut off from its database, and looked into."""
+
+    def __init__(self, world: World, specs: Sequence[Any], options: Options, redact: Callable[[str], str] | None) -> None:
+        opened = opening.open_store(world.app.stores[0].settings())
+        self.database: Any = opened[0]
+        self.transactions = 0
+        self.dead = False
+        self.broken = False  # the database is in trouble
+        self.lose_next_word = False  # the next commit lands, and its word is lost
+        self._gate = threading.RLock()
+        self._write = self.database.writing
+        self.database.writing = self._writing
+        world.clock_of(self.database)
+        self.worker = Worker(world.app.name, specs, opened, options=options, redact=redact)
+        self.words: list[str] = []
+
+    @contextmanager
+    def _writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
+        with self._gate:
+            if self.dead:
+                raise Killed
+            if self.broken:
+                raise OperationalError("begin", None, sqlite3.OperationalError("database is locked"))
+            self.transactions += 1
+            with self._write(wait=wait) as connection:
+                yield connection
+            if self.lose_next_word:
+                self.lose_next_word = False
+                raise OperationalError("commit", None, sqlite3.OperationalError("disk I/O error: the connection was lost in commit"))
+
+    def kill(self) -> None:
+        """From now on nothing of it commits; its lock is free."""
+        with self._gate:
+            self.dead = True
+        self.worker.life.lives.release()
+        self.worker._turn_once = _die  # type: ignore[method-assign]  # it dies at its next step, wherever that is
+        self.worker._go.set()
+        self.worker._wake.set()
+        if self.worker._thread.is_alive():
+            self.worker._thread.join(LONG_S)
+
+    def lose_lock(self) -> None:
+        """The lock is gone beneath the living worker, as by a reset connection."""
+        self.worker.life.lives.release()
+        self.worker._next_life_check = 0.0
+        self.worker._wake.set()
+
+    def quiet(self, within_s: float = LONG_S) -> None:
+        assert self.worker.until_quiet(within_s), "it was not quiet in time"
+
+    def stop(self, limit_s: float = 5.0) -> None:
+        self.worker.stop(limit_s)
+
+
+class World:
+    """One fresh database with one app on it."""
+
+    def __init__(self, url: str, base: type[DeclarativeBase] = Base, **store: Any) -> None:
+        self.url = url
+        self.postgres = url.startswith("postgresql")
+        self.app = declared(url, base, **store)
+        self.engine = create_engine(opening.settings_of(url, None, None, "lossy").url)
+        self.ahead = 0.0  # seconds by which the database's clock is ahead
+        self.lives: list[Life] = []
+        self.gateways: list[Gateway] = []
+        self._there = False
+
+    # ---- the clock -----------------------------------------------------------------------------------------------------------
+    def clock_of(self, database: Any) -> None:
+        if self.postgres:
+            ahead = bindparam("ahead", type_=Interval(), callable_=lambda: timedelta(seconds=self.ahead))
+            moment: Any = func.now(type_=Instant()) + ahead
+            database.now = lambda: type_coerce(moment, Instant())
+        else:
+            ahead = bindparam("ahead", callable_=lambda: f"{self.ahead:+.3f} seconds")
+            moment = func.strftime("%Y-%m-%d %H:%M:%f", "now", ahead).op("||")("000")
+            database.now = lambda: type_coerce(moment, Instant())
+
+    def forward(self, seconds: float) -> None:
+        """Moves the database's clock, for every worker of this world."""
+        self.ahead += seconds
+
+    # ---- rows ----------------------------------------------------------------------------------------------------------------
+    def there(self) -> World:
+        """The tables are made, and every reaction declared so far is accepted."""
+        self.app.init(tables=True, accept=True)
+        self._there = True
+        return self
+
+    def session(self) -> Session:
+        return Session(self.engine, expire_on_commit=False)
+
+    def add(self, *records: Any) -> None:
+        if not self._there:
+            self.there()
+        with self.session() as session, session.begin():
+            session.add_all(records)
+
+    def orders(self, count: int, **values: Any) -> None:
+        self.add(*[Order(id=number + 1, **values) for number in range(count)])
+
+    def order(self, number: int = 1) -> Any:
+        return self.get(Order, number)
+
+    def get(self, kind: type, key: Any) -> Any:
+        with self.session() as session:
+            return session.get(kind, key)
+
+    def count(self, *clauses: Any) -> int:
+        with self.session() as session:
+            return session.execute(select(func.count()).select_from(Order).where(*clauses)).scalar_one()
+
+    def set(self, number: int = 1, **values: Any) -> None:
+        """An UPDATE by somebody of whom the engine hears nothing."""
+        with self.engine.begin() as connection:
+            table: Any = Order.__table__
+            connection.execute(table.update().where(table.c.id == number).values(**values))
+
+    def run(self, statement: str, **values: Any) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(text(statement), values)
+
+    def attempts(self) -> list[Attempt]:
+        with self.engine.connect() as connection:
+            return [attempts.from_row(row) for row in connection.execute(attempts.rows().order_by(attempt.c.record, attempt.c.occurrence))]
+
+    def attempt(self) -> Attempt:
+        found = self.attempts()
+        assert len(found) == 1, found
+        return found[0]
+
+    def states(self) -> list[str]:
+        return [one.state.value for one in self.attempts()]
+
+    # ---- workers -------------------------------------------------------------------------------------------------------------
+    def worker(self, *, start: bool = True, redact: Callable[[str], str] | None = None, **options: Any) -> Life:
+        if not self._there:
+            self.there()
+        self.app.check_declarations()
+        life = Life(self, list(self.app.reactions.values()), Options(**options), redact)
+        self.lives.append(life)
+        if start:
+            life.worker.start()
+        return life
+
+    def settled(self) -> None:
+        """A worker that runs until all is quiet, and ends cleanly."""
+        life = self.worker()
+        life.quiet()
+        life.stop()
+
+    def gateway(self) -> Gateway:
+        made = Gateway()
+        self.gateways.append(made)
+        return made
+
+    def close(self) -> None:
+        for gateway in self.gateways:
+            gateway.gate.set()
+        for life in self.lives:
+            life.kill()
+        self.engine.dispose()
+
+
+def declared(url: str, base: type[DeclarativeBase], **store: Any) -> App:
+    """An app; all are declared in this one place, so that each is the same app, imported again."""
+    return App("shop", Store(url, base, **store))
+
+
+UNKNOWN = Unknown()

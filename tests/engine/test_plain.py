@@ -1,0 +1,121 @@
+"""Reactions without a call: batches, failures, progress, and what the lock is good for."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from groundstate import Failure, Moment, Retry
+from tests.engine.kit import QUICK, Order, World, ms, until
+
+
+def test_a_chain_of_states_is_carried_out_and_nothing_of_ours_is_left(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed")
+    def paid(order: Order) -> None:
+        order.status = "paid"
+
+    @world.app.on(Order, Order.status == "paid")
+    def packed(order: Order, at: Moment) -> None:
+        order.status, order.note = "packed", at.now.isoformat()
+
+    world.orders(700)
+    world.settled()
+    assert world.count(Order.status == "packed") == 700
+    assert world.attempts() == []
+    with world.engine.connect() as connection:
+        assert connection.exec_driver_sql("select count(*) from groundstate_worker").scalar_one() == 0
+
+
+def test_hazard_21_a_handler_that_makes_no_progress_fails_and_names_the_clause(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed", Order.round > 0, retry=Retry(times=2, first=ms(5)))
+    def paid(order: Order) -> None:
+        order.note = "seen"
+
+    world.orders(1)
+    world.settled()
+    attempt = world.attempt()
+    assert attempt.state == "failed" or attempt.state == "held"
+    assert "made no progress" in (attempt.error or "")
+    assert "placed" in (attempt.error or "")
+    assert world.order().note is None, "what made no progress was committed"
+
+
+def test_one_bad_record_of_a_batch_fails_alone(world: World) -> None:
+    runs: list[int] = []
+
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=5, first=ms(60_000)))
+    def paid(order: Order) -> None:
+        runs.append(order.id)
+        if order.id == 250:
+            raise ValueError("this one is bad")
+        order.status = "paid"
+
+    world.orders(500)
+    world.settled()
+    assert world.count(Order.status == "paid") == 499
+    attempt = world.attempt()
+    assert (attempt.record, attempt.state, attempt.failures, attempt.unsure) == ("250", "failed", 1, False)
+    assert "ValueError: this one is bad" in (attempt.error or "")
+    assert len(runs) < 2000, "records were run again and again for one that failed"
+
+
+def test_a_failed_handler_is_tried_again_and_leaves_nothing(world: World) -> None:
+    tries: list[int] = []
+
+    @world.app.on(Order, Order.status == "placed", retry=QUICK)
+    def paid(order: Order) -> None:
+        tries.append(order.id)
+        if len(tries) < 6:
+            raise ValueError("not yet")
+        order.status = "paid"
+
+    world.orders(1)
+    life = world.worker()
+    until(lambda: world.order().status == "paid")
+    life.quiet()
+    assert world.attempts() == []
+
+
+def test_gave_up_answers_after_the_last_try(world: World) -> None:
+    told: list[Failure] = []
+
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=2, first=ms(5)))
+    def paid(order: Order) -> None:
+        raise ValueError("never")
+
+    @paid.gave_up
+    def _(order: Order, failure: Failure) -> None:
+        told.append(failure)
+        order.status = "declined"
+
+    world.orders(1)
+    life = world.worker()
+    until(lambda: world.order().status == "declined")
+    life.quiet()
+    assert world.attempts() == []
+    assert "never" in told[-1].error
+
+
+def test_a_record_whose_condition_is_gone_takes_its_failed_attempt_with_it(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=None, first=ms(5), longest=ms(5)))
+    def paid(order: Order) -> None:
+        raise ValueError("never")
+
+    world.orders(1)
+    life = world.worker()
+    until(lambda: world.states() == ["failed"])
+    world.set(1, status="cancelled")
+    until(lambda: world.attempts() == [])
+    life.quiet()
+    assert world.order().status == "cancelled"
+
+
+def test_a_session_commit_in_a_handler_is_refused_with_the_cure(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=1))
+    def paid(order: Order, session: Session) -> None:
+        order.status = "paid"
+        session.commit()
+
+    world.orders(1)
+    world.settled()
+    assert world.order().status == "placed"
+    assert "remove session.commit()" in (world.attempt().error or "")

@@ -1,0 +1,110 @@
+"""Wrong reactions. Each line that a type checker must refuse ends with the mark, and no other may be refused."""
+
+from __future__ import annotations
+
+from groundstate import Failure, Moment, Retry, Store, every_child, hold
+from tests.typing.models import Base, Declined, Hero, Item, Mail, Order, Receipt, app, bank, smtp
+
+
+@bank.call(in_doubt=hold())
+def charge(order: Order) -> Receipt | Declined:
+    return Receipt("")
+
+
+@smtp.call(in_doubt=hold())
+def send(mail: Mail) -> str:
+    return mail.to
+
+
+@app.on(Order, Order.status == "placed")  # refused: a handler is no coroutine
+async def awaits(order: Order) -> None: ...
+
+
+@app.on(Order, Order.status == "placed")  # refused: it returns something, and nobody looks at it
+def returns(order: Order) -> bool:
+    return True
+
+
+@app.on(Order, Order.status == "placed")  # refused: another record
+def of_item(item: Item) -> None: ...
+
+
+@app.on(Order, Order.status == "placed", call=charge)  # refused: the outcome can be Declined
+def half(order: Order, outcome: Receipt) -> None: ...
+
+
+@app.on(Item, Item.packed.is_(True), call=charge)  # refused: the call takes an Order
+def of_order(item: Item, outcome: Receipt | Declined) -> None: ...
+
+
+@app.on(Order, Order.status == "placed", call=send)  # refused: the call takes a Mail: `sends`
+def unsent(order: Order, outcome: str) -> None: ...
+
+
+def mail_of_item(item: Item) -> Mail:
+    return Mail("")
+
+
+def text_of(order: Order) -> str:
+    return order.status
+
+
+@app.on(Order, Order.status == "placed", call=send, sends=mail_of_item)  # refused: sends takes an Item
+def sends_of_item(order: Order, outcome: str) -> None: ...
+
+
+@app.on(Order, Order.status == "placed", call=send, sends=text_of)  # refused: sends makes no Mail
+def sends_text(order: Order, outcome: str) -> None: ...
+
+
+@app.on(Order, Order.mailed_at is None)  # refused: Python's bool
+def never(order: Order) -> None: ...
+
+
+@app.on(Order, Order.status)  # refused: a text is no condition
+def no_condition(order: Order) -> None: ...
+
+
+@app.on(Hero, Hero.state == "lost")  # refused: SQLModel's == is typed as bool: col(Hero.state)
+def lost(hero: Hero) -> None: ...
+
+
+@app.on(Order, Order.status == "placed", fact="mailed_at")  # refused: a column
+def by_name(order: Order) -> None: ...
+
+
+@app.on(Order, Order.status == "placed", call=charge, retry=Retry())  # refused: it belongs to the call
+def retried(order: Order, outcome: Receipt | Declined) -> None: ...
+
+
+every_child(Order.items, Item.packed is True)  # refused: Python's bool
+Store(Base)  # refused: which database?
+Store("sqlite://", Base, failover="maybe")  # refused: lossy or lossless
+
+
+@app.on(Order, Order.status == "placed")
+def packed(order: Order) -> None: ...
+
+
+@app.on(Order, Order.status == "placed", call=charge)
+def paid(order: Order, outcome: Receipt | Declined, at: Moment) -> None: ...
+
+
+@packed.gave_up  # refused: it is told the failure
+def gave_up_alone(order: Order) -> None: ...
+
+
+@paid.overtaken  # refused: the outcome can be Declined
+def overtaken_half(order: Order, outcome: Receipt) -> None: ...
+
+
+@paid.gave_up  # refused: no coroutine
+async def gave_up_awaits(order: Order, failure: Failure) -> None: ...
+
+
+ending = packed.overtaken  # refused: there is no outcome without a call
+
+
+def unit_test(order: Order, item: Item) -> None:
+    packed(item)  # refused: another record
+    paid(order, "receipt")  # refused: no outcome of its call

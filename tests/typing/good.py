@@ -1,0 +1,170 @@
+"""Right programs: both type checkers accept each line, and the package accepts the module when it is imported."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import assert_type
+
+from sqlalchemy import create_engine, func
+from sqlalchemy.orm import Session, selectinload
+from sqlmodel import col
+
+from groundstate import (
+    HTTPX,
+    Absent,
+    App,
+    Call,
+    Failure,
+    Key,
+    Moment,
+    NotDone,
+    Occurrence,
+    Outside,
+    Plain,
+    Reaction,
+    Retry,
+    Store,
+    Unknown,
+    again,
+    ask,
+    every_child,
+    hold,
+    same_key,
+)
+from tests.typing.models import DAY, SECONDS, Base, Declined, Hero, Item, Mail, Order, Receipt, app, bank, smtp
+
+
+class Client: ...
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[Client]:
+    yield Client()
+
+
+gateway = Outside("gateway", limit=5, not_done=[*HTTPX, ConnectionRefusedError, "smtplib.SMTPConnectError"], client=client)
+late = Store(lambda: create_engine("sqlite:///never-opened.db"), Base.metadata, failover="lossless", redact=str.upper)
+
+
+# ---- calls ---------------------------------------------------------------------------------------------------------------------
+@bank.call(in_doubt=ask(settle_after=SECONDS), timeout=SECONDS, retry=Retry(times=3), load=[selectinload(Order.items)])
+async def charge(order: Order, key: Key, at: Moment) -> Receipt | Declined:
+    return Receipt(key) if at.call_no == 1 else Declined("no")
+
+
+@charge.find
+async def _(order: Order, key: Key, occurrence: Occurrence) -> Receipt | Declined | Absent | Unknown:
+    return Absent() if occurrence else Unknown()
+
+
+@bank.call(in_doubt=same_key(kept_for=DAY, settle_after=SECONDS))
+def refund(order: Order, key: Key) -> int:
+    return order.id
+
+
+@refund.find
+def _(order: Order) -> int | type[Absent]:
+    return Absent
+
+
+@gateway.call(in_doubt=again(), stop_when_overtaken=True)
+async def ping(order: Order, client: Client) -> None: ...
+
+
+@smtp.call(in_doubt=hold())
+def send(mail: Mail) -> str:
+    return mail.to
+
+
+@bank.call_many(size=100, in_doubt=same_key(kept_for=DAY))
+async def charge_many(orders: Sequence[Order], keys: Sequence[Key]) -> Sequence[Receipt | NotDone]:
+    return [Receipt(key) for key in keys]
+
+
+@bank.call_many(size=100, in_doubt=hold())
+def by_record(orders: Sequence[Order]) -> Mapping[Order, Receipt]:
+    return {order: Receipt("") for order in orders}
+
+
+assert_type(charge, Call[Order, Receipt | Declined])
+assert_type(send, Call[Mail, str])
+assert_type(charge_many, Call[Order, Receipt])
+
+
+# ---- reactions -----------------------------------------------------------------------------------------------------------------
+@app.on(Order, Order.status == "placed", ~Order.gift, call=charge, occurrence=[Order.next_at])
+def paid(order: Order, outcome: Receipt | Declined, at: Moment) -> None:
+    order.status = "paid" if isinstance(outcome, Receipt) else "declined"
+
+
+@paid.overtaken
+def paid_late(order: Order, outcome: Receipt | Declined, session: Session, key: Key) -> None:
+    session.add(Order(status=key))
+
+
+@paid.gave_up
+def never_paid(order: Order, failure: Failure) -> None:
+    order.status = failure.error
+
+
+@app.on(Order, Order.status == "paid", Order.gift, retry=Retry(times=None))
+def packed(order: Order) -> None:
+    order.status = "packed"
+
+
+@packed.gave_up
+def never_packed(order: Order, failure: Failure, at: Moment) -> None:
+    order.status = f"{failure.calls} at {at.now}"
+
+
+def receipt_mail(order: Order, session: Session) -> Mail:
+    return Mail(order.status)
+
+
+@app.on(Order, Order.status.in_(["paid", "packed"]), call=send, sends=receipt_mail, fact=Order.mailed_at, name="receipt")
+def mailed(order: Order, message_id: str, at: Moment) -> None:
+    order.mailed_at = at.now
+
+
+@app.on(Order, (Order.status == "packed") & every_child(Order.items, Item.packed, Item.id > 0), func.length(Order.status) > 3)
+def shipped(order: Order, session: Session) -> None:
+    order.status = "shipped"
+
+
+@app.on(Order, Order.status == "back", call=refund)
+def refunded(order: Order, outcome: int) -> None:
+    order.status = "refunded"
+
+
+@app.on(Order, Order.status == "quiet", call=ping)
+def pinged(order: Order, outcome: None) -> None:
+    order.status = "pinged"
+
+
+@app.on(Order, Order.status == "bulk", call=charge_many)
+def paid_in_bulk(order: Order, outcome: Receipt) -> None:
+    order.status = "paid"
+
+
+@app.on(Order, Order.status == "bulk by record", call=by_record)
+def paid_by_record(order: Order, outcome: Receipt | None) -> None:
+    order.status = "paid"
+
+
+@app.on(Hero, col(Hero.state) == "lost", fact=col(Hero.saved_at))
+def saved(hero: Hero, at: Moment) -> None:
+    hero.saved_at = at.now
+
+
+app.rests(Order, Order.status == "shipped")
+
+
+def unit_test(order: Order, at: Moment) -> None:
+    packed(order)
+    paid(order, Receipt("1"), at)
+    paid(order, Declined("no"), at=at)
+    paid_late(order, Receipt("1"), Session(), Key("k"))
+    assert isinstance(packed, Plain)
+    assert isinstance(paid, Reaction)
+    assert isinstance(app, App)
