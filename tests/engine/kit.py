@@ -62,7 +62,7 @@ class Gateway:
     """The outside: a ledger of what was done, and for each record what the next calls are to meet (`ok` where nothing is planned).
 
     ok; refuse (NotDone); busy; raise (before it acts); done_raise (after it acted); hang (waits for the gate, then acts);
-    done_hang (acts, then waits for the gate); unlisted (a ConnectionError before it acts).
+    done_hang (acts, then waits for the gate); unreachable (a ConnectionError before it acts).
     """
 
     def __init__(self) -> None:
@@ -73,6 +73,8 @@ class Gateway:
         self.finds: dict[int, list[Any]] = {}
         self.gate = threading.Event()
         self.waiting = 0
+        self.outside: Any = None
+        self.reaction: Any = None
 
     def plan(self, record: int, *steps: str) -> None:
         self.plans[record] = list(steps)
@@ -125,7 +127,7 @@ class Gateway:
             raise Busy(ms(10))
         if step == "raise":
             raise RuntimeError("the line went dead")
-        if step == "unlisted":
+        if step == "unreachable":
             raise ConnectionRefusedError("no route")
         return step
 
@@ -182,11 +184,27 @@ class Life:
         if self.worker._thread.is_alive():
             self.worker._thread.join(LONG_S)
 
-    def lose_lock(self) -> None:
+    def lose_lock(self, *, notices: bool = True) -> None:
         """The lock is gone beneath the living worker, as by a reset connection."""
+        self.worker._next_life_check = 0.0 if notices else float("inf")
         self.worker.life.lives.release()
-        self.worker._next_life_check = 0.0
         self.worker._wake.set()
+
+    def sweep(self) -> None:
+        """Waits until a sweep that began after this call has ended."""
+        self.worker._next_sweep = 0.0
+        self.worker._wake.set()
+        until(lambda: self.worker._next_sweep > 0)
+
+    @property
+    def pauses(self) -> bool:
+        """Whether it pauses some outside."""
+        return any(breaker.open for breaker in self.worker._breakers.values())
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether its database was in trouble more than once in a row."""
+        return self.worker._trouble >= 2
 
     def quiet(self, within_s: float = LONG_S) -> None:
         assert self.worker.until_quiet(within_s), "it was not quiet in time"

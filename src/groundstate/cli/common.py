@@ -101,7 +101,7 @@ def _named(given: str | None) -> tuple[str, str]:
         if isinstance(ours, dict) and "app" in ours:
             return str(ours["app"]), "[tool.groundstate] app in pyproject.toml"
     raise CommandFailed(
-        "which app? Give --app MODULE:NAME, or set $GROUNDSTATE_APP, or write app = \"MODULE:NAME\" below [tool.groundstate] in pyproject.toml"
+        'which app? Give --app MODULE:NAME, set $GROUNDSTATE_APP, or write app = "MODULE:NAME" below [tool.groundstate] in pyproject.toml'
     )
 
 
@@ -118,7 +118,8 @@ def _imported(module_name: str, place: str) -> Any:
     except DeclarationError:
         raise
     except SystemExit as error:
-        raise CommandFailed(f"{place}: {module_name} ends the process when it is imported (exit {error.code}); keep what runs under __main__") from None
+        why = f"ends the process when it is imported (exit {error.code}); keep what runs under __main__"
+        raise CommandFailed(f"{place}: {module_name} {why}") from None
     except Exception as error:
         raise CommandFailed(f"{place}: {module_name} cannot be imported: {type(error).__name__}: {error} ({_line_of(error)})") from error
 
@@ -255,7 +256,7 @@ def guarded(command: str, function: Callable[P, None]) -> Callable[P, None]:
             raise
         except BrokenPipeError:
             _end_without_reader()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - said in words, with its exit code
             if kwargs.get("debug"):
                 traceback.print_exc()
             if kwargs.get("as_json"):

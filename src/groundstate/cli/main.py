@@ -63,14 +63,14 @@ def _unasked() -> None:
     """Stands for a command that was not asked for."""
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+def _version(wanted: bool) -> None:
     if wanted:
         print(f"groundstate {importlib.metadata.version('groundstate')}")
         raise typer.Exit
 
 
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,  # noqa: ARG001, FBT002
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Event-driven applications whose state is in your own tables: pull the plug, and know what is left to do.
 

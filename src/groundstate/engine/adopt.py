@@ -51,7 +51,8 @@ def _adopt(life: Life, dead: int, with_call: dict[str, bool]) -> int:
                 break
             alone = {one.call for one in some if one.together == 1}
             changed = [
-                (one, rules.adopted(one, life.id, tx.now, has_call=with_call.get(one.reaction, True), alone=one.call in alone).attempt) for one in some
+                (one, rules.adopted(one, life.id, tx.now, has_call=with_call.get(one.reaction, True), alone=one.call in alone).attempt)
+                for one in some
             ]
             attempts.save(tx.connection, changed)
             count += len(changed)
@@ -81,7 +82,11 @@ def look_at_ends(life: Life) -> None:
         ends = list(connection.execute(select(tables.worker.c.ended_at).where(tables.worker.c.ended_at.is_not(None))).scalars())
     new = careful.care(ends, now)
     if new.careful and not life.care.careful:
-        log.warning("%d workers ended uncleanly within %d minutes: careful, small batches until that is over", len(ends), careful.STRETCH.seconds // 60)
+        log.warning(
+            "%d workers ended uncleanly within %d minutes: careful, small batches until that is over",
+            len(ends),
+            careful.STRETCH.seconds // 60,
+        )
     life.care = new
     if any(now - end > careful.STRETCH for end in ends):
         with life.transaction() as tx:

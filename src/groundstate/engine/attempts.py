@@ -39,7 +39,9 @@ def rows(*where: ColumnElement[bool]) -> Select[Any]:
     return select(*_COLUMNS).where(*where)
 
 
-def concerning(tx: Reader, app: str, reaction: str, table_name: str | None, records: Sequence[str], *, lock: bool = False) -> dict[str, list[Attempt]]:
+def concerning(
+    tx: Reader, app: str, reaction: str, table_name: str | None, records: Sequence[str], *, lock: bool = False
+) -> dict[str, list[Attempt]]:
     """Attempts that matter for taking these records: those of the reaction itself, and, unless table_name is None, what blocks."""
     if not records:
         return {}
@@ -53,7 +55,7 @@ def concerning(tx: Reader, app: str, reaction: str, table_name: str | None, reco
 
 
 @lru_cache(maxsize=128)
-def _concerning(database: Database, blocks: bool, lock: bool) -> tuple[Select[Any], Callable[[Sequence[Any]], Any]]:  # noqa: FBT001
+def _concerning(database: Database, blocks: bool, lock: bool) -> tuple[Select[Any], Callable[[Sequence[Any]], Any]]:
     records = listed.one_of(database, table.c.record, "records")
     wanted = and_(table.c.app == bindparam("app"), table.c.reaction == bindparam("reaction"), records.expression)
     if blocks:
@@ -120,7 +122,12 @@ def remove(database: Database, connection: Connection, gone: Sequence[Attempt]) 
         by_reaction.setdefault((one.app, one.reaction), []).append(one)
     for (app, reaction), some in by_reaction.items():
         statement, records, calls = _remove(database)
-        given = {"app": app, "reaction": reaction, "records": records([one.record for one in some]), "calls": calls([one.call for one in some])}
+        given = {
+            "app": app,
+            "reaction": reaction,
+            "records": records([one.record for one in some]),
+            "calls": calls([one.call for one in some]),
+        }
         count += connection.execute(statement, given).rowcount
     return count
 

@@ -335,7 +335,6 @@ class Caller:
             self._opened.pop(call.outside, None)
             raise
 
-
     async def _open(self, manager: Any) -> Any:
         if hasattr(manager, "__aenter__"):
             return await self._clients.enter_async_context(manager)

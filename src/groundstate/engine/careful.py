@@ -29,7 +29,12 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
         return Done(read=found.read, cursor=found.cursor, busy=found.busy)
     done = plain.carry_out(life, question, Feed(keys=[one.key for one in group], limit=len(group), mine=call))
     left = len(found.taken) - len(group)
-    return replace(done, read=found.read, cursor=group[-1].key if left else found.cursor, busy=[*done.busy, *(one.key for one in found.taken[len(group) :])])
+    return replace(
+        done,
+        read=found.read,
+        cursor=group[-1].key if left else found.cursor,
+        busy=[*done.busy, *(one.key for one in found.taken[len(group) :])],
+    )
 
 
 def _group(life: Life, taken: list[Taken], most: int) -> list[Taken]:

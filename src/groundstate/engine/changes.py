@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Update, bindparam, inspect, update
-from sqlalchemy.orm import ColumnProperty, Mapper, Session
+from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.base import NO_VALUE
 
 from groundstate.engine import listed
@@ -29,11 +29,7 @@ def changed(record: Any) -> dict[str, Any]:
     """Attributes that were set to something else since the record was loaded, with their old values."""
     state: Any = inspect(record)
     values = state.dict
-    return {
-        name: old
-        for name, old in state.committed_state.items()
-        if name not in values or not _same(values[name], old)
-    }
+    return {name: old for name, old in state.committed_state.items() if name not in values or not _same(values[name], old)}
 
 
 def _same(new: Any, old: Any) -> bool:
@@ -58,7 +54,7 @@ def plain_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
         return None
     columns: dict[str, Any] = {}
     for property_ in mapper.column_attrs:
-        if isinstance(property_, ColumnProperty) and len(property_.columns) == 1:
+        if len(property_.columns) == 1:
             column = property_.columns[0]
             if getattr(column, "table", None) is table and not column.primary_key:
                 columns[property_.key] = column

@@ -117,7 +117,7 @@ def absent(tx: Transaction, question: Question | None, standing: Standing, attem
     return rules.person_absent(attempt, _terms(question), standing.facts, tx.now)
 
 
-def outcome(  # noqa: PLR0913  # a deed, and whose, with what
+def outcome(  # a deed, and whose, with what
     person: Person, written: str, tx: Transaction, question: Question | None, _standing: Standing, attempt: Attempt
 ) -> rules.Refuse | InHand:
     """`groundstate settle --outcome`. Raises Conflict where it is no JSON of the handler's type."""

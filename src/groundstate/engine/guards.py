@@ -56,7 +56,8 @@ def _key_changed(record: Any) -> bool:
     mapper: Mapper[Any] = state.mapper
     names = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
     return bool(state.identity) and any(
-        name in state.committed_state and state.dict.get(name) != state.committed_state[name] for name in names & state.committed_state.keys()
+        name in state.committed_state and state.dict.get(name) != state.committed_state[name]
+        for name in names & state.committed_state.keys()
     )
 
 

@@ -60,15 +60,19 @@ class Held:
 
 @dataclass(frozen=True)
 class Page:
-    """Some held attempts; `total` of them match, and the next page begins after `more`. `baselines`: rows that are left out as baseline."""
+    """Some held attempts; `total` of them match. `left`: whether some come after these, which begin after `more` where any was shown.
+
+    baselines: rows that are left out as baseline.
+    """
 
     held: list[Held] = field(default_factory=list)
     total: int = 0
     baselines: int = 0
     more: Cursor | None = None
+    left: bool = False
 
 
-def held(  # noqa: PLR0913  # a store, what is wanted of it, and which page
+def held(  # a store, what is wanted of it, and which page
     app: str,
     database: Database,
     questions: Mapping[str, Question],
@@ -92,8 +96,9 @@ def held(  # noqa: PLR0913  # a store, what is wanted of it, and which page
         mine = [table.c.app == app, table.c.state == State.HELD.value, table.c.why == registry.BASELINE]
         baselines = _count(connection, mine)
     shown = [_held(one, questions.get(one.reaction), names, now) for one in found[:limit]]
-    last = found[limit - 1] if len(found) > limit else None
-    return Page(shown, total, baselines, (last.reaction, last.record, last.occurrence) if last else None)
+    left = len(found) > limit
+    last = shown[-1] if shown and left else None
+    return Page(shown, total, baselines, (last.reaction, last.record, last.occurrence) if last else None, left)
 
 
 def _count(connection: Connection, where: list[ColumnElement[bool]]) -> int:

@@ -39,7 +39,7 @@ def user() -> str:
         return f"uid {os.getuid()}"
 
 
-def person(  # noqa: PLR0913  # what an app, a store and a human are
+def person(  # what an app, a store and a human are
     app: str,
     specs: Sequence[ReactionSpec],
     database: Database,

@@ -6,12 +6,28 @@ locked row, and subqueries keep the old snapshot (hazard 17, rules.md 14).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, String, Table, Text, Uuid, and_, any_, bindparam, cast, func, not_, or_, select, true, tuple_
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    String,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    cast,
+    func,
+    not_,
+    or_,
+    select,
+    true,
+    tuple_,
+)
 from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import visitors
@@ -167,7 +183,9 @@ class Question:
 
     def clause_truths(self, key: PrimaryKey) -> Select[Any]:
         """One row: for each clause whether it holds for this record."""
-        truths: list[Any] = [func.coalesce(clause, not_(true())).label(f"clause_{number}") for number, clause in enumerate(self.spec.clauses)]
+        truths: list[Any] = [
+            func.coalesce(clause, not_(true())).label(f"clause_{number}") for number, clause in enumerate(self.spec.clauses)
+        ]
         return select(*truths).select_from(self.entity).where(self.among([key]))
 
     def still_holding(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
@@ -177,7 +195,9 @@ class Question:
     def _after(self, cursor: PrimaryKey) -> ColumnElement[bool]:
         if len(cursor) == 1:
             return self.key_attributes[0] > cursor[0]  # type: ignore[no-any-return]  # as above
-        return tuple_(*self.key_attributes) > tuple_(*[bindparam(None, value, type_=c.type) for value, c in zip(cursor, self.mapper.primary_key, strict=True)])
+        return tuple_(*self.key_attributes) > tuple_(
+            *[bindparam(None, value, type_=c.type) for value, c in zip(cursor, self.mapper.primary_key, strict=True)]
+        )
 
     # ---- attempts that keep a record from being taken --------------------------------------------------------------------------
     @cached_property

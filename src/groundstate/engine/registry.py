@@ -96,7 +96,9 @@ def write(life: Life, questions: Sequence[Question]) -> None:
             name = question.spec.name
             if name in seen:
                 tx.connection.execute(
-                    update(table).where(table.c.app == life.app, table.c.name == name).values(condition=question.condition_text, seen_at=tx.now)
+                    update(table)
+                    .where(table.c.app == life.app, table.c.name == name)
+                    .values(condition=question.condition_text, seen_at=tx.now)
                 )
             else:
                 tx.connection.execute(
@@ -169,4 +171,7 @@ def has_triggers(connection: Connection, database: Database, question: Question)
         quoted = database.engine.dialect.identifier_preparer.format_table(table_)
         return connection.execute(where, {"name": quoted}).first() is not None
     master = f'"{schema}".sqlite_master' if schema else "sqlite_master"
-    return connection.execute(text(f"select 1 from {master} where type = 'trigger' and tbl_name = :name limit 1"), {"name": name}).first() is not None  # noqa: S608
+    return (
+        connection.execute(text(f"select 1 from {master} where type = 'trigger' and tbl_name = :name limit 1"), {"name": name}).first()
+        is not None
+    )

@@ -107,7 +107,9 @@ def _doubt_attempts(life: Life, question: Question) -> int:
     while True:
         with life.transaction() as tx:
             statement = (
-                attempts.rows(table.c.app == spec.app, table.c.reaction == spec.name, attempts.after((table.c.record, table.c.occurrence), cursor))
+                attempts.rows(
+                    table.c.app == spec.app, table.c.reaction == spec.name, attempts.after((table.c.record, table.c.occurrence), cursor)
+                )
                 .order_by(table.c.record, table.c.occurrence)
                 .limit(AT_ONCE)
             )

@@ -30,7 +30,9 @@ def create(database: Database, *users: MetaData) -> list[str]:
     created: list[str] = []
     with database.reading() as connection:
         looked = inspect(connection)
-        wanted = [(meta, [t for t in meta.sorted_tables if not looked.has_table(t.name, schema=t.schema)]) for meta in (tables.metadata, *users)]
+        wanted = [
+            (meta, [t for t in meta.sorted_tables if not looked.has_table(t.name, schema=t.schema)]) for meta in (tables.metadata, *users)
+        ]
     with database.writing() as connection:
         for meta, missing in wanted:
             if missing:

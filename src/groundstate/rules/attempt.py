@@ -175,10 +175,12 @@ def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> K
 def adopted(attempt: Attempt, adopter: int, now: datetime, *, has_call: bool, alone: bool) -> Keep:
     """Its worker is no more, and the adopter holds that worker's lock.
 
+    has_call: whether its reaction makes a call, as far as the adopter's code says. One that it made under older code is in doubt all the same.
     alone: it was the only one begun in its group (careful mode, hazard 25); outside careful mode every end without an outcome counts.
     """
     if attempt.state is State.DOUBT:
         return Keep(replace(attempt, worker=adopter, deadline=max(attempt.deadline, now)))
+    has_call = has_call or attempt.unsure or attempt.call_no > 0
     died = "its worker ended while it was carried out"
     counts = alone or (has_call and attempt.together == 0)
     if not has_call:

@@ -1,0 +1,169 @@
+"""`groundstate held`: what waits for a person, as a table, in full, or as JSON. Reads only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from groundstate.app.app import App
+from groundstate.app.store import Store
+from groundstate.cli.common import (
+    AppOption,
+    CommandFailed,
+    DebugOption,
+    JsonOption,
+    at,
+    console,
+    find_app,
+    looking,
+    name_of,
+    plain,
+    say_json,
+)
+from groundstate.engine import held as listing
+from groundstate.engine.held import Cursor, Filter, Held, Page
+from groundstate.engine.question import Question
+
+
+def stores_of(app: App, reaction: str | None) -> list[Store]:
+    """Where attempts of a reaction lie: its store; of one that this code does not declare that is not known."""
+    spec = app.reactions.get(reaction) if reaction is not None else None
+    return [spec.store] if spec is not None else list(app.stores)
+
+
+@dataclass
+class _Listed:
+    held: list[tuple[str, Held]] = field(default_factory=list)
+    total: int = 0
+    baselines: int = 0
+    more: str | None = None
+
+
+def held(  # noqa: PLR0913  # the options of a command
+    *,
+    reaction: Annotated[str | None, typer.Option("--reaction", metavar="NAME", help="Of this reaction.")] = None,
+    record: Annotated[str | None, typer.Option("--record", metavar="PK", help="Of this record.")] = None,
+    unsure: Annotated[
+        bool | None, typer.Option("--unsure/--sure", help="Whose call may have been made / surely was or was not.", show_default=False)
+    ] = None,
+    with_outcome: Annotated[
+        bool | None, typer.Option("--with-outcome/--without-outcome", help="With an outcome in hand, or without.", show_default=False)
+    ] = None,
+    why: Annotated[str | None, typer.Option("--why", metavar="WORDS", help="With these words in its reason or error.")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Rows left out when a reaction was new, and nothing else.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")] = listing.PAGE,
+    after: Annotated[str | None, typer.Option("--after", metavar="CURSOR", help="The next page: what the last one ended with.")] = None,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Everything of each: key, error, outcome.")] = False,
+    app: AppOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001  # read by common.guarded
+) -> None:
+    """What waits for a person: why, whether its call may have been made, and what can be done. Reads only."""
+    the_app = find_app(app)
+    which = Filter(reaction, record, unsure, with_outcome, why, baseline)
+    listed = _list(the_app, which, _cursor(after), limit)
+    if as_json:
+        shown = [{"store": store, **asdict(one)} for store, one in listed.held]
+        say_json("held", {"held": shown, "total": listed.total, "baselines": listed.baselines, "more": listed.more})
+        return
+    _show_held(listed, which, long=long)
+
+
+def _cursor(written: str | None) -> tuple[int, Cursor] | None:
+    if written is None:
+        return None
+    try:
+        number, reaction, record, occurrence = json.loads(written)
+        return int(number), (str(reaction), str(record), str(occurrence))
+    except (ValueError, TypeError):
+        raise CommandFailed(f"--after {written!r} is no cursor: give what the last page ended with") from None
+
+
+def _list(app: App, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _Listed:
+    listed = _Listed()
+    stores = stores_of(app, which.reaction)
+    for number, store in enumerate(stores):
+        room = limit - len(listed.held)
+        passed = cursor is not None and number < cursor[0]
+        with looking(store) as (database, _):
+            database.connect()
+            questions = {spec.name: Question(spec, database) for spec in app.reactions_of(store)}
+            after = cursor[1] if cursor is not None and number == cursor[0] else None
+            page = listing.held(app.name, database, questions, which, after=after, limit=0 if passed else room)
+        _add(listed, page, name_of(store), number, last=after, passed=passed)
+    return listed
+
+
+def _add(listed: _Listed, page: Page, store: str, number: int, *, last: Cursor | None, passed: bool) -> None:
+    listed.held += [(store, one) for one in page.held]
+    listed.total += page.total
+    listed.baselines += page.baselines
+    if listed.more is None and not passed and (page.more is not None or (not page.held and page.left)):
+        listed.more = json.dumps([number, *(page.more or last or ("", "", ""))])
+
+
+def _show_held(listed: _Listed, which: Filter, *, long: bool) -> None:
+    out = console()
+    if not listed.held:
+        out.print("Nothing is held." if which == Filter() else "Nothing is held that matches.")
+    elif long:
+        for store, one in listed.held:
+            _show_one(out, store, one)
+    else:
+        out.print(_held_table(listed))
+    if listed.held:
+        hidden = "" if long else "  --long shows keys, errors and outcomes."
+        out.print(f"{len(listed.held):,} of {listed.total:,} held.{hidden}")
+    if listed.more is not None:
+        out.print(f"The next page: groundstate held --after '{plain(listed.more)}'", soft_wrap=True)
+    if listed.baselines and not which.baseline:
+        out.print(f"{listed.baselines:,} rows are left out as baseline: --baseline lists them.")
+
+
+def _held_table(listed: _Listed) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("reaction", overflow="fold")
+    table.add_column("record", overflow="fold")
+    table.add_column("held because", ratio=1, overflow="fold")
+    table.add_column("call")
+    table.add_column("since")
+    table.add_column("you can", overflow="fold")
+    for _, one in listed.held:
+        record = one.record if not one.occurrence else f"{one.record} ({one.occurrence})"
+        since = at(one.since)
+        table.add_row(plain(one.reaction), plain(record), plain(one.why), _call_of(one), since, ", ".join(one.can) or "-")
+    return table
+
+
+def _call_of(one: Held) -> str:
+    if one.outcome is not None:
+        return "outcome in hand"
+    return "may be made" if one.unsure else "not made" if one.key is not None else "-"
+
+
+def _show_one(out: Console, store: str, one: Held) -> None:
+    now = datetime.now(UTC)
+    lines = [
+        ("record", f"{one.table or '?'} {one.record}"),
+        ("occurrence", one.occurrence),
+        ("why", one.why),
+        ("error", one.error if one.error != one.why else None),
+        ("call", _call_of(one)),
+        ("outcome", one.outcome),
+        ("key", one.key),
+        ("since", f"{at(one.since, now)}, calls {one.calls}, failures {one.failures}"),
+        ("absent", f"can be believed from {at(one.absent_from, now)}" if one.absent_from is not None else None),
+        ("you can", ", ".join(one.can) or "wait until its call can no longer be on its way"),
+        ("store", store),
+    ]
+    out.print(plain(one.reaction), style="bold")
+    for name, words in lines:
+        if words:
+            out.print(f"  {name:<10} {plain(words)}", soft_wrap=True)

@@ -1,0 +1,100 @@
+"""The DB-only reactions of one worker, in turn: fresh rows before the backlog, and each only as long as others can bear."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from groundstate.engine import begin, careful, due, plain, trouble
+from groundstate.engine.lane import Lane
+from groundstate.engine.life import describe
+from groundstate.engine.plain import Feed
+from groundstate.engine.shift import Shift, moved_on, postpone
+
+log = logging.getLogger("groundstate")
+HOLD_S = 0.05  # how long a batch aims to hold its locks
+HOLD_EMBEDDED_S = 0.012  # the lock is over the whole database there
+HOLD_BESIDE_OTHERS_S = 0.004  # and this while another process writes (rules.md 18)
+FOREIGN_S = 5.0  # for so long after another process wrote, an embedded store is left free half of the time
+
+
+class Batches:
+    """Of one worker; used by its transactions' thread alone."""
+
+    def __init__(self, shift: Shift) -> None:
+        self._shift = shift
+        self._foreign_until = 0.0
+
+    def can_go_on(self, lane: Lane, now: float) -> bool:
+        return lane.failing.room(1, 0, now) > 0
+
+    def turn(self) -> None:
+        """A batch of fresh rows for each reaction, then what is due, then one of the backlog for one that has some."""
+        lanes = [lane for lane in self._shift.lanes if lane.question.spec.call is None and lane.on]
+        now = time.monotonic()
+        for lane in lanes:
+            if lane.fresh and lane.not_before <= now and (room := lane.failing.room(lane.batch, 0, now)) > 0:
+                self._batch(lane, Feed(keys=lane.take_fresh(min(room, lane.batch))))
+        for lane in lanes:
+            if lane.due and lane.not_before <= now:
+                self._due(lane)
+        waiting = [lane for lane in lanes if lane.backlog and lane.not_before <= now and self.can_go_on(lane, now)]
+        if waiting:
+            lane = self._shift.in_turn(waiting)[0]
+            limit = min(lane.failing.room(lane.batch, 0, now), lane.batch)
+            done = self._batch(lane, Feed(cursor=lane.cursor, limit=limit, crowded=lane.crowded))
+            if done is not None:
+                moved_on(lane, done.cursor, done.read, limit, done.taken)
+
+    def _due(self, lane: Lane) -> None:
+        """Failed attempts whose time has come: let go where their condition is gone, else carried out once more."""
+        with self._shift.life.transaction() as tx:
+            identities = due.identities(self._shift, tx, lane, min(lane.batch, due.AT_ONCE), ())
+            if identities:
+                self._shift.took += begin.let_go(tx, lane.question, identities)
+        if identities:
+            self._batch(lane, Feed(keys=[lane.question.key_from_text(identity[2]) for identity in identities]))
+
+    def _batch(self, lane: Lane, feed: Feed) -> plain.Done | None:
+        started = time.monotonic()
+        carry_out = careful.carry_out if self._shift.life.care.careful else plain.carry_out
+        try:
+            done = carry_out(self._shift.life, lane.question, feed)
+        except Exception as error:
+            if feed.keys:
+                lane.fresh.update(dict.fromkeys(feed.keys))
+            postpone(lane)
+            if trouble.transient(error):
+                log.warning("%s waits for the database: %s", lane.name, describe(error))
+            else:
+                log.exception("%s could not be carried out, tried again", lane.name)
+            return None
+        took = time.monotonic() - started
+        self._after(lane, done, took)
+        self._stay_out(took)
+        return done
+
+    def _after(self, lane: Lane, done: plain.Done, took: float) -> None:
+        lane.trouble = 0
+        if done.taken:
+            lane.took(took, self._hold_s())
+        if done.done:
+            lane.failing.succeeded()
+        for number in range(done.failed):
+            lane.failing.went_wrong((self._shift.turn, number), time.monotonic())
+        if done.next_at is not None:
+            self._shift.look_for_due()
+        self._shift.took += done.done + done.failed
+
+    def _hold_s(self) -> float:
+        if not self._shift.embedded:
+            return HOLD_S
+        return HOLD_BESIDE_OTHERS_S if time.monotonic() < self._foreign_until else HOLD_EMBEDDED_S
+
+    def _stay_out(self, took: float) -> None:
+        """Lets other writers of an embedded store in: its busy handler is unfair to who waits (rules.md 18)."""
+        if not self._shift.embedded:
+            return
+        if self._shift.life.others_wrote:
+            self._foreign_until = time.monotonic() + FOREIGN_S
+        time.sleep(took if time.monotonic() < self._foreign_until else took / 20)

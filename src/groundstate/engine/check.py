@@ -1,0 +1,153 @@
+"""What is wrong, or might be, with an app on its database: indexes, keys, models, column types, our own tables. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, DateTime, Integer, MetaData, text
+from sqlalchemy.exc import CompileError
+
+from groundstate.engine import plans, schema
+from groundstate.engine.handwriting import constants_set
+from groundstate.engine.question import Question
+from groundstate.rules import equality
+from groundstate.store.port import Database
+from groundstate.store.tables import Instant
+from groundstate.values.errors import NotInitialised, StoreRefused
+
+LARGE = 10_000  # rows: from here on a scan in each sweep is a problem, and advice below
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found. level: 'problem' makes `groundstate check` end with 1, 'advice' does not."""
+
+    level: Literal["problem", "advice"]
+    kind: str
+    subject: str
+    words: str
+    cure: str | None = None
+
+
+def check(database: Database, questions: Sequence[Question], metadatas: Sequence[MetaData]) -> list[Finding]:
+    """All findings on one store, problems first."""
+    try:
+        database.connect()
+        schema.check(database)
+    except (NotInitialised, StoreRefused) as error:
+        return [Finding("problem", "tables", "groundstate", str(error))]
+    found: list[Finding] = []
+    with database.reading() as connection:
+        for question in questions:
+            found += _indexes(database, connection, question)
+        found += _same_keys_again(questions)
+        found += _writers(questions)
+        found += _datetimes(database, questions, metadatas)
+        if database.name == "sqlite":
+            found += _reused_keys(connection, questions)
+    return sorted(found, key=lambda one: one.level != "problem")
+
+
+# ---- indexes -------------------------------------------------------------------------------------------------------------------
+def _indexes(database: Database, connection: Connection, question: Question) -> Iterator[Finding]:
+    name = question.spec.name
+    try:
+        found = plans.scans(database, connection, question)
+    except CompileError as error:
+        yield Finding("advice", "index", name, f"its condition cannot be explained: {error}")
+        return
+    for scan in found:
+        many = f"at least {scan.rows:,}" if scan.rows >= plans.COUNTED_MOST else f"{scan.rows:,}"
+        words = f"each sweep of {name} reads the whole table {scan.table} ({many} rows)"
+        if scan.ddl is None:
+            words += ": no index serves its condition; add one on the columns that it compares, or a clause that an index can answer"
+        yield Finding("problem" if scan.rows >= LARGE else "advice", "index", name, words, scan.ddl)
+
+
+# ---- keys ----------------------------------------------------------------------------------------------------------------------
+def _same_keys_again(questions: Sequence[Question]) -> Iterator[Finding]:
+    """A call whose event comes again on the same record under the same key: some handler sets the column back."""
+    for question in questions:
+        spec = question.spec
+        if spec.call is None or spec.occurrence or spec.call.in_doubt.kind not in ("same_key", "ask"):
+            continue
+        demanded = equality.constants(spec.clauses, spec.mapper)
+        for other in questions:
+            if other.spec.mapper.base_mapper is not spec.mapper.base_mapper:
+                continue
+            for column, value in _sets(other):
+                if column in demanded and demanded[column] == value:
+                    words = (
+                        f"{other.spec.name} sets {column} to {value!r} again, so that {spec.name} comes a second time on the same record, and"
+                        f" its call {spec.call.function.name} goes out under the same key as the first: the provider gives the first answer"
+                        " again, or its find finds the first"
+                    )
+                    yield Finding("advice", "key", spec.name, words, "give `occurrence=[column]` a column that each round changes")
+
+
+def _sets(question: Question) -> Iterator[tuple[str, Any]]:
+    spec = question.spec
+    for function in (spec.handler, spec.overtaken, spec.gave_up):
+        for column, values in constants_set(function.call).items() if function else ():
+            yield from ((column, value) for value in values)
+
+
+def _reused_keys(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
+    """SQLite gives the highest id again after a delete: a new record would have the keys of the deleted one (hazard 46)."""
+    tables: dict[Any, str] = {}
+    for question in questions:
+        if question.spec.call is not None:
+            tables.setdefault(question.mapper.base_mapper.local_table, question.spec.name)
+    for table, reaction in tables.items():
+        columns = list(table.primary_key.columns)
+        if len(columns) != 1 or not isinstance(columns[0].type, Integer) or columns[0].foreign_keys:
+            continue
+        master = f'"{table.schema}".sqlite_master' if table.schema else "sqlite_master"
+        made = connection.execute(
+            text(f"SELECT sql FROM {master} WHERE type = 'table' AND name = :name"),  # noqa: S608 - a name of the user's own metadata
+            {"name": table.name},
+        ).scalar_one_or_none()
+        if made is not None and "AUTOINCREMENT" not in made.upper():
+            words = (
+                f"SQLite gives the highest {columns[0].name} of {table.name} to a new row after it was deleted, and {reaction}'s calls for both"
+                " would go out under one key"
+            )
+            cure = '__table_args__ = {"sqlite_autoincrement": True}, in a table that is made anew'
+            yield Finding("advice", "autoincrement", table.fullname, words, cure)
+
+
+# ---- models --------------------------------------------------------------------------------------------------------------------
+def _writers(questions: Sequence[Question]) -> Iterator[Finding]:
+    """Two reactions write one table, beside the user's own code: a stale object there would write over what they did (hazard 23)."""
+    by_model: dict[Any, list[str]] = {}
+    for question in questions:
+        by_model.setdefault(question.mapper.base_mapper, []).append(question.spec.name)
+    for mapper, names in by_model.items():
+        if len(names) > 1 and mapper.version_id_col is None:
+            words = (
+                f"{', '.join(sorted(names))} write {mapper.local_table.fullname}, and a session of yours that loaded a row earlier writes its"
+                " changed columns over theirs without a word"
+            )
+            cure = 'version: Mapped[int], and __mapper_args__ = {"version_id_col": version}; or change rows by UPDATE ... WHERE status = ...'
+            yield Finding("advice", "version", mapper.class_.__name__, words, cure)
+
+
+def _datetimes(database: Database, questions: Sequence[Question], metadatas: Sequence[MetaData]) -> Iterator[Finding]:
+    """Datetimes that come back naive where `Moment.now` is aware: comparing the two raises at conclude (hazard 64)."""
+    ours = {table for question in questions for table in question.mapper.tables}
+    for metadata in metadatas:
+        for table in metadata.sorted_tables:
+            for column in table.columns:
+                kind = column.type
+                if isinstance(kind, Instant) or not isinstance(kind, DateTime):
+                    continue
+                if kind.timezone and database.name != "sqlite":
+                    continue
+                level: Literal["problem", "advice"] = "problem" if kind.timezone and table in ours else "advice"
+                words = (
+                    f"{table.fullname}.{column.name} gives naive datetimes"
+                    f"{' on SQLite, in spite of timezone=True' if kind.timezone else ''}, taken for UTC; comparing one with Moment.now raises"
+                )
+                yield Finding(level, "datetime", f"{table.fullname}.{column.name}", words, "mapped_column(groundstate.Instant)")

@@ -1,0 +1,83 @@
+"""Which attempts are to be looked at now, and when the next one is. Asks the attempt table; decides nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Container
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, and_, or_, select, union_all
+
+from groundstate.engine import attempts
+from groundstate.engine.attempts import Identity
+from groundstate.engine.lane import Lane
+from groundstate.engine.shift import Shift
+from groundstate.engine.transaction import Transaction
+from groundstate.rules.attempt import State
+from groundstate.store.tables import attempt as table
+
+log = logging.getLogger("groundstate")
+AT_ONCE = 200
+
+
+def identities(shift: Shift, tx: Transaction, lane: Lane, most: int, in_air: Container[Identity]) -> list[Identity]:
+    """Failed attempts, and doubts of ours, whose time has come: the next of a pass that begins anew with each sweep."""
+    order = (table.c.next_at, table.c.record, table.c.occurrence)
+    statement = select(table.c.app, table.c.reaction, table.c.record, table.c.occurrence, table.c.next_at, table.c.together).where(
+        table.c.app == shift.app, table.c.reaction == lane.name, _ours(shift), table.c.next_at <= tx.now
+    )
+    if lane.due_cursor is not None:
+        statement = statement.where(attempts.after(order, lane.due_cursor))
+    rows = tx.connection.execute(statement.order_by(*order).limit(most)).all()
+    free = [row for row in rows if (row[0], row[1], row[2], row[3]) not in in_air]
+    if shift.life.care.careful and free:
+        free = free[: shift.life.care.together(free[0].together)]
+    last = rows[-1] if rows else None
+    if last is not None and (len(rows) == most or (free and free[-1] is not last)):
+        lane.due_cursor = _place(free[-1] if free else last)
+    else:
+        lane.due, lane.due_cursor = False, None
+    return [(row[0], row[1], row[2], row[3]) for row in free]
+
+
+def _ours(shift: Shift) -> ColumnElement[bool]:
+    """Anybody tries a failed attempt again; a doubt is settled by its worker alone."""
+    return or_(table.c.state == State.FAILED.value, and_(table.c.state == State.DOUBT.value, table.c.worker == shift.life.id))
+
+
+def _place(row: object) -> tuple[object, ...]:
+    return (row.next_at, row.record, row.occurrence)  # type: ignore[attr-defined]  # a Row of the select above
+
+
+class Clock:
+    """When the next attempt is due, by the database's clock, said in seconds of ours."""
+
+    def __init__(self) -> None:
+        self._last_now: datetime | None = None
+
+    def ask(self, shift: Shift) -> None:
+        """Sets `shift.next_due`."""
+        with shift.database.reading() as connection:
+            if connection.execute(select(table.c.app).limit(1)).first() is None:
+                shift.next_due = None
+                return
+            now = connection.execute(select(shift.database.now())).scalar_one()
+            earliest = [
+                select(table.c.next_at)
+                .where(table.c.app == shift.app, table.c.reaction == lane.name, table.c.state == state, table.c.next_at > now)
+                .order_by(table.c.next_at)
+                .limit(1)
+                .subquery()
+                for lane in shift.lanes
+                for state in (State.FAILED.value, State.DOUBT.value)
+            ]
+            times = [row[0] for row in connection.execute(union_all(*[select(one) for one in earliest]))]
+        self._notice(now)
+        shift.next_due = time.monotonic() + (min(times) - now).total_seconds() + 0.001 if times else None
+
+    def _notice(self, now: datetime) -> None:
+        """A clock that went backwards is said; nothing fires twice because of it (hazard 42)."""
+        if self._last_now is not None and now < self._last_now - timedelta(seconds=1):
+            log.warning("the database's clock went back by %s: what is due waits for it", self._last_now - now)
+        self._last_now = now

@@ -1,0 +1,300 @@
+"""What is left to do, told by SELECTs alone: to be carried out, in doubt, failed, held, waiting. Runs no handler, writes nothing.
+
+Works with SELECT grants alone and on a standby. Each count is bounded, so that a table of any size is answered soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+
+from groundstate.engine import attempts, living, locked, registry, states, wording
+from groundstate.engine.living import LifeSeen
+from groundstate.engine.locked import Locked
+from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.registry import BASELINE, COUNTED_MAX, Newcomer
+from groundstate.engine.states import Unanswered
+from groundstate.rules import blocking
+from groundstate.rules.attempt import Attempt, State
+from groundstate.store.port import Database, Lives
+from groundstate.store.tables import attempt as table
+from groundstate.values import keys
+
+SHOWN = 20  # attempts of each kind that are listed; all are counted
+OLDEST = 3
+BLOCKERS_MOST = 1_000
+
+
+@dataclass(frozen=True)
+class ToDo:
+    """Rows of one reaction that are to be carried out: those with an attempt, and those that wait for another's, not among them."""
+
+    reaction: str
+    table: str
+    condition: str
+    rows: int
+    at_least: bool
+    oldest: tuple[str, ...]  # lowest keys
+    starts: bool  # False: it is new or changed, and a person must accept it first
+
+
+@dataclass(frozen=True)
+class Open:
+    """One attempt, in words and times."""
+
+    reaction: str
+    record: str
+    occurrence: str
+    standing: str
+    next: str
+    next_at: datetime | None
+    settled_from: datetime | None
+    key_kept_until: datetime | None
+    since: datetime
+    tries: str
+    error: str | None
+    why: str | None
+    worker: int
+    has_outcome: bool
+
+
+@dataclass(frozen=True)
+class Waits:
+    """A record that one reaction would take, and that another's call keeps it from."""
+
+    reaction: str
+    record: str
+    waits_for: str
+    standing: str
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The whole report on one store."""
+
+    now: datetime
+    standby: bool
+    to_do: tuple[ToDo, ...]
+    counts: Mapping[str, int]  # attempts by standing, all of them
+    in_doubt: tuple[Open, ...]
+    failed: tuple[Open, ...]
+    held: tuple[Open, ...]
+    waits: tuple[Waits, ...]
+    locked: tuple[Locked, ...]
+    newcomers: tuple[Newcomer, ...]
+    suspects: tuple[str, ...]
+    undeclared: Mapping[str, int]  # reactions with open attempts that this code does not declare
+    baseline: int
+    lives: tuple[LifeSeen, ...]
+    careful: bool
+    last_end: str
+    in_flight: str
+    lock: str
+    states: tuple[Unanswered, ...] | None = None
+    left: bool = field(default=False)  # whether anything is left to do, for anybody
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What each part of the report is made from."""
+
+    app: str
+    database: Database
+    connection: Connection
+    questions: Mapping[str, Question]
+    alive: Mapping[int, bool | None]
+
+
+def pending(
+    app: str,
+    database: Database,
+    questions: Sequence[Question],
+    lives: Lives,
+    *,
+    rested: Sequence[tuple[type, ColumnElement[bool]]] | None = None,
+    shown: int = SHOWN,
+) -> Pending:
+    """The report. rested: what the app declared to rest; None leaves the states out. shown: attempts listed of each kind."""
+    with database.reading() as connection:
+        now = connection.execute(select(database.now())).scalar_one()
+        seen = living.lives_of(connection, lives)
+        looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, {one.life: one.alive for one in seen})
+        known = registry.known(connection, app)
+        _, loud = registry.newcomers(connection, questions, known)
+        off = {one.name for one in loud}
+        to_do = tuple(_to_do(looked, question, starts=question.spec.name not in off) for question in questions)
+        counts, baseline = _counts(looked)
+        names = list(looked.questions)
+        in_doubt = _opens(looked, table.c.state.in_([State.BEGUN.value, State.DOUBT.value]), (table.c.since,), shown)
+        failed = _opens(looked, table.c.state == State.FAILED.value, (table.c.next_at,), shown)
+        held = _opens(looked, and_(table.c.state == State.HELD.value, _not_baseline()), (table.c.since,), shown)
+        waits = _waits(looked, shown)
+        return Pending(
+            now=now,
+            standby=_standby(connection),
+            to_do=to_do,
+            counts=counts,
+            in_doubt=in_doubt,
+            failed=failed,
+            held=held,
+            waits=waits,
+            locked=tuple(locked.locked(connection, questions)),
+            newcomers=tuple(loud),
+            suspects=tuple(sorted(name for name, one in known.items() if one.suspect)),
+            undeclared=dict(registry.removed(connection, app, names)),
+            baseline=baseline,
+            lives=tuple(seen),
+            careful=living.is_careful(seen, now),
+            last_end=living.last_end_in_words(seen),
+            in_flight=_in_flight(counts, seen),
+            lock=living.lock_in_words(database),
+            states=None if rested is None else tuple(states.unanswered(connection, questions, rested)),
+            left=any(one.rows for one in to_do) or any(counts.values()) or bool(waits),
+        )
+
+
+def _standby(connection: Connection) -> bool:
+    return connection.dialect.name == "postgresql" and bool(connection.execute(select(func.pg_is_in_recovery())).scalar_one())
+
+
+def _not_baseline() -> ColumnElement[bool]:
+    return func.coalesce(table.c.why, "") != BASELINE
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------------------
+def _to_do(looked: Looked, question: Question, *, starts: bool) -> ToDo:
+    if question.unattempted is None:
+        rows, oldest = _counted_here(looked, question)
+    else:
+        some = question.keys_after(None, COUNTED_MAX, crowded=True).order_by(None).subquery()
+        rows = int(looked.connection.execute(select(func.count()).select_from(some)).scalar_one())
+        oldest = [tuple(row) for row in looked.connection.execute(question.keys_after(None, OLDEST, crowded=True))] if rows else []
+    spec = question.spec
+    texts = tuple(question.record_text(key) for key in oldest)
+    return ToDo(spec.name, spec.table_name, question.condition_text, rows, rows >= COUNTED_MAX, texts, starts)
+
+
+def _counted_here(looked: Looked, question: Question) -> tuple[int, list[PrimaryKey]]:
+    """Where the key's text cannot be said in SQL: keys are read, and those with attempts are left out here."""
+    spec = question.spec
+    mine = and_(table.c.app == spec.app, table.c.reaction == spec.name)
+    stands = mine if spec.fact else or_(mine, and_(table.c.blocks == spec.table_name, _blocks()))
+    taken = set(looked.connection.execute(select(table.c.record).where(stands).limit(COUNTED_MAX)).scalars())
+    found = [tuple(row) for row in looked.connection.execute(question.keys_after(None, COUNTED_MAX, crowded=False))]
+    free = [key for key in found if question.record_text(key) not in taken] if taken else found
+    return len(free), free[:OLDEST]
+
+
+def _blocks() -> ColumnElement[bool]:
+    return or_(table.c.state == State.BEGUN.value, table.c.unsure)
+
+
+# ---- attempts ------------------------------------------------------------------------------------------------------------------
+def _counts(looked: Looked) -> tuple[dict[str, int], int]:
+    """All attempts of the app by standing, and how many of them are a baseline."""
+    baseline = (func.coalesce(table.c.why, "") == BASELINE).label("baseline")
+    rows = looked.connection.execute(
+        select(table.c.reaction, table.c.state, table.c.worker, baseline, func.count())
+        .where(table.c.app == looked.app)
+        .group_by(table.c.reaction, table.c.state, table.c.worker, baseline)
+    )
+    counts = {"in doubt": 0, "in the air": 0, "failed": 0, "held": 0}
+    left_alone = 0
+    for reaction, state, worker, is_baseline, count in rows:
+        if is_baseline and state == State.HELD.value:
+            left_alone += count
+            continue
+        name = _standing_of(looked, reaction, State(state), worker)
+        counts[name] = counts.get(name, 0) + count
+    return counts, left_alone
+
+
+def _standing_of(looked: Looked, reaction: str, state: State, worker: int) -> str:
+    question = looked.questions.get(reaction)
+    if state not in (State.BEGUN, State.DOUBT):
+        return str(state)
+    if state is State.DOUBT:
+        return wording.IN_DOUBT
+    return wording.begun(alive=looked.alive.get(worker), has_call=question is None or question.spec.call is not None)
+
+
+def _opens(looked: Looked, where: ColumnElement[bool], order: Sequence[ColumnElement[Any]], shown: int) -> tuple[Open, ...]:
+    statement: Select[Any] = attempts.rows(table.c.app == looked.app, where).order_by(*order, table.c.reaction, table.c.record).limit(shown)
+    return tuple(open_of(looked.questions, looked.alive, attempts.from_row(row)) for row in looked.connection.execute(statement))
+
+
+def open_of(questions: Mapping[str, Question], alive: Mapping[int, bool | None], attempt: Attempt) -> Open:
+    """One attempt in words and times."""
+    question = questions.get(attempt.reaction)
+    terms = question.spec.terms if question else None
+    lives = alive.get(attempt.worker)
+    doubtful = attempt.state in (State.BEGUN, State.DOUBT)
+    return Open(
+        reaction=attempt.reaction,
+        record=attempt.record,
+        occurrence=attempt.occurrence,
+        standing=wording.standing(attempt, alive=lives, has_call=question is None or question.spec.call is not None),
+        next=wording.comes_next(attempt, terms, alive=lives),
+        next_at=attempt.next_at,
+        settled_from=wording.settled_from(attempt, terms) if doubtful else None,
+        key_kept_until=wording.key_kept_until(attempt, terms) if doubtful else None,
+        since=attempt.since,
+        tries=wording.tries(attempt, terms),
+        error=attempt.error,
+        why=attempt.why,
+        worker=attempt.worker,
+        has_outcome=attempt.outcome is not None,
+    )
+
+
+# ---- who waits for whom --------------------------------------------------------------------------------------------------------
+def _waits(looked: Looked, shown: int) -> tuple[Waits, ...]:
+    rows = looked.connection.execute(attempts.rows(_blocks()).order_by(table.c.since).limit(BLOCKERS_MOST))
+    standing: dict[str, list[Attempt]] = {}
+    for row in rows:
+        one = attempts.from_row(row)
+        standing.setdefault(one.record, []).append(one)
+    found: list[Waits] = []
+    for question in looked.questions.values():
+        found += _waits_of(looked, question, standing)
+    return tuple(found[:shown])
+
+
+def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[Attempt]]) -> list[Waits]:
+    spec = question.spec
+    wanted = {}
+    for text, some in standing.items():
+        if any(one.blocks == spec.table_name or (one.app, one.reaction) == (spec.app, spec.name) for one in some):
+            wanted[text] = question.key_from_text(text)
+    if not wanted:
+        return []
+    columns = (*question.key_attributes, *spec.occurrence)
+    size = len(question.key_attributes)
+    found = []
+    for row in looked.connection.execute(select(*columns).where(question.condition, question.among(list(wanted.values())))):
+        text, occurrence = question.record_text(tuple(row[:size])), keys.occurrence_text(tuple(row[size:]))
+        mine = [one for one in standing.get(text, ()) if one.blocks in (None, spec.table_name)]
+        if blocking.own(spec.app, spec.name, occurrence, mine) is not None:
+            continue
+        other = blocking.blocker(spec.app, spec.name, occurrence, mine, fact=spec.fact is not None)
+        if other is not None:
+            found.append(Waits(spec.name, text, other.reaction, _standing_of(looked, other.reaction, other.state, other.worker)))
+    return found
+
+
+def _in_flight(counts: Mapping[str, int], seen: Sequence[LifeSeen]) -> str:
+    """The sentence on what is in flight, and by which proof."""
+    keeps = "nothing of ours waits in a queue or log, since no transport here keeps anything"
+    alive = [one for one in seen if one.alive]
+    unseen = [one for one in seen if one.alive is None]
+    if unseen:
+        return f"Nothing of ours is in flight but what a living worker has begun: {keeps}; from here no lock tells who is alive."
+    if alive:
+        flying = counts.get(wording.IN_THE_AIR, 0)
+        calls = "1 call is" if flying == 1 else f"{flying:,} calls are"
+        return f"{calls} in the air, in {len(alive)} living {'worker' if len(alive) == 1 else 'workers'}; beside that {keeps}."
+    return f"Nothing of ours is in flight: {keeps}, and no worker lives, by its lock."

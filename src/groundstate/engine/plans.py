@@ -1,0 +1,144 @@
+"""How the database finds the rows of a condition, and the index that would help (hazard 28). Explains alone: it makes no index."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, inspect, literal_column, select, text
+from sqlalchemy.exc import CompileError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import BindParameter, ClauseElement
+from sqlalchemy.sql.expression import Executable
+from sqlalchemy.sql.functions import FunctionElement
+
+from groundstate.engine.question import Question
+from groundstate.rules import clause as look
+from groundstate.rules.reaction import EveryChild
+from groundstate.store.port import Database
+
+COUNTED_MOST = 100_000
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A table that is read from its begin to its end to answer a condition."""
+
+    table: str
+    rows: int  # counted up to 100,000
+    ddl: str | None  # the index that would spare it; None where none can be said
+
+
+class _Explained(Executable, ClauseElement):
+    """EXPLAIN of a statement, with the parameters that the statement would have."""
+
+    inherit_cache = False
+
+    def __init__(self, statement: Select[Any], words: str) -> None:
+        self.statement = statement
+        self.words = words
+
+
+@compiles(_Explained)
+def _compiled(element: _Explained, compiler: Any, **options: Any) -> str:
+    return f"{element.words} {compiler.process(element.statement, **options)}"
+
+
+def scans(database: Database, connection: Connection, question: Question) -> list[Scan]:
+    """The tables that the condition makes the database read as a whole, however small they are today."""
+    statement = select(*question.key_attributes).where(question.condition)
+    found = sorted(set(_scanned(database, connection, statement)))
+    return [_scan(database, connection, question, name) for name in found]
+
+
+# ---- plans ---------------------------------------------------------------------------------------------------------------------
+def _scanned(database: Database, connection: Connection, statement: Select[Any]) -> Iterator[str]:
+    if database.name == "sqlite":
+        for row in connection.execute(_Explained(statement, "EXPLAIN QUERY PLAN")):
+            scanned = re.fullmatch(r"SCAN (?:TABLE )?(\S+)(?: AS \S+)?( USING .*)?", str(row[-1]))
+            if scanned and not (scanned[2] or "").startswith((" USING INDEX", " USING COVERING INDEX")):
+                yield scanned[1]
+        return
+    connection.execute(text("SET LOCAL enable_seqscan = off"))  # a small table is always read as a whole: ask what a large one would need
+    plan = connection.execute(_Explained(statement, "EXPLAIN (FORMAT JSON)")).scalar_one()
+    yield from _scanned_nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"])
+
+
+def _scanned_nodes(node: dict[str, Any]) -> Iterator[str]:
+    if node["Node Type"] == "Seq Scan":
+        yield node["Relation Name"]
+    for inner in node.get("Plans", ()):
+        yield from _scanned_nodes(inner)
+
+
+def _scan(database: Database, connection: Connection, question: Question, name: str) -> Scan:
+    tables = {table.name: table for table in _tables(question)}
+    table = tables.get(name)
+    if table is None:  # an alias, or a table behind a view
+        return Scan(name, 0, None)
+    some = select(literal_column("1")).select_from(table).limit(COUNTED_MOST).subquery()
+    rows = int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+    if table in question.mapper.tables:
+        return Scan(table.fullname, rows, partial_index(database, question, table))
+    for every in question.spec.children:
+        if table in _tables_of(every):
+            return Scan(table.fullname, rows, _plain_index(database, table, [look.base_column(one) for one in every.parent_key]))
+    return Scan(table.fullname, rows, None)
+
+
+def _tables(question: Question) -> set[Any]:
+    named = set(question.mapper.tables)
+    for clause in question.spec.clauses:
+        named |= {column.table for column in look.columns(look.parts(clause)) if hasattr(column.table, "fullname")}
+    return named
+
+
+def _tables_of(every: EveryChild) -> set[Any]:
+    mapper: Any = inspect(every.child)
+    return set(mapper.tables)
+
+
+# ---- the index -----------------------------------------------------------------------------------------------------------------
+def partial_index(database: Database, question: Question, table: Any) -> str | None:
+    """DDL of an index over the rows of which the condition may hold; None where no clause is of this table's columns alone."""
+    where = [clause for clause in question.spec.clauses if _of_table_alone(clause, table)]
+    if not where:
+        return None
+    try:
+        said = and_(*where).compile(
+            dialect=database.engine.dialect, compile_kwargs={"literal_binds": True, "include_table": False}
+        )
+    except (CompileError, NotImplementedError):
+        return None
+    columns = [column for column in table.primary_key.columns]  # noqa: C416 - a column collection is no list
+    return f"{_create(database, table, f'ix_{table.name}_{question.spec.name}', columns)} WHERE {said};"
+
+
+def _plain_index(database: Database, table: Any, columns: list[Any]) -> str:
+    return f"{_create(database, table, f'ix_{table.name}_{columns[0].name}', columns)};"
+
+
+def _create(database: Database, table: Any, name: str, columns: list[Any]) -> str:
+    prepare = database.engine.dialect.identifier_preparer
+    listed = ", ".join(prepare.quote(column.name) for column in columns)
+    if database.name == "postgresql":
+        return f"CREATE INDEX CONCURRENTLY {prepare.quote(name[:63])} ON {prepare.format_table(table)} ({listed})"
+    # SQLite names the schema with the index, and not with the table.
+    schema = f"{prepare.quote(table.schema)}." if table.schema else ""
+    return f"CREATE INDEX {schema}{prepare.quote(name)} ON {prepare.quote(table.name)} ({listed})"
+
+
+def _of_table_alone(clause: ColumnElement[bool], table: Any) -> bool:
+    """Whether an index's WHERE may say it: columns of this table and constants, no subquery, no function (a clock is refused there)."""
+    if any(True for _ in look.subqueries(clause)):
+        return False
+    for part in visitors.iterate(clause):
+        if isinstance(part, FunctionElement) or (isinstance(part, BindParameter) and part.callable is not None):
+            return False
+        if getattr(part, "table", None) is not None and look.base_column(part).table is not table:
+            return False
+    return any(True for _ in look.columns(look.own_parts(clause)))

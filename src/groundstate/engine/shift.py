@@ -1,0 +1,57 @@
+"""What the parts of a running worker share: the store, the present life, the lanes, and what the next look depends on. Does nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from groundstate.engine.lane import Lane
+from groundstate.engine.life import Life
+from groundstate.store.port import Database
+
+
+@dataclass
+class Shift:
+    """The state of one worker, of its transactions' thread alone. Times are seconds of the monotonic clock."""
+
+    app: str
+    database: Database
+    life: Life
+    lanes: list[Lane] = field(default_factory=list)
+    stopping: float | None = None  # when waiting for calls ends; None: not stopping
+    next_due: float | None = None  # when an attempt is to be looked at; 0: ask
+    took: int = 0  # what was done since the last sweep began
+    turn: int = 0  # so that lanes are begun with in turn
+
+    @property
+    def embedded(self) -> bool:
+        return not self.database.locks_rows
+
+    def lane(self, name: str) -> Lane:
+        """Raises KeyError."""
+        return next(lane for lane in self.lanes if lane.name == name)
+
+    def look_for_due(self) -> None:
+        """An attempt may have a time of its own now: it is asked for at the next turn."""
+        self.next_due = 0.0
+
+    def in_turn(self, lanes: list[Lane]) -> list[Lane]:
+        """These lanes, another one first each time."""
+        self.turn += 1
+        start = self.turn % len(lanes) if lanes else 0
+        return [*lanes[start:], *lanes[:start]]
+
+
+def moved_on(lane: Lane, cursor: tuple[object, ...] | None, read: int, limit: int, taken: int) -> None:
+    """After a batch of the backlog: the pass goes on after the cursor, or is at its end."""
+    lane.cursor = cursor
+    if read < limit:
+        lane.swept()
+    elif taken * 2 < read:
+        lane.crowded = True  # most were attempted already: left out by SQL for the rest of this pass (hazard 27)
+
+
+def postpone(lane: Lane) -> None:
+    """After trouble that is this lane's alone: the others go on."""
+    lane.trouble = min(lane.trouble + 1, 8)
+    lane.not_before = time.monotonic() + 0.05 * 2**lane.trouble

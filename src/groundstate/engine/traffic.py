@@ -1,0 +1,338 @@
+"""The calls of one worker: those in the air, the words that came back, and the freed slots. Makes no call itself: see calling.py.
+
+One transaction a turn concludes all that returned, then begins into the freed slots; the next turn starts when that is committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from groundstate.engine import attempts, begin, conclude, due, trouble
+from groundstate.engine.attempts import Identity
+from groundstate.engine.calling import Caller
+from groundstate.engine.flight import (
+    Flight,
+    FoundAbsent,
+    FoundUnknown,
+    NothingHappened,
+    NotSent,
+    Returned,
+    ThreadEnded,
+    Unclear,
+    Word,
+    clocks,
+)
+from groundstate.engine.lane import Lane
+from groundstate.engine.life import describe
+from groundstate.engine.plain import Feed
+from groundstate.engine.question import Question
+from groundstate.engine.shift import Shift, moved_on, postpone
+from groundstate.engine.transaction import Transaction
+from groundstate.rules.attempt import State
+from groundstate.rules.breaker import Breaker
+from groundstate.rules.reaction import OutsideSpec
+from groundstate.store.tables import attempt as table
+from groundstate.values.errors import WentBack
+
+log = logging.getLogger("groundstate")
+
+
+class _LaneTrouble(Exception):
+    """Beginning calls for one reaction failed, by no trouble of the database's own: it waits, and the others go on."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__(lane.name)
+        self.lane = lane
+
+
+class Traffic:
+    """Of one worker. `say` is called from any thread; everything else by the transactions' thread."""
+
+    def __init__(self, shift: Shift, wake: Callable[[], None]) -> None:
+        self._shift = shift
+        self._wake = wake
+        self._inbox: deque[Word] = deque()
+        self._words: list[Word] = []  # in hand, not yet concluded
+        self._tried: set[int] = set()  # calls of words whose commit was begun and whose outcome is unknown
+        self._flying: dict[tuple[int, bool], Flight] = {}
+        self._breakers: dict[OutsideSpec, Breaker] = {}
+        self.caller = Caller(self._say, self._may_call)
+
+    def _say(self, words: Sequence[Word]) -> None:
+        self._inbox.extend(words)
+        self._wake()
+
+    def _may_call(self, life: int) -> bool:
+        """Still who we were: a flag in memory, kept by the liveness check, never a query a call."""
+        return self._shift.life.sound and self._shift.life.id == life
+
+    # ---- what the worker asks ----------------------------------------------------------------------------------------------------
+    @property
+    def quiet(self) -> bool:
+        return not (self._flying or self._words or self._inbox)
+
+    def has_room(self, lane: Lane, now: float) -> bool:
+        return self._room(lane, now) > 0
+
+    def wait_s(self, now: float) -> float | None:
+        """For how long nothing of ours is to be done; None: no word of ours says."""
+        if self._inbox:
+            return 0.0
+        if self._words:
+            return LOCKED_S
+        times = [breaker.until for breaker in self._breakers.values() if breaker.until > now]
+        times += [flight.ends_s for flight in self._flying.values() if flight.ends_s is not None and not flight.given_up]
+        return min(times) - now if times else None
+
+    # ---- a turn ------------------------------------------------------------------------------------------------------------------
+    def turn(self) -> None:
+        """Concludes what came back, and begins new calls."""
+        self._take_words()
+        shift = self._shift
+        lanes = [lane for lane in shift.lanes if lane.question.spec.call is not None]
+        now = time.monotonic()
+        wanting = [lane for lane in lanes if lane.wants and lane.not_before <= now and self._room(lane, now) > 0]
+        if shift.stopping is not None:
+            wanting = []
+        if not self._words and not wanting:
+            return
+        clock = clocks()
+        words = self._words
+        try:
+            with self._holding(words), shift.life.transaction() as tx:
+                done, later = self._conclude_all(tx, words, one_by_one=set())
+                self._tried |= {word.flight.call for word in done}
+                begun = self._begin_all(tx, shift.in_turn(wanting), clock)
+        except conclude.SomeHandlerFailed:
+            self._conclude_apart()
+        except _LaneTrouble as error:
+            postpone(error.lane)
+            log.error(
+                "%s could not be begun, tried again: %s", error.lane.name, describe(error.__cause__ or error), exc_info=error.__cause__
+            )  # its cause is what is said
+        except Exception as error:
+            if trouble.transient(error) or isinstance(error, WentBack) or not words:
+                raise
+            self._conclude_apart()
+        else:
+            self._concluded(done, later)
+            self._send(begun)
+
+    @contextmanager
+    def _holding(self, words: Sequence[Word]) -> Iterator[None]:
+        """These words are in hand: whatever happens they stay so, until `_concluded`."""
+        self._words = list(words)
+        yield
+
+    def _take_words(self) -> None:
+        now = time.monotonic()
+        while self._inbox:
+            self._words.append(self._inbox.popleft())
+        for flight in list(self._flying.values()):
+            if flight.ends_s is not None and now > flight.ends_s and not flight.given_up:
+                flight.given_up = True
+                error = f"timed out after {flight.timeout.total_seconds():g} s, and its thread still runs"
+                log.warning("%s on %s %s", flight.identity[1], flight.identity[2], error)
+                self._words.append(Unclear(flight, error, running=True))
+
+    # ---- what came back ------------------------------------------------------------------------------------------------------------
+    def _conclude_all(
+        self, tx: Transaction, words: Sequence[Word], *, one_by_one: set[str], refused: str | None = None
+    ) -> tuple[list[Word], list[Word]]:
+        done: list[Word] = []
+        later: list[Word] = []
+        for question, some in _by_question(words).items():
+            result = conclude.conclude(
+                self._shift.life, tx, question, some, one_by_one=question.spec.name in one_by_one, was_ours=self._was_ours, refused=refused
+            )
+            done += result.done
+            later += result.later
+        return done, later
+
+    def _was_ours(self, word: Word) -> bool:
+        """Whether a commit of this very word may have landed: it was tried, and the lock was never lost."""
+        life = self._shift.life
+        return word.flight.call in self._tried and life.id == word.flight.life and life.sound
+
+    def _conclude_apart(self) -> None:
+        """With a savepoint a record; and where even the commit is refused, a transaction each. What is not done stays in hand."""
+        for question, some in _by_question(self._words).items():
+            try:
+                self._conclude_in_one(question, some, None)
+            except Exception as error:
+                if trouble.transient(error):
+                    raise
+                for word in some:
+                    self._conclude_alone(question, word)
+
+    def _conclude_in_one(self, question: Question, words: Sequence[Word], refused: str | None) -> None:
+        with self._shift.life.transaction() as tx:
+            done, later = self._conclude_all(tx, words, one_by_one={question.spec.name}, refused=refused)
+            self._tried |= {word.flight.call for word in done}
+        self._concluded(done, later)
+
+    def _conclude_alone(self, question: Question, word: Word) -> None:
+        try:
+            self._conclude_in_one(question, [word], None)
+        except Exception as error:
+            if trouble.transient(error):
+                raise
+            self._conclude_in_one(question, [word], f"its commit was refused: {describe(error)}")
+
+    def _concluded(self, done: Sequence[Word], later: Sequence[Word]) -> None:
+        """After the commit: what is done leaves our hands; what could not be locked stays."""
+        finished = {id(word) for word in done}
+        self._words = [word for word in self._words if id(word) not in finished]
+        shift = self._shift
+        shift.took += len(done)
+        now = time.monotonic()
+        for word in done:
+            flight = word.flight
+            self._tried.discard(flight.call)
+            if not (isinstance(word, Unclear) and word.running):
+                self._flying.pop((flight.call, flight.is_find), None)
+            self._tell_breaker(word, now)
+            if not isinstance(word, Returned):
+                shift.look_for_due()
+
+    def _tell_breaker(self, word: Word, now: float) -> None:
+        call = word.flight.question.spec.call
+        if call is None or isinstance(word, NotSent | ThreadEnded):
+            return
+        breaker = self._breakers.setdefault(call.outside, Breaker())
+        was_open = breaker.open
+        match word:
+            case NothingHappened(counts=False, retry_after=wait) if wait is not None:
+                breaker.asked_to_wait(now, wait.total_seconds())
+            case NothingHappened() | Unclear():
+                breaker.went_wrong(word.flight.identity, now)
+            case Returned():
+                breaker.succeeded()
+            case FoundUnknown(error=error) if error is not None:
+                breaker.went_wrong(word.flight.identity, now)
+            case FoundAbsent() | FoundUnknown():  # the endpoint is there
+                breaker.succeeded()
+        if breaker.open != was_open:
+            log.warning("the outside %s %s", call.outside.name, "fails: it pauses, and is probed" if breaker.open else "answers again")
+
+    # ---- calls are begun -----------------------------------------------------------------------------------------------------------
+    def _room(self, lane: Lane, now: float) -> int:
+        """How many calls of this reaction may be begun now."""
+        call, care = lane.question.spec.call, self._shift.life.care
+        if call is None or not self._shift.life.sound or (care.careful and self._flying):
+            return 0
+        flying = sum(1 for one in self._flying.values() if one.question.spec.call and one.question.spec.call.outside is call.outside)
+        room = self._breakers.setdefault(call.outside, Breaker()).room(call.outside.limit - flying, flying, now)
+        return min(room, care.together(0)) if care.careful else room
+
+    def _begin_all(self, tx: Transaction, lanes: Sequence[Lane], clock: tuple[float, float]) -> begin.Begun:
+        total = begin.Begun()
+        used: dict[OutsideSpec, int] = {}
+        for lane in lanes:
+            call = lane.question.spec.call
+            if call is None or not lane.on or (self._shift.life.care.careful and total.flights):
+                continue
+            room = self._room(lane, time.monotonic()) - used.get(call.outside, 0)
+            if room <= 0:
+                continue
+            before = len(total.flights)
+            try:
+                self._begin_lane(tx, lane, room, clock, total)
+            except Exception as error:
+                if trouble.transient(error):
+                    raise
+                raise _LaneTrouble(lane) from error
+            lane.trouble = 0
+            used[call.outside] = used.get(call.outside, 0) + len(total.flights) - before
+        if total.new_calls:
+            self._shift.life.count_begins(tx, total.new_calls)
+        return total
+
+    def _begin_lane(self, tx: Transaction, lane: Lane, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
+        """Attempts that are due first, then fresh rows, then the backlog."""
+        shift, question = self._shift, lane.question
+        full = len(total.flights) + room
+        if lane.due:
+            identities = due.identities(shift, tx, lane, min(room, due.AT_ONCE), self._in_air())
+            if identities:
+                self._add(total, begin.consider(shift.life, tx, question, identities, clock))
+        if lane.fresh and len(total.flights) < full:
+            keys = lane.take_fresh(full - len(total.flights))
+            self._add(total, begin.begin(shift.life, tx, question, Feed(keys=keys, limit=len(keys)), clock))
+        if lane.backlog and len(total.flights) < full:
+            limit = full - len(total.flights)
+            begun = begin.begin(shift.life, tx, question, Feed(cursor=lane.cursor, limit=limit, crowded=lane.crowded), clock)
+            self._add(total, begun)
+            moved_on(lane, begun.claimed.cursor, begun.claimed.read, limit, len(begun.claimed.taken))
+
+    def _add(self, total: begin.Begun, begun: begin.Begun) -> None:
+        self._shift.took += begun.new_calls + begun.changed
+        total.add(begun)
+
+    def _in_air(self) -> set[Identity]:
+        """What is not to be looked at: its word is still to come, or its thread still runs."""
+        return {flight.identity for flight in self._flying.values()} | {word.flight.identity for word in [*self._words, *self._inbox]}
+
+    def _send(self, begun: begin.Begun) -> None:
+        """After the commit, and never before."""
+        if begun.new_calls:
+            self._shift.life.counted(begun.new_calls)
+        for flight in begun.flights:
+            self._flying[(flight.call, flight.is_find)] = flight
+        self.caller.start(begun.flights)
+        if begun.changed:
+            self._shift.look_for_due()
+
+    # ---- at each sweep ---------------------------------------------------------------------------------------------------------------
+    def find_unknown(self) -> None:
+        """Begun attempts of ours with no such call in memory: a COMMIT that landed after all (hazard 47)."""
+        life = self._shift.life
+        mine = attempts.rows(table.c.worker == life.id, table.c.state == State.BEGUN.value)
+        with self._shift.database.reading() as connection:
+            begun = [attempts.from_row(row) for row in connection.execute(mine)]
+        known = {call for call, _ in self._flying} | {word.flight.call for word in [*self._words, *self._inbox]}
+        unknown = [one for one in begun if one.call not in known]
+        if unknown:
+            with life.transaction() as tx:
+                begin.unknown_begins(tx, unknown)
+            self._shift.look_for_due()
+
+    def end_overtaken(self) -> None:
+        """Ends calls that asked for it, whose records moved on (`stop_when_overtaken`)."""
+        flights = [
+            one
+            for one in self._flying.values()
+            if not one.is_find and one.question.spec.call and one.question.spec.call.stop_when_overtaken
+        ]
+        for question in {flight.question for flight in flights}:
+            some = [flight for flight in flights if flight.question is question]
+            keys = [question.key_from_text(flight.identity[2]) for flight in some]
+            with self._shift.database.reading() as connection:
+                holding = {tuple(row)[: len(question.key_attributes)] for row in connection.execute(question.still_holding(keys))}
+            self.caller.cancel([flight for flight, key in zip(some, keys, strict=True) if key not in holding])
+
+    def drained(self) -> bool:
+        """Whether all has ended; past the limit what still flies is written down as in doubt."""
+        stopping = self._shift.stopping
+        late_s = time.monotonic() - stopping if stopping is not None else 0.0
+        if late_s > 0 and self._flying:
+            for flight in self._flying.values():
+                if not flight.given_up and not flight.is_find:
+                    self._words.append(Unclear(flight, "the worker stopped while it was in the air"))
+            self._flying.clear()
+        return self.quiet or late_s > LAST_WORDS_S
+
+
+LOCKED_S = 0.02  # an outcome whose record somebody has locked is tried again after so long
+LAST_WORDS_S = 5.0  # after the drain's limit, for writing down what is in doubt
+
+
+def _by_question(words: Sequence[Word]) -> dict[Question, list[Word]]:
+    by_question: dict[Question, list[Word]] = {}
+    for word in words:
+        by_question.setdefault(word.flight.question, []).append(word)
+    return by_question

@@ -1,0 +1,91 @@
+"""An attempt in words: what it is, how it will be settled and from when, what comes next. Pure; prints nothing."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from groundstate.rules.attempt import Attempt, State, Terms
+from groundstate.rules.policy import MARGIN
+
+IN_DOUBT, IN_THE_AIR, ALIVE_OR_IN_DOUBT, CARRIED_OUT = "in doubt", "in the air", "alive or in doubt", "being carried out"
+INTERRUPTED = "interrupted, nothing was called"
+
+
+def standing(attempt: Attempt, *, alive: bool | None, has_call: bool = True) -> str:
+    """What it is. `begun` says nothing by itself: whether its worker's lock is taken does."""
+    match attempt.state:
+        case State.BEGUN:
+            return begun(alive=alive, has_call=has_call)
+        case State.DOUBT:
+            return IN_DOUBT
+        case _:
+            return str(attempt.state)
+
+
+def begun(*, alive: bool | None, has_call: bool) -> str:
+    """What a begun attempt is, by whether its worker lives; None: cannot be seen."""
+    if not has_call:
+        return CARRIED_OUT if alive else INTERRUPTED
+    if alive is None:
+        return ALIVE_OR_IN_DOUBT
+    return IN_THE_AIR if alive else IN_DOUBT
+
+
+def settling(terms: Terms | None) -> str:
+    """How a call that may have been made will be settled."""
+    if terms is None:
+        return "by nothing: this code does not declare its reaction"
+    if terms.policy is None:
+        return "held: its reaction makes no call any more, a person says what became of this one"
+    match terms.policy.kind:
+        case "hold":
+            return "held: a person says what became of it"
+        case "again":
+            return "called again while its condition holds"
+        case "ask":
+            return "by its find; Absent is believed when it is asked after the time given"
+        case "same_key":
+            return f"called again under the same key; once that is too old {'its find is asked' if terms.has_find else 'a person decides'}"
+
+
+def settled_from(attempt: Attempt, terms: Terms | None) -> datetime | None:
+    """From when it can be settled; for an `ask` from when Absent is believed. None: as soon as a worker looks."""
+    if terms is None or terms.policy is None:
+        return None
+    if terms.policy.kind == "ask":
+        return attempt.deadline + terms.settle_after
+    return attempt.next_at
+
+
+def key_kept_until(attempt: Attempt, terms: Terms | None) -> datetime | None:
+    """Until when a call under the same key may be begun."""
+    if terms is None or terms.policy is None or terms.policy.kept_for is None:
+        return None
+    return attempt.first_at + terms.policy.kept_for - terms.timeout - MARGIN - terms.settle_after
+
+
+def tries(attempt: Attempt, terms: Terms | None) -> str:
+    """Failures of how many."""
+    times = terms.retry.times if terms else None
+    return f"{attempt.failures} of {times}" if times is not None else f"{attempt.failures}, no limit"
+
+
+def comes_next(attempt: Attempt, terms: Terms | None, *, alive: bool | None) -> str:
+    """What becomes of it, without times: those stand beside it."""
+    match attempt.state:
+        case State.HELD if attempt.outcome is not None:
+            return "waits for a person: `groundstate retry` runs the handler with the outcome in hand, and calls nothing"
+        case State.HELD if attempt.unsure:
+            return "waits for a person: `groundstate settle` says what became of its call"
+        case State.HELD:
+            return "waits for a person: `groundstate retry` or `groundstate forget`"
+        case State.FAILED if terms is None:
+            return "nothing: this code does not declare its reaction"
+        case State.FAILED:
+            return "tried again"
+        case State.BEGUN if alive and terms is not None and terms.policy is not None:
+            return "its worker concludes it when the call returns"
+        case State.BEGUN if terms is not None and terms.policy is None:
+            return "its worker concludes it" if alive else "carried out again"
+        case _:
+            return settling(terms)

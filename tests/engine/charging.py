@@ -1,0 +1,53 @@
+"""The reaction that most tests are about: a placed order is charged by the gateway, and is paid."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from groundstate import Absent, InDoubt, Key, Outside, Retry, Unknown, ask, same_key
+from tests.engine.kit import QUICK, Gateway, Order, World, ms
+
+ASK = ask(settle_after=ms(100))
+SAME_KEY = same_key(kept_for=timedelta(hours=24))
+
+
+def charging(
+    world: World,
+    in_doubt: InDoubt,
+    *,
+    sync: bool = False,
+    timeout: timedelta = timedelta(seconds=20),
+    retry: Retry = QUICK,
+    limit: int | None = None,
+    handler: Any = None,
+    **options: Any,
+) -> Gateway:
+    """Declares it on the world's app; returns its gateway, whose outside is `gateway.outside` and whose reaction `gateway.reaction`."""
+    gateway = world.gateway()
+    bank = gateway.outside = Outside("bank", limit=limit, not_done=["builtins.ConnectionRefusedError"])
+
+    if sync:
+
+        @bank.call(in_doubt=in_doubt, timeout=timeout, retry=retry)
+        def charge(order: Order, key: Key) -> str:
+            return gateway.act_sync(order.id, key)
+
+    else:
+
+        @bank.call(in_doubt=in_doubt, timeout=timeout, retry=retry)
+        async def charge(order: Order, key: Key) -> str:
+            return await gateway.act(order.id, key)
+
+    if in_doubt.kind == "ask":
+
+        @charge.find
+        def _(order: Order, key: Key) -> str | Absent | Unknown:
+            answer: str | Absent | Unknown = gateway.find(order.id, key)
+            return answer
+
+    def paid(order: Order, outcome: str) -> None:
+        order.status, order.receipt = "paid", outcome
+
+    gateway.reaction = world.app.on(Order, Order.status == "placed", call=charge, name="paid", **options)(handler or paid)
+    return gateway

@@ -1,0 +1,272 @@
+"""Each row of the transition table once, by an example: begun, in doubt and failed. A person's rows and late words are in files of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import KILLED, Ask, Attempt, Begin, Conclude, Delete, GaveUp, Keep, Overtaken, State, Terms, Wait
+from groundstate.rules.policy import Retry, ask
+from tests.rules.making import (
+    AGAIN,
+    ASK,
+    DELETED,
+    GONE,
+    HOLD,
+    HOLDS,
+    KEPT_FOR,
+    NO_CALL,
+    NOW,
+    SAME_KEY,
+    SAME_KEY_AND_FIND,
+    SECOND,
+    SETTLE_AFTER,
+    TIMEOUT,
+    attempt,
+    terms,
+)
+
+BEGUN, DOUBT, FAILED, HELD = State
+LATER = NOW + 4 * SECOND
+
+
+def kept(decision: object) -> Attempt:
+    assert isinstance(decision, Keep), decision
+    return decision.attempt
+
+
+def held(decision: object) -> str:
+    """Why it is held; unsure as it was."""
+    one = kept(decision)
+    assert (one.state, one.unsure, one.next_at) == (HELD, True, None)
+    assert one.why is not None
+    return one.why
+
+
+# ---- taken ---------------------------------------------------------------------------------------------------------------------
+def test_taken_it_is_begun_with_a_new_call_number_one_and_is_not_unsure() -> None:
+    fresh = attempt(FAILED, call_no=0)
+    one = rules.begun(fresh, worker=3, call=55, now=NOW, deadline=NOW + TIMEOUT)
+    assert (one.state, one.worker, one.call, one.call_no, one.unsure) == (BEGUN, 3, 55, 1, False)
+    assert (one.first_at, one.deadline) == (NOW, NOW + TIMEOUT)
+
+
+# ---- begun ---------------------------------------------------------------------------------------------------------------------
+def test_the_call_returned_and_its_condition_holds_so_the_handler_runs() -> None:
+    assert rules.returned(attempt(BEGUN), HOLDS) == Conclude()
+
+
+def test_the_call_returned_and_its_condition_no_longer_holds_so_it_is_overtaken() -> None:
+    assert rules.returned(attempt(BEGUN), GONE) == Overtaken()
+    assert rules.returned(attempt(BEGUN), DELETED) == Overtaken()
+
+
+@pytest.mark.parametrize("one", [attempt(BEGUN), attempt(BEGUN, unsure=True), attempt(DOUBT)], ids=["sure", "unsure", "doubt"])
+def test_an_outcome_whose_handler_raised_is_held_and_is_no_doubt_any_more(one: Attempt) -> None:
+    after = kept(rules.outcome_refused(one, "the handler raised", "KeyError: 'total'", '["ch_1"]'))
+    assert (after.state, after.unsure, after.outcome, after.why) == (HELD, False, '["ch_1"]', "the handler raised")
+
+
+def test_a_call_that_was_surely_not_done_has_failed_and_is_tried_again_by_backoff() -> None:
+    after = kept(rules.not_done(attempt(BEGUN), "declined", LATER, counts=True))
+    assert (after.state, after.unsure, after.failures, after.next_at, after.error) == (FAILED, False, 1, LATER, "declined")
+
+
+def test_a_busy_endpoint_is_no_failure_of_the_record() -> None:
+    assert kept(rules.not_done(attempt(BEGUN, failures=2), "busy", LATER, counts=False)).failures == 2
+    assert kept(rules.not_done(attempt(BEGUN, failures=2, unsure=True), "busy", LATER, counts=False)).state is DOUBT
+
+
+def test_a_call_that_was_surely_not_done_says_nothing_of_an_earlier_one() -> None:
+    after = kept(rules.not_done(attempt(BEGUN, unsure=True), "declined", LATER, counts=True))
+    assert (after.state, after.unsure, after.failures, after.next_at) == (DOUBT, True, 1, LATER)
+
+
+def test_a_call_that_timed_out_is_in_doubt_and_its_thread_may_have_sent_until_now() -> None:
+    after = kept(rules.unclear(attempt(BEGUN), "TimeoutError", LATER, NOW))
+    assert (after.state, after.unsure, after.failures, after.next_at, after.deadline) == (DOUBT, True, 1, LATER, NOW)
+
+
+def test_a_call_that_raised_before_its_deadline_can_still_be_running_until_then() -> None:
+    one = attempt(BEGUN, deadline=NOW + TIMEOUT)
+    assert kept(rules.unclear(one, "ReadError", LATER, NOW)).deadline == NOW + TIMEOUT
+
+
+def test_a_call_whose_worker_is_no_more_is_in_doubt_and_belongs_to_the_adopter() -> None:
+    after = kept(rules.adopted(attempt(BEGUN), 8, NOW, has_call=True, alone=False))
+    assert (after.state, after.unsure, after.failures, after.worker, after.deadline, after.next_at) == (DOUBT, True, 1, 8, NOW, NOW)
+
+
+def test_in_careful_mode_only_the_call_that_was_alone_counts_for_its_worker_s_death() -> None:
+    among_others = kept(rules.adopted(attempt(BEGUN, together=4), 8, NOW, has_call=True, alone=False))
+    alone = kept(rules.adopted(attempt(BEGUN, together=1), 8, NOW, has_call=True, alone=True))
+    assert (among_others.state, among_others.failures) == (DOUBT, 0)
+    assert (alone.state, alone.failures) == (DOUBT, 1)
+
+
+def test_a_batch_without_calls_whose_worker_is_no_more_has_failed_and_is_never_unsure() -> None:
+    one = attempt(BEGUN, call_no=0, together=4)
+    after = kept(rules.adopted(one, 8, NOW, has_call=False, alone=False))
+    assert (after.state, after.unsure, after.failures, after.next_at) == (FAILED, False, 0, NOW)
+
+
+def test_the_record_that_was_alone_when_its_worker_died_counts_and_is_held_when_it_does_so_again() -> None:
+    once = kept(rules.adopted(attempt(BEGUN, call_no=0, together=1), 8, NOW, has_call=False, alone=True))
+    assert (once.state, once.failures, once.why) == (FAILED, 1, KILLED)
+    twice = kept(rules.adopted(replace(once, state=BEGUN), 9, NOW, has_call=False, alone=True))
+    assert (twice.state, twice.failures, twice.unsure, twice.why) == (HELD, 2, False, KILLED)
+
+
+def test_a_call_of_a_reaction_that_makes_none_in_the_adopter_s_code_is_in_doubt_all_the_same() -> None:
+    after = kept(rules.adopted(attempt(BEGUN), 8, NOW, has_call=False, alone=False))
+    assert (after.state, after.unsure) == (DOUBT, True)
+    assert "makes no call any more" in held(rules.settle(after, NO_CALL, HOLDS, NOW))
+
+
+def test_a_doubt_whose_worker_is_no_more_changes_hands_and_does_not_count() -> None:
+    after = kept(rules.adopted(attempt(DOUBT, failures=2), 8, NOW, has_call=True, alone=False))
+    assert (after.state, after.worker, after.deadline, after.failures) == (DOUBT, 8, NOW, 2)
+
+
+def test_a_call_that_did_not_go_out_leaves_nothing() -> None:
+    assert rules.did_not_go_out(attempt(BEGUN), NOW) == Delete()
+
+
+def test_a_call_that_did_not_go_out_and_had_failed_before_is_failed_and_tried_now() -> None:
+    after = kept(rules.did_not_go_out(attempt(BEGUN, failures=1), NOW))
+    assert (after.state, after.failures, after.next_at) == (FAILED, 1, NOW)
+
+
+def test_a_call_that_did_not_go_out_after_one_in_doubt_is_in_doubt() -> None:
+    after = kept(rules.did_not_go_out(attempt(BEGUN, unsure=True, failures=1), NOW))
+    assert (after.state, after.unsure, after.failures) == (DOUBT, True, 1)
+
+
+# ---- doubt ---------------------------------------------------------------------------------------------------------------------
+def test_found_in_doubt_it_goes_on_as_if_the_call_had_returned() -> None:
+    assert rules.returned(attempt(DOUBT), HOLDS) == Conclude()
+    assert rules.returned(attempt(DOUBT), GONE) == Overtaken()
+
+
+def test_a_believed_absent_clears_the_doubt_and_the_call_is_made_again_while_its_condition_holds() -> None:
+    after = kept(rules.absent(attempt(DOUBT, failures=1), ASK, HOLDS, NOW, LATER, LATER))
+    assert (after.state, after.unsure, after.next_at, after.failures) == (FAILED, False, LATER, 1)
+
+
+def test_a_believed_absent_whose_condition_is_gone_leaves_nothing() -> None:
+    assert rules.absent(attempt(DOUBT), ASK, GONE, NOW, NOW, LATER) == Delete()
+
+
+def test_absent_counts_from_when_it_was_asked_and_only_later_than_deadline_and_settle_after() -> None:
+    one = attempt(DOUBT, deadline=NOW)
+    limit = NOW + SETTLE_AFTER
+    early = kept(rules.absent(one, ASK, HOLDS, limit, limit + 9 * SECOND, LATER))
+    assert (early.state, early.unsure, early.next_at) == (DOUBT, True, LATER)
+    believed = kept(rules.absent(one, ASK, HOLDS, limit + SECOND / 1000, limit + 9 * SECOND, LATER))
+    assert (believed.state, believed.unsure) == (FAILED, False)
+
+
+def test_unknown_is_asked_again_later() -> None:
+    after = kept(rules.unknown(attempt(DOUBT, error="timed out"), ASK, NOW, LATER, None))
+    assert (after.state, after.unsure, after.next_at, after.error) == (DOUBT, True, LATER, "timed out")
+    assert kept(rules.unknown(attempt(DOUBT), ASK, NOW, LATER, "502")).error == "502"
+
+
+def test_unknown_for_too_long_is_held() -> None:
+    assert held(rules.unknown_for_too_long(attempt(DOUBT), "nobody could say for a day")) == "nobody could say for a day"
+
+
+def test_again_calls_again_and_what_was_unsure_stays_so() -> None:
+    one = attempt(DOUBT)
+    assert rules.settle(one, AGAIN, HOLDS, NOW) == Begin(one)
+    after = rules.begun(one, worker=1, call=5, now=NOW, deadline=NOW + TIMEOUT)
+    assert (after.unsure, after.first_at, after.call_no) == (True, one.first_at, 2)
+
+
+def test_again_lets_go_where_its_condition_is_gone_and_says_so() -> None:
+    decision = rules.settle(attempt(DOUBT, failures=99), AGAIN, GONE, NOW)
+    assert isinstance(decision, Delete)
+    assert decision.say
+
+
+def test_again_gives_up_after_its_last_try() -> None:
+    assert rules.settle(attempt(DOUBT, failures=3), AGAIN, HOLDS, NOW) == GaveUp(unsure=True)
+
+
+def test_same_key_calls_again_while_the_provider_keeps_the_key() -> None:
+    one = attempt(DOUBT)
+    assert rules.settle(one, SAME_KEY, HOLDS, NOW) == Begin(one)
+
+
+def test_same_key_is_too_old_when_the_new_call_could_land_after_the_provider_forgot_the_key() -> None:
+    margin = rules.MARGIN + TIMEOUT + SETTLE_AFTER
+    last = attempt(DOUBT, first_at=NOW - KEPT_FOR + margin + SECOND / 1000)
+    too_old = attempt(DOUBT, first_at=NOW - KEPT_FOR + margin)
+    assert rules.settle(last, SAME_KEY, HOLDS, NOW) == Begin(last)
+    assert "too old" in held(rules.settle(too_old, SAME_KEY, HOLDS, NOW))
+    assert rules.settle(too_old, SAME_KEY_AND_FIND, HOLDS, NOW) == Ask()
+
+
+def test_same_key_whose_condition_is_gone_is_asked_or_held() -> None:
+    assert "no longer holds" in held(rules.settle(attempt(DOUBT), SAME_KEY, GONE, NOW))
+    assert rules.settle(attempt(DOUBT), SAME_KEY_AND_FIND, GONE, NOW) == Ask()
+
+
+def test_same_key_is_held_after_its_last_try() -> None:
+    assert "last try" in held(rules.settle(attempt(DOUBT, failures=3), SAME_KEY, HOLDS, NOW))
+    assert "last try" in held(rules.settle(attempt(DOUBT, failures=3), SAME_KEY_AND_FIND, HOLDS, NOW))
+
+
+def test_ask_asks_whether_or_not_its_condition_holds_and_even_after_the_last_try() -> None:
+    assert rules.settle(attempt(DOUBT), ASK, HOLDS, NOW) == Ask()
+    assert rules.settle(attempt(DOUBT), ASK, GONE, NOW) == Ask()
+    assert rules.settle(attempt(DOUBT, failures=99), ASK, HOLDS, NOW) == Ask()
+
+
+def test_hold_holds() -> None:
+    assert "hold()" in held(rules.settle(attempt(DOUBT), HOLD, HOLDS, NOW))
+
+
+@pytest.mark.parametrize("chosen", [AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK, HOLD], ids=lambda one: one.policy.kind)
+def test_a_doubt_whose_record_was_deleted_is_held_under_every_policy(chosen: Terms) -> None:
+    assert "deleted" in held(rules.settle(attempt(DOUBT), chosen, DELETED, NOW))
+    assert "deleted" in held(rules.absent(attempt(DOUBT), chosen, DELETED, NOW, NOW, LATER))
+
+
+# ---- failed --------------------------------------------------------------------------------------------------------------------
+def test_what_failed_is_begun_again_when_it_is_due_and_its_key_starts_anew() -> None:
+    one = attempt(FAILED, failures=2)
+    assert rules.retry_failed(one, ASK, HOLDS, NOW, blocked=False) == Begin(one)
+    assert rules.begun(one, worker=1, call=5, now=NOW, deadline=NOW + TIMEOUT).first_at == NOW
+
+
+def test_what_failed_waits_while_another_attempt_blocks_its_record() -> None:
+    assert rules.retry_failed(attempt(FAILED, failures=2), ASK, HOLDS, NOW, blocked=True) == Wait()
+
+
+def test_what_failed_is_let_go_where_its_condition_is_gone_or_its_record_deleted() -> None:
+    assert rules.retry_failed(attempt(FAILED, failures=3), ASK, GONE, NOW, blocked=True) == Delete()
+    assert rules.retry_failed(attempt(FAILED), ASK, DELETED, NOW, blocked=False) == Delete()
+
+
+def test_what_failed_gives_up_after_its_last_try() -> None:
+    assert rules.retry_failed(attempt(FAILED, failures=3), ASK, HOLDS, NOW, blocked=False) == GaveUp(unsure=False)
+
+
+def test_what_failed_gives_up_when_it_was_first_begun_too_long_ago() -> None:
+    limited = terms(ask(settle_after=SETTLE_AFTER), retry=Retry(times=None, give_up_after=600 * SECOND))
+    assert rules.retry_failed(attempt(FAILED), limited, HOLDS, NOW, blocked=False) == GaveUp(unsure=False)
+    assert rules.retry_failed(attempt(FAILED), limited, HOLDS, NOW - SECOND, blocked=False) == Begin(attempt(FAILED))
+
+
+def test_where_no_gave_up_handler_answers_it_is_held_with_its_last_error() -> None:
+    after = kept(rules.held_as(attempt(FAILED, error="declined", next_at=NOW), "the last try was used"))
+    assert (after.state, after.unsure, after.error, after.why, after.next_at) == (HELD, False, "declined", "the last try was used", None)
+
+
+# ---- terms ---------------------------------------------------------------------------------------------------------------------
+def test_settle_after_is_the_call_s_timeout_where_nothing_was_chosen() -> None:
+    assert HOLD.settle_after == AGAIN.settle_after == TIMEOUT
+    assert ASK.settle_after == SETTLE_AFTER

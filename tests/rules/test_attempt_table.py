@@ -1,0 +1,228 @@
+"""The code against the table of the contract, in both directions: what it does is a row, with that row's columns, and each row is done."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import KILLED, Attempt
+from tests.rules.making import (
+    ALL_TERMS,
+    DELETED,
+    GONE,
+    HOLDS,
+    NOW,
+    RETRY,
+    SECOND,
+    all_facts,
+    all_terms,
+    attempt,
+    attempts,
+    moments,
+    well_formed,
+)
+from tests.rules.table import ADOPTER, BEGUN, DOUBT, FAILED, HELD, NEW_CALL, SAID, TABLE, WORDS, Case, row_of
+
+EVENTS = sorted({row.event for row in TABLE})
+
+
+def decide(event: str, case: Case) -> Any:
+    """What the code says to the event."""
+    terms, facts, now = case.terms, case.facts, case.now
+    if event == "late":
+        return rules.late(case.attempt, terms.policy)
+    one = case.one
+    match event:
+        case "returned":
+            return rules.returned(one, facts)
+        case "refused":
+            return rules.outcome_refused(one, "the handler raised", SAID, '["paid"]')
+        case "one of several":
+            return rules.one_of_several(one, '["paid"]')
+        case "not done":
+            return rules.not_done(one, SAID, case.next_at, counts=case.counts)
+        case "unclear":
+            return rules.unclear(one, SAID, case.next_at, now)
+        case "adopted":
+            return rules.adopted(one, ADOPTER, now, has_call=case.has_call, alone=one.together == 1)
+        case "did not go out":
+            return rules.did_not_go_out(one, now)
+        case "settle":
+            return rules.settle(one, terms, facts, now)
+        case "absent":
+            return rules.absent(one, terms, facts, case.asked_at, now, case.next_at)
+        case "unknown":
+            return rules.unknown(one, terms, now, case.next_at, SAID)
+        case "unknown for too long":
+            return rules.unknown_for_too_long(one, "nobody could say")
+        case "due":
+            return rules.retry_failed(one, terms, facts, now, blocked=case.blocked)
+        case "retry":
+            return rules.person_retry(one, terms, now)
+        case "settle as absent":
+            return rules.person_absent(one, terms, facts, now)
+        case "settle with an outcome":
+            return rules.person_outcome(one, terms, now)
+        case "forget":
+            return rules.person_forget(one, terms, facts, now)
+    raise AssertionError(event)
+
+
+def happen(event: str, case: Case) -> tuple[str, Attempt | None]:
+    """What becomes of it, and the attempt as it stands then, where it stands."""
+    match decide(event, case):
+        case rules.Keep(after):
+            return after.state.value, after
+        case rules.Begin(before):
+            deadline = case.now + case.terms.timeout
+            return "begun", rules.begun(before, worker=ADOPTER, call=NEW_CALL, now=case.now, deadline=deadline)
+        case rules.AddOutcome(unsure=unsure, loudly=loudly):
+            kept = replace(case.one, state=HELD, unsure=unsure, outcome='["paid", "paid"]', why=case.one.why or "late", next_at=None)
+            return "held, loudly" if loudly else "held", kept
+        case rules.Delete(say=say):
+            return "gone, said" if say else "gone", None
+        case rules.Conclude(loudly=loudly):
+            return "conclude, loudly" if loudly else "conclude", None
+        case rules.GaveUp(unsure=unsure):
+            return "gave up, unsure" if unsure else "gave up", None
+        case rules.Drop(say=say):
+            return "dropped, said" if say else "dropped", None
+        case rules.Refuse(why=why):
+            assert why
+            return "not now", None
+        case rules.Overtaken() | rules.Ask() | rules.Wait() | rules.HoldNew() as plain:
+            words = {rules.Overtaken: "overtaken", rules.Ask: "ask", rules.Wait: "wait", rules.HoldNew: "held anew"}
+            return words[type(plain)], None
+        case other:
+            raise AssertionError(other)
+
+
+def differences(before: Attempt, after: Attempt) -> dict[str, Any]:
+    names = [one.name for one in fields(Attempt)]
+    return {name: getattr(after, name) for name in names if getattr(after, name) != getattr(before, name)}
+
+
+def check(event: str, case: Case) -> tuple[str, str] | None:
+    """The code does what the row says, to the columns that the row names and no other; returns the row's name and what it became."""
+    row = row_of(event, case)
+    if row is None:
+        return None
+    to, after = happen(event, case)
+    assert to == row.to, row.says
+    if after is not None:
+        changes = row.changes(case)
+        expected = {name: getattr(after, name) if value is WORDS else value for name, value in changes.items()}
+        assert all(expected[name] for name, value in changes.items() if value is WORDS), row.says
+        assert after == replace(case.one, **expected), (row.says, differences(case.one, after))
+        assert well_formed(after), row.says
+    return row.says, to
+
+
+def shapes() -> Iterator[Attempt | None]:
+    """Attempts of each kind that rows tell apart."""
+    yield None
+    for failures, first_at, deadline in itertools.product((0, 3), (NOW, NOW - 7200 * SECOND), (NOW - 600 * SECOND, NOW - SECOND)):
+        columns: dict[str, Any] = {"failures": failures, "first_at": first_at, "deadline": deadline}
+        yield attempt(DOUBT, **columns)
+        yield attempt(FAILED, **columns)
+        for unsure in (False, True):
+            for together, why, call_no in itertools.product((0, 1, 2), (None, KILLED), (0, 1)):
+                yield attempt(BEGUN, unsure=unsure, together=together, why=why, call_no=call_no, **columns)
+            for outcome in (None, '["paid"]'):
+                yield attempt(HELD, unsure=unsure, outcome=outcome, why="for a reason", **columns)
+
+
+def all_cases() -> Iterator[tuple[str, Case]]:
+    for one, terms, facts in itertools.product(shapes(), ALL_TERMS, (HOLDS, GONE, DELETED)):
+        case = Case(one, terms, facts)
+        for event in EVENTS:
+            yield event, case
+        yield "due", replace(case, blocked=True)
+        yield "adopted", replace(case, has_call=False)
+        yield "not done", replace(case, counts=False)
+
+
+def test_what_the_code_can_reach_is_the_table_and_all_of_it() -> None:
+    reached = {found for event, case in all_cases() if (found := check(event, case)) is not None}
+    assert reached == {(row.says, row.to) for row in TABLE}
+
+
+def test_every_row_has_a_name_of_its_own() -> None:
+    assert len({row.says for row in TABLE}) == len(TABLE)
+
+
+@settings(max_examples=500)
+@given(
+    attempts() | st.none(), all_terms, all_facts, moments, moments, moments, st.sampled_from(EVENTS), st.booleans(), st.booleans(), st.booleans()
+)
+def test_no_other_transition(
+    one: Attempt | None, terms: rules.Terms, facts: rules.Facts, now: Any, asked_at: Any, next_at: Any, event: str,
+    blocked: bool, counts: bool, has_call: bool,
+) -> None:  # fmt: skip
+    check(event, Case(one, terms, facts, now, asked_at, next_at, blocked, counts, has_call))
+
+
+STANDS_ASIDE = {"Absent, holds", "settle as absent, holds", "settle as absent, an outcome of another call in hand"}
+BY_OUTCOME = {"the handler refused the outcome", "one of several outcomes was concluded"}
+LETS_GO = {"Absent, gone", "again, gone", "settle as absent, gone", "forget"}
+
+
+def test_unsure_is_cleared_by_a_believed_absent_an_outcome_or_a_person_and_by_nothing_else() -> None:
+    cleared, let_go = set(), set()
+    for event, case in all_cases():
+        row = row_of(event, case)
+        if row is None or case.attempt is None or not case.attempt.unsure:
+            continue
+        to, after = happen(event, case)
+        if after is not None and not after.unsure:
+            cleared.add(row.says)
+        if to.startswith("gone"):
+            let_go.add(row.says)
+    assert cleared == STANDS_ASIDE | BY_OUTCOME
+    assert let_go == LETS_GO
+
+
+@given(attempts((BEGUN,)), st.lists(st.sampled_from(["not done", "unclear", "adopted", "did not go out", "settle"]), max_size=8), all_facts)
+def test_an_attempt_that_was_in_doubt_stays_unsure_whatever_its_later_calls_say(one: Attempt, events: list[str], facts: rules.Facts) -> None:
+    standing = replace(one, unsure=True)
+    for event in events:
+        case = Case(standing, ALL_TERMS[1], facts)
+        if row_of(event, case) is None:
+            continue
+        _, after = happen(event, case)
+        if after is None:
+            return
+        standing = after
+        assert standing.unsure
+
+
+@given(attempts(), st.integers(0, 2**63 - 1), moments)
+def test_a_new_call_has_a_new_fence_and_the_next_number_and_a_key_as_old_as_the_first_unsure_call(one: Attempt, call: int, now: Any) -> None:
+    after = rules.begun(one, worker=5, call=call, now=now, deadline=now + RETRY.first, together=2)
+    assert (after.state, after.worker, after.call, after.call_no) == (BEGUN, 5, call, one.call_no + 1)
+    assert (after.deadline, after.next_at, after.together) == (now + RETRY.first, None, 2)
+    assert after.first_at == (one.first_at if one.unsure else now)
+    assert set(differences(one, after)) <= {"state", "worker", "call", "call_no", "first_at", "deadline", "next_at", "together"}
+
+
+@given(attempts((BEGUN, DOUBT)), moments, moments)
+def test_a_deadline_never_moves_back_and_moves_to_now_where_a_thread_may_have_sent(one: Attempt, now: Any, next_at: Any) -> None:
+    adopted = rules.adopted(one, ADOPTER, now, has_call=True, alone=False).attempt
+    assert adopted.deadline == max(one.deadline, now)
+    if one.state is BEGUN:
+        assert rules.unclear(one, SAID, next_at, now).attempt.deadline == max(one.deadline, now)
+        assert rules.not_done(one, SAID, next_at, counts=True).attempt.deadline == one.deadline
+
+
+@given(attempts(), moments)
+def test_adopting_twice_is_adopting_once(one: Attempt, now: Any) -> None:
+    if one.state not in (BEGUN, DOUBT):
+        return
+    once = rules.adopted(one, ADOPTER, now, has_call=True, alone=False).attempt
+    assert rules.adopted(once, ADOPTER, now, has_call=True, alone=False).attempt == once
