@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -25,8 +25,7 @@ SHOWN = [
 
 def options_of(command: str) -> set[str]:
     """The options that a command really has."""
-    group = typer.main.get_command(command_line._line(command))
-    assert isinstance(group, click.Group) or hasattr(group, "commands")
+    group: Any = typer.main.get_command(command_line._line(command))
     found: set[str] = set()
     for parameter in group.commands[command].params:
         found.update(one for one in [*parameter.opts, *parameter.secondary_opts] if one.startswith("-"))
@@ -36,7 +35,7 @@ def options_of(command: str) -> set[str]:
 def section_of(command: str) -> str:
     """What the docs say of a command: the part of the page from its heading to the next."""
     parts = re.split(r"(?m)^#{2,3} ", OPERATING.read_text())
-    found = [part for part in parts if part.startswith(f"groundstate {command}\n") or part.startswith(f"`groundstate {command}`\n")]
+    found = [part for part in parts if part.startswith(f"groundstate {command}\n")]
     assert len(found) == 1, f"operating.md has {len(found)} sections `### groundstate {command}`"
     return found[0]
 

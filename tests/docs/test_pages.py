@@ -26,10 +26,8 @@ def page_name(page: Path) -> str:
 def test_each_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("GROUNDSTATE_APP", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.docs.run_page", str(page)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100,
-        check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "tests.docs.run_page", str(page)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 

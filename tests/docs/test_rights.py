@@ -41,7 +41,9 @@ def app_at(url: str) -> App:
 
 
 def test_the_rights_of_the_docs_are_enough(postgres_url: str) -> None:
-    grants = next(block.code for block in blocks_of(ROOT / "docs" / "operating.md") if block.language == "sql" and "app_worker" in block.code)
+    grants = next(
+        block.code for block in blocks_of(ROOT / "docs" / "operating.md") if block.language == "sql" and "app_worker" in block.code
+    )
     roles = ("app_worker", "app_reader")
     app_at(postgres_url).init(tables=True, accept=True)
     owner = create_engine(make_url(postgres_url).set(drivername="postgresql+psycopg"))

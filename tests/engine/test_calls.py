@@ -103,7 +103,7 @@ def test_hazard_5_absent_is_not_believed_before_the_call_can_no_longer_land(worl
 
 
 def test_hazard_5_absent_is_believed_after_that_and_the_call_is_made_again(world: World) -> None:
-    gateway = charging(world, ask(settle_after=timedelta(seconds=30)))
+    gateway = charging(world, ask(settle_after=timedelta(seconds=30)), retry=Retry())
     gateway.plan(1, "hang")
     world.orders(1)
     first = world.worker()

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Self
 
-from tests.kill.shop import KEPT_FOR, TIMEOUT
+from tests.kill.shop import KEPT_FOR, SETTLE_AFTER, TIMEOUT
 
 Request = dict[str, Any]
 GIVEN_UP_S = TIMEOUT.total_seconds()
@@ -148,7 +148,7 @@ class Provider:
         return {"id": effect.id} if effect else {"absent": True}
 
     async def _do(self, asked: Request) -> Request | None:
-        if self._clock() > asked["began"] + (asked["until"] - asked["began"]) - GIVEN_UP_S:
+        if self._clock() > asked["until"] - SETTLE_AFTER.total_seconds():
             self.after_deadline += 1
         trick = self._dice.choices(list(TRICKS), list(TRICKS.values()))[0]
         self.tricks[trick] += 1

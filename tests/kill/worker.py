@@ -55,7 +55,7 @@ def child(log: str) -> None:
 
 def nursery() -> None:
     """Commands: `born LOG` and `signal PID NUMBER`. Answers: `born PID`, and `ended PID STATUS` as waitpid tells it."""
-    rest = b""
+    rest, children = b"", set[int]()
     while True:
         readable, _, _ = select.select([0], [], [], 0.02)
         if readable:
@@ -64,20 +64,22 @@ def nursery() -> None:
                 return
             *lines, rest = (rest + heard).split(b"\n")
             for line in lines:
-                _obey(line.decode().split(" ", 2))
+                _obey(line.decode().split(" ", 2), children)
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                children.discard(ended[0])
                 os.write(1, b"ended %d %d\n" % (ended[0], os.waitstatus_to_exitcode(ended[1])))
 
 
-def _obey(words: list[str]) -> None:
+def _obey(words: list[str], children: set[int]) -> None:
     if words[0] == "signal":
-        with suppress(ProcessLookupError):  # it ended and was told of in the same breath
+        if int(words[1]) in children:  # not waited for yet: the number is still its own
             os.kill(int(words[1]), int(words[2]))
         return
     born = os.fork()
     if born == 0:
         child(words[1])
+    children.add(born)
     os.write(1, b"born %d\n" % born)
 
 

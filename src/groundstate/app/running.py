@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, inspect, select
@@ -89,6 +90,11 @@ class Running:
         """New and changed reactions that were not started, since they match rows that were there before."""
         return [newcomer for worker in self._running_workers() for newcomer in worker.refused]
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended a worker by itself, a fault of ours or of the machine; None while all go on. Raises Stopped where it does not run."""
+        return next((worker.failure for worker in self._running_workers() if worker.failure is not None), None)
+
     @asynccontextmanager
     async def running(self, *, accept: bool = False, limit: timedelta = DRAIN) -> AsyncIterator[None]:
         """Carries out while the block runs: for a web application's lifespan. Its work is in threads, never on this loop."""
@@ -147,11 +153,19 @@ class Running:
             hints.stop_listening(bell)
 
     # ---- setting up --------------------------------------------------------------------------------------------------------------
-    def init(self, *, tables: bool = False, accept: Sequence[str] | bool = (), baseline: Sequence[str] = ()) -> list[str]:
+    def init(
+        self,
+        *,
+        tables: bool = False,
+        accept: Sequence[str] | bool = (),
+        baseline: Sequence[str] = (),
+        progress: Callable[[str, int], None] | None = None,
+    ) -> list[str]:
         """Creates our three tables where they are missing; returns what was created. Idempotent.
 
         tables: the user's own tables too, where missing (for a first try; migrations later). accept: reactions (True: all) to start on
-        the rows that are there; baseline: reactions that leave the rows that match now, and start with new ones.
+        the rows that are there; baseline: reactions that leave the rows that match now, and start with new ones. progress: is told each
+        reaction of `baseline` and how many of its rows are held so far.
         """
         self.check_declarations()
         for name in (*(accept if not isinstance(accept, bool) else ()), *baseline):
@@ -172,17 +186,24 @@ class Running:
                 life = Life(self.name, database, make_lives(), None)
                 if restore.remembered(life) is None:
                     restore.remember(life)
-                self._settle_newcomers(life, store, accept, baseline)
+                self._settle_newcomers(life, store, accept, baseline, progress)
             finally:
                 database.close()
         return created
 
-    def _settle_newcomers(self, life: Life, store: Store, accept: Sequence[str] | bool, baseline: Sequence[str]) -> None:
+    def _settle_newcomers(
+        self,
+        life: Life,
+        store: Store,
+        accept: Sequence[str] | bool,
+        baseline: Sequence[str],
+        progress: Callable[[str, int], None] | None,
+    ) -> None:
         questions = [Question(spec, life.database) for spec in self.reactions_of(store)]
         accepted = {name for name in self.reactions if accept is True or (not isinstance(accept, bool) and name in accept)}
         for question in questions:
             if question.spec.name in baseline:
-                registry.baseline(life, question)
+                registry.baseline(life, question, tell=None if progress is None else partial(progress, question.spec.name))
                 accepted.add(question.spec.name)
         registry.write(life, [question for question in questions if question.spec.name in accepted])
         life.database.connect()

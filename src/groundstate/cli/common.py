@@ -240,6 +240,8 @@ def words_of(error: BaseException) -> str:
 def _cure(said: str) -> str:
     if "locked" in said:
         return "; another process keeps it locked: try again when its transaction has ended"
+    if "no such table" in said or ("relation" in said and "does not exist" in said):
+        return "; the app's own tables are made by your migrations, or for a first try by `groundstate init --tables`"
     if "permission denied" in said:
         return "; this user needs SELECT on the app's tables and on groundstate_attempt, groundstate_reaction and groundstate_worker"
     return ""

@@ -41,7 +41,7 @@ def _line(asked: str | None) -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        rich_markup_mode="rich",
+        rich_markup_mode=None,
     )
     line.callback()(_root)
     for name, (place, words) in COMMANDS.items():

@@ -47,7 +47,7 @@ def _adopt(life: Life, dead: int, with_call: dict[str, bool]) -> int:
         with life.transaction() as tx:
             some = _left_behind(tx, dead)
             if not some:
-                _remember_its_end(life, tx, dead)
+                _remember_its_end(tx, dead)
                 break
             alone = {one.call for one in some if one.together == 1}
             changed = [
@@ -68,7 +68,7 @@ def _left_behind(tx: Transaction, dead: int) -> list[Attempt]:
     return [attempts.from_row(row) for row in tx.connection.execute(attempts.locked(tx.database, statement))]
 
 
-def _remember_its_end(life: Life, tx: Transaction, dead: int) -> None:
+def _remember_its_end(tx: Transaction, dead: int) -> None:
     """Its row stays for a while: two unclean ends within some minutes make all lives careful (rules.md 30)."""
     tx.connection.execute(
         update(tables.worker).where(tables.worker.c.life == dead, tables.worker.c.ended_at.is_(None)).values(ended_at=tx.now)

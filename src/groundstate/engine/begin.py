@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -63,7 +64,7 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     together = len(chosen) if life.care.careful else 0
     for one in chosen:
         before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
-        flight = _flight(life, tx, question, before, one.record, clock, together)
+        flight = _flight(life, tx, question, before, one.record, clock, together=together)
         after = flight if isinstance(flight, Attempt) else flight[0]
         if one.attempt is None:
             new.append(after)
@@ -80,53 +81,73 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
 
 def consider(life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float]) -> Begun:
     """Looks at attempts that stand, each by its row of the table."""
-    result = Begun()
     looked = claim.look(question, tx, identities)
-    result.busy = list(looked.busy)
-    saved: list[tuple[Attempt, Attempt]] = []
-    removed: list[Attempt] = []
+    looking = _Looking(life, tx, question, clock, together=len(identities))
     for standing in looked.standing.values():
         attempt = standing.attempt
         if attempt is None or not blocking.due(attempt, tx.now):
             continue
         if attempt.state is State.DOUBT and attempt.worker != life.id:
             continue  # whose doubt it is: the worker's that lives, or the adopter's
-        decision = _decide(question, standing, tx.now)
-        match decision:
+        looking.at(attempt, standing)
+    attempts.save(tx.connection, looking.saved)
+    attempts.remove(tx.database, tx.connection, looking.removed)
+    _detach(tx)
+    result = looking.result
+    result.busy = list(looked.busy)
+    result.changed = len(looking.saved) + len(looking.removed) - result.new_calls
+    return result
+
+
+@dataclass
+class _Looking:
+    """What became of attempts that were looked at, before it is written."""
+
+    life: Life
+    tx: Transaction
+    question: Question
+    clock: tuple[float, float]
+    together: int
+    result: Begun = field(default_factory=Begun)
+    saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
+    removed: list[Attempt] = field(default_factory=list)
+
+    def at(self, attempt: Attempt, standing: Standing) -> None:
+        match _decide(self.question, attempt, standing, self.tx.now):
             case rules.Begin():
-                flown = _flight(life, tx, question, attempt, standing.record, clock, _together(life, attempt, identities))
-                if isinstance(flown, Attempt):
-                    saved.append((attempt, flown))
-                else:
-                    saved.append((attempt, flown[0]))
-                    result.flights.append(flown[1])
-                    result.new_calls += 1
+                self._begin(attempt, standing)
             case rules.Ask():
-                asked = _question(life, tx, question, attempt, standing.record, clock)
+                asked = _question(self.life, self.tx, self.question, attempt, standing.record, self.clock)
                 if isinstance(asked, Attempt):
-                    saved.append((attempt, asked))
+                    self.saved.append((attempt, asked))
                 else:
-                    result.flights.append(asked)
+                    self.result.flights.append(asked)
             case rules.Keep(after):
-                saved.append((attempt, after))
+                self.saved.append((attempt, after))
                 log.info("%s on %s is %s now: %s", attempt.reaction, attempt.record, after.state, after.why)
             case rules.Delete(say):
-                removed.append(attempt)
+                self.removed.append(attempt)
                 if say:
                     log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
             case rules.GaveUp():
-                after_all = _give_up(life, tx, question, standing, attempt)
-                if after_all is None:
-                    removed.append(attempt)
+                held = _give_up(self.life, self.tx, self.question, standing, attempt)
+                if held is None:
+                    self.removed.append(attempt)
                 else:
-                    saved.append((attempt, after_all))
+                    self.saved.append((attempt, held))
             case _:
-                continue
-    attempts.save(tx.connection, saved)
-    attempts.remove(tx.database, tx.connection, removed)
-    _detach(tx)
-    result.changed = len(saved) + len(removed) - result.new_calls
-    return result
+                pass  # it waits for another attempt on its record
+
+    def _begin(self, attempt: Attempt, standing: Standing) -> None:
+        care = self.life.care
+        together = min(self.together, care.together(attempt.together)) if care.careful else 0
+        flown = _flight(self.life, self.tx, self.question, attempt, standing.record, self.clock, together=together)
+        if isinstance(flown, Attempt):
+            self.saved.append((attempt, flown))
+            return
+        self.saved.append((attempt, flown[0]))
+        self.result.flights.append(flown[1])
+        self.result.new_calls += 1
 
 
 def _detach(tx: Transaction) -> None:
@@ -135,18 +156,11 @@ def _detach(tx: Transaction) -> None:
     tx.session.expunge_all()
 
 
-def _decide(question: Question, standing: Standing, now: datetime) -> rules.Decision:
-    attempt = standing.attempt
-    if attempt is None:
-        return rules.Wait()
+def _decide(question: Question, attempt: Attempt, standing: Standing, now: datetime) -> rules.Decision:
     terms = question.spec.terms
     if attempt.state is State.FAILED:
         return rules.retry_failed(attempt, terms, standing.facts, now, blocked=standing.blocked is not None)
     return rules.settle(attempt, terms, standing.facts, now)
-
-
-def _together(life: Life, attempt: Attempt, identities: Sequence[attempts.Identity]) -> int:
-    return min(len(identities), life.care.together(attempt.together)) if life.care.careful else 0
 
 
 def _spent(question: Question, attempt: Attempt, now: datetime) -> bool:
@@ -162,8 +176,8 @@ def _suspect(life: Life, question: Question, one: Taken, now: datetime) -> Attem
     )  # fmt: skip
 
 
-def _flight(
-    life: Life, tx: Transaction, question: Question, before: Attempt, record: Any, clock: tuple[float, float], together: int
+def _flight(  # noqa: PLR0913  # each differs from call to call
+    life: Life, tx: Transaction, question: Question, before: Attempt, record: Any, clock: tuple[float, float], *, together: int
 ) -> tuple[Attempt, Flight] | Attempt:
     """The attempt with a new call, and its flight; or the attempt failed, where `sends` raised: surely not done."""
     spec = question.spec
@@ -200,7 +214,9 @@ def _argument(tx: Transaction, question: Question, record: Any) -> Any:
     spec = question.spec
     if spec.sends is None:
         return snapshot.take(record)
-    with tx.session.no_autoflush:
+    # A statement of its own that fails would take the whole transaction with it.
+    own = tx.session.begin_nested() if "session" in spec.sends.wants.values() else nullcontext()
+    with tx.session.no_autoflush, own:
         made = spec.sends(record, session=tx.session, at=tx.moment())
     if tx.session.is_modified(record):
         raise ValueError("sends changed the record: it may read any row and write none")

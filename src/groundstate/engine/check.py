@@ -80,7 +80,7 @@ def _same_keys_again(questions: Sequence[Question]) -> Iterator[Finding]:
             for column, value in _sets(other):
                 if column in demanded and demanded[column] == value:
                     words = (
-                        f"{other.spec.name} sets {column} to {value!r} again, so that {spec.name} comes a second time on the same record, and"
+                        f"{other.spec.name} sets {column} to {value!r} again, so that {spec.name} comes a second time on one record, and"
                         f" its call {spec.call.function.name} goes out under the same key as the first: the provider gives the first answer"
                         " again, or its find finds the first"
                     )
@@ -111,8 +111,8 @@ def _reused_keys(connection: Connection, questions: Sequence[Question]) -> Itera
         ).scalar_one_or_none()
         if made is not None and "AUTOINCREMENT" not in made.upper():
             words = (
-                f"SQLite gives the highest {columns[0].name} of {table.name} to a new row after it was deleted, and {reaction}'s calls for both"
-                " would go out under one key"
+                f"SQLite gives the highest {columns[0].name} of {table.name} to a new row after it was deleted, and {reaction}'s calls for"
+                " both would go out under one key"
             )
             cure = '__table_args__ = {"sqlite_autoincrement": True}, in a table that is made anew'
             yield Finding("advice", "autoincrement", table.fullname, words, cure)
@@ -127,10 +127,10 @@ def _writers(questions: Sequence[Question]) -> Iterator[Finding]:
     for mapper, names in by_model.items():
         if len(names) > 1 and mapper.version_id_col is None:
             words = (
-                f"{', '.join(sorted(names))} write {mapper.local_table.fullname}, and a session of yours that loaded a row earlier writes its"
-                " changed columns over theirs without a word"
+                f"{', '.join(sorted(names))} write {mapper.local_table.fullname}, and a session of yours that loaded a row before writes"
+                " its changed columns over theirs without a word"
             )
-            cure = 'version: Mapped[int], and __mapper_args__ = {"version_id_col": version}; or change rows by UPDATE ... WHERE status = ...'
+            cure = 'version: Mapped[int], and __mapper_args__ = {"version_id_col": version}; or change rows by UPDATE ... WHERE ...'
             yield Finding("advice", "version", mapper.class_.__name__, words, cure)
 
 
@@ -148,6 +148,6 @@ def _datetimes(database: Database, questions: Sequence[Question], metadatas: Seq
                 level: Literal["problem", "advice"] = "problem" if kind.timezone and table in ours else "advice"
                 words = (
                     f"{table.fullname}.{column.name} gives naive datetimes"
-                    f"{' on SQLite, in spite of timezone=True' if kind.timezone else ''}, taken for UTC; comparing one with Moment.now raises"
+                    f"{' on SQLite, though timezone=True' if kind.timezone else ''}, taken for UTC; comparing one with Moment.now raises"
                 )
                 yield Finding(level, "datetime", f"{table.fullname}.{column.name}", words, "mapped_column(groundstate.Instant)")

@@ -30,13 +30,16 @@ def _pairs(function: ast.FunctionDef, record: str) -> Iterator[tuple[str, Any]]:
         for target in one.targets:
             targets = target.elts if isinstance(target, ast.Tuple) else [target]
             values = one.value.elts if isinstance(target, ast.Tuple) and isinstance(one.value, ast.Tuple) else [one.value]
-            if len(targets) == len(values):
-                yield from ((to.attr, value.value) for to, value in zip(targets, values, strict=True) if _of(to, record) and _constant(value))
+            if len(targets) != len(values):
+                continue
+            for to, value in zip(targets, values, strict=True):
+                name = _attribute(to, record)
+                if name is not None and isinstance(value, ast.Constant) and isinstance(value.value, str | int | bool):
+                    yield name, value.value
 
 
-def _of(target: ast.expr, record: str) -> bool:
-    return isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == record
-
-
-def _constant(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and isinstance(value.value, str | int | bool)
+def _attribute(target: ast.expr, record: str) -> str | None:
+    """The name, where the target is an attribute of the record."""
+    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == record:
+        return target.attr
+    return None

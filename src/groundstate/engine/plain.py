@@ -113,38 +113,38 @@ class _AnyHandlerFailed(Exception):
 
 
 def _together(life: Life, question: Question, feed: Feed) -> Done:
-    found = Claim()
+    found: Claim | None = None
     try:
-        return _batch(life, question, feed, found)
+        with life.transaction() as tx:
+            found = feed.claim(question, tx)
+            return _batch(question, tx, found)
     except DBAPIError as error:  # refused at COMMIT
-        if trouble.transient(error) or not found.taken:
+        if trouble.transient(error) or found is None or not found.taken:
             raise
         raise _AnyHandlerFailed(found) from error
 
 
-def _batch(life: Life, question: Question, feed: Feed, found: Claim) -> Done:
-    with life.transaction() as tx:
-        found.__dict__.update(feed.claim(question, tx).__dict__)
-        done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
-        if not found.taken:
-            return done
-        if any(_spent(question, one, tx.now) for one in found.taken):
-            raise _AnyHandlerFailed(found)  # gave_up answers for those
-        works = [_work(tx, one) for one in found.taken]
-        try:
-            handling.run_each(question, tx, question.spec.handler, works)
-            new = handling.flush_all(question, tx, works)
-        except Exception as error:
-            if trouble.transient(error):
-                raise
-            raise _AnyHandlerFailed(found) from error
-        if handling.without_progress(question, tx, works, new):
-            raise _AnyHandlerFailed(found)
-        attempts.remove(tx.database, tx.connection, [one.attempt for one in found.taken if one.attempt is not None])
-        done.done = len(works)
-        for work in works:
-            hints.add_parents(tx.touched, work.record)
-        tx.touched.add(question.entity, [work.key for work in works], new)
+def _batch(question: Question, tx: Transaction, found: Claim) -> Done:
+    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
+    if not found.taken:
+        return done
+    if any(_spent(question, one, tx.now) for one in found.taken):
+        raise _AnyHandlerFailed(found)  # gave_up answers for those
+    works = [_work(tx, one) for one in found.taken]
+    try:
+        handling.run_each(question, tx, question.spec.handler, works)
+        new = handling.flush_all(question, tx, works)
+    except Exception as error:
+        if trouble.transient(error):
+            raise
+        raise _AnyHandlerFailed(found) from error
+    if handling.without_progress(question, tx, works, new):
+        raise _AnyHandlerFailed(found)
+    attempts.remove(tx.database, tx.connection, [one.attempt for one in found.taken if one.attempt is not None])
+    done.done = len(works)
+    for work in works:
+        hints.add_parents(tx.touched, work.record)
+    tx.touched.add(question.entity, [work.key for work in works], new)
     return done
 
 
@@ -155,7 +155,7 @@ def _one_by_one(life: Life, question: Question, feed: Feed) -> Done:
         finished: list[Attempt] = []
         for one in found.taken:
             try:
-                _one(life, question, tx, one)
+                _one(question, tx, one)
             except HandlerFailed as failure:
                 if failure.cause is not None and trouble.transient(failure.cause):
                     raise failure.cause from None
@@ -169,7 +169,7 @@ def _one_by_one(life: Life, question: Question, feed: Feed) -> Done:
     return done
 
 
-def _one(life: Life, question: Question, tx: Transaction, one: Taken) -> None:
+def _one(question: Question, tx: Transaction, one: Taken) -> None:
     """The handler, or `gave_up` where the last try was used."""
     if not _spent(question, one, tx.now):
         handling.run_one(question, tx, question.spec.handler, _work(tx, one))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, not_, select, text, true, update
@@ -108,8 +108,11 @@ def write(life: Life, questions: Sequence[Question]) -> None:
                 )
 
 
-def baseline(life: Life, question: Question, *, at_once: int = 1000) -> int:
-    """Holds each row that matches now, why 'baseline' (rules.md 32); returns how many. The sweep lets go of those whose condition is gone."""
+def baseline(life: Life, question: Question, *, at_once: int = 1000, tell: Callable[[int], None] | None = None) -> int:
+    """Holds each row that matches now, why 'baseline' (rules.md 32); tells how many so far, and returns how many.
+
+    The sweep lets go of those whose condition is gone.
+    """
     count, cursor = 0, None
     while True:
         with life.transaction() as tx:
@@ -124,6 +127,8 @@ def baseline(life: Life, question: Question, *, at_once: int = 1000) -> int:
             attempts.insert(tx.database, tx.connection, [replace(one, blocks=None) for one in held])
             count += len(held)
             cursor = keys[-1]
+        if tell is not None:
+            tell(count)
 
 
 def let_baselines_go(life: Life, question: Question) -> int:

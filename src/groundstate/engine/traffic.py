@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from groundstate.engine import attempts, begin, conclude, due, trouble
 from groundstate.engine.attempts import Identity
@@ -101,10 +100,10 @@ class Traffic:
         if not self._words and not wanting:
             return
         clock = clocks()
-        words = self._words
+        words = list(self._words)  # they stay in hand until `_concluded`
         try:
-            with self._holding(words), shift.life.transaction() as tx:
-                done, later = self._conclude_all(tx, words, one_by_one=set())
+            with shift.life.transaction() as tx:
+                done = self._conclude_all(tx, words, one_by_one=set())
                 self._tried |= {word.flight.call for word in done}
                 begun = self._begin_all(tx, shift.in_turn(wanting), clock)
         except conclude.SomeHandlerFailed:
@@ -119,14 +118,8 @@ class Traffic:
                 raise
             self._conclude_apart()
         else:
-            self._concluded(done, later)
+            self._concluded(done)
             self._send(begun)
-
-    @contextmanager
-    def _holding(self, words: Sequence[Word]) -> Iterator[None]:
-        """These words are in hand: whatever happens they stay so, until `_concluded`."""
-        self._words = list(words)
-        yield
 
     def _take_words(self) -> None:
         now = time.monotonic()
@@ -140,18 +133,14 @@ class Traffic:
                 self._words.append(Unclear(flight, error, running=True))
 
     # ---- what came back ------------------------------------------------------------------------------------------------------------
-    def _conclude_all(
-        self, tx: Transaction, words: Sequence[Word], *, one_by_one: set[str], refused: str | None = None
-    ) -> tuple[list[Word], list[Word]]:
+    def _conclude_all(self, tx: Transaction, words: Sequence[Word], *, one_by_one: set[str], refused: str | None = None) -> list[Word]:
         done: list[Word] = []
-        later: list[Word] = []
         for question, some in _by_question(words).items():
             result = conclude.conclude(
                 self._shift.life, tx, question, some, one_by_one=question.spec.name in one_by_one, was_ours=self._was_ours, refused=refused
             )
             done += result.done
-            later += result.later
-        return done, later
+        return done
 
     def _was_ours(self, word: Word) -> bool:
         """Whether a commit of this very word may have landed: it was tried, and the lock was never lost."""
@@ -171,9 +160,9 @@ class Traffic:
 
     def _conclude_in_one(self, question: Question, words: Sequence[Word], refused: str | None) -> None:
         with self._shift.life.transaction() as tx:
-            done, later = self._conclude_all(tx, words, one_by_one={question.spec.name}, refused=refused)
+            done = self._conclude_all(tx, words, one_by_one={question.spec.name}, refused=refused)
             self._tried |= {word.flight.call for word in done}
-        self._concluded(done, later)
+        self._concluded(done)
 
     def _conclude_alone(self, question: Question, word: Word) -> None:
         try:
@@ -183,7 +172,7 @@ class Traffic:
                 raise
             self._conclude_in_one(question, [word], f"its commit was refused: {describe(error)}")
 
-    def _concluded(self, done: Sequence[Word], later: Sequence[Word]) -> None:
+    def _concluded(self, done: Sequence[Word]) -> None:
         """After the commit: what is done leaves our hands; what could not be locked stays."""
         finished = {id(word) for word in done}
         self._words = [word for word in self._words if id(word) not in finished]

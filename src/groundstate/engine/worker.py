@@ -85,6 +85,16 @@ class Worker:
         self._idle_s = 0.0  # spent in turns that did nothing, since the last sweep began: what sweeping costs
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
+    @property
+    def life(self) -> Life:
+        """The present life: another one after a lock was lost."""
+        return self._shift.life
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """What waits for each reaction."""
+        return self._shift.lanes
+
     # ---- from other threads --------------------------------------------------------------------------------------------------
     def start(self) -> None:
         """Comes up: the lock, identity, adoption. Raises what stands in the way, with its cure."""

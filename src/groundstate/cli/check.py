@@ -1,0 +1,62 @@
+"""`groundstate check`: what is wrong, or might be. Changes nothing; ends with 1 where a problem was found, and not for advice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from groundstate.app.store import Store
+from groundstate.cli.common import AppOption, Code, DebugOption, JsonOption, console, find_app, name_of, plain, say_json
+from groundstate.engine import check as engine
+from groundstate.engine.check import Finding
+from groundstate.engine.question import Question
+from groundstate.rules.reaction import ReactionSpec
+from groundstate.store import opening
+from groundstate.store.sqlite import SqliteDatabase
+from groundstate.values.errors import NotInitialised
+
+
+def check(
+    app: AppOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+) -> None:
+    """Missing indexes with their DDL, keys that come twice, models without protection, column types, our own tables.
+
+    Ends with 1 where a problem was found; advice alone ends with 0.
+    """
+    found = find_app(app)
+    by_store = [(name_of(store), _ask(store, found.reactions_of(store))) for store in found.stores]
+    bad = any(one.level == "problem" for _, findings in by_store for one in findings)
+    if as_json:
+        say_json("check", {"app": found.name, "stores": [{"store": name, "findings": findings} for name, findings in by_store]})
+    else:
+        for name, findings in by_store:
+            _show(console(), name, findings)
+    raise typer.Exit(Code.FINDINGS if bad else Code.OK)
+
+
+def _ask(store: Store, specs: list[ReactionSpec]) -> list[Finding]:
+    database, _, _ = opening.open_store(store.settings())
+    if isinstance(database, SqliteDatabase) and not Path(database.path).exists():
+        raise NotInitialised(f"there is no database at {database.path}: run `groundstate init` once, in the folder where the app runs")
+    try:
+        return engine.check(database, [Question(spec, database) for spec in specs], store.metadatas)
+    finally:
+        database.close()
+
+
+def _show(out: Console, store: str, findings: list[Finding]) -> None:
+    out.print(Text(plain(store), style="bold"))
+    for one in findings:
+        out.print()
+        colour = "red" if one.level == "problem" else "yellow"
+        out.print(Text.assemble((one.level, colour), f"  {one.kind}, {plain(one.subject)}: {plain(one.words)}"), soft_wrap=True)
+        if one.cure:
+            out.print(Text(f"    {plain(one.cure)}"), soft_wrap=True)
+    out.print()
+    problems = sum(one.level == "problem" for one in findings)
+    out.print(Text(f"{problems} problems, {len(findings) - problems} pieces of advice." if findings else "Nothing was found."))

@@ -1,0 +1,43 @@
+"""`groundstate pending`: what is left to do. Reads alone, and ends with 0 also where there is work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from groundstate.app.app import App
+from groundstate.app.store import Store
+from groundstate.cli import report
+from groundstate.cli.common import AppOption, DebugOption, JsonOption, console, find_app, looking, name_of, say_json
+from groundstate.engine import pending as engine
+from groundstate.engine.pending import Pending
+from groundstate.engine.question import Question
+
+
+def pending(
+    app: AppOption = None,
+    states: Annotated[bool, typer.Option("--states", help="Also values of tested columns that no reaction answers.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Attempts of each kind that are listed; all are counted.")] = engine.SHOWN,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+) -> None:
+    """What is left to do, what is in doubt and how it will be settled, what failed and when next, what is held. SELECTs alone.
+
+    Ends with 0 also where there is work left.
+    """
+    found = find_app(app)
+    reports = [(name_of(store), ask(found, store, states=states, shown=limit)) for store in found.stores]
+    if as_json:
+        say_json("pending", {"app": found.name, "stores": [{"store": name, "report": one} for name, one in reports]})
+        return
+    for name, one in reports:
+        report.show(console(), name, one)
+
+
+def ask(app: App, store: Store, *, states: bool = False, shown: int = engine.SHOWN) -> Pending:
+    """The report on one store of the app."""
+    with looking(store) as (database, lives):
+        questions = [Question(spec, database) for spec in app.reactions_of(store)]
+        rested = [(record, clause) for record, clause in app.rested if store.owns_class(record)] if states else None
+        return engine.pending(app.name, database, questions, lives, rested=rested, shown=shown)

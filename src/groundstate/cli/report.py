@@ -1,0 +1,147 @@
+"""The report of `pending`, as tables for people. What it says is asked by the engine; here it is only set out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from groundstate.cli.common import at, plain
+from groundstate.engine.pending import Open, Pending
+from groundstate.engine.registry import COUNTED_MAX
+from groundstate.engine.states import COUNTED_MOST
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table in the manner of all our tables."""
+    made = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        right = name in ("rows", "pid", "begins")
+        made.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+    return made
+
+
+def show(console: Console, store: str, report: Pending) -> None:
+    """The whole report on one store."""
+    console.print(Text(f"{plain(store)} at {at(report.now)}{', a standby' if report.standby else ''}", style="bold"))
+    console.print()
+    _to_do(console, report)
+    _doubts(console, report)
+    _failed(console, report)
+    _held(console, report)
+    _others(console, report)
+    _states(console, report)
+    _lives(console, report)
+    console.print(Text(report.in_flight, style="green"), soft_wrap=True)
+    if not report.left:
+        console.print(Text("Nothing is left to do.", style="green"))
+
+
+def _put(console: Console, made: Table, rows: Iterable[Sequence[object]]) -> None:
+    for row in rows:
+        made.add_row(*(one if isinstance(one, Text) else plain(one) for one in row))
+    if made.row_count:
+        console.print(made)
+        console.print()
+
+
+def _to_do(console: Console, report: Pending) -> None:
+    made = table("To be carried out", "reaction", "on", "rows", "lowest keys", "condition")
+    for one in report.to_do:
+        if one.rows:
+            many = f"at least {COUNTED_MAX:,}" if one.at_least else f"{one.rows:,}"
+            name = one.reaction if one.starts else f"{one.reaction} (not started)"
+            made.add_row(plain(name), plain(one.table), many, plain(", ".join(one.oldest)), plain(one.condition))
+    _put(console, made, ())
+
+
+def _title(name: str, all_of_them: int, listed: Sequence[object]) -> str:
+    return f"{name}: {all_of_them:,}" + (f", of which {len(listed)} are listed" if len(listed) < all_of_them else "")
+
+
+def _count(report: Pending, *names: str) -> int:
+    return sum(report.counts.get(name, 0) for name in names)
+
+
+def _doubts(console: Console, report: Pending) -> None:
+    others = sum(count for name, count in report.counts.items() if name not in ("failed", "held"))
+    made = table(_title("Begun or in doubt", others, report.in_doubt), "reaction", "record", "it is", "settled", "from", "error")
+    _put(
+        console,
+        made,
+        ((one.reaction, record(one), one.standing, one.next, _from(one, report.now), one.error or "") for one in report.in_doubt),
+    )
+
+
+def _from(one: Open, now: datetime) -> str:
+    words = at(one.settled_from, now) if one.settled_from else "at once"
+    return f"{words}; its key is good until {at(one.key_kept_until)}" if one.key_kept_until else words
+
+
+def record(one: Open) -> str:
+    """The record, and the round where there are several."""
+    return f"{one.record} ({one.occurrence})" if one.occurrence else one.record
+
+
+def _failed(console: Console, report: Pending) -> None:
+    made = table(_title("Failed", _count(report, "failed"), report.failed), "reaction", "record", "failures", "next", "error")
+    _put(console, made, ((one.reaction, record(one), one.tries, at(one.next_at, report.now), one.error or "") for one in report.failed))
+
+
+def _held(console: Console, report: Pending) -> None:
+    made = table(_title("Held for a person", _count(report, "held"), report.held), "reaction", "record", "since", "why", "error")
+    _put(console, made, ((one.reaction, record(one), at(one.since, report.now), one.why or "", one.error or "") for one in report.held))
+
+
+def _others(console: Console, report: Pending) -> None:
+    made = table("Waiting for another call on the same record", "reaction", "record", "waits for", "which is")
+    _put(console, made, ((one.reaction, one.record, one.waits_for, one.standing) for one in report.waits))
+    made = table("Locked by a long transaction of somebody else", "reaction", "record", "pid", "since", "who")
+    _put(console, made, ((one.reaction, one.record, one.pid, at(one.since, report.now), one.who) for one in report.locked))
+    warn = [one.words for one in report.newcomers]
+    if report.suspects:
+        warn.append(f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until `groundstate trust`")
+    warn += [
+        f"{count:,} attempts are of reaction {name!r}, which this code does not declare, so no worker starts: rename or settle them"
+        for name, count in report.undeclared.items()
+    ]
+    for words in warn:
+        console.print(Text(plain(words), style="yellow"), soft_wrap=True)
+    if report.baseline:
+        console.print(Text(f"{report.baseline:,} rows were there before their reaction, and are left as they are (--baseline)."))
+
+
+def _states(console: Console, report: Pending) -> None:
+    if report.states is None:
+        return
+    made = table("States that no reaction answers", "column", "value", "rows")
+    values = [one for one in report.states if one.value is not None]
+    _put(console, made, ((f"{one.table}.{one.column}", one.value, _states_counted(one.rows)) for one in values))
+    for one in report.states:
+        if one.why:
+            console.print(Text(plain(one.why)), soft_wrap=True)
+    if not report.states:
+        console.print("Every state is answered by a reaction, or declared to rest.")
+
+
+def _states_counted(rows: int) -> str:
+    return f"{rows:,}" if rows < COUNTED_MOST else f"{COUNTED_MOST:,} or more"
+
+
+def _lives(console: Console, report: Pending) -> None:
+    made = table("Workers", "life", "it", "on", "since", "calls begun")
+    for one in report.lives:
+        is_ = "lives" if one.alive else "cannot be seen" if one.alive is None else "ended uncleanly"
+        if one.ended_at is not None:
+            is_ = "ended uncleanly, adopted"
+        where = f"{one.host} (process {one.pid})" if one.host else "-"
+        made.add_row(f"{one.life:x}", is_, plain(where), at(one.began_at, report.now), f"{one.begins:,}")
+    _put(console, made, ())
+    console.print(Text(f"Before: {report.last_end}. Who is alive is told by {report.lock}."), soft_wrap=True)
+    if report.careful:
+        words = "Careful mode: two workers ended uncleanly, so batches are small until the record that does it is found."
+        console.print(Text(words, style="yellow"), soft_wrap=True)

@@ -1,0 +1,146 @@
+"""`groundstate run`: a worker in this process. Says what is left to do, starts the engine, and drains it at a signal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+from rich.text import Text
+
+from groundstate.app.app import App
+from groundstate.cli import pending, report
+from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, console, find_app, name_of, plain, words_of
+
+LOOKS_S = 0.5  # how often it is asked whether the worker still goes on
+GO = -1
+
+Events = queue.SimpleQueue[int]
+
+
+def run(  # noqa: PLR0913  # the options of a command
+    module: Annotated[str | None, typer.Argument(metavar="[MODULE:NAME]", help="The app, as --app.", show_default=False)] = None,
+    *,
+    app: AppOption = None,
+    held: Annotated[bool, typer.Option("--held", help="Come up and carry out nothing until Enter, or SIGUSR1.")] = False,
+    after_restore: Annotated[
+        bool, typer.Option("--after-restore", help="A backup was put back: calls of the lost time are in doubt, and asked after.")
+    ] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Start new and changed reactions on the rows that match already.")] = False,
+    drain: Annotated[
+        float, typer.Option(min=0, max=86_400, metavar="SECONDS", help="At SIGTERM or SIGINT: how long calls in the air may take to end.")
+    ] = 10.0,
+    debug: DebugOption = False,
+) -> None:
+    """Run a worker: say what is left to do, then carry it out, until SIGTERM or SIGINT. A second signal ends it at once."""
+    if module is not None and app is not None and module != app:
+        raise CommandFailed(f"two apps are named: {module} and --app {app}; give one")
+    found = find_app(module or app)
+    _log(debug=debug)
+    events: Events = queue.SimpleQueue()
+    _listen(events)
+    _report(found)
+    found.start(accept=accept, after_restore=after_restore, held=held)
+    try:
+        if held:
+            _wait_for_go(found, events)
+        failure = _wait(found, events)
+    finally:
+        found.stop(timedelta(seconds=drain))
+    if failure is not None:
+        print(f"groundstate run: the worker ended by itself: {words_of(failure)}", file=sys.stderr)
+        raise typer.Exit(Code.FAILED)
+
+
+# ---- signals -------------------------------------------------------------------------------------------------------------------
+def _listen(events: Events) -> None:
+    seen: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        if seen:
+            os._exit(128 + number)  # the lock dies with us, and the next life settles what was in the air
+        seen.append(number)
+        events.put(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _wait(app: App, events: Events) -> BaseException | None:
+    """Until a signal comes; or what ended the worker by itself."""
+    while True:
+        try:
+            number = events.get(timeout=LOOKS_S)
+        except queue.Empty:
+            if app.failure is not None:
+                return app.failure
+            continue
+        if number != GO:
+            _say(f"{signal.Signals(number).name}: nothing new is begun, and calls in the air may end; a second signal ends at once")
+            return None
+
+
+def _wait_for_go(app: App, events: Events) -> None:
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: events.put(GO))
+    by_enter = sys.stdin is not None and sys.stdin.isatty()
+    if by_enter:
+        threading.Thread(target=_read_enter, args=(events,), daemon=True).start()
+    _say(f"Held: nothing is carried out until {'Enter, or ' if by_enter else ''}`kill -USR1 {os.getpid()}`")
+    while app.failure is None:
+        try:
+            number = events.get(timeout=LOOKS_S)
+        except queue.Empty:
+            continue
+        if number == GO:
+            _say("Carrying out from now on")
+            app.go()
+        else:
+            events.put(number)  # for `_wait`: told to stop before it was told to go
+        return
+
+
+def _read_enter(events: Events) -> None:
+    if sys.stdin.readline():
+        events.put(GO)
+
+
+# ---- what is said --------------------------------------------------------------------------------------------------------------
+def _report(app: App) -> None:
+    """What is left to do, on stdout, before anything is carried out."""
+    out = console()
+    for store in app.stores:
+        report.show(out, name_of(store), pending.ask(app, store))
+    out.print(Text(f"A worker of {plain(app.name)} starts, process {os.getpid()}.", style="bold"))
+    sys.stdout.flush()
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+class _Neutral(logging.Formatter):
+    """A line of the log in which nothing from data reaches the terminal as an escape; tracebacks keep their lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(plain(line) for line in super().format(record).splitlines())
+
+
+def _log(*, debug: bool) -> None:
+    """Logs on stderr: in colours at a terminal, in plain lines elsewhere."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=console(stderr=True), show_path=False, markup=False, highlighter=None, log_time_format="%X")
+        handler.setFormatter(_Neutral("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if debug:
+        logging.getLogger("groundstate").setLevel(logging.DEBUG)

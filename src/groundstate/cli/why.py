@@ -1,0 +1,96 @@
+"""`groundstate why TABLE PK`: every reaction on one record. Reads alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from groundstate.app.app import App
+from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, JsonOption, at, console, find_app, looking, plain, say_json
+from groundstate.engine import why as engine
+from groundstate.engine.pending import Open
+from groundstate.engine.question import Question
+from groundstate.engine.why import Answer, Why
+from groundstate.values.errors import NotFound
+
+_MARKS = {True: ("true ", "green"), False: ("false", "red"), None: ("NULL ", "red")}
+
+
+def why(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="The record's table, or its class.", show_default=False)],
+    record: Annotated[str, typer.Argument(metavar="PK", help="Its primary key; of several columns a JSON array.", show_default=False)],
+    app: AppOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+) -> None:
+    """Every reaction on one record: which clauses of its condition hold, what it waits for, what comes next. SELECTs alone."""
+    found = find_app(app)
+    said = _ask(found, table, record)
+    if as_json:
+        say_json("why", {"app": found.name, "why": said})
+        return
+    _show(console(), said)
+
+
+def _ask(app: App, table: str, record: str) -> Why:
+    missing: NotFound | None = None
+    for store in app.stores:
+        with looking(store) as (database, lives):
+            questions = [Question(spec, database) for spec in app.reactions_of(store)]
+            try:
+                return engine.why(app.name, database, questions, lives, table, record)
+            except NotFound as error:
+                missing = missing if missing is not None and len(app.stores) > 1 else error
+            except ValueError as error:
+                raise CommandFailed(str(error), Code.USAGE) from None
+    raise missing or NotFound(f"no reaction is on a table {table!r}")
+
+
+def _show(out: Console, said: Why) -> None:
+    there = "" if said.exists else ", which is not there any more"
+    out.print(Text(f"{plain(said.table)} {plain(said.record)}{there}, at {at(said.now)}", style="bold"))
+    for one in said.answers:
+        out.print()
+        _show_answer(out, said, one)
+    if said.others:
+        out.print()
+        out.print(Text("Attempts of reactions that are not on this table in this code", style="bold"))
+        for attempt in said.others:
+            _show_attempt(out, said, attempt)
+
+
+def _show_answer(out: Console, said: Why, one: Answer) -> None:
+    style = "green" if one.holds else "dim"
+    words = "its condition holds" if one.holds else "its condition does not hold"
+    out.print(Text.assemble((plain(one.reaction), f"bold {style}"), f"  {words}"))
+    for clause in one.clauses:
+        mark, colour = _MARKS[clause.holds]
+        out.print(Text.assemble("  ", (mark, colour), " ", plain(clause.sql)), soft_wrap=True)
+    for attempt in one.attempts:
+        _show_attempt(out, said, attempt)
+    for other in one.waits_for:
+        why_ = f": {plain(other.why)}" if other.why else ""
+        waits = f"  waits for {plain(other.reaction)} on {plain(other.record)}, which is {other.standing}{why_}"
+        out.print(Text(waits, style="yellow"), soft_wrap=True)
+    when = f", {at(one.next_at, said.now)}" if one.next_at else ""
+    out.print(Text(f"  next: {plain(one.next)}{when}"), soft_wrap=True)
+
+
+def _show_attempt(out: Console, said: Why, one: Open) -> None:
+    rounds = f" (round {plain(one.occurrence)})" if one.occurrence else ""
+    line = f"  {plain(one.reaction)}{rounds} is {one.standing} since {at(one.since, said.now)}, failures {one.tries}"
+    if one.has_outcome:
+        line += ", an outcome is in hand"
+    out.print(Text(line, style="yellow"), soft_wrap=True)
+    for name, words in (("why", one.why), ("error", one.error)):
+        if words:
+            out.print(Text(f"    {name}: {plain(words)}"), soft_wrap=True)
+    if one.settled_from is not None:
+        out.print(Text(f"    to be settled: {one.next}, from {at(one.settled_from, said.now)}"), soft_wrap=True)
+    if one.key_kept_until is not None:
+        out.print(Text(f"    its key is good until {at(one.key_kept_until)}"), soft_wrap=True)
+
+

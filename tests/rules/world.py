@@ -1,0 +1,495 @@
+"""A toy of the protocol: one record, two worker processes, an outside, a writer, a person and time, driven at random through the real rules.
+
+A small sister of `protocol.pml`: the transitions are those of rules/attempt.py, everything else is made up here. The outside keeps its
+promise (nothing lands later than deadline + settle_after, and a find is right), and so does the person; nothing else is kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import ClassVar, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import Attempt, Facts, State, Terms
+from groundstate.rules.blocking import blocker, due
+from groundstate.rules.policy import MARGIN, Retry
+from tests.rules.making import NOW, SECOND, TIMEOUT
+
+BEGUN, DOUBT, FAILED, HELD = State
+TRIES = Retry(times=2, first=SECOND, longest=SECOND)
+OCCURRENCES = 2
+pick = st.integers(0, 7)
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Call:
+    """One call: what its task in the worker knows (`task`), and what its request does outside (`request`)."""
+
+    number: int  # the fence
+    occurrence: int
+    process: int
+    life: int
+    deadline: datetime
+    task: str = "begun"  # begun, waiting, stuck (hangs before its request goes out), given up, ended
+    request: str = "none"  # none, air, landed, refused, lost
+    reports: int | None = None  # the effect that a landed request reports
+    lands_by: datetime | None = None  # None while its thread may still send
+
+
+@dataclass(eq=False)
+class Asked:
+    """A find under way, with the fence it was asked under."""
+
+    process: int
+    occurrence: int
+    call: int
+    worker: int
+    at: datetime
+    answer: str | int | None = None  # 'absent', 'unknown', an effect; None until it answers
+
+
+class World(RuleBasedStateMachine):
+    terms: ClassVar[Terms]
+    threads: ClassVar[bool] = False  # sync calls whose thread may hang before it sends; then no living worker loses its lock
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = NOW
+        self.exists, self.condition, self.occurrence = True, True, 0
+        self.entries = [1, 0]
+        self.rows: dict[int, Attempt] = {}
+        self.lives: list[int | None] = [1, 2]
+        self.last_life = 2
+        self.calls: list[Call] = []
+        self.questions: list[Asked] = []
+        self.effects: list[int] = []  # effect -> its occurrence
+        self.provider: dict[int, tuple[int, datetime]] = {}  # key -> its effect, and since when it is kept
+        self.taken: set[int] = set()  # effects whose outcome a handler or a person has taken
+        self.heard: set[int] = set()  # effects whose outcome some worker had in its hands
+        self.sent = [0, 0]  # calls that went out without a person's word
+        self.has_overtaken = False
+
+    @initialize(handler=st.booleans())
+    def declared(self, handler: bool) -> None:
+        self.has_overtaken = handler
+
+    # ---- what is there -------------------------------------------------------------------------------------------------------
+    @property
+    def kind(self) -> str:
+        assert self.terms.policy is not None
+        return self.terms.policy.kind
+
+    def facts(self, occurrence: int) -> Facts:
+        return Facts(self.exists, self.exists and self.condition and self.occurrence == occurrence)
+
+    def open_effects(self, occurrence: int) -> set[int]:
+        return {effect for effect, at in enumerate(self.effects) if at == occurrence} - self.taken
+
+    def in_the_air(self, occurrence: int) -> bool:
+        return any(call.request == "air" and call.occurrence == occurrence for call in self.calls)
+
+    def blocked(self, occurrence: int) -> bool:
+        return blocker("shop", "charge", str(occurrence), self.rows.values(), fact=False) is not None
+
+    def living(self, process: int) -> int | None:
+        return self.lives[process]
+
+    def thread_runs(self, one: Attempt) -> bool:
+        return any(call.number == one.call and call.task in ("given up", "stuck") for call in self.calls)
+
+    def of_rows(self, process: int, state: State) -> list[int]:
+        """Occurrences whose attempt this process may look at now."""
+        life = self.lives[process]
+        found = [at for at, one in self.rows.items() if one.state is state and due(one, self.now)]
+        if state is DOUBT:
+            return [at for at in found if self.rows[at].worker == life and not self.thread_runs(self.rows[at])]
+        return found if life is not None else []
+
+    @staticmethod
+    def one_of(some: Sequence[T], which: int) -> T:
+        return some[which % len(some)]
+
+    # ---- rows ----------------------------------------------------------------------------------------------------------------
+    def put(self, occurrence: int, decision: rules.Decision | rules.Refuse, process: int | None = None) -> None:
+        match decision:
+            case rules.Keep(after):
+                self.rows[occurrence] = after
+            case rules.Delete():
+                del self.rows[occurrence]
+            case rules.Begin(before):
+                assert process is not None
+                self.begin_call(process, occurrence, before)
+            case rules.GaveUp():
+                self.rows[occurrence] = rules.held_as(self.rows[occurrence], "the last try was used").attempt
+            case rules.Ask():
+                one = self.rows[occurrence]
+                assert process is not None
+                if not any(asked.process == process for asked in self.questions):
+                    self.questions.append(Asked(process, occurrence, one.call, one.worker, self.now))
+            case rules.Wait() | rules.Refuse():
+                pass
+            case _:
+                raise AssertionError(decision)
+
+    def begin_call(self, process: int, occurrence: int, before: Attempt, *, known: bool = True) -> None:
+        life = self.lives[process]
+        assert life is not None
+        number = 100 + len(self.calls)
+        deadline = self.now + TIMEOUT + MARGIN
+        self.rows[occurrence] = rules.begun(before, worker=life, call=number, now=self.now, deadline=deadline)
+        call = Call(number, occurrence, process, life, deadline, lands_by=deadline + self.terms.settle_after)
+        call.task = "begun" if known else "ended"
+        self.calls.append(call)
+
+    def fresh(self, occurrence: int, worker: int) -> Attempt:
+        return Attempt(
+            "shop", "charge", "7", str(occurrence), FAILED, worker, 0, 0, unsure=False, since=self.now, first_at=self.now, deadline=self.now,
+            blocks="order",
+        )  # fmt: skip
+
+    # ---- outcomes ------------------------------------------------------------------------------------------------------------
+    def take(self, effect: int) -> None:
+        self.taken.add(effect)
+        self.condition = False
+
+    def conclude(self, occurrence: int, effect: int, handler_raises: bool) -> None:
+        """An outcome is put to an attempt that may conclude."""
+        one = self.rows[occurrence]
+        decision = rules.returned(one, self.facts(occurrence))
+        if isinstance(decision, rules.Conclude) and not handler_raises:
+            assert effect not in self.taken, "an old outcome was taken for new work"
+            self.take(effect)
+            del self.rows[occurrence]
+        elif isinstance(decision, rules.Overtaken) and self.exists and self.has_overtaken:
+            self.taken.add(effect)
+            del self.rows[occurrence]
+        else:
+            self.hold_with(occurrence, one, effect)
+
+    def hold_with(self, occurrence: int, one: Attempt, effect: int) -> None:
+        self.rows[occurrence] = rules.outcome_refused(one, "held", None, self.added(one, effect)).attempt
+
+    @staticmethod
+    def added(one: Attempt, effect: int) -> str:
+        return json.dumps([*json.loads(one.outcome or "[]"), effect])
+
+    def late(self, occurrence: int, effect: int, handler_raises: bool) -> None:
+        """An outcome of a call that is not the attempt's latest any more."""
+        one = self.rows.get(occurrence)
+        match rules.late(one, self.terms.policy):
+            case rules.Conclude():
+                self.conclude(occurrence, effect, handler_raises)
+            case rules.AddOutcome(unsure=unsure):
+                assert one is not None
+                self.rows[occurrence] = replace(one, state=HELD, unsure=unsure, outcome=self.added(one, effect), next_at=None, why="late")
+            case rules.HoldNew():
+                if effect not in self.taken:  # else the handler compares, and there is nothing to do
+                    self.hold_with(occurrence, self.fresh(occurrence, 0), effect)
+            case rules.Drop():
+                pass
+
+    # ---- a worker ------------------------------------------------------------------------------------------------------------
+    @rule(process=st.integers(0, 1), known=st.sampled_from([True, True, True, False]))
+    def takes_the_record(self, process: int, known: bool) -> None:
+        """Not known: the COMMIT's answer was lost, and the row landed after all."""
+        life, at = self.lives[process], self.occurrence
+        if life is not None and at not in self.rows and self.facts(at).holds and not self.blocked(at):
+            self.sent[at] = 0
+            self.begin_call(process, at, self.fresh(at, life), known=known)
+
+    @rule(process=st.integers(0, 1))
+    def sweeps(self, process: int) -> None:
+        """Adopts from dead lives, and looks for begun attempts of its own that it does not know."""
+        life = self.lives[process]
+        if life is None:
+            return
+        for at, one in list(self.rows.items()):
+            if one.state in (BEGUN, DOUBT) and one.worker not in self.lives:
+                self.rows[at] = rules.adopted(one, life, self.now, has_call=True, alone=False).attempt
+            elif one.state is BEGUN and one.worker == life:
+                if not any(call.number == one.call and call.task != "ended" for call in self.calls):
+                    self.put(at, rules.did_not_go_out(one, self.now))
+
+    @rule(process=st.integers(0, 1), which=pick)
+    def settles_a_doubt(self, process: int, which: int) -> None:
+        if found := self.of_rows(process, DOUBT):
+            at = self.one_of(found, which)
+            self.put(at, rules.settle(self.rows[at], self.terms, self.facts(at), self.now), process)
+
+    @rule(process=st.integers(0, 1), which=pick)
+    def looks_at_what_failed(self, process: int, which: int) -> None:
+        if found := self.of_rows(process, FAILED):
+            at = self.one_of(found, which)
+            self.put(at, rules.retry_failed(self.rows[at], self.terms, self.facts(at), self.now, blocked=self.blocked(at)), process)
+
+    # ---- a call --------------------------------------------------------------------------------------------------------------
+    def with_task(self, *tasks: str) -> list[Call]:
+        return [call for call in self.calls if call.task in tasks and self.lives[call.process] is not None]
+
+    def ours(self, call: Call) -> Attempt | None:
+        """The attempt, where this is its latest call and still begun."""
+        one = self.rows.get(call.occurrence)
+        return one if one is not None and one.state is BEGUN and one.call == call.number else None
+
+    @precondition(lambda self: self.with_task("begun"))
+    @rule(which=pick, stops=st.sampled_from([False, False, False, True]), hangs=st.booleans())
+    def goes_out_or_not(self, which: int, stops: bool, hangs: bool) -> None:
+        """The check just before the call: still who we were, and not past the deadline."""
+        call = self.one_of(self.with_task("begun"), which)
+        if stops or self.lives[call.process] != call.life or self.now > call.deadline:
+            call.task = "ended"
+            if one := self.ours(call):
+                self.put(call.occurrence, rules.did_not_go_out(one, self.now))
+        elif hangs and self.threads:
+            call.task, call.lands_by = "stuck", None
+        else:
+            call.task = "waiting"
+            self.send(call)
+
+    def send(self, call: Call) -> None:
+        call.request = "air"
+        one = self.rows.get(call.occurrence)
+        if one is not None and one.call == call.number:
+            self.sent[call.occurrence] += 1
+            assert self.terms.retry.times is not None
+            assert self.sent[call.occurrence] <= self.terms.retry.times + 1, "BoundedCalls"
+
+    @precondition(lambda self: self.with_task("stuck"))
+    @rule(which=pick)
+    def a_thread_that_hung_sends_after_all(self, which: int) -> None:
+        call = self.one_of(self.with_task("stuck"), which)
+        call.task = "waiting" if self.ours(call) else "given up"
+        self.send(call)
+
+    @precondition(lambda self: any(call.request == "air" for call in self.calls))
+    @rule(which=pick, how=st.sampled_from(["landed", "landed", "refused", "lost"]))
+    def a_request_comes_to_its_end(self, which: int, how: str) -> None:
+        self.end_request(self.one_of([call for call in self.calls if call.request == "air"], which), how)
+
+    def end_request(self, call: Call, how: str) -> None:
+        call.request = how
+        if how != "landed":
+            return
+        remembered = self.provider.get(call.occurrence)
+        if self.kind == "same_key" and remembered is not None:
+            call.reports = remembered[0]
+            return
+        call.reports = len(self.effects)
+        self.effects.append(call.occurrence)
+        self.provider[call.occurrence] = (call.reports, self.now)
+
+    @precondition(lambda self: any(call.request in ("landed", "refused") for call in self.with_task("waiting", "given up")))
+    @rule(which=pick, raises=st.sampled_from([False, False, False, True]))
+    def an_answer_comes(self, which: int, raises: bool) -> None:
+        call = self.one_of([one for one in self.with_task("waiting", "given up") if one.request in ("landed", "refused")], which)
+        call.task = "ended"
+        one = self.ours(call)
+        if call.request == "landed":
+            assert call.reports is not None
+            self.heard.add(call.reports)
+            put = self.conclude if one is not None else self.late
+            put(call.occurrence, call.reports, raises)
+        elif one is not None:
+            self.put(call.occurrence, rules.not_done(one, "refused", self.now + SECOND, counts=True))
+
+    @precondition(lambda self: self.with_task("waiting", "stuck"))
+    @rule(which=pick, listens=st.booleans())
+    def a_call_times_out(self, which: int, listens: bool) -> None:
+        call = self.one_of(self.with_task("waiting", "stuck"), which)
+        if one := self.ours(call):
+            self.put(call.occurrence, rules.unclear(one, "timed out", self.now, self.now))
+        if call.task == "waiting":
+            call.task = "given up" if listens or call.lands_by is None else "ended"
+
+    @precondition(lambda self: self.with_task("given up"))
+    @rule(which=pick)
+    def a_thread_that_was_given_up_ends(self, which: int) -> None:
+        call = self.one_of(self.with_task("given up"), which)
+        call.task = "ended"
+        call.lands_by = call.lands_by or self.now + self.terms.settle_after
+        one = self.rows.get(call.occurrence)
+        if one is not None and one.call == call.number and one.state in (DOUBT, HELD):
+            self.rows[call.occurrence] = replace(one, deadline=max(one.deadline, self.now))
+
+    # ---- the outside is asked --------------------------------------------------------------------------------------------------
+    @precondition(lambda self: any(asked.answer is None for asked in self.questions))
+    @rule(which=pick, knows=st.sampled_from([True, True, True, False]))
+    def the_outside_answers(self, which: int, knows: bool) -> None:
+        asked = self.one_of([one for one in self.questions if one.answer is None], which)
+        made = [effect for effect, at in enumerate(self.effects) if at == asked.occurrence]
+        asked.answer = "unknown" if not knows else made[0] if made else "absent"
+
+    @precondition(lambda self: any(asked.answer is not None for asked in self.questions))
+    @rule(which=pick, raises=st.sampled_from([False, False, False, True]))
+    def its_answer_is_applied(self, which: int, raises: bool) -> None:
+        asked = self.one_of([one for one in self.questions if one.answer is not None], which)
+        self.questions.remove(asked)
+        at, one = asked.occurrence, self.rows.get(asked.occurrence)
+        if one is None or one.state is not DOUBT or (one.call, one.worker) != (asked.call, asked.worker):
+            return  # moved on: it can be asked again
+        later = self.now + SECOND
+        match asked.answer:
+            case "absent":
+                self.put(at, rules.absent(one, self.terms, self.facts(at), asked.at, self.now, later))
+            case "unknown":
+                self.put(at, rules.unknown(one, self.terms, self.now, later, None))
+            case int(effect):
+                self.heard.add(effect)
+                self.conclude(at, effect, raises)
+
+    # ---- time, and the ends of processes -----------------------------------------------------------------------------------------
+    @rule(seconds=st.sampled_from([1, 5, 16, 40, 100]), lands=st.booleans())
+    def time_passes(self, seconds: int, lands: bool) -> None:
+        """Nothing stays in the air for longer than the outside promises; and it forgets keys as soon as it may."""
+        self.now += seconds * SECOND
+        for call in self.calls:
+            if call.request == "air" and call.lands_by is not None and self.now > call.lands_by:
+                self.end_request(call, "landed" if lands else "lost")
+        kept_for = self.terms.policy.kept_for if self.terms.policy else None
+        if kept_for is not None:
+            self.provider = {key: kept for key, kept in self.provider.items() if kept[1] + kept_for > self.now}
+
+    @precondition(lambda self: any(self.lives))
+    @rule(process=st.integers(0, 1))
+    def a_process_is_killed(self, process: int) -> None:
+        self.lives[process] = None
+        self.questions = [asked for asked in self.questions if asked.process != process]
+        for call in self.calls:
+            if call.process == process:
+                call.task = "ended"
+                call.lands_by = call.lands_by or self.now + self.terms.settle_after
+
+    @precondition(lambda self: None in self.lives)
+    @rule(process=st.integers(0, 1))
+    def a_process_starts(self, process: int) -> None:
+        if self.lives[process] is None:
+            self.last_life += 1
+            self.lives[process] = self.last_life
+
+    @precondition(lambda self: not self.threads)
+    @rule(process=st.integers(0, 1))
+    def a_living_worker_loses_its_lock_and_begins_a_new_life(self, process: int) -> None:
+        if self.lives[process] is not None:
+            self.last_life += 1
+            self.lives[process] = self.last_life
+
+    # ---- the shop, and a person ------------------------------------------------------------------------------------------------
+    @rule(deed=st.sampled_from(["done by hand", "next", "next", "deleted"]), rare=st.sampled_from([True, False, False]))
+    def the_shop_writes(self, deed: str, rare: bool) -> None:
+        if not rare or not self.exists:
+            return
+        if deed == "done by hand":
+            self.condition = False
+        elif deed == "deleted":
+            self.exists = False
+        elif self.occurrence + 1 < OCCURRENCES:
+            self.occurrence += 1
+            self.condition = True
+            self.entries[self.occurrence] += 1
+
+    @precondition(lambda self: any(one.state is HELD for one in self.rows.values()))
+    @rule(which=pick, deed=st.sampled_from(["retry", "absent", "outcome", "forget"]))
+    def a_person_looks_at_what_is_held(self, which: int, deed: str) -> None:
+        at = self.one_of([at for at, one in self.rows.items() if one.state is HELD], which)
+        one, facts = self.rows[at], self.facts(at)
+        self.sent[at] = 0
+        match deed:
+            case "retry":
+                self.by_person(at, rules.person_retry(one, self.terms, self.now))
+            case "absent" if not self.open_effects(at) and not self.thread_runs(one):
+                self.by_person(at, rules.person_absent(one, self.terms, facts, self.now))
+            case "outcome" if self.open_effects(at):
+                self.by_person(at, rules.person_outcome(one, self.terms, self.now))
+            case "forget" if not self.thread_runs(one) and not self.in_the_air(at):
+                decision = rules.person_forget(one, self.terms, facts, self.now)
+                if isinstance(decision, rules.Delete):
+                    self.taken |= self.open_effects(at)
+                self.by_person(at, decision)
+
+    def by_person(self, occurrence: int, decision: rules.Decision | rules.Refuse) -> None:
+        if isinstance(decision, rules.Conclude):
+            if self.thread_runs(self.rows[occurrence]) or self.in_the_air(occurrence):
+                return
+            self.taken |= self.open_effects(occurrence)
+            self.condition = self.condition and self.occurrence != occurrence
+            del self.rows[occurrence]
+        else:
+            self.put(occurrence, decision)
+
+    # ---- what must hold, always ------------------------------------------------------------------------------------------------
+    @invariant()
+    def listed(self) -> None:
+        if self.kind != "again":
+            assert all(at in self.rows or not self.open_effects(at) for at in range(OCCURRENCES)), "Listed"
+
+    @invariant()
+    def at_most_once(self) -> None:
+        """Under same_key this is OncePerKey: the key is the occurrence's."""
+        if self.kind != "again":
+            for at in range(OCCURRENCES):
+                assert self.effects.count(at) <= max(self.entries[at], 1), "AtMostOnce"
+
+    @invariant()
+    def sticky_doubt(self) -> None:
+        """'Sure' says that nothing of it is open outside."""
+        for at, one in self.rows.items():
+            if one.state is FAILED or (one.state is HELD and not one.unsure and one.outcome is None):
+                assert not self.open_effects(at), "StickyDoubt"
+                assert not self.in_the_air(at), "StickyDoubt"
+
+    @invariant()
+    def outcome_kept(self) -> None:
+        if self.kind != "again":
+            kept = {effect for one in self.rows.values() for effect in json.loads(one.outcome or "[]")}
+            assert self.heard <= self.taken | kept, "OutcomeKept"
+
+    # ---- and in the end --------------------------------------------------------------------------------------------------------
+    def teardown(self) -> None:
+        """Without further trouble all comes to rest, and what is still to be done stands listed. No mark must be waited for."""
+        for process in range(2):
+            self.a_process_starts(process)
+        for _ in range(60):
+            self.a_quiet_while()
+            self.listed()
+            self.at_most_once()
+            self.sticky_doubt()
+            self.outcome_kept()
+        if self.exists and self.condition:
+            one = self.rows.get(self.occurrence)
+            assert (one is not None and one.state is HELD) or self.blocked(self.occurrence), "NotLost"
+        for at, one in self.rows.items():
+            assert one.state is HELD or (one.state is FAILED and self.blocked(at)), "NothingAtRest"
+
+    def a_quiet_while(self) -> None:
+        for process in range(2):
+            self.sweeps(process)
+            self.takes_the_record(process, known=True)
+            for which in range(OCCURRENCES):
+                self.settles_a_doubt(process, which)
+                self.looks_at_what_failed(process, which)
+        while self.with_task("begun"):
+            self.goes_out_or_not(0, stops=False, hangs=False)
+        while self.with_task("stuck"):
+            self.a_thread_that_hung_sends_after_all(0)
+        for call in self.calls:
+            if call.request == "air":
+                self.end_request(call, "landed")
+        while any(call.request in ("landed", "refused") for call in self.with_task("waiting", "given up")):
+            self.an_answer_comes(0, raises=False)
+        while self.with_task("waiting"):
+            self.a_call_times_out(0, listens=False)
+        while self.with_task("given up"):
+            self.a_thread_that_was_given_up_ends(0)
+        for asked in list(self.questions):
+            if asked.answer is None:
+                self.the_outside_answers(0, knows=True)
+        while self.questions:
+            self.its_answer_is_applied(0, raises=False)
+        self.time_passes(5, lands=True)
