@@ -20,6 +20,7 @@ import warnings
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from groundstate import App, DeclarationError, DeclarationWarning
@@ -70,8 +71,7 @@ class Page:
     def _python(self, block: Block) -> None:
         if "fresh" in block.marks or not self.namespace:
             self._keep_apps()
-            self.namespace = {"__name__": f"page_{block.line}"}
-            sys.modules[f"page_{block.line}"] = module = type(sys)(f"page_{block.line}")
+            module = sys.modules[f"page_{block.line}"] = ModuleType(f"page_{block.line}")  # where annotations look names up
             self.namespace = module.__dict__
         name = f"{self.path}:{block.line}"
         code = "\n" * (block.line - 1) + block.code

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
@@ -16,8 +15,8 @@ from sqlalchemy import (
     Column,
     Computed,
     ForeignKey,
+    Integer,
     LargeBinary,
-    Numeric,
     String,
     Table,
     Uuid,
@@ -32,7 +31,6 @@ from sqlalchemy.orm import (
     MappedAsDataclass,
     column_property,
     composite,
-    deferred,
     mapped_column,
     registry,
     relationship,
@@ -113,37 +111,27 @@ class Loose(Base):
     items: Mapped[Any] = mapped_column(JSON, default=list)
 
 
-class Named(Base):
-    __tablename__ = "named"
+class Hybrid(Base):
+    __tablename__ = "hybrid"
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="new")
-    first: Mapped[str]
-    last: Mapped[str]
-    full: Mapped[str] = column_property(Column("first", String) + " " + Column("last", String)) if False else mapped_column(default="")
-
-    @hybrid_property
-    def is_new(self) -> bool:
-        return self.status == "new"
 
     @hybrid_property
     def step(self) -> str:
         return self.status
 
     @step.inplace.setter
-    def _step(self, value: str) -> None:
+    def _set_step(self, value: str) -> None:
         self.status = value
 
 
-class Joined(Base):
-    __tablename__ = "joined"
+class Full(Base):
+    __tablename__ = "full_names"
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="new")
     first: Mapped[str] = mapped_column(default="Ada")
     last: Mapped[str] = mapped_column(default="L")
-    full: Mapped[str] = column_property(func.upper("x"))
-
-
-Joined.full = column_property(Joined.__table__.c.first + " " + Joined.__table__.c.last)  # type: ignore[assignment]  # a property added later
+    full: Mapped[str] = column_property(first + " " + last)
 
 
 class Animal(Base):
@@ -228,12 +216,6 @@ class Timed(Base):
     status: Mapped[str] = mapped_column(default="new")
 
 
-class Priced(Base):
-    __tablename__ = "priced"
-    price: Mapped[Decimal] = mapped_column(Numeric(10, 2, asdecimal=True).with_variant(String, "sqlite"), primary_key=True)
-    status: Mapped[str] = mapped_column(default="new")
-
-
 class Versioned(Base):
     __tablename__ = "versioned"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -258,8 +240,8 @@ class Heavy(Base):
     __tablename__ = "heavy"
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="new")
-    blob: Mapped[bytes | None] = deferred(mapped_column(LargeBinary, default=b"\x00\x01"))
-    seen: Mapped[str | None] = deferred(mapped_column(default=None))
+    blob: Mapped[bytes | None] = mapped_column(LargeBinary, default=b"\x00\x01", deferred=True)
+    seen: Mapped[str | None] = mapped_column(default=None, deferred=True)
 
 
 class Parent(Base):
@@ -304,12 +286,68 @@ class Classic:
         self._status = "new"
 
 
-_classic = Table("classic", Base.metadata, Column("id", JSON().with_variant(String, "sqlite") if False else String, primary_key=True), Column("status", String))
+_classic = Table("classic", Base.metadata, Column("id", Integer, primary_key=True), Column("status", String))
 registry(metadata=Base.metadata).map_imperatively(Classic, _classic, column_prefix="_")
 
 
-class Hero(SQLModel, table=True):
-    __tablename__ = "heroes"
+class Champion(SQLModel, table=True):
+    __tablename__ = "champions"
     id: int | None = Field(default=None, primary_key=True)
     status: str = "new"
     power: str | None = None
+
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def _json_in_place(record: Any) -> None:
+    record.data["seen"] = True
+    record.items = [*record.items, 1]
+
+
+def _children_too(record: Any) -> None:
+    for child in record.children:
+        child.status = "seen"
+
+
+def _set(**values: Any) -> Callable[[Any], None]:
+    def write(record: Any) -> None:
+        for name, value in values.items():
+            setattr(record, name, value)
+
+    return write
+
+
+KINDS: dict[str, Kind] = {
+    "generated columns": Kind(Generated, lambda n: Generated(id=n, amount=n), clauses=(Generated.double > 0,),
+                              first=lambda r: setattr(r, "amount", r.amount + 1), true=lambda r: r.double == 2 * (r.id + 1)),
+    "a trigger": Kind(Triggered, lambda n: Triggered(id=n), true=lambda r: r.touched == 2),
+    "onupdate": Kind(Stamped, lambda n: Stamped(id=n), true=lambda r: r.changed_at is not None and r.changes == "python"),
+    "mutable JSON": Kind(Loose, lambda n: Loose(id=n, data={}, items=[]), first=_json_in_place,
+                         true=lambda r: r.data == {"seen": True} and r.items == [1]),
+    "a hybrid property": Kind(Hybrid, lambda n: Hybrid(id=n), state="step"),
+    "column_property": Kind(Full, lambda n: Full(id=n), clauses=(Full.full.like("A% L%"),), first=_set(last="Love"),
+                            true=lambda r: r.full == "Ada Love"),
+    "single-table inheritance, the base": Kind(Animal, lambda n: Dog(id=n, name="Rex") if n % 2 else Animal(id=n),
+                                               true=lambda r: r.id % 2 == 0 or r.name == "Rex"),
+    "joined-table inheritance, the child": Kind(CardPayment, lambda n: CardPayment(id=n, card="1"), clauses=(CardPayment.card == "1",),
+                                                first=_set(used=True), true=lambda r: r.used),
+    "a composite key": Kind(Pair, lambda n: Pair(left=n, right=f'a "{n}", ü')),
+    "a UUID key": Kind(Unique, lambda n: Unique(id=uuid.UUID(int=n))),
+    "a composite key of date and UUID": Kind(UniquePair, lambda n: UniquePair(day=date(2026, 1, 1) + timedelta(days=n), who=uuid.UUID(int=n))),
+    "an enum": Kind(Enumerated, lambda n: Enumerated(id=n), states=(Step.NEW, Step.MIDDLE, Step.DONE)),
+    "an enum in the key": Kind(ByEnum, lambda n: ByEnum(step=Step.DONE, id=n)),
+    "quoted names and reserved words": Kind(Words, lambda n: Words(id=n), first=_set(note="a"), then=_set(values="b"),
+                                            true=lambda r: (r.note, r.values) == ("a", "b")),
+    "a text key": Kind(Texts, lambda n: Texts(id=f"key/{n}'\"%s ü")),
+    "a time as key": Kind(Timed, lambda n: Timed(at=NOON + timedelta(microseconds=n))),
+    "version_id_col": Kind(Versioned, lambda n: Versioned(id=n), true=lambda r: r.version == 3),
+    "mapper hooks": Kind(Hooked, lambda n: Hooked(id=n), true=lambda r: r.hooks == 2),
+    "deferred columns": Kind(Heavy, lambda n: Heavy(id=n), first=_set(seen="yes"), true=lambda r: (r.seen, r.blob) == ("yes", b"\x00\x01")),
+    "a joined relationship": Kind(Parent, lambda n: Parent(id=n, children=[Child(id=2 * n), Child(id=2 * n + 1)]), first=_children_too,
+                                  true=lambda r: [child.status for child in r.children] == ["seen", "seen"]),
+    "a dataclass": Kind(Data, lambda n: Data(id=n)),
+    "a composite attribute": Kind(Placed, lambda n: Placed(id=n, at=Point(n, 1)), first=_set(at=Point(0, 9)), true=lambda r: r.at == Point(0, 9)),
+    "imperative mapping": Kind(Classic, Classic, state="_status"),
+    "SQLModel": Kind(Champion, lambda n: Champion(id=n), first=_set(power="more"), true=lambda r: r.power == "more"),
+}  # fmt: skip

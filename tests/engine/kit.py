@@ -216,10 +216,10 @@ class Life:
 class World:
     """One fresh database with one app on it."""
 
-    def __init__(self, url: str, base: type[DeclarativeBase] = Base, **store: Any) -> None:
+    def __init__(self, url: str, *bases: Any, **store: Any) -> None:
         self.url = url
         self.postgres = url.startswith("postgresql")
-        self.app = declared(url, base, **store)
+        self.app = declared(url, *(bases or (Base,)), **store)
         self.engine = create_engine(opening.settings_of(url, None, None, "lossy").url)
         self.ahead = 0.0  # seconds by which the database's clock is ahead
         self.lives: list[Life] = []
@@ -323,9 +323,9 @@ class World:
         self.engine.dispose()
 
 
-def declared(url: str, base: type[DeclarativeBase], **store: Any) -> App:
+def declared(url: str, *bases: Any, **store: Any) -> App:
     """An app; all are declared in this one place, so that each is the same app, imported again."""
-    return App("shop", Store(url, base, **store))
+    return App("shop", Store(url, *bases, **store))
 
 
 UNKNOWN = Unknown()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -41,7 +40,7 @@ def _line(asked: str | None) -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        rich_markup_mode=None,
+        rich_markup_mode="rich" if asked in COMMANDS else None,  # the list of commands must come at once, and rich takes a while
     )
     line.callback()(_root)
     for name, (place, words) in COMMANDS.items():
@@ -65,7 +64,7 @@ def _unasked() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"groundstate {importlib.metadata.version('groundstate')}")
+        print(f"groundstate {importlib.import_module('importlib.metadata').version('groundstate')}")
         raise typer.Exit
 
 

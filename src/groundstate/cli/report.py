@@ -16,9 +16,9 @@ from groundstate.engine.registry import COUNTED_MAX
 from groundstate.engine.states import COUNTED_MOST
 
 
-def table(title: str, *columns: str) -> Table:
+def table(*columns: str) -> Table:
     """An empty table in the manner of all our tables."""
-    made = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
         right = name in ("rows", "pid", "begins")
         made.add_column(Text(name), justify="right" if right else "left", overflow="fold")
@@ -41,22 +41,23 @@ def show(console: Console, store: str, report: Pending) -> None:
         console.print(Text("Nothing is left to do.", style="green"))
 
 
-def _put(console: Console, made: Table, rows: Iterable[Sequence[object]]) -> None:
+def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         made.add_row(*(one if isinstance(one, Text) else plain(one) for one in row))
     if made.row_count:
+        console.print(Text(title, style="bold"), soft_wrap=True)
         console.print(made)
         console.print()
 
 
 def _to_do(console: Console, report: Pending) -> None:
-    made = table("To be carried out", "reaction", "on", "rows", "lowest keys", "condition")
+    made = table("reaction", "on", "rows", "lowest keys", "condition")
     for one in report.to_do:
         if one.rows:
             many = f"at least {COUNTED_MAX:,}" if one.at_least else f"{one.rows:,}"
             name = one.reaction if one.starts else f"{one.reaction} (not started)"
             made.add_row(plain(name), plain(one.table), many, plain(", ".join(one.oldest)), plain(one.condition))
-    _put(console, made, ())
+    _put(console, "To be carried out", made, ())
 
 
 def _title(name: str, all_of_them: int, listed: Sequence[object]) -> str:
@@ -69,9 +70,10 @@ def _count(report: Pending, *names: str) -> int:
 
 def _doubts(console: Console, report: Pending) -> None:
     others = sum(count for name, count in report.counts.items() if name not in ("failed", "held"))
-    made = table(_title("Begun or in doubt", others, report.in_doubt), "reaction", "record", "it is", "settled", "from", "error")
+    made = table("reaction", "record", "it is", "settled", "from", "error")
     _put(
         console,
+        _title("Begun or in doubt", others, report.in_doubt),
         made,
         ((one.reaction, record(one), one.standing, one.next, _from(one, report.now), one.error or "") for one in report.in_doubt),
     )
@@ -88,20 +90,26 @@ def record(one: Open) -> str:
 
 
 def _failed(console: Console, report: Pending) -> None:
-    made = table(_title("Failed", _count(report, "failed"), report.failed), "reaction", "record", "failures", "next", "error")
-    _put(console, made, ((one.reaction, record(one), one.tries, at(one.next_at, report.now), one.error or "") for one in report.failed))
+    made = table("reaction", "record", "failures", "next", "error")
+    title = _title("Failed", _count(report, "failed"), report.failed)
+    rows = ((one.reaction, record(one), one.tries, at(one.next_at, report.now), one.error or "") for one in report.failed)
+    _put(console, title, made, rows)
 
 
 def _held(console: Console, report: Pending) -> None:
-    made = table(_title("Held for a person", _count(report, "held"), report.held), "reaction", "record", "since", "why", "error")
-    _put(console, made, ((one.reaction, record(one), at(one.since, report.now), one.why or "", one.error or "") for one in report.held))
+    made = table("reaction", "record", "since", "why", "error")
+    title = _title("Held for a person", _count(report, "held"), report.held)
+    rows = ((one.reaction, record(one), at(one.since, report.now), one.why or "", one.error or "") for one in report.held)
+    _put(console, title, made, rows)
 
 
 def _others(console: Console, report: Pending) -> None:
-    made = table("Waiting for another call on the same record", "reaction", "record", "waits for", "which is")
-    _put(console, made, ((one.reaction, one.record, one.waits_for, one.standing) for one in report.waits))
-    made = table("Locked by a long transaction of somebody else", "reaction", "record", "pid", "since", "who")
-    _put(console, made, ((one.reaction, one.record, one.pid, at(one.since, report.now), one.who) for one in report.locked))
+    made = table("reaction", "record", "waits for", "which is")
+    waits = ((one.reaction, one.record, one.waits_for, one.standing) for one in report.waits)
+    _put(console, "Waiting for another call on the same record", made, waits)
+    made = table("reaction", "record", "pid", "since", "who")
+    locked = ((one.reaction, one.record, one.pid, at(one.since, report.now), one.who) for one in report.locked)
+    _put(console, "Locked by a long transaction of somebody else", made, locked)
     warn = [one.words for one in report.newcomers]
     if report.suspects:
         warn.append(f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until `groundstate trust`")
@@ -118,9 +126,10 @@ def _others(console: Console, report: Pending) -> None:
 def _states(console: Console, report: Pending) -> None:
     if report.states is None:
         return
-    made = table("States that no reaction answers", "column", "value", "rows")
+    made = table("column", "value", "rows")
     values = [one for one in report.states if one.value is not None]
-    _put(console, made, ((f"{one.table}.{one.column}", one.value, _states_counted(one.rows)) for one in values))
+    rows = ((f"{one.table}.{one.column}", one.value, _states_counted(one.rows)) for one in values)
+    _put(console, "States that no reaction answers", made, rows)
     for one in report.states:
         if one.why:
             console.print(Text(plain(one.why)), soft_wrap=True)
@@ -133,14 +142,14 @@ def _states_counted(rows: int) -> str:
 
 
 def _lives(console: Console, report: Pending) -> None:
-    made = table("Workers", "life", "it", "on", "since", "calls begun")
+    made = table("life", "it", "on", "since", "calls begun")
     for one in report.lives:
         is_ = "lives" if one.alive else "cannot be seen" if one.alive is None else "ended uncleanly"
         if one.ended_at is not None:
             is_ = "ended uncleanly, adopted"
         where = f"{one.host} (process {one.pid})" if one.host else "-"
         made.add_row(f"{one.life:x}", is_, plain(where), at(one.began_at, report.now), f"{one.begins:,}")
-    _put(console, made, ())
+    _put(console, "Workers", made, ())
     console.print(Text(f"Before: {report.last_end}. Who is alive is told by {report.lock}."), soft_wrap=True)
     if report.careful:
         words = "Careful mode: two workers ended uncleanly, so batches are small until the record that does it is found."

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Delete, Select, and_, bindparam, delete, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from groundstate.engine import listed
 from groundstate.engine.question import blocking
@@ -80,8 +79,7 @@ def insert(database: Database, connection: Connection, new: Sequence[Attempt]) -
     """Inserts; where one of that identity is there already it is left as it is (the caller's fence tells)."""
     if not new:
         return
-    dialect = postgresql if database.locks_rows else sqlite
-    statement = dialect.insert(table).on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
+    statement = database.insert(table).on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
     connection.execute(statement, [values_of(one) for one in new])
 
 

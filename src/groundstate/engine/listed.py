@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Enum, Integer, String, Text, Uuid, any_, bindparam, func, literal_column, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import ARRAY, ColumnElement, Enum, Integer, String, Text, Uuid, any_, bindparam, func, literal_column, select
 
 from groundstate.store.port import Database
 

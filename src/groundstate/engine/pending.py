@@ -288,7 +288,7 @@ def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[At
 
 def _in_flight(counts: Mapping[str, int], seen: Sequence[LifeSeen]) -> str:
     """The sentence on what is in flight, and by which proof."""
-    keeps = "nothing of ours waits in a queue or log, since no transport here keeps anything"
+    keeps = "no transport here keeps anything, so no queue and no log holds work"
     alive = [one for one in seen if one.alive]
     unseen = [one for one in seen if one.alive is None]
     if unseen:

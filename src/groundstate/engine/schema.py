@@ -21,7 +21,7 @@ def check(database: Database) -> None:
             if missing:
                 raise NotInitialised(
                     f"{table.name} in {database.settings.url.render_as_string()} has no column {', '.join(missing)}: it was made by another "
-                    "version. Add it by your migrations (groundstate.store.tables.metadata is the target)"
+                    "version. Add it by your migrations (groundstate.store.migrations.metadata is the target)"
                 )
 
 

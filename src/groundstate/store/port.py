@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Select
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Select, Table
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Database(Protocol):
     settings: Settings
     name: str  # "sqlite" or "postgresql"
     locks_rows: bool  # whether `lock` does anything: on SQLite the transaction is the lock
+
+    @property
+    def insert(self) -> Callable[[Table], Any]:
+        """The dialect's INSERT, which can say ON CONFLICT."""
+        ...
 
     def __hash__(self) -> int:
         """By identity: statements are kept for each database."""

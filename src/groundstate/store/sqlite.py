@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from sqlalchemy import URL, ColumnElement, Connection, QueuePool, Select, create_engine, event, literal_column
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.store.forks import forsake_in_child, refuse_child
@@ -53,6 +54,8 @@ class SqliteDatabase:
 
     name = "sqlite"
     locks_rows = False
+
+    insert = staticmethod(insert)
 
     def __init__(self, settings: Settings, *, mountinfo: Path = MOUNTINFO) -> None:
         self.settings = settings

@@ -1,6 +1,7 @@
 """The three tables we own, and the column type for points in time. Metadata alone: nothing here connects.
 
-`metadata` can be handed to Alembic as one more target; `groundstate init` creates the same tables.
+What is PostgreSQL's alone is added by its driver, so that an app on SQLite loads nothing of it: Alembic's target is
+`groundstate.store.migrations.metadata`. `groundstate init` creates the same tables.
 """
 
 from __future__ import annotations
@@ -63,13 +64,11 @@ attempt = Table(
     Column("outcome", Text),
     Column("blocks", Text),
     Column("together", Integer, nullable=False),
-    # Each transaction inserts and deletes here: dead rows must go long before a fifth of the table is dead.
-    postgresql_with={"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "5000"},
     sqlite_with_rowid=False,
 )
 
-_blocking = or_(attempt.c.state == text("'begun'"), attempt.c.unsure)
-Index("groundstate_attempt_blocks", attempt.c.blocks, attempt.c.record, postgresql_where=_blocking, sqlite_where=_blocking)
+blocking = or_(attempt.c.state == text("'begun'"), attempt.c.unsure)
+blocks_index = Index("groundstate_attempt_blocks", attempt.c.blocks, attempt.c.record, sqlite_where=blocking)
 Index("groundstate_attempt_worker", attempt.c.worker, attempt.c.state)
 Index("groundstate_attempt_next", attempt.c.app, attempt.c.reaction, attempt.c.state, attempt.c.next_at)
 

@@ -1,0 +1,62 @@
+"""The app of these tests, as text: each test imports it under a name of its own, since two apps of one name are refused."""
+
+from __future__ import annotations
+
+TEXT = '''
+from datetime import datetime, timedelta
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from groundstate import Absent, App, Instant, Key, Outside, Store, Unknown, again, ask, hold, same_key
+
+class Base(DeclarativeBase): ...
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="placed")
+    receipt: Mapped[str | None] = mapped_column(default=None)
+    mailed: Mapped[str | None] = mapped_column(default=None)
+    note: Mapped[str | None] = mapped_column(default=None)
+
+class Item(Base):
+    __tablename__ = "items"
+    order_id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="new")
+
+app = App(NAME, Store(URL, Base))
+bank = Outside("bank")
+
+@bank.call(in_doubt=ask(settle_after=timedelta(seconds=30)), timeout=timedelta(seconds=20))
+def charge(order: Order, key: Key) -> str:
+    return f"r{order.id}"
+
+@charge.find
+def _(order: Order, key: Key) -> str | Absent | Unknown:
+    return Absent()
+
+@bank.call(in_doubt=hold())
+def send(order: Order) -> str:
+    return f"m{order.id}"
+
+@app.on(Order, Order.status == "placed", call=charge)
+def paid(order: Order, outcome: str) -> None:
+    order.status, order.receipt = "paid", outcome
+
+@app.on(Order, Order.status == "paid")
+def packed(order: Order) -> None:
+    order.status = "packed"
+
+@app.on(Order, Order.note == "please", Order.status == "placed")
+def noted(order: Order) -> None:
+    order.note = "noted"
+
+@app.on(Order, Order.receipt.is_not(None), call=send, fact=Order.mailed)
+def mailed(order: Order, outcome: str) -> None:
+    order.mailed = outcome
+
+@app.on(Item, Item.status == "new")
+def seen(item: Item) -> None:
+    item.status = "seen"
+
+app.rests(Order, Order.status == "packed")
+'''
