@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -150,6 +151,7 @@ class Life:
         self.database: Any = opened[0]
         self.transactions = 0
         self.dead = False
+        self.dies_at = 0  # the number of the transaction before which it dies
         self.broken = False  # the database is in trouble
         self.lose_next_word = False  # the next commit lands, and its word is lost
         self._gate = threading.RLock()
@@ -162,7 +164,7 @@ class Life:
     @contextmanager
     def _writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
         with self._gate:
-            if self.dead:
+            if self.dead or self.transactions + 1 == self.dies_at:
                 raise Killed
             if self.broken:
                 raise OperationalError("begin", None, sqlite3.OperationalError("database is locked"))
@@ -178,7 +180,7 @@ class Life:
         with self._gate:
             self.dead = True
         self.worker.life.lives.release()
-        self.worker._turn_once = _die  # type: ignore[method-assign]  # it dies at its next step, wherever that is
+        self.worker._turn = _die  # type: ignore[method-assign]  # it dies at its next step, wherever that is
         self.worker._go.set()
         self.worker._wake.set()
         if self.worker._thread.is_alive():
@@ -197,14 +199,23 @@ class Life:
         until(lambda: self.worker._next_sweep > 0)
 
     @property
+    def ended(self) -> bool:
+        return not self.worker._thread.is_alive()
+
+    @property
     def pauses(self) -> bool:
         """Whether it pauses some outside."""
-        return any(breaker.open for breaker in self.worker._breakers.values())
+        return any(breaker.open for breaker in self.worker._traffic._breakers.values())
 
     @property
     def in_trouble(self) -> bool:
         """Whether its database was in trouble more than once in a row."""
         return self.worker._trouble >= 2
+
+    def drain(self) -> None:
+        """It is told to stop, and nobody waits for it yet."""
+        self.worker._shift.stopping = time.monotonic() + LONG_S
+        self.worker._wake.set()
 
     def quiet(self, within_s: float = LONG_S) -> None:
         assert self.worker.until_quiet(within_s), "it was not quiet in time"
@@ -256,6 +267,9 @@ class World:
             self.there()
         with self.session() as session, session.begin():
             session.add_all(records)
+
+    def orders_from(self, first: int, last: int) -> None:
+        self.add(*[Order(id=number) for number in range(first, last + 1)])
 
     def orders(self, count: int, **values: Any) -> None:
         self.add(*[Order(id=number + 1, **values) for number in range(count)])

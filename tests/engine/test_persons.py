@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -617,6 +618,28 @@ def test_two_persons_who_settle_at_once_conclude_it_once(world: World) -> None:
     with pytest.raises(NotFound):
         settle(world, '"second"', by="grace")
     assert world.order().receipt == "first"
+
+
+def test_of_many_who_settle_at_the_same_instant_one_does_and_the_others_are_told(world: World) -> None:
+    in_doubt_and_held(world)
+    start = threading.Barrier(4)
+    told: list[str] = []
+
+    def settles(number: int) -> None:
+        start.wait(20)
+        try:
+            told.append(settle(world, json.dumps(f"by {number}"), by=f"person {number}").became)
+        except (Conflict, NotFound) as refused:
+            told.append(type(refused).__name__)
+
+    threads = [threading.Thread(target=settles, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert told.count("concluded") == 1
+    assert len(told) == 4
+    assert (world.order().status, world.attempts()) == ("paid", [])
 
 
 def test_a_record_that_somebody_has_locked_is_waited_for_and_then_refused_in_words(

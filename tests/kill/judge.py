@@ -119,8 +119,8 @@ class Judge:
             which = (effect.call, effect.record, effect.key)
             self._times[which] += 1
             if self._times[which] > 1:
-                others = [one for one in self.ledger.since(0) if one.key == effect.key]
-                self.fault(ONCE[effect.call], f"done {self._times[which]} times: {others}")
+                first = next(one for one in self.ledger.since(0) if one.key == effect.key)
+                self.fault(ONCE[effect.call], f"done {self._times[which]} times: first {first}, now {effect}")
 
     # ---- at the end --------------------------------------------------------------------------------------------------------------
     def unfinished(self) -> list[str]:

@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,6 +28,7 @@ from sqlalchemy.exc import OperationalError
 from tests.kill.fleet import ROOT, Fleet, WorkerSeen
 from tests.kill.judge import Judge
 from tests.kill.provider import Provider
+from tests.kill.worker import LOCKED_OUT
 from tests.servers import PostgresServer
 
 DRAIN_WITHIN_S = 25
@@ -51,7 +53,10 @@ class Outcome:
     """What a run came to."""
 
     faults: list[str]
-    figures: dict[str, object]
+    kills: int
+    orders: int
+    looked_at: int  # effects looked up in samples
+    figures: dict[str, object]  # all of them, for people
     held: Counter[str]
     said: Counter[str]  # errors in the workers' logs, without their numbers
 
@@ -69,7 +74,7 @@ class Orders:
     most: int
     placed: list[int] = field(default_factory=list)
     cancelled: int = 0
-    failure: BaseException | None = None
+    failure: Exception | None = None
     _end: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -93,7 +98,7 @@ class Orders:
                 except OperationalError as error:
                     if "locked" not in str(error):  # a stopped worker may hold SQLite's one write lock: tried again
                         raise
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - told to who waits for this thread
             self.failure = error
 
     def _some(self) -> None:
@@ -162,7 +167,7 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: None) -
                 "kills in": f"{killed_in:.0f} s",
                 "all in": f"{time.monotonic() - started:.0f} s",
             }
-            return Outcome(judge.faults, figures, held, _said(log))
+            return Outcome(judge.faults, killer.kills, len(orders.placed), judge.looked_at, figures, held, _said(log))
     finally:
         engine.dispose()
 
@@ -250,7 +255,9 @@ class Killer:
         self._seen_ended += len(new)
         for worker in new:
             expected = {"killed": -signal.SIGKILL, "drained": 0}.get(worker.told)
-            if worker.status != expected:
+            if worker.status == LOCKED_OUT and self.done["stopped past a deadline"]:
+                self.done["locked out at the start"] += 1
+            elif worker.status != expected:
                 self.done["ended by itself"] += 1
                 self.judge.fault("OthersGoOn", f"worker {worker.pid} ended with {worker.status} ({worker.told or 'nobody told it to'})")
         for worker in list(self.fleet.workers.values()):
@@ -271,7 +278,8 @@ class Killer:
             if not left and not provider.in_the_air:
                 return
             if time.monotonic() > end:
-                self.judge.fault("NotLost", f"not quiet {self.plan.settles_within_s:g} s after the last kill: {len(left)} left, such as {left[:5]}")
+                since = f"{self.plan.settles_within_s:g} s after the last kill"
+                self.judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")
                 return
 
     def end(self) -> None:
@@ -299,20 +307,21 @@ def _engine(url: str) -> Engine:
 
 
 def _initialise(environment: dict[str, str]) -> None:
-    import subprocess
-
     command = [sys.executable, "-c", "from tests.kill import shop; shop.app.init(tables=True, accept=True)"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
 
 def _figures(killer: Killer, judge: Judge, orders: Orders, provider: Provider) -> dict[str, object]:
     effects = Counter(one.call for one in judge.ledger.since(0))
-    ends = Counter(order.status for order in judge.orders())
+    seen = judge.orders()
+    ends = Counter(order.status for order in seen)
+    overtaken = sum(1 for order in seen if order.status == "cancelled" and order.charged_round == order.round)
     return {
         "kills": killer.kills,
         **killer.done,
         "orders": len(orders.placed),
         "cancelled on their way": orders.cancelled,
+        "cancelled and charged all the same": overtaken,
         "ends": dict(ends),
         "effects": dict(effects),
         "tricks": dict(provider.tricks),

@@ -141,10 +141,10 @@ class Provider:
 
     async def _find(self, asked: Request) -> Request:
         if self._dice.random() < 0.1:
-            self.finds["unknown"] += 1
+            self.finds[f"{asked['call']}: unknown"] += 1
             return {"unknown": "ask again"}
         effect = self.ledger.find(asked["key"], self._clock())
-        self.finds["found" if effect else "absent"] += 1
+        self.finds[f"{asked['call']}: {'found' if effect else 'absent'}"] += 1
         return {"id": effect.id} if effect else {"absent": True}
 
     async def _do(self, asked: Request) -> Request | None:

@@ -17,8 +17,10 @@ from datetime import timedelta
 
 from tests.kill import shop
 
+log = logging.getLogger("tests.kill")
 DRAIN = timedelta(seconds=1)
 BY_ITSELF = 3  # the exit status of a worker that ended though nobody told it to
+LOCKED_OUT = 4  # and of one that could not start, since a stopped process held SQLite's one write lock all the while
 
 
 def run() -> int:
@@ -27,7 +29,7 @@ def run() -> int:
     signal.signal(signal.SIGTERM, lambda *_: told.set())
     shop.app.start()
     if shop.app.refused:
-        logging.error("not started: %s", shop.app.refused)
+        log.error("not started: %s", shop.app.refused)
         return BY_ITSELF
     while not told.wait(0.5):
         if os.getppid() != parent:
@@ -38,9 +40,9 @@ def run() -> int:
     return 0
 
 
-def child(log: str) -> None:
+def child(log_file: str) -> None:
     """The forked worker: what it says goes to its log."""
-    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    said = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
     os.close(0)
@@ -48,8 +50,12 @@ def child(log: str) -> None:
     status = BY_ITSELF
     try:
         status = run()
-    except Exception:
-        logging.exception("the worker could not start")
+    except Exception as error:
+        if "database is locked" in str(error):
+            status = LOCKED_OUT
+            log.warning("the worker could not start: the database is locked")
+        else:
+            log.exception("the worker could not start")
     os._exit(status)
 
 

@@ -54,14 +54,14 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     found = feed.claim(question, tx)
     result = Begun(claimed=found)
     spec = question.spec
-    chosen = [one for one in found.taken if one.attempt is None or not _spent(question, one.attempt, tx.now)][: feed.limit]
+    chosen = [one for one in found.taken if one.attempt is None or not _left_to_consider(life, question, one.attempt, tx.now)][: feed.limit]
     if spec.name in life.suspects:
         attempts.insert(tx.database, tx.connection, [_suspect(life, question, one, tx.now) for one in chosen])
         result.changed = len(chosen)
         return result
     new: list[Attempt] = []
     again: list[tuple[Attempt, Attempt]] = []
-    together = len(chosen) if life.care.careful else 0
+    together = life.care.together(0) if life.care.careful else 0
     for one in chosen:
         before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
         flight = _flight(life, tx, question, before, one.record, clock, together=together)
@@ -82,7 +82,7 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
 def consider(life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float]) -> Begun:
     """Looks at attempts that stand, each by its row of the table."""
     looked = claim.look(question, tx, identities)
-    looking = _Looking(life, tx, question, clock, together=len(identities))
+    looking = _Looking(life, tx, question, clock)
     for standing in looked.standing.values():
         attempt = standing.attempt
         if attempt is None or not blocking.due(attempt, tx.now):
@@ -107,7 +107,6 @@ class _Looking:
     tx: Transaction
     question: Question
     clock: tuple[float, float]
-    together: int
     result: Begun = field(default_factory=Begun)
     saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
     removed: list[Attempt] = field(default_factory=list)
@@ -140,7 +139,7 @@ class _Looking:
 
     def _begin(self, attempt: Attempt, standing: Standing) -> None:
         care = self.life.care
-        together = min(self.together, care.together(attempt.together)) if care.careful else 0
+        together = care.together(attempt.together) if care.careful else 0
         flown = _flight(self.life, self.tx, self.question, attempt, standing.record, self.clock, together=together)
         if isinstance(flown, Attempt):
             self.saved.append((attempt, flown))
@@ -161,6 +160,11 @@ def _decide(question: Question, attempt: Attempt, standing: Standing, now: datet
     if attempt.state is State.FAILED:
         return rules.retry_failed(attempt, terms, standing.facts, now, blocked=standing.blocked is not None)
     return rules.settle(attempt, terms, standing.facts, now)
+
+
+def _left_to_consider(life: Life, question: Question, attempt: Attempt, now: datetime) -> bool:
+    """A failed attempt that `consider` must look at: gave_up answers, or it is carried out among fewer."""
+    return _spent(question, attempt, now) or (life.care.careful and attempt.together > 0)
 
 
 def _spent(question: Question, attempt: Attempt, now: datetime) -> bool:
@@ -235,6 +239,7 @@ def _fly(life: Life, tx: Transaction, question: Question, attempt: Attempt, argu
         occurrence=keys.occurrence_of(attempt.occurrence, len(question.spec.occurrence)),
         begun=clock,
         life=life.id,
+        together=attempt.together if attempt.state is State.BEGUN else 0,
     )
 
 

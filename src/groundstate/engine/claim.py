@@ -89,7 +89,7 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
     for record in records:
         key = question.key_of(record)
         taken.append(Taken(key, question.record_text(key), question.occurrence_text(record), record))
-    if not taken or not (tx.attempts_at_start if not tx.database.locks_rows else tx.connection.execute(_ANY_ATTEMPT).first() is not None):
+    if not taken or not (tx.some_attempts if not tx.database.locks_rows else tx.connection.execute(_ANY_ATTEMPT).first() is not None):
         return taken
     table_name = None if spec.fact else spec.table_name
     found = attempts.concerning(tx, spec.app, spec.name, table_name, [one.text for one in taken])

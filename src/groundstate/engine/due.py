@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, union_all
 
@@ -15,14 +16,18 @@ from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift
 from groundstate.engine.transaction import Transaction
 from groundstate.rules.attempt import State
+from groundstate.rules.careful import Care
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
 AT_ONCE = 200
 
 
-def identities(shift: Shift, tx: Transaction, lane: Lane, most: int, in_air: Container[Identity]) -> list[Identity]:
-    """Failed attempts, and doubts of ours, whose time has come: the next of a pass that begins anew with each sweep."""
+def identities(shift: Shift, tx: Transaction, lane: Lane, most: int, in_air: Container[Identity], *, beside: int = 0) -> list[Identity]:
+    """Failed attempts, and doubts of ours, whose time has come: the next of a pass that begins anew with each sweep.
+
+    beside: how many calls are in the air (careful mode: what was among n when its worker ended comes again among half of them).
+    """
     order = (table.c.next_at, table.c.record, table.c.occurrence)
     statement = select(table.c.app, table.c.reaction, table.c.record, table.c.occurrence, table.c.next_at, table.c.together).where(
         table.c.app == shift.app, table.c.reaction == lane.name, _ours(shift), table.c.next_at <= tx.now
@@ -31,14 +36,26 @@ def identities(shift: Shift, tx: Transaction, lane: Lane, most: int, in_air: Con
         statement = statement.where(attempts.after(order, lane.due_cursor))
     rows = tx.connection.execute(statement.order_by(*order).limit(most)).all()
     free = [row for row in rows if (row[0], row[1], row[2], row[3]) not in in_air]
-    if shift.life.care.careful and free:
-        free = free[: shift.life.care.together(free[0].together)]
-    last = rows[-1] if rows else None
-    if last is not None and (len(rows) == most or (free and free[-1] is not last)):
-        lane.due_cursor = _place(free[-1] if free else last)
+    chosen = _among_few(free, shift.life.care, beside) if shift.life.care.careful else free
+    if len(chosen) < len(free):
+        lane.due, lane.due_cursor = bool(chosen), _place(chosen[-1]) if chosen else None  # what is left is asked when a call has ended
+    elif len(rows) == most:
+        lane.due_cursor = _place(rows[-1])
     else:
         lane.due, lane.due_cursor = False, None
-    return [(row[0], row[1], row[2], row[3]) for row in free]
+    return [(row[0], row[1], row[2], row[3]) for row in chosen]
+
+
+def _among_few(rows: Sequence[Any], care: Care, beside: int) -> Sequence[Any]:
+    """The first of these, as many as may be carried out together with each other and with what is under way."""
+    most = care.together(0)
+    chosen: list[Any] = []
+    for row in rows:
+        most = min(most, care.together(row.together))
+        if len(chosen) + beside >= most:
+            break
+        chosen.append(row)
+    return chosen
 
 
 def _ours(shift: Shift) -> ColumnElement[bool]:
@@ -46,8 +63,8 @@ def _ours(shift: Shift) -> ColumnElement[bool]:
     return or_(table.c.state == State.FAILED.value, and_(table.c.state == State.DOUBT.value, table.c.worker == shift.life.id))
 
 
-def _place(row: object) -> tuple[object, ...]:
-    return (row.next_at, row.record, row.occurrence)  # type: ignore[attr-defined]  # a Row of the select above
+def _place(row: Any) -> tuple[object, ...]:
+    return (row.next_at, row.record, row.occurrence)
 
 
 class Clock:

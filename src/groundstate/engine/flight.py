@@ -39,6 +39,7 @@ class Flight:
     begun: tuple[float, float]  # `clocks()` before its begin was sent to the database
     asked_at: datetime | None = None  # a find: the database's clock, read before asking
     life: int = 0  # whose begin it was
+    together: int = 0  # careful mode: among at most how many it may be in the air; 0 outside it
     ends_s: float | None = None  # a sync call: the monotonic time at which it is given up
     given_up: bool = False  # a sync call whose thread went on past its timeout
 

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import visitors
+from sqlalchemy.types import TypeDecorator
 
 from groundstate.engine import listed
 from groundstate.rules import equality
@@ -241,7 +242,14 @@ def sql_text(expression: ColumnElement[Any], database: Database) -> str:
 
 
 def _python_type(column: Any) -> type:
-    try:
-        return column.type.python_type  # type: ignore[no-any-return]  # Column[Any]
-    except NotImplementedError:
-        return str
+    kind = column.type
+    while True:
+        try:
+            found: type = kind.python_type
+        except NotImplementedError:
+            found = object
+        if found is not object:
+            return found
+        if not isinstance(kind, TypeDecorator):
+            return str
+        kind = kind.impl_instance  # a decorated type says nothing of its own: what it decorates does

@@ -185,7 +185,7 @@ class Traffic:
             if not (isinstance(word, Unclear) and word.running):
                 self._flying.pop((flight.call, flight.is_find), None)
             self._tell_breaker(word, now)
-            if not isinstance(word, Returned):
+            if not isinstance(word, Returned) or shift.life.care.careful:
                 shift.look_for_due()
 
     def _tell_breaker(self, word: Word, now: float) -> None:
@@ -212,20 +212,28 @@ class Traffic:
     def _room(self, lane: Lane, now: float) -> int:
         """How many calls of this reaction may be begun now."""
         call, care = lane.question.spec.call, self._shift.life.care
-        if call is None or not self._shift.life.sound or (care.careful and self._flying):
+        if call is None or not self._shift.life.sound:
             return 0
         flying = sum(1 for one in self._flying.values() if one.question.spec.call and one.question.spec.call.outside is call.outside)
         room = self._breakers.setdefault(call.outside, Breaker()).room(call.outside.limit - flying, flying, now)
-        return min(room, care.together(0)) if care.careful else room
+        return min(room, self._most_together() - self._calls_in_air()) if care.careful else room
+
+    def _calls_in_air(self) -> int:
+        return sum(1 for one in self._flying.values() if not one.is_find)
+
+    def _most_together(self) -> int:
+        """Careful mode: among how many those in the air may be."""
+        return min((one.together for one in self._flying.values() if one.together), default=self._shift.life.care.together(0))
 
     def _begin_all(self, tx: Transaction, lanes: Sequence[Lane], clock: tuple[float, float]) -> begin.Begun:
         total = begin.Begun()
         used: dict[OutsideSpec, int] = {}
         for lane in lanes:
             call = lane.question.spec.call
-            if call is None or not lane.on or (self._shift.life.care.careful and total.flights):
+            if call is None or not lane.on:
                 continue
-            room = self._room(lane, time.monotonic()) - used.get(call.outside, 0)
+            taken = total.new_calls if self._shift.life.care.careful else used.get(call.outside, 0)
+            room = self._room(lane, time.monotonic()) - taken
             if room <= 0:
                 continue
             before = len(total.flights)
@@ -246,7 +254,8 @@ class Traffic:
         shift, question = self._shift, lane.question
         full = len(total.flights) + room
         if lane.due:
-            identities = due.identities(shift, tx, lane, min(room, due.AT_ONCE), self._in_air())
+            beside = self._calls_in_air() + total.new_calls
+            identities = due.identities(shift, tx, lane, min(room, due.AT_ONCE), self._in_air(), beside=beside)
             if identities:
                 self._add(total, begin.consider(shift.life, tx, question, identities, clock))
         if lane.fresh and len(total.flights) < full:

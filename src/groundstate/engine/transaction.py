@@ -36,7 +36,7 @@ class Transaction:
     touched: hints.Touched = field(default_factory=hints.Touched)
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
-    attempts_at_start: bool = True  # whether there is any attempt row at all; on an embedded store that stays true to our own writes
+    some_attempts: bool = True  # whether any attempt row may be there: at the start, or by what this transaction inserted since
 
     def moment(self, *, due: datetime | None = None, call_no: int = 0, restarted: bool = False) -> Moment:
         at = due or self.now
@@ -84,7 +84,7 @@ def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Tr
     touched = hints.Touched()
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info={OURS: True}) as session:
         now, some = connection.execute(_opening(database)).one()
-        transaction = Transaction(database, connection, session, now, touched, attempts_at_start=bool(some))
+        transaction = Transaction(database, connection, session, now, touched, some_attempts=bool(some))
         connection.info[OURS] = transaction
         try:
             yield transaction

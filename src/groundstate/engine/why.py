@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, inspect, select
+from sqlalchemy.exc import DataError
 
 from groundstate.engine import attempts, living, registry
 from groundstate.engine.pending import Open, open_of
@@ -139,7 +140,10 @@ def _is_there(connection: Connection, question: Question, key: PrimaryKey) -> bo
     """Whether the row is there, be it of another class of the same table."""
     base: Any = question.mapper.base_mapper.local_table
     where = [column == value for column, value in zip(question.mapper.base_mapper.primary_key, key, strict=True)]
-    return connection.execute(select(*base.primary_key.columns).where(*where)).first() is not None
+    try:
+        return connection.execute(select(*base.primary_key.columns).where(*where)).first() is not None
+    except (OverflowError, DataError) as error:  # a number that no such column can hold
+        raise ValueError(f"{question.record_text(key)!r} is no key of {question.spec.table_name}: {error.__cause__ or error}") from None
 
 
 def _concerns(one: Attempt, app: str, questions: Mapping[str, Question], tables: set[str]) -> bool:

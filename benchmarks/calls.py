@@ -1,0 +1,71 @@
+"""E: one call outside of 2 ms for each order, so many in flight at once. Orders a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+
+from benchmarks.harness import Place, Row, Size, alternate, carry_out_all, driver_on, expect, fill, with_status
+from benchmarks.shop import charging_app, set_up
+
+STORES: tuple[str, ...] = ("sqlite", "postgres")
+CALL_S = 0.002
+TARGETS = {"sqlite": "6,000", "postgres": "4,000"}
+
+
+def run(place: Place, size: Size) -> list[Row]:
+    """Ours and the bare driver with the same number in flight."""
+    return [_row(place, size, limit) for limit in size.limits]
+
+
+def _row(place: Place, size: Size, limit: int) -> Row:
+    def on(contender: str) -> float:
+        with place.database() as url:
+            app = charging_app(url, limit=limit, call_s=CALL_S)
+            set_up(app)
+            fill(url, size.calls, "placed")
+            seconds = carry_out_all(app) if contender == "ours" else asyncio.run(bare(url, limit))
+            expect(f"orders paid by {contender}", with_status(url, "paid"), size.calls)
+            return size.calls / seconds
+
+    found = alternate(size.rounds, {name: partial(on, name) for name in ("ours", "bare")})
+    figure = f"one call in each, {limit} in flight"
+    beside = {"driver, begun and concluded": found["bare"]}
+    return Row("E", place.name, figure, "calls/s", found["ours"], size.calls, beside, TARGETS[place.name])
+
+
+async def bare(url: str, limit: int) -> float:
+    """One transaction a tick: concludes what returned, and writes down what goes out next, which is sent after the commit."""
+    with driver_on(url) as driver:
+        driver.execute("CREATE TABLE in_flight (id INTEGER PRIMARY KEY, begun_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)")
+        read = f"SELECT id FROM orders WHERE status = 'placed' AND id > ? ORDER BY id LIMIT ?{driver.locks}"
+        returned: list[tuple[str, int]] = []
+        arrived = asyncio.Event()
+        flying: set[asyncio.Task[None]] = set()
+
+        async def call(number: int) -> None:
+            await asyncio.sleep(CALL_S)
+            returned.append((f"r{number}", number))
+            arrived.set()
+
+        started, last, more = time.perf_counter(), 0, True
+        while more or flying or returned:
+            arrived.clear()
+            done, returned = returned, []
+            with driver.transaction():
+                if done:
+                    driver.execute_many("UPDATE orders SET status = 'paid', receipt = ? WHERE id = ?", done)
+                    driver.execute(f"DELETE FROM in_flight WHERE id {driver.among}", driver.many([number for _, number in done]))
+                begun = [row[0] for row in driver.execute(read, last, limit - len(flying)).fetchall()] if more else []
+                more = len(begun) == limit - len(flying) if more else False
+                driver.execute_many("INSERT INTO in_flight (id) VALUES (?)", [(number,) for number in begun])
+            last = begun[-1] if begun else last
+            for number in begun:
+                task = asyncio.create_task(call(number))
+                flying.add(task)
+                task.add_done_callback(flying.discard)
+            if flying:
+                await arrived.wait()
+                await asyncio.sleep(0)  # the callbacks of those that returned
+        return time.perf_counter() - started

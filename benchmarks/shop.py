@@ -1,0 +1,122 @@
+"""The orders that are carried out, and the apps that do it. Imports what a user's own module would: workers are timed from their start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+from sqlalchemy import Float, create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from groundstate import Absent, App, Key, Outside, Store, Unknown, ask
+from groundstate.engine.check import check
+from groundstate.engine.question import Question
+from groundstate.store import opening
+
+STEPS = {"placed": "paid", "paid": "packed", "packed": "shipped"}
+
+
+class Base(DeclarativeBase):
+    """The shop's tables."""
+
+
+class Order(Base):
+    """One order."""
+
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="placed")
+    receipt: Mapped[str | None] = mapped_column(default=None)
+
+
+class Visit(Base):
+    """What another program writes into the same database."""
+
+    __tablename__ = "visits"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    at: Mapped[float | None] = mapped_column(Float, default=None)
+
+
+def nothing(_order: int) -> None:
+    """For who wants to hear of no order."""
+
+
+def steps_app(url: str) -> App:
+    """Three steps of each order, in the database alone."""
+    app = App("steps", Store(url, Base))
+
+    @app.on(Order, Order.status == "placed")
+    def paid(order: Order) -> None:
+        order.status = "paid"
+
+    @app.on(Order, Order.status == "paid")
+    def packed(order: Order) -> None:
+        order.status = "packed"
+
+    @app.on(Order, Order.status == "packed")
+    def shipped(order: Order) -> None:
+        order.status = "shipped"
+
+    return app
+
+
+def packing_app(url: str, heard: Callable[[int], None] = nothing) -> App:
+    """One step of each order, in the database alone. `heard` is the first line of the handler."""
+    app = App("packing", Store(url, Base))
+
+    @app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None:
+        heard(order.id)
+        order.status = "packed"
+
+    return app
+
+
+def charging_app(url: str, *, limit: int, call_s: float = 0.002, heard: Callable[[int], None] = nothing) -> App:
+    """One call outside for each order, of `call_s` seconds. `heard` is the first line of the call, and of its find."""
+    app = App("charging", Store(url, Base))
+    bank = Outside("bank", limit=limit)
+
+    @bank.call(in_doubt=ask(settle_after=timedelta(seconds=1)), timeout=timedelta(seconds=60))
+    async def charge(order: Order, key: Key) -> str:
+        heard(order.id)
+        await asyncio.sleep(call_s)
+        return key[:8]
+
+    @charge.find
+    async def _(order: Order, key: Key) -> str | Absent | Unknown:  # noqa: ARG001  # a real bank finds by the key
+        heard(order.id)
+        return Absent()
+
+    @app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str) -> None:
+        order.status, order.receipt = "paid", outcome
+
+    return app
+
+
+def set_up(app: App) -> None:
+    """All tables, the shop's and groundstate's."""
+    app.init(tables=True, accept=True)
+
+
+def add_indexes(app: App) -> list[str]:
+    """Creates the indexes that `groundstate check` proposes; their DDL."""
+    made: list[str] = []
+    for store in app.stores:
+        database, _, _ = opening.open_store(store.settings())
+        try:
+            findings = check(database, [Question(spec, database) for spec in app.reactions_of(store)], store.metadatas)
+        finally:
+            database.close()
+        made += [one.cure for one in findings if one.kind == "index" and one.cure]
+        engine = create_engine(store.settings().url)
+        with engine.begin() as connection:
+            for ddl in made:
+                connection.execute(text(ddl))
+        engine.dispose()
+    return made

@@ -1,0 +1,50 @@
+"""A real worker process: `python -m benchmarks.worker LIMIT CALL_SECONDS COUNT URL`. It charges orders until it is killed.
+
+Tells, once so many orders are under way (taken, or the find of their call asked), when the first and the last of them were, and its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import threading
+import time
+
+from benchmarks.shop import charging_app
+
+
+class Heard:
+    """Which orders are under way, and since when."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.seen: dict[int, float] = {}
+        self.all = threading.Event()
+
+    def __call__(self, order: int) -> None:
+        """Notes an order, once."""
+        self.seen.setdefault(order, time.monotonic())
+        if len(self.seen) >= self.count:
+            self.all.set()
+
+
+def work(url: str, *, limit: int, call_s: float, count: int) -> None:
+    """Comes up, and goes on until killed."""
+    heard = Heard(count)
+    app = charging_app(url, limit=limit, call_s=call_s, heard=heard)
+    app.start()
+    if app.refused:
+        sys.exit(f"not started: {app.refused}")
+    print("up", flush=True)
+    if count:
+        heard.all.wait()
+        times = sorted(heard.seen.values())
+        memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+        print(json.dumps({"first": times[0], "all": times[count - 1], "memory_mb": memory_mb}), flush=True)
+    while app.failure is None:
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    work(sys.argv[4], limit=int(sys.argv[1]), call_s=float(sys.argv[2]), count=int(sys.argv[3]))

@@ -1,0 +1,154 @@
+"""`check`: problems end with 1, advice does not, and the DDL that it prints works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Shop, groundstate, module_named
+
+
+def findings(shop: Shop, kind: str, subject: str | None = None, code: int = 0) -> list[dict[str, Any]]:
+    said = shop.run("check", "--json")
+    assert said.code == code, said.err
+    found: list[dict[str, Any]] = said.json["stores"][0]["findings"]
+    return [one for one in found if one["kind"] == kind and subject in (None, one["subject"])]
+
+
+def test_the_index_that_it_prints_is_used_and_ends_the_finding(shop: Shop) -> None:
+    shop.order("placed", 3)
+    shop.order("packed", 3)
+    found = findings(shop, "index")
+    assert {one["subject"] for one in found} == {"paid", "packed", "noted", "mailed", "seen"}
+    assert {one["level"] for one in found} == {"advice"}
+    with shop.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for one in found:
+            connection.exec_driver_sql(one["cure"].rstrip(";"))
+    assert findings(shop, "index") == []
+
+
+def test_a_large_table_without_an_index_is_a_problem(sqlite_shop: Shop) -> None:
+    sqlite_shop.sql(
+        "INSERT INTO orders (status) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) SELECT 'packed' FROM n"
+    )
+    (packed,) = findings(sqlite_shop, "index", "packed", code=1)
+    assert packed["level"] == "problem"
+    assert "12,000 rows" in packed["words"]
+    said = sqlite_shop.run("check")
+    assert said.code == 1
+    assert "CREATE INDEX ix_orders_packed ON orders (id) WHERE status = 'paid';" in said.out
+
+
+def test_on_postgresql_the_index_is_made_beside_the_running_shop(postgres_shop: Shop) -> None:
+    (packed,) = findings(postgres_shop, "index", "packed")
+    assert packed["cure"] == "CREATE INDEX CONCURRENTLY ix_orders_packed ON orders (id) WHERE status = 'paid';"
+
+
+def test_two_writers_without_a_version_are_advice(shop: Shop) -> None:
+    (version,) = findings(shop, "version")
+    assert version["subject"] == "Order"
+    assert "version_id_col" in version["cure"]
+
+
+def test_hazard_46_a_plain_integer_key_on_sqlite_is_advice(sqlite_shop: Shop) -> None:
+    (found,) = findings(sqlite_shop, "autoincrement")
+    assert found["subject"] == "orders"
+
+
+APP = '''
+from datetime import datetime, timedelta
+from sqlalchemy import DateTime
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from groundstate import App, Instant, Key, Outside, Store, same_key
+
+class Base(DeclarativeBase): ...
+
+class Bill(Base):
+    __tablename__ = "bills"
+    __table_args__ = {"sqlite_autoincrement": True}
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="due", index=True)
+    aware: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    naive: Mapped[datetime | None] = mapped_column(DateTime)
+    right: Mapped[datetime | None] = mapped_column(Instant)
+
+app = App(NAME, Store(URL, Base))
+bank = Outside("bank")
+
+@bank.call(in_doubt=same_key(kept_for=timedelta(hours=24)))
+def charge(bill: Bill, key: Key) -> str:
+    return "x"
+
+@app.on(Bill, Bill.status == "due", call=charge)
+def paid(bill: Bill, outcome: str) -> None:
+    bill.status = "paid"
+'''
+AGAIN = '''
+@app.on(Bill, Bill.status == "paid")
+def next_month(bill: Bill) -> None:
+    bill.status = "due"
+'''
+
+
+def of(folder: Path, url: str, words: str) -> tuple[int, list[dict[str, Any]]]:
+    _, module = module_named(folder, url, words)
+    assert groundstate("init", "--tables", "--app", f"{module}:app").code == 0
+    said = groundstate("check", "--json", "--app", f"{module}:app")
+    return said.code, said.json["stores"][0]["findings"]
+
+
+def test_hazard_64_datetimes_that_come_back_naive_are_told(folder: Path, sqlite_url: str) -> None:
+    code, found = of(folder, sqlite_url, APP)
+    assert code == 1
+    assert {(one["subject"], one["level"]) for one in found if one["kind"] == "datetime"} == {
+        ("bills.aware", "problem"),
+        ("bills.naive", "advice"),
+    }
+
+
+def test_hazard_64_aware_datetimes_are_right_on_postgresql(folder: Path, postgres_url: str) -> None:
+    code, found = of(folder, postgres_url, APP)
+    assert code == 0
+    assert {one["subject"] for one in found if one["kind"] == "datetime"} == {"bills.naive"}
+
+
+def test_a_table_with_an_index_and_autoincrement_has_neither_finding(folder: Path, sqlite_url: str) -> None:
+    _, found = of(folder, sqlite_url, APP)
+    assert [one for one in found if one["kind"] in ("index", "autoincrement", "key", "version")] == []
+
+
+def test_an_event_that_comes_again_under_one_key_is_told(folder: Path, sqlite_url: str) -> None:
+    _, found = of(folder, sqlite_url, APP + AGAIN)
+    (key,) = [one for one in found if one["kind"] == "key"]
+    assert key["subject"] == "paid"
+    assert "next_month sets status to 'due' again" in key["words"]
+    assert key["level"] == "advice"
+
+
+def test_missing_tables_of_ours_are_a_problem(shop: Shop) -> None:
+    shop.sql("DROP TABLE groundstate_worker")
+    (found,) = findings(shop, "tables", code=1)
+    assert "groundstate_worker is missing" in found["words"]
+
+
+def test_an_unlogged_table_of_ours_is_a_problem(postgres_shop: Shop) -> None:
+    postgres_shop.sql("ALTER TABLE groundstate_attempt SET UNLOGGED")
+    (found,) = findings(postgres_shop, "tables", code=1)
+    assert "SET LOGGED" in found["words"]
+
+
+def test_a_missing_file_is_not_made(folder: Path, sqlite_url: str) -> None:
+    _, module = module_named(folder, sqlite_url)
+    said = groundstate("check", "--app", f"{module}:app")
+    assert said.code == 4
+    assert not (folder / "test.db").exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_nothing_of_the_database_is_changed(sqlite_shop: Shop, kind: str) -> None:
+    sqlite_shop.order("placed")
+    before = sqlite_shop.report()["to_do"]
+    assert sqlite_shop.run("check", *(["--json"] if kind == "json" else [])).code == 0
+    assert sqlite_shop.report()["to_do"] == before

@@ -1,0 +1,177 @@
+"""`run`: a worker process, told by real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import text
+
+from tests.cli.conftest import Shop
+
+WITHIN_S = 40
+
+
+@contextmanager
+def worker(shop: Shop, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`groundstate run` in a process of its own; its output is in out.txt and err.txt."""
+    with Path("out.txt").open("w") as out, Path("err.txt").open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "groundstate.cli.main", "run", shop.app, *arguments],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + WITHIN_S
+    while not what():
+        assert time.monotonic() < end, Path("out.txt").read_text() + Path("err.txt").read_text()
+        time.sleep(0.02)
+
+
+def statuses(shop: Shop) -> list[str]:
+    with shop.engine.connect() as connection:
+        return list(connection.execute(text("SELECT status FROM orders ORDER BY id")).scalars())
+
+
+def said(name: str) -> str:
+    return Path(name).read_text()
+
+
+def test_it_says_what_is_left_carries_it_out_and_ends_with_0_at_sigterm(shop: Shop) -> None:
+    shop.order("placed", 3)
+    with worker(shop) as process:
+        until(lambda: statuses(shop) == ["packed"] * 3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+    assert "To be carried out" in said("out.txt")
+    assert "SIGTERM: nothing new is begun" in said("err.txt")
+    assert "Traceback" not in said("err.txt")
+    assert shop.report()["lives"] == []
+
+
+def test_sigint_drains_as_well(sqlite_shop: Shop) -> None:
+    with worker(sqlite_shop) as process:
+        until(lambda: "A worker of" in said("out.txt"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WITHIN_S) == 0
+    assert "Traceback" not in said("err.txt")
+
+
+def slow(shop: Shop) -> None:
+    """Its call takes longer than anybody waits."""
+    path = Path(f"{shop.module}.py")
+    path.write_text(path.read_text().replace('    return f"r{order.id}"', '    __import__("time").sleep(600)\n    return f"r{order.id}"'))
+
+
+def test_a_second_signal_ends_it_at_once_and_what_was_in_the_air_is_in_doubt(shop: Shop) -> None:
+    slow(shop)
+    shop.order("placed")
+    with worker(shop, "--drain", "600") as process:
+        until(lambda: shop.report()["counts"]["in the air"] == 1)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: "SIGTERM: nothing new" in said("err.txt"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 143
+    until(lambda: shop.report()["counts"]["in doubt"] == 1)
+    assert "ended uncleanly" in shop.report()["last_end"]
+
+
+def test_a_second_sigint_ends_with_130(sqlite_shop: Shop) -> None:
+    slow(sqlite_shop)
+    sqlite_shop.order("placed")
+    with worker(sqlite_shop, "--drain", "600") as process:
+        until(lambda: sqlite_shop.report()["counts"]["in the air"] == 1)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: "SIGTERM: nothing new" in said("err.txt"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WITHIN_S) == 130
+
+
+def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt(sqlite_shop: Shop) -> None:
+    slow(sqlite_shop)
+    sqlite_shop.order("placed")
+    with worker(sqlite_shop, "--drain", "0.2") as process:
+        until(lambda: sqlite_shop.report()["counts"]["in the air"] == 1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(WITHIN_S)
+    report = sqlite_shop.report()
+    assert report["counts"]["in doubt"] == 1
+
+
+def test_held_carries_out_nothing_until_it_is_told_to_go(sqlite_shop: Shop) -> None:
+    sqlite_shop.order("paid", 2)
+    with worker(sqlite_shop, "--held") as process:
+        until(lambda: "Held: nothing is carried out" in said("err.txt"))
+        assert statuses(sqlite_shop) == ["paid", "paid"]
+        assert [one["alive"] for one in sqlite_shop.report()["lives"]] == [True]
+        process.send_signal(signal.SIGUSR1)
+        until(lambda: statuses(sqlite_shop) == ["packed", "packed"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+
+
+def test_held_can_be_told_to_stop_instead(sqlite_shop: Shop) -> None:
+    sqlite_shop.order("paid")
+    with worker(sqlite_shop, "--held") as process:
+        until(lambda: "Held: nothing is carried out" in said("err.txt"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+    assert statuses(sqlite_shop) == ["paid"]
+
+
+def test_hazard_49_reactions_that_match_old_rows_are_refused_loudly_and_the_others_run(sqlite_shop: Shop) -> None:
+    sqlite_shop.sql("DELETE FROM groundstate_reaction WHERE name = 'packed'")
+    sqlite_shop.order("paid")
+    sqlite_shop.order("placed")
+    with worker(sqlite_shop) as process:
+        until(lambda: statuses(sqlite_shop) == ["paid", "paid"] and "packed is not started" in said("err.txt"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+    assert "packed (not started)" in said("out.txt")
+
+
+def test_accept_starts_them(sqlite_shop: Shop) -> None:
+    sqlite_shop.sql("DELETE FROM groundstate_reaction WHERE name = 'packed'")
+    sqlite_shop.order("paid")
+    with worker(sqlite_shop, "--accept") as process:
+        until(lambda: statuses(sqlite_shop) == ["packed"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+
+
+def test_hazard_46_after_restore_puts_what_matches_in_doubt(sqlite_shop: Shop) -> None:
+    sqlite_shop.order("placed")
+    with worker(sqlite_shop, "--after-restore") as process:
+        until(lambda: sqlite_shop.report()["suspects"] != [])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+    assert sqlite_shop.report()["counts"]["in doubt"] == 1
+    assert "went back in time" in sqlite_shop.run("pending").out
+
+
+def test_a_database_that_is_not_initialised_is_told(bare: Shop) -> None:
+    ended = bare.run("run")
+    assert ended.code == 4
+    assert "groundstate init" in ended.err
+
+
+def test_two_different_apps_are_refused(sqlite_shop: Shop) -> None:
+    ended = sqlite_shop.run("run", "other:app")
+    assert ended.code == 2
+    assert "give one" in ended.err
+
+
+def test_a_drain_below_zero_is_refused(sqlite_shop: Shop) -> None:
+    assert sqlite_shop.run("run", "--drain", "-1").code == 2

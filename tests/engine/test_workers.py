@@ -1,0 +1,274 @@
+"""Workers that die, lose their lock, drain, and share one database (hazards 11, 25, 30, 35, 37 to 41). The locks themselves: tests/store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+
+import pytest
+
+from groundstate import Outside, Retry, StoreRefused, again, hold
+from groundstate.engine import adopt
+from groundstate.store import tables
+from tests.engine.charging import ASK, charging
+from tests.engine.kit import QUICK, Killed, Order, World, ms, until
+
+
+def workers(world: World) -> int:
+    with world.engine.connect() as connection:
+        return len(connection.execute(tables.worker.select()).all())
+
+
+def test_a_killed_worker_leaves_what_it_began_listed_at_once(world: World) -> None:
+    gateway = charging(world, hold())
+    gateway.plan(1, "hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    life.kill()
+    attempt = world.attempt()
+    assert (attempt.state, attempt.record) == ("begun", "1")
+    world.settled()
+    attempt = world.attempt()
+    assert (attempt.state, attempt.unsure) == ("held", True)
+    assert gateway.called(1) == 1
+
+
+def test_several_workers_share_the_work_and_nothing_is_done_twice(world: World) -> None:
+    gateway = charging(world, hold(), limit=10)
+    world.orders(200)
+    lives = [world.worker() for _ in range(3)]
+    until(lambda: world.count(Order.status == "paid") == 200)
+    for life in lives:
+        life.quiet()
+    assert len(gateway.ledger) == 200
+    assert world.attempts() == []
+
+
+def test_hazard_25_a_record_that_kills_its_worker_is_found_and_held_and_the_others_go_on(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=None, first=ms(5), longest=ms(5)))
+    def packed(order: Order) -> None:
+        if order.id == 17:
+            raise Killed
+        order.status = "packed"
+
+    world.orders(60)
+    for _ in range(20):
+        life = world.worker()
+        until(lambda life=life: life.ended or world.states() == ["held"])  # type: ignore[misc]
+        if not life.ended:
+            break
+    life.quiet()
+    attempt = world.attempt()
+    assert (attempt.record, attempt.state, attempt.unsure) == ("17", "held", False)
+    assert world.count(Order.status == "packed") == 59
+
+
+def test_hazard_25_one_unclean_end_is_a_deploy_and_makes_nobody_careful(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None:
+        order.status = "packed"
+
+    world.there()
+    world.worker().kill()
+    life = world.worker()
+    life.quiet()
+    assert not life.worker.life.care.careful
+    life.kill()
+    third = world.worker()
+    third.quiet()
+    assert third.worker.life.care.careful
+    world.orders(3)
+    third.quiet()
+    assert world.count(Order.status == "packed") == 3
+    assert world.attempts() == []
+    world.forward(3600)
+    until(lambda: not third.worker.life.care.careful)
+    until(lambda: workers(world) == 1)
+
+
+def test_hazard_30_a_worker_that_lost_its_lock_begins_a_new_life_and_its_outcome_is_evidence(world: World) -> None:
+    gateway = charging(world, hold())
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    before = life.worker.life.id
+    life.lose_lock()
+    until(lambda: life.worker.life.id != before and life.worker.life.sound)
+    until(lambda: world.attempt().unsure)
+    gateway.gate.set()
+    until(lambda: world.order().status == "paid")
+    assert gateway.called(1) == 1
+    life.quiet()
+    assert world.attempts() == []
+
+
+def test_hazard_37_two_lives_of_one_process_are_told_apart(world: World) -> None:
+    gateway = charging(world, hold(), limit=2)
+    for number in (1, 2, 3):
+        gateway.plan(number, "hang")
+    world.orders(3)
+    first = world.worker()
+    until(lambda: gateway.waiting == 2)
+    second = world.worker()
+    until(lambda: gateway.waiting == 3)
+    first.kill()
+    until(lambda: sorted(world.states()) == ["begun", "held", "held"])
+    assert [one.worker for one in world.attempts() if one.state == "begun"] == [second.worker.life.id]
+
+
+def test_hazard_38_an_adopter_that_dies_while_adopting_counts_nothing_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = charging(world, ASK, limit=10)
+    for number in range(1, 11):
+        gateway.plan(number, "hang")
+    world.orders(10)
+    first = world.worker()
+    until(lambda: gateway.waiting == 10)
+    monkeypatch.setattr(adopt, "AT_ONCE", 3)
+    first.kill()
+    adopter = world.worker(start=False)
+    adopter.dies_at = 4  # its first transaction begins its life, two adopt
+    with pytest.raises(Killed):
+        adopter.worker.start()
+    states = world.states()
+    assert 0 < states.count("begun") < 10
+    world.worker(held=True)
+    until(lambda: world.states() == ["doubt"] * 10)
+    assert {one.failures for one in world.attempts()} == {1}
+
+
+def test_hazard_39_a_drain_lets_calls_end_and_leaves_the_rest_in_doubt(world: World) -> None:
+    gateway = charging(world, hold())
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    life.stop(0.05)
+    assert world.attempt().unsure
+    assert workers(world) == 0, "a clean end leaves no row"
+    world.orders_from(2, 3)
+    life = world.worker()
+    gateway.plan(4, "done_hang")
+    world.orders_from(4, 4)
+    until(lambda: gateway.waiting == 2)
+    life.drain()
+    world.orders_from(5, 5)
+    gateway.gate.set()
+    life.stop(20)
+    assert world.order(4).status == "paid"
+    assert gateway.called(5) == 0, "a call was begun while draining"
+
+
+def test_hazard_39_a_removed_reaction_with_open_attempts_is_refused(world: World) -> None:
+    gateway = charging(world, hold())
+    gateway.plan(1, "raise")
+    world.orders(1)
+    world.settled()
+    kept = world.app.reactions.pop("paid")
+    with pytest.raises(StoreRefused, match="rename"):
+        world.worker()
+    assert world.attempt().reaction == "paid"
+    world.app.reactions["paid"] = kept
+    world.settled()
+
+
+def test_hazard_40_an_idle_worker_writes_nothing(world: World) -> None:
+    charging(world, hold())
+    world.there()
+    life = world.worker()
+    life.quiet()
+    life.sweep()
+    before = life.transactions
+    for _ in range(3):
+        life.sweep()
+    lanes = len(life.worker.lanes)
+    assert life.transactions - before <= 8 * lanes, "a sweep costs an idle worker more than a look at each reaction"
+    assert world.attempts() == []
+
+
+def test_hazard_41_a_call_that_blocks_its_loop_delays_neither_liveness_nor_other_work(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = world.gateway()
+    bank = Outside("bank")
+
+    @bank.call(in_doubt=again(), retry=QUICK)
+    async def blocking(order: Order) -> str:
+        gateway.waiting += 1
+        gateway.gate.wait(20)
+        return "r"
+
+    @world.app.on(Order, Order.status == "placed", call=blocking)
+    def paid(order: Order, outcome: str) -> None:
+        order.status = "paid"
+
+    @world.app.on(Order, Order.status == "other")
+    def done(order: Order) -> None:
+        order.status = "done"
+
+    caplog.set_level(logging.WARNING, "groundstate")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    world.add(Order(id=2, status="other"))
+    until(lambda: world.order(2).status == "done")
+    life.sweep()
+    assert life.worker.life.sound
+    until(lambda: "blocking" in caplog.text)
+    gateway.gate.set()
+    life.quiet()
+    assert world.order(1).status == "paid"
+
+
+def test_hazard_35_a_fork_of_a_running_program_does_not_keep_a_dead_worker_alive(world: World) -> None:
+    gateway = charging(world, hold())
+    gateway.plan(1, "hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    reads, writes = os.pipe()
+    child = _fork()
+    if child == 0:
+        os.close(writes)
+        os.read(reads, 1)
+        os._exit(0)
+    try:
+        life.kill()
+        world.settled()
+        assert world.attempt().state == "held"
+    finally:
+        os.write(writes, b".")
+        os.close(writes)
+        os.close(reads)
+        os.waitpid(child, 0)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any fork beside threads
+        return os.fork()
+
+
+def test_a_held_start_carries_out_nothing_until_it_is_told(world: World) -> None:
+    gateway = charging(world, hold())
+    world.orders(3)
+    life = world.worker(held=True)
+    assert gateway.calls == []
+    assert world.count(Order.status == "placed") == 3
+    life.worker.go()
+    until(lambda: world.count(Order.status == "paid") == 3)
+
+
+def test_an_app_runs_until_all_is_quiet_and_stops(world: World) -> None:
+    charging(world, hold())
+    world.orders(20)
+    world.app.start()
+    try:
+        world.app.run_until_quiet(timedelta(seconds=20))
+    finally:
+        world.app.stop()
+    assert world.count(Order.status == "paid") == 20
+    assert workers(world) == 0
