@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from groundstate.cli.main import main
-from groundstate.engine import attempts
+from groundstate.engine import attempts, transaction
 from groundstate.rules.attempt import Attempt, State
 from groundstate.store import opening
 from groundstate.store.port import Database, Lives
@@ -92,8 +92,8 @@ class Shop:
             "blocks": blocks, **other,
         })  # fmt: skip
         database, _ = self.open()
-        with database.writing() as connection:
-            attempts.insert(database, connection, [made])
+        with transaction.writing(database) as tx:
+            attempts.insert(tx, [made])
         return made
 
     def open(self) -> tuple[Database, Lives]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Interval, bindparam, create_engine, func, select, text, type_coerce
+from sqlalchemy import Connection, Interval, bindparam, create_engine, event, func, select, text, type_coerce
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -74,6 +74,8 @@ class Gateway:
         self.finds: dict[int, list[Any]] = {}
         self.gate = threading.Event()
         self.waiting = 0
+        self.overlaps: list[int] = []  # records of which two calls were in the air at once
+        self._in_air: set[int] = set()
         self.outside: Any = None
         self.reaction: Any = None
 
@@ -88,6 +90,16 @@ class Gateway:
         return sum(1 for one, _ in self.calls if one == record)
 
     async def act(self, record: int, key: str = "") -> str:
+        if record in self._in_air:
+            self.overlaps.append(record)
+        self._in_air.add(record)
+        try:
+            return await self._act(record, key)
+        finally:
+            self._in_air.discard(record)
+
+    async def _act(self, record: int, key: str) -> str:
+        await asyncio.sleep(0)
         step = self._arrive(record, key)
         if step == "done_hang":
             self._land(record, key)
@@ -153,7 +165,8 @@ class Life:
         self.dead = False
         self.dies_at = 0  # the number of the transaction before which it dies
         self.broken = False  # the database is in trouble
-        self.lose_next_word = False  # the next commit lands, and its word is lost
+        self.lose_word_of = ""  # the commit of the next transaction with such a statement lands, and its word is lost
+        self.lost = 0
         self._gate = threading.RLock()
         self._write = self.database.writing
         self.database.writing = self._writing
@@ -169,10 +182,18 @@ class Life:
             if self.broken:
                 raise OperationalError("begin", None, sqlite3.OperationalError("database is locked"))
             self.transactions += 1
+            said: list[str] = []
+
+            def hear(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+                said.append(statement.lower())
+
             with self._write(wait=wait) as connection:
+                if self.lose_word_of:
+                    event.listen(connection, "after_cursor_execute", hear)
                 yield connection
-            if self.lose_next_word:
-                self.lose_next_word = False
+            if self.lose_word_of and any(one.startswith(self.lose_word_of) for one in said):
+                self.lose_word_of = ""
+                self.lost += 1
                 raise OperationalError("commit", None, sqlite3.OperationalError("disk I/O error: the connection was lost in commit"))
 
     def kill(self) -> None:

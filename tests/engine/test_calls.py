@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from groundstate import Outside, Retry, again, ask, hold
-from groundstate.engine import flight
+from groundstate.engine import flight, hints
 from tests.engine.charging import ASK, SAME_KEY, charging
-from tests.engine.kit import Order, World, ms, until
+from tests.engine.kit import Gateway, Order, World, ms, until
 
 
 def test_a_call_is_made_once_and_nothing_of_ours_is_left(world: World) -> None:
@@ -20,6 +21,37 @@ def test_a_call_is_made_once_and_nothing_of_ours_is_left(world: World) -> None:
     assert sorted(record for record, _ in gateway.ledger) == list(range(1, 151))
     assert world.count(Order.status == "paid", Order.receipt.is_not(None)) == 150
     assert world.attempts() == []
+
+
+def test_one_turn_never_begins_two_calls_for_one_record(world: World) -> None:
+    gateway = charging(world, hold())
+
+    @world.app.on(Order, Order.status.in_(["placed", "paid"]), Order.note.is_(None), call=_told(gateway), name="noted")
+    def noted(order: Order, outcome: str) -> None:
+        order.note = outcome
+
+    world.orders(20)
+    life = world.worker(held=True)
+    life.worker.hear(_touched(range(1, 21)))  # fresh, and in the backlog of the first sweep as well
+    life.worker.go()
+    life.quiet()
+    assert sorted(record for record, _ in gateway.ledger) == sorted([*range(1, 21), *range(1, 21)])
+    assert gateway.overlaps == []
+    assert world.attempts() == []
+
+
+def _told(gateway: Gateway) -> Any:
+    @Outside("other").call(in_doubt=hold())
+    async def tell(order: Order) -> str:
+        return await gateway.act(order.id)
+
+    return tell
+
+
+def _touched(numbers: range) -> hints.Touched:
+    touched = hints.Touched()
+    touched.add(Order, [(number,) for number in numbers], None)
+    return touched
 
 
 def test_hazard_1_a_record_that_enters_its_state_again_has_another_key_and_is_charged_again(world: World) -> None:

@@ -129,7 +129,7 @@ def stored(world: World, **values: Any) -> None:
             "shop", "paid", "1", "", State.HELD, worker=7, call=attempts.new_call(), call_no=1, unsure=False, since=tx.now, first_at=tx.now,
             deadline=tx.now, blocks=spec.table_name, why="a test",
         )  # fmt: skip
-        attempts.insert(tx.database, tx.connection, [replace(base, **values)])
+        attempts.insert(tx, [replace(base, **values)])
 
 
 # ---- retry -----------------------------------------------------------------------------------------------------------------------

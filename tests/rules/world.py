@@ -1,19 +1,17 @@
-"""A toy of the protocol: one record, two worker processes, an outside, a writer, a person and time, driven at random through the real rules.
+"""A toy of the protocol: one record, two worker processes, an outside, a writer, a person and time, driven through the real rules.
 
 A small sister of `protocol.pml`: the transitions are those of rules/attempt.py, everything else is made up here. The outside keeps its
 promise (nothing lands later than deadline + settle_after, and a find is right), and so does the person; nothing else is kind.
+`moves` are all that can happen next; whoever drives the world chooses among them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import ClassVar, TypeVar
-
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from functools import partial
 
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
@@ -22,11 +20,10 @@ from groundstate.rules.policy import MARGIN, Retry
 from tests.rules.making import NOW, SECOND, TIMEOUT
 
 BEGUN, DOUBT, FAILED, HELD = State
-TROUBLE, WRITES = 5, 2  # how often something breaks, and how often the shop writes, in one run
+TROUBLE, WRITES, WORDS = 4, 2, 2  # how often something breaks, the shop writes and a person speaks, in one run
 TRIES = Retry(times=2, first=SECOND, longest=SECOND)
 OCCURRENCES = 2
-pick = st.integers(0, 7)
-T = TypeVar("T")
+Move = Callable[[], None]
 
 
 @dataclass(eq=False)
@@ -56,12 +53,11 @@ class Asked:
     answer: str | int | None = None  # 'absent', 'unknown', an effect; None until it answers
 
 
-class World(RuleBasedStateMachine):
-    terms: ClassVar[Terms]
-    threads: ClassVar[bool] = False  # sync calls whose thread may hang before it sends; then no living worker loses its lock
-
-    def __init__(self) -> None:
-        super().__init__()
+class World:
+    def __init__(self, terms: Terms, *, threads: bool, has_overtaken: bool) -> None:
+        """threads: sync calls whose thread may hang before it sends; then no living worker loses its lock."""
+        self.terms, self.threads, self.has_overtaken = terms, threads, has_overtaken
+        self.trouble, self.writes, self.words = TROUBLE, WRITES, WORDS
         self.now = NOW
         self.exists, self.condition, self.occurrence = True, True, 0
         self.entries = [1, 0]
@@ -75,12 +71,80 @@ class World(RuleBasedStateMachine):
         self.taken: set[int] = set()  # effects whose outcome a handler or a person has taken
         self.heard: set[int] = set()  # effects whose outcome some worker had in its hands
         self.sent = [0, 0]  # calls that went out without a person's word
-        self.has_overtaken = False
-        self.trouble, self.writes = TROUBLE, WRITES
 
-    @initialize(handler=st.booleans())
-    def declared(self, handler: bool) -> None:
-        self.has_overtaken = handler
+    # ---- all that can happen next --------------------------------------------------------------------------------------------
+    def moves(self) -> list[Move]:
+        found = [*self._of_workers(), *self._of_calls(), *self._of_questions(), *self._of_the_rest()]
+        return found
+
+    def _of_workers(self) -> Iterator[Move]:
+        for process, life in enumerate(self.lives):
+            if life is None:
+                yield partial(self.starts, process)
+                continue
+            if self.to_take():
+                yield partial(self.takes, process)
+                if self.trouble:
+                    yield partial(self.takes, process, commit_unknown=True)
+            if self.to_sweep(life):
+                yield partial(self.sweeps, process)
+            for at in self.of_rows(process, DOUBT):
+                if self.kind not in ("ask", "same_key") or not any(asked.process == process for asked in self.questions):
+                    yield partial(self.settles, process, at)
+            for at in self.of_rows(process, FAILED):
+                yield partial(self.looks_at_failed, process, at)
+            if self.trouble and self.calls:
+                yield partial(self.is_killed, process)
+                if not self.threads:
+                    yield partial(self.loses_its_lock, process)
+
+    def _of_calls(self) -> Iterator[Move]:
+        for call in self.calls:
+            if call.request == "air":
+                yield partial(self.request_ends, call, "landed")
+                if self.trouble:
+                    yield partial(self.request_ends, call, "refused")
+                    yield partial(self.request_ends, call, "lost")
+            if self.lives[call.process] is None:
+                continue
+            if call.task == "begun":
+                yield partial(self.goes_out_or_not, call)
+                if self.trouble:
+                    yield partial(self.goes_out_or_not, call, stops=True)
+                    if self.threads:
+                        yield partial(self.hangs, call)
+            if call.task == "stuck":
+                yield partial(self.sends_after_all, call)
+            if call.task in ("stuck", "waiting") and (self.trouble or call.request == "lost"):
+                yield partial(self.times_out, call, listens=False)
+                yield partial(self.times_out, call, listens=True)
+            if call.task in ("waiting", "given up") and call.request in ("landed", "refused"):
+                yield partial(self.answers, call)
+                if self.trouble:
+                    yield partial(self.answers, call, handler_raises=True)
+            if call.task == "given up" and call.request == "lost":
+                yield partial(self.thread_ends, call)
+
+    def _of_questions(self) -> Iterator[Move]:
+        for asked in self.questions:
+            if asked.answer is None:
+                yield partial(self.outside_answers, asked)
+                if self.trouble:
+                    yield partial(self.outside_answers, asked, knows=False)
+            else:
+                yield partial(self.answer_is_applied, asked)
+                if self.trouble:
+                    yield partial(self.answer_is_applied, asked, handler_raises=True)
+
+    def _of_the_rest(self) -> Iterator[Move]:
+        if self.calls:
+            yield partial(self.time_passes, 6)
+            yield partial(self.time_passes, 26)
+        if self.calls and self.exists and self.writes:
+            yield from (partial(self.shop_writes, deed) for deed in ("done by hand", "next", "deleted"))
+        for at, one in self.rows.items():
+            if one.state is HELD and self.words:
+                yield from (partial(self.person_says, at, deed) for deed in ("retry", "absent", "outcome", "forget"))
 
     # ---- what is there -------------------------------------------------------------------------------------------------------
     @property
@@ -100,9 +164,6 @@ class World(RuleBasedStateMachine):
     def blocked(self, occurrence: int) -> bool:
         return blocker("shop", "charge", str(occurrence), self.rows.values(), fact=False) is not None
 
-    def living(self, process: int) -> int | None:
-        return self.lives[process]
-
     def thread_runs(self, one: Attempt) -> bool:
         return any(call.number == one.call and call.task in ("given up", "stuck") for call in self.calls)
 
@@ -113,10 +174,6 @@ class World(RuleBasedStateMachine):
         if state is DOUBT:
             return [at for at in found if self.rows[at].worker == life and not self.thread_runs(self.rows[at])]
         return found if life is not None else []
-
-    @staticmethod
-    def one_of(some: Sequence[T], which: int) -> T:
-        return some[which % len(some)]
 
     # ---- rows ----------------------------------------------------------------------------------------------------------------
     def put(self, occurrence: int, decision: rules.Decision | rules.Refuse, process: int | None = None) -> None:
@@ -202,8 +259,6 @@ class World(RuleBasedStateMachine):
         at = self.occurrence
         return any(self.lives) and at not in self.rows and self.facts(at).holds and not self.blocked(at)
 
-    @precondition(lambda self: self.to_take())
-    @rule(process=st.integers(0, 1), known=st.sampled_from([True, True, True, False]))
     def takes_the_record(self, process: int, known: bool) -> None:
         """Not known: the COMMIT's answer was lost, and the row landed after all."""
         life, at = self.lives[process], self.occurrence
@@ -219,8 +274,6 @@ class World(RuleBasedStateMachine):
             if (one.state in (BEGUN, DOUBT) and one.worker not in self.lives) or (one.state is BEGUN and one.call not in known)
         }  # fmt: skip
 
-    @precondition(lambda self: any(self.lives) and self.to_sweep())
-    @rule(process=st.integers(0, 1))
     def sweeps(self, process: int) -> None:
         life = self.lives[process]
         for at, one in self.to_sweep().items():
@@ -229,15 +282,11 @@ class World(RuleBasedStateMachine):
             elif life is not None and one.worker == life:
                 self.put(at, rules.did_not_go_out(one, self.now))
 
-    @precondition(lambda self: self.of_rows(0, DOUBT) or self.of_rows(1, DOUBT))
-    @rule(process=st.integers(0, 1), which=pick)
     def settles_a_doubt(self, process: int, which: int) -> None:
         if found := self.of_rows(process, DOUBT):
             at = self.one_of(found, which)
             self.put(at, rules.settle(self.rows[at], self.terms, self.facts(at), self.now), process)
 
-    @precondition(lambda self: self.of_rows(0, FAILED) or self.of_rows(1, FAILED))
-    @rule(process=st.integers(0, 1), which=pick)
     def looks_at_what_failed(self, process: int, which: int) -> None:
         if found := self.of_rows(process, FAILED):
             at = self.one_of(found, which)
@@ -252,8 +301,6 @@ class World(RuleBasedStateMachine):
         one = self.rows.get(call.occurrence)
         return one if one is not None and one.state is BEGUN and one.call == call.number else None
 
-    @precondition(lambda self: self.with_task("begun"))
-    @rule(which=pick, stops=st.sampled_from([False, False, False, True]), hangs=st.booleans())
     def goes_out_or_not(self, which: int, stops: bool, hangs: bool) -> None:
         """The check just before the call: still who we were, and not past the deadline."""
         call = self.one_of(self.with_task("begun"), which)
@@ -275,15 +322,11 @@ class World(RuleBasedStateMachine):
             assert self.terms.retry.times is not None
             assert self.sent[call.occurrence] <= self.terms.retry.times + 1, "BoundedCalls"
 
-    @precondition(lambda self: self.with_task("stuck"))
-    @rule(which=pick)
     def a_thread_that_hung_sends_after_all(self, which: int) -> None:
         call = self.one_of(self.with_task("stuck"), which)
         call.task = "waiting" if self.ours(call) else "given up"
         self.send(call)
 
-    @precondition(lambda self: any(call.request == "air" for call in self.calls))
-    @rule(which=pick, how=st.sampled_from(["landed", "landed", "refused", "lost"]))
     def a_request_comes_to_its_end(self, which: int, how: str) -> None:
         self.end_request(self.one_of([call for call in self.calls if call.request == "air"], which), how)
 
@@ -299,8 +342,6 @@ class World(RuleBasedStateMachine):
         self.effects.append(call.occurrence)
         self.provider[call.occurrence] = (call.reports, self.now)
 
-    @precondition(lambda self: any(call.request in ("landed", "refused") for call in self.with_task("waiting", "given up")))
-    @rule(which=pick, raises=st.sampled_from([False, False, False, True]))
     def an_answer_comes(self, which: int, raises: bool) -> None:
         call = self.one_of([one for one in self.with_task("waiting", "given up") if one.request in ("landed", "refused")], which)
         call.task = "ended"
@@ -313,8 +354,6 @@ class World(RuleBasedStateMachine):
         elif one is not None:
             self.put(call.occurrence, rules.not_done(one, "refused", self.now + SECOND, counts=True))
 
-    @precondition(lambda self: self.with_task("waiting", "stuck"))
-    @rule(which=pick, listens=st.booleans())
     def a_call_times_out(self, which: int, listens: bool) -> None:
         call = self.one_of(self.with_task("waiting", "stuck"), which)
         if one := self.ours(call):
@@ -322,8 +361,6 @@ class World(RuleBasedStateMachine):
         if call.task == "waiting":
             call.task = "given up" if listens or call.lands_by is None else "ended"
 
-    @precondition(lambda self: self.with_task("given up"))
-    @rule(which=pick)
     def a_thread_that_was_given_up_ends(self, which: int) -> None:
         call = self.one_of(self.with_task("given up"), which)
         call.task = "ended"
@@ -333,15 +370,11 @@ class World(RuleBasedStateMachine):
             self.rows[call.occurrence] = replace(one, deadline=max(one.deadline, self.now))
 
     # ---- the outside is asked --------------------------------------------------------------------------------------------------
-    @precondition(lambda self: any(asked.answer is None for asked in self.questions))
-    @rule(which=pick, knows=st.sampled_from([True, True, True, False]))
     def the_outside_answers(self, which: int, knows: bool) -> None:
         asked = self.one_of([one for one in self.questions if one.answer is None], which)
         made = [effect for effect, at in enumerate(self.effects) if at == asked.occurrence]
         asked.answer = "unknown" if not knows else made[0] if made else "absent"
 
-    @precondition(lambda self: any(asked.answer is not None for asked in self.questions))
-    @rule(which=pick, raises=st.sampled_from([False, False, False, True]))
     def its_answer_is_applied(self, which: int, raises: bool) -> None:
         asked = self.one_of([one for one in self.questions if one.answer is not None], which)
         self.questions.remove(asked)
@@ -359,7 +392,6 @@ class World(RuleBasedStateMachine):
                 self.conclude(at, effect, raises)
 
     # ---- time, and the ends of processes -----------------------------------------------------------------------------------------
-    @rule(seconds=st.sampled_from([1, 5, 16, 40, 100]), lands=st.booleans())
     def time_passes(self, seconds: int, lands: bool) -> None:
         """Nothing stays in the air for longer than the outside promises; and it forgets keys as soon as it may."""
         self.now += seconds * SECOND
@@ -370,8 +402,6 @@ class World(RuleBasedStateMachine):
         if kept_for is not None:
             self.provider = {key: kept for key, kept in self.provider.items() if kept[1] + kept_for > self.now}
 
-    @precondition(lambda self: any(self.lives) and self.trouble > 0 and self.calls)
-    @rule(process=st.integers(0, 1))
     def a_process_is_killed(self, process: int) -> None:
         self.trouble -= 1
         self.lives[process] = None
@@ -381,15 +411,11 @@ class World(RuleBasedStateMachine):
                 call.task = "ended"
                 call.lands_by = call.lands_by or self.now + self.terms.settle_after
 
-    @precondition(lambda self: None in self.lives)
-    @rule(process=st.integers(0, 1))
     def a_process_starts(self, process: int) -> None:
         if self.lives[process] is None:
             self.last_life += 1
             self.lives[process] = self.last_life
 
-    @precondition(lambda self: not self.threads and self.trouble > 0 and self.calls)
-    @rule(process=st.integers(0, 1))
     def a_living_worker_loses_its_lock_and_begins_a_new_life(self, process: int) -> None:
         if self.lives[process] is not None:
             self.trouble -= 1
@@ -397,8 +423,6 @@ class World(RuleBasedStateMachine):
             self.lives[process] = self.last_life
 
     # ---- the shop, and a person ------------------------------------------------------------------------------------------------
-    @precondition(lambda self: self.exists and self.writes > 0 and self.calls)
-    @rule(deed=st.sampled_from(["next", "next", "done by hand", "deleted"]))
     def the_shop_writes(self, deed: str) -> None:
         self.writes -= 1
         if deed == "done by hand":
@@ -410,8 +434,6 @@ class World(RuleBasedStateMachine):
             self.condition = True
             self.entries[self.occurrence] += 1
 
-    @precondition(lambda self: any(one.state is HELD for one in self.rows.values()))
-    @rule(which=pick, deed=st.sampled_from(["retry", "absent", "outcome", "forget"]))
     def a_person_looks_at_what_is_held(self, which: int, deed: str) -> None:
         at = self.one_of([at for at, one in self.rows.items() if one.state is HELD], which)
         one, facts = self.rows[at], self.facts(at)
@@ -440,19 +462,16 @@ class World(RuleBasedStateMachine):
             self.put(occurrence, decision)
 
     # ---- what must hold, always ------------------------------------------------------------------------------------------------
-    @invariant()
     def listed(self) -> None:
         if self.kind != "again":
             assert all(at in self.rows or not self.open_effects(at) for at in range(OCCURRENCES)), "Listed"
 
-    @invariant()
     def at_most_once(self) -> None:
         """Under same_key this is OncePerKey: the key is the occurrence's."""
         if self.kind != "again":
             for at in range(OCCURRENCES):
                 assert self.effects.count(at) <= max(self.entries[at], 1), "AtMostOnce"
 
-    @invariant()
     def sticky_doubt(self) -> None:
         """'Sure' says that nothing of it is open outside."""
         for at, one in self.rows.items():
@@ -460,7 +479,6 @@ class World(RuleBasedStateMachine):
                 assert not self.open_effects(at), "StickyDoubt"
                 assert not self.in_the_air(at), "StickyDoubt"
 
-    @invariant()
     def outcome_kept(self) -> None:
         if self.kind != "again":
             kept = {effect for one in self.rows.values() for effect in json.loads(one.outcome or "[]")}

@@ -75,12 +75,24 @@ def locked(database: Database, statement: Select[Any]) -> Select[Any]:
     return statement.with_for_update() if database.locks_rows else statement
 
 
-def insert(database: Database, connection: Connection, new: Sequence[Attempt]) -> None:
-    """Inserts; where one of that identity is there already it is left as it is (the caller's fence tells)."""
+class Writer(Reader, Protocol):
+    """What inserting them needs as well."""
+
+    some_attempts: bool  # set: who takes records later in this transaction must look for attempts
+
+
+def insert(tx: Writer, new: Sequence[Attempt]) -> set[int]:
+    """Inserts; where one of that identity is there already it is left as it is. Returns the calls that were written."""
     if not new:
-        return
-    statement = database.insert(table).on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
-    connection.execute(statement, [values_of(one) for one in new])
+        return set()
+    tx.some_attempts = True
+    statement = tx.database.insert(table).on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
+    written = tx.connection.execute(statement, [values_of(one) for one in new]).rowcount
+    calls = {one.call for one in new}
+    if written == len(new):
+        return calls
+    there = tx.connection.execute(select(table.c.call).where(table.c.worker == new[0].worker, table.c.call.in_(calls)))
+    return set(there.scalars())
 
 
 def save(connection: Connection, changed: Iterable[tuple[Attempt, Attempt]]) -> None:

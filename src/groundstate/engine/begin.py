@@ -56,25 +56,27 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     spec = question.spec
     chosen = [one for one in found.taken if one.attempt is None or not _left_to_consider(life, question, one.attempt, tx.now)][: feed.limit]
     if spec.name in life.suspects:
-        attempts.insert(tx.database, tx.connection, [_suspect(life, question, one, tx.now) for one in chosen])
+        attempts.insert(tx, [_suspect(life, question, one, tx.now) for one in chosen])
         result.changed = len(chosen)
         return result
     new: list[Attempt] = []
     again: list[tuple[Attempt, Attempt]] = []
+    flights: list[Flight] = []
     together = life.care.together(0) if life.care.careful else 0
     for one in chosen:
         before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
-        flight = _flight(life, tx, question, before, one.record, clock, together=together)
-        after = flight if isinstance(flight, Attempt) else flight[0]
+        flown = _flight(life, tx, question, before, one.record, clock, together=together)
+        after = flown if isinstance(flown, Attempt) else flown[0]
         if one.attempt is None:
             new.append(after)
         else:
             again.append((before, after))
-        if not isinstance(flight, Attempt):
-            result.flights.append(flight[1])
-    attempts.insert(tx.database, tx.connection, new)
+        if not isinstance(flown, Attempt):
+            flights.append(flown[1])
+    written = attempts.insert(tx, new) | {after.call for _, after in again}
     attempts.save(tx.connection, again)
     _detach(tx)
+    result.flights = [flight for flight in flights if flight.call in written]  # no attempt, no call
     result.new_calls = len(result.flights)
     return result
 

@@ -23,7 +23,7 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
         group = _group(life, found.taken, most)
         call = attempts.new_call()
         pairs = [(one.attempt, _begun(life, question, tx, one, call, len(group))) for one in group]
-        attempts.insert(tx.database, tx.connection, [after for before, after in pairs if before is None])
+        attempts.insert(tx, [after for before, after in pairs if before is None])
         attempts.save(tx.connection, [(before, after) for before, after in pairs if before is not None])
     if not group:
         return Done(read=found.read, cursor=found.cursor, busy=found.busy)

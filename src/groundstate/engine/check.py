@@ -50,6 +50,11 @@ def check(database: Database, questions: Sequence[Question], metadatas: Sequence
     return sorted(found, key=lambda one: one.level != "problem")
 
 
+def large_scans(database: Database, connection: Connection, questions: Sequence[Question]) -> list[Finding]:
+    """Conditions that make each sweep read a whole large table."""
+    return [found for question in questions for found in _indexes(database, connection, question) if found.level == "problem"]
+
+
 # ---- indexes -------------------------------------------------------------------------------------------------------------------
 def _indexes(database: Database, connection: Connection, question: Question) -> Iterator[Finding]:
     name = question.spec.name

@@ -157,7 +157,7 @@ def act(person: Person, reaction: str, identities: Sequence[Identity], deed: Dee
         return _patiently(person, question, identities, deed, None)
     except GroundstateError:
         raise
-    except Exception as error:  # noqa: BLE001  # whatever a commit of the user's own tables may raise
+    except Exception as error:  # whatever a commit of the user's own tables may raise
         if trouble.transient(error):
             raise Conflict(f"the database is in trouble, try again in a moment: {describe(error)}") from None
         if len(identities) > 1:

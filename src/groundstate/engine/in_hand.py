@@ -119,7 +119,7 @@ class Conclusion:
         self._run_together()
         attempts.save(self.tx.connection, self.saved)
         attempts.remove(self.tx.database, self.tx.connection, self.removed)
-        attempts.insert(self.tx.database, self.tx.connection, self.new)
+        attempts.insert(self.tx, self.new)
 
     def _overtaken(self, given: InHand, standing: Standing, attempt: Attempt) -> None:
         spec = self.question.spec

@@ -32,6 +32,7 @@ class Lane:
     cursor: PrimaryKey | None = None
     crowded: bool = False
     look_again: bool = False  # a table that the condition reads was touched while a pass was on
+    newest: bool = False  # a long pass is on: rows written by others meanwhile are looked for at the far end
     due: bool = False
     due_cursor: tuple[Any, ...] | None = None
     batch: int = BATCH_FIRST
@@ -91,12 +92,13 @@ class Lane:
     def sweep(self) -> None:
         """A new pass over the condition; one that is on goes to its end, and then another begins."""
         if self.backlog:
-            self.look_again = True
+            self.look_again = self.newest = True
         else:
             self.backlog, self.cursor, self.crowded = True, None, False
 
     def swept(self) -> None:
         """A pass came to its end."""
+        self.newest = False
         self.backlog = self.look_again
         self.look_again = False
         self.cursor = None

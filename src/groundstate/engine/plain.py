@@ -207,7 +207,7 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
     done.next_at = min(filter(None, (done.next_at, after.next_at)), default=None)
     log.warning("%s on %s %s: %s", spec.name, spec.table_name, one.text, error)
     if one.attempt is None:
-        attempts.insert(tx.database, tx.connection, [after])
+        attempts.insert(tx, [after])
     else:
         attempts.save(tx.connection, [(before, after)])
 

@@ -124,7 +124,7 @@ def baseline(life: Life, question: Question, *, at_once: int = 1000, tell: Calla
                 rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt
                 for one in (_taken(question, record) for record in records)
             ]
-            attempts.insert(tx.database, tx.connection, [replace(one, blocks=None) for one in held])
+            attempts.insert(tx, [replace(one, blocks=None) for one in held])
             count += len(held)
             cursor = keys[-1]
         if tell is not None:

@@ -149,7 +149,7 @@ def _doubt_matching(life: Life, question: Question) -> int:
                 new.append(replace(
                     fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO, deadline=tx.now + spec.terms.timeout, next_at=tx.now, why=WHY
                 ))  # fmt: skip
-            attempts.insert(tx.database, tx.connection, new)
+            attempts.insert(tx, new)
             count += len(new)
             cursor = keys[-1]
 

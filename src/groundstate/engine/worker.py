@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import adopt, due, guards, hints, registry, restore, schema, transaction, trouble
+from groundstate.engine import adopt, check, due, guards, hints, registry, restore, schema, transaction, trouble
 from groundstate.engine.batches import Batches
 from groundstate.engine.hints import Touched
 from groundstate.engine.lane import Lane
@@ -34,6 +35,8 @@ SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
 LOOK_S = 0.05  # how often an embedded store is asked whether another process wrote
 LOOK_SHARE = 0.1  # and so much into looks that another writer causes
 SWEEP_LONGEST_S = 30.0
+NEWEST_AT_ONCE = 50
+LOCKED_OUT_S = 60.0  # for so long a start waits for an embedded store's write lock
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,11 @@ class Worker:
             self._quiet_wanted = None
 
     # ---- a life ----------------------------------------------------------------------------------------------------------------
-    def _new_life(self) -> Life:
-        return Life(self._app, self.database, self._make_lives(), self._witness, self._redact)
+    def _new_life(self, old: Life | None = None) -> Life:
+        fresh = Life(self._app, self.database, self._make_lives(), self._witness, self._redact)
+        if old is not None:
+            fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
+        return fresh
 
     def _run(self) -> None:
         try:
@@ -176,9 +182,29 @@ class Worker:
                 hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
         self._shift.lanes = [Lane(question) for question in questions]
         self._read_registry()
-        self._shift.life.begin()
-        self._look_back()
-        self._adopt()
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        """The lock, whether the database went back, adoption. Waits while somebody else holds an embedded store's write lock."""
+        until = time.monotonic() + LOCKED_OUT_S
+        while True:
+            try:
+                self._shift.life.begin()
+                self._look_back()
+                self._adopt()
+            except DBAPIError as error:
+                if not (self._shift.embedded and trouble.transient(error)) or self._shift.stopping is not None:
+                    raise
+                self._shift.life.lives.release()
+                if time.monotonic() > until:
+                    raise StoreRefused(
+                        f"another process has held the write lock of {self.database.settings.url.render_as_string()} for {LOCKED_OUT_S:g} s: "
+                        "end its transaction (a stopped process, a shell that has not committed), and start again"
+                    ) from error
+                log.warning("the database is in trouble, tried again: %s", describe(error))
+                self._shift.life = self._new_life(self._shift.life)
+            else:
+                return
 
     def _read_registry(self) -> None:
         names = [lane.name for lane in self._shift.lanes]
@@ -217,6 +243,12 @@ class Worker:
         for newcomer in loud:
             log.error("%s", newcomer.words)
 
+    def _warn_of_scans(self) -> None:
+        """A condition that reads a whole large table is said at each start (hazard 28)."""
+        with self.database.reading() as connection:
+            for finding in check.large_scans(self.database, connection, [lane.question for lane in self._shift.lanes]):
+                log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`")
+
     def _look_back(self) -> None:
         why = "a person said so (--after-restore)" if self._after_restore else restore.sign(self._shift.life)
         if why:
@@ -242,8 +274,7 @@ class Worker:
         old, old.sound = self._shift.life, False
         with contextlib.suppress(Exception):
             old.lives.release()
-        fresh = self._new_life()
-        fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
+        fresh = self._new_life(old)
         fresh.begin()
         self._shift.life = fresh
         self._look_back()
@@ -261,6 +292,7 @@ class Worker:
                 if not counted:
                     self._count_newcomers()  # after the first turn: what is known is under way before anything is counted
                     counted = True
+                    self._warn_of_scans()
             except WentBack as error:
                 restore.went_back(self._shift.life, [lane.question for lane in self._shift.lanes], str(error))
                 self._shift.life.sound = False
@@ -292,6 +324,8 @@ class Worker:
         self._sweep_if_time()
         for lane in self._shift.lanes:
             lane.listen()
+            if lane.newest and lane.on:
+                self._look_at_newest(lane)
         self._traffic.turn()
         if self._shift.stopping is None:
             self._batches.turn()
@@ -299,6 +333,13 @@ class Worker:
         self._trouble = 0
         if self._shift.took == before:
             self._idle_s += time.monotonic() - started
+
+    def _look_at_newest(self, lane: Lane) -> None:
+        """While a long backlog is gone through in key order, rows that somebody else has just written must not wait for its end."""
+        lane.newest = False
+        with self._shift.database.reading() as connection:
+            rows = connection.execute(lane.question.keys_after(None, NEWEST_AT_ONCE, crowded=True, newest=True))
+            lane.fresh.update(dict.fromkeys(tuple(row) for row in rows))
 
     def _wait_s(self) -> float:
         """How long nothing is to be done but by a hint."""

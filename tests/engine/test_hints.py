@@ -1,0 +1,190 @@
+"""Waking up: hints after commits of this process, sweeps for rows of others, and that hints do not matter (hazards 27, 40, 63)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from groundstate import Outside, every_child, hold
+from groundstate.engine import worker
+from tests.engine.charging import charging
+from tests.engine.kit import Order, World, until
+from tests.engine.test_rows import Rendition, Video
+from tests.engine.test_rows import films as films  # noqa: PLC0414  # a fixture
+
+
+@pytest.fixture
+def no_sweeps(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Tells a worker not to sweep any more: what is done then was hinted."""
+
+    def stop(life: Any) -> None:
+        life.quiet()
+        life.worker._next_sweep = life.worker._next_look = time.monotonic() + 3600
+
+    monkeypatch.setattr(worker, "LOOK_S", 3600)
+    return stop
+
+
+def _packed(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None:
+        order.status = "packed"
+
+
+def test_a_commit_of_this_process_wakes_the_reaction(world: World, no_sweeps: Callable[[Any], None]) -> None:
+    _packed(world)
+    world.there()
+    life = world.worker()
+    no_sweeps(life)
+    world.orders(1)
+    until(lambda: world.order().status == "packed", 5)
+    with world.session() as session, session.begin():
+        session.execute(update(Order).values(status="placed"))  # a bulk statement: the class alone is known
+    until(lambda: world.count(Order.status == "packed") == 1, 5)
+
+
+def test_a_rolled_back_or_nested_commit_gives_no_hint_too_early(world: World, no_sweeps: Callable[[Any], None]) -> None:
+    _packed(world)
+    world.there()
+    life = world.worker()
+    no_sweeps(life)
+    with world.session() as session:
+        with session.begin_nested():
+            session.add(Order(id=1))
+        session.rollback()
+        session.add(Order(id=2))
+        session.commit()
+    until(lambda: world.order(2).status == "packed", 5)
+    assert world.order(1) is None
+
+
+def test_an_async_session_wakes_it_as_well(world: World, no_sweeps: Callable[[Any], None]) -> None:
+    _packed(world)
+    world.there()
+    life = world.worker()
+    no_sweeps(life)
+
+    async def place() -> None:
+        engine = create_async_engine(world.url.replace("sqlite:", "sqlite+aiosqlite:").replace("postgresql:", "postgresql+asyncpg:"))
+        async with AsyncSession(engine) as session:
+            session.add(Order(id=1))
+            await session.commit()
+        await engine.dispose()
+
+    asyncio.run(place())
+    until(lambda: world.order().status == "packed", 5)
+
+
+def test_a_lost_hint_is_found_by_the_sweep(world: World) -> None:
+    _packed(world)
+    world.there()
+    world.worker().quiet()
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("insert into orders (id, status, round) values (1, 'placed', 1)")
+    until(lambda: world.order().status == "packed", 5)
+
+
+def test_hints_that_are_lost_or_doubled_change_no_final_state(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = charging(world, hold())
+    _ = world.there()
+    life = world.worker()
+    hear, heard = life.worker.hear, 0
+
+    def unreliable(touched: Any) -> None:
+        nonlocal heard
+        heard += 1
+        for _ in range(heard % 3):
+            hear(touched)
+
+    monkeypatch.setattr(life.worker, "hear", unreliable)
+    for number in range(1, 31):
+        world.add(Order(id=number))
+    until(lambda: world.count(Order.status == "paid") == 30)
+    life.quiet()
+    assert len(gateway.ledger) == 30
+    assert world.attempts() == []
+
+
+def test_hazard_63_a_child_wakes_its_own_parent_alone(films: World, no_sweeps: Callable[[Any], None]) -> None:
+    world = films
+
+    @world.app.on(Video, Video.status == "waiting", every_child(Video.renditions, Rendition.file.is_not(None)))
+    def ready(video: Video) -> None:
+        video.status = "ready"
+
+    world.add(*[Video(id=number) for number in range(1, 21)])
+    world.add(*[Rendition(id=number, video_id=number) for number in range(1, 21)])
+    life = world.worker()
+    no_sweeps(life)
+    lane = life.worker.lanes[0]
+    with world.session() as session, session.begin():
+        rendition = session.get(Rendition, 7)
+        assert rendition is not None
+        rendition.file = "a"
+    until(lambda: world.get(Video, 7).status == "ready", 5)
+    assert not lane.backlog, "a child's commit made it ask all parents"
+
+
+def test_a_fresh_row_is_carried_out_amid_a_backlog(world: World) -> None:
+    order: list[int] = []
+
+    @world.app.on(Order, Order.status == "placed")
+    def packed(record: Order) -> None:
+        order.append(record.id)
+        record.status = "packed"
+
+    world.there()
+    with world.engine.begin() as connection:
+        table: Any = Order.__table__
+        connection.execute(table.insert(), [{"id": number, "status": "placed", "round": 1} for number in range(1, 8001)])
+    world.worker()
+    until(lambda: len(order) > 100)
+    world.add(Order(id=90_000))
+    until(lambda: 90_000 in order)
+    until(lambda: world.count(Order.status == "packed") == 8001)
+    assert order.index(90_000) < 7500
+
+
+def test_until_answers_a_web_request_once_the_record_moved(world: World) -> None:
+    gateway = charging(world, hold())
+    world.orders(1)
+    world.worker()
+
+    async def request() -> tuple[bool, bool]:
+        moved = await world.app.until(Order, 1, Order.status != "placed", timeout=timedelta(seconds=10))
+        never = await world.app.until(Order, 1, Order.status == "lost", timeout=timedelta(milliseconds=50))
+        return moved, never
+
+    assert asyncio.run(request()) == (True, False)
+    assert gateway.done(1) == 1
+
+
+def test_others_go_on_while_one_reaction_cannot_be_asked(films: World) -> None:
+    world = films
+    bank = Outside("bank")
+
+    @bank.call(in_doubt=hold())
+    def encode(video: Any) -> str:
+        return "ok"
+
+    @world.app.on(Rendition, Rendition.file.is_(None), call=encode, name="rendered")
+    def rendered(rendition: Rendition, outcome: str) -> None:
+        rendition.file = outcome
+
+    @world.app.on(Video, Video.status == "waiting", call=encode, name="encoded")
+    def encoded(video: Video, outcome: str) -> None:
+        video.status = outcome
+
+    world.there()
+    life = world.worker()
+    life.quiet()
+    world.run("drop table renditions")
+    world.add(Video(id=1))
+    until(lambda: world.get(Video, 1).status == "ok", 10)

@@ -1,0 +1,165 @@
+"""Databases that go back in time, and commits of which nobody knows whether they landed (hazards 46 and 47)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.charging import ASK, charging
+from tests.engine.kit import Order, World, until
+
+
+@pytest.fixture
+def witnessed(database_url: str, tmp_path: Path) -> Iterator[World]:
+    folder = tmp_path / "witness"
+    folder.mkdir()
+    made = World(database_url, witness=folder)
+    yield made
+    made.close()
+
+
+def _suspects(world: World) -> list[str]:
+    with world.engine.connect() as connection:
+        return list(connection.exec_driver_sql("select name from groundstate_reaction where suspect").scalars())
+
+
+def test_hazard_46_a_count_below_the_remembered_one_stops_the_call_and_makes_doubts(world: World) -> None:
+    gateway = charging(world, ASK)
+    world.orders(3)
+    life = world.worker()
+    life.quiet()
+    world.run("update groundstate_worker set begins = 0")
+    world.set(1, status="placed", receipt=None)  # as it was in the backup
+    life.sweep()
+    until(lambda: world.states() == ["doubt"])
+    assert gateway.called(1) == 1, "it was charged again though the gateway has its first charge"
+    world.forward(60)
+    until(lambda: world.order().status == "paid")
+    assert world.order().receipt == "r1", "the gateway was asked, and remembered"
+    assert gateway.called(1) == 1
+    assert _suspects(world) == ["paid"]
+
+
+def test_hazard_46_what_is_taken_while_suspect_starts_as_a_doubt(world: World) -> None:
+    gateway = charging(world, ASK)
+    world.orders(1)
+    world.settled()
+    life = world.worker(after_restore=True)
+    world.orders_from(2, 2)
+    until(lambda: [one.record for one in world.attempts()] == ["2"])
+    assert world.attempt().unsure
+    assert gateway.called(2) == 0
+    world.forward(60)
+    until(lambda: world.order(2).status == "paid")
+    life.quiet()
+    assert gateway.done(2) == 1
+
+
+def test_hazard_46_a_cold_start_on_an_older_snapshot_is_seen_by_the_witness(witnessed: World) -> None:
+    world = witnessed
+    gateway = charging(world, ASK)
+    gateway.plan(2, "hang")
+    world.orders(2)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1 and world.order(1).status == "paid")
+    life.kill()
+    world.run("update groundstate_worker set begins = 0")  # the snapshot is from before the two begins
+    world.run("delete from groundstate_attempt")
+    world.set(1, status="placed", receipt=None)
+    cold = world.worker()
+    assert world.states() == ["doubt", "doubt"]
+    assert _suspects(world) == ["paid"]
+    world.forward(60)
+    until(lambda: world.count(Order.status == "paid") == 2)
+    cold.quiet()
+    assert gateway.called(1) == 1
+    assert world.order(1).receipt == "r1"
+
+
+def test_hazard_46_a_copied_sqlite_file_is_seen_by_the_witness_beside_it(sqlite_url: str, tmp_path: Path) -> None:
+    world = World(sqlite_url)
+    try:
+        gateway = charging(world, ASK)
+        world.orders(1)
+        world.run("pragma wal_checkpoint(truncate)")
+        world.engine.dispose()
+        file = Path(sqlite_url.removeprefix("sqlite:///"))
+        shutil.copy(file, tmp_path / "backup")
+        gateway.plan(1, "done_hang")
+        life = world.worker()
+        until(lambda: gateway.waiting == 1)
+        life.kill()
+        world.engine.dispose()
+        for beside in (f"{file}-wal", f"{file}-shm"):
+            Path(beside).unlink(missing_ok=True)
+        shutil.copy(tmp_path / "backup", file)
+        cold = world.worker()
+        assert world.states() == ["doubt"]
+        world.forward(60)
+        cold.quiet()
+        assert gateway.called(1) == 1
+        assert world.order().receipt == "r1"
+    finally:
+        world.close()
+
+
+def test_hazard_46_tables_made_anew_in_postgres_are_another_database(postgres_url: str) -> None:
+    world = World(postgres_url)
+    try:
+        gateway = charging(world, ASK)
+        world.orders(1)
+        world.settled()
+        world.run("create table kept as select * from groundstate_attempt")
+        world.run("drop table groundstate_attempt cascade")
+        world.app.init()
+        world.set(1, status="placed", receipt=None)
+        cold = world.worker()
+        assert world.states() == ["doubt"]
+        world.forward(60)
+        cold.quiet()
+        assert gateway.called(1) == 1
+    finally:
+        world.close()
+
+
+def test_hazard_46_a_clean_restart_suspects_nobody(witnessed: World) -> None:
+    world = witnessed
+    gateway = charging(world, ASK)
+    world.orders(5)
+    world.settled()
+    world.orders_from(6, 9)
+    world.settled()
+    assert _suspects(world) == []
+    assert len(gateway.ledger) == 9
+
+
+def test_hazard_47_a_begin_that_landed_without_a_word_is_found_and_begun_again(world: World) -> None:
+    gateway = charging(world, ASK)
+    world.there()
+    life = world.worker()
+    life.quiet()
+    life.lose_word_of = "insert into groundstate_attempt"
+    world.orders(1)
+    until(lambda: world.order().status == "paid")
+    life.quiet()
+    assert life.lost == 1
+    assert gateway.done(1) == 1
+    assert world.attempts() == []
+
+
+def test_hazard_47_a_conclude_that_landed_without_a_word_is_its_own(world: World) -> None:
+    gateway = charging(world, ASK)
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    life.lose_word_of = "delete from groundstate_attempt"
+    gateway.gate.set()
+    until(lambda: life.lost == 1)
+    life.quiet()
+    assert world.order().receipt == "r1"
+    assert world.attempts() == []
+    assert gateway.called(1) == 1
