@@ -42,30 +42,31 @@ async def bare(url: str, limit: int) -> float:
         read = f"SELECT id FROM orders WHERE status = 'placed' AND id > ? ORDER BY id LIMIT ?{driver.locks}"
         returned: list[tuple[str, int]] = []
         arrived = asyncio.Event()
-        flying: set[asyncio.Task[None]] = set()
+        tasks: set[asyncio.Task[None]] = set()
 
         async def call(number: int) -> None:
             await asyncio.sleep(CALL_S)
             returned.append((f"r{number}", number))
             arrived.set()
 
-        started, last, more = time.perf_counter(), 0, True
-        while more or flying or returned:
+        started, last, flying, more = time.perf_counter(), 0, 0, True
+        while more or flying:
             arrived.clear()
             done, returned = returned, []
+            flying -= len(done)
             with driver.transaction():
                 if done:
                     driver.execute_many("UPDATE orders SET status = 'paid', receipt = ? WHERE id = ?", done)
                     driver.execute(f"DELETE FROM in_flight WHERE id {driver.among}", driver.many([number for _, number in done]))
-                begun = [row[0] for row in driver.execute(read, last, limit - len(flying)).fetchall()] if more else []
-                more = len(begun) == limit - len(flying) if more else False
+                begun = [row[0] for row in driver.execute(read, last, limit - flying).fetchall()] if more else []
+                more = more and len(begun) == limit - flying
                 driver.execute_many("INSERT INTO in_flight (id) VALUES (?)", [(number,) for number in begun])
             last = begun[-1] if begun else last
+            flying += len(begun)
             for number in begun:
                 task = asyncio.create_task(call(number))
-                flying.add(task)
-                task.add_done_callback(flying.discard)
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
             if flying:
                 await arrived.wait()
-                await asyncio.sleep(0)  # the callbacks of those that returned
         return time.perf_counter() - started

@@ -115,7 +115,8 @@ def add_indexes(app: App) -> list[str]:
             database.close()
         made += [one.cure for one in findings if one.kind == "index" and one.cure]
         engine = create_engine(store.settings().url)
-        with engine.begin() as connection:
+        # PostgreSQL makes them CONCURRENTLY, which no transaction may be around.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for ddl in made:
                 connection.execute(text(ddl))
         engine.dispose()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TEXT = '''
+TEXT = """
 from datetime import datetime, timedelta
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import Absent, App, Instant, Key, Outside, Store, Unknown, again, ask, hold, same_key
@@ -59,4 +59,4 @@ def seen(item: Item) -> None:
     item.status = "seen"
 
 app.rests(Order, Order.status == "packed")
-'''
+"""

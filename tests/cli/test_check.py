@@ -57,7 +57,7 @@ def test_hazard_46_a_plain_integer_key_on_sqlite_is_advice(sqlite_shop: Shop) ->
     assert found["subject"] == "orders"
 
 
-APP = '''
+APP = """
 from datetime import datetime, timedelta
 from sqlalchemy import DateTime
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -84,12 +84,12 @@ def charge(bill: Bill, key: Key) -> str:
 @app.on(Bill, Bill.status == "due", call=charge)
 def paid(bill: Bill, outcome: str) -> None:
     bill.status = "paid"
-'''
-AGAIN = '''
+"""
+AGAIN = """
 @app.on(Bill, Bill.status == "paid")
 def next_month(bill: Bill) -> None:
     bill.status = "due"
-'''
+"""
 
 
 def of(folder: Path, url: str, words: str) -> tuple[int, list[dict[str, Any]]]:

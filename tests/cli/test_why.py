@@ -121,7 +121,7 @@ def test_arguments_that_are_missing_are_told(shop: Shop) -> None:
     assert shop.run("why", "orders").code == 2
 
 
-VIDEOS = '''
+VIDEOS = """
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from groundstate import App, Store, every_child
@@ -149,7 +149,7 @@ def rendered(rendition: Rendition) -> None:
 @app.on(Video, Video.status == "new", every_child(Video.renditions, Rendition.file.is_not(None)))
 def published(video: Video) -> None:
     video.status = "published"
-'''
+"""
 
 
 def test_hazard_63_a_parent_says_which_held_child_it_waits_for(folder: Path, database_url: str) -> None:

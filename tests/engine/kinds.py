@@ -82,14 +82,16 @@ class Triggered(Base):
 def triggered_by(table: Any, body: str, when: str) -> None:
     """Makes a trigger on updates of `status`, on each store in its own words."""
     sqlite = f"CREATE TRIGGER {table.name}_t AFTER UPDATE OF status ON {table.name} WHEN {when} BEGIN UPDATE {table.name} SET {body} WHERE id = new.id; END"
-    event.listen(table, "after_create", DDL(sqlite).execute_if(dialect="sqlite"))
+    event.listen(table, "after_create", DDL(sqlite).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types there
     function = (
         f"CREATE FUNCTION {table.name}_f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE {table.name} SET {body} WHERE id = new.id;"
         " RETURN NULL; END $$"
     )
-    trigger = f"CREATE TRIGGER {table.name}_t AFTER UPDATE OF status ON {table.name} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION {table.name}_f()"
-    event.listen(table, "after_create", DDL(function).execute_if(dialect="postgresql"))
-    event.listen(table, "after_create", DDL(trigger).execute_if(dialect="postgresql"))
+    trigger = (
+        f"CREATE TRIGGER {table.name}_t AFTER UPDATE OF status ON {table.name} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION {table.name}_f()"
+    )
+    event.listen(table, "after_create", DDL(function).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types there
+    event.listen(table, "after_create", DDL(trigger).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types there
 
 
 triggered_by(Triggered.__table__, "touched = touched + 1", "true")

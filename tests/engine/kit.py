@@ -201,7 +201,7 @@ class Life:
         with self._gate:
             self.dead = True
         self.worker.life.lives.release()
-        self.worker._turn = _die  # type: ignore[method-assign]  # it dies at its next step, wherever that is
+        vars(self.worker)["_turn"] = _die  # it dies at its next step, wherever that is
         self.worker._go.set()
         self.worker._wake.set()
         if self.worker._thread.is_alive():

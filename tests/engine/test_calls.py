@@ -82,7 +82,7 @@ def test_hazard_3_a_refused_second_call_does_not_clear_the_doubt_about_the_first
     gateway = charging(world, SAME_KEY, retry=Retry(times=3, first=ms(5), longest=ms(5)))
     told: list[str] = []
 
-    @gateway.reaction.gave_up  # type: ignore[untyped-decorator]
+    @gateway.reaction.gave_up
     def _(order: Order, failure: object) -> None:
         told.append("gave up")
         order.status = "cancelled"

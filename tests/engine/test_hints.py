@@ -56,6 +56,8 @@ def test_a_rolled_back_or_nested_commit_gives_no_hint_too_early(world: World, no
     life = world.worker()
     no_sweeps(life)
     with world.session() as session:
+        session.add(Order(id=3))
+        session.flush()
         with session.begin_nested():
             session.add(Order(id=1))
         session.rollback()

@@ -89,7 +89,7 @@ def test_hazard_24_a_table_in_a_schema(postgres_url: str, way: str) -> None:
         id: Mapped[int] = mapped_column(primary_key=True)
         status: Mapped[str] = mapped_column(default="new")
 
-    event.listen(Own.metadata, "before_create", DDL('create schema if not exists "Other Place"'))
+    event.listen(Own.metadata, "before_create", DDL('create schema if not exists "Other Place"'))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types there
     world = World(postgres_url, Own)
     try:
         world.run('create schema "Other Place"')

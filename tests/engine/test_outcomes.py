@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from groundstate import Failure, Outside, Retry, StateRefused, again, hold
 from groundstate.engine import outcomes
 from tests.engine.charging import ASK, SAME_KEY, charging
-from tests.engine.kit import QUICK, Order, World, ms, until
+from tests.engine.kit import QUICK, Gateway, Order, World, ms, until
 
 
 def test_hazard_10_an_outage_of_the_gateway_does_not_write_an_attempt_for_each_record(world: World) -> None:
@@ -46,12 +46,12 @@ def test_hazard_11_an_outcome_waits_in_memory_while_it_cannot_be_written_and_not
     assert world.attempts() == []
 
 
-def _in_doubt_then_cancelled(world: World, gateway: object) -> None:
+def _in_doubt_then_cancelled(world: World, gateway: Gateway) -> None:
     """A charge was made, its answer was lost with the worker, and a person cancels the order meanwhile."""
-    gateway.plan(1, "done_hang")  # type: ignore[attr-defined]
+    gateway.plan(1, "done_hang")
     world.orders(1)
     first = world.worker()
-    until(lambda: gateway.waiting == 1)  # type: ignore[attr-defined]
+    until(lambda: gateway.waiting == 1)
     first.kill()
     world.set(1, status="cancelled")
 
@@ -59,7 +59,7 @@ def _in_doubt_then_cancelled(world: World, gateway: object) -> None:
 def test_hazard_12_what_a_find_tells_of_a_cancelled_order_goes_to_overtaken(world: World) -> None:
     gateway = charging(world, ASK)
 
-    @gateway.reaction.overtaken  # type: ignore[untyped-decorator]
+    @gateway.reaction.overtaken
     def _(order: Order, outcome: str) -> None:
         order.note = f"refund {outcome}"
 
@@ -215,7 +215,7 @@ def test_hazard_59_timeouts_count_and_the_last_one_gives_up(world: World) -> Non
     gateway = charging(world, again(), retry=Retry(times=3, first=ms(5), longest=ms(5)), timeout=ms(20))
     told: list[Failure] = []
 
-    @gateway.reaction.gave_up  # type: ignore[untyped-decorator]
+    @gateway.reaction.gave_up
     def _(order: Order, failure: Failure) -> None:
         told.append(failure)
         order.status = "declined"

@@ -87,8 +87,8 @@ def test_hazard_17_an_attempt_that_was_committed_while_we_waited_for_the_lock_ke
     done = _once_locked(
         world,
         life.database,
-        "insert into groundstate_attempt (app, reaction, record, occurrence, state, worker, call, call_no, unsure, since, first_at, deadline,"
-        " failures, blocks, together) values ('other', 'charge', '1', '', 'held', 1, 1, 1, true, now(), now(), now(), 1, 'orders', 0)",
+        "insert into groundstate_attempt (app, reaction, record, occurrence, state, worker, call, call_no, unsure, since, first_at,"
+        " deadline, failures, blocks, together) values ('other', 'charge', '1', '', 'held', 1, 1, 1, true, now(), now(), now(), 1, 'orders', 0)",
     )
     world.run("insert into orders (id, status, round) values (1, 'placed', 1)")
     until(lambda: bool(done))
@@ -252,7 +252,7 @@ def test_hazard_27_records_at_the_head_that_failed_are_not_read_again_and_again(
         connection.execute(table.insert(), [{"id": number, "status": "placed", "round": 1} for number in range(1, 3001)])
         later = "now() + interval '1 hour'" if world.postgres else "strftime('%Y-%m-%d %H:%M:%f000', 'now', '+1 hour')"
         connection.exec_driver_sql(
-            "insert into groundstate_attempt (app, reaction, record, occurrence, state, worker, call, call_no, unsure, since, first_at,"  # noqa: S608
+            "insert into groundstate_attempt (app, reaction, record, occurrence, state, worker, call, call_no, unsure, since, first_at,"
             " deadline, failures, next_at, blocks, together) select 'shop', 'packed', cast(id as text), '', 'failed', 1, 1, 0, false,"
             f" {later}, {later}, {later}, 1, {later}, 'orders', 0 from orders"
         )

@@ -14,6 +14,7 @@ import sys
 import threading
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 
 from tests.kill import shop
 
@@ -61,6 +62,8 @@ def child(log_file: str) -> None:
 
 def nursery() -> None:
     """Commands: `born LOG` and `signal PID NUMBER`. Answers: `born PID`, and `ended PID STATUS` as waitpid tells it."""
+    for driver in ("sqlalchemy.dialects.postgresql.psycopg", "groundstate.store.postgres", "groundstate.store.session_locks"):
+        import_module(driver)  # what a start imports late, if it is to live on PostgreSQL
     rest, children = b"", set[int]()
     while True:
         readable, _, _ = select.select([0], [], [], 0.02)

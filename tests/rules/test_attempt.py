@@ -55,12 +55,12 @@ def test_taken_it_is_begun_with_a_new_call_number_one_and_is_not_unsure() -> Non
 
 # ---- begun ---------------------------------------------------------------------------------------------------------------------
 def test_the_call_returned_and_its_condition_holds_so_the_handler_runs() -> None:
-    assert rules.returned(attempt(BEGUN), HOLDS) == Conclude()
+    assert rules.returned(HOLDS) == Conclude()
 
 
 def test_the_call_returned_and_its_condition_no_longer_holds_so_it_is_overtaken() -> None:
-    assert rules.returned(attempt(BEGUN), GONE) == Overtaken()
-    assert rules.returned(attempt(BEGUN), DELETED) == Overtaken()
+    assert rules.returned(GONE) == Overtaken()
+    assert rules.returned(DELETED) == Overtaken()
 
 
 @pytest.mark.parametrize("one", [attempt(BEGUN), attempt(BEGUN, unsure=True), attempt(DOUBT)], ids=["sure", "unsure", "doubt"])
@@ -146,8 +146,8 @@ def test_a_call_that_did_not_go_out_after_one_in_doubt_is_in_doubt() -> None:
 
 # ---- doubt ---------------------------------------------------------------------------------------------------------------------
 def test_found_in_doubt_it_goes_on_as_if_the_call_had_returned() -> None:
-    assert rules.returned(attempt(DOUBT), HOLDS) == Conclude()
-    assert rules.returned(attempt(DOUBT), GONE) == Overtaken()
+    assert rules.returned(HOLDS) == Conclude()
+    assert rules.returned(GONE) == Overtaken()
 
 
 def test_a_believed_absent_clears_the_doubt_and_the_call_is_made_again_while_its_condition_holds() -> None:
@@ -169,9 +169,9 @@ def test_absent_counts_from_when_it_was_asked_and_only_later_than_deadline_and_s
 
 
 def test_unknown_is_asked_again_later() -> None:
-    after = kept(rules.unknown(attempt(DOUBT, error="timed out"), ASK, NOW, LATER, None))
+    after = kept(rules.unknown(attempt(DOUBT, error="timed out"), LATER, None))
     assert (after.state, after.unsure, after.next_at, after.error) == (DOUBT, True, LATER, "timed out")
-    assert kept(rules.unknown(attempt(DOUBT), ASK, NOW, LATER, "502")).error == "502"
+    assert kept(rules.unknown(attempt(DOUBT), LATER, "502")).error == "502"
 
 
 def test_unknown_for_too_long_is_held() -> None:

@@ -40,7 +40,7 @@ def decide(event: str, case: Case) -> Any:
     one = case.one
     match event:
         case "returned":
-            return rules.returned(one, facts)
+            return rules.returned(facts)
         case "refused":
             return rules.outcome_refused(one, "the handler raised", SAID, '["paid"]')
         case "one of several":
@@ -58,7 +58,7 @@ def decide(event: str, case: Case) -> Any:
         case "absent":
             return rules.absent(one, terms, facts, case.asked_at, now, case.next_at)
         case "unknown":
-            return rules.unknown(one, terms, now, case.next_at, SAID)
+            return rules.unknown(one, case.next_at, SAID)
         case "unknown for too long":
             return rules.unknown_for_too_long(one, "nobody could say")
         case "due":
@@ -159,7 +159,16 @@ def test_every_row_has_a_name_of_its_own() -> None:
 
 @settings(max_examples=500)
 @given(
-    attempts() | st.none(), all_terms, all_facts, moments, moments, moments, st.sampled_from(EVENTS), st.booleans(), st.booleans(), st.booleans()
+    attempts() | st.none(),
+    all_terms,
+    all_facts,
+    moments,
+    moments,
+    moments,
+    st.sampled_from(EVENTS),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
 )
 def test_no_other_transition(
     one: Attempt | None, terms: rules.Terms, facts: rules.Facts, now: Any, asked_at: Any, next_at: Any, event: str,
@@ -189,7 +198,9 @@ def test_unsure_is_cleared_by_a_believed_absent_an_outcome_or_a_person_and_by_no
 
 
 @given(attempts((BEGUN,)), st.lists(st.sampled_from(["not done", "unclear", "adopted", "did not go out", "settle"]), max_size=8), all_facts)
-def test_an_attempt_that_was_in_doubt_stays_unsure_whatever_its_later_calls_say(one: Attempt, events: list[str], facts: rules.Facts) -> None:
+def test_an_attempt_that_was_in_doubt_stays_unsure_whatever_its_later_calls_say(
+    one: Attempt, events: list[str], facts: rules.Facts
+) -> None:
     standing = replace(one, unsure=True)
     for event in events:
         case = Case(standing, ALL_TERMS[1], facts)
@@ -203,7 +214,9 @@ def test_an_attempt_that_was_in_doubt_stays_unsure_whatever_its_later_calls_say(
 
 
 @given(attempts(), st.integers(0, 2**63 - 1), moments)
-def test_a_new_call_has_a_new_fence_and_the_next_number_and_a_key_as_old_as_the_first_unsure_call(one: Attempt, call: int, now: Any) -> None:
+def test_a_new_call_has_a_new_fence_and_the_next_number_and_a_key_as_old_as_the_first_unsure_call(
+    one: Attempt, call: int, now: Any
+) -> None:
     after = rules.begun(one, worker=5, call=call, now=now, deadline=now + RETRY.first, together=2)
     assert (after.state, after.worker, after.call, after.call_no) == (BEGUN, 5, call, one.call_no + 1)
     assert (after.deadline, after.next_at, after.together) == (now + RETRY.first, None, 2)

@@ -20,8 +20,8 @@ from groundstate.rules.policy import MARGIN, Retry
 from tests.rules.making import NOW, SECOND, TIMEOUT
 
 BEGUN, DOUBT, FAILED, HELD = State
-TROUBLE, WRITES, WORDS = 4, 2, 2  # how often something breaks, the shop writes and a person speaks, in one run
-TRIES = Retry(times=2, first=SECOND, longest=SECOND)
+TROUBLE, WRITES, WORDS = 5, 2, 2  # how often something breaks, the shop writes and a person speaks, in one run
+TRIES = Retry(times=3, first=SECOND, longest=SECOND)
 OCCURRENCES = 2
 Move = Callable[[], None]
 
@@ -74,8 +74,8 @@ class World:
 
     # ---- all that can happen next --------------------------------------------------------------------------------------------
     def moves(self) -> list[Move]:
-        found = [*self._of_workers(), *self._of_calls(), *self._of_questions(), *self._of_the_rest()]
-        return found
+        """The ordinary ones several times, so that whoever chooses blindly has a story to tell before all is broken."""
+        return [*self._of_workers(), *self._of_calls(), *self._of_questions()] * 12 + [*self._troubles(), *self._of_the_rest()]
 
     def _of_workers(self) -> Iterator[Move]:
         for process, life in enumerate(self.lives):
@@ -84,8 +84,6 @@ class World:
                 continue
             if self.to_take():
                 yield partial(self.takes, process)
-                if self.trouble:
-                    yield partial(self.takes, process, commit_unknown=True)
             if self.to_sweep(life):
                 yield partial(self.sweeps, process)
             for at in self.of_rows(process, DOUBT):
@@ -93,10 +91,19 @@ class World:
                     yield partial(self.settles, process, at)
             for at in self.of_rows(process, FAILED):
                 yield partial(self.looks_at_failed, process, at)
-            if self.trouble and self.calls:
-                yield partial(self.is_killed, process)
-                if not self.threads:
-                    yield partial(self.loses_its_lock, process)
+
+    def _troubles(self) -> Iterator[Move]:
+        for process, life in enumerate(self.lives):
+            if self.trouble and life is not None:
+                if self.to_take():
+                    yield partial(self.takes, process, commit_unknown=True)
+                if self.rows:
+                    yield partial(self.is_killed, process)
+                    if not self.threads:
+                        yield partial(self.loses_its_lock, process)
+        for call in self.calls:
+            if self.trouble and call.task == "begun" and self.lives[call.process] is not None:
+                yield partial(self.goes_out_or_not, call, stops=True)
 
     def _of_calls(self) -> Iterator[Move]:
         for call in self.calls:
@@ -109,10 +116,8 @@ class World:
                 continue
             if call.task == "begun":
                 yield partial(self.goes_out_or_not, call)
-                if self.trouble:
-                    yield partial(self.goes_out_or_not, call, stops=True)
-                    if self.threads:
-                        yield partial(self.hangs, call)
+                if self.trouble and self.threads:
+                    yield partial(self.hangs, call)
             if call.task == "stuck":
                 yield partial(self.sends_after_all, call)
             if call.task in ("stuck", "waiting") and (self.trouble or call.request == "lost"):
@@ -137,14 +142,18 @@ class World:
                     yield partial(self.answer_is_applied, asked, handler_raises=True)
 
     def _of_the_rest(self) -> Iterator[Move]:
-        if self.calls:
-            yield partial(self.time_passes, 6)
-            yield partial(self.time_passes, 26)
+        yield from (partial(self.time_passes, seconds) for seconds in (6, 26) if self.calls)
         if self.calls and self.exists and self.writes:
             yield from (partial(self.shop_writes, deed) for deed in ("done by hand", "next", "deleted"))
         for at, one in self.rows.items():
             if one.state is HELD and self.words:
                 yield from (partial(self.person_says, at, deed) for deed in ("retry", "absent", "outcome", "forget"))
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is to be done, and no request or answer is under way."""
+        quiet = all(call.task == "ended" and call.request != "air" for call in self.calls)
+        return bool(self.calls) and not self.rows and quiet and not self.to_take() and not (self.exists and self.writes)
 
     # ---- what is there -------------------------------------------------------------------------------------------------------
     @property
@@ -167,16 +176,26 @@ class World:
     def thread_runs(self, one: Attempt) -> bool:
         return any(call.number == one.call and call.task in ("given up", "stuck") for call in self.calls)
 
+    def to_take(self) -> bool:
+        at = self.occurrence
+        return at not in self.rows and self.facts(at).holds and not self.blocked(at)
+
+    def to_sweep(self, life: int) -> list[int]:
+        """What dead lives left, and what this one began and does not know: the answer of a COMMIT was lost."""
+        known = {call.number for call in self.calls if call.task != "ended"}
+        dead = [at for at, one in self.rows.items() if one.state in (BEGUN, DOUBT) and one.worker not in self.lives]
+        return dead + [at for at, one in self.rows.items() if one.state is BEGUN and one.worker == life and one.call not in known]
+
     def of_rows(self, process: int, state: State) -> list[int]:
-        """Occurrences whose attempt this process may look at now."""
-        life = self.lives[process]
+        """Occurrences whose attempt this process may look at now: a doubt is its owner's, once its thread has ended."""
         found = [at for at, one in self.rows.items() if one.state is state and due(one, self.now)]
         if state is DOUBT:
-            return [at for at in found if self.rows[at].worker == life and not self.thread_runs(self.rows[at])]
-        return found if life is not None else []
+            return [at for at in found if self.rows[at].worker == self.lives[process] and not self.thread_runs(self.rows[at])]
+        return found
 
     # ---- rows ----------------------------------------------------------------------------------------------------------------
     def put(self, occurrence: int, decision: rules.Decision | rules.Refuse, process: int | None = None) -> None:
+        one = self.rows[occurrence]
         match decision:
             case rules.Keep(after):
                 self.rows[occurrence] = after
@@ -186,9 +205,8 @@ class World:
                 assert process is not None
                 self.begin_call(process, occurrence, before)
             case rules.GaveUp():
-                self.rows[occurrence] = rules.held_as(self.rows[occurrence], "the last try was used").attempt
+                self.rows[occurrence] = rules.held_as(one, "the last try was used").attempt
             case rules.Ask():
-                one = self.rows[occurrence]
                 assert process is not None
                 if not any(asked.process == process for asked in self.questions):
                     self.questions.append(Asked(process, occurrence, one.call, one.worker, self.now))
@@ -200,12 +218,10 @@ class World:
     def begin_call(self, process: int, occurrence: int, before: Attempt, *, known: bool = True) -> None:
         life = self.lives[process]
         assert life is not None
-        number = 100 + len(self.calls)
-        deadline = self.now + TIMEOUT + MARGIN
+        number, deadline = 100 + len(self.calls), self.now + TIMEOUT + MARGIN
         self.rows[occurrence] = rules.begun(before, worker=life, call=number, now=self.now, deadline=deadline)
-        call = Call(number, occurrence, process, life, deadline, lands_by=deadline + self.terms.settle_after)
-        call.task = "begun" if known else "ended"
-        self.calls.append(call)
+        lands_by = deadline + self.terms.settle_after
+        self.calls.append(Call(number, occurrence, process, life, deadline, "begun" if known else "ended", lands_by=lands_by))
 
     def fresh(self, occurrence: int, worker: int) -> Attempt:
         return Attempt(
@@ -214,17 +230,14 @@ class World:
         )  # fmt: skip
 
     # ---- outcomes ------------------------------------------------------------------------------------------------------------
-    def take(self, effect: int) -> None:
-        self.taken.add(effect)
-        self.condition = False
-
-    def conclude(self, occurrence: int, effect: int, handler_raises: bool) -> None:
+    def conclude(self, occurrence: int, effect: int, *, handler_raises: bool) -> None:
         """An outcome is put to an attempt that may conclude."""
         one = self.rows[occurrence]
-        decision = rules.returned(one, self.facts(occurrence))
+        decision = rules.returned(self.facts(occurrence))
         if isinstance(decision, rules.Conclude) and not handler_raises:
-            assert effect not in self.taken, "an old outcome was taken for new work"
-            self.take(effect)
+            assert effect not in self.taken, "NoWorkLost: an old outcome was taken for new work"
+            self.taken.add(effect)
+            self.condition = False
             del self.rows[occurrence]
         elif isinstance(decision, rules.Overtaken) and self.exists and self.has_overtaken:
             self.taken.add(effect)
@@ -239,12 +252,12 @@ class World:
     def added(one: Attempt, effect: int) -> str:
         return json.dumps([*json.loads(one.outcome or "[]"), effect])
 
-    def late(self, occurrence: int, effect: int, handler_raises: bool) -> None:
+    def late(self, occurrence: int, effect: int, *, handler_raises: bool) -> None:
         """An outcome of a call that is not the attempt's latest any more."""
         one = self.rows.get(occurrence)
         match rules.late(one, self.terms.policy):
             case rules.Conclude():
-                self.conclude(occurrence, effect, handler_raises)
+                self.conclude(occurrence, effect, handler_raises=handler_raises)
             case rules.AddOutcome(unsure=unsure):
                 assert one is not None
                 self.rows[occurrence] = replace(one, state=HELD, unsure=unsure, outcome=self.added(one, effect), next_at=None, why="late")
@@ -254,83 +267,65 @@ class World:
             case rules.Drop():
                 pass
 
-    # ---- a worker ------------------------------------------------------------------------------------------------------------
-    def to_take(self) -> bool:
-        at = self.occurrence
-        return any(self.lives) and at not in self.rows and self.facts(at).holds and not self.blocked(at)
-
-    def takes_the_record(self, process: int, known: bool) -> None:
-        """Not known: the COMMIT's answer was lost, and the row landed after all."""
-        life, at = self.lives[process], self.occurrence
-        if life is not None:
-            self.sent[at] = 0
-            self.begin_call(process, at, self.fresh(at, life), known=known)
-
-    def to_sweep(self) -> dict[int, Attempt]:
-        """What dead lives left, and begun attempts that their own worker does not know."""
-        known = {call.number for call in self.calls if call.task != "ended"}
-        return {
-            at: one for at, one in self.rows.items()
-            if (one.state in (BEGUN, DOUBT) and one.worker not in self.lives) or (one.state is BEGUN and one.call not in known)
-        }  # fmt: skip
+    # ---- a worker's moves ------------------------------------------------------------------------------------------------------
+    def takes(self, process: int, *, commit_unknown: bool = False) -> None:
+        self.trouble -= commit_unknown
+        self.sent[self.occurrence] = 0
+        fresh = self.fresh(self.occurrence, self.lives[process] or 0)
+        self.begin_call(process, self.occurrence, fresh, known=not commit_unknown)
 
     def sweeps(self, process: int) -> None:
         life = self.lives[process]
-        for at, one in self.to_sweep().items():
-            if life is not None and one.worker not in self.lives:
-                self.rows[at] = rules.adopted(one, life, self.now, has_call=True, alone=False).attempt
-            elif life is not None and one.worker == life:
+        assert life is not None
+        for at in self.to_sweep(life):
+            one = self.rows[at]
+            if one.worker == life:
                 self.put(at, rules.did_not_go_out(one, self.now))
+            else:
+                self.rows[at] = rules.adopted(one, life, self.now, has_call=True, alone=False).attempt
 
-    def settles_a_doubt(self, process: int, which: int) -> None:
-        if found := self.of_rows(process, DOUBT):
-            at = self.one_of(found, which)
-            self.put(at, rules.settle(self.rows[at], self.terms, self.facts(at), self.now), process)
+    def settles(self, process: int, at: int) -> None:
+        self.put(at, rules.settle(self.rows[at], self.terms, self.facts(at), self.now), process)
 
-    def looks_at_what_failed(self, process: int, which: int) -> None:
-        if found := self.of_rows(process, FAILED):
-            at = self.one_of(found, which)
-            self.put(at, rules.retry_failed(self.rows[at], self.terms, self.facts(at), self.now, blocked=self.blocked(at)), process)
+    def looks_at_failed(self, process: int, at: int) -> None:
+        self.put(at, rules.retry_failed(self.rows[at], self.terms, self.facts(at), self.now, blocked=self.blocked(at)), process)
 
-    # ---- a call --------------------------------------------------------------------------------------------------------------
-    def with_task(self, *tasks: str) -> list[Call]:
-        return [call for call in self.calls if call.task in tasks and self.lives[call.process] is not None]
-
+    # ---- a call's moves --------------------------------------------------------------------------------------------------------
     def ours(self, call: Call) -> Attempt | None:
         """The attempt, where this is its latest call and still begun."""
         one = self.rows.get(call.occurrence)
         return one if one is not None and one.state is BEGUN and one.call == call.number else None
 
-    def goes_out_or_not(self, which: int, stops: bool, hangs: bool) -> None:
+    def goes_out_or_not(self, call: Call, *, stops: bool = False) -> None:
         """The check just before the call: still who we were, and not past the deadline."""
-        call = self.one_of(self.with_task("begun"), which)
-        if stops or self.lives[call.process] != call.life or self.now > call.deadline:
-            call.task = "ended"
-            if one := self.ours(call):
-                self.put(call.occurrence, rules.did_not_go_out(one, self.now))
-        elif hangs and self.threads:
-            call.task, call.lands_by = "stuck", None
-        else:
+        self.trouble -= stops
+        if not stops and self.lives[call.process] == call.life and self.now <= call.deadline:
             call.task = "waiting"
             self.send(call)
+            return
+        call.task = "ended"
+        if one := self.ours(call):
+            self.put(call.occurrence, rules.did_not_go_out(one, self.now))
+
+    def hangs(self, call: Call) -> None:
+        """In its thread, behind that check and before its request goes out."""
+        if self.lives[call.process] == call.life and self.now <= call.deadline:
+            self.trouble -= 1
+            call.task, call.lands_by = "stuck", None
+
+    def sends_after_all(self, call: Call) -> None:
+        call.task = "waiting" if self.ours(call) else "given up"
+        self.send(call)
 
     def send(self, call: Call) -> None:
         call.request = "air"
         one = self.rows.get(call.occurrence)
         if one is not None and one.call == call.number:
             self.sent[call.occurrence] += 1
-            assert self.terms.retry.times is not None
-            assert self.sent[call.occurrence] <= self.terms.retry.times + 1, "BoundedCalls"
+            assert self.sent[call.occurrence] <= (TRIES.times or 0) + 1, "BoundedCalls"
 
-    def a_thread_that_hung_sends_after_all(self, which: int) -> None:
-        call = self.one_of(self.with_task("stuck"), which)
-        call.task = "waiting" if self.ours(call) else "given up"
-        self.send(call)
-
-    def a_request_comes_to_its_end(self, which: int, how: str) -> None:
-        self.end_request(self.one_of([call for call in self.calls if call.request == "air"], which), how)
-
-    def end_request(self, call: Call, how: str) -> None:
+    def request_ends(self, call: Call, how: str) -> None:
+        self.trouble -= how != "landed"
         call.request = how
         if how != "landed":
             return
@@ -342,27 +337,26 @@ class World:
         self.effects.append(call.occurrence)
         self.provider[call.occurrence] = (call.reports, self.now)
 
-    def an_answer_comes(self, which: int, raises: bool) -> None:
-        call = self.one_of([one for one in self.with_task("waiting", "given up") if one.request in ("landed", "refused")], which)
+    def answers(self, call: Call, *, handler_raises: bool = False) -> None:
+        self.trouble -= handler_raises
         call.task = "ended"
         one = self.ours(call)
-        if call.request == "landed":
-            assert call.reports is not None
+        if call.reports is not None:
             self.heard.add(call.reports)
-            put = self.conclude if one is not None else self.late
-            put(call.occurrence, call.reports, raises)
+            put = self.late if one is None else self.conclude
+            put(call.occurrence, call.reports, handler_raises=handler_raises)
         elif one is not None:
             self.put(call.occurrence, rules.not_done(one, "refused", self.now + SECOND, counts=True))
 
-    def a_call_times_out(self, which: int, listens: bool) -> None:
-        call = self.one_of(self.with_task("waiting", "stuck"), which)
+    def times_out(self, call: Call, *, listens: bool) -> None:
+        """listens: an answer that comes later is still heard. A thread that has not sent yet cannot be stopped."""
+        self.trouble -= call.request != "lost"
         if one := self.ours(call):
             self.put(call.occurrence, rules.unclear(one, "timed out", self.now, self.now))
         if call.task == "waiting":
             call.task = "given up" if listens or call.lands_by is None else "ended"
 
-    def a_thread_that_was_given_up_ends(self, which: int) -> None:
-        call = self.one_of(self.with_task("given up"), which)
+    def thread_ends(self, call: Call) -> None:
         call.task = "ended"
         call.lands_by = call.lands_by or self.now + self.terms.settle_after
         one = self.rows.get(call.occurrence)
@@ -370,13 +364,13 @@ class World:
             self.rows[call.occurrence] = replace(one, deadline=max(one.deadline, self.now))
 
     # ---- the outside is asked --------------------------------------------------------------------------------------------------
-    def the_outside_answers(self, which: int, knows: bool) -> None:
-        asked = self.one_of([one for one in self.questions if one.answer is None], which)
+    def outside_answers(self, asked: Asked, *, knows: bool = True) -> None:
+        self.trouble -= not knows
         made = [effect for effect, at in enumerate(self.effects) if at == asked.occurrence]
         asked.answer = "unknown" if not knows else made[0] if made else "absent"
 
-    def its_answer_is_applied(self, which: int, raises: bool) -> None:
-        asked = self.one_of([one for one in self.questions if one.answer is not None], which)
+    def answer_is_applied(self, asked: Asked, *, handler_raises: bool = False) -> None:
+        self.trouble -= handler_raises
         self.questions.remove(asked)
         at, one = asked.occurrence, self.rows.get(asked.occurrence)
         if one is None or one.state is not DOUBT or (one.call, one.worker) != (asked.call, asked.worker):
@@ -386,23 +380,23 @@ class World:
             case "absent":
                 self.put(at, rules.absent(one, self.terms, self.facts(at), asked.at, self.now, later))
             case "unknown":
-                self.put(at, rules.unknown(one, self.terms, self.now, later, None))
+                self.put(at, rules.unknown(one, later, None))
             case int(effect):
                 self.heard.add(effect)
-                self.conclude(at, effect, raises)
+                self.conclude(at, effect, handler_raises=handler_raises)
 
     # ---- time, and the ends of processes -----------------------------------------------------------------------------------------
-    def time_passes(self, seconds: int, lands: bool) -> None:
+    def time_passes(self, seconds: int) -> None:
         """Nothing stays in the air for longer than the outside promises; and it forgets keys as soon as it may."""
         self.now += seconds * SECOND
         for call in self.calls:
             if call.request == "air" and call.lands_by is not None and self.now > call.lands_by:
-                self.end_request(call, "landed" if lands else "lost")
+                self.request_ends(call, "landed")
         kept_for = self.terms.policy.kept_for if self.terms.policy else None
         if kept_for is not None:
             self.provider = {key: kept for key, kept in self.provider.items() if kept[1] + kept_for > self.now}
 
-    def a_process_is_killed(self, process: int) -> None:
+    def is_killed(self, process: int) -> None:
         self.trouble -= 1
         self.lives[process] = None
         self.questions = [asked for asked in self.questions if asked.process != process]
@@ -411,19 +405,17 @@ class World:
                 call.task = "ended"
                 call.lands_by = call.lands_by or self.now + self.terms.settle_after
 
-    def a_process_starts(self, process: int) -> None:
-        if self.lives[process] is None:
-            self.last_life += 1
-            self.lives[process] = self.last_life
+    def starts(self, process: int) -> None:
+        self.last_life += 1
+        self.lives[process] = self.last_life
 
-    def a_living_worker_loses_its_lock_and_begins_a_new_life(self, process: int) -> None:
-        if self.lives[process] is not None:
-            self.trouble -= 1
-            self.last_life += 1
-            self.lives[process] = self.last_life
+    def loses_its_lock(self, process: int) -> None:
+        """It lives, and begins a new life when it finds out."""
+        self.trouble -= 1
+        self.starts(process)
 
     # ---- the shop, and a person ------------------------------------------------------------------------------------------------
-    def the_shop_writes(self, deed: str) -> None:
+    def shop_writes(self, deed: str) -> None:
         self.writes -= 1
         if deed == "done by hand":
             self.condition = False
@@ -434,97 +426,63 @@ class World:
             self.condition = True
             self.entries[self.occurrence] += 1
 
-    def a_person_looks_at_what_is_held(self, which: int, deed: str) -> None:
-        at = self.one_of([at for at, one in self.rows.items() if one.state is HELD], which)
+    def person_says(self, at: int, deed: str) -> None:
+        """A person is right about what the outside did until now, and need not be about what is in the air."""
+        self.words -= 1
         one, facts = self.rows[at], self.facts(at)
         self.sent[at] = 0
         match deed:
             case "retry":
-                self.by_person(at, rules.person_retry(one, self.terms, self.now))
+                self.put_by_person(at, rules.person_retry(one, self.terms, self.now))
             case "absent" if not self.open_effects(at) and not self.thread_runs(one):
-                self.by_person(at, rules.person_absent(one, self.terms, facts, self.now))
+                self.put_by_person(at, rules.person_absent(one, self.terms, facts, self.now))
             case "outcome" if self.open_effects(at):
-                self.by_person(at, rules.person_outcome(one, self.terms, self.now))
-            case "forget" if not self.thread_runs(one) and not self.in_the_air(at):
+                self.put_by_person(at, rules.person_outcome(one, self.terms, self.now))
+            case "forget" if not self.thread_runs(one):
                 decision = rules.person_forget(one, self.terms, facts, self.now)
                 if isinstance(decision, rules.Delete):
                     self.taken |= self.open_effects(at)
-                self.by_person(at, decision)
+                self.put_by_person(at, decision)
 
-    def by_person(self, occurrence: int, decision: rules.Decision | rules.Refuse) -> None:
-        if isinstance(decision, rules.Conclude):
-            if self.thread_runs(self.rows[occurrence]) or self.in_the_air(occurrence):
-                return
-            self.taken |= self.open_effects(occurrence)
-            self.condition = self.condition and self.occurrence != occurrence
-            del self.rows[occurrence]
-        else:
-            self.put(occurrence, decision)
+    def put_by_person(self, at: int, decision: rules.Decision | rules.Refuse) -> None:
+        if not isinstance(decision, rules.Conclude):
+            self.put(at, decision)
+        elif not self.thread_runs(self.rows[at]) and not self.in_the_air(at):
+            self.taken |= self.open_effects(at)
+            if self.occurrence == at:
+                self.condition = False
+            del self.rows[at]
 
     # ---- what must hold, always ------------------------------------------------------------------------------------------------
-    def listed(self) -> None:
-        if self.kind != "again":
-            assert all(at in self.rows or not self.open_effects(at) for at in range(OCCURRENCES)), "Listed"
-
-    def at_most_once(self) -> None:
-        """Under same_key this is OncePerKey: the key is the occurrence's."""
-        if self.kind != "again":
-            for at in range(OCCURRENCES):
+    def check(self) -> None:
+        """Listed, AtMostOnce (under same_key OncePerKey: the key is the occurrence's), OutcomeKept and StickyDoubt, after every move."""
+        for at in range(OCCURRENCES):
+            if self.kind != "again":
+                assert at in self.rows or not self.open_effects(at), "Listed"
                 assert self.effects.count(at) <= max(self.entries[at], 1), "AtMostOnce"
-
-    def sticky_doubt(self) -> None:
-        """'Sure' says that nothing of it is open outside."""
-        for at, one in self.rows.items():
-            if one.state is FAILED or (one.state is HELD and not one.unsure and one.outcome is None):
-                assert not self.open_effects(at), "StickyDoubt"
+            one = self.rows.get(at)
+            if one is not None and (one.state is FAILED or (one.state is HELD and not one.unsure and one.outcome is None)):
+                assert not self.open_effects(at), "StickyDoubt"  # 'sure' says that nothing of it is open outside
                 assert not self.in_the_air(at), "StickyDoubt"
-
-    def outcome_kept(self) -> None:
         if self.kind != "again":
             kept = {effect for one in self.rows.values() for effect in json.loads(one.outcome or "[]")}
             assert self.heard <= self.taken | kept, "OutcomeKept"
 
-    # ---- and in the end --------------------------------------------------------------------------------------------------------
-    def teardown(self) -> None:
-        """Without further trouble all comes to rest, and what is still to be done stands listed. No mark must be waited for."""
-        for process in range(2):
-            self.a_process_starts(process)
-        for _ in range(60):
-            self.a_quiet_while()
-            self.listed()
-            self.at_most_once()
-            self.sticky_doubt()
-            self.outcome_kept()
-        if self.exists and self.condition:
+    def comes_to_rest(self) -> None:
+        """Without further trouble all is done, or stands listed for a person: NotLost and NothingAtRest."""
+        self.trouble = self.writes = self.words = 0
+        for _ in range(300):
+            waits = ("time_passes", "person_says")
+            honest = [move for move in self.moves() if getattr(move, "func", move).__name__ not in waits]
+            if honest:
+                honest[0]()
+            elif all(one.state is HELD or (one.state is FAILED and self.blocked(at)) for at, one in self.rows.items()):
+                break
+            else:
+                self.time_passes(6)
+            self.check()
+        else:
+            raise AssertionError("NothingAtRest")
+        if self.facts(self.occurrence).holds:
             one = self.rows.get(self.occurrence)
             assert (one is not None and one.state is HELD) or self.blocked(self.occurrence), "NotLost"
-        for at, one in self.rows.items():
-            assert one.state is HELD or (one.state is FAILED and self.blocked(at)), "NothingAtRest"
-
-    def a_quiet_while(self) -> None:
-        for process in range(2):
-            self.sweeps(process)
-            if self.to_take():
-                self.takes_the_record(process, known=True)
-            for which in range(OCCURRENCES):
-                self.settles_a_doubt(process, which)
-                self.looks_at_what_failed(process, which)
-        while self.with_task("begun"):
-            self.goes_out_or_not(0, stops=False, hangs=False)
-        while self.with_task("stuck"):
-            self.a_thread_that_hung_sends_after_all(0)
-        for call in self.calls:
-            if call.request == "air":
-                self.end_request(call, "landed")
-        while any(call.request in ("landed", "refused") for call in self.with_task("waiting", "given up")):
-            self.an_answer_comes(0, raises=False)
-        while self.with_task("waiting"):
-            self.a_call_times_out(0, listens=False)
-        while self.with_task("given up"):
-            self.a_thread_that_was_given_up_ends(0)
-        for asked in list(self.questions):
-            if asked.answer is None:
-                self.the_outside_answers(0, knows=True)
-        while self.questions:
-            self.its_answer_is_applied(0, raises=False)
-        self.time_passes(5, lands=True)

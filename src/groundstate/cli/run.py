@@ -1,4 +1,4 @@
-"""`groundstate run`: a worker in this process. Says what is left to do, starts the engine, and drains it at a signal."""
+"""`groundstate run`: a worker in this process. Starts the engine, and drains it at a signal; with --held it waits for a go."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
-from rich.text import Text
 
 from groundstate.app.app import App
 from groundstate.cli import pending, report
@@ -39,15 +38,17 @@ def run(  # noqa: PLR0913  # the options of a command
     ] = 10.0,
     debug: DebugOption = False,
 ) -> None:
-    """Run a worker: say what is left to do, then carry it out, until SIGTERM or SIGINT. A second signal ends it at once."""
+    """Run a worker until SIGTERM or SIGINT. A second signal ends it at once. With --held it says first what is left to do."""
     if module is not None and app is not None and module != app:
         raise CommandFailed(f"two apps are named: {module} and --app {app}; give one")
     found = find_app(module or app)
     _log(debug=debug)
     events: Events = queue.SimpleQueue()
     _listen(events)
-    _report(found)
+    if held:
+        _report(found)
     found.start(accept=accept, after_restore=after_restore, held=held)
+    _say(f"{plain(found.name)} is carried out by process {os.getpid()}; `groundstate pending` tells what is left")
     try:
         if held:
             _wait_for_go(found, events)
@@ -117,7 +118,6 @@ def _report(app: App) -> None:
     out = console()
     for store in app.stores:
         report.show(out, name_of(store), pending.ask(app, store))
-    out.print(Text(f"A worker of {plain(app.name)} starts, process {os.getpid()}.", style="bold"))
     sys.stdout.flush()
 
 
@@ -141,6 +141,5 @@ def _log(*, debug: bool) -> None:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(_Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    if debug:
-        logging.getLogger("groundstate").setLevel(logging.DEBUG)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])  # others' info (a line for each HTTP request) stays out
+    logging.getLogger("groundstate").setLevel(logging.DEBUG if debug else logging.INFO)

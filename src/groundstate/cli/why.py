@@ -92,5 +92,3 @@ def _show_attempt(out: Console, said: Why, one: Open) -> None:
         out.print(Text(f"    to be settled: {one.next}, from {at(one.settled_from, said.now)}"), soft_wrap=True)
     if one.key_kept_until is not None:
         out.print(Text(f"    its key is good until {at(one.key_kept_until)}"), soft_wrap=True)
-
-

@@ -56,7 +56,9 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     spec = question.spec
     chosen = [one for one in found.taken if one.attempt is None or not _left_to_consider(life, question, one.attempt, tx.now)][: feed.limit]
     if spec.name in life.suspects:
-        attempts.insert(tx, [_suspect(life, question, one, tx.now) for one in chosen])
+        suspected = [(one.attempt, _suspect(life, question, one, tx.now)) for one in chosen]
+        attempts.insert(tx, [after for before, after in suspected if before is None])
+        attempts.save(tx.connection, [(before, after) for before, after in suspected if before is not None])
         result.changed = len(chosen)
         return result
     new: list[Attempt] = []
@@ -212,7 +214,7 @@ def _question(
         if trouble.transient(error):
             raise
         at = tx.now + max(question.spec.terms.retry.first, timedelta(seconds=1))
-        return rules.unknown(attempt, question.spec.terms, tx.now, at, life.shorten(f"sends raised {describe(error)}")).attempt
+        return rules.unknown(attempt, at, life.shorten(f"sends raised {describe(error)}")).attempt
     return replace(_fly(life, tx, question, attempt, argument, clock), asked_at=tx.now)
 
 

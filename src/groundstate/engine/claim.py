@@ -144,9 +144,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         if locked:
             for record, holds in tx.session.execute(question.truths_given, question.given(locked)).unique():
                 found[question.record_text(question.key_of(record))] = (record, bool(holds))
-    by_record = attempts.concerning(
-        tx, spec.app, spec.name, None if spec.fact else spec.table_name, list(keys_of), lock=True
-    )
+    by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, list(keys_of), lock=True)
     for identity in identities:
         text, occurrence = identity[2], identity[3]
         if text in busy:

@@ -117,8 +117,10 @@ class _Words:
                     at = now + (retry_after or timedelta())
                 decision = rules.not_done(attempt, self.life.shorten(error), at, counts=counts)
             case Unclear(error=error):
-                at = now if terms.policy is not None and terms.policy.kind in ("hold", "ask") else next_try(
-                    terms.retry, attempt.failures + 1, now, self.life.dice.random()
+                at = (
+                    now
+                    if terms.policy is not None and terms.policy.kind in ("hold", "ask")
+                    else next_try(terms.retry, attempt.failures + 1, now, self.life.dice.random())
                 )
                 decision = rules.unclear(attempt, self.life.shorten(error), at, now)
                 log.warning("%s on %s is in doubt: %s", attempt.reaction, attempt.record, error)
@@ -143,7 +145,7 @@ class _Words:
                     why = f"nobody could say for {limit} what became of its call"
                     self.conclusion.apply(attempt, rules.unknown_for_too_long(attempt, why))
                 else:
-                    self.conclusion.apply(attempt, rules.unknown(attempt, terms, now, at, self.life.shorten(error) if error else None))
+                    self.conclusion.apply(attempt, rules.unknown(attempt, at, self.life.shorten(error) if error else None))
             case _:
                 return
 

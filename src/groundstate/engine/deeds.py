@@ -165,9 +165,7 @@ def act(person: Person, reaction: str, identities: Sequence[Identity], deed: Dee
         return _patiently(person, question, identities, deed, f"its commit was refused: {person.life.shorten(describe(error))}")
 
 
-def _patiently(
-    person: Person, question: Question | None, identities: Sequence[Identity], deed: Deed, refused: str | None
-) -> list[Did]:
+def _patiently(person: Person, question: Question | None, identities: Sequence[Identity], deed: Deed, refused: str | None) -> list[Did]:
     """Waits for records that somebody else has locked, and for a database in trouble, as long as a person does."""
     done: dict[Identity, Did] = {}
     end = time.monotonic() + PATIENCE_S

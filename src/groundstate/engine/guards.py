@@ -46,8 +46,8 @@ def _refuse_in_call(session: Session, calling: str) -> None:
         table: Any = inspect(record).mapper.local_table
         if table.fullname in _read:
             raise StateRefused(
-                f"the call {calling} writes {table.fullname}, which conditions read: that is outside the conclusion, and would be done again "
-                "after a crash. Return it as the outcome, and let the handler write it"
+                f"the call {calling} writes {table.fullname}, which conditions read: that is outside the conclusion, and would be done "
+                "again after a crash. Return it as the outcome, and let the handler write it"
             )
 
 
@@ -77,6 +77,6 @@ def _refuse_under_attempt(session: Session, record: Any, what: str) -> None:
         row = found.first()
     if row is not None:
         raise StateRefused(
-            f"{table_name} {text} cannot be {what} now: {row.reaction} is {row.state} on it, and what became of its call must be written to it. "
-            "Wait until it is concluded or settled (groundstate why), or mark the record as gone by a column"
+            f"{table_name} {text} cannot be {what} now: {row.reaction} is {row.state} on it, and what became of its call must be written "
+            "to it. Wait until it is concluded or settled (groundstate why), or mark the record as gone by a column"
         )

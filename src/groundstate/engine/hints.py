@@ -47,6 +47,8 @@ class Touched:
 
 
 class Listener(Protocol):
+    """Who wants to hear of commits."""
+
     def hear(self, touched: Touched) -> None:
         """Called after a commit, on the thread that committed: must return at once and never raise."""
 

@@ -81,7 +81,7 @@ class Conclusion:
         if self.refused is not None:
             self._hold(attempt, given, self.refused, self.refused)
             return
-        decision = rules.returned(attempt, standing.facts)
+        decision = rules.returned(standing.facts)
         if isinstance(decision, rules.Conclude):
             work = self._work(given, standing, attempt)
             if self.one_by_one:

@@ -24,7 +24,7 @@ def dump(kind: Any, values: list[Any]) -> str:
     for value in values:
         try:
             parts.append(json.loads(_adapter(kind).dump_json(value, warnings=False)))
-        except Exception:  # noqa: BLE001  # any type a user's call may return: keep what can be kept
+        except Exception:  # any type a user's call may return: keep what can be kept
             parts.append({REPR: repr(value)})
     return json.dumps(parts, ensure_ascii=False)
 

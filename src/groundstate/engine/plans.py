@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, inspect, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, inspect, literal_column, select, text, type_coerce
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BindParameter, ClauseElement
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
@@ -50,7 +51,8 @@ def _compiled(element: _Explained, compiler: Any, **options: Any) -> str:
 
 def scans(database: Database, connection: Connection, question: Question) -> list[Scan]:
     """The tables that the condition makes the database read as a whole, however small they are today."""
-    statement = select(*question.key_attributes).where(question.condition)
+    keys = [type_coerce(one, NullType()) for one in question.key_attributes]  # what comes back is a plan, and no key of their types
+    statement: Select[Any] = select(*keys).where(question.condition)
     found = sorted(set(_scanned(database, connection, statement)))
     return [_scan(database, connection, question, name) for name in found]
 
@@ -109,9 +111,7 @@ def partial_index(database: Database, question: Question, table: Any) -> str | N
     if not where:
         return None
     try:
-        said = and_(*where).compile(
-            dialect=database.engine.dialect, compile_kwargs={"literal_binds": True, "include_table": False}
-        )
+        said = and_(*where).compile(dialect=database.engine.dialect, compile_kwargs={"literal_binds": True, "include_table": False})
     except (CompileError, NotImplementedError):
         return None
     columns = [column for column in table.primary_key.columns]  # noqa: C416 - a column collection is no list

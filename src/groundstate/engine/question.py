@@ -235,7 +235,8 @@ def sql_text(expression: ColumnElement[Any], database: Database) -> str:
     """An expression as SQL text in the database's dialect, values written out; with their list beside it where a type cannot be written."""
     dialect = database.engine.dialect
     try:
-        return str(expression.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+        said = str(expression.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+        return said.replace("%%", "%") if getattr(dialect.identifier_preparer, "_double_percents", False) else said
     except (CompileError, NotImplementedError):
         compiled = expression.compile(dialect=dialect)
         return f"{compiled} -- {compiled.params}"

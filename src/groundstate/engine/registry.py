@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, not_, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, and_, column, delete, func, insert, literal_column, not_, select, text, true, update
+from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import attempts, claim
@@ -46,7 +47,8 @@ class Newcomer:
         what = "its condition changed and newly matches" if self.changed else "it is new here and matches"
         return (
             f"{self.name} is not started: {what} {many} rows that were there before. "
-            f"Carry them out: groundstate init --accept {self.name}. Leave them and start with new ones: groundstate init --baseline {self.name}"
+            f"Carry them out: groundstate init --accept {self.name}. "
+            f"Leave them and start with new ones: groundstate init --baseline {self.name}"
         )
 
 
@@ -77,7 +79,7 @@ def _newly_matching(connection: Connection, question: Question, old: str | None)
     if old is not None:
         try:
             with connection.begin_nested():
-                return _count(connection, question, not_(func.coalesce(text(f"({old})"), not_(true()))))
+                return _count(connection, question, not_(func.coalesce(literal_column(f"({old})"), not_(true()))))
         except DBAPIError:
             pass  # the old SQL is no longer valid here: as new
     return _count(connection, question, true())
@@ -175,8 +177,6 @@ def has_triggers(connection: Connection, database: Database, question: Question)
         where = text("select 1 from pg_trigger where tgrelid = to_regclass(:name) and not tgisinternal limit 1")
         quoted = database.engine.dialect.identifier_preparer.format_table(table_)
         return connection.execute(where, {"name": quoted}).first() is not None
-    master = f'"{schema}".sqlite_master' if schema else "sqlite_master"
-    return (
-        connection.execute(text(f"select 1 from {master} where type = 'trigger' and tbl_name = :name limit 1"), {"name": name}).first()
-        is not None
-    )
+    master = lightweight("sqlite_master", column("type"), column("tbl_name"), schema=schema)
+    found = select(master.c.tbl_name).where(master.c.type == "trigger", master.c.tbl_name == name).limit(1)
+    return connection.execute(found).first() is not None

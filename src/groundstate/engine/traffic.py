@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from groundstate.engine import attempts, begin, conclude, due, trouble
 from groundstate.engine.attempts import Identity
@@ -58,6 +59,7 @@ class Traffic:
         self._words: list[Word] = []  # in hand, not yet concluded
         self._tried: set[int] = set()  # calls of words whose commit was begun and whose outcome is unknown
         self._flying: dict[tuple[int, bool], Flight] = {}
+        self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key: a call that was given up may bring the same
         self._breakers: dict[OutsideSpec, Breaker] = {}
         self.caller = Caller(self._say, self._may_call)
 
@@ -110,9 +112,7 @@ class Traffic:
             self._conclude_apart()
         except _LaneTrouble as error:
             postpone(error.lane)
-            log.error(
-                "%s could not be begun, tried again: %s", error.lane.name, describe(error.__cause__ or error), exc_info=error.__cause__
-            )  # its cause is what is said
+            log.exception("%s could not be begun, tried again", error.lane.name)
         except Exception as error:
             if trouble.transient(error) or isinstance(error, WentBack) or not words:
                 raise
@@ -143,8 +143,13 @@ class Traffic:
         return done
 
     def _was_ours(self, word: Word) -> bool:
-        """Whether a commit of this very word may have landed: it was tried, and the lock was never lost."""
+        """Where the attempt is gone: whether a commit of this very word may have landed (it was tried, and the lock was never lost), or
+        the same outcome was concluded before, under the same key.
+        """
         life = self._shift.life
+        if isinstance(word, Returned) and word.flight.identity in self._said and self._said[word.flight.identity] == word.value:
+            log.info("%s on %s: the outcome that was concluded came once more", word.flight.identity[1], word.flight.identity[2])
+            return True
         return word.flight.call in self._tried and life.id == word.flight.life and life.sound
 
     def _conclude_apart(self) -> None:
@@ -182,6 +187,10 @@ class Traffic:
         for word in done:
             flight = word.flight
             self._tried.discard(flight.call)
+            if isinstance(word, Returned) and flight.question.spec.terms.repeats_under_its_key:
+                self._said[flight.identity] = word.value
+                if len(self._said) > SAID_MOST:
+                    del self._said[next(iter(self._said))]
             if not (isinstance(word, Unclear) and word.running):
                 self._flying.pop((flight.call, flight.is_find), None)
             self._tell_breaker(word, now)
@@ -325,6 +334,7 @@ class Traffic:
         return self.quiet or late_s > LAST_WORDS_S
 
 
+SAID_MOST = 1000
 LOCKED_S = 0.02  # an outcome whose record somebody has locked is tried again after so long
 LAST_WORDS_S = 5.0  # after the drain's limit, for writing down what is in doubt
 

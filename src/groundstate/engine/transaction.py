@@ -58,7 +58,7 @@ class OurSession(Session):
         )
 
 
-def _watch(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+def _watch(connection: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
     transaction: Transaction | None = connection.info.get(OURS)
     if transaction is None or not transaction.watching or getattr(transaction.session, "_flushing", False):
         return

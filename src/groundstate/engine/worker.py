@@ -198,8 +198,8 @@ class Worker:
                 self._shift.life.lives.release()
                 if time.monotonic() > until:
                     raise StoreRefused(
-                        f"another process has held the write lock of {self.database.settings.url.render_as_string()} for {LOCKED_OUT_S:g} s: "
-                        "end its transaction (a stopped process, a shell that has not committed), and start again"
+                        f"another process has held the write lock of {self.database.settings.url.render_as_string()} for "
+                        f"{LOCKED_OUT_S:g} s: end its transaction (a stopped process, a shell that has not committed), and start again"
                     ) from error
                 log.warning("the database is in trouble, tried again: %s", describe(error))
                 self._shift.life = self._new_life(self._shift.life)

@@ -16,6 +16,8 @@ from groundstate.rules.retry import last_try_used
 
 
 class State(StrEnum):
+    """Where an attempt stands; what stands in no state is not there."""
+
     BEGUN = "begun"
     DOUBT = "doubt"
     FAILED = "failed"
@@ -64,6 +66,11 @@ class Terms:
     retry: Retry
     timeout: timedelta = timedelta()
     has_find: bool = False
+
+    @property
+    def repeats_under_its_key(self) -> bool:
+        """Whether a call made again brings the outcome of the first."""
+        return self.policy is not None and self.policy.kind == "same_key"
 
     @property
     def settle_after(self) -> timedelta:
@@ -139,7 +146,7 @@ Decision = Keep | Delete | Conclude | Overtaken | Begin | Ask | GaveUp | Wait
 
 
 # ---- begun ---------------------------------------------------------------------------------------------------------------------
-def returned(attempt: Attempt, facts: Facts) -> Decision:
+def returned(facts: Facts) -> Decision:
     """Its call returned, or a doubt was found: the outcome is in hand. Never a new call from here."""
     if not facts.exists:
         return Overtaken()
@@ -175,7 +182,7 @@ def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> K
 def adopted(attempt: Attempt, adopter: int, now: datetime, *, has_call: bool, alone: bool) -> Keep:
     """Its worker is no more, and the adopter holds that worker's lock.
 
-    has_call: whether its reaction makes a call, as far as the adopter's code says. One that it made under older code is in doubt all the same.
+    has_call: whether its reaction makes a call, by the adopter's code. One that it made under older code is in doubt all the same.
     alone: it was the only one begun in its group (careful mode, hazard 25); outside careful mode every end without an outcome counts.
     """
     if attempt.state is State.DOUBT:
@@ -184,10 +191,10 @@ def adopted(attempt: Attempt, adopter: int, now: datetime, *, has_call: bool, al
     died = "its worker ended while it was carried out"
     counts = alone or (has_call and attempt.together == 0)
     if not has_call:
+        taken_over = replace(attempt, worker=adopter, failures=attempt.failures + counts, error=died, why=KILLED if alone else None)
         if alone and attempt.why is not None:
-            return Keep(replace(attempt, state=State.HELD, worker=adopter, failures=attempt.failures + 1, next_at=None, error=died, why=KILLED))
-        why = KILLED if alone else None
-        return Keep(replace(attempt, state=State.FAILED, worker=adopter, failures=attempt.failures + counts, next_at=now, error=died, why=why))
+            return Keep(replace(taken_over, state=State.HELD, next_at=None))
+        return Keep(replace(taken_over, state=State.FAILED, next_at=now))
     return Keep(
         replace(
             attempt,
@@ -219,7 +226,7 @@ def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decis
     """A doubt of ours, due to be looked at, whose thread does not run any more."""
     policy = terms.policy
     if policy is None:
-        return Keep(replace(attempt, state=State.HELD, next_at=None, why="the reaction makes no call any more: settle what became of this one"))
+        return held_as(attempt, "the reaction makes no call any more: settle what became of this one")
     if not facts.exists:
         return Keep(replace(attempt, state=State.HELD, next_at=None, why="the record was deleted while its call was in doubt"))
     spent = last_try_used(terms.retry, attempt.failures, attempt.since, now)
@@ -255,13 +262,13 @@ def absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, now
     if not facts.exists:
         return Keep(replace(attempt, state=State.HELD, next_at=None, why="the record was deleted while its call was in doubt"))
     if asked_at <= attempt.deadline + terms.settle_after:
-        return unknown(attempt, terms, now, next_at, "asked before its call could no longer be on its way")
+        return unknown(attempt, next_at, "asked before its call could no longer be on its way")
     if facts.holds:
         return Keep(replace(attempt, state=State.FAILED, unsure=False, next_at=now))
     return Delete()
 
 
-def unknown(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str | None) -> Keep:
+def unknown(attempt: Attempt, next_at: datetime, error: str | None) -> Keep:
     """A find answered Unknown, raised, or answered Absent to a question asked too early."""
     return Keep(replace(attempt, next_at=next_at, error=error or attempt.error))
 
@@ -405,7 +412,9 @@ def person_outcome(attempt: Attempt, terms: Terms, now: datetime) -> Conclude | 
 
 def one_of_several(attempt: Attempt, remaining: str) -> Keep:
     """One of several outcomes was concluded: the others stay listed, since each says that the outside was acted on."""
-    why = "one of its outcomes was concluded, and these came as well: `retry` gives them to `overtaken`; or undo them outside, then `forget`"
+    why = (
+        "one of its outcomes was concluded, and these came as well: `retry` gives them to `overtaken`; or undo them outside, then `forget`"
+    )
     return Keep(replace(attempt, state=State.HELD, unsure=False, outcome=remaining, why=why, error=None, next_at=None))
 
 

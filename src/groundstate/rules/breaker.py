@@ -1,4 +1,4 @@
-"""When an endpoint, and not a record, fails: the pause and the probe (hazard 10, rules.md 21). Pure; seconds of a monotonic clock come in."""
+"""When an endpoint, and not a record, fails: the pause and the probe (hazard 10, rules.md 21). Pure: the seconds are arguments."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Database(Protocol):
         """Whether another connection may have written since the last question: `PRAGMA data_version`; always True on PostgreSQL."""
 
     def identity(self) -> str | None:
-        """What changes when the database is put back (hazard 46), as text; None where there is no such sign (SQLite, or not initialised)."""
+        """What changes when the database is put back (hazard 46), as text; None where there is no such sign (SQLite; not initialised)."""
 
     def close(self) -> None:
         """Closes every connection."""

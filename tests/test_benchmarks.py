@@ -1,0 +1,57 @@
+"""Each workload of benchmarks/ does its work, in the smallest form. What it measures is nowhere asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from benchmarks.__main__ import WORKLOADS, describe, main, places, run_one
+from benchmarks.harness import NotDone, Place, Size, expect
+
+TINY = Size(
+    rounds=1, orders=300, calls=200, limits=(50,), samples=10, finished=(500,), unfinished=60, backlog=100_000, failed=300, idle_s=0.2,
+    beside_s=0.3, snapshot_s=0.5,
+)  # fmt: skip
+WORK = {"T": 900, "E": 200, "L": 10, "R": 60, "I": 500, "B": 400, "K": 300}  # the rest: as much as the time allowed
+COUNTS = {"rows", "bytes", "errors", "% of a core"}  # may be 0
+
+
+@pytest.fixture(scope="module")
+def sqlite_place() -> Iterator[Place]:
+    with places(["sqlite"]) as (_, [place]):
+        yield place
+
+
+@pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if "sqlite" in workload.STORES])
+def test_a_workload_does_its_work(name: str, sqlite_place: Place) -> None:
+    rows = run_one(name, sqlite_place, TINY)
+    assert rows
+    for row in rows:
+        assert (row.workload, row.store) == (name, "sqlite")
+        assert row.work == WORK[name] if name in WORK else row.work > 0
+        for value in (row.ours, *row.beside.values()):
+            assert math.isfinite(value)
+            assert value > 0 or (value == 0 and row.unit in COUNTS)
+
+
+def test_nothing_of_ours_is_left_for_finished_orders(sqlite_place: Place) -> None:
+    rows = run_one("B", sqlite_place, TINY)
+    assert [row.ours for row in rows if row.unit == "rows"] == [0]
+
+
+def test_the_command_writes_its_figures_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("benchmarks.__main__.QUICK", TINY)
+    file = tmp_path / "figures.json"
+    assert main(["--quick", "--store", "sqlite", "--only", "T", "--json", str(file)]) == 0
+    written = json.loads(file.read_text())
+    assert [(row["workload"], row["store"], row["work"]) for row in written["rows"]] == [("T", "sqlite", 900)]
+    assert set(written["machine"]) == set(describe(tmp_path))
+    assert "3-step orders" in capsys.readouterr().out
+
+
+def test_a_figure_for_work_that_was_not_done_is_refused() -> None:
+    with pytest.raises(NotDone, match="orders shipped: 999 of 1,000"):
+        expect("orders shipped", 999, 1000)
