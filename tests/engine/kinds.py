@@ -81,12 +81,10 @@ class Triggered(Base):
 
 def triggered_by(table: Any, body: str, when: str) -> None:
     """Makes a trigger on updates of `status`, on each store in its own words."""
-    sqlite = f"CREATE TRIGGER {table.name}_t AFTER UPDATE OF status ON {table.name} WHEN {when} BEGIN UPDATE {table.name} SET {body} WHERE id = new.id; END"
+    changes = f"UPDATE {table.name} SET {body} WHERE id = new.id"
+    sqlite = f"CREATE TRIGGER {table.name}_t AFTER UPDATE OF status ON {table.name} WHEN {when} BEGIN {changes}; END"
     event.listen(table, "after_create", DDL(sqlite).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types there
-    function = (
-        f"CREATE FUNCTION {table.name}_f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE {table.name} SET {body} WHERE id = new.id;"
-        " RETURN NULL; END $$"
-    )
+    function = f"CREATE FUNCTION {table.name}_f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {changes}; RETURN NULL; END $$"
     trigger = (
         f"CREATE TRIGGER {table.name}_t AFTER UPDATE OF status ON {table.name} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION {table.name}_f()"
     )
@@ -336,7 +334,9 @@ KINDS: dict[str, Kind] = {
                                                 first=_set(used=True), true=lambda r: r.used),
     "a composite key": Kind(Pair, lambda n: Pair(left=n, right=f'a "{n}", ü')),
     "a UUID key": Kind(Unique, lambda n: Unique(id=uuid.UUID(int=n))),
-    "a composite key of date and UUID": Kind(UniquePair, lambda n: UniquePair(day=date(2026, 1, 1) + timedelta(days=n), who=uuid.UUID(int=n))),
+    "a composite key of date and UUID": Kind(
+        UniquePair, lambda n: UniquePair(day=date(2026, 1, 1) + timedelta(days=n), who=uuid.UUID(int=n))
+    ),
     "an enum": Kind(Enumerated, lambda n: Enumerated(id=n), states=(Step.NEW, Step.MIDDLE, Step.DONE)),
     "an enum in the key": Kind(ByEnum, lambda n: ByEnum(step=Step.DONE, id=n)),
     "quoted names and reserved words": Kind(Words, lambda n: Words(id=n), first=_set(note="a"), then=_set(values="b"),
@@ -349,7 +349,8 @@ KINDS: dict[str, Kind] = {
     "a joined relationship": Kind(Parent, lambda n: Parent(id=n, children=[Child(id=2 * n), Child(id=2 * n + 1)]), first=_children_too,
                                   true=lambda r: [child.status for child in r.children] == ["seen", "seen"]),
     "a dataclass": Kind(Data, lambda n: Data(id=n)),
-    "a composite attribute": Kind(Placed, lambda n: Placed(id=n, at=Point(n, 1)), first=_set(at=Point(0, 9)), true=lambda r: r.at == Point(0, 9)),
+    "a composite attribute": Kind(Placed, lambda n: Placed(id=n, at=Point(n, 1)), first=_set(at=Point(0, 9)),
+                                  true=lambda r: r.at == Point(0, 9)),
     "imperative mapping": Kind(Classic, Classic, state="_status"),
     "SQLModel": Kind(Champion, lambda n: Champion(id=n), first=_set(power="more"), true=lambda r: r.power == "more"),
 }  # fmt: skip

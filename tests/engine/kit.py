@@ -105,7 +105,7 @@ class Gateway:
             self._land(record, key)
         if step in ("hang", "done_hang"):
             self.waiting += 1
-            while not self.gate.is_set():
+            while not self.gate.is_set():  # noqa: ASYNC110  # an event of threads, looked at from any loop
                 await asyncio.sleep(0.002)
         return self._answer(step, record, key)
 

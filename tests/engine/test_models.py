@@ -65,8 +65,7 @@ def test_hazard_24_every_kind_of_model_is_carried_out(models: World, way: str) -
         _declare(models, bank, number, kind)
     for kind in KINDS.values():
         models.add(*[kind.make(number) for number in range(1, COUNT + 1)])
-    life = models.worker()
-    life.worker.until_quiet(4)
+    models.settled()
     errors = {one.reaction: one.error for one in models.attempts()}
     wrong = {}
     with models.session() as session:

@@ -135,9 +135,10 @@ def test_hazard_14_our_session_hook_refuses_to_delete_a_record_under_an_attempt(
     world.orders(1)
     world.worker()
     until(lambda: gateway.waiting == 1)
-    with world.session() as session, pytest.raises(StateRefused):
+    with world.session() as session:
         session.delete(session.get(Order, 1))
-        session.commit()
+        with pytest.raises(StateRefused):
+            session.flush()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def test_hazard_21_a_handler_that_makes_no_progress_fails_and_names_the_clause(w
     world.orders(1)
     world.settled()
     attempt = world.attempt()
-    assert attempt.state == "failed" or attempt.state == "held"
+    assert attempt.state in {"failed", "held"}
     assert "made no progress" in (attempt.error or "")
     assert "placed" in (attempt.error or "")
     assert world.order().note is None, "what made no progress was committed"

@@ -88,7 +88,8 @@ def test_hazard_17_an_attempt_that_was_committed_while_we_waited_for_the_lock_ke
         world,
         life.database,
         "insert into groundstate_attempt (app, reaction, record, occurrence, state, worker, call, call_no, unsure, since, first_at,"
-        " deadline, failures, blocks, together) values ('other', 'charge', '1', '', 'held', 1, 1, 1, true, now(), now(), now(), 1, 'orders', 0)",
+        " deadline, failures, blocks, together) values"
+        " ('other', 'charge', '1', '', 'held', 1, 1, 1, true, now(), now(), now(), 1, 'orders', 0)",
     )
     world.run("insert into orders (id, status, round) values (1, 'placed', 1)")
     until(lambda: bool(done))

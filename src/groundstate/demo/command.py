@@ -40,6 +40,8 @@ def demo(
     0 the books balance, 1 they do not, 2 wrong arguments, 3 the demo could not be carried through, 130 interrupted.
     """
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
     _refuse_what_is_missing(console)
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     where = _folder(console, folder)

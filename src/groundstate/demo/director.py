@@ -123,7 +123,7 @@ class Director:
             kill(worker)
             self._kills += 1
             self._show.say(f"kill -9 {worker.pid}, the {self._kills}. time", "bold red")
-            pending = self._processes.ask([*CLI, "pending", "--app", APP])
+            pending = self._processes.ask([*CLI, "pending", "--app", APP, "--limit", "3"], columns=self._show.inner_width)
             self._show.report("groundstate pending", pending.stdout)
             if pending.returncode not in PENDING_CODES:
                 raise DemoFailed(f"groundstate pending ended with {pending.returncode}")

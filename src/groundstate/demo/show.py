@@ -71,6 +71,11 @@ class Show:
     def _passed(self) -> float:
         return time.monotonic() - self._begun
 
+    @property
+    def inner_width(self) -> int:
+        """Columns inside a report's frame."""
+        return self.console.width - 4
+
     def say(self, what: str, style: str = "") -> None:
         """A line that stays."""
         self.console.print(Text(f"{self._passed():5.1f} s  {what}", style=style))

@@ -83,10 +83,12 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     return result
 
 
-def consider(life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float]) -> Begun:
-    """Looks at attempts that stand, each by its row of the table."""
+def consider(  # noqa: PLR0913  # each differs from call to call
+    life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float], *, room: int
+) -> Begun:
+    """Looks at attempts that stand, each by its row of the table; begins and asks as far as there is room."""
     looked = claim.look(question, tx, identities)
-    looking = _Looking(life, tx, question, clock)
+    looking = _Looking(life, tx, question, clock, room)
     for standing in looked.standing.values():
         attempt = standing.attempt
         if attempt is None or not blocking.due(attempt, tx.now):
@@ -111,12 +113,15 @@ class _Looking:
     tx: Transaction
     question: Question
     clock: tuple[float, float]
+    room: int
     result: Begun = field(default_factory=Begun)
     saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
     removed: list[Attempt] = field(default_factory=list)
 
     def at(self, attempt: Attempt, standing: Standing) -> None:
         match _decide(self.question, attempt, standing, self.tx.now):
+            case rules.Begin() | rules.Ask() if len(self.result.flights) >= self.room:
+                pass  # looked at again at the next sweep
             case rules.Begin():
                 self._begin(attempt, standing)
             case rules.Ask():

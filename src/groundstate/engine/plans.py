@@ -51,8 +51,8 @@ def _compiled(element: _Explained, compiler: Any, **options: Any) -> str:
 
 def scans(database: Database, connection: Connection, question: Question) -> list[Scan]:
     """The tables that the condition makes the database read as a whole, however small they are today."""
-    keys = [type_coerce(one, NullType()) for one in question.key_attributes]  # what comes back is a plan, and no key of their types
-    statement: Select[Any] = select(*keys).where(question.condition)
+    keys: Any = [type_coerce(one, NullType()) for one in question.key_attributes]  # what comes back is a plan, and no key of their types
+    statement = select(*keys).where(question.condition)
     found = sorted(set(_scanned(database, connection, statement)))
     return [_scan(database, connection, question, name) for name in found]
 

@@ -96,7 +96,7 @@ class Traffic:
         shift = self._shift
         lanes = [lane for lane in shift.lanes if lane.question.spec.call is not None]
         now = time.monotonic()
-        wanting = [lane for lane in lanes if lane.wants and lane.not_before <= now and self._room(lane, now) > 0]
+        wanting = [lane for lane in lanes if lane.wants and lane.not_before <= now and (lane.due or self._room(lane, now) > 0)]
         if shift.stopping is not None:
             wanting = []
         if not self._words and not wanting:
@@ -243,11 +243,11 @@ class Traffic:
                 continue
             taken = total.new_calls if self._shift.life.care.careful else used.get(call.outside, 0)
             room = self._room(lane, time.monotonic()) - taken
-            if room <= 0:
+            if room <= 0 and not lane.due:
                 continue
             before = len(total.flights)
             try:
-                self._begin_lane(tx, lane, room, clock, total)
+                self._begin_lane(tx, lane, max(room, 0), clock, total)
             except Exception as error:
                 if trouble.transient(error):
                     raise
@@ -264,9 +264,10 @@ class Traffic:
         full = len(total.flights) + room
         if lane.due:
             beside = self._calls_in_air() + total.new_calls
-            identities = due.identities(shift, tx, lane, min(room, due.AT_ONCE), self._in_air(), beside=beside)
+            # Without a free slot too: what is only held, let go or given up needs none.
+            identities = due.identities(shift, tx, lane, min(room or due.AT_ONCE, due.AT_ONCE), self._in_air(), beside=beside)
             if identities:
-                self._add(total, begin.consider(shift.life, tx, question, identities, clock))
+                self._add(total, begin.consider(shift.life, tx, question, identities, clock, room=room))
         if lane.fresh and len(total.flights) < full:
             keys = lane.take_fresh(full - len(total.flights))
             self._add(total, begin.begin(shift.life, tx, question, Feed(keys=keys, limit=len(keys)), clock))

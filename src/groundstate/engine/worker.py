@@ -245,7 +245,8 @@ class Worker:
 
     def _warn_of_scans(self) -> None:
         """A condition that reads a whole large table is said at each start (hazard 28)."""
-        with self.database.reading() as connection:
+        # A courtesy: what goes wrong in it must not keep anything from being carried out.
+        with contextlib.suppress(Exception), self.database.reading() as connection:
             for finding in check.large_scans(self.database, connection, [lane.question for lane in self._shift.lanes]):
                 log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`")
 

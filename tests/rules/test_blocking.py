@@ -1,0 +1,76 @@
+"""Who keeps whom from a record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.blocking import blocker, due, own
+from tests.rules.making import NOW, SECOND, attempt, attempts
+
+BEGUN, DOUBT, FAILED, HELD = State
+STANDING = [attempt(BEGUN), attempt(DOUBT), attempt(HELD, unsure=True), attempt(BEGUN, unsure=True)]
+LETS_BY = [attempt(FAILED), attempt(HELD), attempt(HELD, outcome='["a"]')]
+
+
+@pytest.mark.parametrize("one", STANDING, ids=lambda one: f"{one.state}-{one.unsure}")
+def test_a_begun_or_unsure_attempt_keeps_every_other_reaction_out(one: Attempt) -> None:
+    assert blocker("shop", "cancel", "", [one], fact=False) is one
+    assert blocker("another app", "charge", "", [one], fact=False) is one
+
+
+@pytest.mark.parametrize("one", STANDING, ids=lambda one: f"{one.state}-{one.unsure}")
+def test_a_begun_or_unsure_attempt_keeps_its_own_reaction_out_under_every_other_occurrence(one: Attempt) -> None:
+    assert blocker("shop", "charge", "next month", [one], fact=False) is one
+    assert blocker("shop", "charge", "next month", [one], fact=True) is one
+
+
+@pytest.mark.parametrize("one", STANDING, ids=lambda one: f"{one.state}-{one.unsure}")
+def test_it_does_not_block_itself(one: Attempt) -> None:
+    assert blocker("shop", "charge", "", [one], fact=False) is None
+
+
+@pytest.mark.parametrize("one", LETS_BY, ids=lambda one: f"{one.state}-{one.outcome}")
+def test_what_failed_or_is_held_and_sure_keeps_nobody_out(one: Attempt) -> None:
+    assert blocker("shop", "cancel", "", [one], fact=False) is None
+    assert blocker("shop", "charge", "next month", [one], fact=False) is None
+
+
+def test_a_reaction_with_a_fact_is_kept_out_by_its_own_attempts_only() -> None:
+    assert blocker("shop", "mail", "", STANDING, fact=True) is None
+
+
+def test_a_reaction_with_a_fact_keeps_out_its_own_attempts_only() -> None:
+    mail = attempt(DOUBT, reaction="mail", blocks=None)
+    assert blocker("shop", "charge", "", [mail], fact=False) is None
+    assert blocker("shop", "mail", "next month", [mail], fact=True) is mail
+
+
+def test_its_own_attempt_is_that_of_the_same_reaction_and_occurrence() -> None:
+    mine = attempt(FAILED, occurrence="may")
+    others = [replace(mine, occurrence="june"), replace(mine, reaction="mail"), replace(mine, app="bank")]
+    assert own("shop", "charge", "may", [*others, mine]) is mine
+    assert own("shop", "charge", "may", others) is None
+
+
+def test_a_failed_attempt_or_a_doubt_is_due_when_its_time_has_come() -> None:
+    for state in (FAILED, DOUBT):
+        assert due(attempt(state), NOW)
+        assert due(attempt(state, next_at=NOW), NOW)
+        assert not due(attempt(state, next_at=NOW + SECOND), NOW)
+    assert not due(attempt(BEGUN), NOW)
+    assert not due(attempt(HELD), NOW)
+
+
+@given(st.lists(attempts(), max_size=5), st.sampled_from(["charge", "mail"]), st.sampled_from(["", "a"]), st.booleans())
+def test_who_blocks_is_begun_or_unsure_and_is_somebody_else(standing: list[Attempt], reaction: str, occurrence: str, fact: bool) -> None:
+    found = blocker("shop", reaction, occurrence, standing, fact=fact)
+    if found is None:
+        return
+    assert found.blocking
+    assert found.identity != ("shop", reaction, found.record, occurrence)
+    assert found.reaction == reaction or (not fact and found.blocks is not None)

@@ -1,0 +1,115 @@
+"""An endpoint that fails is given a pause, and then one probe at a time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundstate.rules.breaker import FIRST_S, IN_A_ROW, LONGEST_S, Breaker
+
+
+def opened(now: float = 100.0) -> Breaker:
+    breaker = Breaker()
+    for record in range(IN_A_ROW):
+        breaker.went_wrong(record, now)
+    return breaker
+
+
+def test_five_records_in_a_row_pause_the_outside_for_a_second() -> None:
+    breaker = Breaker()
+    for record in range(4):
+        breaker.went_wrong(record, 100.0)
+    assert not breaker.open
+    assert breaker.room(8, 0, 100.0) == 8
+    breaker.went_wrong(4, 100.0)
+    assert breaker.open
+    assert breaker.room(8, 0, 100.0) == 0
+    assert breaker.room(8, 0, 100.99) == 0
+
+
+def test_one_record_that_fails_again_and_again_is_not_the_endpoint() -> None:
+    breaker = Breaker()
+    for _ in range(50):
+        breaker.went_wrong("the same", 100.0)
+    assert not breaker.open
+
+
+def test_a_success_in_between_is_no_row() -> None:
+    breaker = Breaker()
+    for record in range(40):
+        breaker.went_wrong(record, 100.0)
+        if record % 4 == 3:
+            breaker.succeeded()
+    assert not breaker.open
+
+
+def test_after_the_pause_one_probe_goes_out_at_a_time() -> None:
+    breaker = opened()
+    assert breaker.room(8, 0, 101.0) == 1
+    assert breaker.room(8, 1, 101.0) == 0
+    assert breaker.room(0, 0, 101.0) == 0
+
+
+def test_a_probe_that_fails_doubles_the_pause_up_to_a_minute() -> None:
+    breaker, now, pauses = opened(), 100.0, []
+    for _ in range(8):
+        pauses.append(breaker.until - now)
+        now = breaker.until
+        breaker.went_wrong("probe", now)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_records_that_were_begun_before_the_pause_do_not_double_it() -> None:
+    breaker = opened()
+    for record in range(100, 120):
+        breaker.went_wrong(record, 100.5)
+    assert breaker.until == 101.0
+    assert breaker.pause_s == FIRST_S
+
+
+def test_a_probe_that_succeeds_opens_the_way_and_the_next_pause_is_short_again() -> None:
+    breaker = opened()
+    breaker.went_wrong("probe", 101.0)
+    breaker.succeeded()
+    assert not breaker.open
+    assert breaker.room(8, 3, 103.0) == 8
+    for record in range(IN_A_ROW):
+        breaker.went_wrong(record, 200.0)
+    assert breaker.until == 200.0 + FIRST_S
+
+
+def test_busy_pauses_for_as_long_as_the_endpoint_asks_and_then_probes() -> None:
+    breaker = Breaker()
+    breaker.asked_to_wait(100.0, 30.0)
+    assert breaker.room(8, 0, 129.0) == 0
+    assert breaker.room(8, 0, 130.0) == 1
+    breaker.asked_to_wait(100.0, 5.0)
+    assert breaker.room(8, 0, 129.0) == 0
+
+
+def test_a_reaction_may_want_more_in_a_row() -> None:
+    breaker = Breaker(in_a_row=20)
+    for record in range(19):
+        breaker.went_wrong(record, 100.0)
+    assert not breaker.open
+    breaker.went_wrong(19, 100.0)
+    assert breaker.open
+
+
+happenings = st.lists(st.tuples(st.sampled_from(["wrong", "right"]), st.integers(0, 9), st.floats(0, 30)), max_size=40)
+
+
+@given(happenings, st.integers(0, 100), st.integers(0, 100))
+def test_whatever_happens_no_pause_is_longer_than_a_minute_and_the_room_is_none_one_or_all(
+    story: list[tuple[str, int, float]], free: int, flying: int
+) -> None:
+    breaker, now = Breaker(), 0.0
+    for what, record, later in story:
+        now += later
+        if what == "wrong":
+            breaker.went_wrong(record, now)
+        else:
+            breaker.succeeded()
+        assert breaker.until <= now + LONGEST_S
+        assert breaker.room(free, flying, now) in (0, min(free, 1), free)
+        assert breaker.room(1, 0, now + LONGEST_S) == 1

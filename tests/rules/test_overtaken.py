@@ -1,0 +1,64 @@
+"""A fact concludes, a state holds: what is kept of an ordinary handler's work after its condition became false."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundstate.rules.overtaken import FalseClause, kept
+
+CANCELLED = FalseClause({"status"}, own_columns_only=True)
+
+
+def test_a_fact_that_was_null_and_that_no_false_clause_tests_is_kept() -> None:
+    assert kept({"receipt"}, {"receipt"}, [CANCELLED], wrote_else=False, same_occurrence=True) is None
+
+
+def test_a_state_that_a_false_clause_tests_is_held() -> None:
+    why = kept({"status"}, {"status"}, [CANCELLED], wrote_else=False, same_occurrence=True)
+    assert why is not None
+    assert "status is tested by a clause that no longer held" in why
+
+
+def test_a_column_that_had_a_value_is_held_though_no_false_clause_tests_it() -> None:
+    by_another_column = FalseClause({"cancelled_at"}, own_columns_only=True)
+    why = kept({"status"}, set(), [by_another_column], wrote_else=False, same_occurrence=True)
+    assert why is not None
+    assert "status had a value already" in why
+
+
+def test_a_false_clause_over_other_tables_holds() -> None:
+    other = FalseClause({"id"}, own_columns_only=False)
+    assert kept({"receipt"}, {"receipt"}, [CANCELLED, other], wrote_else=False, same_occurrence=True) is not None
+
+
+def test_whatever_else_it_wrote_holds() -> None:
+    assert kept({"receipt"}, {"receipt"}, [CANCELLED], wrote_else=True, same_occurrence=True) is not None
+
+
+def test_a_handler_that_wrote_nothing_has_not_taken_the_outcome() -> None:
+    assert kept(set(), set(), [CANCELLED], wrote_else=False, same_occurrence=True) is not None
+
+
+def test_another_occurrence_holds_since_the_fact_would_be_that_of_the_next_one() -> None:
+    assert kept({"receipt"}, {"receipt"}, [], wrote_else=False, same_occurrence=False) is not None
+
+
+columns = st.sets(st.sampled_from(["status", "receipt", "paid_at", "note"]))
+clauses = st.lists(st.builds(FalseClause, columns, st.booleans()), max_size=3)
+
+
+@given(columns, columns, clauses, st.booleans(), st.booleans())
+def test_it_is_kept_exactly_where_all_of_it_is_a_fact(
+    written: set[str], null_before: set[str], false: list[FalseClause], wrote_else: bool, same_occurrence: bool
+) -> None:
+    tested = {column for clause in false for column in clause.columns}
+    a_fact = (
+        bool(written)
+        and written <= null_before
+        and not written & tested
+        and all(clause.own_columns_only for clause in false)
+        and not wrote_else
+        and same_occurrence
+    )
+    assert (kept(written, null_before, false, wrote_else=wrote_else, same_occurrence=same_occurrence) is None) == a_fact
