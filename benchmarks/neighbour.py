@@ -27,6 +27,11 @@ def _rows(place: Place, size: Size, kind: str, make: Callable[[str], App]) -> li
     for name, share in (("median", 0.5), ("p99", 0.99), ("longest", 1.0)):
         reference = {"alone": percentile(alone, share)}
         rows.append(Row("W", place.name, f"other writer beside {kind}, {name}", "ms", percentile(beside, share), len(beside), reference))
+    # A percentile of few commits is little more than the longest: how many it came to is a figure of its own.
+    commits = {"alone": float(len(alone))}
+    rows.append(
+        Row("W", place.name, f"other writer beside {kind}, in {size.beside_s:g} s", "commits", float(len(beside)), len(beside), commits)
+    )
     rows.append(Row("W", place.name, f"other writer beside {kind}, errors", "errors", float(errors), len(beside), {}, "0"))
     return rows
 

@@ -169,7 +169,7 @@ class Life:
         self.lost = 0
         self._gate = threading.RLock()
         self._write = self.database.writing
-        self.database.writing = self._writing
+        vars(self.database)["writing"] = self._writing
         world.clock_of(self.database)
         self.worker = Worker(world.app.name, specs, opened, options=options, redact=redact)
         self.words: list[str] = []
@@ -206,6 +206,7 @@ class Life:
         self.worker._wake.set()
         if self.worker._thread.is_alive():
             self.worker._thread.join(LONG_S)
+        self.database.close()
 
     def lose_lock(self, *, notices: bool = True) -> None:
         """The lock is gone beneath the living worker, as by a reset connection."""

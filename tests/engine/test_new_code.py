@@ -120,7 +120,9 @@ def test_hazard_52_forged_hints_change_no_final_state(world: World) -> None:
 
 
 @pytest.mark.parametrize("where", ["plain", "call"])
-def test_hazard_54_error_texts_are_redacted_bounded_and_without_control_characters(world: World, where: str) -> None:
+def test_hazard_54_error_texts_are_redacted_bounded_and_without_control_characters(
+    world: World, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
     secret = "card 4242 \x1b[31m" + "x" * 10_000
 
     if where == "plain":
@@ -147,3 +149,5 @@ def test_hazard_54_error_texts_are_redacted_bounded_and_without_control_characte
     assert "4242" not in error
     assert "\x1b" not in error
     assert len(error) <= 2000
+    assert "****" in caplog.text
+    assert "4242" not in caplog.text, "the log tells what the table does not"

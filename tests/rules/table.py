@@ -129,6 +129,10 @@ def died_without_call(case: Case) -> Changes:
     }  # fmt: skip
 
 
+def killed_alone_again(case: Case) -> Changes:
+    return {"state": HELD, "worker": ADOPTER, "failures": case.one.failures + 1, "next_at": None, "error": WORDS, "why": KILLED}
+
+
 def fresh_start(case: Case) -> Changes:
     return {"failures": 0, "since": case.now, "next_at": case.now, "why": None}
 
@@ -153,7 +157,7 @@ TABLE = [
                    "deadline": later_deadline(c)}),
     Row("its worker is no more", "adopted", (BEGUN,), lambda c: c.made_a_call, "doubt", died),
     Row("its worker is no more, no call, killed alone twice", "adopted", (BEGUN,), lambda c: c.one.together == 1 and c.one.why is not None,
-        "held", lambda c: {"state": HELD, "worker": ADOPTER, "failures": c.one.failures + 1, "next_at": None, "error": WORDS, "why": KILLED}),
+        "held", killed_alone_again),
     Row("its worker is no more, no call", "adopted", (BEGUN,), always, "failed", died_without_call),
     Row("its worker is no more, in doubt", "adopted", (DOUBT,), always, "doubt",
         lambda c: {"worker": ADOPTER, "deadline": later_deadline(c)}),

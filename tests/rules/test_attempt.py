@@ -1,4 +1,4 @@
-"""Each row of the transition table once, by an example: begun, in doubt and failed. A person's rows and late words are in files of their own."""
+"""Each row of the transition table once, by an example: begun, in doubt and failed. Late words and persons: test_attempt_late.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import KILLED, Ask, Attempt, Begin, Conclude, Delete, GaveUp, Keep, Overtaken, State, Terms, Wait
-from groundstate.rules.policy import Retry, ask
+from groundstate.rules.policy import MARGIN, Retry, ask
 from tests.rules.making import (
     AGAIN,
     ASK,
@@ -201,7 +201,7 @@ def test_same_key_calls_again_while_the_provider_keeps_the_key() -> None:
 
 
 def test_same_key_is_too_old_when_the_new_call_could_land_after_the_provider_forgot_the_key() -> None:
-    margin = rules.MARGIN + TIMEOUT + SETTLE_AFTER
+    margin = MARGIN + TIMEOUT + SETTLE_AFTER
     last = attempt(DOUBT, first_at=NOW - KEPT_FOR + margin + SECOND / 1000)
     too_old = attempt(DOUBT, first_at=NOW - KEPT_FOR + margin)
     assert rules.settle(last, SAME_KEY, HOLDS, NOW) == Begin(last)

@@ -1,4 +1,4 @@
-"""The rules in a world of crashes, lost locks, late answers and people: the protocol's invariants hold under each policy, and mistakes show."""
+"""The rules in a world of crashes, lost locks, late answers and people: the invariants hold under each policy, and mistakes show."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, Keep, State, Terms
 from groundstate.rules.policy import again, ask, hold, same_key
 from tests.rules.making import SECOND, TIMEOUT
+from tests.rules.moves import comes_to_rest, moves
 from tests.rules.world import TRIES, World
 
 KEPT_FOR, SETTLE_AFTER = 60 * SECOND, 10 * SECOND
@@ -51,14 +52,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2**16))
     def something_happens(self, which: int) -> None:
-        moves = self.world.moves()
-        move = moves[which % len(moves)]
+        found = moves(self.world)
+        move = found[which % len(found)]
         note(repr(move))
         move()
         self.world.check()
 
     def teardown(self) -> None:
-        self.world.comes_to_rest()
+        comes_to_rest(self.world)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -67,21 +68,25 @@ def test_the_invariants_hold(kind: Kind) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=30, stateful_step_count=30))
 
 
-def walk(kind: Kind, seed: int, moves: int = 60) -> None:
+def walk(kind: Kind, seed: int, steps: int = 60) -> None:
     """A story at random: many more of them in a second than hypothesis can tell."""
     dice = random.Random(seed)
     world = World(kind.terms, threads=kind.threads, has_overtaken=dice.random() < 0.5)
-    for _ in range(moves):
+    for _ in range(steps):
         if world.idle:
             break
-        dice.choice(world.moves())()
+        dice.choice(moves(world))()
         world.check()
-    world.comes_to_rest()
+    comes_to_rest(world)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_the_invariants_hold_in_many_stories(kind: Kind) -> None:
-    for seed in range(300):
+    many_walks(kind, 300)
+
+
+def many_walks(kind: Kind, count: int) -> None:
+    for seed in range(count):
         walk(kind, seed)
 
 
@@ -107,7 +112,8 @@ def _settles_only_while_it_holds(one: Attempt, terms: Terms, facts: Any, now: An
 
 
 def _key_as_old_as_the_latest_call(one: Attempt, *, now: Any, **given: Any) -> Attempt:
-    return replace(honest["begun"](one, now=now, **given), first_at=now)
+    after: Attempt = honest["begun"](one, now=now, **given)
+    return replace(after, first_at=now)
 
 
 def _deadline_stays(one: Attempt, *given: Any, **more: Any) -> Keep:
@@ -137,12 +143,14 @@ MISTAKES: list[tuple[str, Kind, str, Callable[..., Any]]] = [
 ]
 
 
+INVARIANTS = r"Listed|AtMostOnce|StickyDoubt|OutcomeKept|NotLost|NothingAtRest|BoundedCalls|NoWorkLost"
+
+
 @pytest.mark.parametrize(("kind", "function", "mistake"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
 def test_a_planted_mistake_is_found(kind: Kind, function: str, mistake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, function, mistake)
-    with pytest.raises(AssertionError, match="Listed|AtMostOnce|StickyDoubt|OutcomeKept|NotLost|NothingAtRest|BoundedCalls|NoWorkLost"):
-        for seed in range(4000):
-            walk(kind, seed)
+    with pytest.raises(AssertionError, match=INVARIANTS):
+        many_walks(kind, 4000)
 
 
 # ---- two mistakes that chance finds too seldom: their stories are told ---------------------------------------------------------------
@@ -187,7 +195,7 @@ def test_a_story_ends_well_but_for_a_mistake(
     world = World(kind.terms, threads=kind.threads, has_overtaken=False)
     story(world)
     world.check()
-    world.comes_to_rest()
+    comes_to_rest(world)
     monkeypatch.setattr(rules, function, mistake)
     world = World(kind.terms, threads=kind.threads, has_overtaken=False)
     story(world)

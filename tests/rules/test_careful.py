@@ -28,7 +28,6 @@ def test_ten_clean_minutes_end_it() -> None:
     assert not care([last - 2 * SECOND, last - SECOND, last], NOW).careful
 
 
-@pytest.mark.xfail(strict=True, reason="careful ends when fewer than two ends are younger than ten minutes, so one clean minute can end it")
 def test_less_than_ten_clean_minutes_do_not_end_it() -> None:
     assert care([NOW - 10 * MINUTE, NOW - MINUTE], NOW).careful
 

@@ -2,28 +2,25 @@
 
 A small sister of `protocol.pml`: the transitions are those of rules/attempt.py, everything else is made up here. The outside keeps its
 promise (nothing lands later than deadline + settle_after, and a find is right), and so does the person; nothing else is kind.
-`moves` are all that can happen next; whoever drives the world chooses among them.
+What can happen next, and when, says moves.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
 from groundstate.rules.blocking import blocker, due
 from groundstate.rules.policy import MARGIN, Retry
-from tests.rules.making import NOW, SECOND, TIMEOUT
+from tests.rules.making import NOW, SECOND, TIMEOUT, attempt
 
 BEGUN, DOUBT, FAILED, HELD = State
 TROUBLE, WRITES, WORDS = 5, 2, 2  # how often something breaks, the shop writes and a person speaks, in one run
 TRIES = Retry(times=3, first=SECOND, longest=SECOND)
 OCCURRENCES = 2
-Move = Callable[[], None]
 
 
 @dataclass(eq=False)
@@ -71,83 +68,6 @@ class World:
         self.taken: set[int] = set()  # effects whose outcome a handler or a person has taken
         self.heard: set[int] = set()  # effects whose outcome some worker had in its hands
         self.sent = [0, 0]  # calls that went out without a person's word
-
-    # ---- all that can happen next --------------------------------------------------------------------------------------------
-    def moves(self) -> list[Move]:
-        """The ordinary ones several times, so that whoever chooses blindly has a story to tell before all is broken."""
-        return [*self._of_workers(), *self._of_calls(), *self._of_questions()] * 12 + [*self._troubles(), *self._of_the_rest()]
-
-    def _of_workers(self) -> Iterator[Move]:
-        for process, life in enumerate(self.lives):
-            if life is None:
-                yield partial(self.starts, process)
-                continue
-            if self.to_take():
-                yield partial(self.takes, process)
-            if self.to_sweep(life):
-                yield partial(self.sweeps, process)
-            for at in self.of_rows(process, DOUBT):
-                if self.kind not in ("ask", "same_key") or not any(asked.process == process for asked in self.questions):
-                    yield partial(self.settles, process, at)
-            for at in self.of_rows(process, FAILED):
-                yield partial(self.looks_at_failed, process, at)
-
-    def _troubles(self) -> Iterator[Move]:
-        for process, life in enumerate(self.lives):
-            if self.trouble and life is not None:
-                if self.to_take():
-                    yield partial(self.takes, process, commit_unknown=True)
-                if self.rows:
-                    yield partial(self.is_killed, process)
-                    if not self.threads:
-                        yield partial(self.loses_its_lock, process)
-        for call in self.calls:
-            if self.trouble and call.task == "begun" and self.lives[call.process] is not None:
-                yield partial(self.goes_out_or_not, call, stops=True)
-
-    def _of_calls(self) -> Iterator[Move]:
-        for call in self.calls:
-            if call.request == "air":
-                yield partial(self.request_ends, call, "landed")
-                if self.trouble:
-                    yield partial(self.request_ends, call, "refused")
-                    yield partial(self.request_ends, call, "lost")
-            if self.lives[call.process] is None:
-                continue
-            if call.task == "begun":
-                yield partial(self.goes_out_or_not, call)
-                if self.trouble and self.threads:
-                    yield partial(self.hangs, call)
-            if call.task == "stuck":
-                yield partial(self.sends_after_all, call)
-            if call.task in ("stuck", "waiting") and (self.trouble or call.request == "lost"):
-                yield partial(self.times_out, call, listens=False)
-                yield partial(self.times_out, call, listens=True)
-            if call.task in ("waiting", "given up") and call.request in ("landed", "refused"):
-                yield partial(self.answers, call)
-                if self.trouble:
-                    yield partial(self.answers, call, handler_raises=True)
-            if call.task == "given up" and call.request == "lost":
-                yield partial(self.thread_ends, call)
-
-    def _of_questions(self) -> Iterator[Move]:
-        for asked in self.questions:
-            if asked.answer is None:
-                yield partial(self.outside_answers, asked)
-                if self.trouble:
-                    yield partial(self.outside_answers, asked, knows=False)
-            else:
-                yield partial(self.answer_is_applied, asked)
-                if self.trouble:
-                    yield partial(self.answer_is_applied, asked, handler_raises=True)
-
-    def _of_the_rest(self) -> Iterator[Move]:
-        yield from (partial(self.time_passes, seconds) for seconds in (6, 26) if self.calls)
-        if self.calls and self.exists and self.writes:
-            yield from (partial(self.shop_writes, deed) for deed in ("done by hand", "next", "deleted"))
-        for at, one in self.rows.items():
-            if one.state is HELD and self.words:
-                yield from (partial(self.person_says, at, deed) for deed in ("retry", "absent", "outcome", "forget"))
 
     @property
     def idle(self) -> bool:
@@ -224,10 +144,8 @@ class World:
         self.calls.append(Call(number, occurrence, process, life, deadline, "begun" if known else "ended", lands_by=lands_by))
 
     def fresh(self, occurrence: int, worker: int) -> Attempt:
-        return Attempt(
-            "shop", "charge", "7", str(occurrence), FAILED, worker, 0, 0, unsure=False, since=self.now, first_at=self.now, deadline=self.now,
-            blocks="order",
-        )  # fmt: skip
+        one = attempt(FAILED, occurrence=str(occurrence), worker=worker, call=0, call_no=0)
+        return replace(one, since=self.now, first_at=self.now, deadline=self.now)
 
     # ---- outcomes ------------------------------------------------------------------------------------------------------------
     def conclude(self, occurrence: int, effect: int, *, handler_raises: bool) -> None:
@@ -467,22 +385,3 @@ class World:
         if self.kind != "again":
             kept = {effect for one in self.rows.values() for effect in json.loads(one.outcome or "[]")}
             assert self.heard <= self.taken | kept, "OutcomeKept"
-
-    def comes_to_rest(self) -> None:
-        """Without further trouble all is done, or stands listed for a person: NotLost and NothingAtRest."""
-        self.trouble = self.writes = self.words = 0
-        for _ in range(300):
-            waits = ("time_passes", "person_says")
-            honest = [move for move in self.moves() if getattr(move, "func", move).__name__ not in waits]
-            if honest:
-                honest[0]()
-            elif all(one.state is HELD or (one.state is FAILED and self.blocked(at)) for at, one in self.rows.items()):
-                break
-            else:
-                self.time_passes(6)
-            self.check()
-        else:
-            raise AssertionError("NothingAtRest")
-        if self.facts(self.occurrence).holds:
-            one = self.rows.get(self.occurrence)
-            assert (one is not None and one.state is HELD) or self.blocked(self.occurrence), "NotLost"

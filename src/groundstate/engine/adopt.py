@@ -88,6 +88,6 @@ def look_at_ends(life: Life) -> None:
             careful.STRETCH.seconds // 60,
         )
     life.care = new
-    if any(now - end > careful.STRETCH for end in ends):
+    if ends and now - max(ends) > careful.STRETCH:  # until then an older end still says that the latest was not the only one
         with life.transaction() as tx:
             tx.connection.execute(delete(tables.worker).where(tables.worker.c.ended_at < tx.now - careful.STRETCH - timedelta(seconds=1)))

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, Connection, Delete, Select, and_, bindparam, delete, or_, select, tuple_, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Delete,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    column,
+    delete,
+    func,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
 
 from groundstate.engine import listed
 from groundstate.engine.question import blocking
@@ -86,13 +105,50 @@ def insert(tx: Writer, new: Sequence[Attempt]) -> set[int]:
     if not new:
         return set()
     tx.some_attempts = True
-    statement = tx.database.insert(table).on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
-    written = tx.connection.execute(statement, [values_of(one) for one in new]).rowcount
+    alike: dict[tuple[Any, ...], list[Attempt]] = {}
+    for one in new:
+        alike.setdefault(_shared_by(one), []).append(one)
+    statement, parameter = _insert_alike(tx.database)
+    written = 0
+    for shared, some in alike.items():
+        given = dict(zip(_SHARED, shared, strict=True)) | parameter([(one.record, one.occurrence, one.call) for one in some])
+        written += tx.connection.execute(statement, given).rowcount
     calls = {one.call for one in new}
     if written == len(new):
         return calls
     there = tx.connection.execute(select(table.c.call).where(table.c.worker == new[0].worker, table.c.call.in_(calls)))
     return set(there.scalars())
+
+
+_OWN = ("record", "occurrence", "call")  # what differs within a batch
+_SHARED = tuple(name for name in _NAMES if name not in _OWN)
+_shared_by = attrgetter(*_SHARED)
+
+
+@lru_cache(maxsize=128)
+def _insert_alike(database: Database) -> tuple[Any, Callable[[Sequence[tuple[str, str, int]]], dict[str, Any]]]:
+    """One statement for any number of attempts that differ in record, occurrence and call alone: a begin writes one for each call."""
+    if database.locks_rows:
+        arrays = [bindparam(name, type_=ARRAY(table.c[name].type)) for name in _OWN]
+        own: Any = func.unnest(*arrays).table_valued(*[column(name, table.c[name].type) for name in _OWN], name="own").render_derived()
+        values = [own.c[name] for name in _OWN]
+        source = own
+    else:
+        source = func.json_each(bindparam("own", type_=Text())).table_valued("value", name="own")
+        values = [func.json_extract(source.c.value, f"$[{number}]") for number in range(len(_OWN))]
+    shared = [bindparam(name, type_=table.c[name].type) for name in _SHARED]
+    rows_of = select(*shared, *values).select_from(source).where(true())  # SQLite cannot tell ON CONFLICT from a join without a WHERE
+    statement = database.insert(table).from_select([*_SHARED, *_OWN], rows_of)
+    once = statement.on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
+    return once, _as_arrays if database.locks_rows else _as_json
+
+
+def _as_arrays(own: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    return {name: [one[number] for one in own] for number, name in enumerate(_OWN)}
+
+
+def _as_json(own: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    return {"own": json.dumps(own, ensure_ascii=False)}
 
 
 def save(connection: Connection, changed: Iterable[tuple[Attempt, Attempt]]) -> None:

@@ -15,7 +15,6 @@ log = logging.getLogger("groundstate")
 HOLD_S = 0.05  # how long a batch aims to hold its locks
 HOLD_EMBEDDED_S = 0.012  # the lock is over the whole database there
 HOLD_BESIDE_OTHERS_S = 0.004  # and this while another process writes (rules.md 18)
-FOREIGN_S = 5.0  # for so long after another process wrote, an embedded store is left free half of the time
 
 
 class Batches:
@@ -23,7 +22,6 @@ class Batches:
 
     def __init__(self, shift: Shift) -> None:
         self._shift = shift
-        self._foreign_until = 0.0
 
     def can_go_on(self, lane: Lane, now: float) -> bool:
         return lane.failing.room(1, 0, now) > 0
@@ -71,7 +69,7 @@ class Batches:
             return None
         took = time.monotonic() - started
         self._after(lane, done, took)
-        self._stay_out(took)
+        self._shift.stay_out(took)
         return done
 
     def _after(self, lane: Lane, done: plain.Done, took: float) -> None:
@@ -89,12 +87,4 @@ class Batches:
     def _hold_s(self) -> float:
         if not self._shift.embedded:
             return HOLD_S
-        return HOLD_BESIDE_OTHERS_S if time.monotonic() < self._foreign_until else HOLD_EMBEDDED_S
-
-    def _stay_out(self, took: float) -> None:
-        """Lets other writers of an embedded store in: its busy handler is unfair to who waits (rules.md 18)."""
-        if not self._shift.embedded:
-            return
-        if self._shift.life.others_wrote:
-            self._foreign_until = time.monotonic() + FOREIGN_S
-        time.sleep(took if time.monotonic() < self._foreign_until else took / 20)
+        return HOLD_BESIDE_OTHERS_S if self._shift.beside_others else HOLD_EMBEDDED_S

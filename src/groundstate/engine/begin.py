@@ -83,7 +83,7 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     return result
 
 
-def consider(  # noqa: PLR0913  # each differs from call to call
+def consider(  # each differs from call to call
     life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float], *, room: int
 ) -> Begun:
     """Looks at attempts that stand, each by its row of the table; begins and asks as far as there is room."""

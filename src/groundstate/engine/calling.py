@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
-import queue
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from groundstate.engine import guards
@@ -31,6 +31,7 @@ from groundstate.engine.flight import (
     Word,
 )
 from groundstate.engine.life import describe
+from groundstate.engine.threads import Threads
 from groundstate.rules.reaction import CallSpec, Function, OutsideSpec
 from groundstate.values.answers import Absent, Busy, NotDone, Unknown
 
@@ -53,7 +54,7 @@ class Caller:
         self._sync_clients = ExitStack()
         self._sync_opened: dict[OutsideSpec, Any] = {}
         self._sync_lock = threading.Lock()
-        self._threads = _Threads()
+        self._threads = Threads()
         self.draining = False
 
     # ---- from the transactions' thread ---------------------------------------------------------------------------------------
@@ -96,8 +97,7 @@ class Caller:
         if self._beat_asked > self._beat_heard and self._beat_asked != self._beat_told:
             self._beat_told = self._beat_asked
             frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001  # the one way to see where another thread is
-            where = "".join(traceback.format_stack(frame, limit=None)[-2:]).strip() if frame is not None else "?"
-            log.warning("the loop of async calls is blocked: an async call must await what it waits for. It is at:\n%s", where)
+            log.warning("the loop of async calls is blocked: an async call must await what it waits for. It is at:\n%s", _within(frame))
         elif self._beat_asked == self._beat_heard:
             self._beat_asked += 1
             loop.call_soon_threadsafe(self._hear_beat, self._beat_asked)
@@ -353,6 +353,15 @@ class Caller:
             return self._sync_opened[outside]
 
 
+def _within(frame: FrameType | None) -> str:
+    """The stack from the user's call on, which ours awaits, to where it stands."""
+    inner: list[str] = []
+    while frame is not None and frame.f_code.co_filename != __file__:
+        inner.insert(0, traceback.format_stack(frame, limit=1)[0].rstrip())
+        frame = frame.f_back
+    return "\n".join(inner) or "?"
+
+
 def _surely_not_done(outside: OutsideSpec, error: Exception) -> bool:
     """Whether the outside's author listed this type. Dotted paths are resolved now, so that a list imports nothing."""
     for listed in outside.not_done:
@@ -366,34 +375,3 @@ def _resolve(path: str) -> type[Exception] | None:
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module) if module else builtins, name, None)
     return found if isinstance(found, type) and issubclass(found, Exception) else None
-
-
-class _Threads:
-    """Daemon threads for sync calls. Not concurrent.futures: its exit hook waits for hung threads, and ours must not."""
-
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._idle = 0
-        self._lock = threading.Lock()
-
-    def run(self, work: Callable[[], None]) -> None:
-        with self._lock:
-            if self._idle > 0:
-                self._idle -= 1
-            else:
-                threading.Thread(target=self._loop, name="groundstate-sync-call", daemon=True).start()
-        self._work.put(work)
-
-    def _loop(self) -> None:
-        while True:
-            try:
-                work = self._work.get(timeout=10)
-            except queue.Empty:
-                with self._lock:
-                    if self._idle == 0:
-                        continue  # work was promised to this thread
-                    self._idle -= 1
-                return
-            work()
-            with self._lock:
-                self._idle += 1

@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Update, bindparam, inspect, update
+from sqlalchemy import Connection, Update, bindparam, update
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import NO_VALUE
 
 from groundstate.engine import listed
@@ -27,7 +28,7 @@ _SHARED = 8  # so many records with the same new values are written by one state
 
 def changed(record: Any) -> dict[str, Any]:
     """Attributes that were set to something else since the record was loaded, with their old values."""
-    state: Any = inspect(record)
+    state: Any = instance_state(record)
     values = state.dict
     return {name: old for name, old in state.committed_state.items() if name not in values or not _same(values[name], old)}
 
@@ -74,12 +75,12 @@ def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) 
     if columns is None or session.new or session.deleted or flush_has_listeners(session):
         return None
     known = {id(record) for record in records}
-    for state in session.identity_map._modified:  # noqa: SLF001  # session.dirty builds a set of all, each time
-        if id(state.obj()) not in known:
+    for touched in session.identity_map._modified:  # noqa: SLF001  # session.dirty builds a set of all, each time
+        if id(touched.obj()) not in known:
             return None
     found: list[dict[str, Any]] = []
     for record in records:
-        state = inspect(record)
+        state: Any = instance_state(record)
         if not state.modified:
             found.append({})
             continue

@@ -122,8 +122,9 @@ class _Words:
                     if terms.policy is not None and terms.policy.kind in ("hold", "ask")
                     else next_try(terms.retry, attempt.failures + 1, now, self.life.dice.random())
                 )
-                decision = rules.unclear(attempt, self.life.shorten(error), at, now)
-                log.warning("%s on %s is in doubt: %s", attempt.reaction, attempt.record, error)
+                words = self.life.shorten(error)
+                decision = rules.unclear(attempt, words, at, now)
+                log.warning("%s on %s is in doubt: %s", attempt.reaction, attempt.record, words)
             case _:
                 return
         self.conclusion.apply(attempt, decision)

@@ -32,6 +32,7 @@ class Lane:
     cursor: PrimaryKey | None = None
     crowded: bool = False
     look_again: bool = False  # a table that the condition reads was touched while a pass was on
+    probed: bool = False  # this pass was seen to have something to take
     newest: bool = False  # a long pass is on: rows written by others meanwhile are looked for at the far end
     due: bool = False
     due_cursor: tuple[Any, ...] | None = None
@@ -94,11 +95,11 @@ class Lane:
         if self.backlog:
             self.look_again = self.newest = True
         else:
-            self.backlog, self.cursor, self.crowded = True, None, False
+            self.backlog, self.cursor, self.crowded, self.probed = True, None, False, False
 
     def swept(self) -> None:
         """A pass came to its end."""
-        self.newest = False
+        self.newest = self.probed = False
         self.backlog = self.look_again
         self.look_again = False
         self.cursor = None

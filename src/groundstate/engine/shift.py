@@ -22,6 +22,7 @@ class Shift:
     next_due: float | None = None  # when an attempt is to be looked at; 0: ask
     took: int = 0  # what was done since the last sweep began
     turn: int = 0  # so that lanes are begun with in turn
+    beside_others_until: float = 0.0  # somebody else writes to an embedded store
 
     @property
     def embedded(self) -> bool:
@@ -35,11 +36,26 @@ class Shift:
         """An attempt may have a time of its own now: it is asked for at the next turn."""
         self.next_due = 0.0
 
+    @property
+    def beside_others(self) -> bool:
+        """Whether somebody else has lately written to an embedded store."""
+        if self.life.others_wrote:
+            self.beside_others_until = time.monotonic() + OTHERS_S
+        return time.monotonic() < self.beside_others_until
+
+    def stay_out(self, took_s: float) -> None:
+        """Lets other writers of an embedded store in: its busy handler is unfair to who waits (rules.md 18)."""
+        if self.embedded:
+            time.sleep(took_s if self.beside_others else took_s / 20)
+
     def in_turn(self, lanes: list[Lane]) -> list[Lane]:
         """These lanes, another one first each time."""
         self.turn += 1
         start = self.turn % len(lanes) if lanes else 0
         return [*lanes[start:], *lanes[:start]]
+
+
+OTHERS_S = 5.0  # for so long after somebody else wrote, an embedded store is left free half of the time
 
 
 def moved_on(lane: Lane, cursor: tuple[object, ...] | None, read: int, limit: int, taken: int) -> None:

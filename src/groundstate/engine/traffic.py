@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +60,8 @@ class Traffic:
         self._tried: set[int] = set()  # calls of words whose commit was begun and whose outcome is unknown
         self._flying: dict[tuple[int, bool], Flight] = {}
         self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key: a call that was given up may bring the same
+        self._first_word: float | None = None  # when the first of those in hand came
+        self._calls_to: Counter[OutsideSpec] = Counter()  # calls and finds in the air, by outside
         self._breakers: dict[OutsideSpec, Breaker] = {}
         self.caller = Caller(self._say, self._may_call)
 
@@ -81,10 +83,10 @@ class Traffic:
 
     def wait_s(self, now: float) -> float | None:
         """For how long nothing of ours is to be done; None: no word of ours says."""
-        if self._inbox:
+        if self._inbox and self._first_word is None:
             return 0.0
         if self._words:
-            return LOCKED_S
+            return LOCKED_S if self._first_word is None else max(self._first_word + LINGER_S - now, 0.0)
         times = [breaker.until for breaker in self._breakers.values() if breaker.until > now]
         times += [flight.ends_s for flight in self._flying.values() if flight.ends_s is not None and not flight.given_up]
         return min(times) - now if times else None
@@ -101,7 +103,10 @@ class Traffic:
             wanting = []
         if not self._words and not wanting:
             return
+        if self._lingers(now):
+            return
         clock = clocks()
+        started = time.monotonic()
         words = list(self._words)  # they stay in hand until `_concluded`
         try:
             with shift.life.transaction() as tx:
@@ -120,6 +125,20 @@ class Traffic:
         else:
             self._concluded(done)
             self._send(begun)
+            shift.stay_out(time.monotonic() - started)
+
+    def _lingers(self, now: float) -> bool:
+        """Whether so few of many calls came back, and so lately, that one commit for more of them is worth the wait."""
+        if not self._words:
+            self._first_word = None
+            return False
+        if self._first_word is None:
+            self._first_word = now
+        late = now - self._first_word >= LINGER_S
+        if late or len(self._words) * LINGER_SHARE >= len(self._flying) or self._shift.stopping is not None:
+            self._first_word = None
+            return False
+        return True
 
     def _take_words(self) -> None:
         now = time.monotonic()
@@ -192,7 +211,7 @@ class Traffic:
                 if len(self._said) > SAID_MOST:
                     del self._said[next(iter(self._said))]
             if not (isinstance(word, Unclear) and word.running):
-                self._flying.pop((flight.call, flight.is_find), None)
+                self._landed(flight)
             self._tell_breaker(word, now)
             if not isinstance(word, Returned) or shift.life.care.careful:
                 shift.look_for_due()
@@ -223,7 +242,7 @@ class Traffic:
         call, care = lane.question.spec.call, self._shift.life.care
         if call is None or not self._shift.life.sound:
             return 0
-        flying = sum(1 for one in self._flying.values() if one.question.spec.call and one.question.spec.call.outside is call.outside)
+        flying = self._calls_to[call.outside]
         room = self._breakers.setdefault(call.outside, Breaker()).room(call.outside.limit - flying, flying, now)
         return min(room, self._most_together() - self._calls_in_air()) if care.careful else room
 
@@ -291,9 +310,14 @@ class Traffic:
             self._shift.life.counted(begun.new_calls)
         for flight in begun.flights:
             self._flying[(flight.call, flight.is_find)] = flight
+            self._calls_to[_outside(flight)] += 1
         self.caller.start(begun.flights)
         if begun.changed:
             self._shift.look_for_due()
+
+    def _landed(self, flight: Flight) -> None:
+        if self._flying.pop((flight.call, flight.is_find), None) is not None:
+            self._calls_to[_outside(flight)] -= 1
 
     # ---- at each sweep ---------------------------------------------------------------------------------------------------------------
     def find_unknown(self) -> None:
@@ -332,12 +356,21 @@ class Traffic:
                 if not flight.given_up and not flight.is_find:
                     self._words.append(Unclear(flight, "the worker stopped while it was in the air"))
             self._flying.clear()
+            self._calls_to.clear()
         return self.quiet or late_s > LAST_WORDS_S
 
 
 SAID_MOST = 1000
+LINGER_S = 0.001
+LINGER_SHARE = 4  # a turn is worth it once a quarter of those in the air came back
 LOCKED_S = 0.02  # an outcome whose record somebody has locked is tried again after so long
 LAST_WORDS_S = 5.0  # after the drain's limit, for writing down what is in doubt
+
+
+def _outside(flight: Flight) -> OutsideSpec:
+    call = flight.question.spec.call
+    assert call is not None  # noqa: S101  # only reactions with a call fly
+    return call.outside
 
 
 def _by_question(words: Sequence[Word]) -> dict[Question, list[Word]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, event, exists, literal_column, select
@@ -37,6 +37,11 @@ class Transaction:
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
     some_attempts: bool = True  # whether any attempt row may be there: at the start, or by what this transaction inserted since
+
+    @cached_property
+    def plain_moment(self) -> Moment:
+        """The moment of what is not due and makes no call."""
+        return self.moment()
 
     def moment(self, *, due: datetime | None = None, call_no: int = 0, restarted: bool = False) -> Moment:
         at = due or self.now

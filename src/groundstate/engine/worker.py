@@ -22,7 +22,7 @@ from groundstate.engine.hints import Touched
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import Life, describe
 from groundstate.engine.question import Question
-from groundstate.engine.shift import Shift
+from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.traffic import Traffic
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Opened
@@ -36,6 +36,7 @@ LOOK_S = 0.05  # how often an embedded store is asked whether another process wr
 LOOK_SHARE = 0.1  # and so much into looks that another writer causes
 SWEEP_LONGEST_S = 30.0
 NEWEST_AT_ONCE = 50
+ANY_ATTEMPT = select(attempt_table.c.app).limit(1)
 LOCKED_OUT_S = 60.0  # for so long a start waits for an embedded store's write lock
 
 
@@ -82,6 +83,7 @@ class Worker:
         self._after_restore = options.after_restore
         self._next_sweep = 0.0
         self._next_look = 0.0
+        self._heard_here = False  # a session of this process committed since the last look
         self._next_life_check = 0.0
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
@@ -122,6 +124,8 @@ class Worker:
 
     def hear(self, touched: Touched) -> None:
         """A hint: wakes the reactions it concerns."""
+        if threading.current_thread() is not self._thread:
+            self._heard_here = True
         heard = [lane.hear(touched) for lane in self._shift.lanes]  # each is to hear
         if any(heard):
             self._wake.set()
@@ -157,6 +161,8 @@ class Worker:
             self.failure = error
             with contextlib.suppress(Exception):
                 self._shift.life.lives.release()
+            with contextlib.suppress(Exception):
+                self.database.close()
             return
         finally:
             self._started.set()
@@ -327,6 +333,7 @@ class Worker:
             lane.listen()
             if lane.newest and lane.on:
                 self._look_at_newest(lane)
+        self._look_before_locking()
         self._traffic.turn()
         if self._shift.stopping is None:
             self._batches.turn()
@@ -334,6 +341,31 @@ class Worker:
         self._trouble = 0
         if self._shift.took == before:
             self._idle_s += time.monotonic() - started
+
+    def _look_before_locking(self) -> None:
+        """Passes that begin are looked at first: most find nothing, and must not take a lock for that."""
+        beginning = [
+            lane for lane in self._shift.lanes if lane.on and lane.backlog and not lane.probed and lane.not_before <= time.monotonic()
+        ]
+        due_lanes = [lane for lane in self._shift.lanes if lane.due]
+        if not beginning and not due_lanes:
+            return
+        with self.database.reading() as connection:
+            if due_lanes and connection.execute(ANY_ATTEMPT).first() is None:
+                for lane in due_lanes:
+                    lane.due, lane.due_cursor = False, None
+            for lane in beginning:
+                try:
+                    found = connection.execute(lane.question.keys_after(None, 1, crowded=True)).first()
+                except DBAPIError as error:
+                    if trouble.transient(error):
+                        raise
+                    postpone(lane)
+                    log.exception("%s could not be asked, tried again", lane.name)
+                    return
+                lane.probed = True
+                if found is None:
+                    lane.swept()
 
     def _look_at_newest(self, lane: Lane) -> None:
         """While a long backlog is gone through in key order, rows that somebody else has just written must not wait for its end."""
@@ -376,7 +408,9 @@ class Worker:
             self._clock.ask(self._shift)
         others = False
         if self._shift.embedded and now >= self._next_look:
-            others = self._shift.life.did_others_write()
+            # What this process wrote came by hints already; another's commit in the same moment waits for the next sweep.
+            others = self._shift.life.did_others_write() and not self._heard_here
+            self._heard_here = False
             self._next_look = now + max(LOOK_S, self._idle_s / LOOK_SHARE if others else 0.0)
         full = now >= self._next_sweep
         if not (full or others):

@@ -24,5 +24,6 @@ class Care:
 
 def care(ends: Iterable[datetime], now: datetime) -> Care:
     """By the unclean ends that are still remembered."""
-    recent = sum(1 for end in ends if now - end < STRETCH)
-    return Care(careful=recent >= UNCLEAN_ENDS)
+    latest = sorted(ends)[-UNCLEAN_ENDS:]
+    close = len(latest) == UNCLEAN_ENDS and latest[-1] - latest[0] <= STRETCH
+    return Care(careful=close and now - latest[-1] < STRETCH)

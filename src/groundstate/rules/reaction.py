@@ -30,6 +30,8 @@ class Function:
 
     def __call__(self, *args: Any, **supplies: Any) -> Any:
         """Calls it with those of `supplies` that it wants."""
+        if not self.wants:
+            return self.call(*args)
         return self.call(*args, **{name: supplies[what] for name, what in self.wants.items()})
 
     @property

@@ -51,12 +51,14 @@ def text(value: object) -> str:
 def instant(value: datetime) -> str:
     """A datetime in UTC, to the microsecond; naive ones mean UTC (rules.md 10)."""
     aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    return aware.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return aware.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _decimal(value: Decimal) -> str:
-    normal = value.normalize()
-    return "0" if normal == 0 else f"{normal:f}"
+    plain = f"{value:f}"  # and not normalize(), which rounds to the context's precision
+    if "." in plain:
+        plain = plain.rstrip("0").rstrip(".")
+    return "0" if plain in {"-0", ""} else plain
 
 
 def record_text(values: Sequence[object]) -> str:
@@ -86,10 +88,16 @@ def _instant_of(written: str) -> datetime:
     return datetime.fromisoformat(written.replace("Z", "+00:00"))
 
 
+def _bool_of(written: str) -> bool:
+    if written.lower() not in {"true", "false"}:
+        raise ValueError(f"{written!r} is neither true nor false")
+    return written.lower() == "true"
+
+
 _READ: Mapping[type, Callable[[str], Any]] = {
     str: str,
     int: int,
-    bool: lambda written: written == "true",
+    bool: _bool_of,
     float: float,
     Decimal: Decimal,
     uuid.UUID: uuid.UUID,
@@ -108,7 +116,10 @@ def value_of(written: str, kind: type) -> Any:
             return kind[written]
         except KeyError:
             raise ValueError(f"{written!r} is none of {', '.join(member.name for member in kind)}") from None
-    return _READ.get(kind, str)(written)
+    try:
+        return _READ.get(kind, str)(written)
+    except ArithmeticError:
+        raise ValueError(f"{written!r} is no {kind.__name__}") from None
 
 
 def record_values(written: str, kinds: Sequence[type]) -> tuple[Any, ...]:
@@ -120,7 +131,7 @@ def record_values(written: str, kinds: Sequence[type]) -> tuple[Any, ...]:
         parts = json.loads(written)
     except ValueError:
         raise ValueError(f"{written!r} is not {expected}") from None
-    if not isinstance(parts, list) or len(parts) != len(kinds):
+    if not isinstance(parts, list) or len(parts) != len(kinds) or any(isinstance(part, list | dict) for part in parts):
         raise ValueError(f"{written!r} is not {expected}")
     return tuple(value_of(text(part), kind) for part, kind in zip(parts, kinds, strict=True))
 

@@ -1,0 +1,38 @@
+"""Daemon threads for sync calls, kept for the next one while they are idle. Knows nothing of calls."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+
+class Threads:
+    """Daemon threads for sync calls. Not concurrent.futures: its exit hook waits for hung threads, and ours must not."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = 0
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            if self._idle > 0:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._loop, name="groundstate-sync-call", daemon=True).start()
+        self._work.put(work)
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                work = self._work.get(timeout=10)
+            except queue.Empty:
+                with self._lock:
+                    if self._idle == 0:
+                        continue  # work was promised to this thread
+                    self._idle -= 1
+                return
+            work()
+            with self._lock:
+                self._idle += 1
