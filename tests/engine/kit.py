@@ -200,8 +200,8 @@ class Life:
         """From now on nothing of it commits; its lock is free."""
         with self._gate:
             self.dead = True
-        self.worker.life.lives.release()
         vars(self.worker)["_turn"] = _die  # it dies at its next step, wherever that is
+        self.worker.life.lives.release()
         self.worker._go.set()
         self.worker._wake.set()
         if self.worker._thread.is_alive():

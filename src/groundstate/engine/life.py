@@ -49,12 +49,16 @@ class Life:
     def begin(self) -> None:
         """Takes the lock, then writes that this life began. Raises StoreRefused."""
         self.lives.take(self.id)
-        with self.transaction() as tx:
-            tx.connection.execute(
-                insert(tables.worker).values(
-                    life=self.id, app=self.app, host=socket.gethostname(), pid=os.getpid(), began_at=tx.now, begins=0
+        try:
+            with self.transaction() as tx:
+                tx.connection.execute(
+                    insert(tables.worker).values(
+                        life=self.id, app=self.app, host=socket.gethostname(), pid=os.getpid(), began_at=tx.now, begins=0
+                    )
                 )
-            )
+        except BaseException:
+            self.lives.release()  # a life that is not written down keeps no lock, and no connection for it
+            raise
         if self.witness:
             self.witness.write(self.id, 0)
         self.sound = True
