@@ -201,11 +201,11 @@ class Life:
         with self._gate:
             self.dead = True
         vars(self.worker)["_turn"] = _die  # it dies at its next step, wherever that is
-        self.worker.life.lives.release()
         self.worker._go.set()
         self.worker._wake.set()
         if self.worker._thread.is_alive():
             self.worker._thread.join(LONG_S)
+        self.worker.life.lives.release()  # of one that never started; a thread that died has let go of it
         self.database.close()
 
     def lose_lock(self, *, notices: bool = True) -> None:

@@ -128,6 +128,7 @@ def test_hazard_5_absent_is_not_believed_before_the_call_can_no_longer_land(worl
     key = gateway.calls[0][1]
     gateway.ledger.append((1, key))  # the first request lands late, after the find said Absent
     world.forward(40)
+    until(lambda: world.order().status == "paid")
     second.quiet()
     assert gateway.done(1) == 1
     assert gateway.called(1) == 1

@@ -35,7 +35,7 @@ class Batches:
                 self._batch(lane, Feed(keys=lane.take_fresh(min(room, lane.batch))))
         for lane in lanes:
             if lane.due and lane.not_before <= now:
-                self._due(lane)
+                self._look_at_due(lane)
         waiting = [lane for lane in lanes if lane.backlog and lane.not_before <= now and self.can_go_on(lane, now)]
         if waiting:
             lane = self._shift.in_turn(waiting)[0]
@@ -43,6 +43,15 @@ class Batches:
             done = self._batch(lane, Feed(cursor=lane.cursor, limit=limit, crowded=lane.crowded))
             if done is not None:
                 moved_on(lane, done.cursor, done.read, limit, done.taken)
+
+    def _look_at_due(self, lane: Lane) -> None:
+        try:
+            self._due(lane)
+        except Exception as error:
+            if trouble.transient(error):
+                raise
+            postpone(lane)
+            log.exception("what is due of %s could not be looked at, tried again", lane.name)
 
     def _due(self, lane: Lane) -> None:
         """Failed attempts whose time has come: let go where their condition is gone, else carried out once more."""

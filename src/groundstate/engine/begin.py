@@ -56,11 +56,10 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     spec = question.spec
     chosen = [one for one in found.taken if one.attempt is None or not _left_to_consider(life, question, one.attempt, tx.now)][: feed.limit]
     if spec.name in life.suspects:
-        suspected = [(one.attempt, _suspect(life, question, one, tx.now)) for one in chosen]
-        attempts.insert(tx, [after for before, after in suspected if before is None])
-        attempts.save(tx.connection, [(before, after) for before, after in suspected if before is not None])
-        result.changed = len(chosen)
-        return result
+        suspected = [_suspect(life, question, one, tx.now) for one in chosen if one.attempt is None]
+        attempts.insert(tx, suspected)
+        result.changed = len(suspected)
+        chosen = [one for one in chosen if one.attempt is not None]  # its doubt was settled since: it is surely not done
     new: list[Attempt] = []
     again: list[tuple[Attempt, Attempt]] = []
     flights: list[Flight] = []
@@ -182,9 +181,9 @@ def _spent(question: Question, attempt: Attempt, now: datetime) -> bool:
 
 def _suspect(life: Life, question: Question, one: Taken, now: datetime) -> Attempt:
     """While the reaction is suspect: it may have been called in the lost time, so it starts as a doubt (hazard 46)."""
-    new = one.attempt or new_attempt(life, question, one.text, one.occurrence, now)
+    new = new_attempt(life, question, one.text, one.occurrence, now)
     return replace(
-        new, state=State.DOUBT, unsure=True, worker=life.id, next_at=now, first_at=LONG_AGO, deadline=now + question.spec.terms.timeout,
+        new, state=State.DOUBT, unsure=True, next_at=now, first_at=LONG_AGO, deadline=now + question.spec.terms.timeout + MARGIN,
         why="the database went back in time: it may have been called in the lost time",
     )  # fmt: skip
 
@@ -285,8 +284,16 @@ def unknown_begins(tx: Transaction, unknown: Sequence[Attempt]) -> None:
 
 
 def let_go(tx: Transaction, question: Question, identities: Sequence[attempts.Identity]) -> int:
-    """Failed attempts without a call whose condition or occurrence is gone are deleted; returns how many."""
+    """Failed attempts without a call whose condition or occurrence is gone are deleted; returns how many.
+
+    A doubt of the time when the reaction made a call is held: no code is left that could settle it.
+    """
     looked = claim.look(question, tx, identities)
+    for standing in looked.standing.values():
+        if standing.attempt is not None and standing.attempt.state is State.DOUBT:
+            decision = rules.settle(standing.attempt, question.spec.terms, standing.facts, tx.now)
+            if isinstance(decision, rules.Keep):
+                attempts.save(tx.connection, [(standing.attempt, decision.attempt)])
     gone = [
         standing.attempt
         for standing in looked.standing.values()

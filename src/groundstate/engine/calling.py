@@ -170,7 +170,7 @@ class Caller:
             return
         try:
             client = await self._client(flight)
-        except Exception as error:
+        except BaseException as error:  # cancelled while it waited for the client, too
             self._back(self._failed_before(flight, error))
             return
         if not self._may_go(flight):  # opening the client took its time
@@ -180,10 +180,8 @@ class Caller:
         try:
             async with asyncio.timeout(flight.timeout.total_seconds()):
                 value = await self._function(flight)(flight.argument, **self._supplies(flight, client))
-        except BaseException as error:
+        except BaseException as error:  # SystemExit too: raised on, it would end the loop, and every other call with it
             self._back(self._raised(flight, error))
-            if not isinstance(error, Exception | asyncio.CancelledError):
-                raise
         else:
             self._back(self._answered(flight, value))
 
@@ -191,7 +189,7 @@ class Caller:
         """One outside call for many records: a word each. A record that the answer does not name is in doubt."""
         try:
             client = await self._client(flights[0])
-        except Exception as error:
+        except BaseException as error:
             self._back(*[self._failed_before(flight, error) for flight in flights])
             return
         going = self._going(flights)
@@ -203,8 +201,6 @@ class Caller:
                 answers = await call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
         except BaseException as error:
             self._back(*[self._raised(flight, error) for flight in going])
-            if not isinstance(error, Exception | asyncio.CancelledError):
-                raise
             return
         self._back(*[self._of_many(flight, number, answers) for number, flight in enumerate(going)])
 
@@ -223,7 +219,7 @@ class Caller:
             flight.ends_s = time.monotonic() + call.timeout.total_seconds()
         try:
             answers = call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
-        except Exception as error:
+        except BaseException as error:  # each flight ends in a word, whatever its thread met
             words = [self._raised(flight, error) for flight in going]
         else:
             words = [self._of_many(flight, number, answers) for number, flight in enumerate(going)]
@@ -265,7 +261,7 @@ class Caller:
         flight.ends_s = time.monotonic() + flight.timeout.total_seconds()
         try:
             value = self._function(flight)(flight.argument, **self._supplies(flight, client))
-        except Exception as error:
+        except BaseException as error:  # each flight ends in a word, whatever its thread met
             word = self._raised(flight, error)
         else:
             word = self._answered(flight, value)
@@ -297,7 +293,7 @@ class Caller:
             return Unclear(flight, f"{describe(error)}. Load it: @outside.call(load=[selectinload(...)]), or make the argument by `sends`")
         return Unclear(flight, describe(error))
 
-    def _failed_before(self, flight: Flight, error: Exception) -> Word:
+    def _failed_before(self, flight: Flight, error: BaseException) -> Word:
         """The outside's client could not be opened: surely nothing was sent."""
         if flight.is_find:
             return FoundUnknown(flight, f"the outside's client could not be opened: {describe(error)}")

@@ -36,6 +36,7 @@ class Lane:
     newest: bool = False  # a long pass is on: rows written by others meanwhile are looked for at the far end
     due: bool = False
     due_cursor: tuple[Any, ...] | None = None
+    seen_full: bool = False  # in this pass attempts that are due were looked at without a free slot
     batch: int = BATCH_FIRST
     failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=20))  # DB-only reactions (rules.md 15)
     not_before: float = 0.0  # after the database's own trouble

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, column, delete, func, in
 from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, claim
+from groundstate.engine import attempts, claim, trouble
 from groundstate.engine.claim import Taken
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
@@ -19,6 +20,7 @@ from groundstate.store import tables
 from groundstate.store.port import Database
 from groundstate.store.tables import reaction as table
 
+log = logging.getLogger("groundstate")
 BASELINE = "baseline"
 COUNTED_MAX = 100_000  # beyond this 'at least so many' is said
 
@@ -67,7 +69,14 @@ def newcomers(connection: Connection, questions: Sequence[Question], seen: dict[
         before = seen.get(question.spec.name)
         if before is not None and before.condition == question.condition_text:
             continue
-        count = _newly_matching(connection, question, before.condition if before else None)
+        try:
+            with connection.begin_nested():
+                count = _newly_matching(connection, question, before.condition if before else None)
+        except DBAPIError as error:
+            if trouble.transient(error):
+                raise
+            log.exception("%s is not started: its condition cannot be asked", question.spec.name)
+            continue
         if count == 0:
             silent.append(question)
         else:
@@ -136,7 +145,13 @@ def baseline(life: Life, question: Question, *, at_once: int = 1000, tell: Calla
 def let_baselines_go(life: Life, question: Question) -> int:
     """Deletes held baselines whose condition is gone, so that the record is carried out when it holds again; returns how many."""
     table = tables.attempt
-    mine = (table.c.app == life.app, table.c.reaction == question.spec.name, table.c.state == "held", table.c.why == BASELINE)
+    mine = (
+        table.c.app == life.app,
+        table.c.reaction == question.spec.name,
+        table.c.state == "held",
+        table.c.why == BASELINE,
+        ~table.c.unsure,
+    )
     written = question.text_in_sql
     with life.transaction() as tx:
         if written is not None:

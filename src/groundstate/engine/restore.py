@@ -15,6 +15,7 @@ from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import Question
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.policy import MARGIN
 from groundstate.store import tables
 from groundstate.store.tables import reaction as reaction_table
 
@@ -70,12 +71,22 @@ def _lost_count(life: Life) -> str | None:
         return None
     with life.database.reading() as connection:
         counts = {row.life: row.begins for row in connection.execute(select(tables.worker.c.life, tables.worker.c.begins))}
+    still = life.witness.read() if life.witness else {}  # a life that ended cleanly meanwhile erased its witness before its row
     for witnessed, count in witnesses.items():
-        if witnessed not in counts:
+        if witnessed not in counts and witnessed in still:
             return f"a life that began {count} calls is not known to this database"
-        if counts[witnessed] < count:
+        if counts.get(witnessed, count) < count:
             return f"a life began {count} calls, and this database knows of {counts[witnessed]}"
     return None
+
+
+def forgotten(life: Life) -> str | None:
+    """Why the database went back, by what this life counted in memory: asked when its lock was lost, perhaps with the database itself."""
+    with life.database.reading() as connection:
+        counted = connection.execute(select(tables.worker.c.begins).where(tables.worker.c.life == life.id)).scalar_one_or_none()
+    if counted is None or counted >= life.begins:  # no row: perhaps adopted and forgotten while this host was suspended
+        return None
+    return f"this life began {life.begins} calls and the database knows of {counted}"
 
 
 def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
@@ -85,11 +96,13 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
     count = 0
     with life.transaction() as tx:
         for question in with_call:
-            tx.connection.execute(
-                update(reaction_table)
-                .where(reaction_table.c.app == life.app, reaction_table.c.name == question.spec.name)
-                .values(suspect=True)
-            )
+            name = question.spec.name
+            mine = (reaction_table.c.app == life.app, reaction_table.c.name == name)
+            if not tx.connection.execute(update(reaction_table).where(*mine).values(suspect=True)).rowcount:
+                # The backup is from before it was written down: under a condition that matched nothing, so that it counts as new.
+                tx.connection.execute(
+                    insert(reaction_table).values(app=life.app, name=name, key_name=name, condition="1 = 0", suspect=True, seen_at=tx.now)
+                )
     life.suspects |= {question.spec.name for question in with_call}
     for question in with_call:
         count += _doubt_attempts(life, question)
@@ -121,7 +134,7 @@ def _doubt_attempts(life: Life, question: Question) -> int:
                 held = one.state is State.HELD
                 changed.append((one, replace(
                     one, state=State.HELD if held else State.DOUBT, unsure=True, worker=life.id, first_at=LONG_AGO,
-                    deadline=tx.now + spec.terms.timeout, next_at=None if held else tx.now, why=one.why or WHY,
+                    deadline=max(one.deadline, tx.now + spec.terms.timeout + MARGIN), next_at=None if held else tx.now, why=one.why or WHY,
                 )))  # fmt: skip
             attempts.save(tx.connection, changed)
             count += len(changed)
@@ -147,7 +160,8 @@ def _doubt_matching(life: Life, question: Question) -> int:
                 text = question.record_text(question.key_of(record))
                 fresh = new_attempt(life, question, text, question.occurrence_text(record), tx.now)
                 new.append(replace(
-                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO, deadline=tx.now + spec.terms.timeout, next_at=tx.now, why=WHY
+                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO,
+                    deadline=tx.now + spec.terms.timeout + MARGIN, next_at=tx.now, why=WHY
                 ))  # fmt: skip
             attempts.insert(tx, new)
             count += len(new)

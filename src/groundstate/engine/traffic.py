@@ -98,30 +98,36 @@ class Traffic:
         shift = self._shift
         lanes = [lane for lane in shift.lanes if lane.question.spec.call is not None]
         now = time.monotonic()
-        wanting = [lane for lane in lanes if lane.wants and lane.not_before <= now and (lane.due or self._room(lane, now) > 0)]
+        wanting = [
+            lane
+            for lane in lanes
+            if lane.wants and lane.not_before <= now and ((lane.due and not lane.seen_full) or self._room(lane, now) > 0)
+        ]
         if shift.stopping is not None:
             wanting = []
-        if not self._words and not wanting:
+        stuck = {lane.question for lane in lanes if lane.not_before > now}
+        words = [word for word in self._words if word.flight.question not in stuck]  # they stay in hand until `_concluded`
+        if not words and not wanting:
+            self._first_word = None
             return
         if self._lingers(now):
             return
         clock = clocks()
         started = time.monotonic()
-        words = list(self._words)  # they stay in hand until `_concluded`
         try:
             with shift.life.transaction() as tx:
                 done = self._conclude_all(tx, words, one_by_one=set())
                 self._tried |= {word.flight.call for word in done}
                 begun = self._begin_all(tx, shift.in_turn(wanting), clock)
         except conclude.SomeHandlerFailed:
-            self._conclude_apart()
+            self._conclude_apart(words)
         except _LaneTrouble as error:
             postpone(error.lane)
             log.exception("%s could not be begun, tried again", error.lane.name)
         except Exception as error:
             if trouble.transient(error) or isinstance(error, WentBack) or not words:
                 raise
-            self._conclude_apart()
+            self._conclude_apart(words)
         else:
             self._concluded(done)
             self._send(begun)
@@ -171,16 +177,25 @@ class Traffic:
             return True
         return word.flight.call in self._tried and life.id == word.flight.life and life.sound
 
-    def _conclude_apart(self) -> None:
+    def _conclude_apart(self, words: Sequence[Word]) -> None:
         """With a savepoint a record; and where even the commit is refused, a transaction each. What is not done stays in hand."""
-        for question, some in _by_question(self._words).items():
+        for question, some in _by_question(words).items():
             try:
                 self._conclude_in_one(question, some, None)
             except Exception as error:
                 if trouble.transient(error):
                     raise
-                for word in some:
-                    self._conclude_alone(question, word)
+                self._conclude_each(question, some)
+
+    def _conclude_each(self, question: Question, words: Sequence[Word]) -> None:
+        try:
+            for word in words:
+                self._conclude_alone(question, word)
+        except Exception as error:
+            if trouble.transient(error):
+                raise
+            postpone(self._shift.lane(question.spec.name))  # its table is gone, or cannot be asked: the others go on
+            log.exception("%s: what came back cannot be concluded, tried again", question.spec.name)
 
     def _conclude_in_one(self, question: Question, words: Sequence[Word], refused: str | None) -> None:
         with self._shift.life.transaction() as tx:
@@ -243,7 +258,9 @@ class Traffic:
         if call is None or not self._shift.life.sound:
             return 0
         flying = self._calls_to[call.outside]
-        room = self._breakers.setdefault(call.outside, Breaker()).room(call.outside.limit - flying, flying, now)
+        # Threads that hang take up the limit, and yet are no probe: nobody waits for their word.
+        hanging = sum(1 for one in self._flying.values() if one.given_up and _outside(one) is call.outside)
+        room = self._breakers.setdefault(call.outside, Breaker()).room(call.outside.limit - flying, flying - hanging, now)
         return min(room, self._most_together() - self._calls_in_air()) if care.careful else room
 
     def _calls_in_air(self) -> int:
@@ -262,7 +279,7 @@ class Traffic:
                 continue
             taken = total.new_calls if self._shift.life.care.careful else used.get(call.outside, 0)
             room = self._room(lane, time.monotonic()) - taken
-            if room <= 0 and not lane.due:
+            if room <= 0 and (not lane.due or lane.seen_full):
                 continue
             before = len(total.flights)
             try:
@@ -283,8 +300,11 @@ class Traffic:
         full = len(total.flights) + room
         if lane.due:
             beside = self._calls_in_air() + total.new_calls
-            # Without a free slot too: what is only held, let go or given up needs none.
+            # Without a free slot too: what is only held, let go or given up needs none. Once, and the pass itself waits for a slot.
+            place = lane.due_cursor
             identities = due.identities(shift, tx, lane, min(room or due.AT_ONCE, due.AT_ONCE), self._in_air(), beside=beside)
+            if not room:
+                lane.due, lane.due_cursor, lane.seen_full = True, place, True
             if identities:
                 self._add(total, begin.consider(shift.life, tx, question, identities, clock, room=room))
         if lane.fresh and len(total.flights) < full:

@@ -81,6 +81,7 @@ class Worker:
         self._batches = Batches(self._shift)
         self._clock = due.Clock()
         self._after_restore = options.after_restore
+        self._went_back: str | None = None  # why calls of a lost time are still to be put in doubt
         self._next_sweep = 0.0
         self._next_look = 0.0
         self._heard_here = False  # a session of this process committed since the last look
@@ -143,6 +144,7 @@ class Worker:
                     raise self.failure or Stopped("the worker has stopped")
                 if end is not None and time.monotonic() > end:
                     return False
+                self._quiet_wanted = self._quiet_wanted or "asked"  # another who waited may have gone, and taken the wish with him
             return True
         finally:
             self._quiet_wanted = None
@@ -257,10 +259,12 @@ class Worker:
                 log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`")
 
     def _look_back(self) -> None:
-        why = "a person said so (--after-restore)" if self._after_restore else restore.sign(self._shift.life)
+        said = "a person said so (--after-restore)" if self._after_restore else None
+        why = said or self._went_back or restore.sign(self._shift.life)
         if why:
-            self._after_restore = False
+            self._went_back = why
             restore.went_back(self._shift.life, [lane.question for lane in self._shift.lanes], why)
+            self._after_restore, self._went_back = False, None  # only now: what was cut short is done again
         elif restore.remembered(self._shift.life) != self.database.identity():
             restore.remember(self._shift.life)
 
@@ -281,10 +285,15 @@ class Worker:
         old, old.sound = self._shift.life, False
         with contextlib.suppress(Exception):
             old.lives.release()
+        self._went_back = self._went_back or restore.forgotten(old)
         fresh = self._new_life(old)
         fresh.begin()
         self._shift.life = fresh
-        self._look_back()
+        try:
+            self._look_back()
+        except BaseException:
+            fresh.sound = False  # no call goes out before it is known that the database did not go back
+            raise
         self._adopt()
 
     # ---- turns -----------------------------------------------------------------------------------------------------------------
@@ -301,7 +310,7 @@ class Worker:
                     counted = True
                     self._warn_of_scans()
             except WentBack as error:
-                restore.went_back(self._shift.life, [lane.question for lane in self._shift.lanes], str(error))
+                self._went_back = str(error)  # the next life looks back before it does anything else
                 self._shift.life.sound = False
                 self._next_life_check = 0.0
             except Exception as error:
@@ -404,7 +413,7 @@ class Worker:
         now = time.monotonic()
         if self._shift.next_due is not None and now >= self._shift.next_due:
             for lane in self._shift.lanes:
-                lane.due = True
+                lane.due, lane.seen_full = True, False
             self._clock.ask(self._shift)
         others = False
         if self._shift.embedded and now >= self._next_look:
@@ -418,7 +427,7 @@ class Worker:
         for lane in self._shift.lanes:
             if lane.on:
                 lane.sweep()
-                lane.due = True
+                lane.due, lane.seen_full = True, False
         if full:
             share = min(max(SWEEP_S, self._idle_s / SWEEP_SHARE), SWEEP_LONGEST_S)
             self._next_sweep = now + share * (0.9 + self._shift.life.dice.random() / 5)
