@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import warnings
 from datetime import timedelta
 
 import pytest
@@ -14,6 +12,7 @@ from groundstate.engine import adopt
 from groundstate.store import tables
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import QUICK, Killed, Order, World, ms, until
+from tests.store.children import forked
 
 
 def workers(world: World) -> int:
@@ -231,27 +230,11 @@ def test_hazard_35_a_fork_of_a_running_program_does_not_keep_a_dead_worker_alive
     world.orders(1)
     life = world.worker()
     until(lambda: gateway.waiting == 1)
-    reads, writes = os.pipe()
-    child = _fork()
-    if child == 0:
-        os.close(writes)
-        os.read(reads, 1)
-        os._exit(0)
-    try:
+    with forked(lambda: "up") as answer:
+        assert answer == "up"
         life.kill()
         world.settled()
         assert world.attempt().state == "held"
-    finally:
-        os.write(writes, b".")
-        os.close(writes)
-        os.close(reads)
-        os.waitpid(child, 0)
-
-
-def _fork() -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any fork beside threads
-        return os.fork()
 
 
 def test_a_held_start_carries_out_nothing_until_it_is_told(world: World) -> None:

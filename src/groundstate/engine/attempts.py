@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from operator import attrgetter
@@ -151,8 +151,11 @@ def _as_json(own: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
     return {"own": json.dumps(own, ensure_ascii=False)}
 
 
-def save(connection: Connection, changed: Iterable[tuple[Attempt, Attempt]]) -> None:
-    """Writes (before, after) pairs, each only where state, call and worker are still those of before."""
+def save(connection: Connection, changed: Sequence[tuple[Attempt, Attempt]]) -> set[int]:
+    """Writes (before, after) pairs, each only where state, call and worker are still those of before.
+
+    Returns the calls that were written.
+    """
     parameters = []
     for before, after in changed:
         values = {f"new_{name}": getattr(after, name) for name in _CHANGING}
@@ -160,8 +163,13 @@ def save(connection: Connection, changed: Iterable[tuple[Attempt, Attempt]]) -> 
             {"k_app": before.app, "k_reaction": before.reaction, "k_record": before.record, "k_occurrence": before.occurrence,
              "k_call": before.call, "k_state": before.state, "k_worker": before.worker} | values
         )  # fmt: skip
-    if parameters:
-        connection.execute(_SAVE, parameters)
+    if not parameters:
+        return set()
+    written = connection.execute(_SAVE, parameters).rowcount
+    calls = {after.call for _, after in changed}
+    if written == len(parameters):
+        return calls
+    return set(connection.execute(select(table.c.call).where(table.c.call.in_(calls))).scalars())
 
 
 _CHANGING = [name for name in _NAMES if name not in ("app", "reaction", "record", "occurrence")]

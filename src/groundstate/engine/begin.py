@@ -74,8 +74,7 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
             again.append((before, after))
         if not isinstance(flown, Attempt):
             flights.append(flown[1])
-    written = attempts.insert(tx, new) | {after.call for _, after in again}
-    attempts.save(tx.connection, again)
+    written = attempts.insert(tx, new) | attempts.save(tx.connection, again)
     _detach(tx)
     result.flights = [flight for flight in flights if flight.call in written]  # no attempt, no call
     result.new_calls = len(result.flights)

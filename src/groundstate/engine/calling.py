@@ -32,6 +32,7 @@ from groundstate.engine.flight import (
 )
 from groundstate.engine.life import describe
 from groundstate.engine.threads import Threads
+from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import CallSpec, Function, OutsideSpec
 from groundstate.values.answers import Absent, Busy, NotDone, Unknown
 
@@ -326,7 +327,8 @@ class Caller:
         if opened is None:
             opened = self._opened[call.outside] = asyncio.ensure_future(self._open(call.outside.client()))
         try:
-            return await asyncio.shield(opened)
+            async with asyncio.timeout(MARGIN.total_seconds()):  # past that none of these calls may go out any more
+                return await asyncio.shield(opened)
         except Exception:
             self._opened.pop(call.outside, None)
             raise

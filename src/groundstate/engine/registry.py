@@ -61,8 +61,13 @@ def known(connection: Connection, app: str) -> dict[str, Known]:
     return {row.name: Known(row.name, row.key_name, row.condition, row.suspect) for row in rows}
 
 
-def newcomers(connection: Connection, questions: Sequence[Question], seen: dict[str, Known]) -> tuple[list[Question], list[Newcomer]]:
-    """Reactions to be written down silently, since they match nothing that was there before; and those that must be accepted."""
+def newcomers(
+    connection: Connection, questions: Sequence[Question], seen: dict[str, Known], *, others_go_on: bool = False
+) -> tuple[list[Question], list[Newcomer]]:
+    """Reactions to be written down silently, since they match nothing that was there before; and those that must be accepted.
+
+    others_go_on: a condition that cannot be asked is a line in the log, and its reaction in neither list; else it raises.
+    """
     silent: list[Question] = []
     loud: list[Newcomer] = []
     for question in questions:
@@ -73,7 +78,7 @@ def newcomers(connection: Connection, questions: Sequence[Question], seen: dict[
             with connection.begin_nested():
                 count = _newly_matching(connection, question, before.condition if before else None)
         except DBAPIError as error:
-            if trouble.transient(error):
+            if trouble.transient(error) or not others_go_on:
                 raise
             log.exception("%s is not started: its condition cannot be asked", question.spec.name)
             continue

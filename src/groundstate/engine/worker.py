@@ -239,7 +239,7 @@ class Worker:
         if not pending:
             return
         with self.database.reading() as connection:
-            silent, loud = registry.newcomers(connection, pending, registry.known(connection, self._app))
+            silent, loud = registry.newcomers(connection, pending, registry.known(connection, self._app), others_go_on=True)
         if self.options.accept:
             silent, loud = pending, []
         registry.write(self._shift.life, silent)
