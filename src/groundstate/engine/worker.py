@@ -32,7 +32,7 @@ from groundstate.values.errors import Stopped, StoreRefused, WentBack
 log = logging.getLogger("groundstate")
 SWEEP_S = 1.0
 SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
-LOOK_S = 0.05  # how often an embedded store is asked whether another process wrote
+LOOK_S = 0.1  # how often an embedded store is asked whether another process wrote
 LOOK_SHARE = 0.1  # and so much into looks that another writer causes
 SWEEP_LONGEST_S = 30.0
 NEWEST_AT_ONCE = 50
