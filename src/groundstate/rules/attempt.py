@@ -228,11 +228,11 @@ def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decis
     if policy is None:
         return held_as(attempt, "the reaction makes no call any more: settle what became of this one")
     if not facts.exists:
-        return Keep(replace(attempt, state=State.HELD, next_at=None, why="the record was deleted while its call was in doubt"))
+        return held_as(attempt, "the record was deleted while its call was in doubt")
     spent = last_try_used(terms.retry, attempt.failures, attempt.since, now)
     match policy.kind:
         case "hold":
-            return Keep(replace(attempt, state=State.HELD, next_at=None, why="in doubt, and its policy is hold(): a person decides"))
+            return held_as(attempt, "in doubt, and its policy is hold(): a person decides")
         case "ask":
             return Ask()
         case "again":
@@ -242,12 +242,12 @@ def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decis
         case "same_key":
             if facts.holds and not key_too_old(attempt, terms, now):
                 if spent:
-                    return Keep(replace(attempt, state=State.HELD, next_at=None, why="in doubt, and the last try was used"))
+                    return held_as(attempt, "in doubt, and the last try was used")
                 return Begin(attempt)
             if terms.has_find:
                 return Ask()
             why = "in doubt, and its key is too old to call again" if facts.holds else "in doubt, and its condition no longer holds"
-            return Keep(replace(attempt, state=State.HELD, next_at=None, why=why))
+            return held_as(attempt, why)
 
 
 def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
@@ -260,7 +260,7 @@ def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
 def absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, now: datetime, next_at: datetime) -> Decision:
     """A find answered Absent to a question asked at `asked_at` by the database's clock."""
     if not facts.exists:
-        return Keep(replace(attempt, state=State.HELD, next_at=None, why="the record was deleted while its call was in doubt"))
+        return held_as(attempt, "the record was deleted while its call was in doubt")
     if asked_at <= attempt.deadline + terms.settle_after:
         return unknown(attempt, next_at, "asked before its call could no longer be on its way")
     if facts.holds:
@@ -275,7 +275,7 @@ def unknown(attempt: Attempt, next_at: datetime, error: str | None) -> Keep:
 
 def unknown_for_too_long(attempt: Attempt, why: str) -> Keep:
     """Nobody could say for a day (or `give_up_after`) what became of it."""
-    return Keep(replace(attempt, state=State.HELD, next_at=None, why=why))
+    return held_as(attempt, why)
 
 
 # ---- failed --------------------------------------------------------------------------------------------------------------------
