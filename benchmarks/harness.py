@@ -18,12 +18,12 @@ from typing import Any, Protocol, Self
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session
-from tests.servers import PostgresServer
 
 from benchmarks.bare import Driver
 from benchmarks.shop import Order
 from groundstate import App
 from groundstate.engine import hints
+from groundstate.testing.servers import PostgresServer
 
 LONGEST = timedelta(minutes=10)
 ROOT = Path(__file__).parents[1]

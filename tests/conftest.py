@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import PostgresServer
+from groundstate.testing.servers import PostgresServer
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from tests.servers import PostgresServer, ServerError
-from tests.watchdog import processes_in
+from groundstate.testing.servers import PostgresServer, ServerError
+from groundstate.testing.watchdog import processes_in
 
 ROOT = Path(__file__).parent.parent
 
@@ -136,7 +136,8 @@ def test_a_server_whose_port_was_taken_meanwhile_says_so() -> None:
 
 def test_nothing_is_left_where_the_starter_is_killed() -> None:
     program = (
-        "from tests.servers import PostgresServer\nserver = PostgresServer()\nserver.start()\nprint(server.folder, flush=True)\ninput()"
+        "from groundstate.testing.servers import PostgresServer\n"
+        "server = PostgresServer()\nserver.start()\nprint(server.folder, flush=True)\ninput()"
     )
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
@@ -159,6 +160,6 @@ def test_and_the_next_one_does_not_see_it(database_url: str) -> None:
 
 
 def test_the_server_does_not_run_as_root(server: PostgresServer) -> None:
-    owners = {process.uids().real for process in processes_in(server.data)}
+    owners = {Path(f"/proc/{pid}").stat().st_uid for pid in processes_in(server.data)}
     assert owners
     assert 0 not in owners

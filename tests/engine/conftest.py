@@ -15,3 +15,11 @@ def world(database_url: str) -> Iterator[World]:
     made = World(database_url)
     yield made
     made.close()
+
+
+@pytest.fixture
+def postgres_world(postgres_url: str) -> Iterator[World]:
+    """A fresh world on PostgreSQL, for what only row locks and arrays can show."""
+    made = World(postgres_url)
+    yield made
+    made.close()

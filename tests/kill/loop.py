@@ -25,11 +25,11 @@ from random import Random
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
+from groundstate.testing.servers import PostgresServer
 from tests.kill.fleet import ROOT, Fleet, WorkerSeen
 from tests.kill.judge import Judge
 from tests.kill.provider import Provider
 from tests.kill.worker import LOCKED_OUT
-from tests.servers import PostgresServer
 
 DRAIN_WITHIN_S = 25
 IDLE_AT_MOST_S = 5  # between two kills

@@ -98,9 +98,11 @@ def later_deadline(case: Case) -> datetime:
 
 
 def new_call(case: Case) -> Changes:
-    """A new call: unsure stays; the key is as old as the first call since unsure was last no."""
+    """A new call: unsure stays; the key is as old as the first call since unsure was last no, and a deadline never moves back."""
+    its_own = case.now + case.terms.timeout
     return {
-        "state": BEGUN, "worker": ADOPTER, "call": NEW_CALL, "call_no": case.one.call_no + 1, "deadline": case.now + case.terms.timeout,
+        "state": BEGUN, "worker": ADOPTER, "call": NEW_CALL, "call_no": case.one.call_no + 1,
+        "deadline": max(its_own, case.one.deadline) if case.one.unsure else its_own,
         "first_at": case.one.first_at if case.one.unsure else case.now, "next_at": None, "together": 0,
     }  # fmt: skip
 

@@ -71,10 +71,32 @@ def test_a_probe_that_succeeds_opens_the_way_and_the_next_pause_is_short_again()
     breaker.went_wrong("probe", 101.0)
     breaker.succeeded()
     assert not breaker.open
-    assert breaker.room(8, 3, 103.0) == 8
+    assert breaker.room(5, 3, 103.0) == 0
+    assert breaker.room(8, 0, 103.0) == 2
     for record in range(IN_A_ROW):
         breaker.went_wrong(record, 200.0)
     assert breaker.until == 200.0 + FIRST_S
+
+
+def test_after_a_pause_each_answer_makes_room_for_one_more_until_all_slots_are_given_again() -> None:
+    breaker, flying, rounds = opened(), 1, []
+    breaker.succeeded()
+    while (room := breaker.room(64, 0, 101.0)) < 64:
+        rounds.append(room)
+        flying = room
+        for _ in range(flying):
+            breaker.succeeded()
+    assert rounds == [2, 4, 8, 16, 32]
+    assert breaker.room(64, 0, 101.0) == 64
+
+
+def test_a_failure_while_slots_are_given_back_by_degrees_pauses_all_again() -> None:
+    breaker = opened()
+    breaker.succeeded()
+    for record in range(IN_A_ROW):
+        breaker.went_wrong(record, 150.0)
+    assert breaker.room(8, 0, 150.5) == 0
+    assert breaker.room(8, 0, 151.0) == 1
 
 
 def test_busy_pauses_for_as_long_as_the_endpoint_asks_and_then_probes() -> None:

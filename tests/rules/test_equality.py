@@ -66,6 +66,11 @@ def test_a_new_value_proves_a_clause_false() -> None:
     assert falsifies({"open": True}, {"open": False})
 
 
+@pytest.mark.parametrize(("constant", "value"), [("new", "NEW"), ("new", "new  "), ("to_pay", "to pay"), ("café", "cafe"), ("ß", "SS")])
+def test_texts_that_some_collation_finds_equal_prove_nothing(constant: str, value: str) -> None:
+    assert not falsifies({"state": constant}, {"state": value})
+
+
 def test_null_is_not_equal_to_anything() -> None:
     assert falsifies({"state": "new"}, {"state": None})
 

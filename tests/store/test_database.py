@@ -15,8 +15,8 @@ from groundstate.store import tables
 from groundstate.store.opening import open_store, settings_of
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant
+from groundstate.testing.servers import PostgresServer
 from groundstate.values.errors import Stopped, StoreRefused
-from tests.servers import PostgresServer
 from tests.store.children import forked, until
 
 metadata = MetaData()

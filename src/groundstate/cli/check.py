@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from groundstate.app.store import Store
-from groundstate.cli.common import AppOption, Code, DebugOption, JsonOption, console, find_app, name_of, plain, say_json
+from groundstate.cli.common import AppOption, Code, DebugOption, JsonOption, console, find_app, name_of, plain, refuse_missing, say_json
 from groundstate.engine import check as engine
 from groundstate.engine.check import Finding
 from groundstate.engine.question import Question
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store import opening
-from groundstate.store.sqlite import SqliteDatabase
-from groundstate.values.errors import NotInitialised
 
 
 def check(
@@ -41,8 +37,7 @@ def check(
 
 def _ask(store: Store, specs: list[ReactionSpec]) -> list[Finding]:
     database, _, _ = opening.open_store(store.settings())
-    if isinstance(database, SqliteDatabase) and not Path(database.path).exists():
-        raise NotInitialised(f"there is no database at {database.path}: run `groundstate init` once, in the folder where the app runs")
+    refuse_missing(database)
     try:
         return engine.check(database, [Question(spec, database) for spec in specs], store.metadatas)
     finally:

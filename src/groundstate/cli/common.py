@@ -29,7 +29,6 @@ from groundstate.app.store import Store
 from groundstate.engine import schema
 from groundstate.store import opening
 from groundstate.store.port import Database, Lives
-from groundstate.store.sqlite import SqliteDatabase, refusal
 from groundstate.values.errors import Conflict, DeclarationError, GroundstateError, NotFound, NotInitialised, StateRefused, StoreRefused
 
 P = ParamSpec("P")
@@ -137,18 +136,24 @@ def _line_of(error: BaseException) -> str:
 def looking(store: Store) -> Iterator[tuple[Database, Lives]]:
     """A store to be read and never written: no file is made, no worker begins. Raises StoreRefused, NotInitialised."""
     database, make_lives, _ = opening.open_store(store.settings())
-    if isinstance(database, SqliteDatabase) and not Path(database.path).exists():
-        raise NotInitialised(f"there is no database at {database.path}: run `groundstate init` once, in the folder where the app runs")
+    refuse_missing(database)
     try:
         schema.check(database)
         yield database, make_lives()
     except DBAPIError as error:
-        refused = refusal(database.path, error.orig) if isinstance(database, SqliteDatabase) else None
+        refused = database.refusal(error.orig)
         if refused is None:
             raise
         raise refused from error
     finally:
         database.close()
+
+
+def refuse_missing(database: Database) -> None:
+    """Looking makes no file. Raises NotInitialised."""
+    path = database.missing()
+    if path is not None:
+        raise NotInitialised(f"there is no database at {path}: run `groundstate init` once, in the folder where the app runs")
 
 
 def name_of(store: Store) -> str:

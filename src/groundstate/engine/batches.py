@@ -86,7 +86,7 @@ class Batches:
         if done.taken:
             lane.took(took, self._hold_s())
         if done.done:
-            lane.failing.succeeded()
+            lane.failing.succeeded(done.done)
         for number in range(done.failed):
             lane.failing.went_wrong((self._shift.turn, number), time.monotonic())
         if done.next_at is not None:

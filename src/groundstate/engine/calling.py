@@ -55,7 +55,7 @@ class Caller:
         self._sync_clients = ExitStack()
         self._sync_opened: dict[OutsideSpec, Any] = {}
         self._sync_lock = threading.Lock()
-        self._threads = Threads()
+        self.threads = Threads()
         self.draining = False
 
     # ---- from the transactions' thread ---------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class Caller:
             elif self._function(flight).is_async:
                 on_loop.append(flight)
             else:
-                self._threads.run(partial(self._sync, flight))
+                self.threads.run(partial(self._sync, flight))
         if on_loop:
             self._ensure_loop().call_soon_threadsafe(self._start_async, on_loop)
         for call, flights_of in many.items():
@@ -80,7 +80,7 @@ class Caller:
                 if call.function.is_async:
                     self._ensure_loop().call_soon_threadsafe(self._start_many, call, group)
                 else:
-                    self._threads.run(partial(self._sync_many, call, group))
+                    self.threads.run(partial(self._sync_many, call, group))
 
     def cancel(self, flights: Sequence[Flight]) -> None:
         """Ends async calls whose record moved on: each comes back in doubt, like any call that was cut off."""

@@ -13,7 +13,25 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Update, bindparam, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Connection,
+    Date,
+    DateTime,
+    Double,
+    Integer,
+    SmallInteger,
+    String,
+    Text,
+    Update,
+    Uuid,
+    bindparam,
+    column,
+    func,
+    update,
+)
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import NO_VALUE
@@ -24,6 +42,7 @@ from groundstate.store.port import Database
 _SAME_IF_EQUAL = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, UUID, type(None)})
 _HOOKS = ("before_update", "after_update", "before_insert", "after_insert", "before_delete", "after_delete")
 _SHARED = 8  # so many records with the same new values are written by one statement
+_IN_ARRAYS = frozenset({Integer, BigInteger, SmallInteger, String, Text, Boolean, DateTime, Date, Double, Uuid})
 
 
 def changed(record: Any) -> dict[str, Any]:
@@ -100,7 +119,6 @@ def write(
     database: Database, connection: Connection, mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]], changes: Sequence[Mapping[str, Any]]
 ) -> None:
     """Writes the changes: records that get the same values by one statement, the others by one executemany for each set of columns."""
-    columns = plain_columns(mapper) or {}
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[Any, ...]]] = {}
     for key, change in zip(keys, changes, strict=True):
         if not change:
@@ -108,7 +126,7 @@ def write(
         try:
             groups.setdefault(tuple(change.items()), []).append(key)
         except TypeError:  # an unhashable value (JSON)
-            _write_each(connection, mapper, columns, [(key, change)])
+            _write_each(database, connection, mapper, [(key, change)])
     single: dict[tuple[str, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
     for values, group in groups.items():
         if len(group) >= _SHARED and len(mapper.primary_key) == 1:
@@ -117,7 +135,7 @@ def write(
         else:
             single.setdefault(tuple(name for name, _ in values), []).extend((key, dict(values)) for key in group)
     for some in single.values():
-        _write_each(connection, mapper, columns, some)
+        _write_each(database, connection, mapper, some)
 
 
 @lru_cache(maxsize=128)
@@ -130,19 +148,46 @@ def _write_alike(database: Database, mapper: Mapper[Any], names: tuple[str, ...]
 
 
 def _write_each(
-    connection: Connection, mapper: Mapper[Any], columns: Mapping[str, Any], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
+    database: Database, connection: Connection, mapper: Mapper[Any], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
 ) -> None:
+    names = tuple(some[0][1])
+    if database.locks_rows and len(some) >= _SHARED and _fits_arrays(mapper, names):
+        given: dict[str, Any] = {f"k_{number}": [key[number] for key, _ in some] for number in range(len(mapper.primary_key))}
+        given |= {f"v_{name}": [change[name] for _, change in some] for name in names}
+        connection.execute(_write_arrays(mapper, names), given)
+        return
+    parameters = [
+        {f"k_{number}": value for number, value in enumerate(key)} | {f"v_{name}": change[name] for name in names} for key, change in some
+    ]
+    connection.execute(_write_one(mapper, names), parameters)
+
+
+@lru_cache(maxsize=128)
+def _write_one(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
+    columns = plain_columns(mapper) or {}
     table: Any = mapper.local_table
-    names = list(some[0][1])
-    statement = (
+    return (
         update(table)
         .where(*[column == bindparam(f"k_{number}", type_=column.type) for number, column in enumerate(mapper.primary_key)])
         .values({columns[name]: bindparam(f"v_{name}", type_=columns[name].type) for name in names})
     )
-    connection.execute(
-        statement,
-        [
-            {f"k_{number}": value for number, value in enumerate(key)} | {f"v_{name}": change[name] for name in names}
-            for key, change in some
-        ],
-    )
+
+
+@lru_cache(maxsize=128)
+def _fits_arrays(mapper: Mapper[Any], names: tuple[str, ...]) -> bool:
+    """Whether arrays bring these values as they are: of types whose element the driver writes like the value alone."""
+    columns = plain_columns(mapper) or {}
+    return all(type(column.type) in _IN_ARRAYS for column in [*mapper.primary_key, *(columns[name] for name in names)])
+
+
+@lru_cache(maxsize=128)
+def _write_arrays(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
+    """One statement for any number of records, PostgreSQL's: an executemany is a statement a record for the server."""
+    columns = plain_columns(mapper) or {}
+    table: Any = mapper.local_table
+    sent = {f"k_{number}": column for number, column in enumerate(mapper.primary_key)} | {f"v_{name}": columns[name] for name in names}
+    kinds = {name: Text() if isinstance(of.type, String) else of.type for name, of in sent.items()}  # a cast to VARCHAR(n) would cut
+    arrays = [bindparam(name, type_=ARRAY(kind)) for name, kind in kinds.items()]
+    new = func.unnest(*arrays).table_valued(*[column(name, kind) for name, kind in kinds.items()], name="groundstate_new").render_derived()
+    mine = [of == new.c[f"k_{number}"] for number, of in enumerate(mapper.primary_key)]
+    return update(table).where(*mine).values({columns[name]: new.c[f"v_{name}"] for name in names})

@@ -40,7 +40,7 @@ class Claim:
 
 def by_condition(question: Question, tx: Transaction, cursor: PrimaryKey | None, limit: int, *, crowded: bool) -> Claim:
     """The next records in key order whose condition holds."""
-    if not tx.database.locks_rows:
+    if not tx.database.locks_rows or question.reads_its_row_alone:
         records = _records(tx, question.records_after(cursor, limit, crowded=crowded), None)
         last = question.key_of(records[-1]) if records else cursor
         return Claim(_free(question, tx, records), cursor=last, read=len(records))
@@ -89,7 +89,7 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
     for record in records:
         key = question.key_of(record)
         taken.append(Taken(key, question.record_text(key), question.occurrence_text(record), record))
-    if not taken or not (tx.some_attempts if not tx.database.locks_rows else tx.connection.execute(_ANY_ATTEMPT).first() is not None):
+    if not taken or not _some_attempts(tx):
         return taken
     table_name = None if spec.fact else spec.table_name
     found = attempts.concerning(tx, spec.app, spec.name, table_name, [one.text for one in taken])
@@ -103,6 +103,11 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
             one.attempt = own
             free.append(one)
     return free
+
+
+def _some_attempts(tx: Transaction) -> bool:
+    """Whether any attempt may be there: others may have written the first one since a transaction of PostgreSQL began."""
+    return tx.some_attempts or (tx.database.locks_rows and tx.connection.execute(_ANY_ATTEMPT).first() is not None)
 
 
 _ANY_ATTEMPT = select(attempt_table.c.app).limit(1)
@@ -137,13 +142,14 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
     wanted = list(keys_of.values())
     if wanted:
         locked = wanted
-        if tx.database.locks_rows:
+        if tx.database.locks_rows and not question.reads_its_row_alone:
             locked = [tuple(row) for row in tx.connection.execute(question.keys_given, question.given(wanted))]
-            if len(locked) < len(wanted):
-                busy = {question.record_text(key) for key in _busy(question, tx, set(wanted) - set(locked))}
         if locked:
             for record, holds in tx.session.execute(question.truths_given, question.given(locked)).unique():
                 found[question.record_text(question.key_of(record))] = (record, bool(holds))
+        if tx.database.locks_rows and len(found) < len(wanted):
+            missing = {key for text, key in keys_of.items() if text not in found}
+            busy = {question.record_text(key) for key in _busy(question, tx, missing)}
     by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, list(keys_of), lock=True)
     for identity in identities:
         text, occurrence = identity[2], identity[3]

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 
 from groundstate.engine import attempts, claim, outcomes, trouble
@@ -21,7 +22,7 @@ from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
-from groundstate.rules.policy import Retry
+from groundstate.rules.policy import MARGIN, Retry
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as table
 from groundstate.values import keys
@@ -114,7 +115,7 @@ def _key(person: Person, attempt: Attempt) -> Key:
 
 def absent(tx: Transaction, question: Question | None, standing: Standing, attempt: Attempt) -> rules.Keep | rules.Delete | rules.Refuse:
     """`groundstate settle --absent`."""
-    return rules.person_absent(attempt, _terms(question), standing.facts, tx.now)
+    return rules.person_absent(attempt, _terms(question, attempt), standing.facts, tx.now)
 
 
 def outcome(  # a deed, and whose, with what
@@ -139,14 +140,21 @@ def forget(tx: Transaction, question: Question | None, standing: Standing, attem
     """`groundstate forget`."""
     if question is None and attempt.state is State.FAILED:
         return rules.Delete()  # no code could ever carry it out, and no call of it was made
-    decision = rules.person_forget(attempt, _terms(question), standing.facts, tx.now)
+    decision = rules.person_forget(attempt, _terms(question, attempt), standing.facts, tx.now)
     if isinstance(decision, rules.Delete) and attempt.outcome:
         log.warning("%s on %s: forgotten with its outcome: %s", attempt.reaction, attempt.record, attempt.outcome)
     return decision
 
 
-def _terms(question: Question | None) -> Terms:
-    return question.spec.terms if question is not None else Terms(policy=None, retry=Retry())
+def _terms(question: Question | None, attempt: Attempt) -> Terms:
+    """Without the code that declared it, its call is taken to have had as long as the attempt itself tells."""
+    if question is not None:
+        return question.spec.terms
+    told = attempt.deadline - max(attempt.first_at, attempt.since) - MARGIN
+    return Terms(policy=None, retry=Retry(), timeout=max(min(told, LONGEST_TOLD), timedelta()))
+
+
+LONGEST_TOLD = timedelta(days=1)
 
 
 # ---- carried out, under the record's lock --------------------------------------------------------------------------------------

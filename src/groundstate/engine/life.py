@@ -42,9 +42,12 @@ class Life:
     begins: int = 0
     others_wrote: bool = False
     care: Care = field(default_factory=Care)
-    dice: random.Random = field(default_factory=random.Random)
+    dice: random.Random = field(init=False)  # of its own, thrown by its number
     key_names: dict[str, str] = field(default_factory=dict)  # reaction -> the name that its keys are made of (hazard 62)
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.id)  # noqa: S311  # jitter, no secret
 
     def begin(self) -> None:
         """Takes the lock, then writes that this life began. Raises StoreRefused."""

@@ -186,7 +186,7 @@ def _spent(question: Question, one: Taken, now: datetime) -> bool:
 
 
 def _work(tx: Transaction, one: Taken) -> Work:
-    return Work(one.key, one.record, one.occurrence, (), {"at": tx.plain_moment})
+    return Work(one.key, one.record, one.occurrence, (), {"at": tx.moment()})
 
 
 def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, failure: HandlerFailed, done: Done) -> None:

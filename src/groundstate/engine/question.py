@@ -103,9 +103,9 @@ class Question:
         return self._after_cursor(select(*self.key_attributes).where(self.condition), cursor, limit, crowded=crowded, newest=newest)
 
     def records_after(self, cursor: PrimaryKey | None, limit: int, *, crowded: bool) -> Select[Any]:
-        """The same with the records themselves: for a store whose transaction is the lock."""
-        statement = select(self.entity).where(self.condition).options(*self.options)
-        return self._after_cursor(statement, cursor, limit, crowded=crowded)
+        """The same with the records themselves, locked: for a store whose transaction is the lock, or where `reads_its_row_alone`."""
+        statement = self._loading(select(self.entity).where(self.condition))
+        return self._at_once(self._after_cursor(statement, cursor, limit, crowded=crowded))
 
     def _after_cursor(
         self, statement: Select[Any], cursor: PrimaryKey | None, limit: int, *, crowded: bool, newest: bool = False
@@ -119,6 +119,28 @@ class Question:
 
     def lock(self, statement: Select[Any]) -> Select[Any]:
         return self.database.lock(statement, self.entity)
+
+    def _at_once(self, statement: Select[Any]) -> Select[Any]:
+        return self.lock(statement) if self.reads_its_row_alone else statement
+
+    def _loading(self, statement: Select[Any]) -> Select[Any]:
+        """As the database has it now: what another reaction's handler left in the session may be from before the lock."""
+        return statement.options(*self.options).execution_options(populate_existing=True)
+
+    @cached_property
+    def reads_its_row_alone(self) -> bool:
+        """Whether a lock on the record's row settles all that is read of it, so that one statement may lock, ask and load.
+
+        PostgreSQL asks a row again, once it has waited for the lock, by that row's newest version, and everything else by its old snapshot.
+        """
+        mapper = self.mapper
+        if not self.database.locks_rows or self.options or len(mapper.tables) > 1 or mapper.with_polymorphic_mappers:
+            return False
+        if any(relationship.lazy in (False, "joined") for relationship in mapper.relationships):
+            return False
+        own = set(mapper.tables)
+        read = [*self.spec.clauses, *(column for attribute in mapper.column_attrs for column in attribute.columns)]
+        return all(_is_plain(part, own) for clause in read for part in visitors.iterate(clause))
 
     def children_of(self, wanted: Sequence[PrimaryKey]) -> list[Select[Any]]:
         """Locks on the children that `every_child` clauses read."""
@@ -171,13 +193,13 @@ class Question:
     @cached_property
     def records_given(self) -> Select[Any]:
         """Those of the records given whose condition holds."""
-        return select(self.entity).where(self.condition, self._among_given).options(*self.options)
+        return self._loading(select(self.entity).where(self.condition, self._among_given))
 
     @cached_property
     def truths_given(self) -> Select[Any]:
-        """The records given, each with whether its condition holds now."""
+        """The records given, each with whether its condition holds now; where `reads_its_row_alone`, locked (others' locks skipped)."""
         holds = func.coalesce(self.condition, not_(true())).label("groundstate_holds")
-        return select(self.entity, holds).where(self._among_given).options(*self.options)
+        return self._at_once(self._loading(select(self.entity, holds).where(self._among_given)))
 
     def keys_among(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
         return select(*self.key_attributes).where(self.among(wanted))
@@ -224,6 +246,14 @@ class Question:
             others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)
             clause = and_(clause, not_(others.exists()))
         return clause
+
+
+_PLAIN = frozenset({"column", "bindparam", "binary", "unary", "clauselist", "expression_clauselist", "grouping", "null", "true", "false"})
+
+
+def _is_plain(part: Any, own: set[Any]) -> bool:
+    """A value, an operator, or a column of these tables; a function may read what it likes."""
+    return part.__visit_name__ in _PLAIN and (part.__visit_name__ != "column" or getattr(part, "table", None) in own)
 
 
 _WANTED = "groundstate_wanted"

@@ -13,10 +13,23 @@ class Threads:
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._idle = 0
+        self._busy = 0
         self._lock = threading.Lock()
+        self._none_busy = threading.Condition(self._lock)
+
+    @property
+    def busy(self) -> int:
+        """How many have work in hand."""
+        return self._busy
+
+    def wait(self) -> None:
+        """Until none has."""
+        with self._none_busy:
+            self._none_busy.wait_for(lambda: self._busy == 0)
 
     def run(self, work: Callable[[], None]) -> None:
         with self._lock:
+            self._busy += 1
             if self._idle > 0:
                 self._idle -= 1
             else:
@@ -34,5 +47,7 @@ class Threads:
                     self._idle -= 1
                 return
             work()
-            with self._lock:
+            with self._none_busy:
+                self._busy -= 1
                 self._idle += 1
+                self._none_busy.notify_all()

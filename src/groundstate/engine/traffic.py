@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from groundstate.engine import attempts, begin, conclude, due, trouble
@@ -41,6 +41,9 @@ from groundstate.values.errors import WentBack
 log = logging.getLogger("groundstate")
 
 
+NOTHING_FREED: Mapping[OutsideSpec, int] = {}
+
+
 class _LaneTrouble(Exception):
     """Beginning calls for one reaction failed, by no trouble of the database's own: it waits, and the others go on."""
 
@@ -60,6 +63,7 @@ class Traffic:
         self._tried: set[int] = set()  # calls of words whose commit was begun and whose outcome is unknown
         self._flying: dict[tuple[int, bool], Flight] = {}
         self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key: a call that was given up may bring the same
+        self._locked_s = LOCKED_S
         self._first_word: float | None = None  # when the first of those in hand came
         self._calls_to: Counter[OutsideSpec] = Counter()  # calls and finds in the air, by outside
         self._breakers: dict[OutsideSpec, Breaker] = {}
@@ -86,7 +90,7 @@ class Traffic:
         if self._inbox and self._first_word is None:
             return 0.0
         if self._words:
-            return LOCKED_S if self._first_word is None else max(self._first_word + LINGER_S - now, 0.0)
+            return self._locked_s if self._first_word is None else max(self._first_word + LINGER_S - now, 0.0)
         times = [breaker.until for breaker in self._breakers.values() if breaker.until > now]
         times += [flight.ends_s for flight in self._flying.values() if flight.ends_s is not None and not flight.given_up]
         return min(times) - now if times else None
@@ -98,15 +102,16 @@ class Traffic:
         shift = self._shift
         lanes = [lane for lane in shift.lanes if lane.question.spec.call is not None]
         now = time.monotonic()
+        stuck = {lane.question for lane in lanes if lane.not_before > now}
+        words = [word for word in self._words if word.flight.question not in stuck]  # they stay in hand until `_concluded`
+        freed = self._freed_by(words)
         wanting = [
             lane
             for lane in lanes
-            if lane.wants and lane.not_before <= now and ((lane.due and not lane.seen_full) or self._room(lane, now) > 0)
+            if lane.wants and lane.not_before <= now and ((lane.due and not lane.seen_full) or self._room(lane, now, freed) > 0)
         ]
         if shift.stopping is not None:
             wanting = []
-        stuck = {lane.question for lane in lanes if lane.not_before > now}
-        words = [word for word in self._words if word.flight.question not in stuck]  # they stay in hand until `_concluded`
         if not words and not wanting:
             self._first_word = None
             return
@@ -118,7 +123,7 @@ class Traffic:
             with shift.life.transaction() as tx:
                 done = self._conclude_all(tx, words, one_by_one=set())
                 self._tried |= {word.flight.call for word in done}
-                begun = self._begin_all(tx, shift.in_turn(wanting), clock)
+                begun = self._begin_all(tx, shift.in_turn(wanting), clock, self._freed_by(done))
         except conclude.SomeHandlerFailed:
             self._conclude_apart(words)
         except _LaneTrouble as error:
@@ -214,6 +219,7 @@ class Traffic:
     def _concluded(self, done: Sequence[Word]) -> None:
         """After the commit: what is done leaves our hands; what could not be locked stays."""
         finished = {id(word) for word in done}
+        self._locked_s = LOCKED_S if done else min(self._locked_s * 2, LOCKED_MOST_S)
         self._words = [word for word in self._words if id(word) not in finished]
         shift = self._shift
         shift.took += len(done)
@@ -252,12 +258,24 @@ class Traffic:
             log.warning("the outside %s %s", call.outside.name, "fails: it pauses, and is probed" if breaker.open else "answers again")
 
     # ---- calls are begun -----------------------------------------------------------------------------------------------------------
-    def _room(self, lane: Lane, now: float) -> int:
+    def _freed_by(self, words: Sequence[Word]) -> Counter[OutsideSpec]:
+        """Slots that these words free once they are concluded: taken again by the same commit, which sends nothing out if it fails.
+
+        In careful mode none: what is in the air together is counted there, and a call counts until its conclusion is known. And none
+        where anything failed: the breaker hears of it first.
+        """
+        if self._shift.life.care.careful:
+            return Counter()
+        failing = {_outside(word.flight) for word in words if not isinstance(word, Returned | FoundAbsent)}
+        landed = (word.flight for word in words if _outside(word.flight) not in failing)
+        return Counter(_outside(flight) for flight in landed if (flight.call, flight.is_find) in self._flying)
+
+    def _room(self, lane: Lane, now: float, freed: Mapping[OutsideSpec, int] = NOTHING_FREED) -> int:
         """How many calls of this reaction may be begun now."""
         call, care = lane.question.spec.call, self._shift.life.care
         if call is None or not self._shift.life.sound:
             return 0
-        flying = self._calls_to[call.outside]
+        flying = self._calls_to[call.outside] - freed.get(call.outside, 0)
         # Threads that hang take up the limit, and yet are no probe: nobody waits for their word.
         hanging = sum(1 for one in self._flying.values() if one.given_up and _outside(one) is call.outside)
         room = self._breakers.setdefault(call.outside, Breaker()).room(call.outside.limit - flying, flying - hanging, now)
@@ -270,7 +288,9 @@ class Traffic:
         """Careful mode: among how many those in the air may be."""
         return min((one.together for one in self._flying.values() if one.together), default=self._shift.life.care.together(0))
 
-    def _begin_all(self, tx: Transaction, lanes: Sequence[Lane], clock: tuple[float, float]) -> begin.Begun:
+    def _begin_all(
+        self, tx: Transaction, lanes: Sequence[Lane], clock: tuple[float, float], freed: Mapping[OutsideSpec, int]
+    ) -> begin.Begun:
         total = begin.Begun()
         used: dict[OutsideSpec, int] = {}
         for lane in lanes:
@@ -278,7 +298,7 @@ class Traffic:
             if call is None or not lane.on:
                 continue
             taken = total.new_calls if self._shift.life.care.careful else used.get(call.outside, 0)
-            room = self._room(lane, time.monotonic()) - taken
+            room = self._room(lane, time.monotonic(), freed) - taken
             if room <= 0 and (not lane.due or lane.seen_full):
                 continue
             before = len(total.flights)
@@ -383,7 +403,8 @@ class Traffic:
 SAID_MOST = 1000
 LINGER_S = 0.001
 LINGER_SHARE = 4  # a turn is worth it once a quarter of those in the air came back
-LOCKED_S = 0.02  # an outcome whose record somebody has locked is tried again after so long
+LOCKED_S = 0.02  # an outcome whose record somebody has locked is tried again after so long, and then after twice as long
+LOCKED_MOST_S = 1.0
 LAST_WORDS_S = 5.0  # after the drain's limit, for writing down what is in doubt
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, event, exists, literal_column, select
@@ -36,16 +36,16 @@ class Transaction:
     touched: hints.Touched = field(default_factory=hints.Touched)
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
+    _moments: dict[tuple[int, bool], Moment] = field(default_factory=dict)
     some_attempts: bool = True  # whether any attempt row may be there: at the start, or by what this transaction inserted since
 
-    @cached_property
-    def plain_moment(self) -> Moment:
-        """The moment of what is not due and makes no call."""
-        return self.moment()
-
-    def moment(self, *, due: datetime | None = None, call_no: int = 0, restarted: bool = False) -> Moment:
-        at = due or self.now
-        return Moment(now=self.now, due=at, late_by=max(self.now - at, timedelta()), call_no=call_no, restarted=restarted)
+    def moment(self, *, call_no: int = 0, restarted: bool = False) -> Moment:
+        """The same for all records of a batch of which the same is known."""
+        known = self._moments.get((call_no, restarted))
+        if known is None:
+            known = Moment(now=self.now, due=self.now, late_by=timedelta(), call_no=call_no, restarted=restarted)
+            self._moments[(call_no, restarted)] = known
+        return known
 
 
 class OurSession(Session):

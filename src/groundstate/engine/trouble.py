@@ -9,6 +9,11 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _SQLITE = ("database is locked", "disk is full", "disk I/O error", "database table is locked")
 
 
+def locked(error: DBAPIError) -> bool:
+    """Somebody else kept a row's lock for longer than we wait (PostgreSQL)."""
+    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
 def transient(error: BaseException) -> bool:
     """A database error that says nothing about the record: the same transaction may succeed a moment later."""
     if not isinstance(error, DBAPIError):

@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import adopt, check, due, guards, hints, registry, restore, schema, transaction, trouble
@@ -193,7 +194,7 @@ class Worker:
         self._begin_life()
 
     def _begin_life(self) -> None:
-        """The lock, whether the database went back, adoption. Waits while somebody else holds an embedded store's write lock."""
+        """The lock, whether the database went back, adoption. Waits while somebody else holds the locks that this needs."""
         until = time.monotonic() + LOCKED_OUT_S
         while True:
             try:
@@ -201,13 +202,15 @@ class Worker:
                 self._look_back()
                 self._adopt()
             except DBAPIError as error:
-                if not (self._shift.embedded and trouble.transient(error)) or self._shift.stopping is not None:
+                locked = trouble.transient(error) if self._shift.embedded else trouble.locked(error)
+                if not locked or self._shift.stopping is not None:
                     raise
                 self._shift.life.lives.release()
                 if time.monotonic() > until:
+                    what = "the write lock" if self._shift.embedded else "rows that must be looked at first"
                     raise StoreRefused(
-                        f"another process has held the write lock of {self.database.settings.url.render_as_string()} for "
-                        f"{LOCKED_OUT_S:g} s: end its transaction (a stopped process, a shell that has not committed), and start again"
+                        f"somebody has held {what} of {self.database.settings.url.render_as_string()} for "
+                        f"{LOCKED_OUT_S:g} s: end that transaction (a stopped process, a shell that has not committed), and start again"
                     ) from error
                 log.warning("the database is in trouble, tried again: %s", describe(error))
                 self._shift.life = self._new_life(self._shift.life)
@@ -364,24 +367,30 @@ class Worker:
                 for lane in due_lanes:
                     lane.due, lane.due_cursor = False, None
             for lane in beginning:
-                try:
-                    found = connection.execute(lane.question.keys_after(None, 1, crowded=True)).first()
-                except DBAPIError as error:
-                    if trouble.transient(error):
-                        raise
-                    postpone(lane)
-                    log.exception("%s could not be asked, tried again", lane.name)
+                found = self._asked(lane, connection, lane.question.keys_after(None, 1, crowded=True))
+                if found is None:
                     return
                 lane.probed = True
-                if found is None:
+                if not found:
                     lane.swept()
+
+    def _asked(self, lane: Lane, connection: Connection, statement: Select[Any]) -> list[Any] | None:
+        """Rows; None where this lane's condition cannot be asked: it waits, and the others go on."""
+        try:
+            return list(connection.execute(statement))
+        except DBAPIError as error:
+            if trouble.transient(error):
+                raise
+            postpone(lane)
+            log.exception("%s could not be asked, tried again", lane.name)
+            return None
 
     def _look_at_newest(self, lane: Lane) -> None:
         """While a long backlog is gone through in key order, rows that somebody else has just written must not wait for its end."""
         lane.newest = False
-        with self._shift.database.reading() as connection:
-            rows = connection.execute(lane.question.keys_after(None, NEWEST_AT_ONCE, crowded=True, newest=True))
-            lane.fresh.update(dict.fromkeys(tuple(row) for row in rows))
+        with self.database.reading() as connection:
+            rows = self._asked(lane, connection, lane.question.keys_after(None, NEWEST_AT_ONCE, crowded=True, newest=True))
+            lane.fresh.update(dict.fromkeys(tuple(row) for row in rows or ()))
 
     def _wait_s(self) -> float:
         """How long nothing is to be done but by a hint."""
@@ -482,7 +491,20 @@ class Worker:
         return Rest(states.get("doubt", 0), states.get("failed", 0), states.get("held", 0))
 
     def _leave(self) -> None:
-        self._traffic.caller.stop(1.0)
+        caller = self._traffic.caller
+        caller.stop(1.0)
+        if caller.threads.busy and self._shift.life.sound:
+            # Whoever took this life for dead would settle calls that may still land. A process that ends takes its threads along.
+            log.warning("%d calls still run in threads: this life's lock is kept until they end", caller.threads.busy)
+            threading.Thread(target=self._leave_last, name="groundstate-last-calls", daemon=True).start()
+        else:
+            self._end_life()
+
+    def _leave_last(self) -> None:
+        self._traffic.caller.threads.wait()
+        self._end_life()
+
+    def _end_life(self) -> None:
         try:
             if self._shift.life.sound:
                 self._shift.life.end()

@@ -295,7 +295,7 @@ def held_as(attempt: Attempt, why: str, *, error: str | None = None) -> Keep:
 
 # ---- a call is begun -----------------------------------------------------------------------------------------------------------
 def begun(attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: datetime, together: int = 0) -> Attempt:
-    """The attempt with a new call: unsure and the key's age stay where an earlier call may have been made."""
+    """The attempt with a new call: unsure, the key's age and a later deadline stay where an earlier call may have been made."""
     return replace(
         attempt,
         state=State.BEGUN,
@@ -303,7 +303,7 @@ def begun(attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: 
         call=call,
         call_no=attempt.call_no + 1,
         first_at=attempt.first_at if attempt.unsure else now,
-        deadline=deadline,
+        deadline=max(deadline, attempt.deadline) if attempt.unsure else deadline,
         next_at=None,
         together=together,
     )

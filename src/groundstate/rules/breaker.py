@@ -18,17 +18,23 @@ class Breaker:
     pause_s: float = 0.0
     until: float = 0.0
     probing: bool = False
+    together: int = 0  # after a pause: among so many calls may be; 0: as many as there are slots
 
-    def succeeded(self) -> None:
-        """The endpoint answered."""
+    def succeeded(self, times: int = 1) -> None:
+        """The endpoint answered. After a pause it is given more by degrees: one more for each answer, so twice as many each round."""
         self.failed.clear()
         self.pause_s = 0.0
+        if self.probing:
+            self.together = 2
+        elif self.together:
+            self.together += times
         self.probing = False
 
     def went_wrong(self, record: object, now: float) -> None:
         """A failure or doubt on a record. Opens after enough in a row; a failed probe doubles the pause."""
         self.failed.add(record)
         if self.probing or len(self.failed) >= self.in_a_row:
+            self.together = 0
             if now >= self.until:
                 self.pause_s = min(self.pause_s * 2 or FIRST_S, LONGEST_S)
                 self.until = now + self.pause_s
@@ -45,7 +51,9 @@ class Breaker:
             return 0
         if self.probing:
             return 1 if flying == 0 and free > 0 else 0
-        return free
+        if self.together >= flying + free:
+            self.together = 0
+        return min(free, max(self.together - flying, 0)) if self.together else free
 
     @property
     def open(self) -> bool:

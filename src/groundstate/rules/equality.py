@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
+from unicodedata import normalize
 
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Mapper
@@ -34,6 +36,19 @@ def falsifies(demanded: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     for name, constant in demanded.items():
         if name in new:
             value = new[name]
-            if value is None or (type(value) is type(constant) and value != constant):
+            if value is None or (type(value) is type(constant) and _differ(value, constant)):
                 return True
     return False
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether they are unequal by whatever collation the column has: some ignore case, accents, spaces or punctuation."""
+    if type(one) is str:
+        return one != other and _bare(one) != _bare(other)
+    return bool(one != other)
+
+
+@lru_cache(maxsize=4096)
+def _bare(text: str) -> str:
+    """The letters and digits alone, without case and accents."""
+    return "".join(letter for letter in normalize("NFKD", text).casefold() if letter.isalnum())

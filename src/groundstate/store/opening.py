@@ -16,7 +16,6 @@ from sqlalchemy.exc import ArgumentError
 from groundstate.store.arguments import from_asyncpg, from_psycopg, from_psycopg2
 from groundstate.store.file_locks import file_lives
 from groundstate.store.port import Lives, Opened, Settings
-from groundstate.store.sqlite import SqliteDatabase
 from groundstate.store.witness import FileWitness
 from groundstate.values.errors import DeclarationError, StoreRefused
 
@@ -88,19 +87,19 @@ def open_store(settings: Settings) -> Opened:
     Raises:
         StoreRefused: psycopg is not installed.
     """
+    # Each loaded by name: an app must not wait at each start for the driver and the dialect that it does not use.
     if settings.url.get_backend_name() == "sqlite":
         return _open_sqlite(settings)
     _need_psycopg()
     path = settings.direct or settings.url
     arguments = {**path.get_dialect()().create_connect_args(path)[1], **settings.connect_args}
     witness = None if settings.witness is None else FileWitness(settings.witness, settings.url.database or "")
-    # Loaded by name: an app on SQLite must not wait at each start for psycopg and a dialect that it does not use.
     postgres, session_locks = import_module("groundstate.store.postgres"), import_module("groundstate.store.session_locks")
     return postgres.PostgresDatabase(settings), lambda: session_locks.SessionLives(arguments), witness
 
 
 def _open_sqlite(settings: Settings) -> Opened:
-    database = SqliteDatabase(settings)
+    database = import_module("groundstate.store.sqlite").SqliteDatabase(settings)
     folder, name = os.path.split(database.path)
 
     def lives() -> Lives:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Select, Table
 
+from groundstate.values.errors import StoreRefused
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -69,6 +71,12 @@ class Database(Protocol):
 
     def identity(self) -> str | None:
         """What changes when the database is put back (hazard 46), as text; None where there is no such sign (SQLite; not initialised)."""
+
+    def missing(self) -> str | None:
+        """Where no database is yet, and opening it would make one: the path of its file. None on PostgreSQL."""
+
+    def refusal(self, error: BaseException | None) -> StoreRefused | None:
+        """What a driver's error says against the database itself, with the cure; None where it says nothing."""
 
     def close(self) -> None:
         """Closes every connection."""

