@@ -1,0 +1,175 @@
+"""What stands in for clocks, threads and dice while the lab directs: put into the engine's modules for one run, and taken out again.
+
+So no production code carries a hook. Time stands still but where the lab moves it; the dice are seeded; an event that is waited for is a
+place where another may go on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from types import ModuleType
+from typing import Any, Protocol
+from unittest import mock
+
+from groundstate.engine import attempts, batches, calling, deeds, due, flight, hints, life, shift, traffic, worker
+from groundstate.testing import actors
+from groundstate.testing.actors import Actor
+
+EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
+TICK_S = 1e-6
+LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
+_WITH_TIME = (batches, deeds, due, flight, life, shift, traffic, worker)
+
+
+class Stuck(AssertionError):
+    """The program goes on for ever, or waits for what never comes."""
+
+
+class Time:
+    """Stands in for the module `time`. Seconds since the run began; what costs time moves it, and whoever directs."""
+
+    CLOCK_BOOTTIME = 7
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._looks = 0
+
+    def forward(self, seconds: float) -> None:
+        """Moves all clocks ahead."""
+        self.now_s += max(seconds, 0.0)
+        self._looks = 0
+
+    def monotonic(self) -> float:
+        self._looks += 1
+        if self._looks > LOOKS_MOST:
+            raise Stuck(f"it looks at the clock for ever and does nothing ({LOOKS_MOST} times)")
+        self.now_s += TICK_S
+        return self.now_s
+
+    def time(self) -> float:
+        return EPOCH.timestamp() + self.monotonic()
+
+    def clock_gettime(self, _which: int) -> float:
+        return self.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self.forward(seconds)
+
+    def now(self) -> datetime:
+        """The moment that the database tells."""
+        return EPOCH + timedelta(seconds=round(self.now_s, 3))
+
+
+class Directing(Protocol):
+    """Who says which thread goes on."""
+
+    time: Time
+
+    def spawn(self, name: str, run: Callable[[], object]) -> Actor:
+        """A new actor of the process that is being built or runs."""
+
+    def run_until(self, true: Callable[[], bool], seconds: float | None) -> bool:
+        """Directs until it is true, the seconds are over, or the process that is waited for is dead."""
+
+    def tell(self, touched: hints.Touched) -> None:
+        """A hint after a commit."""
+
+
+class Event:
+    """Stands in for `threading.Event`."""
+
+    def __init__(self, director: Directing) -> None:
+        self._director = director
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def clear(self) -> None:
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, timeout: float | None = None) -> bool:
+        me = actors.current()
+        if me is None:
+            return self._director.run_until(self.is_set, timeout)
+        end = None if timeout is None else self._director.time.now_s + timeout
+        if not self._set:
+            me.park(self.is_set, end)
+        return self._set
+
+
+class StandIn:
+    """Stands in for `threading.Thread`."""
+
+    def __init__(self, director: Directing, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> None:
+        self._director = director
+        self.actor = director.spawn(name, lambda: target(*args))
+        self._started = False
+
+    def start(self) -> None:
+        self._started = True
+        self.actor.start()
+
+    def is_alive(self) -> bool:
+        return self._started and not (self.actor.done or self.actor.dead)
+
+    def join(self, timeout: float | None = None) -> None:
+        self._director.run_until(lambda: self.actor.done, timeout)
+
+
+class Threading:
+    """Stands in for the module `threading`, where the engine uses it for its worker's thread."""
+
+    def __init__(self, director: Directing) -> None:
+        self._director = director
+        self._of: dict[Actor, StandIn] = {}
+
+    def Event(self) -> Event:  # noqa: N802  # the module's name for it
+        return Event(self._director)
+
+    def Thread(self, *, target: Callable[..., object], name: str, daemon: bool, args: tuple[Any, ...] = ()) -> StandIn:  # noqa: N802, ARG002  # the same
+        made = StandIn(self._director, target, name, args)
+        self._of[made.actor] = made
+        return made
+
+    def current_thread(self) -> StandIn | None:
+        me = actors.current()
+        return None if me is None else self._of[me]
+
+
+class Dice:
+    """Stands in for `secrets` and for what `os` gives at random."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311  # to be repeated is what it is for
+
+    def randbits(self, count: int) -> int:
+        return self._random.getrandbits(count)
+
+    def urandom(self, count: int) -> bytes:
+        return self._random.randbytes(count)
+
+
+@contextmanager
+def installed(director: Directing, caller: Callable[..., calling.Caller], seed: int) -> Iterator[None]:
+    """While the block runs, the engine's modules have the director's clock, threads, dice, hints and caller."""
+    dice = Dice(seed)
+    stands_in: list[tuple[ModuleType, str, object]] = [(module, "time", director.time) for module in _WITH_TIME]
+    stands_in += [
+        (worker, "threading", Threading(director)),
+        (traffic, "Caller", caller),
+        (hints, "tell", director.tell),
+        (life, "secrets", dice),
+        (attempts, "os", dice),
+        (attempts, "_drawn", []),
+    ]
+    with ExitStack() as stack:
+        for module, name, value in stands_in:
+            stack.enter_context(mock.patch.object(module, name, value))
+        yield

@@ -1,0 +1,283 @@
+"""The judge of a run: knows every effect on the outside and every commit, and holds both to the invariants. Directs nothing.
+
+The invariants and their names are the protocol's: Listed, NotLost, AtMostOnce, OncePerKey, StickyDoubt, NothingAtRest, Progress.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial, wraps
+from typing import Any
+
+from sqlalchemy import inspect, select
+
+from groundstate.rules.reaction import Function, ReactionSpec
+from groundstate.store import tables
+from groundstate.testing.place import SqlitePlace
+from groundstate.testing.provider import Effect, Fake
+from groundstate.testing.stage import Stage
+from groundstate.values import keys
+
+Check = Callable[..., None]
+Condition = tuple[str, str, str]  # reaction, record, occurrence
+_HANDLERS_FAULT = ("the handler raised", "made no progress", "its flush was refused", "a reaction with fact=")
+
+
+class Violation(AssertionError):
+    """An invariant does not hold. `name` says which."""
+
+    def __init__(self, name: str, words: str) -> None:
+        super().__init__(f"{name}: {words}")
+        self.name = name
+        self.words = words
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An attempt, as far as it is judged."""
+
+    app: str
+    reaction: str
+    record: str
+    occurrence: str
+    state: str
+    unsure: bool
+    outcome: str | None
+    blocks: str | None
+    why: str | None
+    error: str | None
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        return (self.app, self.reaction, self.record, self.occurrence)
+
+    def __str__(self) -> str:
+        return f"{self.reaction} of {self.record} is {self.state}{', unsure' if self.unsure else ''} ({self.why or self.error or ''})"
+
+
+_COLUMNS = [tables.attempt.c[name] for name in Standing.__dataclass_fields__]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What goes back with the database."""
+
+    taken: tuple[tuple[Effect[Any], int, int], ...]
+    entries: Counter[Condition]
+    holding: frozenset[Condition]
+
+
+class Book:
+    """Of one run. It stands between the engine and the user's handlers, so that it knows which outcome went into which commit."""
+
+    def __init__(
+        self,
+        specs: Sequence[Sequence[ReactionSpec]],
+        fakes: Sequence[Fake],
+        place: SqlitePlace,
+        *,
+        always: Check | None = None,
+        may_fail: Sequence[str] = (),
+        around: Callable[[str], Any] | None = None,
+    ) -> None:
+        self._fakes = fakes
+        self._place = place
+        self._always = always
+        self._may_fail = frozenset(may_fail)
+        self._around = around
+        self._plain = [(number, spec) for number, some in enumerate(specs) for spec in some]
+        self._asked = {spec.name: _holding(spec) for _, spec in self._plain}
+        self._policies = {spec.name: spec.call.in_doubt.kind for _, spec in self._plain if spec.call is not None}
+        self._entries: Counter[Condition] = Counter()
+        self._holding: frozenset[Condition] = frozenset()
+        self._restored = False
+        self.stage: Stage | None = None
+        self.taken: set[str] = set()  # reactions of which a handler's work was committed
+        self.specs = [[self._wrapped(spec) for spec in some] for some in specs]
+
+    def begin(self, stage: Stage) -> None:
+        """The run begins: what holds now has entered once."""
+        self.stage = stage
+        self._enter(self._now_holding())
+
+    # ---- what the stage tells ------------------------------------------------------------------------------------------------------
+    def committed(self) -> None:
+        """Raises Violation."""
+        standing = self._standing()
+        self._enter(self._now_holding())
+        self._every_effect_is_listed(standing)
+        self._no_doubt_is_cleared(standing)
+        for one in standing:
+            if one.error and one.error.startswith(_HANDLERS_FAULT) and one.reaction not in self._may_fail:
+                raise Violation("Progress", f"{one.reaction} of {one.record}: {one.error}")
+        if self._always is not None:
+            with self._place.session() as session:
+                self._always(session)
+
+    def acted(self, effect: Effect[Any]) -> None:
+        """Raises Violation."""
+        reaction = effect.identity[1]
+        policy = self._policies[reaction]
+        if policy == "again":
+            return
+        same = [one for fake in self._fakes for one in fake.ledger.entries if one.identity == effect.identity]
+        entered = max(self._entries[effect.identity[1:]], 1)
+        if len(same) > entered:
+            name = "OncePerKey" if policy == "same_key" else "AtMostOnce"
+            times = f"it entered its condition {entered} time{'s' if entered > 1 else ''}"
+            raise Violation(
+                name, f"{reaction} of {effect.identity[2]} was done {len(same)} times, and {times}; keys {[one.key for one in same]}"
+            )
+        self._every_effect_is_listed(self._standing())
+
+    def copied(self) -> Known:
+        taken = tuple((one, one.taken, one.taken_in) for fake in self._fakes for one in fake.ledger.entries)
+        return Known(taken, self._entries.copy(), self._holding)
+
+    def put_back(self, known: Known) -> None:
+        self._restored = True
+        before = {id(effect): (taken, entry) for effect, taken, entry in known.taken}
+        for fake in self._fakes:
+            for one in fake.ledger.entries:
+                one.taken, one.taken_in = before.get(id(one), (0, 0))
+        self._entries, self._holding = known.entries.copy(), known.holding
+
+    # ---- at the end ----------------------------------------------------------------------------------------------------------------
+    def at_the_end(self) -> list[Standing]:
+        """All has ended cleanly. Returns what is held. Raises Violation."""
+        standing = self._standing()
+        for reaction, record, occurrence in sorted(self._now_holding()):
+            spec = next(spec for _, spec in self._plain if spec.name == reaction)
+            if not any(one.reaction == reaction and one.record == record for one in standing) and not any(
+                one.blocks == spec.table_name and one.record == record for one in standing
+            ):
+                when = f" ({occurrence})" if occurrence else ""
+                raise Violation("NotLost", f"{reaction} of {record}{when} holds, was not carried out, and stands nowhere")
+        for one in standing:
+            held_by = [other for other in standing if other.state == "held" and other.unsure and other.record == one.record]
+            if one.state != "held" and not held_by:
+                raise Violation("NothingAtRest", f"nothing is left to do, and {one}")
+        for number in range(len(self.specs)):
+            with self._place.connect(number) as connection:
+                left = connection.execute(select(tables.worker.c.life).where(tables.worker.c.ended_at.is_(None))).all()
+            if left:
+                raise Violation("NothingAtRest", f"all has ended cleanly, and {len(left)} lives stand in groundstate_worker")
+        return [one for one in standing if one.state == "held"]
+
+    def next_look(self) -> Any:
+        """The earliest time, by the database's clock, at which an attempt is to be looked at; None where there is none."""
+        times: list[Any] = []
+        for number in range(len(self.specs)):
+            with self._place.connect(number) as connection:
+                column = tables.attempt.c.next_at
+                times += connection.execute(
+                    select(column).where(tables.attempt.c.state.in_(["failed", "doubt"]), column.is_not(None))
+                ).scalars()
+        return min(times, default=None)
+
+    # ---- what is judged ------------------------------------------------------------------------------------------------------------
+    def _every_effect_is_listed(self, standing: Sequence[Standing]) -> None:
+        if self._restored:
+            return
+        listed = {one.identity for one in standing}
+        for fake in self._fakes:
+            for one in fake.ledger.entries:
+                if not one.taken and one.identity not in listed and self._policies[one.identity[1]] != "again":
+                    raise Violation(
+                        "Listed",
+                        f"{one.identity[1]} of {one.identity[2]} was done ({one.answer!r}), no record says so, and no attempt stands",
+                    )
+
+    def _no_doubt_is_cleared(self, standing: Sequence[Standing]) -> None:
+        if self._restored:
+            return
+        sure = {
+            one.identity: one for one in standing if one.state == "failed" or (one.state == "held" and not one.unsure and not one.outcome)
+        }
+        for fake in self._fakes:
+            for one in fake.ledger.entries:
+                if not one.taken and one.identity in sure and self._policies[one.identity[1]] != "again":
+                    raise Violation("StickyDoubt", f"{sure[one.identity]}, as if it was surely not done, and it was ({one.answer!r})")
+
+    def _standing(self) -> list[Standing]:
+        found: list[Standing] = []
+        for number in range(len(self.specs)):
+            with self._place.connect(number) as connection:
+                found += [Standing(*row) for row in connection.execute(select(*_COLUMNS))]
+        return found
+
+    def _now_holding(self) -> frozenset[Condition]:
+        found: set[Condition] = set()
+        for number, spec in self._plain:
+            statement, width = self._asked[spec.name]
+            with self._place.connect(number) as connection:
+                for row in connection.execute(statement):
+                    found.add((spec.name, keys.record_text(tuple(row[:width])), keys.occurrence_text(row[width:])))
+        return frozenset(found)
+
+    def _enter(self, now: frozenset[Condition]) -> None:
+        self._entries.update(now - self._holding)
+        self._holding = now
+
+    # ---- between the engine and the handlers -----------------------------------------------------------------------------------------
+    def _wrapped(self, spec: ReactionSpec) -> ReactionSpec:
+        def put(function: Function | None, *, concludes: bool, ordinary: bool) -> Function | None:
+            if function is None:
+                return None
+            return replace(function, call=wraps(function.call)(partial(self._run, spec, function.call, concludes, ordinary)))
+
+        handler = put(spec.handler, concludes=spec.call is not None, ordinary=True)
+        assert handler is not None  # noqa: S101  # a reaction has a handler
+        return replace(
+            spec,
+            handler=handler,
+            overtaken=put(spec.overtaken, concludes=True, ordinary=False),
+            gave_up=put(spec.gave_up, concludes=False, ordinary=False),
+        )
+
+    def _run(
+        self, spec: ReactionSpec, handler: Callable[..., Any], concludes: bool, ordinary: bool, record: Any, *more: Any, **supplied: Any
+    ) -> None:
+        text = keys.record_text(inspect(record).identity)
+        assert self.stage is not None  # noqa: S101  # handlers run on a stage
+        process = self.stage.process_of_me()
+        with self._watching(spec):
+            handler(record, *more, **supplied)
+        if process is not None:
+            process.in_transaction.append(partial(self._took, spec.name, text, more[0] if concludes else None, concludes, ordinary))
+
+    @contextmanager
+    def _watching(self, spec: ReactionSpec) -> Iterator[None]:
+        if self._around is None:
+            yield
+            return
+        with self._around(spec.name):
+            yield
+
+    def _took(self, reaction: str, record: str, outcome: Any, concludes: bool, ordinary: bool) -> None:
+        """The commit of a handler's work has landed."""
+        if ordinary:
+            self.taken.add(reaction)
+        if not concludes:
+            return
+        for fake in self._fakes:
+            for one in fake.ledger.entries:
+                if one.identity[1:3] == (reaction, record) and one.answer == outcome:
+                    entered = self._entries[one.identity[1:]]
+                    if ordinary and one.taken and entered > one.taken_in and self._policies[reaction] != "again" and self.stage is not None:
+                        self.stage.wrong = Violation(
+                            "NotLost",
+                            f"{reaction} of {record}: the outcome of an earlier round ({outcome!r}) was taken for this one's, "
+                            "which was not done",
+                        )
+                    one.taken += 1
+                    one.taken_in = max(entered, 1)
+
+
+def _holding(spec: ReactionSpec) -> tuple[Any, int]:
+    """Asks which records' conditions hold, with their occurrences."""
+    key = [getattr(spec.record, spec.mapper.get_property_by_column(column).key) for column in spec.mapper.primary_key]
+    return select(*key, *spec.occurrence).where(*spec.clauses), len(key)

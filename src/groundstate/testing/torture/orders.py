@@ -1,0 +1,106 @@
+"""The customers: orders come in, and some are cancelled or deleted by plain SQL, from a thread that knows nothing of workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+_INSERT = text(
+    "INSERT INTO orders (id, status, round, rounds, charged_round) VALUES (:id, 'placed', 1, :rounds, 0) ON CONFLICT (id) DO NOTHING"
+)
+_CANCEL = text("UPDATE orders SET status = 'cancelled' WHERE id = :id AND status NOT IN ('done', 'cancelled')")
+_COPY = text("INSERT INTO gone_orders SELECT * FROM orders WHERE id = :id")
+_DELETE = text("DELETE FROM orders WHERE id = :id")
+_UNDER_WAY = text("SELECT count(*) FROM orders WHERE status NOT IN ('done', 'cancelled')")
+GIVES_UP_S = 120.0  # a database that takes no order for so long does not come back
+
+
+@dataclass
+class Orders:
+    """Places orders while `coming_in`; what a commit's lost word leaves open is done again until it is sure.
+
+    most: orders under way at once. cancels, deletes: of each hundred rounds, how many end with one.
+    """
+
+    engine: Engine
+    dice: Random
+    most: int
+    cancels: int
+    deletes: int
+    placed: list[int] = field(default_factory=list)
+    cancelled: int = 0
+    deleted: int = 0
+    failure: BaseException | None = None
+    _end: threading.Event = field(default_factory=threading.Event)
+    _open: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def coming_in(self) -> Iterator[None]:
+        """Orders come in while the block runs. Raises what stopped them."""
+        self._open.set()
+        thread = threading.Thread(target=self._run, name="orders", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._end.set()
+            self._open.set()
+            thread.join(60)
+        if self.failure is not None:
+            raise self.failure
+
+    def pause(self) -> None:
+        """The shop is closed, until `open`."""
+        self._open.clear()
+
+    def open(self) -> None:
+        """Orders come in again."""
+        self._open.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._end.wait(self.dice.uniform(0.02, 0.15)):
+                self._open.wait()
+                self._some()
+        except BaseException as error:  # noqa: BLE001  # told to who waits for this thread
+            self.failure = error
+
+    def _some(self) -> None:
+        if self._surely(lambda connection: int(connection.execute(_UNDER_WAY).scalar_one())) >= self.most:
+            return
+        new = range(len(self.placed) + 1, len(self.placed) + 1 + self.dice.randint(1, 5))
+        rows = [{"id": number, "rounds": self.dice.choice([1, 1, 2])} for number in new]
+        self._surely(lambda connection: connection.execute(_INSERT, rows).rowcount)
+        self.placed += new
+        chance = self.dice.random() * 100
+        one = {"id": self.dice.choice(self.placed[-40:])}
+        if chance < self.cancels:
+            self.cancelled += self._surely(lambda connection: connection.execute(_CANCEL, one).rowcount)
+        elif chance < self.cancels + self.deletes:
+            self.deleted += self._surely(lambda connection: self._delete(connection, one))
+
+    def _delete(self, connection: Connection, one: dict[str, int]) -> int:
+        # Locked first: what is copied must be what is deleted.
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT 1 FROM orders WHERE id = :id FOR UPDATE"), one)
+        connection.execute(_COPY, one)
+        return connection.execute(_DELETE, one).rowcount
+
+    def _surely(self, act: Callable[[Connection], int]) -> int:
+        """Done again where the database is in trouble: each act is such that twice is once."""
+        end = time.monotonic() + GIVES_UP_S
+        while True:
+            try:
+                with self.engine.begin() as connection:
+                    return act(connection)
+            except DBAPIError:
+                if time.monotonic() > end:
+                    raise
+                self._end.wait(0.1)

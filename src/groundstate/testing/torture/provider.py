@@ -1,0 +1,171 @@
+"""The outside, as a process of its own: all endpoints behind one socket, with a ledger in a file, which no kill of a worker reaches.
+
+Slow, refusing, busy, losing answers, and acting on a call as late as the contract allows. It never invents or hides for longer than
+that. Run as `python -m groundstate.testing.torture.provider DOOR LEDGER SEED`, until its stdin is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from groundstate.testing.torture.ledger import Effect, Ledger
+from groundstate.testing.torture.shop import KEPT_FOR, TIMEOUT
+
+Request = dict[str, Any]
+GIVEN_UP_S = TIMEOUT.total_seconds()
+KEPT_S = {"label": KEPT_FOR.total_seconds(), "announce": KEPT_FOR.total_seconds()}  # these know keys; the others act each time
+TRICKS = {"prompt": 70, "slow": 10, "answer lost": 5, "answer late": 3, "lands late": 5, "never arrives": 3, "refused": 3, "busy": 1}
+# A find is asked when no call is in the air any more: this long before `until` the last one lands.
+AHEAD_S = 0.1
+
+
+class Provider:
+    """Answers requests; `serve` until it is cancelled."""
+
+    def __init__(self, door: Path, ledger: Ledger, dice: Random, clock: Callable[[], float] = time.time) -> None:
+        self.ledger = ledger
+        self.tricks: Counter[str] = Counter()
+        self.finds: Counter[str] = Counter()
+        self.late = 0  # calls on which it acted later than their deadline + settle_after
+        self._door, self._dice, self._clock = door, dice, clock
+        self._landing: dict[asyncio.Task[None], str] = {}  # the keys of calls that it has heard and not acted on yet
+        self._heard: Counter[str] = Counter()  # keys of requests that are being answered just now
+
+    async def serve(self, ended: asyncio.Event) -> None:
+        """Until the event is set."""
+        served: set[asyncio.Task[None]] = set()
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.get_running_loop().create_task(self._client(reader, writer))
+            served.add(task)
+            task.add_done_callback(served.discard)
+
+        server = await asyncio.start_unix_server(connected, self._door, backlog=512)
+        await ended.wait()
+        server.close()
+        tasks = [*served, *self._landing]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await reader.readline()
+            if line.endswith(b"\n"):  # else its process was killed while it wrote
+                answer = await self._answer(json.loads(line))
+                if answer is not None:
+                    writer.write(json.dumps(answer).encode() + b"\n")
+                    await writer.drain()
+        except ConnectionError:
+            pass  # the client is gone: it was killed, or gave up
+        finally:
+            writer.close()
+
+    async def _answer(self, asked: Request) -> Any:
+        match asked["ask"]:
+            case "do":
+                return await self._do(asked)
+            case "many":
+                return await asyncio.gather(*[self._do(one) for one in asked["each"]])
+            case "find":
+                return self._find(asked)
+            case "truth":
+                return self._truth(asked["key"])
+            case _:
+                return self.figures()
+
+    def figures(self) -> Request:
+        """For the report."""
+        return {"tricks": dict(self.tricks), "finds": dict(self.finds), "late": self.late, "in the air": len(self._landing)}
+
+    def _truth(self, key: str) -> Request:
+        """What a person is told who looks a key up at the provider: nothing is hidden from him."""
+        if key in self._landing.values() or self._heard[key]:
+            return {"unknown": "one is on its way"}
+        effect = self.ledger.find(key, float("inf"))
+        return {"id": effect.id} if effect else {"absent": True}
+
+    def _find(self, asked: Request) -> Request:
+        if self._dice.random() < 0.1:
+            self.finds[f"{asked['call']}: unknown"] += 1
+            return {"unknown": "ask again"}
+        effect = self.ledger.find(asked["key"], self._clock())
+        self.finds[f"{asked['call']}: {'found' if effect else 'absent'}"] += 1
+        return {"id": effect.id} if effect else {"absent": True}
+
+    async def _do(self, asked: Request) -> Request | None:
+        self._heard[asked["key"]] += 1
+        try:
+            return await self._tricked(asked, self._dice.choices(list(TRICKS), list(TRICKS.values()))[0])
+        finally:
+            self._heard[asked["key"]] -= 1
+            if not self._heard[asked["key"]]:
+                del self._heard[asked["key"]]
+
+    async def _tricked(self, asked: Request, trick: str) -> Request | None:
+        if self._clock() > asked["until"]:
+            return {"id": self._land(asked).id}  # a real one would act on it as well: it knows no deadline of ours
+        self.tricks[trick] += 1
+        match trick:
+            case "prompt":
+                await asyncio.sleep(self._dice.uniform(0, 0.03))
+            case "slow":
+                await asyncio.sleep(self._dice.uniform(0.05, GIVEN_UP_S * 0.9))
+            case "refused":
+                return {"refused": "the provider refuses this one now"}
+            case "busy":
+                return {"busy": 0.2}
+            case "never arrives":
+                return None
+            case "lands late":
+                self._land_late(asked)
+                await asyncio.sleep(self._dice.choice([0, GIVEN_UP_S + 0.2]))
+                return None
+        effect = self._land(asked)
+        if trick == "answer lost":
+            return None
+        if trick == "answer late":
+            await asyncio.sleep(GIVEN_UP_S + self._dice.uniform(0.05, 1))
+        return {"id": effect.id}
+
+    def _land(self, asked: Request) -> Effect:
+        now = self._clock()
+        late_s = max(now - asked["until"], 0.0)
+        self.late += late_s > 0
+        hidden = self._dice.uniform(0, 0.9) if self._dice.random() < 0.25 else 0.0
+        shown_at = max(now, now + (asked["until"] - AHEAD_S - now) * hidden)
+        return self.ledger.land(asked, shown_at, now, kept_s=KEPT_S.get(asked["call"], 0.0), late_s=late_s)
+
+    def _land_late(self, asked: Request) -> None:
+        """Acts up to a moment before the last one that the contract allows; where we were too slow ourselves, not at all."""
+        at = self._clock() + (asked["until"] - AHEAD_S - self._clock()) * self._dice.uniform(0.1, 1)
+
+        async def land() -> None:
+            await asyncio.sleep(max(at - self._clock(), 0))
+            if self._clock() < asked["until"] - AHEAD_S / 5:
+                self._land(asked)
+
+        task = asyncio.get_running_loop().create_task(land())
+        self._landing[task] = asked["key"]
+        task.add_done_callback(self._landing.pop)
+
+
+async def main() -> None:
+    """Serves until stdin is closed."""
+    door, ledger, seed = sys.argv[1:]
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin.fileno(), ended.set)  # nobody writes to it: readable means closed
+    await Provider(Path(door), Ledger(Path(ledger)), Random(int(seed))).serve(ended)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,93 @@
+"""A process with everything imported, of which workers are forked, so that ten thousand of them need not import anew.
+
+It has one thread, and opens no database. Commands on stdin: `worker`, `person`, `signal PID NUMBER`. Answers on stdout: `born PID`,
+`ended PID STATUS` as waitpid tells it. A signal goes to a child through its parent, so that a number can never have become another
+process's. `python -m groundstate.testing.torture.zygote LOG`.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+
+from groundstate.testing.torture import person, shop, worker
+
+# What a start imports late.
+LATE = {
+    "sqlite": (
+        "sqlalchemy.dialects.sqlite.pysqlite",
+        "groundstate.store.sqlite",
+        "groundstate.store.file_locks",
+        "groundstate.store.witness",
+    ),
+    "postgresql": ("sqlalchemy.dialects.postgresql.psycopg", "groundstate.store.postgres", "groundstate.store.session_locks"),
+}
+log = logging.getLogger("groundstate.testing.torture")
+
+
+def act_as_person() -> int:
+    """One round of the person."""
+    done = person.go_round()
+    if done:
+        log.warning("the person's round: %s", ", ".join(f"{name} {count}" for name, count in sorted(done.items())))
+    return 0
+
+
+def child(log_file: str, life: Callable[[], int]) -> None:
+    """The forked process: a group of its own, and what it says goes to the log."""
+    os.setsid()
+    said = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.close(0)
+    status = worker.BY_ITSELF
+    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s {os.getpid()} %(levelname)s %(message)s")
+    try:
+        status = life()
+    except Exception:
+        log.exception("ended by an error")
+    os._exit(status)
+
+
+def main(log_file: str) -> None:
+    """Until stdin is closed."""
+    for module in LATE[shop.app.stores[0].settings().url.get_backend_name()]:
+        import_module(module)
+    shop.app.check_declarations()
+    gc.freeze()  # what is imported is for ever: collections in the children need not copy its pages
+    rest, children = b"", set[int]()
+    while True:
+        readable, _, _ = select.select([0], [], [], 0.02 if children else None)
+        if readable:
+            heard = os.read(0, 65536)
+            if not heard:
+                return
+            *lines, rest = (rest + heard).split(b"\n")
+            for line in lines:
+                _obey(line.decode().split(), children, log_file)
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                children.discard(ended[0])
+                os.write(1, b"ended %d %d\n" % (ended[0], os.waitstatus_to_exitcode(ended[1])))
+
+
+def _obey(words: list[str], children: set[int], log_file: str) -> None:
+    if words[0] == "signal":
+        if int(words[1]) in children:  # not waited for yet: the number is still its own
+            os.kill(int(words[1]), int(words[2]))
+        return
+    born = os.fork()
+    if born == 0:
+        child(log_file, worker.run if words[0] == "worker" else act_as_person)
+    children.add(born)
+    os.write(1, b"born %d\n" % born)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
