@@ -29,7 +29,7 @@ def test_the_index_that_it_prints_is_used_and_ends_the_finding(shop: Shop) -> No
     assert findings(shop, "index") == []
 
 
-def test_a_large_table_without_an_index_is_a_problem(sqlite_shop: Shop) -> None:
+def test_hazard_28_a_large_table_without_an_index_is_a_problem(sqlite_shop: Shop) -> None:
     sqlite_shop.sql(
         "INSERT INTO orders (status) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) SELECT 'packed' FROM n"
     )

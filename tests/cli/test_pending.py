@@ -120,7 +120,7 @@ def test_who_waits_for_whom_is_said(shop: Shop) -> None:
     assert noted["oldest"] == ["2"]
 
 
-def test_states_that_no_reaction_answers_are_listed_but_for_those_at_rest(shop: Shop) -> None:
+def test_hazard_51_states_that_no_reaction_answers_are_listed_but_for_those_at_rest(shop: Shop) -> None:
     fill(shop)
     assert shop.report()["states"] is None
     found = [(one["table"], one["column"], one["value"], one["rows"]) for one in shop.report("--states")["states"]]
@@ -128,7 +128,7 @@ def test_states_that_no_reaction_answers_are_listed_but_for_those_at_rest(shop: 
     assert "lost" in shop.run("pending", "--states").out
 
 
-def test_states_are_found_by_an_index_as_well(shop: Shop) -> None:
+def test_hazard_51_states_are_found_by_an_index_as_well(shop: Shop) -> None:
     fill(shop)
     shop.sql("CREATE INDEX by_status ON orders (status)")
     assert [one["value"] for one in shop.report("--states")["states"]] == ["lost"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy.orm import Session
 
 from groundstate import Failure, Moment, Retry
+from groundstate.engine import life as lives
 from tests.engine.kit import QUICK, Order, World, ms, until
 
 
@@ -119,3 +121,19 @@ def test_a_session_commit_in_a_handler_is_refused_with_the_cure(world: World) ->
     world.settled()
     assert world.order().status == "placed"
     assert "remove session.commit()" in (world.attempt().error or "")
+
+
+@pytest.mark.parametrize(("longest_s", "told"), [(0.0, True), (60.0, False)], ids=["longer", "shorter"])
+def test_hazard_26_a_transaction_that_keeps_others_out_for_long_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, longest_s: float, told: bool
+) -> None:
+    monkeypatch.setattr(lives, "LONG_S", longest_s)
+
+    @world.app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None:
+        order.status = "packed"
+
+    world.orders(1)
+    world.settled()
+    assert world.order().status == "packed"
+    assert any("a handler that waits for something keeps others out" in line for line in caplog.messages) is told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -222,6 +223,30 @@ def test_hazard_41_a_call_that_blocks_its_loop_delays_neither_liveness_nor_other
     gateway.gate.set()
     life.quiet()
     assert world.order(1).status == "paid"
+
+
+def test_hazard_32_the_connection_of_the_lock_does_nothing_else_while_its_worker_works(postgres_world: World) -> None:
+    world = postgres_world
+    gateway = charging(world, hold())
+    gateway.plan(1, "hang")
+    world.orders(50)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1 and world.count(Order.status == "paid") == 49)
+    life.sweep()
+    lock_of: Any = life.worker.life.lives
+    with world.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:  # each look is a new one
+        here = "(select oid from pg_database where datname = current_database())"
+        holds = f"select pid from pg_locks where locktype = 'advisory' and granted and database = {here}"
+        [holder] = connection.exec_driver_sql(holds).scalars().all()
+        assert holder == lock_of._connection.info.backend_pid
+        until(
+            lambda: (
+                connection.exec_driver_sql(f"select state, xact_start from pg_stat_activity where pid = {holder}").one() == ("idle", None)
+            )
+        )
+        asked = connection.exec_driver_sql(f"select query from pg_stat_activity where pid = {holder}").scalar_one()
+    assert "orders" not in asked
+    assert "groundstate_" not in asked
 
 
 def test_hazard_35_a_fork_of_a_running_program_does_not_keep_a_dead_worker_alive(world: World) -> None:

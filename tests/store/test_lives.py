@@ -220,7 +220,7 @@ def test_a_lost_connection_is_a_lost_life(session_lives: SessionLives, postgres_
         assert session_lives.held()
 
 
-def test_the_server_looks_after_the_connection_of_a_life(session_lives: SessionLives) -> None:
+def test_hazard_31_the_server_looks_after_the_connection_of_a_life(session_lives: SessionLives) -> None:
     session_lives.take(ONE)
     assert session_lives._connection is not None
     wanted = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "idle_session_timeout": "0"}
@@ -243,7 +243,9 @@ class TwoSessions:
             session.close()
 
 
-def test_a_pooler_that_changes_sessions_is_refused_at_the_start(session_lives: SessionLives, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hazard_33_a_pooler_that_changes_sessions_is_refused_at_the_start(
+    session_lives: SessionLives, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = session_lives._connected
     answers = iter([TwoSessions(plain(), plain())])
     monkeypatch.setattr(session_lives, "_connected", lambda: next(answers, None) or plain())
@@ -252,7 +254,7 @@ def test_a_pooler_that_changes_sessions_is_refused_at_the_start(session_lives: S
     assert not session_lives.held()
 
 
-def test_a_pooler_that_changes_sessions_later_is_seen(session_lives: SessionLives, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hazard_33_a_pooler_that_changes_sessions_later_is_seen(session_lives: SessionLives, monkeypatch: pytest.MonkeyPatch) -> None:
     session_lives.take(ONE)
     other = session_lives._connected()
     monkeypatch.setattr(session_lives, "_connection", TwoSessions(session_lives._connection, other))
@@ -268,7 +270,7 @@ class Generous(psycopg.Connection[Any]):
         return super().execute("SELECT %s::bigint IS NOT NULL" if asks else query, *arguments, **options)
 
 
-def test_locks_that_do_not_exclude_are_refused(session_lives: SessionLives, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hazard_34_locks_that_do_not_exclude_are_refused(session_lives: SessionLives, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psycopg, "connect", Generous.connect)
     with pytest.raises(StoreRefused, match="can hold one advisory lock"):
         session_lives.take(ONE)

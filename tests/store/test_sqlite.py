@@ -131,7 +131,7 @@ def test_a_read_only_database_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "9p", "fuse.sshfs"])
-def test_a_network_file_system_is_refused(tmp_path: Path, kind: str) -> None:
+def test_hazard_36_a_network_file_system_is_refused(tmp_path: Path, kind: str) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(MOUNTS.format(type=kind))
     assert f"network file system ({kind}, mounted at /srv/my files)" in refused("sqlite:////srv/my files/shop.db", mountinfo=table)
@@ -139,7 +139,7 @@ def test_a_network_file_system_is_refused(tmp_path: Path, kind: str) -> None:
     assert "does not exist" in refused("sqlite:////srv/my filesystem/shop.db", mountinfo=table)
 
 
-def test_a_file_that_is_mounted_alone_is_refused(tmp_path: Path) -> None:
+def test_hazard_36_a_file_that_is_mounted_alone_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     table.write_text("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n40 22 8:1 /x /app/shop.db rw - ext4 /dev/sda1 rw\n")
     assert "mount the folder /app instead" in refused("sqlite:////app/shop.db", mountinfo=table)
