@@ -21,10 +21,11 @@ def charging(
     retry: Retry = QUICK,
     limit: int | None = None,
     handler: Any = None,
+    gateway: Gateway | None = None,
     **options: Any,
 ) -> Gateway:
     """Declares it on the world's app; returns its gateway, whose outside is `gateway.outside` and whose reaction `gateway.reaction`."""
-    gateway = world.gateway()
+    gateway = gateway or world.gateway()
     bank = gateway.outside = Outside("bank", limit=limit, not_done=["builtins.ConnectionRefusedError"])
 
     if sync:

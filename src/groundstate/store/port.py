@@ -54,7 +54,8 @@ class Database(Protocol):
     def writing(self, *, wait: timedelta | None = None) -> AbstractContextManager[Connection]:
         """A transaction that writes: BEGIN IMMEDIATE on SQLite; on PostgreSQL with lock_timeout and statement_timeout of our own.
 
-        Commits at the end, rolls back on any exception. `wait`: how long to wait for a lock, 5 s where None.
+        Commits at the end, rolls back on any exception. `wait`: how long to wait for a lock, 5 s where None. Raises StoreRefused on a
+        standby.
         """
 
     def reading(self) -> AbstractContextManager[Connection]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, Connection, QueuePool, Select, create_engine, event, func
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import NotSupportedError
 
 from groundstate.store import tables
 from groundstate.store.forks import forsake_in_child, hang_up, refuse_child
@@ -103,10 +104,21 @@ class PostgresDatabase:
 
     @contextmanager
     def writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
-        """READ COMMITTED, with our own lock_timeout and statement_timeout, sent in one message with the BEGIN."""
+        """READ COMMITTED, with our own lock_timeout and statement_timeout, sent in one message with the BEGIN.
+
+        Raises:
+            StoreRefused: this is a standby.
+        """
         refuse_child(self._pid)
-        with transaction(self.engine, Manner(self._begin("READ WRITE", WAIT if wait is None else wait))) as connection:
-            yield connection
+        begun = False
+        try:
+            with transaction(self.engine, Manner(self._begin("READ WRITE", WAIT if wait is None else wait))) as connection:
+                begun = True
+                yield connection
+        except NotSupportedError as error:
+            if begun:
+                raise
+            raise StoreRefused(_STANDBY) from error  # READ WRITE is refused in recovery, and for no other reason
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -166,6 +178,10 @@ class PostgresDatabase:
         )
 
 
+_STANDBY = (
+    "this server is a standby (in recovery): it can be read (`groundstate pending`, `why`, `held`), and nothing can be carried out on it."
+    " Give the primary's URL, or promote this server"
+)
 _UTC = "SET LOCAL TimeZone = 'UTC'"
 
 

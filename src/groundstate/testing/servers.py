@@ -153,6 +153,35 @@ class PostgresServer:
         self.stop()
         self.start()
 
+    def copied(self, *, standby: bool = False) -> PostgresServer:
+        """A second server on a copy of this one's data as they are now, stopped; to be closed by the caller.
+
+        It starts as a disk snapshot does, by plain crash recovery, under the same system identifier; with `standby`, it follows this one.
+
+        Raises:
+            ServerError: the copy could not be made.
+        """
+        other = PostgresServer(programs=self._given, settings=self.settings)
+        options = ["--pgdata", str(other.data), "--checkpoint=fast", "--no-sync", *(["--write-recovery-conf"] if standby else [])]
+        try:
+            other.run("pg_basebackup", "--host=127.0.0.1", f"--port={self._known_port()}", "--username=postgres", *options)
+        except ServerError:
+            other.close()
+            raise
+        return other
+
+    def run(self, program: str, *arguments: str) -> None:
+        """One of PostgreSQL's own programs (pg_dump, pg_restore, ...), to its end, in this server's folder and under its account.
+
+        Raises:
+            ServerError: it ended with an error.
+        """
+        with self.log.open("ab") as output:
+            status = self._run(program, *arguments, output=output).wait(START_WITHIN_S)
+        if status != 0:
+            message = f"{program} ended with {status}.\n{self._logged()}"
+            raise ServerError(message)
+
     def close(self) -> None:
         """Stops it and removes all that it wrote. The last thing that is done with it."""
         self.stop()
@@ -193,13 +222,8 @@ class PostgresServer:
         return _run_as(self._account, [str(self._programs / program), *arguments], self.folder, output)
 
     def _make_data(self) -> None:
-        with self.log.open("ab") as output:
-            # --no-sync: what a power cut does to an empty new server is of no interest.
-            options = ("--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", f"--pgdata={self.data}")
-            status = self._run("initdb", *options, output=output).wait(START_WITHIN_S)
-        if status != 0:
-            message = f"initdb ended with {status}.\n{self._logged()}"
-            raise ServerError(message)
+        # --no-sync: what a power cut does to an empty new server is of no interest.
+        self.run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", f"--pgdata={self.data}")
 
     def _start_on(self, port: int) -> bool:
         """Whether it came up. False: another process was quicker to take the port."""
