@@ -29,6 +29,7 @@ def no_sweeps(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
         life.worker._next_sweep = life.worker._next_look = time.monotonic() + 3600
 
     monkeypatch.setattr(worker, "LOOK_S", 3600)
+    monkeypatch.setattr(worker, "LOOK_BUSY_S", 3600)
     return stop
 
 

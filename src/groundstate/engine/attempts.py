@@ -11,15 +11,14 @@ from operator import attrgetter
 from typing import Any, Protocol
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     Delete,
     Select,
     Text,
+    Update,
     and_,
     bindparam,
-    column,
     delete,
     func,
     or_,
@@ -140,10 +139,8 @@ _shared_by = attrgetter(*_SHARED)
 def _insert_alike(database: Database) -> tuple[Any, Callable[[Sequence[tuple[str, str, int]]], dict[str, Any]]]:
     """One statement for any number of attempts that differ in record, occurrence and call alone: a begin writes one for each call."""
     if database.locks_rows:
-        arrays = [bindparam(name, type_=ARRAY(table.c[name].type)) for name in _OWN]
-        own: Any = func.unnest(*arrays).table_valued(*[column(name, table.c[name].type) for name in _OWN], name="own").render_derived()
-        values = [own.c[name] for name in _OWN]
-        source = own
+        source: Any = listed.unnested("own", {name: table.c[name].type for name in _OWN})
+        values: list[Any] = [source.c[name] for name in _OWN]
     else:
         source = func.json_each(bindparam("own", type_=Text())).table_valued("value", name="own")
         values = [func.json_extract(source.c.value, f"$[{number}]") for number in range(len(_OWN))]
@@ -176,27 +173,36 @@ def save(connection: Connection, changed: Sequence[tuple[Attempt, Attempt]]) -> 
         )  # fmt: skip
     if not parameters:
         return set()
-    written = connection.execute(_SAVE, parameters).rowcount
+    written = _written(connection, parameters)
     calls = {after.call for _, after in changed}
     if written == len(parameters):
         return calls
     return set(connection.execute(select(table.c.call).where(table.c.call.in_(calls))).scalars())
 
 
+def _written(connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> int:
+    if connection.dialect.name != "postgresql" or len(parameters) < _AS_ONE:
+        return connection.execute(_SAVE, parameters).rowcount
+    return connection.execute(_save_all(), {name: [one[name] for one in parameters] for name in parameters[0]}).rowcount
+
+
+_AS_ONE = 8  # so many attempts are saved by one statement
+_FENCE = ("app", "reaction", "record", "occurrence", "call", "state", "worker")
 _CHANGING = [name for name in _NAMES if name not in ("app", "reaction", "record", "occurrence")]
 _SAVE = (
     update(table)
-    .where(
-        table.c.app == bindparam("k_app"),
-        table.c.reaction == bindparam("k_reaction"),
-        table.c.record == bindparam("k_record"),
-        table.c.occurrence == bindparam("k_occurrence"),
-        table.c.call == bindparam("k_call"),
-        table.c.state == bindparam("k_state"),
-        table.c.worker == bindparam("k_worker"),
-    )
+    .where(*[table.c[name] == bindparam(f"k_{name}") for name in _FENCE])
     .values({table.c[name]: bindparam(f"new_{name}") for name in _CHANGING})
 )
+
+
+@lru_cache(maxsize=1)
+def _save_all() -> Update:
+    """The same for all of them at once, PostgreSQL's."""
+    columns = {f"k_{name}": table.c[name].type for name in _FENCE} | {f"new_{name}": table.c[name].type for name in _CHANGING}
+    new = listed.unnested("new", columns)
+    fence = [table.c[name] == new.c[f"k_{name}"] for name in _FENCE]
+    return update(table).where(*fence).values({table.c[name]: new.c[f"new_{name}"] for name in _CHANGING})
 
 
 def remove(database: Database, connection: Connection, gone: Sequence[Attempt]) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     Connection,
@@ -28,8 +27,6 @@ from sqlalchemy import (
     Update,
     Uuid,
     bindparam,
-    column,
-    func,
     update,
 )
 from sqlalchemy.orm import Mapper, Session
@@ -186,8 +183,6 @@ def _write_arrays(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
     columns = plain_columns(mapper) or {}
     table: Any = mapper.local_table
     sent = {f"k_{number}": column for number, column in enumerate(mapper.primary_key)} | {f"v_{name}": columns[name] for name in names}
-    kinds = {name: Text() if isinstance(of.type, String) else of.type for name, of in sent.items()}  # a cast to VARCHAR(n) would cut
-    arrays = [bindparam(name, type_=ARRAY(kind)) for name, kind in kinds.items()]
-    new = func.unnest(*arrays).table_valued(*[column(name, kind) for name, kind in kinds.items()], name="groundstate_new").render_derived()
+    new = listed.unnested("groundstate_new", {name: of.type for name, of in sent.items()})
     mine = [of == new.c[f"k_{number}"] for number, of in enumerate(mapper.primary_key)]
     return update(table).where(*mine).values({columns[name]: new.c[f"v_{name}"] for name in names})

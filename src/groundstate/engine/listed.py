@@ -1,16 +1,17 @@
-"""'This column is one of many values', as one parameter, so that the statement's text and its plan stay the same for any number.
+"""Many values as few parameters, so that the statement's text and its plan stay the same for any number.
 
-PostgreSQL: an array. SQLite: a JSON array, where numbers and texts come back as they were. Other types: a list that grows with the values.
+'This column is one of many values': on PostgreSQL an array; on SQLite a JSON array, where numbers and texts come back as they were; of
+other types a list that grows with the values. Many rows: on PostgreSQL an array for each column.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Enum, Integer, String, Text, Uuid, any_, bindparam, func, literal_column, select
+from sqlalchemy import ARRAY, ColumnElement, Enum, Integer, String, Text, Uuid, any_, bindparam, column, func, literal_column, select
 
 from groundstate.store.port import Database
 
@@ -23,17 +24,25 @@ class Listed:
     parameter: Callable[[Sequence[Any]], Any]
 
 
-def one_of(database: Database, column: ColumnElement[Any], name: str, kind: Any = None) -> Listed:
-    """`column` is one of the values that are given under `name` when the statement is executed."""
-    kind = column.type if kind is None else kind
+def one_of(database: Database, of: ColumnElement[Any], name: str, kind: Any = None) -> Listed:
+    """`of` is one of the values that are given under `name` when the statement is executed."""
+    kind = of.type if kind is None else kind
     simple = isinstance(kind, Integer | String) and not isinstance(kind, Enum)
     if database.locks_rows and (simple or isinstance(kind, Uuid)):
         among: Any = any_(bindparam(name, type_=ARRAY(Text() if isinstance(kind, String) else kind)))
-        return Listed(column == among, list)
+        return Listed(of == among, list)
     if simple and not database.locks_rows:
         values: Any = select(literal_column("value")).select_from(func.json_each(bindparam(name, type_=Text())))
-        return Listed(column.in_(values), _as_json)
-    return Listed(column.in_(bindparam(name, expanding=True)), list)
+        return Listed(of.in_(values), _as_json)
+    return Listed(of.in_(bindparam(name, expanding=True)), list)
+
+
+def unnested(name: str, columns: Mapping[str, Any]) -> Any:
+    """Rows as a table of PostgreSQL, one array a column, each given under the column's name: an executemany is a statement a row for it."""
+    # Text, since a cast to VARCHAR(n) would cut.
+    kinds = {one: Text() if isinstance(kind, String) else kind for one, kind in columns.items()}
+    arrays = [bindparam(one, type_=ARRAY(kind)) for one, kind in kinds.items()]
+    return func.unnest(*arrays).table_valued(*[column(one, kind) for one, kind in kinds.items()], name=name).render_derived()
 
 
 def _as_json(values: Sequence[Any]) -> str:

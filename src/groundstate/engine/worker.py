@@ -34,7 +34,8 @@ log = logging.getLogger("groundstate")
 SWEEP_S = 1.0
 SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
 LOOK_S = 0.1  # how often an embedded store is asked whether another process wrote
-LOOK_SHARE = 0.1  # and so much into looks that another writer causes
+LOOK_BUSY_S = 0.02  # the same while a backlog is worked off, when it costs nothing beside the work
+LOOK_SHARE = 0.1  # so much goes, at most, into what such a look leads to
 SWEEP_LONGEST_S = 30.0
 NEWEST_AT_ONCE = 50
 ANY_ATTEMPT = select(attempt_table.c.app).limit(1)
@@ -89,6 +90,7 @@ class Worker:
         self._next_life_check = 0.0
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
+        self._looked_s = 0.0  # spent on looking what there is to do, since another process's writes were last looked for
         self._idle_s = 0.0  # spent in turns that did nothing, since the last sweep began: what sweeping costs
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
@@ -304,14 +306,14 @@ class Worker:
         if self.options.held:
             while not self._go.wait(SWEEP_S) and self._shift.stopping is None:
                 self._shift.life.lives.held()
-        counted = False
+        counted = warned = False
+        busy_until = time.monotonic() + SWEEP_S
         while self._shift.stopping is None or not self._traffic.drained():
             try:
                 self._turn()
                 if not counted:
                     self._count_newcomers()  # after the first turn: what is known is under way before anything is counted
                     counted = True
-                    self._warn_of_scans()
             except WentBack as error:
                 self._went_back = str(error)  # the next life looks back before it does anything else
                 self._shift.life.sound = False
@@ -319,6 +321,9 @@ class Worker:
             except Exception as error:
                 self._after_trouble(error)
             wait = self._wait_s()
+            if not warned and (wait > 0 or time.monotonic() > busy_until):
+                self._warn_of_scans()  # not before what was waiting is under way
+                warned, wait = True, self._wait_s()
             if wait > 0:
                 self._wake.wait(wait)
             self._wake.clear()
@@ -341,11 +346,7 @@ class Worker:
         before = self._shift.took
         self._check_life()
         self._sweep_if_time()
-        for lane in self._shift.lanes:
-            lane.listen()
-            if lane.newest and lane.on:
-                self._look_at_newest(lane)
-        self._look_before_locking()
+        self._look()
         self._traffic.turn()
         if self._shift.stopping is None:
             self._batches.turn()
@@ -353,6 +354,16 @@ class Worker:
         self._trouble = 0
         if self._shift.took == before:
             self._idle_s += time.monotonic() - started
+
+    def _look(self) -> None:
+        """Takes over what was heard, and looks what a sweep found worth a look."""
+        started = time.monotonic()
+        for lane in self._shift.lanes:
+            lane.listen()
+            if lane.newest and lane.on:
+                self._look_at_newest(lane)
+        self._look_before_locking()
+        self._looked_s += time.monotonic() - started
 
     def _look_before_locking(self) -> None:
         """Passes that begin are looked at first: most find nothing, and must not take a lock for that."""
@@ -429,7 +440,9 @@ class Worker:
             # What this process wrote came by hints already; another's commit in the same moment waits for the next sweep.
             others = self._shift.life.did_others_write() and not self._heard_here
             self._heard_here = False
-            self._next_look = now + max(LOOK_S, self._idle_s / LOOK_SHARE if others else 0.0)
+            busy = any(lane.on and lane.backlog for lane in self._shift.lanes)
+            self._next_look = now + max(LOOK_BUSY_S if busy else LOOK_S, self._looked_s / LOOK_SHARE)
+            self._looked_s = 0.0
         full = now >= self._next_sweep
         if not (full or others):
             return
