@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,14 +119,19 @@ class Judge:
 
     engine: Engine
     ledger: Reader
+    placed: list[int] = field(default_factory=list)  # the orders whose placing was committed
     faults: list[str] = field(default_factory=list)
     checks: Counter[str] = field(default_factory=Counter)  # how often each invariant was looked at, by things looked at
     samples: int = 0
     excused: int = 0  # effects of hazard 6
     surveys: bool = False  # whether the reaction of the second version is declared by now
     stopped: set[int] = field(default_factory=set)  # processes that we stopped past deadlines
+    effects: Counter[str] = field(default_factory=Counter)  # by call
+    doubts: Counter[str] = field(default_factory=Counter)  # calls that were seen in doubt, by reaction
+    held: Counter[str] = field(default_factory=Counter)  # attempts that were seen held, by reaction and reason
     _open: list[Effect] = field(default_factory=list)  # effects not yet seen concluded
     _first: dict[tuple[str, str, str], Effect] = field(default_factory=dict)
+    _noted: set[tuple[object, ...]] = field(default_factory=set)
     _late: set[tuple[str, str]] = field(default_factory=set)  # (call, record) of excused effects
     _since: dict[int, tuple[object, float]] = field(default_factory=dict)  # unfinished order -> how it looked, since when
 
@@ -140,8 +145,10 @@ class Judge:
     def sample(self) -> None:
         """Listed, AtMostOnce and OncePerKey, for every effect that the ledger had before the database is read."""
         self._take_in(self.ledger.new())
-        standing = {one.key for one in self.attempts()}  # before the orders: what is concluded in between is seen there
+        attempts = self.attempts()  # before the orders: what is concluded in between is seen there
+        standing = {one.key for one in attempts}
         self.samples += 1
+        self._look_at_doubts(attempts)
         if not self._open:
             return
         among = {int(effect.record) for effect in self._open}
@@ -161,8 +168,26 @@ class Judge:
                     self.fault("Listed", f"{effect} is in no record, and no attempt stands for it; {order}{deleted}")
         self._open = still
 
+    def _look_at_doubts(self, attempts: Sequence[AttemptSeen]) -> None:
+        """Counts what is in doubt and what is held, each once; and HeldForAReason."""
+        new = {(*one.key, one.call_no, one.state, one.why): one for one in attempts if one.unsure or one.state == "held"}
+        new = {which: one for which, one in new.items() if which not in self._noted}
+        self._noted |= new.keys()
+        held = [one for one in new.values() if one.state == "held"]
+        orders = {order.id: order for order in self.orders({int(one.record) for one in held})}
+        for one in new.values():
+            if one.state != "held":
+                self.doubts[one.reaction] += 1
+                continue
+            self.held[f"{one.reaction}: {one.why}"] += 1
+            self.checks["HeldForAReason"] += 1
+            order = orders.get(int(one.record))
+            if not one.may_be_held(order) and not self._was_late(one):
+                self.fault("HeldForAReason", f"{one}: nothing in this shop gives a reason; {order}")
+
     def _take_in(self, new: Sequence[Effect]) -> None:
         for effect in new:
+            self.effects[effect.call] += 1
             if effect.call not in ONCE:
                 continue
             if effect.late_s and effect.pid in self.stopped:
@@ -178,8 +203,9 @@ class Judge:
             if first is not effect and (effect.call, effect.record) not in self._late:
                 self.fault(ONCE[effect.call], f"done again: first {first}, now {effect}")
 
-    def look_deeper(self, placed: Iterable[int]) -> None:
+    def look_deeper(self) -> None:
         """NotLost and Progress, now and then: every order that was placed is there, and none stands still."""
+        placed = self.placed[:]  # before the database is read
         there = {row[0] for row in self.rows("SELECT id FROM orders UNION ALL SELECT id FROM gone_orders")}
         for number in placed:
             self.checks["NotLost"] += 1
@@ -213,7 +239,7 @@ class Judge:
         waiting = [f"{one}" for one in attempts if one.state != "held"]
         return waiting + [f"{order}" for order in self.unfinished_orders() if str(order.id) not in held]
 
-    def verdict(self, placed: Collection[int], living: Collection[int] = ()) -> Counter[str]:
+    def verdict(self, living: Collection[int] = ()) -> Counter[str]:
         """All invariants, when all is quiet and the workers `living` alone run. Returns what is held, by reason."""
         self.sample()
         attempts = self.attempts()
@@ -221,11 +247,8 @@ class Judge:
         gone = {order.id: order for order in self.orders(table="gone_orders")}
         held = {one.key: one for one in attempts if one.state == "held"}
         for one in attempts:
-            self.checks["HeldForAReason" if one.state == "held" else "NothingAtRest"] += 1
             if one.state != "held":
                 self.fault("NothingAtRest", f"{one} stands though nothing is to be done")
-            elif not one.may_be_held(orders.get(int(one.record))) and not self._was_late(one):
-                self.fault("HeldForAReason", f"{one}: nothing in this shop gives a reason; {orders.get(int(one.record))}")
         self.checks["NothingAtRest"] += 1
         for row in self.rows("SELECT pid, life, began_at FROM groundstate_worker WHERE ended_at IS NULL"):
             if row[0] not in living:
@@ -234,7 +257,7 @@ class Judge:
         for effect in self.ledger.effects:
             done.setdefault((effect.call, int(effect.record)), []).append(effect)
         held_records = {record for _, record, _ in held}
-        for number in placed:
+        for number in self.placed:
             order = orders.get(number) or gone.get(number)
             if order is None:
                 self.fault("NotLost", f"order {number} is gone")

@@ -34,6 +34,7 @@ class Provider:
         self.ledger = ledger
         self.tricks: Counter[str] = Counter()
         self.finds: Counter[str] = Counter()
+        self.known: Counter[str] = Counter()  # calls under a key that it knew, answered with what was done before
         self.late = 0  # calls on which it acted later than their deadline + settle_after
         self._door, self._dice, self._clock = door, dice, clock
         self._landing: dict[asyncio.Task[None], str] = {}  # the keys of calls that it has heard and not acted on yet
@@ -84,7 +85,7 @@ class Provider:
 
     def figures(self) -> Request:
         """For the report."""
-        return {"tricks": dict(self.tricks), "finds": dict(self.finds), "late": self.late, "in the air": len(self._landing)}
+        return {"tricks": dict(self.tricks), "finds": dict(self.finds), "known keys": dict(self.known), "late": self.late, "in the air": len(self._landing)}
 
     def _truth(self, key: str) -> Request:
         """What a person is told who looks a key up at the provider: nothing is hidden from him."""
@@ -142,7 +143,9 @@ class Provider:
         self.late += late_s > 0
         hidden = self._dice.uniform(0, 0.9) if self._dice.random() < 0.25 else 0.0
         shown_at = max(now, now + (asked["until"] - AHEAD_S - now) * hidden)
-        return self.ledger.land(asked, shown_at, now, kept_s=KEPT_S.get(asked["call"], 0.0), late_s=late_s)
+        effect = self.ledger.land(asked, shown_at, now, kept_s=KEPT_S.get(asked["call"], 0.0), late_s=late_s)
+        self.known[asked["call"]] += effect.at < now
+        return effect
 
     def _land_late(self, asked: Request) -> None:
         """Acts up to a moment before the last one that the contract allows; where we were too slow ourselves, not at all."""
