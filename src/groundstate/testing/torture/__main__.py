@@ -17,7 +17,7 @@ from groundstate.testing.torture.plan import Plan
 from groundstate.testing.torture.run import State, run
 from groundstate.testing.torture.table import Show
 
-EPILOG = "Exit status: 0 every invariant held, 1 one did not, 2 the arguments are wrong, 3 the shop could not be set up or its database is gone."
+EPILOG = "Exit status: 0 every invariant held, 1 one did not, 2 wrong arguments, 3 the shop could not be set up or its database is gone."
 FAULTS_SHOWN = 50
 
 
@@ -49,7 +49,7 @@ def main(given: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    words = "Kills the workers of a shop again and again, breaks its database and deploys other code meanwhile, and judges by a ledger outside."
+    words = "Kills a shop's workers again and again, breaks its database, deploys other code, and judges by a ledger outside."
     parser = argparse.ArgumentParser(prog="python -m groundstate.testing.torture", description=words, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("--store", choices=["sqlite", "postgres", "both"], default="both")
     parser.add_argument("--kills", type=int, metavar="N", help="so many workers die, on each store; 1000 where no --minutes are given")
@@ -82,7 +82,9 @@ def _tell(console: Console, state: State) -> None:
         console.print(f"  {name}: {shown[name]}", soft_wrap=True, highlight=False, markup=False)
     for fault in state.faults[:FAULTS_SHOWN]:
         console.print(f"FAULT {fault[: report.LONGEST_FAULT]}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"VERDICT {state.plan.store}, seed {state.plan.seed}: {report.verdict(state)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"VERDICT {state.plan.store}, seed {state.plan.seed}: {report.verdict(state)}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 if __name__ == "__main__":

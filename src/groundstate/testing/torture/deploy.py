@@ -41,10 +41,10 @@ class Deploys:
         self._surely("rename", *(("labelled", "stickered") if self.version == 3 else ("stickered", "labelled")))
 
     def _surely(self, *words: str) -> None:
-        for _ in range(GIVES_UP_AFTER):
+        tries = GIVES_UP_AFTER
+        status, said = self._command(*words)
+        while status == IN_TROUBLE and (tries := tries - 1):
             status, said = self._command(*words)
-            if status != IN_TROUBLE:
-                break
         if status != 0:
             self._judge.fault("Deploy", f"`groundstate {' '.join(words)}` ended with {status}: {said}")
 

@@ -85,7 +85,13 @@ class Provider:
 
     def figures(self) -> Request:
         """For the report."""
-        return {"tricks": dict(self.tricks), "finds": dict(self.finds), "known keys": dict(self.known), "late": self.late, "in the air": len(self._landing)}
+        return {
+            "tricks": dict(self.tricks),
+            "finds": dict(self.finds),
+            "known keys": dict(self.known),
+            "late": self.late,
+            "in the air": len(self._landing),
+        }
 
     def _truth(self, key: str) -> Request:
         """What a person is told who looks a key up at the provider: nothing is hidden from him."""

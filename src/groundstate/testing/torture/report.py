@@ -69,7 +69,7 @@ def verdict(state: State) -> str:
 
 
 def _calls(state: State) -> dict[str, dict[str, Any]]:
-    """For each call: its policy, its effects, and how its doubts were settled. What was settled in no other way, the same key or a call again did."""
+    """For each call: its policy, its effects, and how its doubts were settled."""
     finds, known = state.provider.get("finds", {}), state.provider.get("known keys", {})
     return {
         call: {
@@ -95,7 +95,14 @@ def _markdown(content: Mapping[str, Any]) -> str:
     lines += ["| call | policy | effects | in doubt | finds | again under a known key |", "| --- | --- | --- | --- | --- | --- |"]
     for call, row in content["calls"].items():
         finds = ", ".join(f"{count:,} {said}" for said, count in row["finds"].items()) or "-"
-        cells = (call, row["policy"], f"{row['effects']:,}", f"{row['calls in doubt']:,}", finds, f"{row['called again under a known key']:,}")
+        cells = (
+            call,
+            row["policy"],
+            f"{row['effects']:,}",
+            f"{row['calls in doubt']:,}",
+            finds,
+            f"{row['called again under a known key']:,}",
+        )
         lines.append(f"| {' | '.join(cells)} |")
     told = {"verdict", "faults", "seed", "store", "written", "versions", "calls", "kills", "kills a second"}
     for name, of in content.items():

@@ -148,9 +148,7 @@ def _settle(plan: Plan, tormentor: Tormentor, provider: ProviderProcess, show: _
             return
         quiet_before = False
         if quiet:  # still so after a person looked at all that is held?
-            person = tormentor.send_person()
-            tormentor.fleet.wait(lambda: person.status is not None, 30)
-            quiet_before = person.status == 0
+            quiet_before = tormentor.person_was_there()
         if time.monotonic() > end:
             since = f"{plan.settles_within_s:g} s after the last kill"
             tormentor.judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")

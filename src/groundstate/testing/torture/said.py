@@ -1,4 +1,4 @@
-"""What the shop's processes wrote to their log, told apart: errors that the troubles of the database explain, and errors that nothing explains.
+"""What the shop's processes wrote to their log: errors that the troubles explain, told apart from errors that nothing explains.
 
 Reads a file; nothing else.
 """

@@ -1,4 +1,4 @@
-"""What is done to the workers and the database of one run, act by act. The judge looks after each; nothing is judged here but how workers end."""
+"""What is done to the workers and the database of one run, act by act. The judge looks after each; here, at how processes end."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from groundstate.testing.torture.plan import Plan
 
 DRAIN_WITHIN_S = 40.0
 PERSON_EVERY_S = 2.0
+PERSON_WITHIN_S = 30.0
 DEEPER_EVERY_S = 5.0
 IN_TROUBLE_S = 75.0  # for so long after a trouble of the database a worker may find that it cannot start
 STOPPED_AT_MOST = 3  # at once
@@ -45,8 +46,8 @@ class Tormentor:
             "kill a stopped one": self._kill_stopped,
             "stop past deadlines": lambda: self._stop(self.dice.uniform(6, 8)),
             "stop for a moment": lambda: self._stop(self.dice.uniform(0.1, 2)),
-            "drain": lambda: [self.fleet.drain(one) for one in self._some(1)] and None,
-            "start cold": lambda: self.fleet.bear_cold(self.deploys.version) and None,
+            "drain": self._drain,
+            "start cold": self._start_cold,
             "fill the disk": self._fill,
             "deploy": self._deploy,
             "cut connections": lambda: place.proxy.cut(self.dice.randint(1, 6)) if place.proxy else None,
@@ -81,6 +82,12 @@ class Tormentor:
         self._person_at = time.monotonic()
         self.person = self._bear("person")
         return self.person
+
+    def person_was_there(self) -> bool:
+        """Whether a round of the person, from now on, went through."""
+        person = self.send_person()
+        self.fleet.wait(lambda: person.status is not None, PERSON_WITHIN_S)
+        return person.status == 0
 
     def free(self) -> None:
         """The disk has room again."""
@@ -135,6 +142,13 @@ class Tormentor:
         self.judge.stopped.add(one.pid)
         self._pause(self.dice.uniform(0, 0.2))
         self._kill([one])
+
+    def _drain(self) -> None:
+        for one in self._some(1):
+            self.fleet.drain(one)
+
+    def _start_cold(self) -> None:
+        self.fleet.bear_cold(self.deploys.version)
 
     def _stop(self, for_s: float) -> None:
         awake = [one for one in self.fleet.living() if one.wakes_at is None]
@@ -215,8 +229,9 @@ class Tormentor:
         if int(time.monotonic() / 20) % 2 == 0:
             return
         past = "datetime(ended_at, '-1 hour')" if self.place.store == "sqlite" else "ended_at - interval '1 hour'"
+        statement = f"UPDATE groundstate_worker SET ended_at = {past} WHERE ended_at IS NOT NULL"  # noqa: S608  # our own words
         with self.place.engine.begin() as connection:
-            connection.execute(text(f"UPDATE groundstate_worker SET ended_at = {past} WHERE ended_at IS NOT NULL"))
+            connection.execute(text(statement))
 
 
 def _word(status: int | None) -> str:
