@@ -7,6 +7,7 @@ that we had stopped (hazard 6, which no framework can close; a provider that kee
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -96,13 +97,17 @@ class AttemptSeen:
             return True
         match self.reaction:
             case "mailed":
-                return self.unsure
+                return self.unsure or self._says_what_is_in(order.mailed)
             case "announced":
-                return why == OLD_KEY
+                return why == OLD_KEY or self._says_what_is_in(order.announced)
             case "listed":  # again(): called twice, and its outcomes may come late or for an order that was cancelled meanwhile
                 return self.outcome is not None
             case _:
                 return False
+
+    def _says_what_is_in(self, column: str | None) -> bool:
+        """An outcome that came once more after its attempt was gone, and that the record has: held, since no overtaken handler compares."""
+        return self.outcome is not None and column is not None and set(json.loads(self.outcome)) == {column}
 
 
 _COLUMNS = "id, status, round, rounds, charged_round, receipt, label, listing, mailed, announced, surveyed"

@@ -38,6 +38,11 @@ class Ledger:
         self._count = 0
         self._by_key: dict[str, list[Effect]] = {}
 
+    def close(self) -> None:
+        """Nothing is written any more."""
+        if self._file is not None:
+            self._file.close()
+
     def land(self, asked: dict[str, Any], shown_at: float, now: float, *, kept_s: float = 0.0, late_s: float = 0.0) -> Effect:
         """Acts on a call, or, under a key that is still kept, answers with what it did before."""
         before = self._by_key.setdefault(asked["key"], [])

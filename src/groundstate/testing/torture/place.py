@@ -15,7 +15,6 @@ from random import Random
 
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from groundstate.testing.servers import PostgresServer
 from groundstate.testing.torture.beside import ProxyProcess
@@ -124,7 +123,7 @@ def _postgres(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
     settings = {"max_wal_size": "64MB", "min_wal_size": "32MB"}
     with PostgresServer(max_connections=200, within=room, settings=settings) as server:
         url = server.create_database()
-        engine = create_engine(url, poolclass=NullPool)
+        engine = create_engine(url, pool_pre_ping=True)
         with engine.connect() as connection:
             version = str(connection.execute(text("SHOW server_version")).scalar_one())
         if server.port is None:
