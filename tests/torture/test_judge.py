@@ -17,7 +17,6 @@ from groundstate.testing.torture.judge import DELETED, KILLED, OLD_KEY, Judge
 from groundstate.testing.torture.ledger import Ledger, Reader
 from groundstate.testing.torture.shop import Base, GoneOrder, Order
 
-
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 

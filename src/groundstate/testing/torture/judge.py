@@ -244,6 +244,10 @@ class Judge:
         waiting = [f"{one}" for one in attempts if one.state != "held"]
         return waiting + [f"{order}" for order in self.unfinished_orders() if str(order.id) not in held]
 
+    def helpable(self) -> int:
+        """How much is held that a person may help: all but what is held for an order that is gone."""
+        return sum(one.state == "held" and one.why != DELETED for one in self.attempts())
+
     def verdict(self, living: Collection[int] = ()) -> Counter[str]:
         """All invariants, when all is quiet and the workers `living` alone run. Returns what is held, by reason."""
         self.sample()

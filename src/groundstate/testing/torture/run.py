@@ -27,6 +27,7 @@ from groundstate.testing.torture.plan import Plan, acts
 from groundstate.testing.torture.said import Said, said
 from groundstate.testing.torture.tormentor import Tormentor
 
+HELPED_WITHIN_S = 30.0  # so long a person goes on who can help no more
 CANCELS, DELETES = 8, 2  # of each hundred rounds of orders
 
 
@@ -133,22 +134,22 @@ def _torment(plan: Plan, tormentor: Tormentor, orders: Orders, show: _Showing) -
 
 def _settle(plan: Plan, tormentor: Tormentor, provider: ProviderProcess, show: _Showing) -> None:
     """Nobody is killed any more: all orders become final, and what is held after that no person can help."""
-    end, quiet_before = time.monotonic() + plan.settles_within_s, False
+    end = time.monotonic() + plan.settles_within_s
+    helped_until: float | None = None
     while True:
         tormentor.staff()
         tormentor.fleet.wait(lambda: False, 0.2)
         tormentor.look()
         show.tell("settles")
         try:
-            left = tormentor.judge.unfinished()
+            left, helpable = tormentor.judge.unfinished(), tormentor.judge.helpable()
         except DBAPIError:
-            left = ["the database is in trouble"]
-        quiet = not left and not provider.figures()["in the air"]
-        if quiet and quiet_before:
-            return
-        quiet_before = False
-        if quiet:  # still so after a person looked at all that is held?
-            quiet_before = tormentor.person_was_there()
+            left, helpable = ["the database is in trouble"], 0
+        if not left and not provider.figures()["in the air"]:
+            helped_until = helped_until or time.monotonic() + HELPED_WITHIN_S
+            if not helpable or time.monotonic() > helped_until:
+                return
+            tormentor.wait_for_person()
         if time.monotonic() > end:
             since = f"{plan.settles_within_s:g} s after the last kill"
             tormentor.judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")

@@ -83,11 +83,10 @@ class Tormentor:
         self.person = self._bear("person")
         return self.person
 
-    def person_was_there(self) -> bool:
-        """Whether a round of the person, from now on, went through."""
+    def wait_for_person(self) -> None:
+        """A round of the person, from its beginning to its end."""
         person = self.send_person()
         self.fleet.wait(lambda: person.status is not None, PERSON_WITHIN_S)
-        return person.status == 0
 
     def free(self) -> None:
         """The disk has room again."""
@@ -211,7 +210,7 @@ class Tormentor:
         """A worker ends when it is told to, and only then; in trouble one may not come up."""
         in_trouble = self._full_until is not None or time.monotonic() - self._trouble_at < IN_TROUBLE_S
         for one in self.fleet.ended():
-            expected = {"killed": (-signal.SIGKILL,), "drained": (0, worker.NO_DATABASE)}.get(one.told, ())
+            expected = {"killed": (-signal.SIGKILL,), "drained": (0, -signal.SIGTERM, worker.NO_DATABASE)}.get(one.told, ())
             if one.what == "person":
                 expected = (0, -signal.SIGKILL)
             may_not_start = one.status == worker.NO_DATABASE and (in_trouble or self.place.store == "postgres")
@@ -238,6 +237,7 @@ def _word(status: int | None) -> str:
     words = {
         0: "by an orderly end",
         -signal.SIGKILL: "by SIGKILL",
+        -signal.SIGTERM: "by SIGTERM, before it had heard of it",
         worker.BY_ITSELF: "by an error",
         worker.NO_DATABASE: "the database was in trouble at its start",
         worker.REFUSED: "its start was refused",
