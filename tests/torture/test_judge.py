@@ -1,4 +1,4 @@
-"""The judge itself: a verdict that cannot find fault says nothing, so each invariant is broken here once, in forged books, and must be named."""
+"""The judge itself: a verdict that cannot find fault says nothing. Each invariant is broken here once, in forged books, and is named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from sqlalchemy import Engine, create_engine, insert, text
 
 from groundstate.store import tables
-from groundstate.testing.torture import judge as judging
 from groundstate.testing.torture.judge import DELETED, KILLED, OLD_KEY, Judge
 from groundstate.testing.torture.ledger import Ledger, Reader
 from groundstate.testing.torture.shop import Base, GoneOrder, Order
@@ -43,7 +42,7 @@ class Books:
             connection.execute(insert(GoneOrder if gone else Order).values(**values))
 
     def attempt(self, state: str, reaction: str = "paid", occurrence: str = "1", record: int = 1, **columns: Any) -> None:
-        values = {"app": "torture", "reaction": reaction, "record": str(record), "occurrence": occurrence, "state": state}
+        values: dict[str, Any] = {"app": "torture", "reaction": reaction, "record": str(record), "occurrence": occurrence, "state": state}
         values |= {"unsure": state == "doubt", "call": 1, "call_no": 1, "failures": 0, "worker": 1, "together": 0}
         values |= dict.fromkeys(("since", "first_at", "deadline"), THEN)
         with self.engine.begin() as connection:
@@ -138,6 +137,14 @@ def test_a_key_called_again_after_the_provider_forgot_it_is_named(books: Books, 
     assert books.named == {"OncePerKey"}
 
 
+def test_a_label_under_another_key_is_named(books: Books) -> None:
+    books.order(label="label-1")
+    books.effect("label", occurrence="", key="one", kept_s=20)
+    books.effect("label", occurrence="", key="other", kept_s=20)
+    books.judge.sample()
+    assert books.named == {"OncePerKey"}
+
+
 def test_a_second_charge_by_a_process_that_was_stopped_past_its_deadline_is_excused_and_counted(books: Books) -> None:
     books.judge.stopped.add(7)
     books.order(charged_round=1)
@@ -181,7 +188,8 @@ def test_an_order_that_was_deleted_by_its_owner_is_not_lost_and_its_charge_must_
 @pytest.mark.parametrize("lacks", ["mailed", "announced", "surveyed", "listing"])
 def test_an_order_that_is_done_and_lacks_something_is_named(books: Books, lacks: str) -> None:
     books.judge.surveys = True
-    books.whole(**{lacks: None})
+    books.whole()
+    books.run(f"UPDATE orders SET {lacks} = NULL")
     books.attempt("failed", reaction="any")  # so that nothing but what lacks is asked about
     books.judge.verdict()
     assert "NotLost" in books.named
@@ -247,7 +255,7 @@ def test_what_has_no_reason_may_not_be_held(books: Books) -> None:
 
 def test_an_order_that_does_not_move_is_named_and_one_that_moves_is_not(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [time.monotonic()]
-    monkeypatch.setattr(judging.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     books.order("placed", number=1)
     books.order("placed", number=2)
     books.judge.look_deeper()

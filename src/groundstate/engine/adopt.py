@@ -93,7 +93,7 @@ def look_at_ends(life: Life) -> None:
 
 
 def _forget_ends(life: Life) -> None:
-    """Their rows go. Witnesses first: an adopter that died may have left one, and a witness without a row tells of a restore (hazard 46)."""
+    """Their rows go. Witnesses first: an adopter that died may have left one, and one without a row tells of a restore (hazard 46)."""
     with life.transaction() as tx:
         long_past = tables.worker.c.ended_at < tx.now - careful.STRETCH - timedelta(seconds=1)
         if life.witness:

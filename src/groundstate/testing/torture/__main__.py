@@ -17,7 +17,7 @@ from groundstate.testing.torture.plan import Plan
 from groundstate.testing.torture.run import State, run
 from groundstate.testing.torture.table import Show
 
-EPILOG = "Exit status: 0 every invariant held, 1 one did not, 2 wrong arguments, 3 the shop could not be set up or its database is gone."
+EPILOG = "Exit status: 0 every invariant held, 1 one did not, 2 wrong arguments, 3 the shop could not be set up or its database is gone, 130 ended by Ctrl-C."
 FAULTS_SHOWN = 50
 
 
@@ -39,6 +39,9 @@ def main(given: list[str] | None = None) -> int:
         try:
             with Show(console) as show:
                 states.append(run(replace(plan, store=store, keep=keep), show.tell))
+        except KeyboardInterrupt:
+            sys.stderr.write(f"torture: {store}, seed {seed}: ended by hand, and not judged\n")
+            return 130
         except (ServerError, RuntimeError, TimeoutError, OSError) as error:
             sys.stderr.write(f"torture: {store}, seed {seed}: {type(error).__name__}: {error}\n")
             return 3

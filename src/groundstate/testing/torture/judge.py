@@ -202,7 +202,7 @@ class Judge:
             if effect.late_s:
                 self.fault("Deadline", f"{effect} came later than deadline + settle_after, and we had not stopped its process")
             self._open.append(effect)
-            which = (effect.call, effect.record, effect.key)
+            which = (effect.call, effect.record, effect.occurrence)  # and not by key: a second key is a fault as well
             self.checks[ONCE[effect.call]] += 1
             first = self._first.setdefault(which, effect)
             if first is not effect and (effect.call, effect.record) not in self._late:

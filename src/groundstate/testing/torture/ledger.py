@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+BYTES_OF_ONE = 200  # an effect in the file, about
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -77,6 +79,10 @@ class Reader:
     file: Path
     effects: list[Effect] = field(default_factory=list)  # all that were read
     _offset: int = 0
+
+    def more_than(self, count: int) -> bool:
+        """Whether about so many effects were written since the last look."""
+        return self.file.exists() and self.file.stat().st_size - self._offset >= count * BYTES_OF_ONE
 
     def new(self) -> list[Effect]:
         """The effects that were written since the last look, all of which landed before this call."""

@@ -24,6 +24,8 @@ PERSON_EVERY_S = 2.0
 PERSON_WITHIN_S = 30.0
 DEEPER_EVERY_S = 5.0
 IN_TROUBLE_S = 75.0  # for so long after a trouble of the database a worker may find that it cannot start
+WORKING = 0.7  # of the kills; the others come as they come: to one that was just born, or has nothing to do
+WORKING_WITHIN_S = 1.0
 STOPPED_AT_MOST = 3  # at once
 
 
@@ -61,6 +63,8 @@ class Tormentor:
         if not self.place.can(what):
             return
         self.staff()
+        if what.startswith("kill") and self.dice.random() < WORKING:
+            self._until_effects(self.dice.randint(1, 8))
         self._acts[what]()
         self.done[what] += 1
         self.look()
@@ -126,6 +130,12 @@ class Tormentor:
             self.done["killed while stopped"] += one.wakes_at is not None
             self.done["killed cold"] += one.cold is not None
             self.fleet.kill(one)
+
+    def _until_effects(self, count: int) -> None:
+        """So that on a slow machine, too, workers are killed that work."""
+        end = time.monotonic() + WORKING_WITHIN_S
+        while time.monotonic() < end and not self.judge.ledger.more_than(count):
+            self._pause(0.02)
 
     def _some(self, count: int) -> list[Seen]:
         """Mostly such as had time to begin something."""

@@ -29,6 +29,7 @@ LATE = {
     ),
     "postgresql": ("sqlalchemy.dialects.postgresql.psycopg", "groundstate.store.postgres", "groundstate.store.session_locks"),
 }
+PLANTED = os.environ.get("TORTURE_PLANTED", "")
 log = logging.getLogger("groundstate.testing.torture")
 
 
@@ -60,6 +61,8 @@ def child(log_file: str, life: Callable[[], int]) -> None:
 
 def main(log_file: str) -> None:
     """Until stdin is closed."""
+    if PLANTED:
+        import_module(PLANTED)  # a fault on purpose, for tests of the judge
     for module in LATE[shop.app.stores[0].settings().url.get_backend_name()]:
         import_module(module)
     shop.app.check_declarations()
