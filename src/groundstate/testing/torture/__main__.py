@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,10 @@ from groundstate.testing.torture.plan import Plan
 from groundstate.testing.torture.run import State, run
 from groundstate.testing.torture.table import Show
 
-EPILOG = "Exit status: 0 every invariant held, 1 one did not, 2 wrong arguments, 3 the shop could not be set up or its database is gone, 130 ended by Ctrl-C."
+EPILOG = (
+    "Exit status: 0 every invariant held, 1 one did not, 2 wrong arguments, 3 the shop could not be set up or its database is gone,"
+    " 130 ended by SIGINT or SIGTERM."
+)
 FAULTS_SHOWN = 50
 
 
@@ -33,6 +37,8 @@ def main(given: list[str] | None = None) -> int:
     plan = Plan("", kills, asked.minutes, seed, asked.workers, asked.orders, asked.rate)
     stores = ["sqlite", "postgres"] if asked.store == "both" else [asked.store]
     console, states = Console(), list[State]()
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored by what a shell started in the background
+        signal.signal(number, signal.default_int_handler)
     for store in stores:
         keep = asked.keep / store if asked.keep else None
         console.print(f"{store}: seed {seed}", soft_wrap=True, highlight=False)
