@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 
 from groundstate.engine import begin
+from groundstate.values import keys
 from groundstate.values.answers import Key
 
 
@@ -21,4 +22,4 @@ class _Keys:
         return Key(secrets.token_hex(8))
 
 
-setattr(begin, "keys", _Keys(begin.keys))  # noqa: B010  # of another type than the module, on purpose
+setattr(begin, "keys", _Keys(keys))  # noqa: B010  # of another type than the module, on purpose

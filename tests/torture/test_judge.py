@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,6 +154,19 @@ def test_a_second_charge_by_a_process_that_was_stopped_past_its_deadline_is_excu
     assert books.judge.excused == 1
 
 
+def test_a_second_charge_is_excused_where_the_machine_stood_still_just_before_it(books: Books) -> None:
+    books.order(charged_round=1)
+    books.effect(at=1000.0)
+    books.judge.clock.ticked(2.0, now=1008.0)
+    books.effect(at=1009.0, late_s=0.3)
+    books.judge.sample()
+    assert books.judge.faults == []
+    assert books.judge.excused == 1
+    books.effect(at=1090.0, late_s=0.3)
+    books.judge.sample()
+    assert books.named == {"Deadline"}
+
+
 def test_a_call_later_than_its_deadline_by_a_process_that_nobody_stopped_is_named(books: Books) -> None:
     books.order(charged_round=1)
     books.effect(late_s=0.3)
@@ -253,17 +265,15 @@ def test_what_has_no_reason_may_not_be_held(books: Books) -> None:
     assert books.named == {"HeldForAReason"}
 
 
-def test_an_order_that_does_not_move_is_named_and_one_that_moves_is_not(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [time.monotonic()]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_an_order_that_does_not_move_is_named_and_one_that_moves_is_not(books: Books) -> None:
     books.order("placed", number=1)
     books.order("placed", number=2)
     books.judge.look_deeper()
-    now[0] += 100
+    books.judge.clock.awake_s += 100
     books.run("UPDATE orders SET status = 'packed' WHERE id = 2")
     books.judge.look_deeper()
     assert books.judge.faults == []
-    now[0] += 30
+    books.judge.clock.awake_s += 30
     books.judge.look_deeper()
     assert books.named == {"Progress"}
     assert "id=1" in books.judge.faults[0]

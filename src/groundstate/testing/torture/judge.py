@@ -1,14 +1,13 @@
 """The judge: what the outside's ledger says against what the database says, at any instant and at the end. Faults go by invariants' names.
 
 It reads the user's tables, `groundstate_attempt` and `groundstate_worker` alone, by plain SQL: nothing of the framework takes part in
-the verdict. One thing it excuses, and counts: an effect that landed later than its call's deadline plus settle_after, sent by a process
-that we had stopped (hazard 6, which no framework can close; a provider that keeps keys for ever closes it).
+the verdict. One thing it excuses, and counts: an effect that was sent later than its call's deadline plus settle_after, by a process that
+we had stopped, or that the machine did not let run (hazard 6, which no framework can close; a provider that keeps keys for ever does).
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Engine, bindparam, text
 
+from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.ledger import Effect, Reader
 from groundstate.testing.torture.shop import FINAL
 
@@ -25,7 +25,8 @@ INVARIANTS = ("Listed", "NotLost", "AtMostOnce", "OncePerKey", "Fenced", "Nothin
 KILLED = "its worker ended while this record alone was carried out"  # careful mode's own reason (hazard 25)
 OLD_KEY = "in doubt, and its key is too old to call again"
 DELETED = "the record was deleted while its call was in doubt"
-PATIENCE_S = 120.0  # an order that is not held and has not changed for so long is stuck
+PATIENCE_S = 120.0  # an order that is not held and has not changed for so long, as the machine let us run, is stuck
+STILL_WITHIN_S = 15.0  # before a late effect: a call's time from its begin to deadline + settle_after, and more
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Judge:
 
     engine: Engine
     ledger: Reader
+    clock: Clock = field(default_factory=Clock)
     placed: list[int] = field(default_factory=list)  # the orders whose placing was committed
     faults: list[str] = field(default_factory=list)
     checks: Counter[str] = field(default_factory=Counter)  # how often each invariant was looked at, by things looked at
@@ -195,12 +197,12 @@ class Judge:
             self.effects[effect.call] += 1
             if effect.call not in ONCE:
                 continue
-            if effect.late_s and effect.pid in self.stopped:
+            if effect.late_s and (effect.pid in self.stopped or self.clock.stood_still(effect.at - STILL_WITHIN_S, effect.at)):
                 self.excused += 1
                 self._late.add((effect.call, effect.record))
                 continue
             if effect.late_s:
-                self.fault("Deadline", f"{effect} came later than deadline + settle_after, and we had not stopped its process")
+                self.fault("Deadline", f"{effect} was sent later than deadline + settle_after, and nobody had stopped its process")
             self._open.append(effect)
             which = (effect.call, effect.record, effect.occurrence)  # and not by key: a second key is a fault as well
             self.checks[ONCE[effect.call]] += 1
@@ -219,7 +221,7 @@ class Judge:
         attempts: dict[str, list[AttemptSeen]] = {}
         for one in self.attempts():
             attempts.setdefault(one.record, []).append(one)
-        now = time.monotonic()
+        now = self.clock.awake_s
         before, self._since = self._since, {}
         for order in self.unfinished_orders():
             its = attempts.get(str(order.id), [])

@@ -14,8 +14,8 @@ BYTES_OF_ONE = 200  # an effect in the file, about
 class Effect:
     """What was done to the outside, once.
 
-    at, shown_at: when, and from when a find sees it. late_s: by how much its request came later than the call's deadline + settle_after
-    (hazard 6: a process that was stopped just before it sent); 0 for all others.
+    at, shown_at: when, and from when a find sees it. late_s: by how much its request was sent later than the call's deadline +
+    settle_after (hazard 6: a process that was stopped just before it sent); 0 for all others.
     """
 
     id: str

@@ -58,7 +58,7 @@ def chunk(dice: Random, kills: int, store: str) -> list[str]:
     return done
 
 
-def acts(plan: Plan, dice: Random) -> Iterator[str]:
+def chunks(plan: Plan, dice: Random) -> Iterator[list[str]]:
     """All that is done in a run, without an end: who asks stops when the plan is fulfilled."""
     for size in repeat(min(plan.kills or CHUNK, CHUNK)):
-        yield from chunk(dice, size, plan.store)
+        yield chunk(dice, size, plan.store)

@@ -75,7 +75,7 @@ class Provider:
             case "do":
                 return await self._do(asked)
             case "many":
-                return await asyncio.gather(*[self._do(one) for one in asked["each"]])
+                return await asyncio.gather(*[self._do({**one, "sent": asked["sent"]}) for one in asked["each"]])
             case "find":
                 return self._find(asked)
             case "truth":
@@ -118,8 +118,10 @@ class Provider:
                 del self._heard[asked["key"]]
 
     async def _tricked(self, asked: Request, trick: str) -> Request | None:
-        if self._clock() > asked["until"]:
+        if asked["sent"] > asked["until"]:
             return {"id": self._land(asked).id}  # a real one would act on it as well: it knows no deadline of ours
+        if self._clock() > asked["until"] - AHEAD_S:
+            trick = "never arrives"  # sent in time and heard too late, by our own slowness: the contract is kept
         self.tricks[trick] += 1
         match trick:
             case "prompt":
@@ -136,6 +138,8 @@ class Provider:
                 self._land_late(asked)
                 await asyncio.sleep(self._dice.choice([0, GIVEN_UP_S + 0.2]))
                 return None
+        if self._clock() > asked["until"] - AHEAD_S / 5:
+            return None  # it became too late meanwhile, by our own slowness
         effect = self._land(asked)
         if trick == "answer lost":
             return None
@@ -145,7 +149,7 @@ class Provider:
 
     def _land(self, asked: Request) -> Effect:
         now = self._clock()
-        late_s = max(now - asked["until"], 0.0)
+        late_s = max(asked["sent"] - asked["until"], 0.0)
         self.late += late_s > 0
         hidden = self._dice.uniform(0, 0.9) if self._dice.random() < 0.25 else 0.0
         shown_at = max(now, now + (asked["until"] - AHEAD_S - now) * hidden)

@@ -17,13 +17,14 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.testing.torture.beside import ProviderProcess
+from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.deploy import Deploys
 from groundstate.testing.torture.fleet import Fleet
 from groundstate.testing.torture.judge import Judge
 from groundstate.testing.torture.ledger import Reader
 from groundstate.testing.torture.orders import Orders
 from groundstate.testing.torture.place import Place, place_in
-from groundstate.testing.torture.plan import Plan, acts
+from groundstate.testing.torture.plan import KILLS, Plan, chunks
 from groundstate.testing.torture.said import Said, said
 from groundstate.testing.torture.tormentor import Tormentor
 
@@ -75,7 +76,7 @@ def run(plan: Plan, tell: Callable[[State], None] = lambda _: None) -> State:
         provider = stack.enter_context(ProviderProcess(folder, dice.randrange(2**32)))
         log = folder / "processes.log"
         cold = {**os.environ, "TORTURE_DATABASE": place.url, "TORTURE_PROVIDER": str(provider.door)}
-        judge = Judge(place.engine, Reader(provider.ledger))
+        judge = Judge(place.engine, Reader(provider.ledger), stack.enter_context(Clock()))
         deploys = Deploys(cold, judge)
         deploys.begin()
         fleet = stack.enter_context(Fleet(cold | {"TORTURE_DATABASE": place.through}, cold, log))
@@ -118,15 +119,17 @@ class _Showing:
 
 
 def _torment(plan: Plan, tormentor: Tormentor, orders: Orders, show: _Showing) -> None:
-    end = time.monotonic() + plan.minutes * 60 if plan.minutes is not None else None
     began = time.monotonic()
+    end = began + plan.minutes * 60 if plan.minutes is not None else float("inf")
+    enough = plan.kills if plan.kills is not None else float("inf")
     with orders.coming_in():
-        for what in acts(plan, tormentor.dice):
-            tormentor.act(what)
-            show.tell("torments")
-            if orders.failure is not None:
-                break
-            if (plan.kills is not None and tormentor.kills >= plan.kills) or (end is not None and time.monotonic() > end):
+        for some in chunks(plan, tormentor.dice):
+            for what in some:
+                if (what in KILLS and tormentor.kills >= enough) or time.monotonic() > end or orders.failure is not None:
+                    continue  # the other troubles of a chunk come to pass, however soon its kills were made
+                tormentor.act(what)
+                show.tell("torments")
+            if tormentor.kills >= enough or time.monotonic() > end or orders.failure is not None:
                 break
         show.state.tormented_s = time.monotonic() - began
         tormentor.end_troubles()  # before the last orders are placed: they wait for the database
@@ -134,7 +137,8 @@ def _torment(plan: Plan, tormentor: Tormentor, orders: Orders, show: _Showing) -
 
 def _settle(plan: Plan, tormentor: Tormentor, provider: ProviderProcess, show: _Showing) -> None:
     """Nobody is killed any more: all orders become final, and what is held after that no person can help."""
-    end = time.monotonic() + plan.settles_within_s
+    clock = tormentor.judge.clock
+    end = clock.awake_s + plan.settles_within_s
     helped_until: float | None = None
     while True:
         tormentor.staff()
@@ -146,11 +150,11 @@ def _settle(plan: Plan, tormentor: Tormentor, provider: ProviderProcess, show: _
         except DBAPIError:
             left, helpable = ["the database is in trouble"], 0
         if not left and not provider.figures()["in the air"]:
-            helped_until = helped_until or time.monotonic() + HELPED_WITHIN_S
-            if not helpable or time.monotonic() > helped_until:
+            helped_until = helped_until or clock.awake_s + HELPED_WITHIN_S
+            if not helpable or clock.awake_s > helped_until:
                 return
             tormentor.wait_for_person()
-        if time.monotonic() > end:
+        if clock.awake_s > end:
             since = f"{plan.settles_within_s:g} s after the last kill"
             tormentor.judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")
             return

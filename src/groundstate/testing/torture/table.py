@@ -13,6 +13,7 @@ from rich.table import Table
 from groundstate.testing.torture.run import State
 
 PLAIN_EVERY_S = 5.0
+FAULT_SHOWN = 1000  # characters
 
 
 class Show:
@@ -21,7 +22,7 @@ class Show:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._last, self._phase = -PLAIN_EVERY_S, ""
+        self._last, self._phase, self._faults = -PLAIN_EVERY_S, "", 0
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -36,7 +37,11 @@ class Show:
         """How far it is now."""
         if self._live is not None:
             self._live.update(_table(state), refresh=True)
-        elif time.monotonic() - self._last > PLAIN_EVERY_S or state.phase != self._phase:
+            return
+        for fault in state.faults[self._faults :]:
+            self._console.print(f"FAULT {fault[:FAULT_SHOWN]}", soft_wrap=True, highlight=False, markup=False)
+        self._faults = len(state.faults)
+        if time.monotonic() - self._last > PLAIN_EVERY_S or state.phase != self._phase:
             self._last, self._phase = time.monotonic(), state.phase
             self._console.print(line(state), soft_wrap=True, highlight=False)
 

@@ -39,6 +39,7 @@ class Tormentor:
         self.ends: Counter[str] = Counter()
         self.person: Seen | None = None
         self._full_until: float | None = None
+        self._draining: dict[Seen, float] = {}  # since when, on the judge's clock
         self._trouble_at = -IN_TROUBLE_S
         self._person_at = self._deeper_at = time.monotonic()
         self._acts: dict[str, Callable[[], None]] = {
@@ -229,9 +230,14 @@ class Tormentor:
             if one.status not in expected and not may_not_start:
                 self.judge.fault("OthersGoOn", f"{one.what} {one.pid} of version {one.version} ended: {_word(one.status)} ({how})")
         for one in self.fleet.all():
-            if one.told == "drained" and time.monotonic() - one.told_at > DRAIN_WITHIN_S and one.wakes_at is None:
+            if one.told == "drained" and self._too_long(one) and one.wakes_at is None:
                 self.judge.fault("Drain", f"worker {one.pid} has not ended {DRAIN_WITHIN_S:g} s after SIGTERM")
                 self._kill([one])
+
+    def _too_long(self, one: Seen) -> bool:
+        """Whether it had DRAIN_WITHIN_S to end, as the machine let us run."""
+        since = self._draining.setdefault(one, self.judge.clock.awake_s)
+        return self.judge.clock.awake_s - since > DRAIN_WITHIN_S
 
     def _age_the_ends(self) -> None:
         """In every other part of the run it goes on as if the kills were hours apart: careful mode ends."""
