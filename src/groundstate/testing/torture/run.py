@@ -29,6 +29,7 @@ from groundstate.testing.torture.said import Said, said
 from groundstate.testing.torture.tormentor import Tormentor
 
 HELPED_WITHIN_S = 30.0  # so long a person goes on who can help no more
+FAULTS_ENOUGH = 25  # the verdict is clear then, and the run ends
 CANCELS, DELETES = 8, 2  # of each hundred rounds of orders
 
 
@@ -122,14 +123,18 @@ def _torment(plan: Plan, tormentor: Tormentor, orders: Orders, show: _Showing) -
     began = time.monotonic()
     end = began + plan.minutes * 60 if plan.minutes is not None else float("inf")
     enough = plan.kills if plan.kills is not None else float("inf")
+
+    def over() -> bool:
+        return time.monotonic() > end or orders.failure is not None or len(tormentor.judge.faults) >= FAULTS_ENOUGH
+
     with orders.coming_in():
         for some in chunks(plan, tormentor.dice):
             for what in some:
-                if (what in KILLS and tormentor.kills >= enough) or time.monotonic() > end or orders.failure is not None:
+                if (what in KILLS and tormentor.kills >= enough) or over():
                     continue  # the other troubles of a chunk come to pass, however soon its kills were made
                 tormentor.act(what)
                 show.tell("torments")
-            if tormentor.kills >= enough or time.monotonic() > end or orders.failure is not None:
+            if tormentor.kills >= enough or over():
                 break
         show.state.tormented_s = time.monotonic() - began
         tormentor.end_troubles()  # before the last orders are placed: they wait for the database
@@ -154,6 +159,8 @@ def _settle(plan: Plan, tormentor: Tormentor, provider: ProviderProcess, show: _
             if not helpable or clock.awake_s > helped_until:
                 return
             tormentor.wait_for_person()
+        if len(tormentor.judge.faults) >= FAULTS_ENOUGH:
+            return
         if clock.awake_s > end:
             since = f"{plan.settles_within_s:g} s after the last kill"
             tormentor.judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")
