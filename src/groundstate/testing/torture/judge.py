@@ -25,7 +25,7 @@ INVARIANTS = ("Listed", "NotLost", "AtMostOnce", "OncePerKey", "Fenced", "Nothin
 KILLED = "its worker ended while this record alone was carried out"  # careful mode's own reason (hazard 25)
 OLD_KEY = "in doubt, and its key is too old to call again"
 DELETED = "the record was deleted while its call was in doubt"
-PATIENCE_S = 120.0  # an order that is not held and has not changed for so long, as the machine let us run, is stuck
+PATIENCE_S = 120.0  # an order that nobody touched for so long, as the machine let us run, is stuck
 STILL_WITHIN_S = 15.0  # before a late effect: a call's time from its begin to deadline + settle_after, and more
 
 
@@ -85,6 +85,8 @@ class AttemptSeen:
     why: str | None
     error: str | None
     outcome: str | None
+    worker: int
+    next_at: str | None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -112,7 +114,10 @@ class AttemptSeen:
 
 
 _COLUMNS = "id, status, round, rounds, charged_round, receipt, label, listing, mailed, announced, surveyed"
-_ATTEMPTS = "SELECT reaction, record, occurrence, state, unsure, failures, call_no, why, error, outcome FROM groundstate_attempt"
+_ATTEMPTS = (
+    "SELECT reaction, record, occurrence, state, unsure, failures, call_no, why, error, outcome, worker, CAST(next_at AS TEXT)"
+    " FROM groundstate_attempt"
+)
 _UNFINISHED = (
     "status NOT IN ('done', 'cancelled') OR (receipt IS NOT NULL AND mailed IS NULL) OR (label IS NOT NULL AND announced IS NULL)"
     " OR (status = 'done' AND surveyed IS NULL)"
@@ -232,7 +237,7 @@ class Judge:
             was, since = before.get(order.id, (None, now))
             self._since[order.id] = (looks, since if was == looks else now)
             if was == looks and now - since > PATIENCE_S:
-                self.fault("Progress", f"{order} has not changed for {PATIENCE_S:g} s, with {its}")
+                self.fault("Progress", f"{order} was not touched for {PATIENCE_S:g} s, with {its}")
 
     def forgive_the_time(self) -> None:
         """After nothing could go on for a while by our own doing: patience begins anew."""

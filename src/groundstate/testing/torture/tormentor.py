@@ -226,6 +226,7 @@ class Tormentor:
                 expected = (0, -signal.SIGKILL)
             may_not_start = one.status == worker.NO_DATABASE and (in_trouble or self.place.store == "postgres")
             how = one.told or "nobody told it to"
+            self.judge.checks["OthersGoOn"] += 1
             self.ends[f"{one.what}, {how}: {_word(one.status)}"] += 1
             if one.status not in expected and not may_not_start:
                 self.judge.fault("OthersGoOn", f"{one.what} {one.pid} of version {one.version} ended: {_word(one.status)} ({how})")
