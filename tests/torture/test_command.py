@@ -11,8 +11,9 @@ from random import Random
 import pytest
 from rich.console import Console
 
+from groundstate.testing.servers import ServerError
+from groundstate.testing.torture import __main__ as command
 from groundstate.testing.torture import report
-from groundstate.testing.torture.__main__ import main
 from groundstate.testing.torture.plan import Plan, chunk, troubles
 from groundstate.testing.torture.run import State
 from groundstate.testing.torture.said import said
@@ -36,9 +37,31 @@ from groundstate.testing.torture.table import Show
 )
 def test_what_cannot_be_is_refused_with_its_name(given: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(given)
+        command.main(given)
     assert ended.value.code == 2
     assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stops", [ServerError("no programs of PostgreSQL were found"), TimeoutError("it does not come back")])
+def test_what_keeps_it_from_judging_is_said_with_the_seed(
+    stops: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(plan: Plan, _tell: object) -> State:
+        if plan.store == "postgres":
+            raise stops
+        return State(plan)
+
+    monkeypatch.setattr(command, "run", run)
+    assert command.main(["--seed", "9"]) == 3
+    told = capsys.readouterr()
+    assert "VERDICT sqlite, seed 9: nothing lost, doubled or unlisted" in told.out
+    assert f"torture: postgres, seed 9: {type(stops).__name__}: {stops}" in told.err
+
+
+def test_a_fault_on_one_store_is_the_exit_status_of_both(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "run", lambda plan, _tell: State(plan, faults=["Listed: it is not"] if plan.store == "sqlite" else []))
+    assert command.main(["--seed", "9"]) == 1
+    assert "FAULT Listed: it is not" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from sqlalchemy.exc import DBAPIError
 
 from groundstate.testing.servers import ServerError
 from groundstate.testing.torture import report
@@ -37,8 +38,6 @@ def main(given: list[str] | None = None) -> int:
     plan = Plan("", kills, asked.minutes, seed, asked.workers, asked.orders, asked.rate)
     stores = ["sqlite", "postgres"] if asked.store == "both" else [asked.store]
     console, states = Console(), list[State]()
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored by what a shell started in the background
-        signal.signal(number, signal.default_int_handler)
     for store in stores:
         keep = asked.keep / store if asked.keep else None
         console.print(f"{store}: seed {seed}", soft_wrap=True, highlight=False)
@@ -48,7 +47,7 @@ def main(given: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             sys.stderr.write(f"torture: {store}, seed {seed}: ended by hand, and not judged\n")
             return 130
-        except (ServerError, RuntimeError, TimeoutError, OSError) as error:
+        except (ServerError, DBAPIError, RuntimeError, OSError) as error:  # a TimeoutError is an OSError
             sys.stderr.write(f"torture: {store}, seed {seed}: {type(error).__name__}: {error}\n")
             return 3
         _tell(console, states[-1])
@@ -97,4 +96,6 @@ def _tell(console: Console, state: State) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored by what a shell started in the background
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())
