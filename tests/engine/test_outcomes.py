@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from groundstate import Failure, Outside, Retry, StateRefused, again, hold
-from groundstate.engine import outcomes
+from groundstate.engine import outcomes, persons
+from groundstate.store import opening
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import QUICK, Gateway, Order, World, ms, until
 
@@ -44,6 +49,50 @@ def test_hazard_11_an_outcome_waits_in_memory_while_it_cannot_be_written_and_not
     assert world.count(Order.status == "paid") == 3
     assert len(gateway.ledger) == 3
     assert world.attempts() == []
+
+
+def _cut_at(database: Any, begins: str, times: int) -> list[str]:
+    """The line to the server goes dead without a word just before such statements, as a proxy's does; returns those that it met."""
+    cut: list[str] = []
+
+    def before(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith(begins) and len(cut) < times:
+            cut.append(statement)
+            with socket.socket(fileno=os.dup(connection.connection.driver_connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+    event.listen(database.engine, "before_cursor_execute", before)
+    return cut
+
+
+@pytest.mark.parametrize("at", ["UPDATE orders", "DELETE FROM groundstate_attempt"])
+def test_a_line_that_is_cut_while_an_outcome_is_concluded_is_no_reason_to_hold_it(postgres_world: World, at: str) -> None:
+    gateway = charging(postgres_world, ASK)
+    life = postgres_world.worker()
+    cut = _cut_at(life.database, at, times=4)  # together, each reaction apart, each record alone, and once more
+    postgres_world.orders(1)
+    until(lambda: postgres_world.order().status == "paid" or "held" in postgres_world.states())
+    life.stop()
+    assert len(cut) == 4
+    assert postgres_world.attempts() == []
+    assert postgres_world.order().status == "paid"
+    assert len(gateway.ledger) == 1
+
+
+def test_a_line_that_is_cut_while_a_person_settles_is_no_reason_to_hold_it(postgres_world: World) -> None:
+    charging(postgres_world, hold()).plan(1, "raise")
+    postgres_world.orders(1)
+    postgres_world.settled()
+    database, make_lives, _ = opening.open_store(postgres_world.app.stores[0].settings())
+    cut = _cut_at(database, "DELETE FROM groundstate_attempt", times=1)
+    try:
+        person = persons.person("shop", list(postgres_world.app.reactions.values()), database, make_lives(), by="ada")
+        persons.settle(person, "paid", "1", outcome='"r0"')
+    finally:
+        database.close()
+    assert cut
+    assert postgres_world.attempts() == []
+    assert postgres_world.order().receipt == "r0"
 
 
 def _in_doubt_then_cancelled(world: World, gateway: Gateway) -> None:

@@ -136,6 +136,30 @@ def test_hazard_46_a_clean_restart_suspects_nobody(witnessed: World) -> None:
     assert len(gateway.ledger) == 9
 
 
+def test_hazard_46_a_witness_that_its_adopter_had_no_time_to_erase_tells_of_no_restore_later(witnessed: World, tmp_path: Path) -> None:
+    world = witnessed
+    gateway = charging(world, ASK)
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    first = world.worker()
+    until(lambda: gateway.waiting == 1)
+    first.kill()
+    files = {file: file.read_bytes() for file in (tmp_path / "witness").iterdir()}
+    assert len(files) == 1
+    adopter = world.worker()
+    adopter.kill()
+    for file, content in files.items():
+        file.write_bytes(content)  # as if the adopter had died after its commit, and before it erased
+    world.worker().stop()  # and another adopts what that one took
+    world.forward(3600)  # the unclean ends are long past: the next start forgets their rows
+    world.settled()
+    with world.engine.connect() as connection:
+        assert connection.exec_driver_sql("select count(*) from groundstate_worker").scalar_one() == 0
+    world.settled()
+    assert _suspects(world) == []
+    assert gateway.called(1) == 1
+
+
 def test_hazard_47_a_begin_that_landed_without_a_word_is_found_and_begun_again(world: World) -> None:
     gateway = charging(world, ASK)
     world.there()

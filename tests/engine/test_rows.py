@@ -159,6 +159,29 @@ def test_hazard_19_a_row_that_a_user_locked_is_skipped_and_taken_later(postgres_
     until(lambda: world.order(3).status == "packed")
 
 
+def test_outcomes_wait_for_no_attempt_of_a_record_that_another_worker_has_and_so_two_workers_never_for_each_other(
+    postgres_world: World,
+) -> None:
+    world = postgres_world
+    gateway = charging(world, hold())
+    for number in (1, 2):
+        gateway.plan(number, "done_hang")
+    world.orders(2)
+    life = world.worker()
+    until(lambda: gateway.waiting == 2)
+    with world.engine.connect() as other, other.begin():  # as a worker that puts an outcome of its own to the record
+        other.exec_driver_sql("SELECT 1 FROM orders WHERE id = 1 FOR NO KEY UPDATE")
+        other.exec_driver_sql("SELECT 1 FROM groundstate_attempt WHERE record = '1' FOR UPDATE")
+        gateway.gate.set()
+        until(lambda: world.order(2).status == "paid")
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        life.sweep()
+        assert other.exec_driver_sql(waits).scalar_one() == 0
+        assert not life.in_trouble
+    until(lambda: world.order(1).status == "paid")
+    assert len(gateway.ledger) == 2
+
+
 def test_hazard_19_an_outcome_for_a_row_that_a_user_locked_waits_in_memory(postgres_world: World) -> None:
     world = postgres_world
     gateway = charging(world, hold(), limit=10)

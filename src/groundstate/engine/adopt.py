@@ -89,5 +89,14 @@ def look_at_ends(life: Life) -> None:
         )
     life.care = new
     if ends and now - max(ends) > careful.STRETCH:  # until then an older end still says that the latest was not the only one
-        with life.transaction() as tx:
-            tx.connection.execute(delete(tables.worker).where(tables.worker.c.ended_at < tx.now - careful.STRETCH - timedelta(seconds=1)))
+        _forget_ends(life)
+
+
+def _forget_ends(life: Life) -> None:
+    """Their rows go. Witnesses first: an adopter that died may have left one, and one without a row tells of a restore (hazard 46)."""
+    with life.transaction() as tx:
+        long_past = tables.worker.c.ended_at < tx.now - careful.STRETCH - timedelta(seconds=1)
+        if life.witness:
+            for gone in tx.connection.execute(select(tables.worker.c.life).where(long_past)).scalars().all():
+                life.witness.erase(gone)
+        tx.connection.execute(delete(tables.worker).where(long_past))

@@ -150,7 +150,10 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         if tx.database.locks_rows and len(found) < len(wanted):
             missing = {key for text, key in keys_of.items() if text not in found}
             busy = {question.record_text(key) for key in _busy(question, tx, missing)}
-    by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, list(keys_of), lock=True)
+    ours = [
+        text for text in keys_of if text not in busy
+    ]  # who has the others' records has their attempts: we would wait for him, and he for us
+    by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, ours, lock=True)
     for identity in identities:
         text, occurrence = identity[2], identity[3]
         if text in busy:

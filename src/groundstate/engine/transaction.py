@@ -90,12 +90,13 @@ def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Tr
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info={OURS: True}) as session:
         now, some = connection.execute(_opening(database)).one()
         transaction = Transaction(database, connection, session, now, touched, some_attempts=bool(some))
-        connection.info[OURS] = transaction
+        marks = connection.info  # a connection that broke in the block gives them no more, and would hide by that what broke it
+        marks[OURS] = transaction
         try:
             yield transaction
             session.flush()
         finally:
-            connection.info.pop(OURS, None)
+            marks.pop(OURS, None)
         touched.merge(hints.collected(session))
     if touched:
         hints.tell(touched)

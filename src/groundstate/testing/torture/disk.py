@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+CLONE_NEWNS, MS_REC, MS_PRIVATE, MNT_DETACH = 0x20000, 0x4000, 0x40000, 2
 LEAST_FILE = 4096  # bytes of a file that still fit under the limit
 LEFT_FREE = (0, 4096, 65536)  # bytes that a full disk still has: one commit may fit, and the next does not
 
@@ -88,3 +88,9 @@ def _mounted(folder: Path, size_mb: int) -> bool:
         and system.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
         and system.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size_mb}m,mode=0755".encode()) == 0
     )
+
+
+def unmount(folder: Path) -> None:
+    """Takes the tmpfs away from `folder`, if one is mounted there; what still uses it keeps it until it ends."""
+    if folder.is_mount():
+        ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(folder), MNT_DETACH)

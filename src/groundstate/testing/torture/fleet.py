@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
 
-BORN_WITHIN_S = 60
-DIES_WITHIN_S = 60
+BORN_WITHIN_S = 120
+DIES_WITHIN_S = 120
 
 
 @dataclass(eq=False)

@@ -1,20 +1,21 @@
 """The judge: what the outside's ledger says against what the database says, at any instant and at the end. Faults go by invariants' names.
 
 It reads the user's tables, `groundstate_attempt` and `groundstate_worker` alone, by plain SQL: nothing of the framework takes part in
-the verdict. One thing it excuses, and counts: an effect that landed later than its call's deadline plus settle_after, sent by a process
-that we had stopped (hazard 6, which no framework can close; a provider that keeps keys for ever closes it).
+the verdict. One thing it excuses, and counts: an effect that was sent later than its call's deadline plus settle_after, by a process that
+we had stopped, or that the machine did not let run (hazard 6, which no framework can close; a provider that keeps keys for ever does).
 """
 
 from __future__ import annotations
 
-import time
+import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine, bindparam, text
 
+from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.ledger import Effect, Reader
 from groundstate.testing.torture.shop import FINAL
 
@@ -24,7 +25,8 @@ INVARIANTS = ("Listed", "NotLost", "AtMostOnce", "OncePerKey", "Fenced", "Nothin
 KILLED = "its worker ended while this record alone was carried out"  # careful mode's own reason (hazard 25)
 OLD_KEY = "in doubt, and its key is too old to call again"
 DELETED = "the record was deleted while its call was in doubt"
-PATIENCE_S = 120.0  # an order that is not held and has not changed for so long is stuck
+PATIENCE_S = 120.0  # an order that nobody touched for so long, as the machine let us run, is stuck
+STILL_WITHIN_S = 15.0  # before a late effect: a call's time from its begin to deadline + settle_after, and more
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class AttemptSeen:
     why: str | None
     error: str | None
     outcome: str | None
+    worker: int
+    next_at: str | None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -96,17 +100,24 @@ class AttemptSeen:
             return True
         match self.reaction:
             case "mailed":
-                return self.unsure
+                return self.unsure or self._says_what_is_in(order.mailed)
             case "announced":
-                return why == OLD_KEY
+                return why == OLD_KEY or self._says_what_is_in(order.announced)
             case "listed":  # again(): called twice, and its outcomes may come late or for an order that was cancelled meanwhile
                 return self.outcome is not None
             case _:
                 return False
 
+    def _says_what_is_in(self, column: str | None) -> bool:
+        """An outcome that came once more after its attempt was gone, and that the record has: held, since no overtaken handler compares."""
+        return self.outcome is not None and column is not None and set(json.loads(self.outcome)) == {column}
+
 
 _COLUMNS = "id, status, round, rounds, charged_round, receipt, label, listing, mailed, announced, surveyed"
-_ATTEMPTS = "SELECT reaction, record, occurrence, state, unsure, failures, call_no, why, error, outcome FROM groundstate_attempt"
+_ATTEMPTS = (
+    "SELECT reaction, record, occurrence, state, unsure, failures, call_no, why, error, outcome, worker, CAST(next_at AS TEXT)"
+    " FROM groundstate_attempt"
+)
 _UNFINISHED = (
     "status NOT IN ('done', 'cancelled') OR (receipt IS NOT NULL AND mailed IS NULL) OR (label IS NOT NULL AND announced IS NULL)"
     " OR (status = 'done' AND surveyed IS NULL)"
@@ -119,14 +130,20 @@ class Judge:
 
     engine: Engine
     ledger: Reader
+    clock: Clock = field(default_factory=Clock)
+    placed: list[int] = field(default_factory=list)  # the orders whose placing was committed
     faults: list[str] = field(default_factory=list)
     checks: Counter[str] = field(default_factory=Counter)  # how often each invariant was looked at, by things looked at
     samples: int = 0
     excused: int = 0  # effects of hazard 6
     surveys: bool = False  # whether the reaction of the second version is declared by now
     stopped: set[int] = field(default_factory=set)  # processes that we stopped past deadlines
+    effects: Counter[str] = field(default_factory=Counter)  # by call
+    doubts: Counter[str] = field(default_factory=Counter)  # calls that were seen in doubt, by reaction
+    held: Counter[str] = field(default_factory=Counter)  # attempts that were seen held, by reaction and reason
     _open: list[Effect] = field(default_factory=list)  # effects not yet seen concluded
     _first: dict[tuple[str, str, str], Effect] = field(default_factory=dict)
+    _noted: set[tuple[object, ...]] = field(default_factory=set)
     _late: set[tuple[str, str]] = field(default_factory=set)  # (call, record) of excused effects
     _since: dict[int, tuple[object, float]] = field(default_factory=dict)  # unfinished order -> how it looked, since when
 
@@ -140,8 +157,10 @@ class Judge:
     def sample(self) -> None:
         """Listed, AtMostOnce and OncePerKey, for every effect that the ledger had before the database is read."""
         self._take_in(self.ledger.new())
-        standing = {one.key for one in self.attempts()}  # before the orders: what is concluded in between is seen there
+        attempts = self.attempts()  # before the orders: what is concluded in between is seen there
+        standing = {one.key for one in attempts}
         self.samples += 1
+        self._look_at_doubts(attempts)
         if not self._open:
             return
         among = {int(effect.record) for effect in self._open}
@@ -161,25 +180,44 @@ class Judge:
                     self.fault("Listed", f"{effect} is in no record, and no attempt stands for it; {order}{deleted}")
         self._open = still
 
+    def _look_at_doubts(self, attempts: Sequence[AttemptSeen]) -> None:
+        """Counts what is in doubt and what is held, each once; and HeldForAReason."""
+        new = {(*one.key, one.call_no, one.state, one.why): one for one in attempts if one.unsure or one.state == "held"}
+        new = {which: one for which, one in new.items() if which not in self._noted}
+        self._noted |= new.keys()
+        held = [one for one in new.values() if one.state == "held"]
+        orders = {order.id: order for order in self.orders({int(one.record) for one in held})}
+        for one in new.values():
+            if one.state != "held":
+                self.doubts[one.reaction] += 1
+                continue
+            self.held[f"{one.reaction}: {one.why}"] += 1
+            self.checks["HeldForAReason"] += 1
+            order = orders.get(int(one.record))
+            if not one.may_be_held(order) and not self._was_late(one):
+                self.fault("HeldForAReason", f"{one}: nothing in this shop gives a reason; {order}")
+
     def _take_in(self, new: Sequence[Effect]) -> None:
         for effect in new:
+            self.effects[effect.call] += 1
             if effect.call not in ONCE:
                 continue
-            if effect.late_s and effect.pid in self.stopped:
+            if effect.late_s and (effect.pid in self.stopped or self.clock.stood_still(effect.at - STILL_WITHIN_S, effect.at)):
                 self.excused += 1
                 self._late.add((effect.call, effect.record))
                 continue
             if effect.late_s:
-                self.fault("Deadline", f"{effect} came later than deadline + settle_after, and we had not stopped its process")
+                self.fault("Deadline", f"{effect} was sent later than deadline + settle_after, and nobody had stopped its process")
             self._open.append(effect)
-            which = (effect.call, effect.record, effect.key)
+            which = (effect.call, effect.record, effect.occurrence)  # and not by key: a second key is a fault as well
             self.checks[ONCE[effect.call]] += 1
             first = self._first.setdefault(which, effect)
             if first is not effect and (effect.call, effect.record) not in self._late:
                 self.fault(ONCE[effect.call], f"done again: first {first}, now {effect}")
 
-    def look_deeper(self, placed: Iterable[int]) -> None:
+    def look_deeper(self) -> None:
         """NotLost and Progress, now and then: every order that was placed is there, and none stands still."""
+        placed = self.placed[:]  # before the database is read
         there = {row[0] for row in self.rows("SELECT id FROM orders UNION ALL SELECT id FROM gone_orders")}
         for number in placed:
             self.checks["NotLost"] += 1
@@ -188,7 +226,7 @@ class Judge:
         attempts: dict[str, list[AttemptSeen]] = {}
         for one in self.attempts():
             attempts.setdefault(one.record, []).append(one)
-        now = time.monotonic()
+        now = self.clock.awake_s
         before, self._since = self._since, {}
         for order in self.unfinished_orders():
             its = attempts.get(str(order.id), [])
@@ -199,7 +237,7 @@ class Judge:
             was, since = before.get(order.id, (None, now))
             self._since[order.id] = (looks, since if was == looks else now)
             if was == looks and now - since > PATIENCE_S:
-                self.fault("Progress", f"{order} has not changed for {PATIENCE_S:g} s, with {its}")
+                self.fault("Progress", f"{order} was not touched for {PATIENCE_S:g} s, with {its}")
 
     def forgive_the_time(self) -> None:
         """After nothing could go on for a while by our own doing: patience begins anew."""
@@ -213,7 +251,11 @@ class Judge:
         waiting = [f"{one}" for one in attempts if one.state != "held"]
         return waiting + [f"{order}" for order in self.unfinished_orders() if str(order.id) not in held]
 
-    def verdict(self, placed: Collection[int], living: Collection[int] = ()) -> Counter[str]:
+    def helpable(self) -> int:
+        """How much is held that a person may help: all but what is held for an order that is gone."""
+        return sum(one.state == "held" and one.why != DELETED for one in self.attempts())
+
+    def verdict(self, living: Collection[int] = ()) -> Counter[str]:
         """All invariants, when all is quiet and the workers `living` alone run. Returns what is held, by reason."""
         self.sample()
         attempts = self.attempts()
@@ -221,11 +263,8 @@ class Judge:
         gone = {order.id: order for order in self.orders(table="gone_orders")}
         held = {one.key: one for one in attempts if one.state == "held"}
         for one in attempts:
-            self.checks["HeldForAReason" if one.state == "held" else "NothingAtRest"] += 1
             if one.state != "held":
                 self.fault("NothingAtRest", f"{one} stands though nothing is to be done")
-            elif not one.may_be_held(orders.get(int(one.record))) and not self._was_late(one):
-                self.fault("HeldForAReason", f"{one}: nothing in this shop gives a reason; {orders.get(int(one.record))}")
         self.checks["NothingAtRest"] += 1
         for row in self.rows("SELECT pid, life, began_at FROM groundstate_worker WHERE ended_at IS NULL"):
             if row[0] not in living:
@@ -234,7 +273,7 @@ class Judge:
         for effect in self.ledger.effects:
             done.setdefault((effect.call, int(effect.record)), []).append(effect)
         held_records = {record for _, record, _ in held}
-        for number in placed:
+        for number in self.placed:
             order = orders.get(number) or gone.get(number)
             if order is None:
                 self.fault("NotLost", f"order {number} is gone")

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+BYTES_OF_ONE = 200  # an effect in the file, about
+
 
 @dataclass(frozen=True)
 class Effect:
     """What was done to the outside, once.
 
-    at, shown_at: when, and from when a find sees it. late_s: by how much its request came later than the call's deadline + settle_after
-    (hazard 6: a process that was stopped just before it sent); 0 for all others.
+    at, shown_at: when, and from when a find sees it. late_s: by how much its request was sent later than the call's deadline +
+    settle_after (hazard 6: a process that was stopped just before it sent); 0 for all others.
     """
 
     id: str
@@ -37,6 +39,11 @@ class Ledger:
         self._file: IO[str] | None = file.open("a", buffering=1) if file is not None else None
         self._count = 0
         self._by_key: dict[str, list[Effect]] = {}
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        if self._file is not None:
+            self._file.close()
 
     def land(self, asked: dict[str, Any], shown_at: float, now: float, *, kept_s: float = 0.0, late_s: float = 0.0) -> Effect:
         """Acts on a call, or, under a key that is still kept, answers with what it did before."""
@@ -72,6 +79,10 @@ class Reader:
     file: Path
     effects: list[Effect] = field(default_factory=list)  # all that were read
     _offset: int = 0
+
+    def more_than(self, count: int) -> bool:
+        """Whether about so many effects were written since the last look."""
+        return self.file.exists() and self.file.stat().st_size - self._offset >= count * BYTES_OF_ONE
 
     def new(self) -> list[Effect]:
         """The effects that were written since the last look, all of which landed before this call."""

@@ -34,6 +34,7 @@ class Provider:
         self.ledger = ledger
         self.tricks: Counter[str] = Counter()
         self.finds: Counter[str] = Counter()
+        self.known: Counter[str] = Counter()  # calls under a key that it knew, answered with what was done before
         self.late = 0  # calls on which it acted later than their deadline + settle_after
         self._door, self._dice, self._clock = door, dice, clock
         self._landing: dict[asyncio.Task[None], str] = {}  # the keys of calls that it has heard and not acted on yet
@@ -74,7 +75,7 @@ class Provider:
             case "do":
                 return await self._do(asked)
             case "many":
-                return await asyncio.gather(*[self._do(one) for one in asked["each"]])
+                return await asyncio.gather(*[self._do({**one, "sent": asked["sent"]}) for one in asked["each"]])
             case "find":
                 return self._find(asked)
             case "truth":
@@ -84,7 +85,13 @@ class Provider:
 
     def figures(self) -> Request:
         """For the report."""
-        return {"tricks": dict(self.tricks), "finds": dict(self.finds), "late": self.late, "in the air": len(self._landing)}
+        return {
+            "tricks": dict(self.tricks),
+            "finds": dict(self.finds),
+            "known keys": dict(self.known),
+            "late": self.late,
+            "in the air": len(self._landing),
+        }
 
     def _truth(self, key: str) -> Request:
         """What a person is told who looks a key up at the provider: nothing is hidden from him."""
@@ -111,8 +118,10 @@ class Provider:
                 del self._heard[asked["key"]]
 
     async def _tricked(self, asked: Request, trick: str) -> Request | None:
-        if self._clock() > asked["until"]:
+        if asked["sent"] > asked["until"]:
             return {"id": self._land(asked).id}  # a real one would act on it as well: it knows no deadline of ours
+        if self._clock() > asked["until"] - AHEAD_S:
+            trick = "never arrives"  # sent in time and heard too late, by our own slowness: the contract is kept
         self.tricks[trick] += 1
         match trick:
             case "prompt":
@@ -129,6 +138,8 @@ class Provider:
                 self._land_late(asked)
                 await asyncio.sleep(self._dice.choice([0, GIVEN_UP_S + 0.2]))
                 return None
+        if self._clock() > asked["until"] - AHEAD_S / 5:
+            return None  # it became too late meanwhile, by our own slowness
         effect = self._land(asked)
         if trick == "answer lost":
             return None
@@ -138,11 +149,13 @@ class Provider:
 
     def _land(self, asked: Request) -> Effect:
         now = self._clock()
-        late_s = max(now - asked["until"], 0.0)
+        late_s = max(asked["sent"] - asked["until"], 0.0)
         self.late += late_s > 0
         hidden = self._dice.uniform(0, 0.9) if self._dice.random() < 0.25 else 0.0
         shown_at = max(now, now + (asked["until"] - AHEAD_S - now) * hidden)
-        return self.ledger.land(asked, shown_at, now, kept_s=KEPT_S.get(asked["call"], 0.0), late_s=late_s)
+        effect = self.ledger.land(asked, shown_at, now, kept_s=KEPT_S.get(asked["call"], 0.0), late_s=late_s)
+        self.known[asked["call"]] += effect.at < now
+        return effect
 
     def _land_late(self, asked: Request) -> None:
         """Acts up to a moment before the last one that the contract allows; where we were too slow ourselves, not at all."""

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -104,8 +105,8 @@ def request(ask_for: str, call: str, key: str, order: Order, at: Moment, occurre
 
 
 def sent(asked: Any) -> bytes:
-    """As it goes over the wire: a line of JSON."""
-    return json.dumps(asked).encode() + b"\n"
+    """As it goes over the wire just now: a line of JSON."""
+    return json.dumps({**asked, "sent": time.time()}).encode() + b"\n"
 
 
 def understood(line: bytes) -> Any:

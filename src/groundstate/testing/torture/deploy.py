@@ -1,0 +1,55 @@
+"""The versions of the shop's code, as they follow each other, and the commands that a deploy needs, given as an operator gives them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from groundstate.testing.torture.judge import Judge
+
+GIVES_UP_AFTER = 5
+IN_TROUBLE = 4  # the command line's own exit code: the database cannot be used just now
+APP = "groundstate.testing.torture.shop:app"
+
+
+class Deploys:
+    """1, then 2, and from then on 3 and 2 in turn. environment: where the database is."""
+
+    def __init__(self, environment: Mapping[str, str], judge: Judge) -> None:
+        self.version = 1
+        self._environment, self._judge = dict(environment), judge
+
+    def begin(self) -> None:
+        """The first version's tables. Raises RuntimeError where they cannot be made."""
+        status, said = self._command("init", "--tables", "--accept", "all")
+        if status != 0:
+            raise RuntimeError(f"`groundstate init` ended with {status}: {said}")
+
+    def next_is_a_rename(self) -> bool:
+        """Whether all workers must have ended before the next version can start."""
+        return self.version != 1
+
+    def roll(self) -> None:
+        """To version 2: a reaction more, which is accepted on the orders that are there; workers of both versions go on."""
+        self.version = 2
+        self._surely("init", "--accept", "surveyed")
+
+    def rename(self) -> None:
+        """Between 2 and 3: one reaction has another name. All workers have ended."""
+        self.version = 5 - self.version
+        self._surely("rename", *(("labelled", "stickered") if self.version == 3 else ("stickered", "labelled")))
+
+    def _surely(self, *words: str) -> None:
+        tries = GIVES_UP_AFTER
+        status, said = self._command(*words)
+        while status == IN_TROUBLE and (tries := tries - 1):
+            status, said = self._command(*words)
+        if status != 0:
+            self._judge.fault("Deploy", f"`groundstate {' '.join(words)}` ended with {status}: {said}")
+
+    def _command(self, *words: str) -> tuple[int, str]:
+        environment = self._environment | {"TORTURE_VERSION": str(self.version), "GROUNDSTATE_APP": APP}
+        command = [sys.executable, "-m", "groundstate.cli.main", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return done.returncode, (done.stdout + done.stderr).strip()[-500:]

@@ -1,0 +1,138 @@
+"""Where the shop's database lies in a run: a SQLite file or a PostgreSQL of our own, on a disk that can be full. Judges nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.testing.servers import PostgresServer
+from groundstate.testing.torture.beside import ProxyProcess
+from groundstate.testing.torture.disk import LEFT_FREE, Disk, disk_in, unmount
+
+SIZE_MB = {"sqlite": 128, "postgres": 400}
+RECOVERS_WITHIN_S = 60
+
+
+@dataclass
+class Place:
+    """The database: where the judge finds it, where the workers do, and what can be done to it.
+
+    url: for the judge and for workers that start cold. through: for those that are forked; on PostgreSQL, by the proxy.
+    """
+
+    store: str
+    url: str
+    through: str
+    version: str
+    disk: Disk | None
+    engine: Engine
+    dice: Random
+    server: PostgresServer | None = None
+    proxy: ProxyProcess | None = None
+    done: Counter[str] = field(default_factory=Counter)
+
+    def can(self, trouble: str) -> bool:
+        """Whether the trouble can be made on this machine."""
+        return self.disk is not None if trouble == "fill the disk" else True
+
+    def fill(self) -> None:
+        """From now on the disk is full, but for a few bytes."""
+        if self.disk is not None:
+            self.disk.fill(self.dice.choice(LEFT_FREE))
+
+    def free(self) -> None:
+        """Room again, and a server that could not go on without is started."""
+        if self.disk is not None:
+            self.disk.free()
+        self.recover()
+
+    def kill_server(self) -> None:
+        """SIGKILL to all processes of PostgreSQL, a moment without, and a start."""
+        if self.server is not None:
+            self.server.kill()
+            time.sleep(self.dice.choice([0, 0, 0.3, 1.0]))
+            self.recover()
+
+    def kill_backend(self) -> None:
+        """SIGKILL to one process of PostgreSQL: the server ends all others, and recovers by itself."""
+        if self.server is not None and (backends := self.server.backends()):
+            with suppress(ProcessLookupError):
+                os.kill(self.dice.choice(backends), signal.SIGKILL)
+            self.recover()
+
+    def recover(self) -> None:
+        """Returns once the database answers. Raises TimeoutError where it does not."""
+        end = time.monotonic() + RECOVERS_WITHIN_S
+        while True:
+            if self.server is not None and not self.server.running:
+                self.done["PostgreSQL started again"] += 1
+                self.server.start()
+            try:
+                with self.engine.connect() as connection:
+                    connection.execute(text("SELECT 1")).scalar_one()
+            except DBAPIError:
+                if time.monotonic() > end:
+                    raise TimeoutError(f"the database does not come back within {RECOVERS_WITHIN_S} s") from None
+                time.sleep(0.05)
+            else:
+                return
+
+
+@contextmanager
+def place_in(folder: Path, store: str, dice: Random) -> Iterator[Place]:
+    """A fresh database in a folder of the run's own, while the block runs."""
+    room = folder / "disk"
+    room.mkdir()
+    folder.chmod(0o755)  # so that PostgreSQL's account finds its own folder in it
+    disk = disk_in(room, SIZE_MB[store], by_limit=store == "sqlite")
+    try:
+        with (_sqlite if store == "sqlite" else _postgres)(room, disk, dice) as place:
+            yield place
+    finally:
+        unmount(room)
+
+
+@contextmanager
+def _sqlite(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
+    url = f"sqlite:///{room / 'torture.db'}"
+    engine = create_engine(url, connect_args={"timeout": 10})
+
+    @event.listens_for(engine, "connect")
+    def _(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")  # the judge's own writes need not be quick to last
+
+    try:
+        yield Place("sqlite", url, url, f"SQLite {sqlite3.sqlite_version}", disk, engine, dice)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _postgres(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
+    settings = {"max_wal_size": "64MB", "min_wal_size": "32MB"}
+    with PostgresServer(max_connections=200, within=room, settings=settings) as server:
+        url = server.create_database()
+        engine = create_engine(url, pool_pre_ping=True)
+        with engine.connect() as connection:
+            version = str(connection.execute(text("SHOW server_version")).scalar_one())
+        if server.port is None:
+            raise RuntimeError("a started server has a port")
+        try:
+            with ProxyProcess(server.port, dice.randrange(2**32)) as proxy:
+                through = url.replace(f":{server.port}/", f":{proxy.port}/")
+                yield Place("postgres", url, through, f"PostgreSQL {version}", disk, engine, dice, server, proxy)
+        finally:
+            engine.dispose()
+            if disk is not None:
+                disk.free()

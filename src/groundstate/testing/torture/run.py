@@ -1,0 +1,188 @@
+"""One run on one store: the shop is set up, tormented, left alone until all is quiet, and judged. Prints nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.testing.torture.beside import ProviderProcess
+from groundstate.testing.torture.clock import Clock
+from groundstate.testing.torture.deploy import Deploys
+from groundstate.testing.torture.fleet import Fleet
+from groundstate.testing.torture.judge import Judge
+from groundstate.testing.torture.ledger import Reader
+from groundstate.testing.torture.orders import Orders
+from groundstate.testing.torture.place import Place, place_in
+from groundstate.testing.torture.plan import KILLS, Plan, chunks
+from groundstate.testing.torture.said import Said, said
+from groundstate.testing.torture.tormentor import Tormentor
+
+HELPED_WITHIN_S = 30.0  # so long a person goes on who can help no more
+FAULTS_ENOUGH = 25  # the verdict is clear then, and the run ends
+CANCELS, DELETES = 8, 2  # of each hundred rounds of orders
+
+
+@dataclass
+class State:
+    """How far a run is, for who looks on; its end is what it came to. Seconds, and counts."""
+
+    plan: Plan
+    version: str = ""  # of the database
+    disk: str = ""  # how it is made full
+    phase: str = "sets up"
+    passed_s: float = 0.0
+    tormented_s: float = 0.0
+    kills: int = 0
+    troubles: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    orders: Counter[str] = field(default_factory=Counter)
+    effects: Counter[str] = field(default_factory=Counter)
+    doubts: Counter[str] = field(default_factory=Counter)
+    held: Counter[str] = field(default_factory=Counter)
+    held_at_the_end: Counter[str] = field(default_factory=Counter)
+    checks: Counter[str] = field(default_factory=Counter)
+    excused: int = 0
+    provider: dict[str, Any] = field(default_factory=dict)
+    said: Said = field(default_factory=Said)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether every invariant held."""
+        return not self.faults
+
+
+def run(plan: Plan, tell: Callable[[State], None] = lambda _: None) -> State:
+    """Carries a plan out. `tell` is called again and again with how far it is.
+
+    Raises:
+        RuntimeError, TimeoutError, ServerError: the shop could not be set up, or its database did not come back: nothing is judged then.
+    """
+    state, dice = State(plan), Random(plan.seed)
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder(plan.keep))
+        place = stack.enter_context(place_in(folder, plan.store, Random(dice.random())))
+        state.version, state.disk = place.version, place.disk.name if place.disk else "not possible here"
+        provider = stack.enter_context(ProviderProcess(folder, dice.randrange(2**32)))
+        log = folder / "processes.log"
+        cold = {**os.environ, "TORTURE_DATABASE": place.url, "TORTURE_PROVIDER": str(provider.door)}
+        judge = Judge(place.engine, Reader(provider.ledger), stack.enter_context(Clock()))
+        deploys = Deploys(cold, judge)
+        deploys.begin()
+        fleet = stack.enter_context(Fleet(cold | {"TORTURE_DATABASE": place.through}, cold, log))
+        orders = Orders(place.engine, Random(dice.random()), plan.under_way, CANCELS, DELETES, judge.placed)
+        tormentor = Tormentor(plan, dice, place, fleet, judge, deploys)
+        show = _Showing(state, place, judge, tormentor, orders, tell)
+        _torment(plan, tormentor, orders, show)
+        _settle(plan, tormentor, provider, show)
+        _end(tormentor, provider, log, show)
+        if plan.keep is not None and plan.store == "sqlite":
+            shutil.copytree(folder / "disk", folder / "database")
+    return state
+
+
+class _Showing:
+    """Tells how far it is."""
+
+    def __init__(  # all that there is to show
+        self, state: State, place: Place, judge: Judge, tormentor: Tormentor, orders: Orders, tell: Callable[[State], None]
+    ) -> None:
+        self.state = state
+        self._place, self._judge, self._tormentor, self._orders, self._tell = place, judge, tormentor, orders, tell
+        self._began = self._told = time.monotonic()
+
+    def tell(self, phase: str, *, every_s: float = 0.5) -> None:
+        """Now, or where this was said a moment ago not again."""
+        now, state = time.monotonic(), self.state
+        if now - self._told < every_s and phase == state.phase:
+            return
+        self._told, state.phase, state.passed_s = now, phase, now - self._began
+        judge, tormentor, orders = self._judge, self._tormentor, self._orders
+        done = self._place.proxy.done if self._place.proxy else Counter[str]()
+        state.kills, state.troubles, state.ends = tormentor.kills, +(tormentor.done + self._place.done), +tormentor.ends
+        state.troubles += Counter({f"connections that were {'cut' if name == 'cut' else 'stalled'}": n for name, n in done.items()})
+        state.orders = Counter({"placed": len(orders.placed), "cancelled on their way": orders.cancelled, "deleted": orders.deleted})
+        state.effects = +judge.effects
+        state.doubts, state.held, state.checks = +judge.doubts, +judge.held, +judge.checks
+        state.excused, state.faults = judge.excused, list(judge.faults)
+        self._tell(state)
+
+
+def _torment(plan: Plan, tormentor: Tormentor, orders: Orders, show: _Showing) -> None:
+    began = time.monotonic()
+    end = began + plan.minutes * 60 if plan.minutes is not None else float("inf")
+    enough = plan.kills if plan.kills is not None else float("inf")
+
+    def over() -> bool:
+        return time.monotonic() > end or orders.failure is not None or len(tormentor.judge.faults) >= FAULTS_ENOUGH
+
+    with orders.coming_in():
+        for some in chunks(plan, tormentor.dice):
+            for what in some:
+                if (what in KILLS and tormentor.kills >= enough) or over():
+                    continue  # the other troubles of a chunk come to pass, however soon its kills were made
+                tormentor.act(what)
+                show.tell("torments")
+            if tormentor.kills >= enough or over():
+                break
+        show.state.tormented_s = time.monotonic() - began
+        tormentor.end_troubles()  # before the last orders are placed: they wait for the database
+
+
+def _settle(plan: Plan, tormentor: Tormentor, provider: ProviderProcess, show: _Showing) -> None:
+    """Nobody is killed any more: all orders become final, and what is held after that no person can help."""
+    clock = tormentor.judge.clock
+    end = clock.awake_s + plan.settles_within_s
+    helped_until: float | None = None
+    while True:
+        tormentor.staff()
+        tormentor.fleet.wait(lambda: False, 0.2)
+        tormentor.look()
+        show.tell("settles")
+        try:
+            left, helpable = tormentor.judge.unfinished(), tormentor.judge.helpable()
+        except DBAPIError:
+            left, helpable = ["the database is in trouble"], 0
+        if not left and not provider.figures()["in the air"]:
+            helped_until = helped_until or clock.awake_s + HELPED_WITHIN_S
+            if not helpable or clock.awake_s > helped_until:
+                return
+            tormentor.wait_for_person()
+        if len(tormentor.judge.faults) >= FAULTS_ENOUGH:
+            return
+        if clock.awake_s > end:
+            since = f"{plan.settles_within_s:g} s after the last kill"
+            tormentor.judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")
+            return
+
+
+def _end(tormentor: Tormentor, provider: ProviderProcess, log: Path, show: _Showing) -> None:
+    show.tell("ends")
+    tormentor.drain_all()
+    show.state.held_at_the_end = tormentor.judge.verdict()
+    show.state.said = said(log)
+    for line, count in show.state.said.unexplained.items():
+        tormentor.judge.fault("OthersGoOn", f"the processes said {count} times: {line}")
+    show.state.provider = provider.figures()
+    show.tell("is judged", every_s=0)
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        keep.mkdir(parents=True)
+        yield keep.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="groundstate-torture-") as folder:
+        yield Path(folder).resolve()

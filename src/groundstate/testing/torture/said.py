@@ -1,0 +1,66 @@
+"""What the shop's processes wrote to their log: errors that the troubles explain, told apart from errors that nothing explains.
+
+Reads a file; nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# What an error of the database looks like at the end of a traceback.
+_DATABASE = re.compile(r"(sqlalchemy\.exc|psycopg|sqlite3)\.")
+# What a worker says loudly of what the torture does to it.
+_EXPLAINED = (
+    "tried again",  # the database was in trouble; what trouble, its traceback tells
+    "the lock of this life is lost",  # its connection was cut, or the server killed
+    "is held with its outcome",  # whether it had a reason is judged by the attempt
+    "matches rows that were there before",  # of a reaction that is new, before a person accepts it
+)
+_LATE = re.compile(r"ERROR \S+ on \S+: ")  # a word that came late, which is said loudly
+_PERSON = re.compile(r"the person's round: (.*)")
+_LEVEL = re.compile(r"^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (.*)")
+_END_OF_TRACEBACK = re.compile(r"^[A-Za-z_][A-Za-z_.]*(Error|Exception|Refused|Back|Interrupt)\b.*")
+
+
+@dataclass
+class Said:
+    """Lines with their numbers left out, so that equal ones are counted together."""
+
+    warnings: Counter[str] = field(default_factory=Counter)
+    explained: Counter[str] = field(default_factory=Counter)
+    unexplained: Counter[str] = field(default_factory=Counter)
+    deeds: Counter[str] = field(default_factory=Counter)  # what persons did
+
+
+def said(log: Path) -> Said:
+    """All that is in the log."""
+    found = Said()
+    if not log.exists():
+        return found
+    with log.open(errors="replace") as lines:
+        for line in lines:
+            _take(found, line.rstrip("\n"))
+    return found
+
+
+def _take(found: Said, line: str) -> None:
+    words = re.sub(r"\d+", "#", line)[:300]
+    level = _LEVEL.match(line)
+    if level is None:
+        if _END_OF_TRACEBACK.match(line):
+            (found.explained if _DATABASE.match(line) else found.unexplained)[words] += 1
+        return
+    said_so = re.sub(r"\d+", "#", level[2])[:200]
+    person = _PERSON.search(line)
+    if person is not None:
+        for deed in person[1].split(", "):
+            name, _, count = deed.rpartition(" ")
+            found.deeds[name] += int(count)
+    elif level[1] == "WARNING":
+        found.warnings[said_so] += 1
+    else:
+        known = any(part in line for part in _EXPLAINED) or _LATE.search(line)
+        (found.explained if known else found.unexplained)[said_so] += 1

@@ -1,0 +1,291 @@
+"""The judge itself: a verdict that cannot find fault says nothing. Each invariant is broken here once, in forged books, and is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, insert, text
+
+from groundstate.store import tables
+from groundstate.testing.torture.judge import DELETED, KILLED, OLD_KEY, Judge
+from groundstate.testing.torture.ledger import Ledger, Reader
+from groundstate.testing.torture.shop import Base, GoneOrder, Order
+
+THEN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Books:
+    """A database and a ledger that a test forges, and the judge of both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.engine: Engine = create_engine(f"sqlite:///{folder / 'books.db'}")
+        Base.metadata.create_all(self.engine)
+        tables.metadata.create_all(self.engine)
+        self.ledger = Ledger(folder / "ledger.jsonl")
+        self.judge = Judge(self.engine, Reader(folder / "ledger.jsonl"))
+
+    def effect(self, call: str = "charge", record: int = 1, occurrence: str = "1", *, at: float = 0.0, **more: Any) -> str:
+        """What was done outside; its id."""
+        asked = {"call": call, "key": more.pop("key", f"{call} {record} {occurrence}"), "record": str(record), "occurrence": occurrence}
+        return self.ledger.land(asked | {"pid": more.pop("pid", 1)}, at, at, **more).id
+
+    def order(self, status: str = "done", number: int = 1, *, gone: bool = False, placed: bool = True, **columns: Any) -> None:
+        if placed:
+            self.judge.placed.append(number)
+        values = {"id": number, "status": status, "round": 1, "rounds": 1, "charged_round": 0, "surveyed": 1} | columns
+        with self.engine.begin() as connection:
+            connection.execute(insert(GoneOrder if gone else Order).values(**values))
+
+    def attempt(self, state: str, reaction: str = "paid", occurrence: str = "1", record: int = 1, **columns: Any) -> None:
+        values: dict[str, Any] = {"app": "torture", "reaction": reaction, "record": str(record), "occurrence": occurrence, "state": state}
+        values |= {"unsure": state == "doubt", "call": 1, "call_no": 1, "failures": 0, "worker": 1, "together": 0}
+        values |= dict.fromkeys(("since", "first_at", "deadline"), THEN)
+        with self.engine.begin() as connection:
+            connection.execute(insert(tables.attempt).values(values | columns))
+
+    def life(self, pid: int) -> None:
+        """A row of a worker that has not ended."""
+        with self.engine.begin() as connection:
+            connection.execute(insert(tables.worker).values(life=1, app="torture", host="here", pid=pid, began_at=THEN, begins=0))
+
+    def whole(self, number: int = 1, **columns: Any) -> None:
+        """An order that went all the way."""
+        ids = {call: self.effect(call, number, "") for call in ("label", "mail", "listing", "announce")}
+        named = {"label": ids["label"], "mailed": ids["mail"], "listing": ids["listing"], "announced": ids["announce"]}
+        self.order(number=number, charged_round=1, receipt=self.effect("charge", number), **named | columns)
+
+    def run(self, statement: str) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(text(statement))
+
+    @property
+    def named(self) -> set[str]:
+        """The invariants that the judge found broken."""
+        return {fault.split(":")[0] for fault in self.judge.faults}
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Books]:
+    made = Books(tmp_path)
+    yield made
+    made.ledger.close()
+    made.engine.dispose()
+
+
+def test_an_order_that_went_all_the_way_is_no_fault(books: Books) -> None:
+    books.whole()
+    assert books.judge.verdict() == {}
+    assert books.judge.faults == []
+    assert books.judge.checks["Fenced"] == 1
+
+
+def test_a_charge_that_is_in_no_record_and_has_no_attempt_is_unlisted(books: Books) -> None:
+    books.order("placed")
+    books.effect()
+    books.judge.sample()
+    assert books.named == {"Listed"}
+
+
+def test_a_charge_whose_attempt_stands_is_listed(books: Books) -> None:
+    books.order("placed")
+    books.attempt("doubt")
+    books.effect()
+    books.judge.sample()
+    assert books.judge.faults == []
+    assert books.judge.doubts == {"paid": 1}
+
+
+def test_a_label_whose_attempt_stands_under_the_new_name_of_its_reaction_is_listed(books: Books) -> None:
+    books.order("packed")
+    books.attempt("begun", reaction="stickered", occurrence="")
+    books.effect("label", occurrence="")
+    books.judge.sample()
+    assert books.judge.faults == []
+
+
+def test_an_attempt_of_another_occurrence_lists_nothing(books: Books) -> None:
+    books.order("placed")
+    books.attempt("doubt", occurrence="2")
+    books.effect()
+    books.judge.sample()
+    assert books.named == {"Listed"}
+
+
+@pytest.mark.parametrize("call", ["charge", "mail"])
+def test_done_twice_is_named(books: Books, call: str) -> None:
+    books.order(charged_round=1, mailed="mail-1")
+    books.effect(call)
+    books.effect(call)
+    books.judge.sample()
+    assert books.named == {"AtMostOnce"}
+
+
+@pytest.mark.parametrize("call", ["label", "announce"])
+def test_a_key_called_again_after_the_provider_forgot_it_is_named(books: Books, call: str) -> None:
+    books.order(label="label-1", announced="announce-1")
+    books.effect(call, at=0, kept_s=20)
+    books.effect(call, at=19, kept_s=20)
+    books.judge.sample()
+    assert books.judge.faults == []
+    books.effect(call, at=40, kept_s=20)
+    books.judge.sample()
+    assert books.named == {"OncePerKey"}
+
+
+def test_a_label_under_another_key_is_named(books: Books) -> None:
+    books.order(label="label-1")
+    books.effect("label", occurrence="", key="one", kept_s=20)
+    books.effect("label", occurrence="", key="other", kept_s=20)
+    books.judge.sample()
+    assert books.named == {"OncePerKey"}
+
+
+def test_a_second_charge_by_a_process_that_was_stopped_past_its_deadline_is_excused_and_counted(books: Books) -> None:
+    books.judge.stopped.add(7)
+    books.order(charged_round=1)
+    books.effect()
+    books.effect(pid=7, late_s=0.3)
+    books.judge.sample()
+    assert books.judge.faults == []
+    assert books.judge.excused == 1
+
+
+def test_a_second_charge_is_excused_where_the_machine_stood_still_just_before_it(books: Books) -> None:
+    books.order(charged_round=1)
+    books.effect(at=1000.0)
+    books.judge.clock.ticked(2.0, now=1008.0)
+    books.effect(at=1009.0, late_s=0.3)
+    books.judge.sample()
+    assert books.judge.faults == []
+    assert books.judge.excused == 1
+    books.effect(at=1090.0, late_s=0.3)
+    books.judge.sample()
+    assert books.named == {"Deadline"}
+
+
+def test_a_call_later_than_its_deadline_by_a_process_that_nobody_stopped_is_named(books: Books) -> None:
+    books.order(charged_round=1)
+    books.effect(late_s=0.3)
+    books.judge.sample()
+    assert books.named == {"Deadline"}
+
+
+def test_an_order_that_vanished_or_stands_still_is_lost(books: Books) -> None:
+    books.judge.placed.append(1)
+    books.order("packed", number=2)
+    books.judge.verdict()
+    assert books.named == {"NotLost"}
+    assert len(books.judge.faults) == 2
+
+
+def test_an_order_that_vanished_is_seen_in_the_midst_of_it(books: Books) -> None:
+    books.judge.placed.append(1)
+    books.judge.look_deeper()
+    assert books.named == {"NotLost"}
+
+
+def test_an_order_that_was_deleted_by_its_owner_is_not_lost_and_its_charge_must_be_listed(books: Books) -> None:
+    books.order("placed", gone=True)
+    books.judge.look_deeper()
+    assert books.judge.faults == []
+    books.effect()
+    books.judge.sample()
+    assert books.named == {"Listed"}
+
+
+@pytest.mark.parametrize("lacks", ["mailed", "announced", "surveyed", "listing"])
+def test_an_order_that_is_done_and_lacks_something_is_named(books: Books, lacks: str) -> None:
+    books.judge.surveys = True
+    books.whole()
+    books.run(f"UPDATE orders SET {lacks} = NULL")
+    books.attempt("failed", reaction="any")  # so that nothing but what lacks is asked about
+    books.judge.verdict()
+    assert "NotLost" in books.named
+
+
+def test_a_charge_that_the_ledger_does_not_know_is_no_charge(books: Books) -> None:
+    books.order("cancelled", charged_round=1, receipt="charge-9", mailed="mail-9")
+    books.judge.verdict()
+    assert books.named == {"NotLost", "Fenced"}
+
+
+def test_a_receipt_of_another_order_is_named(books: Books) -> None:
+    books.whole(1)
+    books.whole(2)
+    books.run("UPDATE orders SET receipt = (SELECT receipt FROM orders WHERE id = 2) WHERE id = 1")
+    books.judge.verdict()
+    assert books.named == {"Fenced"}
+
+
+def test_what_stands_when_nothing_is_to_be_done_is_named(books: Books) -> None:
+    books.whole()
+    books.attempt("failed")
+    books.life(pid=2)
+    books.judge.verdict()
+    assert books.named == {"NothingAtRest"}
+    assert len(books.judge.faults) == 2
+
+
+def test_the_row_of_a_worker_that_still_lives_is_no_fault(books: Books) -> None:
+    books.whole()
+    books.life(pid=2)
+    books.judge.verdict(living={2})
+    assert books.judge.faults == []
+
+
+def test_what_has_a_reason_may_be_held(books: Books) -> None:
+    books.whole()
+    books.attempt("held", reaction="mailed", occurrence="", unsure=True, why="a person decides")
+    books.attempt("held", reaction="packed", occurrence="", why=KILLED)
+    books.attempt("held", reaction="announced", occurrence="", unsure=True, why=OLD_KEY)
+    books.attempt("held", record=9, unsure=True, why=DELETED)
+    assert sum(books.judge.verdict().values()) == 4
+    assert books.judge.faults == []
+
+
+def test_an_outcome_that_came_again_may_be_held_where_the_record_has_it_and_not_where_it_has_another(books: Books) -> None:
+    books.whole(announced="announce-7")
+    books.attempt("held", reaction="announced", occurrence="", why="an outcome came after its attempt was gone", outcome='["announce-7"]')
+    books.judge.sample()
+    assert books.judge.faults == []
+    books.run("UPDATE orders SET announced = 'announce-8'")
+    books.run("UPDATE groundstate_attempt SET why = 'again'")
+    books.judge.sample()
+    assert books.named == {"HeldForAReason"}
+
+
+def test_what_has_no_reason_may_not_be_held(books: Books) -> None:
+    books.whole()
+    books.attempt("held", unsure=True, why="anything else")
+    books.judge.sample()
+    assert books.named == {"HeldForAReason"}
+
+
+def test_an_order_that_does_not_move_is_named_and_one_that_moves_is_not(books: Books) -> None:
+    books.order("placed", number=1)
+    books.order("placed", number=2)
+    books.judge.look_deeper()
+    books.judge.clock.awake_s += 100
+    books.run("UPDATE orders SET status = 'packed' WHERE id = 2")
+    books.judge.look_deeper()
+    assert books.judge.faults == []
+    books.judge.clock.awake_s += 30
+    books.judge.look_deeper()
+    assert books.named == {"Progress"}
+    assert "id=1" in books.judge.faults[0]
+    assert len(books.judge.faults) == 1
+
+
+def test_what_is_under_way_keeps_it_from_being_quiet_and_what_is_held_does_not(books: Books) -> None:
+    books.order("placed", number=1)
+    books.order("placed", number=2)
+    books.attempt("held", record=2, unsure=True, why="a person decides")
+    books.attempt("failed", record=3)
+    left = books.judge.unfinished()
+    assert len(left) == 2
+    assert "record='3'" in left[0]
+    assert "id=1" in left[1]
