@@ -43,7 +43,7 @@ def line(case: Case, result: Result) -> str:
 
 def carried_out(cases: list[Case], jobs: int, limit_s: float, memory_mb: int) -> Iterator[tuple[Case, Result]]:
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(run.check, one.model, one.flags, limit_s=limit_s, memory_mb=memory_mb): one for one in cases}
+        waiting = {pool.submit(run.check, one.model, one.flags, limit_s=limit_s, memory_mb=memory_mb, small=one.quick or one.caught): one for one in cases}
         for done in as_completed(waiting):
             yield waiting[done], done.result()
 

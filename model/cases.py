@@ -23,6 +23,7 @@ class Case:
 
 PROTOCOL, BLOCKING, CAREFUL, WITNESS = "protocol.pml", "blocking.pml", "careful.pml", "witness.pml"
 SMALL = "TROUBLE=2 WBUD=1 PBUD=1 MAXC=5"
+PERSON = "TROUBLE=1 WBUD=0 PBUD=1 MAXC=4"
 POLICIES = ("AGAIN", "SAMEKEY", "ASK", "HOLD")
 
 
@@ -71,12 +72,12 @@ CASES = [
     _caught("H_ABSENTLATE", PROTOCOL, f"POL=ASK {SMALL}", "the time of Absent is that of its answer"),
     _caught("H_FINDUNFENCED", PROTOCOL, f"POL=ASK {SMALL}", "a find's answer is not fenced"),
     _caught("H_KEYAGE", PROTOCOL, "POL=SAMEKEY FORGET TROUBLE=3 WBUD=0 PBUD=0 MAXC=6", "the key is as old as the latest call", quick=False),
-    _caught("H_RETRYDROPS", PROTOCOL, f"POL=ASK {SMALL}", "retry does not look at the outcome in hand"),
+    _caught("H_RETRYDROPS", PROTOCOL, f"POL=ASK {PERSON}", "retry does not look at the outcome in hand"),
     _caught("H_HANDLERFAILS", PROTOCOL, f"POL=ASK {SMALL}", "a handler that raises is a failed call"),
     _caught("H_COMMITUNKNOWN", PROTOCOL, f"POL=ASK {SMALL}", "a begun row that its living worker does not know is left"),
     _caught("H_NOBOUND", PROTOCOL, "POL=SAMEKEY BOUNDED TROUBLE=5 WBUD=0 PBUD=0 MAXC=6", "a doubt has no bound", quick=False),
-    _caught("H_FORGETHOLDS", PROTOCOL, f"POL=HOLD {SMALL}", "what is held may be forgotten while its condition holds"),
-    _caught("H_PERSONEARLY", PROTOCOL, f"POL=HOLD {SMALL}", "a person need not wait for the deadline"),
+    _caught("H_FORGETHOLDS", PROTOCOL, f"POL=HOLD {PERSON}", "what is held may be forgotten while its condition holds"),
+    _caught("H_PERSONEARLY", PROTOCOL, f"POL=HOLD {PERSON}", "a person need not wait for the deadline"),
     _caught("H_ANYSETTLES", PROTOCOL, "POL=ASK STUCK TROUBLE=2 WBUD=0 PBUD=1 MAXC=5", "a doubt has no owner"),
     _caught("H_DEADLINESTAYS", PROTOCOL, "POL=ASK STUCK TROUBLE=2 WBUD=0 PBUD=1 MAXC=5", "settle_after does not run from adoption"),
     _caught("H_THREADENDS", PROTOCOL, "POL=ASK STUCK TROUBLE=3 WBUD=0 PBUD=0 MAXC=4", "settle_after does not run from the end of a thread"),

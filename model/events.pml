@@ -7,9 +7,7 @@ inline wipe(o) {
   A_old[o] = 0; A_alone[o] = 0
 }
 inline new_call(o) {
-  call_prepared(o);
-  begun_state(o); begun_worker(o); begun_call(o); begun_call_no(o); begun_first_at(o); begun_deadline(o); begun_together(o);
-  call_begun(o)
+  begun_state(o); begun_worker(o); begun_call(o); begun_call_no(o); begun_first_at(o); begun_deadline(o); begun_together(o)
 }
 
 inline returned(o) { if R(1) R(2) fi }

@@ -111,7 +111,7 @@ byte mem[MAXC + 1];       /* key -> effect + 1 */
 /* ---- find running in process p ---- */
 byte f_st[2], f_occ[2], f_c[2], f_ans[2]; bit f_late[2];
 #ifdef SHORT
-bit short[MAXC]; bit shorts = 1;
+bit shorter[MAXC]; bit shorts = 1;
 #endif
 /* ---- ghosts ---- */
 byte taken;               /* effects whose outcome a handler, or a person, has taken */
@@ -171,7 +171,7 @@ byte trouble = TROUBLE, wbud = WBUD, pbud = PBUD;
 #define NEW_CALL (ncalls + 1)
 #define TOGETHER(o) 0
 #ifdef SHORT
-#define later(a, b) ((short[ncalls] && b == ncalls) -> b : a)
+#define later(a, b) ((shorter[ncalls] && b == ncalls) -> b : a)
 #else
 #define later(a, b) (a > b -> a : b)
 #endif
@@ -227,7 +227,7 @@ inline check() { d_step { check1(0); check1(1);
 inline call_prepared(o) {
   MUST(RaiseMAXC, ncalls < MAXC);
 #ifdef SHORT
-  if :: true :: shorts && ncalls > 0 -> shorts = 0; short[ncalls] = 1 fi;
+  if :: true :: shorts && ncalls > 0 -> shorts = 0; shorter[ncalls] = 1 fi;
 #endif
   t_st[ncalls] = 1; t_inc[ncalls] = me; t_p[ncalls] = p; t_no[ncalls] = A_no[o] + 1;
 #ifdef H_FAILEDOCC
@@ -245,54 +245,55 @@ inline call_prepared(o) {
   t_key[ncalls] = o           /* from the attempt's columns, and from nothing that a new call or a life changes */
 #endif
 }
-inline call_begun(o) { ncalls++ }
 
-/* ---- the outcome e is put to the record, in one commit ---- */
-inline over_and_done(o) {
-  taken = taken | BIT(e);
-  if
-  :: all_of_it -> taken = taken | A_out[o] | effects_of(o); wipe2(o)
-  :: !all_of_it && (A_out[o] & ~BIT(e)) != 0 -> given = A_out[o] & ~BIT(e); one_of_several(o)
-  :: else -> wipe2(o)
-  fi
-}
-inline wipe2(o) { wipe(o); sent[o] = 0 }
-inline raises(o) {
-  if :: all_of_it -> given = A_out[o] | BIT(e) | effects_of(o) :: else -> given = A_out[o] | BIT(e) fi;
-  refused(o)
-}
-inline conclude(o) {
-  if
-  :: MUST(NoWorkLost, !(taken & BIT(e)));          /* an old outcome taken for new work */
-     rc = 0; over_and_done(o)
-  :: trouble > 0 -> trouble--; raises(o)           /* the handler raises, or makes no progress */
-  fi
-}
-inline overtaken(o) {
-  if
-  :: rx && HAS_OVERTAKEN -> over_and_done(o)
-  :: !(rx && HAS_OVERTAKEN) -> raises(o)
-  :: rx && HAS_OVERTAKEN && trouble > 0 -> trouble--; raises(o)
-  fi
-}
-/* The attempt is gone: the overtaken handler compares; without one it is held anew. */
-inline hold_new(o) {
-  if
-  :: rx && HAS_OVERTAKEN -> taken = taken | BIT(e)
-  :: else -> A_st[o] = HELD; A_un[o] = 0; A_out[o] = BIT(e)
-  fi
-}
-inline gave_up(o) {
-#ifdef GAVEUP
-  if :: rc = 0; wipe2(o) :: trouble > 0 -> trouble--; A_st[o] = HELD fi
-#else
-  A_st[o] = HELD
-#endif
-}
-inline ask(o) { f_st[p] = 1; f_occ[p] = o; f_c[p] = A_c[o]; f_late[p] = dl_over(o) }
-inline forgotten(o) { taken = taken | effects_of(o) | A_out[o]; wipe2(o) }
-inline put(o) { given = 0; e = 0; all_of_it = 0; counts = 1; check() }
 #include "events.pml"
+inline begin(o) { call_prepared(o); new_call(o); ncalls++ }
+inline wipe2(o) { wipe(o); sent[o] = 0 }
+
+/* ---- what the table leaves to this world: `to`, in the same commit; e is the effect whose outcome is in hand ---- */
+inline answer(o) {
+  if :: to == CONCLUDE -> returned(o) :: else fi;      /* whoever brings it: by the handler where the condition holds, else overtaken */
+  if
+  :: to == CONCLUDE || to == OVERTAKEN ->
+     if
+     :: to == CONCLUDE || (rx && HAS_OVERTAKEN) ->     /* the handler, or the overtaken one */
+        if :: to == CONCLUDE -> MUST(NoWorkLost, !(taken & BIT(e))); rc = 0 :: else fi;     /* no old outcome taken for new work */
+        taken = taken | BIT(e);
+        if
+        :: all_of_it -> taken = taken | A_out[o] | effects_of(o); wipe2(o)
+        :: !all_of_it && (A_out[o] & ~BIT(e)) != 0 -> given = A_out[o] & ~BIT(e); one_of_several(o)
+        :: else -> wipe2(o)
+        fi
+     :: (to == OVERTAKEN && !(rx && HAS_OVERTAKEN)) || trouble > 0 ->     /* nobody takes it; or the handler raises, or makes no progress */
+        if :: to == CONCLUDE || (rx && HAS_OVERTAKEN) -> trouble-- :: else fi;
+        given = (all_of_it -> A_out[o] | BIT(e) | effects_of(o) : A_out[o] | BIT(e));
+        refused(o)
+     fi
+  :: to == HELDNEW ->                                  /* the overtaken handler compares; without one it is held anew */
+     if
+     :: rx && HAS_OVERTAKEN -> taken = taken | BIT(e)
+     :: else -> A_st[o] = HELD; A_out[o] = BIT(e)
+     fi
+  :: to == FORGOTTEN -> taken = taken | effects_of(o) | A_out[o]; wipe2(o)
+  :: else
+  fi;
+  to = NONE; given = 0; e = 0; all_of_it = 0
+}
+inline carry_out(o) {
+  if
+  :: to == CALLED -> begin(o)
+  :: to == ASKED -> f_st[p] = 1; f_occ[p] = o; f_c[p] = A_c[o]; f_late[p] = dl_over(o)
+  :: to == GIVEN_UP ->
+#ifdef GAVEUP
+     if :: rc = 0; wipe2(o) :: trouble > 0 -> trouble--; A_st[o] = HELD fi
+#else
+     A_st[o] = HELD
+#endif
+  :: else
+  fi;
+  if :: to == CALLED || to == ASKED || to == GIVEN_UP -> to = NONE :: else fi
+}
+
 
 /* ---- a worker's part in attempt o ---- */
 #ifdef H_ANYSETTLES      /* any worker settles a doubt, though the worker that made the call lives */
@@ -314,25 +315,26 @@ inline put(o) { given = 0; e = 0; all_of_it = 0; counts = 1; check() }
 proctype Worker(bit p; byte o) {
   bit late_enough;
 end: do
-  :: atomic { takes(p,o) && !suspect ->
-       ROW(66); new_call(o);
+  :: atomic { if
+  :: takes(p,o) && !suspect ->
+       ROW(66); begin(o);
        if :: true
           :: trouble > 0 -> trouble--; t_st[ncalls-1] = 3   /* COMMIT unknown: row there, nobody in memory knows */
-       fi; check() }
-  :: atomic { takes(p,o) && suspect ->
-       ROW(67); A_st[o] = DOUBT; A_inc[o] = me; A_un[o] = 1; A_dl[o] = ncalls; A_old[o] = 1; check() }
+       fi
+  :: takes(p,o) && suspect ->
+       ROW(67); A_st[o] = DOUBT; A_inc[o] = me; A_un[o] = 1; A_dl[o] = ncalls; A_old[o] = 1
 #ifndef H_COMMITUNKNOWN
   /* begun by this very life, and no task of it is known here: no call went out */
-  :: atomic { i_am(p) && A_st[o] == BEGUN && A_inc[o] == inc[p] && t_st[A_c[o]-1] == 3 && r_st[A_c[o]-1] == 0 ->
-       did_not_go_out(o); check() }
+  :: i_am(p) && A_st[o] == BEGUN && A_inc[o] == inc[p] && t_st[A_c[o]-1] == 3 && r_st[A_c[o]-1] == 0 ->
+       did_not_go_out(o)
 #endif
-  :: atomic { i_am(p) && (A_st[o] == BEGUN || A_st[o] == DOUBT) && adoptable(p,o) -> adopted(o); check() }
+  :: i_am(p) && (A_st[o] == BEGUN || A_st[o] == DOUBT) && adoptable(p,o) -> adopted(o)
 #ifdef M_SKIPSETTLE      /* an attempt whose condition is gone is not settled, just deleted */
-  :: atomic { settles(p,o) && !holds(o) -> wipe2(o); check() }
+  :: settles(p,o) && !holds(o) -> wipe2(o)
 #endif
-  :: atomic { settles(p,o) -> settle(o); check() }
+  :: settles(p,o) -> settle(o)
   /* a find's answer, put to the attempt that it was asked for */
-  :: atomic { f_st[p] == 2 && f_occ[p] == o && i_am(p) ->
+  :: f_st[p] == 2 && f_occ[p] == o && i_am(p) ->
        late_enough = f_late[p];
        if
 #ifdef H_FINDUNFENCED
@@ -346,10 +348,11 @@ end: do
           :: f_ans[p] == 0 -> unknown(o)
           :: f_ans[p] == 0 && trouble > 0 -> trouble--; unknown_for_too_long(o)
           :: f_ans[p] == 1 -> absent(o)
-          :: f_ans[p] >= 2 -> e = f_ans[p] - 2; heard = heard | BIT(e); returned(o)
+          :: f_ans[p] >= 2 -> e = f_ans[p] - 2; heard = heard | BIT(e); to = CONCLUDE
           fi
-       fi; late_enough = 0; f_st[p] = 0; f_occ[p] = 0; f_c[p] = 0; f_late[p] = 0; f_ans[p] = 0; put(o) }
-  :: atomic { i_am(p) && A_st[o] == FAILED && (WAITS || !on_34(o)) -> due(o); check() }
+       fi; late_enough = 0; f_st[p] = 0; f_occ[p] = 0; f_c[p] = 0; f_late[p] = 0; f_ans[p] = 0
+  :: i_am(p) && A_st[o] == FAILED && (WAITS || !on_34(o)) -> due(o)
+     fi; carry_out(o); answer(o); check() }
   od
 }
 
@@ -372,37 +375,38 @@ end: do
 
 proctype Call(byte c) {
 end: do
+  :: atomic { if
   /* just before it: still who we were, and not past the deadline; then it goes out */
-  :: atomic { t_st[c] == 1 && running(c) && who_we_were(c) && in_time(c) -> t_st[c] = 2; r_st[c] = 1; COUNT(t_occ[c]); check() }
+  :: t_st[c] == 1 && running(c) && who_we_were(c) && in_time(c) -> t_st[c] = 2; r_st[c] = 1; COUNT(t_occ[c])
 #ifdef STUCK
   /* a sync call hangs before its request goes out (name service, a pool of connections): the check is behind it */
-  :: atomic { t_st[c] == 1 && running(c) && who_we_were(c) && ph[c] == 0 && trouble > 0 -> trouble--; t_st[c] = 5 }
-  :: atomic { t_st[c] == 5 && running(c) -> if :: ours(c) -> t_st[c] = 2 :: else -> t_st[c] = 4 fi; r_st[c] = 1; check() }
-  :: atomic { t_st[c] == 5 && i_can(c) && ours(c) -> unclear(t_occ[c]); check() }
+  :: t_st[c] == 1 && running(c) && who_we_were(c) && ph[c] == 0 && trouble > 0 -> trouble--; t_st[c] = 5
+  :: t_st[c] == 5 && running(c) -> if :: ours(c) -> t_st[c] = 2 :: else -> t_st[c] = 4 fi; r_st[c] = 1
+  :: t_st[c] == 5 && i_can(c) && ours(c) -> unclear(t_occ[c])
 #endif
   /* it may not go out: stop, lost lock, deadline past */
-  :: atomic { t_st[c] == 1 && i_can(c) && (!who_we_were(c) || ph[c] > 0 || trouble > 0) ->
+  :: t_st[c] == 1 && i_can(c) && (!who_we_were(c) || ph[c] > 0 || trouble > 0) ->
        if :: who_we_were(c) && ph[c] == 0 -> trouble-- :: else fi;
        t_st[c] = 3;
-       if :: ours(c) -> did_not_go_out(t_occ[c]) :: else fi; check() }
+       if :: ours(c) -> did_not_go_out(t_occ[c]) :: else fi
   /* the outside */
-  :: atomic { r_st[c] == 1 ->                                   /* it lands */
+  :: r_st[c] == 1 ->                                   /* it lands */
        r_st[c] = 2;
        if
        :: POL == SAMEKEY && mem[t_key[c]] != 0 -> r_rep[c] = mem[t_key[c]]
        :: else -> landed = landed | BIT(c); made[t_occ[c]]++; r_rep[c] = c + 1; mem[t_key[c]] = c + 1
-       fi; check() }
-  :: atomic { r_st[c] == 1 && trouble > 0 -> trouble--; r_st[c] = 3 }   /* refused, surely */
-  :: atomic { r_st[c] == 1 && trouble > 0 -> trouble--; r_st[c] = 4 }   /* lost on the way */
+       fi
+  :: r_st[c] == 1 && trouble > 0 -> trouble--; r_st[c] = 3   /* refused, surely */
+  :: r_st[c] == 1 && trouble > 0 -> trouble--; r_st[c] = 4   /* lost on the way */
   /* the call returned, in time or late */
-  :: atomic { r_st[c] == 2 && (t_st[c] == 2 || t_st[c] == 4) && i_can(c) ->
+  :: r_st[c] == 2 && (t_st[c] == 2 || t_st[c] == 4) && i_can(c) ->
        t_st[c] = 3; e = r_rep[c] - 1; heard = heard | BIT(e); given = A_out[t_occ[c]] | BIT(e);
        if
-       :: ours(c) -> MUST(Fenced, A_c[t_occ[c]] == c + 1); returned(t_occ[c])
+       :: ours(c) -> MUST(Fenced, A_c[t_occ[c]] == c + 1); to = CONCLUDE
        :: else -> late(t_occ[c])
-       fi; put(t_occ[c]) }
+       fi
   /* raised NotDone */
-  :: atomic { r_st[c] == 3 && (t_st[c] == 2 || t_st[c] == 4) && i_can(c) ->
+  :: r_st[c] == 3 && (t_st[c] == 2 || t_st[c] == 4) && i_can(c) ->
        t_st[c] = 3;
        if
        :: ours(c) ->
@@ -411,13 +415,13 @@ end: do
           if :: true :: counts = 0 fi;
 #endif
           not_done(t_occ[c])
-       :: else fi; put(t_occ[c]) }
+       :: else fi
   /* timed out, or raised anything else; the thread may go on */
-  :: atomic { t_st[c] == 2 && i_can(c) && (r_st[c] == 4 || trouble > 0) ->
+  :: t_st[c] == 2 && i_can(c) && (r_st[c] == 4 || trouble > 0) ->
        if :: r_st[c] != 4 -> trouble--; t_st[c] = 4 :: else -> t_st[c] = 3 fi;
-       if :: ours(c) -> unclear(t_occ[c]) :: else fi; check() }
+       if :: ours(c) -> unclear(t_occ[c]) :: else fi
   /* a thread that was given up ends, and has no outcome to tell */
-  :: atomic { t_st[c] == 4 && (r_st[c] == 4 || (r_st[c] == 1 && trouble > 0)) && i_can(c) ->
+  :: t_st[c] == 4 && (r_st[c] == 4 || (r_st[c] == 1 && trouble > 0)) && i_can(c) ->
        if :: r_st[c] == 1 -> trouble-- :: else fi;
        t_st[c] = 3;
        if
@@ -428,7 +432,8 @@ end: do
 #else
           skip
 #endif
-       :: else fi; check() }
+       :: else fi
+     fi; answer(t_occ[c]); counts = 1; check() }
   od
 }
 
@@ -474,7 +479,7 @@ end: do
 #ifdef SHORT
 #define after(c) ((c + 1) % MAXC)
 #define before2(c) ((c + MAXC - 2) % MAXC)
-#define turn(c, x) ((c == 0 || short[c] || ph[before(c)] >= x) && (c + 1 >= ncalls || !short[after(c)] || ph[after(c)] >= x) && (c < 2 || !short[before(c)] || ph[before2(c)] >= x))
+#define turn(c, x) ((c == 0 || shorter[c] || ph[before(c)] >= x) && (c + 1 >= ncalls || !shorter[after(c)] || ph[after(c)] >= x) && (c < 2 || !shorter[before(c)] || ph[before2(c)] >= x))
 #else
 #define turn(c, x) (c == 0 || ph[before(c)] >= x)
 #endif
@@ -563,14 +568,16 @@ done: skip
 /* ---- the shop, psql, another language ---- */
 proctype Writer() {
 end: do
-  :: atomic { wbud > 0 && rx && rc -> wbud--; rc = 0; check() }                                     /* cancelled, or done by hand */
-  :: atomic { wbud > 0 && rx && !rc && ro + 1 < NOCC -> wbud--; rc = 1; ro++; entries[ro]++; check() }   /* next month */
-  :: atomic { wbud > 0 && rx && rc && ro + 1 < NOCC -> wbud--; ro++; entries[ro]++; check() }       /* occurrence moved while it holds */
+  :: atomic { if
+  :: wbud > 0 && rx && rc -> wbud--; rc = 0                                     /* cancelled, or done by hand */
+  :: wbud > 0 && rx && !rc && ro + 1 < NOCC -> wbud--; rc = 1; ro++; entries[ro]++   /* next month */
+  :: wbud > 0 && rx && rc && ro + 1 < NOCC -> wbud--; ro++; entries[ro]++       /* occurrence moved while it holds */
 #ifdef SAMEOCC
-  :: atomic { wbud > 0 && rx && !rc -> wbud--; rc = 1; entries[ro]++; check() }                     /* re-entered, occurrence unchanged */
+  :: wbud > 0 && rx && !rc -> wbud--; rc = 1; entries[ro]++                     /* re-entered, occurrence unchanged */
 #endif
-  :: atomic { wbud > 0 && rx -> wbud--; rx = 0; rc = 0; check() }                                   /* deleted */
-  :: atomic { wbud > 0 -> wbud = 0 }
+  :: wbud > 0 && rx -> wbud--; rx = 0; rc = 0                                   /* deleted */
+  :: wbud > 0 -> wbud = 0
+     fi; check() }
   od
 }
 
@@ -588,7 +595,8 @@ end: do
 proctype Person(byte o) {
   byte x;
 end: do
-  :: atomic { pbud > 0 && spoken_to(o) ->
+  :: atomic { if
+  :: pbud > 0 && spoken_to(o) ->
        pbud--; sent[o] = 0;
        if
        :: x = 0; do :: x == MAXC || (A_out[o] & BIT(x)) -> break :: else -> x++ od; e = x; x = 0; retry(o)
@@ -597,8 +605,9 @@ end: do
           x = 0; do :: (open_effects(o) & BIT(x)) -> break :: else -> x++ od; e = x; x = 0; all_of_it = 1; settle_outcome(o)
        :: A_c[o] == 0 || t_st[A_c[o]-1] != 5 -> forget(o)
        :: true                                        /* looks, and leaves it */
-       fi; put(o) }
-  :: atomic { pbud > 0 -> pbud = 0 }
+       fi
+  :: pbud > 0 -> pbud = 0
+     fi; answer(o); check() }
   od
 }
 

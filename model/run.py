@@ -45,11 +45,14 @@ def command(*words: str, folder: Path, limit: float | None = None) -> subprocess
     return subprocess.run(list(words), cwd=folder, capture_output=True, text=True, timeout=limit, check=False)
 
 
-def check(model: str, settings: tuple[str, ...], *, limit_s: float, memory_mb: int) -> Result:
-    """Translates, compiles and searches. limit_s: of the search alone. memory_mb: for the search."""
+def check(model: str, settings: tuple[str, ...], *, limit_s: float, memory_mb: int, small: bool = False) -> Result:
+    """Translates, compiles and searches. limit_s: of the search alone. memory_mb: for the search.
+
+    small: the search is expected to be short, so that the compiler need not take pains.
+    """
     with TemporaryDirectory(prefix="groundstate-model-") as name:
         folder = Path(name)
-        problem = _build(folder, model, settings, memory_mb)
+        problem = _build(folder, model, settings, memory_mb, "-O0" if small else "-O2")
         if problem is not None:
             return Result(f"error: {problem}", 0, 0.0, 0, frozenset())
         started = time.monotonic()
@@ -64,7 +67,7 @@ def story(model: str, settings: tuple[str, ...], *, limit_s: float, memory_mb: i
     """The shortest way to the violation that is found first, step by step; says so where none is found."""
     with TemporaryDirectory(prefix="groundstate-model-") as name:
         folder = Path(name)
-        problem = _build(folder, model, settings, memory_mb, "-DREACH")
+        problem = _build(folder, model, settings, memory_mb, "-O1", "-DREACH")
         if problem is not None:
             return problem
         command("./pan", "-m400000", "-w22", "-i", folder=folder, limit=limit_s)
@@ -77,7 +80,7 @@ def _build(folder: Path, model: str, settings: tuple[str, ...], memory_mb: int, 
     translated = command("spin", "-a", *settings, model, folder=folder)
     if translated.returncode != 0 or "Error" in translated.stdout:
         return f"spin: {translated.stdout.strip()[-500:]}{translated.stderr.strip()[-500:]}"
-    flags = ("-O1", "-w", "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=2048", f"-DMEMLIM={memory_mb}", *more)
+    flags = ("-w", "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=2048", f"-DMEMLIM={memory_mb}", *more)
     compiled = command("gcc", *flags, "-o", "pan", "pan.c", folder=folder)
     return f"gcc: {compiled.stderr.strip()[-500:]}" if compiled.returncode != 0 else None
 

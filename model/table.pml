@@ -11,8 +11,8 @@
  * Columns: A_st state, A_un unsure, A_inc worker, A_c call, A_no call_no, A_fail failures, A_dl deadline, A_out outcome,
  * A_old first_at (1: too old to call again under it), A_tog together, A_alone why (1: 'killed alone').
  * The model that includes this says what these mean in its world: exists holds spent lands_over asked_late blocked has_call,
- * `counts` (0 for Busy), `me` (the life that acts), NEW_CALL, later, deadline_not_before_now; and conclude, overtaken, kept, ask,
- * gave_up, hold_new, given.
+ * `counts` (0 for Busy), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
+ * deadline_not_before_now.
  */
 mtype = { NONE, BEGUN, DOUBT, FAILED, HELD };
 #define NOCALL 0
@@ -34,6 +34,10 @@ c_decl { unsigned char row_reached[128]; };
 #define NOROW 199               /* an event that no row of the table knows */
 #define OR_NO_ROW :: else -> MUST(NOROW, false)
 
+/* what the world has to do with it, where that is more than columns; each model carries it out in the same step */
+mtype = { CONCLUDE, OVERTAKEN, ASKED, GIVEN_UP, HELDNEW, FORGOTTEN, CALLED };
+mtype to = NONE;
+
 mtype A_st[N] = NONE;
 bit  A_un[N];
 byte A_inc[N], A_c[N], A_no[N], A_fail[N], A_dl[N], A_out[N], A_tog[N];
@@ -45,10 +49,10 @@ bit  A_old[N], A_alone[N];
 /* ---- an outcome is in hand ---- */
 /* ROW 1 | returned | the call returned, and its condition holds | begun doubt | conclude | */
 #define on_1(o) (holds(o))
-#define do_1(o) conclude(o)
+#define do_1(o) to = CONCLUDE
 /* ROW 2 | returned | the call returned, and its condition no longer holds | begun doubt | overtaken | */
 #define on_2(o) (!holds(o))
-#define do_2(o) overtaken(o)
+#define do_2(o) to = OVERTAKEN
 
 /* ROW 3 | refused | the handler refused the outcome | begun doubt failed held | held | state unsure outcome [why] [next_at] [error] */
 #define on_3(o) (A_st[o] != NONE)
@@ -96,35 +100,35 @@ bit  A_old[N], A_alone[N];
 
 /* ---- doubt ---- */
 /* ROW 15 | settle | in doubt, record deleted | doubt | held | state [why] [next_at] */
-#define on_15(o) (A_st[o] == DOUBT && POL != NOCALL && !exists(o))
+#define on_15(o) (A_st[o] == DOUBT && !exists(o))
 #define do_15(o) A_st[o] = HELD
 /* ROW 16 | settle | in doubt, and the reaction makes no call any more | doubt | held | state [why] [next_at] */
-#define on_16(o) (A_st[o] == DOUBT && POL == NOCALL)
+#define on_16(o) (A_st[o] == DOUBT && POL == NOCALL && exists(o))
 #define do_16(o) A_st[o] = HELD
 /* ROW 17 | settle | hold | doubt | held | state [why] [next_at] */
 #define on_17(o) (A_st[o] == DOUBT && POL == HOLD && exists(o))
 #define do_17(o) A_st[o] = HELD
 /* ROW 18 | settle | ask | doubt | ask | */
 #define on_18(o) (A_st[o] == DOUBT && POL == ASK && exists(o))
-#define do_18(o) ask(o)
+#define do_18(o) to = ASKED
 /* ROW 19 | settle | again, gone | doubt | gone, said | */
 #define on_19(o) (A_st[o] == DOUBT && POL == AGAIN && exists(o) && !holds(o))
 #define do_19(o) wipe(o)
 /* ROW 20 | settle | again, the last try used | doubt | gave up, unsure | */
 #define on_20(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && spent(o))
-#define do_20(o) gave_up(o)
+#define do_20(o) to = GIVEN_UP
 /* ROW 21 | settle | again | doubt | begun | state worker call call_no deadline first_at together [next_at] */
 #define on_21(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && !spent(o))
-#define do_21(o) new_call(o)
+#define do_21(o) to = CALLED
 /* ROW 22 | settle | same_key, the last try used | doubt | held | state [why] [next_at] */
 #define on_22(o) (A_st[o] == DOUBT && POL == SAMEKEY && holds(o) && key_young(o) && spent(o))
 #define do_22(o) A_st[o] = HELD
 /* ROW 23 | settle | same_key | doubt | begun | state worker call call_no deadline first_at together [next_at] */
 #define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && holds(o) && key_young(o) && !spent(o))
-#define do_23(o) new_call(o)
+#define do_23(o) to = CALLED
 /* ROW 24 | settle | same_key, gone or too old, with a find | doubt | ask | */
 #define on_24(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(holds(o) && key_young(o)) && HAS_FIND)
-#define do_24(o) ask(o)
+#define do_24(o) to = ASKED
 /* ROW 25 | settle | same_key, gone or too old | doubt | held | state [why] [next_at] */
 #define on_25(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(holds(o) && key_young(o)) && !HAS_FIND)
 #define do_25(o) A_st[o] = HELD
@@ -155,13 +159,13 @@ bit  A_old[N], A_alone[N];
 #define do_32(o) wipe(o)
 /* ROW 33 | due | failed, the last try used | failed | gave up | */
 #define on_33(o) (A_st[o] == FAILED && holds(o) && spent(o))
-#define do_33(o) gave_up(o)
+#define do_33(o) to = GIVEN_UP
 /* ROW 34 | due | failed, blocked | failed | wait | */
 #define on_34(o) (A_st[o] == FAILED && holds(o) && !spent(o) && blocked(o))
 #define do_34(o) skip
 /* ROW 35 | due | failed, due | failed | begun | state worker call call_no deadline first_at together [next_at] */
 #define on_35(o) (A_st[o] == FAILED && holds(o) && !spent(o) && !blocked(o))
-#define do_35(o) new_call(o)
+#define do_35(o) to = CALLED
 
 /* A call is begun: what is unsure, the key's age and a later deadline stay where an earlier call may have been made. */
 #define begun_state(o) A_st[o] = BEGUN
@@ -178,25 +182,25 @@ bit  A_old[N], A_alone[N];
 #define do_36(o) skip
 /* ROW 37 | late | late, attempt gone | none | held anew | */
 #define on_37(o) (A_st[o] == NONE && POL != AGAIN)
-#define do_37(o) hold_new(o)
+#define do_37(o) to = HELDNEW
 /* ROW 38 | late | late, in doubt | doubt | conclude | */
 #define on_38(o) (A_st[o] == DOUBT)
-#define do_38(o) returned(o)
+#define do_38(o) to = CONCLUDE
 /* ROW 39 | late | late, failed | failed | conclude, loudly | */
 #define on_39(o) (A_st[o] == FAILED)
-#define do_39(o) returned(o)
+#define do_39(o) to = CONCLUDE
 /* ROW 40 | late | late, begun unsure | begun | conclude | */
 #define on_40(o) (A_st[o] == BEGUN && A_un[o])
-#define do_40(o) returned(o)
+#define do_40(o) to = CONCLUDE
 /* ROW 41 | late | late, begun sure | begun | held, loudly | state unsure outcome [why] [next_at] */
 #define on_41(o) (A_st[o] == BEGUN && !A_un[o])
 #define do_41(o) A_st[o] = HELD; A_un[o] = 1; A_out[o] = given
 /* ROW 42 | late | late, held with an outcome | held | held | state unsure outcome [why] [next_at] */
 #define on_42(o) (A_st[o] == HELD && A_out[o] != 0)
-#define do_42(o) A_st[o] = HELD; A_out[o] = given
+#define do_42(o) A_st[o] = HELD; A_un[o] = A_un[o]; A_out[o] = given
 /* ROW 43 | late | late, held unsure | held | conclude | */
 #define on_43(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o])
-#define do_43(o) returned(o)
+#define do_43(o) to = CONCLUDE
 /* ROW 44 | late | late, held sure | held | held | state unsure outcome [why] [next_at] */
 #define on_44(o) (A_st[o] == HELD && A_out[o] == 0 && !A_un[o])
 #define do_44(o) A_st[o] = HELD; A_un[o] = 0; A_out[o] = given
@@ -214,7 +218,7 @@ bit  A_old[N], A_alone[N];
 #define do_47(o) skip
 /* ROW 48 | retry | retry, an outcome in hand | held | conclude | */
 #define on_48(o) (A_st[o] == HELD && A_out[o] != 0 && !(A_un[o] && !lands_over(o)))
-#define do_48(o) returned(o)
+#define do_48(o) to = CONCLUDE
 /* ROW 49 | retry | retry, sure | held | failed | state failures why [next_at] [since] */
 #define on_49(o) (A_st[o] == HELD && A_out[o] == 0 && !A_un[o])
 #define do_49(o) A_st[o] = FAILED; A_fail[o] = 0; A_alone[o] = 0
@@ -255,7 +259,7 @@ bit  A_old[N], A_alone[N];
 #define do_60(o) skip
 /* ROW 61 | settle with an outcome | settle with an outcome | held | conclude | */
 #define on_61(o) (A_st[o] == HELD && POL != NOCALL && !(A_out[o] != 0 && A_un[o] && !lands_over(o)))
-#define do_61(o) returned(o)
+#define do_61(o) to = CONCLUDE
 
 /* ROW 62 | forget | forget, not held | begun doubt failed | not now | */
 #define on_62(o) (A_st[o] != NONE && A_st[o] != HELD)
@@ -268,7 +272,7 @@ bit  A_old[N], A_alone[N];
 #define do_64(o) skip
 /* ROW 65 | forget | forget | held | gone | */
 #define on_65(o) (A_st[o] == HELD && !holds(o) && !(A_un[o] && !lands_over(o)))
-#define do_65(o) forgotten(o)
+#define do_65(o) to = FORGOTTEN
 
 /* ---- what the engine writes by itself, from no pure rule (engine/begin.py, engine/restore.py, engine/conclude.py) ---- */
 /* ENGINE 66 | taken: a new attempt, begun */
