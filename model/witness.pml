@@ -49,7 +49,7 @@ bit s_placed, s_suspect, s_row[MAXI]; byte s_count[MAXI]; mtype s_st = NONE; bit
 bit taken_, put_back;
 /* outside of it */
 byte file[MAXI] = NOFILE;          /* the witness of each life */
-byte inc[2], memory[2], ninc = 1; bit up[2], stale[2], lock[MAXI], says[2];
+byte inc[2], memory[2], told[2], ninc = 1; bit up[2], stale[2], lock[MAXI], says[2];
 byte step[2];                      /* of a life that comes up: 0 lock and row, 1 its witness, 2 looks back, 3 carries out */
 byte calls, t[2], tc[2], r[2], effects; bit late_[2] = 1;  /* t: 0 none 1 begun 2 counted 3 sent; r: 0 none 1 in the air 2 landed 4 lost */
 byte trouble = TROUBLE, stops;
@@ -84,7 +84,7 @@ inline went_back() {                /* engine/restore.py */
 }
 inline new_life(p) {
   if :: inc[p] != 0 -> lock[inc[p]] = 0 :: else fi;
-  MUST(RaiseMAXI, ninc < MAXI); inc[p] = ninc; lock[ninc] = 1; row[ninc] = 1; count[ninc] = 0; ninc++; step[p] = 1; memory[p] = 0; stale[p] = 0
+  MUST(RaiseMAXI, ninc < MAXI); inc[p] = ninc; lock[ninc] = 1; row[ninc] = 1; count[ninc] = 0; ninc++; step[p] = 1; memory[p] = 0; told[p] = 0; stale[p] = 0
 }
 inline carry_out(p) {
   if
@@ -108,7 +108,7 @@ inline begins(p) {
   :: !row[inc[p]] || count[inc[p]] < memory[p] -> says[p] = 1; stale[p] = 1
   :: else ->
 #endif
-     new_call(0); calls++; count[inc[p]]++; t[p] = 1; tc[p] = A_c[0]; r[p] = 0; late_[p] = 0
+     new_call(0); calls++; count[inc[p]]++; told[p] = count[inc[p]]; t[p] = 1; tc[p] = A_c[0]; r[p] = 0; late_[p] = 0
   fi
 }
 proctype Worker(bit p) {
@@ -135,7 +135,12 @@ end: do
   :: acts(p) && t[p] == 0 && r[p] != 1 && placed && A_st[0] == NONE && !suspect -> ROW(66); begins(p)
   :: acts(p) && placed && A_st[0] == NONE && suspect -> ROW(67); A_st[0] = DOUBT; A_un[0] = 1; A_inc[0] = me; A_old[0] = 1
   /* counted where no backup reaches, before the call goes out */
-  :: up[p] && step[p] == 3 && t[p] == 1 -> memory[p]++;
+  :: up[p] && step[p] == 3 && t[p] == 1 ->
+#ifdef M_LAGGING          /* counted by adding: one behind for ever, once the answer to a COMMIT that landed was lost */
+       memory[p]++;
+#else
+       memory[p] = told[p];
+#endif
 #ifndef M_WITNESSLATE
        write_witness(inc[p], memory[p]);
 #endif
@@ -156,7 +161,7 @@ end: do
   :: acts(p) && A_st[0] == DOUBT && A_inc[0] == inc[p] && t[p] == 0 && lands_over(0) && r[p] != 1 -> settle(0)
   :: acts(p) && A_st[0] == FAILED && t[p] == 0 && r[p] != 1 -> due(0); if :: to == CALLED -> to = NONE; begins(p) :: else fi
   /* it is killed; or ends cleanly: its witness is erased, then its row */
-  :: up[p] && trouble > 0 -> trouble--; up[p] = 0; lock[inc[p]] = 0; inc[p] = 0; t[p] = 0; memory[p] = 0; says[p] = 0; stale[p] = 0; step[p] = 0; late_[p] = 1
+  :: up[p] && trouble > 0 -> trouble--; up[p] = 0; lock[inc[p]] = 0; inc[p] = 0; t[p] = 0; memory[p] = 0; told[p] = 0; says[p] = 0; stale[p] = 0; step[p] = 0; late_[p] = 1
 #ifdef L_CLEANSTOP
   :: works(p) && t[p] == 0 && stops < 2 -> stops++; file[inc[p]] = NOFILE; row[inc[p]] = 0; up[p] = 0; lock[inc[p]] = 0; inc[p] = 0; memory[p] = 0; step[p] = 0
 #endif
