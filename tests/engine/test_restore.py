@@ -174,6 +174,24 @@ def test_hazard_47_a_begin_that_landed_without_a_word_is_found_and_begun_again(w
     assert world.attempts() == []
 
 
+def test_hazard_47_a_begin_that_landed_without_a_word_is_counted_by_the_next_one(world: World) -> None:
+    gateway = charging(world, ASK)
+    world.there()
+    life = world.worker()
+    life.quiet()
+    life.lose_word_of = "insert into groundstate_attempt"
+    world.orders(1)
+    until(lambda: world.order().status == "paid")
+    life.quiet()
+    world.run("update groundstate_worker set begins = begins - 1")  # a backup is put back, from before the begin that charged
+    world.set(1, status="placed", receipt=None)
+    life.sweep()
+    until(lambda: world.states() == ["doubt"] or gateway.called(1) == 2)
+    assert gateway.called(1) == 1, "it was charged again: the worker remembered a begin less than the database had"
+    world.forward(60)
+    until(lambda: world.order().receipt == "r1")
+
+
 def test_hazard_47_a_conclude_that_landed_without_a_word_is_its_own(world: World) -> None:
     gateway = charging(world, ASK)
     gateway.plan(1, "done_hang")

@@ -40,6 +40,7 @@ class Life:
     id: int = field(default_factory=lambda: secrets.randbits(62))
     sound: bool = False  # False once the lock may be lost: then no call goes out
     begins: int = 0
+    told: int = 0  # what the database counted in the latest begin, committed or not
     others_wrote: bool = False
     care: Care = field(default_factory=Care)
     dice: random.Random = field(init=False)  # of its own, thrown by its number
@@ -94,12 +95,16 @@ class Life:
             .values(begins=tables.worker.c.begins + new)
             .returning(tables.worker.c.begins)
         ).scalar_one_or_none()
+        self.told = counted or 0
         if counted is None or counted < self.begins + new:
             raise WentBack(f"this life began {self.begins} calls and the database knows of {0 if counted is None else counted - new}")
 
-    def counted(self, new: int) -> None:
-        """After the begin's commit, before its first call: remembered where a backup does not reach."""
-        self.begins += new
+    def counted(self) -> None:
+        """After the begin's commit, before its first call: remembered where a backup does not reach.
+
+        What the database counted, and not one more than before: an earlier begin may have landed though its COMMIT brought no answer.
+        """
+        self.begins = self.told
         if self.witness:
             self.witness.write(self.id, self.begins)
 

@@ -347,7 +347,7 @@ class Traffic:
     def _send(self, begun: begin.Begun) -> None:
         """After the commit, and never before."""
         if begun.new_calls:
-            self._shift.life.counted(begun.new_calls)
+            self._shift.life.counted()
         for flight in begun.flights:
             self._flying[(flight.call, flight.is_find)] = flight
             self._calls_to[_outside(flight)] += 1

@@ -1,0 +1,138 @@
+"""What is checked: each configuration of each model, each hole and each mutation, with what must come out. Runs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """`caught`: an invariant must be violated; else the run must come to its end with none violated. `quick`: in the quick form too."""
+
+    name: str
+    model: str
+    settings: str
+    says: str
+    caught: bool = False
+    quick: bool = False
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return tuple(f"-D{word}" for word in self.settings.split())
+
+
+PROTOCOL, BLOCKING, CAREFUL, WITNESS = "protocol.pml", "blocking.pml", "careful.pml", "witness.pml"
+SMALL = "TROUBLE=2 WBUD=1 PBUD=1 MAXC=5"
+PERSON = "TROUBLE=1 WBUD=0 PBUD=1 MAXC=4"
+POLICIES = ("AGAIN", "SAMEKEY", "ASK", "HOLD")
+
+
+def _pass(name: str, model: str, settings: str, says: str, *, quick: bool = False) -> Case:
+    return Case(name, model, settings, says, quick=quick)
+
+
+def _caught(name: str, model: str, settings: str, says: str, *, quick: bool = True) -> Case:
+    return Case(name, model, f"{settings} {name}", says, caught=True, quick=quick)
+
+
+def _of_policies() -> list[Case]:
+    found = []
+    for policy in POLICIES:
+        low = policy.lower()
+        found += [
+            _pass(f"{low}, faults", PROTOCOL, f"POL={policy} BOUNDED TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "two faults; the number of calls has a bound"),
+            _pass(f"{low}, writer", PROTOCOL, f"POL={policy} TROUBLE=1 WBUD=2 PBUD=1 MAXC=6", "one fault, the writer acts twice, a person once"),
+            _pass(f"{low}, person", PROTOCOL, f"POL={policy} TROUBLE=1 WBUD=1 PBUD=2 MAXC=6", "one fault, the writer acts once, a person twice"),
+            _pass(f"{low}, quick", PROTOCOL, f"POL={policy} TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "one fault, one act of the writer, one of a person", quick=True),
+            _pass(
+                f"{low}, restore", PROTOCOL, f"POL={policy} RESTORE TROUBLE=0 WBUD=1 PBUD=0 MAXC={7 if policy == 'AGAIN' else 5}",
+                "a backup is taken at some moment and put back at some other",
+            ),
+        ]
+    return found
+
+
+CASES = [
+    *_of_policies(),
+    _pass("ask, small", PROTOCOL, f"POL=ASK {SMALL}", "two faults, a writer and a person"),
+    _pass("ask, overtaken", PROTOCOL, f"POL=ASK OVERTAKEN {SMALL}", "with an overtaken handler, or a fact"),
+    _pass("again, gave up", PROTOCOL, "POL=AGAIN GAVEUP TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "with a gave_up handler"),
+    _pass("ask, busy", PROTOCOL, "POL=ASK BUSY TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "Busy does not count as a failure"),
+    _pass("same_key, forgotten", PROTOCOL, "POL=SAMEKEY FORGET TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "the provider forgets the key as soon as it may"),
+    _pass("same_key, asks", PROTOCOL, "POL=SAMEKEY KEYASK FORGET TROUBLE=2 WBUD=0 PBUD=0 MAXC=6", "and there is a find to fall back to"),
+    _pass("same_key, shorter", PROTOCOL, "POL=SAMEKEY KEYASK FORGET SHORT TROUBLE=2 WBUD=0 PBUD=0 MAXC=4", "new code with a shorter timeout: a later deadline stays"),
+    _pass("ask, stuck", PROTOCOL, "POL=ASK STUCK TROUBLE=2 WBUD=0 PBUD=1 MAXC=5", "threads that hang before they send"),
+    _pass("hold, wrong person", PROTOCOL, f"POL=HOLD M_WRONGPERSON NO_AMO {SMALL}", "a person is wrong: each outcome that is heard is still kept"),
+    _pass("ask, any words", PROTOCOL, "POL=ASK ANYWORDS TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "a person speaks to attempts that are not held"),
+    *[_pass(f"{p.lower()}, restore and a fault", PROTOCOL, f"POL={p} RESTORE TROUBLE=1 WBUD=0 PBUD=0 MAXC={6 if p in ('AGAIN', 'ASK') else 5}", "a backup put back, and one fault anywhere") for p in POLICIES],
+    # ---- different reactions on one record
+    _pass("blocking, no call", BLOCKING, "P1=NOCALL NOFACT TROUBLE=2 WBUD=1", "a call beside a reaction without one, on one record", quick=True),
+    _pass("blocking, two calls", BLOCKING, "P1=HOLD NOFACT TROUBLE=1 WBUD=1", "two reactions with a call on one record", quick=True),
+    _pass("blocking, again", BLOCKING, "P0=HOLD P1=ASK NOFACT TROUBLE=2 WBUD=0", "the same with two faults"),
+    _pass("blocking, fact", BLOCKING, "P1=NOCALL TROUBLE=1 WBUD=0", "and a third with a fact, which goes alongside"),
+    _caught("M_NOBLOCK", BLOCKING, "P1=NOCALL NOFACT TROUBLE=1 WBUD=0", "no attempt keeps another reaction out (hazard 13)"),
+    _caught("M_ONESTATEMENT", BLOCKING, "P1=NOCALL NOFACT TROUBLE=1 WBUD=0", "what blocks is not asked again after the lock (hazard 17)"),
+    _caught("M_HELDFREES", BLOCKING, "P0=HOLD P1=NOCALL NOFACT TROUBLE=1 WBUD=0", "what is held unsure keeps nobody out"),
+    _caught("M_FACTBLOCKS", BLOCKING, "P0=HOLD P1=NOCALL TROUBLE=1 WBUD=0", "a fact is kept out by others: it would wait for a person"),
+    # ---- careful mode
+    _pass("careful", CAREFUL, "KILLS=1", "four records, one of which kills; one kill from outside"),
+    _pass("careful, quick", CAREFUL, "KILLS=0", "no kill from outside", quick=True),
+    _pass("careful, calm", CAREFUL, "KILLS=0 CALM=1", "careful mode ends once, and begins again"),
+    _pass("careful, two kills", CAREFUL, "KILLS=2", "two kills from outside: an innocent may be held, and is listed"),
+    _caught("M_NOHALVING", CAREFUL, "KILLS=0", "the company stays as large as it was"),
+    _caught("M_NOATTEMPTS", CAREFUL, "KILLS=0", "nothing is written before the batch"),
+    _caught("M_COMPANYHELD", CAREFUL, "KILLS=0", "whoever was in the company counts as having killed"),
+    _caught("M_HELDATONCE", CAREFUL, "KILLS=1", "one death alone is enough to be held"),
+    _caught("M_CALLNUMBERED", CAREFUL, "KILLS=0", "what makes no call has a call number, and comes in doubt"),
+    # ---- the witness
+    _pass("witness, ask", WITNESS, "POL=ASK TROUBLE=1", "a backup is put back without a sign, and one fault", quick=True),
+    _pass("witness, hold", WITNESS, "POL=HOLD TROUBLE=1", "the same under hold", quick=True),
+    _pass("witness, two faults", WITNESS, "POL=ASK TROUBLE=2", "and two faults"),
+    _caught("M_LAGGING", WITNESS, "POL=ASK TROUBLE=1", "memory adds up by itself: one behind, once a COMMIT brought no answer"),
+    _caught("M_UNCOMPARED", WITNESS, "POL=ASK TROUBLE=0 M_SILENT M_FORGETFUL", "the begin's transaction does not compare, and nobody else looks"),
+    _caught("M_SILENT", WITNESS, "POL=ASK TROUBLE=1", "a lost connection is made anew, and nobody looks back"),
+    _caught("M_WITNESSLATE", WITNESS, "POL=ASK TROUBLE=1", "the witness is written after the call went out"),
+    _caught("L_CLEANSTOP", WITNESS, "POL=ASK TROUBLE=0", "a limit: after a clean end no witness is left to tell"),
+    _caught("L_NOWITNESS", WITNESS, "POL=ASK TROUBLE=1", "a limit: without a witness a cold start shows no sign"),
+    _caught("L_APART", WITNESS, "POL=ASK TROUBLE=1", "a limit: a witness folder that the other worker does not see"),
+    _caught("L_TORN", WITNESS, "POL=ASK TROUBLE=0", "a limit: stopped between a begin's commit and its witness"),
+    # ---- holes: the table as it was first written
+    _caught("H_STOPDELETES", PROTOCOL, f"POL=SAMEKEY {SMALL}", "a stop clears a doubt"),
+    _caught("H_FAILEDOCC", PROTOCOL, f"POL=ASK {SMALL}", "'failed' forgets the occurrence"),
+    _caught("H_CALLNO", PROTOCOL, "POL=ASK SAMEOCC TROUBLE=3 WBUD=2 PBUD=0 MAXC=5", "the fence is a number that starts at 1 again", quick=False),
+    _caught("H_ABSENTLATE", PROTOCOL, f"POL=ASK {SMALL}", "the time of Absent is that of its answer"),
+    _caught("H_FINDUNFENCED", PROTOCOL, f"POL=ASK {SMALL}", "a find's answer is not fenced"),
+    _caught("H_KEYAGE", PROTOCOL, "POL=SAMEKEY FORGET TROUBLE=3 WBUD=0 PBUD=0 MAXC=6", "the key is as old as the latest call", quick=False),
+    _caught("H_RETRYDROPS", PROTOCOL, f"POL=ASK {PERSON}", "retry does not look at the outcome in hand"),
+    _caught("H_HANDLERFAILS", PROTOCOL, f"POL=ASK {SMALL}", "a handler that raises is a failed call"),
+    _caught("H_COMMITUNKNOWN", PROTOCOL, f"POL=ASK {SMALL}", "a begun row that its living worker does not know is left"),
+    _caught("H_NOBOUND", PROTOCOL, "POL=SAMEKEY BOUNDED TROUBLE=5 WBUD=0 PBUD=0 MAXC=6", "a doubt has no bound", quick=False),
+    _caught("H_FORGETHOLDS", PROTOCOL, f"POL=HOLD {PERSON}", "what is held may be forgotten while its condition holds"),
+    _caught("H_PERSONEARLY", PROTOCOL, f"POL=HOLD {PERSON}", "a person need not wait for the deadline"),
+    _caught("H_ANYSETTLES", PROTOCOL, "POL=ASK STUCK TROUBLE=2 WBUD=0 PBUD=1 MAXC=5", "a doubt has no owner"),
+    _caught("H_DEADLINESTAYS", PROTOCOL, "POL=ASK STUCK TROUBLE=2 WBUD=0 PBUD=1 MAXC=5", "settle_after does not run from adoption"),
+    _caught("H_THREADENDS", PROTOCOL, "POL=ASK STUCK TROUBLE=3 WBUD=0 PBUD=0 MAXC=4", "settle_after does not run from the end of a thread"),
+    _caught("H_DEADLINEBACK", PROTOCOL, "POL=SAMEKEY KEYASK FORGET SHORT TROUBLE=2 WBUD=0 PBUD=0 MAXC=4", "a new call's deadline takes the place of a later one"),
+    _caught("H_SAMEOCC", PROTOCOL, "POL=ASK SAMEOCC TROUBLE=1 WBUD=2 PBUD=1 MAXC=5", "a condition recurs, and no occurrence tells (hazard 1)"),
+    _caught("H_LATEGONE", PROTOCOL, f"POL=HOLD M_WRONGPERSON NO_AMO {SMALL}", "a late outcome is dropped where the attempt is gone"),
+    _caught("H_SUSPECTKEEP", PROTOCOL, "POL=ASK RESTORE TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "attempts in the backup are no suspects"),
+    _caught("H_SUSPECTDEADLINE", PROTOCOL, "POL=ASK RESTORE TROUBLE=0 WBUD=1 PBUD=0 MAXC=5", "suspects have no deadline"),
+    _caught("H_SUSPECTONCE", PROTOCOL, "POL=HOLD RESTORE TROUBLE=0 WBUD=2 PBUD=0 MAXC=4", "only what matches at the restart is suspect", quick=False),
+    _pass("H_ABSENTOCC", PROTOCOL, f"POL=ASK H_ABSENTOCC {SMALL}", "Absent forgets the occurrence: harmless alone, 'failed' asks again"),
+    _pass("H_NOBLOCK", PROTOCOL, f"POL=ASK H_NOBLOCK {SMALL}", "other occurrences do not block: harmless, given key and find by occurrence"),
+    # ---- mutations: mistakes
+    _caught("M_KEYPERRECORD", PROTOCOL, "POL=SAMEKEY TROUBLE=2 WBUD=2 PBUD=0 MAXC=5", "a key per record"),
+    _caught("M_KEYPERCALL", PROTOCOL, f"POL=SAMEKEY {SMALL}", "a key per call"),
+    _caught("M_CLEARDOUBT", PROTOCOL, f"POL=SAMEKEY {SMALL}", "a later NotDone clears the doubt"),
+    _caught("M_DEADCALLFAILED", PROTOCOL, f"POL=HOLD {SMALL}", "a dead worker's call has failed"),
+    _caught("M_UNFENCED", PROTOCOL, f"POL=SAMEKEY {SMALL}", "a conclusion is not fenced"),
+    _caught("M_NODEADLINE", PROTOCOL, f"POL=ASK {SMALL}", "the deadline is not looked at before the call"),
+    _caught("M_ABSENTEARLY", PROTOCOL, f"POL=ASK {SMALL}", "Absent is believed at once"),
+    _caught("M_FREECLOCK", PROTOCOL, f"POL=ASK {SMALL}", "a call acts later than its deadline plus settle_after (hazard 6)"),
+    _caught("M_NOLIVENESS", PROTOCOL, f"POL=ASK {SMALL}", "a living worker's attempts are adopted"),
+    _caught("M_RUNNINGMARK", PROTOCOL, f"POL=ASK {SMALL}", "a mark says who runs, and no lock"),
+    _caught("M_LATEDROPPED", PROTOCOL, f"POL=HOLD {SMALL}", "late outcomes are dropped"),
+    _caught("M_SKIPSETTLE", PROTOCOL, f"POL=ASK {SMALL}", "a doubt is settled only while its condition holds"),
+    _caught("M_WRONGPERSON", PROTOCOL, f"POL=HOLD {SMALL}", "a person is wrong about the outside"),
+    _caught("M_NOSUSPECTS", PROTOCOL, "POL=ASK RESTORE TROUBLE=0 WBUD=1 PBUD=0 MAXC=5", "nothing is suspect after a restore"),
+]  # fmt: skip

@@ -1,0 +1,188 @@
+"""The table of the model and the code's: the same rows, met by the same attempts, with the same columns; in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import KILLED, Attempt
+from groundstate.rules.policy import MARGIN
+from tests.model.pml import COLUMNS, MODEL, NOT_MODELLED, ModelRow, ModelTable, NotOfTheTable, as_kept, read
+from tests.rules.making import KEPT_FOR, SETTLE_AFTER, TIMEOUT
+from tests.rules.table import ADOPTER, NEW_CALL, TABLE, Case, row_of
+from tests.rules.test_attempt_machine import MISTAKES
+from tests.rules.test_attempt_table import all_cases, happen
+
+POLICIES = {None: 0, "again": 1, "same_key": 2, "ask": 3, "hold": 4}
+STATES = ("NONE", "BEGUN", "DOUBT", "FAILED", "HELD")
+
+
+def too_old(first_at: Any, now: Any) -> bool:
+    """The one thing that the model knows of a key's age."""
+    return bool(first_at + KEPT_FOR <= now + TIMEOUT + MARGIN + SETTLE_AFTER)
+
+
+def world_of(case: Case) -> dict[str, Any]:
+    """What a guard, or a deed, of the model may ask, by its own words."""
+    one = case.attempt
+    world: dict[str, Any] = {name: name.lower() for name in STATES}
+    world |= {"NOCALL": 0, "AGAIN": 1, "SAMEKEY": 2, "ASK": 3, "HOLD": 4, "POL": POLICIES[case.kind], "HAS_FIND": case.terms.has_find}
+    world |= {"exists": case.facts.exists, "holds": case.holds, "blocked": case.blocked, "has_call": case.has_call}
+    world |= {"counts": int(case.counts), "me": ADOPTER, "given": True, "later": max, "TOGETHER": 0, "now": case.now, "true": True, "false": False}
+    world |= {"NEW_CALL": NEW_CALL, "NEW_DEADLINE": case.now + case.terms.timeout}
+    world |= dict.fromkeys(COLUMNS, 0) | {"A_st": "none", "spent": False, "lands_over": True, "asked_late": True}
+    if one is not None:
+        world |= {"spent": case.spent, "lands_over": case.now > case.lands_until, "asked_late": case.asked_at > case.lands_until}
+        world |= {"A_st": one.state.value, "A_un": int(one.unsure), "A_inc": one.worker, "A_c": one.call, "A_no": one.call_no}
+        world |= {"A_fail": one.failures, "A_dl": one.deadline, "A_out": int(one.outcome is not None), "A_tog": one.together}
+        world |= {"A_old": too_old(one.first_at, case.now), "A_alone": int(one.why == KILLED)}
+    return world
+
+
+def seen(one: Attempt, now: Any) -> dict[str, Any]:
+    """An attempt as far as the model has columns for it."""
+    found = {name: getattr(one, name) for name in COLUMNS.values()}
+    found |= {"state": one.state.value, "outcome": one.outcome is not None, "first_at": too_old(one.first_at, now), "why": one.why == KILLED}
+    return found
+
+
+def differ_in_a_case(model: ModelTable, event: str, case: Case) -> Iterator[str]:
+    """In what the model and the code disagree on this event in this case."""
+    row, world = row_of(event, case), world_of(case)
+    met = model.met(event, world)
+    if row is None:
+        if event != "returned":  # which asks no attempt
+            yield from (f"{event}: the model meets {other.says!r}, and the contract knows of no such event" for other in met)
+        return
+    if [other.says for other in met] != [row.says]:
+        yield f"{event}: the model meets {[other.says for other in met]}, and the contract {row.says!r}"
+        return
+    to, after = happen(event, case)
+    if to != met[0].to:
+        yield f"{row.says}: by the model {met[0].to}, by the code {to}"
+    if set(row.changes(case)) != met[0].changes | met[0].not_modelled:
+        yield f"{row.says}: the columns that change"
+    written = model.written(met[0], world)
+    if after is not None:
+        yield from differ_in_columns(met[0], case, after, written)
+    elif written:
+        yield f"{row.says}: the model writes {sorted(written)} of what is gone"
+
+
+def differ_in_columns(row: ModelRow, case: Case, after: Attempt, written: dict[str, Any]) -> Iterator[str]:
+    if set(written) != row.changes:
+        yield f"{row.says}: the model writes {sorted(written)} and says {sorted(row.changes)}"
+    before, now = seen(case.one, case.now), seen(after, case.now)
+    for name in COLUMNS.values():
+        if name == "why" and "why" in row.not_modelled:
+            continue
+        wanted = written.get(name, before[name])
+        if now[name] != wanted:
+            yield f"{row.says}: {name} is {now[name]} by the code and {wanted} by the model"
+    changed = {one.name for one in fields(Attempt) if getattr(after, one.name) != getattr(case.one, one.name)}
+    if not changed <= row.changes | row.not_modelled:
+        yield f"{row.says}: the code changes {sorted(changed - row.changes - row.not_modelled)}, and the model says nothing of it"
+
+
+def differ_in_rows(model: ModelTable) -> Iterator[str]:
+    """Rows that are there on one side alone, or say something else."""
+    theirs = {(row.event, row.says, row.states, row.to) for row in model.rows}
+    ours = {(row.event, row.says, frozenset(state.value if state else "none" for state in row.states), row.to) for row in TABLE}
+    yield from (f"only in the model: {row[1]}" for row in theirs - ours)
+    yield from (f"not in the model: {row[1]}" for row in ours - theirs)
+    for row in model.rows:
+        if not row.not_modelled <= NOT_MODELLED:
+            yield f"{row.says}: {sorted(row.not_modelled - NOT_MODELLED)} is a column of the model"
+    for name, numbers in model.events.items():
+        of = {row.event for row in model.rows if row.number in numbers}
+        whole = tuple(row.number for row in model.rows if row.event in of)
+        if len(of) == 1 and numbers != whole:
+            yield f"{name} carries out {numbers}, and the rows of its event are {whole}"
+        if len(of) > 1:
+            yield f"{name} carries out rows of several events"
+    reached = {number for numbers in model.events.values() for number in numbers}
+    yield from (f"no event carries out row {row.number}" for row in model.rows if row.number not in reached)
+
+
+def differences(model: ModelTable, events: Iterable[str] | None = None) -> Iterator[str]:
+    """All in which the model and the code disagree, as it is found."""
+    yield from differ_in_rows(model)
+    for event, case in all_cases():
+        if events is None or event in events:
+            yield from differ_in_a_case(model, event, case)
+
+
+def test_the_model_and_the_code_have_one_table() -> None:
+    assert not list(differences(as_kept()))
+
+
+def test_each_row_has_a_number_and_a_name_of_its_own() -> None:
+    rows = as_kept().rows
+    assert [row.number for row in rows] == list(range(1, len(TABLE) + 1))
+    assert len({row.says for row in rows}) == len(rows)
+
+
+# ---- a comparison that cannot fail proves nothing ---------------------------------------------------------------------------------
+def with_hole(name: str) -> ModelTable:
+    """The table with a hole of mutations.pml in it, as the preprocessor puts it there."""
+    table = (MODEL / "table.pml").read_text()
+    block = re.search(rf"^#ifdef {name}\b.*?\n(.*?)^#endif", (MODEL / "mutations.pml").read_text(), re.M | re.S)
+    assert block is not None
+    for macro, line in re.findall(r"^#define (\w+)\(o\) (.*)$", block[1], re.M):
+        table, count = re.subn(rf"^#define {macro}\(o\) .*$", lambda _, macro=macro, line=line: f"#define {macro}(o) {line}", table, flags=re.M)
+        assert count == 1
+    return read(table, (MODEL / "events.pml").read_text())
+
+
+HOLES = re.findall(r"^#ifdef (\w+)", (MODEL / "mutations.pml").read_text(), re.M)
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_a_hole_in_the_model_is_seen(name: str) -> None:
+    try:
+        found = next(differences(with_hole(name)), None)
+    except NotOfTheTable:
+        return  # it speaks of what no table may ask
+    assert found is not None
+
+
+SLIPS: list[tuple[str, str]] = [
+    ("#define do_7(o) A_st[o] = DOUBT; A_un[o] = 1;", "#define do_7(o) A_st[o] = DOUBT;"),
+    ("A_fail[o] = A_fail[o] + (A_tog[o] < 2)", "A_fail[o] = A_fail[o] + 1"),
+    ("#define do_11(o) A_inc[o] = me; deadline_not_before_now(o)", "#define do_11(o) A_inc[o] = me"),
+    ("#define do_11(o) A_inc[o] = me;", "#define do_11(o) A_inc[o] = me; A_fail[o] = A_fail[o] + 1;"),
+    ("later(NEW_CALL, A_dl[o])", "A_dl[o]"),
+    ("#define do_41(o) A_st[o] = HELD; A_un[o] = 1;", "#define do_41(o) A_st[o] = HELD; A_un[o] = 0;"),
+    ("| held | failed | state failures why [next_at] [since] */", "| held | doubt | state failures why [next_at] [since] */"),
+    ("| doubt | held | state [why] [next_at] */\n#define on_17", "| doubt | held | state unsure [why] [next_at] */\n#define on_17"),
+    ("/* ROW 30 | unknown | Unknown |", "/* ROW 30 | unknown | Nobody knows |"),
+]
+
+
+@pytest.mark.parametrize(("text", "slip"), SLIPS, ids=[text[:40] for text, _ in SLIPS])
+def test_a_slip_of_the_pen_in_the_model_is_seen(text: str, slip: str) -> None:
+    table = (MODEL / "table.pml").read_text()
+    assert table.count(text) == 1
+    assert next(differences(read(table.replace(text, slip), (MODEL / "events.pml").read_text())), None) is not None
+
+
+def test_a_row_that_no_event_carries_out_is_seen() -> None:
+    events = (MODEL / "events.pml").read_text().replace(" R(55)", "")
+    assert next(differences(read((MODEL / "table.pml").read_text(), events)), None) is not None
+
+
+@pytest.mark.parametrize(("function", "mistake"), [(row[2], row[3]) for row in MISTAKES], ids=[row[0] for row in MISTAKES])
+def test_a_mistake_in_the_code_is_seen(function: str, mistake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, function, mistake)
+    assert next(differences(as_kept()), None) is not None
+
+
+def test_a_row_of_the_contract_that_the_model_has_not_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = as_kept()
+    monkeypatch.setattr("tests.model.test_table_of_the_model.TABLE", [*TABLE, replace(TABLE[0], says="one row more")])
+    assert list(differ_in_rows(model)) == ["not in the model: one row more"]
