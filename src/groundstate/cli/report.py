@@ -148,7 +148,7 @@ def _lives(console: Console, report: Pending) -> None:
         if one.ended_at is not None:
             is_ = "ended uncleanly, adopted"
         where = f"{one.host} (process {one.pid})" if one.host else "-"
-        made.add_row(f"{one.life:x}", is_, plain(where), at(one.began_at, report.now), f"{one.begins:,}")
+        made.add_row(f"{one.life:x}", is_, plain(where), at(one.began_at, report.now), f"{one.begins:,}" if one.begins is not None else "?")
     _put(console, "Workers", made, ())
     console.print(Text(f"Before: {report.last_end}. Who is alive is told by {report.lock}."), soft_wrap=True)
     if report.careful:

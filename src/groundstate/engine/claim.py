@@ -136,7 +136,8 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
     """Locks the records of these attempts, then reads attempts and facts. A record that is locked by others is skipped."""
     spec = question.spec
     result = Look()
-    keys_of = {text: question.key_from_text(text) for text in {identity[2] for identity in identities}}
+    texts = {identity[2] for identity in identities}
+    keys_of = {text: key for text in texts if (key := question.key_of_text(text)) is not None}  # of what is no key there is no record
     found: dict[str, tuple[Any, bool]] = {}
     busy: set[str] = set()
     wanted = list(keys_of.values())
@@ -150,7 +151,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         if tx.database.locks_rows and len(found) < len(wanted):
             missing = {key for text, key in keys_of.items() if text not in found}
             busy = {question.record_text(key) for key in _busy(question, tx, missing)}
-    by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, list(keys_of), lock=True)
+    by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, list(texts), lock=True)
     for identity in identities:
         text, occurrence = identity[2], identity[3]
         if text in busy:
@@ -160,5 +161,5 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         same = record is not None and question.occurrence_text(record) == occurrence
         facts = Facts(exists=record is not None, holds=holds and same)
         others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), fact=spec.fact is not None)
-        result.standing[identity] = Standing(attempts.by_identity(by_record, identity), facts, record, keys_of[text], others)
+        result.standing[identity] = Standing(attempts.by_identity(by_record, identity), facts, record, keys_of.get(text, ()), others)
     return result

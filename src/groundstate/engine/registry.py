@@ -55,10 +55,11 @@ class Newcomer:
 
 
 def known(connection: Connection, app: str) -> dict[str, Known]:
+    trusted = table.c.suspect.is_(False)  # and what is neither true nor false, since somebody edited it, is not trusted
     rows = connection.execute(
-        select(table.c.name, table.c.key_name, table.c.condition, table.c.suspect).where(table.c.app == app, table.c.name != "")
+        select(table.c.name, table.c.key_name, table.c.condition, trusted).where(table.c.app == app, table.c.name != "")
     )
-    return {row.name: Known(row.name, row.key_name, row.condition, row.suspect) for row in rows}
+    return {str(row[0]): Known(str(row[0]), str(row[1]), str(row[2]), suspect=not row[3]) for row in rows}
 
 
 def newcomers(
@@ -162,7 +163,7 @@ def let_baselines_go(life: Life, question: Question) -> int:
         if written is not None:
             gone = table.c.record.not_in(select(written).where(question.condition))
             return tx.connection.execute(delete(table).where(*mine, gone)).rowcount
-        some = [attempts.from_row(row) for row in tx.connection.execute(attempts.rows(*mine))]
+        some = attempts.fetch(tx.connection, attempts.rows(*mine))
         looked = claim.look(question, tx, [one.identity for one in some])
         over = [s.attempt for s in looked.standing.values() if s.attempt is not None and not s.facts.holds]
         return attempts.remove(tx.database, tx.connection, over)

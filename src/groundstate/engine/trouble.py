@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 
 _STATES = ("40", "08", "53", "57")  # serialisation and deadlock, connection, resources, operator intervention
 _LOCK_NOT_AVAILABLE = "55P03"
 _SQLITE = ("database is locked", "disk is full", "disk I/O error", "database table is locked")
+
+
+class Illegible(Exception):
+    """A row of our tables has something in it that nothing of ours writes: somebody edited it. `illegible.mend` makes it readable."""
+
+
+@contextmanager
+def reading_ours() -> Iterator[None]:
+    """Around statements that fetch rows of our tables: what cannot be read in them is raised as Illegible."""
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError, DataError) as error:
+        raise Illegible(f"a row of ours cannot be read: {error}") from error
+    except OperationalError as error:
+        if "decode" not in str(error.orig):  # SQLite: text that is no UTF-8
+            raise
+        raise Illegible(f"a row of ours cannot be read: {error.orig}") from error
 
 
 def locked(error: DBAPIError) -> bool:
@@ -15,7 +35,9 @@ def locked(error: DBAPIError) -> bool:
 
 
 def transient(error: BaseException) -> bool:
-    """A database error that says nothing about the record: the same transaction may succeed a moment later."""
+    """What says nothing about the record: the same transaction may succeed a moment later, or once our own rows are mended."""
+    if isinstance(error, Illegible):
+        return True
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:
