@@ -25,6 +25,7 @@ from groundstate.cli.common import (
     looking,
     name_of,
     plain,
+    refuse_no_text,
     say_json,
 )
 from groundstate.engine import held as listing
@@ -81,9 +82,12 @@ def _cursor(written: str | None) -> tuple[int, Cursor] | None:
         return None
     try:
         number, reaction, record, occurrence = json.loads(written)
-        return int(number), (str(reaction), str(record), str(occurrence))
-    except (ValueError, TypeError):
-        raise CommandFailed(f"--after {written!r} is no cursor: give what the last page ended with") from None
+        place = (str(reaction), str(record), str(occurrence))
+        refuse_no_text("after", place)
+        return int(number), place
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
+        shown = written if len(written) < 80 else f"{written[:80]}..."
+        raise CommandFailed(f"--after {shown!r} is no cursor: give what the last page ended with") from None
 
 
 def _list(app: App, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _Listed:

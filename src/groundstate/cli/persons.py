@@ -114,7 +114,7 @@ def settle(  # noqa: PLR0913  # the options of a command
     if absent == (outcome is not None):
         raise CommandFailed("say one of the two: --absent (the outside was not acted on), or --outcome JSON (it was, with this outcome)")
     the_app = find_app(app)
-    written = sys.stdin.read() if outcome == "-" else outcome
+    written = _stdin() if outcome == "-" else outcome
 
     def act(person: Person) -> Did:
         if written is None:
@@ -122,6 +122,13 @@ def settle(  # noqa: PLR0913  # the options of a command
         return persons.settle(person, reaction, record, occurrence, outcome=written)
 
     _said("settle", _where_it_is(the_app, stores_of(the_app, reaction), by, act), as_json=as_json)
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"what came by stdin is no UTF-8: {error}") from None
 
 
 def forget(  # noqa: PLR0913  # the options of a command
