@@ -204,6 +204,7 @@ def _in_one(
         looked = claim.look(question, tx, identities)
         conclusion = Conclusion(person.life, tx, question, one_by_one=True, refused=refused)
         done = {one: _put(conclusion, one, standing, deed) for one, standing in looked.standing.items()}
+        done |= {one: Did(*one[1:], "refused", f"{words}: put the record right first") for one, (_, words) in looked.unreadable.items()}
         conclusion.write()
         return done
 

@@ -11,7 +11,7 @@ from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import attempts, claim, trouble
-from groundstate.engine.claim import Taken
+from groundstate.engine.claim import Taken, Unreadable
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import PrimaryKey, Question
@@ -136,11 +136,9 @@ def baseline(life: Life, question: Question, *, at_once: int = 1000, tell: Calla
             keys = [tuple(row) for row in tx.connection.execute(question.keys_after(cursor, at_once, crowded=False))]
             if not keys:
                 return count
-            records = list(tx.session.execute(question.records_given, question.given(keys)).unique().scalars())
-            held = [
-                rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt
-                for one in (_taken(question, record) for record in records)
-            ]
+            records, unreadable = claim.readable(question, tx, keys)
+            matching: list[Taken | Unreadable] = [*(_taken(question, record) for record in records), *unreadable]
+            held = [rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt for one in matching]
             attempts.insert(tx, [replace(one, blocks=None) for one in held])
             count += len(held)
             cursor = keys[-1]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, insert, select, update
 
-from groundstate.engine import attempts
+from groundstate.engine import attempts, claim
 from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
@@ -168,9 +168,10 @@ def _doubt_matching(life: Life, question: Question) -> int:
             if tx.database.locks_rows:
                 tx.connection.execute(question.keys_among(keys).with_for_update(key_share=True))
             new = []
-            for record in tx.session.execute(question.records_given, question.given(keys)).unique().scalars():
-                text = question.record_text(question.key_of(record))
-                fresh = new_attempt(life, question, text, question.occurrence_text(record), tx.now)
+            records, unreadable = claim.readable(question, tx, keys)
+            found = [(question.record_text(question.key_of(record)), question.occurrence_text(record)) for record in records]
+            for text, occurrence in [*found, *((one.text, one.occurrence) for one in unreadable)]:
+                fresh = new_attempt(life, question, text, occurrence, tx.now)
                 new.append(replace(
                     fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO,
                     deadline=tx.now + spec.terms.timeout + MARGIN, next_at=tx.now, why=WHY

@@ -16,17 +16,24 @@ class Illegible(Exception):
     """A row of our tables has something in it that nothing of ours writes: somebody edited it. `illegible.mend` makes it readable."""
 
 
+def unreadable(error: BaseException) -> bool:
+    """Whether what was fetched could not be turned into values: no word of the server's, and nothing wrong with the transaction."""
+    if isinstance(error, DataError):
+        return getattr(error.orig, "sqlstate", None) is None
+    if isinstance(error, OperationalError):
+        return "decode" in str(error.orig)  # SQLite: text that is no UTF-8
+    return isinstance(error, ValueError | TypeError | LookupError | ArithmeticError)
+
+
 @contextmanager
 def reading_ours() -> Iterator[None]:
     """Around statements that fetch rows of our tables: what cannot be read in them is raised as Illegible."""
     try:
         yield
-    except (ValueError, TypeError, ArithmeticError, DataError) as error:
-        raise Illegible(f"a row of ours cannot be read: {error}") from error
-    except OperationalError as error:
-        if "decode" not in str(error.orig):  # SQLite: text that is no UTF-8
+    except Exception as error:
+        if not unreadable(error):
             raise
-        raise Illegible(f"a row of ours cannot be read: {error.orig}") from error
+        raise Illegible(f"a row of ours cannot be read: {error}") from error
 
 
 def locked(error: DBAPIError) -> bool:
