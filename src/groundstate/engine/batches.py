@@ -70,8 +70,10 @@ class Batches:
         try:
             done = carry_out(self._shift.life, lane.question, feed)
         except Exception as error:
-            if feed.keys:
+            if feed.keys and trouble.transient(error):
                 lane.fresh.update(dict.fromkeys(feed.keys))
+            elif feed.keys:
+                lane.sweep()  # one of them may be no key at all, and would keep the others back: a query finds what is to be done
             postpone(lane)
             if isinstance(error, Illegible):
                 raise
