@@ -272,9 +272,11 @@ def trust(
     out = console()
     out.print(f"Trusted again: {plain(', '.join(cleared))}" if cleared else "Nothing was suspect.", soft_wrap=True)
     if in_doubt:
-        out.print(f"{in_doubt:,} attempts are in doubt still: workers settle them, each by its policy.")
+        are = "1 attempt is" if in_doubt == 1 else f"{in_doubt:,} attempts are"
+        out.print(f"{are} in doubt still: workers settle what is, each by its policy.")
     if waiting:
-        out.print(f"{waiting:,} are held and may have been called: groundstate held --unsure")
+        are = "1 is" if waiting == 1 else f"{waiting:,} are"
+        out.print(f"{are} held and may have been called: groundstate held --unsure")
 
 
 def rename(  # noqa: PLR0913  # the options of a command
