@@ -517,7 +517,7 @@ def test_what_a_worker_carries_out_is_left_alone(world: World, state: State, act
     stored(world, state=state, unsure=state is State.DOUBT, next_at=_now(world))
     before = world.attempt()
     world.forward(HOUR)
-    with pytest.raises(Conflict, match=f"it is {state}, not held"):
+    with pytest.raises(Conflict, match=f"it is {state.words}, not held"):
         act(world)
     assert world.attempt() == before
 
@@ -604,7 +604,7 @@ def test_a_late_outcome_of_a_living_worker_and_a_person_who_settles_are_one_conc
     world.orders(1)
     life = world.worker()
     until(lambda: world.states() == ["doubt"])
-    with pytest.raises(Conflict, match="it is doubt, not held"):
+    with pytest.raises(Conflict, match="it is in doubt, not held"):
         settle(world, '"r1"')
     gateway.gate.set()
     until(lambda: world.order().status == "paid")

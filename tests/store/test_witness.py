@@ -57,3 +57,20 @@ def test_sqlite_has_its_witness_beside_it_and_postgres_where_it_is_told(tmp_path
     assert told is not None
     told.write(1, 4)
     assert told.read() == {1: 4}
+
+
+def test_a_folder_in_place_of_a_witness_tells_nothing_and_is_left_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "shop-groundstate-witness-7").mkdir()
+    witness = FileWitness(str(tmp_path), "shop")
+    assert witness.read() == {}
+    with caplog.at_level(logging.WARNING):
+        witness.erase(7)
+        assert FileWitness(str(tmp_path / "shop-groundstate-witness-7" / "file"), "shop").read() == {}
+    assert "erased" in caplog.text
+
+
+def test_a_file_in_place_of_the_witness_folder_is_said_and_read_as_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert FileWitness(str(tmp_path / "file"), "shop").read() == {}
+    assert "can be read in" in caplog.text

@@ -183,6 +183,7 @@ class Running:
                     for gone in witness.read():
                         witness.erase(gone)  # of a database that was here before this one
                 database.connect()
+                schema.check(database)
                 life = Life(self.name, database, make_lives(), None)
                 if restore.remembered(life) is None:
                     restore.remember(life)

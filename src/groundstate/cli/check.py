@@ -45,7 +45,7 @@ def _ask(store: Store, specs: list[ReactionSpec]) -> list[Finding]:
 
 
 def _show(out: Console, store: str, findings: list[Finding]) -> None:
-    out.print(Text(plain(store), style="bold"))
+    out.print(Text(plain(store), style="bold"), soft_wrap=True)
     for one in findings:
         out.print()
         colour = "red" if one.level == "problem" else "yellow"
@@ -54,4 +54,9 @@ def _show(out: Console, store: str, findings: list[Finding]) -> None:
             out.print(Text(f"    {plain(one.cure)}"), soft_wrap=True)
     out.print()
     problems = sum(one.level == "problem" for one in findings)
-    out.print(Text(f"{problems} problems, {len(findings) - problems} pieces of advice." if findings else "Nothing was found."))
+    counted = f"{problems} {'problem' if problems == 1 else 'problems'}, {_pieces(len(findings) - problems)} of advice."
+    out.print(Text(counted if findings else "Nothing was found."))
+
+
+def _pieces(count: int) -> str:
+    return "1 piece" if count == 1 else f"{count} pieces"

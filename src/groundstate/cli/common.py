@@ -10,6 +10,7 @@ import enum
 import functools
 import importlib
 import json
+import logging
 import os
 import sys
 import tomllib
@@ -167,6 +168,25 @@ def plain(words: object) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode() for one in str(words))
 
 
+class Neutral(logging.Formatter):
+    """A line of the log: nothing from data reaches the terminal as an escape, or looks like a line of its own. Tracebacks have several."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
+        """The line, without the traceback."""
+        return plain(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # as above
+        """The traceback, line by line."""
+        return "\n".join(plain(line) for line in super().formatException(ei).splitlines())
+
+
+def _log_plainly() -> None:
+    """What a command that ends logs, on stderr; a worker sets up a log of its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Neutral("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def console(*, stderr: bool = False) -> Console:
     """Where to print; nothing in what is printed is read as markup. As wide as the terminal, and 120 columns into a pipe."""
     made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
@@ -247,9 +267,32 @@ def _cure(said: str) -> str:
         return "; another process keeps it locked: try again when its transaction has ended"
     if "no such table" in said or ("relation" in said and "does not exist" in said):
         return "; the app's own tables are made by your migrations, or for a first try by `groundstate init --tables`"
+    if "malformed" in said:
+        return "; the file is damaged: put back a backup, then `groundstate run --after-restore`"
+    if "disk is full" in said or "disk I/O error" in said or "No space left" in said:
+        return "; free some space where the database lies, and try again: nothing is lost by it"
+    if "readonly database" in said:
+        return "; let this user write to the file and to its folder"
+    if "no such column" in said or ("column" in said and "does not exist" in said):
+        return "; this code knows a column that the table has not: run your migrations, or the code that fits the table"
     if "permission denied" in said:
         return "; this user needs SELECT on the app's tables and on groundstate_attempt, groundstate_reaction and groundstate_worker"
     return ""
+
+
+def refuse_no_text(what: str, value: object) -> None:
+    """What no database can keep as text, and no terminal can have typed. Raises CommandFailed."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, str) and ("\0" in one or not _is_text(one)):
+            raise CommandFailed(f"{what}: {one!r} is no text: it has a NUL in it, or bytes that are no UTF-8")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def guarded(command: str, function: Callable[P, None]) -> Callable[P, None]:
@@ -258,6 +301,10 @@ def guarded(command: str, function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            for name, value in kwargs.items():
+                refuse_no_text(name.replace("_", "-"), value)
+            if command != "run":
+                _log_plainly()
             function(*args, **kwargs)
         except (typer.Exit, typer.Abort, KeyboardInterrupt):
             raise

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
+from groundstate.cli import report
 from groundstate.cli.common import (
     AppOption,
     CommandFailed,
@@ -25,6 +25,7 @@ from groundstate.cli.common import (
     looking,
     name_of,
     plain,
+    refuse_no_text,
     say_json,
 )
 from groundstate.engine import held as listing
@@ -81,9 +82,12 @@ def _cursor(written: str | None) -> tuple[int, Cursor] | None:
         return None
     try:
         number, reaction, record, occurrence = json.loads(written)
-        return int(number), (str(reaction), str(record), str(occurrence))
-    except (ValueError, TypeError):
-        raise CommandFailed(f"--after {written!r} is no cursor: give what the last page ended with") from None
+        place = (str(reaction), str(record), str(occurrence))
+        refuse_no_text("after", place)
+        return int(number), place
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
+        shown = written if len(written) < 80 else f"{written[:80]}..."
+        raise CommandFailed(f"--after {shown!r} is no cursor: give what the last page ended with") from None
 
 
 def _list(app: App, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _Listed:
@@ -128,17 +132,11 @@ def _show_held(listed: _Listed, which: Filter, *, long: bool) -> None:
 
 
 def _held_table(listed: _Listed) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("reaction", overflow="fold")
-    table.add_column("record", overflow="fold")
-    table.add_column("held because", ratio=1, overflow="fold")
-    table.add_column("call")
-    table.add_column("since")
-    table.add_column("you can", overflow="fold")
+    table = report.table("reaction", "record", "held because", "call", "since", "you can")
     for _, one in listed.held:
         record = one.record if not one.occurrence else f"{one.record} ({one.occurrence})"
         since = at(one.since)
-        table.add_row(plain(one.reaction), plain(record), plain(one.why), _call_of(one), since, ", ".join(one.can) or "-")
+        table.add_row(plain(one.reaction), plain(record), plain(report.brief(one.why)), _call_of(one), since, ", ".join(one.can) or "-")
     return table
 
 

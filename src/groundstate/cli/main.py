@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -29,6 +30,9 @@ UNGUARDED = {"demo"}  # ends by codes of its own
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its exit code (`groundstate.cli.common.Code`)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal of few letters cannot show is written out
     asked = next((one for one in given if not one.startswith("-")), None)
     _line(asked)(args=given, prog_name="groundstate")
 

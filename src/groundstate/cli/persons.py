@@ -114,7 +114,7 @@ def settle(  # noqa: PLR0913  # the options of a command
     if absent == (outcome is not None):
         raise CommandFailed("say one of the two: --absent (the outside was not acted on), or --outcome JSON (it was, with this outcome)")
     the_app = find_app(app)
-    written = sys.stdin.read() if outcome == "-" else outcome
+    written = _stdin() if outcome == "-" else outcome
 
     def act(person: Person) -> Did:
         if written is None:
@@ -122,6 +122,13 @@ def settle(  # noqa: PLR0913  # the options of a command
         return persons.settle(person, reaction, record, occurrence, outcome=written)
 
     _said("settle", _where_it_is(the_app, stores_of(the_app, reaction), by, act), as_json=as_json)
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"what came by stdin is no UTF-8: {error}") from None
 
 
 def forget(  # noqa: PLR0913  # the options of a command
@@ -265,9 +272,11 @@ def trust(
     out = console()
     out.print(f"Trusted again: {plain(', '.join(cleared))}" if cleared else "Nothing was suspect.", soft_wrap=True)
     if in_doubt:
-        out.print(f"{in_doubt:,} attempts are in doubt still: workers settle them, each by its policy.")
+        are = "1 attempt is" if in_doubt == 1 else f"{in_doubt:,} attempts are"
+        out.print(f"{are} in doubt still: workers settle what is, each by its policy.")
     if waiting:
-        out.print(f"{waiting:,} are held and may have been called: groundstate held --unsure")
+        are = "1 is" if waiting == 1 else f"{waiting:,} are"
+        out.print(f"{are} held and may have been called: groundstate held --unsure")
 
 
 def rename(  # noqa: PLR0913  # the options of a command

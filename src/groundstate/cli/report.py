@@ -27,7 +27,7 @@ def table(*columns: str) -> Table:
 
 def show(console: Console, store: str, report: Pending) -> None:
     """The whole report on one store."""
-    console.print(Text(f"{plain(store)} at {at(report.now)}{', a standby' if report.standby else ''}", style="bold"))
+    console.print(Text(f"{plain(store)} at {at(report.now)}{', a standby' if report.standby else ''}", style="bold"), soft_wrap=True)
     console.print()
     _to_do(console, report)
     _doubts(console, report)
@@ -39,6 +39,15 @@ def show(console: Console, store: str, report: Pending) -> None:
     console.print(Text(report.in_flight, style="green"), soft_wrap=True)
     if not report.left:
         console.print(Text("Nothing is left to do.", style="green"))
+
+
+def brief(words: str | None) -> str:
+    """What fits into a cell of a table; `why` and `held --long` say all of it."""
+    words = words or ""
+    return words if len(words) <= CELL else f"{words[: CELL - 1]}…"
+
+
+CELL = 160  # letters
 
 
 def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[object]]) -> None:
@@ -75,7 +84,7 @@ def _doubts(console: Console, report: Pending) -> None:
         console,
         _title("Begun or in doubt", others, report.in_doubt),
         made,
-        ((one.reaction, record(one), one.standing, one.next, _from(one, report.now), one.error or "") for one in report.in_doubt),
+        ((one.reaction, record(one), one.standing, one.next, _from(one, report.now), brief(one.error)) for one in report.in_doubt),
     )
 
 
@@ -92,14 +101,14 @@ def record(one: Open) -> str:
 def _failed(console: Console, report: Pending) -> None:
     made = table("reaction", "record", "failures", "next", "error")
     title = _title("Failed", _count(report, "failed"), report.failed)
-    rows = ((one.reaction, record(one), one.tries, at(one.next_at, report.now), one.error or "") for one in report.failed)
+    rows = ((one.reaction, record(one), one.tries, at(one.next_at, report.now), brief(one.error)) for one in report.failed)
     _put(console, title, made, rows)
 
 
 def _held(console: Console, report: Pending) -> None:
     made = table("reaction", "record", "since", "why", "error")
     title = _title("Held for a person", _count(report, "held"), report.held)
-    rows = ((one.reaction, record(one), at(one.since, report.now), one.why or "", one.error or "") for one in report.held)
+    rows = ((one.reaction, record(one), at(one.since, report.now), brief(one.why), brief(one.error)) for one in report.held)
     _put(console, title, made, rows)
 
 
@@ -128,7 +137,7 @@ def _states(console: Console, report: Pending) -> None:
         return
     made = table("column", "value", "rows")
     values = [one for one in report.states if one.value is not None]
-    rows = ((f"{one.table}.{one.column}", one.value, _states_counted(one.rows)) for one in values)
+    rows = ((f"{one.table}.{one.column}", brief(one.value), _states_counted(one.rows)) for one in values)
     _put(console, "States that no reaction answers", made, rows)
     for one in report.states:
         if one.why:
@@ -148,7 +157,7 @@ def _lives(console: Console, report: Pending) -> None:
         if one.ended_at is not None:
             is_ = "ended uncleanly, adopted"
         where = f"{one.host} (process {one.pid})" if one.host else "-"
-        made.add_row(f"{one.life:x}", is_, plain(where), at(one.began_at, report.now), f"{one.begins:,}")
+        made.add_row(f"{one.life:x}", is_, plain(where), at(one.began_at, report.now), f"{one.begins:,}" if one.begins is not None else "?")
     _put(console, "Workers", made, ())
     console.print(Text(f"Before: {report.last_end}. Who is alive is told by {report.lock}."), soft_wrap=True)
     if report.careful:

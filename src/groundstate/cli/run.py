@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import signal
@@ -16,7 +17,7 @@ from rich.logging import RichHandler
 
 from groundstate.app.app import App
 from groundstate.cli import pending, report
-from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, console, find_app, name_of, plain, words_of
+from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, Neutral, console, find_app, name_of, plain, words_of
 
 LOOKS_S = 0.5  # how often it is asked whether the worker still goes on
 GO = -1
@@ -41,6 +42,8 @@ def run(  # noqa: PLR0913  # the options of a command
     """Run a worker until SIGTERM or SIGINT. A second signal ends it at once. With --held it says first what is left to do."""
     if module is not None and app is not None and module != app:
         raise CommandFailed(f"two apps are named: {module} and --app {app}; give one")
+    if math.isnan(drain):
+        raise CommandFailed("--drain nan is no number of seconds")
     found = find_app(module or app)
     _log(debug=debug)
     events: Events = queue.SimpleQueue()
@@ -125,21 +128,14 @@ def _say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-class _Neutral(logging.Formatter):
-    """A line of the log in which nothing from data reaches the terminal as an escape; tracebacks keep their lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(plain(line) for line in super().format(record).splitlines())
-
-
 def _log(*, debug: bool) -> None:
     """Logs on stderr: in colours at a terminal, in plain lines elsewhere."""
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(console=console(stderr=True), show_path=False, markup=False, highlighter=None, log_time_format="%X")
-        handler.setFormatter(_Neutral("%(message)s"))
+        handler.setFormatter(Neutral("%(message)s"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(_Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])  # others' info (a line for each HTTP request) stays out
     logging.getLogger("groundstate").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -13,6 +13,7 @@ from sqlalchemy import delete, select, update
 from groundstate.engine import attempts
 from groundstate.engine.life import Life, lives_seen
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.trouble import reading_ours
 from groundstate.rules import attempt as rules
 from groundstate.rules import careful
 from groundstate.rules.attempt import Attempt
@@ -65,7 +66,7 @@ def _adopt(life: Life, dead: int, with_call: dict[str, bool]) -> int:
 
 def _left_behind(tx: Transaction, dead: int) -> list[Attempt]:
     statement = attempts.rows(tables.attempt.c.worker == dead, tables.attempt.c.state.in_(["begun", "doubt"])).limit(AT_ONCE)
-    return [attempts.from_row(row) for row in tx.connection.execute(attempts.locked(tx.database, statement))]
+    return attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
 
 
 def _remember_its_end(tx: Transaction, dead: int) -> None:
@@ -77,7 +78,7 @@ def _remember_its_end(tx: Transaction, dead: int) -> None:
 
 def look_at_ends(life: Life) -> None:
     """Sets how careful this life is, and forgets ends that are long past."""
-    with life.database.reading() as connection:
+    with life.database.reading() as connection, reading_ours():
         now = connection.execute(select(life.database.now())).scalar_one()
         ends = list(connection.execute(select(tables.worker.c.ended_at).where(tables.worker.c.ended_at.is_not(None))).scalars())
     new = careful.care(ends, now)

@@ -29,7 +29,9 @@ from sqlalchemy import (
 )
 
 from groundstate.engine import listed
+from groundstate.engine.cells import LATEST, LIFE_MOST, NUMBER_MOST
 from groundstate.engine.question import blocking
+from groundstate.engine.trouble import Illegible, reading_ours
 from groundstate.rules.attempt import Attempt, State
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as table
@@ -56,7 +58,44 @@ if hasattr(os, "register_at_fork"):
 
 
 def from_row(row: Any) -> Attempt:
-    return Attempt(row[0], row[1], row[2], row[3], State(row[4]), *row[5:])
+    """Raises Illegible where something stands in it that nothing of ours writes."""
+    (app, reaction, record, occurrence, state, worker, call, call_no, _unsure, since, first_at, deadline, failures, _next_at,
+     error, why, outcome, blocks, together) = row  # fmt: skip
+    if not (
+        app.__class__ is reaction.__class__ is record.__class__ is occurrence.__class__ is str
+        and worker.__class__ is call.__class__ is call_no.__class__ is failures.__class__ is together.__class__ is int
+        and state in _STATES
+        and 0 <= worker <= LIFE_MOST
+        and 0 <= call_no <= NUMBER_MOST
+        and 0 <= failures <= NUMBER_MOST
+        and 0 <= together <= NUMBER_MOST
+        and since <= LATEST >= first_at
+        and deadline <= LATEST
+        and (error is None or error.__class__ is str)
+        and (why is None or why.__class__ is str)
+        and (outcome is None or outcome.__class__ is str)
+        and (blocks is None or blocks.__class__ is str)
+    ):
+        raise Illegible(f"the attempt of {reaction!r} on {record!r} cannot be read")
+    return Attempt(app, reaction, record, occurrence, _STATES[state], *row[5:])
+
+
+_STATES = {state.value: state for state in State}
+
+
+def fetch(connection: Connection, statement: Select[Any], given: Mapping[str, Any] | None = None) -> list[Attempt]:
+    """The attempts of a statement made by `rows`. Raises Illegible where one of them cannot be read."""
+    with reading_ours():
+        return [from_row(row) for row in connection.execute(statement, given)]
+
+
+def state_of(written: object) -> State:
+    """The state that a column says; what is none of them is held: a person must say what it was."""
+    return _STATES.get(str(written), State.HELD)
+
+
+# In a state that none of our rows is in somebody edited it: it is held as well.
+is_held: ColumnElement[bool] = or_(table.c.state == State.HELD.value, table.c.state.not_in(list(_STATES)))
 
 
 def values_of(attempt: Attempt) -> dict[str, Any]:
@@ -76,8 +115,7 @@ def concerning(
     statement, parameter = _concerning(tx.database, table_name is not None, lock)
     given = {"app": app, "reaction": reaction, "blocks": table_name, "records": parameter(records)}
     by_record: dict[str, list[Attempt]] = {}
-    for row in tx.connection.execute(statement, given):
-        one = from_row(row)
+    for one in fetch(tx.connection, statement, given):
         by_record.setdefault(one.record, []).append(one)
     return by_record
 

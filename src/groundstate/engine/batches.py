@@ -10,6 +10,7 @@ from groundstate.engine.lane import Lane
 from groundstate.engine.life import describe
 from groundstate.engine.plain import Feed
 from groundstate.engine.shift import Shift, moved_on, postpone
+from groundstate.engine.trouble import Illegible
 
 log = logging.getLogger("groundstate")
 HOLD_S = 0.05  # how long a batch aims to hold its locks
@@ -60,7 +61,8 @@ class Batches:
             if identities:
                 self._shift.took += begin.let_go(tx, lane.question, identities)
         if identities:
-            self._batch(lane, Feed(keys=[lane.question.key_from_text(identity[2]) for identity in identities]))
+            keys = [lane.question.key_of_text(identity[2]) for identity in identities]
+            self._batch(lane, Feed(keys=[key for key in keys if key is not None]))
 
     def _batch(self, lane: Lane, feed: Feed) -> plain.Done | None:
         started = time.monotonic()
@@ -68,9 +70,13 @@ class Batches:
         try:
             done = carry_out(self._shift.life, lane.question, feed)
         except Exception as error:
-            if feed.keys:
+            if feed.keys and trouble.transient(error):
                 lane.fresh.update(dict.fromkeys(feed.keys))
+            elif feed.keys:
+                lane.sweep()  # one of them may be no key at all, and would keep the others back: a query finds what is to be done
             postpone(lane)
+            if isinstance(error, Illegible):
+                raise
             if trouble.transient(error):
                 log.warning("%s waits for the database: %s", lane.name, describe(error))
             else:

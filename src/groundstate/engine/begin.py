@@ -13,18 +13,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from groundstate.engine import attempts, claim, handling, snapshot, trouble
-from groundstate.engine.claim import Claim, Standing, Taken
+from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
 from groundstate.engine.flight import Flight
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life, describe
-from groundstate.engine.plain import Feed, new_attempt
+from groundstate.engine.plain import Feed, new_attempt, put_off, unread
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import MARGIN
-from groundstate.rules.retry import last_try_used, next_try
+from groundstate.rules.retry import UNKNOWN_HELD_AFTER, last_try_used, next_try
 from groundstate.values import keys
 from groundstate.values.answers import Failure
 
@@ -56,10 +56,13 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     spec = question.spec
     chosen = [one for one in found.taken if one.attempt is None or not _left_to_consider(life, question, one.attempt, tx.now)][: feed.limit]
     if spec.name in life.suspects:
-        suspected = [_suspect(life, question, one, tx.now) for one in chosen if one.attempt is None]
+        matching: list[Taken | Unreadable] = [*chosen, *found.unreadable]
+        suspected = [_suspect(life, question, one, tx.now) for one in matching if one.attempt is None]
         attempts.insert(tx, suspected)
         result.changed = len(suspected)
         chosen = [one for one in chosen if one.attempt is not None]  # its doubt was settled since: it is surely not done
+    else:
+        result.changed = put_off(life, question, tx, found.unreadable)
     new: list[Attempt] = []
     again: list[tuple[Attempt, Attempt]] = []
     flights: list[Flight] = []
@@ -94,6 +97,7 @@ def consider(  # each differs from call to call
         if attempt.state is State.DOUBT and attempt.worker != life.id:
             continue  # whose doubt it is: the worker's that lives, or the adopter's
         looking.at(attempt, standing)
+    looking.unread(looked)
     attempts.save(tx.connection, looking.saved)
     attempts.remove(tx.database, tx.connection, looking.removed)
     _detach(tx)
@@ -144,6 +148,23 @@ class _Looking:
             case _:
                 pass  # it waits for another attempt on its record
 
+    def unread(self, looked: claim.Look) -> None:
+        """Those whose record cannot be read just now: a failure, and of a doubt no answer."""
+        terms, now = self.question.spec.terms, self.tx.now
+        for attempt, words in looked.unreadable.values():
+            if attempt is None or not blocking.due(attempt, now):
+                continue
+            if attempt.state is State.FAILED:
+                self.saved.append((attempt, unread(self.life, self.question, attempt, words, now)))
+            elif attempt.worker == self.life.id:
+                limit = terms.retry.give_up_after or UNKNOWN_HELD_AFTER
+                if now - attempt.deadline > limit:
+                    why = f"nobody could say for {limit} what became of its call"
+                    self.saved.append((attempt, rules.unknown_for_too_long(attempt, why).attempt))
+                else:
+                    at = now + min(max(terms.retry.first, timedelta(seconds=1)), terms.retry.longest)
+                    self.saved.append((attempt, rules.unknown(attempt, at, self.life.shorten(words)).attempt))
+
     def _begin(self, attempt: Attempt, standing: Standing) -> None:
         care = self.life.care
         together = care.together(attempt.together) if care.careful else 0
@@ -178,7 +199,7 @@ def _spent(question: Question, attempt: Attempt, now: datetime) -> bool:
     return last_try_used(question.spec.terms.retry, attempt.failures, attempt.since, now)
 
 
-def _suspect(life: Life, question: Question, one: Taken, now: datetime) -> Attempt:
+def _suspect(life: Life, question: Question, one: Taken | Unreadable, now: datetime) -> Attempt:
     """While the reaction is suspect: it may have been called in the lost time, so it starts as a doubt (hazard 46)."""
     new = new_attempt(life, question, one.text, one.occurrence, now)
     return replace(

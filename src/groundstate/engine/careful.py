@@ -20,19 +20,21 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
     feed = replace(feed, limit=min(feed.limit, most))
     with life.transaction() as tx:
         found = feed.claim(question, tx)
+        failed = plain.put_off(life, question, tx, found.unreadable)
         group = _group(life, found.taken, most)
         call = attempts.new_call()
         pairs = [(one.attempt, _begun(life, question, tx, one, call, len(group))) for one in group]
         attempts.insert(tx, [after for before, after in pairs if before is None])
         attempts.save(tx.connection, [(before, after) for before, after in pairs if before is not None])
     if not group:
-        return Done(read=found.read, cursor=found.cursor, busy=found.busy)
+        return Done(read=found.read, cursor=found.cursor, busy=found.busy, failed=failed)
     done = plain.carry_out(life, question, Feed(keys=[one.key for one in group], limit=len(group), mine=call))
     left = len(found.taken) - len(group)
     return replace(
         done,
         read=found.read,
         cursor=group[-1].key if left else found.cursor,
+        failed=done.failed + failed,
         busy=[*done.busy, *(one.key for one in found.taken[len(group) :])],
     )
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from sqlalchemy import select
 
-from groundstate.engine import attempts
+from groundstate.engine import attempts, trouble
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, Facts, State
 from groundstate.store.tables import attempt as attempt_table
+from groundstate.values import keys
 
 
 @dataclass
@@ -36,19 +37,37 @@ class Claim:
     cursor: PrimaryKey | None = None
     read: int = 0  # keys whose condition held, taken or not
     busy: list[PrimaryKey] = field(default_factory=list)  # locked by somebody else just now
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+@dataclass
+class Unreadable:
+    """A record that cannot be loaded: something stands in it that the mapped class has no value for."""
+
+    key: PrimaryKey
+    text: str
+    occurrence: str
+    words: str
+    attempt: Attempt | None = None  # its own, failed and due
 
 
 def by_condition(question: Question, tx: Transaction, cursor: PrimaryKey | None, limit: int, *, crowded: bool) -> Claim:
     """The next records in key order whose condition holds."""
     if not tx.database.locks_rows or question.reads_its_row_alone:
-        records = _records(tx, question.records_after(cursor, limit, crowded=crowded), None)
-        last = question.key_of(records[-1]) if records else cursor
-        return Claim(_free(question, tx, records), cursor=last, read=len(records))
+        try:
+            records = _records(tx, question.records_after(cursor, limit, crowded=crowded), None)
+        except Exception as error:
+            if not trouble.unreadable(error):
+                raise
+        else:
+            last = question.key_of(records[-1]) if records else cursor
+            return Claim(_free(question, tx, records), cursor=last, read=len(records))
     keys_statement = question.lock(question.keys_after(cursor, limit, crowded=crowded))
     found = [tuple(row) for row in tx.connection.execute(keys_statement)]
     claim = Claim(cursor=found[-1] if found else cursor, read=len(found))
     if found:
-        claim.taken = _free(question, tx, _load(question, tx, found))
+        records, bad = _load(question, tx, found)
+        claim.taken, claim.unreadable = _free(question, tx, records), _free_unreadable(question, tx, bad)
     return claim
 
 
@@ -61,16 +80,68 @@ def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *
         if len(found) < len(wanted):
             claim.busy = _busy(question, tx, set(wanted) - set(found))
     if found:
-        records = _load(question, tx, found)
-        claim.read = len(records)
-        claim.taken = _free(question, tx, records, mine)
+        records, bad = _load(question, tx, found)
+        claim.read = len(records) + len(bad)
+        claim.taken, claim.unreadable = _free(question, tx, records, mine), _free_unreadable(question, tx, bad)
     return claim
 
 
-def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> list[Any]:
+def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
     for children in question.children_of(found) if tx.database.locks_rows else ():
         tx.connection.execute(children)  # FOR SHARE: what the decision is about does not change before our commit (hazard 18)
-    return _records(tx, question.records_given, question.given(found))
+    return readable(question, tx, found)
+
+
+def readable(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
+    """Of the records given those whose condition holds and that can be loaded, and those that cannot: found by halves."""
+    try:
+        return _records(tx, question.records_given, question.given(wanted)), []
+    except Exception as error:
+        if not trouble.unreadable(error):
+            raise
+        if len(wanted) == 1:
+            return [], [_unreadable(question, tx, wanted[0], error)] if _is_there(question, tx, wanted[0]) else []
+    half = len(wanted) // 2
+    first, second = readable(question, tx, wanted[:half]), readable(question, tx, wanted[half:])
+    return first[0] + second[0], first[1] + second[1]
+
+
+def _is_there(question: Question, tx: Transaction, key: PrimaryKey) -> bool:
+    """Whether there is such a record: what is no key cannot be asked for, and fails in the same way."""
+    try:
+        return tx.connection.execute(question.keys_among([key])).first() is not None
+    except Exception as error:
+        if trouble.transient(error):
+            raise
+        return False
+
+
+def _unreadable(question: Question, tx: Transaction, key: PrimaryKey, error: BaseException) -> Unreadable:
+    occurrence = ""
+    if question.spec.occurrence:
+        try:
+            row = tx.connection.execute(select(*question.spec.occurrence).where(question.among([key]))).first()
+            occurrence = keys.occurrence_text(tuple(row)) if row is not None else ""
+        except Exception as same:
+            if not trouble.unreadable(same):
+                raise
+    return Unreadable(key, question.record_text(key), occurrence, f"its record cannot be read: {type(error).__name__}: {error}")
+
+
+def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadable]) -> list[Unreadable]:
+    """Those on which nothing stands but a failed attempt of theirs that is due."""
+    if not bad:
+        return []
+    spec = question.spec
+    found = attempts.concerning(tx, spec.app, spec.name, None, [one.text for one in bad])
+    free = []
+    for one in bad:
+        standing = found.get(one.text, ())
+        one.attempt = blocking.own(spec.app, spec.name, one.occurrence, standing)
+        mine = one.attempt is None or (one.attempt.state is State.FAILED and blocking.due(one.attempt, tx.now))
+        if mine and not any(other.blocking for other in standing):
+            free.append(one)
+    return free
 
 
 def _records(tx: Transaction, statement: Any, given: dict[str, Any] | None) -> list[Any]:
@@ -130,38 +201,59 @@ class Look:
 
     standing: dict[attempts.Identity, Standing] = field(default_factory=dict)
     busy: set[attempts.Identity] = field(default_factory=set)  # the record is locked by somebody else: asked again, uncounted
+    unreadable: dict[attempts.Identity, tuple[Attempt | None, str]] = field(default_factory=dict)  # the attempt, and why its record is not
 
 
 def look(question: Question, tx: Transaction, identities: Sequence[attempts.Identity]) -> Look:
     """Locks the records of these attempts, then reads attempts and facts. A record that is locked by others is skipped."""
     spec = question.spec
     result = Look()
-    keys_of = {text: question.key_from_text(text) for text in {identity[2] for identity in identities}}
+    texts = {identity[2] for identity in identities}
+    keys_of = {text: key for text in texts if (key := question.key_of_text(text)) is not None}  # of what is no key there is no record
     found: dict[str, tuple[Any, bool]] = {}
     busy: set[str] = set()
+    bad: dict[str, str] = {}
     wanted = list(keys_of.values())
     if wanted:
         locked = wanted
         if tx.database.locks_rows and not question.reads_its_row_alone:
             locked = [tuple(row) for row in tx.connection.execute(question.keys_given, question.given(wanted))]
         if locked:
-            for record, holds in tx.session.execute(question.truths_given, question.given(locked)).unique():
+            for record, holds in _truths(question, tx, locked, bad):
                 found[question.record_text(question.key_of(record))] = (record, bool(holds))
         if tx.database.locks_rows and len(found) < len(wanted):
-            missing = {key for text, key in keys_of.items() if text not in found}
+            missing = {key for text, key in keys_of.items() if text not in found and text not in bad}
             busy = {question.record_text(key) for key in _busy(question, tx, missing)}
-    ours = [
-        text for text in keys_of if text not in busy
-    ]  # who has the others' records has their attempts: we would wait for him, and he for us
+    # Who has the others' records has their attempts: we would wait for him, and he for us.
+    ours = [text for text in texts if text not in busy]
     by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, ours, lock=True)
     for identity in identities:
         text, occurrence = identity[2], identity[3]
         if text in busy:
             result.busy.add(identity)
             continue
+        if text in bad:
+            result.unreadable[identity] = (attempts.by_identity(by_record, identity), bad[text])
+            continue
         record, holds = found.get(text, (None, False))
         same = record is not None and question.occurrence_text(record) == occurrence
         facts = Facts(exists=record is not None, holds=holds and same)
         others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), fact=spec.fact is not None)
-        result.standing[identity] = Standing(attempts.by_identity(by_record, identity), facts, record, keys_of[text], others)
+        result.standing[identity] = Standing(attempts.by_identity(by_record, identity), facts, record, keys_of.get(text, ()), others)
     return result
+
+
+def _truths(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], bad: dict[str, str]) -> list[Any]:
+    """Records with whether their condition holds; those that cannot be loaded go into `bad`, by text, with why."""
+    try:
+        return list(tx.session.execute(question.truths_given, question.given(wanted)).unique())
+    except Exception as error:
+        if not trouble.unreadable(error):
+            raise
+        if len(wanted) == 1 and not _is_there(question, tx, wanted[0]):
+            return []
+        if len(wanted) == 1:
+            bad[question.record_text(wanted[0])] = f"its record cannot be read: {type(error).__name__}: {error}"
+            return []
+    half = len(wanted) // 2
+    return _truths(question, tx, wanted[:half], bad) + _truths(question, tx, wanted[half:], bad)

@@ -68,7 +68,7 @@ class _Words:
         seen: set[attempts.Identity] = set()
         for word in words:
             identity = word.flight.identity
-            if identity in looked.busy or identity in seen:
+            if identity in looked.busy or identity in looked.unreadable or identity in seen:
                 self.result.later.append(word)  # a second word on one attempt must see what the first made of it
                 continue
             seen.add(identity)

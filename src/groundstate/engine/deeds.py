@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 
-from groundstate.engine import attempts, claim, outcomes, trouble
+from groundstate.engine import attempts, claim, illegible, outcomes, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
 from groundstate.engine.in_hand import Conclusion, InHand
@@ -92,7 +92,7 @@ def retry(
 
 def _in_hand_again(person: Person, question: Question, attempt: Attempt) -> InHand | rules.Refuse:
     kind = question.spec.outcome_type
-    written = attempt.outcome or "[]"
+    written = attempt.outcome if attempt.outcome is not None else "[]"
     first, rest = outcomes.first_and_rest(written)
     if outcomes.is_text_only(first):
         return rules.Refuse("its outcome could be kept as text only, and no handler can be given that: settle it with its outcome by hand")
@@ -181,7 +181,7 @@ def _patiently(person: Person, question: Question | None, identities: Sequence[I
         late = time.monotonic() > end
         left = [one for one in identities if one not in done]
         try:
-            done |= _in_one(person, question, left, deed, refused)
+            done |= illegible.mending(person.life, partial(_in_one, person, question, left, deed, refused))
         except Exception as error:
             if late or not trouble.transient(error):
                 raise
@@ -204,6 +204,7 @@ def _in_one(
         looked = claim.look(question, tx, identities)
         conclusion = Conclusion(person.life, tx, question, one_by_one=True, refused=refused)
         done = {one: _put(conclusion, one, standing, deed) for one, standing in looked.standing.items()}
+        done |= {one: Did(*one[1:], "refused", f"{words}: put the record right first") for one, (_, words) in looked.unreadable.items()}
         conclusion.write()
         return done
 
@@ -232,11 +233,11 @@ def _without_code(tx: Transaction, identities: Sequence[Identity], deed: Deed) -
     done: dict[Identity, Did] = {}
     for identity in identities:
         statement = attempts.rows(*[table.c[name] == value for name, value in zip(_IDENTITY, identity, strict=True)])
-        row = tx.connection.execute(attempts.locked(tx.database, statement)).first()
-        if row is None:
+        found = attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
+        if not found:
             done[identity] = _gone(identity)
             continue
-        attempt = attempts.from_row(row)
+        attempt = found[0]
         decision = deed(tx, None, Standing(attempt, Facts(exists=False, holds=False), None, (), None), attempt)
         match decision:
             case rules.Keep(after):

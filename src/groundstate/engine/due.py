@@ -12,9 +12,11 @@ from sqlalchemy import ColumnElement, and_, or_, select, union_all
 
 from groundstate.engine import attempts
 from groundstate.engine.attempts import Identity
+from groundstate.engine.illegible import WITHOUT_TIME
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.trouble import Illegible, reading_ours
 from groundstate.rules.attempt import State
 from groundstate.rules.careful import Care
 from groundstate.store.tables import attempt as table
@@ -34,7 +36,8 @@ def identities(shift: Shift, tx: Transaction, lane: Lane, most: int, in_air: Con
     )
     if lane.due_cursor is not None:
         statement = statement.where(attempts.after(order, lane.due_cursor))
-    rows = tx.connection.execute(statement.order_by(*order).limit(most)).all()
+    with reading_ours():
+        rows = tx.connection.execute(statement.order_by(*order).limit(most)).all()
     free = [row for row in rows if (row[0], row[1], row[2], row[3]) not in in_air]
     chosen = _among_few(free, shift.life.care, beside) if shift.life.care.careful else free
     if len(chosen) < len(free):
@@ -89,7 +92,12 @@ class Clock:
                 for lane in shift.lanes
                 for state in (State.FAILED.value, State.DOUBT.value)
             ]
-            times = [row[0] for row in connection.execute(union_all(*[select(one) for one in earliest]))]
+            lanes = [lane.name for lane in shift.lanes]
+            lost = select(table.c.app).where(table.c.app == shift.app, table.c.reaction.in_(lanes), WITHOUT_TIME).limit(1)
+            if connection.execute(lost).first() is not None:
+                raise Illegible("an attempt that is failed or in doubt has no time at which it is looked at")
+            with reading_ours():
+                times = [row[0] for row in connection.execute(union_all(*[select(one) for one in earliest]))]
         self._notice(now)
         shift.next_due = time.monotonic() + (min(times) - now).total_seconds() + 0.001 if times else None
 

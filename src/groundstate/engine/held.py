@@ -9,6 +9,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from groundstate.engine import attempts, registry
+from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.question import Question
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State, Terms
@@ -91,7 +92,7 @@ def held(  # a store, what is wanted of it, and which page
     with database.reading() as connection:
         names = {known.name: known.key_name for known in registry.known(connection, app).values()}
         now = connection.execute(select(database.now())).scalar_one()
-        found = [attempts.from_row(row) for row in connection.execute(statement)]
+        found = attempts_as_they_stand(database, connection, statement)
         total = _count(connection, where)
         mine = [table.c.app == app, table.c.state == State.HELD.value, table.c.why == registry.BASELINE]
         baselines = _count(connection, mine)
@@ -106,7 +107,7 @@ def _count(connection: Connection, where: list[ColumnElement[bool]]) -> int:
 
 
 def _where(app: str, which: Filter) -> list[ColumnElement[bool]]:
-    where: list[ColumnElement[bool]] = [table.c.app == app, table.c.state == State.HELD.value]
+    where: list[ColumnElement[bool]] = [table.c.app == app, attempts.is_held]
     where.append(table.c.why == registry.BASELINE if which.baseline else func.coalesce(table.c.why, "") != registry.BASELINE)
     if which.reaction is not None:
         where.append(table.c.reaction == which.reaction)

@@ -5,6 +5,7 @@ A hint says 'look here' and nothing else. It may be lost, doubled or invented: n
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from sqlalchemy import event, inspect
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, UOWTransaction
 
+log = logging.getLogger("groundstate")
 PrimaryKey = tuple[Any, ...]
 KEYS_MAX = 10_000  # more keys than this of one class in one commit are told as 'the whole class'
 
@@ -71,7 +73,10 @@ def stop_listening(listener: Listener) -> None:
 def tell(touched: Touched) -> None:
     """Hands a hint to everybody who listens in this process."""
     for listener in list(_listeners):
-        listener.hear(touched)
+        try:
+            listener.hear(touched)
+        except Exception:  # who committed must not hear of it: the next sweep finds what this hint was about
+            log.exception("a hint was lost")
 
 
 def _install() -> None:

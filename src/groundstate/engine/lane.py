@@ -65,7 +65,8 @@ class Lane:
 
     def _hear_keys(self, keys: Mapping[PrimaryKey, Mapping[str, Any] | None]) -> bool:
         demanded = self.question.constants
-        wanted = [key for key, new in keys.items() if not new or not equality.falsifies(demanded, new)]
+        size = len(self.question.key_attributes)
+        wanted = [key for key, new in keys.items() if len(key) == size and (not new or not equality.falsifies(demanded, new))]
         if wanted:
             with self._lock:
                 self._heard.update(dict.fromkeys(wanted))

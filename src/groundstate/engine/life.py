@@ -19,7 +19,9 @@ from datetime import timedelta
 from sqlalchemy import delete, insert, select, update
 
 from groundstate.engine import transaction
+from groundstate.engine.cells import lives_among
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.trouble import Illegible
 from groundstate.rules.careful import Care
 from groundstate.store import tables
 from groundstate.store.port import Database, Lives, Witness
@@ -148,4 +150,7 @@ def lives_seen(life: Life) -> list[int]:
                 .distinct()
             )
         ).scalars()
-        return list(rows)
+        found = list(rows)
+    if len(lives_among(found)) < len(set(found)):
+        raise Illegible("a life in our tables has no number that a life can have")
+    return found

@@ -8,6 +8,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select
 
+from groundstate.engine import cells, illegible
+from groundstate.engine.begin import LONG_AGO
 from groundstate.rules import careful
 from groundstate.store import tables
 from groundstate.store.port import Database, Lives
@@ -25,23 +27,17 @@ class LifeSeen:
     pid: int | None = None
     began_at: datetime | None = None
     ended_at: datetime | None = None  # ended uncleanly, and adopted then
-    begins: int = 0
+    begins: int | None = 0
 
 
-def lives_of(connection: Connection, lives: Lives) -> list[LifeSeen]:
+def lives_of(database: Database, connection: Connection, lives: Lives) -> list[LifeSeen]:
     """Every life that left a row, or an attempt that is begun or in doubt."""
-    table, attempt = tables.worker, tables.attempt
-    rows = connection.execute(
-        select(table.c.life, table.c.host, table.c.pid, table.c.began_at, table.c.ended_at, table.c.begins).order_by(table.c.began_at)
-    ).all()
+    attempt = tables.attempt
+    rows = sorted(illegible.read_lives(database, connection), key=lambda row: row["began_at"] or LONG_AGO)
     left = connection.execute(select(attempt.c.worker).where(attempt.c.state.in_(ADOPTABLE)).distinct()).scalars().all()
-    known = {row.life for row in rows}
-    strangers = sorted(set(left) - known)
-    seen = alive_of(lives, [row.life for row in rows if row.ended_at is None] + strangers)
-    found = [
-        LifeSeen(row.life, False if row.ended_at is not None else seen[row.life], row.host, row.pid, row.began_at, row.ended_at, row.begins)
-        for row in rows
-    ]
+    strangers = sorted(cells.lives_among(left) - {row["life"] for row in rows})
+    seen = alive_of(lives, [row["life"] for row in rows if row["ended_at"] is None] + strangers)
+    found = [LifeSeen(alive=False if row["ended_at"] is not None else seen[row["life"]], **row) for row in rows]
     return [*found, *(LifeSeen(life, seen[life]) for life in strangers)]
 
 

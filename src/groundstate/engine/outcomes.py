@@ -29,16 +29,26 @@ def dump(kind: Any, values: list[Any]) -> str:
     return json.dumps(parts, ensure_ascii=False)
 
 
+def _parts(written: str | None) -> list[Any]:
+    """The outcomes that an attempt keeps. Where somebody edited them so that they are no array, they are one, of which the text is left."""
+    if written is None:
+        return []
+    try:
+        parts = json.loads(written)
+    except (ValueError, RecursionError):
+        parts = None
+    return parts if isinstance(parts, list) and parts else [{REPR: written}]
+
+
 def add(kind: Any, written: str | None, value: Any) -> str:
     """The array with one more."""
-    parts = json.loads(written) if written else []
+    parts = _parts(written)
     return json.dumps([*parts, *json.loads(dump(kind, [value]))], ensure_ascii=False)
 
 
 def load_first(kind: Any, written: str) -> Any:
     """The first outcome. Raises Conflict where what is written cannot be read as that type any more."""
-    parts = json.loads(written)
-    return load(kind, json.dumps(parts[0]))
+    return load(kind, json.dumps(_parts(written)[0]))
 
 
 def load(kind: Any, written: str) -> Any:
@@ -51,6 +61,8 @@ def load(kind: Any, written: str) -> Any:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise Conflict(f"this JSON is no outcome of type {_name(kind)}: {first['msg']}{' at ' + where if where else ''}") from None
+    except Exception as error:  # what a validator of the user's own raises
+        raise Conflict(f"this JSON is no outcome of type {_name(kind)}: {type(error).__name__}: {error}") from None
 
 
 def _name(kind: Any) -> str:
@@ -59,20 +71,20 @@ def _name(kind: Any) -> str:
 
 def first_and_rest(written: str) -> tuple[Any, str | None]:
     """The first outcome as plain JSON values, and the array of the others (None where there is no other)."""
-    parts = json.loads(written)
+    parts = _parts(written)
     return parts[0], json.dumps(parts[1:], ensure_ascii=False) if len(parts) > 1 else None
 
 
 def without(written: str | None, concluded: Any) -> str | None:
     """The array without those that equal this one (under `same_key` an equal outcome is the same effect told twice)."""
-    parts = [part for part in json.loads(written) if part != concluded] if written else []
+    parts = [part for part in _parts(written) if part != concluded]
     return json.dumps(parts, ensure_ascii=False) if parts else None
 
 
 def before(kind: Any, written: str | None, value: Any) -> str:
     """The array with this one as its first, once."""
     mine = json.loads(dump(kind, [value]))
-    parts = json.loads(written) if written else []
+    parts = _parts(written)
     return json.dumps([*mine, *(part for part in parts if part not in mine)], ensure_ascii=False)
 
 

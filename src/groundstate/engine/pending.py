@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
 from groundstate.engine import attempts, living, locked, registry, states, wording
+from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.locked import Locked
 from groundstate.engine.question import PrimaryKey, Question
@@ -121,7 +122,7 @@ def pending(
     """The report. rested: what the app declared to rest; None leaves the states out. shown: attempts listed of each kind."""
     with database.reading() as connection:
         now = connection.execute(select(database.now())).scalar_one()
-        seen = living.lives_of(connection, lives)
+        seen = living.lives_of(database, connection, lives)
         looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, {one.life: one.alive for one in seen})
         known = registry.known(connection, app)
         _, loud = registry.newcomers(connection, questions, known)
@@ -131,7 +132,7 @@ def pending(
         names = list(looked.questions)
         in_doubt = _opens(looked, table.c.state.in_([State.BEGUN.value, State.DOUBT.value]), (table.c.since,), shown)
         failed = _opens(looked, table.c.state == State.FAILED.value, (table.c.next_at,), shown)
-        held = _opens(looked, and_(table.c.state == State.HELD.value, _not_baseline()), (table.c.since,), shown)
+        held = _opens(looked, and_(attempts.is_held, _not_baseline()), (table.c.since,), shown)
         waits = _waits(looked, shown)
         return Pending(
             now=now,
@@ -208,7 +209,7 @@ def _counts(looked: Looked) -> tuple[dict[str, int], int]:
         if is_baseline and state == State.HELD.value:
             left_alone += count
             continue
-        name = _standing_of(looked, reaction, State(state), worker)
+        name = _standing_of(looked, reaction, attempts.state_of(state), worker)
         counts[name] = counts.get(name, 0) + count
     return counts, left_alone
 
@@ -224,7 +225,8 @@ def _standing_of(looked: Looked, reaction: str, state: State, worker: int) -> st
 
 def _opens(looked: Looked, where: ColumnElement[bool], order: Sequence[ColumnElement[Any]], shown: int) -> tuple[Open, ...]:
     statement: Select[Any] = attempts.rows(table.c.app == looked.app, where).order_by(*order, table.c.reaction, table.c.record).limit(shown)
-    return tuple(open_of(looked.questions, looked.alive, attempts.from_row(row)) for row in looked.connection.execute(statement))
+    found = attempts_as_they_stand(looked.database, looked.connection, statement)
+    return tuple(open_of(looked.questions, looked.alive, one) for one in found)
 
 
 def open_of(questions: Mapping[str, Question], alive: Mapping[int, bool | None], attempt: Attempt) -> Open:
@@ -253,10 +255,9 @@ def open_of(questions: Mapping[str, Question], alive: Mapping[int, bool | None],
 
 # ---- who waits for whom --------------------------------------------------------------------------------------------------------
 def _waits(looked: Looked, shown: int) -> tuple[Waits, ...]:
-    rows = looked.connection.execute(attempts.rows(_blocks()).order_by(table.c.since).limit(BLOCKERS_MOST))
+    statement = attempts.rows(_blocks()).order_by(table.c.since).limit(BLOCKERS_MOST)
     standing: dict[str, list[Attempt]] = {}
-    for row in rows:
-        one = attempts.from_row(row)
+    for one in attempts_as_they_stand(looked.database, looked.connection, statement):
         standing.setdefault(one.record, []).append(one)
     found: list[Waits] = []
     for question in looked.questions.values():
@@ -269,7 +270,9 @@ def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[At
     wanted = {}
     for text, some in standing.items():
         if any(one.blocks == spec.table_name or (one.app, one.reaction) == (spec.app, spec.name) for one in some):
-            wanted[text] = question.key_from_text(text)
+            key = question.key_of_text(text)
+            if key is not None:
+                wanted[text] = key
     if not wanted:
         return []
     columns = (*question.key_attributes, *spec.occurrence)

@@ -13,7 +13,7 @@ from functools import partial
 
 from sqlalchemy import ColumnElement, func, select
 
-from groundstate.engine import attempts, deeds, registry, schema
+from groundstate.engine import attempts, deeds, illegible, registry, schema
 from groundstate.engine.attempts import Identity
 from groundstate.engine.deeds import Deed, Did, Person
 from groundstate.engine.life import Life
@@ -138,6 +138,8 @@ def _in_turn(person: Person, reaction: str, where: list[ColumnElement[bool]], de
                 some = connection.execute(statement if cursor is None else statement.where(attempts.after(order, cursor))).all()
             if not some:
                 return
+            if any(type(part) is not str for row in some for part in row) and illegible.mend(person.life):
+                continue  # SQLite has kept bytes where text belongs
             cursor = (some[-1][0], some[-1][1])
             for did in deeds.act(person, reaction, [(person.app, reaction, row[0], row[1]) for row in some], deed):
                 count += did.done
@@ -158,7 +160,7 @@ def _one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: 
 # ---- which attempt is meant ------------------------------------------------------------------------------------------------------
 def _identity(person: Person, reaction: str, record: str, occurrence: str | None) -> Identity:
     """The one attempt that is meant. Raises NotFound, Conflict where the record has several."""
-    written = _canonical(person.questions.get(reaction), record)
+    written = _canonical(person, reaction, record)
     where = [table.c.app == person.app, table.c.reaction == reaction, table.c.record == written]
     if occurrence is not None:
         where.append(table.c.occurrence == occurrence)
@@ -174,13 +176,22 @@ def _identity(person: Person, reaction: str, record: str, occurrence: str | None
     return (person.app, reaction, written, found[0])
 
 
-def _canonical(question: Question | None, record: str) -> str:
+def _canonical(person: Person, reaction: str, record: str) -> str:
+    question = person.questions.get(reaction)
     if question is None:
         return record
     try:
         return question.record_text(question.key_from_text(record))
-    except (ValueError, ArithmeticError) as error:
+    except ValueError as error:
+        if _stands(person, reaction, record):
+            return record  # somebody edited its row: it has this text all the same
         raise NotFound(f"{record!r} is no primary key of {question.spec.record.__name__}: {error}") from None
+
+
+def _stands(person: Person, reaction: str, record: str) -> bool:
+    statement = select(table.c.record).where(table.c.app == person.app, table.c.reaction == reaction, table.c.record == record)
+    with person.database.reading() as connection:
+        return connection.execute(statement.limit(1)).first() is not None
 
 
 def _known_reaction(person: Person, reaction: str) -> None:

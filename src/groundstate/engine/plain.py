@@ -14,7 +14,7 @@ from datetime import datetime
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import attempts, claim, handling, hints, trouble
-from groundstate.engine.claim import Claim, Taken
+from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
 from groundstate.engine.question import PrimaryKey, Question
@@ -117,15 +117,16 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
     try:
         with life.transaction() as tx:
             found = feed.claim(question, tx)
-            return _batch(question, tx, found)
+            return _batch(life, question, tx, found)
     except DBAPIError as error:  # refused at COMMIT
         if trouble.transient(error) or found is None or not found.taken:
             raise
         raise _AnyHandlerFailed(found) from error
 
 
-def _batch(question: Question, tx: Transaction, found: Claim) -> Done:
+def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Done:
     done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
+    done.failed = put_off(life, question, tx, found.unreadable)
     if not found.taken:
         return done
     if any(_spent(question, one, tx.now) for one in found.taken):
@@ -152,6 +153,7 @@ def _one_by_one(life: Life, question: Question, feed: Feed) -> Done:
     with life.transaction() as tx:
         found = feed.claim(question, tx)
         done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
+        done.failed = put_off(life, question, tx, found.unreadable)
         finished: list[Attempt] = []
         for one in found.taken:
             try:
@@ -210,6 +212,30 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
         attempts.insert(tx, [after])
     else:
         attempts.save(tx.connection, [(before, after)])
+
+
+def put_off(life: Life, question: Question, tx: Transaction, bad: Sequence[Unreadable]) -> int:
+    """Records that cannot be read have failed, each for itself: the others of their batch go on. Returns how many."""
+    new: list[Attempt] = []
+    for one in bad:
+        before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
+        after = unread(life, question, before, one.words, tx.now)
+        log.warning("%s on %s %s: %s", question.spec.name, question.spec.table_name, one.text, after.error)
+        if one.attempt is None:
+            new.append(after)
+        else:
+            attempts.save(tx.connection, [(before, after)])
+    attempts.insert(tx, new)
+    return len(bad)
+
+
+def unread(life: Life, question: Question, before: Attempt, words: str, now: datetime) -> Attempt:
+    """The attempt after its record could not be read once more: surely nothing was done with it. Held after the last try."""
+    retry = question.spec.terms.retry
+    failures = before.failures + 1
+    at = next_try(retry, failures, now, life.dice.random())
+    after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=life.shorten(words))
+    return rules.held_as(after, "the last try was used").attempt if last_try_used(retry, failures, before.since, now) else after
 
 
 def new_attempt(life: Life, question: Question, text: str, occurrence: str, now: datetime) -> Attempt:

@@ -11,9 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Integer,
     Select,
+    SmallInteger,
     String,
     Table,
     Text,
@@ -78,7 +80,32 @@ class Question:
 
     def key_from_text(self, written: str) -> PrimaryKey:
         """The primary key of which this is the canonical text. Raises ValueError with what was expected."""
-        return keys.record_values(written, self.key_types)
+        try:
+            key = keys.record_values(written, self.key_types)
+            self.record_text(key)  # a time near the end of the calendar may have none in UTC
+        except ArithmeticError as error:
+            raise ValueError(str(error)) from None
+        for value, column in zip(key, self.mapper.primary_key, strict=True):
+            self._check_bounds(value, column.type)
+        return key
+
+    def key_of_text(self, written: str) -> PrimaryKey | None:
+        """The same; None for what is no key, of which there is no record."""
+        try:
+            return self.key_from_text(written)
+        except ValueError:
+            return None
+
+    def _check_bounds(self, value: Any, kind: Any) -> None:
+        """What no such column can hold is no key, and must not reach a statement that asks for others as well. Raises ValueError."""
+        if isinstance(value, str):
+            value.encode()  # raises UnicodeEncodeError, which is one
+            if "\x00" in value and self.database.locks_rows:
+                raise ValueError("PostgreSQL's text has no NUL")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            bits = 63 if not self.database.locks_rows or isinstance(kind, BigInteger) else 15 if isinstance(kind, SmallInteger) else 31
+            if not -(2**bits) <= value < 2**bits:
+                raise ValueError(f"{value} is out of the column's range")
 
     @cached_property
     def key_types(self) -> tuple[type, ...]:

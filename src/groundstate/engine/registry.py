@@ -11,7 +11,7 @@ from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import attempts, claim, trouble
-from groundstate.engine.claim import Taken
+from groundstate.engine.claim import Taken, Unreadable
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import PrimaryKey, Question
@@ -55,10 +55,11 @@ class Newcomer:
 
 
 def known(connection: Connection, app: str) -> dict[str, Known]:
+    trusted = table.c.suspect.is_(False)  # and what is neither true nor false, since somebody edited it, is not trusted
     rows = connection.execute(
-        select(table.c.name, table.c.key_name, table.c.condition, table.c.suspect).where(table.c.app == app, table.c.name != "")
+        select(table.c.name, table.c.key_name, table.c.condition, trusted).where(table.c.app == app, table.c.name != "")
     )
-    return {row.name: Known(row.name, row.key_name, row.condition, row.suspect) for row in rows}
+    return {str(row[0]): Known(str(row[0]), str(row[1]), str(row[2]), suspect=not row[3]) for row in rows}
 
 
 def newcomers(
@@ -135,11 +136,9 @@ def baseline(life: Life, question: Question, *, at_once: int = 1000, tell: Calla
             keys = [tuple(row) for row in tx.connection.execute(question.keys_after(cursor, at_once, crowded=False))]
             if not keys:
                 return count
-            records = list(tx.session.execute(question.records_given, question.given(keys)).unique().scalars())
-            held = [
-                rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt
-                for one in (_taken(question, record) for record in records)
-            ]
+            records, unreadable = claim.readable(question, tx, keys)
+            matching: list[Taken | Unreadable] = [*(_taken(question, record) for record in records), *unreadable]
+            held = [rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt for one in matching]
             attempts.insert(tx, [replace(one, blocks=None) for one in held])
             count += len(held)
             cursor = keys[-1]
@@ -162,7 +161,7 @@ def let_baselines_go(life: Life, question: Question) -> int:
         if written is not None:
             gone = table.c.record.not_in(select(written).where(question.condition))
             return tx.connection.execute(delete(table).where(*mine, gone)).rowcount
-        some = [attempts.from_row(row) for row in tx.connection.execute(attempts.rows(*mine))]
+        some = attempts.fetch(tx.connection, attempts.rows(*mine))
         looked = claim.look(question, tx, [one.identity for one in some])
         over = [s.attempt for s in looked.standing.values() if s.attempt is not None and not s.facts.holds]
         return attempts.remove(tx.database, tx.connection, over)

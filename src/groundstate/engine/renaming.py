@@ -6,12 +6,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 
+from groundstate.engine import illegible, living
+from groundstate.engine.cells import lives_among
 from groundstate.engine.deeds import Person
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.trouble import Illegible, reading_ours
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt, reaction, worker
 from groundstate.values import keys
@@ -50,7 +54,8 @@ def trust(person: Person, name: str | None = None) -> Trusted:
         known = list(tx.connection.execute(select(reaction.c.name).where(mine).order_by(reaction.c.name)).scalars())
         if name is not None and name not in known:
             raise NotFound(f"app {person.app!r} has no reaction {name!r} here: there are {', '.join(known) or 'none'}")
-        those = and_(mine, reaction.c.suspect) if name is None else and_(mine, reaction.c.suspect, reaction.c.name == name)
+        suspect = reaction.c.suspect.is_not(False)
+        those = and_(mine, suspect) if name is None else and_(mine, suspect, reaction.c.name == name)
         cleared = sorted(tx.connection.execute(update(reaction).where(those).values(suspect=False).returning(reaction.c.name)).scalars())
         concerned = [name] if name is not None else known
         doubts = _count(tx.connection, person.app, concerned, attempt.c.state == State.DOUBT.value)
@@ -67,6 +72,11 @@ def rename(person: Person, old: str, new: str) -> Renamed:
         NotFound: nothing is known of `old`. Conflict: `new` has attempts of its own, or a worker runs.
     """
     _check_name(old, new)
+    renamed: Renamed = illegible.mending(person.life, partial(_rename, person, old, new))
+    return renamed
+
+
+def _rename(person: Person, old: str, new: str) -> Renamed:
     with person.life.transaction() as tx:
         _nobody_works(person, tx.connection, person.app)
         rows = _rows(tx.connection, person.app)
@@ -91,6 +101,11 @@ def rename_app(person: Person, old: str, new: str) -> Renamed:
         NotFound: nothing is known of `old`. Conflict: `new` has attempts of its own, or a worker of either runs.
     """
     _check_name(old, new)
+    renamed: Renamed = illegible.mending(person.life, partial(_rename_app, person, old, new))
+    return renamed
+
+
+def _rename_app(person: Person, old: str, new: str) -> Renamed:
     with person.life.transaction() as tx:
         _nobody_works(person, tx.connection, old, new)
         before, there = _rows(tx.connection, old), _rows(tx.connection, new)
@@ -120,7 +135,8 @@ def _check_name(old: str, new: str) -> None:
 
 
 def _rows(connection: Connection, app: str) -> dict[str, Any]:
-    return {row.name: row for row in connection.execute(select(reaction).where(reaction.c.app == app, reaction.c.name != ""))}
+    with reading_ours():
+        return {row.name: row for row in connection.execute(select(reaction).where(reaction.c.app == app, reaction.c.name != ""))}
 
 
 def _take_over(tx: Transaction, old: tuple[str, str], new: tuple[str, str], key_name: str, rows: Sequence[Any]) -> None:
@@ -145,7 +161,9 @@ def _nobody_works(person: Person, connection: Connection, *apps: str) -> None:
     """A running worker says the old name, and would not know its own attempts any more."""
     statement = select(worker.c.life, worker.c.host, worker.c.pid).where(worker.c.app.in_(apps), worker.c.ended_at.is_(None))
     rows = list(connection.execute(statement))
-    alive = person.life.lives.alive([row.life for row in rows]) if rows else {}
+    if len(lives_among(row.life for row in rows)) < len(rows):
+        raise Illegible("a row of groundstate_worker has no number that a life can have")
+    alive = living.alive_of(person.life.lives, [row.life for row in rows])
     running = [f"pid {row.pid} on {row.host}" for row in rows if alive.get(row.life) is not False]
     if running:
         where = ", ".join(running)

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
-from groundstate.engine import attempts
+from groundstate.engine import attempts, claim
 from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import Question
+from groundstate.engine.trouble import Illegible
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import MARGIN
 from groundstate.store import tables
@@ -38,7 +39,10 @@ def sign(life: Life) -> str | None:
 
 def _same(before: str, now: str) -> bool:
     """Equal but for what cannot be seen on one side (the timeline, while in recovery)."""
-    old, new = json.loads(before), json.loads(now)
+    try:
+        old, new = dict(json.loads(before)), json.loads(now)
+    except (ValueError, TypeError):
+        return False  # somebody edited it: what it was is not known
     return all(old.get(name) == value for name, value in new.items() if value is not None and old.get(name) is not None)
 
 
@@ -70,7 +74,7 @@ def _lost_count(life: Life) -> str | None:
     if not witnesses:
         return None
     with life.database.reading() as connection:
-        counts = {row.life: row.begins for row in connection.execute(select(tables.worker.c.life, tables.worker.c.begins))}
+        counts = _begins(connection)
     still = life.witness.read() if life.witness else {}  # a life that ended cleanly meanwhile erased its witness before its row
     for witnessed, count in witnesses.items():
         if witnessed not in counts and witnessed in still:
@@ -78,6 +82,14 @@ def _lost_count(life: Life) -> str | None:
         if counts.get(witnessed, count) < count:
             return f"a life began {count} calls, and this database knows of {counts[witnessed]}"
     return None
+
+
+def _begins(connection: Connection) -> dict[int, int]:
+    """How many calls each life began. Raises Illegible."""
+    counts = {row.life: row.begins for row in connection.execute(select(tables.worker.c.life, tables.worker.c.begins))}
+    if any(type(count) is not int for count in counts.values()):
+        raise Illegible("a row of groundstate_worker has no count of begins")
+    return counts
 
 
 def forgotten(life: Life) -> str | None:
@@ -126,7 +138,7 @@ def _doubt_attempts(life: Life, question: Question) -> int:
                 .order_by(table.c.record, table.c.occurrence)
                 .limit(AT_ONCE)
             )
-            some = [attempts.from_row(row) for row in tx.connection.execute(attempts.locked(tx.database, statement))]
+            some = attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
             if not some:
                 return count
             changed: list[tuple[Attempt, Attempt]] = []
@@ -156,9 +168,10 @@ def _doubt_matching(life: Life, question: Question) -> int:
             if tx.database.locks_rows:
                 tx.connection.execute(question.keys_among(keys).with_for_update(key_share=True))
             new = []
-            for record in tx.session.execute(question.records_given, question.given(keys)).unique().scalars():
-                text = question.record_text(question.key_of(record))
-                fresh = new_attempt(life, question, text, question.occurrence_text(record), tx.now)
+            records, unreadable = claim.readable(question, tx, keys)
+            found = [(question.record_text(question.key_of(record)), question.occurrence_text(record)) for record in records]
+            for text, occurrence in [*found, *((one.text, one.occurrence) for one in unreadable)]:
+                fresh = new_attempt(life, question, text, occurrence, tx.now)
                 new.append(replace(
                     fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO,
                     deadline=tx.now + spec.terms.timeout + MARGIN, next_at=tx.now, why=WHY
@@ -173,7 +186,7 @@ def _forget_old_witnesses(life: Life) -> None:
     if life.witness is None:
         return
     with life.database.reading() as connection:
-        counts = {row.life: row.begins for row in connection.execute(select(tables.worker.c.life, tables.worker.c.begins))}
+        counts = _begins(connection)
     for witnessed, count in life.witness.read().items():
         if counts.get(witnessed, -1) < count and witnessed != life.id:
             life.witness.erase(witnessed)

@@ -365,7 +365,7 @@ class Traffic:
         life = self._shift.life
         mine = attempts.rows(table.c.worker == life.id, table.c.state == State.BEGUN.value)
         with self._shift.database.reading() as connection:
-            begun = [attempts.from_row(row) for row in connection.execute(mine)]
+            begun = attempts.fetch(connection, mine)
         known = {call for call, _ in self._flying} | {word.flight.call for word in [*self._words, *self._inbox]}
         unknown = [one for one in begun if one.call not in known]
         if unknown:
@@ -382,7 +382,7 @@ class Traffic:
         ]
         for question in {flight.question for flight in flights}:
             some = [flight for flight in flights if flight.question is question]
-            keys = [question.key_from_text(flight.identity[2]) for flight in some]
+            keys = [question.key_from_text(flight.identity[2]) for flight in some]  # a record of it was taken, so it is one
             with self._shift.database.reading() as connection:
                 holding = {tuple(row)[: len(question.key_attributes)] for row in connection.execute(question.still_holding(keys))}
             self.caller.cancel([flight for flight, key in zip(some, keys, strict=True) if key not in holding])

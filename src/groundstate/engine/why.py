@@ -11,6 +11,7 @@ from sqlalchemy import Connection, inspect, select
 from sqlalchemy.exc import DataError
 
 from groundstate.engine import attempts, living, registry
+from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.pending import Open, open_of
 from groundstate.engine.question import PrimaryKey, Question, sql_text
 from groundstate.rules import blocking
@@ -94,11 +95,9 @@ def why(app: str, database: Database, questions: Sequence[Question], lives: Live
     text = first.record_text(key)
     with database.reading() as connection:
         now = connection.execute(select(database.now())).scalar_one()
-        seen = living.lives_of(connection, lives)
-        standing = [
-            attempts.from_row(row)
-            for row in connection.execute(attempts.rows(table.c.record == text).order_by(table.c.reaction, table.c.occurrence))
-        ]
+        seen = living.lives_of(database, connection, lives)
+        statement = attempts.rows(table.c.record == text).order_by(table.c.reaction, table.c.occurrence)
+        standing = attempts_as_they_stand(database, connection, statement)
         by_name = {question.spec.name: question for question in questions}
         tables = {question.spec.table_name for question in on_it}
         mine = [one for one in standing if _concerns(one, app, by_name, tables)]
@@ -132,7 +131,7 @@ def _key(question: Question, record: str) -> PrimaryKey:
     columns = ", ".join(column.name for column in question.mapper.primary_key)
     try:
         return question.key_from_text(record)
-    except (ValueError, ArithmeticError) as error:
+    except ValueError as error:
         raise ValueError(f"{record!r} is no key of {question.spec.table_name} ({columns}): {error}") from None
 
 
@@ -228,10 +227,8 @@ def _held_children(looked: _Looked, question: Question, key: PrimaryKey) -> list
         parents = [column == value for column, value in zip(every.parent_key, key, strict=True)]
         children = looked.connection.execute(select(*columns).where(*parents).limit(CHILDREN_MOST)).all()
         texts = [keys.record_text(tuple(row)) for row in children]
-        rows = looked.connection.execute(
-            attempts.rows(
-                table.c.app == question.spec.app, table.c.state == State.HELD.value, table.c.reaction.in_(names), table.c.record.in_(texts)
-            )
+        statement = attempts.rows(
+            table.c.app == question.spec.app, table.c.state == State.HELD.value, table.c.reaction.in_(names), table.c.record.in_(texts)
         )
-        found += [_waits_for(looked, attempts.from_row(row)) for row in rows]
+        found += [_waits_for(looked, one) for one in attempts_as_they_stand(looked.database, looked.connection, statement)]
     return found

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import adopt, check, due, guards, hints, registry, restore, schema, transaction, trouble
+from groundstate.engine import adopt, check, due, guards, hints, illegible, registry, restore, schema, transaction, trouble
 from groundstate.engine.batches import Batches
 from groundstate.engine.hints import Touched
 from groundstate.engine.lane import Lane
@@ -25,6 +25,7 @@ from groundstate.engine.life import Life, describe
 from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.traffic import Traffic
+from groundstate.engine.trouble import Illegible
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Opened
 from groundstate.store.tables import attempt as attempt_table
@@ -201,8 +202,8 @@ class Worker:
         while True:
             try:
                 self._shift.life.begin()
-                self._look_back()
-                self._adopt()
+                illegible.mending(self._shift.life, self._look_back)
+                illegible.mending(self._shift.life, self._adopt)
             except DBAPIError as error:
                 locked = trouble.transient(error) if self._shift.embedded else trouble.locked(error)
                 if not locked or self._shift.stopping is not None:
@@ -224,7 +225,7 @@ class Worker:
         with self.database.reading() as connection:
             left = registry.removed(connection, self._app, names)
             if left:
-                listed = ", ".join(f"{name} ({count})" for name, count in left)
+                listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
                 raise StoreRefused(
                     f"attempts are open for reactions that this code does not declare: {listed}. "
                     "Renamed: `groundstate rename OLD NEW`. Removed: settle or forget them first (`groundstate held`)"
@@ -318,6 +319,8 @@ class Worker:
                 self._went_back = str(error)  # the next life looks back before it does anything else
                 self._shift.life.sound = False
                 self._next_life_check = 0.0
+            except Illegible as error:
+                self._mend(error)
             except Exception as error:
                 self._after_trouble(error)
             wait = self._wait_s()
@@ -327,6 +330,16 @@ class Worker:
             if wait > 0:
                 self._wake.wait(wait)
             self._wake.clear()
+
+    def _mend(self, met: Illegible) -> None:
+        """Somebody edited rows of ours: they are held for a person, and everything else goes on."""
+        try:
+            if illegible.mend(self._shift.life):
+                self._not_before = time.monotonic() + LOOK_S
+            else:
+                self._after_trouble(met)
+        except Exception as error:
+            self._after_trouble(error)
 
     def _after_trouble(self, error: Exception) -> None:
         """Waited out, whatever it is; what came back stays in memory, and no new call is begun while conclusions are stuck."""

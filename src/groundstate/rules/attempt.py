@@ -23,6 +23,11 @@ class State(StrEnum):
     FAILED = "failed"
     HELD = "held"
 
+    @property
+    def words(self) -> str:
+        """As it is said to people."""
+        return "in doubt" if self is State.DOUBT else self.value
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -370,7 +375,7 @@ def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclu
     if attempt.state is State.FAILED:
         return Keep(replace(attempt, next_at=now, failures=0, since=now))
     if attempt.state is not State.HELD:
-        return Refuse(f"it is {attempt.state}, not held: it is carried out by a worker")
+        return Refuse(f"it is {attempt.state.words}, not held: it is carried out by a worker")
     if attempt.outcome is not None:
         if attempt.unsure and now <= attempt.deadline + terms.settle_after:
             return Refuse("a later call of it may still be on its way: retry it after its deadline and settle_after")
@@ -386,7 +391,7 @@ def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclu
 def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Keep | Delete | Refuse:
     """`groundstate settle --absent`: a person says that the outside was not acted on."""
     if attempt.state is not State.HELD:
-        return Refuse(f"it is {attempt.state}, not held: its policy settles it")
+        return Refuse(f"it is {attempt.state.words}, not held: its policy settles it")
     if not attempt.unsure:
         return Refuse("no call of it is in doubt: `retry` or `forget` it")
     if now <= attempt.deadline + terms.settle_after:
@@ -402,7 +407,7 @@ def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -
 def person_outcome(attempt: Attempt, terms: Terms, now: datetime) -> Conclude | Refuse:
     """`groundstate settle --outcome`: a person says with which outcome the outside was acted on. Goes on as found."""
     if attempt.state is not State.HELD:
-        return Refuse(f"it is {attempt.state}, not held: its policy settles it")
+        return Refuse(f"it is {attempt.state.words}, not held: its policy settles it")
     if terms.policy is None:
         return Refuse("the reaction makes no call, so there is no outcome to settle it with: `retry` or `forget` it")
     if attempt.outcome is not None and attempt.unsure and now <= attempt.deadline + terms.settle_after:
@@ -421,7 +426,7 @@ def one_of_several(attempt: Attempt, remaining: str) -> Keep:
 def person_forget(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Delete | Refuse:
     """`groundstate forget`: refused while condition and occurrence hold, since that would be a new call."""
     if attempt.state is not State.HELD:
-        return Refuse(f"it is {attempt.state}, not held")
+        return Refuse(f"it is {attempt.state.words}, not held")
     if facts.exists and facts.holds:
         return Refuse("its condition holds, so forgetting it would be a new call: change the record first, or `retry` or `settle` it")
     if attempt.unsure and now <= attempt.deadline + terms.settle_after:

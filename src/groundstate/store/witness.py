@@ -36,40 +36,51 @@ class FileWitness:
                 self._open[life] = os.open(self._path(life), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.pwrite(self._open[life], _SHAPE.pack(life, count), 0)
         except OSError as error:
-            if not self._silent:
-                self._silent = True
-                _log.warning("no witness of begun calls can be written in %s (%s): a backup put back may go unnoticed", self.folder, error)
+            self._say("written", error)
 
     def read(self) -> dict[int, int]:
         """The count of each life that has a witness here. A file that is cut short tells nothing, and is left out."""
         found: dict[int, int] = {}
-        with suppress(FileNotFoundError):
+        try:
             for path in sorted(self.folder.iterdir()):
                 counted = self._counted(path)
                 if counted is not None:
                     found[counted[0]] = counted[1]
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._say("read", error)
         return found
 
     def erase(self, life: int) -> None:
-        """Forgets a life. Does nothing where it has no witness."""
+        """Forgets a life. Does nothing where it has no witness. Never raises: what goes wrong is said once in the log."""
         descriptor = self._open.pop(life, None)
         if descriptor is not None:
             os.close(descriptor)
-        self._path(life).unlink(missing_ok=True)
+        try:
+            self._path(life).unlink(missing_ok=True)
+        except OSError as error:
+            self._say("erased", error)
 
     def close(self) -> None:
         """Closes the files, and leaves them where they are."""
         while self._open:
             os.close(self._open.popitem()[1])
 
+    def _say(self, what: str, error: OSError) -> None:
+        if not self._silent:
+            self._silent = True
+            _log.warning("no witness of begun calls can be %s in %s (%s): a backup put back may go unnoticed", what, self.folder, error)
+
     def _path(self, life: int) -> Path:
         return self.folder / f"{self.prefix}{life:x}"
 
     def _counted(self, path: Path) -> tuple[int, int] | None:
-        if not path.name.startswith(self.prefix):
+        if not path.name.startswith(self.prefix) or not path.is_file():
             return None
         with suppress(FileNotFoundError, ValueError):
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                content = file.read(_SHAPE.size + 1)
             if len(content) == _SHAPE.size:
                 life, count = _SHAPE.unpack(content)
                 return (life, count) if life == int(path.name.removeprefix(self.prefix), 16) else None

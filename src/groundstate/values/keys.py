@@ -78,10 +78,16 @@ def occurrence_text(values: Sequence[object]) -> str:
 
 
 def occurrence_of(written: str, columns: int) -> Occurrence:
-    """The parts of an occurrence of so many columns, as it was written in an attempt."""
+    """The parts of an occurrence of so many columns, as it was written in an attempt; what somebody edited to be none is one part."""
     if columns == 0:
         return Occurrence(())
-    return Occurrence((written,) if columns == 1 else json.loads(written))
+    if columns == 1:
+        return Occurrence((written,))
+    try:
+        parts = json.loads(written)
+    except (ValueError, RecursionError):
+        parts = None
+    return Occurrence(parts if isinstance(parts, list) else (written,))
 
 
 def _instant_of(written: str) -> datetime:
@@ -94,12 +100,22 @@ def _bool_of(written: str) -> bool:
     return written.lower() == "true"
 
 
+DIGITS_MOST = 131_072  # of a number before its point: as PostgreSQL has it
+
+
+def _decimal_of(written: str) -> Decimal:
+    value = Decimal(written)
+    if value.is_finite() and abs(value.adjusted()) > DIGITS_MOST:
+        raise ValueError(f"{written!r} is out of every database's range")
+    return value
+
+
 _READ: Mapping[type, Callable[[str], Any]] = {
     str: str,
     int: int,
     bool: _bool_of,
     float: float,
-    Decimal: Decimal,
+    Decimal: _decimal_of,
     uuid.UUID: uuid.UUID,
     datetime: _instant_of,
     date: date.fromisoformat,
@@ -122,6 +138,13 @@ def value_of(written: str, kind: type) -> Any:
         raise ValueError(f"{written!r} is no {kind.__name__}") from None
 
 
+def _short(written: str) -> str:
+    return repr(written if len(written) <= SHOWN else f"{written[:SHOWN]}...")
+
+
+SHOWN = 80  # letters of a text that is no key, in a message
+
+
 def record_values(written: str, kinds: Sequence[type]) -> tuple[Any, ...]:
     """The primary key values of which `written` is the canonical text. Raises ValueError saying what was expected."""
     if len(kinds) == 1:
@@ -129,10 +152,10 @@ def record_values(written: str, kinds: Sequence[type]) -> tuple[Any, ...]:
     expected = f"a JSON array of {len(kinds)} values"
     try:
         parts = json.loads(written)
-    except ValueError:
-        raise ValueError(f"{written!r} is not {expected}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{_short(written)} is not {expected}") from None
     if not isinstance(parts, list) or len(parts) != len(kinds) or any(isinstance(part, list | dict) for part in parts):
-        raise ValueError(f"{written!r} is not {expected}")
+        raise ValueError(f"{_short(written)} is not {expected}")
     return tuple(value_of(text(part), kind) for part, kind in zip(parts, kinds, strict=True))
 
 

@@ -1,0 +1,22 @@
+"""How much nonsense is made, and the shop that it is put to (the one of the tests of the command line)."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+from tests.cli.conftest import bare, folder, postgres_shop, shop, sqlite_shop
+
+__all__ = ["bare", "folder", "postgres_shop", "shop", "sqlite_shop"]
+
+TIMES = int(os.environ.get("GROUNDSTATE_FUZZ", "1"))
+
+
+def examples(few: int) -> settings:
+    """So many examples, or TIMES as many. Always the same ones in the suite, so that it is red by what changed and by no chance.
+
+    The shop of a test is there for all its examples: each puts it back to where it was.
+    """
+    fixtures = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(deadline=None, max_examples=few * TIMES, derandomize=TIMES == 1, database=None, suppress_health_check=fixtures)

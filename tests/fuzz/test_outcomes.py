@@ -1,0 +1,147 @@
+"""JSON of any shape given to `settle --outcome`, against outcomes of each kind: it is taken as that type or refused in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import BaseModel, field_validator
+
+from groundstate import Key, Outside, hold
+from groundstate.engine import outcomes
+from groundstate.rules.attempt import State
+from groundstate.values.errors import Conflict
+from tests.engine.kit import Order, World
+from tests.engine.test_persons import settle, stored
+from tests.fuzz.conftest import examples
+
+
+@dataclass(frozen=True)
+class Receipt:
+    id: str
+    amount: int = 0
+
+
+@dataclass(frozen=True)
+class Declined:
+    why: str
+
+
+class Parcel(BaseModel):
+    number: int
+    sent_at: datetime
+    price: Decimal | None = None
+
+    @field_validator("number")
+    @classmethod
+    def checked(cls, value: int) -> int:
+        return {1: value}[value]  # a validator with a fault of its own
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+KINDS: list[Any] = [
+    str,
+    int,
+    bool,
+    bytes,
+    datetime,
+    timedelta,
+    Colour,
+    Receipt,
+    Receipt | Declined,
+    Parcel,
+    str | None,
+    list[Receipt],
+    dict[str, int],
+]
+SHAPES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.sampled_from(["red", "r1", "2026-01-01T00:00:00Z"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "amount", "why", "number", "sent_at"]), inner, max_size=4)
+    ),
+    max_leaves=6,
+)
+WRITTEN = st.one_of(
+    SHAPES.map(json.dumps), st.text(max_size=20), st.sampled_from(["[" * 5000, "{" * 5000, '"\\ud800"', "NaN", "1e999", "-", "\ufeff1"])
+)
+
+
+@examples(150)
+@example(Parcel, '{"number": 2, "sent_at": "2026-01-01T00:00:00Z"}')
+@example(Receipt, "[" * 5000)
+@given(st.sampled_from(KINDS), WRITTEN)
+def test_any_json_is_an_outcome_of_the_handlers_type_or_refused_in_words(kind: Any, written: str) -> None:
+    try:
+        value = outcomes.load(kind, written)
+    except Conflict as refused:
+        said = str(refused)
+    else:
+        said = _goes_there_and_back(kind, value)
+    assert "is no outcome of type" in said or said == "it does"
+
+
+def _goes_there_and_back(kind: Any, value: Any) -> str:
+    kept = outcomes.dump(kind, [value])
+    first, rest = outcomes.first_and_rest(kept)
+    assert rest is None
+    assert outcomes.is_text_only(first) or outcomes.load_first(kind, kept) == value or value != value  # noqa: PLR0124  # NaN
+    return "it does"
+
+
+@examples(100)
+@given(st.sampled_from(KINDS), WRITTEN, st.text(max_size=10))
+def test_whatever_stands_in_the_outcome_column_another_one_can_be_added_and_none_is_dropped(kind: Any, written: str, value: str) -> None:
+    for kept in (outcomes.add(kind, written, value), outcomes.before(kind, written, value)):
+        assert len(json.loads(kept)) >= 1
+    first, _ = outcomes.first_and_rest(outcomes.before(str, written, value))
+    assert first == value
+    outcomes.first_and_rest(written)
+    outcomes.without(written, value)
+
+
+@pytest.fixture
+def charged(sqlite_url: str) -> Iterator[World]:
+    world = World(sqlite_url)
+    bank = Outside("bank")
+
+    @bank.call(in_doubt=hold(), timeout=timedelta(seconds=1))
+    def charge(order: Order, key: Key) -> Receipt | Declined:
+        raise AssertionError("a person's word is never a call")
+
+    @world.app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: Receipt | Declined) -> None:
+        order.status = "paid" if isinstance(outcome, Receipt) else "declined"
+
+    yield world.there()
+    world.close()
+
+
+@examples(25)
+@given(WRITTEN)
+def test_an_order_is_paid_or_declined_by_what_a_person_says_or_stays_held_as_it_was(charged: World, written: str) -> None:
+    world = charged
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM orders")
+        connection.exec_driver_sql("DELETE FROM groundstate_attempt")
+    world.orders(1)
+    stored(world, unsure=True)
+    try:
+        settle(world, written)
+    except Conflict:
+        assert world.order().status == "placed"
+        assert world.attempt().state is State.HELD
+        assert world.attempt().unsure
+    else:
+        assert world.order().status in ("paid", "declined")
+        assert world.attempts() == []
