@@ -29,10 +29,11 @@ def surprising(case: Case, result: Result) -> bool:
 
 def all_rows() -> set[int]:
     """The numbers of the table's rows, and of what the engine writes by itself."""
-    return {int(number) for number in re.findall(r"^/\* (?:ROW|ENGINE) (\d+) ", (run.HERE / "table.pml").read_text(), re.M)}
+    return {int(number) for number in re.findall(r"^/\* (?:ROW|ENGINE) (\d+) ", (run.HERE / "table.pml").read_text(), re.MULTILINE)}
 
 
 def line(case: Case, result: Result) -> str:
+    """One line of the table."""
     expected = "caught" if case.caught else "pass"
     mark = "   <<< a surprise" if surprising(case, result) else ""
     return (
@@ -42,13 +43,18 @@ def line(case: Case, result: Result) -> str:
 
 
 def carried_out(cases: list[Case], jobs: int, limit_s: float, memory_mb: int) -> Iterator[tuple[Case, Result]]:
+    """Each case with what came of it, as it comes."""
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(run.check, one.model, one.flags, limit_s=limit_s, memory_mb=memory_mb, small=one.quick or one.caught): one for one in cases}
+        waiting = {
+            pool.submit(run.check, one.model, one.flags, limit_s=limit_s, memory_mb=memory_mb, small=one.quick or one.caught): one
+            for one in cases
+        }
         for done in as_completed(waiting):
             yield waiting[done], done.result()
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
+    """What is asked for. Exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small configurations, and what is caught soon: about a minute")
     parser.add_argument("--only", default="", metavar="REGEX", help="the cases whose name, or model, this finds")
@@ -61,6 +67,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 
 def main(words: list[str]) -> int:
+    """The command; returns its exit code."""
     asked = arguments(words)
     cases = [one for one in CASES if (one.quick or not asked.quick) and re.search(asked.only, f"{one.name} {one.model}")]
     if asked.list:
@@ -72,11 +79,11 @@ def main(words: list[str]) -> int:
         print(f"model: {absent}", file=sys.stderr)
         return 2
     if asked.story:
-        one = next((case for case in CASES if case.name == asked.story), None)
-        if one is None:
+        told = next((case for case in CASES if case.name == asked.story), None)
+        if told is None:
             print(f"model: no case is called {asked.story!r}; see --list", file=sys.stderr)
             return 2
-        print(run.story(one.model, one.flags, limit_s=asked.limit, memory_mb=asked.memory))
+        print(run.story(told.model, told.flags, limit_s=asked.limit, memory_mb=asked.memory))
         return 0
     if not cases:
         print("model: no case is found; see --list", file=sys.stderr)
@@ -98,8 +105,10 @@ def judged(cases: list[Case], asked: argparse.Namespace) -> int:
             rows |= result.rows
     unmet = all_rows() - rows
     whole = len(cases) == len(CASES)
-    print(f"\n{len(cases)} cases in {time.monotonic() - started:.0f} s: {len(surprises)} surprises{': ' if surprises else ''}{', '.join(surprises)}")
-    print(f"rows reached: {len(all_rows()) - len(unmet)} of {len(all_rows())}" + (f"; never: {sorted(unmet)}" if unmet else ""))
+    told = f": {', '.join(surprises)}" if surprises else ""
+    print(f"\n{len(cases)} cases in {time.monotonic() - started:.0f} s: {len(surprises)} surprises{told}")
+    never = f"; never: {sorted(unmet)}" if unmet else ""
+    print(f"rows reached: {len(all_rows()) - len(unmet)} of {len(all_rows())}{never}")
     return 1 if surprises or (whole and unmet) else 0
 
 

@@ -18,6 +18,7 @@ class Case:
 
     @property
     def flags(self) -> tuple[str, ...]:
+        """As spin takes them."""
         return tuple(f"-D{word}" for word in self.settings.split())
 
 
@@ -40,12 +41,35 @@ def _of_policies() -> list[Case]:
     for policy in POLICIES:
         low = policy.lower()
         found += [
-            _pass(f"{low}, faults", PROTOCOL, f"POL={policy} BOUNDED TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "two faults; the number of calls has a bound"),
-            _pass(f"{low}, writer", PROTOCOL, f"POL={policy} TROUBLE=1 WBUD=2 PBUD=1 MAXC=6", "one fault, the writer acts twice, a person once"),
-            _pass(f"{low}, person", PROTOCOL, f"POL={policy} TROUBLE=1 WBUD=1 PBUD=2 MAXC=6", "one fault, the writer acts once, a person twice"),
-            _pass(f"{low}, quick", PROTOCOL, f"POL={policy} TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "one fault, one act of the writer, one of a person", quick=True),
             _pass(
-                f"{low}, restore", PROTOCOL, f"POL={policy} RESTORE TROUBLE=0 WBUD=1 PBUD=0 MAXC={7 if policy == 'AGAIN' else 5}",
+                f"{low}, faults",
+                PROTOCOL,
+                f"POL={policy} BOUNDED TROUBLE=2 WBUD=0 PBUD=0 MAXC=5",
+                "two faults; the number of calls has a bound",
+            ),
+            _pass(
+                f"{low}, writer",
+                PROTOCOL,
+                f"POL={policy} TROUBLE=1 WBUD=2 PBUD=1 MAXC=6",
+                "one fault, the writer acts twice, a person once",
+            ),
+            _pass(
+                f"{low}, person",
+                PROTOCOL,
+                f"POL={policy} TROUBLE=1 WBUD=1 PBUD=2 MAXC=6",
+                "one fault, the writer acts once, a person twice",
+            ),
+            _pass(
+                f"{low}, quick",
+                PROTOCOL,
+                f"POL={policy} TROUBLE=1 WBUD=1 PBUD=1 MAXC=5",
+                "one fault, one act of the writer, one of a person",
+                quick=True,
+            ),
+            _pass(
+                f"{low}, restore",
+                PROTOCOL,
+                f"POL={policy} RESTORE TROUBLE=0 WBUD=1 PBUD=0 MAXC={7 if policy == 'AGAIN' else 5}",
                 "a backup is taken at some moment and put back at some other",
             ),
         ]
@@ -78,7 +102,6 @@ CASES = [
     _pass("careful", CAREFUL, "KILLS=1", "four records, one of which kills; one kill from outside"),
     _pass("careful, quick", CAREFUL, "KILLS=0", "no kill from outside", quick=True),
     _pass("careful, calm", CAREFUL, "KILLS=0 CALM=1", "careful mode ends once, and begins again"),
-    _pass("careful, two kills", CAREFUL, "KILLS=2", "two kills from outside: an innocent may be held, and is listed"),
     _caught("M_NOHALVING", CAREFUL, "KILLS=0", "the company stays as large as it was"),
     _caught("M_NOATTEMPTS", CAREFUL, "KILLS=0", "nothing is written before the batch"),
     _caught("M_COMPANYHELD", CAREFUL, "KILLS=0", "whoever was in the company counts as having killed"),
@@ -87,7 +110,6 @@ CASES = [
     # ---- the witness
     _pass("witness, ask", WITNESS, "POL=ASK TROUBLE=1", "a backup is put back without a sign, and one fault", quick=True),
     _pass("witness, hold", WITNESS, "POL=HOLD TROUBLE=1", "the same under hold", quick=True),
-    _pass("witness, two faults", WITNESS, "POL=ASK TROUBLE=2", "and two faults"),
     _caught("M_LAGGING", WITNESS, "POL=ASK TROUBLE=1", "memory adds up by itself: one behind, once a COMMIT brought no answer"),
     _caught("M_UNCOMPARED", WITNESS, "POL=ASK TROUBLE=0 M_SILENT M_FORGETFUL", "the begin's transaction does not compare, and nobody else looks"),
     _caught("M_SILENT", WITNESS, "POL=ASK TROUBLE=1", "a lost connection is made anew, and nobody looks back"),

@@ -42,6 +42,7 @@ def missing() -> str | None:
 
 
 def command(*words: str, folder: Path, limit: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Carries out a command there, and takes what it says. Raises TimeoutExpired."""
     return subprocess.run(list(words), cwd=folder, capture_output=True, text=True, timeout=limit, check=False)
 
 
@@ -86,12 +87,10 @@ def _build(folder: Path, model: str, settings: tuple[str, ...], memory_mb: int, 
 
 
 def _result(said: str, seconds: float) -> Result:
-    states = re.search(r"^\s*(\S+) states, stored", said, re.M)
-    memory = re.search(r"^\s*([\d.]+)\s+total actual memory usage", said, re.M)
-    rows = frozenset(int(number) for number in re.findall(r"^ROW (\d+)", said, re.M))
-    return Result(
-        _verdict(said), int(float(states[1])) if states else 0, seconds, int(float(memory[1])) if memory else 0, rows
-    )
+    states = re.search(r"^\s*(\S+) states, stored", said, re.MULTILINE)
+    memory = re.search(r"^\s*([\d.]+)\s+total actual memory usage", said, re.MULTILINE)
+    rows = frozenset(int(number) for number in re.findall(r"^ROW (\d+)", said, re.MULTILINE))
+    return Result(_verdict(said), int(float(states[1])) if states else 0, seconds, int(float(memory[1])) if memory else 0, rows)
 
 
 def _verdict(said: str) -> str:
@@ -107,6 +106,6 @@ def names() -> dict[int, str]:
     """The invariants by their numbers, which is how the checker tells of them."""
     found = {}
     for file in HERE.glob("*.pml"):
-        for name, number in re.findall(r"^#define ([A-Za-z]+) (1\d\d)\b", file.read_text(), re.M):
+        for name, number in re.findall(r"^#define ([A-Za-z]+) (1\d\d)\b", file.read_text(), re.MULTILINE):
             found[int(number)] = name
     return found

@@ -106,6 +106,22 @@ def test_hazard_46_a_copied_sqlite_file_is_seen_by_the_witness_beside_it(sqlite_
         world.close()
 
 
+def test_hazard_46_a_backup_put_back_after_a_clean_end_shows_no_sign_and_is_said_by_hand(witnessed: World) -> None:
+    world = witnessed
+    gateway = charging(world, ASK)
+    world.orders(1)
+    life = world.worker()
+    until(lambda: world.order().status == "paid")
+    life.stop()  # which erases its witness
+    world.set(1, status="placed", receipt=None)  # as it was in the backup
+    cold = world.worker(after_restore=True)
+    assert world.states() == ["doubt"]
+    world.forward(60)
+    cold.quiet()
+    assert gateway.called(1) == 1
+    assert world.order().receipt == "r1"
+
+
 def test_hazard_46_tables_made_anew_in_postgres_are_another_database(postgres_url: str) -> None:
     world = World(postgres_url)
     try:

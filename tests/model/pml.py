@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import CodeType
 
@@ -21,10 +21,10 @@ NOT_MODELLED = {"next_at", "error", "since", "why"}  # a `why` is a column of th
 _ROW = re.compile(
     r"^/\* ROW (?P<number>\d+) \| (?P<event>[^|]+) \| (?P<says>[^|]+) \| (?P<states>[^|]+) \| (?P<to>[^|]+) \|(?P<columns>[^|]*)\*/\n"
     r"#define on_(?P<on>\d+)\(o\) \((?P<guard>.*)\)\n#define do_(?P<do>\d+)\(o\) (?P<deed>.*)$",
-    re.M,
+    re.MULTILINE,
 )
-_MACRO = re.compile(r"^#define (\w+)\(o\) (.*)$", re.M)
-_EVENT = re.compile(r"^inline (\w+)\(o\) \{ if (.*) fi \}$", re.M)
+_MACRO = re.compile(r"^#define (\w+)\(o\) (.*)$", re.MULTILINE)
+_EVENT = re.compile(r"^inline (\w+)\(o\) \{ if (.*) fi \}$", re.MULTILINE)
 _ASSIGNS = re.compile(r"(\w+)\[o\] = (.*)")
 
 
@@ -45,6 +45,13 @@ class ModelRow:
     not_modelled: frozenset[str]
     guard: str
     deed: str
+
+    @property
+    def leaves_to_the_world(self) -> str | None:
+        """What the model has to do with it beyond columns; 'wiped' where nothing stays of the attempt."""
+        if self.deed in ("wipe(o)", "to = FORGOTTEN"):
+            return "wiped"
+        return self.deed.removeprefix("to = ") if self.deed.startswith("to = ") else None
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class ModelTable:
         for _ in range(5):
             before = text
             for name, body in self.macros.items():
-                text = re.sub(rf"\b{name}\(o\)", lambda _, body=body: f"({body})", text)
+                text = re.sub(rf"\b{name}\(o\)", f"({body})", text)
             if text == before:
                 return text
         raise NotOfTheTable(text)
@@ -80,7 +87,9 @@ class ModelTable:
     def written(self, row: ModelRow, world: Mapping[str, object]) -> dict[str, object]:
         """The columns that the row writes, with what it writes. In the deadline's own, NEW_CALL is the new call's deadline."""
         if row.deed == "to = CALLED":
-            deed = "; ".join(self.macros[f"begun_{name}"] for name in ("state", "worker", "call", "call_no", "first_at", "deadline", "together"))
+            deed = "; ".join(
+                self.macros[f"begun_{name}"] for name in ("state", "worker", "call", "call_no", "first_at", "deadline", "together")
+            )
         else:
             deed = row.deed
         columns: dict[str, object] = {}
@@ -114,7 +123,9 @@ def read(table: str, events: str) -> ModelTable:
                 frozenset(name for name in names if not name.startswith("[")), bracketed, found["guard"], found["deed"],
             )
         )  # fmt: skip
-    if len(rows) != len(re.findall(r"^/\* ROW", table, re.M)) or len(rows) != len(re.findall(r"^#define on_\d", table, re.M)):
+    if len(rows) != len(re.findall(r"^/\* ROW", table, re.MULTILINE)) or len(rows) != len(
+        re.findall(r"^#define on_\d", table, re.MULTILINE)
+    ):
         raise NotOfTheTable("a row is not written as a comment, on_ and do_")
     macros = {name: re.sub(r"\s*/\*.*?\*/", "", body) for name, body in _MACRO.findall(table) if not re.match(r"(on|do)_\d", name)}
     reached = {name: tuple(int(number) for number in re.findall(r"R\((\d+)\)", body)) for name, body in _EVENT.findall(events)}
@@ -135,7 +146,7 @@ def _value(text: str, world: Mapping[str, object]) -> object:
     return eval(code, {"__builtins__": {}}, dict(world))  # of our own file, and of names that were looked at
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(text: str) -> tuple[CodeType, frozenset[str]]:
     python = re.sub(r"(\w+)\[o\]", r"\1", text)
     python = re.sub(r"(\w+)\(o\)", r"\1", python)
