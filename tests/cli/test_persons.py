@@ -339,7 +339,7 @@ def test_trust_says_what_is_trusted_again_and_what_is_still_open(shop: Shop) -> 
     said = shop.run("trust", "paid", "--json").json
     assert (said["trusted"], said["in_doubt"], said["held_unsure"]) == (["paid"], 1, 1)
     said_again = shop.run("trust")
-    assert "1 attempts are in doubt still" in said_again.out
+    assert "1 attempt is in doubt still" in said_again.out
     assert shop.run("trust", "payed").code == 3
 
 
