@@ -52,6 +52,18 @@ def test_lives_that_make_no_sense_are_told_as_what_they_are_and_no_worker_stumbl
         shop.sql("DELETE FROM groundstate_worker")
 
 
+def test_on_postgresql_a_life_whose_number_is_none_is_forgotten(postgres_shop: Shop) -> None:
+    shop = postgres_shop
+    for life in (-5, 2**63 - 1):
+        shop.sql("INSERT INTO groundstate_worker VALUES (:life, 'x', 'h', 1, 'infinity', NULL, -1)", life=life)
+    for command in READS:
+        assert in_words(shop.run(*command)), (command, shop.run(*command))
+    shop.order("placed", 1)
+    with working(shop):
+        until(lambda: packed(shop, 1, 1))
+    assert rows(shop, "SELECT * FROM groundstate_worker") == []
+
+
 @pytest.mark.parametrize("column", list(REACTIONS))
 def test_a_reaction_whose_row_makes_no_sense_is_told_and_the_others_go_on(sqlite_shop: Shop, column: str) -> None:
     shop = sqlite_shop

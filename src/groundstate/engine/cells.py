@@ -91,7 +91,8 @@ class Cell:
     def is_this(self, name: str) -> ColumnElement[bool]:
         """The condition that the column holds just this."""
         if not isinstance(self.raw, bytes):
-            return self.column == bindparam(name, self.raw)
+            own = self.column if isinstance(self.column.type, Text) else cast(self.column, Text)
+            return own == bindparam(name, self.raw, type_=Text())
         given: ColumnElement[Any] = bindparam(name, self.raw, type_=LargeBinary())
         if self.kind == "text":
             return self.column == cast(given, Text)
