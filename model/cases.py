@@ -69,7 +69,7 @@ def _of_policies() -> list[Case]:
             _pass(
                 f"{low}, restore",
                 PROTOCOL,
-                f"POL={policy} RESTORE TROUBLE=0 WBUD=1 PBUD=0 MAXC={7 if policy == 'AGAIN' else 5}",
+                f"POL={policy} RESTORE TROUBLE=0 PBUD=0 " + {"AGAIN": "WBUD=0 MAXC=6", "ASK": "WBUD=0 MAXC=5"}.get(policy, "WBUD=1 MAXC=5"),
                 "a backup is taken at some moment and put back at some other",
             ),
         ]
@@ -79,16 +79,18 @@ def _of_policies() -> list[Case]:
 CASES = [
     *_of_policies(),
     _pass("ask, small", PROTOCOL, f"POL=ASK {SMALL}", "two faults, a writer and a person"),
-    _pass("ask, overtaken", PROTOCOL, f"POL=ASK OVERTAKEN {SMALL}", "with an overtaken handler, or a fact"),
+    _pass("ask, overtaken", PROTOCOL, "POL=ASK WITH_OVERTAKEN TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "with an overtaken handler, or a fact"),
     _pass("again, gave up", PROTOCOL, "POL=AGAIN GAVEUP TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "with a gave_up handler"),
     _pass("ask, busy", PROTOCOL, "POL=ASK BUSY TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "Busy does not count as a failure"),
     _pass("same_key, forgotten", PROTOCOL, "POL=SAMEKEY FORGET TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "the provider forgets the key as soon as it may"),
     _pass("same_key, asks", PROTOCOL, "POL=SAMEKEY KEYASK FORGET TROUBLE=2 WBUD=0 PBUD=0 MAXC=6", "and there is a find to fall back to"),
     _pass("same_key, shorter", PROTOCOL, "POL=SAMEKEY KEYASK FORGET SHORT TROUBLE=2 WBUD=0 PBUD=0 MAXC=4", "new code with a shorter timeout: a later deadline stays"),
     _pass("ask, stuck", PROTOCOL, "POL=ASK STUCK TROUBLE=2 WBUD=0 PBUD=1 MAXC=5", "threads that hang before they send"),
-    _pass("hold, wrong person", PROTOCOL, f"POL=HOLD M_WRONGPERSON NO_AMO {SMALL}", "a person is wrong: each outcome that is heard is still kept"),
+    _pass("hold, wrong person", PROTOCOL, "POL=HOLD M_WRONGPERSON NO_AMO TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "a person is wrong: each outcome that is heard is still kept"),
+    _pass("hold, two words", PROTOCOL, "POL=HOLD M_WRONGPERSON NO_AMO TROUBLE=2 WBUD=0 PBUD=2 MAXC=6", "a person who is wrong, twice, and two faults"),
     _pass("ask, any words", PROTOCOL, "POL=ASK ANYWORDS TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "a person speaks to attempts that are not held"),
-    *[_pass(f"{p.lower()}, restore and a fault", PROTOCOL, f"POL={p} RESTORE TROUBLE=1 WBUD=0 PBUD=0 MAXC={6 if p in ('AGAIN', 'ASK') else 5}", "a backup put back, and one fault anywhere") for p in POLICIES],
+    *[_pass(f"{p.lower()}, restore and a fault", PROTOCOL, f"POL={p} RESTORE TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "a backup put back, and one fault anywhere") for p in POLICIES[1:]],
+    _pass("hold, call removed", PROTOCOL, "POL=HOLD CHANGED ANYWORDS TROUBLE=1 WBUD=0 PBUD=2 MAXC=3", "new code makes no call any more, and a doubt of the old stands"),
     # ---- different reactions on one record
     _pass("blocking, no call", BLOCKING, "P1=NOCALL NOFACT TROUBLE=2 WBUD=1", "a call beside a reaction without one, on one record", quick=True),
     _pass("blocking, two calls", BLOCKING, "P1=HOLD NOFACT TROUBLE=1 WBUD=1", "two reactions with a call on one record", quick=True),
@@ -140,8 +142,9 @@ CASES = [
     _caught("H_SUSPECTKEEP", PROTOCOL, "POL=ASK RESTORE TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "attempts in the backup are no suspects"),
     _caught("H_SUSPECTDEADLINE", PROTOCOL, "POL=ASK RESTORE TROUBLE=0 WBUD=1 PBUD=0 MAXC=5", "suspects have no deadline"),
     _caught("H_SUSPECTONCE", PROTOCOL, "POL=HOLD RESTORE TROUBLE=0 WBUD=2 PBUD=0 MAXC=4", "only what matches at the restart is suspect", quick=False),
-    _pass("H_ABSENTOCC", PROTOCOL, f"POL=ASK H_ABSENTOCC {SMALL}", "Absent forgets the occurrence: harmless alone, 'failed' asks again"),
-    _pass("H_NOBLOCK", PROTOCOL, f"POL=ASK H_NOBLOCK {SMALL}", "other occurrences do not block: harmless, given key and find by occurrence"),
+    _pass("H_ABSENTOCC", PROTOCOL, "POL=ASK H_ABSENTOCC TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "Absent forgets the occurrence: harmless alone, 'failed' asks again"),
+    _pass("H_NOBLOCK", PROTOCOL, "POL=ASK H_NOBLOCK TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "other occurrences do not block: harmless, given key and find by occurrence"),
+    _caught("L_TOLD", PROTOCOL, "POL=ASK M_FREECLOCK NO_AMO TROUBLE=3 WBUD=0 PBUD=0 MAXC=4", "a limit (hazard 6): a call that was told absent acts; its outcome ends the doubt of the next"),
     # ---- mutations: mistakes
     _caught("M_KEYPERRECORD", PROTOCOL, "POL=SAMEKEY TROUBLE=2 WBUD=2 PBUD=0 MAXC=5", "a key per record"),
     _caught("M_KEYPERCALL", PROTOCOL, f"POL=SAMEKEY {SMALL}", "a key per call"),

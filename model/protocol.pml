@@ -5,7 +5,7 @@
  * Parameters (-D)
  *   POL        AGAIN SAMEKEY ASK HOLD
  *   KEYASK     same_key has a find to fall back to        FORGET     the provider forgets a key some time after kept_for
- *   OVERTAKEN  an overtaken handler, or a fact            GAVEUP     a gave_up handler
+ *   WITH_OVERTAKEN an overtaken handler, or a fact            GAVEUP     a gave_up handler
  *   BUSY       NotDone may be Busy, which does not count  SHORT      one call has an earlier deadline than the one before it
  *   SAMEOCC    the writer may re-enter the condition without changing the occurrence
  *   RESTORE    one backup is taken and put back, each at some moment
@@ -15,6 +15,7 @@
  *   WBUD PBUD  acts of the writer and of the person       TIMES      tries
  *   NOCC MAXC  occurrences; calls (MAXC <= 8; RaiseMAXC says that a run needs more)
  *   BOUNDED    check BoundedCalls                         NOLOCKLOSS no lock is lost by a living worker
+ *   CHANGED    new code is deployed at some moment, whose reaction makes no call
  *   ANYWORDS   a person speaks to attempts that are not held as well, and a worker looks at those that wait
  *   NO_AMO     only OutcomeKept, NotLost, NothingAtRest: for worlds that break the assumptions
  *
@@ -56,6 +57,17 @@
 #define N NOCC
 #include "table.pml"
 #include "mutations.pml"
+#if POL == ASK || defined(KEYASK)
+#define FINDS                 /* there is a find */
+#endif
+#ifdef CHANGED                /* new code: the reaction makes no call any more */
+byte pol = POL; bit changes = 1;
+#undef POL
+#define POL pol
+#define calls_out (pol != NOCALL)
+#else
+#define calls_out true
+#endif
 #define MAXI 10           /* lives; 0 is 'nobody' and its lock is always free */
 #define BIT(e) (1 << (e))
 #define Listed 101
@@ -67,6 +79,7 @@
 #define BoundedCalls 107
 #define OutcomeKept 108
 #define NoWorkLost 109
+#define Told 110              /* only under L_TOLD */
 #define RaiseMAXC 190         /* not an invariant: give the run more calls */
 #define RaiseMAXI 191
 #ifdef KEYASK
@@ -74,7 +87,7 @@
 #else
 #define HAS_FIND (POL == ASK)
 #endif
-#ifdef OVERTAKEN
+#ifdef WITH_OVERTAKEN
 #define HAS_OVERTAKEN 1
 #else
 #define HAS_OVERTAKEN 0
@@ -166,7 +179,7 @@ byte trouble = TROUBLE, wbud = WBUD, pbud = PBUD;
 #define spent(o) (A_fail[o] >= TIMES)
 #define lands_over(o) dl_over(o)
 #define asked_late(o) (late_enough)
-#define has_call true
+#define has_call calls_out
 #define me inc[p]
 #define NEW_CALL (ncalls + 1)
 #define TOGETHER(o) 0
@@ -281,7 +294,8 @@ inline answer(o) {
 }
 inline carry_out(o) {
   if
-  :: to == CALLED -> begin(o)
+  :: to == CALLED && calls_out -> begin(o)
+  :: to == CALLED && !calls_out -> rc = 0; wipe2(o)    /* without a call: the handler made progress */
   :: to == ASKED -> f_st[p] = 1; f_occ[p] = o; f_c[p] = A_c[o]; f_late[p] = dl_over(o)
   :: to == GIVEN_UP ->
 #ifdef GAVEUP
@@ -316,12 +330,13 @@ proctype Worker(bit p; byte o) {
   bit late_enough;
 end: do
   :: atomic { if
-  :: takes(p,o) && !suspect ->
+  :: takes(p,o) && !calls_out -> rc = 0                /* by the handler alone */
+  :: takes(p,o) && calls_out && !suspect ->
        ROW(66); begin(o);
        if :: true
           :: trouble > 0 -> trouble--; t_st[ncalls-1] = 3   /* COMMIT unknown: row there, nobody in memory knows */
        fi
-  :: takes(p,o) && suspect ->
+  :: takes(p,o) && calls_out && suspect ->
        ROW(67); A_st[o] = DOUBT; A_inc[o] = me; A_un[o] = 1; A_dl[o] = ncalls; A_old[o] = 1
 #ifndef H_COMMITUNKNOWN
   /* begun by this very life, and no task of it is known here: no call went out */
@@ -403,7 +418,11 @@ end: do
        t_st[c] = 3; e = r_rep[c] - 1; heard = heard | BIT(e); given = A_out[t_occ[c]] | BIT(e);
        if
        :: ours(c) -> MUST(Fenced, A_c[t_occ[c]] == c + 1); to = CONCLUDE
-       :: else -> late(t_occ[c])
+       :: else ->
+#ifdef L_TOLD             /* hazard 6: called twice, and the doubt of the second call ends by the outcome of the first */
+          MUST(Told, !(A_st[t_occ[c]] == DOUBT && A_c[t_occ[c]] != c + 1 && (landed & BIT(A_c[t_occ[c]] - 1))));
+#endif
+          late(t_occ[c])
        fi
   /* raised NotDone */
   :: r_st[c] == 3 && (t_st[c] == 2 || t_st[c] == 4) && i_can(c) ->
@@ -453,7 +472,7 @@ end: do
 proctype Provider() {
   byte x;
 end: do
-#if POL == ASK || defined(KEYASK)
+#ifdef FINDS
   :: atomic { f_st[0] == 1 -> f_st[0] = 2;
        if :: effects_of(f_occ[0]) == 0 -> f_ans[0] = 1
           :: else -> x = 0; do :: (effects_of(f_occ[0]) & BIT(x)) -> break :: else -> x++ od; f_ans[0] = x + 2; x = 0
@@ -577,6 +596,9 @@ end: do
 #endif
   :: wbud > 0 && rx -> wbud--; rx = 0; rc = 0                                   /* deleted */
   :: wbud > 0 -> wbud = 0
+#ifdef CHANGED
+  :: changes -> changes = 0; pol = NOCALL
+#endif
      fi; check() }
   od
 }
