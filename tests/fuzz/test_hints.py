@@ -87,6 +87,26 @@ def test_a_key_that_is_none_does_not_keep_fresh_rows_of_its_reaction_back(databa
         world.close()
 
 
+def test_a_key_of_another_type_that_the_driver_takes_for_one_is_that_record(database_url: str) -> None:
+    world = World(database_url)
+
+    @world.app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None:
+        order.status = "packed"
+
+    life = world.there().worker()
+    try:
+        life.quiet()
+        world.run("insert into orders (id, status, round) values (5, 'placed', 1)")
+        for key in [(uuid.UUID(int=5),), (5.0,), ("5",)]:
+            life.worker.hear(Touched(keys={Order: {key: None}}))
+        until(lambda: world.order(5).status == "packed")
+        life.quiet()
+        assert world.attempts() == []
+    finally:
+        world.close()
+
+
 def test_a_million_keys_are_told_as_the_whole_class() -> None:
     made = Touched()
     made.add(Order, [(number,) for number in range(1_000_000)], None)

@@ -100,20 +100,26 @@ def readable(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) 
         if not trouble.unreadable(error):
             raise
         if len(wanted) == 1:
-            return [], [_unreadable(question, tx, wanted[0], error)] if _is_there(question, tx, wanted[0]) else []
+            there = _key_of(question, tx, wanted[0])
+            if there is None:
+                return [], []
+            if question.record_text(there) != question.record_text(wanted[0]):
+                return readable(question, tx, [there])  # a hint gave it as another type, which the driver made a key of
+            return [], [_unreadable(question, tx, there, error)]
     half = len(wanted) // 2
     first, second = readable(question, tx, wanted[:half]), readable(question, tx, wanted[half:])
     return first[0] + second[0], first[1] + second[1]
 
 
-def _is_there(question: Question, tx: Transaction, key: PrimaryKey) -> bool:
-    """Whether there is such a record: what is no key cannot be asked for, and fails in the same way."""
+def _key_of(question: Question, tx: Transaction, key: PrimaryKey) -> PrimaryKey | None:
+    """The key of such a record as the database has it; None where there is none. What is no key cannot be asked for, and fails."""
     try:
-        return tx.connection.execute(question.keys_among([key])).first() is not None
+        row = tx.connection.execute(question.keys_among([key])).first()
     except Exception as error:
         if trouble.transient(error):
             raise
-        return False
+        return None
+    return None if row is None else tuple(row)
 
 
 def _unreadable(question: Question, tx: Transaction, key: PrimaryKey, error: BaseException) -> Unreadable:
@@ -250,7 +256,7 @@ def _truths(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], b
     except Exception as error:
         if not trouble.unreadable(error):
             raise
-        if len(wanted) == 1 and not _is_there(question, tx, wanted[0]):
+        if len(wanted) == 1 and _key_of(question, tx, wanted[0]) is None:
             return []
         if len(wanted) == 1:
             bad[question.record_text(wanted[0])] = f"its record cannot be read: {type(error).__name__}: {error}"
