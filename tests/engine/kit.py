@@ -210,7 +210,7 @@ class Life:
 
     def lose_lock(self, *, notices: bool = True) -> None:
         """The lock is gone beneath the living worker, as by a reset connection."""
-        self.worker._next_life_check = 0.0 if notices else float("inf")
+        self.worker._succession.next_check = 0.0 if notices else float("inf")
         self.worker.life.lives.release()
         self.worker._wake.set()
 

@@ -191,7 +191,7 @@ def test_after_restore_is_not_forgotten_where_the_start_meets_trouble(world: Wor
     if world.postgres:
         with pytest.raises(OperationalError):
             life.worker.start()
-        assert life.worker._after_restore
+        assert life.worker._succession.after_restore
         return
     real = trouble.transient
     monkeypatch.setattr(trouble, "transient", lambda error: bool(getattr(error, "connection_invalidated", False)) or real(error))

@@ -17,13 +17,14 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import adopt, check, due, guards, hints, illegible, registry, restore, schema, transaction, trouble
+from groundstate.engine import check, due, guards, hints, illegible, registry, schema, transaction, trouble
 from groundstate.engine.batches import Batches
 from groundstate.engine.hints import Touched
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import Life, describe
 from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, postpone
+from groundstate.engine.succession import Succession, take_over
 from groundstate.engine.traffic import Traffic
 from groundstate.engine.trouble import Illegible
 from groundstate.rules.reaction import ReactionSpec
@@ -40,7 +41,6 @@ LOOK_SHARE = 0.1  # so much goes, at most, into what such a look leads to
 SWEEP_LONGEST_S = 30.0
 NEWEST_AT_ONCE = 50
 ANY_ATTEMPT = select(attempt_table.c.app).limit(1)
-LOCKED_OUT_S = 60.0  # for so long a start waits for an embedded store's write lock
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class Worker:
         self, app: str, specs: Sequence[ReactionSpec], opened: Opened, *, options: Options, redact: Callable[[str], str] | None = None
     ) -> None:
         self.options = options
-        self.database, self._make_lives, self._witness = opened
-        self._redact = redact or str
+        self.database, make_lives, self._witness = opened
         self._specs = specs
         self._app = app
         self.refused: list[registry.Newcomer] = []
@@ -79,16 +78,16 @@ class Worker:
         self._go = threading.Event()
         self._quiet = threading.Event()
         self._quiet_wanted: str | None = None  # 'asked', then 'swept' once a sweep began after that
-        self._shift = Shift(app, self.database, self._new_life())
+        self._succession = Succession(
+            lambda: Life(app, self.database, make_lives(), self._witness, redact or str), after_restore=options.after_restore
+        )
+        self._shift = Shift(app, self.database, self._succession.next_life())
         self._traffic = Traffic(self._shift, self._wake.set)
         self._batches = Batches(self._shift)
         self._clock = due.Clock()
-        self._after_restore = options.after_restore
-        self._went_back: str | None = None  # why calls of a lost time are still to be put in doubt
         self._next_sweep = 0.0
         self._next_look = 0.0
         self._heard_here = False  # a session of this process committed since the last look
-        self._next_life_check = 0.0
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
         self._looked_s = 0.0  # spent on looking what there is to do, since another process's writes were last looked for
@@ -154,12 +153,6 @@ class Worker:
             self._quiet_wanted = None
 
     # ---- a life ----------------------------------------------------------------------------------------------------------------
-    def _new_life(self, old: Life | None = None) -> Life:
-        fresh = Life(self._app, self.database, self._make_lives(), self._witness, self._redact)
-        if old is not None:
-            fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
-        return fresh
-
     def _run(self) -> None:
         try:
             self._come_up()
@@ -194,31 +187,7 @@ class Worker:
                 hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
         self._shift.lanes = [Lane(question) for question in questions]
         self._read_registry()
-        self._begin_life()
-
-    def _begin_life(self) -> None:
-        """The lock, whether the database went back, adoption. Waits while somebody else holds the locks that this needs."""
-        until = time.monotonic() + LOCKED_OUT_S
-        while True:
-            try:
-                self._shift.life.begin()
-                illegible.mending(self._shift.life, self._look_back)
-                illegible.mending(self._shift.life, self._adopt)
-            except DBAPIError as error:
-                locked = trouble.transient(error) if self._shift.embedded else trouble.locked(error)
-                if not locked or self._shift.stopping is not None:
-                    raise
-                self._shift.life.lives.release()
-                if time.monotonic() > until:
-                    what = "the write lock" if self._shift.embedded else "rows that must be looked at first"
-                    raise StoreRefused(
-                        f"somebody has held {what} of {self.database.settings.url.render_as_string()} for "
-                        f"{LOCKED_OUT_S:g} s: end that transaction (a stopped process, a shell that has not committed), and start again"
-                    ) from error
-                log.warning("the database is in trouble, tried again: %s", describe(error))
-                self._shift.life = self._new_life(self._shift.life)
-            else:
-                return
+        self._succession.begin(self._shift)
 
     def _read_registry(self) -> None:
         names = [lane.name for lane in self._shift.lanes]
@@ -264,44 +233,6 @@ class Worker:
             for finding in check.large_scans(self.database, connection, [lane.question for lane in self._shift.lanes]):
                 log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`")
 
-    def _look_back(self) -> None:
-        said = "a person said so (--after-restore)" if self._after_restore else None
-        why = said or self._went_back or restore.sign(self._shift.life)
-        if why:
-            self._went_back = why
-            restore.went_back(self._shift.life, [lane.question for lane in self._shift.lanes], why)
-            self._after_restore, self._went_back = False, None  # only now: what was cut short is done again
-        elif restore.remembered(self._shift.life) != self.database.identity():
-            restore.remember(self._shift.life)
-
-    def _adopt(self) -> None:
-        adopt.adopt_all(self._shift.life, with_call={lane.name: lane.question.spec.call is not None for lane in self._shift.lanes})
-        adopt.look_at_ends(self._shift.life)
-
-    def _check_life(self) -> None:
-        """A worker that lost its lock stops calling at once and begins a new life (hazard 30)."""
-        now = time.monotonic()
-        if now < self._next_life_check:
-            return
-        self._next_life_check = now + SWEEP_S
-        if self._shift.life.sound and self._shift.life.lives.held():
-            return
-        if self._shift.life.sound:
-            log.error("the lock of this life is lost: no call goes out until a new life has begun")
-        old, old.sound = self._shift.life, False
-        with contextlib.suppress(Exception):
-            old.lives.release()
-        self._went_back = self._went_back or restore.forgotten(old)
-        fresh = self._new_life(old)
-        fresh.begin()
-        self._shift.life = fresh
-        try:
-            self._look_back()
-        except BaseException:
-            fresh.sound = False  # no call goes out before it is known that the database did not go back
-            raise
-        self._adopt()
-
     # ---- turns -----------------------------------------------------------------------------------------------------------------
     def _go_on(self) -> None:
         if self.options.held:
@@ -316,9 +247,7 @@ class Worker:
                     self._count_newcomers()  # after the first turn: what is known is under way before anything is counted
                     counted = True
             except WentBack as error:
-                self._went_back = str(error)  # the next life looks back before it does anything else
-                self._shift.life.sound = False
-                self._next_life_check = 0.0
+                self._succession.went_back(self._shift, str(error))
             except Illegible as error:
                 self._mend(error)
             except Exception as error:
@@ -350,14 +279,14 @@ class Worker:
             log.warning("the database is in trouble, tried again in %.1f s: %s", wait, describe(error))
         else:
             log.error("a turn failed, tried again in %.1f s", wait, exc_info=error)
-        self._next_life_check = 0.0
+        self._succession.next_check = 0.0
 
     def _turn(self) -> None:
         started = time.monotonic()
         if started < self._not_before:
             return
         before = self._shift.took
-        self._check_life()
+        self._succession.check(self._shift)
         self._sweep_if_time()
         self._look()
         self._traffic.turn()
@@ -474,7 +403,7 @@ class Worker:
 
     def _housekeeping(self) -> None:
         """What a sweep looks at beside conditions: dead lives, calls that nobody knows, baselines that are over, the next due time."""
-        self._adopt()
+        take_over(self._shift)
         self._traffic.find_unknown()
         self._traffic.end_overtaken()
         self._read_again()

@@ -1,0 +1,109 @@
+"""The lives of one worker, one after another: each takes its lock, looks back, and adopts what dead lives left. Carries nothing out.
+
+A life that lost its lock calls nobody any more, and the next one begins (hazard 30).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import adopt, illegible, restore, trouble
+from groundstate.engine.life import Life, describe
+from groundstate.engine.shift import Shift
+from groundstate.values.errors import StoreRefused
+
+log = logging.getLogger("groundstate")
+CHECK_S = 1.0  # how often it is asked whether the lock is still ours
+LOCKED_OUT_S = 60.0  # for so long a start waits for locks that somebody else holds
+
+
+class Succession:
+    """Of one worker; for its transactions' thread alone. make: a life that has not begun."""
+
+    def __init__(self, make: Callable[[], Life], *, after_restore: bool) -> None:
+        self._make = make
+        self._went_back: str | None = None  # why calls of a lost time are still to be put in doubt
+        self.after_restore = after_restore
+        self.next_check = 0.0
+
+    def next_life(self, old: Life | None = None) -> Life:
+        """One that has not begun, with what the old one knew."""
+        fresh = self._make()
+        if old is not None:
+            fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
+        return fresh
+
+    def begin(self, shift: Shift) -> None:
+        """The first life. Waits while somebody else holds the locks that this needs. Raises StoreRefused."""
+        until = time.monotonic() + LOCKED_OUT_S
+        while True:
+            try:
+                shift.life.begin()
+                illegible.mending(shift.life, lambda: self._look_back(shift))
+                illegible.mending(shift.life, lambda: take_over(shift))
+            except DBAPIError as error:
+                locked = trouble.transient(error) if shift.embedded else trouble.locked(error)
+                if not locked or shift.stopping is not None:
+                    raise
+                shift.life.lives.release()
+                if time.monotonic() > until:
+                    what = "the write lock" if shift.embedded else "rows that must be looked at first"
+                    raise StoreRefused(
+                        f"somebody has held {what} of {shift.database.settings.url.render_as_string()} for "
+                        f"{LOCKED_OUT_S:g} s: end that transaction (a stopped process, a shell that has not committed), and start again"
+                    ) from error
+                log.warning("the database is in trouble, tried again: %s", describe(error))
+                shift.life = self.next_life(shift.life)
+            else:
+                return
+
+    def check(self, shift: Shift) -> None:
+        """Now and then: whether we still are who we were; where not, the next life begins."""
+        now = time.monotonic()
+        if now < self.next_check:
+            return
+        self.next_check = now + CHECK_S
+        if shift.life.sound and shift.life.lives.held():
+            return
+        if shift.life.sound:
+            log.error("the lock of this life is lost: no call goes out until a new life has begun")
+        old, old.sound = shift.life, False
+        with contextlib.suppress(Exception):
+            old.lives.release()
+        self._went_back = self._went_back or restore.forgotten(old)
+        fresh = self.next_life(old)
+        fresh.begin()
+        shift.life = fresh
+        try:
+            self._look_back(shift)
+        except BaseException:
+            fresh.sound = False  # no call goes out before it is known that the database did not go back
+            raise
+        take_over(shift)
+
+    def went_back(self, shift: Shift, why: str) -> None:
+        """The database went back under a living worker: the next life looks back before it does anything else."""
+        self._went_back = why
+        shift.life.sound = False
+        self.next_check = 0.0
+
+    def _look_back(self, shift: Shift) -> None:
+        said = "a person said so (--after-restore)" if self.after_restore else None
+        why = said or self._went_back or restore.sign(shift.life)
+        if why:
+            self._went_back = why
+            restore.went_back(shift.life, [lane.question for lane in shift.lanes], why)
+            self.after_restore, self._went_back = False, None  # only now: what was cut short is done again
+        elif restore.remembered(shift.life) != shift.database.identity():
+            restore.remember(shift.life)
+
+
+def take_over(shift: Shift) -> None:
+    """Adopts what dead lives left, and sees how careful to be."""
+    adopt.adopt_all(shift.life, with_call={lane.name: lane.question.spec.call is not None for lane in shift.lanes})
+    adopt.look_at_ends(shift.life)
