@@ -17,12 +17,14 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import check, due, guards, hints, illegible, registry, schema, transaction, trouble
+from groundstate.engine import due, guards, hints, illegible, schema, transaction, trouble
+from groundstate.engine.admission import Admission
 from groundstate.engine.batches import Batches
 from groundstate.engine.hints import Touched
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import Life, describe
 from groundstate.engine.question import Question
+from groundstate.engine.registry import Newcomer
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.succession import Succession, take_over
 from groundstate.engine.traffic import Traffic
@@ -30,7 +32,7 @@ from groundstate.engine.trouble import Illegible
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Opened
 from groundstate.store.tables import attempt as attempt_table
-from groundstate.values.errors import Stopped, StoreRefused, WentBack
+from groundstate.values.errors import Stopped, WentBack
 
 log = logging.getLogger("groundstate")
 SWEEP_S = 1.0
@@ -71,7 +73,6 @@ class Worker:
         self.database, make_lives, self._witness = opened
         self._specs = specs
         self._app = app
-        self.refused: list[registry.Newcomer] = []
         self.failure: BaseException | None = None
         self._wake = threading.Event()
         self._started = threading.Event()
@@ -82,6 +83,7 @@ class Worker:
             lambda: Life(app, self.database, make_lives(), self._witness, redact or str), after_restore=options.after_restore
         )
         self._shift = Shift(app, self.database, self._succession.next_life())
+        self._admission = Admission(self._shift, accept=options.accept)
         self._traffic = Traffic(self._shift, self._wake.set)
         self._batches = Batches(self._shift)
         self._clock = due.Clock()
@@ -98,6 +100,11 @@ class Worker:
     def life(self) -> Life:
         """The present life: another one after a lock was lost."""
         return self._shift.life
+
+    @property
+    def refused(self) -> list[Newcomer]:
+        """New and changed reactions that are not started until a person accepts them."""
+        return self._admission.refused
 
     @property
     def lanes(self) -> list[Lane]:
@@ -186,52 +193,8 @@ class Worker:
             for every in question.spec.children:
                 hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
         self._shift.lanes = [Lane(question) for question in questions]
-        self._read_registry()
+        self._admission.read()
         self._succession.begin(self._shift)
-
-    def _read_registry(self) -> None:
-        names = [lane.name for lane in self._shift.lanes]
-        with self.database.reading() as connection:
-            left = registry.removed(connection, self._app, names)
-            if left:
-                listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
-                raise StoreRefused(
-                    f"attempts are open for reactions that this code does not declare: {listed}. "
-                    "Renamed: `groundstate rename OLD NEW`. Removed: settle or forget them first (`groundstate held`)"
-                )
-            seen = registry.known(connection, self._app)
-            for lane in self._shift.lanes:
-                lane.question.has_triggers = registry.has_triggers(connection, self.database, lane.question)
-        self._shift.life.key_names = {known.name: known.key_name for known in seen.values()}
-        self._shift.life.suspects = {known.name for known in seen.values() if known.suspect}
-        for lane in self._shift.lanes:
-            before = seen.get(lane.name)
-            lane.on = before is not None and before.condition == lane.question.condition_text
-
-    def _count_newcomers(self) -> None:
-        """New and changed reactions, once the known ones are under way: counting may take a while."""
-        pending = [lane.question for lane in self._shift.lanes if not lane.on]
-        if not pending:
-            return
-        with self.database.reading() as connection:
-            silent, loud = registry.newcomers(connection, pending, registry.known(connection, self._app), others_go_on=True)
-        if self.options.accept:
-            silent, loud = pending, []
-        registry.write(self._shift.life, silent)
-        for question in silent:
-            lane = self._shift.lane(question.spec.name)
-            lane.on = True
-            lane.sweep()
-        self.refused = loud
-        for newcomer in loud:
-            log.error("%s", newcomer.words)
-
-    def _warn_of_scans(self) -> None:
-        """A condition that reads a whole large table is said at each start (hazard 28)."""
-        # A courtesy: what goes wrong in it must not keep anything from being carried out.
-        with contextlib.suppress(Exception), self.database.reading() as connection:
-            for finding in check.large_scans(self.database, connection, [lane.question for lane in self._shift.lanes]):
-                log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`")
 
     # ---- turns -----------------------------------------------------------------------------------------------------------------
     def _go_on(self) -> None:
@@ -244,7 +207,7 @@ class Worker:
             try:
                 self._turn()
                 if not counted:
-                    self._count_newcomers()  # after the first turn: what is known is under way before anything is counted
+                    self._admission.count_newcomers()  # after the first turn: what is known is under way before anything is counted
                     counted = True
             except WentBack as error:
                 self._succession.went_back(self._shift, str(error))
@@ -254,7 +217,7 @@ class Worker:
                 self._after_trouble(error)
             wait = self._wait_s()
             if not warned and (wait > 0 or time.monotonic() > busy_until):
-                self._warn_of_scans()  # not before what was waiting is under way
+                self._admission.warn_of_scans()  # not before what was waiting is under way
                 warned, wait = True, self._wait_s()
             if wait > 0:
                 self._wake.wait(wait)
@@ -406,25 +369,9 @@ class Worker:
         take_over(self._shift)
         self._traffic.find_unknown()
         self._traffic.end_overtaken()
-        self._read_again()
+        self._admission.read_again()
         self._clock.ask(self._shift)
         self._traffic.caller.watch()
-
-    def _read_again(self) -> None:
-        """What a person may have said meanwhile by a command: trust, accept; and baselines that are over."""
-        with self.database.reading() as connection:
-            seen = registry.known(connection, self._app)
-            baselines = registry.with_baselines(connection, self._app)
-        self._shift.life.suspects = {known.name for known in seen.values() if known.suspect}
-        self._shift.life.key_names = {known.name: known.key_name for known in seen.values()}
-        for lane in self._shift.lanes:
-            before = seen.get(lane.name)
-            if not lane.on and before is not None and before.condition == lane.question.condition_text:
-                lane.on = True
-                self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
-                lane.sweep()
-            if lane.name in baselines:
-                registry.let_baselines_go(self._shift.life, lane.question)
 
     # ---- quiet, and the end ----------------------------------------------------------------------------------------------------------
     def _is_it_quiet(self) -> None:

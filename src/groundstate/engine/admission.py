@@ -1,0 +1,96 @@
+"""Which reactions a worker carries out: those whose condition stands as it was accepted. New and changed ones wait for a person.
+
+(Hazards 49 and 50.) Reads what was accepted, and says what was not; carries nothing out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from groundstate.engine import check, registry
+from groundstate.engine.lane import Lane
+from groundstate.engine.registry import Known, Newcomer
+from groundstate.engine.shift import Shift
+from groundstate.values.errors import StoreRefused
+
+log = logging.getLogger("groundstate")
+
+
+class Admission:
+    """Of one worker; for its transactions' thread alone. accept: new and changed reactions are started, whatever they match."""
+
+    def __init__(self, shift: Shift, *, accept: bool) -> None:
+        self._shift = shift
+        self._accept = accept
+        self.refused: list[Newcomer] = []  # what is not started until a person accepts it
+
+    def read(self) -> None:
+        """Before the first life begins. Raises StoreRefused where attempts stand of reactions that this code does not declare."""
+        shift = self._shift
+        with shift.database.reading() as connection:
+            left = registry.removed(connection, shift.app, [lane.name for lane in shift.lanes])
+            if left:
+                listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
+                raise StoreRefused(
+                    f"attempts are open for reactions that this code does not declare: {listed}. "
+                    "Renamed: `groundstate rename OLD NEW`. Removed: settle or forget them first (`groundstate held`)"
+                )
+            seen = registry.known(connection, shift.app)
+            for lane in shift.lanes:
+                lane.question.has_triggers = registry.has_triggers(connection, shift.database, lane.question)
+        self._remember(seen)
+        for lane in shift.lanes:
+            lane.on = _accepted(seen, lane)
+
+    def count_newcomers(self) -> None:
+        """New and changed reactions, once the known ones are under way: counting may take a while."""
+        shift = self._shift
+        pending = [lane.question for lane in shift.lanes if not lane.on]
+        if not pending:
+            return
+        with shift.database.reading() as connection:
+            silent, loud = registry.newcomers(connection, pending, registry.known(connection, shift.app), others_go_on=True)
+        if self._accept:
+            silent, loud = pending, []
+        registry.write(shift.life, silent)
+        for question in silent:
+            _start(shift.lane(question.spec.name))
+        self.refused = loud
+        for newcomer in loud:
+            log.error("%s", newcomer.words)
+
+    def read_again(self) -> None:
+        """What a person may have said meanwhile by a command: trust, accept; and baselines that are over."""
+        shift = self._shift
+        with shift.database.reading() as connection:
+            seen = registry.known(connection, shift.app)
+            baselines = registry.with_baselines(connection, shift.app)
+        self._remember(seen)
+        for lane in shift.lanes:
+            if not lane.on and _accepted(seen, lane):
+                self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
+                _start(lane)
+            if lane.name in baselines:
+                registry.let_baselines_go(shift.life, lane.question)
+
+    def warn_of_scans(self) -> None:
+        """A condition that reads a whole large table is said at each start (hazard 28)."""
+        # A courtesy: what goes wrong in it must not keep anything from being carried out.
+        with contextlib.suppress(Exception), self._shift.database.reading() as connection:
+            for finding in check.large_scans(self._shift.database, connection, [lane.question for lane in self._shift.lanes]):
+                log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`")
+
+    def _remember(self, seen: dict[str, Known]) -> None:
+        self._shift.life.key_names = {known.name: known.key_name for known in seen.values()}
+        self._shift.life.suspects = {known.name for known in seen.values() if known.suspect}
+
+
+def _accepted(seen: dict[str, Known], lane: Lane) -> bool:
+    before = seen.get(lane.name)
+    return before is not None and before.condition == lane.question.condition_text
+
+
+def _start(lane: Lane) -> None:
+    lane.on = True
+    lane.sweep()
