@@ -143,7 +143,7 @@ COMMANDS = [
 ]
 
 
-@examples(40)
+@examples(15)
 @given(st.sampled_from(NONSENSE), st.sampled_from(STATES), st.permutations(COMMANDS))
 def test_each_command_answers_in_words_whatever_stands_in_the_row(
     sqlite_shop: Shop, nonsense: tuple[str, Any], state: State, commands: list[list[str]]

@@ -87,7 +87,7 @@ def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return damage
 
 
-@examples(25)
+@examples(8)
 @given(damages())
 def test_a_damaged_file_is_told_by_each_command_and_a_worker_starts_or_says_why_not(filled: Shop, damage: Callable[[bytes], bytes]) -> None:
     good = filled.__dict__.setdefault("good", _path(filled).read_bytes())

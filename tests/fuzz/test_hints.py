@@ -57,7 +57,7 @@ def world(database_url: str) -> Iterator[World]:
     made.close()
 
 
-@examples(12)
+@examples(6)
 @given(st.lists(touched(), min_size=1, max_size=4))
 def test_any_hints_change_no_final_state_and_end_no_worker(world: World, said: list[Touched]) -> None:
     world.orders_from(world.count() + 1, world.count() + 3)

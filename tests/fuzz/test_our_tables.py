@@ -28,8 +28,8 @@ REACTIONS: dict[str, tuple[Any, ...]] = {
     "key_name": (b"paid", b"\xff"),
     "condition": ("", "nonsense (", "1); DROP TABLE orders; --", b"\xff", "\0"),
     "suspect": ("yes", 7.5, b"\1"),
-    "seen_at": TIMES,
-    "mark": TEXTS,
+    "seen_at": TIMES[:3],
+    "mark": TEXTS[:1],
     "name": ("nobody", b"paid"),
 }
 

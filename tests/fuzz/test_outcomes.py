@@ -127,7 +127,7 @@ def charged(sqlite_url: str) -> Iterator[World]:
     world.close()
 
 
-@examples(25)
+@examples(12)
 @given(WRITTEN)
 def test_an_order_is_paid_or_declined_by_what_a_person_says_or_stays_held_as_it_was(charged: World, written: str) -> None:
     world = charged
