@@ -46,8 +46,7 @@ def carried_out(cases: list[Case], jobs: int, limit_s: float, memory_mb: int) ->
     """Each case with what came of it, as it comes."""
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {
-            pool.submit(run.check, one.model, one.flags, limit_s=limit_s, memory_mb=memory_mb, small=one.quick or one.caught): one
-            for one in cases
+            pool.submit(run.check, one.model, one.flags, limit_s=limit_s, memory_mb=memory_mb, small=not one.large): one for one in cases
         }
         for done in as_completed(waiting):
             yield waiting[done], done.result()

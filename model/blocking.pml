@@ -128,6 +128,9 @@ end: do
   /* every other transaction locks the record first */
   :: up[p] && rowlock == 0 && settles(p, o) -> settle(o)
   :: up[p] && rowlock == 0 && A_st[o] == FAILED && (!holds(o) || spent(o)) -> due(o)
+#ifdef WAITS              /* looks at what waits, again and again, so that it is never quiet */
+  :: up[p] && rowlock == 0 && on_34(o) -> due(o)
+#endif
   :: up[p] && (A_st[o] == BEGUN || A_st[o] == DOUBT) && A_inc[o] != inc[p] && !lock[A_inc[o]] -> adopted(o)
   /* its own call: sent, or not; the outcome; a refusal; a timeout */
   :: up[p] && st[o] == 1 && life_of[o] == inc[p] && A_st[o] == BEGUN && A_c[o] == number[o] && over[o] == 0 -> st[o] = 2

@@ -123,6 +123,7 @@ byte landed, made[NOCC];   /* effects (bit c = made by call c); effects per occu
 byte mem[MAXC + 1];       /* key -> effect + 1 */
 /* ---- find running in process p ---- */
 byte f_st[2], f_occ[2], f_c[2], f_ans[2]; bit f_late[2];
+bit aged[NOCC];            /* how old the key is in truth: counted from its first use */
 #ifdef SHORT
 bit shorter[MAXC]; bit shorts = 1;
 #endif
@@ -239,6 +240,7 @@ inline check() { d_step { check1(0); check1(1);
 #endif
 inline call_prepared(o) {
   MUST(RaiseMAXC, ncalls < MAXC);
+  if :: !A_un[o] -> aged[o] = 0 :: else fi;
 #ifdef SHORT
   if :: true :: shorts && ncalls > 0 -> shorts = 0; shorter[ncalls] = 1 fi;
 #endif
@@ -361,7 +363,7 @@ end: do
        :: else ->
           if
           :: f_ans[p] == 0 -> unknown(o)
-          :: f_ans[p] == 0 && trouble > 0 -> trouble--; unknown_for_too_long(o)
+          :: f_ans[p] == 0 -> unknown_for_too_long(o)
           :: f_ans[p] == 1 -> absent(o)
           :: f_ans[p] >= 2 -> e = f_ans[p] - 2; heard = heard | BIT(e); to = CONCLUDE
           fi
@@ -469,6 +471,11 @@ end: do
 
 
 /* ---- the outside answers find ---- */
+#ifdef H_KEYAGE           /* the attempt knows the age of its latest call alone */
+#define KNOWS_AGE(o) (A_no[o] < 2)
+#else
+#define KNOWS_AGE(o) 1
+#endif
 proctype Provider() {
   byte x;
 end: do
@@ -484,11 +491,11 @@ end: do
 #endif
 #ifdef FORGET
   /* kept_for is nearly over: no call is begun under the key from here on ... */
-  :: atomic { POL == SAMEKEY && mem[0] != 0 && !A_old[0] -> A_old[0] = 1 }
-  :: atomic { POL == SAMEKEY && mem[1] != 0 && !A_old[1] -> A_old[1] = 1 }
+  :: atomic { POL == SAMEKEY && mem[0] != 0 && !aged[0] -> aged[0] = 1; A_old[0] = KNOWS_AGE(0) }
+  :: atomic { POL == SAMEKEY && mem[1] != 0 && !aged[1] -> aged[1] = 1; A_old[1] = KNOWS_AGE(1) }
   /* ... and it is forgotten only when none begun before can still arrive */
-  :: atomic { A_old[0] && mem[0] != 0 && NOAIR(0) -> mem[0] = 0 }
-  :: atomic { A_old[1] && mem[1] != 0 && NOAIR(1) -> mem[1] = 0 }
+  :: atomic { aged[0] && mem[0] != 0 && NOAIR(0) -> mem[0] = 0 }
+  :: atomic { aged[1] && mem[1] != 0 && NOAIR(1) -> mem[1] = 0 }
 #endif
   :: false
   od

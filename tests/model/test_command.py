@@ -1,0 +1,91 @@
+"""The command that checks the model: its cases, its verdict, and what it says where the model checker is missing. Runs no Spin."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from model.cases import CASES, Case
+from model.run import Result
+
+from model import __main__ as command
+from model import run
+
+TEXTS = {file.name: file.read_text() for file in Path(run.HERE).glob("*.pml")}
+
+
+def result(verdict: str, *rows: int) -> Result:
+    return Result(verdict, 7, 0.1, 50, frozenset(rows))
+
+
+def test_every_hole_that_can_be_put_into_a_model_has_a_case() -> None:
+    holes = {name for text in TEXTS.values() for name in re.findall(r"\b([HML]_[A-Z]+)\b", text)}
+    flags = {flag.removeprefix("-D") for case in CASES for flag in case.flags}
+    assert holes <= flags
+
+
+def test_every_case_has_a_name_of_its_own_and_a_model() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert {case.model for case in CASES} <= set(TEXTS)
+
+
+def test_the_invariants_have_names() -> None:
+    assert {"Listed", "AtMostOnce", "StickyDoubt", "Fenced", "NotLost", "NothingAtRest"} <= set(run.names().values())
+
+
+@pytest.mark.parametrize(
+    ("caught", "verdict", "surprise"),
+    [
+        (False, "pass", False),
+        (False, "Listed", True),
+        (False, "cut off", True),
+        (True, "Listed", False),
+        (True, "pass", True),
+        (True, "cut off", True),
+        (True, "RaiseMAXC", True),
+        (True, "error: spin: no such file", True),
+    ],
+)
+def test_what_is_a_surprise(caught: bool, verdict: str, surprise: bool) -> None:
+    case = Case("one", "protocol.pml", "POL=ASK", "nothing", caught=caught)
+    assert command.surprising(case, result(verdict)) is surprise
+
+
+def test_what_the_checker_says_is_understood() -> None:
+    said = "ROW 7\nROW 12\npan:1: assertion violated ((A_st[0]!=0)||(101==0)) (at depth 9)\n"
+    said += "   4.5e+06 states, stored\n  120.5\ttotal actual memory usage\n"
+    understood = run._result(said, 2.0)
+    assert understood == Result("Listed", 4_500_000, 2.0, 120, frozenset({7, 12}))
+
+
+def test_a_run_that_went_as_it_must_is_told_from_one_that_did_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "missing", lambda: None)
+    monkeypatch.setattr(run, "check", lambda *_words, **_settings: result("pass"))
+    assert command.main(["--only", "ask, quick"]) == 0
+    assert command.main(["--only", "M_UNFENCED"]) == 1
+    assert "a surprise" in capsys.readouterr().out
+
+
+def test_a_row_that_is_never_reached_fails_the_whole_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run, "missing", lambda: None)
+    by_flags = {case.flags: case for case in CASES}
+    reached = [number for number in command.all_rows() if number != 44]
+    monkeypatch.setattr(run, "check", lambda _model, flags, **_: result("Listed" if by_flags[flags].caught else "pass", *reached))
+    assert command.main([]) == 1
+    assert "never: [44]" in capsys.readouterr().out
+
+
+def test_where_spin_is_missing_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(shutil, "which", lambda tool: None if tool == "spin" else f"/usr/bin/{tool}")
+    assert command.main(["--quick"]) == 2
+    assert "apt-get install spin" in capsys.readouterr().err
+
+
+def test_a_case_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "missing", lambda: None)
+    assert command.main(["--only", "no such case"]) == 2
+    assert command.main(["--story", "no such case"]) == 2
