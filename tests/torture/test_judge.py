@@ -275,6 +275,9 @@ def test_an_order_that_does_not_move_is_named_and_one_that_moves_is_not(books: B
     assert books.judge.faults == []
     books.judge.clock.awake_s += 30
     books.judge.look_deeper()
+    assert books.judge.faults == [], "nothing was done for others meanwhile: it waits for its turn"
+    books.judge.effects["charge"] += 2000
+    books.judge.look_deeper()
     assert books.named == {"Progress"}
     assert "id=1" in books.judge.faults[0]
     assert len(books.judge.faults) == 1

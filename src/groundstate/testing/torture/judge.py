@@ -25,7 +25,10 @@ INVARIANTS = ("Listed", "NotLost", "AtMostOnce", "OncePerKey", "Fenced", "Nothin
 KILLED = "its worker ended while this record alone was carried out"  # careful mode's own reason (hazard 25)
 OLD_KEY = "in doubt, and its key is too old to call again"
 DELETED = "the record was deleted while its call was in doubt"
-PATIENCE_S = 120.0  # an order that nobody touched for so long, as the machine let us run, is stuck
+# An order that nobody touched for so long, as the machine let us run, and while so much was done for others, is stuck. The second is for
+# a fleet that is killed faster than it works: what waits for its turn then is not stuck.
+PATIENCE_S = 120.0
+PASSED_OVER = 2000  # effects
 STILL_WITHIN_S = 15.0  # before a late effect: a call's time from its begin to deadline + settle_after, and more
 
 
@@ -145,7 +148,7 @@ class Judge:
     _first: dict[tuple[str, str, str], Effect] = field(default_factory=dict)
     _noted: set[tuple[object, ...]] = field(default_factory=set)
     _late: set[tuple[str, str]] = field(default_factory=set)  # (call, record) of excused effects
-    _since: dict[int, tuple[object, float]] = field(default_factory=dict)  # unfinished order -> how it looked, since when
+    _since: dict[int, tuple[object, float, int]] = field(default_factory=dict)  # unfinished order -> how it looked, since when, after what
 
     def fault(self, invariant: str, words: str) -> None:
         """Notes a fault, once."""
@@ -226,7 +229,7 @@ class Judge:
         attempts: dict[str, list[AttemptSeen]] = {}
         for one in self.attempts():
             attempts.setdefault(one.record, []).append(one)
-        now = self.clock.awake_s
+        now, effects = self.clock.awake_s, self.effects.total()
         before, self._since = self._since, {}
         for order in self.unfinished_orders():
             its = attempts.get(str(order.id), [])
@@ -234,10 +237,10 @@ class Judge:
                 continue
             self.checks["Progress"] += 1
             looks = (order, tuple(its))
-            was, since = before.get(order.id, (None, now))
-            self._since[order.id] = (looks, since if was == looks else now)
-            if was == looks and now - since > PATIENCE_S:
-                self.fault("Progress", f"{order} was not touched for {PATIENCE_S:g} s, with {its}")
+            same = before.get(order.id, (None, now, effects))
+            self._since[order.id] = same if same[0] == looks else (looks, now, effects)
+            if same[0] == looks and now - same[1] > PATIENCE_S and effects - same[2] >= PASSED_OVER:
+                self.fault("Progress", f"{order} was not touched for {PATIENCE_S:g} s and {PASSED_OVER} effects, with {its}")
 
     def forgive_the_time(self) -> None:
         """After nothing could go on for a while by our own doing: patience begins anew."""
