@@ -32,7 +32,7 @@ PERSON = "TROUBLE=1 WBUD=0 PBUD=1 MAXC=4"
 POLICIES = ("AGAIN", "SAMEKEY", "ASK", "HOLD")
 
 
-LARGE = {"again, writer", "samekey, writer", "again, restore", "ask, restore", "same_key, shorter"}
+LARGE = {"again, writer", "samekey, writer", "again, restore"}
 LARGE |= {"blocking, fact", "careful", "careful, calm"}
 
 
