@@ -242,7 +242,7 @@ inline call_prepared(o) {
   MUST(RaiseMAXC, ncalls < MAXC);
   if :: !A_un[o] -> aged[o] = 0 :: else fi;
 #ifdef SHORT
-  if :: true :: shorts && ncalls > 0 -> shorts = 0; shorter[ncalls] = 1 fi;
+  if :: true :: shorts && ncalls > 0 && ph[ncalls - 1] == 0 -> shorts = 0; shorter[ncalls] = 1 fi;     /* what is past is earlier */
 #endif
   t_st[ncalls] = 1; t_inc[ncalls] = me; t_p[ncalls] = p; t_no[ncalls] = A_no[o] + 1;
 #ifdef H_FAILEDOCC
