@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from groundstate import Outside, every_child, hold
 from groundstate.engine import worker
+from groundstate.engine.hints import Touched
 from tests.engine.charging import charging
 from tests.engine.kit import Order, World, until
 from tests.engine.test_rows import Rendition, Video
@@ -190,3 +191,13 @@ def test_others_go_on_while_one_reaction_cannot_be_asked(films: World) -> None:
     world.run("drop table renditions")
     world.add(Video(id=1))
     until(lambda: world.get(Video, 1).status == "ok", 10)
+
+
+def test_a_hint_whose_key_no_record_can_have_keeps_no_other_record_waiting(world: World) -> None:
+    _packed(world)
+    world.there()
+    life = world.worker()
+    life.quiet()
+    life.worker.hear(Touched(keys={Order: {("no number",): None}}))
+    world.orders(3)
+    until(lambda: world.count(Order.status == "packed") == 3, 15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import assert_type
 
 from sqlalchemy import create_engine, func
@@ -32,6 +33,7 @@ from groundstate import (
     hold,
     same_key,
 )
+from groundstate.testing import Findings, Lab, Ledger
 from tests.typing.models import DAY, SECONDS, Base, Declined, Hero, Item, Mail, Order, Receipt, app, bank, smtp
 
 
@@ -168,3 +170,25 @@ def unit_test(order: Order, at: Moment) -> None:
     assert isinstance(packed, Plain)
     assert isinstance(paid, Reaction)
     assert isinstance(app, App)
+
+
+def in_the_lab(lab: Lab) -> None:
+    charges = lab.fake(charge, lambda order: Receipt(order.status))
+    assert_type(charges, Ledger[Order])
+    assert_type(charges.effects, list[Order])
+    lab.fake(charge, Declined("no"))
+    assert_type(lab.fake(send, lambda mail: mail.to), Ledger[Mail])
+    assert_type(lab.fake(charge_many, lambda order: Receipt(order.status)), Ledger[Order])
+
+    @lab.meanwhile
+    def cancel(session: Session) -> None:
+        session.get_one(Order, 1).status = "cancelled"
+        lab.clock.forward(DAY)
+
+    def look(session: Session) -> None:
+        assert session.get_one(Order, 1).status != "lost"
+
+    found = lab.crash_everywhere(app, Order(id=1), always=look, at_the_end=look, may_fail=["paid"], budget=10, seed=1)
+    assert_type(found, Findings)
+    with Lab(postgres="postgresql://localhost", strict=True, say=print) as other:
+        assert_type(other.clock.now, datetime)

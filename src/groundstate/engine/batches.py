@@ -70,14 +70,15 @@ class Batches:
         try:
             done = carry_out(self._shift.life, lane.question, feed)
         except Exception as error:
-            if feed.keys and trouble.transient(error):
+            passing = trouble.transient(error)
+            if feed.keys and passing:
                 lane.fresh.update(dict.fromkeys(feed.keys))
             elif feed.keys:
-                lane.sweep()  # one of them may be no key at all, and would keep the others back: a query finds what is to be done
+                lane.sweep()  # not these keys again, of which one may be wrong: the condition itself tells what is to be done
             postpone(lane)
             if isinstance(error, Illegible):
                 raise
-            if trouble.transient(error):
+            if passing:
                 log.warning("%s waits for the database: %s", lane.name, describe(error))
             else:
                 log.exception("%s could not be carried out, tried again", lane.name)

@@ -6,7 +6,8 @@ nothing done twice. `python -m groundstate.testing.torture` does it to real proc
 
 from __future__ import annotations
 
-from groundstate.testing.lab import Clock, Crashed, Findings, Lab, NeverTaken
-from groundstate.testing.provider import Ledger
+from groundstate.testing.lab import Clock, Lab, NeverTaken
+from groundstate.testing.provider import Client, Ledger
+from groundstate.testing.trial import Crashed, Findings
 
-__all__ = ["Clock", "Crashed", "Findings", "Lab", "Ledger", "NeverTaken"]
+__all__ = ["Client", "Clock", "Crashed", "Findings", "Lab", "Ledger", "NeverTaken"]

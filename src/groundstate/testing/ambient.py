@@ -157,13 +157,14 @@ class Dice:
 
 
 @contextmanager
-def installed(director: Directing, caller: Callable[..., calling.Caller], seed: int) -> Iterator[None]:
-    """While the block runs, the engine's modules have the director's clock, threads, dice, hints and caller."""
+def installed(director: Directing, caller: Callable[..., calling.Caller], question: Callable[..., object], seed: int) -> Iterator[None]:
+    """While the block runs, the engine's modules have the director's clock, threads, dice, hints, caller and questions."""
     dice = Dice(seed)
     stands_in: list[tuple[ModuleType, str, object]] = [(module, "time", director.time) for module in _WITH_TIME]
     stands_in += [
         (worker, "threading", Threading(director)),
         (traffic, "Caller", caller),
+        (worker, "Question", question),
         (hints, "tell", director.tell),
         (life, "secrets", dice),
         (attempts, "os", dice),

@@ -1,28 +1,33 @@
 """The judge of a run: knows every effect on the outside and every commit, and holds both to the invariants. Directs nothing.
 
-The invariants and their names are the protocol's: Listed, NotLost, AtMostOnce, OncePerKey, StickyDoubt, NothingAtRest, Progress.
+The invariants and their names are the protocol's: Listed, NotLost, AtMostOnce, OncePerKey, StickyDoubt, OutcomeKept, NothingAtRest and
+Progress.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any
 
-from sqlalchemy import inspect, select
+from sqlalchemy import event, inspect, select
+from sqlalchemy.orm import Session, SessionTransaction
 
+from groundstate.engine.flight import Flight
 from groundstate.rules.reaction import Function, ReactionSpec
 from groundstate.store import tables
-from groundstate.testing.place import SqlitePlace
+from groundstate.testing.place import Place
+from groundstate.testing.process import Process
 from groundstate.testing.provider import Effect, Fake
 from groundstate.testing.stage import Stage
 from groundstate.values import keys
 
-Check = Callable[..., None]
+Check = Callable[[Session], object]
 Condition = tuple[str, str, str]  # reaction, record, occurrence
+Look = tuple[Any, ...]  # whose, in which state, after how many failures, and when
 _HANDLERS_FAULT = ("the handler raised", "made no progress", "its flush was refused", "a reaction with fact=")
 
 
@@ -58,7 +63,7 @@ class Standing:
         return f"{self.reaction} of {self.record} is {self.state}{', unsure' if self.unsure else ''} ({self.why or self.error or ''})"
 
 
-_COLUMNS = [tables.attempt.c[name] for name in Standing.__dataclass_fields__]
+_STANDING = f"SELECT {', '.join(Standing.__dataclass_fields__)} FROM {tables.attempt.name}"  # noqa: S608  # names of ours
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Book:
         self,
         specs: Sequence[Sequence[ReactionSpec]],
         fakes: Sequence[Fake],
-        place: SqlitePlace,
+        place: Place,
         *,
         always: Check | None = None,
         may_fail: Sequence[str] = (),
@@ -94,6 +99,7 @@ class Book:
         self._entries: Counter[Condition] = Counter()
         self._holding: frozenset[Condition] = frozenset()
         self._restored = False
+        self._brought: list[tuple[Process, Effect[Any]]] = []
         self.stage: Stage | None = None
         self.taken: set[str] = set()  # reactions of which a handler's work was committed
         self.specs = [[self._wrapped(spec) for spec in some] for some in specs]
@@ -101,13 +107,17 @@ class Book:
     def begin(self, stage: Stage) -> None:
         """The run begins: what holds now has entered once."""
         self.stage = stage
+        self._entries.clear()
+        self._brought.clear()
+        self._holding, self._restored = frozenset(), False
         self._enter(self._now_holding())
 
     # ---- what the stage tells ------------------------------------------------------------------------------------------------------
-    def committed(self) -> None:
-        """Raises Violation."""
+    def committed(self, *, ours_alone: bool) -> None:
+        """Raises Violation. ours_alone: no condition can have changed."""
         standing = self._standing()
-        self._enter(self._now_holding())
+        if not ours_alone:
+            self._enter(self._now_holding())
         self._every_effect_is_listed(standing)
         self._no_doubt_is_cleared(standing)
         for one in standing:
@@ -117,12 +127,23 @@ class Book:
             with self._place.session() as session:
                 self._always(session)
 
+    def leave(self, flights: Sequence[Flight]) -> None:
+        """Raises Violation where a call goes out before its attempt is committed."""
+        listed = {one.identity for one in self._standing()} if flights else set()
+        for flight in flights:
+            if flight.identity not in listed and self._policies[flight.identity[1]] != "again":
+                raise Violation("Listed", f"the call of {flight.identity[1]} of {flight.identity[2]} goes out, and no attempt stands")
+
+    def brought(self, process: Process, effect: Effect[Any]) -> None:
+        self._brought.append((process, effect))
+
     def acted(self, effect: Effect[Any]) -> None:
         """Raises Violation."""
         reaction = effect.identity[1]
         policy = self._policies[reaction]
         if policy == "again":
             return
+        self._enter(self._now_holding())
         same = [one for fake in self._fakes for one in fake.ledger.entries if one.identity == effect.identity]
         entered = max(self._entries[effect.identity[1:]], 1)
         if len(same) > entered:
@@ -160,6 +181,7 @@ class Book:
             held_by = [other for other in standing if other.state == "held" and other.unsure and other.record == one.record]
             if one.state != "held" and not held_by:
                 raise Violation("NothingAtRest", f"nothing is left to do, and {one}")
+        self._every_outcome_is_kept(standing)
         for number in range(len(self.specs)):
             with self._place.connect(number) as connection:
                 left = connection.execute(select(tables.worker.c.life).where(tables.worker.c.ended_at.is_(None))).all()
@@ -167,16 +189,15 @@ class Book:
                 raise Violation("NothingAtRest", f"all has ended cleanly, and {len(left)} lives stand in groundstate_worker")
         return [one for one in standing if one.state == "held"]
 
-    def next_look(self) -> Any:
-        """The earliest time, by the database's clock, at which an attempt is to be looked at; None where there is none."""
-        times: list[Any] = []
+    def looks(self) -> frozenset[Look]:
+        """When each attempt that is failed or in doubt is to be looked at, by the database's clock."""
+        table = tables.attempt.c
+        asked = select(table.reaction, table.record, table.occurrence, table.state, table.failures, table.next_at)
+        found: set[Look] = set()
         for number in range(len(self.specs)):
             with self._place.connect(number) as connection:
-                column = tables.attempt.c.next_at
-                times += connection.execute(
-                    select(column).where(tables.attempt.c.state.in_(["failed", "doubt"]), column.is_not(None))
-                ).scalars()
-        return min(times, default=None)
+                found.update(map(tuple, connection.execute(asked.where(table.state.in_(["failed", "doubt"]), table.next_at.is_not(None)))))
+        return frozenset(found)
 
     # ---- what is judged ------------------------------------------------------------------------------------------------------------
     def _every_effect_is_listed(self, standing: Sequence[Standing]) -> None:
@@ -191,6 +212,15 @@ class Book:
                         f"{one.identity[1]} of {one.identity[2]} was done ({one.answer!r}), no record says so, and no attempt stands",
                     )
 
+    def _every_outcome_is_kept(self, standing: Sequence[Standing]) -> None:
+        """What came back to a process that was not killed is in the record, or held with the attempt."""
+        if self._restored:
+            return
+        kept = {one.identity for one in standing if one.outcome is not None}
+        for process, one in self._brought:
+            if not (one.taken or process.killed or one.identity in kept or self._policies[one.identity[1]] == "again"):
+                raise Violation("OutcomeKept", f"{one.identity[1]} of {one.identity[2]}: its outcome {one.answer!r} came, and was dropped")
+
     def _no_doubt_is_cleared(self, standing: Sequence[Standing]) -> None:
         if self._restored:
             return
@@ -203,11 +233,8 @@ class Book:
                     raise Violation("StickyDoubt", f"{sure[one.identity]}, as if it was surely not done, and it was ({one.answer!r})")
 
     def _standing(self) -> list[Standing]:
-        found: list[Standing] = []
-        for number in range(len(self.specs)):
-            with self._place.connect(number) as connection:
-                found += [Standing(*row) for row in connection.execute(select(*_COLUMNS))]
-        return found
+        rows = [row for number in range(len(self.specs)) for row in self._place.ask(number, _STANDING)]
+        return [replace(one, unsure=bool(one.unsure)) for one in (Standing(*row) for row in rows)]
 
     def _now_holding(self) -> frozenset[Condition]:
         found: set[Condition] = set()
@@ -236,45 +263,71 @@ class Book:
             handler=handler,
             overtaken=put(spec.overtaken, concludes=True, ordinary=False),
             gave_up=put(spec.gave_up, concludes=False, ordinary=False),
+            sends=spec.sends and replace(spec.sends, call=wraps(spec.sends.call)(partial(self._sends, spec, spec.sends.call))),
         )
 
     def _run(
         self, spec: ReactionSpec, handler: Callable[..., Any], concludes: bool, ordinary: bool, record: Any, *more: Any, **supplied: Any
     ) -> None:
         text = keys.record_text(inspect(record).identity)
+        round_ = keys.occurrence_text([getattr(record, column.key) for column in spec.occurrence])
         assert self.stage is not None  # noqa: S101  # handlers run on a stage
-        process = self.stage.process_of_me()
+        transaction = self.stage.transaction_of_me()
         with self._watching(spec):
             handler(record, *more, **supplied)
-        if process is not None:
-            process.in_transaction.append(partial(self._took, spec.name, text, more[0] if concludes else None, concludes, ordinary))
+        if transaction is not None:
+            took = partial(self._took, (spec.name, text, round_), more[0] if concludes else None, concludes, ordinary)
+            transaction.append(took)
+            _forget_where_rolled_back(transaction, took, inspect(record).session)
+
+    def _sends(self, spec: ReactionSpec, sends: Callable[..., Any], *more: Any, **supplied: Any) -> Any:
+        with self._watching(spec):
+            return sends(*more, **supplied)
 
     @contextmanager
     def _watching(self, spec: ReactionSpec) -> Iterator[None]:
-        if self._around is None:
-            yield
-            return
-        with self._around(spec.name):
-            yield
+        """What may not be done in a transaction ends the run, whatever the engine makes of it."""
+        try:
+            with nullcontext() if self._around is None else self._around(spec.name):
+                yield
+        except Violation as wrong:
+            if self.stage is not None:
+                self.stage.wrong = wrong
+            raise
 
-    def _took(self, reaction: str, record: str, outcome: Any, concludes: bool, ordinary: bool) -> None:
-        """The commit of a handler's work has landed."""
+    def _took(self, condition: Condition, outcome: Any, concludes: bool, ordinary: bool) -> None:
+        """The commit of a handler's work has landed. condition: of the record as the handler found it."""
+        reaction, record, round_ = condition
         if ordinary:
             self.taken.add(reaction)
         if not concludes:
             return
-        for fake in self._fakes:
-            for one in fake.ledger.entries:
-                if one.identity[1:3] == (reaction, record) and one.answer == outcome:
-                    entered = self._entries[one.identity[1:]]
-                    if ordinary and one.taken and entered > one.taken_in and self._policies[reaction] != "again" and self.stage is not None:
-                        self.stage.wrong = Violation(
-                            "NotLost",
-                            f"{reaction} of {record}: the outcome of an earlier round ({outcome!r}) was taken for this one's, "
-                            "which was not done",
-                        )
-                    one.taken += 1
-                    one.taken_in = max(entered, 1)
+        same = [
+            one for fake in self._fakes for one in fake.ledger.entries if one.identity[1:3] == (reaction, record) and one.answer == outcome
+        ]
+        for one in [one for one in same if one.identity[3] == round_] or same:
+            entered = self._entries[one.identity[1:]]
+            earlier = one.identity[3] != round_ or (one.taken and entered > one.taken_in)
+            if ordinary and earlier and self._policies[reaction] != "again" and self.stage is not None:
+                self.stage.wrong = Violation(
+                    "NotLost",
+                    f"{reaction} of {record}: the outcome of an earlier round ({outcome!r}) was taken for this one's, which was not done",
+                )
+            one.taken += 1
+            one.taken_in = max(entered, 1)
+
+
+def _forget_where_rolled_back(transaction: list[Callable[[], None]], took: Callable[[], None], session: Session | None) -> None:
+    """What was done in a savepoint that is rolled back; SQLAlchemy sends none where the handler sent no statement before it failed."""
+    nested = session.get_nested_transaction() if session is not None else None
+    if session is None or nested is None:
+        return
+
+    def rolled_back(_session: Session, ended: SessionTransaction) -> None:
+        if ended is nested and took in transaction:
+            transaction.remove(took)
+
+    event.listen(session, "after_soft_rollback", rolled_back)
 
 
 def _holding(spec: ReactionSpec) -> tuple[Any, int]:

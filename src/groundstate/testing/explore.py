@@ -6,61 +6,102 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from groundstate.app.app import App
+from groundstate.testing.crossing import Crossing
 from groundstate.testing.provider import Mood
-from groundstate.testing.schedule import Move, Schedule
-from groundstate.testing.stage import Crossing
+from groundstate.testing.schedule import HINTS, Move, Schedule
+from groundstate.testing.stage import Stage
 
-HINTS = ("lost", "doubled", "reordered", "invented")
+LOCK_LOST = ("unlock", "freeze")
+MISCHIEF = tuple(one for one in HINTS if one != "told")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run without mischief was like."""
+    """What a run without mischief was like.
+
+    deaths: crossings at which a death leaves something else than at the one before. between: those at which someone else's transaction
+    would find or make something else than at the one before.
+    """
 
     crossings: Sequence[Crossing]
     calls: int
     sync_calls: bool  # some call is made in a thread, whose answer can come late
     has_finds: bool
+    deaths: Sequence[int]
+    between: Sequence[int]
 
     @property
     def count(self) -> int:
         return len(self.crossings)
 
 
+def seen(stage: Stage, app: App, *, locks_rows: bool) -> Seen:
+    """What this clean run tells. locks_rows: False where a transaction sees nothing of others that go on beside it."""
+    calls = [spec.call for spec in app.reactions.values() if spec.call is not None]
+    marks = stage.marks or []
+    return Seen(
+        crossings=stage.crossings,
+        calls=stage.calls,
+        sync_calls=any(not call.function.is_async for call in calls),
+        has_finds=any(call.find is not None for call in calls),
+        deaths=[number for number in range(1, len(marks) + 1) if number == 1 or marks[number - 1] != marks[number - 2]],
+        between=list(_between(stage.crossings, locks_rows=locks_rows)),
+    )
+
+
+def _between(crossings: Sequence[Crossing], *, locks_rows: bool) -> Iterator[int]:
+    """The first crossing after each statement; where transactions are apart, after each transaction alone."""
+    fresh = True
+    for crossing in crossings:
+        if fresh and (locks_rows or not crossing.inside):
+            yield crossing.number
+            fresh = False
+        if crossing.kind in ("statement", "commit"):
+            fresh = True
+
+
 def singles(seen: Seen, meanwhile: int) -> Iterator[Schedule]:
     """One thing at each place: a death at every crossing; someone else's transaction at every crossing; each mood for each call."""
-    for number in range(1, seen.count + 1):
+    for number in seen.deaths:
         yield Schedule((Move(number, "die"),))
     for which in range(1, meanwhile + 1):
-        for number in range(1, seen.count + 1):
+        for number in seen.between:
             yield Schedule((Move(number, "meanwhile", which),))
     for call in range(1, seen.calls + 1):
         for mood in moods(seen):
             yield Schedule(moods=((call, mood),))
-    for hints in HINTS:
+    for hints in MISCHIEF:
         yield Schedule(hints=hints)
     if seen.has_finds:
         yield Schedule(finds_lag=True)
-    if seen.calls:
-        yield from (Schedule((Move(number, "unlock"),)) for number in range(1, seen.count + 1) if _worth_a_look(seen, number))
     yield Schedule(workers=2)
-    yield from (Schedule((Move(number, "switch"),), workers=2) for number in range(1, 2 * seen.count + 1))
 
 
 def moods(seen: Seen) -> list[Mood]:
     """Those that mean something to these calls."""
-    return [mood for mood in Mood if mood is not Mood.DONE and (mood is not Mood.LATE_ANSWER or seen.sync_calls)]
+    in_threads = (Mood.LATE_ANSWER, Mood.STUCK)
+    return [mood for mood in Mood if mood is not Mood.DONE and (mood not in in_threads or seen.sync_calls)]
 
 
 def mixtures(seen: Seen, meanwhile: int, dice: random.Random) -> Iterator[Schedule]:
-    """For ever: several things at once. Half of them are pairs of deaths."""
+    """For ever: several things at once, a third of them pairs of deaths; among them single ones that are too many to be tried all."""
+    places = [number for number in range(1, seen.count + 1) if _worth_a_look(seen, number)]
     while True:
-        yield _pair(seen, dice) if dice.random() < 0.4 else _mixture(seen, meanwhile, dice)
+        drawn = dice.random()
+        if drawn < 0.35:
+            yield _pair(seen, dice)
+        elif drawn < 0.45 and seen.calls:
+            yield Schedule((Move(dice.choice(places), dice.choice(LOCK_LOST)),))
+        elif drawn < 0.55:
+            yield Schedule((Move(dice.randint(1, 2 * seen.count), "switch"),), workers=2)
+        else:
+            yield _mixture(seen, meanwhile, dice)
 
 
 def _pair(seen: Seen, dice: random.Random) -> Schedule:
     """The restart dies too: counted from the first death, within as many crossings as a whole run has."""
-    first = dice.randint(1, seen.count)
+    first = dice.choice(seen.deaths)
     return Schedule((Move(first, "die"), Move(first + dice.randint(1, seen.count), "die")))
 
 
@@ -73,16 +114,19 @@ def _mixture(seen: Seen, meanwhile: int, dice: random.Random) -> Schedule:
     if dice.random() < 0.3:
         workers = 2
         moves += [Move(dice.randint(1, anywhere), "switch") for _ in range(dice.randint(1, 4))]
-    if seen.calls and dice.random() < 0.15:
-        moves.append(Move(dice.randint(1, anywhere), "unlock"))
+    if seen.calls and dice.random() < 0.2:
+        moves.append(Move(dice.randint(1, anywhere), dice.choice(LOCK_LOST)))
     if dice.random() < 0.15:
         copy = dice.randint(1, seen.count)
         moves += [Move(copy, "copy"), Move(copy + dice.randint(1, seen.count), "restore")]
-    chosen = [(call, dice.choice(moods(seen))) for call in range(1, 2 * seen.calls + 1) if dice.random() < 0.3]
+    # Of a worker that lost its lock nobody can know what its threads still do: what hangs there may be done twice (hazard 6).
+    alone = not any(move.kind in LOCK_LOST for move in moves)
+    known = [mood for mood in moods(seen) if alone or mood is not Mood.STUCK]
+    chosen = [(call, dice.choice(known)) for call in range(1, 2 * seen.calls + 1) if dice.random() < 0.3]
     return Schedule(
         tuple(sorted(moves)),
         tuple(chosen),
-        hints=dice.choice(HINTS) if dice.random() < 0.2 else "told",
+        hints=dice.choice(MISCHIEF) if dice.random() < 0.2 else "told",
         finds_lag=seen.has_finds and dice.random() < 0.3,
         workers=workers,
     )

@@ -9,60 +9,36 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import inspect
 
 from groundstate.app.app import App
 from groundstate.app.outside import Call
 from groundstate.testing import explore, schedule
 from groundstate.testing.ambient import EPOCH, Stuck
-from groundstate.testing.book import Book, Check, Violation
-from groundstate.testing.place import SqlitePlace
-from groundstate.testing.provider import Fake, Ledger
+from groundstate.testing.book import Check
+from groundstate.testing.guard import Guard
+from groundstate.testing.place import Place
+from groundstate.testing.postgres_place import PostgresPlace
+from groundstate.testing.provider import Client, Fake, Ledger
 from groundstate.testing.schedule import Schedule
-from groundstate.testing.stage import Crossing, Stage
+from groundstate.testing.sqlite_place import SqlitePlace
+from groundstate.testing.stage import Stage
+from groundstate.testing.trial import REPEAT, Cast, Crashed, Findings, Trial
 from groundstate.values.errors import DeclarationError
 
 A = TypeVar("A")
 O = TypeVar("O")  # noqa: E741  # as in the other signatures
-LOOKS_MOST = 400  # times that are waited for in one run
-LONGEST_S = 60.0
-STORY_LINES = 30
-REPEAT = "GROUNDSTATE_LAB"  # in the environment: the one schedule that is run
-ENOUGH = 20  # crossings that a run may have, times those of the clean one
-
-
-class Crashed(AssertionError):
-    """A schedule in which an invariant does not hold. Its words are the story, and the line that repeats it."""
-
-    def __init__(self, schedule: Schedule, name: str, words: str) -> None:
-        super().__init__(words)
-        self.schedule = schedule
-        self.invariant = name
+Act = TypeVar("Act", bound=Check)
+SAYS_EVERY_S = 10.0
 
 
 class NeverTaken(AssertionError):
     """A reaction that no schedule carried out: nothing was learned of it."""
-
-
-@dataclass
-class Findings:
-    """What `crash_everywhere` did where all held."""
-
-    crossings: int  # of the clean run
-    runs: int
-    kills: int
-    seed: int
-    seconds: float
-    held: Counter[str] = field(default_factory=Counter)  # why attempts were held at the end of runs, and how often
-
-    def __str__(self) -> str:
-        words = f"{self.runs} runs of {self.crossings} crossings, {self.kills} kills, seed {self.seed}, {self.seconds:.1f} s"
-        return words + "".join(f"\n  held {count} times: {why}" for why, count in self.held.most_common())
 
 
 class Clock:
@@ -77,21 +53,34 @@ class Clock:
         return EPOCH if self._stage is None else self._stage.time.now()
 
     def forward(self, by: timedelta) -> None:
-        """Moves it ahead, for all processes of the run."""
+        """Moves it ahead, for all processes of the run. Raises Stuck where no run is under way, DeclarationError where it would go back."""
+        if by < timedelta():
+            raise DeclarationError(f"lab.clock.forward({by!r}): it goes forward alone; give a time that is not negative")
         if self._stage is None:
             raise Stuck("the clock stands still: no run is under way. Move it in a function given to lab.meanwhile")
         self._stage.time.forward(by.total_seconds())
 
+    def _at(self, stage: Stage | None) -> None:
+        self._stage = stage
+
 
 class Lab:
-    """One app under test. The fixture `lab` of the pytest plugin; in a script or another runner, `with Lab() as lab:`."""
+    """One app under test. The fixture `lab` of the pytest plugin; in a script or another runner, `with Lab() as lab:`.
 
-    def __init__(self, *, say: Callable[[str], None] = print) -> None:
+    Args:
+        postgres: the URL of a PostgreSQL on which scratch databases may be made; None: SQLite files, which is quicker.
+        strict: a handler that reads a clock or throws dice other than by its `Moment` fails the test as well.
+        say: is given a line now and then where it takes long.
+    """
+
+    def __init__(self, *, postgres: str | None = None, strict: bool = False, say: Callable[[str], None] = print) -> None:
         self.clock = Clock()
+        self.postgres = postgres
+        self.strict = strict
         self._fakes: list[Fake] = []
-        self._meanwhile: list[Callable[..., None]] = []
+        self._meanwhile: list[Check] = []
         self._say = say
-        self._places: list[SqlitePlace] = []
+        self._places: list[Place] = []
 
     def __enter__(self) -> Self:
         return self
@@ -104,24 +93,33 @@ class Lab:
         while self._places:
             self._places.pop().close()
 
-    def fake(self, call: Call[A, O], answer: Callable[[A], O] | O) -> Ledger[A]:
+    def fake(self, call: Call[A, O], answer: Callable[[A], O] | O, *, through: Callable[[Client], Any] | None = None) -> Ledger[A]:
         """Replaces a call and its find by a provider with a ledger, kept by key, which does what the schedule says.
 
         answer: the outcome, or what makes it of the call's argument; make it different for each record, so that one taken for another
-        shows.
+            shows.
+        through: runs the call and the find that you wrote, against the same provider: it is given a line to it, and returns what they
+            are given as `client`. Without it they are not run.
+
+        Raises:
+            DeclarationError: it is no call, or one for many records with `through`.
         """
         if not isinstance(call, Call):
             raise DeclarationError(f"lab.fake({call!r}, ...): give the call itself, the function under @outside.call")
+        if through is not None and call.spec.many:
+            raise DeclarationError(f"lab.fake({call.__name__}, ..., through=...): a call for many records at once is not run; leave it out")
         self._fakes = [one for one in self._fakes if one.spec is not call.spec]
-        made = Fake(call.__name__, call.spec, answer)
+        made = Fake(call.__name__, call.spec, answer, through)
         self._fakes.append(made)
         return made.ledger
 
-    def meanwhile(self, act: Callable[..., None]) -> Callable[..., None]:
+    def meanwhile(self, act: Act) -> Act:
         """Someone else's transaction: `act(session)` is put between any two crossings, once a run, and committed. May be a decorator.
 
-        It is another program's: no hint tells of it.
+        It is another program's: no hint tells of it. Raises DeclarationError where it is no function.
         """
+        if not callable(act):
+            raise DeclarationError(f"lab.meanwhile({act!r}): give a function that takes a session")
         self._meanwhile.append(act)
         return act
 
@@ -132,15 +130,16 @@ class Lab:
         always: Check | None = None,
         at_the_end: Check | None = None,
         may_fail: Sequence[str] = (),
-        budget: int = 200,
+        budget: int = 100,
         seed: int | None = None,
         only: str | None = None,
     ) -> Findings:
         """Runs the app on these rows once for each place at which it can be cut, and asserts the invariants in each run.
 
         A clean run counts the crossings: each statement, each commit before and after, each hint, each call before, in and after, each
-        find. Then the app dies at each in turn; someone else's transaction, each mood of the outside, lost locks and a second worker come
-        in at each; then pairs and mixtures of these are drawn by a seed.
+        find. Then the app dies at each in turn (where several leave the same behind, byte for byte, once for all of them), someone
+        else's transaction comes between any two, and each call meets each mood of the outside. Then mixtures are drawn by a seed: pairs
+        of deaths, a lock lost alive, a second worker, the database put back to an earlier copy.
 
         Args:
             app: as declared. Its own database is not touched.
@@ -155,154 +154,93 @@ class Lab:
         Raises:
             Crashed: an invariant, or an assertion of yours, does not hold. The message is the story of the smallest schedule found.
             NeverTaken: a reaction was carried out in no run.
-            DeclarationError: a call has no fake.
+            DeclarationError: a call has no fake, or an argument has no meaning; with the cure.
         """
+        __tracebackhide__ = True  # of pytest: what a test's author looks for is not in here
         app.check_declarations()
-        self._every_call_has_a_fake(app)
-        place = SqlitePlace(app)
-        self._places.append(place)
-        place.fill(app, rows)
-        trial = _Trial(self, app, place, always, at_the_end, may_fail)
+        self._check(app, rows, may_fail, budget)
         only = only or os.environ.get(REPEAT)
-        if only is not None:
-            trial.run(schedule.parsed(only))
+        one = None if only is None else _parsed(only)
+        trial = self.trial(app, *rows, always=always, at_the_end=at_the_end, may_fail=may_fail)
+        if one is not None:
+            trial.findings.crossings = len(trial.run(one).crossings)
             return trial.findings
         trial.findings.seed = seed if seed is not None else random.SystemRandom().randint(1, 999_999)
-        trial.everywhere(budget)
+        self._everywhere(trial, app, budget)
         return trial.findings
 
-    def _every_call_has_a_fake(self, app: App) -> None:
+    def trial(
+        self, app: App, *rows: object, always: Check | None = None, at_the_end: Check | None = None, may_fail: Sequence[str] = ()
+    ) -> Trial:
+        """A scratch database with these rows, on which schedules can be run one by one: what `crash_everywhere` is made of."""
+        place = SqlitePlace(app) if self.postgres is None else PostgresPlace(app, self.postgres)
+        self._places.append(place)
+        place.fill(app, rows)
+        around = Guard(strict=self.strict).watching
+        cast = Cast(self._fakes, self._meanwhile, always, at_the_end, may_fail, around, self.clock._at)  # noqa: SLF001  # one thing with the lab
+        return Trial(app, place, cast)
+
+    def _everywhere(self, trial: Trial, app: App, budget: int) -> None:
+        """The clean run, then all singles, then as many mixtures."""
+        __tracebackhide__ = True  # as above
+        started = said = time.monotonic()
+        stage = trial.clean()
+        seen = explore.seen(stage, app, locks_rows=stage.place.locks_rows)
+        trial.findings.deaths = len(seen.deaths)
+        meanwhile = len(self._meanwhile)
+        singles = list(explore.singles(seen, meanwhile))
+        mixed: Iterator[Schedule] = islice(
+            explore.mixtures(seen, meanwhile, random.Random(trial.findings.seed)),  # noqa: S311  # to be repeated is what it is for
+            budget,
+        )
+        for number, one in enumerate(chain(singles, mixed), 1):
+            trial.run(one)
+            if time.monotonic() - said > SAYS_EVERY_S:
+                said = time.monotonic()
+                self._say(f"crash lab: {number} of {len(singles) + budget} runs, {said - started:.0f} s, seed {trial.findings.seed}")
+        trial.findings.seconds = time.monotonic() - started
+        missing = sorted(set(app.reactions) - trial.taken)
+        if missing:
+            raise NeverTaken(
+                f"{', '.join(missing)}: never carried out in {trial.findings.runs} runs, so nothing was learned of it. Give rows for "
+                "which it holds, or a lab.meanwhile that makes it hold"
+            )
+
+    # ---- what was given ------------------------------------------------------------------------------------------------------------
+    def _check(self, app: App, rows: Sequence[object], may_fail: Sequence[str], budget: int) -> None:
         known = {one.spec for one in self._fakes}
         for spec in app.reactions.values():
             if spec.call is not None and spec.call not in known:
                 name = spec.call.function.name
                 raise DeclarationError(f"call {name} has no fake, and would be made for real: lab.fake({name}, answer)")
-
-
-class _Trial:
-    """One app on one scratch database, run again and again."""
-
-    def __init__(  # what crash_everywhere was given
-        self, lab: Lab, app: App, place: SqlitePlace, always: Check | None, at_the_end: Check | None, may_fail: Sequence[str]
-    ) -> None:
-        self._lab = lab
-        self._app = app
-        self._place = place
-        self._always = always
-        self._at_the_end = at_the_end
-        self._may_fail = may_fail
-        self._specs = [app.reactions_of(store) for store in app.stores]
-        self._taken: set[str] = set()
-        self._limit = 100_000
-        self.findings = Findings(0, 0, 0, 0, 0.0)
-
-    def everywhere(self, budget: int) -> None:
-        """The clean run, then all singles, then as many mixtures."""
-        started = time.monotonic()
-        seen = self._clean()
-        meanwhile = len(self._lab._meanwhile)  # noqa: SLF001  # one thing with the lab
-        dice = random.Random(self.findings.seed)  # noqa: S311  # to be repeated is what it is for
-        mixed = explore.mixtures(seen, meanwhile, dice)
-        for one in chain(explore.singles(seen, meanwhile), islice(mixed, budget)):
-            self.run(one)
-        self.findings.seconds = time.monotonic() - started
-        missing = sorted(set(self._app.reactions) - self._taken)
-        if missing:
-            raise NeverTaken(
-                f"{', '.join(missing)}: never carried out in {self.findings.runs} runs, so nothing was learned of it. Give rows for "
-                "which it holds, or a lab.meanwhile that makes it hold"
+        if not app.reactions:
+            raise DeclarationError(f"{app!r} has no reactions, so nothing would run: import the module that declares them")
+        if not rows and not self._meanwhile:
+            raise DeclarationError(
+                "crash_everywhere(app) has no rows, so no condition holds and nothing would run: give records, "
+                "as in crash_everywhere(app, Order(id=1)), or a lab.meanwhile that adds some"
             )
-
-    def _clean(self) -> explore.Seen:
-        stage = self.run(Schedule())
-        self.findings.crossings = len(stage.crossings)
-        self._limit = ENOUGH * len(stage.crossings) + 1000
-        calls = [spec.call for some in self._specs for spec in some if spec.call is not None]
-        return explore.Seen(
-            stage.crossings, stage.calls, any(not call.function.is_async for call in calls), any(call.find is not None for call in calls)
-        )
-
-    def run(self, one: Schedule) -> Stage:
-        """Raises Crashed, of the smallest schedule that breaks the same."""
-        try:
-            return self._once(one)
-        except _Broken as broken:
-            smallest = self._shrunk(one, broken)
-        raise self._told(*smallest) from smallest[1].cause
-
-    def _shrunk(self, one: Schedule, broken: _Broken) -> tuple[Schedule, _Broken]:
-        """Takes away what is not needed, as long as the same breaks."""
-        for smaller in one.smaller():
-            try:
-                self._once(smaller)
-            except _Broken as found:
-                if found.name == broken.name:
-                    return self._shrunk(smaller, found)
-        return one, broken
-
-    def _told(self, one: Schedule, broken: _Broken) -> Crashed:
-        story = broken.stage.story
-        left_out = [f"  ... {len(story) - STORY_LINES} lines before"] if len(story) > STORY_LINES else []
-        lines = [f"{broken.name}: {broken.words}", "", *left_out, *(f"  {line}" for line in story[-STORY_LINES:]), ""]
-        lines += [f'again: lab.crash_everywhere(..., only="{one}")', f"or:    {REPEAT}='{one}' pytest ...   (seed {self.findings.seed})"]
-        return Crashed(one, broken.name, "\n".join(lines))
-
-    def _once(self, one: Schedule) -> Stage:
-        lab, place = self._lab, self._place
-        for fake in lab._fakes:  # noqa: SLF001  # one thing with the lab
-            fake.begin_anew()
-        place.begin_anew()
-        book = Book(self._specs, lab._fakes, place, always=self._always, may_fail=self._may_fail)  # noqa: SLF001  # the same
-        stage = Stage(self._app.name, book.specs, place, lab._fakes, one, limit=self._limit)  # noqa: SLF001  # the same
-        stage.judge, stage.meanwhile = book, lab._meanwhile  # noqa: SLF001  # the same
-        lab.clock._stage = stage  # noqa: SLF001  # the same
-        try:
-            with stage.open():
-                book.begin(stage)
-                self._to_the_end(stage, book)
-        except Violation as error:
-            raise _Broken(stage, error.name, error.words, error) from error
-        except Stuck as error:
-            raise _Broken(stage, "Progress", str(error), error) from error
-        except AssertionError as error:
-            raise _Broken(stage, "assertion", str(error) or repr(error), error) from error
-        finally:
-            lab.clock._stage = None  # noqa: SLF001  # the same
-            self.findings.runs += 1
-            self.findings.kills += sum(1 for process in stage.processes if process.killed)
-            self._taken |= book.taken
-        return stage
-
-    def _to_the_end(self, stage: Stage, book: Book) -> None:
-        """Until nothing is left whose time could come; then a clean stop, and the books are balanced."""
-        for waited in range(LOOKS_MOST):
-            stage.run_until_quiet()
-            times = [(due - EPOCH).total_seconds() for due in [book.next_look()] if due is not None]
-            times += [at_s for at_s in [stage.next_task_s()] if at_s is not None]
-            later = [at_s for at_s in times if at_s > stage.time.now_s]
-            if not later:
-                break
-            # A busy host may wake later than it wished: so a minute's wait is not a hundred looks.
-            stage.time.forward(max(min(later) - stage.time.now_s + 0.002, min(0.25 * 2**waited, LONGEST_S)))
-        else:
-            raise Violation("Progress", f"after {LOOKS_MOST} waits something is still tried again")
-        stage.stop()
-        held = book.at_the_end()
-        self.findings.held.update(f"{one.reaction}: {one.why or one.error or ''}" for one in held)
-        if self._at_the_end is not None:
-            with self._place.session() as session:
-                self._at_the_end(session)
+        for row in rows:
+            _check_row(app, row)
+        unknown = sorted(set(may_fail) - set(app.reactions))
+        if unknown:
+            raise DeclarationError(f"may_fail={unknown}: there is no such reaction; there are {', '.join(sorted(app.reactions))}")
+        if budget < 0:
+            raise DeclarationError(f"budget={budget}: the number of mixtures that are drawn is 0 or more")
 
 
-class _Broken(Exception):
-    """What broke in one run, and where."""
-
-    def __init__(self, stage: Stage, name: str, words: str, cause: BaseException) -> None:
-        super().__init__(words)
-        self.stage = stage
-        self.name = name
-        self.words = words
-        self.cause = cause
+def _check_row(app: App, row: Any) -> None:
+    if isinstance(row, type) or inspect(row, raiseerr=False) is None:
+        raise DeclarationError(f"crash_everywhere(app, {row!r}): give records, as in Order(id=1)")
+    if not any(store.owns_class(type(row)) for store in app.stores):
+        raise DeclarationError(f"{type(row).__name__} is in no store of {app!r}: give records of its tables")
 
 
-__all__ = ["Clock", "Crashed", "Crossing", "Findings", "Lab", "Ledger", "NeverTaken"]
+def _parsed(only: str) -> Schedule:
+    try:
+        return schedule.parsed(only)
+    except ValueError as error:
+        raise DeclarationError(str(error)) from error
+
+
+__all__ = ["Clock", "Crashed", "Findings", "Lab", "Ledger", "NeverTaken"]

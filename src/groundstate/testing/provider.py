@@ -6,6 +6,7 @@ Touches no database, and knows nothing of the engine but whose call it was.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +26,9 @@ class Mood(enum.Enum):
     ANSWER_LOST = "answer-lost"  # done, and the caller is told what says nothing
     LATE = "late"  # the caller gave up; it is done as late as `settle_after` allows
     LATE_ANSWER = "late-answer"  # done; a sync call whose thread went on past its timeout brings the outcome late, an async one never
+    STUCK = (
+        "stuck"  # a sync call's thread hangs before its request goes out, and sends it long after the deadline; an async one is LATE_ANSWER
+    )
 
 
 @dataclass(eq=False)
@@ -61,13 +65,36 @@ class Ledger(Generic[A]):
         return [one.key for one in self.entries]
 
 
+class Client:
+    """A line to the fake outside, of which `lab.fake(..., through=...)` makes the client that the user's own call and find are given."""
+
+    def __init__(self, request: Callable[[str, Any], Any], seen: Callable[[], list[Effect[Any]]]) -> None:
+        self._request = request
+        self._seen = seen
+
+    def request(self, key: str, argument: Any) -> Any:
+        """Acts on the outside under this key, and returns its answer.
+
+        Raises:
+            NotDone, Busy: surely nothing happened.
+            ConnectionError, TimeoutError: it may have happened.
+        """
+        return self._request(key, argument)
+
+    @property
+    def seen(self) -> list[Effect[Any]]:
+        """What was done, as far as a find can see it now, in order: each with `key`, `argument` and `answer`."""
+        return self._seen()
+
+
 @dataclass(eq=False)
 class Fake:
-    """Stands in for one call and its find."""
+    """Stands in for one call and its find. through: makes the client for the user's own functions, which are run then."""
 
     name: str
     spec: CallSpec
     answer: Any
+    through: Callable[[Client], Any] | None = None
     ledger: Ledger[Any] = field(default_factory=Ledger)
 
     def begin_anew(self) -> None:
@@ -80,10 +107,11 @@ class Fake:
         return self.spec.in_doubt.kind == "same_key"
 
     def do(self, identity: Identity, key: str, argument: Any, now_s: float, visible_s: float) -> Effect[Any]:
-        """The request has arrived."""
+        """The request has arrived. A key is kept for as long as was promised, and then forgotten at once."""
         if self.keeps_keys:
+            kept_for = self.spec.in_doubt.kept_for
             for known in self.ledger.entries:
-                if known.key == key:
+                if known.key == key and (kept_for is None or now_s < known.done_s + kept_for.total_seconds()):
                     return known
         answer = self.answer(argument) if callable(self.answer) else self.answer
         made = Effect(len(self.ledger.entries) + 1, identity, key, argument, answer, now_s, visible_s)

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 
 from groundstate.testing.provider import Mood
 
-KINDS = ("die", "meanwhile", "switch", "unlock", "copy", "restore")
+KINDS = ("die", "meanwhile", "switch", "unlock", "freeze", "copy", "restore")
+HINTS = ("told", "lost", "doubled", "reordered", "invented")
+_MOODS = {mood.value: mood for mood in Mood}
 
 
 @dataclass(frozen=True, order=True)
 class Move:
     """At the crossing: the process dies (die); someone else's transaction number `which` (meanwhile); another worker goes on (switch);
-    the lock is lost by a process that lives (unlock); the database is copied, or put back to that copy while all is dead (copy, restore).
+    the lock is lost by a process that lives (unlock), or that stands still until all its deadlines are past (freeze); the database is
+    copied, or put back to that copy while all is dead (copy, restore).
     """
 
     crossing: int
@@ -78,16 +81,27 @@ def parsed(line: str) -> Schedule:
         found = _WORD.fullmatch(word)
         if word == "nothing":
             continue
-        if found is None or (found["kind"] and found["kind"] not in KINDS):
+        if found is None or not _has_meaning(found):
             raise ValueError(f"{word!r} is no part of a schedule: copy the line that a failure printed, such as 'die@12 die@30 call1=late'")
         if found["kind"]:
             made = replace(made, moves=(*made.moves, Move(int(found["crossing"]), found["kind"], int(found["which"] or 0))))
         elif found["call"]:
-            made = replace(made, moods=(*made.moods, (int(found["call"]), Mood(found["mood"]))))
+            made = replace(made, moods=(*made.moods, (int(found["call"]), _MOODS[found["mood"]])))
         elif found["name"] == "hints":
             made = replace(made, hints=found["value"])
         elif found["name"] == "finds":
-            made = replace(made, finds_lag=found["value"] == "lag")
+            made = replace(made, finds_lag=True)
         else:
             made = replace(made, workers=int(found["value"]))
     return made
+
+
+def _has_meaning(found: re.Match[str]) -> bool:
+    if found["kind"]:
+        return found["kind"] in KINDS
+    if found["call"]:
+        return found["mood"] in _MOODS
+    return {"hints": found["value"] in HINTS, "finds": found["value"] == "lag", "workers": found["value"] in _WORKERS}[found["name"]]
+
+
+_WORKERS = ("1", "2", "3", "4")

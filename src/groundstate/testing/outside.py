@@ -1,0 +1,63 @@
+"""The outside of one run: who plays it for each call, and how late a request may arrive and be seen. Decides nothing of what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from groundstate.engine.flight import Flight
+from groundstate.rules.policy import MARGIN
+from groundstate.rules.reaction import CallSpec
+from groundstate.testing.ambient import EPOCH, Time
+from groundstate.testing.provider import Effect, Fake
+
+RETRIED_S = 15.0  # until a doubt that has become ripe has surely been looked at
+
+
+class Outside:
+    """finds_lag: a find sees an effect only when `settle_after` is over."""
+
+    def __init__(self, fakes: Sequence[Fake], time: Time, *, finds_lag: bool) -> None:
+        self._fakes = {fake.spec: fake for fake in fakes}
+        self._time = time
+        self._finds_lag = finds_lag
+
+    def fake_of(self, flight: Flight) -> Fake:
+        """Who plays it for this flight."""
+        return self._fakes[_call_of(flight)]
+
+    def carry_out(self, flight: Flight, key: str, argument: Any) -> tuple[Effect[Any], bool]:
+        """What this flight asks for. True where it was done now, and not before under the same key."""
+        fake = self.fake_of(flight)
+        before = len(fake.ledger.entries)
+        effect = fake.do(flight.identity, key, argument, self._time.now_s, self._visible_s(flight))
+        return effect, len(fake.ledger.entries) > before
+
+    def last_s(self, flight: Flight) -> float:
+        """The last moment at which its request may still arrive."""
+        begun_s = (flight.moment.now - EPOCH).total_seconds()
+        return begun_s + _arrives_within(_call_of(flight)).total_seconds() - 0.002
+
+    @property
+    def longest_s(self) -> float:
+        """Until each call that is in the air now has surely been settled, and made again where it was not done."""
+        return max((_arrives_within(call).total_seconds() for call in self._fakes), default=60.0) + RETRIED_S
+
+    def _visible_s(self, flight: Flight) -> float:
+        """From when on a find sees it: at once, or as late as `settle_after` allows."""
+        if not self._finds_lag or _call_of(flight).in_doubt.settle_after is None:
+            return self._time.now_s
+        return max(self._time.now_s, self.last_s(flight) + 0.001)
+
+
+def _call_of(flight: Flight) -> CallSpec:
+    call = flight.question.spec.call
+    assert call is not None  # noqa: S101  # only reactions with a call fly
+    return call
+
+
+def _arrives_within(call: CallSpec) -> timedelta:
+    """How long after its begin a request of this call may arrive."""
+    settle_after = call.in_doubt.settle_after
+    return call.timeout + MARGIN + (call.timeout if settle_after is None else settle_after)

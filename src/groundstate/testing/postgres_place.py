@@ -1,0 +1,208 @@
+"""Scratch databases on a PostgreSQL: one for each store, emptied and filled again for each run, removed at the end. Carries out nothing.
+
+The same databases for all runs, since a new one has another identity, which groundstate takes for a backup that was put back.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from groundstate.app.app import App
+from groundstate.store import tables as ours
+from groundstate.store.opening import settings_of
+from groundstate.store.port import Settings
+from groundstate.testing.place import add, binds, kept_out, stores_at
+from groundstate.values.errors import StateRefused
+
+LOCK_MS = 20  # for so long someone else waits for a row that a process of the run has locked
+GONE_WITHIN_S = 10.0
+
+_LEFT = text("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)")
+_END = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY(:pids)")
+_WAITS = text("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = :pid")
+_SEQUENCES = "SELECT format('%%I.%%I', schemaname, sequencename), start_value, last_value FROM pg_sequences"
+_TRIGGERS = "SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal"
+
+
+@dataclass(frozen=True)
+class Content:
+    """All rows of one database, each table as COPY writes it, and where its sequences stand."""
+
+    tables: dict[str, bytes]
+    sequences: tuple[tuple[str, int, int | None], ...]
+
+
+class PostgresPlace:
+    """A database for each store of the app, on the server of this URL, whose user may create databases."""
+
+    locks_rows = True
+
+    def __init__(self, app: App, url: str) -> None:
+        self._server = create_engine(settings_of(url).url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._stores = app.stores
+        self._names = [f"groundstate_lab_{uuid.uuid4().hex[:12]}" for _ in app.stores]
+        self._filled: list[Content] = []
+        with self._server.connect() as connection:
+            for name in self._names:
+                connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        self.settings: Sequence[Settings] = [Settings(self._server.url.set(database=name), {}) for name in self._names]
+        self._engines = [create_engine(one.url) for one in self.settings]
+        for engine in self._engines:
+            event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MS}"))
+        self._looking: Connection | None = None
+        self._asking: dict[int, Connection] = {}
+
+    def fill(self, app: App, rows: Sequence[object]) -> None:
+        """Makes the tables, accepts all reactions, and writes the rows. Afterwards every run begins with this."""
+        with stores_at(app, self.settings):
+            app.init(tables=True, accept=True)
+        add(self, rows)
+        self._move_sequences_on()
+        self._filled = self.copy()
+
+    def begin_anew(self) -> None:
+        """All tables as they were filled."""
+        self.put_back(self._filled)
+
+    def connect(self, store: int) -> Connection:
+        """A connection to what is committed now."""
+        return self._engines[store].connect()
+
+    def ask(self, store: int, query: str) -> Sequence[Sequence[Any]]:
+        """The answer of the server."""
+        if store not in self._asking:
+            engine = create_engine(self.settings[store].url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+            self._asking[store] = engine.connect()
+        asked: Sequence[Sequence[Any]] = _driver(self._asking[store]).execute(query).fetchall()
+        return asked
+
+    def session(self) -> Session:
+        """A session of somebody else, bound to each store by its tables."""
+        return Session(self._engines[0], binds=binds(self._stores, self._engines), expire_on_commit=False)
+
+    def someone_else(self, act: Callable[[Session], object]) -> bool:
+        """Someone else's transaction. False where a lock keeps it out; where groundstate refuses its flush it did not happen."""
+        try:
+            with self.session() as session, session.begin():
+                act(session)
+        except StateRefused:
+            return True
+        except OperationalError as error:
+            if not kept_out(error):
+                raise
+            return False
+        return True
+
+    def copy(self) -> list[Content]:
+        """All rows as they are committed now."""
+        return [self._content(number) for number, _ in enumerate(self._engines)]
+
+    def put_back(self, copy: Sequence[Content]) -> None:
+        """Empties all tables, and writes these rows."""
+        for engine, content in zip(self._engines, copy, strict=True):
+            with engine.begin() as connection:
+                connection.exec_driver_sql("SET LOCAL lock_timeout = 5000")
+                self._write(connection, content)
+
+    def mark(self) -> object:
+        """Nothing: that a commit wrote tells one state from another."""
+        return None
+
+    def waits(self, connection: Any) -> bool:
+        """Whether the statement on this psycopg connection waits for a lock."""
+        with suppress(Exception):  # it is closed
+            return self._look().execute(_WAITS, {"pid": connection.info.backend_pid}).scalar_one_or_none() is True
+        return False
+
+    @contextmanager
+    def leaving(self, connections: Sequence[Any]) -> Iterator[None]:
+        """Ends the backends of these connections, and returns when the server has let go of their locks."""
+        pids = []
+        for connection in connections:
+            with suppress(Exception):  # it is closed
+                pids.append(connection.info.backend_pid)
+        look = self._look()
+        look.execute(_END, {"pids": pids})
+        yield
+        end = time.monotonic() + GONE_WITHIN_S
+        while pids and look.execute(_LEFT, {"pids": pids}).scalar_one():
+            if time.monotonic() > end:
+                raise TimeoutError(f"backends {pids} of a dead process are still there after {GONE_WITHIN_S:g} s")
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        """Removes the databases."""
+        for one in [*self._asking.values(), *([self._looking] if self._looking is not None else [])]:
+            one.close()
+        self._asking, self._looking = {}, None
+        for engine in self._engines:
+            engine.dispose()
+        with self._server.connect() as connection:
+            for name in self._names:
+                connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _move_sequences_on(self) -> None:
+        """Past the keys that rows were given, as SQLite does by itself: the next row is to get one of its own."""
+        for store, engine in zip(self._stores, self._engines, strict=True):
+            with engine.begin() as connection:
+                for table in (table for metadata in store.metadatas for table in metadata.sorted_tables):
+                    column = table.autoincrement_column
+                    if column is not None:
+                        name = engine.dialect.identifier_preparer.format_table(table)
+                        sequence = func.pg_get_serial_sequence(name, column.name)
+                        connection.execute(select(func.setval(sequence, func.max(column))).having(func.max(column).is_not(None)))
+
+    # ---- content -------------------------------------------------------------------------------------------------------------------
+    def _tables(self, number: int) -> list[str]:
+        """In the order in which rows can be written: what refers to others comes after them."""
+        some: list[Table] = [table for metadata in self._stores[number].metadatas for table in metadata.sorted_tables]
+        quote: Engine = self._engines[number]
+        return [
+            quote.dialect.identifier_preparer.format_table(table)
+            for table in dict.fromkeys([*some, ours.attempt, ours.reaction, ours.worker])
+        ]
+
+    def _content(self, number: int) -> Content:
+        with self._engines[number].begin() as connection:
+            driver = _driver(connection)
+            found = {}
+            for table in self._tables(number):
+                with driver.cursor().copy(f"COPY {table} TO STDOUT") as out:
+                    found[table] = b"".join(bytes(part) for part in out)
+            sequences = tuple(tuple(row) for row in connection.exec_driver_sql(_SEQUENCES))
+        return Content(found, sequences)
+
+    def _write(self, connection: Connection, content: Content) -> None:
+        driver = _driver(connection)
+        with_triggers = [str(row[0]) for row in connection.exec_driver_sql(_TRIGGERS)]
+        for table in with_triggers:
+            connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+        for table in reversed(content.tables):
+            connection.exec_driver_sql(f"DELETE FROM {table}")  # noqa: S608  # a name of the scratch database
+        for table, rows in content.tables.items():
+            if rows:
+                with driver.cursor().copy(f"COPY {table} FROM STDIN") as into:
+                    into.write(rows)
+        for name, start, last in content.sequences:
+            connection.exec_driver_sql("SELECT setval(%s, %s, %s)", (name, start if last is None else last, last is not None))
+        for table in with_triggers:
+            connection.exec_driver_sql(f"ALTER TABLE {table} ENABLE TRIGGER USER")
+
+    def _look(self) -> Connection:
+        if self._looking is None:
+            self._looking = self._server.connect()
+        return self._looking
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection

@@ -1,0 +1,139 @@
+"""Scratch databases on SQLite: a file for each store, filled once, and as it was then for each run. Carries out nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, QueuePool, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from groundstate.app.app import App
+from groundstate.store.port import Settings
+from groundstate.testing.place import add, binds, kept_out, stores_at
+from groundstate.values.errors import StateRefused
+
+Copy = list[bytes]
+
+
+class SqlitePlace:
+    """One file for each store of the app, in a folder of its own that is removed at `close`."""
+
+    locks_rows = False
+
+    def __init__(self, app: App) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="groundstate-lab-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))  # noqa: S108  # else the temporary folder
+        self._stores = app.stores
+        self._filled: Copy = []
+        self._asking: dict[int, sqlite3.Connection] = {}
+        self.settings: Sequence[Settings] = [
+            Settings(make_url(f"sqlite:///{self.folder / f'store-{number}.db'}"), {}) for number, _ in enumerate(app.stores)
+        ]
+        # One engine for all runs, so that a statement is compiled once; it leads to the file of the run.
+        self._engines = [
+            create_engine("sqlite://", creator=partial(self._connected, number), poolclass=QueuePool) for number, _ in enumerate(app.stores)
+        ]
+        for engine in self._engines:
+            event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+
+    def fill(self, app: App, rows: Sequence[object]) -> None:
+        """Makes the tables, accepts all reactions, and writes the rows. Afterwards every run begins with this."""
+        with stores_at(app, self.settings):
+            app.init(tables=True, accept=True)
+        add(self, rows)
+        self._filled = self.copy()
+        self._close_engines()
+
+    def begin_anew(self) -> None:
+        """A fresh database for the next run: a copy of what was filled."""
+        self._write(self._filled, keep="")
+
+    def connect(self, store: int) -> Connection:
+        """A connection to what is committed now."""
+        return self._engines[store].connect()
+
+    def ask(self, store: int, query: str) -> Sequence[Sequence[Any]]:
+        """The answer of the file."""
+        if store not in self._asking:
+            self._asking[store] = self._connected(store)
+        return self._asking[store].execute(query).fetchall()
+
+    def session(self) -> Session:
+        """A session of somebody else, bound to each store by its tables."""
+        return Session(self._engines[0], binds=binds(self._stores, self._engines), expire_on_commit=False)
+
+    def someone_else(self, act: Callable[[Session], object]) -> bool:
+        """Someone else's transaction. False where a lock keeps it out; where groundstate refuses its flush it did not happen."""
+        try:
+            with self.session() as session, session.begin():
+                act(session)
+        except StateRefused:
+            return True
+        except OperationalError as error:
+            if not kept_out(error):
+                raise
+            return False
+        return True
+
+    def copy(self) -> Copy:
+        """The files as they are now."""
+        made: Copy = []
+        for engine in self._engines:
+            raw = engine.raw_connection()
+            try:
+                driver: Any = raw.driver_connection
+                made.append(driver.serialize())
+            finally:
+                raw.close()
+        return made
+
+    def put_back(self, copy: Copy) -> None:
+        self._write(copy, keep="-witness-")
+
+    def mark(self) -> object:
+        """All bytes of it, and what lies beside it."""
+        beside = tuple((path.name, path.read_bytes()) for path in sorted(self.folder.glob("*-witness-*")))
+        return tuple(hashlib.sha256(content).digest() for content in self.copy()), beside
+
+    def waits(self, _connection: Any) -> bool:
+        return False
+
+    def leaving(self, _connections: Sequence[Any]) -> AbstractContextManager[None]:
+        """A closed file is closed."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Removes everything."""
+        self._close_engines()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, copy: Copy, *, keep: str) -> None:
+        """keep: files with this in their names stay, as what a backup does not hold."""
+        self._close_engines()
+        for path in self.folder.iterdir():
+            if not keep or keep not in path.name:
+                path.unlink()
+        for one, content in zip(self.settings, copy, strict=True):
+            Path(str(one.url.database)).write_bytes(content)
+
+    def _connected(self, store: int) -> sqlite3.Connection:
+        connection = sqlite3.connect(str(self.settings[store].url.database), isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA busy_timeout=0")
+        return connection
+
+    def _close_engines(self) -> None:
+        while self._asking:
+            self._asking.popitem()[1].close()
+        for engine in self._engines:
+            engine.dispose()

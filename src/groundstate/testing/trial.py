@@ -1,0 +1,188 @@
+"""One app on one scratch database, run again and again: a schedule each time, shrunk where it breaks something. Draws no schedule."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from groundstate.app.app import App
+from groundstate.testing.ambient import EPOCH, Stuck
+from groundstate.testing.book import Book, Check, Look, Violation
+from groundstate.testing.place import Place
+from groundstate.testing.provider import Fake
+from groundstate.testing.schedule import Schedule
+from groundstate.testing.stage import Stage
+from groundstate.testing.wires import Kept
+
+CLEAN_MOST = 100_000  # crossings that the clean run may have
+LOOKS_MOST = 400  # times that are waited for in one run
+LONGEST_S = 60.0
+STORY_LINES = 30
+REPEAT = "GROUNDSTATE_LAB"  # in the environment: the one schedule that is run
+ENOUGH = 20  # crossings that a run may have, times those of the clean one
+
+
+class Crashed(AssertionError):
+    """A schedule in which an invariant does not hold. Its words are the story, and the line that repeats it."""
+
+    def __init__(self, schedule: Schedule, name: str, words: str) -> None:
+        super().__init__(words)
+        self.schedule = schedule
+        self.invariant = name
+
+
+@dataclass
+class Findings:
+    """What `crash_everywhere` did where all held."""
+
+    crossings: int  # of the clean run
+    runs: int
+    kills: int
+    seed: int
+    seconds: float
+    deaths: int = 0  # at how many crossings of the clean run a death leaves something else than at the one before
+    held: Counter[str] = field(default_factory=Counter)  # why attempts were held at the end of runs, and how often
+
+    def __str__(self) -> str:
+        words = (
+            f"{self.runs} runs over {self.crossings} crossings ({self.deaths} of them leave something else than the one before), "
+            f"{self.kills} kills, seed {self.seed}, {self.seconds:.1f} s"
+        )
+        return words + "".join(f"\n  held {count} times: {why}" for why, count in self.held.most_common())
+
+
+@dataclass(frozen=True)
+class Cast:
+    """What the user gave, and takes part in each run."""
+
+    fakes: Sequence[Fake]
+    meanwhile: Sequence[Callable[[Session], object]]
+    always: Check | None
+    at_the_end: Check | None
+    may_fail: Sequence[str]
+    around: Callable[[str], Any] | None  # what each function of the app that runs in a transaction is run within
+    on_stage: Callable[[Stage | None], None]  # is told which run is under way
+
+
+class Trial:
+    """All runs of one `crash_everywhere`."""
+
+    def __init__(self, app: App, place: Place, cast: Cast) -> None:
+        self._app = app
+        self._place = place
+        self._cast = cast
+        self._kept = Kept()
+        self._limit = CLEAN_MOST
+        specs = [app.reactions_of(store) for store in app.stores]
+        self._book = Book(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
+        self.at_death: Callable[[Any], None] | None = None  # instead of a death in process
+        self.findings = Findings(0, 0, 0, 0, 0.0)
+
+    @property
+    def taken(self) -> set[str]:
+        """Reactions that were carried out in some run."""
+        return self._book.taken
+
+    def clean(self) -> Stage:
+        """A run without mischief, with what a death at each of its crossings would leave."""
+        stage = self.run(Schedule(), marked=True)
+        self.findings.crossings = len(stage.crossings)
+        self._limit = ENOUGH * len(stage.crossings) + 1000
+        return stage
+
+    def run(self, one: Schedule, *, marked: bool = False) -> Stage:
+        """Raises Crashed, of the smallest schedule that breaks the same."""
+        __tracebackhide__ = True  # what a test's author looks for is not in here
+        try:
+            return self.once(one, marked=marked)
+        except Broken as broken:
+            smallest = self._shrunk(one, broken)
+        raise self._told(*smallest) from smallest[1].cause
+
+    def _shrunk(self, one: Schedule, broken: Broken) -> tuple[Schedule, Broken]:
+        """Takes away what is not needed, as long as the same breaks."""
+        for smaller in one.smaller():
+            try:
+                self.once(smaller)
+            except Broken as found:
+                if found.name == broken.name:
+                    return self._shrunk(smaller, found)
+        return one, broken
+
+    def _told(self, one: Schedule, broken: Broken) -> Crashed:
+        story = broken.stage.story
+        left_out = [f"  ... {len(story) - STORY_LINES} lines before"] if len(story) > STORY_LINES else []
+        lines = [f"{broken.name}: {broken.words}", "", *left_out, *(f"  {line}" for line in story[-STORY_LINES:]), ""]
+        test = os.environ.get("PYTEST_CURRENT_TEST", "...").partition(" ")[0]
+        lines += [f'again: lab.crash_everywhere(..., only="{one}")', f"or:    {REPEAT}='{one}' pytest {test}   (seed {self.findings.seed})"]
+        return Crashed(one, broken.name, "\n".join(lines))
+
+    def once(self, one: Schedule, *, marked: bool = False) -> Stage:
+        """Raises Broken."""
+        cast, book = self._cast, self._book
+        for fake in cast.fakes:
+            fake.begin_anew()
+        self._place.begin_anew()
+        stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit)
+        stage.judge, stage.meanwhile, stage.at_death, stage.marks = book, cast.meanwhile, self.at_death, [] if marked else None
+        cast.on_stage(stage)
+        try:
+            with stage.open():
+                book.begin(stage)
+                self._to_the_end(stage, book)
+        except Violation as error:
+            raise Broken(stage, error.name, error.words, error) from error
+        except Stuck as error:
+            raise Broken(stage, "Progress", str(error), error) from error
+        except AssertionError as error:
+            raise Broken(stage, "assertion", str(error) or repr(error), error) from error
+        finally:
+            cast.on_stage(None)
+            self.findings.runs += 1
+            self.findings.kills += sum(1 for process in stage.processes if process.killed)
+        return stage
+
+    def _to_the_end(self, stage: Stage, book: Book) -> None:
+        """Until nothing is left whose time could come; then a clean stop, and the books are balanced."""
+        self._wait(stage, book)
+        while not stage.stop():
+            self._wait(stage, book)
+        held = book.at_the_end()
+        self.findings.held.update(f"{one.reaction}: {one.why or one.error or ''}" for one in held)
+        if self._cast.at_the_end is not None:
+            with self._place.session() as session:
+                self._cast.at_the_end(session)
+
+    def _wait(self, stage: Stage, book: Book) -> None:
+        """Moves the clock to whatever is due next, until nothing is."""
+        looked: frozenset[Look] = frozenset()
+        for waited in range(LOOKS_MOST):
+            stage.run_until_quiet()
+            looks = book.looks()
+            by_s = [(look[-1] - EPOCH).total_seconds() for look in looks]
+            later = [at_s for at_s in [*by_s, stage.next_task_s() or 0.0] if at_s > stage.time.now_s]
+            if any(at_s <= stage.time.now_s for at_s in by_s) and looks != looked:
+                stage.time.forward(0.002)  # its time came while the others were looked at: what it waits for may be over now
+            elif later:
+                # A busy host may wake later than it wished: so a minute's wait is not a hundred looks.
+                stage.time.forward(max(min(later) - stage.time.now_s + 0.002, min(0.25 * 2**waited, LONGEST_S)))
+            else:
+                return
+            looked = looks
+        raise Violation("Progress", f"after {LOOKS_MOST} waits something is still tried again")
+
+
+class Broken(Exception):
+    """What broke in one run, and where."""
+
+    def __init__(self, stage: Stage, name: str, words: str, cause: BaseException) -> None:
+        super().__init__(words)
+        self.stage = stage
+        self.name = name
+        self.words = words
+        self.cause = cause
