@@ -14,7 +14,7 @@ PROGRESS = Progress({"placed": 3, "packed": 4, "cancelled": 1}, {"doubt": 2, "he
 
 
 def console(*, terminal: bool = False) -> Console:
-    return Console(file=io.StringIO(), width=120, force_terminal=terminal)
+    return Console(file=io.StringIO(), width=120, force_terminal=terminal, _environ={"TERM": "xterm"})
 
 
 def said(by: Console) -> str:

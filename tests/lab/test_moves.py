@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from groundstate import App, Retry, Store
+from groundstate.engine.flight import Flight
 from groundstate.engine.hints import Touched
 from groundstate.engine.worker import Worker
 from groundstate.testing import Ledger
@@ -240,6 +241,20 @@ def test_a_worker_may_stand_still_anywhere_and_the_run_ends(made: Any, kind: str
     for one in [one.number for one in run().crossings if one.kind == kind][:: 12 if kind == "statement" else 1]:
         run(f"freeze@{one}")
         assert len(run.ledger.effects) == 1
+
+
+def test_a_find_leaves_nothing_behind_so_no_attempt_need_stand_when_it_goes_out(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[Flight] = []
+    real = Stage.leave
+
+    def leave(stage: Stage, flights: Sequence[Flight]) -> None:
+        left.extend(flights)
+        real(stage, flights)
+
+    monkeypatch.setattr(Stage, "leave", leave)
+    stage = made(calling("ask"))("call1=answer-lost")
+    assert told(stage, "asks what became of paid of 1") >= 1
+    assert [flight.is_find for flight in left] == [False]
 
 
 def test_what_happens_in_the_clean_stop_is_looked_after_as_well(made: Any) -> None:

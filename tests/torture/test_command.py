@@ -114,7 +114,7 @@ def test_the_table_is_plain_lines_where_there_is_no_terminal() -> None:
 
 def test_the_table_on_a_terminal_shows_counts_and_faults() -> None:
     out = io.StringIO()
-    with Show(Console(file=out, width=160, force_terminal=True)) as show:
+    with Show(Console(file=out, width=160, force_terminal=True, _environ={"TERM": "xterm"})) as show:
         show.tell(state("Listed: order [1] has no attempt"))
     assert "charge" in out.getvalue()
     assert "in doubt: paid" in out.getvalue()

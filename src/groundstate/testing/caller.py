@@ -64,7 +64,7 @@ class LabCaller(Caller):
         self._air: set[Flight] = set()
 
     def start(self, flights: Sequence[Flight]) -> None:
-        self._stage.leave([flight for flight in flights if self._may_go(flight)])
+        self._stage.leave([flight for flight in flights if not flight.is_find and self._may_go(flight)])  # a find acts on nothing
         groups: dict[CallSpec, list[Flight]] = {}
         for flight in flights:
             call = flight.question.spec.call
