@@ -55,7 +55,7 @@ def carried_out(cases: list[Case], jobs: int, limit_s: float, memory_mb: int) ->
 def arguments(words: list[str]) -> argparse.Namespace:
     """What is asked for. Exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the small configurations, and what is caught soon: about a minute")
+    parser.add_argument("--quick", action="store_true", help="the small configurations, and what is caught soon: some 20 s")
     parser.add_argument("--only", default="", metavar="REGEX", help="the cases whose name, or model, this finds")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (2)")
     parser.add_argument("--memory", type=int, default=MEMORY_MB, metavar="MB", help=f"for each run ({MEMORY_MB})")
