@@ -24,7 +24,7 @@ from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import MARGIN
-from groundstate.rules.retry import UNKNOWN_HELD_AFTER, last_try_used, next_try
+from groundstate.rules.retry import last_try_used, next_try
 from groundstate.values import keys
 from groundstate.values.answers import Failure
 
@@ -157,13 +157,8 @@ class _Looking:
             if attempt.state is State.FAILED:
                 self.saved.append((attempt, unread(self.life, self.question, attempt, words, now)))
             elif attempt.worker == self.life.id:
-                limit = terms.retry.give_up_after or UNKNOWN_HELD_AFTER
-                if now - attempt.deadline > limit:
-                    why = f"nobody could say for {limit} what became of its call"
-                    self.saved.append((attempt, rules.unknown_for_too_long(attempt, why).attempt))
-                else:
-                    at = now + min(max(terms.retry.first, timedelta(seconds=1)), terms.retry.longest)
-                    self.saved.append((attempt, rules.unknown(attempt, at, self.life.shorten(words)).attempt))
+                at = now + min(max(terms.retry.first, timedelta(seconds=1)), terms.retry.longest)
+                self.saved.append((attempt, rules.unanswered(attempt, terms, now, at, self.life.shorten(words)).attempt))
 
     def _begin(self, attempt: Attempt, standing: Standing) -> None:
         care = self.life.care

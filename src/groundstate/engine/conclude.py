@@ -20,7 +20,7 @@ from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
-from groundstate.rules.retry import UNKNOWN_HELD_AFTER, next_question, next_try
+from groundstate.rules.retry import next_question, next_try
 
 __all__ = ["Concluded", "SomeHandlerFailed", "conclude"]
 
@@ -141,12 +141,8 @@ class _Words:
             case FoundAbsent():
                 self.conclusion.apply(attempt, rules.absent(attempt, terms, standing.facts, asked, now, at))
             case FoundUnknown(error=error):
-                limit = terms.retry.give_up_after or UNKNOWN_HELD_AFTER
-                if now - attempt.deadline > limit:
-                    why = f"nobody could say for {limit} what became of its call"
-                    self.conclusion.apply(attempt, rules.unknown_for_too_long(attempt, why))
-                else:
-                    self.conclusion.apply(attempt, rules.unknown(attempt, at, self.life.shorten(error) if error else None))
+                words = self.life.shorten(error) if error else None
+                self.conclusion.apply(attempt, rules.unanswered(attempt, terms, now, at, words))
             case _:
                 return
 

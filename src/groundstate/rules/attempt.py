@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from groundstate.rules.policy import MARGIN, InDoubt, Retry
-from groundstate.rules.retry import last_try_used
+from groundstate.rules.retry import UNKNOWN_HELD_AFTER, last_try_used
 
 
 class State(StrEnum):
@@ -281,6 +281,14 @@ def unknown(attempt: Attempt, next_at: datetime, error: str | None) -> Keep:
 def unknown_for_too_long(attempt: Attempt, why: str) -> Keep:
     """Nobody could say for a day (or `give_up_after`) what became of it."""
     return held_as(attempt, why)
+
+
+def unanswered(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str | None) -> Keep:
+    """Nobody can say just now what became of its call: asked again later, for as long as `UNKNOWN_HELD_AFTER` or `give_up_after` says."""
+    limit = terms.retry.give_up_after or UNKNOWN_HELD_AFTER
+    if now - attempt.deadline > limit:
+        return unknown_for_too_long(attempt, f"nobody could say for {limit} what became of its call")
+    return unknown(attempt, next_at, error)
 
 
 # ---- failed --------------------------------------------------------------------------------------------------------------------

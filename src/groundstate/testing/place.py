@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, TableClause
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Mapper, Session, make_transient
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
 from groundstate.store.port import Settings
+from groundstate.values.errors import StateRefused
 
 Bound = type[Any] | Mapper[Any] | TableClause | str
 
@@ -94,6 +95,20 @@ def binds(stores: Sequence[Store], engines: Sequence[Engine]) -> dict[Bound, Eng
     return found
 
 
-def kept_out(error: DBAPIError) -> bool:
+def committed(session: Session, act: Callable[[Session], object]) -> bool:
+    """Someone else's transaction. False where a lock keeps it out; where groundstate refuses its flush it did not happen."""
+    try:
+        with session, session.begin():
+            act(session)
+    except StateRefused:
+        return True
+    except OperationalError as error:
+        if not _kept_out(error):
+            raise
+        return False
+    return True
+
+
+def _kept_out(error: OperationalError) -> bool:
     """Whether a lock of somebody else was the reason."""
     return "locked" in str(error) or "lock timeout" in str(error)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, text
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -21,8 +20,7 @@ from groundstate.app.app import App
 from groundstate.store import tables as ours
 from groundstate.store.opening import settings_of
 from groundstate.store.port import Settings
-from groundstate.testing.place import add, binds, kept_out, stores_at
-from groundstate.values.errors import StateRefused
+from groundstate.testing.place import add, binds, committed, stores_at
 
 LOCK_MS = 20  # for so long someone else waits for a row that a process of the run has locked
 GONE_WITHIN_S = 10.0
@@ -92,16 +90,7 @@ class PostgresPlace:
 
     def someone_else(self, act: Callable[[Session], object]) -> bool:
         """Someone else's transaction. False where a lock keeps it out; where groundstate refuses its flush it did not happen."""
-        try:
-            with self.session() as session, session.begin():
-                act(session)
-        except StateRefused:
-            return True
-        except OperationalError as error:
-            if not kept_out(error):
-                raise
-            return False
-        return True
+        return committed(self.session(), act)
 
     def copy(self) -> list[Content]:
         """All rows as they are committed now."""

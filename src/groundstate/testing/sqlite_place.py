@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, QueuePool, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
 from groundstate.store.port import Settings
-from groundstate.testing.place import add, binds, kept_out, stores_at
-from groundstate.values.errors import StateRefused
+from groundstate.testing.place import add, binds, committed, stores_at
 
 Copy = list[bytes]
 
@@ -73,16 +71,7 @@ class SqlitePlace:
 
     def someone_else(self, act: Callable[[Session], object]) -> bool:
         """Someone else's transaction. False where a lock keeps it out; where groundstate refuses its flush it did not happen."""
-        try:
-            with self.session() as session, session.begin():
-                act(session)
-        except StateRefused:
-            return True
-        except OperationalError as error:
-            if not kept_out(error):
-                raise
-            return False
-        return True
+        return committed(self.session(), act)
 
     def copy(self) -> Copy:
         """The files as they are now."""
