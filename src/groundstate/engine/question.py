@@ -342,6 +342,8 @@ class Question:
         mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
         if self.spec.occurrence:
             mine = mine.where(blocking)
+        elif self.answers_late:
+            mine = mine.where(attempt.c.state != "failed")  # what is too late waits for no further try
         clause = not_(mine.exists())
         if self.spec.fact is None:
             others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)
