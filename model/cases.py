@@ -103,7 +103,7 @@ CASES = [
     *[_pass(f"{p.lower()}, too late", PROTOCOL, f"POL={p} VALID TROUBLE=1 WBUD={int(p in ('ASK', 'HOLD'))} PBUD=0 MAXC=4", "it becomes too late at some moment, or never", quick=p in ("ASK", "SAMEKEY")) for p in POLICIES],
     _pass("same_key, too late, asks", PROTOCOL, "POL=SAMEKEY KEYASK VALID TROUBLE=1 WBUD=0 PBUD=0 MAXC=4", "with a find to fall back to"),
     _pass("ask, too late, person", PROTOCOL, "POL=ASK VALID TROUBLE=1 WBUD=0 PBUD=1 MAXC=4", "and a person once"),
-    _pass("again, too late, tries", PROTOCOL, "POL=AGAIN VALID TIMES=3 TROUBLE=2 WBUD=0 PBUD=0 MAXC=6", "an expired handler that fails, and is tried again"),
+    _pass("again, too late, tries", PROTOCOL, "POL=AGAIN VALID NOLOCKLOSS TIMES=3 TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "an expired handler that fails, and is tried again"),
     _pass("ask, too late, restore", PROTOCOL, "POL=ASK VALID RESTORE TROUBLE=0 WBUD=0 PBUD=0 MAXC=5", "and a backup put back, while the clock goes on"),
     _pass("blocking, too late", BLOCKING, "P0=ASK P1=HOLD NOFACT VALID TROUBLE=1 WBUD=0", "two reactions with a call, and too late for one of them"),
     _caught("M_STALERETRY", PROTOCOL, "POL=ASK VALID TROUBLE=1 WBUD=0 PBUD=0 MAXC=4", "a failed attempt is tried again however late"),
@@ -111,7 +111,7 @@ CASES = [
     _caught("M_STALEAGAIN", PROTOCOL, "POL=AGAIN VALID TROUBLE=1 WBUD=0 PBUD=0 MAXC=4", "a doubt is called again under again() however late"),
     _caught("M_EXPIREDDOUBT", PROTOCOL, "POL=ASK VALID TROUBLE=1 WBUD=0 PBUD=0 MAXC=4", "the expired handler answers for a doubt that nobody settled"),
     _caught("M_EXPIREDALONGSIDE", BLOCKING, "P0=ASK P1=HOLD NOFACT VALID TROUBLE=1 WBUD=0", "the expired handler writes beside another's call"),
-    _caught("M_EXPIREDFORGETS", PROTOCOL, "POL=AGAIN VALID TIMES=3 TROUBLE=2 WBUD=0 PBUD=0 MAXC=6", "an expired handler that fails clears a doubt"),
+    _caught("M_EXPIREDFORGETS", PROTOCOL, "POL=AGAIN VALID NOLOCKLOSS TIMES=3 TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "an expired handler that fails clears a doubt"),
     _caught("M_EXPIREDSUSPECT", PROTOCOL, "POL=HOLD VALID RESTORE TROUBLE=0 WBUD=2 PBUD=0 MAXC=4", "after a restore what is too late is answered without asking", quick=False),
     # ---- different reactions on one record
     _pass("blocking, no call", BLOCKING, "P1=NOCALL NOFACT TROUBLE=2 WBUD=1", "a call beside a reaction without one, on one record", quick=True),
