@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, and_, func, literal_column, type_coerce
+from sqlalchemy import ColumnElement, DateTime, Interval, and_, func, literal_column, type_coerce
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter
 from sqlalchemy.sql.operators import add, sub
@@ -149,7 +149,11 @@ class Timing:
 
 
 def _written_out(element: Any, **_: Any) -> Any:
-    return element.render_literal_execute() if isinstance(element, BindParameter) else None
+    if not isinstance(element, BindParameter):
+        return None
+    if isinstance(element.value, timedelta):
+        return literal_column(f"interval '{element.value / timedelta(seconds=1):.6f} seconds'", type_=Interval())
+    return element.render_literal_execute()
 
 
 def _python(kind: Any) -> type:
