@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, DateTime, Interval, and_, func, literal_column, type_coerce
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter
-from sqlalchemy.sql.operators import add, sub
+from sqlalchemy.sql.operators import add, gt, le, sub
 from sqlalchemy.types import TypeDecorator
 
 from groundstate.rules import clause as look
@@ -53,14 +53,13 @@ class Timing:
     @property
     def come(self) -> ColumnElement[bool]:
         """Its time has come, however long ago."""
-        come: ColumnElement[bool] = self.base <= self.now(-self._due.since)
-        return come
+        return self._compared(le, -self._due.since)
 
     @property
     def ready(self) -> ColumnElement[bool]:
         """Its time has come, and it is not too late."""
         until = self._due.until
-        return self.come if until is None else and_(self.come, self.base > self.now(-until))
+        return self.come if until is None else and_(self.come, self._compared(gt, -until))
 
     @property
     def early(self) -> ColumnElement[bool]:
@@ -69,7 +68,12 @@ class Timing:
 
     def within(self, horizon: timedelta) -> ColumnElement[bool]:
         """Its time is still to come, and will have come by then."""
-        return and_(self.base > self.now(-self._due.since), self.base <= self.now(horizon - self._due.since))
+        return and_(self._compared(gt, -self._due.since), self._compared(le, horizon - self._due.since))
+
+    def _compared(self, operator: Any, ahead: timedelta) -> ColumnElement[bool]:
+        """Always in this order: Python would turn `base <= now` round where the one's type is derived from the other's."""
+        compared: ColumnElement[bool] = self.base.operate(operator, self.now(ahead))
+        return compared
 
     @property
     def read(self) -> ColumnElement[datetime]:
