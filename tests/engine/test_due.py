@@ -425,3 +425,27 @@ def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(timed: World)
 def written(world: World, moment: datetime) -> Any:
     """As the column keeps it, for statements of others."""
     return moment if world.postgres else moment.replace(tzinfo=None).isoformat(" ", timespec="microseconds")
+
+
+def test_what_others_wrote_in_other_ways_is_passed_in_one_go(timed: World) -> None:
+    noted(timed)
+    timed.there()
+    if timed.postgres:
+        timed.run("INSERT INTO bills (id, status, due_at, round, charged) SELECT n, 'open', '-infinity', 1, 0 FROM generate_series(1, 3) n")
+        timed.run(
+            "INSERT INTO bills (id, status, due_at, round, charged) SELECT n, 'open', '2020-01-01', 1, 0 FROM generate_series(4, 900) n"
+        )
+    else:
+        numbers = "WITH RECURSIVE s(n) AS (SELECT {0} UNION ALL SELECT n + 1 FROM s WHERE n < {1}) "
+        insert = "INSERT INTO bills (id, status, due_at, round, charged) SELECT n, 'open', {0}, 1, 0 FROM s"
+        timed.run(numbers.format(1, 3) + insert.format("'!'"))
+        timed.run(numbers.format(4, 900) + insert.format("'2020-01-01 00:00:00'"))
+    life = timed.worker()
+    life.quiet()
+    with timed.engine.connect() as connection:
+        assert connection.execute(text("SELECT status, count(*) FROM bills GROUP BY status ORDER BY status")).all() == [
+            ("noted", 897),
+            ("open", 3),
+        ]
+    assert timed.states() == ["failed"] * 3  # nobody can read their time
+    assert life.worker.lanes[0].trouble == 0

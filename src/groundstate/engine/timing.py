@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, Interval, and_, func, literal_column, type_coerce
+from sqlalchemy import ColumnElement, DateTime, Interval, Text, and_, cast, func, literal, literal_column, type_coerce
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter
 from sqlalchemy.sql.operators import add, gt, le, sub
@@ -74,6 +74,15 @@ class Timing:
         """Always in this order: Python would turn `base <= now` round where the one's type is derived from the other's."""
         compared: ColumnElement[bool] = self.base.operate(operator, self.now(ahead))
         return compared
+
+    @property
+    def written(self) -> ColumnElement[str]:
+        """The base time as the database writes it, whatever stands there: for the cursor of a pass, which nobody reads."""
+        return type_coerce(self.base, Text()) if self._embedded else cast(self.base, Text)
+
+    def as_written(self, said: str) -> ColumnElement[Any]:
+        """The same as a value that compares with the base time."""
+        return literal(said, Text()) if self._embedded else cast(literal(said, Text()), DateTime(timezone=True))
 
     @property
     def read(self) -> ColumnElement[datetime]:
