@@ -6,7 +6,7 @@ import os
 import sys
 from datetime import UTC, datetime
 
-from sqlalchemy import Index, create_engine, func, text
+from sqlalchemy import Index, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, Instant, Moment, Store
@@ -28,7 +28,7 @@ DATABASE = os.environ.get("TIMERS_DATABASE", "sqlite:///timers.db")
 app = App("timers", Store(DATABASE, Base))
 
 
-@app.on(Timer, Timer.done_at.is_(None), Timer.due_at <= func.now())
+@app.on(Timer, Timer.done_at.is_(None), due=Timer.due_at)
 def remind(timer: Timer, at: Moment) -> None:
     timer.done_at = at.now
     timer.times += 1
