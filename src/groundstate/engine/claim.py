@@ -54,7 +54,7 @@ class Unreadable:
 
 def by_condition(question: Question, tx: Transaction, cursor: Place | None, limit: int, *, crowded: bool) -> Claim:
     """The next records, in the order of a pass, that are ready."""
-    if not tx.database.locks_rows or question.reads_its_row_alone:
+    if question.places_are_loaded and (not tx.database.locks_rows or question.reads_its_row_alone):
         try:
             records = _records(tx, question.records_after(cursor, limit, crowded=crowded), None)
         except Exception as error:

@@ -41,7 +41,7 @@ from groundstate.engine.timing import Timing
 from groundstate.rules import equality
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
-from groundstate.store.tables import attempt
+from groundstate.store.tables import Instant, attempt
 from groundstate.values import keys
 
 PrimaryKey = tuple[Any, ...]
@@ -111,16 +111,19 @@ class Question:
     @cached_property
     def place_attributes(self) -> tuple[Any, ...]:
         """The columns by which a pass goes: those of the key, after the due column where there is one, so that the oldest come first."""
-        if self.spec.due is None or self.spec.due.attribute is None:
-            return self.key_attributes
-        return (self.spec.due.attribute, *self.key_attributes)
+        return self.key_attributes if self.timing is None else (self.timing.base, *self.key_attributes)
+
+    @property
+    def places_are_loaded(self) -> bool:
+        """Whether a record tells its place; one that is due by an expression does not."""
+        return self.spec.due is None or self.spec.due.attribute is not None
 
     def place_of(self, record: Any) -> Place:
-        """Where a pass stands after this record."""
+        """Where a pass stands after this record; for where `places_are_loaded`."""
         key = self.key_of(record)
-        if len(self.place_attributes) == len(key):
+        if self.spec.due is None or self.spec.due.attribute is None:
             return key
-        return (getattr(record, self.place_attributes[0].key), *key)
+        return (getattr(record, self.spec.due.attribute.key), *key)
 
     def key_in(self, place: Sequence[Any]) -> PrimaryKey:
         """The key within a place."""
@@ -335,13 +338,24 @@ class Question:
         return self.key_attributes[0] if isinstance(kind, String) else None
 
     @cached_property
+    def _occurrence_in_sql(self) -> ColumnElement[str] | None:
+        """The canonical text of the occurrence likewise, where it is one time in UTC as we store it."""
+        if len(self.spec.occurrence) != 1 or not isinstance(self.spec.occurrence[0].type, Instant):
+            return None
+        at = self.spec.occurrence[0]
+        if not self.database.locks_rows:
+            return func.replace(cast(at, Text), " ", "T").op("||")("Z")
+        return func.to_char(func.timezone("UTC", at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+
+    @cached_property
     def unattempted(self) -> ColumnElement[bool] | None:
         written = self.text_in_sql
         if written is None:
             return None
         mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
         if self.spec.occurrence:
-            mine = mine.where(blocking)
+            same = self._occurrence_in_sql
+            mine = mine.where(blocking if same is None else or_(blocking, attempt.c.occurrence == same))
         clause = not_(mine.exists())
         if self.spec.fact is None:
             others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)

@@ -9,7 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, DateTime, and_, func, literal_column, type_coerce
-from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter
 from sqlalchemy.sql.operators import add, sub
 from sqlalchemy.types import TypeDecorator
 
@@ -93,12 +94,14 @@ class Timing:
 
     def _as_it_sorts(self) -> Any:
         if self._due.attribute is not None:
-            attribute: Any = self._due.attribute
-            return attribute
+            return self._due.attribute
+        # Its constants are written out: an index over an expression is found by its very text.
+        given: Any = self._due.base
+        base: Any = visitors.replacement_traverse(given, {}, _written_out)
         if self._embedded:
-            written: Any = func.strftime(literal_column("'%Y-%m-%d %H:%M:%f'"), self._due.base)
+            written: Any = func.strftime(literal_column("'%Y-%m-%d %H:%M:%f'"), base)
             return written.op("||")(literal_column("'000'"))  # as Instant stores it: what the expression gives may be any of SQLite's times
-        return self._due.base
+        return base
 
     # ---- whether it compares -----------------------------------------------------------------------------------------------------
     def _refused(self) -> str | None:
@@ -143,6 +146,10 @@ class Timing:
             return sample if convert is None else convert(sample)
         except Exception as error:  # a type of the user's own may raise anything
             return f"{type(error).__name__}: {error}"
+
+
+def _written_out(element: Any, **_: Any) -> Any:
+    return element.render_literal_execute() if isinstance(element, BindParameter) else None
 
 
 def _python(kind: Any) -> type:
