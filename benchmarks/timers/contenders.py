@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.crash.contenders import CONCURRENCY, OWN, Contender
+from benchmarks.crash.contenders import OWN, Contender
 
 PEERS = Path(__file__).parent / "peers"
 PROCRASTINATE = ("{bin}/procrastinate", "--app", "procrastinate_timers.app")
@@ -34,7 +34,7 @@ def _dbos(way: str, name: str, settings: str) -> Contender:
         quiet_s=60,
         packages=("dbos",),
         settings=settings,
-        environment={"TIMERS_WAY": way, "TIMERS_CONCURRENCY": str(CONCURRENCY)},
+        environment={"TIMERS_WAY": way},
         peers=PEERS,
     )
 

@@ -56,10 +56,7 @@ async def sleep_and_remind(number: int, due: float) -> None:
 
 def launch() -> None:
     DBOS.launch()
-    if DELAY:
-        DBOS.register_queue("timers", worker_concurrency=int(os.environ["TIMERS_CONCURRENCY"]))
-    else:
-        DBOS.register_queue("timers")  # what sleeps would hold a slot
+    DBOS.register_queue("timers")  # with a worker_concurrency of 8 it takes 8 a second, since it polls each second
 
 
 def place(first: int, count: int, due: float, each: float) -> None:
