@@ -10,6 +10,8 @@ from sqlalchemy import DateTime, Integer, TypeDecorator, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Absent, DeclarationError, Instant, Key, Moment, Outside, Retry, Unknown, after, again, ask, same_key
+from groundstate.engine import timers
+from groundstate.engine.question import Question
 from tests.engine.kit import QUICK, UNKNOWN, Gateway, World, ms, until
 
 DAY = timedelta(days=1)
@@ -406,8 +408,14 @@ def test_a_shorter_time_is_reported_with_the_rows_that_it_newly_takes(timed: Wor
     assert bill(timed).status == "open"
 
 
-def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(timed: World) -> None:
+def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
     noted(timed)
+    asked = Question.next_due
+
+    def next_due(question: Question, *given: Any) -> Any:
+        return text("select nothing_of_that_name as at").columns(at=Instant()) if question.spec.name == "other" else asked(question, *given)
+
+    monkeypatch.setattr(Question, "next_due", next_due)
 
     @timed.app.on(Bill, Bill.status == "never", due=after(Bill.due_at, DAY))
     def other(one: Bill) -> None:
@@ -415,8 +423,6 @@ def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(timed: World)
 
     timed.there()
     life = timed.worker()
-    broken = text("select nothing_of_that_name as at")
-    vars(life.worker.lanes[1].question)["next_due"] = lambda *_: broken.columns(at=Instant())
     timed.add(Bill(id=1, due_at=now() + ms(300)))
     until(lambda: bill(timed).status == "noted")
     until(lambda: life.worker.lanes[1].trouble > 0)
@@ -449,3 +455,16 @@ def test_what_others_wrote_in_other_ways_is_passed_in_one_go(timed: World) -> No
         ]
     assert timed.states() == ["failed"] * 3  # nobody can read their time
     assert life.worker.lanes[0].trouble == 0
+
+
+def test_what_becomes_due_before_the_next_look_rings_all_the_same(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted(timed)
+    monkeypatch.setattr(timers, "AT_ONCE", 1)
+    monkeypatch.setattr(timers, "AGAIN_S", 0.2)  # the second rings before it is asked again, and the third becomes due meanwhile
+    first = now() + ms(500)
+    timed.add(*[Bill(id=n + 1, due_at=first + ms(40 * n)) for n in range(3)])
+    life = timed.worker()
+    life.quiet()
+    life.worker._next_sweep = float("inf")  # no sweep helps
+    until(lambda: bill(timed, 3).status == "noted")
+    assert 0 <= bill(timed, 3).late_s < 5
