@@ -49,6 +49,7 @@ class Size:
     timers: int = 1_000_000
     rates: tuple[int, ...] = (1, 100, 1_000, 10_000)
     rate_s: float = 10.0
+    written_before_s: float = 2.0  # a timer is written so long before it is due: at least one sweep
 
 
 FULL = Size()

@@ -25,7 +25,6 @@ from benchmarks.shop import Timer, add_indexes, reminding_app, set_up
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 LEAST = 20
-BEFORE_S = 2.0  # written so long before it is due, by another connection: at least one sweep of ours
 FILLING_S = 0.00002  # for each
 TOMORROW_S = 86_400.0
 EACH_S = 0.05
@@ -39,10 +38,13 @@ def run(place: Place, size: Size) -> list[Row]:
     rows: list[Row] = []
     for rate in size.rates:
         count = max(int(rate * size.rate_s), LEAST)
-        cases = {name: contender(place, partial(_at_a_rate, rate=rate, count=count)) for name, contender in CONTENDERS.items()}
+        cases = {
+            name: contender(place, partial(_at_a_rate, rate=rate, count=count, before_s=size.written_before_s))
+            for name, contender in CONTENDERS.items()
+        }
         rows += _rows(place, f"{rate:,} a second", cases)
     count = max(int(size.rate_s / EACH_S / 2), LEAST)
-    cases = {name: contender(place, partial(_moved, count=count)) for name, contender in CONTENDERS.items()}
+    cases = {name: contender(place, partial(_moved, count=count, before_s=size.written_before_s)) for name, contender in CONTENDERS.items()}
     return rows + _rows(place, "moved", cases)
 
 
@@ -62,22 +64,22 @@ def _rows(place: Place, what: str, late_ms: dict[str, list[float]]) -> list[Row]
 Plan = Callable[[str], dict[int, float]]
 
 
-def _at_a_rate(url: str, *, rate: int, count: int) -> dict[int, float]:
-    """Writes them; the time of each."""
-    due = time.time() + BEFORE_S + count * FILLING_S
+def _at_a_rate(url: str, *, rate: int, count: int, before_s: float) -> dict[int, float]:
+    """Written by another connection; the time of each."""
+    due = time.time() + before_s + count * FILLING_S
     fill_timers(url, count, due, 1 / rate)
-    if time.time() > due - BEFORE_S / 2:
-        raise NotDone(f"{count:,} timers were not written a second before the first of them was due")
+    if time.time() > due - before_s / 2:
+        raise NotDone(f"{count:,} timers were not written {before_s / 2:g} s before the first of them was due")
     return _dues(url)
 
 
-def _moved(url: str, *, count: int) -> dict[int, float]:
+def _moved(url: str, *, count: int, before_s: float) -> dict[int, float]:
     """All were due tomorrow; one after the other is moved to soon. As many more were due soon, and are moved to tomorrow."""
     fill_timers(url, count, time.time() + TOMORROW_S)
-    fill_timers(url, count, time.time() + BEFORE_S + count * EACH_S, first=count + 1)
+    fill_timers(url, count, time.time() + before_s + count * EACH_S, first=count + 1)
     with driver_on(url) as driver:
         for number in range(1, count + 1):
-            for moved, due in ((number, time.time() + BEFORE_S), (count + number, time.time() + TOMORROW_S)):
+            for moved, due in ((number, time.time() + before_s), (count + number, time.time() + TOMORROW_S)):
                 at = f"strftime('%Y-%m-%d %H:%M:%f', {due!r}, 'unixepoch') || '000'" if driver.embedded else f"to_timestamp({due!r})"
                 driver.execute(f"UPDATE timers SET due_at = {at} WHERE id = ?", moved)
             time.sleep(EACH_S)

@@ -6,8 +6,9 @@ own children.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,10 @@ COMMITTED = """
     WHERE id > 0 AND times > 0 AND due_at < now()
 """
 WARM = 0  # the id of the timer by which a worker is seen to work
-SOON_S = 4.0  # between the last placing and the first due time
 PLACING_S = 0.012  # allowed for placing one
 FAR_S = 6 * 3600.0
 SHORT_VISIBILITY_S = 60
-KILL_BEFORE_S = 8.0
 LATEST_START_S = 1800.0
-SETTLED_S = 10.0
 LOOK_S = 0.1
 
 
@@ -45,6 +43,9 @@ class Setting:
     server: PostgresServer
     venv: Path
     folder: Path
+    soon_s: float = 4.0  # between the last placing and the first due time
+    up_s: float = 8.0  # between the start of a new worker and the first due time
+    rests_s: float = 10.0  # for so long its memory must not grow any more
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,21 @@ class Waiting:
     timers: int
     first_s: float
     memory_mb: float
+
+
+def counted(each_second: float, count: int, done: Sequence[tuple[float, int]]) -> Lateness:
+    """What became of so many timers, of which these were carried out: so late, and so often."""
+    late = [late_s for late_s, _ in done] or [math.nan]
+    return Lateness(
+        timers=count,
+        each_second=each_second,
+        median_s=percentile(late, 0.5),
+        p99_s=percentile(late, 0.99),
+        longest_s=max(late),
+        early=sum(late_s < 0 for late_s in late),
+        doubled=sum(times > 1 for _, times in done),
+        missing=count - len(done),
+    )
 
 
 class Run:
@@ -110,25 +126,14 @@ class Run:
                 break
             time.sleep(LOOK_S)
         with self._engine.connect() as connection:
-            rows = connection.execute(text(COMMITTED)).all()
-        late = [float(row.late_s) for row in rows] or [float("nan")]
-        return Lateness(
-            timers=count,
-            each_second=each_second,
-            median_s=percentile(late, 0.5),
-            p99_s=percentile(late, 0.99),
-            longest_s=max(late),
-            early=sum(one < 0 for one in late),
-            doubled=sum(row.times > 1 for row in rows),
-            missing=count - len(rows),
-        )
+            return counted(each_second, count, [(float(row.late_s), row.times) for row in connection.execute(text(COMMITTED))])
 
-    def memory_mb(self) -> float:
-        """Of the worker and its children, what they share counted once; when it has not grown by a hundredth for a while."""
+    def memory_mb(self, rests_s: float) -> float:
+        """Of the worker and its children, what they share counted once; when it has not grown by a hundredth for so long."""
         largest, since, end = 0.0, time.monotonic(), time.monotonic() + LATEST_START_S
         now = largest
-        while time.monotonic() < min(since + SETTLED_S, end):
-            time.sleep(1)
+        while time.monotonic() < min(since + rests_s, end):
+            time.sleep(min(rests_s / 4, 1))
             now = _memory_mb(self.shop.tree())
             if now > largest * 1.01:
                 largest, since = now, time.monotonic()
@@ -161,7 +166,7 @@ def late(contender: Contender, setting: Setting, each_second: float, count: int)
     """So many timers, so many of them due each second, beside a worker that is up."""
     with run_of(contender, setting, int(FAR_S)) as run:
         run.start()
-        due = time.time() + SOON_S + count * PLACING_S
+        due = time.time() + setting.soon_s + count * PLACING_S
         run.place(1, count, due, 1 / each_second)
         return run.lateness(count, each_second, due + count / each_second)
 
@@ -170,9 +175,9 @@ def killed(contender: Contender, setting: Setting, each_second: float, count: in
     """The same, with the worker killed before the first is due, and started again at once."""
     with run_of(contender, setting, SHORT_VISIBILITY_S) as run:
         run.start()
-        due = time.time() + SOON_S + KILL_BEFORE_S + count * PLACING_S
+        due = time.time() + setting.soon_s + setting.up_s + count * PLACING_S
         run.place(1, count, due, 1 / each_second)
-        time.sleep(max(due - KILL_BEFORE_S - time.time(), 0))  # what is prefetched is in its memory by then
+        time.sleep(max(due - setting.up_s - time.time(), 0))  # what is prefetched is in its memory by then
         run.shop.kill()
         run.shop.keep_a_worker()
         return run.lateness(count, each_second, due + count / each_second)
@@ -184,7 +189,7 @@ def waiting(contender: Contender, setting: Setting, count: int) -> Waiting:
         if count:
             run.place(1, count, time.time() + FAR_S, 0.0)
         first_s = run.start()
-        return Waiting(count, first_s, run.memory_mb())
+        return Waiting(count, first_s, run.memory_mb(setting.rests_s))
 
 
 def _memory_mb(tree: list[psutil.Process]) -> float:
