@@ -31,7 +31,7 @@ Measure = Callable[[Setting], Lateness | Waiting]
 class Size:
     """How many timers are due in all at so many each second, and how many wait."""
 
-    late: tuple[tuple[float, int], ...] = ((1, 20), (100, 1_000), (1_000, 5_000))
+    late: tuple[tuple[float, int], ...] = ((1, 20), (100, 1_000), (1_000, 3_000))
     killed: tuple[float, int] = (10, 100)
     waiting: tuple[int, ...] = (0, 100_000)
 
