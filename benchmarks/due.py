@@ -23,7 +23,7 @@ from benchmarks.harness import (
 )
 from benchmarks.shop import add_indexes, reminding_app, set_up
 from groundstate.engine.question import Question
-from groundstate.engine.timers import HORIZON
+from groundstate.engine.timers import AT_ONCE, HORIZON
 from groundstate.store import opening
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
@@ -120,7 +120,7 @@ def _look_ms(url: str) -> float:
     [spec] = reminding_app(url).reactions.values()
     try:
         database.connect()
-        statement = Question(spec, database).next_due(HORIZON)
+        statement = Question(spec, database).next_due(HORIZON, AT_ONCE)
         started = time.perf_counter()
         for _ in range(LOOKS):
             with database.reading() as connection:

@@ -40,6 +40,7 @@ class Timers:
         self._not_before = 0.0
         self._asks: tuple[list[Lane], Any] = ([], None)  # the statement that asks these lanes
         self._rung_until = LONG_AGO  # by the database's clock: what became due until then has rung
+        self._said: list[datetime] = []  # what that clock said while it was asked
 
     def heard(self) -> None:
         """What a due time is made of may have been written: asked anew at one of the next turns."""
@@ -70,13 +71,15 @@ class Timers:
 
     def _ask(self) -> None:
         lanes = self._timed()
-        self._stale = False
         if not lanes:
+            self._stale = False
             return
-        started = time.monotonic()
+        started, since, self._said = time.monotonic(), self._rung_until, []
         with self._shift.database.reading() as connection:
             waits = self._waits(connection, lanes)
         asked = time.monotonic()
+        self._rung_until = min(self._said, default=since)
+        self._stale = self._rung_until < since  # the host's clock went back: what is due between was not asked for
         for lane, some in zip(lanes, waits, strict=True):
             lane.timers = [started + max(wait_s, 0.0) + AFTER_S for wait_s in some]
         self._not_before = asked + max(AGAIN_S, (asked - started) * SHARE)
@@ -99,14 +102,12 @@ class Timers:
         if self._asks[0] != lanes:
             self._asks = (lanes, self._statement(lanes))
         found: list[list[float]] = [[] for _ in lanes]
-        rung_until = [_timing(lane).base_of(self._rung_until) for lane in lanes]
-        asked = self._rung_until
-        for number, base, now in connection.execute(self._asks[1], {_since(n): since for n, since in enumerate(rung_until)}):
+        since = {_since(number): _timing(lane).base_of(self._rung_until) for number, lane in enumerate(lanes)}
+        for number, base, now in connection.execute(self._asks[1], since):
             if number < 0:
-                asked = now
+                self._said.append(now)
             else:
                 found[number].append((_timing(lanes[number]).begins(base) - now).total_seconds())
-        self._rung_until = asked
         return [sorted(some) for some in found]
 
     def _statement(self, lanes: Sequence[Lane]) -> CompoundSelect[Any]:
