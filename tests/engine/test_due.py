@@ -468,3 +468,19 @@ def test_what_becomes_due_before_the_next_look_rings_all_the_same(timed: World, 
     life.worker._next_sweep = float("inf")  # no sweep helps
     until(lambda: bill(timed, 3).status == "noted")
     assert 0 <= bill(timed, 3).late_s < 5
+
+
+def test_what_asking_for_the_next_costs_does_not_make_sweeps_rarer(timed: World) -> None:
+    noted(timed)
+    timed.add(Bill(id=1, due_at=now() + DAY))
+    life = timed.worker()
+    life.quiet()
+    life.worker._next_sweep = life.worker._next_look = float("inf")
+    until(lambda: not any(lane.wants for lane in life.worker.lanes))
+    spent_s, asked = life.worker._idle_s, 0
+    while asked < 3:
+        life.worker._timers.heard()
+        life.worker._wake.set()
+        until(lambda: not life.worker._timers._stale)
+        asked += 1
+    assert life.worker._idle_s == spent_s
