@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
@@ -484,3 +485,23 @@ def test_what_asking_for_the_next_costs_does_not_make_sweeps_rarer(timed: World)
         until(lambda: not life.worker._timers._stale)
         asked += 1
     assert life.worker._idle_s == spent_s
+
+
+def test_a_look_that_took_long_rings_too_late_and_never_too_early(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = timers.Timers._asked
+
+    def slow(self: timers.Timers, *given: Any) -> Any:
+        time.sleep(0.1)  # between the worker's look at its own clock and the database's answer
+        return asked(self, *given)
+
+    monkeypatch.setattr(timers.Timers, "_asked", slow)
+    monkeypatch.setattr(timers, "SHARE", 1)
+    noted(timed)
+    timed.there()
+    life = timed.worker()
+    life.quiet()
+    first = now() + ms(600)
+    life.worker._next_sweep = life.worker._next_look = float("inf")  # no sweep helps
+    timed.add(Bill(id=1, due_at=first), Bill(id=2, due_at=first + timedelta(minutes=30)))  # the second is known, and none is asked for
+    until(lambda: bill(timed).status == "noted")
+    assert 0 <= bill(timed).late_s < 5

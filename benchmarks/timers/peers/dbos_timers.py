@@ -24,8 +24,9 @@ EFFECT = text("UPDATE timers SET done_at = clock_timestamp(), times = times + 1 
 
 # No executor_id: this one process is "local" in each of its lives, so that each life recovers what the last one left, at its start.
 DBOS(config={"name": "timers", "system_database_url": DATABASE, "log_level": "WARNING"})
-timers = SQLAlchemyDatasource.create(DATABASE)
-engine = create_engine(DATABASE)
+POOL = {"pool_timeout": 600}  # 30 s by default, after which a workflow that waits for a connection has failed for good
+timers = SQLAlchemyDatasource.create(DATABASE, engine_kwargs=POOL)
+engine = create_engine(DATABASE, **POOL)
 
 
 @timers.transaction()

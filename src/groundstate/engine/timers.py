@@ -81,7 +81,8 @@ class Timers:
         self._rung_until = min(self._said, default=since)
         self._stale = self._rung_until < since  # the host's clock went back: what is due between was not asked for
         for lane, some in zip(lanes, waits, strict=True):
-            lane.timers = [started + max(wait_s, 0.0) + AFTER_S for wait_s in some]
+            # From when it had answered, and not from when it was asked: one that rings too early would not ring again.
+            lane.timers = [asked + max(wait_s, 0.0) + AFTER_S for wait_s in some]
         self._not_before = asked + max(AGAIN_S, (asked - started) * SHARE)
 
     def _waits(self, connection: Connection, lanes: list[Lane]) -> list[list[float]]:
