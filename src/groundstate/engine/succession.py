@@ -98,6 +98,7 @@ class Succession:
         if why:
             self._went_back = why
             restore.went_back(shift.life, [lane.question for lane in shift.lanes], why)
+            shift.enrolled = False
             self.after_restore, self._went_back = False, None  # only now: what was cut short is done again
         elif restore.remembered(shift.life) != shift.database.identity():
             restore.remember(shift.life)
@@ -105,5 +106,6 @@ class Succession:
 
 def take_over(shift: Shift) -> None:
     """Adopts what dead lives left, and sees how careful to be."""
-    adopt.adopt_all(shift.life, with_call={lane.name: lane.question.spec.call is not None for lane in shift.lanes})
+    with_call = {lane.name: lane.question.spec.call is not None for lane in shift.lanes}
+    adopt.adopt_all(shift.life, with_call=with_call | dict.fromkeys(shift.schedules, False))
     adopt.look_at_ends(shift.life)
