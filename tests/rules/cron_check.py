@@ -28,15 +28,13 @@ HARD = (
 )  # fmt: skip
 
 
-def stretch(name: str, start: datetime, end: datetime, dice: random.Random, policies: Sequence[tuple[str, str]], *, each: int = 1) -> int:
-    """Some expressions at random over [start, end), by each of these policies; returns how many ticks there were."""
+def stretch(
+    name: str, start: datetime, end: datetime, dice: random.Random, policies: Sequence[tuple[str, str]], *, a_day: int = 1440
+) -> int:
+    """An expression at random, of at most so many ticks a day, over [start, end) by each of these policies; returns how many ticks."""
     some = brute.walls(ZoneInfo(name), start, end)
-    count = 0
-    for _ in range(each):
-        fields = brute.drawn(dice)
-        for gap, overlap in policies:
-            count += _one(name, some, fields, (gap, overlap), (start, end), dice)
-    return count
+    fields = next(one for one in iter(lambda: brute.drawn(dice), None) if len(one.minutes) * len(one.hours) <= a_day)
+    return sum(_one(name, some, fields, policy, (start, end), dice) for policy in policies)
 
 
 def _one(
@@ -99,7 +97,7 @@ def minutes_of(name: str) -> int:
     count, start, dice = 0, FIRST, random.Random(name)
     while start < LAST:
         end = min(start + timedelta(days=dice.randint(20, 40)), LAST)
-        count += stretch(name, start, end, dice, [dice.choice(POLICIES)], each=2)
+        count += stretch(name, start, end, dice, [dice.choice(POLICIES)])
         start = end
     return count
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, union_all
 
 from groundstate.engine import attempts, marks, trouble
 from groundstate.engine.illegible import WITHOUT_TIME
@@ -147,10 +147,6 @@ class Ticks:
     def _carry_out(self, plan: _Plan, seen: _Seen) -> float:
         """Returns in how many seconds there is something to do next; 0: at once."""
         spec, waits = plan.spec, [float("inf")]
-        again = seen.next_tries.get(spec.name)
-        if again is not None:
-            occurrence, at = again
-            waits.append(self._try_again(plan, occurrence) if at <= seen.now else (at - seen.now).total_seconds())
         mark = seen.marks.get(spec.name)
         at_mark = self._sound(plan, mark, seen.now)
         if mark is None:
@@ -160,6 +156,9 @@ class Ticks:
             following = spec.timing.following(at_mark)
             due = following <= seen.now
             waits.append(self._tick(plan, mark, at_mark, seen.now) if due else (following - seen.now).total_seconds())
+        again = seen.next_tries.get(spec.name)
+        if again is not None and not _is_later(again[0], at_mark):
+            waits.append(self._try_again(plan, again[0]) if again[1] <= seen.now else (again[1] - seen.now).total_seconds())
         return min(waits)
 
     def _sound(self, plan: _Plan, mark: Mark | None, now: datetime) -> datetime | None:
@@ -223,10 +222,9 @@ class Ticks:
             with self._shift.life.transaction() as tx:
                 if not marks.taken(tx, plan.spec, mark):
                     return None
-                _handle(plan.spec, tx, tick)
-                moved = marks.move(tx, plan.spec, tick)
-                _forget(tx, plan.spec, tick)
-                return moved
+                if not _stands(tx, plan.spec, tick):
+                    _handle(plan.spec, tx, tick)
+                return marks.move(tx, plan.spec, tick)
         except Exception as error:
             if trouble.transient(error):
                 raise
@@ -315,8 +313,15 @@ def _handle(spec: ScheduleSpec, tx: Transaction, tick: datetime) -> None:
     tx.session.flush()
 
 
-def _forget(tx: Transaction, spec: ScheduleSpec, tick: datetime) -> None:
-    """An attempt of this tick, which stands where the mark was set back: it was carried out now."""
-    if tx.some_attempts:
-        mine = (table.c.app == spec.app, table.c.reaction == spec.name, table.c.record == RECORD)
-        tx.connection.execute(delete(table).where(*mine, table.c.occurrence == keys.instant(tick)))
+def _stands(tx: Transaction, spec: ScheduleSpec, tick: datetime) -> bool:
+    """Whether this tick has an attempt already, as where the mark was set back: that is tried again, or held, and the tick is its own."""
+    mine = (table.c.app == spec.app, table.c.reaction == spec.name, table.c.record == RECORD, table.c.occurrence == keys.instant(tick))
+    return tx.some_attempts and tx.connection.execute(select(table.c.app).where(*mine)).first() is not None
+
+
+def _is_later(occurrence: str, mark: datetime | None) -> bool:
+    """Whether a tick lies past the mark, which was set back: it is tried again once the mark has come to it."""
+    try:
+        return mark is not None and bool(keys.value_of(occurrence, datetime) > mark)
+    except (ValueError, TypeError):
+        return False
