@@ -9,7 +9,6 @@ import getpass
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from functools import partial
 
 from sqlalchemy import ColumnElement, func, select
@@ -165,7 +164,7 @@ def _one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: 
 def _identity(person: Person, reaction: str, record: str, occurrence: str | None) -> Identity:
     """The one attempt that is meant. Raises NotFound, Conflict where the record has several."""
     if reaction in person.schedules and record:  # its ticks are on no record: what is said is which tick
-        record, occurrence = "", _tick(record) if occurrence is None else occurrence
+        record, occurrence = "", keys.tick_text(record) if occurrence is None else occurrence
     written = _canonical(person, reaction, record)
     where = [table.c.app == person.app, table.c.reaction == reaction, table.c.record == written]
     if occurrence is not None:
@@ -181,14 +180,6 @@ def _identity(person: Person, reaction: str, record: str, occurrence: str | None
         on = f" on {written}" if written else ""
         raise Conflict(f"{reaction} has several attempts{on}: say which, with --occurrence, of {', '.join(map(repr, found))}")
     return (person.app, reaction, written, found[0])
-
-
-def _tick(written: str) -> str:
-    """The occurrence of a tick, as a person writes its time."""
-    try:
-        return keys.instant(keys.value_of(written, datetime))
-    except (ValueError, OverflowError):
-        return written
 
 
 def _canonical(person: Person, reaction: str, record: str) -> str:

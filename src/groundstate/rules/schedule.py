@@ -43,7 +43,7 @@ class Period:
     delta: timedelta
 
     def __str__(self) -> str:
-        return f"{self.delta.total_seconds():g} s"
+        return f"{self.delta.total_seconds():f}".rstrip("0").rstrip(".") + " s"
 
     @property
     def tzinfo(self) -> tzinfo:
