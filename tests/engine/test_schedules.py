@@ -128,7 +128,7 @@ def test_a_living_worker_sleeps_until_the_next_tick_and_is_there_on_time(world: 
     clock = Clock(world, timedelta(seconds=1))
     world.there()
     life = world.worker()
-    until(lambda: len(clock.done) >= 3)
+    until(lambda: len(clock.done) >= 2)
     life.stop()
     late = sorted(at.late_by for at in clock.moments)
     assert late[len(late) // 2] < ms(100)
