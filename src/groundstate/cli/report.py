@@ -63,7 +63,7 @@ def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[obje
 
 
 def _to_do(console: Console, report: Pending) -> None:
-    made = table("reaction", "on", "rows", "lowest keys", "condition")
+    made = table("reaction", "on", "rows", "first keys", "condition")
     for one in report.to_do:
         if one.rows:
             name = one.reaction if one.starts else f"{one.reaction} (not started)"

@@ -103,7 +103,7 @@ class Timing:
         column = str(self._due.base)
         if not self._due.delta:
             return column
-        return f"{abs(self._due.delta)} {'after' if self._due.delta > timedelta() else 'before'} {column}"
+        return f"{_span(abs(self._due.delta))} {'after' if self._due.delta > timedelta() else 'before'} {column}"
 
     def _as_it_sorts(self) -> Any:
         if self._due.attribute is not None:
@@ -159,6 +159,13 @@ class Timing:
             return sample if convert is None else convert(sample)
         except Exception as error:  # a type of the user's own may raise anything
             return f"{type(error).__name__}: {error}"
+
+
+def _span(delta: timedelta) -> str:
+    """A duration in words, as in '1 d 12 h'."""
+    hours, seconds = divmod(delta.seconds, 3600)
+    parts = ((delta.days, "d"), (hours, "h"), (seconds // 60, "min"), (seconds % 60 + delta.microseconds / 1e6, "s"))
+    return " ".join(f"{count:g} {unit}" for count, unit in parts if count)
 
 
 def _written_out(element: Any, **_: Any) -> Any:
