@@ -89,7 +89,8 @@ def changes_of(name: str) -> int:
     count = 0
     for change in brute.changes(ZoneInfo(name), FIRST, LAST):
         if change > FIRST + timedelta(days=2):
-            count += stretch(name, *around(change), random.Random(f"{name} {change}"), POLICIES)
+            dice = random.Random(f"{name} {change}")
+            count += stretch(name, *around(change), dice, POLICIES, a_day=dice.choice([24, 24, 24, 300]))
     return count
 
 
@@ -97,7 +98,7 @@ def minutes_of(name: str) -> int:
     count, start, dice = 0, FIRST, random.Random(name)
     while start < LAST:
         end = min(start + timedelta(days=dice.randint(20, 40)), LAST)
-        count += stretch(name, start, end, dice, [dice.choice(POLICIES)])
+        count += stretch(name, start, end, dice, [dice.choice(POLICIES)], a_day=dice.choice([24, 24, 24, 1440]))
         start = end
     return count
 
