@@ -53,7 +53,7 @@ def mark_of(world: World, name: str = "hourly") -> str | None:
         return found
 
 
-def set_mark(world: World, mark: str, name: str = "hourly") -> None:
+def set_mark(world: World, mark: Any, name: str = "hourly") -> None:
     world.run("update groundstate_reaction set mark = :mark where name = :name", mark=mark, name=name)
 
 
@@ -418,9 +418,12 @@ def test_a_worker_with_older_code_leaves_a_schedule_to_those_with_newer_code(wor
     assert "carried out by workers with other code" in caplog.text
 
 
-@pytest.mark.parametrize("nonsense", ["tomorrow", "", "99999-01-01", "9999-12-31T23:59:59Z"])
+NONSENSE = ["tomorrow", "", "99999-01-01", "9999-12-31T23:59:59Z", "\x1b[2J", None]
+NO_TEXT = [b"\xff", b"\xff\x00", 12.5]  # SQLite keeps what it is given
+
+
 def test_a_mark_that_somebody_edited_to_nonsense_is_said_with_the_cure_and_the_others_go_on(
-    world: World, nonsense: str, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock(world)
     others: list[datetime] = []
@@ -431,13 +434,18 @@ def test_a_mark_that_somebody_edited_to_nonsense_is_said_with_the_cure_and_the_o
 
     world.there()
     world.settled()
-    set_mark(world, nonsense)
-    clock.gone(1.2)
-    assert (clock.done, len(others)) == ([], 1)
-    assert "groundstate init --baseline hourly" in caplog.text
-    assert "groundstate init --baseline hourly" in said_of(world).fate
+    life = world.worker()
+    for number, nonsense in enumerate(NONSENSE if world.postgres else NONSENSE + NO_TEXT, start=1):
+        caplog.clear()
+        set_mark(world, nonsense)
+        world.forward(HOUR_S)
+        life.sweep()
+        life.quiet()
+        assert (clock.done, len(others)) == ([], number)
+        assert "groundstate init --baseline hourly" in caplog.text
+        assert "groundstate init --baseline hourly" in said_of(world).fate
+    life.stop()
     world.app.init(baseline=["hourly"])
-    set_mark(world, mark_of(world, "beside") or "")
     clock.gone(1)
     assert len(clock.done) == 1
 
@@ -497,6 +505,20 @@ def test_a_failed_tick_that_is_due_again_after_a_restore_is_carried_out_once(wor
     world.settled()
     assert len(clock.done) == 1
     assert world.attempts() == []
+
+
+def test_a_tick_whose_time_somebody_edited_is_tried_and_then_held_and_the_next_ones_are_carried_out(world: World) -> None:
+    clock = Clock(world, retry=Retry(times=2, first=ms(1)))
+    world.there()
+    world.settled()
+    clock.acts = failing
+    clock.gone(1.1)
+    clock.acts = lambda _at: None
+    world.run("update groundstate_attempt set occurrence = 'tomorrow', state = 'failed', failures = 0")
+    clock.gone(1)
+    clock.gone(1)
+    assert world.attempt().state == "held"
+    assert len(clock.done) == 2
 
 
 def test_pending_says_what_would_be_missed_at_a_moment(world: World) -> None:
