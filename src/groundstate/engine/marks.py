@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Connection, select, update
 
@@ -89,11 +90,11 @@ def move(tx: Transaction, spec: ScheduleSpec, to: datetime) -> Mark:
 
 
 def baseline(life: Life, specs: Sequence[ScheduleSpec]) -> None:
-    """These start with now, whatever their marks were."""
-    with life.database.reading() as connection:
-        seen = read(connection, life.app, specs)
-    for spec in specs:
-        _start_anew(life, spec, seen.get(spec.name))
+    """These start with now, whatever stands of them."""
+    with life.transaction() as tx:
+        for spec in specs:
+            row = _new(spec, tx)
+            tx.connection.execute(row.on_conflict_do_update(index_elements=_KEY, set_={name: row.excluded[name] for name in _SAID}))
 
 
 def enrol(life: Life, specs: Sequence[ScheduleSpec]) -> None:
@@ -107,18 +108,24 @@ def enrol(life: Life, specs: Sequence[ScheduleSpec]) -> None:
 
 
 def _start_anew(life: Life, spec: ScheduleSpec, before: Mark | None) -> None:
-    """The mark is now."""
+    """The mark is now; where another worker was first it is that one's."""
     with life.transaction() as tx:
-        mark = keys.instant(tx.now)
-        if before is None:
-            row = {"app": spec.app, "name": spec.name, "key_name": spec.name, "condition": spec.words, "suspect": False, "seen_at": tx.now}
-            tx.connection.execute(tx.database.insert(table).values(**row, mark=mark).on_conflict_do_nothing())
-        else:
-            mine = (table.c.app == spec.app, table.c.name == spec.name, table.c.condition == before.words)
-            tx.connection.execute(update(table).where(*mine).values(condition=spec.words, mark=mark, seen_at=tx.now))
+        row = _new(spec, tx)
+        as_it_was = table.c.condition == ("" if before is None else before.words)
+        said = {name: row.excluded[name] for name in _SAID}
+        tx.connection.execute(row.on_conflict_do_update(index_elements=_KEY, set_=said, where=as_it_was))
     if before is None:
         log.info("schedule %s is new here, and starts with now: %s", spec.name, spec.words)
     else:
-        log.warning(
-            "schedule %s starts anew with now, so that its past is not carried out: %s (before: %s)", spec.name, spec.words, before.words
-        )
+        was = before.words
+        log.warning("schedule %s starts anew with now, so that its past is not carried out: %s (before: %s)", spec.name, spec.words, was)
+
+
+def _new(spec: ScheduleSpec, tx: Transaction) -> Any:
+    mark = keys.instant(tx.now)
+    row = {"app": spec.app, "name": spec.name, "key_name": spec.name, "condition": spec.words, "suspect": False, "seen_at": tx.now}
+    return tx.database.insert(table).values(**row, mark=mark)
+
+
+_KEY = ["app", "name"]
+_SAID = ("condition", "mark", "seen_at")

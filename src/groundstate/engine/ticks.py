@@ -29,7 +29,6 @@ from groundstate.rules.retry import last_try_used, next_try
 from groundstate.rules.schedule import LeftOut, ScheduleSpec
 from groundstate.store.tables import attempt as table
 from groundstate.values import keys
-from groundstate.values.answers import Moment
 
 log = logging.getLogger("groundstate")
 RECORD = ""  # of a tick's attempt: it is on no record
@@ -47,6 +46,12 @@ class _Plan:
     told: str = ""  # what was last said of a mark that keeps it from being carried out
     not_before: float = 0.0
     trouble: int = 0
+    left: bool = False  # something was due, and could not be carried out just then
+
+    def busy(self) -> float:
+        """Another worker has the row, or has done it: how soon it is looked again."""
+        self.left = True
+        return BUSY_S
 
     def tell(self, words: str) -> None:
         """Once, until it is another thing."""
@@ -65,7 +70,7 @@ class _Seen:
 
 
 class Ticks:
-    """Of one worker; for its transactions' thread alone. next: when there is something to do, in seconds of the monotonic clock."""
+    """Of one worker; for its transactions' thread alone. next: when the rows of its schedules are read again."""
 
     def __init__(self, shift: Shift, specs: Sequence[ScheduleSpec]) -> None:
         self._shift = shift
@@ -81,11 +86,16 @@ class Ticks:
 
     @property
     def wants(self) -> bool:
-        return self.next <= time.monotonic()
+        """Whether something may be due."""
+        return self.next <= time.monotonic() or any(plan.left for plan in self._plans)
+
+    def wait_until(self) -> float:
+        """When there is something to do, in seconds of the monotonic clock."""
+        return self.next if self._shift.stopping is None else float("inf")
 
     def turn(self) -> None:
         """One tick, and one that failed before, of each schedule that has some to carry out."""
-        if not self.wants:
+        if self.next > time.monotonic():
             return
         if not self._shift.enrolled:
             marks.enrol(self._shift.life, self._specs)
@@ -98,6 +108,7 @@ class Ticks:
         """Carries out what is due of one schedule, and says when to look again; what goes wrong in it is no other one's concern."""
         if plan.not_before > time.monotonic():
             return plan.not_before
+        plan.left = False
         try:
             wait = self._carry_out(plan, seen)
         except Exception as error:
@@ -107,6 +118,7 @@ class Ticks:
         return began + wait if wait > 0 else 0.0
 
     def _postpone(self, plan: _Plan, error: Exception) -> None:
+        plan.left = True
         plan.trouble = min(plan.trouble + 1, 8)
         plan.not_before = time.monotonic() + 0.05 * 2**plan.trouble
         if isinstance(error, Illegible):
@@ -151,7 +163,7 @@ class Ticks:
         at_mark = self._sound(plan, mark, seen.now)
         if mark is None:
             self._shift.enrolled = False  # its row was deleted
-            waits.append(BUSY_S)
+            waits.append(plan.busy())
         elif at_mark is not None:
             following = spec.timing.following(at_mark)
             due = following <= seen.now
@@ -194,7 +206,7 @@ class Ticks:
         moved = (self._begin if careful else self._run)(plan, mark, tick)
         if moved is None:
             plan.queue.clear()
-            return BUSY_S
+            return plan.busy()
         plan.mark = moved
         plan.queue.popleft()
         self._did(plan, left_out)
@@ -212,7 +224,7 @@ class Ticks:
             if mine:
                 marks.move(tx, plan.spec, to)
         if not mine:
-            return BUSY_S
+            return plan.busy()
         self._did(plan, left_out)
         return 0.0
 
@@ -250,14 +262,14 @@ class Ticks:
             with life.transaction() as tx:
                 before = self._standing(tx, spec, occurrence)
                 if before is None:
-                    return BUSY_S
+                    return plan.busy()
                 if before.state is not State.BEGUN:
                     attempts.save(tx.connection, [(before, self._begun(before, tx))])
         try:
             with life.transaction() as tx:
                 before = self._standing(tx, spec, occurrence)
                 if before is None:
-                    return BUSY_S
+                    return plan.busy()
                 _handle(spec, tx, keys.value_of(occurrence, datetime))
                 attempts.remove(tx.database, tx.connection, [before])
         except Exception as error:
@@ -308,8 +320,7 @@ def _begun_by_us(shift: Shift) -> ColumnElement[bool]:
 
 
 def _handle(spec: ScheduleSpec, tx: Transaction, tick: datetime) -> None:
-    moment = Moment(now=tx.now, due=tick.astimezone(spec.timing.tzinfo), late_by=tx.now - tick, call_no=0, restarted=False)
-    spec.handler(session=tx.session, at=moment)
+    spec.handler(session=tx.session, at=tx.moment(due=tick.astimezone(spec.timing.tzinfo)))
     tx.session.flush()
 
 

@@ -338,7 +338,7 @@ class Worker:
             return self._not_before - now
         if self._shift.stopping is None and any(self._can_go_on(lane, now) for lane in self._shift.parts):
             return 0.0
-        times = [self._next_sweep, now + SWEEP_S, self._ticks.next]
+        times = [self._next_sweep, now + SWEEP_S, self._ticks.wait_until()]
         if self._shift.embedded:
             times.append(self._next_look)
         times += [at for at in (self._shift.next_due, self._timers.wait_until()) if at is not None]
