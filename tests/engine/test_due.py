@@ -425,7 +425,7 @@ def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(
         one.status = "gone"
 
     timed.there()
-    life = timed.worker()
+    timed.worker()
     timed.add(Bill(id=1, due_at=now() + ms(300)))
     until(lambda: bill(timed).status == "noted")
     until(lambda: "other could not be asked when it is due next" in caplog.text)
