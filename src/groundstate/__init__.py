@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from groundstate.app.outside import Call, Outside
     from groundstate.app.reaction import Plain, Reaction
     from groundstate.app.store import Store
+    from groundstate.rules.order import InOrder
     from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
+    from groundstate.rules.rate import Rate
     from groundstate.store.tables import Instant
     from groundstate.values.answers import Absent, Busy, Failure, Key, Moment, NotDone, Occurrence, Unknown
     from groundstate.values.errors import (
@@ -38,7 +40,9 @@ _HOMES = {
     "app.outside": ("Call", "Outside"),
     "app.reaction": ("Plain", "Reaction"),
     "app.store": ("Store",),
+    "rules.order": ("InOrder",),
     "rules.policy": ("InDoubt", "Retry", "again", "ask", "hold", "same_key"),
+    "rules.rate": ("Rate",),
     "store.tables": ("Instant",),
     "values.answers": ("Absent", "Busy", "Failure", "Key", "Moment", "NotDone", "Occurrence", "Unknown"),
     "values.errors": (
@@ -71,6 +75,7 @@ __all__ = [
     "Failure",
     "GroundstateError",
     "InDoubt",
+    "InOrder",
     "Instant",
     "Key",
     "Moment",
@@ -80,6 +85,7 @@ __all__ = [
     "Occurrence",
     "Outside",
     "Plain",
+    "Rate",
     "Reaction",
     "Retry",
     "StateRefused",

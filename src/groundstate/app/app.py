@@ -18,6 +18,7 @@ from groundstate.app.reaction import Plain, Reaction
 from groundstate.app.running import Running
 from groundstate.app.store import Store
 from groundstate.rules import clause as look
+from groundstate.rules.order import InOrder
 from groundstate.rules.policy import Retry
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.values.errors import DeclarationError
@@ -70,6 +71,7 @@ class App(Running):
         record: type[R],
         *clauses: Clause,
         occurrence: Sequence[Column] = (),
+        in_order: InOrder | None = None,
         fact: Column | None = None,
         retry: Retry | None = None,
         name: str | None = None,
@@ -81,6 +83,8 @@ class App(Running):
         *clauses: Clause,
         call: Call[R, O],
         occurrence: Sequence[Column] = (),
+        in_order: InOrder | None = None,
+        per: Column | None = None,
         fact: Column | None = None,
         name: str | None = None,
     ) -> _OnCall[R, O]: ...
@@ -92,6 +96,8 @@ class App(Running):
         call: Call[A, O],
         sends: Callable[Concatenate[R, Q], A],
         occurrence: Sequence[Column] = (),
+        in_order: InOrder | None = None,
+        per: Column | None = None,
         fact: Column | None = None,
         name: str | None = None,
     ) -> _OnCall[R, O]: ...
@@ -105,6 +111,9 @@ class App(Running):
                 call: made before the handler, which is given its outcome.
                 sends: makes the call's argument from the record, inside the begin transaction; what it raises was surely not done.
                 occurrence: columns that tell one round of this event from the next.
+                in_order: one at a time for equal values of a column, and in which order: `InOrder(by, order)`.
+                per: the column that tells the part of the outside that this record talks to, such as its tenant: `limit_per`, `rate_per`
+                    and the pause of an endpoint that fails are for each of its values. NULL: no part of it.
                 fact: the one column that the handler writes: 'fact is NULL' joins the clauses, and it runs alongside other reactions.
                 retry: when a handler that failed is tried again; of a reaction with a call, its call says so.
                 name: the handler's name where it is not given. Keys are made of it.
