@@ -112,7 +112,7 @@ class Outside:
         DeclarationError: one of these cannot be meant so.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # an endpoint has these
         self,
         name: str,
         *,
@@ -128,7 +128,9 @@ class Outside:
         for option, given in (("limit", limit), ("limit_per", limit_per)):
             if given is not None and not _is_count(given):
                 without = "100 in each worker" if option == "limit" else "no such limit"
-                raise DeclarationError(f"Outside({name!r}, {option}={given!r}): at least 1 call must be possible; leave it out for {without}")
+                raise DeclarationError(
+                    f"Outside({name!r}, {option}={given!r}): at least 1 call must be possible; leave it out for {without}"
+                )
         for option, said in (("rate", rate), ("rate_per", rate_per)):
             _check_rate(f"Outside({name!r}, {option}={said!r})", said)
         if client is not None and not isinstance(client, type) and (hasattr(client, "__aenter__") or hasattr(client, "__enter__")):
@@ -233,7 +235,8 @@ def _check_rate(what: str, rate: Any) -> None:
         raise DeclarationError(f"{what}: give a Rate, such as Rate(10, timedelta(seconds=1)) for ten calls in any second")
     if not _is_count(rate.times):
         raise DeclarationError(f"{what}: at least 1 call must be possible in the span: Rate(times=1, ...) or more")
-    if not isinstance(rate.each, timedelta) or not timedelta() < rate.each <= LONGEST_SPAN:
+    each: Any = rate.each
+    if not isinstance(each, timedelta) or not timedelta() < each <= LONGEST_SPAN:
         raise DeclarationError(
             f"{what}: give a span of more than zero and {LONGEST_SPAN.days} days at most, such as each=timedelta(minutes=1)"
         )

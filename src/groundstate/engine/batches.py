@@ -6,6 +6,7 @@ import logging
 import time
 
 from groundstate.engine import begin, careful, due, plain, trouble
+from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import describe
 from groundstate.engine.plain import Feed
@@ -41,9 +42,25 @@ class Batches:
         if waiting:
             lane = self._shift.in_turn(waiting)[0]
             limit = min(lane.failing.room(lane.batch, 0, now), lane.batch)
+            if lane.groups is not None:
+                self._by_groups(lane, lane.groups, limit)
+                return
             done = self._batch(lane, Feed(cursor=lane.cursor, limit=limit, crowded=lane.crowded))
             if done is not None:
                 moved_on(lane, done.cursor, done.read, limit, done.taken)
+
+    def _by_groups(self, lane: Lane, groups: Round, limit: int) -> None:
+        """One page of the pass: who is first of many values. Those behind them come with the next pass."""
+        with self._shift.database.reading() as connection:
+            page = groups.page(connection, lane.cursor, limit, lambda _value: True)
+        lane.cursor = page.cursor
+        if page.cursor is None:
+            lane.swept()
+        done = self._batch(lane, Feed(keys=page.keys)) if page.keys else None
+        if done is not None and done.busy:
+            groups.met_busy()
+        if done is not None and done.done:
+            lane.sweep()
 
     def _look_at_due(self, lane: Lane) -> None:
         try:

@@ -6,19 +6,19 @@ Also looks at attempts that stand: failed ones that are due, and doubts of ours,
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from groundstate.engine import attempts, claim, handling, snapshot, trouble
+from groundstate.engine import attempts, claim, groups, handling, line, snapshot, trouble
 from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
-from groundstate.engine.flight import Flight
+from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life, describe
 from groundstate.engine.plain import Feed, new_attempt, put_off, unread
-from groundstate.engine.question import Question
+from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
@@ -41,6 +41,7 @@ class Begun:
     changed: int = 0  # attempts that became something else without a call
     busy: list[attempts.Identity] = field(default_factory=list)
     new_calls: int = 0
+    denied: list[PrimaryKey] = field(default_factory=list)  # taken, and then no slot or token was free for them
 
     def add(self, other: Begun) -> None:
         self.flights += other.flights
@@ -49,8 +50,18 @@ class Begun:
         self.new_calls += other.new_calls
 
 
-def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tuple[float, float]) -> Begun:
-    """Takes records by their condition and begins a call for each, at most `feed.limit`."""
+Gate = Callable[[Sequence[Any]], Sequence[bool]]
+
+
+def unlimited(records: Sequence[Any]) -> Sequence[bool]:
+    """A gate that lets a call through for each of these records."""
+    return [True] * len(records)
+
+
+def begin(  # each differs from call to call
+    life: Life, tx: Transaction, question: Question, feed: Feed, clock: tuple[float, float], gate: Gate = unlimited
+) -> Begun:
+    """Takes records by their condition and begins a call for each that the gate lets through, at most `feed.limit`."""
     found = feed.claim(question, tx)
     result = Begun(claimed=found)
     spec = question.spec
@@ -63,6 +74,9 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
         chosen = [one for one in chosen if one.attempt is not None]  # its doubt was settled since: it is surely not done
     else:
         result.changed = put_off(life, question, tx, found.unreadable)
+    may = gate([one.record for one in chosen])
+    result.denied = [one.key for one, through in zip(chosen, may, strict=True) if not through]
+    chosen = [one for one, through in zip(chosen, may, strict=True) if through]
     new: list[Attempt] = []
     again: list[tuple[Attempt, Attempt]] = []
     flights: list[Flight] = []
@@ -84,19 +98,31 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     return result
 
 
-def consider(  # each differs from call to call
-    life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float], *, room: int
+def consider(  # noqa: PLR0913  # each differs from call to call
+    life: Life,
+    tx: Transaction,
+    question: Question,
+    identities: Sequence[attempts.Identity],
+    clock: tuple[float, float],
+    *,
+    room: int,
+    gate: Gate = unlimited,
 ) -> Begun:
     """Looks at attempts that stand, each by its row of the table; begins and asks as far as there is room."""
     looked = claim.look(question, tx, identities)
-    looking = _Looking(life, tx, question, clock, room)
+    looking = _Looking(life, tx, question, clock)
+    decided: list[_Decided] = []
     for standing in looked.standing.values():
         attempt = standing.attempt
         if attempt is None or not blocking.due(attempt, tx.now):
             continue
         if attempt.state is State.DOUBT and attempt.worker != life.id:
             continue  # whose doubt it is: the worker's that lives, or the adopter's
-        looking.at(attempt, standing)
+        decided.append(_Decided(attempt, standing, _decide(question, attempt, standing, tx.now)))
+    flying = _in_their_turn(tx, question, [one for one in decided if isinstance(one.decision, rules.Begin | rules.Ask)])[:room]
+    through = {one.attempt.identity for one, may in zip(flying, gate([one.standing.record for one in flying]), strict=True) if may}
+    for one in decided:
+        looking.at(one, may_fly=one.attempt.identity in through)
     looking.unread(looked)
     attempts.save(tx.connection, looking.saved)
     attempts.remove(tx.database, tx.connection, looking.removed)
@@ -107,6 +133,24 @@ def consider(  # each differs from call to call
     return result
 
 
+@dataclass(frozen=True)
+class _Decided:
+    """What is to become of an attempt that was looked at."""
+
+    attempt: Attempt
+    standing: Standing
+    decision: rules.Decision
+
+
+def _in_their_turn(tx: Transaction, question: Question, some: list[_Decided]) -> list[_Decided]:
+    """Without failed ones whose turn it is not: what is in doubt keeps its place, since it may have been done."""
+    if question.spec.in_order is None:
+        return some
+    failed = [(one.standing.key, one.standing.record) for one in some if one.attempt.state is State.FAILED]
+    may = line.of_their_turn(tx, question, failed)
+    return [one for one in some if one.attempt.state is not State.FAILED or one.standing.key in may]
+
+
 @dataclass
 class _Looking:
     """What became of attempts that were looked at, before it is written."""
@@ -115,15 +159,15 @@ class _Looking:
     tx: Transaction
     question: Question
     clock: tuple[float, float]
-    room: int
     result: Begun = field(default_factory=Begun)
     saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
     removed: list[Attempt] = field(default_factory=list)
 
-    def at(self, attempt: Attempt, standing: Standing) -> None:
-        match _decide(self.question, attempt, standing, self.tx.now):
-            case rules.Begin() | rules.Ask() if len(self.result.flights) >= self.room:
-                pass  # looked at again at the next sweep
+    def at(self, one: _Decided, *, may_fly: bool) -> None:
+        attempt, standing = one.attempt, one.standing
+        match one.decision:
+            case rules.Begin() | rules.Ask() if not may_fly:
+                pass  # looked at again later
             case rules.Begin():
                 self._begin(attempt, standing)
             case rules.Ask():
@@ -220,7 +264,7 @@ def _flight(  # noqa: PLR0913  # each differs from call to call
         failures = before.failures + 1
         kept = rules.not_done(before, words, next_try(spec.terms.retry, failures, tx.now, life.dice.random()), counts=True).attempt
         return replace(kept, state=State.DOUBT if before.unsure else State.FAILED, worker=life.id)
-    return after, _fly(life, tx, question, after, argument, clock)
+    return after, _of_record(_fly(life, tx, question, after, argument, clock), record)
 
 
 def _question(
@@ -234,7 +278,7 @@ def _question(
             raise
         at = tx.now + max(question.spec.terms.retry.first, timedelta(seconds=1))
         return rules.unknown(attempt, at, life.shorten(f"sends raised {describe(error)}")).attempt
-    return replace(_fly(life, tx, question, attempt, argument, clock), asked_at=tx.now)
+    return replace(_of_record(_fly(life, tx, question, attempt, argument, clock), record), asked_at=tx.now)
 
 
 def _argument(tx: Transaction, question: Question, record: Any) -> Any:
@@ -264,6 +308,14 @@ def _fly(life: Life, tx: Transaction, question: Question, attempt: Attempt, argu
         life=life.id,
         together=attempt.together if attempt.state is State.BEGUN else 0,
     )
+
+
+def _of_record(flight: Flight, record: Any) -> Flight:
+    """With the part of the outside, and the line, that the record is of."""
+    question = flight.question
+    flight.part = part_of(question, record)
+    flight.line = groups.statements(question).text_of(record) if question.spec.in_order is not None and record is not None else None
+    return flight
 
 
 def _give_up(life: Life, tx: Transaction, question: Question, standing: Standing, attempt: Attempt) -> Attempt | None:

@@ -6,10 +6,13 @@ Two lanes, so that a million old rows never starve a new one. All of it may be l
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Connection
+
+from groundstate.engine.groups import Round, round_of
 from groundstate.engine.hints import Touched
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.rules import equality
@@ -29,7 +32,7 @@ class Lane:
     on: bool = True  # False while a person must accept it first
     fresh: dict[PrimaryKey, None] = field(default_factory=dict)
     backlog: bool = False
-    cursor: PrimaryKey | None = None
+    cursor: tuple[Any, ...] | None = None
     crowded: bool = False
     look_again: bool = False  # a table that the condition reads was touched while a pass was on
     probed: bool = False  # this pass was seen to have something to take
@@ -41,9 +44,13 @@ class Lane:
     failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=20))  # DB-only reactions (rules.md 15)
     not_before: float = 0.0  # after the database's own trouble
     trouble: int = 0
+    groups: Round | None = field(init=False)  # of a reaction with `per` or `in_order`: its backlog is gone through by their values
     _heard: dict[PrimaryKey, None] = field(default_factory=dict)
     _heard_whole: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.groups = round_of(self.question)
 
     @property
     def name(self) -> str:
@@ -95,7 +102,7 @@ class Lane:
     def sweep(self) -> None:
         """A new pass over the condition; one that is on goes to its end, and then another begins."""
         if self.backlog:
-            self.look_again = self.newest = True
+            self.look_again, self.newest = True, self.groups is None
         else:
             self.backlog, self.cursor, self.crowded, self.probed = True, None, False, False
 
@@ -105,6 +112,12 @@ class Lane:
         self.backlog = self.look_again
         self.look_again = False
         self.cursor = None
+
+    def probe(self, connection: Connection) -> Sequence[Any]:
+        """One row that a pass would look at, if there is any. Reads alone."""
+        if self.groups is not None:
+            return self.groups.probe(connection)
+        return connection.execute(self.question.keys_after(None, 1, crowded=True)).all()
 
     def take_fresh(self, most: int) -> list[PrimaryKey]:
         taken = [key for key, _ in zip(self.fresh, range(most), strict=False)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 SLICES = 20  # of a span: so much of it is lost, at most, since what was begun in a slice counts from the slice's end
+AHEAD = 1_000_000  # microseconds by which another worker's reading of the database's clock may be ahead of ours
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -51,8 +52,8 @@ def moment_of(microsecond: int) -> datetime:
 def counted(written: str | None, rate: Rate, now: int) -> Counted:
     """What still counts now. None: nothing was counted yet.
 
-    What lies in the future is from before the clock was set back: it counts as begun just now, so that there are never more than the
-    rate, and nobody waits for longer than one span. What cannot be read counts in full.
+    What lies more than a second in the future is from before the clock was set back: it counts as begun just now, so that there are never
+    more than the rate, and nobody waits for longer than one span and that second. What cannot be read counts in full.
     """
     end = _end_of_slice(rate, now)
     try:
@@ -60,9 +61,10 @@ def counted(written: str | None, rate: Rate, now: int) -> Counted:
     except (ValueError, TypeError, AttributeError, RecursionError):
         before = {end: rate.times}
     still: dict[int, int] = {}
-    for one, count in before.items():
-        if min(one, end) + _span(rate) > now and count > 0:
-            still[min(one, end)] = still.get(min(one, end), 0) + count
+    for written_end, count in before.items():
+        one = written_end if written_end <= end + AHEAD else end
+        if one + _span(rate) > now and count > 0:
+            still[one] = still.get(one, 0) + count
     return Counted(still)
 
 
