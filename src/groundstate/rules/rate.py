@@ -84,6 +84,8 @@ def taken(found: Counted, rate: Rate, now: int, calls: int) -> Counted:
 def free_at(found: Counted, rate: Rate) -> int | None:
     """When the next call may be begun, where none may now."""
     over = found.calls - rate.times
+    if over < 0:
+        return None
     for end in sorted(found.by_end):
         over -= found.by_end[end]
         if over < 0:
