@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from groundstate.app.outside import Call, Outside
     from groundstate.app.reaction import Plain, Reaction
     from groundstate.app.store import Store
+    from groundstate.rules.due import Due, after
     from groundstate.rules.order import InOrder
     from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
     from groundstate.rules.rate import Rate
@@ -40,6 +41,7 @@ _HOMES = {
     "app.outside": ("Call", "Outside"),
     "app.reaction": ("Plain", "Reaction"),
     "app.store": ("Store",),
+    "rules.due": ("Due", "after"),
     "rules.order": ("InOrder",),
     "rules.policy": ("InDoubt", "Retry", "again", "ask", "hold", "same_key"),
     "rules.rate": ("Rate",),
@@ -72,6 +74,7 @@ __all__ = [
     "Conflict",
     "DeclarationError",
     "DeclarationWarning",
+    "Due",
     "Failure",
     "GroundstateError",
     "InDoubt",
@@ -94,6 +97,7 @@ __all__ = [
     "StoreRefused",
     "Unknown",
     "WentBack",
+    "after",
     "again",
     "ask",
     "every_child",

@@ -60,8 +60,13 @@ def _indexes(database: Database, connection: Connection, question: Question) -> 
     name = question.spec.name
     try:
         found = plans.scans(database, connection, question)
+        sorted_ = plans.unsorted(database, connection, question)
     except CompileError as error:
         yield Finding("advice", "index", name, f"its condition cannot be explained: {error}")
+        return
+    if sorted_ is not None:
+        words = f"what is due next of {name} is found by sorting all rows of {sorted_.table} of which its condition holds"
+        yield Finding("problem" if sorted_.rows >= LARGE else "advice", "index", name, words, sorted_.ddl)
         return
     for scan in found:
         many = f"at least {scan.rows:,}" if scan.rows >= plans.COUNTED_MOST else f"{scan.rows:,}"
@@ -94,7 +99,7 @@ def _same_keys_again(questions: Sequence[Question]) -> Iterator[Finding]:
 
 def _sets(question: Question) -> Iterator[tuple[str, Any]]:
     spec = question.spec
-    for function in (spec.handler, spec.overtaken, spec.gave_up):
+    for function in (spec.handler, spec.overtaken, spec.gave_up, spec.expired):
         for column, values in constants_set(function.call).items() if function else ():
             yield from ((column, value) for value in values)
 

@@ -104,7 +104,7 @@ class Groups:
         return select(values.c.value, *found).where(values.c.value.is_not(None)).order_by(values.c.n)
 
     def _least(self, where: ColumnElement[bool] | None) -> Select[Any]:
-        chosen = select(self.column).where(self._ready, self.column.is_not(None))
+        chosen = select(self.column).where(self.question.ready, self.column.is_not(None))
         if where is not None:
             chosen = chosen.where(where)
         return chosen.order_by(self.column).limit(1)
@@ -112,7 +112,7 @@ class Groups:
     def _resting(self, after: PrimaryKey, most: int, *, every: bool) -> Select[Any]:
         """Rows in key order: those without a value, or every one."""
         columns = self.question.key_attributes
-        found = select(*columns).where(self._ready)
+        found = select(*columns).where(self.question.ready)
         if self.question.unattempted is not None:
             found = found.where(self.question.unattempted)
         if not every:
@@ -136,18 +136,15 @@ class Groups:
         return select(*mine, *firsts).where(self.question.among_given(mine))
 
     @property
-    def _ready(self) -> ColumnElement[bool]:
-        return self.question.condition
-
-    @property
     def _in_line(self) -> tuple[Any, ...]:
-        return (*self._first_by, *self.question.key_attributes)
+        """Who comes first: in order as it says, and else what has been due for the longest time."""
+        return (*self._first_by, *self.question.key_attributes) if self._first_by else self.question.place_attributes
 
     @cached_property
     def _takeable(self) -> ColumnElement[bool]:
         """In order: who stands in line, whatever stands on him. Else: who has no attempt, so that those behind are reached."""
         also = self._not_stepped_aside if self.ordered else self.question.unattempted
-        return self._ready if also is None else and_(self._ready, also)
+        return self.question.ready if also is None else and_(self.question.ready, also)
 
     @property
     def _not_stepped_aside(self) -> ColumnElement[bool] | None:

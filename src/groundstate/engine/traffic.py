@@ -253,6 +253,7 @@ class Traffic:
             self._flying[(flight.call, flight.is_find)] = flight
             self.limits.sent(flight)
         self.caller.start(begun.flights)
+        self._shift.expired.update(begun.expired)
         if begun.changed:
             self._shift.look_for_due()
 
