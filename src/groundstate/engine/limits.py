@@ -78,8 +78,8 @@ class Limits:
         used = self._used(place, freed)
         limit = most_at_once(place)
         most = limit if limit is not None else AT_ONCE if place[1] == WHOLE else 2**31
-        if limit is not None and (again := self._slots.again_at(place)) > now:
-            return min(most, self._slots.held(place)) - used, again
+        if limit is not None and self._slots.refused(place):
+            return min(most, self._slots.held(place)) - used, math.inf  # when there is one again, `turn` gets it
         return most - used, math.inf
 
     def _room_of_part(self, place: Place, now: float, freed: Freed = NOTHING_FREED) -> tuple[int, float]:
@@ -127,7 +127,7 @@ class Limits:
         self._slots.take({place: self._used(place, self._freed) + count for place, count in wanted.items() if most_at_once(place)}, now)
         for place in wanted:
             if most_at_once(place) is not None:
-                caps[place] = _less(caps[place], self._slots.held(place) - self._used(place, self._freed), self._slots.again_at(place))
+                caps[place] = _less(caps[place], self._slots.held(place) - self._used(place, self._freed), math.inf)
         if self._tokens is not None:
             for place, left in self._tokens.left(wanted).items():
                 caps[place] = _less(caps[place], left, self._free_at.get(place, 0.0))
@@ -206,6 +206,10 @@ class Limits:
 
     def turn(self, now: float) -> None:
         """At each turn: lanes whose time has come are gone through again, and slots that nobody needs are given back."""
+        got = {outside for outside, _ in self._slots.retry(self._wanted, now)}
+        for lane in self._passed_by if got else ():
+            if _call(lane.question).outside in got:
+                self._passed_by[lane] = 0.0
         for lane in [one for one, at in self._passed_by.items() if at <= now]:
             del self._passed_by[lane]
             if lane.on:
@@ -219,8 +223,12 @@ class Limits:
         found = [breaker.until for breaker in self._breakers.values() if breaker.until > now]
         found += [at for at in self._passed_by.values() if at != math.inf]
         found += self._free_at.values()
-        slots = self._slots.next_s()
-        return found if slots is None else [*found, slots]
+        return [*found, *self._slots.times()]
+
+    def _wanted(self, place: Place) -> bool:
+        """Whether a slot there is waited for."""
+        lanes = (lane for lane in self._shift.lanes if lane.wants or lane in self._passed_by)
+        return any(lane.question.spec.call is not None and lane.question.spec.call.outside is place[0] for lane in lanes)
 
     @property
     def open_breakers(self) -> list[Place]:
@@ -228,8 +236,8 @@ class Limits:
 
     @property
     def awaited(self) -> bool:
-        """Whether something that was passed by may go at a time that is known."""
-        return any(at != math.inf for at in self._passed_by.values())
+        """Whether something that was passed by may go at a time that is known, or as soon as another worker gives a slot back."""
+        return self._slots.waits or any(at != math.inf for at in self._passed_by.values())
 
 
 def _call(question: Question) -> CallSpec:

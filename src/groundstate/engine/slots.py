@@ -14,7 +14,8 @@ from groundstate.engine.shift import Shift
 from groundstate.rules.reaction import OutsideSpec
 
 LINGER_S = 0.05  # so long a slot is kept that no call uses
-AGAIN_S = 0.03  # so long after one was not to be had it is tried again
+AGAIN_S = 0.02  # so long after one was not to be had it is tried again, and then after twice as long
+AGAIN_MOST_S = 0.2
 WHOLE = ""
 Place = tuple[OutsideSpec, str | None]  # an outside as a whole ('' for the part), a part of it ('=' and its name), or what has none (None)
 
@@ -36,21 +37,31 @@ class Slots:
     _held: dict[Place, set[int]] = field(default_factory=dict)
     _idle_since: dict[Place, float] = field(default_factory=dict)
     _again_at: dict[Place, float] = field(default_factory=dict)
+    _refused: dict[Place, float] = field(default_factory=dict)  # how long was waited the last time, before it was tried again
 
     def held(self, place: Place) -> int:
         self._forget_old_life()
         return len(self._held.get(place, ()))
 
-    def again_at(self, place: Place) -> float:
-        """When it is tried again, where there were fewer than wanted; 0: now."""
+    def refused(self, place: Place) -> bool:
+        """Whether there were fewer than wanted when it was last tried."""
         self._forget_old_life()
-        return self._again_at.get(place, 0.0)
+        return place in self._again_at
+
+    def retry(self, wanted: Callable[[Place], bool], now: float) -> set[Place]:
+        """Where there were fewer than wanted: one more, if it is free by now, before anybody opens a transaction for it."""
+        self._forget_old_life()
+        for place in [one for one in self._again_at if not wanted(one)]:
+            del self._again_at[place]
+        tried = [place for place, at in self._again_at.items() if at <= now]
+        self.take({place: self.held(place) + 1 for place in tried}, now)
+        return {place for place in tried if place not in self._again_at}
 
     def take(self, needed: Mapping[Place, int], now: float) -> None:
         """So that so many are held of each, as far as they are free."""
         self._forget_old_life()
         wanted = {place: count - self.held(place) for place, count in needed.items()}
-        wanted = {place: more for place, more in wanted.items() if more > 0 and self.again_at(place) <= now}
+        wanted = {place: more for place, more in wanted.items() if more > 0 and self._again_at.get(place, 0.0) <= now}
         if not wanted:
             return
         free = {place: self._not_ours(place) for place in wanted}
@@ -59,8 +70,11 @@ class Slots:
             ours = got.intersection(free[place])
             if ours:
                 self._held.setdefault(place, set()).update(ours)
+            if ours:
+                self._refused.pop(place, None)
             if len(ours) < more:
-                self._again_at[place] = now + AGAIN_S * (0.5 + self.shift.life.dice.random())
+                self._refused[place] = min(self._refused.get(place, AGAIN_S / 2) * 2, AGAIN_MOST_S)
+                self._again_at[place] = now + self._refused[place] * (0.5 + self.shift.life.dice.random())
             else:
                 self._again_at.pop(place, None)
 
@@ -80,9 +94,14 @@ class Slots:
         if back:
             self.shift.life.lives.give_slots_back(back)
 
-    def next_s(self) -> float | None:
-        """When something is to be given back."""
-        return min(self._idle_since.values()) + LINGER_S if self._idle_since else None
+    @property
+    def waits(self) -> bool:
+        """Whether some are to be tried again."""
+        return bool(self._again_at)
+
+    def times(self) -> list[float]:
+        """When something is to be given back, or tried again."""
+        return [*(at + LINGER_S for at in self._idle_since.values()), *self._again_at.values()]
 
     def _not_ours(self, place: Place) -> list[int]:
         """Numbers of others, or of nobody, another one first each time: two workers that begin with the same would meet at each."""
@@ -95,4 +114,4 @@ class Slots:
     def _forget_old_life(self) -> None:
         if self._life != self.shift.life.id:
             self._life = self.shift.life.id
-            self._held, self._idle_since, self._again_at = {}, {}, {}
+            self._held, self._idle_since, self._again_at, self._refused = {}, {}, {}, {}
