@@ -10,15 +10,17 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import Absent, App, InOrder, Key, Outside, Rate, Store, Unknown, ask
+from groundstate import Absent, App, InDoubt, InOrder, Key, Outside, Rate, Retry, Store, Unknown, again, ask
 from groundstate.engine import limits, line, numbers, slots, tokens
 from groundstate.testing import Lab
-from tests.lab.apps import RETRY, TIMEOUT
 from tests.lab.planting import Change
 from tests.lab.searching import Search, at, hints, moods, two_workers
 
-SPAN = timedelta(seconds=30)
+SPAN = timedelta(seconds=5)
 TIMES = 2
+TIMEOUT = timedelta(seconds=2)  # all of them short, since a worker that waits looks round each second
+ASK = ask(settle_after=timedelta(seconds=2))
+RETRY = Retry(first=timedelta(seconds=1), times=4)
 
 
 class Base(DeclarativeBase):
@@ -49,16 +51,18 @@ class Case:
         )
 
 
-def _sending(name: str, outside: Outside, **options: Any) -> tuple[App, Any]:
+def _sending(name: str, outside: Outside, in_doubt: InDoubt = ASK, **options: Any) -> tuple[App, Any]:
     app = App(f"limited-{name}", Store("sqlite:///limited.db", Base))
 
-    @outside.call(in_doubt=ask(settle_after=timedelta(seconds=40)), timeout=TIMEOUT, retry=RETRY)
+    @outside.call(in_doubt=in_doubt, timeout=TIMEOUT, retry=RETRY)
     def send(message: Message, key: Key) -> str:
         raise AssertionError("the lab's fake is called instead")
 
-    @send.find
-    def find(message: Message, key: Key) -> str | Absent | Unknown:
-        raise AssertionError("the lab's fake is asked instead")
+    if in_doubt is ASK:
+
+        @send.find
+        def find(message: Message, key: Key) -> str | Absent | Unknown:
+            raise AssertionError("the lab's fake is asked instead")
 
     @app.on(Message, Message.status == "new", call=send, **options)
     def sent(message: Message, answer: str) -> None:
@@ -105,7 +109,7 @@ def _one_each() -> Case:
 
 
 def _rated() -> Case:
-    app, send = _sending("rated", Outside("sms", rate=Rate(TIMES, SPAN), rate_per=Rate(TIMES, SPAN)), per=Message.chat)
+    app, send = _sending("rated", Outside("sms", rate=Rate(TIMES, SPAN), rate_per=Rate(TIMES, SPAN)), again(), per=Message.chat)
     return Case(app, lambda: _line(1, 2, 3), [send], within_the_rate)
 
 
@@ -137,8 +141,8 @@ class Planted:
     postgres: bool = False
 
 
-DIES = at("die", "committed", "call")
-WORKERS = two_workers("statement", "committed", "call")
+DIES = at("die", "call", "done")
+WORKERS = two_workers("call", "answered")
 PLANTED = [
     Planted(
         "a token that was spent is not counted", RATED, DIES, "assertion", [Change(tokens.Tokens, "write", "self._spent[place])", "0)")]

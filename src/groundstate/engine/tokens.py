@@ -39,10 +39,13 @@ class Tokens:
     shift: Shift
     tx: Transaction
     free_at: dict[Place, float]
-    _opened: float = field(default_factory=time.monotonic)
+    _opened: float = field(init=False)
     _counts: dict[Place, Counted] = field(default_factory=dict)
     _written: dict[Place, str] = field(default_factory=dict)
     _spent: Counter[Place] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._opened = time.monotonic()
 
     def left(self, places: Iterable[Place]) -> dict[Place, int]:
         """How many calls may be begun at each of these places that have a rate; none where another worker counts just now."""
