@@ -86,28 +86,30 @@ class Groups:
 
     def _build(self, each: int, *, begins: bool) -> Select[Any]:
         cursor = bindparam("cursor", type_=self.column.type)
-        first = self._least(None if begins else self.column > cursor)
+        first = self.least_after(None if begins else cursor)
         start = select(first.scalar_subquery().label("value"), literal_column("1", Integer).label("n")).cte(
             "groundstate_values", recursive=True
         )
-        following = self._least(self.column > start.c.value).correlate(start).scalar_subquery()
+        following = self.least_after(start.c.value).correlate(start).scalar_subquery()
         values = start.union_all(
             select(following, start.c.n + 1).where(start.c.value.is_not(None), start.c.n < bindparam("most", type_=Integer))
         )
         found: list[Any] = []
         for number in range(each):
-            rows = select(*self.question.key_attributes).where(self._takeable, self.column == values.c.value)
             found += [
-                rows.with_only_columns(one).order_by(*self._in_line).offset(number).limit(1).correlate(values).scalar_subquery()
+                self.line_of(values.c.value, one).offset(number).limit(1).correlate(values).scalar_subquery()
                 for one in self.question.key_attributes
             ]
         return select(values.c.value, *found).where(values.c.value.is_not(None)).order_by(values.c.n)
 
-    def _least(self, where: ColumnElement[bool] | None) -> Select[Any]:
-        chosen = select(self.column).where(self.question.ready, self.column.is_not(None))
-        if where is not None:
-            chosen = chosen.where(where)
-        return chosen.order_by(self.column).limit(1)
+    def least_after(self, value: Any) -> Select[Any]:
+        """The least value above this one, or of all."""
+        above = self.column.is_not(None) if value is None else self.column > value
+        return select(self.column).where(self.question.ready, above).order_by(self.column).limit(1)
+
+    def line_of(self, value: Any, *columns: Any) -> Select[Any]:
+        """These columns of the rows with a value, those that come first first."""
+        return select(*columns).where(self._takeable, self.column == value).order_by(*self.in_line)
 
     def _resting(self, after: PrimaryKey, most: int, *, every: bool) -> Select[Any]:
         """Rows in key order: those without a value, or every one."""
@@ -128,15 +130,12 @@ class Groups:
         given: Any = aliased(self.question.entity, name="groundstate_given")
         names = [column.key for column in self.question.key_attributes]
         mine = [getattr(given, name) for name in names]
-        line = select(*self.question.key_attributes).where(self._takeable, self.column == getattr(given, self.column.key))
-        firsts = [
-            line.with_only_columns(one).order_by(*self._in_line).limit(1).correlate(given).scalar_subquery()
-            for one in self.question.key_attributes
-        ]
+        value = getattr(given, self.column.key)
+        firsts = [self.line_of(value, one).limit(1).correlate(given).scalar_subquery() for one in self.question.key_attributes]
         return select(*mine, *firsts).where(self.question.among_given(mine))
 
     @property
-    def _in_line(self) -> tuple[Any, ...]:
+    def in_line(self) -> tuple[Any, ...]:
         """Who comes first: in order as it says, and else what has been due for the longest time."""
         return (*self._first_by, *self.question.key_attributes) if self._first_by else self.question.place_attributes
 
