@@ -10,7 +10,7 @@ import pytest
 from groundstate.testing import Crashed, Lab, trial
 from tests.lab.limited_apps import CASES, DIES, PLANTED, WORKERS, Case, Planted
 from tests.lab.planting import planted
-from tests.lab.searching import both, limited_to
+from tests.lab.searching import at, both, limited_to
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_it_is_right_whoever_dies_and_whoever_goes_on(quick: None, case: Case) -
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.app.name)
 def test_it_is_right_on_postgresql_too(quick: None, case: Case, postgres_url: str) -> None:
-    with Lab(postgres=postgres_url) as lab, limited_to(DIES):
+    with Lab(postgres=postgres_url) as lab, limited_to(at("die", "call")):
         case.run(lab, budget=0, seed=1)
 
 

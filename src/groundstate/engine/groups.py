@@ -6,7 +6,7 @@ that a value with a million rows costs what any other does. Rows without a value
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -72,10 +72,12 @@ class Groups:
         rows = connection.execute(self._firsts, self.question.given(wanted))
         return {tuple(row[:size]): tuple(row[size:]) for row in rows if row[size] is not None}
 
-    def values_of(self, connection: Connection, wanted: Sequence[PrimaryKey]) -> set[str]:
-        """The values of these records, as they are named."""
-        found = connection.execute(select(self.column).where(self.question.among(wanted))).scalars()
-        return {keys.text(one) for one in found if one is not None}
+    def values_of(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[PrimaryKey, str]:
+        """The values of these records, as they are named; without those that have none."""
+        if not wanted:
+            return {}
+        rows = connection.execute(select(self.column, *self.question.key_attributes).where(self.question.among(list(wanted))))
+        return {tuple(row[1:]): keys.text(row[0]) for row in rows if row[0] is not None}
 
     # ---- statements ------------------------------------------------------------------------------------------------------------
     def _paged(self, each: int, *, begins: bool) -> Select[Any]:

@@ -6,13 +6,12 @@ holds too where a record was overtaken, or is in doubt and has moved on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, select
+from sqlalchemy import Connection, and_, select
 
 from groundstate.engine import attempts, groups
-from groundstate.engine.groups import Groups
 from groundstate.engine.numbers import try_turns
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
@@ -20,6 +19,8 @@ from groundstate.rules import blocking
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt
 from groundstate.store.tables import blocking as stands_in_the_way
+
+LOOKED_AT_MOST = 1_000  # calls that are looked through for people, to say who waits for whom
 
 
 def of_their_turn(tx: Transaction, question: Question, records: Sequence[tuple[PrimaryKey, Any]]) -> set[PrimaryKey]:
@@ -37,7 +38,8 @@ def of_their_turn(tx: Transaction, question: Question, records: Sequence[tuple[P
     # From here on in statements of their own: what was committed before we got the turns is seen (hazard 17).
     waiting = {value: some for value, some in by_value.items() if value in ours}
     if waiting:
-        taken = busy(tx, question, asked, {key for some in waiting.values() for key in some})
+        others = _in_the_way(tx.connection, question) - {key for some in waiting.values() for key in some}  # these are looked at themselves
+        taken = set(asked.values_of(tx.connection, others).values())
         waiting = {value: some for value, some in waiting.items() if value not in taken}
     if not waiting:
         return may
@@ -52,14 +54,13 @@ def _locked(tx: Transaction, question: Question, values: Sequence[str]) -> set[s
     return {name[-1] for name in try_turns(tx, [("line", spec.app, spec.name, value) for value in values])}
 
 
-def busy(tx: Any, question: Question, asked: Groups, but: set[PrimaryKey]) -> set[str]:
-    """Values of the records of which a call is in the air, or may have been made; but for these records, which are looked at themselves."""
+def _in_the_way(connection: Connection, question: Question, most: int | None = None) -> set[PrimaryKey]:
+    """Records for which a call is in the air, or may have been made."""
     spec = question.spec
     blocks = attempt.c.blocks.is_(None) if spec.fact is not None else attempt.c.blocks == spec.table_name
     mine = and_(attempt.c.app == spec.app, attempt.c.reaction == spec.name)
-    texts = tx.connection.execute(select(attempt.c.record).where(blocks, mine, stands_in_the_way)).scalars()
-    found = {key for text in texts if (key := question.key_of_text(text)) is not None} - but
-    return asked.values_of(tx.connection, list(found)) if found else set()
+    texts = connection.execute(select(attempt.c.record).where(blocks, mine, stands_in_the_way).limit(most)).scalars()
+    return {key for text in texts if (key := question.key_of_text(text)) is not None}
 
 
 def free(tx: Transaction, question: Question, wanted: Sequence[PrimaryKey]) -> list[PrimaryKey]:
@@ -72,9 +73,14 @@ def free(tx: Transaction, question: Question, wanted: Sequence[PrimaryKey]) -> l
     return [key for key in wanted if texts[key] not in waits]
 
 
-def who_is_before(connection: Any, question: Question, key: PrimaryKey) -> PrimaryKey | None:
-    """The record that is first in this one's line, where that is another."""
+def who_is_before(connection: Connection, question: Question, key: PrimaryKey) -> PrimaryKey | None:
+    """The record for whose end this one waits in its line; None where it is its turn, or has no line."""
     asked = groups.statements(question)
-    firsts: Mapping[PrimaryKey, PrimaryKey] = asked.first_of(connection, [key])
-    first = firsts.get(key)
-    return None if first in (None, key) else first
+    first = asked.first_of(connection, [key]).get(key) if asked.ordered else None
+    if first not in (None, key):
+        return first
+    others = _in_the_way(connection, question, LOOKED_AT_MOST) - {key}
+    value = next(iter(asked.values_of(connection, [key]).values()), None)
+    return (
+        next((one for one, theirs in asked.values_of(connection, others).items() if theirs == value), None) if value is not None else None
+    )
