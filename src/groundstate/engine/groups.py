@@ -186,13 +186,13 @@ class Round:
 
     groups: Groups
     _every_row: bool = False  # after the values, all rows in key order: some could be missed else
-    _values: int = 1  # how many the last pass met
+    _values: int = 0  # how many the last pass met
     _met: int = 0
 
     def page(self, connection: Connection, cursor: Cursor | None, room: int, may_go: Callable[[str], bool]) -> Page:
         """The next keys of a pass, about as many as there is room for. may_go: whether anything of this value may be taken now."""
         if cursor is None:
-            self._every_row, self._values, self._met = self.groups.question.text_in_sql is None, max(self._met, 1), 0
+            self._every_row, self._values, self._met = self.groups.question.text_in_sql is None, self._met, 0
         if cursor is None or cursor[0] == "by":
             return self._by_value(connection, cursor or ("by",), room, may_go)
         most = max(room, 1)
@@ -200,9 +200,9 @@ class Round:
         return Page(found, ("rest", *found[-1]) if len(found) == most else None)
 
     def _by_value(self, connection: Connection, cursor: Cursor, room: int, may_go: Callable[[str], bool]) -> Page:
-        most = max(min(room, VALUES_MOST), 1)
-        one = self.groups.order is not None
-        each = 1 if one else next((each for each in EACH if each * self._values >= room), EACH[-1])
+        few = self.groups.order is None and self._met < self._values  # no more values than the last pass met, as far as it is seen
+        each = next((each for each in EACH if each * self._values >= room), EACH[-1]) if few else 1
+        most = max(min(room // each, VALUES_MOST), 1)
         found = self.groups.of_values(connection, cursor[1:], most, each)
         self._met += len(found)
         going = [some for value, some in found if may_go(keys.text(value))]
