@@ -11,7 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import InDoubt, InOrder, NotDone, Outside, Retry, again, hold
+from groundstate.engine import line as line_module
 from tests.engine.kit import QUICK, World, ms, until
+from tests.lab.planting import Change, planted
 
 ONCE = Retry(times=1)
 
@@ -258,6 +260,25 @@ def test_a_hundred_lines_do_not_wait_for_one_that_is_long(chats: World) -> None:
     all_sent(chats, *range(1000, 1030))
     assert line.sent.index(1029) < 80
     assert [key for key in line.sent if key < 1000] == sorted(key for key in line.sent if key < 1000)
+
+
+def test_rows_that_are_heard_of_in_another_order_wait_for_their_turn_and_would_not_if_nobody_asked_again(chats: World) -> None:
+    def in_order() -> bool:
+        line = Line()
+        sending(chats, line)
+        chats.there()
+        life = chats.worker(held=True)
+        write(chats, *[(key, "a", 20 - key) for key in range(1, 11)])
+        life.worker.go()
+        all_sent(chats, *range(1, 11))
+        life.stop()
+        return line.sent == [*range(10, 0, -1)]
+
+    assert in_order()
+    chats.run("delete from messages")
+    chats.app.reactions.clear()
+    with planted(Change(line_module, "of_their_turn", "if not asked.ordered:", "if True:")):
+        assert not in_order()
 
 
 # ---- without a call ------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -18,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import Absent, InDoubt, Key, NotDone, Outside, Rate, Retry, Unknown, again, ask
 from groundstate.engine import slots
 from tests.engine.kit import QUICK, Life, World, ms, until
+from tests.lab.planting import Change, planted
 
 
 class Tenants(DeclarativeBase):
@@ -201,6 +203,23 @@ def test_an_outside_without_a_limit_takes_no_slots(shop: World, monkeypatch: pyt
     deliveries(shop, 3)
     shop.settled()
     assert not any(taken)
+
+
+def test_without_slots_two_workers_would_exceed_the_limit(shop: World) -> None:
+    provider = Provider(hangs=True)
+    delivering(shop, Outside("hooks", limit=2), provider)
+    deliveries(shop, 10)
+    everything = Change(slots.Slots, "take", "self.shift.life.lives.take_slots(", "_everything(")
+    with mock.patch.object(slots, "_everything", _everything, create=True), planted(everything):
+        shop.worker(), shop.worker()
+        until(lambda: len(provider.requests) == 4)
+    assert provider.at_once() == 4
+    provider.gate.set()
+    all_delivered(shop, 10)
+
+
+def _everything(wanted: list[tuple[int, list[int]]]) -> set[int]:
+    return {number for most, numbers in wanted for number in numbers[:most]}
 
 
 # ---- so many in a span of time -------------------------------------------------------------------------------------------------

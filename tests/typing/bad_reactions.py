@@ -108,3 +108,11 @@ ending = packed.overtaken  # refused: there is no outcome without a call
 def unit_test(order: Order, item: Item) -> None:
     packed(item)  # refused: another record
     paid(order, "receipt")  # refused: no outcome of its call
+
+
+@app.on(Order, Order.status == "a part without a call", per=Order.status)  # refused: a part of no outside
+def apart(order: Order) -> None: ...
+
+
+@app.on(Order, Order.status == "in a line", in_order=Order.status)  # refused: InOrder(Order.status)
+def lined(order: Order) -> None: ...

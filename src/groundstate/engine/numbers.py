@@ -23,7 +23,8 @@ def _hashed(*parts: Any) -> int:
 @lru_cache(maxsize=4096)
 def slots(app: str, outside: str, part: str, limit: int) -> tuple[int, ...]:
     """Of an outside, or of a part of it."""
-    return tuple(SLOTS_FROM + _hashed(app, outside, part, number) for number in range(limit))
+    first = _hashed(app, outside, part)
+    return tuple(SLOTS_FROM + (first + number) % 2**61 for number in range(limit))
 
 
 def turn(*name: str) -> int:
