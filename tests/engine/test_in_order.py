@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -12,6 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import InDoubt, InOrder, NotDone, Outside, Retry, again, hold
 from groundstate.engine import line as line_module
+from groundstate.engine import numbers
 from tests.engine.kit import QUICK, World, ms, until
 from tests.lab.planting import Change, planted
 
@@ -279,6 +282,37 @@ def test_rows_that_are_heard_of_in_another_order_wait_for_their_turn_and_would_n
     chats.app.reactions.clear()
     with planted(Change(line_module, "of_their_turn", "if not asked.ordered:", "if True:")):
         assert not in_order()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_workers_that_ask_at_one_moment_would_both_begin_without_a_lock(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    world, line, meet = World(postgres_url, Chats), Line(), threading.Barrier(2)
+    line.plans = {1: ["hang"], 2: ["hang"]}
+    sending(world, line, InOrder(Message.chat))
+    write(world, (1, "a", 1), (2, "a", 2))
+    real = numbers.try_turns
+
+    def both_ask(tx: Any, names: Any) -> Any:
+        got = real(tx, names) if locks else set(names)
+        with suppress(threading.BrokenBarrierError):
+            meet.wait(5)
+        return got
+
+    monkeypatch.setattr(line_module, "try_turns", both_ask)
+    one, two = world.worker(held=True), world.worker(held=True)
+    two.worker.lanes[0].fresh[(2,)] = None
+    one.worker.go()
+    until(lambda: meet.n_waiting == 1)
+    two.worker.go()
+    until(lambda: bool(line.calls))
+    meet.abort()
+    for life in (one, two):
+        life.sweep()
+    assert len(line.calls) == (1 if locks else 2)
+    line.gate.set()
+    world.close()
 
 
 # ---- without a call ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,10 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, InDoubt, InOrder, Key, Outside, Rate, Retry, Store, Unknown, again, ask
-from groundstate.engine import limits, line, numbers, tokens
+from groundstate.engine import limits, line, tokens
 from groundstate.testing import Lab
-from groundstate.testing.explore import Seen
-from groundstate.testing.schedule import Move, Schedule
 from tests.lab.planting import Change
 from tests.lab.searching import Search, at, moods, two_workers
 
@@ -127,12 +125,7 @@ def _read() -> Case:
     return Case(app, lambda: _line(3, 1, 2))
 
 
-def _lines() -> Case:
-    app, send = _sending("lines", Outside("sms"), in_order=InOrder(Message.chat))
-    return Case(app, lambda: _line(1, 2), [send], one_at_a_time)
-
-
-LINED, ONE_EACH, RATED, READ, LINES = _lined(), _one_each(), _rated(), _read(), _lines()
+LINED, ONE_EACH, RATED, READ = _lined(), _one_each(), _rated(), _read()
 CASES = [LINED, ONE_EACH, RATED, READ]
 
 
@@ -145,18 +138,10 @@ class Planted:
     search: Search
     invariant: str
     changes: Sequence[Change]
-    postgres: bool = False
 
 
 DIES = at("die", "call", "done")
 WORKERS = two_workers("call", "answered")
-
-
-def IN_A_BEGIN(seen: Seen) -> Iterator[Schedule]:  # noqa: N802  # a search, like those above
-    """Two workers, and the other goes on at each statement before the first call."""
-    first = next(one.number for one in seen.crossings if one.kind == "call")
-    yield from (Schedule((Move(number, "switch"),), workers=2) for number in range(first - 20, first))
-
 
 PLANTED = [
     Planted(
@@ -173,9 +158,5 @@ PLANTED = [
     Planted(
         "what is in doubt does not count for its line", ONE_EACH, moods(["answer-lost"], ["late"]), "assertion",
         [Change(line, "of_their_turn", "if value not in taken", "if True")],
-    ),
-    Planted(
-        "no lock is taken on a line's value", LINES, IN_A_BEGIN, "assertion",
-        [Change(numbers, "try_turns", "if not tx.database.locks_rows or not names:", "if True:")], postgres=True,
     ),
 ]  # fmt: skip

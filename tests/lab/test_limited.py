@@ -34,8 +34,7 @@ def test_it_is_right_on_postgresql_too(quick: None, case: Case, postgres_url: st
 
 
 @pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: fault.words)
-def test_a_fault_is_caught(quick: None, fault: Planted, request: pytest.FixtureRequest) -> None:
-    postgres = request.getfixturevalue("postgres_url") if fault.postgres else None
-    with Lab(postgres=postgres) as lab, planted(*fault.changes), limited_to(fault.search), pytest.raises(Crashed) as caught:
+def test_a_fault_is_caught(quick: None, fault: Planted) -> None:
+    with Lab() as lab, planted(*fault.changes), limited_to(fault.search), pytest.raises(Crashed) as caught:
         fault.case.run(lab, budget=0, seed=1)
     assert caught.value.invariant == fault.invariant, str(caught.value)
