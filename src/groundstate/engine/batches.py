@@ -59,8 +59,6 @@ class Batches:
         done = self._batch(lane, Feed(keys=page.keys)) if page.keys else None
         if done is not None and done.busy:
             groups.met_busy()
-        if done is not None and done.done:
-            lane.sweep()
 
     def _look_at_due(self, lane: Lane) -> None:
         try:
@@ -111,6 +109,8 @@ class Batches:
             lane.took(took, self._hold_s())
         if done.done:
             lane.failing.succeeded(done.done)
+            if lane.groups is not None:
+                lane.sweep()  # those behind them
         for number in range(done.failed):
             lane.failing.went_wrong((self._shift.turn, number), time.monotonic())
         if done.done and lane.question.answers_late:

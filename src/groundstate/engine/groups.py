@@ -47,6 +47,11 @@ class Groups:
         """Whether somebody is first in line, and the others wait for him."""
         return bool(self._first_by)
 
+    @property
+    def misses_some(self) -> bool:
+        """Whether rows behind those that wait for their next try cannot be told by SQL."""
+        return self.question.text_in_sql is None and not self.ordered
+
     def text_of(self, record: Any) -> str | None:
         """The value of a record, as it is named; None where it has none."""
         value = getattr(record, self.column.key)
@@ -192,7 +197,7 @@ class Round:
     def page(self, connection: Connection, cursor: Cursor | None, room: int, may_go: Callable[[str], bool]) -> Page:
         """The next keys of a pass, about as many as there is room for. may_go: whether anything of this value may be taken now."""
         if cursor is None:
-            self._every_row, self._values, self._met = self.groups.question.text_in_sql is None, self._met, 0
+            self._every_row, self._values, self._met = self.groups.misses_some, self._met, 0
         if cursor is None or cursor[0] == "by":
             return self._by_value(connection, cursor or ("by",), room, may_go)
         most = max(room, 1)
@@ -214,8 +219,8 @@ class Round:
         return self.groups.of_values(connection, (), 1, 1) or self.groups.of_the_rest(connection, (), 1, every=False)
 
     def met_busy(self) -> None:
-        """Somebody has locked rows of this pass. Those behind them must not wait for him, but in an order."""
-        self._every_row = self._every_row or not self.groups.ordered
+        """Somebody has locked rows of this pass: those behind them must not wait for him, but in a line."""
+        self._every_row = self._every_row or self.groups.order is None
 
 
 def round_of(question: Question) -> Round | None:
