@@ -8,7 +8,7 @@ from groundstate.engine import attempts, plain
 from groundstate.engine.claim import Taken
 from groundstate.engine.life import Life
 from groundstate.engine.plain import Done, Feed, new_attempt
-from groundstate.engine.question import Place, Question
+from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt
@@ -33,15 +33,10 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
     return replace(
         done,
         read=found.read,
-        cursor=_after(question, feed, group[-1]) if left else found.cursor,
+        cursor=feed.cursor if left else found.cursor,  # those of the group are done, and the others come again
         failed=done.failed + failed,
         busy=[*done.busy, *(one.key for one in found.taken[len(group) :])],
     )
-
-
-def _after(question: Question, feed: Feed, last: Taken) -> Place | None:
-    """Where the pass goes on: after the last that was carried out, or where it was, since those before are done."""
-    return question.place_of(last.record) if question.places_are_loaded else feed.cursor
 
 
 def _group(life: Life, taken: list[Taken], most: int) -> list[Taken]:

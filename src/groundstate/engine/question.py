@@ -45,7 +45,7 @@ from groundstate.store.tables import Instant, attempt
 from groundstate.values import keys
 
 PrimaryKey = tuple[Any, ...]
-Place = tuple[Any, ...]  # a key, or a due time and a key: the cursor of a pass
+Place = tuple[Any, ...]  # a key, or a due time as the database writes it and a key: the cursor of a pass
 
 
 class Question:
@@ -113,17 +113,13 @@ class Question:
         """The columns by which a pass goes: those of the key, after the due column where there is one, so that the oldest come first."""
         return self.key_attributes if self.timing is None else (self.timing.base, *self.key_attributes)
 
-    @property
-    def places_are_loaded(self) -> bool:
-        """Whether a record tells its place; one that is due by an expression does not."""
-        return self.spec.due is None or self.spec.due.attribute is not None
+    @cached_property
+    def _written_due(self) -> tuple[Any, ...]:
+        return () if self.timing is None else (self.timing.written.label("groundstate_due"),)
 
-    def place_of(self, record: Any) -> Place:
-        """Where a pass stands after this record; for where `places_are_loaded`."""
-        key = self.key_of(record)
-        if self.spec.due is None or self.spec.due.attribute is None:
-            return key
-        return (getattr(record, self.spec.due.attribute.key), *key)
+    def place_of(self, row: Any) -> Place:
+        """Where a pass stands after this row of `records_after`."""
+        return (*row[1:], *self.key_of(row[0]))
 
     def key_in(self, place: Sequence[Any]) -> PrimaryKey:
         """The key within a place."""
@@ -192,11 +188,12 @@ class Question:
 
         crowded: leave out those with attempts by SQL as well, since reading past them again and again would cost.
         """
-        return self._after_cursor(select(*self.place_attributes).where(self.ready), cursor, limit, crowded=crowded, newest=newest)
+        statement = select(*self._written_due, *self.key_attributes).where(self.ready)
+        return self._after_cursor(statement, cursor, limit, crowded=crowded, newest=newest)
 
     def records_after(self, cursor: Place | None, limit: int, *, crowded: bool) -> Select[Any]:
         """The same with the records themselves, locked: for a store whose transaction is the lock, or where `reads_its_row_alone`."""
-        statement = self._loading(select(self.entity).where(self.ready))
+        statement = self._loading(select(self.entity, *self._written_due).where(self.ready))
         return self._at_once(self._after_cursor(statement, cursor, limit, crowded=crowded))
 
     def _after_cursor(
@@ -317,18 +314,19 @@ class Question:
         assert self.timing is not None  # noqa: S101  # who asks has a due time
         return select(*self.key_attributes, self.timing.read).where(self.among(wanted))
 
-    def next_due(self, within: timedelta) -> Select[Any]:
-        """One row: the base time of the record that is due next, within so long."""
+    def next_due(self, within: timedelta, most: int = 1, since: ColumnElement[datetime] | None = None) -> Select[Any]:
+        """The base times of the records that are due next, within so long; with `since` also of those that became due after it."""
         assert self.timing is not None  # noqa: S101  # as above
-        return select(self.timing.read.label("at")).where(self.condition, self.timing.within(within)).order_by(self.timing.base).limit(1)
+        when = self.timing.within(within, since)
+        return select(self.timing.read.label("at")).where(self.condition, when).order_by(self.timing.base).limit(most)
 
     def _after(self, cursor: Place) -> ColumnElement[bool]:
         if len(cursor) == 1:
             return self.key_attributes[0] > cursor[0]  # type: ignore[no-any-return]  # as above
-        attributes = self.place_attributes
-        return tuple_(*attributes) > tuple_(
-            *[bindparam(None, value, type_=column.type) for value, column in zip(cursor, attributes, strict=True)]
-        )
+        key = self.key_in(cursor)
+        values = [bindparam(None, value, type_=column.type) for value, column in zip(key, self.mapper.primary_key, strict=True)]
+        due = [] if self.timing is None else [self.timing.as_written(cursor[0])]
+        return tuple_(*self.place_attributes) > tuple_(*due, *values)
 
     # ---- attempts that keep a record from being taken --------------------------------------------------------------------------
     @cached_property
@@ -360,6 +358,8 @@ class Question:
         if self.spec.occurrence:
             same = self._occurrence_in_sql
             mine = mine.where(blocking if same is None else or_(blocking, attempt.c.occurrence == same))
+        if self.answers_late:
+            mine = mine.where(attempt.c.state != "failed")  # what is too late waits for no further try
         clause = not_(mine.exists())
         if self.spec.fact is None:
             others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)

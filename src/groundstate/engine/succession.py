@@ -105,5 +105,5 @@ class Succession:
 
 def take_over(shift: Shift) -> None:
     """Adopts what dead lives left, and sees how careful to be."""
-    adopt.adopt_all(shift.life, with_call={lane.name: lane.question.spec.call is not None for lane in shift.lanes})
+    adopt.adopt_all(shift.life)
     adopt.look_at_ends(shift.life)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, and_, func, literal_column, type_coerce
+from sqlalchemy import ColumnElement, DateTime, Interval, Text, and_, cast, func, literal, literal_column, type_coerce
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter
-from sqlalchemy.sql.operators import add, sub
+from sqlalchemy.sql.operators import add, gt, le, sub
 from sqlalchemy.types import TypeDecorator
 
 from groundstate.rules import clause as look
@@ -53,23 +53,41 @@ class Timing:
     @property
     def come(self) -> ColumnElement[bool]:
         """Its time has come, however long ago."""
-        come: ColumnElement[bool] = self.base <= self.now(-self._due.since)
-        return come
+        return self._compared(le, -self._due.since)
 
     @property
     def ready(self) -> ColumnElement[bool]:
         """Its time has come, and it is not too late."""
         until = self._due.until
-        return self.come if until is None else and_(self.come, self.base > self.now(-until))
+        return self.come if until is None else and_(self.come, self._compared(gt, -until))
 
     @property
     def early(self) -> ColumnElement[bool]:
         """Its time is still to come, within a hundred years: what lies beyond every calendar of Python's is never read."""
         return self.within(FARTHEST)
 
-    def within(self, horizon: timedelta) -> ColumnElement[bool]:
-        """Its time is still to come, and will have come by then."""
-        return and_(self.base > self.now(-self._due.since), self.base <= self.now(horizon - self._due.since))
+    def within(self, horizon: timedelta, since: ColumnElement[datetime] | None = None) -> ColumnElement[bool]:
+        """Its time is still to come (or came after `since`, which is said as `base_of` has it), and will have come by then."""
+        begins = self._compared(gt, -self._due.since) if since is None else self.base.operate(gt, since)
+        return and_(begins, self._compared(le, horizon - self._due.since))
+
+    def base_of(self, ready: datetime) -> datetime:
+        """The base time of a record that is taken from then on."""
+        return ready - self._due.since
+
+    def _compared(self, operator: Any, ahead: timedelta) -> ColumnElement[bool]:
+        """Always in this order: Python would turn `base <= now` round where the one's type is derived from the other's."""
+        compared: ColumnElement[bool] = self.base.operate(operator, self.now(ahead))
+        return compared
+
+    @property
+    def written(self) -> ColumnElement[str]:
+        """The base time as the database writes it, whatever stands there: for the cursor of a pass, which nobody reads."""
+        return type_coerce(self.base, Text()) if self._embedded else cast(self.base, Text)
+
+    def as_written(self, said: str) -> ColumnElement[Any]:
+        """The same as a value that compares with the base time."""
+        return literal(said, Text()) if self._embedded else cast(literal(said, Text()), DateTime(timezone=True))
 
     @property
     def read(self) -> ColumnElement[datetime]:
@@ -90,7 +108,7 @@ class Timing:
         column = str(self._due.base)
         if not self._due.delta:
             return column
-        return f"{abs(self._due.delta)} {'after' if self._due.delta > timedelta() else 'before'} {column}"
+        return f"{_span(abs(self._due.delta))} {'after' if self._due.delta > timedelta() else 'before'} {column}"
 
     def _as_it_sorts(self) -> Any:
         if self._due.attribute is not None:
@@ -148,8 +166,19 @@ class Timing:
             return f"{type(error).__name__}: {error}"
 
 
+def _span(delta: timedelta) -> str:
+    """A duration in words, as in '1 d 12 h'."""
+    hours, seconds = divmod(delta.seconds, 3600)
+    parts = ((delta.days, "d"), (hours, "h"), (seconds // 60, "min"), (seconds % 60 + delta.microseconds / 1e6, "s"))
+    return " ".join(f"{count:g} {unit}" for count, unit in parts if count)
+
+
 def _written_out(element: Any, **_: Any) -> Any:
-    return element.render_literal_execute() if isinstance(element, BindParameter) else None
+    if not isinstance(element, BindParameter):
+        return None
+    if isinstance(element.value, timedelta):
+        return literal_column(f"interval '{element.value / timedelta(seconds=1):.6f} seconds'", type_=Interval())
+    return element.render_literal_execute()
 
 
 def _python(kind: Any) -> type:

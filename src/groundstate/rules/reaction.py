@@ -129,9 +129,17 @@ class ReactionSpec:
         """
         assert self.due is not None and self.expired is not None  # noqa: S101, PT018 - refused at the start
         return replace(
-            self, due=replace(self.due, expires=True), handler=self.expired, call=None, sends=None, overtaken=None, retry=self.terms.retry,
-            in_order=None, per=None,
-        )  # fmt: skip
+            self,
+            due=replace(self.due, expires=True),
+            handler=self.expired,
+            call=None,
+            sends=None,
+            overtaken=None,
+            gave_up=None,
+            retry=self.terms.retry,
+            in_order=None,
+            per=None,
+        )
 
     @property
     def table_name(self) -> str:
