@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from groundstate.engine import begin, careful, due, plain, trouble
+from groundstate.engine import begin, careful, due, no_call, plain, trouble
 from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import describe
@@ -75,7 +75,7 @@ class Batches:
         with self._shift.life.transaction() as tx:
             identities = due.identities(self._shift, tx, lane, min(lane.batch, due.AT_ONCE), ())
             if identities:
-                self._shift.took += begin.let_go(tx, lane.question, identities)
+                self._shift.took += no_call.let_go(tx, lane.question, identities)
         if identities:
             keys = [key for identity in identities if (key := lane.question.key_of_text(identity[2])) is not None]
             self._batch(lane, Feed(keys=keys))

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from groundstate.engine import attempts, begin, conclude, trouble
+from groundstate.engine import attempts, begin, conclude, no_call, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
 from groundstate.engine.departures import Departures, LaneTrouble
@@ -272,7 +272,7 @@ class Traffic:
         unknown = [one for one in begun if one.call not in known]
         if unknown:
             with life.transaction() as tx:
-                begin.unknown_begins(tx, unknown)
+                no_call.unknown_begins(tx, unknown)
             self._shift.look_for_due()
 
     def end_overtaken(self) -> None:
