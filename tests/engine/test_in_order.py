@@ -243,6 +243,18 @@ def test_a_worker_that_dies_with_a_head_in_the_air_leaves_its_line_to_the_next(c
     assert line.sent.index(2) > max(place for place, key in enumerate(line.sent) if key == 1)
 
 
+@pytest.mark.parametrize("in_order", [ORDERED, InOrder(Message.chat)], ids=["in order", "one at a time"])
+def test_after_a_restore_what_is_all_in_doubt_is_called_again_one_at_a_time(chats: World, in_order: InOrder) -> None:
+    line = Line()
+    sending(chats, line, in_order, in_doubt=again())
+    write(chats, *[(key, "a", 10 - key) for key in range(1, 5)], (9, "b", 1))
+    chats.worker(after_restore=True)
+    all_sent(chats, 1, 2, 3, 4, 9)
+    assert not line.met
+    in_line = [key for key in line.sent if key < 9]
+    assert in_line == ([4, 3, 2, 1] if in_order is ORDERED else [1, 2, 3, 4])
+
+
 def test_what_a_person_tries_again_goes_before_those_behind_it(chats: World) -> None:
     line = Line()
     line.plans = {1: ["refuse"]}

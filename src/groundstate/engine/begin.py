@@ -54,6 +54,7 @@ class Begun:
         self.expired.update(other.expired)
 
 
+Clocks = tuple[float, float]
 Gate = Callable[[Sequence[Any]], Sequence[bool]]
 
 
@@ -107,14 +108,7 @@ def doubt(life: Life, tx: Transaction, question: Question, found: Sequence[Taken
 
 
 def consider(  # noqa: PLR0913  # each differs from call to call
-    life: Life,
-    tx: Transaction,
-    question: Question,
-    identities: Sequence[attempts.Identity],
-    clock: tuple[float, float],
-    *,
-    room: int,
-    gate: Gate = unlimited,
+    life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: Clocks, *, room: int, gate: Gate
 ) -> Begun:
     """Looks at attempts that stand, each by its row of the table; begins and asks as far as there is room."""
     looked = claim.look(question, tx, identities)
@@ -156,12 +150,15 @@ class _Decided:
 
 
 def _in_their_turn(tx: Transaction, question: Question, some: list[_Decided]) -> list[_Decided]:
-    """Without failed ones whose turn it is not: what is in doubt keeps its place, since it may have been done."""
+    """Without those whose turn it is not. What is asked after needs none."""
     if question.spec.in_order is None:
         return some
-    failed = [(one.standing.key, one.standing.record) for one in some if one.attempt.state is State.FAILED]
-    may = line.of_their_turn(tx, question, failed)
-    return [one for one in some if one.attempt.state is not State.FAILED or one.standing.key in may]
+    begins = [one for one in some if isinstance(one.decision, rules.Begin)]
+    failed = [(one.standing.key, one.standing.record) for one in begins if one.attempt.state is State.FAILED]
+    doubts = [(one.standing.key, one.standing.record) for one in begins if one.attempt.state is State.DOUBT]
+    may = line.of_their_turn(tx, question, failed) if failed else set()
+    may |= line.doubts_of_their_turn(tx, question, doubts) if doubts else set()
+    return [one for one in some if one not in begins or one.standing.key in may]
 
 
 @dataclass

@@ -84,6 +84,17 @@ class Groups:
         rows = connection.execute(select(self.column, *self.question.key_attributes).where(self.question.among(list(wanted))))
         return {tuple(row[1:]): keys.text(row[0]) for row in rows if row[0] is not None}
 
+    def first_among(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[str, PrimaryKey]:
+        """Of each value the first of these records, whatever is true of it."""
+        first: dict[str, PrimaryKey] = {}
+        rows = connection.execute(
+            select(self.column, *self.question.key_attributes).where(self.question.among(list(wanted))).order_by(*self.in_line)
+        )
+        for row in rows:
+            if row[0] is not None:
+                first.setdefault(keys.text(row[0]), tuple(row[1:]))
+        return first
+
     # ---- statements ------------------------------------------------------------------------------------------------------------
     def _paged(self, each: int, *, begins: bool) -> Select[Any]:
         made = self._paging.get((each, begins))

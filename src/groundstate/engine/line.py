@@ -49,17 +49,29 @@ def of_their_turn(tx: Transaction, question: Question, records: Sequence[tuple[P
     return may | {first for some in waiting.values() if (first := firsts.get(some[0])) in some}
 
 
+def doubts_of_their_turn(tx: Transaction, question: Question, records: Sequence[tuple[PrimaryKey, Any]]) -> set[PrimaryKey]:
+    """Those of these records in doubt that may be called again: where several of a line are, as after a restore, the first of them."""
+    asked = groups.statements(question)
+    values = {key: value for key, record in records if record is not None and (value := asked.text_of(record)) is not None}
+    ours = _locked(tx, question, sorted(set(values.values())))
+    flying = set(asked.values_of(tx.connection, _in_the_way(tx.connection, question, begun=True)).values())
+    firsts = asked.first_among(tx.connection, _in_the_way(tx.connection, question) | values.keys())
+    waiting = {key for key, value in values.items() if value not in ours or value in flying or firsts.get(value) != key}
+    return {key for key, _ in records} - waiting
+
+
 def _locked(tx: Transaction, question: Question, values: Sequence[str]) -> set[str]:
     spec = question.spec
     return {name[-1] for name in try_turns(tx, [("line", spec.app, spec.name, value) for value in values])}
 
 
-def _in_the_way(connection: Connection, question: Question, most: int | None = None) -> set[PrimaryKey]:
-    """Records for which a call is in the air, or may have been made."""
+def _in_the_way(connection: Connection, question: Question, most: int | None = None, *, begun: bool = False) -> set[PrimaryKey]:
+    """Records for which a call is in the air, or may have been made; begun: the former alone."""
     spec = question.spec
     blocks = attempt.c.blocks.is_(None) if spec.fact is not None else attempt.c.blocks == spec.table_name
     mine = and_(attempt.c.app == spec.app, attempt.c.reaction == spec.name)
-    texts = connection.execute(select(attempt.c.record).where(blocks, mine, stands_in_the_way).limit(most)).scalars()
+    chosen = attempt.c.state == State.BEGUN.value if begun else stands_in_the_way
+    texts = connection.execute(select(attempt.c.record).where(blocks, mine, chosen).limit(most)).scalars()
     return {key for text in texts if (key := question.key_of_text(text)) is not None}
 
 
