@@ -309,7 +309,12 @@ def test_slots_die_with_their_life(place: Place) -> None:
     mine.release()
     other.take(OTHER)
     got: set[int] = set()
-    until(lambda: got.update(other.take_slots([(9, [one for one in SLOTS if one not in got])])) is None and got == set(SLOTS))
+
+    def all_got() -> bool:
+        got.update(other.take_slots([(9, [one for one in SLOTS if one not in got])]))
+        return got == set(SLOTS)
+
+    until(all_got)
 
 
 def test_nobody_takes_slots_who_is_not_alive(place: Place) -> None:
