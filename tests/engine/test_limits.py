@@ -325,7 +325,7 @@ def test_nothing_of_the_rates_is_left_at_rest(shop: World) -> None:
     def nothing() -> bool:
         life.sweep()
         with shop.engine.connect() as connection:
-            return connection.exec_driver_sql("select count(*) from groundstate_rate").scalar_one() == 0
+            return bool(connection.exec_driver_sql("select count(*) from groundstate_rate").scalar_one() == 0)
 
     until(nothing)
 
