@@ -153,7 +153,7 @@ PLANTED = [
     ),
     Planted(
         "what has landed is counted as if it flew", LINED, moods(["refused"]), "Progress",
-        [Change(limits.Limits, "landed", "self._air.subtract(places_of(flight))", "pass")],
+        [Change(limits.Limits, "landed", "_take_off(self._air, flight)", "pass")],
     ),
     Planted(
         "what is in doubt does not count for its line", ONE_EACH, moods(["answer-lost"], ["late"]), "assertion",

@@ -42,9 +42,7 @@ class Limits:
     def __init__(self, shift: Shift) -> None:
         self._shift = shift
         self._air: Counter[Place] = Counter()  # calls and finds in the air, of each part and of the whole
-        self._hanging: Counter[Place] = (
-            Counter()
-        )  # of those, threads that hang: they take up the limit, and yet nobody waits for their word
+        self._hanging: Counter[Place] = Counter()  # of those, threads that hang: they use the limit up, and are no probe
         self._breakers: dict[Place, Breaker] = {}
         self._slots = Slots(shift)
         self._free_at: dict[Place, float] = {}  # tokens
@@ -87,18 +85,16 @@ class Limits:
         room, at = self._room_at(place, now, freed)
         paused = self._pause_room(place, room, now, freed)
         if paused < room:
-            until = self._breaker(place).until
+            until = self._breakers[place].until
             return paused, until if until > now else math.inf
         return room, at
 
     def _pause_room(self, place: Place, free: int, now: float, freed: Freed) -> int:
-        return self._breaker(place).room(free, self._used(place, freed) - self._hanging[place], now)
+        breaker = self._breakers.get(place)
+        return free if breaker is None else breaker.room(free, self._used(place, freed) - self._hanging[place], now)
 
     def _used(self, place: Place, freed: Freed = NOTHING_FREED) -> int:
         return self._air[place] + self._granted[place] - freed.get(place, 0)
-
-    def _breaker(self, place: Place) -> Breaker:
-        return self._breakers.setdefault(place, Breaker())
 
     # ---- a transaction that begins ---------------------------------------------------------------------------------------------
     def open(self, tx: Transaction, freed: Freed) -> None:
@@ -164,9 +160,9 @@ class Limits:
         self._hanging.update(places_of(flight))
 
     def landed(self, flight: Flight) -> None:
-        self._air.subtract(places_of(flight))
+        _take_off(self._air, flight)
         if flight.given_up:
-            self._hanging.subtract(places_of(flight))
+            _take_off(self._hanging, flight)
         outside = _call(flight.question).outside
         for lane in [one for one, at in self._passed_by.items() if at == math.inf and _call(one.question).outside is outside]:
             self._passed_by[lane] = 0.0
@@ -183,7 +179,7 @@ class Limits:
         if isinstance(word, NotSent | ThreadEnded):
             return
         place = place_of(word.flight)
-        breaker = self._breaker(place)
+        breaker = self._breakers.pop(place, None) or Breaker()
         was_open = breaker.open
         match word:
             case NothingHappened(counts=False, retry_after=wait) if wait is not None:
@@ -196,6 +192,8 @@ class Limits:
                 breaker.went_wrong(word.flight.identity, now)
             case FoundAbsent() | FoundUnknown():  # the endpoint is there
                 breaker.succeeded()
+        if breaker != Breaker():  # of an endpoint that answers there is nothing to be known, and there may be a million parts
+            self._breakers[place] = breaker
         if breaker.open != was_open:
             what = "fails: it pauses, and is probed" if breaker.open else "answers again"
             log.warning("the outside %s%s %s", place[0].name, f", {place[1][1:]}" if place[1] else "", what)
@@ -249,6 +247,13 @@ def _call(question: Question) -> CallSpec:
 def places_of(flight: Flight) -> tuple[Place, Place]:
     place = place_of(flight)
     return place, whole(place[0])
+
+
+def _take_off(counted: Counter[Place], flight: Flight) -> None:
+    for place in places_of(flight):
+        counted[place] -= 1
+        if not counted[place]:
+            del counted[place]
 
 
 def _less(cap: tuple[int, float], room: int, at: float) -> tuple[int, float]:

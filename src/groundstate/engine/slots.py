@@ -53,6 +53,7 @@ class Slots:
         self._forget_old_life()
         for place in [one for one in self._again_at if not wanted(one)]:
             del self._again_at[place]
+            self._refused.pop(place, None)
         tried = [place for place, at in self._again_at.items() if at <= now]
         self.take({place: self.held(place) + 1 for place in tried}, now)
         return {place for place in tried if place not in self._again_at}
@@ -70,7 +71,6 @@ class Slots:
             ours = got.intersection(free[place])
             if ours:
                 self._held.setdefault(place, set()).update(ours)
-            if ours:
                 self._refused.pop(place, None)
             if len(ours) < more:
                 self._refused[place] = min(self._refused.get(place, AGAIN_S / 2) * 2, AGAIN_MOST_S)
