@@ -15,6 +15,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import InDoubt, InOrder, NotDone, Outside, Retry, again, hold
 from groundstate.engine import line as line_module
 from groundstate.engine import numbers
+from groundstate.engine.pending import pending
+from groundstate.engine.why import why
+from groundstate.store import opening
 from tests.engine.kit import QUICK, World, ms, until
 from tests.lab.planting import Change, planted
 
@@ -265,6 +268,22 @@ def test_what_a_person_tries_again_goes_before_those_behind_it(chats: World) -> 
     chats.run("update groundstate_attempt set state = 'failed', failures = 0, next_at = since, why = null")
     all_sent(chats, 1, 2)
     assert line.sent == [1, 2]
+
+
+def test_why_and_pending_say_behind_whom_a_record_waits(chats: World) -> None:
+    line = Line()
+    line.plans = {1: ["refuse"]}
+    sending(chats, line, retry=ONCE)
+    write(chats, (1, "a", 1), (2, "a", 2))
+    life = chats.worker()
+    until(lambda: chats.states() == ["held"])
+    database, lives, _ = opening.open_store(chats.app.stores[0].settings())
+    question = life.worker.lanes[0].question
+    said = why("shop", life.database, [question], lives(), "messages", "2")
+    assert said.answers[0].next == "waits for its turn behind record 1"
+    report = pending("shop", life.database, [question], lives())
+    assert [(one.record, one.waits_for) for one in report.waits] == [("2", "its turn behind record 1")]
+    database.close()
 
 
 def test_a_hundred_lines_do_not_wait_for_one_that_is_long(chats: World) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+from sqlalchemy.exc import DBAPIError
+
 from groundstate.engine import begin, careful, due, no_call, plain, trouble
 from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
@@ -52,8 +54,15 @@ class Batches:
 
     def _by_groups(self, lane: Lane, groups: Round, limit: int) -> None:
         """One page of the pass: who is first of many values. Those behind them come with the next pass."""
-        with self._shift.database.reading() as connection:
-            page = groups.page(connection, lane.cursor, limit, lambda _value: True)
+        try:
+            with self._shift.database.reading() as connection:
+                page = groups.page(connection, lane.cursor, limit, lambda _value: True)
+        except DBAPIError as error:
+            if trouble.transient(error):
+                raise
+            postpone(lane)
+            log.exception("%s could not be asked, tried again", lane.name)
+            return
         lane.cursor = page.cursor
         if page.cursor is None:
             lane.swept()

@@ -166,6 +166,10 @@ def partial_index(database: Database, question: Question, table: Any) -> str | N
 
 def _index_by(database: Database, table: Any, attributes: Sequence[Any], where: Sequence[ColumnElement[bool]]) -> str | None:
     """DDL of an index over these columns, of the rows of which these clauses hold."""
+    if any(
+        look.base_column(one).table is not table for attribute in attributes for one in look.columns(look.parts(look.element(attribute)))
+    ):
+        return None  # no index is over two tables
     try:
         columns = list(dict.fromkeys(_written(database, one, table) for one in attributes))
         said = f" WHERE {_said(database, and_(*where))}" if where else ""
