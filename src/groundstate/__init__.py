@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from groundstate.app.outside import Call, Outside
     from groundstate.app.reaction import Plain, Reaction
     from groundstate.app.store import Store
+    from groundstate.rules.cron import Cron
     from groundstate.rules.due import Due, after
     from groundstate.rules.order import InOrder
     from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
@@ -41,6 +42,7 @@ _HOMES = {
     "app.outside": ("Call", "Outside"),
     "app.reaction": ("Plain", "Reaction"),
     "app.store": ("Store",),
+    "rules.cron": ("Cron",),
     "rules.due": ("Due", "after"),
     "rules.order": ("InOrder",),
     "rules.policy": ("InDoubt", "Retry", "again", "ask", "hold", "same_key"),
@@ -72,6 +74,7 @@ __all__ = [
     "Busy",
     "Call",
     "Conflict",
+    "Cron",
     "DeclarationError",
     "DeclarationWarning",
     "Due",

@@ -195,7 +195,7 @@ class _Looking:
                     log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
             case rules.GaveUp():
                 self._ended(attempt, _give_up(self.life, self.tx, self.question, standing, attempt))
-            case rules.Expired(unsure=False) if self.life.care.careful:
+            case rules.Expired(unsure=False) if self.life.care.careful and attempt.reaction not in self.life.suspects:
                 pass  # the lane of what is too late takes it, which begins it first: its handler may be what kills workers
             case rules.Expired():
                 self._expired(attempt, standing)
