@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import select, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import InDoubt, InOrder, NotDone, Outside, Retry, again, hold
 from groundstate.engine import line as line_module
@@ -378,6 +378,34 @@ def test_a_reaction_without_a_call_waits_for_a_head_whose_handler_raises(chats: 
     chats.worker()
     all_sent(chats, 1, 2, 3, 4)
     assert [key for key in done if key < 4] == [1, 2, 3]
+
+
+def test_many_of_a_line_are_carried_out_in_one_transaction_as_long_as_nobody_touches_the_next(chats: World) -> None:
+    done: list[int] = []
+    broken = [30]
+
+    @chats.app.on(Message, Message.status == "new", in_order=ORDERED, retry=Retry(first=ms(5), longest=ms(10)))
+    def read(one: Message, session: Session) -> None:
+        if one.id in broken and broken.pop():
+            raise ValueError("not yet")
+        if one.id == 10:
+            session.get_one(Message, 12).status = "cancelled"
+        if one.id == 20:
+            session.execute(update(Message).where(Message.id == 22).values(status="cancelled"))
+        one.status = "sent"
+        done.append(one.id)
+
+    write(chats, *[(key, "a", key) for key in range(1, 61)])
+    before = chats.worker(held=True)
+    transactions = before.transactions
+    before.worker.go()
+    all_sent(chats, *(key for key in range(1, 61) if key not in (12, 22)))
+    assert statuses(chats)[12] == statuses(chats)[22] == "cancelled"
+    assert 12 not in done
+    assert 22 not in done
+    lasting = list(dict.fromkeys(reversed(done)))[::-1]  # the last time that each was run: some were rolled back with the one that failed
+    assert lasting == sorted(lasting)
+    assert before.transactions - transactions < 40
 
 
 def test_rows_left_alone_as_a_baseline_stand_in_nobodys_way(chats: World) -> None:

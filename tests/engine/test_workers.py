@@ -109,13 +109,15 @@ def test_hazard_30_a_worker_that_lost_its_lock_begins_a_new_life_and_its_outcome
 
 
 def test_hazard_37_two_lives_of_one_process_are_told_apart(world: World) -> None:
-    gateway = charging(world, hold(), limit=2)
+    gateway = charging(world, hold())
     for number in (1, 2, 3):
         gateway.plan(number, "hang")
-    world.orders(3)
+    world.orders(2)
     first = world.worker()
     until(lambda: gateway.waiting == 2)
+    first.worker.lanes[0].on = False  # it begins no more
     second = world.worker()
+    world.orders_from(3, 3)
     until(lambda: gateway.waiting == 3)
     first.kill()
     until(lambda: sorted(world.states()) == ["begun", "held", "held"])

@@ -163,7 +163,7 @@ def _in_their_turn(tx: Transaction, question: Question, some: list[_Decided]) ->
     begins = [one for one in some if isinstance(one.decision, rules.Begin)]
     failed = [(one.standing.key, one.standing.record) for one in begins if one.attempt.state is State.FAILED]
     doubts = [(one.standing.key, one.standing.record) for one in begins if one.attempt.state is State.DOUBT]
-    may = line.of_their_turn(tx, question, failed) if failed else set()
+    may = set(line.of_their_turn(tx, question, failed)) if failed else set()
     may |= line.doubts_of_their_turn(tx, question, doubts) if doubts else set()
     return [one for one in some if one not in begins or one.standing.key in may]
 

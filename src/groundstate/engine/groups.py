@@ -36,6 +36,7 @@ class Groups:
         self.column = found
         self._first_by = (self.order.order,) if self.order is not None and self.order.order is not None else ()
         self._paging: dict[tuple[int, bool], Select[Any]] = {}
+        self._first: dict[int, Select[Any]] = {}
         if self.order is not None and self.order.past_held and question.text_in_sql is None:
             raise DeclarationError(
                 f"reaction {spec.name}: past_held= needs a primary key of one integer or text column (UUID: on PostgreSQL), since held"
@@ -46,6 +47,13 @@ class Groups:
     def ordered(self) -> bool:
         """Whether somebody is first in line, and the others wait for him."""
         return bool(self._first_by)
+
+    @property
+    def most_of_one(self) -> int:
+        """How many rows of one value may be carried out in one transaction: without a call and in order, one after another."""
+        if self.order is None:
+            return EACH[-1]
+        return EACH[-1] if self.ordered and self.question.spec.call is None and self.question.spec.fact is None else 1
 
     @property
     def misses_some(self) -> bool:
@@ -63,19 +71,18 @@ class Groups:
         given = {"most": most, "cursor": after[0]} if after else {"most": most}
         rows = connection.execute(self._paged(each, begins=not after), given).all()
         size = len(self.question.key_attributes)
-        parts = [[tuple(row[first : first + size]) for first in range(1, 1 + each * size, size)] for row in rows]
-        return [(row[0], [key for key in some if key[0] is not None]) for row, some in zip(rows, parts, strict=True)]
+        return [(row[0], _keys_in(row[1:], size)) for row in rows]
 
     def of_the_rest(self, connection: Connection, after: PrimaryKey, most: int, *, every: bool) -> list[PrimaryKey]:
         """Keys in their order: of rows without a value, or of every one."""
         return [tuple(row) for row in connection.execute(self._resting(after, most, every=every))]
 
     # ---- who is first in line ----------------------------------------------------------------------------------------------------
-    def first_of(self, connection: Connection, wanted: Sequence[PrimaryKey]) -> dict[PrimaryKey, PrimaryKey]:
-        """For each of these records, whatever is true of it, the key of who is first in its line; without those of empty lines."""
+    def first_of(self, connection: Connection, wanted: Sequence[PrimaryKey], each: int = 1) -> dict[PrimaryKey, list[PrimaryKey]]:
+        """For each of these records, whatever is true of it, the keys of so many that are first in its line."""
         size = len(self.question.key_attributes)
-        rows = connection.execute(self._firsts, self.question.given(wanted))
-        return {tuple(row[:size]): tuple(row[size:]) for row in rows if row[size] is not None}
+        rows = connection.execute(self._firsts(each), self.question.given(wanted))
+        return {tuple(row[:size]): _keys_in(row[size:], size) for row in rows}
 
     def values_of(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[PrimaryKey, str]:
         """The values of these records, as they are named; without those that have none."""
@@ -112,12 +119,7 @@ class Groups:
         values = start.union_all(
             select(following, start.c.n + 1).where(start.c.value.is_not(None), start.c.n < bindparam("most", type_=Integer))
         )
-        found: list[Any] = []
-        for number in range(each):
-            found += [
-                self.line_of(values.c.value, one).offset(number).limit(1).correlate(values).scalar_subquery()
-                for one in self.question.key_attributes
-            ]
+        found = self._columns(values.c.value, each, values)
         return select(values.c.value, *found).where(values.c.value.is_not(None)).order_by(values.c.n)
 
     def least_after(self, value: Any) -> Select[Any]:
@@ -143,14 +145,22 @@ class Groups:
             found = found.where(columns[0] > last[0] if len(columns) == 1 else tuple_(*columns) > tuple_(*last))
         return found.order_by(*columns).limit(most)
 
-    @cached_property
-    def _firsts(self) -> Select[Any]:
-        given: Any = aliased(self.question.entity, name="groundstate_given")
-        names = [column.key for column in self.question.key_attributes]
-        mine = [getattr(given, name) for name in names]
-        value = getattr(given, self.column.key)
-        firsts = [self.line_of(value, one).limit(1).correlate(given).scalar_subquery() for one in self.question.key_attributes]
-        return select(*mine, *firsts).where(self.question.among_given(mine))
+    def _firsts(self, each: int) -> Select[Any]:
+        made = self._first.get(each)
+        if made is None:
+            given: Any = aliased(self.question.entity, name="groundstate_given")
+            mine = [getattr(given, column.key) for column in self.question.key_attributes]
+            firsts = self._columns(getattr(given, self.column.key), each, given)
+            made = self._first[each] = select(*mine, *firsts).where(self.question.among_given(mine))
+        return made
+
+    def _columns(self, value: Any, each: int, source: Any) -> list[Any]:
+        """The keys of the first rows with a value, as columns of a statement over `source`."""
+        return [
+            self.line_of(value, one).offset(number).limit(1).correlate(source).scalar_subquery()
+            for number in range(each)
+            for one in self.question.key_attributes
+        ]
 
     @property
     def in_line(self) -> tuple[Any, ...]:
@@ -180,6 +190,11 @@ class Groups:
         if self.order is not None and not self.order.past_held:
             aside = aside.where(attempt.c.why == BASELINE)
         return not_(aside.exists())
+
+
+def _keys_in(columns: Sequence[Any], size: int) -> list[PrimaryKey]:
+    found = [tuple(columns[first : first + size]) for first in range(0, len(columns), size)]
+    return [key for key in found if key[0] is not None]
 
 
 @lru_cache(maxsize=256)
@@ -216,7 +231,7 @@ class Round:
         return Page(found, ("rest", *found[-1]) if len(found) == most else None)
 
     def _by_value(self, connection: Connection, cursor: Cursor, room: int, may_go: Callable[[str], bool]) -> Page:
-        few = self.groups.order is None and self._met < self._values  # no more values than the last pass met, as far as it is seen
+        few = self.groups.most_of_one > 1 and self._met < self._values  # no more values than the last pass met, as far as it is seen
         each = next((each for each in EACH if each * self._values >= room), EACH[-1]) if few else 1
         most = max(min(room // each, VALUES_MOST), 1)
         found = self.groups.of_values(connection, cursor[1:], most, each)

@@ -23,15 +23,19 @@ from groundstate.store.tables import blocking as stands_in_the_way
 LOOKED_AT_MOST = 1_000  # calls that are looked through for people, to say who waits for whom
 
 
-def of_their_turn(tx: Transaction, question: Question, records: Sequence[tuple[PrimaryKey, Any]]) -> set[PrimaryKey]:
-    """Those of these records, all of them locked by us, that may be carried out now: one of each value, and those without a value."""
+def of_their_turn(tx: Transaction, question: Question, records: Sequence[tuple[PrimaryKey, Any]]) -> dict[PrimaryKey, int]:
+    """Those of these records, all of them locked by us, that may be carried out now, and in which place of their line: 0 for the first.
+
+    One of each value, and every one without a value; of a reaction in order and without a call those that follow as well, in one
+    transaction one after another.
+    """
     asked = groups.statements(question)
     by_value: dict[str, list[PrimaryKey]] = {}
-    may: set[PrimaryKey] = set()
+    may: dict[PrimaryKey, int] = {}
     for key, record in records:
         value = asked.text_of(record)
         if value is None:
-            may.add(key)
+            may[key] = 0
         else:
             by_value.setdefault(value, []).append(key)
     ours = _locked(tx, question, list(by_value))
@@ -41,12 +45,18 @@ def of_their_turn(tx: Transaction, question: Question, records: Sequence[tuple[P
         others = _in_the_way(tx.connection, question) - {key for some in waiting.values() for key in some}  # these are looked at themselves
         taken = set(asked.values_of(tx.connection, others).values())
         waiting = {value: some for value, some in waiting.items() if value not in taken}
-    if not waiting:
-        return may
     if not asked.ordered:
-        return may | {some[0] for some in waiting.values()}
-    firsts = asked.first_of(tx.connection, [some[0] for some in waiting.values()])
-    return may | {first for some in waiting.values() if (first := firsts.get(some[0])) in some}
+        may |= {some[0]: 0 for some in waiting.values()}
+    elif waiting:
+        longest = max(len(some) for some in waiting.values())
+        each = next((each for each in groups.EACH if each >= longest), groups.EACH[-1])
+        firsts = asked.first_of(tx.connection, [some[0] for some in waiting.values()], min(each, asked.most_of_one))
+        for some in waiting.values():
+            for place, key in enumerate(firsts.get(some[0], ())):
+                if key not in some:
+                    break
+                may[key] = place
+    return may
 
 
 def doubts_of_their_turn(tx: Transaction, question: Question, records: Sequence[tuple[PrimaryKey, Any]]) -> set[PrimaryKey]:
@@ -89,8 +99,8 @@ def who_is_before(connection: Connection, question: Question, key: PrimaryKey) -
     """The record for whose end this one waits in its line; None where it is its turn, or has no line."""
     asked = groups.statements(question)
     first = asked.first_of(connection, [key]).get(key) if asked.ordered else None
-    if first not in (None, key):
-        return first
+    if first and first[0] != key:
+        return first[0]
     others = _in_the_way(connection, question, LOOKED_AT_MOST) - {key}
     value = next(iter(asked.values_of(connection, [key]).values()), None)
     return (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from groundstate.engine import attempts, claim
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
+from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 
 
@@ -42,3 +44,10 @@ def let_go(tx: Transaction, question: Question, identities: Sequence[attempts.Id
         if standing.attempt is not None and standing.attempt.state is State.FAILED and not standing.facts.holds
     ]
     return attempts.remove(tx.database, tx.connection, gone)
+
+
+def looked_at_now(tx: Transaction, failed: Sequence[Attempt]) -> int:
+    """What is surely not done and too late waits for no further try: `consider` answers it. Returns how many waited."""
+    waited = [(one, replace(one, next_at=tx.now)) for one in failed if not blocking.due(one, tx.now)]
+    attempts.save(tx.connection, waited)
+    return len(waited)

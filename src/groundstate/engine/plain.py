@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, claim, handling, hints, line, trouble
+from groundstate.engine import attempts, claim, groups, handling, hints, line, trouble
 from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
@@ -43,8 +44,8 @@ class Feed:
         else:
             found = claim.by_condition(question, tx, self.cursor, self.limit, crowded=self.crowded)
         if question.spec.in_order is not None:
-            may = line.of_their_turn(tx, question, [(one.key, one.record) for one in found.taken])
-            found.taken = [one for one in found.taken if one.key in may]
+            place = line.of_their_turn(tx, question, [(one.key, one.record) for one in found.taken])
+            found.taken = sorted((one for one in found.taken if one.key in place), key=lambda one: place[one.key])
         return found
 
 
@@ -137,9 +138,8 @@ def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Don
         return done
     if any(_spent(question, one, tx.now) for one in found.taken):
         raise _AnyHandlerFailed(found)  # gave_up answers for those
-    works = [_work(tx, one) for one in found.taken]
     try:
-        handling.run_each(question, tx, question.spec.handler, works)
+        works = _run(question, tx, found)
         new = handling.flush_all(question, tx, works)
     except Exception as error:
         if trouble.transient(error):
@@ -155,6 +155,37 @@ def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Don
     return done
 
 
+def _run(question: Question, tx: Transaction, found: Claim) -> list[Work]:
+    """Runs the handlers. Of a line only as far as nobody has touched the next one: what he did to it is looked at first."""
+    works = [_work(tx, one) for one in found.taken]
+    lines = _lines(question, found)
+    if len(set(lines)) == len(lines):
+        handling.run_each(question, tx, question.spec.handler, works)
+        return works
+    ran: list[Taken] = []
+    ended: set[object] = set()
+    tx.watching, tx.strays = True, []
+    try:
+        for one, work, name in zip(found.taken, works, lines, strict=True):
+            if ran and (tx.strays or inspect(one.record).modified):
+                ended.add(name)
+            if name not in ended:
+                handling.run_each(question, tx, question.spec.handler, [work])
+                ran.append(one)
+    finally:
+        tx.watching = False
+    found.taken = ran
+    return [work for work in works if work.key in {one.key for one in ran}]
+
+
+def _lines(question: Question, found: Claim) -> list[object]:
+    """Of which line each is; what has none is one by itself."""
+    if question.spec.in_order is None:
+        return list(range(len(found.taken)))
+    asked = groups.statements(question)
+    return [asked.text_of(one.record) or number for number, one in enumerate(found.taken)]
+
+
 def _last_due(found: Claim) -> datetime | None:
     return max((one.due for one in found.taken if one.due is not None), default=None)
 
@@ -165,13 +196,20 @@ def _one_by_one(life: Life, question: Question, feed: Feed) -> Done:
         done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_last_due(found))
         done.failed = put_off(life, question, tx, found.unreadable)
         finished: list[Attempt] = []
-        for one in found.taken:
+        ended: set[object] = set()  # lines of which the next must wait
+        seen_before: set[object] = set()
+        for one, name in zip(found.taken, _lines(question, found), strict=True):
+            if name in ended or (name in seen_before and not _still(question, tx, one)):
+                ended.add(name)
+                continue
+            seen_before.add(name)
             try:
                 _one(question, tx, one)
             except HandlerFailed as failure:
                 if failure.cause is not None and trouble.transient(failure.cause):
                     raise failure.cause from None
                 _write_failure(life, question, tx, one, failure, done)
+                ended.add(name)
             else:
                 done.done += 1
                 tx.touched.add(question.entity, [one.key], None)
@@ -179,6 +217,11 @@ def _one_by_one(life: Life, question: Question, feed: Feed) -> Done:
                     finished.append(one.attempt)
         attempts.remove(tx.database, tx.connection, finished)
     return done
+
+
+def _still(question: Question, tx: Transaction, one: Taken) -> bool:
+    """Whether it is still to be carried out, after the one before it in its line was."""
+    return tx.connection.execute(question.still_holding([one.key])).first() is not None
 
 
 def _one(question: Question, tx: Transaction, one: Taken) -> None:
