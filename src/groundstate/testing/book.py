@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from groundstate.engine.flight import Flight
 from groundstate.rules.reaction import Function, ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import tables
 from groundstate.testing.place import Place
 from groundstate.testing.process import Process
@@ -103,6 +104,11 @@ class Book:
         self.stage: Stage | None = None
         self.taken: set[str] = set()  # reactions of which a handler's work was committed
         self.specs = [[self._wrapped(spec) for spec in some] for some in specs]
+
+    def ticking(self, spec: ScheduleSpec) -> ScheduleSpec:
+        """A schedule whose handler is watched for what may not be done in a transaction."""
+        handler = spec.handler
+        return replace(spec, handler=replace(handler, call=wraps(handler.call)(partial(self._sends, spec, handler.call))))
 
     def begin(self, stage: Stage) -> None:
         """The run begins: what holds now has entered once."""
@@ -280,12 +286,12 @@ class Book:
             transaction.append(took)
             _forget_where_rolled_back(transaction, took, inspect(record).session)
 
-    def _sends(self, spec: ReactionSpec, sends: Callable[..., Any], *more: Any, **supplied: Any) -> Any:
+    def _sends(self, spec: ReactionSpec | ScheduleSpec, sends: Callable[..., Any], *more: Any, **supplied: Any) -> Any:
         with self._watching(spec):
             return sends(*more, **supplied)
 
     @contextmanager
-    def _watching(self, spec: ReactionSpec) -> Iterator[None]:
+    def _watching(self, spec: ReactionSpec | ScheduleSpec) -> Iterator[None]:
         """What may not be done in a transaction ends the run, whatever the engine makes of it."""
         try:
             with nullcontext() if self._around is None else self._around(spec.name):

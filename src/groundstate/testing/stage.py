@@ -17,6 +17,7 @@ from groundstate.engine import hints
 from groundstate.engine.flight import Flight
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.testing import actors
 from groundstate.testing.actors import Actor, Buried, quiet_dead
 from groundstate.testing.ambient import Stuck, Time, installed
@@ -84,6 +85,7 @@ class Stage:
         self.meanwhile: Sequence[Callable[[Session], object]] = ()
         self.judge: Judge | None = None
         self.story: list[str] = []
+        self.schedules: Sequence[Sequence[ScheduleSpec]] = [()] * len(specs)
         self.marks: list[object] | None = None  # where it is a list: what a death at each crossing would leave
         self.wrong: BaseException | None = None  # what a judge raised in a place where it could not be raised
         self.at_death: Callable[[Process], None] | None = None  # instead of a death in process: a real one
@@ -160,7 +162,8 @@ class Stage:
             wired.use(self, process)
             known = len(process.actors)
             redact = specs[0].store.redact if specs else None
-            process.workers.append(Worker(self.app, specs, wired.opened, options=options, redact=redact))
+            schedules = self.schedules[number]
+            process.workers.append(Worker(self.app, specs, wired.opened, schedules=schedules, options=options, redact=redact))
             self._wired.update(dict.fromkeys(process.actors[known:], wired))
         self._after_restore, self._building = False, None
         for worker in process.workers:

@@ -80,6 +80,7 @@ class Trial:
         self._limit = CLEAN_MOST
         specs = [app.reactions_of(store) for store in app.stores]
         self._book = Book(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
+        self._schedules = [[self._book.ticking(spec) for spec in app.schedules_of(store)] for store in app.stores]
         self.at_death: Callable[[Any], None] | None = None  # instead of a death in process
         self.findings = Findings(0, 0, 0, 0, 0.0)
 
@@ -130,6 +131,7 @@ class Trial:
         self._place.begin_anew()
         stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit)
         stage.judge, stage.meanwhile, stage.at_death, stage.marks = book, cast.meanwhile, self.at_death, [] if marked else None
+        stage.schedules = self._schedules
         cast.on_stage(stage)
         try:
             with stage.open():
