@@ -9,7 +9,7 @@ from typing import Any
 from groundstate.engine.flight import Flight
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import CallSpec
-from groundstate.testing.ambient import EPOCH, Time
+from groundstate.testing.ambient import Time
 from groundstate.testing.provider import Effect, Fake
 
 RETRIED_S = 15.0  # until a doubt that has become ripe has surely been looked at
@@ -36,8 +36,8 @@ class Outside:
 
     def last_s(self, flight: Flight) -> float:
         """The last moment at which its request may still arrive."""
-        begun_s = (flight.moment.now - EPOCH).total_seconds()
-        return begun_s + _arrives_within(_call_of(flight)).total_seconds() - 0.002
+        boot_s, _ = flight.begun
+        return boot_s + _arrives_within(_call_of(flight)).total_seconds()
 
     @property
     def longest_s(self) -> float:

@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
-from groundstate.testing.ambient import EPOCH, Stuck
+from groundstate.testing.ambient import Stuck
 from groundstate.testing.book import Book, Check, Look, Violation
+from groundstate.testing.clock import Clock
 from groundstate.testing.place import Place
 from groundstate.testing.provider import Fake
 from groundstate.testing.schedule import Schedule
@@ -66,7 +67,7 @@ class Cast:
     at_the_end: Check | None
     may_fail: Sequence[str]
     around: Callable[[str], Any] | None  # what each function of the app that runs in a transaction is run within
-    on_stage: Callable[[Stage | None], None]  # is told which run is under way
+    clock: Clock
 
 
 class Trial:
@@ -128,9 +129,9 @@ class Trial:
         for fake in cast.fakes:
             fake.begin_anew()
         self._place.begin_anew()
-        stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit)
+        stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit, clock=cast.clock.moves)
         stage.judge, stage.meanwhile, stage.at_death, stage.marks = book, cast.meanwhile, self.at_death, [] if marked else None
-        cast.on_stage(stage)
+        cast.clock.shows(stage)
         try:
             with stage.open():
                 book.begin(stage)
@@ -142,7 +143,7 @@ class Trial:
         except AssertionError as error:
             raise Broken(stage, "assertion", str(error) or repr(error), error) from error
         finally:
-            cast.on_stage(None)
+            cast.clock.shows(None)
             self.findings.runs += 1
             self.findings.kills += sum(1 for process in stage.processes if process.killed)
         return stage
@@ -164,13 +165,14 @@ class Trial:
         for waited in range(LOOKS_MOST):
             stage.run_until_quiet()
             looks = book.looks()
-            by_s = [(look[-1] - EPOCH).total_seconds() for look in looks]
-            later = [at_s for at_s in [*by_s, stage.next_task_s() or 0.0] if at_s > stage.time.now_s]
-            if any(at_s <= stage.time.now_s for at_s in by_s) and looks != looked:
+            now = stage.time.now()
+            waits_s = [(look[-1] - now).total_seconds() for look in looks]
+            later = [wait_s for wait_s in [*waits_s, (stage.next_task_s() or 0.0) - stage.time.now_s] if wait_s > 0]
+            if any(wait_s <= 0 for wait_s in waits_s) and looks != looked:
                 stage.time.forward(0.002)  # its time came while the others were looked at: what it waits for may be over now
             elif later:
                 # A busy host may wake later than it wished: so a minute's wait is not a hundred looks.
-                stage.time.forward(max(min(later) - stage.time.now_s + 0.002, min(0.25 * 2**waited, LONGEST_S)))
+                stage.time.forward(max(min(later) + 0.002, min(0.25 * 2**waited, LONGEST_S)))
             else:
                 return
             looked = looks
