@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from groundstate.app.outside import Call, Outside
     from groundstate.app.reaction import Plain, Reaction
     from groundstate.app.store import Store
+    from groundstate.rules.due import Due, after
     from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
     from groundstate.store.tables import Instant
     from groundstate.values.answers import Absent, Busy, Failure, Key, Moment, NotDone, Occurrence, Unknown
@@ -38,6 +39,7 @@ _HOMES = {
     "app.outside": ("Call", "Outside"),
     "app.reaction": ("Plain", "Reaction"),
     "app.store": ("Store",),
+    "rules.due": ("Due", "after"),
     "rules.policy": ("InDoubt", "Retry", "again", "ask", "hold", "same_key"),
     "store.tables": ("Instant",),
     "values.answers": ("Absent", "Busy", "Failure", "Key", "Moment", "NotDone", "Occurrence", "Unknown"),
@@ -68,6 +70,7 @@ __all__ = [
     "Conflict",
     "DeclarationError",
     "DeclarationWarning",
+    "Due",
     "Failure",
     "GroundstateError",
     "InDoubt",
@@ -88,6 +91,7 @@ __all__ = [
     "StoreRefused",
     "Unknown",
     "WentBack",
+    "after",
     "again",
     "ask",
     "every_child",

@@ -165,7 +165,7 @@ def test_the_report_has_the_documented_shape(shop: Shop) -> None:
     said = shop.run("pending", "--json", "--states").json
     assert (said["groundstate"], said["command"], said["app"]) == (1, "pending", shop.name)
     assert set(said["stores"][0]["report"]) == {
-        "now", "standby", "to_do", "counts", "in_doubt", "failed", "held", "waits", "locked", "newcomers", "suspects", "undeclared",
+        "now", "at", "standby", "to_do", "counts", "in_doubt", "failed", "held", "waits", "locked", "newcomers", "suspects", "undeclared",
         "baseline", "lives", "careful", "last_end", "in_flight", "lock", "states", "left",
     }  # fmt: skip
     assert set(said["stores"][0]["report"]["held"][0]) == {

@@ -24,6 +24,7 @@ from groundstate.engine.worker import Options, Worker
 from groundstate.rules.attempt import Attempt
 from groundstate.store import opening
 from groundstate.store.tables import Instant, attempt
+from groundstate.testing.wires import Moment
 from tests.store.children import until
 
 __all__ = ["QUICK", "Base", "Gateway", "Killed", "Life", "Order", "World", "ms", "until"]
@@ -261,14 +262,16 @@ class World:
 
     # ---- the clock -----------------------------------------------------------------------------------------------------------
     def clock_of(self, database: Any) -> None:
+        """What a condition is remembered by is the real clock's text: else a clock that was moved would be another condition."""
+        real = database.now
+        database.now = lambda ahead=timedelta(): Moment(self._now(ahead), real(ahead))
+
+    def _now(self, ahead: timedelta) -> Any:
         if self.postgres:
-            ahead = bindparam("ahead", type_=Interval(), callable_=lambda: timedelta(seconds=self.ahead))
-            moment: Any = func.now(type_=Instant()) + ahead
-            database.now = lambda: type_coerce(moment, Instant())
-        else:
-            ahead = bindparam("ahead", callable_=lambda: f"{self.ahead:+.3f} seconds")
-            moment = func.strftime("%Y-%m-%d %H:%M:%f", "now", ahead).op("||")("000")
-            database.now = lambda: type_coerce(moment, Instant())
+            moved = bindparam("ahead", type_=Interval(), callable_=lambda: timedelta(seconds=self.ahead) + ahead, unique=True)
+            return type_coerce(func.now(type_=Instant()) + moved, Instant())
+        seconds: Any = bindparam("ahead", callable_=lambda: f"{self.ahead + ahead.total_seconds():+.3f} seconds", unique=True)
+        return type_coerce(func.strftime("%Y-%m-%d %H:%M:%f", "now", seconds).op("||")("000"), Instant())
 
     def forward(self, seconds: float) -> None:
         """Moves the database's clock, for every worker of this world."""

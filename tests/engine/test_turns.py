@@ -129,7 +129,7 @@ def test_a_condition_that_cannot_be_asked_at_its_far_end_leaves_the_other_reacti
     life = world.worker()
     lane = life.worker.lanes[0]
     broken = text("select nothing_of_that_name")
-    vars(lane.question)["keys_after"] = lambda *_, **__: broken
+    vars(lane.question)["places_after"] = lambda *_, **__: broken
     lane.newest = True
     world.orders(3, status="paid")
     until(lambda: world.count(Order.status == "noted") == 3)

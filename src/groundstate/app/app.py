@@ -18,6 +18,7 @@ from groundstate.app.reaction import Plain, Reaction
 from groundstate.app.running import Running
 from groundstate.app.store import Store
 from groundstate.rules import clause as look
+from groundstate.rules.due import Due
 from groundstate.rules.policy import Retry
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.values.errors import DeclarationError
@@ -69,6 +70,7 @@ class App(Running):
         self,
         record: type[R],
         *clauses: Clause,
+        due: Due | Column | None = None,
         occurrence: Sequence[Column] = (),
         fact: Column | None = None,
         retry: Retry | None = None,
@@ -80,6 +82,7 @@ class App(Running):
         record: type[R],
         *clauses: Clause,
         call: Call[R, O],
+        due: Due | Column | None = None,
         occurrence: Sequence[Column] = (),
         fact: Column | None = None,
         name: str | None = None,
@@ -91,6 +94,7 @@ class App(Running):
         *clauses: Clause,
         call: Call[A, O],
         sends: Callable[Concatenate[R, Q], A],
+        due: Due | Column | None = None,
         occurrence: Sequence[Column] = (),
         fact: Column | None = None,
         name: str | None = None,
@@ -104,7 +108,8 @@ class App(Running):
             given: the options of this reaction, by name:
                 call: made before the handler, which is given its outcome.
                 sends: makes the call's argument from the record, inside the begin transaction; what it raises was surely not done.
-                occurrence: columns that tell one round of this event from the next.
+                due: from when on the condition holds, by the database's clock: a column, or `after(column, timedelta)`.
+                occurrence: columns that tell one round of this event from the next; the due column where nothing is said.
                 fact: the one column that the handler writes: 'fact is NULL' joins the clauses, and it runs alongside other reactions.
                 retry: when a handler that failed is tried again; of a reaction with a call, its call says so.
                 name: the handler's name where it is not given. Keys are made of it.
@@ -152,6 +157,11 @@ class App(Running):
             if spec.call is not None and spec.call.in_doubt.kind == "ask" and spec.call.find is None:
                 name = spec.call.function.name
                 raise DeclarationError(f"call {name} is settled by ask(), and has no find: declare it with @{name}.find, or choose hold()")
+            if spec.due is not None and spec.due.valid_for is not None and spec.expired is None:
+                raise DeclarationError(
+                    f"reaction {spec.name} is valid for {spec.due.valid_for}, and nothing says what becomes of a record after that: declare"
+                    f" @{spec.name}.expired, which moves the record on"
+                )
             declaration.warn_when_configured(spec)
 
     def _add(self, spec: ReactionSpec) -> None:
@@ -161,13 +171,19 @@ class App(Running):
                 " or give name='...'"
             )
         for other in self.reactions.values():
-            if other.record is spec.record and look.same_all(other.clauses, spec.clauses):
+            if other.record is spec.record and look.same_all(other.clauses, spec.clauses) and _due_alike(other, spec):
                 raise DeclarationError(
                     f"reaction {spec.name} has the same condition as reaction {other.name}, and the first to run takes it from the other:"
                     f" give each a column of its own that says whether it was done, by fact={spec.record.__name__}.<column>, or do both in"
                     " one handler"
                 )
         self.reactions[spec.name] = spec
+
+
+def _due_alike(one: ReactionSpec, other: ReactionSpec) -> bool:
+    if one.due is None or other.due is None:
+        return one.due is other.due
+    return one.due.delta == other.due.delta and look.same(one.due.base, other.due.base)
 
 
 def _joined(clauses: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:

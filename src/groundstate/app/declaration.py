@@ -12,6 +12,7 @@ import sqlalchemy
 from sqlalchemy.orm import Mapper
 
 from groundstate.app import children, condition, outcome, signature, source
+from groundstate.app import due as timing
 from groundstate.app.outside import Call
 from groundstate.app.reaction import IN_TRANSACTION, read_handler
 from groundstate.app.store import Store
@@ -29,6 +30,7 @@ class Given:
 
     call: Call[Any, Any] | None = None
     sends: Any = None
+    due: Any = None
     occurrence: Sequence[Any] = ()
     fact: Any = None
     retry: Retry | None = None
@@ -71,8 +73,12 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
     fact = None if given.fact is None else condition.fact_of(what, mapper, given.fact)
     if fact is not None:
         clauses = (*clauses, fact.is_(None))
-    if not clauses:
+    if not clauses and given.due is None:
         raise DeclarationError(f"{what} has no clause, so that it would be carried out for ever: say when, as in Order.status == 'placed'")
+    due = timing.due_of(what, mapper, given.due)
+    occurrence = condition.occurrence_of(what, mapper, given.occurrence)
+    if due is not None and not occurrence:
+        occurrence = timing.occurrence_of(what, mapper, due)
     call = _call_spec(what, given)
     read = _handler(what, mapper, call, handler)
     spec = ReactionSpec(
@@ -84,7 +90,8 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
         handler=read.function,
         call=call,
         sends=_sends(what, mapper, given, call),
-        occurrence=condition.occurrence_of(what, mapper, given.occurrence),
+        due=due,
+        occurrence=occurrence,
         fact=None if fact is None else fact.key,
         children=children.found_in(clauses),
         retry=_retry(what, given),

@@ -31,6 +31,13 @@ class _Declared:
     def __repr__(self) -> str:
         return f"<reaction {self.spec.name} of {self.spec.app}>"
 
+    def _expires(self) -> None:
+        if self.spec.due is None or self.spec.due.valid_for is None:
+            raise DeclarationError(
+                f"reaction {self.spec.name} has an expired handler, and nothing says when it is too late: due=after(column, ...,"
+                " valid_for=timedelta(...))"
+            )
+
     def _ending(self, handler: Any, name: str, first: tuple[str, ...], supplied: tuple[str, ...]) -> Function:
         if getattr(self.spec, name) is not None:
             raise DeclarationError(f"reaction {self.spec.name} has a {name} handler already ({getattr(self.spec, name).name})")
@@ -48,6 +55,18 @@ class Plain(_Declared, Generic[R, P]):
     def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
         """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
         self.spec.gave_up = self._ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
+        return handler
+
+    def expired(self, handler: Callable[Concatenate[R, Q], None], /) -> Callable[Concatenate[R, Q], None]:
+        """Declares what answers when it is too late, by `valid_for`: it is to change the record so that the condition no longer holds.
+
+        It runs instead of the handler, and of the call: once, in a transaction of its own. A call in doubt is settled first.
+
+        Raises:
+            DeclarationError: the reaction has no `due=after(..., valid_for=...)`, so it would never run.
+        """
+        self._expires()
+        self.spec.expired = self._ending(handler, "expired", ("the record",), IN_TRANSACTION)
         return handler
 
 
@@ -69,6 +88,18 @@ class Reaction(_Declared, Generic[R, O, P]):
     def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
         """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
         self.spec.gave_up = self._ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
+        return handler
+
+    def expired(self, handler: Callable[Concatenate[R, Q], None], /) -> Callable[Concatenate[R, Q], None]:
+        """Declares what answers when it is too late, by `valid_for`: it is to change the record so that the condition no longer holds.
+
+        It runs instead of the handler, and of the call: once, in a transaction of its own. A call in doubt is settled first.
+
+        Raises:
+            DeclarationError: the reaction has no `due=after(..., valid_for=...)`, so it would never run.
+        """
+        self._expires()
+        self.spec.expired = self._ending(handler, "expired", ("the record",), IN_TRANSACTION)
         return handler
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ class Rested:
     in_doubt: int = 0
     failed: int = 0
     held: int = 0
+    timers: int = 0  # records that are still to become due; at most 100,000 are counted for each reaction
 
 
 class Running:
@@ -95,6 +97,14 @@ class Running:
         """What ended a worker by itself, a fault of ours or of the machine; None while all go on. Raises Stopped where it does not run."""
         return next((worker.failure for worker in self._running_workers() if worker.failure is not None), None)
 
+    @property
+    def expired(self) -> dict[str, int]:
+        """How many records were too late, by `valid_for`, for each reaction since the start. Raises Stopped where it does not run."""
+        total: Counter[str] = Counter()
+        for worker in self._running_workers():
+            total.update(worker.expired)
+        return dict(total)
+
     @asynccontextmanager
     async def running(self, *, accept: bool = False, limit: timedelta = DRAIN) -> AsyncIterator[None]:
         """Carries out while the block runs: for a web application's lifespan. Its work is in threads, never on this loop."""
@@ -119,7 +129,7 @@ class Running:
                 if not worker.until_quiet(None if end is None else end - time.monotonic()):
                     raise TimeoutError(f"{self!r} was not quiet within {timeout}")
             rests = [worker.rest() for worker in self._running_workers()]
-            return Rested(sum(r.in_doubt for r in rests), sum(r.failed for r in rests), sum(r.held for r in rests))
+            return Rested(*(sum(counts) for counts in zip(*map(astuple, rests), strict=True)))
         finally:
             if mine:
                 self.stop()

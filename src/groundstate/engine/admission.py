@@ -37,11 +37,12 @@ class Admission:
                     "Renamed: `groundstate rename OLD NEW`. Removed: settle or forget them first (`groundstate held`)"
                 )
             seen = registry.known(connection, shift.app)
-            for lane in shift.lanes:
+            for lane in shift.parts:
                 lane.question.has_triggers = registry.has_triggers(connection, shift.database, lane.question)
         self._remember(seen)
         for lane in shift.lanes:
-            lane.on = _accepted(seen, lane)
+            for part in filter(None, (lane, lane.late)):
+                part.on = _accepted(seen, lane)
 
     def count_newcomers(self) -> None:
         """New and changed reactions, once the known ones are under way: counting may take a while."""
@@ -55,7 +56,7 @@ class Admission:
             silent, loud = pending, []
         registry.write(shift.life, silent)
         for question in silent:
-            _start(shift.lane(question.spec.name))
+            shift.lane(question.spec.name).start()
         self.refused = loud
         for newcomer in loud:
             log.error("%s", newcomer.words)
@@ -70,7 +71,7 @@ class Admission:
         for lane in shift.lanes:
             if not lane.on and _accepted(seen, lane):
                 self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
-                _start(lane)
+                lane.start()
             if lane.name in baselines:
                 registry.let_baselines_go(shift.life, lane.question)
 
@@ -89,8 +90,3 @@ class Admission:
 def _accepted(seen: dict[str, Known], lane: Lane) -> bool:
     before = seen.get(lane.name)
     return before is not None and before.condition == lane.question.condition_text
-
-
-def _start(lane: Lane) -> None:
-    lane.on = True
-    lane.sweep()

@@ -29,7 +29,7 @@ class Batches:
 
     def turn(self) -> None:
         """A batch of fresh rows for each reaction, then what is due, then one of the backlog for one that has some."""
-        lanes = [lane for lane in self._shift.lanes if lane.question.spec.call is None and lane.on]
+        lanes = [lane for lane in self._shift.parts if lane.question.spec.call is None and lane.on]
         now = time.monotonic()
         for lane in lanes:
             if lane.fresh and lane.not_before <= now and (room := lane.failing.room(lane.batch, 0, now)) > 0:
@@ -96,6 +96,9 @@ class Batches:
             lane.failing.succeeded(done.done)
         for number in range(done.failed):
             lane.failing.went_wrong((self._shift.turn, number), time.monotonic())
+        if done.done and lane.question.answers_late:
+            self._shift.expired[lane.name] += done.done
+            log.info("%s: %d expired, the last of them due at %s", lane.name, done.done, done.last_due)
         if done.next_at is not None:
             self._shift.look_for_due()
         self._shift.took += done.done + done.failed

@@ -6,6 +6,7 @@ Also looks at attempts that stand: failed ones that are due, and doubts of ours,
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import MARGIN
+from groundstate.rules.reaction import Function
 from groundstate.rules.retry import last_try_used, next_try
 from groundstate.values import keys
 from groundstate.values.answers import Failure
@@ -41,12 +43,14 @@ class Begun:
     changed: int = 0  # attempts that became something else without a call
     busy: list[attempts.Identity] = field(default_factory=list)
     new_calls: int = 0
+    expired: Counter[str] = field(default_factory=Counter)  # of the changed ones, by reaction
 
     def add(self, other: Begun) -> None:
         self.flights += other.flights
         self.changed += other.changed
         self.busy += other.busy
         self.new_calls += other.new_calls
+        self.expired.update(other.expired)
 
 
 def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tuple[float, float]) -> Begun:
@@ -69,7 +73,7 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     together = life.care.together(0) if life.care.careful else 0
     for one in chosen:
         before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
-        flown = _flight(life, tx, question, before, one.record, clock, together=together)
+        flown = _flight(life, tx, question, before, one.record, clock, due=one.due, together=together)
         after = flown if isinstance(flown, Attempt) else flown[0]
         if one.attempt is None:
             new.append(after)
@@ -124,10 +128,12 @@ class _Looking:
         match _decide(self.question, attempt, standing, self.tx.now):
             case rules.Begin() | rules.Ask() if len(self.result.flights) >= self.room:
                 pass  # looked at again at the next sweep
+            case rules.Begin() if standing.early:
+                pass  # its due time was moved, or the clock stepped back: no call before it
             case rules.Begin():
                 self._begin(attempt, standing)
             case rules.Ask():
-                asked = _question(self.life, self.tx, self.question, attempt, standing.record, self.clock)
+                asked = _question(self.life, self.tx, self.question, attempt, standing, self.clock)
                 if isinstance(asked, Attempt):
                     self.saved.append((attempt, asked))
                 else:
@@ -140,13 +146,19 @@ class _Looking:
                 if say:
                     log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
             case rules.GaveUp():
-                held = _give_up(self.life, self.tx, self.question, standing, attempt)
-                if held is None:
-                    self.removed.append(attempt)
-                else:
-                    self.saved.append((attempt, held))
+                self._ended(attempt, _give_up(self.life, self.tx, self.question, standing, attempt))
+            case rules.Expired():
+                log.info("%s on %s expired: it was due at %s", attempt.reaction, attempt.record, standing.due)
+                self.result.expired[attempt.reaction] += 1
+                self._ended(attempt, _expire(self.life, self.tx, self.question, standing, attempt))
             case _:
                 pass  # it waits for another attempt on its record
+
+    def _ended(self, attempt: Attempt, held: Attempt | None) -> None:
+        if held is None:
+            self.removed.append(attempt)
+        else:
+            self.saved.append((attempt, held))
 
     def unread(self, looked: claim.Look) -> None:
         """Those whose record cannot be read just now: a failure, and of a doubt no answer."""
@@ -163,7 +175,7 @@ class _Looking:
     def _begin(self, attempt: Attempt, standing: Standing) -> None:
         care = self.life.care
         together = care.together(attempt.together) if care.careful else 0
-        flown = _flight(self.life, self.tx, self.question, attempt, standing.record, self.clock, together=together)
+        flown = _flight(self.life, self.tx, self.question, attempt, standing.record, self.clock, due=standing.due, together=together)
         if isinstance(flown, Attempt):
             self.saved.append((attempt, flown))
             return
@@ -204,14 +216,22 @@ def _suspect(life: Life, question: Question, one: Taken | Unreadable, now: datet
 
 
 def _flight(  # noqa: PLR0913  # each differs from call to call
-    life: Life, tx: Transaction, question: Question, before: Attempt, record: Any, clock: tuple[float, float], *, together: int
+    life: Life,
+    tx: Transaction,
+    question: Question,
+    before: Attempt,
+    record: Any,
+    clock: tuple[float, float],
+    *,
+    due: datetime | None,
+    together: int,
 ) -> tuple[Attempt, Flight] | Attempt:
     """The attempt with a new call, and its flight; or the attempt failed, where `sends` raised: surely not done."""
     spec = question.spec
     deadline = tx.now + spec.terms.timeout + MARGIN
     after = rules.begun(before, worker=life.id, call=attempts.new_call(), now=tx.now, deadline=deadline, together=together)
     try:
-        argument = _argument(tx, question, record)
+        argument = _argument(tx, question, record, due)
     except Exception as error:
         if trouble.transient(error):
             raise
@@ -220,37 +240,39 @@ def _flight(  # noqa: PLR0913  # each differs from call to call
         failures = before.failures + 1
         kept = rules.not_done(before, words, next_try(spec.terms.retry, failures, tx.now, life.dice.random()), counts=True).attempt
         return replace(kept, state=State.DOUBT if before.unsure else State.FAILED, worker=life.id)
-    return after, _fly(life, tx, question, after, argument, clock)
+    return after, _fly(life, tx, question, after, argument, clock, due=due)
 
 
 def _question(
-    life: Life, tx: Transaction, question: Question, attempt: Attempt, record: Any, clock: tuple[float, float]
+    life: Life, tx: Transaction, question: Question, attempt: Attempt, standing: Standing, clock: tuple[float, float]
 ) -> Flight | Attempt:
     """A find on its way; or the attempt to be asked later, where `sends` raised, which is Unknown."""
     try:
-        argument = _argument(tx, question, record)
+        argument = _argument(tx, question, standing.record, standing.due)
     except Exception as error:
         if trouble.transient(error):
             raise
         at = tx.now + max(question.spec.terms.retry.first, timedelta(seconds=1))
         return rules.unknown(attempt, at, life.shorten(f"sends raised {describe(error)}")).attempt
-    return replace(_fly(life, tx, question, attempt, argument, clock), asked_at=tx.now)
+    return replace(_fly(life, tx, question, attempt, argument, clock, due=standing.due), asked_at=tx.now)
 
 
-def _argument(tx: Transaction, question: Question, record: Any) -> Any:
+def _argument(tx: Transaction, question: Question, record: Any, due: datetime | None) -> Any:
     spec = question.spec
     if spec.sends is None:
         return snapshot.take(record)
     # A statement of its own that fails would take the whole transaction with it.
     own = tx.session.begin_nested() if "session" in spec.sends.wants.values() else nullcontext()
     with tx.session.no_autoflush, own:
-        made = spec.sends(record, session=tx.session, at=tx.moment())
+        made = spec.sends(record, session=tx.session, at=tx.moment(due=due))
     if tx.session.is_modified(record):
         raise ValueError("sends changed the record: it may read any row and write none")
     return made
 
 
-def _fly(life: Life, tx: Transaction, question: Question, attempt: Attempt, argument: Any, clock: tuple[float, float]) -> Flight:
+def _fly(  # noqa: PLR0913  # as above
+    life: Life, tx: Transaction, question: Question, attempt: Attempt, argument: Any, clock: tuple[float, float], *, due: datetime | None
+) -> Flight:
     name = life.key_names.get(attempt.reaction, attempt.reaction)
     return Flight(
         question=question,
@@ -258,7 +280,7 @@ def _fly(life: Life, tx: Transaction, question: Question, attempt: Attempt, argu
         call=attempt.call,
         argument=argument,
         key=keys.call_key(attempt.app, name, attempt.record, attempt.occurrence),
-        moment=tx.moment(call_no=attempt.call_no, restarted=attempt.call_no > 1 and attempt.unsure),
+        moment=tx.moment(due=due, call_no=attempt.call_no, restarted=attempt.call_no > 1 and attempt.unsure),
         occurrence=keys.occurrence_of(attempt.occurrence, len(question.spec.occurrence)),
         begun=clock,
         life=life.id,
@@ -272,14 +294,35 @@ def _give_up(life: Life, tx: Transaction, question: Question, standing: Standing
     if spec.gave_up is None:
         return rules.held_as(attempt, "the last try was used").attempt
     failure = Failure(attempt.error or "", attempt.call_no or attempt.failures, attempt.since)
-    moment = tx.moment(call_no=attempt.call_no)
+    return _end(life, tx, question, standing, attempt, handler=spec.gave_up, name="gave_up", arguments=(failure,))
+
+
+def _expire(life: Life, tx: Transaction, question: Question, standing: Standing, attempt: Attempt) -> Attempt | None:
+    """The `expired` handler, likewise."""
+    expired = question.spec.expired
+    assert expired is not None  # noqa: S101  # refused at the start
+    return _end(life, tx, question, standing, attempt, handler=expired, name="expired")
+
+
+def _end(  # noqa: PLR0913  # as above
+    life: Life,
+    tx: Transaction,
+    question: Question,
+    standing: Standing,
+    attempt: Attempt,
+    *,
+    handler: Function,
+    name: str,
+    arguments: tuple[Any, ...] = (),
+) -> Attempt | None:
+    moment = tx.moment(due=standing.due, call_no=attempt.call_no)
     try:
-        work = Work(standing.key, standing.record, attempt.occurrence, (failure,), {"at": moment})
-        handling.run_one(question, tx, spec.gave_up, work)
+        work = Work(standing.key, standing.record, attempt.occurrence, arguments, {"at": moment})
+        handling.run_one(question, tx, handler, work)
     except HandlerFailed as refused:
         if refused.cause is not None and trouble.transient(refused.cause):
             raise refused.cause from None
-        return rules.held_as(attempt, f"its gave_up handler failed: {life.shorten(refused.error)}").attempt
+        return rules.held_as(attempt, f"its {name} handler failed: {life.shorten(refused.error)}").attempt
     tx.touched.add(question.entity, [standing.key], None)
     return None
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
 
 from groundstate.engine import attempts, trouble
-from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, Facts, State
@@ -26,7 +27,7 @@ class Taken:
     occurrence: str
     record: Any
     attempt: Attempt | None = None  # its own, failed and due
-    blocked: Attempt | None = None
+    due: datetime | None = None  # when it became due; None where nothing says
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Claim:
     """What was taken, and how far the reading came."""
 
     taken: list[Taken] = field(default_factory=list)
-    cursor: PrimaryKey | None = None
+    cursor: Place | None = None
     read: int = 0  # keys whose condition held, taken or not
     busy: list[PrimaryKey] = field(default_factory=list)  # locked by somebody else just now
     unreadable: list[Unreadable] = field(default_factory=list)
@@ -51,8 +52,8 @@ class Unreadable:
     attempt: Attempt | None = None  # its own, failed and due
 
 
-def by_condition(question: Question, tx: Transaction, cursor: PrimaryKey | None, limit: int, *, crowded: bool) -> Claim:
-    """The next records in key order whose condition holds."""
+def by_condition(question: Question, tx: Transaction, cursor: Place | None, limit: int, *, crowded: bool) -> Claim:
+    """The next records, in the order of a pass, that are ready."""
     if not tx.database.locks_rows or question.reads_its_row_alone:
         try:
             records = _records(tx, question.records_after(cursor, limit, crowded=crowded), None)
@@ -60,19 +61,18 @@ def by_condition(question: Question, tx: Transaction, cursor: PrimaryKey | None,
             if not trouble.unreadable(error):
                 raise
         else:
-            last = question.key_of(records[-1]) if records else cursor
+            last = question.place_of(records[-1]) if records else cursor
             return Claim(_free(question, tx, records), cursor=last, read=len(records))
-    keys_statement = question.lock(question.keys_after(cursor, limit, crowded=crowded))
-    found = [tuple(row) for row in tx.connection.execute(keys_statement)]
-    claim = Claim(cursor=found[-1] if found else cursor, read=len(found))
-    if found:
-        records, bad = _load(question, tx, found)
+    places = [tuple(row) for row in tx.connection.execute(question.lock(question.places_after(cursor, limit, crowded=crowded)))]
+    claim = Claim(cursor=places[-1] if places else cursor, read=len(places))
+    if places:
+        records, bad = _load(question, tx, [question.key_in(place) for place in places])
         claim.taken, claim.unreadable = _free(question, tx, records), _free_unreadable(question, tx, bad)
     return claim
 
 
 def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
-    """Those of these records whose condition holds."""
+    """Those of these records that are ready."""
     claim = Claim()
     found = list(wanted)
     if tx.database.locks_rows:
@@ -93,7 +93,7 @@ def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> t
 
 
 def readable(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
-    """Of the records given those whose condition holds and that can be loaded, and those that cannot: found by halves."""
+    """Of the records given those that are ready and can be loaded, and those that cannot: found by halves."""
     try:
         return _records(tx, question.records_given, question.given(wanted)), []
     except Exception as error:
@@ -166,6 +166,9 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
     for record in records:
         key = question.key_of(record)
         taken.append(Taken(key, question.record_text(key), question.occurrence_text(record), record))
+    if question.timing is not None:
+        for one, due in zip(taken, dues(question, tx, records), strict=True):
+            one.due = due
     if not taken or not _some_attempts(tx):
         return taken
     table_name = None if spec.fact else spec.table_name
@@ -176,10 +179,24 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
         if blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=spec.fact is not None):
             continue
         own = blocking.own(spec.app, spec.name, one.occurrence, standing)
-        if own is None or (own.state is State.FAILED and blocking.due(own, tx.now)) or (own.call == mine and own.state is State.BEGUN):
+        # What is too late waits for no further try.
+        tried_now = own is not None and own.state is State.FAILED and (blocking.due(own, tx.now) or question.answers_late)
+        if own is None or tried_now or (own.call == mine and own.state is State.BEGUN):
             one.attempt = own
             free.append(one)
     return free
+
+
+def dues(question: Question, tx: Transaction, records: Sequence[Any]) -> list[datetime | None]:
+    """When each of these records became due; None where nothing says (any more)."""
+    timing, due = question.timing, question.spec.due
+    if timing is None or due is None:
+        return [None] * len(records)
+    if due.attribute is not None:
+        return [timing.due_of(getattr(record, due.attribute.key)) for record in records]
+    found = [question.key_of(record) for record in records]
+    base = {tuple(row[:-1]): row[-1] for row in tx.connection.execute(question.dues_among(found))} if found else {}
+    return [timing.due_of(base.get(key)) for key in found]
 
 
 def _some_attempts(tx: Transaction) -> bool:
@@ -199,6 +216,8 @@ class Standing:
     record: Any
     key: PrimaryKey
     blocked: Attempt | None
+    due: datetime | None = None  # when its occurrence became due; None where nothing says
+    early: bool = False  # its time is still to come: it was moved, or the clock stepped back
 
 
 @dataclass
@@ -233,6 +252,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
     # Who has the others' records has their attempts: we would wait for him, and he for us.
     ours = [text for text in texts if text not in busy]
     by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, ours, lock=True)
+    due_of = _dues_of(question, tx, [record for record, _ in found.values()])
     for identity in identities:
         text, occurrence = identity[2], identity[3]
         if text in busy:
@@ -243,10 +263,21 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
             continue
         record, holds = found.get(text, (None, False))
         same = record is not None and question.occurrence_text(record) == occurrence
-        facts = Facts(exists=record is not None, holds=holds and same)
+        due = question.due_in(occurrence) or due_of.get(text)
+        late = due is not None and spec.due is not None and spec.due.expired(due, tx.now)
+        facts = Facts(exists=record is not None, holds=holds and same, expired=late)
         others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), fact=spec.fact is not None)
-        result.standing[identity] = Standing(attempts.by_identity(by_record, identity), facts, record, keys_of.get(text, ()), others)
+        standing = attempts.by_identity(by_record, identity)
+        early = (now_due := due_of.get(text)) is not None and now_due > tx.now
+        result.standing[identity] = Standing(standing, facts, record, keys_of.get(text, ()), others, due, early)
     return result
+
+
+def _dues_of(question: Question, tx: Transaction, records: Sequence[Any]) -> dict[str, datetime]:
+    if question.timing is None:
+        return {}
+    texts = [question.record_text(question.key_of(record)) for record in records]
+    return {text: due for text, due in zip(texts, dues(question, tx, records), strict=True) if due is not None}
 
 
 def _truths(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], bad: dict[str, str]) -> list[Any]:

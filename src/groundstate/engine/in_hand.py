@@ -176,6 +176,6 @@ class Conclusion:
         tx.touched.add(question.entity, [work.key for work in works], new)
 
     def _work(self, given: InHand, standing: Standing, attempt: Attempt) -> Work:
-        moment = self.tx.moment(call_no=attempt.call_no, restarted=given.restarted)
+        moment = self.tx.moment(due=standing.due, call_no=attempt.call_no, restarted=given.restarted)
         supplies = {"at": moment, "key": given.key, "occurrence": given.occurrence}
         return Work(standing.key, standing.record, attempt.occurrence, (given.value,), supplies)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groundstate.engine.hints import Touched
-from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.rules import equality
 from groundstate.rules.breaker import Breaker
 
@@ -29,7 +29,7 @@ class Lane:
     on: bool = True  # False while a person must accept it first
     fresh: dict[PrimaryKey, None] = field(default_factory=dict)
     backlog: bool = False
-    cursor: PrimaryKey | None = None
+    cursor: Place | None = None
     crowded: bool = False
     look_again: bool = False  # a table that the condition reads was touched while a pass was on
     probed: bool = False  # this pass was seen to have something to take
@@ -41,6 +41,8 @@ class Lane:
     failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=20))  # DB-only reactions (rules.md 15)
     not_before: float = 0.0  # after the database's own trouble
     trouble: int = 0
+    late: Lane | None = None  # of one with valid_for: what is too late, which goes by itself
+    timer: float | None = None  # when the next of its records is ready, by the monotonic clock; None: not within sight
     _heard: dict[PrimaryKey, None] = field(default_factory=dict)
     _heard_whole: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -80,10 +82,11 @@ class Lane:
         """Children of `every_child` wake their one parent, whose key the hint carries."""
         return any(issubclass(record, every.child) for every in self.question.spec.children)
 
-    def listen(self) -> None:
-        """Takes over what was heard since."""
+    def listen(self) -> bool:
+        """Takes over what was heard since; whether anything was."""
         with self._lock:
-            if self._heard:
+            some = bool(self._heard)
+            if some:
                 self.fresh.update(self._heard)
                 self._heard = {}
             whole, self._heard_whole = self._heard_whole, False
@@ -91,6 +94,7 @@ class Lane:
             if len(self.fresh) > FRESH_MAX:
                 self.fresh.clear()
             self.sweep()
+        return some or whole
 
     def sweep(self) -> None:
         """A new pass over the condition; one that is on goes to its end, and then another begins."""
@@ -105,6 +109,22 @@ class Lane:
         self.backlog = self.look_again
         self.look_again = False
         self.cursor = None
+
+    def start(self) -> None:
+        """A person accepted it, or nobody need: it is carried out from now on, and what is too late of it."""
+        self.on = True
+        self.sweep()
+        if self.late is not None:
+            self.late.start()
+
+    def ring(self) -> None:
+        """Something of it is ready now: a pass that need not be looked at first. One that is on comes to it, going by the due time."""
+        self.timer = None
+        if self.backlog:
+            self.look_again = True
+        else:
+            self.sweep()
+            self.probed = True
 
     def take_fresh(self, most: int) -> list[PrimaryKey]:
         taken = [key for key, _ in zip(self.fresh, range(most), strict=False)]
@@ -122,3 +142,8 @@ class Lane:
             self.batch = max(int(self.batch * max(hold_s / seconds, 0.7)), BATCH_LEAST)
         elif seconds < hold_s / 2:
             self.batch = min(self.batch * 2, BATCH_MAX)
+
+
+def lanes_of(question: Question) -> Lane:
+    """The lane of a reaction, with that of what is too late where there may be some."""
+    return Lane(question, late=None if question.late is None else Lane(question.late))

@@ -47,7 +47,7 @@ def _locked_of(connection: Connection, question: Question, long: dict[str, Any])
     owner: Any = question.mapper.base_mapper.local_table
     table = connection.dialect.identifier_preparer.format_table(owner)
     xmax = literal_column(f"{table}.xmax::text", String).label("groundstate_xmax")
-    some = select(*question.key_attributes, xmax).where(question.condition).limit(_READ_MOST).subquery()
+    some = select(*question.key_attributes, xmax).where(question.ready).limit(_READ_MOST).subquery()
     rows = connection.execute(select(some).where(some.c.groundstate_xmax.in_(list(long))).limit(_SHOWN_MOST)).all()
     found = []
     for row in rows:

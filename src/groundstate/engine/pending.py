@@ -6,17 +6,17 @@ Works with SELECT grants alone and on a standby. Each count is bounded, so that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from groundstate.engine import attempts, living, locked, registry, states, wording
+from groundstate.engine import attempts, living, locked, registry, states, upcoming, wording
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.locked import Locked
-from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.question import Place, Question
 from groundstate.engine.registry import BASELINE, COUNTED_MAX, Newcomer
 from groundstate.engine.states import Unanswered
 from groundstate.rules import blocking
@@ -39,8 +39,12 @@ class ToDo:
     condition: str
     rows: int
     at_least: bool
-    oldest: tuple[str, ...]  # lowest keys
+    oldest: tuple[str, ...]  # lowest keys; where there is a due time those that are due the longest
     starts: bool  # False: it is new or changed, and a person must accept it first
+    overdue_since: datetime | None = None  # when the first of these rows became due
+    too_late: int = 0  # rows that were not carried out within `valid_for`: its `expired` handler answers those
+    upcoming: int = 0  # rows that are still to become due
+    next_due: datetime | None = None  # when the next of them does
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Pending:
     """The whole report on one store."""
 
     now: datetime
+    at: datetime | None  # the moment for which it was asked what is due; None: now
     standby: bool
     to_do: tuple[ToDo, ...]
     counts: Mapping[str, int]  # attempts by standing, all of them
@@ -119,7 +124,10 @@ def pending(
     rested: Sequence[tuple[type, ColumnElement[bool]]] | None = None,
     shown: int = SHOWN,
 ) -> Pending:
-    """The report. rested: what the app declared to rest; None leaves the states out. shown: attempts listed of each kind."""
+    """The report. rested: what the app declared to rest; None leaves the states out. shown: attempts listed of each kind.
+
+    Where the questions were made for a moment, what would be due then is told.
+    """
     with database.reading() as connection:
         now = connection.execute(select(database.now())).scalar_one()
         seen = living.lives_of(database, connection, lives)
@@ -136,6 +144,7 @@ def pending(
         waits = _waits(looked, shown)
         return Pending(
             now=now,
+            at=next((question.moment for question in questions if question.moment), None),
             standby=_standby(connection),
             to_do=to_do,
             counts=counts,
@@ -154,7 +163,7 @@ def pending(
             in_flight=_in_flight(counts, seen),
             lock=living.lock_in_words(database),
             states=None if rested is None else tuple(states.unanswered(connection, questions, rested)),
-            left=any(one.rows for one in to_do) or any(counts.values()) or bool(waits),
+            left=any(one.rows or one.too_late for one in to_do) or any(counts.values()) or bool(waits),
         )
 
 
@@ -168,25 +177,42 @@ def _not_baseline() -> ColumnElement[bool]:
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------
 def _to_do(looked: Looked, question: Question, *, starts: bool) -> ToDo:
-    if question.unattempted is None:
-        rows, oldest = _counted_here(looked, question)
-    else:
-        some = question.keys_after(None, COUNTED_MAX, crowded=True).order_by(None).subquery()
-        rows = int(looked.connection.execute(select(func.count()).select_from(some)).scalar_one())
-        oldest = [tuple(row) for row in looked.connection.execute(question.keys_after(None, OLDEST, crowded=True))] if rows else []
+    rows, oldest = _ready(looked, question)
     spec = question.spec
-    texts = tuple(question.record_text(key) for key in oldest)
-    return ToDo(spec.name, spec.table_name, question.condition_text, rows, rows >= COUNTED_MAX, texts, starts)
+    texts = tuple(question.record_text(question.key_in(place)) for place in oldest)
+    to_do = ToDo(spec.name, spec.table_name, question.shown_text, rows, rows >= COUNTED_MAX, texts, starts)
+    return to_do if question.timing is None else _timed(looked, question, to_do)
 
 
-def _counted_here(looked: Looked, question: Question) -> tuple[int, list[PrimaryKey]]:
+def _ready(looked: Looked, question: Question) -> tuple[int, list[Place]]:
+    """How many rows are to be carried out, and the first of them."""
+    if question.unattempted is None:
+        return _counted_here(looked, question)
+    some = question.places_after(None, COUNTED_MAX, crowded=True).order_by(None).subquery()
+    rows = int(looked.connection.execute(select(func.count()).select_from(some)).scalar_one())
+    first = question.places_after(None, OLDEST, crowded=True)
+    return rows, [tuple(row) for row in looked.connection.execute(first)] if rows else []
+
+
+def _timed(looked: Looked, question: Question, to_do: ToDo) -> ToDo:
+    next_ = upcoming.timers(looked.connection, [question], 1)
+    return replace(
+        to_do,
+        overdue_since=upcoming.overdue_since(looked.connection, question) if to_do.rows else None,
+        too_late=_ready(looked, question.late)[0] if question.late is not None else 0,
+        upcoming=upcoming.count(looked.connection, question) if next_ else 0,
+        next_due=next_[0].due if next_ else None,
+    )
+
+
+def _counted_here(looked: Looked, question: Question) -> tuple[int, list[Place]]:
     """Where the key's text cannot be said in SQL: keys are read, and those with attempts are left out here."""
     spec = question.spec
     mine = and_(table.c.app == spec.app, table.c.reaction == spec.name)
     stands = mine if spec.fact else or_(mine, and_(table.c.blocks == spec.table_name, _blocks()))
     taken = set(looked.connection.execute(select(table.c.record).where(stands).limit(COUNTED_MAX)).scalars())
-    found = [tuple(row) for row in looked.connection.execute(question.keys_after(None, COUNTED_MAX, crowded=False))]
-    free = [key for key in found if question.record_text(key) not in taken] if taken else found
+    found = [tuple(row) for row in looked.connection.execute(question.places_after(None, COUNTED_MAX, crowded=False))]
+    free = [place for place in found if question.record_text(question.key_in(place)) not in taken] if taken else found
     return len(free), free[:OLDEST]
 
 
@@ -278,7 +304,7 @@ def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[At
     columns = (*question.key_attributes, *spec.occurrence)
     size = len(question.key_attributes)
     found = []
-    for row in looked.connection.execute(select(*columns).where(question.condition, question.among(list(wanted.values())))):
+    for row in looked.connection.execute(select(*columns).where(question.ready, question.among(list(wanted.values())))):
         text, occurrence = question.record_text(tuple(row[:size])), keys.occurrence_text(tuple(row[size:]))
         mine = [one for one in standing.get(text, ()) if one.blocks in (None, spec.table_name)]
         if blocking.own(spec.app, spec.name, occurrence, mine) is not None:

@@ -17,7 +17,7 @@ from groundstate.engine import attempts, claim, handling, hints, trouble
 from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
-from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
@@ -32,7 +32,7 @@ class Feed:
     """Which records are to be looked at: these keys, or the next of the backlog after a cursor."""
 
     keys: Sequence[PrimaryKey] | None = None
-    cursor: PrimaryKey | None = None
+    cursor: Place | None = None
     limit: int = 500
     crowded: bool = False
     mine: int | None = None  # careful mode: the call of begun attempts that are ours to carry out
@@ -51,9 +51,10 @@ class Done:
     taken: int = 0
     done: int = 0
     failed: int = 0
-    cursor: PrimaryKey | None = None
+    cursor: Place | None = None
     busy: list[PrimaryKey] = field(default_factory=list)
     next_at: datetime | None = None  # the earliest time at which something of it is to be looked at again
+    last_due: datetime | None = None  # of those that were taken
 
 
 def carry_out(life: Life, question: Question, feed: Feed) -> Done:
@@ -125,7 +126,7 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
 
 
 def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Done:
-    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
+    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_last_due(found))
     done.failed = put_off(life, question, tx, found.unreadable)
     if not found.taken:
         return done
@@ -149,10 +150,14 @@ def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Don
     return done
 
 
+def _last_due(found: Claim) -> datetime | None:
+    return max((one.due for one in found.taken if one.due is not None), default=None)
+
+
 def _one_by_one(life: Life, question: Question, feed: Feed) -> Done:
     with life.transaction() as tx:
         found = feed.claim(question, tx)
-        done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
+        done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_last_due(found))
         done.failed = put_off(life, question, tx, found.unreadable)
         finished: list[Attempt] = []
         for one in found.taken:
@@ -188,7 +193,7 @@ def _spent(question: Question, one: Taken, now: datetime) -> bool:
 
 
 def _work(tx: Transaction, one: Taken) -> Work:
-    return Work(one.key, one.record, one.occurrence, (), {"at": tx.moment()})
+    return Work(one.key, one.record, one.occurrence, (), {"at": tx.moment(due=one.due)})
 
 
 def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, failure: HandlerFailed, done: Done) -> None:

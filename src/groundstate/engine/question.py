@@ -7,6 +7,7 @@ locked row, and subqueries keep the old snapshot (hazard 17, rules.md 14).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +37,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.types import TypeDecorator
 
 from groundstate.engine import listed
+from groundstate.engine.timing import Timing
 from groundstate.rules import equality
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
@@ -43,24 +45,42 @@ from groundstate.store.tables import attempt
 from groundstate.values import keys
 
 PrimaryKey = tuple[Any, ...]
+Place = tuple[Any, ...]  # a key, or a due time and a key: the cursor of a pass
 
 
 class Question:
-    """What is asked of the database for one reaction. Statements are built once and cached by SQLAlchemy."""
+    """What is asked of the database for one reaction. Statements are built once and cached by SQLAlchemy.
 
-    def __init__(self, spec: ReactionSpec, database: Database) -> None:
+    `condition` is what the clauses say; `come` is that its time has come as well, and `ready` that it is not too late either, which is
+    asked of what is to be taken. Once a call is begun its due time is asked no more, but through the occurrence: a host's clock may step
+    back while it is in the air.
+    `moment`: instead of the database's clock, to ask what would be due then.
+    """
+
+    def __init__(self, spec: ReactionSpec, database: Database, moment: datetime | None = None) -> None:
         self.spec = spec
         self.database = database
+        self.moment = moment
         self.mapper: Mapper[Any] = spec.mapper
         self.entity: Any = spec.record
         self.key_attributes = tuple(
             getattr(self.entity, self.mapper.get_property_by_column(column).key) for column in self.mapper.primary_key
         )
         self.condition: ColumnElement[bool] = and_(true(), *spec.clauses)
+        self.timing = None if spec.due is None else Timing(spec, database, moment)
+        self.come: ColumnElement[bool] = self.condition if self.timing is None else and_(self.condition, self.timing.come)
+        self.ready: ColumnElement[bool] = self.condition if self.timing is None else and_(self.condition, self.timing.ready)
         self._key_getters = [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
         self._occurrence_getters = [column.key for column in spec.occurrence]
         self.has_triggers = False  # set when the app starts
         self.options = tuple(spec.call.load) if spec.call else ()
+
+    @cached_property
+    def late(self) -> Question | None:
+        """What is asked for the part of the reaction that answers what is too late; None where nothing ever is."""
+        if self.spec.due is None or self.spec.due.valid_for is None or self.spec.due.expires:
+            return None
+        return Question(self.spec.late, self.database, self.moment)
 
     # ---- texts ---------------------------------------------------------------------------------------------------------------
     def key_of(self, record: Any) -> PrimaryKey:
@@ -72,6 +92,39 @@ class Question:
 
     def record_text(self, key: PrimaryKey) -> str:
         return keys.record_text(key)
+
+    @property
+    def answers_late(self) -> bool:
+        """Whether this is the part of a reaction that answers what is too late."""
+        return self.spec.due is not None and self.spec.due.expires
+
+    def due_in(self, occurrence: str) -> datetime | None:
+        """When a round became due, by its occurrence alone: after the record moved on (rules.md 6). None where that does not tell."""
+        due = self.spec.due
+        if due is None or due.attribute is None or self._occurrence_getters != [due.attribute.key]:
+            return None
+        try:
+            return due.at(keys.value_of(occurrence, datetime if "T" in occurrence else date))
+        except (ValueError, OverflowError):  # somebody edited it
+            return None
+
+    @cached_property
+    def place_attributes(self) -> tuple[Any, ...]:
+        """The columns by which a pass goes: those of the key, after the due column where there is one, so that the oldest come first."""
+        if self.spec.due is None or self.spec.due.attribute is None:
+            return self.key_attributes
+        return (self.spec.due.attribute, *self.key_attributes)
+
+    def place_of(self, record: Any) -> Place:
+        """Where a pass stands after this record."""
+        key = self.key_of(record)
+        if len(self.place_attributes) == len(key):
+            return key
+        return (getattr(record, self.place_attributes[0].key), *key)
+
+    def key_in(self, place: Sequence[Any]) -> PrimaryKey:
+        """The key within a place."""
+        return tuple(place[len(place) - len(self.key_attributes) :])
 
     def occurrence_text(self, record: Any) -> str:
         if not self._occurrence_getters:
@@ -118,30 +171,39 @@ class Question:
 
     @cached_property
     def condition_text(self) -> str:
-        """The condition as SQL with its values, as it is shown to people and compared with what was accepted."""
-        return sql_text(self.condition, self.database)
+        """The condition as SQL with its values, its due time among it, as it is compared with what was accepted."""
+        come = self.condition if self.timing is None else and_(self.condition, Timing(self.spec, self.database).come)
+        return sql_text(come, self.database)
+
+    @cached_property
+    def shown_text(self) -> str:
+        """The same for people: the clauses, and when it is due in words."""
+        if self.timing is None:
+            return self.condition_text
+        clauses = f"{sql_text(and_(*self.spec.clauses), self.database)}, " if self.spec.clauses else ""
+        return f"{clauses}due {self.timing.words}"
 
     # ---- statements ----------------------------------------------------------------------------------------------------------
-    def keys_after(self, cursor: PrimaryKey | None, limit: int, *, crowded: bool, newest: bool = False) -> Select[Any]:
-        """Keys whose condition holds, in key order after the cursor.
+    def places_after(self, cursor: Place | None, limit: int, *, crowded: bool, newest: bool = False) -> Select[Any]:
+        """The places of records that are ready, in the order of a pass, after the cursor. `key_in` tells the key.
 
         crowded: leave out those with attempts by SQL as well, since reading past them again and again would cost.
         """
-        return self._after_cursor(select(*self.key_attributes).where(self.condition), cursor, limit, crowded=crowded, newest=newest)
+        return self._after_cursor(select(*self.place_attributes).where(self.ready), cursor, limit, crowded=crowded, newest=newest)
 
-    def records_after(self, cursor: PrimaryKey | None, limit: int, *, crowded: bool) -> Select[Any]:
+    def records_after(self, cursor: Place | None, limit: int, *, crowded: bool) -> Select[Any]:
         """The same with the records themselves, locked: for a store whose transaction is the lock, or where `reads_its_row_alone`."""
-        statement = self._loading(select(self.entity).where(self.condition))
+        statement = self._loading(select(self.entity).where(self.ready))
         return self._at_once(self._after_cursor(statement, cursor, limit, crowded=crowded))
 
     def _after_cursor(
-        self, statement: Select[Any], cursor: PrimaryKey | None, limit: int, *, crowded: bool, newest: bool = False
+        self, statement: Select[Any], cursor: Place | None, limit: int, *, crowded: bool, newest: bool = False
     ) -> Select[Any]:
         if crowded and self.unattempted is not None:
             statement = statement.where(self.unattempted)
         if cursor is not None:
             statement = statement.where(self._after(cursor))
-        order = [column.desc() if newest else column for column in self.key_attributes]
+        order = [column.desc() if newest else column for column in self.place_attributes]
         return statement.order_by(*order).limit(limit)
 
     def lock(self, statement: Select[Any]) -> Select[Any]:
@@ -166,7 +228,8 @@ class Question:
         if any(relationship.lazy in (False, "joined") for relationship in mapper.relationships):
             return False
         own = set(mapper.tables)
-        read = [*self.spec.clauses, *(column for attribute in mapper.column_attrs for column in attribute.columns)]
+        due = () if self.spec.due is None else (self.spec.due.base,)
+        read = [*self.spec.clauses, *due, *(column for attribute in mapper.column_attrs for column in attribute.columns)]
         return all(_is_plain(part, own) for clause in read for part in visitors.iterate(clause))
 
     def children_of(self, wanted: Sequence[PrimaryKey]) -> list[Select[Any]]:
@@ -219,8 +282,8 @@ class Question:
 
     @cached_property
     def records_given(self) -> Select[Any]:
-        """Those of the records given whose condition holds."""
-        return self._loading(select(self.entity).where(self.condition, self._among_given))
+        """Those of the records given that are ready."""
+        return self._loading(select(self.entity).where(self.ready, self._among_given))
 
     @cached_property
     def truths_given(self) -> Select[Any]:
@@ -239,14 +302,25 @@ class Question:
         return select(*truths).select_from(self.entity).where(self.among([key]))
 
     def still_holding(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
-        """Keys (and occurrence) of those whose condition holds: what made no progress, if the occurrence is the same."""
-        return select(*self.key_attributes, *self.spec.occurrence).where(self.condition, self.among(wanted))
+        """Keys (and occurrence) of those whose condition holds and whose time has come: no progress, where the occurrence is the same."""
+        return select(*self.key_attributes, *self.spec.occurrence).where(self.come, self.among(wanted))
 
-    def _after(self, cursor: PrimaryKey) -> ColumnElement[bool]:
+    def dues_among(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
+        """Key and base time of these records: for a due time that is an expression."""
+        assert self.timing is not None  # noqa: S101  # who asks has a due time
+        return select(*self.key_attributes, self.timing.read).where(self.among(wanted))
+
+    def next_due(self, within: timedelta) -> Select[Any]:
+        """One row: the base time of the record that is due next, within so long."""
+        assert self.timing is not None  # noqa: S101  # as above
+        return select(self.timing.read.label("at")).where(self.condition, self.timing.within(within)).order_by(self.timing.base).limit(1)
+
+    def _after(self, cursor: Place) -> ColumnElement[bool]:
         if len(cursor) == 1:
             return self.key_attributes[0] > cursor[0]  # type: ignore[no-any-return]  # as above
-        return tuple_(*self.key_attributes) > tuple_(
-            *[bindparam(None, value, type_=c.type) for value, c in zip(cursor, self.mapper.primary_key, strict=True)]
+        attributes = self.place_attributes
+        return tuple_(*attributes) > tuple_(
+            *[bindparam(None, value, type_=column.type) for value, column in zip(cursor, attributes, strict=True)]
         )
 
     # ---- attempts that keep a record from being taken --------------------------------------------------------------------------

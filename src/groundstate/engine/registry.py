@@ -101,7 +101,7 @@ def _newly_matching(connection: Connection, question: Question, old: str | None)
 
 
 def _count(connection: Connection, question: Question, also: ColumnElement[bool]) -> int:
-    some = select(*question.key_attributes).where(and_(question.condition, also)).limit(COUNTED_MAX).subquery()
+    some = select(*question.key_attributes).where(and_(question.come, also)).limit(COUNTED_MAX).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
@@ -133,15 +133,15 @@ def baseline(life: Life, question: Question, *, at_once: int = 1000, tell: Calla
     count, cursor = 0, None
     while True:
         with life.transaction() as tx:
-            keys = [tuple(row) for row in tx.connection.execute(question.keys_after(cursor, at_once, crowded=False))]
-            if not keys:
+            places = [tuple(row) for row in tx.connection.execute(question.places_after(cursor, at_once, crowded=False))]
+            if not places:
                 return count
-            records, unreadable = claim.readable(question, tx, keys)
+            records, unreadable = claim.readable(question, tx, [question.key_in(place) for place in places])
             matching: list[Taken | Unreadable] = [*(_taken(question, record) for record in records), *unreadable]
             held = [rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt for one in matching]
             attempts.insert(tx, [replace(one, blocks=None) for one in held])
             count += len(held)
-            cursor = keys[-1]
+            cursor = places[-1]
         if tell is not None:
             tell(count)
 

@@ -17,6 +17,7 @@ from groundstate.engine.question import Question
 from groundstate.engine.trouble import Illegible
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import MARGIN
+from groundstate.rules.reaction import ReactionSpec
 from groundstate.store import tables
 from groundstate.store.tables import reaction as reaction_table
 
@@ -118,7 +119,8 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
     life.suspects |= {question.spec.name for question in with_call}
     for question in with_call:
         count += _doubt_attempts(life, question)
-        count += _doubt_matching(life, question)
+        for part in filter(None, (question, question.late)):
+            count += _doubt_matching(life, part, question.spec)
     _forget_old_witnesses(life)
     remember(life)
     return count
@@ -156,15 +158,15 @@ def _doubt_attempts(life: Life, question: Question) -> int:
 WHY = "the database went back in time: it may have been called in the lost time"
 
 
-def _doubt_matching(life: Life, question: Question) -> int:
-    """A doubt for each record that matches: it may have been called in the lost time."""
-    spec = question.spec
+def _doubt_matching(life: Life, question: Question, spec: ReactionSpec) -> int:
+    """A doubt for each record that matches: it may have been called in the lost time. Those that are too late now, too."""
     count, cursor = 0, None
     while True:
         with life.transaction() as tx:
-            keys = [tuple(row) for row in tx.connection.execute(question.keys_after(cursor, AT_ONCE, crowded=False))]
-            if not keys:
+            places = [tuple(row) for row in tx.connection.execute(question.places_after(cursor, AT_ONCE, crowded=False))]
+            if not places:
                 return count
+            keys = [question.key_in(place) for place in places]
             if tx.database.locks_rows:
                 tx.connection.execute(question.keys_among(keys).with_for_update(key_share=True))
             new = []
@@ -178,7 +180,7 @@ def _doubt_matching(life: Life, question: Question) -> int:
                 ))  # fmt: skip
             attempts.insert(tx, new)
             count += len(new)
-            cursor = keys[-1]
+            cursor = places[-1]
 
 
 def _forget_old_witnesses(life: Life) -> None:

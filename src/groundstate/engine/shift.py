@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from groundstate.engine.lane import Lane
@@ -17,12 +18,19 @@ class Shift:
     app: str
     database: Database
     life: Life
-    lanes: list[Lane] = field(default_factory=list)
+    lanes: list[Lane] = field(default_factory=list)  # one for each reaction
     stopping: float | None = None  # when waiting for calls ends; None: not stopping
     next_due: float | None = None  # when an attempt is to be looked at; 0: ask
+    next_timer: float | None = None  # when a record becomes due, or too late; 0: ask
+    expired: Counter[str] = field(default_factory=Counter)  # by reaction, since it was started
     took: int = 0  # what was done since the last sweep began
     turn: int = 0  # so that lanes are begun with in turn
     beside_others_until: float = 0.0  # somebody else writes to an embedded store
+
+    @property
+    def parts(self) -> list[Lane]:
+        """The lanes, and those of what is too late, each after its own."""
+        return [part for lane in self.lanes for part in (lane, lane.late) if part is not None]
 
     @property
     def embedded(self) -> bool:

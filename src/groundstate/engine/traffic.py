@@ -352,6 +352,7 @@ class Traffic:
             self._flying[(flight.call, flight.is_find)] = flight
             self._calls_to[_outside(flight)] += 1
         self.caller.start(begun.flights)
+        self._shift.expired.update(begun.expired)
         if begun.changed:
             self._shift.look_for_due()
 

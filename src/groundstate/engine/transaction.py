@@ -36,15 +36,16 @@ class Transaction:
     touched: hints.Touched = field(default_factory=hints.Touched)
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
-    _moments: dict[tuple[int, bool], Moment] = field(default_factory=dict)
+    _moments: dict[tuple[int, bool, datetime | None], Moment] = field(default_factory=dict)
     some_attempts: bool = True  # whether any attempt row may be there: at the start, or by what this transaction inserted since
 
-    def moment(self, *, call_no: int = 0, restarted: bool = False) -> Moment:
-        """The same for all records of a batch of which the same is known."""
-        known = self._moments.get((call_no, restarted))
+    def moment(self, *, due: datetime | None = None, call_no: int = 0, restarted: bool = False) -> Moment:
+        """The same for all records of a batch of which the same is known. due: None where nothing was due."""
+        known = self._moments.get((call_no, restarted, due))
         if known is None:
-            known = Moment(now=self.now, due=self.now, late_by=timedelta(), call_no=call_no, restarted=restarted)
-            self._moments[(call_no, restarted)] = known
+            then = self.now if due is None else due
+            known = Moment(self.now, then, late_by=max(self.now - then, timedelta()), call_no=call_no, restarted=restarted)
+            self._moments[(call_no, restarted, due)] = known
         return known
 
 

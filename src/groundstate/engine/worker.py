@@ -10,23 +10,24 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import due, guards, hints, illegible, schema, transaction, trouble
+from groundstate.engine import due, guards, hints, illegible, schema, transaction, trouble, upcoming
 from groundstate.engine.admission import Admission
 from groundstate.engine.batches import Batches
 from groundstate.engine.hints import Touched
-from groundstate.engine.lane import Lane
+from groundstate.engine.lane import Lane, lanes_of
 from groundstate.engine.life import Life, describe
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.succession import Succession, take_over
+from groundstate.engine.timers import Timers
 from groundstate.engine.traffic import Traffic
 from groundstate.engine.trouble import Illegible
 from groundstate.rules.reaction import ReactionSpec
@@ -61,6 +62,7 @@ class Rest:
     in_doubt: int
     failed: int
     held: int
+    timers: int = 0  # records that are still to become due
 
 
 class Worker:
@@ -87,6 +89,7 @@ class Worker:
         self._traffic = Traffic(self._shift, self._wake.set)
         self._batches = Batches(self._shift)
         self._clock = due.Clock()
+        self._timers = Timers(self._shift)
         self._next_sweep = 0.0
         self._next_look = 0.0
         self._heard_here = False  # a session of this process committed since the last look
@@ -105,6 +108,11 @@ class Worker:
     def refused(self) -> list[Newcomer]:
         """New and changed reactions that are not started until a person accepts them."""
         return self._admission.refused
+
+    @property
+    def expired(self) -> Mapping[str, int]:
+        """How many were too late, by reaction, since it was started."""
+        return self._shift.expired
 
     @property
     def lanes(self) -> list[Lane]:
@@ -137,7 +145,7 @@ class Worker:
         """A hint: wakes the reactions it concerns."""
         if threading.current_thread() is not self._thread:
             self._heard_here = True
-        heard = [lane.hear(touched) for lane in self._shift.lanes]  # each is to hear
+        heard = [lane.hear(touched) for lane in self._shift.parts]  # each is to hear
         if any(heard):
             self._wake.set()
 
@@ -187,12 +195,13 @@ class Worker:
         self.database.connect()
         transaction.watch(self.database)
         schema.check(self.database)
-        questions = [Question(spec, self.database) for spec in self._specs]
+        lanes = [lanes_of(Question(spec, self.database)) for spec in self._specs]
+        questions = [lane.question for lane in lanes]
         for question in questions:
             guards.guard(question)
             for every in question.spec.children:
                 hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
-        self._shift.lanes = [Lane(question) for question in questions]
+        self._shift.lanes = lanes
         self._admission.read()
         self._succession.begin(self._shift)
 
@@ -251,6 +260,7 @@ class Worker:
         before = self._shift.took
         self._succession.check(self._shift)
         self._sweep_if_time()
+        self._timers.turn()
         self._look()
         self._traffic.turn()
         if self._shift.stopping is None:
@@ -263,8 +273,9 @@ class Worker:
     def _look(self) -> None:
         """Takes over what was heard, and looks what a sweep found worth a look."""
         started = time.monotonic()
-        for lane in self._shift.lanes:
-            lane.listen()
+        for lane in self._shift.parts:
+            if lane.listen() and lane.question.timing is not None:
+                self._timers.heard()
             if lane.newest and lane.on:
                 self._look_at_newest(lane)
         self._look_before_locking()
@@ -273,7 +284,7 @@ class Worker:
     def _look_before_locking(self) -> None:
         """Passes that begin are looked at first: most find nothing, and must not take a lock for that."""
         beginning = [
-            lane for lane in self._shift.lanes if lane.on and lane.backlog and not lane.probed and lane.not_before <= time.monotonic()
+            lane for lane in self._shift.parts if lane.on and lane.backlog and not lane.probed and lane.not_before <= time.monotonic()
         ]
         due_lanes = [lane for lane in self._shift.lanes if lane.due]
         if not beginning and not due_lanes:
@@ -283,7 +294,7 @@ class Worker:
                 for lane in due_lanes:
                     lane.due, lane.due_cursor = False, None
             for lane in beginning:
-                found = self._asked(lane, connection, lane.question.keys_after(None, 1, crowded=True))
+                found = self._asked(lane, connection, lane.question.places_after(None, 1, crowded=True))
                 if found is None:
                     return
                 lane.probed = True
@@ -305,23 +316,22 @@ class Worker:
         """While a long backlog is gone through in key order, rows that somebody else has just written must not wait for its end."""
         lane.newest = False
         with self.database.reading() as connection:
-            rows = self._asked(lane, connection, lane.question.keys_after(None, NEWEST_AT_ONCE, crowded=True, newest=True))
-            lane.fresh.update(dict.fromkeys(tuple(row) for row in rows or ()))
+            rows = self._asked(lane, connection, lane.question.places_after(None, NEWEST_AT_ONCE, crowded=True, newest=True))
+            lane.fresh.update(dict.fromkeys(lane.question.key_in(tuple(row)) for row in rows or ()))
 
     def _wait_s(self) -> float:
         """How long nothing is to be done but by a hint."""
         now = time.monotonic()
         if now < self._not_before:
             return self._not_before - now
-        if self._shift.stopping is None and any(self._can_go_on(lane, now) for lane in self._shift.lanes):
+        if self._shift.stopping is None and any(self._can_go_on(lane, now) for lane in self._shift.parts):
             return 0.0
         times = [self._next_sweep, now + SWEEP_S]
         if self._shift.embedded:
             times.append(self._next_look)
-        if self._shift.next_due is not None:
-            times.append(self._shift.next_due)
-        times += [lane.not_before for lane in self._shift.lanes if lane.wants and lane.not_before > now]
-        times += [lane.failing.until for lane in self._shift.lanes if lane.wants and lane.failing.until > now]
+        times += [at for at in (self._shift.next_due, self._timers.wait_until()) if at is not None]
+        times += [lane.not_before for lane in self._shift.parts if lane.wants and lane.not_before > now]
+        times += [lane.failing.until for lane in self._shift.parts if lane.wants and lane.failing.until > now]
         traffic = self._traffic.wait_s(now)
         return max(min(min(times) - now, SWEEP_S if traffic is None else traffic), 0.0)
 
@@ -345,16 +355,19 @@ class Worker:
             # What this process wrote came by hints already; another's commit in the same moment waits for the next sweep.
             others = self._shift.life.did_others_write() and not self._heard_here
             self._heard_here = False
-            busy = any(lane.on and lane.backlog for lane in self._shift.lanes)
+            busy = any(lane.on and lane.backlog for lane in self._shift.parts)
             self._next_look = now + max(LOOK_BUSY_S if busy else LOOK_S, self._looked_s / LOOK_SHARE)
             self._looked_s = 0.0
         full = now >= self._next_sweep
         if not (full or others):
             return
-        for lane in self._shift.lanes:
+        for lane in self._shift.parts:
             if lane.on:
                 lane.sweep()
+        for lane in self._shift.lanes:
+            if lane.on:
                 lane.due, lane.seen_full = True, False
+        self._timers.heard()
         if full:
             share = min(max(SWEEP_S, self._idle_s / SWEEP_SHARE), SWEEP_LONGEST_S)
             self._next_sweep = now + share * (0.9 + self._shift.life.dice.random() / 5)
@@ -375,7 +388,7 @@ class Worker:
 
     # ---- quiet, and the end ----------------------------------------------------------------------------------------------------------
     def _is_it_quiet(self) -> None:
-        if self._quiet_wanted != "swept" or not self._traffic.quiet or any(lane.wants for lane in self._shift.lanes):
+        if self._quiet_wanted != "swept" or not self._traffic.quiet or any(lane.wants for lane in self._shift.parts):
             return
         if self._shift.took:
             self._quiet_wanted = "asked"  # something was done since the last sweep began: look once more
@@ -390,7 +403,8 @@ class Worker:
         counted = select(table.c.state, func.count()).where(table.c.app == self._app).group_by(table.c.state)
         with self.database.reading() as connection:
             states = {row[0]: row[1] for row in connection.execute(counted)}
-        return Rest(states.get("doubt", 0), states.get("failed", 0), states.get("held", 0))
+            timers = sum(upcoming.count(connection, lane.question) for lane in self._shift.lanes)
+        return Rest(states.get("doubt", 0), states.get("failed", 0), states.get("held", 0), timers)
 
     def _leave(self) -> None:
         caller = self._traffic.caller

@@ -90,6 +90,7 @@ class Facts:
 
     exists: bool
     holds: bool  # condition and occurrence, both
+    expired: bool = False  # too late for it, by `valid_for`
 
     @property
     def gone(self) -> bool:
@@ -143,11 +144,18 @@ class GaveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Expired:
+    """It is too late: run the `expired` handler; without progress, hold."""
+
+    unsure: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Nothing changes now."""
 
 
-Decision = Keep | Delete | Conclude | Overtaken | Begin | Ask | GaveUp | Wait
+Decision = Keep | Delete | Conclude | Overtaken | Begin | Ask | GaveUp | Expired | Wait
 
 
 # ---- begun ---------------------------------------------------------------------------------------------------------------------
@@ -243,16 +251,23 @@ def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decis
         case "again":
             if facts.gone:
                 return Delete("in doubt under again(), and its condition no longer holds: let go")
+            if facts.expired:
+                return Expired(unsure=True)
             return GaveUp(unsure=True) if spent else Begin(attempt)
         case "same_key":
-            if facts.holds and not key_too_old(attempt, terms, now):
+            if facts.holds and not facts.expired and not key_too_old(attempt, terms, now):
                 if spent:
                     return held_as(attempt, "in doubt, and the last try was used")
                 return Begin(attempt)
             if terms.has_find:
                 return Ask()
-            why = "in doubt, and its key is too old to call again" if facts.holds else "in doubt, and its condition no longer holds"
-            return held_as(attempt, why)
+            return held_as(attempt, f"in doubt, and {_no_second_call(facts)}")
+
+
+def _no_second_call(facts: Facts) -> str:
+    if not facts.holds:
+        return "its condition no longer holds"
+    return "it is too late to call again" if facts.expired else "its key is too old to call again"
 
 
 def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
@@ -296,6 +311,8 @@ def retry_failed(attempt: Attempt, terms: Terms, facts: Facts, now: datetime, *,
     """A failed attempt whose `next_at` has passed."""
     if facts.gone or not facts.exists:
         return Delete()
+    if facts.expired:
+        return Expired(unsure=False)
     if last_try_used(terms.retry, attempt.failures, attempt.since, now):
         return GaveUp(unsure=False)
     return Wait() if blocked else Begin(attempt)

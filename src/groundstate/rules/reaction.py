@@ -6,7 +6,7 @@ The public classes of `groundstate.app` check what a user wrote and make these; 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
 
 from groundstate.rules.attempt import Terms
+from groundstate.rules.due import DueSpec
 from groundstate.rules.policy import InDoubt, Retry
 
 
@@ -92,11 +93,13 @@ class ReactionSpec:
     call: CallSpec | None = None
     sends: Function | None = None
     occurrence: tuple[InstrumentedAttribute[Any], ...] = ()
+    due: DueSpec | None = None
     fact: str | None = None  # the attribute's name
     children: tuple[EveryChild, ...] = ()
     retry: Retry = field(default_factory=Retry)
     overtaken: Function | None = None
     gave_up: Function | None = None
+    expired: Function | None = None
     outcome_type: Any = Any  # what the handler is annotated with
     store: Any = None  # the app's Store that owns the record's table
 
@@ -106,6 +109,14 @@ class ReactionSpec:
         if self.call is None:
             return Terms(policy=None, retry=self.retry)
         return Terms(self.call.in_doubt, self.call.retry, self.call.timeout, self.call.find is not None)
+
+    @property
+    def late(self) -> ReactionSpec:
+        """Of one with `valid_for`: the part that answers what is too late. DB-only, by the `expired` handler, under the same name."""
+        assert self.due is not None and self.expired is not None  # noqa: S101, PT018 - refused at the start
+        return replace(
+            self, due=replace(self.due, expires=True), handler=self.expired, call=None, sends=None, overtaken=None, retry=self.terms.retry
+        )
 
     @property
     def table_name(self) -> str:

@@ -47,6 +47,14 @@ def refused(clause: Any, mapper: Mapper[Any], outer: Sequence[Any] = ()) -> str 
     return _no_condition(clause) or _foreign(clause, mapper, outer) or _unconnected(clause, mapper, outer) or _wrong_value(clause)
 
 
+def no_expression(expression: Any, mapper: Mapper[Any]) -> str | None:
+    """Why this cannot be asked of one record of the mapper, though it is no condition; None where nothing is wrong."""
+    for one in look.own_parts(expression):
+        if isinstance(one, (Over, FunctionFilter, WithinGroup)) or _aggregate(one):
+            return f"{one} is of many rows, and a due time is of one record: put it into a subquery that names the record"
+    return _foreign(expression, mapper, ()) or _unconnected(expression, mapper, ()) or _wrong_value(expression)
+
+
 def _no_condition(clause: Any) -> str | None:
     if isinstance(clause, bool) or clause is None:
         return (

@@ -61,8 +61,11 @@ class Database(Protocol):
     def reading(self) -> AbstractContextManager[Connection]:
         """A read-only transaction, refused by the database itself if it writes; works on a standby. Always rolled back."""
 
-    def now(self) -> ColumnElement[datetime]:
-        """The database's clock as an expression: one value a transaction on PostgreSQL, one a statement on SQLite. Of type Instant."""
+    def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
+        """The database's clock as an expression, moved ahead: one value a transaction on PostgreSQL, one a statement on SQLite.
+
+        Of type Instant, and plain SQL text but for that, so that it is written out as it is. To the millisecond.
+        """
 
     def lock(self, select: Select[Any], *of: Any) -> Select[Any]:
         """The select with row locks on `of`, those locked by others skipped: FOR NO KEY UPDATE SKIP LOCKED; unchanged on SQLite."""

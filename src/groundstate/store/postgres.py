@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, QueuePool, Select, create_engine, event, func
+from sqlalchemy import ColumnElement, Connection, QueuePool, Select, create_engine, event, func, literal_column
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import NotSupportedError
@@ -128,9 +128,11 @@ class PostgresDatabase:
         with transaction(self.engine, Manner(f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {_UTC}")) as connection:
             yield connection
 
-    def now(self) -> ColumnElement[datetime]:
+    def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
         """The server's clock at the transaction's begin."""
-        return func.now(type_=tables.Instant())
+        if not ahead:
+            return func.now(type_=tables.Instant())
+        return literal_column(f"(now() + interval '{ahead / timedelta(seconds=1):.3f} seconds')", type_=tables.Instant())
 
     def lock(self, select: Select[Any], *of: Any) -> Select[Any]:
         """FOR NO KEY UPDATE OF `of` SKIP LOCKED: others may still insert rows that refer to these."""

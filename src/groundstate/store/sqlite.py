@@ -113,9 +113,10 @@ class SqliteDatabase:
         with transaction(self.engine, _READING) as connection:
             yield connection
 
-    def now(self) -> ColumnElement[datetime]:
+    def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
         """The host's clock in UTC, to the millisecond, in the very text that `Instant` stores, so that it compares with columns."""
-        return literal_column("(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')", type_=Instant())
+        moved = f", '{ahead / timedelta(seconds=1):+.3f} seconds'" if ahead else ""
+        return literal_column(f"(strftime('%Y-%m-%d %H:%M:%f', 'now'{moved}) || '000')", type_=Instant())
 
     def lock(self, select: Select[Any], *_of: Any) -> Select[Any]:
         """The select as it is: BEGIN IMMEDIATE has locked the database."""

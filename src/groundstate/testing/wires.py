@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
 
-from sqlalchemy import bindparam, event, type_coerce
+from sqlalchemy import ColumnElement, bindparam, event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from groundstate.engine.question import Question
 from groundstate.rules.reaction import ReactionSpec
@@ -43,6 +45,27 @@ class Crossed(Protocol):
 
     def gives_way(self, process: Any) -> bool:
         """While another has the write lock: whether it went on."""
+
+
+class Moment(ColumnElement[datetime]):
+    """The lab's clock in a statement; written out as text, as a condition is to be remembered, it is the database's own expression."""
+
+    inherit_cache = True
+    _traverse_internals = [  # noqa: RUF012  # as SQLAlchemy has it
+        ("moment", InternalTraversal.dp_clauseelement),
+        ("real", InternalTraversal.dp_clauseelement),
+    ]
+
+    def __init__(self, moment: ColumnElement[datetime], real: ColumnElement[datetime]) -> None:
+        self.moment = moment
+        self.real = real
+        self.type = Instant()
+
+
+@compiles(Moment)
+def _compiled(element: Moment, compiler: Any, **options: Any) -> str:
+    said: str = compiler.process(element.real if options.get("literal_binds") else element.moment, **options)
+    return said
 
 
 class Wired:
@@ -83,13 +106,15 @@ class Wired:
         assert self._stage is not None and self._process is not None  # noqa: S101, PT018  # who uses it has taken it
         return self._stage, self._process
 
-    def _now(self) -> datetime:
-        return self._of()[0].time.now()
+    def _now(self, ahead: timedelta) -> datetime:
+        return self._of()[0].time.now() + ahead
 
     # ---- wires -------------------------------------------------------------------------------------------------------------------
     def _wire(self, database: Any) -> None:
-        moment = type_coerce(bindparam("lab_now", callable_=self._now, type_=Instant()), Instant())
-        database.now = lambda: moment  # a function, as the port has it
+        real = database.now
+        database.now = lambda ahead=timedelta(): Moment(
+            bindparam("lab_now", callable_=partial(self._now, ahead), type_=Instant(), unique=True), real(ahead)
+        )
         engine, dialect = database.engine, database.engine.dialect
         event.listen(engine, "connect", partial(self._connected, embedded=not database.locks_rows))
         event.listen(engine, "do_connect", self._connecting)

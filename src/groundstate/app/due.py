@@ -1,0 +1,89 @@
+"""From what `on` was given as `due=` to a checked DueSpec, and the occurrence that follows from it. Raises DeclarationError."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import InstrumentedAttribute, Mapper
+from sqlalchemy.sql.elements import TextClause
+from sqlalchemy.sql.sqltypes import Date, DateTime, Integer, Interval, Numeric, String, Time
+
+from groundstate.app import condition
+from groundstate.rules import clause as look
+from groundstate.rules import suspicion
+from groundstate.rules.due import Due, DueSpec
+from groundstate.values.errors import DeclarationError
+
+_IN_KEYS = (str, int, float, bytes, datetime, date, time, timedelta, uuid.UUID, Decimal, Enum)
+
+
+def due_of(what: str, mapper: Mapper[Any], given: Any) -> DueSpec | None:
+    """When a record becomes due, checked as far as it can be without a database."""
+    if given is None:
+        return None
+    chosen = given if isinstance(given, Due) else Due(given)
+    base = look.element(chosen.of)
+    name = mapper.class_.__name__
+    if isinstance(base, (datetime, date, timedelta, str, TextClause)) or not isinstance(base, ColumnElement):
+        raise DeclarationError(
+            f"{what}: due={chosen.of!r} is no column: a due time is a column of {name}, after(column, timedelta(...)), or an SQL expression"
+            " over its columns"
+        )
+    why = suspicion.no_expression(base, mapper)
+    if why is not None:
+        raise DeclarationError(f"{what}: due={base}: {why}")
+    attribute = _attribute(what, mapper, base)
+    _check_kind(what, base, base if attribute is None else attribute)
+    return DueSpec(base, chosen.delta, chosen.valid_for, attribute)
+
+
+def occurrence_of(what: str, mapper: Mapper[Any], due: DueSpec) -> tuple[InstrumentedAttribute[Any], ...]:
+    """What tells one round from the next where nothing else was said: the columns that the due time is made of."""
+    if due.attribute is not None:
+        return (due.attribute,)
+    named = dict.fromkeys(look.base_column(one) for one in look.columns(look.own_parts(due.base)))
+    found = tuple(condition.column_of(what, mapper, one, "due") for one in named)
+    for one, column in zip(found, named, strict=True):
+        if not _can_be_in_a_key(column):
+            raise DeclarationError(
+                f"{what}: its due time is made of {one}, which cannot be part of a key: say by occurrence=[...] which columns tell one"
+                " round from the next"
+            )
+    return found
+
+
+def _attribute(what: str, mapper: Mapper[Any], base: Any) -> InstrumentedAttribute[Any] | None:
+    if getattr(base, "table", None) is None or not hasattr(base, "key"):
+        return None
+    return condition.column_of(what, mapper, base, "due")
+
+
+def _check_kind(what: str, base: Any, shown: Any) -> None:
+    """Refuses what surely is no point in time. What the database makes of it is asked when the app starts."""
+    kind = base.type
+    if isinstance(kind, (Time, Interval)):
+        raise DeclarationError(
+            f"{what}: due={shown} is a {type(kind).__name__.lower()}, and no point in time: give a column with date and time"
+        )
+    if isinstance(kind, (Integer, Numeric)) or (isinstance(kind, String) and base.__visit_name__ != "function"):
+        raise DeclarationError(
+            f"{what}: due={shown} holds {'text' if isinstance(kind, String) else 'numbers'}, and nobody says which times they are: map it"
+            " as Instant, or turn it into a time: func.datetime(column, 'unixepoch') on SQLite, func.to_timestamp(column) on PostgreSQL"
+        )
+    if isinstance(kind, (DateTime, Date)) or type(kind).__name__ == "NullType" or hasattr(kind, "impl"):
+        return
+    if not isinstance(kind, String):
+        raise DeclarationError(f"{what}: due={shown} is of type {type(kind).__name__}, and no point in time")
+
+
+def _can_be_in_a_key(column: Any) -> bool:
+    try:
+        kind = column.type.python_type
+    except NotImplementedError:
+        return True
+    return kind is object or issubclass(kind, _IN_KEYS)

@@ -1,0 +1,159 @@
+"""The due time of one reaction as this database keeps it: what is compared with its clock, and what comes back. Reads no clock of ours.
+
+A column is compared as it stands, so that its index is used: what it holds must sort as time does. That is asked of the column's type.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, DateTime, and_, func, literal_column, type_coerce
+from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.sql.operators import add, sub
+from sqlalchemy.types import TypeDecorator
+
+from groundstate.rules import clause as look
+from groundstate.rules.due import FARTHEST, DueSpec
+from groundstate.rules.reaction import ReactionSpec
+from groundstate.store.port import Database
+from groundstate.store.tables import Instant
+from groundstate.values.errors import DeclarationError
+
+_SAMPLE = datetime(2001, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)
+_WRITTEN = "2001-02-03 04:05:06"  # how a column on SQLite must begin that holds it
+
+
+class Timing:
+    """Of one reaction on one database. `moment`: instead of the database's clock, to ask what would be due then.
+
+    Raises:
+        DeclarationError: what the column holds on this database does not compare with time; the message names the cure.
+    """
+
+    def __init__(self, spec: ReactionSpec, database: Database, moment: datetime | None = None) -> None:
+        assert spec.due is not None  # noqa: S101  # who makes this asked before
+        self._due: DueSpec = spec.due
+        self._database = database
+        self._moment = moment
+        self._embedded = database.name == "sqlite"
+        why = self._refused()
+        if why is not None:
+            raise DeclarationError(f"reaction {spec.name}: due={self._due.attribute or self._due.base} {why}")
+        self.base: Any = self._as_it_sorts()
+
+    # ---- SQL ---------------------------------------------------------------------------------------------------------------------
+    def now(self, ahead: timedelta) -> ColumnElement[datetime]:
+        """The clock that due times are compared with, moved ahead."""
+        if self._moment is None:
+            return self._database.now(ahead)
+        return type_coerce(self._moment + ahead, Instant())
+
+    @property
+    def come(self) -> ColumnElement[bool]:
+        """Its time has come, however long ago."""
+        come: ColumnElement[bool] = self.base <= self.now(-self._due.since)
+        return come
+
+    @property
+    def ready(self) -> ColumnElement[bool]:
+        """Its time has come, and it is not too late."""
+        until = self._due.until
+        return self.come if until is None else and_(self.come, self.base > self.now(-until))
+
+    @property
+    def early(self) -> ColumnElement[bool]:
+        """Its time is still to come, within a hundred years: what lies beyond every calendar of Python's is never read."""
+        return self.within(FARTHEST)
+
+    def within(self, horizon: timedelta) -> ColumnElement[bool]:
+        """Its time is still to come, and will have come by then."""
+        return and_(self.base > self.now(-self._due.since), self.base <= self.now(horizon - self._due.since))
+
+    @property
+    def read(self) -> ColumnElement[datetime]:
+        """What `due_of` reads, as a column to select."""
+        return type_coerce(self.base, Instant())
+
+    def due_of(self, base: object) -> datetime | None:
+        """When a record with this base time becomes due; None where none is said."""
+        return None if base is None else self._due.at(base)
+
+    def begins(self, base: object) -> datetime:
+        """When a record with this base time is taken: when it becomes due, or is too late."""
+        return self._due.at(base) + (self._due.since - self._due.delta)
+
+    @property
+    def words(self) -> str:
+        """When it is due, for people."""
+        column = str(self._due.base)
+        if not self._due.delta:
+            return column
+        return f"{abs(self._due.delta)} {'after' if self._due.delta > timedelta() else 'before'} {column}"
+
+    def _as_it_sorts(self) -> Any:
+        if self._due.attribute is not None:
+            attribute: Any = self._due.attribute
+            return attribute
+        if self._embedded:
+            written: Any = func.strftime(literal_column("'%Y-%m-%d %H:%M:%f'"), self._due.base)
+            return written.op("||")(literal_column("'000'"))  # as Instant stores it: what the expression gives may be any of SQLite's times
+        return self._due.base
+
+    # ---- whether it compares -----------------------------------------------------------------------------------------------------
+    def _refused(self) -> str | None:
+        if self._due.attribute is None:
+            return self._refused_expression()
+        kind = self._due.base.type
+        stored = self._stored(kind)
+        if self._embedded and isinstance(kind, DateTime) and kind.timezone:
+            return (
+                "is a DateTime(timezone=True), and SQLite drops the zone of what is written there, so that it may be due hours off: map it"
+                " as groundstate.Instant"
+            )
+        if isinstance(stored, bool) or not isinstance(stored, (datetime, date, str)) or (isinstance(stored, str) and not self._embedded):
+            return (
+                f"stores a time as {stored!r}, which does not compare with the database's clock: map it as groundstate.Instant, or turn it"
+                " into a time by an SQL expression, as in func.datetime(column, 'unixepoch') on SQLite, func.to_timestamp(column) on"
+                " PostgreSQL"
+            )
+        if isinstance(stored, str) and not _WRITTEN.startswith(stored[: len(_WRITTEN)]):
+            return f"stores {_WRITTEN}Z as {stored!r}, which does not sort as time does: map it as groundstate.Instant"
+        if isinstance(stored, datetime) and stored.tzinfo is None and stored != _SAMPLE.replace(tzinfo=None):
+            return f"stores {_WRITTEN}Z as {stored}: what has no zone must be in UTC; map it as groundstate.Instant"
+        return None
+
+    def _refused_expression(self) -> str | None:
+        for one in look.parts(self._due.base) if self._embedded else ():
+            if isinstance(one, BinaryExpression) and one.operator in (add, sub) and any(_is_time(side) for side in (one.left, one.right)):
+                return (
+                    "adds to a time, which SQLite does not know how to do: write after(column, timedelta(...)), or"
+                    " func.datetime(column, '+1 day')"
+                )
+        return None
+
+    def _stored(self, kind: Any) -> object:
+        """What becomes of a time on its way into this column."""
+        sample: Any = _SAMPLE if _python(kind) is not date else _SAMPLE.date()
+        dialect = self._database.engine.dialect
+        if isinstance(kind, DateTime):
+            sample = _SAMPLE.replace(tzinfo=_SAMPLE.tzinfo if kind.timezone else None)
+        convert = kind.dialect_impl(dialect).bind_processor(dialect)
+        try:
+            return sample if convert is None else convert(sample)
+        except Exception as error:  # a type of the user's own may raise anything
+            return f"{type(error).__name__}: {error}"
+
+
+def _python(kind: Any) -> type:
+    while isinstance(kind, TypeDecorator):
+        kind = kind.impl_instance
+    try:
+        found: type = kind.python_type
+    except NotImplementedError:
+        return object
+    return found
+
+
+def _is_time(side: Any) -> bool:
+    return isinstance(getattr(side, "type", None), DateTime) or isinstance(getattr(side, "value", None), timedelta)

@@ -1,0 +1,53 @@
+"""What is still to become due, in the order of its time: for people, and for counts. SELECTs alone; holds no timer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, select
+
+from groundstate.engine.question import Question
+from groundstate.engine.registry import COUNTED_MAX
+
+
+@dataclass(frozen=True)
+class Timer:
+    """A record that is to become due."""
+
+    reaction: str
+    table: str
+    record: str
+    due: datetime
+
+
+def count(connection: Connection, question: Question, most: int = COUNTED_MAX) -> int:
+    """How many records of the reaction are still to become due; at most so many are counted."""
+    if question.timing is None:
+        return 0
+    some = select(question.timing.base).where(question.condition, question.timing.early).limit(most).subquery()
+    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+
+
+def overdue_since(connection: Connection, question: Question) -> datetime | None:
+    """When the first of those that are ready became due."""
+    timing = question.timing
+    if timing is None:
+        return None
+    return timing.due_of(connection.execute(select(timing.read).where(question.ready).order_by(timing.base).limit(1)).scalar())
+
+
+def timers(connection: Connection, questions: Sequence[Question], most: int) -> list[Timer]:
+    """The next of all reactions, the soonest first."""
+    found: list[Timer] = []
+    for question in questions:
+        timing, spec = question.timing, question.spec
+        if timing is None:
+            continue
+        statement = select(timing.read, *question.key_attributes).where(question.condition, timing.early)
+        for base, *key in connection.execute(statement.order_by(timing.base, *question.key_attributes).limit(most)):
+            due = timing.due_of(base)
+            if due is not None:
+                found.append(Timer(spec.name, spec.table_name, question.record_text(tuple(key)), due))
+    return sorted(found, key=lambda one: (one.due, one.reaction, one.record))[:most]
