@@ -14,14 +14,29 @@ from types import ModuleType
 from typing import Any, Protocol
 from unittest import mock
 
-from groundstate.engine import attempts, batches, calling, deeds, due, flight, hints, life, shift, succession, timers, traffic, worker
+from groundstate.engine import (
+    attempts,
+    batches,
+    calling,
+    deeds,
+    due,
+    flight,
+    hints,
+    leaps,
+    life,
+    shift,
+    succession,
+    timers,
+    traffic,
+    worker,
+)
 from groundstate.testing import actors
 from groundstate.testing.actors import Actor
 
 EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
-_WITH_TIME = (batches, deeds, due, flight, life, shift, succession, timers, traffic, worker)
+_WITH_TIME = (batches, deeds, due, flight, leaps, life, shift, succession, timers, traffic, worker)
 
 
 class Stuck(AssertionError):
