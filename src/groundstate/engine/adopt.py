@@ -77,10 +77,13 @@ def _remember_its_end(tx: Transaction, dead: int) -> None:
 
 
 def look_at_ends(life: Life) -> None:
-    """Sets how careful this life is, and forgets ends that are long past."""
+    """Sets how careful this life is, and forgets ends that are long past. Where nothing is written it is here that a leap is noticed."""
     with life.database.reading() as connection, reading_ours():
         now = connection.execute(select(life.database.now())).scalar_one()
         ends = list(connection.execute(select(tables.worker.c.ended_at).where(tables.worker.c.ended_at.is_not(None))).scalars())
+    if life.pace.leapt(now):
+        with life.transaction():
+            pass  # its begin follows the clock
     new = careful.care(ends, now)
     if new.careful and not life.care.careful:
         log.warning(

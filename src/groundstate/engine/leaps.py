@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import and_, case, or_, update
+from sqlalchemy import update
 
 from groundstate.engine import attempts
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible
-from groundstate.rules.attempt import State, Terms
+from groundstate.rules.attempt import State
 from groundstate.rules.leap import NOTICED, moved
-from groundstate.rules.policy import MARGIN
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
-LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")  # how old a key is of which nothing is known: too old
 
 
 def boot_s() -> float:
@@ -61,37 +58,3 @@ def follow(tx: Transaction, life: int, by: timedelta) -> None:
         tx.connection.execute(update(table).where(*mine, table.c.deadline < tx.now).values(deadline=tx.now))
     else:
         attempts.save(tx.connection, [(one, moved(one, by, tx.now)) for one in some])
-
-
-def bound(tx: Transaction, app: str, life: int, terms: Mapping[str, Terms], *, went_back: bool) -> int:
-    """Attempts whose times were told by a clock that stood too far ahead wait no longer than any could by the clock as it is.
-
-    Failed ones, which are nobody's, and doubts of ours that another life left. Returns how many.
-
-    went_back: it did so while we lived: then all that waits too long does for that reason. Else one is told by its other times, which lie
-    ahead and cannot: an endpoint may have asked for a longer wait.
-    """
-    count = 0
-    alike: dict[tuple[timedelta, timedelta], list[str]] = {}
-    for name, one in terms.items():
-        alike.setdefault((one.retry.longest, one.timeout), []).append(name)
-    for (longest, timeout), names in alike.items():
-        ours = and_(table.c.app == app, table.c.reaction.in_(names))
-        ahead = or_(table.c.since > tx.now + NOTICED, table.c.first_at > tx.now + NOTICED)
-        too_late = table.c.next_at > tx.now + longest
-        failed = and_(ours, table.c.state == State.FAILED.value, too_late)
-        last = tx.now + timeout + MARGIN
-        doubt = and_(
-            ours, table.c.worker == life, table.c.state == State.DOUBT.value, or_(table.c.deadline > last + MARGIN, and_(too_late, ahead))
-        )
-        past = {
-            table.c.since: case((table.c.since > tx.now, tx.now), else_=table.c.since),
-            table.c.next_at: case((too_late, tx.now + longest), else_=table.c.next_at),
-        }
-        age = {table.c.first_at: case((table.c.first_at > tx.now + NOTICED, LONG_AGO), else_=table.c.first_at)}
-        deadline = {table.c.deadline: case((table.c.deadline > last, last), else_=table.c.deadline)}
-        count += tx.connection.execute(update(table).where(failed if went_back else and_(failed, ahead)).values(past)).rowcount
-        count += tx.connection.execute(update(table).where(doubt).values(past | age | deadline)).rowcount
-    if count:
-        log.warning("%d attempts were written by a clock that stood ahead: they are looked at again as if it had not", count)
-    return count

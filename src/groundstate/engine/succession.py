@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import adopt, illegible, leaps, restore, trouble
+from groundstate.engine import adopt, ahead, illegible, restore, trouble
 from groundstate.engine.life import Life, describe
 from groundstate.engine.shift import Shift
 from groundstate.values.errors import StoreRefused
@@ -107,11 +107,10 @@ def take_over(shift: Shift) -> None:
     """Adopts what dead lives left, with what their clock may have made of it, and sees how careful to be."""
     life = shift.life
     adopted = adopt.adopt_all(life, with_call={lane.name: lane.question.spec.call is not None for lane in shift.lanes})
-    back = life.steps_back
-    if adopted or shift.bounded != (life.id, back):
-        with life.transaction() as tx:
-            terms = {lane.name: lane.question.spec.terms for lane in shift.lanes}
-            if leaps.bound(tx, shift.app, life.id, terms, went_back=shift.bounded == (life.id, back - 1)):
-                shift.look_for_due()
-        shift.bounded = (life.id, back)
     adopt.look_at_ends(life)
+    back, before = life.steps_back, shift.bounded
+    if adopted or before != (life.id, back):
+        terms = {lane.name: lane.question.spec.terms for lane in shift.lanes}
+        if ahead.bound(life, terms, went_back=before[0] == life.id and before[1] < back):
+            shift.look_for_due()
+        shift.bounded = (life.id, back)

@@ -60,7 +60,8 @@ class Stage:
         self.limit = limit  # crossings: more is for ever
         self.clock = clock or Moves()
         self.time = Time(self.clock.begins, own_clock=place.locks_rows)
-        self.outside = Outside(fakes, self.time, finds_lag=schedule.finds_lag)
+        leaps = any(move.kind == "leap" for move in schedule.moves)
+        self.outside = Outside(fakes, self.time, finds_lag=schedule.finds_lag, leaps=leaps)
         self.crossings: list[Crossing] = []
         self.processes: list[Process] = []
         self.calls = 0
@@ -297,6 +298,7 @@ class Stage:
 
     def _clock_moved(self, words: str, where: str) -> None:
         self._came_in += 1  # what was not due when it was looked for may be due now
+        self._changes += 1
         self.tell_story(f"{words}{where}: it shows {self.time.now().astimezone(self.clock.begins.tzinfo)}")
 
     def _unlock(self, process: Process, crossing: Crossing, *, freezes: bool) -> None:
