@@ -392,6 +392,6 @@ FAULTS = [
         apps.ASKED,
         hints("invented"),
         "AtMostOnce",
-        [Change(Question, "records_given", "where(self.condition, self._among_given)", "where(self._among_given)")],
+        [Change(Question, "records_given", "where(self.ready, self._among_given)", "where(self._among_given)")],
     ),
 ]

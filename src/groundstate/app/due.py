@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
 from sqlalchemy.sql.elements import TextClause
-from sqlalchemy.sql.sqltypes import Date, DateTime, Integer, Interval, Numeric, String, Time
+from sqlalchemy.sql.sqltypes import ARRAY, JSON, Date, DateTime, Integer, Interval, Numeric, PickleType, String, Time
 
 from groundstate.app import condition
 from groundstate.rules import clause as look
@@ -43,18 +43,18 @@ def due_of(what: str, mapper: Mapper[Any], given: Any) -> DueSpec | None:
 
 
 def occurrence_of(what: str, mapper: Mapper[Any], due: DueSpec) -> tuple[InstrumentedAttribute[Any], ...]:
-    """What tells one round from the next where nothing else was said: the columns that the due time is made of."""
+    """What tells one round from the next where nothing else was said: the columns that the due time is made of, by their names."""
     if due.attribute is not None:
         return (due.attribute,)
-    named = dict.fromkeys(look.base_column(one) for one in look.columns(look.own_parts(due.base)))
-    found = tuple(condition.column_of(what, mapper, one, "due") for one in named)
-    for one, column in zip(found, named, strict=True):
-        if not _can_be_in_a_key(column):
+    named = {look.base_column(one) for one in look.columns(look.own_parts(due.base))}
+    found = sorted((condition.column_of(what, mapper, one, "due") for one in named), key=lambda one: one.key)
+    for one in found:
+        if not _can_be_in_a_key(one.type):
             raise DeclarationError(
                 f"{what}: its due time is made of {one}, which cannot be part of a key: say by occurrence=[...] which columns tell one"
                 " round from the next"
             )
-    return found
+    return tuple(found)
 
 
 def _attribute(what: str, mapper: Mapper[Any], base: Any) -> InstrumentedAttribute[Any] | None:
@@ -81,9 +81,11 @@ def _check_kind(what: str, base: Any, shown: Any) -> None:
         raise DeclarationError(f"{what}: due={shown} is of type {type(kind).__name__}, and no point in time")
 
 
-def _can_be_in_a_key(column: Any) -> bool:
+def _can_be_in_a_key(kind_of_column: Any) -> bool:
+    if isinstance(kind_of_column, (JSON, PickleType, ARRAY)):
+        return False
     try:
-        kind = column.type.python_type
+        kind = kind_of_column.python_type
     except NotImplementedError:
         return True
     return kind is object or issubclass(kind, _IN_KEYS)

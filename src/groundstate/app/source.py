@@ -125,8 +125,8 @@ def _python_compares(clause: ast.Compare) -> str | None:
     for one in ast.walk(clause):
         if isinstance(one, ast.Call) and _called(one) in _CLOCKS and not _of_sql(one):
             return (
-                "the clock is read at import, and stays so for as long as the worker runs; compare with the database's clock, as in"
-                " Order.placed_at < func.now()"
+                "the clock is read at import, and stays so for as long as the worker runs; say it by due=after(Order.placed_at,"
+                " timedelta(...)), or compare with the database's clock, as in Order.placed_at < func.now()"
             )
     return None
 

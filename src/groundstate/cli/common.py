@@ -132,6 +132,16 @@ def _line_of(error: BaseException) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown line"
 
 
+# ---- what is typed ---------------------------------------------------------------------------------------------------------------
+def moment_of(option: str, typed: str) -> datetime:
+    """A point in time in ISO 8601; without a zone it is in UTC. Raises CommandFailed."""
+    try:
+        moment = datetime.fromisoformat(typed.strip())
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise CommandFailed(f"{option}: {typed!r} is no point in time; write it as 2026-12-24T18:00Z, or 2026-12-24T18:00+01:00") from None
+
+
 # ---- the stores ----------------------------------------------------------------------------------------------------------------
 @contextmanager
 def looking(store: Store) -> Iterator[tuple[Database, Lives]]:

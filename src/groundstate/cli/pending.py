@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from groundstate.app.app import App
 from groundstate.app.store import Store
 from groundstate.cli import report
-from groundstate.cli.common import AppOption, DebugOption, JsonOption, console, find_app, looking, name_of, say_json
+from groundstate.cli.common import AppOption, DebugOption, JsonOption, console, find_app, looking, moment_of, name_of, say_json
 from groundstate.engine import pending as engine
 from groundstate.engine.pending import Pending
 from groundstate.engine.question import Question
@@ -19,6 +20,9 @@ def pending(
     app: AppOption = None,
     states: Annotated[bool, typer.Option("--states", help="Also values of tested columns that no reaction answers.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Attempts of each kind that are listed; all are counted.")] = engine.SHOWN,
+    then: Annotated[
+        str | None, typer.Option("--at", metavar="MOMENT", help="What would be due then, such as 2026-12-24T18:00Z; without a zone in UTC.")
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
 ) -> None:
@@ -27,7 +31,8 @@ def pending(
     Ends with 0 also where there is work left.
     """
     found = find_app(app)
-    reports = [(name_of(store), ask(found, store, states=states, shown=limit)) for store in found.stores]
+    moment = None if then is None else moment_of("--at", then)
+    reports = [(name_of(store), ask(found, store, states=states, shown=limit, then=moment)) for store in found.stores]
     if as_json:
         say_json("pending", {"app": found.name, "stores": [{"store": name, "report": one} for name, one in reports]})
         return
@@ -35,9 +40,9 @@ def pending(
         report.show(console(), name, one)
 
 
-def ask(app: App, store: Store, *, states: bool = False, shown: int = engine.SHOWN) -> Pending:
-    """The report on one store of the app."""
+def ask(app: App, store: Store, *, states: bool = False, shown: int = engine.SHOWN, then: datetime | None = None) -> Pending:
+    """The report on one store of the app; then: with what would be due at that moment."""
     with looking(store) as (database, lives):
-        questions = [Question(spec, database) for spec in app.reactions_of(store)]
+        questions = [Question(spec, database, then) for spec in app.reactions_of(store)]
         rested = [(record, clause) for record, clause in app.rested if store.owns_class(record)] if states else None
         return engine.pending(app.name, database, questions, lives, rested=rested, shown=shown)

@@ -28,6 +28,8 @@ def table(*columns: str) -> Table:
 def show(console: Console, store: str, report: Pending) -> None:
     """The whole report on one store."""
     console.print(Text(f"{plain(store)} at {at(report.now)}{', a standby' if report.standby else ''}", style="bold"), soft_wrap=True)
+    if report.at is not None:
+        console.print(Text(f"What would be due at {at(report.at, report.now)}, if nothing were carried out until then"), soft_wrap=True)
     console.print()
     _to_do(console, report)
     _doubts(console, report)
@@ -60,13 +62,28 @@ def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[obje
 
 
 def _to_do(console: Console, report: Pending) -> None:
-    made = table("reaction", "on", "rows", "lowest keys", "condition")
+    made = table("reaction", "on", "rows", "first keys", "condition")
     for one in report.to_do:
         if one.rows:
-            many = f"at least {COUNTED_MAX:,}" if one.at_least else f"{one.rows:,}"
             name = one.reaction if one.starts else f"{one.reaction} (not started)"
-            made.add_row(plain(name), plain(one.table), many, plain(", ".join(one.oldest)), plain(one.condition))
+            made.add_row(plain(name), plain(one.table), _many(one.rows), plain(", ".join(one.oldest)), plain(one.condition))
     _put(console, "To be carried out", made, ())
+    _timers(console, report)
+
+
+def _timers(console: Console, report: Pending) -> None:
+    now = report.at or report.now
+    made = table("reaction", "overdue since", "too late", "to come", "next due")
+    for one in report.to_do:
+        if one.overdue_since or one.too_late or one.next_due:
+            late = f"{_many(one.too_late)}: expired answers" if one.too_late else "-"
+            since, next_due = (at(moment, now) if moment else "-" for moment in (one.overdue_since, one.next_due))
+            made.add_row(plain(one.reaction), since, late, _many(one.upcoming) if one.upcoming else "-", next_due)
+    _put(console, "Due times", made, ())
+
+
+def _many(rows: int) -> str:
+    return f"at least {COUNTED_MAX:,}" if rows >= COUNTED_MAX else f"{rows:,}"
 
 
 def _title(name: str, all_of_them: int, listed: Sequence[object]) -> str:

@@ -69,6 +69,8 @@ def _show_answer(out: Console, said: Why, one: Answer) -> None:
     for clause in one.clauses:
         mark, colour = _MARKS[clause.holds]
         out.print(Text.assemble("  ", (mark, colour), " ", plain(clause.sql)), soft_wrap=True)
+    if one.timed:
+        out.print(Text(f"  due: {at(one.due, said.now) if one.due else 'never, since its due time is NULL'}"), soft_wrap=True)
     for attempt in one.attempts:
         _show_attempt(out, said, attempt)
     for other in one.waits_for:

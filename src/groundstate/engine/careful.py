@@ -33,7 +33,7 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
     return replace(
         done,
         read=found.read,
-        cursor=question.place_of(group[-1].record) if left else found.cursor,
+        cursor=feed.cursor if left else found.cursor,  # those of the group are done, and the others come again
         failed=done.failed + failed,
         busy=[*done.busy, *(one.key for one in found.taken[len(group) :])],
     )

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, DateTime, Integer, MetaData, text
+from sqlalchemy import Connection, DateTime, Integer, MetaData, Text, func, not_, or_, select, text, type_coerce
 from sqlalchemy.exc import CompileError
 
 from groundstate.engine import plans, schema
 from groundstate.engine.handwriting import constants_set
 from groundstate.engine.question import Question
-from groundstate.rules import equality
+from groundstate.rules import equality, suspicion
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant
 from groundstate.values.errors import NotInitialised, StoreRefused
@@ -43,10 +43,12 @@ def check(database: Database, questions: Sequence[Question], metadatas: Sequence
         for question in questions:
             found += _indexes(database, connection, question)
         found += _same_keys_again(questions)
+        found += _clocks(questions)
         found += _writers(questions)
         found += _datetimes(database, questions, metadatas)
         if database.name == "sqlite":
             found += _reused_keys(connection, questions)
+            found += _other_times(connection, questions)
     return sorted(found, key=lambda one: one.level != "problem")
 
 
@@ -60,8 +62,13 @@ def _indexes(database: Database, connection: Connection, question: Question) -> 
     name = question.spec.name
     try:
         found = plans.scans(database, connection, question)
+        sorted_ = plans.unsorted(database, connection, question)
     except CompileError as error:
         yield Finding("advice", "index", name, f"its condition cannot be explained: {error}")
+        return
+    if sorted_ is not None:
+        words = f"what is due next of {name} is found by sorting all rows of {sorted_.table} of which its condition holds"
+        yield Finding("problem" if sorted_.rows >= LARGE else "advice", "index", name, words, sorted_.ddl)
         return
     for scan in found:
         many = f"at least {scan.rows:,}" if scan.rows >= plans.COUNTED_MOST else f"{scan.rows:,}"
@@ -94,7 +101,7 @@ def _same_keys_again(questions: Sequence[Question]) -> Iterator[Finding]:
 
 def _sets(question: Question) -> Iterator[tuple[str, Any]]:
     spec = question.spec
-    for function in (spec.handler, spec.overtaken, spec.gave_up):
+    for function in (spec.handler, spec.overtaken, spec.gave_up, spec.expired):
         for column, values in constants_set(function.call).items() if function else ():
             yield from ((column, value) for value in values)
 
@@ -121,6 +128,35 @@ def _reused_keys(connection: Connection, questions: Sequence[Question]) -> Itera
             )
             cure = '__table_args__ = {"sqlite_autoincrement": True}, in a table that is made anew'
             yield Finding("advice", "autoincrement", table.fullname, words, cure)
+
+
+# ---- times -----------------------------------------------------------------------------------------------------------------------
+def _clocks(questions: Sequence[Question]) -> Iterator[Finding]:
+    """A clause that the clock makes true: nobody knows when, so the sweep alone finds it."""
+    for question in questions:
+        if any(suspicion.tells_time(clause) for clause in question.spec.clauses):
+            words = (
+                f"a clause of {question.spec.name} asks the clock, so that what becomes true by it is found by a sweep, and not at its time"
+            )
+            yield Finding("advice", "time", question.spec.name, words, "due=after(column, timedelta(...)), which is slept upon")
+
+
+def _other_times(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
+    """Due times in SQLite that others wrote in another way: as text they do not sort among ours."""
+    for question in questions:
+        due = question.spec.due
+        if due is None or due.attribute is None:
+            continue
+        some = select(due.attribute.label("at")).where(question.condition, due.attribute.is_not(None)).limit(plans.COUNTED_MOST).subquery()
+        at = type_coerce(some.c.at, Text())
+        ours = or_(at.op("GLOB")(_DAY), at.op("GLOB")(f"{_DAY} [0-9][0-9]:[0-9][0-9]:[0-9][0-9]*"))
+        other = connection.execute(select(at).where(or_(func.typeof(at) != "text", not_(ours))).limit(1)).scalar()
+        if other is not None:
+            words = f"{due.attribute} holds {other!r}, which does not sort as a time among others: it is not carried out when it is due"
+            yield Finding("problem", "time", question.spec.name, words, "write it as 2026-12-24 18:00:00.000000, in UTC")
+
+
+_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 
 
 # ---- models --------------------------------------------------------------------------------------------------------------------

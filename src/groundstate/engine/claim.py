@@ -56,13 +56,13 @@ def by_condition(question: Question, tx: Transaction, cursor: Place | None, limi
     """The next records, in the order of a pass, that are ready."""
     if not tx.database.locks_rows or question.reads_its_row_alone:
         try:
-            records = _records(tx, question.records_after(cursor, limit, crowded=crowded), None)
+            rows = tx.session.execute(question.records_after(cursor, limit, crowded=crowded)).unique().all()
         except Exception as error:
             if not trouble.unreadable(error):
                 raise
         else:
-            last = question.place_of(records[-1]) if records else cursor
-            return Claim(_free(question, tx, records), cursor=last, read=len(records))
+            last = question.place_of(rows[-1]) if rows else cursor
+            return Claim(_free(question, tx, [row[0] for row in rows]), cursor=last, read=len(rows))
     places = [tuple(row) for row in tx.connection.execute(question.lock(question.places_after(cursor, limit, crowded=crowded)))]
     claim = Claim(cursor=places[-1] if places else cursor, read=len(places))
     if places:

@@ -39,7 +39,7 @@ class ToDo:
     condition: str
     rows: int
     at_least: bool
-    oldest: tuple[str, ...]  # lowest keys; where there is a due time those that are due the longest
+    oldest: tuple[str, ...]  # the lowest keys, or those that are due the longest
     starts: bool  # False: it is new or changed, and a person must accept it first
     overdue_since: datetime | None = None  # when the first of these rows became due
     too_late: int = 0  # rows that were not carried out within `valid_for`: its `expired` handler answers those

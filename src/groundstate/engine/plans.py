@@ -52,29 +52,55 @@ def _compiled(element: _Explained, compiler: Any, **options: Any) -> str:
 def scans(database: Database, connection: Connection, question: Question) -> list[Scan]:
     """The tables that the condition makes the database read as a whole, however small they are today."""
     keys: Any = [type_coerce(one, NullType()) for one in question.key_attributes]  # what comes back is a plan, and no key of their types
-    statement = select(*keys).where(question.condition)
-    found = sorted(set(_scanned(database, connection, statement)))
+    statement = select(*keys).where(question.ready)
+    found = sorted(set(_scanned(_plan(database, connection, statement))))
     return [_scan(database, connection, question, name) for name in found]
 
 
+def unsorted(database: Database, connection: Connection, question: Question) -> Scan | None:
+    """The record's table, where no index gives what is due next without sorting all rows of which the condition holds."""
+    if question.timing is None:
+        return None
+    one: Any = type_coerce(question.key_attributes[0], NullType())
+    statement = select(one).where(question.condition, question.timing.early).order_by(question.timing.base).limit(1)
+    if not _sorts(_plan(database, connection, statement)):
+        return None
+    table: Any = question.mapper.base_mapper.local_table
+    return _scan(database, connection, question, table.name)
+
+
 # ---- plans ---------------------------------------------------------------------------------------------------------------------
-def _scanned(database: Database, connection: Connection, statement: Select[Any]) -> Iterator[str]:
+def _plan(database: Database, connection: Connection, statement: Select[Any]) -> list[str] | dict[str, Any]:
+    """The lines of SQLite's plan, the nodes of PostgreSQL's."""
     if database.name == "sqlite":
-        for row in connection.execute(_Explained(statement, "EXPLAIN QUERY PLAN")):
-            scanned = re.fullmatch(r"SCAN (?:TABLE )?(\S+)(?: AS \S+)?( USING .*)?", str(row[-1]))
-            if scanned and not (scanned[2] or "").startswith((" USING INDEX", " USING COVERING INDEX")):
-                yield scanned[1]
+        return [str(row[-1]) for row in connection.execute(_Explained(statement, "EXPLAIN QUERY PLAN"))]
+    # A small table is always read and sorted as a whole: ask what a large one would need.
+    connection.execute(text("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"))
+    said = connection.execute(_Explained(statement, "EXPLAIN (FORMAT JSON)")).scalar_one()
+    plan: dict[str, Any] = (json.loads(said) if isinstance(said, str) else said)[0]["Plan"]
+    return plan
+
+
+def _scanned(plan: list[str] | dict[str, Any]) -> Iterator[str]:
+    if isinstance(plan, dict):
+        yield from (node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan")
         return
-    connection.execute(text("SET LOCAL enable_seqscan = off"))  # a small table is always read as a whole: ask what a large one would need
-    plan = connection.execute(_Explained(statement, "EXPLAIN (FORMAT JSON)")).scalar_one()
-    yield from _scanned_nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"])
+    for line in plan:
+        scanned = re.fullmatch(r"SCAN (?:TABLE )?(\S+)(?: AS \S+)?( USING .*)?", line)
+        if scanned and not (scanned[2] or "").startswith((" USING INDEX", " USING COVERING INDEX")):
+            yield scanned[1]
 
 
-def _scanned_nodes(node: dict[str, Any]) -> Iterator[str]:
-    if node["Node Type"] == "Seq Scan":
-        yield node["Relation Name"]
+def _sorts(plan: list[str] | dict[str, Any]) -> bool:
+    if isinstance(plan, dict):
+        return any(node["Node Type"] == "Sort" for node in _nodes(plan))
+    return any(line.startswith("USE TEMP B-TREE") for line in plan)
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
     for inner in node.get("Plans", ()):
-        yield from _scanned_nodes(inner)
+        yield from _nodes(inner)
 
 
 def _scan(database: Database, connection: Connection, question: Question, name: str) -> Scan:
@@ -108,23 +134,48 @@ def _tables_of(every: EveryChild) -> set[Any]:
 def partial_index(database: Database, question: Question, table: Any) -> str | None:
     """DDL of an index over the rows of which the condition may hold; None where no clause is of this table's columns alone."""
     where = [clause for clause in question.spec.clauses if _of_table_alone(clause, table)]
-    if not where:
-        return None
+    prepare = database.engine.dialect.identifier_preparer
+    columns = [prepare.quote(column.name) for column in table.primary_key.columns]
     try:
-        said = and_(*where).compile(dialect=database.engine.dialect, compile_kwargs={"literal_binds": True, "include_table": False})
+        if question.timing is not None:
+            columns.insert(0, _written(database, question.timing.base, table))
+        if not where:
+            return None if question.timing is None else f"{_create(database, table, _name(question, table), columns)};"
+        said = _said(database, and_(*where))
     except (CompileError, NotImplementedError):
         return None
-    columns = [column for column in table.primary_key.columns]  # noqa: C416 - a column collection is no list
-    return f"{_create(database, table, f'ix_{table.name}_{question.spec.name}', columns)} WHERE {said};"
+    return f"{_create(database, table, _name(question, table), columns)} WHERE {said};"
+
+
+def _name(question: Question, table: Any) -> str:
+    return f"ix_{table.name}_{question.spec.name}"
+
+
+def _written(database: Database, base: Any, table: Any) -> str:
+    """A due time as a column of an index: its name, or the expression in parentheses."""
+    inner = look.element(base)
+    if getattr(inner, "table", None) is not None:
+        return database.engine.dialect.identifier_preparer.quote(look.base_column(inner).name)
+    if any(True for _ in look.subqueries(inner)) or any(
+        look.base_column(one).table is not table for one in look.columns(look.parts(inner))
+    ):
+        raise CompileError("a due time that reads other rows cannot be in an index")
+    return f"({_said(database, inner)})"
+
+
+def _said(database: Database, expression: Any) -> str:
+    return str(expression.compile(dialect=database.engine.dialect, compile_kwargs={"literal_binds": True, "include_table": False}))
 
 
 def _plain_index(database: Database, table: Any, columns: list[Any]) -> str:
-    return f"{_create(database, table, f'ix_{table.name}_{columns[0].name}', columns)};"
+    quote = database.engine.dialect.identifier_preparer.quote
+    return f"{_create(database, table, f'ix_{table.name}_{columns[0].name}', [quote(column.name) for column in columns])};"
 
 
-def _create(database: Database, table: Any, name: str, columns: list[Any]) -> str:
+def _create(database: Database, table: Any, name: str, columns: list[str]) -> str:
+    """columns: as they are to be written."""
     prepare = database.engine.dialect.identifier_preparer
-    listed = ", ".join(prepare.quote(column.name) for column in columns)
+    listed = ", ".join(columns)
     if database.name == "postgresql":
         return f"CREATE INDEX CONCURRENTLY {prepare.quote(name[:63])} ON {prepare.format_table(table)} ({listed})"
     # SQLite names the schema with the index, and not with the table.

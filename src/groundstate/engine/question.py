@@ -41,11 +41,11 @@ from groundstate.engine.timing import Timing
 from groundstate.rules import equality
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
-from groundstate.store.tables import attempt
+from groundstate.store.tables import Instant, attempt
 from groundstate.values import keys
 
 PrimaryKey = tuple[Any, ...]
-Place = tuple[Any, ...]  # a key, or a due time and a key: the cursor of a pass
+Place = tuple[Any, ...]  # a key, or a due time as the database writes it and a key: the cursor of a pass
 
 
 class Question:
@@ -111,16 +111,15 @@ class Question:
     @cached_property
     def place_attributes(self) -> tuple[Any, ...]:
         """The columns by which a pass goes: those of the key, after the due column where there is one, so that the oldest come first."""
-        if self.spec.due is None or self.spec.due.attribute is None:
-            return self.key_attributes
-        return (self.spec.due.attribute, *self.key_attributes)
+        return self.key_attributes if self.timing is None else (self.timing.base, *self.key_attributes)
 
-    def place_of(self, record: Any) -> Place:
-        """Where a pass stands after this record."""
-        key = self.key_of(record)
-        if len(self.place_attributes) == len(key):
-            return key
-        return (getattr(record, self.place_attributes[0].key), *key)
+    @cached_property
+    def _written_due(self) -> tuple[Any, ...]:
+        return () if self.timing is None else (self.timing.written.label("groundstate_due"),)
+
+    def place_of(self, row: Any) -> Place:
+        """Where a pass stands after this row of `records_after`."""
+        return (*row[1:], *self.key_of(row[0]))
 
     def key_in(self, place: Sequence[Any]) -> PrimaryKey:
         """The key within a place."""
@@ -189,11 +188,12 @@ class Question:
 
         crowded: leave out those with attempts by SQL as well, since reading past them again and again would cost.
         """
-        return self._after_cursor(select(*self.place_attributes).where(self.ready), cursor, limit, crowded=crowded, newest=newest)
+        statement = select(*self._written_due, *self.key_attributes).where(self.ready)
+        return self._after_cursor(statement, cursor, limit, crowded=crowded, newest=newest)
 
     def records_after(self, cursor: Place | None, limit: int, *, crowded: bool) -> Select[Any]:
         """The same with the records themselves, locked: for a store whose transaction is the lock, or where `reads_its_row_alone`."""
-        statement = self._loading(select(self.entity).where(self.ready))
+        statement = self._loading(select(self.entity, *self._written_due).where(self.ready))
         return self._at_once(self._after_cursor(statement, cursor, limit, crowded=crowded))
 
     def _after_cursor(
@@ -318,10 +318,10 @@ class Question:
     def _after(self, cursor: Place) -> ColumnElement[bool]:
         if len(cursor) == 1:
             return self.key_attributes[0] > cursor[0]  # type: ignore[no-any-return]  # as above
-        attributes = self.place_attributes
-        return tuple_(*attributes) > tuple_(
-            *[bindparam(None, value, type_=column.type) for value, column in zip(cursor, attributes, strict=True)]
-        )
+        key = self.key_in(cursor)
+        values = [bindparam(None, value, type_=column.type) for value, column in zip(key, self.mapper.primary_key, strict=True)]
+        due = [] if self.timing is None else [self.timing.as_written(cursor[0])]
+        return tuple_(*self.place_attributes) > tuple_(*due, *values)
 
     # ---- attempts that keep a record from being taken --------------------------------------------------------------------------
     @cached_property
@@ -335,13 +335,24 @@ class Question:
         return self.key_attributes[0] if isinstance(kind, String) else None
 
     @cached_property
+    def _occurrence_in_sql(self) -> ColumnElement[str] | None:
+        """The canonical text of the occurrence likewise, where it is one time in UTC as we store it."""
+        if len(self.spec.occurrence) != 1 or not isinstance(self.spec.occurrence[0].type, Instant):
+            return None
+        at = self.spec.occurrence[0]
+        if not self.database.locks_rows:
+            return func.replace(cast(at, Text), " ", "T").op("||")("Z")
+        return func.to_char(func.timezone("UTC", at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+
+    @cached_property
     def unattempted(self) -> ColumnElement[bool] | None:
         written = self.text_in_sql
         if written is None:
             return None
         mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
         if self.spec.occurrence:
-            mine = mine.where(blocking)
+            same = self._occurrence_in_sql
+            mine = mine.where(blocking if same is None else or_(blocking, attempt.c.occurrence == same))
         clause = not_(mine.exists())
         if self.spec.fact is None:
             others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, and_, func, literal_column, type_coerce
-from sqlalchemy.sql.elements import BinaryExpression
-from sqlalchemy.sql.operators import add, sub
+from sqlalchemy import ColumnElement, DateTime, Interval, Text, and_, cast, func, literal, literal_column, type_coerce
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter
+from sqlalchemy.sql.operators import add, gt, le, sub
 from sqlalchemy.types import TypeDecorator
 
 from groundstate.rules import clause as look
@@ -52,14 +53,13 @@ class Timing:
     @property
     def come(self) -> ColumnElement[bool]:
         """Its time has come, however long ago."""
-        come: ColumnElement[bool] = self.base <= self.now(-self._due.since)
-        return come
+        return self._compared(le, -self._due.since)
 
     @property
     def ready(self) -> ColumnElement[bool]:
         """Its time has come, and it is not too late."""
         until = self._due.until
-        return self.come if until is None else and_(self.come, self.base > self.now(-until))
+        return self.come if until is None else and_(self.come, self._compared(gt, -until))
 
     @property
     def early(self) -> ColumnElement[bool]:
@@ -68,7 +68,21 @@ class Timing:
 
     def within(self, horizon: timedelta) -> ColumnElement[bool]:
         """Its time is still to come, and will have come by then."""
-        return and_(self.base > self.now(-self._due.since), self.base <= self.now(horizon - self._due.since))
+        return and_(self._compared(gt, -self._due.since), self._compared(le, horizon - self._due.since))
+
+    def _compared(self, operator: Any, ahead: timedelta) -> ColumnElement[bool]:
+        """Always in this order: Python would turn `base <= now` round where the one's type is derived from the other's."""
+        compared: ColumnElement[bool] = self.base.operate(operator, self.now(ahead))
+        return compared
+
+    @property
+    def written(self) -> ColumnElement[str]:
+        """The base time as the database writes it, whatever stands there: for the cursor of a pass, which nobody reads."""
+        return type_coerce(self.base, Text()) if self._embedded else cast(self.base, Text)
+
+    def as_written(self, said: str) -> ColumnElement[Any]:
+        """The same as a value that compares with the base time."""
+        return literal(said, Text()) if self._embedded else cast(literal(said, Text()), DateTime(timezone=True))
 
     @property
     def read(self) -> ColumnElement[datetime]:
@@ -89,16 +103,18 @@ class Timing:
         column = str(self._due.base)
         if not self._due.delta:
             return column
-        return f"{abs(self._due.delta)} {'after' if self._due.delta > timedelta() else 'before'} {column}"
+        return f"{_span(abs(self._due.delta))} {'after' if self._due.delta > timedelta() else 'before'} {column}"
 
     def _as_it_sorts(self) -> Any:
         if self._due.attribute is not None:
-            attribute: Any = self._due.attribute
-            return attribute
+            return self._due.attribute
+        # Its constants are written out: an index over an expression is found by its very text.
+        given: Any = self._due.base
+        base: Any = visitors.replacement_traverse(given, {}, _written_out)
         if self._embedded:
-            written: Any = func.strftime(literal_column("'%Y-%m-%d %H:%M:%f'"), self._due.base)
+            written: Any = func.strftime(literal_column("'%Y-%m-%d %H:%M:%f'"), base)
             return written.op("||")(literal_column("'000'"))  # as Instant stores it: what the expression gives may be any of SQLite's times
-        return self._due.base
+        return base
 
     # ---- whether it compares -----------------------------------------------------------------------------------------------------
     def _refused(self) -> str | None:
@@ -143,6 +159,21 @@ class Timing:
             return sample if convert is None else convert(sample)
         except Exception as error:  # a type of the user's own may raise anything
             return f"{type(error).__name__}: {error}"
+
+
+def _span(delta: timedelta) -> str:
+    """A duration in words, as in '1 d 12 h'."""
+    hours, seconds = divmod(delta.seconds, 3600)
+    parts = ((delta.days, "d"), (hours, "h"), (seconds // 60, "min"), (seconds % 60 + delta.microseconds / 1e6, "s"))
+    return " ".join(f"{count:g} {unit}" for count, unit in parts if count)
+
+
+def _written_out(element: Any, **_: Any) -> Any:
+    if not isinstance(element, BindParameter):
+        return None
+    if isinstance(element.value, timedelta):
+        return literal_column(f"interval '{element.value / timedelta(seconds=1):.6f} seconds'", type_=Interval())
+    return element.render_literal_execute()
 
 
 def _python(kind: Any) -> type:

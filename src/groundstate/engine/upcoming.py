@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, select
 
 from groundstate.engine.question import Question
 from groundstate.engine.registry import COUNTED_MAX
+from groundstate.store.port import Database
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class Timer:
     table: str
     record: str
     due: datetime
+
+
+def now(database: Database, connection: Connection) -> datetime:
+    """The clock by which it is said what is to come."""
+    moment: datetime = connection.execute(select(database.now())).scalar_one()
+    return moment
 
 
 def count(connection: Connection, question: Question, most: int = COUNTED_MAX) -> int:

@@ -54,6 +54,8 @@ class Answer:
     waits_for: tuple[WaitsFor, ...]
     next: str
     next_at: datetime | None
+    due: datetime | None = None  # of one with a due time: when this round becomes due; None where that is NULL
+    timed: bool = False  # whether it has a due time
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class _Looked:
     lives: bool | None
     known: Mapping[str, registry.Known]
     standing: Sequence[Attempt]
+    now: datetime
 
 
 def why(app: str, database: Database, questions: Sequence[Question], lives: Lives, table_name: str, record: str) -> Why:
@@ -102,7 +105,14 @@ def why(app: str, database: Database, questions: Sequence[Question], lives: Live
         tables = {question.spec.table_name for question in on_it}
         mine = [one for one in standing if _concerns(one, app, by_name, tables)]
         looked = _Looked(
-            database, connection, by_name, {one.life: one.alive for one in seen}, _any_alive(seen), registry.known(connection, app), mine
+            database,
+            connection,
+            by_name,
+            {one.life: one.alive for one in seen},
+            _any_alive(seen),
+            registry.known(connection, app),
+            mine,
+            now,
         )
         exists = _is_there(connection, first, key)
         if not exists and not mine:
@@ -162,13 +172,16 @@ def _any_alive(seen: Sequence[living.LifeSeen]) -> bool | None:
 def _answer(looked: _Looked, question: Question, key: PrimaryKey) -> Answer:
     spec = question.spec
     truths: list[Any] = [clause.label(f"clause_{number}") for number, clause in enumerate(spec.clauses)]
-    row = looked.connection.execute(select(*spec.occurrence, *truths).select_from(question.entity).where(question.among([key]))).first()
+    timed = [] if question.timing is None else [question.timing.read]
+    asked = select(*spec.occurrence, *truths, *timed).select_from(question.entity).where(question.among([key]))
+    row = looked.connection.execute(asked).first()
+    due = question.timing.due_of(row[-1]) if question.timing is not None and row is not None else None
     clauses: tuple[Clause, ...] = ()
     occurrence = ""
     if row is not None:
         size = len(spec.occurrence)
         occurrence = keys.occurrence_text(tuple(row[:size]))
-        said = [None if value is None else bool(value) for value in row[size:]]
+        said = [None if value is None else bool(value) for value in row[size : size + len(truths)]]
         clauses = tuple(Clause(sql_text(clause, looked.database), holds) for clause, holds in zip(spec.clauses, said, strict=True))
     own = [one for one in looked.standing if one.app == spec.app and one.reaction == spec.name]
     mine = blocking.own(spec.app, spec.name, occurrence, own)
@@ -178,9 +191,21 @@ def _answer(looked: _Looked, question: Question, key: PrimaryKey) -> Answer:
     waits = [_waits_for(looked, blocker)] if blocker is not None and holds else []
     if row is not None and not holds:
         waits += _held_children(looked, question, key)
-    words, at = _next(looked, question, row is not None, holds, mine, waits)
+    timely = None if mine is not None or not holds else _by_its_time(looked, question, due)
+    words, at = timely or _next(looked, question, row is not None, holds, mine, waits)
     opens = tuple(open_of(looked.questions, looked.alive, one) for one in own)
-    return Answer(spec.name, clauses, holds, occurrence, opens, tuple(waits), words, at)
+    return Answer(spec.name, clauses, holds, occurrence, opens, tuple(waits), words, at, due, question.timing is not None)
+
+
+def _by_its_time(looked: _Looked, question: Question, due: datetime | None) -> tuple[str, datetime | None] | None:
+    """What comes next by its due time alone; None where that has come."""
+    if question.spec.due is None:
+        return None
+    if due is None:
+        return "nothing: its due time is NULL", None
+    if due > looked.now:
+        return "carried out when it is due", due
+    return ("too late: its expired handler answers", None) if question.spec.due.expired(due, looked.now) else None
 
 
 def _waits_for(looked: _Looked, one: Attempt) -> WaitsFor:

@@ -141,7 +141,8 @@ def _wrong_value(clause: Any) -> str | None:
                 return (
                     f"the condition compares with {value.isoformat()}, which is the clock of the import and stays so for as long as the"
                     " worker"
-                    " runs: compare with the database's clock, as in Order.placed_at < func.now()"
+                    " runs: say it by due=after(Order.placed_at, timedelta(...)), or compare with the"
+                    " database's clock: Order.placed_at < func.now()"
                 )
     for column, operator, right in look.operands_of(look.parts(clause)):
         if isinstance(column.type, Enum) and operator in (operators.eq, operators.ne, operators.in_op, operators.not_in_op):
@@ -196,6 +197,11 @@ def recurs(clauses: Sequence[ColumnElement[bool]]) -> str | None:
             if operator in (operators.lt, operators.le) and any(_is_clock(one) for one in look.own_parts(right)):
                 found = str(column.key)
     return found
+
+
+def tells_time(clause: ColumnElement[bool]) -> bool:
+    """Whether the database's clock makes it true or false, without anybody writing a row."""
+    return any(_is_clock(one) for one in look.own_parts(clause))
 
 
 def _is_clock(one: Any) -> bool:

@@ -1,0 +1,43 @@
+"""`groundstate timers`: what becomes due next, over all reactions. Reads alone: a timer is a column, and is stored nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from groundstate.cli import report
+from groundstate.cli.common import AppOption, DebugOption, JsonOption, at, console, find_app, looking, name_of, plain, say_json
+from groundstate.engine import upcoming
+from groundstate.engine.question import Question
+from groundstate.values.errors import NotFound
+
+SHOWN = 20
+
+
+def timers(
+    app: AppOption = None,
+    reaction: Annotated[str | None, typer.Argument(help="Of this reaction alone.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="How many are listed.")] = SHOWN,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+) -> None:
+    """The records that become due next, the soonest first. What is due already is listed by `groundstate pending`. SELECTs alone."""
+    found = find_app(app)
+    if reaction is not None and reaction not in found.reactions:
+        raise NotFound(f"{found.name} has no reaction {reaction!r}: there are {', '.join(sorted(found.reactions))}")
+    said = []
+    for store in found.stores:
+        with looking(store) as (database, _lives), database.reading() as connection:
+            questions = [Question(spec, database) for spec in found.reactions_of(store) if reaction in (None, spec.name)]
+            now = upcoming.now(database, connection)
+            said += [(name_of(store), now, one) for one in upcoming.timers(connection, questions, limit)]
+    said = sorted(said, key=lambda one: one[2].due)[:limit]
+    if as_json:
+        say_json("timers", {"app": found.name, "timers": [{"store": name, "timer": one} for name, _, one in said]})
+        return
+    made = report.table("due", "reaction", "on", "record")
+    for _, now, one in said:
+        made.add_row(at(one.due, now), plain(one.reaction), plain(one.table), plain(one.record))
+    console().print(made if said else Text("Nothing is to become due."))
