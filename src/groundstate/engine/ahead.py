@@ -14,7 +14,6 @@ from sqlalchemy import and_, case, or_, select, update
 from groundstate.engine.life import Life
 from groundstate.engine.transaction import Transaction
 from groundstate.rules.attempt import State, Terms
-from groundstate.rules.leap import NOTICED
 from groundstate.rules.policy import MARGIN
 from groundstate.store.tables import attempt as table
 
@@ -26,8 +25,8 @@ ANY = select(table.c.app).limit(1)
 def bound(life: Life, terms: Mapping[str, Terms], *, went_back: bool) -> int:
     """Returns how many there were.
 
-    went_back: the clock did while this life lived, so that all that waits too long does for that reason. Else such an attempt is told by its
-    other times, which lie ahead and cannot: what alone is to be looked at late may be what its endpoint asked for.
+    went_back: the clock did while this life lived, so that all that waits too long does for that reason. Else such an attempt is told by
+    its other times, which lie ahead and cannot: what alone is to be looked at late may be what its endpoint asked for.
     """
     with life.database.reading() as connection:
         if connection.execute(ANY).first() is None:
@@ -48,7 +47,7 @@ def _bound(tx: Transaction, life: Life, names: Sequence[str], longest: timedelta
     now, column = tx.now, table.c
     some = and_(column.app == life.app, column.reaction.in_(names))
     too_late = column.next_at > now + longest
-    ahead = or_(column.since > now + NOTICED, column.first_at > now + NOTICED)
+    ahead = or_(column.since > now + MARGIN, column.first_at > now + MARGIN)
     last = now + timeout + MARGIN  # no call can still be running after that
     failed = and_(some, column.state == State.FAILED.value, too_late)
     doubt = and_(some, column.worker == life.id, column.state == State.DOUBT.value, or_(column.deadline > last + MARGIN, ahead))
@@ -57,7 +56,7 @@ def _bound(tx: Transaction, life: Life, names: Sequence[str], longest: timedelta
         column.next_at: case((too_late, now + longest), else_=column.next_at),
     }
     of_its_call = {
-        column.first_at: case((column.first_at > now + NOTICED, LONG_AGO), else_=column.first_at),
+        column.first_at: case((column.first_at > now + MARGIN, LONG_AGO), else_=column.first_at),
         column.deadline: case((column.deadline > last, last), else_=column.deadline),
     }
     retried = tx.connection.execute(update(table).where(failed if went_back else and_(failed, ahead)).values(sooner))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -15,6 +15,7 @@ class Moves:
     """What a run is told of clocks. Each leap and each suspension is put at a crossing by the schedule."""
 
     begins: datetime = EPOCH
+    ends: datetime | None = None
     leaps: tuple[timedelta, ...] = ()
     suspends: tuple[timedelta, ...] = ()
 
@@ -34,8 +35,8 @@ class Showing(Protocol):
 class Clock:
     """The database's clock in a run, as `Moment.now` tells it; on SQLite it is the host's. The lab moves it to the next thing that is due.
 
-    `starts`, `leaps` and `suspends` say before `crash_everywhere` what is tried; `forward`, `leap` and `suspend` move it by hand, in a
-    function given to `lab.meanwhile`.
+    `starts`, `ends`, `leaps` and `suspends` say before `crash_everywhere` what is tried; `forward`, `leap` and `suspend` move it by hand,
+    in a function given to `lab.meanwhile`.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,16 @@ class Clock:
         """
         if at.utcoffset() is None:
             raise DeclarationError(f"lab.clock.starts({at!r}): give an aware datetime, with a tzinfo such as ZoneInfo('Europe/Berlin')")
-        self.moves = Moves(at, self.moves.leaps, self.moves.suspends)
+        self.moves = replace(self.moves, begins=at)
+
+    def ends(self, at: datetime) -> None:
+        """Records that become due later than this are not waited for: else a run with a timer that sets itself anew would never end.
+
+        Raises DeclarationError where it is naive.
+        """
+        if at.utcoffset() is None:
+            raise DeclarationError(f"lab.clock.ends({at!r}): give an aware datetime, such as datetime(2030, 4, 1, tzinfo=UTC)")
+        self.moves = replace(self.moves, ends=at)
 
     def leaps(self, *by: timedelta) -> None:
         """Somebody or NTP sets the clock: the time of day leaps ahead by so much, or back where it is negative. No other clock does.
@@ -67,7 +77,7 @@ class Clock:
         for one in by:
             if not one:
                 raise DeclarationError(f"lab.clock.leaps({one!r}): give how far, as in timedelta(hours=3), or timedelta(hours=-1) for back")
-        self.moves = Moves(self.moves.begins, (*self.moves.leaps, *by), self.moves.suspends)
+        self.moves = replace(self.moves, leaps=(*self.moves.leaps, *by))
 
     def suspends(self, *how_long: timedelta) -> None:
         """The host is suspended for so long, with all its processes, as a laptop that is shut: its monotonic clock stands still, the
@@ -78,7 +88,7 @@ class Clock:
         for one in how_long:
             if one <= timedelta():
                 raise DeclarationError(f"lab.clock.suspends({one!r}): give for how long, as in timedelta(hours=8)")
-        self.moves = Moves(self.moves.begins, self.moves.leaps, (*self.moves.suspends, *how_long))
+        self.moves = replace(self.moves, suspends=(*self.moves.suspends, *how_long))
 
     # ---- by hand -------------------------------------------------------------------------------------------------------------------
     def forward(self, by: timedelta) -> None:

@@ -1,0 +1,189 @@
+"""Small apps with due times, and others on which the clock leaps. Each is right; faults are planted elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from groundstate import Absent, App, InDoubt, Instant, Key, Moment, Outside, Retry, Store, Unknown, after, ask, hold, same_key
+from groundstate.testing import Clock
+from tests.lab import apps
+from tests.lab.apps import RETRY, TIMEOUT, Case
+
+BERLIN = ZoneInfo("Europe/Berlin")
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+HOUR, DAY, MONTH, YEAR = timedelta(hours=1), timedelta(days=1), timedelta(days=30), timedelta(days=365)
+
+
+class Base(DeclarativeBase): ...
+
+
+class Bill(Base):
+    __tablename__ = "bills"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="open")
+    due_at: Mapped[datetime] = mapped_column(Instant)
+    paid: Mapped[int] = mapped_column(default=0)
+    note: Mapped[str | None] = mapped_column(default=None)
+
+
+class Done(Base):
+    """What was carried out, a row each time: written in the transaction of what it tells of."""
+
+    __tablename__ = "done"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    bill: Mapped[int]
+    due_at: Mapped[datetime] = mapped_column(Instant)
+    at: Mapped[datetime] = mapped_column(Instant)
+
+
+def bill(session: Session) -> Bill:
+    return session.get_one(Bill, 1)
+
+
+def done(session: Session) -> list[Done]:
+    return list(session.scalars(select(Done).order_by(Done.id)))
+
+
+def leaping(
+    *by: timedelta, starts: datetime = NOON, ends: datetime | None = None, suspends: timedelta | None = None
+) -> Callable[[Clock], None]:
+    def tell(clock: Clock) -> None:
+        clock.starts(starts)
+        clock.leaps(*by)
+        if ends is not None:
+            clock.ends(ends)
+        if suspends is not None:
+            clock.suspends(suspends)
+
+    return tell
+
+
+# ---- the clock alone -----------------------------------------------------------------------------------------------------------
+ASKED = replace(apps.ASKED, clock=leaping(3 * HOUR, -HOUR))
+KEYED = replace(apps.KEYED, clock=leaping(YEAR, -YEAR))
+AGAIN = replace(apps.AGAIN, clock=leaping(YEAR, -YEAR))
+
+
+# ---- reminders: without a call, not before their time, once, and not too late ------------------------------------------------------
+def _reminders() -> Case:
+    app = App("timed-reminders", Store("sqlite:///timed.db", Base))
+
+    @app.on(Bill, Bill.status == "open", due=after(Bill.due_at, timedelta(minutes=10), valid_for=6 * HOUR))
+    def reminded(one: Bill, session: Session, at: Moment) -> None:
+        session.add(Done(bill=one.id, due_at=at.due, at=at.now))
+        one.status = "reminded"
+
+    @reminded.expired
+    def _(one: Bill) -> None:
+        one.status = "expired"
+
+    def in_its_time(session: Session, _effects: list[Any]) -> None:
+        for one in done(session):
+            assert one.at >= one.due_at, f"reminded {one.due_at - one.at} too early"
+            assert one.at < one.due_at + 6 * HOUR, f"reminded {one.at - one.due_at} too late"
+        assert len(done(session)) == (bill(session).status == "reminded"), "reminded twice, or not at all"
+
+    def answered(session: Session, _effects: list[Any]) -> None:
+        assert bill(session).status in ("reminded", "expired")
+
+    # Three days of downtime, and a clock that is set by an hour: across the night on which Berlin's clocks change.
+    clock = leaping(3 * DAY, HOUR, -HOUR, starts=datetime(2027, 10, 31, 2, 30, tzinfo=BERLIN))
+    return Case(
+        app,
+        rows=lambda: [Bill(id=1, due_at=datetime(2027, 10, 31, 1, 0, tzinfo=UTC))],
+        always=in_its_time,
+        at_the_end=answered,
+        clock=clock,
+    )
+
+
+REMINDERS = _reminders()
+
+
+# ---- a charge each month, by its due column -----------------------------------------------------------------------------------------
+def renewing(name: str, in_doubt: InDoubt, *clock: timedelta, months: int = 3) -> Case:
+    """A subscription that is charged for each month, once, whatever happens; somebody moves its due time by some days meanwhile."""
+    app = App(f"timed-{name}", Store("sqlite:///timed.db", Base))
+
+    @Outside("bank").call(in_doubt=in_doubt, timeout=TIMEOUT, retry=RETRY)
+    def charge(one: Bill, key: Key) -> int:
+        raise AssertionError("the lab's fake is called instead")
+
+    if in_doubt.kind == "ask":
+
+        @charge.find
+        def find(one: Bill, key: Key) -> int | Absent | Unknown:
+            raise AssertionError("the lab's fake is asked instead")
+
+    @app.on(Bill, Bill.status == "open", due=Bill.due_at, call=charge)
+    def renewed(one: Bill, month: int, at: Moment) -> None:
+        one.paid += 1
+        one.due_at = at.due + MONTH
+        if one.paid == months:
+            one.status = "over"
+
+    @renewed.overtaken
+    def _(one: Bill, month: int, at: Moment) -> None:
+        one.paid += 1
+        one.due_at = max(one.due_at, at.due + MONTH)
+        if one.paid >= months:
+            one.status = "over"
+
+    def is_moved(session: Session) -> None:
+        one = bill(session)
+        one.due_at += 3 * DAY
+
+    def each_month_once(session: Session, effects: list[Any]) -> None:
+        assert bill(session).paid <= len(effects) <= bill(session).paid + 1, f"{len(effects)} charges, {bill(session).paid} of them known"
+
+    def all_paid(session: Session, effects: list[Any]) -> None:
+        each_month_once(session, effects)
+        assert len({one.due_at for one in effects}) == len(effects), "a month was charged twice"
+
+    return Case(
+        app,
+        [charge],
+        rows=lambda: [Bill(id=1, due_at=NOON)],
+        meanwhile=[is_moved],
+        always=each_month_once,
+        at_the_end=all_paid,
+        answer=lambda one: one.due_at.toordinal(),
+        clock=leaping(*clock),
+    )
+
+
+RENEWED = renewing("renewed", same_key(kept_for=DAY, settle_after=timedelta(seconds=40)), 40 * DAY, -DAY)
+RENEWED_ASKED = renewing("renewed-asked", ask(settle_after=timedelta(seconds=40)), 40 * DAY, -DAY)
+RENEWED_HELD = renewing("renewed-held", hold(), 40 * DAY, -DAY)
+
+
+# ---- a message that is worth sending for six hours -----------------------------------------------------------------------------------
+def _messages() -> Case:
+    """Its outside fails for longer than it is worth sending: then no further try is made, and it is told so."""
+    app = App("timed-messages", Store("sqlite:///timed.db", Base))
+
+    @Outside("smtp").call(in_doubt=same_key(kept_for=DAY), timeout=TIMEOUT, retry=Retry(first=4 * HOUR, longest=4 * HOUR, times=20))
+    def send(one: Bill, key: Key) -> str:
+        raise AssertionError("the lab's fake is called instead")
+
+    @app.on(Bill, Bill.note.is_(None), due=after(Bill.due_at, valid_for=6 * HOUR), call=send)
+    def sent(one: Bill, answer: str) -> None:
+        one.note = answer
+
+    @sent.expired
+    def _(one: Bill, at: Moment) -> None:
+        one.note = "expired"
+
+    return Case(
+        app, [send], rows=lambda: [Bill(id=1, due_at=NOON + HOUR)], answer=lambda one: f"sent {one.id}", clock=leaping(3 * DAY, -HOUR)
+    )
+
+
+MESSAGES = _messages()
