@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -29,8 +30,15 @@ class Bill(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="open")
     due_at: Mapped[datetime] = mapped_column(Instant)
-    paid: Mapped[int] = mapped_column(default=0)
     note: Mapped[str | None] = mapped_column(default=None)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is sent of a bill, and how late it was when that was decided."""
+
+    id: int
+    late_by: timedelta
 
 
 class Done(Base):
@@ -66,9 +74,25 @@ def leaping(
 
 
 # ---- the clock alone -----------------------------------------------------------------------------------------------------------
-ASKED = replace(apps.ASKED, clock=leaping(3 * HOUR, -HOUR))
-KEYED = replace(apps.KEYED, clock=leaping(YEAR, -YEAR))
-AGAIN = replace(apps.AGAIN, clock=leaping(YEAR, -YEAR))
+def within_hours(name: str, in_doubt: InDoubt) -> Case:
+    """A charge on which the clock leaps by a year, and back: it waits no longer for that than a try may wait at most, thrice."""
+    app, charge, _ = apps.charging(name, in_doubt)
+    shown: list[Clock] = []
+
+    def tell(clock: Clock) -> None:
+        shown[:] = [clock]
+        clock.leaps(YEAR, -YEAR)
+
+    def not_long(_session: Session, _effects: list[Any]) -> None:
+        assert shown[0].passed < 3 * HOUR + DAY, f"it waited for {shown[0].passed}"
+
+    return Case(app, [charge], at_the_end=not_long, clock=tell)
+
+
+ASKED = within_hours("asked-in-time", apps.ASK)
+KEYED = within_hours("keyed-in-time", apps.SAME_KEY)
+HELD = within_hours("held-in-time", hold())
+FINDS = replace(apps.ASKED, clock=leaping(-HOUR))
 
 
 # ---- reminders: without a call, not before their time, once, and not too late ------------------------------------------------------
@@ -81,13 +105,14 @@ def _reminders() -> Case:
         one.status = "reminded"
 
     @reminded.expired
-    def _(one: Bill) -> None:
-        one.status = "expired"
+    def _(one: Bill, at: Moment) -> None:
+        one.status, one.note = "expired", str(at.late_by >= 6 * HOUR)
 
     def in_its_time(session: Session, _effects: list[Any]) -> None:
         for one in done(session):
             assert one.at >= one.due_at, f"reminded {one.due_at - one.at} too early"
             assert one.at < one.due_at + 6 * HOUR, f"reminded {one.at - one.due_at} too late"
+        assert bill(session).note != "False", "told that it is too late, too early"
         assert len(done(session)) == (bill(session).status == "reminded"), "reminded twice, or not at all"
 
     def answered(session: Session, _effects: list[Any]) -> None:
@@ -122,30 +147,29 @@ def renewing(name: str, in_doubt: InDoubt, *clock: timedelta, months: int = 3) -
         def find(one: Bill, key: Key) -> int | Absent | Unknown:
             raise AssertionError("the lab's fake is asked instead")
 
-    @app.on(Bill, Bill.status == "open", due=Bill.due_at, call=charge)
-    def renewed(one: Bill, month: int, at: Moment) -> None:
-        one.paid += 1
-        one.due_at = at.due + MONTH
-        if one.paid == months:
+    def write_down(one: Bill, session: Session, at: Moment) -> None:
+        session.add(Done(bill=one.id, due_at=at.due, at=at.now))
+        one.due_at = max(one.due_at, at.due + MONTH)
+        if len(done(session)) >= months:
             one.status = "over"
+
+    @app.on(Bill, Bill.status == "open", due=Bill.due_at, call=charge)
+    def renewed(one: Bill, month: int, session: Session, at: Moment) -> None:
+        write_down(one, session, at)
 
     @renewed.overtaken
-    def _(one: Bill, month: int, at: Moment) -> None:
-        one.paid += 1
-        one.due_at = max(one.due_at, at.due + MONTH)
-        if one.paid >= months:
-            one.status = "over"
+    def _(one: Bill, month: int, session: Session, at: Moment) -> None:
+        if at.due not in [paid.due_at for paid in done(session)]:
+            write_down(one, session, at)
 
     def is_moved(session: Session) -> None:
-        one = bill(session)
-        one.due_at += 3 * DAY
+        bill(session).due_at -= 3 * DAY
 
     def each_month_once(session: Session, effects: list[Any]) -> None:
-        assert bill(session).paid <= len(effects) <= bill(session).paid + 1, f"{len(effects)} charges, {bill(session).paid} of them known"
-
-    def all_paid(session: Session, effects: list[Any]) -> None:
-        each_month_once(session, effects)
-        assert len({one.due_at for one in effects}) == len(effects), "a month was charged twice"
+        known = [one.due_at for one in done(session)]
+        assert len(set(known)) == len(known), "a month is written down twice"
+        charged = sorted(one.due_at for one in effects)
+        assert all(later - one > 20 * DAY for one, later in pairwise(charged)), "a month was charged twice"
 
     return Case(
         app,
@@ -153,13 +177,12 @@ def renewing(name: str, in_doubt: InDoubt, *clock: timedelta, months: int = 3) -
         rows=lambda: [Bill(id=1, due_at=NOON)],
         meanwhile=[is_moved],
         always=each_month_once,
-        at_the_end=all_paid,
         answer=lambda one: one.due_at.toordinal(),
         clock=leaping(*clock),
     )
 
 
-RENEWED = renewing("renewed", same_key(kept_for=DAY, settle_after=timedelta(seconds=40)), 40 * DAY, -DAY)
+RENEWED = renewing("renewed", same_key(kept_for=YEAR, settle_after=timedelta(seconds=40)), 40 * DAY, -DAY)
 RENEWED_ASKED = renewing("renewed-asked", ask(settle_after=timedelta(seconds=40)), 40 * DAY, -DAY)
 RENEWED_HELD = renewing("renewed-held", hold(), 40 * DAY, -DAY)
 
@@ -170,19 +193,31 @@ def _messages() -> Case:
     app = App("timed-messages", Store("sqlite:///timed.db", Base))
 
     @Outside("smtp").call(in_doubt=same_key(kept_for=DAY), timeout=TIMEOUT, retry=Retry(first=4 * HOUR, longest=4 * HOUR, times=20))
-    def send(one: Bill, key: Key) -> str:
+    def send(message: Message, key: Key) -> str:
         raise AssertionError("the lab's fake is called instead")
 
-    @app.on(Bill, Bill.note.is_(None), due=after(Bill.due_at, valid_for=6 * HOUR), call=send)
+    def message(one: Bill, at: Moment) -> Message:
+        return Message(one.id, at.late_by)
+
+    @app.on(Bill, Bill.note.is_(None), due=after(Bill.due_at, valid_for=6 * HOUR), call=send, sends=message)
     def sent(one: Bill, answer: str) -> None:
         one.note = answer
 
     @sent.expired
-    def _(one: Bill, at: Moment) -> None:
+    def _(one: Bill) -> None:
         one.note = "expired"
 
+    def nothing_stale(_session: Session, effects: list[Any]) -> None:
+        assert all(one.late_by < 6 * HOUR for one in effects), f"it was sent {max(one.late_by for one in effects)} late"
+
     return Case(
-        app, [send], rows=lambda: [Bill(id=1, due_at=NOON + HOUR)], answer=lambda one: f"sent {one.id}", clock=leaping(3 * DAY, -HOUR)
+        app,
+        [send],
+        rows=lambda: [Bill(id=1, due_at=NOON + HOUR)],
+        always=nothing_stale,
+        at_the_end=nothing_stale,
+        answer=lambda one: f"sent {one.id}",
+        clock=leaping(3 * DAY, -HOUR),
     )
 
 

@@ -49,6 +49,11 @@ class Clock:
         begins = self.moves.begins
         return begins if self._run is None else self._run.time.now().astimezone(begins.tzinfo)
 
+    @property
+    def passed(self) -> timedelta:
+        """How long the run under way has really gone on, whatever its clock shows; in `at_the_end`, how long it took."""
+        return timedelta() if self._run is None else timedelta(seconds=self._run.time.now_s)
+
     # ---- before a run ------------------------------------------------------------------------------------------------------------
     def starts(self, at: datetime) -> None:
         """Each run begins at this time, and `now` and the story speak in its zone: a test may begin just before a clock change.

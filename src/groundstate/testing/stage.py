@@ -177,9 +177,9 @@ class Stage:
     def run_until(self, true: Callable[[], bool], seconds: float | None) -> bool:
         """In the thread that directs. Ends too when a process has died, and when its time is over and nothing else can go on."""
         end = None if seconds is None else self.time.awake_s + seconds
-        alive = len(self._turns.alive)
+        alive = self.alive
         while not true():
-            if len(self._turns.alive) < alive or not self._turns.step(end):
+            if any(process.dead for process in alive) or not self._turns.step(end):
                 return true()
         return True
 
