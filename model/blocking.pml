@@ -3,10 +3,10 @@
  * moves it the other way (a timer that cancels), with a call or without one; reaction 2 makes a call and has a fact of its own.
  * What blocks whom, the recheck after the lock (hazard 17), and that nobody waits for ever. The transitions are table.pml's.
  *
- * Parameters: P0 P1 P2 the policies (P1 may be NOCALL: it has no call); TROUBLE faults in all; WBUD acts of the writer (cancels by hand).
+ * Parameters: P0 P1 P2 the policies (P1 may be NOCALL: it has no call); VALID: it may become too late for reaction 0; TROUBLE faults in all; WBUD acts of the writer (cancels by hand).
  * A claim is what it is on PostgreSQL: a statement that sees an old snapshot, then the lock, then a statement of its own that asks again.
- * Invariants: OneAtATime (of reactions without a fact, one attempt at most is begun or unsure), Alone (what a reaction without a call
- * writes is never written beside an attempt that is begun or unsure), Listed, AtMostOnce; FactGoesOn, NotLost and NothingAtRest where
+ * Invariants: OneAtATime (of reactions without a fact, one attempt at most is begun or unsure), Alone (what a reaction without a call,
+ * or an expired handler, writes is never written beside another's attempt that is begun or unsure), NothingStale, Listed, AtMostOnce; FactGoesOn, NotLost and NothingAtRest where
  * nothing moves any more. There are no occurrences, persons or backups here: protocol.pml has those.
  */
 #define N 3
@@ -29,6 +29,7 @@
 #define OneAtATime 131
 #define Alone 132
 #define FactGoesOn 133
+#define NothingStale 111
 #define Listed 101
 #define AtMostOnce 102
 #define NotLost 105
@@ -44,6 +45,13 @@
 #define holds(o) (o == FACT -> !mailed : placed)
 #define condition true
 #define spent(o) (A_fail[o] >= 2)
+#define spent_then(o) (A_fail[o] + 1 >= 2)
+#ifdef VALID              /* reaction 0 may become too late at some moment, or never */
+bit too_late;
+#define expired(o) (o == 0 && too_late)
+#else
+#define expired(o) false
+#endif
 #define lands_over(o) (over[o] == 2)
 #define asked_late(o) (late_enough)
 #define has_call (policy(o) != NOCALL)
@@ -80,6 +88,7 @@ inline check1(o) {
 inline check() { d_step { check1(0); check1(1); check1(2); MUST(OneAtATime, !(blocks(0) && blocks(1))) } }
 
 inline begin(o) {
+  MUST(NothingStale, !expired(o));
   new_call(o); ncalls = (ncalls < 200 -> ncalls + 1 : 1); st[o] = 1; life_of[o] = me; over[o] = 0; number[o] = A_c[o]
 }
 /* an outcome is there; what `to` leaves to this world */
@@ -94,10 +103,22 @@ inline carry_out(o) {
   :: to == CALLED -> begin(o)
   :: to == ASKED -> asked[o] = 1; asked_call[o] = A_c[o]; asked_at[o] = (over[o] == 2); asked_by[o] = me
   :: to == GIVEN_UP -> A_st[o] = HELD
+  :: to == EXPIRED ->
+     MUST(Alone, o == FACT || ((o == 0 || !blocks(0)) && (o == 1 || !blocks(1))));
+     if
+     :: placed = 0; wipe(o)
+     :: trouble > 0 -> trouble--;
+        if :: A_st[o] == NONE -> A_st[o] = FAILED; A_inc[o] = me; A_fail[o] = 1 :: else -> expired_in_vain(o) fi
+     fi
   :: else
   fi; to = NONE
 }
-#define wants(o) (holds(o) && (A_st[o] == NONE || (A_st[o] == FAILED && !spent(o))) && !blocked(o))
+#define wants(o) (holds(o) && (A_st[o] == NONE || (A_st[o] == FAILED && (expired(o) || !spent(o)))) && !blocked(o))
+#ifdef M_EXPIREDALONGSIDE
+#define EXPIRES_ANYHOW(o) || expired(o)
+#else
+#define EXPIRES_ANYHOW(o)
+#endif
 #define settles(p, o) (A_st[o] == DOUBT && A_inc[o] == inc[p] && asked[o] == 0)
 
 proctype Worker(bit p; byte o) {
@@ -118,7 +139,8 @@ end: do
        :: wants(o) ->
 #endif
           if
-          :: has_call && A_st[o] == NONE -> ROW(66); begin(o)
+          :: has_call && A_st[o] == NONE && !expired(o) -> ROW(66); begin(o)
+          :: has_call && A_st[o] == NONE && expired(o) -> ROW(77); to = EXPIRED
           :: has_call && A_st[o] == FAILED -> due(o)
           :: !has_call -> MUST(Alone, !blocks(0)); placed = 0; cancelled = 1; wipe(o)
           :: !has_call && trouble > 0 -> trouble--; A_st[o] = FAILED; A_fail[o]++      /* its handler raised */
@@ -127,7 +149,7 @@ end: do
        fi; rowlock = 0; cl[p] = 0; cr[p] = 0
   /* every other transaction locks the record first */
   :: up[p] && rowlock == 0 && settles(p, o) -> settle(o)
-  :: up[p] && rowlock == 0 && A_st[o] == FAILED && (!holds(o) || spent(o)) -> due(o)
+  :: up[p] && rowlock == 0 && A_st[o] == FAILED && (!holds(o) || (spent(o) && !expired(o)) EXPIRES_ANYHOW(o)) -> due(o)
 #ifdef WAITS              /* looks at what waits, again and again, so that it is never quiet */
   :: up[p] && rowlock == 0 && on_34(o) -> due(o)
 #endif
@@ -191,6 +213,14 @@ end: do
   :: atomic { wbud > 0 -> wbud = 0 }
   od
 }
+#ifdef VALID
+proctype Calendar() {
+  if
+  :: atomic { placed -> too_late = 1 }
+  :: skip
+  fi
+}
+#endif
 #define rests(o) (A_st[o] == NONE || A_st[o] == HELD || (A_st[o] == FAILED && blocked(o)))
 proctype Quiet() {
 end: atomic { timeout ->
@@ -208,6 +238,9 @@ init {
     run Worker(0, 2); run Worker(1, 2); run Outside(2);
 #endif
     run Outside(0); run Outside(1);
+#ifdef VALID
+    run Calendar();
+#endif
     run Life(0); run Life(1); run Writer(); run Quiet()
   }
 }

@@ -32,10 +32,11 @@
 #define exists(o) true
 #define holds(o) (!done[o])
 #define spent(o) (A_fail[o] >= 10)
+#define spent_then(o) (A_fail[o] + 1 >= 10)
+#define expired(o) false
 #define lands_over(o) true
 #define asked_late(o) true
 #define blocked(o) false
-#define has_call false
 #define counts 1
 #define me inc[p]
 #define given 0

@@ -17,11 +17,12 @@ inline not_done(o) { if R(5) R(6) OR_NO_ROW fi }
 inline unclear(o) { if R(7) OR_NO_ROW fi }
 inline adopted(o) { if R(8) R(9) R(10) R(11) OR_NO_ROW fi }
 inline did_not_go_out(o) { if R(12) R(13) R(14) OR_NO_ROW fi }
-inline settle(o) { if R(15) R(16) R(17) R(18) R(19) R(20) R(21) R(22) R(23) R(24) R(25) OR_NO_ROW fi }
+inline settle(o) { if R(15) R(16) R(17) R(18) R(19) R(72) R(20) R(21) R(22) R(23) R(24) R(25) OR_NO_ROW fi }
 inline absent(o) { if R(26) R(27) R(28) R(29) OR_NO_ROW fi }
 inline unknown(o) { if R(30) OR_NO_ROW fi }
 inline unknown_for_too_long(o) { if R(31) OR_NO_ROW fi }
-inline due(o) { if R(32) R(33) R(34) R(35) OR_NO_ROW fi }
+inline due(o) { if R(32) R(73) R(33) R(34) R(35) OR_NO_ROW fi }
+inline expired_in_vain(o) { if R(74) R(75) R(76) OR_NO_ROW fi }
 inline late(o) { if R(36) R(37) R(38) R(39) R(40) R(41) R(42) R(43) R(44) fi }
 inline retry(o) { if R(45) R(46) R(47) R(48) R(49) R(50) R(51) OR_NO_ROW fi }
 inline settle_absent(o) { if R(52) R(53) R(54) R(55) R(56) R(57) OR_NO_ROW fi }

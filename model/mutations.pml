@@ -30,7 +30,7 @@
 #endif
 #ifdef H_NOBOUND          /* a doubt has no bound */
 #undef on_23
-#define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && holds(o) && key_young(o))
+#define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && in_time(o) && key_young(o))
 #endif
 #ifdef H_KEYAGE           /* the key is as old as the latest call */
 #undef begun_first_at
@@ -71,6 +71,54 @@
 #define on_33(o) (A_st[o] == FAILED && condition && spent(o))
 #define on_34(o) (false)
 #define on_35(o) (A_st[o] == FAILED && condition && !spent(o))
+#endif
+#ifdef M_STALERETRY       /* a failed attempt is tried again however late it is */
+#undef on_73
+#undef on_33
+#undef on_34
+#undef on_35
+#define on_73(o) (false)
+#define on_33(o) (A_st[o] == FAILED && holds(o) && spent(o))
+#define on_34(o) (A_st[o] == FAILED && holds(o) && !spent(o) && blocked(o))
+#define on_35(o) (A_st[o] == FAILED && holds(o) && !spent(o) && !blocked(o))
+#endif
+#ifdef M_STALEKEY         /* a doubt is settled by a second call under its key however late it is */
+#undef on_22
+#undef on_23
+#undef on_24
+#undef on_25
+#define on_22(o) (A_st[o] == DOUBT && POL == SAMEKEY && holds(o) && key_young(o) && spent(o))
+#define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && holds(o) && key_young(o) && !spent(o))
+#define on_24(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(holds(o) && key_young(o)) && HAS_FIND)
+#define on_25(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(holds(o) && key_young(o)) && !HAS_FIND)
+#endif
+#ifdef M_STALEAGAIN       /* the same under again() */
+#undef on_72
+#undef on_20
+#undef on_21
+#define on_72(o) (false)
+#define on_20(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && spent(o))
+#define on_21(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && !spent(o))
+#endif
+#ifdef M_EXPIREDDOUBT     /* the expired handler answers for a doubt that nobody settled */
+#undef on_18
+#undef on_72
+#define on_18(o) (A_st[o] == DOUBT && POL == ASK && exists(o) && !(holds(o) && expired(o)))
+#define on_72(o) (A_st[o] == DOUBT && (POL == AGAIN || POL == ASK) && holds(o) && expired(o))
+#endif
+#ifdef M_EXPIREDALONGSIDE /* the expired handler asks nobody whether another call is in the air on its record */
+#undef on_73
+#undef on_34
+#define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o))
+#define on_34(o) (A_st[o] == FAILED && in_time(o) && !spent(o) && blocked(o))
+#endif
+#ifdef M_EXPIREDFORGETS   /* an expired handler that fails clears a doubt under again() */
+#undef on_75
+#undef on_76
+#undef do_76
+#define on_75(o) (false)
+#define on_76(o) ((A_st[o] == DOUBT || A_st[o] == FAILED || (A_st[o] == BEGUN && !A_un[o])) && !spent_then(o))
+#define do_76(o) A_st[o] = FAILED; A_un[o] = 0; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0
 #endif
 #ifdef M_LATEDROPPED      /* a late outcome is dropped wherever its attempt is */
 #undef do_37

@@ -12,6 +12,7 @@
  *   STUCK      a sync call may hang in its thread before its request goes out (no lock is lost then)
  *   TROUBLE    faults in all: crash, lost lock, NotDone, lost request, timeout though done, pause past the deadline, stop, handler
  *              raises, COMMIT unknown, find that answers Unknown, Unknown for too long
+ *   VALID      it becomes too late for a record at some moment, or never; its expired handler moves it on, or fails
  *   WBUD PBUD  acts of the writer and of the person       TIMES      tries
  *   NOCC MAXC  occurrences; calls (MAXC <= 8; RaiseMAXC says that a run needs more)
  *   BOUNDED    check BoundedCalls                         NOLOCKLOSS no lock is lost by a living worker
@@ -23,8 +24,8 @@
  * is one guard (AIR_OK): phase 2 is not reached while a request is in the air.  Calls get their deadlines in order (but for SHORT).
  * The check before a call and its sending are one step.  Hints are not modelled: a worker may look at any time.
  *
- * Listed, AtMostOnce (OncePerKey), StickyDoubt, OutcomeKept hold after every step, in check(); Fenced, NoWorkLost, BoundedCalls (for
- * Progress) at the step; NotLost and NothingAtRest where nothing can move any more (Quiet), and NoRunningMark there too: adoption waits
+ * Listed, AtMostOnce (OncePerKey), StickyDoubt, OutcomeKept hold after every step, in check(); Fenced, NoWorkLost, NothingStale,
+ * ExpiredSure, BoundedCalls (for Progress) at the step; NotLost and NothingAtRest where nothing can move any more (Quiet), and NoRunningMark there too: adoption waits
  * for no clock.  Every run is finite in faults, so every run ends in Quiet.  AGAIN is exempt from all but NotLost, NothingAtRest,
  * BoundedCalls and Fenced.  After a restore Listed and StickyDoubt are not asked (the outside has effects of a lost time); AtMostOnce is.
  */
@@ -79,6 +80,8 @@ byte pol = POL; bit changes = 1;
 #define BoundedCalls 107
 #define OutcomeKept 108
 #define NoWorkLost 109
+#define NothingStale 111      /* no call is begun for what is too late */
+#define ExpiredSure 112       /* what the expired handler answers for was surely not done; but under AGAIN */
 #define Told 110              /* only under L_TOLD */
 #define RaiseMAXC 190         /* not an invariant: give the run more calls */
 #define RaiseMAXI 191
@@ -134,6 +137,12 @@ byte heard;               /* effects whose outcome some worker has in its hands 
 byte entries[NOCC];       /* how often the condition was entered at this occurrence */
 byte sent[NOCC];   /* calls gone out in one attempt without a person's word */
 byte trouble = TROUBLE, wbud = WBUD, pbud = PBUD;
+#ifdef VALID
+bit too_late[NOCC];
+#define expired(o) (too_late[o])
+#else
+#define expired(o) false
+#endif
 
 #define holds(o) (rx && rc && ro == o)
 #define effects_of(o) ((((t_occ[0]==o) & (landed)) | ((t_occ[1]==o)*2 & landed) | ((t_occ[2]==o)*4 & landed) | ((t_occ[3]==o)*8 & landed) | OCC4(o) | OCC5(o) | OCC6(o) | OCC7(o)))
@@ -178,9 +187,9 @@ byte trouble = TROUBLE, wbud = WBUD, pbud = PBUD;
 #define exists(o) (rx)
 #define condition (rx && rc)
 #define spent(o) (A_fail[o] >= TIMES)
+#define spent_then(o) (A_fail[o] + 1 >= TIMES)
 #define lands_over(o) dl_over(o)
 #define asked_late(o) (late_enough)
-#define has_call calls_out
 #define me inc[p]
 #define NEW_CALL (ncalls + 1)
 #define TOGETHER(o) 0
@@ -262,7 +271,7 @@ inline call_prepared(o) {
 }
 
 #include "events.pml"
-inline begin(o) { call_prepared(o); new_call(o); ncalls++ }
+inline begin(o) { MUST(NothingStale, !expired(o)); call_prepared(o); new_call(o); ncalls++ }
 inline wipe2(o) { wipe(o); sent[o] = 0 }
 
 /* ---- what the table leaves to this world: `to`, in the same commit; e is the effect whose outcome is in hand ---- */
@@ -305,9 +314,16 @@ inline carry_out(o) {
 #else
      A_st[o] = HELD
 #endif
+  :: to == EXPIRED ->
+     MUST(ExpiredSure, POL == AGAIN || (open_effects(o) == 0 && !air(o)));
+     if
+     :: rc = 0; wipe2(o)
+     :: trouble > 0 -> trouble--;
+        if :: A_st[o] == NONE -> A_st[o] = FAILED; A_inc[o] = me; A_fail[o] = 1 :: else -> expired_in_vain(o) fi
+     fi
   :: else
   fi;
-  if :: to == CALLED || to == ASKED || to == GIVEN_UP -> to = NONE :: else fi
+  if :: to == CALLED || to == ASKED || to == GIVEN_UP || to == EXPIRED -> to = NONE :: else fi
 }
 
 
@@ -326,19 +342,27 @@ inline carry_out(o) {
 #define adoptable(p,o) (A_inc[o] != inc[p] && lock_free(A_inc[o]))
 #endif
 #define settles(p,o) (A_st[o] == DOUBT && i_am(p) && owner(p,o) && thread_ended(p,o) && f_st[p] == 0)
+#ifdef M_EXPIREDSUSPECT  /* after a restore what is too late is answered as ever */
+#define expires_at_once true
+#else
+#define expires_at_once (!suspect || !calls_out)
+#endif
 #define takes(p,o) (i_am(p) && holds(o) && A_st[o] == NONE && !blocked(o))
 
 proctype Worker(bit p; byte o) {
   bit late_enough;
 end: do
   :: atomic { if
-  :: takes(p,o) && !calls_out -> rc = 0                /* by the handler alone */
-  :: takes(p,o) && calls_out && !suspect ->
+#ifdef VALID
+  :: takes(p,o) && expired(o) && expires_at_once -> ROW(77); to = EXPIRED
+#endif
+  :: takes(p,o) && !expired(o) && !calls_out -> rc = 0  /* by the handler alone */
+  :: takes(p,o) && !expired(o) && calls_out && !suspect ->
        ROW(66); begin(o);
        if :: true
           :: trouble > 0 -> trouble--; t_st[ncalls-1] = 3   /* COMMIT unknown: row there, nobody in memory knows */
        fi
-  :: takes(p,o) && calls_out && suspect ->
+  :: takes(p,o) && calls_out && suspect ->              /* too late or not */
        ROW(67); A_st[o] = DOUBT; A_inc[o] = me; A_un[o] = 1; A_dl[o] = ncalls; A_old[o] = 1
 #ifndef H_COMMITUNKNOWN
   /* begun by this very life, and no task of it is known here: no call went out */
@@ -385,16 +409,16 @@ end: do
 #define i_can(c) (up[t_p[c]] && !idch)
 #define who_we_were(c) (inc[t_p[c]] == t_inc[c])
 #ifdef M_NODEADLINE
-#define in_time(c) true
+#define before_deadline(c) true
 #else
-#define in_time(c) (ph[c] == 0)
+#define before_deadline(c) (ph[c] == 0)
 #endif
 
 proctype Call(byte c) {
 end: do
   :: atomic { if
   /* just before it: still who we were, and not past the deadline; then it goes out */
-  :: t_st[c] == 1 && running(c) && who_we_were(c) && in_time(c) -> t_st[c] = 2; r_st[c] = 1; COUNT(t_occ[c])
+  :: t_st[c] == 1 && running(c) && who_we_were(c) && before_deadline(c) -> t_st[c] = 2; r_st[c] = 1; COUNT(t_occ[c])
 #ifdef STUCK
   /* a sync call hangs before its request goes out (name service, a pool of connections): the check is behind it */
   :: t_st[c] == 1 && running(c) && who_we_were(c) && ph[c] == 0 && trouble > 0 -> trouble--; t_st[c] = 5
@@ -640,6 +664,16 @@ end: do
   od
 }
 
+#ifdef VALID
+/* at any moment while the condition holds; it may end without */
+proctype Calendar(byte o) {
+  if
+  :: atomic { holds(o) -> too_late[o] = 1 }
+  :: skip
+  fi
+}
+#endif
+
 #define rests(o) (A_st[o] == NONE || A_st[o] == HELD || (A_st[o] == FAILED && blocked(o)))
 /* NotLost, NothingAtRest, NoRunningMark: where nothing moves any more */
 proctype Quiet() {
@@ -669,6 +703,9 @@ init {
 #endif
 #if MAXC > 7
     run Call(7); run Clock(7);
+#endif
+#ifdef VALID
+    run Calendar(0); run Calendar(1);
 #endif
     run Life(0); run Life(1); run Provider(); run Writer(); run Person(0); run Person(1);
 #ifdef RESTORE

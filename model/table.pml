@@ -10,8 +10,8 @@
  *
  * Columns: A_st state, A_un unsure, A_inc worker, A_c call, A_no call_no, A_fail failures, A_dl deadline, A_out outcome,
  * A_old first_at (1: too old to call again under it), A_tog together, A_alone why (1: 'killed alone').
- * The model that includes this says what these mean in its world: exists holds spent lands_over asked_late blocked has_call,
- * `counts` (0 for Busy), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
+ * The model that includes this says what these mean in its world: exists holds expired spent spent_then (with one failure more)
+ * lands_over asked_late blocked, `counts` (0 for Busy), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
  * deadline_not_before_now.
  */
 mtype = { NONE, BEGUN, DOUBT, FAILED, HELD };
@@ -35,7 +35,7 @@ c_decl { unsigned char row_reached[128]; };
 #define OR_NO_ROW :: else -> MUST(NOROW, false)
 
 /* what the world has to do with it, where that is more than columns; each model carries it out in the same step */
-mtype = { CONCLUDE, OVERTAKEN, ASKED, GIVEN_UP, HELDNEW, FORGOTTEN, CALLED };
+mtype = { CONCLUDE, OVERTAKEN, ASKED, GIVEN_UP, EXPIRED, HELDNEW, FORGOTTEN, CALLED };
 mtype to = NONE;
 
 mtype A_st[N] = NONE;
@@ -45,6 +45,7 @@ bit  A_old[N], A_alone[N];
 
 #define blocks(o) (A_st[o] == BEGUN || A_un[o])
 #define key_young(o) (POL != SAMEKEY || !A_old[o])
+#define in_time(o) (holds(o) && !expired(o))
 
 /* ---- an outcome is in hand ---- */
 /* ROW 1 | returned | the call returned, and its condition holds | begun doubt | conclude | */
@@ -74,7 +75,7 @@ bit  A_old[N], A_alone[N];
 #define on_7(o) (A_st[o] == BEGUN)
 #define do_7(o) A_st[o] = DOUBT; A_un[o] = 1; A_fail[o] = A_fail[o] + 1; deadline_not_before_now(o)
 
-#define made_a_call(o) (has_call || A_no[o] > 0 || A_un[o])
+#define made_a_call(o) (A_no[o] > 0 || A_un[o])
 /* ROW 8 | adopted | its worker is no more | begun | doubt | state unsure worker failures deadline [next_at] [error] */
 #define on_8(o) (A_st[o] == BEGUN && made_a_call(o))
 #define do_8(o) A_st[o] = DOUBT; A_un[o] = 1; A_inc[o] = me; A_fail[o] = A_fail[o] + (A_tog[o] < 2); deadline_not_before_now(o)
@@ -114,23 +115,26 @@ bit  A_old[N], A_alone[N];
 /* ROW 19 | settle | again, gone | doubt | gone, said | */
 #define on_19(o) (A_st[o] == DOUBT && POL == AGAIN && exists(o) && !holds(o))
 #define do_19(o) wipe(o)
+/* ROW 72 | settle | again, too late | doubt | expired, unsure | */
+#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && expired(o))
+#define do_72(o) to = EXPIRED
 /* ROW 20 | settle | again, the last try used | doubt | gave up, unsure | */
-#define on_20(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && spent(o))
+#define on_20(o) (A_st[o] == DOUBT && POL == AGAIN && in_time(o) && spent(o))
 #define do_20(o) to = GIVEN_UP
 /* ROW 21 | settle | again | doubt | begun | state worker call call_no deadline first_at together [next_at] */
-#define on_21(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && !spent(o))
+#define on_21(o) (A_st[o] == DOUBT && POL == AGAIN && in_time(o) && !spent(o))
 #define do_21(o) to = CALLED
 /* ROW 22 | settle | same_key, the last try used | doubt | held | state [why] [next_at] */
-#define on_22(o) (A_st[o] == DOUBT && POL == SAMEKEY && holds(o) && key_young(o) && spent(o))
+#define on_22(o) (A_st[o] == DOUBT && POL == SAMEKEY && in_time(o) && key_young(o) && spent(o))
 #define do_22(o) A_st[o] = HELD
 /* ROW 23 | settle | same_key | doubt | begun | state worker call call_no deadline first_at together [next_at] */
-#define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && holds(o) && key_young(o) && !spent(o))
+#define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && in_time(o) && key_young(o) && !spent(o))
 #define do_23(o) to = CALLED
-/* ROW 24 | settle | same_key, gone or too old, with a find | doubt | ask | */
-#define on_24(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(holds(o) && key_young(o)) && HAS_FIND)
+/* ROW 24 | settle | same_key, gone, too late or too old, with a find | doubt | ask | */
+#define on_24(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(in_time(o) && key_young(o)) && HAS_FIND)
 #define do_24(o) to = ASKED
-/* ROW 25 | settle | same_key, gone or too old | doubt | held | state [why] [next_at] */
-#define on_25(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(holds(o) && key_young(o)) && !HAS_FIND)
+/* ROW 25 | settle | same_key, gone, too late or too old | doubt | held | state [why] [next_at] */
+#define on_25(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(in_time(o) && key_young(o)) && !HAS_FIND)
 #define do_25(o) A_st[o] = HELD
 
 /* ROW 26 | absent | Absent, record deleted | doubt | held | state [why] [next_at] */
@@ -157,15 +161,29 @@ bit  A_old[N], A_alone[N];
 /* ROW 32 | due | failed, gone or deleted | failed | gone | */
 #define on_32(o) (A_st[o] == FAILED && !holds(o))
 #define do_32(o) wipe(o)
+/* ROW 73 | due | failed, too late | failed | expired | */
+#define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o) && !blocked(o))
+#define do_73(o) to = EXPIRED
 /* ROW 33 | due | failed, the last try used | failed | gave up | */
-#define on_33(o) (A_st[o] == FAILED && holds(o) && spent(o))
+#define on_33(o) (A_st[o] == FAILED && in_time(o) && spent(o))
 #define do_33(o) to = GIVEN_UP
 /* ROW 34 | due | failed, blocked | failed | wait | */
-#define on_34(o) (A_st[o] == FAILED && holds(o) && !spent(o) && blocked(o))
+#define on_34(o) (A_st[o] == FAILED && holds(o) && (expired(o) || !spent(o)) && blocked(o))
 #define do_34(o) skip
 /* ROW 35 | due | failed, due | failed | begun | state worker call call_no deadline first_at together [next_at] */
-#define on_35(o) (A_st[o] == FAILED && holds(o) && !spent(o) && !blocked(o))
+#define on_35(o) (A_st[o] == FAILED && in_time(o) && !spent(o) && !blocked(o))
 #define do_35(o) to = CALLED
+
+/* ---- the expired handler raised or made no progress; begun, in careful mode, for that handler alone ---- */
+/* ROW 74 | expired in vain | expired in vain, the last try used | begun doubt failed | held | state failures why [next_at] [error] */
+#define on_74(o) ((A_st[o] == DOUBT || A_st[o] == FAILED || (A_st[o] == BEGUN && !A_un[o])) && spent_then(o))
+#define do_74(o) A_st[o] = HELD; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0
+/* ROW 75 | expired in vain | expired in vain, in doubt | doubt | doubt | state failures why [next_at] [error] */
+#define on_75(o) (A_st[o] == DOUBT && !spent_then(o))
+#define do_75(o) A_st[o] = DOUBT; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0
+/* ROW 76 | expired in vain | expired in vain | begun failed | failed | state failures why [next_at] [error] */
+#define on_76(o) ((A_st[o] == FAILED || (A_st[o] == BEGUN && !A_un[o])) && !spent_then(o))
+#define do_76(o) A_st[o] = FAILED; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0
 
 /* A call is begun: what is unsure, the key's age and a later deadline stay where an earlier call may have been made. */
 #define begun_state(o) A_st[o] = BEGUN
@@ -281,3 +299,4 @@ bit  A_old[N], A_alone[N];
 /* ENGINE 69 | the database went back: held becomes unsure */
 /* ENGINE 70 | the database went back: a doubt for each record that matches */
 /* ENGINE 71 | a thread that was given up has ended: the deadline is not before now */
+/* ENGINE 77 | taken too late: the expired handler alone, without an attempt; one that failed where that raised */

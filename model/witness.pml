@@ -29,10 +29,11 @@
 #define holds(o) (placed)
 #define condition placed
 #define spent(o) (A_fail[o] >= 3)
+#define spent_then(o) (A_fail[o] + 1 >= 3)
+#define expired(o) false
 #define lands_over(o) (r[0] != 1 && r[1] != 1 && late_[0] && late_[1])
 #define asked_late(o) lands_over(o)
 #define blocked(o) false
-#define has_call true
 #define counts 1
 #define me inc[p]
 #define given 1

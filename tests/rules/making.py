@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from groundstate.rules.attempt import KILLED, Attempt, Facts, State, Terms
+from groundstate.rules.attempt import IN_VAIN, KILLED, Attempt, Facts, State, Terms
 from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -20,6 +20,9 @@ RETRY = Retry(times=3, first=SECOND, longest=8 * SECOND)
 HOLDS = Facts(exists=True, holds=True)
 GONE = Facts(exists=True, holds=False)
 DELETED = Facts(exists=False, holds=False)
+LATE = Facts(exists=True, holds=True, expired=True)
+LATE_AND_GONE = Facts(exists=True, holds=False, expired=True)
+ALL_FACTS = (HOLDS, GONE, DELETED, LATE, LATE_AND_GONE)
 
 
 def terms(policy: InDoubt | None, *, find: bool | None = None, retry: Retry = RETRY) -> Terms:
@@ -70,7 +73,7 @@ def well_formed(one: Attempt) -> bool:
 
 seconds = st.integers(-7200, 7200).map(lambda number: number * SECOND)
 moments = seconds.map(lambda away: NOW + away)
-all_facts = st.sampled_from((HOLDS, GONE, DELETED))
+all_facts = st.sampled_from(ALL_FACTS)
 all_terms = st.builds(
     lambda one, times, give_up: replace(one, retry=Retry(times=times, give_up_after=give_up)),
     st.sampled_from(ALL_TERMS),
@@ -100,7 +103,7 @@ def attempts(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Attem
         failures=draw(st.integers(0, 5)),
         next_at=None if state is State.HELD else draw(st.none() | moments),
         error=draw(st.none() | st.just("it said no")),
-        why=draw(st.none() | st.just(KILLED)) if state is not State.HELD else "held for a reason",
+        why=draw(st.sampled_from((None, KILLED, IN_VAIN))) if state is not State.HELD else "held for a reason",
         outcome=draw(st.none() | st.just('["paid"]')) if state is State.HELD else None,
         blocks=draw(st.none() | st.just("order")),
         together=draw(st.integers(0, 4)),

@@ -28,6 +28,8 @@ def _of_workers(world: World) -> Iterator[Move]:
             if world.kind not in ("ask", "same_key") or not any(asked.process == process for asked in world.questions):
                 yield partial(world.settles, process, at)
         for at in world.of_rows(process, FAILED):
+            if world.trouble and world.facts(at).holds and world.expired(at) and not world.blocked(at):
+                yield partial(world.expires, at, handler_raises=True)
             yield partial(world.looks_at_failed, process, at)
 
 
@@ -36,6 +38,8 @@ def _troubles(world: World) -> Iterator[Move]:
         if world.trouble and life is not None:
             if world.to_take():
                 yield partial(world.takes, process, commit_unknown=True)
+                if world.expired(world.occurrence):
+                    yield partial(world.expires, world.occurrence, handler_raises=True)
             if world.rows:
                 yield partial(world.is_killed, process)
                 if not world.threads:

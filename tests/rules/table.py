@@ -31,7 +31,6 @@ class Case:
     next_at: datetime = NOW
     blocked: bool = False
     counts: bool = True
-    has_call: bool = True
 
     @property
     def one(self) -> Attempt:
@@ -47,9 +46,22 @@ class Case:
         return self.facts.exists and self.facts.holds
 
     @property
+    def in_time(self) -> bool:
+        """It holds, and is still worth doing."""
+        return self.holds and not self.facts.expired
+
+    @property
     def spent(self) -> bool:
+        return self.spent_after(self.one.failures)
+
+    @property
+    def spent_then(self) -> bool:
+        """The last try used, with one more that failed."""
+        return self.spent_after(self.one.failures + 1)
+
+    def spent_after(self, failures: int) -> bool:
         retry = self.terms.retry
-        too_many = retry.times is not None and self.one.failures >= retry.times
+        too_many = retry.times is not None and failures >= retry.times
         return too_many or (retry.give_up_after is not None and self.now - self.one.since >= retry.give_up_after)
 
     @property
@@ -60,7 +72,7 @@ class Case:
     @property
     def made_a_call(self) -> bool:
         """Of a begun one: begun for a call, and not by careful mode for a batch; by whatever code."""
-        return self.has_call or self.one.call_no > 0 or self.one.unsure
+        return self.one.call_no > 0 or self.one.unsure
 
     @property
     def key_is_young(self) -> bool:
@@ -143,6 +155,10 @@ def ended(state: State) -> Callable[[Case], Changes]:
     return lambda case: {"state": state, "failures": case.one.failures + case.counts, "next_at": case.next_at, "error": SAID}
 
 
+def in_vain(state: State) -> Callable[[Case], Changes]:
+    return lambda case: {"state": state, "failures": case.one.failures + 1, "next_at": case.next_at, "error": SAID, "why": WORDS}
+
+
 TABLE = [
     # ---- an outcome is in hand
     Row("the call returned, and its condition holds", "returned", (BEGUN, DOUBT), lambda c: c.holds, "conclude"),
@@ -158,7 +174,7 @@ TABLE = [
         lambda c: {"state": DOUBT, "unsure": True, "failures": c.one.failures + 1, "next_at": c.next_at, "error": SAID,
                    "deadline": later_deadline(c)}),
     Row("its worker is no more", "adopted", (BEGUN,), lambda c: c.made_a_call, "doubt", died),
-    Row("its worker is no more, no call, killed alone twice", "adopted", (BEGUN,), lambda c: c.one.together == 1 and c.one.why is not None,
+    Row("its worker is no more, no call, killed alone twice", "adopted", (BEGUN,), lambda c: c.one.together == 1 and c.one.why == KILLED,
         "held", killed_alone_again),
     Row("its worker is no more, no call", "adopted", (BEGUN,), always, "failed", died_without_call),
     Row("its worker is no more, in doubt", "adopted", (DOUBT,), always, "doubt",
@@ -174,12 +190,13 @@ TABLE = [
     Row("hold", "settle", (DOUBT,), lambda c: c.kind == "hold", "held", held),
     Row("ask", "settle", (DOUBT,), lambda c: c.kind == "ask", "ask"),
     Row("again, gone", "settle", (DOUBT,), lambda c: c.kind == "again" and not c.holds, "gone, said"),
+    Row("again, too late", "settle", (DOUBT,), lambda c: c.kind == "again" and c.facts.expired, "expired, unsure"),
     Row("again, the last try used", "settle", (DOUBT,), lambda c: c.kind == "again" and c.spent, "gave up, unsure"),
     Row("again", "settle", (DOUBT,), lambda c: c.kind == "again", "begun", new_call),
-    Row("same_key, the last try used", "settle", (DOUBT,), lambda c: c.holds and c.key_is_young and c.spent, "held", held),
-    Row("same_key", "settle", (DOUBT,), lambda c: c.holds and c.key_is_young, "begun", new_call),
-    Row("same_key, gone or too old, with a find", "settle", (DOUBT,), lambda c: c.terms.has_find, "ask"),
-    Row("same_key, gone or too old", "settle", (DOUBT,), always, "held", held),
+    Row("same_key, the last try used", "settle", (DOUBT,), lambda c: c.in_time and c.key_is_young and c.spent, "held", held),
+    Row("same_key", "settle", (DOUBT,), lambda c: c.in_time and c.key_is_young, "begun", new_call),
+    Row("same_key, gone, too late or too old, with a find", "settle", (DOUBT,), lambda c: c.terms.has_find, "ask"),
+    Row("same_key, gone, too late or too old", "settle", (DOUBT,), always, "held", held),
     Row("Absent, record deleted", "absent", (DOUBT,), lambda c: not c.facts.exists, "held", held),
     Row("Absent, asked too early", "absent", (DOUBT,), lambda c: c.asked_at <= c.lands_until, "doubt",
         lambda c: {"next_at": c.next_at, "error": WORDS}),
@@ -189,9 +206,15 @@ TABLE = [
     Row("Unknown for too long", "unknown for too long", (DOUBT,), always, "held", held),
     # ---- failed
     Row("failed, gone or deleted", "due", (FAILED,), lambda c: not c.holds, "gone"),
-    Row("failed, the last try used", "due", (FAILED,), lambda c: c.spent, "gave up"),
+    Row("failed, too late", "due", (FAILED,), lambda c: c.facts.expired and not c.blocked, "expired"),
+    Row("failed, the last try used", "due", (FAILED,), lambda c: c.spent and not c.facts.expired, "gave up"),
     Row("failed, blocked", "due", (FAILED,), lambda c: c.blocked, "wait"),
     Row("failed, due", "due", (FAILED,), always, "begun", new_call),
+    # ---- the expired handler failed; begun, in careful mode, for that handler alone
+    Row("expired in vain, the last try used", "expired in vain", (BEGUN, DOUBT, FAILED),
+        lambda c: c.spent_then and not (c.one.state is BEGUN and c.one.unsure), "held", lambda c: {**in_vain(HELD)(c), "next_at": None}),
+    Row("expired in vain, in doubt", "expired in vain", (DOUBT,), always, "doubt", in_vain(DOUBT)),
+    Row("expired in vain", "expired in vain", (BEGUN, FAILED), lambda c: not c.one.unsure, "failed", in_vain(FAILED)),
     # ---- an outcome that comes late
     Row("late, attempt gone, again", "late", (None,), lambda c: c.kind == "again", "dropped, said"),
     Row("late, attempt gone", "late", (None,), always, "held anew"),

@@ -7,7 +7,22 @@ from dataclasses import replace
 import pytest
 
 from groundstate.rules import attempt as rules
-from groundstate.rules.attempt import KILLED, Ask, Attempt, Begin, Conclude, Delete, GaveUp, Keep, Overtaken, State, Terms, Wait
+from groundstate.rules.attempt import (
+    IN_VAIN,
+    KILLED,
+    Ask,
+    Attempt,
+    Begin,
+    Conclude,
+    Delete,
+    Expired,
+    GaveUp,
+    Keep,
+    Overtaken,
+    State,
+    Terms,
+    Wait,
+)
 from groundstate.rules.policy import MARGIN, Retry, ask
 from tests.rules.making import (
     AGAIN,
@@ -17,6 +32,8 @@ from tests.rules.making import (
     HOLD,
     HOLDS,
     KEPT_FOR,
+    LATE,
+    LATE_AND_GONE,
     NO_CALL,
     NOW,
     SAME_KEY,
@@ -95,38 +112,38 @@ def test_a_call_that_raised_before_its_deadline_can_still_be_running_until_then(
 
 
 def test_a_call_whose_worker_is_no_more_is_in_doubt_and_belongs_to_the_adopter() -> None:
-    after = kept(rules.adopted(attempt(BEGUN), 8, NOW, has_call=True, alone=False))
+    after = kept(rules.adopted(attempt(BEGUN), 8, NOW, alone=False))
     assert (after.state, after.unsure, after.failures, after.worker, after.deadline, after.next_at) == (DOUBT, True, 1, 8, NOW, NOW)
 
 
 def test_in_careful_mode_only_the_call_that_was_alone_counts_for_its_worker_s_death() -> None:
-    among_others = kept(rules.adopted(attempt(BEGUN, together=4), 8, NOW, has_call=True, alone=False))
-    alone = kept(rules.adopted(attempt(BEGUN, together=1), 8, NOW, has_call=True, alone=True))
+    among_others = kept(rules.adopted(attempt(BEGUN, together=4), 8, NOW, alone=False))
+    alone = kept(rules.adopted(attempt(BEGUN, together=1), 8, NOW, alone=True))
     assert (among_others.state, among_others.failures) == (DOUBT, 0)
     assert (alone.state, alone.failures) == (DOUBT, 1)
 
 
 def test_a_batch_without_calls_whose_worker_is_no_more_has_failed_and_is_never_unsure() -> None:
     one = attempt(BEGUN, call_no=0, together=4)
-    after = kept(rules.adopted(one, 8, NOW, has_call=False, alone=False))
+    after = kept(rules.adopted(one, 8, NOW, alone=False))
     assert (after.state, after.unsure, after.failures, after.next_at) == (FAILED, False, 0, NOW)
 
 
 def test_the_record_that_was_alone_when_its_worker_died_counts_and_is_held_when_it_does_so_again() -> None:
-    once = kept(rules.adopted(attempt(BEGUN, call_no=0, together=1), 8, NOW, has_call=False, alone=True))
+    once = kept(rules.adopted(attempt(BEGUN, call_no=0, together=1), 8, NOW, alone=True))
     assert (once.state, once.failures, once.why) == (FAILED, 1, KILLED)
-    twice = kept(rules.adopted(replace(once, state=BEGUN), 9, NOW, has_call=False, alone=True))
+    twice = kept(rules.adopted(replace(once, state=BEGUN), 9, NOW, alone=True))
     assert (twice.state, twice.failures, twice.unsure, twice.why) == (HELD, 2, False, KILLED)
 
 
 def test_a_call_of_a_reaction_that_makes_none_in_the_adopter_s_code_is_in_doubt_all_the_same() -> None:
-    after = kept(rules.adopted(attempt(BEGUN), 8, NOW, has_call=False, alone=False))
+    after = kept(rules.adopted(attempt(BEGUN), 8, NOW, alone=False))
     assert (after.state, after.unsure) == (DOUBT, True)
     assert "makes no call any more" in held(rules.settle(after, NO_CALL, HOLDS, NOW))
 
 
 def test_a_doubt_whose_worker_is_no_more_changes_hands_and_does_not_count() -> None:
-    after = kept(rules.adopted(attempt(DOUBT, failures=2), 8, NOW, has_call=True, alone=False))
+    after = kept(rules.adopted(attempt(DOUBT, failures=2), 8, NOW, alone=False))
     assert (after.state, after.worker, after.deadline, after.failures) == (DOUBT, 8, NOW, 2)
 
 
@@ -249,6 +266,30 @@ def test_what_failed_waits_while_another_attempt_blocks_its_record() -> None:
 def test_what_failed_is_let_go_where_its_condition_is_gone_or_its_record_deleted() -> None:
     assert rules.retry_failed(attempt(FAILED, failures=3), ASK, GONE, NOW, blocked=True) == Delete()
     assert rules.retry_failed(attempt(FAILED), ASK, DELETED, NOW, blocked=False) == Delete()
+
+
+def test_what_failed_expires_once_it_is_too_late_though_its_last_try_was_used() -> None:
+    for failures in (1, 3):
+        assert rules.retry_failed(attempt(FAILED, failures=failures), ASK, LATE, NOW, blocked=False) == Expired(unsure=False)
+    assert rules.retry_failed(attempt(FAILED, failures=3), ASK, LATE, NOW, blocked=True) == Wait()
+    assert rules.retry_failed(attempt(FAILED), ASK, LATE_AND_GONE, NOW, blocked=False) == Delete()
+
+
+def test_a_doubt_is_settled_before_it_expires_but_under_again() -> None:
+    assert rules.settle(attempt(DOUBT), ASK, LATE, NOW) == Ask()
+    assert rules.settle(attempt(DOUBT), SAME_KEY_AND_FIND, LATE, NOW) == Ask()
+    assert "too late" in held(rules.settle(attempt(DOUBT), SAME_KEY, LATE, NOW))
+    assert "hold()" in held(rules.settle(attempt(DOUBT), HOLD, LATE, NOW))
+    assert rules.settle(attempt(DOUBT, failures=3), AGAIN, LATE, NOW) == Expired(unsure=True)
+
+
+def test_an_expired_handler_that_failed_is_tried_again_and_held_after_the_last_try() -> None:
+    once = kept(rules.expired_in_vain(attempt(FAILED, failures=1), ASK, NOW, LATER, "it raised"))
+    assert (once.state, once.failures, once.next_at, once.error, once.why) == (FAILED, 2, LATER, "it raised", IN_VAIN)
+    last = kept(rules.expired_in_vain(once, ASK, NOW, LATER, "it raised"))
+    assert (last.state, last.unsure, last.next_at, last.why) == (HELD, False, None, f"{IN_VAIN}: it raised")
+    doubt = kept(rules.expired_in_vain(attempt(DOUBT), AGAIN, NOW, LATER, "it raised"))
+    assert (doubt.state, doubt.unsure, doubt.failures) == (DOUBT, True, 1)
 
 
 def test_what_failed_gives_up_after_its_last_try() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import pytest
@@ -24,11 +25,15 @@ KEPT_FOR, SETTLE_AFTER = 60 * SECOND, 10 * SECOND
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of world: the policy, and whether its calls are threads that can hang before they send."""
+    """A kind of world. threads: its calls are threads that can hang before they send. valid_for: how long a round is worth doing."""
 
     name: str
     terms: Terms
     threads: bool = False
+    valid_for: timedelta | None = None
+
+    def world(self, *, has_overtaken: bool) -> World:
+        return World(self.terms, threads=self.threads, has_overtaken=has_overtaken, valid_for=self.valid_for)
 
 
 AGAIN = Kind("again", Terms(again(), TRIES, TIMEOUT))
@@ -38,7 +43,11 @@ ASK = Kind("ask", Terms(ask(settle_after=SETTLE_AFTER), TRIES, TIMEOUT, has_find
 ASK_WITH_THREADS = Kind("ask, with threads", ASK.terms, threads=True)
 HOLD = Kind("hold", Terms(hold(), TRIES, TIMEOUT))
 HOLD_WITH_THREADS = Kind("hold, with threads", HOLD.terms, threads=True)
-KINDS = [AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK, ASK_WITH_THREADS, HOLD, HOLD_WITH_THREADS]
+NOT_FOR_LONG = [
+    replace(kind, name=f"{kind.name}, not for long", valid_for=8 * SECOND) for kind in (AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK, HOLD)
+]
+AGAIN_LATE, SAME_KEY_LATE, _, ASK_LATE, _ = NOT_FOR_LONG
+KINDS = [AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK, ASK_WITH_THREADS, HOLD, HOLD_WITH_THREADS, *NOT_FOR_LONG]
 
 
 class Machine(RuleBasedStateMachine):
@@ -48,7 +57,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(has_overtaken=st.booleans())
     def declared(self, has_overtaken: bool) -> None:
-        self.world = World(self.kind.terms, threads=self.kind.threads, has_overtaken=has_overtaken)
+        self.world = self.kind.world(has_overtaken=has_overtaken)
 
     @rule(which=st.integers(0, 2**16))
     def something_happens(self, which: int) -> None:
@@ -71,7 +80,7 @@ def test_the_invariants_hold(kind: Kind) -> None:
 def walk(kind: Kind, seed: int, steps: int = 60) -> None:
     """A story at random: many more of them in a second than hypothesis can tell."""
     dice = random.Random(seed)
-    world = World(kind.terms, threads=kind.threads, has_overtaken=dice.random() < 0.5)
+    world = kind.world(has_overtaken=dice.random() < 0.5)
     for _ in range(steps):
         if world.idle:
             break
@@ -92,7 +101,7 @@ def many_walks(kind: Kind, count: int) -> None:
 
 # ---- a world that cannot tell a mistake proves nothing -----------------------------------------------------------------------------
 FAILED, HELD = State.FAILED, State.HELD
-honest = {name: getattr(rules, name) for name in ("absent", "settle", "adopted", "begun", "person_absent", "person_retry")}
+honest = {name: getattr(rules, name) for name in ("absent", "settle", "retry_failed", "adopted", "begun", "person_absent", "person_retry")}
 
 
 def _sure(one: Attempt, **columns: Any) -> Keep:
@@ -128,6 +137,19 @@ def _person_need_not_wait(one: Attempt, terms: Terms, facts: Any, now: Any) -> A
     return honest["person_absent"](replace(one, deadline=now - 3600 * SECOND), terms, facts, now)
 
 
+def _settles_however_late(one: Attempt, terms: Terms, facts: Any, now: Any) -> Any:
+    return honest["settle"](one, terms, replace(facts, expired=False), now)
+
+
+def _tries_again_however_late(one: Attempt, terms: Terms, facts: Any, now: Any, *, blocked: bool) -> Any:
+    return honest["retry_failed"](one, terms, replace(facts, expired=False), now, blocked=blocked)
+
+
+def _expires_in_doubt(one: Attempt, terms: Terms, facts: Any, now: Any) -> Any:
+    late = facts.holds and facts.expired
+    return rules.Expired(unsure=True) if late else honest["settle"](one, terms, facts, now)
+
+
 MISTAKES: list[tuple[str, Kind, str, Callable[..., Any]]] = [
     ("a later NotDone clears the doubt", SAME_KEY, "not_done", lambda one, _error, at, **_: _sure(one, next_at=at)),
     ("a stop clears the doubt", SAME_KEY, "did_not_go_out", lambda _one, _now: rules.Delete()),
@@ -139,11 +161,15 @@ MISTAKES: list[tuple[str, Kind, str, Callable[..., Any]]] = [
     ("a late outcome is dropped", ASK, "late", lambda *_: rules.Drop("no")),
     ("retry forgets the outcome in hand", HOLD, "person_retry", _retry_forgets_the_outcome),
     ("a person need not wait", HOLD, "person_absent", _person_need_not_wait),
+    ("a failed attempt is tried again however late", ASK_LATE, "retry_failed", _tries_again_however_late),
+    ("a doubt is called again under its key however late", SAME_KEY_LATE, "settle", _settles_however_late),
+    ("a doubt is called again under again() however late", AGAIN_LATE, "settle", _settles_however_late),
+    ("the expired handler answers for a doubt", ASK_LATE, "settle", _expires_in_doubt),
     ("what is held may be forgotten while it holds", HOLD, "person_forget", lambda *_: rules.Delete()),
 ]
 
 
-INVARIANTS = r"Listed|AtMostOnce|StickyDoubt|OutcomeKept|NotLost|NothingAtRest|BoundedCalls|NoWorkLost"
+INVARIANTS = r"NothingStale|ExpiredSure|Listed|AtMostOnce|StickyDoubt|OutcomeKept|NotLost|NothingAtRest|BoundedCalls|NoWorkLost"
 
 
 @pytest.mark.parametrize(("kind", "function", "mistake"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
@@ -192,12 +218,12 @@ STORIES = [
 def test_a_story_ends_well_but_for_a_mistake(
     kind: Kind, story: Callable[[World], None], function: str, mistake: Callable[..., Any], broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(kind.terms, threads=kind.threads, has_overtaken=False)
+    world = kind.world(has_overtaken=False)
     story(world)
     world.check()
     comes_to_rest(world)
     monkeypatch.setattr(rules, function, mistake)
-    world = World(kind.terms, threads=kind.threads, has_overtaken=False)
+    world = kind.world(has_overtaken=False)
     story(world)
     with pytest.raises(AssertionError, match=broken):
         world.check()

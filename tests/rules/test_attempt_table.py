@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import KILLED, Attempt
 from tests.rules.making import (
+    ALL_FACTS,
     ALL_TERMS,
-    DELETED,
-    GONE,
-    HOLDS,
     NOW,
     RETRY,
     SECOND,
@@ -38,13 +36,14 @@ DECIDE: dict[str, Callable[[Case], Any]] = {
     "one of several": lambda c: rules.one_of_several(c.one, '["paid"]'),
     "not done": lambda c: rules.not_done(c.one, SAID, c.next_at, counts=c.counts),
     "unclear": lambda c: rules.unclear(c.one, SAID, c.next_at, c.now),
-    "adopted": lambda c: rules.adopted(c.one, ADOPTER, c.now, has_call=c.has_call, alone=c.one.together == 1),
+    "adopted": lambda c: rules.adopted(c.one, ADOPTER, c.now, alone=c.one.together == 1),
     "did not go out": lambda c: rules.did_not_go_out(c.one, c.now),
     "settle": lambda c: rules.settle(c.one, c.terms, c.facts, c.now),
     "absent": lambda c: rules.absent(c.one, c.terms, c.facts, c.asked_at, c.now, c.next_at),
     "unknown": lambda c: rules.unknown(c.one, c.next_at, SAID),
     "unknown for too long": lambda c: rules.unknown_for_too_long(c.one, "nobody could say"),
     "due": lambda c: rules.retry_failed(c.one, c.terms, c.facts, c.now, blocked=c.blocked),
+    "expired in vain": lambda c: rules.expired_in_vain(c.one, c.terms, c.now, c.next_at, SAID),
     "retry": lambda c: rules.person_retry(c.one, c.terms, c.now),
     "settle as absent": lambda c: rules.person_absent(c.one, c.terms, c.facts, c.now),
     "settle with an outcome": lambda c: rules.person_outcome(c.one, c.terms, c.now),
@@ -69,6 +68,8 @@ def happen(event: str, case: Case) -> tuple[str, Attempt | None]:
             return "conclude, loudly" if loudly else "conclude", None
         case rules.GaveUp(unsure=unsure):
             return "gave up, unsure" if unsure else "gave up", None
+        case rules.Expired(unsure=unsure):
+            return "expired, unsure" if unsure else "expired", None
         case rules.Drop(say=say):
             return "dropped, said" if say else "dropped", None
         case rules.Refuse(why=why):
@@ -118,12 +119,11 @@ def shapes() -> Iterator[Attempt | None]:
 
 
 def all_cases() -> Iterator[tuple[str, Case]]:
-    for one, terms, facts in itertools.product(shapes(), ALL_TERMS, (HOLDS, GONE, DELETED)):
+    for one, terms, facts in itertools.product(shapes(), ALL_TERMS, ALL_FACTS):
         case = Case(one, terms, facts)
         for event in EVENTS:
             yield event, case
         yield "due", replace(case, blocked=True)
-        yield "adopted", replace(case, has_call=False)
         yield "not done", replace(case, counts=False)
 
 
@@ -140,9 +140,7 @@ def test_every_row_has_a_name_of_its_own() -> None:
     assert len({row.says for row in TABLE}) == len(TABLE)
 
 
-cases = st.builds(
-    Case, attempts() | st.none(), all_terms, all_facts, moments, moments, moments, st.booleans(), st.booleans(), st.booleans()
-)
+cases = st.builds(Case, attempts() | st.none(), all_terms, all_facts, moments, moments, moments, st.booleans(), st.booleans())
 
 
 @settings(max_examples=500)
@@ -201,7 +199,7 @@ def test_a_new_call_has_a_new_fence_and_the_next_number_and_a_key_as_old_as_the_
 
 @given(attempts((BEGUN, DOUBT)), moments, moments)
 def test_a_deadline_never_moves_back_and_moves_to_now_where_a_thread_may_have_sent(one: Attempt, now: Any, next_at: Any) -> None:
-    adopted = rules.adopted(one, ADOPTER, now, has_call=True, alone=False).attempt
+    adopted = rules.adopted(one, ADOPTER, now, alone=False).attempt
     assert adopted.deadline == max(one.deadline, now)
     if one.state is BEGUN:
         assert rules.unclear(one, SAID, next_at, now).attempt.deadline == max(one.deadline, now)
@@ -212,5 +210,5 @@ def test_a_deadline_never_moves_back_and_moves_to_now_where_a_thread_may_have_se
 def test_adopting_twice_is_adopting_once(one: Attempt, now: Any) -> None:
     if one.state not in (BEGUN, DOUBT):
         return
-    once = rules.adopted(one, ADOPTER, now, has_call=True, alone=False).attempt
-    assert rules.adopted(once, ADOPTER, now, has_call=True, alone=False).attempt == once
+    once = rules.adopted(one, ADOPTER, now, alone=False).attempt
+    assert rules.adopted(once, ADOPTER, now, alone=False).attempt == once

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
@@ -51,13 +51,18 @@ class Asked:
 
 
 class World:
-    def __init__(self, terms: Terms, *, threads: bool, has_overtaken: bool) -> None:
-        """threads: sync calls whose thread may hang before it sends; then no living worker loses its lock."""
+    def __init__(self, terms: Terms, *, threads: bool, has_overtaken: bool, valid_for: timedelta | None = None) -> None:
+        """threads: sync calls whose thread may hang before it sends; then no living worker loses its lock.
+
+        valid_for: so long after a round was entered it is too late for it.
+        """
         self.terms, self.threads, self.has_overtaken = terms, threads, has_overtaken
         self.trouble, self.writes, self.words = TROUBLE, WRITES, WORDS
         self.now = NOW
         self.exists, self.condition, self.occurrence = True, True, 0
         self.entries = [1, 0]
+        self.valid_for = valid_for
+        self.due = [NOW, NOW]  # when each round was entered last
         self.rows: dict[int, Attempt] = {}
         self.lives: list[int | None] = [1, 2]
         self.last_life = 2
@@ -82,7 +87,10 @@ class World:
         return self.terms.policy.kind
 
     def facts(self, occurrence: int) -> Facts:
-        return Facts(self.exists, self.exists and self.condition and self.occurrence == occurrence)
+        return Facts(self.exists, self.exists and self.condition and self.occurrence == occurrence, self.expired(occurrence))
+
+    def expired(self, occurrence: int) -> bool:
+        return self.valid_for is not None and self.now >= self.due[occurrence] + self.valid_for
 
     def open_effects(self, occurrence: int) -> set[int]:
         return {effect for effect, at in enumerate(self.effects) if at == occurrence} - self.taken
@@ -126,6 +134,8 @@ class World:
                 self.begin_call(process, occurrence, before)
             case rules.GaveUp():
                 self.rows[occurrence] = rules.held_as(one, "the last try was used").attempt
+            case rules.Expired():
+                self.expires(occurrence)
             case rules.Ask():
                 assert process is not None
                 if not any(asked.process == process for asked in self.questions):
@@ -138,6 +148,7 @@ class World:
     def begin_call(self, process: int, occurrence: int, before: Attempt, *, known: bool = True) -> None:
         life = self.lives[process]
         assert life is not None
+        assert not self.expired(occurrence), "NothingStale"
         number, deadline = 100 + len(self.calls), self.now + TIMEOUT + MARGIN
         self.rows[occurrence] = rules.begun(before, worker=life, call=number, now=self.now, deadline=deadline)
         lands_by = deadline + self.terms.settle_after
@@ -146,6 +157,23 @@ class World:
     def fresh(self, occurrence: int, worker: int) -> Attempt:
         one = attempt(FAILED, occurrence=str(occurrence), worker=worker, call=0, call_no=0)
         return replace(one, since=self.now, first_at=self.now, deadline=self.now)
+
+    def expires(self, occurrence: int, *, handler_raises: bool = False) -> None:
+        """The expired handler: by itself, or for an attempt that stands."""
+        if self.kind != "again":
+            assert not self.open_effects(occurrence), "ExpiredSure"
+            assert not self.in_the_air(occurrence), "ExpiredSure"
+        one = self.rows.get(occurrence)
+        if not handler_raises:
+            self.condition = False
+            self.rows.pop(occurrence, None)
+            return
+        self.trouble -= 1
+        next_at = self.now + SECOND
+        if one is None:
+            self.rows[occurrence] = replace(self.fresh(occurrence, 0), failures=1, next_at=next_at)
+        else:
+            self.rows[occurrence] = rules.expired_in_vain(one, self.terms, self.now, next_at, "it raised").attempt
 
     # ---- outcomes ------------------------------------------------------------------------------------------------------------
     def conclude(self, occurrence: int, effect: int, *, handler_raises: bool) -> None:
@@ -187,6 +215,10 @@ class World:
 
     # ---- a worker's moves ------------------------------------------------------------------------------------------------------
     def takes(self, process: int, *, commit_unknown: bool = False) -> None:
+        if self.expired(self.occurrence):
+            self.trouble -= commit_unknown
+            self.expires(self.occurrence)
+            return
         self.trouble -= commit_unknown
         self.sent[self.occurrence] = 0
         fresh = self.fresh(self.occurrence, self.lives[process] or 0)
@@ -200,7 +232,7 @@ class World:
             if one.worker == life:
                 self.put(at, rules.did_not_go_out(one, self.now))
             else:
-                self.rows[at] = rules.adopted(one, life, self.now, has_call=True, alone=False).attempt
+                self.rows[at] = rules.adopted(one, life, self.now, alone=False).attempt
 
     def settles(self, process: int, at: int) -> None:
         self.put(at, rules.settle(self.rows[at], self.terms, self.facts(at), self.now), process)
@@ -343,6 +375,7 @@ class World:
             self.occurrence += 1
             self.condition = True
             self.entries[self.occurrence] += 1
+            self.due[self.occurrence] = self.now
 
     def person_says(self, at: int, deed: str) -> None:
         """A person is right about what the outside did until now, and need not be about what is in the air."""

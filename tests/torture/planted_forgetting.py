@@ -9,7 +9,7 @@ from groundstate.engine.life import Life
 from groundstate.store import tables
 
 
-def _forget(life: Life, dead: int, with_call: dict[str, bool]) -> int:
+def _forget(life: Life, dead: int) -> int:
     with life.transaction() as tx:
         return tx.connection.execute(delete(tables.attempt).where(tables.attempt.c.worker == dead)).rowcount
 

@@ -23,11 +23,8 @@ log = logging.getLogger("groundstate")
 AT_ONCE = 1000  # attempts adopted in one transaction
 
 
-def adopt_all(life: Life, *, with_call: dict[str, bool]) -> int:
-    """Adopts from every dead life; returns how many attempts changed hands.
-
-    with_call: reaction -> whether it makes a call. One that this code does not know may have made one.
-    """
+def adopt_all(life: Life) -> int:
+    """Adopts from every dead life; returns how many attempts changed hands."""
     strangers = lives_seen(life)
     if not strangers:
         return 0
@@ -38,11 +35,11 @@ def adopt_all(life: Life, *, with_call: dict[str, bool]) -> int:
             continue
         with life.lives.adopting(stranger) as dead:
             if dead:
-                count += _adopt(life, stranger, with_call)
+                count += _adopt(life, stranger)
     return count
 
 
-def _adopt(life: Life, dead: int, with_call: dict[str, bool]) -> int:
+def _adopt(life: Life, dead: int) -> int:
     count = 0
     while True:
         with life.transaction() as tx:
@@ -51,10 +48,7 @@ def _adopt(life: Life, dead: int, with_call: dict[str, bool]) -> int:
                 _remember_its_end(tx, dead)
                 break
             alone = {one.call for one in some if one.together == 1}
-            changed = [
-                (one, rules.adopted(one, life.id, tx.now, has_call=with_call.get(one.reaction, True), alone=one.call in alone).attempt)
-                for one in some
-            ]
+            changed = [(one, rules.adopted(one, life.id, tx.now, alone=one.call in alone).attempt) for one in some]
             attempts.save(tx.connection, changed)
             count += len(changed)
     if life.witness:

@@ -9,6 +9,7 @@ from groundstate.engine import begin, careful, due, plain, trouble
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import describe
 from groundstate.engine.plain import Feed
+from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, moved_on, postpone
 from groundstate.engine.trouble import Illegible
 
@@ -61,14 +62,15 @@ class Batches:
             if identities:
                 self._shift.took += begin.let_go(tx, lane.question, identities)
         if identities:
-            keys = [lane.question.key_of_text(identity[2]) for identity in identities]
-            self._batch(lane, Feed(keys=[key for key in keys if key is not None]))
+            keys = [key for identity in identities if (key := lane.question.key_of_text(identity[2])) is not None]
+            self._batch(lane, Feed(keys=keys))
+            if lane.late is not None:
+                self._batch(lane.late, Feed(keys=keys))
 
     def _batch(self, lane: Lane, feed: Feed) -> plain.Done | None:
         started = time.monotonic()
-        carry_out = careful.carry_out if self._shift.life.care.careful else plain.carry_out
         try:
-            done = carry_out(self._shift.life, lane.question, feed)
+            done = self._carried_out(lane, feed)
         except Exception as error:
             passing = trouble.transient(error)
             if feed.keys and passing:
@@ -87,6 +89,24 @@ class Batches:
         self._after(lane, done, took)
         self._shift.stay_out(took)
         return done
+
+    def _carried_out(self, lane: Lane, feed: Feed) -> plain.Done:
+        life = self._shift.life
+        if lane.question.answers_late and lane.name in life.suspects:
+            called = self._shift.lane(lane.name).question
+            if called.spec.call is not None:
+                return self._doubted(lane.question, called, feed)
+        return (careful.carry_out if life.care.careful else plain.carry_out)(life, lane.question, feed)
+
+    def _doubted(self, late: Question, called: Question, feed: Feed) -> plain.Done:
+        """What may have been called in the lost time is settled before it is too late for it: a doubt each, and no handler runs."""
+        with self._shift.life.transaction() as tx:
+            found = feed.claim(late, tx)
+            count = begin.doubt(self._shift.life, tx, called, [*found.taken, *found.unreadable])
+        if count:
+            self._shift.took += count
+            self._shift.look_for_due()
+        return plain.Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
 
     def _after(self, lane: Lane, done: plain.Done, took: float) -> None:
         lane.trouble = 0

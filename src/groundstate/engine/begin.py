@@ -60,10 +60,7 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     spec = question.spec
     chosen = [one for one in found.taken if one.attempt is None or not _left_to_consider(life, question, one.attempt, tx.now)][: feed.limit]
     if spec.name in life.suspects:
-        matching: list[Taken | Unreadable] = [*chosen, *found.unreadable]
-        suspected = [_suspect(life, question, one, tx.now) for one in matching if one.attempt is None]
-        attempts.insert(tx, suspected)
-        result.changed = len(suspected)
+        result.changed = doubt(life, tx, question, [*chosen, *found.unreadable])
         chosen = [one for one in chosen if one.attempt is not None]  # its doubt was settled since: it is surely not done
     else:
         result.changed = put_off(life, question, tx, found.unreadable)
@@ -86,6 +83,13 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
     result.flights = [flight for flight in flights if flight.call in written]  # no attempt, no call
     result.new_calls = len(result.flights)
     return result
+
+
+def doubt(life: Life, tx: Transaction, question: Question, found: Sequence[Taken | Unreadable]) -> int:
+    """While the reaction is suspect: a doubt for each of these records that has no attempt (hazard 46); returns how many."""
+    suspected = [_suspect(life, question, one, tx.now) for one in found if one.attempt is None]
+    attempts.insert(tx, suspected)
+    return len(suspected)
 
 
 def consider(  # each differs from call to call
@@ -147,12 +151,19 @@ class _Looking:
                     log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
             case rules.GaveUp():
                 self._ended(attempt, _give_up(self.life, self.tx, self.question, standing, attempt))
+            case rules.Expired(unsure=False) if self.life.care.careful:
+                pass  # the lane of what is too late takes it, which begins it first: its handler may be what kills workers
             case rules.Expired():
-                log.info("%s on %s expired: it was due at %s", attempt.reaction, attempt.record, standing.due)
-                self.result.expired[attempt.reaction] += 1
-                self._ended(attempt, _expire(self.life, self.tx, self.question, standing, attempt))
+                self._expired(attempt, standing)
             case _:
                 pass  # it waits for another attempt on its record
+
+    def _expired(self, attempt: Attempt, standing: Standing) -> None:
+        failed = _expire(self.life, self.tx, self.question, standing, attempt)
+        if failed is None:
+            log.info("%s on %s expired: it was due at %s", attempt.reaction, attempt.record, standing.due)
+            self.result.expired[attempt.reaction] += 1
+        self._ended(attempt, failed)
 
     def _ended(self, attempt: Attempt, held: Attempt | None) -> None:
         if held is None:
@@ -294,14 +305,20 @@ def _give_up(life: Life, tx: Transaction, question: Question, standing: Standing
     if spec.gave_up is None:
         return rules.held_as(attempt, "the last try was used").attempt
     failure = Failure(attempt.error or "", attempt.call_no or attempt.failures, attempt.since)
-    return _end(life, tx, question, standing, attempt, handler=spec.gave_up, name="gave_up", arguments=(failure,))
+    words = _end(life, tx, question, standing, attempt, handler=spec.gave_up, arguments=(failure,))
+    return None if words is None else rules.held_as(attempt, f"its gave_up handler failed: {words}").attempt
 
 
 def _expire(life: Life, tx: Transaction, question: Question, standing: Standing, attempt: Attempt) -> Attempt | None:
-    """The `expired` handler, likewise."""
-    expired = question.spec.expired
-    assert expired is not None  # noqa: S101  # refused at the start
-    return _end(life, tx, question, standing, attempt, handler=expired, name="expired")
+    """The `expired` handler: None likewise, else the attempt that is to be tried again, or is held after the last try."""
+    spec, late = question.spec, question.late
+    assert late is not None  # noqa: S101  # nothing else expires
+    words = _end(life, tx, late, standing, attempt, handler=late.spec.handler)
+    if words is None:
+        return None
+    log.warning("%s on %s %s: %s", spec.name, spec.table_name, attempt.record, words)
+    next_at = next_try(spec.terms.retry, attempt.failures + 1, tx.now, life.dice.random())
+    return rules.expired_in_vain(attempt, spec.terms, tx.now, next_at, words).attempt
 
 
 def _end(  # noqa: PLR0913  # as above
@@ -312,9 +329,9 @@ def _end(  # noqa: PLR0913  # as above
     attempt: Attempt,
     *,
     handler: Function,
-    name: str,
     arguments: tuple[Any, ...] = (),
-) -> Attempt | None:
+) -> str | None:
+    """Runs a handler that answers in place of a call; returns why that failed."""
     moment = tx.moment(due=standing.due, call_no=attempt.call_no)
     try:
         work = Work(standing.key, standing.record, attempt.occurrence, arguments, {"at": moment})
@@ -322,7 +339,7 @@ def _end(  # noqa: PLR0913  # as above
     except HandlerFailed as refused:
         if refused.cause is not None and trouble.transient(refused.cause):
             raise refused.cause from None
-        return rules.held_as(attempt, f"its {name} handler failed: {life.shorten(refused.error)}").attempt
+        return life.shorten(refused.error)
     tx.touched.add(question.entity, [standing.key], None)
     return None
 

@@ -13,7 +13,7 @@ from groundstate.engine import attempts, trouble
 from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import blocking
-from groundstate.rules.attempt import Attempt, Facts, State
+from groundstate.rules.attempt import IN_VAIN, Attempt, Facts, State
 from groundstate.store.tables import attempt as attempt_table
 from groundstate.values import keys
 
@@ -179,8 +179,9 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
         if blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=spec.fact is not None):
             continue
         own = blocking.own(spec.app, spec.name, one.occurrence, standing)
-        # What is too late waits for no further try.
-        tried_now = own is not None and own.state is State.FAILED and (blocking.due(own, tx.now) or question.answers_late)
+        # What is too late waits for no further try, but for one of its own handler that failed.
+        waits_no_more = question.answers_late and own is not None and own.why != IN_VAIN
+        tried_now = own is not None and own.state is State.FAILED and (blocking.due(own, tx.now) or waits_no_more)
         if own is None or tried_now or (own.call == mine and own.state is State.BEGUN):
             one.attempt = own
             free.append(one)

@@ -189,6 +189,9 @@ def _one(question: Question, tx: Transaction, one: Taken) -> None:
 
 
 def _spent(question: Question, one: Taken, now: datetime) -> bool:
+    """Whether its last try was used, and gave_up answers. What is too late is answered by `expired`, however often it was tried."""
+    if question.answers_late:
+        return False
     return one.attempt is not None and last_try_used(question.spec.retry, one.attempt.failures, one.attempt.since, now)
 
 
@@ -200,7 +203,10 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
     spec = question.spec
     error = life.shorten(failure.error)
     before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
-    if _spent(question, one, tx.now):
+    if question.answers_late:
+        at = next_try(spec.retry, before.failures + 1, tx.now, life.dice.random())
+        after = rules.expired_in_vain(before, spec.terms, tx.now, at, error).attempt
+    elif _spent(question, one, tx.now):
         why = "the last try was used" if spec.gave_up is None else f"its gave_up handler failed: {error}"
         after = rules.held_as(before, why, error=before.error or error).attempt
     else:

@@ -353,6 +353,8 @@ class Question:
         if self.spec.occurrence:
             same = self._occurrence_in_sql
             mine = mine.where(blocking if same is None else or_(blocking, attempt.c.occurrence == same))
+        if self.answers_late:
+            mine = mine.where(attempt.c.state != "failed")  # what is too late waits for no further try
         clause = not_(mine.exists())
         if self.spec.fact is None:
             others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)

@@ -106,7 +106,7 @@ class Succession:
 def take_over(shift: Shift) -> None:
     """Adopts what dead lives left, with what their clock may have made of it, and sees how careful to be."""
     life = shift.life
-    adopted = adopt.adopt_all(life, with_call={lane.name: lane.question.spec.call is not None for lane in shift.lanes})
+    adopted = adopt.adopt_all(life)
     adopt.look_at_ends(life)
     back, before = life.steps_back, shift.bounded
     if adopted or before != (life.id, back):

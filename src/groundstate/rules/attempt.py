@@ -145,7 +145,7 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """It is too late: run the `expired` handler; without progress, hold."""
+    """It is too late: run the `expired` handler; without progress: see `expired_in_vain`."""
 
     unsure: bool
 
@@ -192,20 +192,20 @@ def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> K
     )
 
 
-def adopted(attempt: Attempt, adopter: int, now: datetime, *, has_call: bool, alone: bool) -> Keep:
+def adopted(attempt: Attempt, adopter: int, now: datetime, *, alone: bool) -> Keep:
     """Its worker is no more, and the adopter holds that worker's lock.
 
-    has_call: whether its reaction makes a call, by the adopter's code. One that it made under older code is in doubt all the same.
+    What was begun for a call has a call number, whatever the code of today makes of its reaction; without one only a handler ran.
     alone: it was the only one begun in its group (careful mode, hazard 25); outside careful mode every end without an outcome counts.
     """
     if attempt.state is State.DOUBT:
         return Keep(replace(attempt, worker=adopter, deadline=max(attempt.deadline, now)))
-    has_call = has_call or attempt.unsure or attempt.call_no > 0
+    has_call = attempt.unsure or attempt.call_no > 0
     died = "its worker ended while it was carried out"
     counts = alone or (has_call and attempt.together == 0)
     if not has_call:
         taken_over = replace(attempt, worker=adopter, failures=attempt.failures + counts, error=died, why=KILLED if alone else None)
-        if alone and attempt.why is not None:
+        if alone and attempt.why == KILLED:
             return Keep(replace(taken_over, state=State.HELD, next_at=None))
         return Keep(replace(taken_over, state=State.FAILED, next_at=now))
     return Keep(
@@ -311,11 +311,23 @@ def retry_failed(attempt: Attempt, terms: Terms, facts: Facts, now: datetime, *,
     """A failed attempt whose `next_at` has passed."""
     if facts.gone or not facts.exists:
         return Delete()
-    if facts.expired:
-        return Expired(unsure=False)
+    if facts.expired:  # before the last try: nothing is worth doing any more, so it does not matter how often it was tried
+        return Wait() if blocked else Expired(unsure=False)
     if last_try_used(terms.retry, attempt.failures, attempt.since, now):
         return GaveUp(unsure=False)
     return Wait() if blocked else Begin(attempt)
+
+
+def expired_in_vain(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str) -> Keep:
+    """The `expired` handler raised or made no progress: it is tried again, and held after the last try. A doubt under again() stays one."""
+    state = State.DOUBT if attempt.unsure else State.FAILED
+    after = replace(attempt, state=state, failures=attempt.failures + 1, next_at=next_at, error=error, why=IN_VAIN)
+    if last_try_used(terms.retry, after.failures, after.since, now):
+        return held_as(after, f"{IN_VAIN}: {error}")
+    return Keep(after)
+
+
+IN_VAIN = "it is too late for it, and its expired handler failed"
 
 
 def held_as(attempt: Attempt, why: str, *, error: str | None = None) -> Keep:

@@ -115,7 +115,14 @@ class ReactionSpec:
         """Of one with `valid_for`: the part that answers what is too late. DB-only, by the `expired` handler, under the same name."""
         assert self.due is not None and self.expired is not None  # noqa: S101, PT018 - refused at the start
         return replace(
-            self, due=replace(self.due, expires=True), handler=self.expired, call=None, sends=None, overtaken=None, retry=self.terms.retry
+            self,
+            due=replace(self.due, expires=True),
+            handler=self.expired,
+            call=None,
+            sends=None,
+            overtaken=None,
+            gave_up=None,
+            retry=self.terms.retry,
         )
 
     @property

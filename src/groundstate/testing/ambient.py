@@ -54,7 +54,7 @@ class Time:
     CLOCK_BOOTTIME = 7
 
     def __init__(self, begins: datetime = EPOCH, *, own_clock: bool = False) -> None:
-        self.begins = begins
+        self.begins = begins.astimezone(UTC)  # in a zone, adding hours would go by its wall
         self.now_s = 0.0
         self.suspended_s = 0.0
         self.told = 0  # how often a clock was looked at that can leap, or that goes on while the host is suspended
