@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import psutil
 from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session
 
@@ -45,12 +46,16 @@ class Size:
     idle_s: float = 20.0
     beside_s: float = 10.0
     snapshot_s: float = 60.0
+    timers: int = 1_000_000
+    rates: tuple[int, ...] = (1, 100, 1_000, 10_000)
+    rate_s: float = 10.0
+    written_before_s: float = 2.0  # a timer is written so long before it is due: at least one sweep
 
 
 FULL = Size()
 QUICK = Size(
     rounds=3, orders=5_000, calls=3_000, samples=100, finished=(10_000,), backlog=100_000, failed=10_000, idle_s=5.0, beside_s=3.0,
-    snapshot_s=10.0,
+    snapshot_s=10.0, timers=100_000, rates=(100, 10_000), rate_s=2.0,
 )  # fmt: skip
 
 
@@ -159,18 +164,19 @@ class CommitClock:
 
 
 class CarriedOut:
-    """When an order's commit by a worker of this process was done: what the engine itself tells after each."""
+    """When an order's (or other record's) commit by a worker of this process was done: what the engine itself tells after each."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: type = Order) -> None:
         self.at: dict[int, float] = {}
         self.any = threading.Event()
+        self._record = record
 
     def hear(self, touched: hints.Touched) -> None:
         """A commit of whatever thread."""
         if threading.current_thread() is threading.main_thread():
             return
         now = time.monotonic()
-        for key in touched.keys.get(Order, {}):
+        for key in touched.keys.get(self._record, {}):
             self.at[key[0]] = now
         self.any.set()
 
@@ -207,6 +213,25 @@ def fill(url: str, count: int, status: str, *, first: int = 1) -> None:
             driver.execute(f"INSERT INTO orders (id, status) {numbers}", status, first, first + count - 1)
             driver.execute("SELECT setval(pg_get_serial_sequence('orders', 'id'), (SELECT max(id) FROM orders))")
             driver.execute("VACUUM ANALYZE orders")
+
+
+def fill_timers(url: str, count: int, due: float, each_s: float = 0.0, *, first: int = 1) -> None:
+    """So many timers, the first due then (seconds since 1970) and each so much later than the one before; nobody hears of them."""
+    with driver_on(url) as driver:
+        if driver.embedded:
+            at = "strftime('%Y-%m-%d %H:%M:%f', ? + i * ?, 'unixepoch') || '000'"
+            numbers = f"WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?) SELECT ? + i, {at} FROM n"
+            driver.execute(f"INSERT INTO timers (id, due_at) {numbers}", count - 1, first, due, each_s)
+        else:
+            numbers = "SELECT ?::int + i, to_timestamp(?::float8 + i * ?::float8) FROM generate_series(0, ?::int) AS i"
+            driver.execute(f"INSERT INTO timers (id, due_at) {numbers}", first, due, each_s, count - 1)
+            driver.execute("VACUUM ANALYZE timers")
+
+
+def timers_done(url: str) -> int:
+    """How many were carried out."""
+    with driver_on(url) as driver:
+        return driver.number("SELECT count(*) FROM timers WHERE done_at IS NOT NULL")
 
 
 def with_status(url: str, status: str) -> int:
@@ -276,6 +301,12 @@ def told_by(running: subprocess.Popen[str]) -> dict[str, Any]:
     """The JSON object of its next line."""
     told: dict[str, Any] = json.loads(line_of(running))
     return told
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of a core that a process has used."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def sync_ms(folder: Path) -> float:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 
-import psutil
-
-from benchmarks.harness import Place, Row, Size, fill, line_of, process, with_status
+from benchmarks.harness import Place, Row, Size, cpu_s, fill, line_of, process, with_status
 from benchmarks.shop import add_indexes, charging_app, set_up
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
@@ -24,15 +22,10 @@ def run(place: Place, size: Size) -> list[Row]:
             line_of(ours)
             line_of(bare)
             time.sleep(min(SETTLES_S, size.idle_s))
-            before = [_cpu_s(ours.pid), _cpu_s(bare.pid)]
+            before = [cpu_s(ours.pid), cpu_s(bare.pid)]
             started = time.monotonic()
             time.sleep(size.idle_s)
             passed = time.monotonic() - started
-            percent = [(now - then) / passed * 100 for now, then in zip([_cpu_s(ours.pid), _cpu_s(bare.pid)], before, strict=True)]
+            percent = [(now - then) / passed * 100 for now, then in zip([cpu_s(ours.pid), cpu_s(bare.pid)], before, strict=True)]
         work = with_status(url, "paid")
     return [Row("I", place.name, "idle worker", "% of a core", percent[0], work, {"driver asks each second": percent[1]}, "under 1")]
-
-
-def _cpu_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Float, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Absent, App, Key, Outside, Store, Unknown, ask
+from groundstate import Absent, App, Instant, Key, Moment, Outside, Store, Unknown, ask
 from groundstate.engine.check import check
 from groundstate.engine.question import Question
 from groundstate.store import opening
@@ -29,6 +29,16 @@ class Order(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="placed")
     receipt: Mapped[str | None] = mapped_column(default=None)
+
+
+class Timer(Base):
+    """What is to be done once, at its time."""
+
+    __tablename__ = "timers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(Instant)
+    done_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
 
 
 class Visit(Base):
@@ -72,6 +82,18 @@ def packing_app(url: str, heard: Callable[[int], None] = nothing) -> App:
     def packed(order: Order) -> None:
         heard(order.id)
         order.status = "packed"
+
+    return app
+
+
+def reminding_app(url: str, heard: Callable[[int], None] = nothing) -> App:
+    """Timers, in the database alone. `heard` is the first line of the handler."""
+    app = App("reminding", Store(url, Base))
+
+    @app.on(Timer, Timer.done_at.is_(None), due=Timer.due_at)
+    def reminded(timer: Timer, at: Moment) -> None:
+        heard(timer.id)
+        timer.done_at = at.now
 
     return app
 

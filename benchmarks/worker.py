@@ -1,6 +1,7 @@
 """A real worker process: `python -m benchmarks.worker LIMIT CALL_SECONDS COUNT URL`. It charges orders until it is killed.
 
 Tells, once so many orders are under way (taken, or the find of their call asked), when the first and the last of them were, and its memory.
+`python -m benchmarks.worker timers COUNT URL` does the same with timers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.shop import charging_app
+from benchmarks.shop import charging_app, reminding_app
+from groundstate import App
 
 
 class Heard:
@@ -30,18 +32,16 @@ class Heard:
             self.all.set()
 
 
-def work(url: str, *, limit: int, call_s: float, count: int) -> None:
+def work(app: App, heard: Heard) -> None:
     """Comes up, and goes on until killed."""
-    heard = Heard(count)
-    app = charging_app(url, limit=limit, call_s=call_s, heard=heard)
     app.start()
     if app.refused:
         sys.exit(f"not started: {app.refused}")
     print("up", flush=True)
-    if count:
+    if heard.count:
         heard.all.wait()
         times = sorted(heard.seen.values())
-        print(json.dumps({"first": times[0], "all": times[count - 1], "memory_mb": memory_mb()}), flush=True)
+        print(json.dumps({"first": times[0], "all": times[heard.count - 1], "memory_mb": memory_mb()}), flush=True)
     while app.failure is None:
         time.sleep(60)
 
@@ -56,4 +56,8 @@ def memory_mb() -> float:
 
 
 if __name__ == "__main__":
-    work(sys.argv[4], limit=int(sys.argv[1]), call_s=float(sys.argv[2]), count=int(sys.argv[3]))
+    hearing = Heard(int(sys.argv[-2]))
+    if sys.argv[1] == "timers":
+        work(reminding_app(sys.argv[-1], heard=hearing), hearing)
+    else:
+        work(charging_app(sys.argv[-1], limit=int(sys.argv[1]), call_s=float(sys.argv[2]), heard=hearing), hearing)

@@ -27,6 +27,7 @@ class Contender:
     shortened: str = ""
     redis: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    peers: Path = PEERS  # where its script lies
 
     @property
     def ours(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import psutil
 from sqlalchemy import create_engine, text
 
-from benchmarks.crash.contenders import CONCURRENCY, PEERS, Contender
+from benchmarks.crash.contenders import CONCURRENCY, Contender
 from benchmarks.crash.counting import Counts, Row, count
 from benchmarks.crash.environment import redis_server
 from benchmarks.crash.gateway import LATEST_S, Served
@@ -59,14 +59,13 @@ class Result:
 
 
 class Shop:
-    """The processes of one run. In a `with`: on the way out the worker is killed."""
+    """The processes of one run, which write to `folder`. In a `with`: on the way out the worker is killed."""
 
-    def __init__(self, contender: Contender, plan: Plan, environment: Mapping[str, str], log: Path) -> None:
-        self._contender, self._plan = contender, plan
-        path = os.pathsep.join([str(ROOT), str(PEERS)]) if contender.ours else str(PEERS)
+    def __init__(self, contender: Contender, venv: Path, folder: Path, environment: Mapping[str, str]) -> None:
+        self._contender, self._venv, self._folder = contender, venv, folder
+        path = os.pathsep.join([str(ROOT), str(contender.peers)]) if contender.ours else str(contender.peers)
         self._environment = {**os.environ, **environment, **contender.environment, "PYTHONPATH": path}
-        self._folder = plan.folder
-        self._log = log
+        self._log = folder / "log"
         self._worker: subprocess.Popen[bytes] | None = None
         self.ended_by_itself = 0
 
@@ -107,14 +106,10 @@ class Shop:
 
     def kill(self) -> None:
         """SIGKILL to the worker and to all its descendants; returns when they are gone."""
+        tree = self.tree()
         worker, self._worker = self._worker, None
         if worker is None:
             return
-        try:
-            parent = psutil.Process(worker.pid)
-            tree = [parent, *parent.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            tree = []
         for one in tree:
             try:
                 one.kill()
@@ -123,6 +118,14 @@ class Shop:
         worker.wait(30)
         psutil.wait_procs(tree, timeout=30)
 
+    def tree(self) -> list[psutil.Process]:
+        """The worker and all its descendants, as they are now."""
+        try:
+            parent = psutil.Process(self._worker.pid) if self._worker is not None else None
+            return [parent, *parent.children(recursive=True)] if parent is not None else []
+        except psutil.NoSuchProcess:
+            return []
+
     def listed(self) -> dict[int, str]:
         """What the contender's own tools list as not done: the order, and their word for it."""
         said: dict[str, str] = json.loads(self.run((*self._contender.script, "left")).splitlines()[-1])
@@ -130,10 +133,10 @@ class Shop:
 
     @property
     def _cwd(self) -> Path:
-        return self._folder if self._contender.ours else PEERS
+        return self._folder if self._contender.ours else self._contender.peers
 
     def _words(self, words: tuple[str, ...]) -> list[str]:
-        return self._contender.command(words, self._plan.venv)
+        return self._contender.command(words, self._venv)
 
 
 class Books:
@@ -174,7 +177,7 @@ def run(contender: Contender, kind: str, plan: Plan, server: PostgresServer | No
             environment["CRASH_REDIS"] = stack.enter_context(redis_server(plan.venv, plan.folder))
         books = Books(url)
         stack.callback(books.close)
-        shop = stack.enter_context(Shop(contender, plan, environment, plan.folder / "log"))
+        shop = stack.enter_context(Shop(contender, plan.venv, plan.folder, environment))
         if not contender.ours:
             books.make()
         if contender.setup is not None:

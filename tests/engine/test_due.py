@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
@@ -10,6 +11,8 @@ from sqlalchemy import DateTime, Integer, TypeDecorator, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Absent, DeclarationError, Instant, Key, Moment, Outside, Retry, Unknown, after, again, ask, same_key
+from groundstate.engine import timers
+from groundstate.engine.question import Question
 from tests.engine.kit import QUICK, UNKNOWN, Gateway, World, ms, until
 
 DAY = timedelta(days=1)
@@ -406,17 +409,23 @@ def test_a_shorter_time_is_reported_with_the_rows_that_it_newly_takes(timed: Wor
     assert bill(timed).status == "open"
 
 
-def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(timed: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(
+    timed: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     noted(timed)
+    asked = Question.next_due
+
+    def next_due(question: Question, *given: Any) -> Any:
+        return text("select nothing_of_that_name as at").columns(at=Instant()) if question.spec.name == "other" else asked(question, *given)
+
+    monkeypatch.setattr(Question, "next_due", next_due)
 
     @timed.app.on(Bill, Bill.status == "never", due=after(Bill.due_at, DAY))
     def other(one: Bill) -> None:
         one.status = "gone"
 
     timed.there()
-    life = timed.worker()
-    broken = text("select nothing_of_that_name as at")
-    vars(life.worker.lanes[1].question)["next_due"] = lambda *_: broken.columns(at=Instant())
+    timed.worker()
     timed.add(Bill(id=1, due_at=now() + ms(300)))
     until(lambda: bill(timed).status == "noted")
     until(lambda: "other could not be asked when it is due next" in caplog.text)
@@ -449,3 +458,52 @@ def test_what_others_wrote_in_other_ways_is_passed_in_one_go(timed: World) -> No
         ]
     assert timed.states() == ["failed"] * 3  # nobody can read their time
     assert life.worker.lanes[0].trouble == 0
+
+
+def test_what_becomes_due_before_the_next_look_rings_all_the_same(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted(timed)
+    monkeypatch.setattr(timers, "AT_ONCE", 1)
+    monkeypatch.setattr(timers, "AGAIN_S", 0.2)  # the second rings before it is asked again, and the third becomes due meanwhile
+    first = now() + ms(500)
+    timed.add(*[Bill(id=n + 1, due_at=first + ms(40 * n)) for n in range(3)])
+    life = timed.worker()
+    life.quiet()
+    life.worker._next_sweep = float("inf")  # no sweep helps
+    until(lambda: bill(timed, 3).status == "noted")
+    assert 0 <= bill(timed, 3).late_s < 5
+
+
+def test_what_asking_for_the_next_costs_does_not_make_sweeps_rarer(timed: World) -> None:
+    noted(timed)
+    timed.add(Bill(id=1, due_at=now() + DAY))
+    life = timed.worker()
+    life.quiet()
+    life.worker._next_sweep = life.worker._next_look = float("inf")
+    until(lambda: not any(lane.wants for lane in life.worker.lanes))
+    spent_s, asked = life.worker._idle_s, 0
+    while asked < 3:
+        life.worker._timers.heard()
+        life.worker._wake.set()
+        until(lambda: not life.worker._timers._stale)
+        asked += 1
+    assert life.worker._idle_s == spent_s
+
+
+def test_a_look_that_took_long_rings_too_late_and_never_too_early(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = timers.Timers._asked
+
+    def slow(self: timers.Timers, *given: Any) -> Any:
+        time.sleep(0.1)  # between the worker's look at its own clock and the database's answer
+        return asked(self, *given)
+
+    monkeypatch.setattr(timers.Timers, "_asked", slow)
+    monkeypatch.setattr(timers, "SHARE", 1)
+    noted(timed)
+    timed.there()
+    life = timed.worker()
+    life.quiet()
+    first = now() + ms(600)
+    life.worker._next_sweep = life.worker._next_look = float("inf")  # no sweep helps
+    timed.add(Bill(id=1, due_at=first), Bill(id=2, due_at=first + timedelta(minutes=30)))  # the second is known, and none is asked for
+    until(lambda: bill(timed).status == "noted")
+    assert 0 <= bill(timed).late_s < 5

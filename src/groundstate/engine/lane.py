@@ -42,7 +42,7 @@ class Lane:
     not_before: float = 0.0  # after the database's own trouble
     trouble: int = 0
     late: Lane | None = None  # of one with valid_for: what is too late, which goes by itself
-    timer: float | None = None  # when the next of its records is ready, by the monotonic clock; None: not within sight
+    timers: list[float] = field(default_factory=list)  # when the next of its records are ready, by the monotonic clock, the soonest first
     _heard: dict[PrimaryKey, None] = field(default_factory=dict)
     _heard_whole: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -117,9 +117,9 @@ class Lane:
         if self.late is not None:
             self.late.start()
 
-    def ring(self) -> None:
+    def ring(self, now: float) -> None:
         """Something of it is ready now: a pass that need not be looked at first. One that is on comes to it, going by the due time."""
-        self.timer = None
+        self.timers = [at for at in self.timers if at > now]
         if self.backlog:
             self.look_again = True
         else:

@@ -310,10 +310,11 @@ class Question:
         assert self.timing is not None  # noqa: S101  # who asks has a due time
         return select(*self.key_attributes, self.timing.read).where(self.among(wanted))
 
-    def next_due(self, within: timedelta) -> Select[Any]:
-        """One row: the base time of the record that is due next, within so long."""
+    def next_due(self, within: timedelta, most: int = 1, since: ColumnElement[datetime] | None = None) -> Select[Any]:
+        """The base times of the records that are due next, within so long; with `since` also of those that became due after it."""
         assert self.timing is not None  # noqa: S101  # as above
-        return select(self.timing.read.label("at")).where(self.condition, self.timing.within(within)).order_by(self.timing.base).limit(1)
+        when = self.timing.within(within, since)
+        return select(self.timing.read.label("at")).where(self.condition, when).order_by(self.timing.base).limit(most)
 
     def _after(self, cursor: Place) -> ColumnElement[bool]:
         if len(cursor) == 1:

@@ -66,9 +66,14 @@ class Timing:
         """Its time is still to come, within a hundred years: what lies beyond every calendar of Python's is never read."""
         return self.within(FARTHEST)
 
-    def within(self, horizon: timedelta) -> ColumnElement[bool]:
-        """Its time is still to come, and will have come by then."""
-        return and_(self._compared(gt, -self._due.since), self._compared(le, horizon - self._due.since))
+    def within(self, horizon: timedelta, since: ColumnElement[datetime] | None = None) -> ColumnElement[bool]:
+        """Its time is still to come (or came after `since`, which is said as `base_of` has it), and will have come by then."""
+        begins = self._compared(gt, -self._due.since) if since is None else self.base.operate(gt, since)
+        return and_(begins, self._compared(le, horizon - self._due.since))
+
+    def base_of(self, ready: datetime) -> datetime:
+        """The base time of a record that is taken from then on."""
+        return ready - self._due.since
 
     def _compared(self, operator: Any, ahead: timedelta) -> ColumnElement[bool]:
         """Always in this order: Python would turn `base <= now` round where the one's type is derived from the other's."""

@@ -96,7 +96,7 @@ class Worker:
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
         self._looked_s = 0.0  # spent on looking what there is to do, since another process's writes were last looked for
-        self._idle_s = 0.0  # spent in turns that did nothing, since the last sweep began: what sweeping costs
+        self._idle_s = 0.0  # spent in turns of the last sweep that did nothing: what sweeping costs
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
     @property
@@ -260,6 +260,7 @@ class Worker:
         before = self._shift.took
         self._succession.check(self._shift)
         self._sweep_if_time()
+        sweeping = any(lane.on and lane.backlog for lane in self._shift.parts)  # and not what rings now, or is heard of
         self._timers.turn()
         self._look()
         self._traffic.turn()
@@ -267,7 +268,7 @@ class Worker:
             self._batches.turn()
             self._is_it_quiet()
         self._trouble = 0
-        if self._shift.took == before:
+        if sweeping and self._shift.took == before:
             self._idle_s += time.monotonic() - started
 
     def _look(self) -> None:
