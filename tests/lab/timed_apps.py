@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -168,8 +167,8 @@ def renewing(name: str, in_doubt: InDoubt, *clock: timedelta, months: int = 3) -
     def each_month_once(session: Session, effects: list[Any]) -> None:
         known = [one.due_at for one in done(session)]
         assert len(set(known)) == len(known), "a month is written down twice"
-        charged = sorted(one.due_at for one in effects)
-        assert all(later - one > 20 * DAY for one, later in pairwise(charged)), "a month was charged twice"
+        charged = [one.due_at for one in effects]
+        assert len(set(charged)) == len(charged), "a month was charged twice"
 
     return Case(
         app,
