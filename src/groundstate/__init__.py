@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from groundstate.app.outside import Call, Outside
     from groundstate.app.reaction import Plain, Reaction
     from groundstate.app.store import Store
+    from groundstate.rules.cron import Cron
     from groundstate.rules.due import Due, after
     from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
     from groundstate.store.tables import Instant
@@ -39,6 +40,7 @@ _HOMES = {
     "app.outside": ("Call", "Outside"),
     "app.reaction": ("Plain", "Reaction"),
     "app.store": ("Store",),
+    "rules.cron": ("Cron",),
     "rules.due": ("Due", "after"),
     "rules.policy": ("InDoubt", "Retry", "again", "ask", "hold", "same_key"),
     "store.tables": ("Instant",),
@@ -68,6 +70,7 @@ __all__ = [
     "Busy",
     "Call",
     "Conflict",
+    "Cron",
     "DeclarationError",
     "DeclarationWarning",
     "Due",

@@ -173,7 +173,7 @@ class Life:
         self._write = self.database.writing
         vars(self.database)["writing"] = self._writing
         world.clock_of(self.database)
-        self.worker = Worker(world.app.name, specs, opened, options=options, redact=redact)
+        self.worker = Worker(world.app.name, specs, opened, schedules=list(world.app.schedules.values()), options=options, redact=redact)
         self.words: list[str] = []
 
     @contextmanager

@@ -36,7 +36,7 @@ def test_a_fault_of_time_is_caught(lab: Lab, fault: Fault) -> None:
     assert caught.value.invariant == fault.invariant, str(caught.value)
 
 
-CASES = [*dict.fromkeys(fault.case for fault in FAULTS), timed.RENEWED_ASKED, timed.RENEWED_HELD]
+CASES = dict.fromkeys([*(fault.case for fault in FAULTS), timed.RENEWED_ASKED, timed.RENEWED_HELD, *timed.NIGHTS])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.app.name)
@@ -45,5 +45,6 @@ def test_nothing_is_reported_of_the_engine_as_it_is(lab: Lab, case: Case) -> Non
         case.run(lab, budget=100)
         return
     of_faults = [sampled(fault.search, 5) for fault in FAULTS if fault.case is case]
-    with limited_to(both(*of_faults, sampled(everything(len(case.meanwhile)), 17))):
+    every = 31 if case in timed.NIGHTS else 17
+    with limited_to(both(*of_faults, sampled(everything(len(case.meanwhile)), every))):
         case.run(lab, budget=0, seed=1)

@@ -5,18 +5,25 @@ from __future__ import annotations
 from groundstate.engine import ahead, begin, leaps
 from groundstate.engine.flight import Flight
 from groundstate.engine.question import Question
+from groundstate.engine.ticks import Ticks
 from groundstate.engine.timing import Timing
 from groundstate.rules import attempt as rules
 from tests.lab import timed_apps as timed
 from tests.lab.engine_faults import Fault
 from tests.lab.planting import Change
-from tests.lab.searching import around_the_first_find, leap, moods, nothing, sampled, there_and_back
+from tests.lab.searching import around_the_first_find, at, leap, moods, nothing, sampled, there_and_back
 
 OWN_CLOCK = """from groundstate.engine import leaps
     from sqlalchemy import bindparam
     began = datetime(2027, 10, 31, 0, 30, tzinfo=UTC)
     own = lambda: began + timedelta(seconds=leaps.boot_s()) + ahead
     return bindparam("own", callable_=own, type_=Instant(), unique=True)"""
+
+MARKED = "at_mark = self._sound(plan, mark, seen.now)\n"
+SET_BACK = """    if at_mark is not None and at_mark > seen.now:
+        with self._shift.life.transaction() as tx:
+            mark, at_mark = marks.move(tx, spec, seen.now), seen.now
+"""
 
 FAULTS = [
     Fault(
@@ -99,5 +106,26 @@ FAULTS = [
         there_and_back(27, beside=["refused"]),
         "assertion",
         [Change(ahead, "_bound", "retried = tx.connection.execute(", "return 0\n    retried = tx.connection.execute(")],
+    ),
+    Fault(
+        "a schedule's mark is moved in another transaction than its tick",
+        timed.BERLIN_GAP,
+        at("die", "committed"),
+        "assertion",
+        [
+            Change(
+                Ticks,
+                "_run",
+                "            return marks.move(tx, plan.spec, tick)\n    except",
+                "        with self._shift.life.transaction() as tx:\n            return marks.move(tx, plan.spec, tick)\n    except",
+            )
+        ],
+    ),
+    Fault(
+        "a step back of the clock takes a schedule's mark along",
+        timed.BERLIN_OVERLAP,
+        leap(2, after=100),
+        "assertion",
+        [Change(Ticks, "_carry_out", MARKED, MARKED + SET_BACK)],
     ),
 ]

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import Absent, App, InDoubt, Instant, Key, Moment, Outside, Retry, Store, Unknown, after, ask, hold, same_key
+from groundstate import Absent, App, Cron, InDoubt, Instant, Key, Moment, Outside, Retry, Store, Unknown, after, ask, hold, same_key
 from groundstate.testing import Clock
 from tests.lab import apps
 from tests.lab.apps import RETRY, TIMEOUT, Case
@@ -221,3 +221,42 @@ def _messages() -> Case:
 
 
 MESSAGES = _messages()
+
+
+# ---- schedules, over the nights on which clocks change --------------------------------------------------------------------------------
+def nightly(name: str, cron: Cron, starts: datetime, ticks: int) -> Case:
+    """Each tick writes a row, once, from its start on; a step back repeats none, and the clock's own changes count as `cron` says."""
+    app = App(f"timed-{name}", Store("sqlite:///timed.db", Base))
+
+    @app.every(cron.expression, zone=cron.zone, missed="all", gap=cron.gap, overlap=cron.overlap)
+    def counted(session: Session, at: Moment) -> None:
+        session.add(Done(bill=1, due_at=at.due, at=at.now))
+
+    wanted = [starts]
+    while len(wanted) <= ticks:
+        wanted.append(cron.next(wanted[-1]))
+
+    def once_each(session: Session, _effects: list[Any]) -> None:
+        found = [one.due_at for one in done(session)]
+        assert len(set(found)) == len(found), "a tick was carried out twice"
+
+    def all_ticks(session: Session, _effects: list[Any]) -> None:
+        found = [one.due_at for one in done(session)]
+        assert found == [tick.astimezone(UTC) for tick in wanted[1:]], f"ticks {found}"
+
+    clock = leaping(2 * HOUR, -HOUR, starts=starts, ends=wanted[-1].astimezone(UTC) + HOUR)
+    return Case(app, rows=lambda: [Bill(id=1, status="kept", due_at=NOON)], always=once_each, at_the_end=all_ticks, clock=clock)
+
+
+SANTIAGO = ZoneInfo("America/Santiago")
+BERLIN_GAP = nightly("berlin-gap", Cron("30 2 * * *", zone="Europe/Berlin", gap="shift"), datetime(2027, 3, 27, 12, tzinfo=BERLIN), ticks=2)
+BERLIN_OVERLAP = nightly(
+    "berlin-overlap", Cron("30 2 * * *", zone="Europe/Berlin", overlap="both"), datetime(2027, 10, 31, 1, tzinfo=BERLIN), ticks=3
+)
+SANTIAGO_GAP = nightly(
+    "santiago-gap", Cron("30 0 * * *", zone="America/Santiago", gap="skip"), datetime(2027, 9, 4, 12, tzinfo=SANTIAGO), ticks=2
+)
+SANTIAGO_OVERLAP = nightly(
+    "santiago-overlap", Cron("30 23 * * *", zone="America/Santiago", overlap="first"), datetime(2027, 4, 3, 12, tzinfo=SANTIAGO), ticks=2
+)
+NIGHTS = [BERLIN_GAP, BERLIN_OVERLAP, SANTIAGO_GAP, SANTIAGO_OVERLAP]

@@ -108,3 +108,15 @@ ending = packed.overtaken  # refused: there is no outcome without a call
 def unit_test(order: Order, item: Item) -> None:
     packed(item)  # refused: another record
     paid(order, "receipt")  # refused: no outcome of its call
+
+
+@app.every("0 7 * * *", missed="some")  # refused: none, latest or all
+def some() -> None: ...
+
+
+@app.every(3600)  # refused: a cron expression or a timedelta
+def hourly() -> None: ...
+
+
+@app.every("0 7 * * *")  # refused: a handler is no coroutine
+async def later() -> None: ...

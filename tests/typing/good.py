@@ -16,6 +16,7 @@ from groundstate import (
     Absent,
     App,
     Call,
+    Cron,
     Failure,
     Key,
     Moment,
@@ -170,6 +171,18 @@ def unit_test(order: Order, at: Moment) -> None:
     assert isinstance(packed, Plain)
     assert isinstance(paid, Reaction)
     assert isinstance(app, App)
+
+
+@app.every("0 7 * * MON", zone="Europe/Berlin", missed="latest", gap="shift", overlap="both", retry=Retry(times=3), store=app.stores[0])
+def weekly(session: Session, at: Moment) -> None:
+    session.add(Order(status=at.due.isoformat()))
+
+
+@app.every(DAY, missed="all", most=7, store=app.stores[0])
+def daily() -> None: ...
+
+
+assert_type(Cron("0 7 * * MON", "Europe/Berlin").next(datetime(2026, 1, 1)), datetime)  # noqa: DTZ001  # naive means UTC
 
 
 def in_the_lab(lab: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from sqlalchemy import ColumnElement
@@ -12,15 +13,17 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import configure_mappers
 from sqlalchemy.sql.elements import SQLCoreOperations
 
-from groundstate.app import condition, declaration, source
+from groundstate.app import condition, declaration, every, source
 from groundstate.app.outside import Call
 from groundstate.app.reaction import Plain, Reaction
 from groundstate.app.running import Running
 from groundstate.app.store import Store
 from groundstate.rules import clause as look
+from groundstate.rules.cron import Gap, Overlap
 from groundstate.rules.due import Due
 from groundstate.rules.policy import Retry
 from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.schedule import Missed, ScheduleSpec
 from groundstate.values.errors import DeclarationError
 
 R = TypeVar("R")  # the record
@@ -58,6 +61,7 @@ class App(Running):
         self.name = declaration.checked_name(name, "the app")
         self.stores = _checked_stores(name, stores)
         self.reactions: dict[str, ReactionSpec] = {}
+        self.schedules: dict[str, ScheduleSpec] = {}
         self.rested: list[tuple[type, ColumnElement[bool]]] = []
         self._place = source.place()
         _register(self)
@@ -131,6 +135,50 @@ class App(Running):
 
         return declare
 
+    def every(  # noqa: PLR0913  # each is a choice of its own
+        self,
+        cron: str | timedelta,
+        *,
+        zone: str = "UTC",
+        missed: Missed = "latest",
+        most: int = 100,
+        gap: Gap = "shift",
+        overlap: Overlap = "first",
+        retry: Retry | None = None,
+        store: Store | None = None,
+        name: str | None = None,
+    ) -> Callable[[Callable[P, None]], Callable[P, None]]:
+        """Declares what writes rows at each tick of a schedule, in one transaction with the mark that it did.
+
+        The handler takes `session: Session` and `at: Moment`, by annotation; `at.due` is the tick, in the zone. A tick is carried out once,
+        by one worker of all. What lies before the first start, or before a change of expression, zone or timedelta, is not carried out. A
+        tick whose handler raises is a failed attempt, and is tried again.
+
+        Args:
+            cron: a cron expression (see `Cron`), or a timedelta of a second or more, whose ticks lie so far apart from the first start on.
+            zone: in which the expression is meant.
+            missed: what becomes of ticks that came while no worker ran. "latest": the last one is carried out; "none": that one, if it is
+                at most a minute late; "all": the last `most`, oldest first. What is left out is a line in the log.
+            most: how many, with "all".
+            gap: what becomes of wall times that the clock skips (see `Cron`).
+            overlap: which one is meant of wall times that the clock shows twice (see `Cron`).
+            retry: when a tick that failed is tried again.
+            store: in which it writes; to be given where the app has several.
+            name: the handler's name where it is not given. One that no reaction has.
+
+        Raises:
+            DeclarationError: that cannot be meant; the message names the cure.
+        """
+
+        def declare(handler: Callable[P, None], /) -> Callable[P, None]:
+            given = every.Given(cron, zone, missed, most, gap, overlap, retry, store, name)
+            spec = every.schedule(self.name, self.stores, given, handler)
+            self._check_new(spec.name)
+            self.schedules[spec.name] = spec
+            return handler
+
+        return declare
+
     def rests(self, record: type, clause: Clause) -> None:
         """Declares that records for which the clause holds are at rest: `pending` does not list their states as unanswered.
 
@@ -165,11 +213,7 @@ class App(Running):
             declaration.warn_when_configured(spec)
 
     def _add(self, spec: ReactionSpec) -> None:
-        if spec.name in self.reactions:
-            raise DeclarationError(
-                f"App({self.name!r}) has a reaction {spec.name!r} already ({self.reactions[spec.name].handler.name}): rename the handler,"
-                " or give name='...'"
-            )
+        self._check_new(spec.name)
         for other in self.reactions.values():
             if other.record is spec.record and look.same_all(other.clauses, spec.clauses) and _due_alike(other, spec):
                 raise DeclarationError(
@@ -178,6 +222,13 @@ class App(Running):
                     " one handler"
                 )
         self.reactions[spec.name] = spec
+
+    def _check_new(self, name: str) -> None:
+        for kind, known in (("reaction", self.reactions.get(name)), ("schedule", self.schedules.get(name))):
+            if known is not None:
+                raise DeclarationError(
+                    f"App({self.name!r}) has a {kind} {name!r} already ({known.handler.name}): rename the handler, or give name='...'"
+                )
 
 
 def _due_alike(one: ReactionSpec, other: ReactionSpec) -> bool:

@@ -15,11 +15,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, inspect, select
 
 from groundstate.app.store import Store
-from groundstate.engine import hints, registry, restore, schema
+from groundstate.engine import hints, marks, registry, restore, schema
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import opening
 from groundstate.store.port import Database
 from groundstate.values.errors import DeclarationError, Stopped
@@ -43,6 +44,7 @@ class Running:
     name: str
     stores: tuple[Store, ...]
     reactions: dict[str, ReactionSpec]
+    schedules: dict[str, ScheduleSpec]
     _workers: list[Worker] | None = None
 
     def check_declarations(self) -> None:
@@ -67,7 +69,8 @@ class Running:
         try:
             for store in self.stores:
                 specs = self.reactions_of(store)
-                worker = Worker(self.name, specs, opening.open_store(store.settings()), options=options, redact=store.redact)
+                opened, schedules = opening.open_store(store.settings()), self.schedules_of(store)
+                worker = Worker(self.name, specs, opened, schedules=schedules, options=options, redact=store.redact)
                 started.append(worker)
                 worker.start()
         except BaseException:
@@ -174,13 +177,14 @@ class Running:
         """Creates our three tables where they are missing; returns what was created. Idempotent.
 
         tables: the user's own tables too, where missing (for a first try; migrations later). accept: reactions (True: all) to start on
-        the rows that are there; baseline: reactions that leave the rows that match now, and start with new ones. progress: is told each
-        reaction of `baseline` and how many of its rows are held so far.
+        the rows that are there; baseline: reactions that leave the rows that match now, and start with new ones, and schedules that start
+        with now. progress: is told each reaction of `baseline` and how many of its rows are held so far.
         """
         self.check_declarations()
         for name in (*(accept if not isinstance(accept, bool) else ()), *baseline):
-            if name not in self.reactions:
-                raise DeclarationError(f"App({self.name!r}) has no reaction {name!r}: there are {', '.join(sorted(self.reactions))}")
+            if name not in self.reactions and name not in self.schedules:
+                known = ", ".join(sorted({**self.reactions, **self.schedules}))
+                raise DeclarationError(f"App({self.name!r}) has no reaction {name!r}, and no schedule of that name: there are {known}")
         created: list[str] = []
         for store in self.stores:
             opened = opening.open_store(store.settings())
@@ -217,6 +221,7 @@ class Running:
                 registry.baseline(life, question, tell=None if progress is None else partial(progress, question.spec.name))
                 accepted.add(question.spec.name)
         registry.write(life, [question for question in questions if question.spec.name in accepted])
+        marks.baseline(life, [spec for spec in self.schedules_of(store) if spec.name in baseline])
         life.database.connect()
         with life.database.reading() as connection:
             silent, _loud = registry.newcomers(connection, questions, registry.known(connection, self.name))
@@ -225,6 +230,10 @@ class Running:
     def reactions_of(self, store: Store) -> list[ReactionSpec]:
         """The reactions on records of this store."""
         return [spec for spec in self.reactions.values() if spec.store is store]
+
+    def schedules_of(self, store: Store) -> list[ScheduleSpec]:
+        """The schedules that write to this store."""
+        return [spec for spec in self.schedules.values() if spec.store is store]
 
     def _running_workers(self) -> list[Worker]:
         if self._workers is None:

@@ -6,12 +6,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from groundstate.app.app import App
 from groundstate.app.store import Store
 from groundstate.cli.common import AppOption, Code, DebugOption, JsonOption, console, find_app, name_of, plain, refuse_missing, say_json
 from groundstate.engine import check as engine
 from groundstate.engine.check import Finding
 from groundstate.engine.question import Question
-from groundstate.rules.reaction import ReactionSpec
 from groundstate.store import opening
 
 
@@ -25,7 +25,7 @@ def check(
     Ends with 1 where a problem was found; advice alone ends with 0.
     """
     found = find_app(app)
-    by_store = [(name_of(store), _ask(store, found.reactions_of(store))) for store in found.stores]
+    by_store = [(name_of(store), _ask(found, store)) for store in found.stores]
     bad = any(one.level == "problem" for _, findings in by_store for one in findings)
     if as_json:
         say_json("check", {"app": found.name, "stores": [{"store": name, "findings": findings} for name, findings in by_store]})
@@ -35,11 +35,13 @@ def check(
     raise typer.Exit(Code.FINDINGS if bad else Code.OK)
 
 
-def _ask(store: Store, specs: list[ReactionSpec]) -> list[Finding]:
+def _ask(app: App, store: Store) -> list[Finding]:
     database, _, _ = opening.open_store(store.settings())
     refuse_missing(database)
     try:
-        return engine.check(database, [Question(spec, database) for spec in specs], store.metadatas)
+        return engine.check(
+            database, [Question(spec, database) for spec in app.reactions_of(store)], store.metadatas, app.schedules_of(store)
+        )
     finally:
         database.close()
 

@@ -31,11 +31,14 @@ from groundstate.cli.common import (
 from groundstate.engine import held as listing
 from groundstate.engine.held import Cursor, Filter, Held, Page
 from groundstate.engine.question import Question
+from groundstate.engine.wording import on_what
+from groundstate.rules.schedule import ScheduleSpec
 
 
 def stores_of(app: App, reaction: str | None) -> list[Store]:
     """Where attempts of a reaction lie: its store; of one that this code does not declare that is not known."""
-    spec = app.reactions.get(reaction) if reaction is not None else None
+    name = reaction or ""
+    spec = app.reactions.get(name) or app.schedules.get(name)
     return [spec.store] if spec is not None else list(app.stores)
 
 
@@ -98,9 +101,10 @@ def _list(app: App, which: Filter, cursor: tuple[int, Cursor] | None, limit: int
         passed = cursor is not None and number < cursor[0]
         with looking(store) as (database, _):
             database.connect()
-            questions = {spec.name: Question(spec, database) for spec in app.reactions_of(store)}
+            declared: dict[str, Question | ScheduleSpec] = {spec.name: Question(spec, database) for spec in app.reactions_of(store)}
+            declared |= {spec.name: spec for spec in app.schedules_of(store)}
             after = cursor[1] if cursor is not None and number == cursor[0] else None
-            page = listing.held(app.name, database, questions, which, after=after, limit=0 if passed else room)
+            page = listing.held(app.name, database, declared, which, after=after, limit=0 if passed else room)
         _add(listed, page, name_of(store), number, last=after, passed=passed)
     return listed
 
@@ -134,7 +138,7 @@ def _show_held(listed: _Listed, which: Filter, *, long: bool) -> None:
 def _held_table(listed: _Listed) -> Table:
     table = report.table("reaction", "record", "held because", "call", "since", "you can")
     for _, one in listed.held:
-        record = one.record if not one.occurrence else f"{one.record} ({one.occurrence})"
+        record = on_what(one.record, one.occurrence)
         since = at(one.since)
         table.add_row(plain(one.reaction), plain(record), plain(report.brief(one.why)), _call_of(one), since, ", ".join(one.can) or "-")
     return table
@@ -149,8 +153,8 @@ def _call_of(one: Held) -> str:
 def _show_one(out: Console, store: str, one: Held) -> None:
     now = datetime.now(UTC)
     lines = [
-        ("record", f"{one.table or '?'} {one.record}"),
-        ("occurrence", one.occurrence),
+        ("record", f"{one.table or '?'} {one.record}" if one.record else None),
+        ("occurrence" if one.record else "tick", one.occurrence),
         ("why", one.why),
         ("error", one.error if one.error != one.why else None),
         ("call", _call_of(one)),

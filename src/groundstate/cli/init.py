@@ -24,7 +24,10 @@ def init(
         list[str] | None, typer.Option(metavar="NAME", help="Start this reaction on rows that match already; 'all': every one. Repeatable.")
     ] = None,
     baseline: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Leave the rows that match now, and start with new ones. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Leave the rows that match now, and start with new ones; a schedule starts with now. Repeatable."
+        ),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
@@ -42,7 +45,10 @@ def init(
     out = console()
     out.print(f"Created {', '.join(plain(one) for one in created)}." if created else "All tables are there already.", soft_wrap=True)
     for name, count in held.items():
-        out.print(f"{plain(name)} starts with new rows; {count:,} that match now are left as they are.", soft_wrap=True)
+        if name in found.schedules:
+            out.print(f"{plain(name)} starts with now: ticks before that are not carried out.", soft_wrap=True)
+        else:
+            out.print(f"{plain(name)} starts with new rows; {count:,} that match now are left as they are.", soft_wrap=True)
     if accepted:
         out.print(f"Started on the rows that are there: {'every reaction' if accepted is True else ', '.join(names)}.", soft_wrap=True)
     for one in left:

@@ -45,4 +45,5 @@ def ask(app: App, store: Store, *, states: bool = False, shown: int = engine.SHO
     with looking(store) as (database, lives):
         questions = [Question(spec, database, then) for spec in app.reactions_of(store)]
         rested = [(record, clause) for record, clause in app.rested if store.owns_class(record)] if states else None
-        return engine.pending(app.name, database, questions, lives, rested=rested, shown=shown)
+        schedules = app.schedules_of(store)
+        return engine.pending(app.name, database, questions, lives, schedules=schedules, rested=rested, shown=shown, then=then)

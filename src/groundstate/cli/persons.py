@@ -18,6 +18,7 @@ from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, 
 from groundstate.cli.held import held, stores_of
 from groundstate.engine import persons, renaming
 from groundstate.engine.deeds import Did, Person
+from groundstate.engine.wording import on_what
 from groundstate.values.errors import NotFound
 
 __all__ = ["forget", "held", "rename", "retry", "settle", "trust"]
@@ -40,7 +41,7 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not
 @contextmanager
 def _acting(app: App, store: Store, by: str | None) -> Iterator[Person]:
     with looking(store) as (database, lives):
-        yield persons.person(app.name, app.reactions_of(store), database, lives, by=by, redact=store.redact)
+        yield persons.person(app.name, [*app.reactions_of(store), *app.schedules_of(store)], database, lives, by=by, redact=store.redact)
 
 
 def _where_it_is(app: App, stores: Iterable[Store], by: str | None, act: Callable[[Person], T]) -> list[T]:
@@ -91,7 +92,7 @@ def retry(  # noqa: PLR0913  # the options of a command
         return
     if failed or baseline:
         raise CommandFailed("--failed and --baseline go with --all")
-    name, key = _one_name(reaction, record, of)
+    name, key = _one_name(the_app, reaction, record, of)
     done = _where_it_is(the_app, stores_of(the_app, name), by, lambda person: persons.retry(person, name, key, occurrence))
     _said("retry", done, as_json=as_json)
 
@@ -159,14 +160,16 @@ def forget(  # noqa: PLR0913  # the options of a command
             as_json=as_json,
         )
         return
-    name, key = _one_name(reaction, record, of)
+    name, key = _one_name(the_app, reaction, record, of)
     done = _where_it_is(the_app, stores_of(the_app, name), by, lambda person: persons.forget(person, name, key, occurrence))
     _said("forget", done, as_json=as_json)
 
 
-def _one_name(reaction: str | None, record: str | None, of: str | None) -> tuple[str, str]:
+def _one_name(app: App, reaction: str | None, record: str | None, of: str | None) -> tuple[str, str]:
     if of is not None and record is None:
         reaction, record = of, reaction
+    if reaction in app.schedules and record is None:
+        record = ""
     if reaction is None or record is None:
         raise CommandFailed("which attempt? Give REACTION and PK (`groundstate held` lists them), or --all --reaction NAME")
     return reaction, record
@@ -184,8 +187,10 @@ def _said(command: str, done: list[Did], *, as_json: bool) -> None:
     if as_json:
         say_json(command, asdict(did))
     else:
-        of = f" ({did.occurrence})" if did.occurrence else ""
-        console().print(f"{plain(did.reaction)} on {plain(did.record + of)}: {_WORDS[did.became]}: {plain(did.words)}", soft_wrap=True)
+        console().print(
+            f"{plain(did.reaction)} on {plain(on_what(did.record, did.occurrence))}: {_WORDS[did.became]}: {plain(did.words)}",
+            soft_wrap=True,
+        )
     if not did.done:
         raise typer.Exit(Code.FINDINGS)
 
@@ -294,7 +299,7 @@ def rename(  # noqa: PLR0913  # the options of a command
     act = renaming.rename_app if whole_app else renaming.rename
     done = _where_it_is(the_app, the_app.stores if whole_app else stores_of(the_app, new), by, lambda person: act(person, old, new))
     count, reactions = sum(one.attempts for one in done), sum(one.reactions for one in done)
-    known = new == the_app.name if whole_app else new in the_app.reactions
+    known = new == the_app.name if whole_app else new in the_app.reactions or new in the_app.schedules
     if as_json:
         content: dict[str, Any] = {"old": old, "new": new, "attempts": count, "reactions": reactions, "declared": known}
         say_json("rename", content)

@@ -14,6 +14,7 @@ from groundstate.cli.common import at, plain
 from groundstate.engine.pending import Open, Pending
 from groundstate.engine.registry import COUNTED_MAX
 from groundstate.engine.states import COUNTED_MOST
+from groundstate.engine.wording import on_what
 
 
 def table(*columns: str) -> Table:
@@ -69,6 +70,20 @@ def _to_do(console: Console, report: Pending) -> None:
             made.add_row(plain(name), plain(one.table), _many(one.rows), plain(", ".join(one.oldest)), plain(one.condition))
     _put(console, "To be carried out", made, ())
     _timers(console, report)
+    _schedules(console, report)
+
+
+def _schedules(console: Console, report: Pending) -> None:
+    made = table("schedule", "ticks", "last", "missed", "what becomes of them", "next")
+    for one in report.schedules:
+        missed = f"{'at least ' if one.at_least else ''}{one.missed:,}" if one.missed else "-"
+        made.add_row(plain(one.name), plain(one.words), in_zone(one.last), missed, plain(one.fate or "-"), in_zone(one.next))
+    _put(console, "Schedules", made, ())
+
+
+def in_zone(tick: datetime | None) -> str:
+    """A tick as the clock of its zone shows it."""
+    return "-" if tick is None else tick.isoformat(sep=" ", timespec="seconds" if tick.second else "minutes")
 
 
 def _timers(console: Console, report: Pending) -> None:
@@ -112,7 +127,7 @@ def _from(one: Open, now: datetime) -> str:
 
 def record(one: Open) -> str:
     """The record, and the round where there are several."""
-    return f"{one.record} ({one.occurrence})" if one.occurrence else one.record
+    return on_what(one.record, one.occurrence)
 
 
 def _failed(console: Console, report: Pending) -> None:

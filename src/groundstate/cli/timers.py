@@ -23,16 +23,22 @@ def timers(
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
 ) -> None:
-    """The records that become due next, the soonest first. What is due already is listed by `groundstate pending`. SELECTs alone."""
+    """The records that become due next, and the next tick of each schedule, the soonest first. SELECTs alone.
+
+    What is due already is listed by `groundstate pending`.
+    """
     found = find_app(app)
-    if reaction is not None and reaction not in found.reactions:
-        raise NotFound(f"{found.name} has no reaction {reaction!r}: there are {', '.join(sorted(found.reactions))}")
+    if reaction is not None and reaction not in found.reactions and reaction not in found.schedules:
+        names = ", ".join(sorted({**found.reactions, **found.schedules}))
+        raise NotFound(f"{found.name} has no reaction and no schedule {reaction!r}: there are {names}")
     said = []
     for store in found.stores:
         with looking(store) as (database, _lives), database.reading() as connection:
             questions = [Question(spec, database) for spec in found.reactions_of(store) if reaction in (None, spec.name)]
             now = upcoming.now(database, connection)
             said += [(name_of(store), now, one) for one in upcoming.timers(connection, questions, limit)]
+            schedules = [spec for spec in found.schedules_of(store) if reaction in (None, spec.name)]
+            said += [(name_of(store), now, one) for one in upcoming.ticks(found.name, database, connection, schedules)]
     said = sorted(said, key=lambda one: one[2].due)[:limit]
     if as_json:
         say_json("timers", {"app": found.name, "timers": [{"store": name, "timer": one} for name, _, one in said]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -9,25 +10,37 @@ from rich.console import Console
 from rich.text import Text
 
 from groundstate.app.app import App
+from groundstate.cli import report
 from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, JsonOption, at, console, find_app, looking, plain, say_json
 from groundstate.engine import why as engine
 from groundstate.engine.pending import Open
 from groundstate.engine.question import Question
 from groundstate.engine.why import Answer, Why
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.values.errors import NotFound
 
 _MARKS = {True: ("true ", "green"), False: ("false", "red"), None: ("NULL ", "red")}
 
 
 def why(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="The record's table, or its class.", show_default=False)],
-    record: Annotated[str, typer.Argument(metavar="PK", help="Its primary key; of several columns a JSON array.", show_default=False)],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="The record's table, or its class; or a schedule.", show_default=False)],
+    record: Annotated[
+        str | None, typer.Argument(metavar="[PK]", help="Its primary key; of several columns a JSON array.", show_default=False)
+    ] = None,
     app: AppOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
 ) -> None:
-    """Every reaction on one record: which clauses of its condition hold, what it waits for, what comes next. SELECTs alone."""
+    """Every reaction on one record: which clauses of its condition hold, what it waits for, what comes next. SELECTs alone.
+
+    Of a schedule: its last tick, the next one, those that were missed, and those that failed; with a tick's time that one.
+    """
     found = find_app(app)
+    if table in found.schedules:
+        _why_schedule(found, found.schedules[table], record, as_json=as_json)
+        return
+    if record is None:
+        raise CommandFailed(f"which record of {table}? Give its primary key")
     said = _ask(found, table, record)
     if as_json:
         say_json("why", {"app": found.name, "why": said})
@@ -49,6 +62,23 @@ def _ask(app: App, table: str, record: str) -> Why:
     raise missing or NotFound(f"no reaction is on a table {table!r}")
 
 
+def _why_schedule(app: App, spec: ScheduleSpec, tick: str | None, *, as_json: bool) -> None:
+    with looking(spec.store) as (database, lives):
+        said = engine.why_schedule(app.name, database, spec, lives, tick)
+    if as_json:
+        say_json("why", {"app": app.name, "schedule": said})
+        return
+    out, one = console(), said.schedule
+    out.print(Text(f"{plain(one.name)}: {plain(one.words)}, at {at(said.now)}", style="bold"))
+    out.print(Text(f"  last: {report.in_zone(one.last)}"))
+    if one.fate:
+        missed = f"{'at least ' if one.at_least else ''}{one.missed:,} missed: " if one.missed else ""
+        out.print(Text(f"  {missed}{plain(one.fate)}", style="yellow"), soft_wrap=True)
+    out.print(Text(f"  next: {report.in_zone(one.next)}"))
+    for attempt in said.ticks:
+        _show_attempt(out, said.now, attempt)
+
+
 def _show(out: Console, said: Why) -> None:
     there = "" if said.exists else ", which is not there any more"
     out.print(Text(f"{plain(said.table)} {plain(said.record)}{there}, at {at(said.now)}", style="bold"))
@@ -59,7 +89,7 @@ def _show(out: Console, said: Why) -> None:
         out.print()
         out.print(Text("Attempts of reactions that are not on this table in this code", style="bold"))
         for attempt in said.others:
-            _show_attempt(out, said, attempt)
+            _show_attempt(out, said.now, attempt)
 
 
 def _show_answer(out: Console, said: Why, one: Answer) -> None:
@@ -72,7 +102,7 @@ def _show_answer(out: Console, said: Why, one: Answer) -> None:
     if one.timed:
         out.print(Text(f"  due: {at(one.due, said.now) if one.due else 'never, since its due time is NULL'}"), soft_wrap=True)
     for attempt in one.attempts:
-        _show_attempt(out, said, attempt)
+        _show_attempt(out, said.now, attempt)
     for other in one.waits_for:
         why_ = f": {plain(other.why)}" if other.why else ""
         waits = f"  waits for {plain(other.reaction)} on {plain(other.record)}, which is {other.standing}{why_}"
@@ -81,9 +111,10 @@ def _show_answer(out: Console, said: Why, one: Answer) -> None:
     out.print(Text(f"  next: {plain(one.next)}{when}"), soft_wrap=True)
 
 
-def _show_attempt(out: Console, said: Why, one: Open) -> None:
-    rounds = f" (round {plain(one.occurrence)})" if one.occurrence else ""
-    line = f"  {plain(one.reaction)}{rounds} is {one.standing} since {at(one.since, said.now)}, failures {one.tries}"
+def _show_attempt(out: Console, now: datetime, one: Open) -> None:
+    which = "round" if one.record else "tick"
+    rounds = f" ({which} {plain(one.occurrence)})" if one.occurrence else ""
+    line = f"  {plain(one.reaction)}{rounds} is {one.standing} since {at(one.since, now)}, failures {one.tries}"
     if one.has_outcome:
         line += ", an outcome is in hand"
     out.print(Text(line, style="yellow"), soft_wrap=True)
@@ -91,6 +122,6 @@ def _show_attempt(out: Console, said: Why, one: Open) -> None:
         if words:
             out.print(Text(f"    {name}: {plain(words)}"), soft_wrap=True)
     if one.settled_from is not None:
-        out.print(Text(f"    to be settled: {one.next}, from {at(one.settled_from, said.now)}"), soft_wrap=True)
+        out.print(Text(f"    to be settled: {one.next}, from {at(one.settled_from, now)}"), soft_wrap=True)
     if one.key_kept_until is not None:
         out.print(Text(f"    its key is good until {at(one.key_kept_until)}"), soft_wrap=True)

@@ -29,7 +29,7 @@ class Admission:
         """Before the first life begins. Raises StoreRefused where attempts stand of reactions that this code does not declare."""
         shift = self._shift
         with shift.database.reading() as connection:
-            left = registry.removed(connection, shift.app, [lane.name for lane in shift.lanes])
+            left = registry.removed(connection, shift.app, [lane.name for lane in shift.lanes], shift.schedules)
             if left:
                 listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
                 raise StoreRefused(

@@ -13,6 +13,9 @@ from groundstate.engine import plans, schema
 from groundstate.engine.handwriting import constants_set
 from groundstate.engine.question import Question
 from groundstate.rules import equality, suspicion
+from groundstate.rules.cron import Cron
+from groundstate.rules.schedule import ScheduleSpec
+from groundstate.rules.silence import silent_from
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant
 from groundstate.values.errors import NotInitialised, StoreRefused
@@ -31,7 +34,9 @@ class Finding:
     cure: str | None = None
 
 
-def check(database: Database, questions: Sequence[Question], metadatas: Sequence[MetaData]) -> list[Finding]:
+def check(
+    database: Database, questions: Sequence[Question], metadatas: Sequence[MetaData], schedules: Sequence[ScheduleSpec] = ()
+) -> list[Finding]:
     """All findings on one store, problems first."""
     try:
         database.connect()
@@ -46,6 +51,7 @@ def check(database: Database, questions: Sequence[Question], metadatas: Sequence
         found += _clocks(questions)
         found += _writers(questions)
         found += _datetimes(database, questions, metadatas)
+        found += _silent_hours(database, connection, schedules)
         if database.name == "sqlite":
             found += _reused_keys(connection, questions)
             found += _other_times(connection, questions)
@@ -76,6 +82,20 @@ def _indexes(database: Database, connection: Connection, question: Question) -> 
         if scan.ddl is None:
             words += ": no index serves its condition; add one on the columns that it compares, or a clause that an index can answer"
         yield Finding("problem" if scan.rows >= LARGE else "advice", "index", name, words, scan.ddl)
+
+
+# ---- schedules -----------------------------------------------------------------------------------------------------------------
+def _silent_hours(database: Database, connection: Connection, schedules: Sequence[ScheduleSpec]) -> Iterator[Finding]:
+    """What fires each hour or oftener pauses for an hour when the clock goes back."""
+    now = connection.execute(select(database.now())).scalar_one()
+    for spec in schedules:
+        cron = spec.timing
+        if isinstance(cron, Cron) and (silent := silent_from(cron, now)) is not None:
+            words = (
+                f"it does not fire at {silent.isoformat(sep=' ', timespec='minutes')}, when the clock shows that hour twice and"
+                f" overlap={cron.overlap!r} takes one of the two: an hour of silence"
+            )
+            yield Finding("advice", "overlap", spec.name, words, "overlap='both', or a timedelta instead of a cron expression")
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
@@ -23,6 +23,7 @@ from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
 from groundstate.rules.policy import MARGIN, Retry
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as table
 from groundstate.values import keys
@@ -43,6 +44,7 @@ class Person:
     life: Life
     questions: Mapping[str, Question]
     by: str
+    schedules: Mapping[str, ScheduleSpec] = field(default_factory=dict)
 
     @property
     def app(self) -> str:
@@ -77,9 +79,12 @@ def retry(
     person: Person, tx: Transaction, question: Question | None, _standing: Standing, attempt: Attempt
 ) -> rules.Keep | rules.Refuse | InHand:
     """`groundstate retry`: an outcome in hand is concluded again, and everything else is given back to the workers."""
-    if question is None:
+    spec = question.spec if question is not None else person.schedules.get(attempt.reaction)
+    if spec is None:
         return rules.Refuse(f"this code does not declare {attempt.reaction}: put its code back, or rename it (`groundstate rename`)")
-    decision = rules.person_retry(attempt, question.spec.terms, tx.now)
+    decision = rules.person_retry(attempt, spec.terms, tx.now)
+    if question is None:
+        return rules.Refuse(_NO_CALL) if isinstance(decision, rules.Conclude) else decision
     match decision:
         case rules.Conclude():
             return _in_hand_again(person, question, attempt)
@@ -109,6 +114,9 @@ def _occurrence(question: Question, attempt: Attempt) -> Occurrence:
     return keys.occurrence_of(attempt.occurrence, len(question.spec.occurrence))
 
 
+_NO_CALL = "it is a tick of a schedule, which makes no call, so it has no outcome: `retry` or `forget` it"
+
+
 def _key(person: Person, attempt: Attempt) -> Key:
     return keys.call_key(attempt.app, person.life.key_names.get(attempt.reaction, attempt.reaction), attempt.record, attempt.occurrence)
 
@@ -122,6 +130,8 @@ def outcome(  # a deed, and whose, with what
     person: Person, written: str, tx: Transaction, question: Question | None, _standing: Standing, attempt: Attempt
 ) -> rules.Refuse | InHand:
     """`groundstate settle --outcome`. Raises Conflict where it is no JSON of the handler's type."""
+    if attempt.reaction in person.schedules:
+        return rules.Refuse(_NO_CALL)
     if question is None:
         return rules.Refuse(f"this code does not declare {attempt.reaction}, so no handler can take an outcome: put its code back first")
     decision = rules.person_outcome(attempt, question.spec.terms, tx.now)
@@ -136,9 +146,9 @@ def outcome(  # a deed, and whose, with what
     return InHand(value, _key(person, attempt), _occurrence(question, attempt), restarted=True, written=kept)
 
 
-def forget(tx: Transaction, question: Question | None, standing: Standing, attempt: Attempt) -> rules.Delete | rules.Refuse:
+def forget(person: Person, tx: Transaction, question: Question | None, standing: Standing, attempt: Attempt) -> rules.Delete | rules.Refuse:
     """`groundstate forget`."""
-    if question is None and attempt.state is State.FAILED:
+    if question is None and attempt.reaction not in person.schedules and attempt.state is State.FAILED:
         return rules.Delete()  # no code could ever carry it out, and no call of it was made
     decision = rules.person_forget(attempt, _terms(question, attempt), standing.facts, tx.now)
     if isinstance(decision, rules.Delete) and attempt.outcome:

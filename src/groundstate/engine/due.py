@@ -79,7 +79,7 @@ class Clock:
     def ask(self, shift: Shift) -> None:
         """Sets `shift.next_due`."""
         with shift.database.reading() as connection:
-            if connection.execute(select(table.c.app).limit(1)).first() is None:
+            if not shift.lanes or connection.execute(select(table.c.app).limit(1)).first() is None:
                 shift.next_due = None
                 return
             now = connection.execute(select(shift.database.now())).scalar_one()

@@ -14,6 +14,8 @@ from groundstate.engine.question import Question
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State, Terms
 from groundstate.rules.policy import Retry
+from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as table
 from groundstate.values import keys
@@ -76,7 +78,7 @@ class Page:
 def held(  # a store, what is wanted of it, and which page
     app: str,
     database: Database,
-    questions: Mapping[str, Question],
+    declared: Mapping[str, Question | ScheduleSpec],
     which: Filter | None = None,
     *,
     after: Cursor | None = None,
@@ -96,7 +98,7 @@ def held(  # a store, what is wanted of it, and which page
         total = _count(connection, where)
         mine = [table.c.app == app, table.c.state == State.HELD.value, table.c.why == registry.BASELINE]
         baselines = _count(connection, mine)
-    shown = [_held(one, questions.get(one.reaction), names, now) for one in found[:limit]]
+    shown = [_held(one, declared.get(one.reaction), names, now) for one in found[:limit]]
     left = len(found) > limit
     last = shown[-1] if shown and left else None
     return Page(shown, total, baselines, (last.reaction, last.record, last.occurrence) if last else None, left)
@@ -123,9 +125,11 @@ def _where(app: str, which: Filter) -> list[ColumnElement[bool]]:
     return where
 
 
-def _held(one: Attempt, question: Question | None, names: Mapping[str, str], now: datetime) -> Held:
-    terms = question.spec.terms if question is not None else Terms(policy=None, retry=Retry())
-    calls = question is None or question.spec.call is not None
+def _held(one: Attempt, declared: Question | ScheduleSpec | None, names: Mapping[str, str], now: datetime) -> Held:
+    question = declared if isinstance(declared, Question) else None
+    spec = question.spec if question is not None else declared
+    terms = spec.terms if isinstance(spec, ReactionSpec | ScheduleSpec) else Terms(policy=None, retry=Retry())
+    calls = declared is None or (question is not None and question.spec.call is not None)
     return Held(
         reaction=one.reaction,
         table=question.spec.table_name if question is not None else one.blocks,
@@ -140,18 +144,18 @@ def _held(one: Attempt, question: Question | None, names: Mapping[str, str], now
         calls=one.call_no,
         failures=one.failures,
         absent_from=one.deadline + terms.settle_after if one.unsure else None,
-        can=_possible(one, question, terms, now),
+        can=_possible(one, terms, now, declared=declared is not None),
     )
 
 
-def _possible(one: Attempt, question: Question | None, terms: Terms, now: datetime) -> tuple[str, ...]:
+def _possible(one: Attempt, terms: Terms, now: datetime, *, declared: bool) -> tuple[str, ...]:
     """As the rules say it, but for what depends on the record, which is not read here."""
     can = []
-    if question is not None and not isinstance(rules.person_retry(one, terms, now), rules.Refuse):
+    if declared and not isinstance(rules.person_retry(one, terms, now), rules.Refuse):
         can.append("retry")
     if not isinstance(rules.person_absent(one, terms, rules.Facts(exists=False, holds=False), now), rules.Refuse):
         can.append("settle --absent")
-    if question is not None and not isinstance(rules.person_outcome(one, terms, now), rules.Refuse):
+    if declared and not isinstance(rules.person_outcome(one, terms, now), rules.Refuse):
         can.append("settle --outcome")
     if not isinstance(rules.person_forget(one, terms, rules.Facts(exists=False, holds=False), now), rules.Refuse):
         can.append("forget")

@@ -18,9 +18,11 @@ from groundstate.engine.living import LifeSeen
 from groundstate.engine.locked import Locked
 from groundstate.engine.question import Place, Question
 from groundstate.engine.registry import BASELINE, COUNTED_MAX, Newcomer
+from groundstate.engine.schedules import Scheduled, scheduled
 from groundstate.engine.states import Unanswered
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
 from groundstate.store.tables import attempt as table
 from groundstate.values import keys
@@ -100,6 +102,7 @@ class Pending:
     last_end: str
     in_flight: str
     lock: str
+    schedules: tuple[Scheduled, ...] = ()
     states: tuple[Unanswered, ...] | None = None
     left: bool = field(default=False)  # whether anything is left to do, for anybody
 
@@ -113,25 +116,30 @@ class Looked:
     connection: Connection
     questions: Mapping[str, Question]
     alive: Mapping[int, bool | None]
+    schedules: Mapping[str, ScheduleSpec] = field(default_factory=dict)
 
 
-def pending(
+def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and how much is told
     app: str,
     database: Database,
     questions: Sequence[Question],
     lives: Lives,
     *,
+    schedules: Sequence[ScheduleSpec] = (),
     rested: Sequence[tuple[type, ColumnElement[bool]]] | None = None,
     shown: int = SHOWN,
+    then: datetime | None = None,
 ) -> Pending:
     """The report. rested: what the app declared to rest; None leaves the states out. shown: attempts listed of each kind.
 
-    Where the questions were made for a moment, what would be due then is told.
+    then: the moment that the questions were made for: what would be due then is told.
     """
     with database.reading() as connection:
         now = connection.execute(select(database.now())).scalar_one()
         seen = living.lives_of(database, connection, lives)
-        looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, {one.life: one.alive for one in seen})
+        alive = {one.life: one.alive for one in seen}
+        looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, alive, {spec.name: spec for spec in schedules})
+        ticks = tuple(scheduled(app, database, connection, schedules, then))
         known = registry.known(connection, app)
         _, loud = registry.newcomers(connection, questions, known)
         off = {one.name for one in loud}
@@ -144,7 +152,7 @@ def pending(
         waits = _waits(looked, shown)
         return Pending(
             now=now,
-            at=next((question.moment for question in questions if question.moment), None),
+            at=then,
             standby=_standby(connection),
             to_do=to_do,
             counts=counts,
@@ -154,16 +162,17 @@ def pending(
             waits=waits,
             locked=tuple(locked.locked(connection, questions)),
             newcomers=tuple(loud),
-            suspects=tuple(sorted(name for name, one in known.items() if one.suspect)),
-            undeclared=dict(registry.removed(connection, app, names)),
+            suspects=tuple(sorted(name for name, one in known.items() if one.suspect and name not in looked.schedules)),
+            undeclared=dict(registry.removed(connection, app, names, list(looked.schedules))),
             baseline=baseline,
             lives=tuple(seen),
             careful=living.is_careful(seen, now),
             last_end=living.last_end_in_words(seen),
             in_flight=_in_flight(counts, seen),
             lock=living.lock_in_words(database),
+            schedules=ticks,
             states=None if rested is None else tuple(states.unanswered(connection, questions, rested)),
-            left=any(one.rows or one.too_late for one in to_do) or any(counts.values()) or bool(waits),
+            left=any(one.rows or one.too_late for one in to_do) or any(counts.values()) or bool(waits) or any(one.missed for one in ticks),
         )
 
 
@@ -246,26 +255,30 @@ def _standing_of(looked: Looked, reaction: str, state: State, worker: int) -> st
         return str(state)
     if state is State.DOUBT:
         return wording.IN_DOUBT
-    return wording.begun(alive=looked.alive.get(worker), has_call=question is None or question.spec.call is not None)
+    has_call = reaction not in looked.schedules and (question is None or question.spec.call is not None)
+    return wording.begun(alive=looked.alive.get(worker), has_call=has_call)
 
 
 def _opens(looked: Looked, where: ColumnElement[bool], order: Sequence[ColumnElement[Any]], shown: int) -> tuple[Open, ...]:
     statement: Select[Any] = attempts.rows(table.c.app == looked.app, where).order_by(*order, table.c.reaction, table.c.record).limit(shown)
     found = attempts_as_they_stand(looked.database, looked.connection, statement)
-    return tuple(open_of(looked.questions, looked.alive, one) for one in found)
+    return tuple(open_of({**looked.questions, **looked.schedules}, looked.alive, one) for one in found)
 
 
-def open_of(questions: Mapping[str, Question], alive: Mapping[int, bool | None], attempt: Attempt) -> Open:
+def open_of(declared: Mapping[str, Question | ScheduleSpec], alive: Mapping[int, bool | None], attempt: Attempt) -> Open:
     """One attempt in words and times."""
-    question = questions.get(attempt.reaction)
-    terms = question.spec.terms if question else None
+    found = declared.get(attempt.reaction)
+    question = found if isinstance(found, Question) else None
+    terms = question.spec.terms if question else found.terms if isinstance(found, ScheduleSpec) else None
     lives = alive.get(attempt.worker)
     doubtful = attempt.state in (State.BEGUN, State.DOUBT)
     return Open(
         reaction=attempt.reaction,
         record=attempt.record,
         occurrence=attempt.occurrence,
-        standing=wording.standing(attempt, alive=lives, has_call=question is None or question.spec.call is not None),
+        standing=wording.standing(
+            attempt, alive=lives, has_call=found is None or (question is not None and question.spec.call is not None)
+        ),
         next=wording.comes_next(attempt, terms, alive=lives),
         next_at=attempt.next_at,
         settled_from=wording.settled_from(attempt, terms) if doubtful else None,

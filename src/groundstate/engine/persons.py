@@ -21,8 +21,10 @@ from groundstate.engine.question import Question
 from groundstate.engine.transaction import watch
 from groundstate.rules.attempt import State
 from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
 from groundstate.store.tables import attempt as table
+from groundstate.values import keys
 from groundstate.values.errors import Conflict, NotFound
 
 __all__ = ["Did", "Person", "forget", "forget_all", "how_many", "person", "retry", "retry_all", "settle", "settle_absent", "user"]
@@ -41,7 +43,7 @@ def user() -> str:
 
 def person(  # what an app, a store and a human are
     app: str,
-    specs: Sequence[ReactionSpec],
+    specs: Sequence[ReactionSpec | ScheduleSpec],
     database: Database,
     lives: Lives,
     *,
@@ -53,12 +55,13 @@ def person(  # what an app, a store and a human are
     watch(database)
     schema.check(database)
     life = Life(app, database, lives, None, redact or (lambda words: words))
-    questions = {spec.name: Question(spec, database) for spec in specs}
+    questions = {spec.name: Question(spec, database) for spec in specs if isinstance(spec, ReactionSpec)}
+    schedules = {spec.name: spec for spec in specs if isinstance(spec, ScheduleSpec)}
     with database.reading() as connection:
         life.key_names = {known.name: known.key_name for known in registry.known(connection, app).values()}
         for question in questions.values():
             question.has_triggers = registry.has_triggers(connection, database, question)
-    return Person(life, questions, by or user())
+    return Person(life, questions, by or user(), schedules)
 
 
 # ---- one attempt ---------------------------------------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ def settle(person: Person, reaction: str, record: str, occurrence: str | None = 
 
 def forget(person: Person, reaction: str, record: str, occurrence: str | None = None) -> Did:
     """Deletes a held attempt, where that is no new call. Raises NotFound, Conflict."""
-    return _one(person, (reaction, record, occurrence), deeds.forget, f"forgotten by {person.by}")
+    return _one(person, (reaction, record, occurrence), partial(deeds.forget, person), f"forgotten by {person.by}")
 
 
 # ---- all of a reaction ---------------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def retry_all(person: Person, reaction: str, *, failed: bool = False, baseline: 
 
 def forget_all(person: Person, reaction: str) -> Iterator[Did]:
     """`forget` for each held attempt of a reaction, as it is done."""
-    return _all(person, reaction, _bulk(person, reaction), deeds.forget, f"forgotten by {person.by}")
+    return _all(person, reaction, _bulk(person, reaction), partial(deeds.forget, person), f"forgotten by {person.by}")
 
 
 def _bulk(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> list[ColumnElement[bool]]:
@@ -153,13 +156,15 @@ def _one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: 
     did = deeds.act(person, identity[1], [identity], deed)[0]
     if did.became == "refused":
         raise Conflict(f"{did.reaction} on {did.record}: {did.words}")
-    log.warning("%s on %s %s: %s", did.reaction, did.record, said, did.words)
+    log.warning("%s on %s %s: %s", did.reaction, did.record or did.occurrence, said, did.words)
     return did
 
 
 # ---- which attempt is meant ------------------------------------------------------------------------------------------------------
 def _identity(person: Person, reaction: str, record: str, occurrence: str | None) -> Identity:
     """The one attempt that is meant. Raises NotFound, Conflict where the record has several."""
+    if reaction in person.schedules and record:  # its ticks are on no record: what is said is which tick
+        record, occurrence = "", keys.tick_text(record) if occurrence is None else occurrence
     written = _canonical(person, reaction, record)
     where = [table.c.app == person.app, table.c.reaction == reaction, table.c.record == written]
     if occurrence is not None:
@@ -170,9 +175,10 @@ def _identity(person: Person, reaction: str, record: str, occurrence: str | None
         _known_reaction(person, reaction)
         of = f" for occurrence {occurrence!r}" if occurrence is not None else ""
         what = "it was carried out, or not begun yet. `groundstate held` lists what is held"
-        raise NotFound(f"no attempt of {reaction} stands on {written}{of}: {what}")
+        raise NotFound(f"no attempt of {reaction} stands{f' on {written}' if written else ''}{of}: {what}")
     if len(found) > 1:
-        raise Conflict(f"{reaction} has several attempts on {written}: say which, with --occurrence, of {', '.join(map(repr, found))}")
+        on = f" on {written}" if written else ""
+        raise Conflict(f"{reaction} has several attempts{on}: say which, with --occurrence, of {', '.join(map(repr, found))}")
     return (person.app, reaction, written, found[0])
 
 
@@ -195,10 +201,10 @@ def _stands(person: Person, reaction: str, record: str) -> bool:
 
 
 def _known_reaction(person: Person, reaction: str) -> None:
-    if reaction in person.questions:
+    if reaction in person.questions or reaction in person.schedules:
         return
     with person.database.reading() as connection:
-        names = {*person.questions, *registry.known(connection, person.app)}
+        names = {*person.questions, *person.schedules, *registry.known(connection, person.app)}
         there = select(table.c.reaction).where(table.c.app == person.app, table.c.reaction == reaction).limit(1)
         if reaction not in names and connection.execute(there).first() is None:
             raise NotFound(f"app {person.app!r} has no reaction {reaction!r} here: there are {', '.join(sorted(names)) or 'none'}")

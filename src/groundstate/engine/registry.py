@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Connection, and_, column, delete, func, insert, literal_column, not_, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, and_, column, delete, func, insert, literal_column, not_, or_, select, text, true, update
 from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
@@ -178,12 +178,16 @@ def _taken(question: Question, record: object) -> Taken:
     return Taken(key, question.record_text(key), question.occurrence_text(record), record)
 
 
-def removed(connection: Connection, app: str, names: Sequence[str]) -> list[tuple[str, int]]:
-    """Reactions with open attempts that this code does not declare, and how many: refused at the start, never dropped."""
+def removed(connection: Connection, app: str, names: Sequence[str], schedules: Sequence[str] = ()) -> list[tuple[str, int]]:
+    """Reactions with open attempts that this code does not declare, and how many: refused at the start, never dropped.
+
+    schedules: their attempts are on no record. Where a reaction became a schedule of its name, those on records are its own.
+    """
+    table = tables.attempt
+    of_none = and_(table.c.reaction.not_in(list(names)), table.c.reaction.not_in(list(schedules)))
+    of_a_record = and_(table.c.reaction.in_(list(schedules)), table.c.record != "")
     rows = connection.execute(
-        select(tables.attempt.c.reaction, func.count())
-        .where(tables.attempt.c.app == app, tables.attempt.c.reaction.not_in(list(names)))
-        .group_by(tables.attempt.c.reaction)
+        select(table.c.reaction, func.count()).where(table.c.app == app, or_(of_none, of_a_record)).group_by(table.c.reaction)
     )
     return [(row[0], row[1]) for row in rows]
 

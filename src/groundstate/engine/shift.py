@@ -19,6 +19,8 @@ class Shift:
     database: Database
     life: Life
     lanes: list[Lane] = field(default_factory=list)  # one for each reaction
+    schedules: list[str] = field(default_factory=list)  # their names
+    enrolled: bool = False  # whether the rows of schedules say what this code says
     stopping: float | None = None  # when waiting for calls ends; None: not stopping
     next_due: float | None = None  # when an attempt is to be looked at; 0: ask
     next_timer: float | None = None  # when a record becomes due, or too late; 0: ask

@@ -98,6 +98,7 @@ class Succession:
         if why:
             self._went_back = why
             restore.went_back(shift.life, [lane.question for lane in shift.lanes], why)
+            shift.enrolled = False
             self.after_restore, self._went_back = False, None  # only now: what was cut short is done again
         elif restore.remembered(shift.life) != shift.database.identity():
             restore.remember(shift.life)

@@ -364,7 +364,7 @@ class Traffic:
     def find_unknown(self) -> None:
         """Begun attempts of ours with no such call in memory: a COMMIT that landed after all (hazard 47)."""
         life = self._shift.life
-        mine = attempts.rows(table.c.worker == life.id, table.c.state == State.BEGUN.value)
+        mine = attempts.rows(table.c.worker == life.id, table.c.state == State.BEGUN.value, table.c.reaction.not_in(self._shift.schedules))
         with self._shift.database.reading() as connection:
             begun = attempts.fetch(connection, mine)
         known = {call for call, _ in self._flying} | {word.flight.call for word in [*self._words, *self._inbox]}

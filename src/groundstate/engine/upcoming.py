@@ -10,16 +10,18 @@ from sqlalchemy import Connection, func, select
 
 from groundstate.engine.question import Question
 from groundstate.engine.registry import COUNTED_MAX
+from groundstate.engine.schedules import scheduled
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database
 
 
 @dataclass(frozen=True)
 class Timer:
-    """A record that is to become due."""
+    """A record that is to become due; or the next tick of a schedule, which has no table."""
 
     reaction: str
     table: str
-    record: str
+    record: str  # of a schedule its words
     due: datetime
 
 
@@ -58,3 +60,9 @@ def timers(connection: Connection, questions: Sequence[Question], most: int) -> 
             if due is not None:
                 found.append(Timer(spec.name, spec.table_name, question.record_text(tuple(key)), due))
     return sorted(found, key=lambda one: (one.due, one.reaction, one.record))[:most]
+
+
+def ticks(app: str, database: Database, connection: Connection, schedules: Sequence[ScheduleSpec]) -> list[Timer]:
+    """The next tick of each schedule."""
+    found = scheduled(app, database, connection, schedules, None)
+    return [Timer(one.name, "", one.words, one.next) for one in found if one.next is not None]

@@ -14,14 +14,17 @@ from groundstate.engine import attempts, living, registry
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.pending import Open, open_of
 from groundstate.engine.question import PrimaryKey, Question, sql_text
+from groundstate.engine.schedules import Scheduled, scheduled
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
 from groundstate.store.tables import attempt as table
 from groundstate.values import keys
 from groundstate.values.errors import NotFound
 
 CHILDREN_MOST = 1_000
+TICKS_MOST = 100
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,34 @@ def why(app: str, database: Database, questions: Sequence[Question], lives: Live
         names = {question.spec.name for question in on_it}
         others = tuple(open_of(by_name, looked.alive, one) for one in mine if one.app != app or one.reaction not in names)
         return Why(now, first.spec.table_name, text, exists, looked.lives, answers, others)
+
+
+@dataclass(frozen=True)
+class WhySchedule:
+    """One schedule, and the ticks of it that failed or are held."""
+
+    now: datetime
+    schedule: Scheduled
+    ticks: tuple[Open, ...]
+
+
+def why_schedule(app: str, database: Database, spec: ScheduleSpec, lives: Lives, tick: str | None) -> WhySchedule:
+    """What there is to say of a schedule. tick: of this one alone, by its time.
+
+    Raises:
+        NotFound: no attempt stands of that tick.
+    """
+    with database.reading() as connection:
+        now = connection.execute(select(database.now())).scalar_one()
+        alive = {one.life: one.alive for one in living.lives_of(database, connection, lives)}
+        statement = attempts.rows(table.c.app == app, table.c.reaction == spec.name).order_by(table.c.occurrence).limit(TICKS_MOST)
+        if tick is not None:
+            statement = statement.where(table.c.occurrence == keys.tick_text(tick))
+        standing = attempts_as_they_stand(database, connection, statement)
+        if tick is not None and not standing:
+            raise NotFound(f"no attempt of schedule {spec.name} stands of a tick {tick!r}: it was carried out, left out, or is to come")
+        ticks = tuple(open_of({spec.name: spec}, alive, one) for one in standing)
+        return WhySchedule(now, scheduled(app, database, connection, [spec], None)[0], ticks)
 
 
 def _on(questions: Sequence[Question], named: str) -> list[Question]:

@@ -11,6 +11,13 @@ IN_DOUBT, IN_THE_AIR, ALIVE_OR_IN_DOUBT, CARRIED_OUT = "in doubt", "in the air",
 INTERRUPTED = "interrupted, nothing was called"
 
 
+def on_what(record: str, occurrence: str) -> str:
+    """The record, and the round where there are several; of a schedule, which has no record, the tick."""
+    if not record and occurrence:
+        return f"tick {occurrence}"
+    return f"{record} ({occurrence})" if occurrence else record
+
+
 def standing(attempt: Attempt, *, alive: bool | None, has_call: bool = True) -> str:
     """What it is. `begun` says nothing by itself: whether its worker's lock is taken does."""
     match attempt.state:

@@ -27,10 +27,12 @@ from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.succession import Succession, take_over
+from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
 from groundstate.engine.traffic import Traffic
 from groundstate.engine.trouble import Illegible
 from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Opened
 from groundstate.store.tables import attempt as attempt_table
 from groundstate.values.errors import Stopped, WentBack
@@ -69,7 +71,14 @@ class Worker:
     """Carries out the reactions of one store. `start`, then `stop`; `quiet` tells when nothing is left that can be done now."""
 
     def __init__(
-        self, app: str, specs: Sequence[ReactionSpec], opened: Opened, *, options: Options, redact: Callable[[str], str] | None = None
+        self,
+        app: str,
+        specs: Sequence[ReactionSpec],
+        opened: Opened,
+        *,
+        schedules: Sequence[ScheduleSpec] = (),
+        options: Options,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
         self.options = options
         self.database, make_lives, self._witness = opened
@@ -90,6 +99,7 @@ class Worker:
         self._batches = Batches(self._shift)
         self._clock = due.Clock()
         self._timers = Timers(self._shift)
+        self._ticks = Ticks(self._shift, schedules)
         self._next_sweep = 0.0
         self._next_look = 0.0
         self._heard_here = False  # a session of this process committed since the last look
@@ -265,6 +275,7 @@ class Worker:
         self._look()
         self._traffic.turn()
         if self._shift.stopping is None:
+            self._ticks.turn()
             self._batches.turn()
             self._is_it_quiet()
         self._trouble = 0
@@ -327,7 +338,7 @@ class Worker:
             return self._not_before - now
         if self._shift.stopping is None and any(self._can_go_on(lane, now) for lane in self._shift.parts):
             return 0.0
-        times = [self._next_sweep, now + SWEEP_S]
+        times = [self._next_sweep, now + SWEEP_S, self._ticks.wait_until()]
         if self._shift.embedded:
             times.append(self._next_look)
         times += [at for at in (self._shift.next_due, self._timers.wait_until()) if at is not None]
@@ -384,12 +395,13 @@ class Worker:
         self._traffic.find_unknown()
         self._traffic.end_overtaken()
         self._admission.read_again()
+        self._ticks.look_again()
         self._clock.ask(self._shift)
         self._traffic.caller.watch()
 
     # ---- quiet, and the end ----------------------------------------------------------------------------------------------------------
     def _is_it_quiet(self) -> None:
-        if self._quiet_wanted != "swept" or not self._traffic.quiet or any(lane.wants for lane in self._shift.parts):
+        if self._quiet_wanted != "swept" or not self._traffic.quiet or self._ticks.wants or any(lane.wants for lane in self._shift.parts):
             return
         if self._shift.took:
             self._quiet_wanted = "asked"  # something was done since the last sweep began: look once more

@@ -26,6 +26,7 @@ from groundstate.engine import (
     life,
     shift,
     succession,
+    ticks,
     timers,
     traffic,
     worker,
@@ -36,7 +37,7 @@ from groundstate.testing.actors import Actor
 EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
-_WITH_TIME = (batches, deeds, due, flight, leaps, life, shift, succession, timers, traffic, worker)
+_WITH_TIME = (batches, deeds, due, flight, leaps, life, shift, succession, ticks, timers, traffic, worker)
 
 
 class Stuck(AssertionError):

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from groundstate.engine.flight import Flight
 from groundstate.rules.reaction import Function, ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import tables
 from groundstate.testing.place import Place
 from groundstate.testing.process import Process
@@ -98,6 +99,7 @@ class Book:
         self._plain = [(number, spec) for number, some in enumerate(specs) for spec in some]
         self._asked = {spec.name: _holding(spec) for _, spec in self._plain}
         self._times = Times(place, self._plain)
+        self.schedules: Sequence[Sequence[ScheduleSpec]] = ()  # of each store
         self._policies = {spec.name: spec.call.in_doubt.kind for _, spec in self._plain if spec.call is not None}
         self._entries: Counter[Condition] = Counter()
         self._holding: frozenset[Condition] = frozenset()
@@ -106,6 +108,11 @@ class Book:
         self.stage: Stage | None = None
         self.taken: set[str] = set()  # reactions of which a handler's work was committed
         self.specs = [[self._wrapped(spec) for spec in some] for some in specs]
+
+    def ticking(self, spec: ScheduleSpec) -> ScheduleSpec:
+        """A schedule whose handler is watched for what may not be done in a transaction."""
+        handler = spec.handler
+        return replace(spec, handler=replace(handler, call=wraps(handler.call)(partial(self._sends, spec, handler.call))))
 
     def begin(self, stage: Stage) -> None:
         """The run begins: what holds now has entered once."""
@@ -207,11 +214,11 @@ class Book:
 
     def looks(self) -> frozenset[Look]:
         """When each attempt that is failed or in doubt is to be looked at, and when each record becomes due or is too late, by the
-        database's clock; no record that becomes due when the run is over.
+        database's clock; no record that becomes due when the run is over. Ticks have no end of their own, so they come until then alone.
         """
         table = tables.attempt.c
         asked = select(table.reaction, table.record, table.occurrence, table.state, table.failures, table.next_at)
-        found: set[Look] = set(self._times.to_come(*self._span()))
+        found: set[Look] = {*self._times.to_come(*self._span()), *self._times.ticks(self.schedules, *self._span())}
         for number in range(len(self.specs)):
             with self._place.connect(number) as connection:
                 found.update(map(tuple, connection.execute(asked.where(table.state.in_(["failed", "doubt"]), table.next_at.is_not(None)))))
@@ -299,12 +306,12 @@ class Book:
             transaction.append(took)
             _forget_where_rolled_back(transaction, took, inspect(record).session)
 
-    def _sends(self, spec: ReactionSpec, sends: Callable[..., Any], *more: Any, **supplied: Any) -> Any:
+    def _sends(self, spec: ReactionSpec | ScheduleSpec, sends: Callable[..., Any], *more: Any, **supplied: Any) -> Any:
         with self._watching(spec):
             return sends(*more, **supplied)
 
     @contextmanager
-    def _watching(self, spec: ReactionSpec) -> Iterator[None]:
+    def _watching(self, spec: ReactionSpec | ScheduleSpec) -> Iterator[None]:
         """What may not be done in a transaction ends the run, whatever the engine makes of it."""
         try:
             with nullcontext() if self._around is None else self._around(spec.name):

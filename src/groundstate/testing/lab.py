@@ -188,7 +188,7 @@ class Lab:
             if spec.call is not None and spec.call not in known:
                 name = spec.call.function.name
                 raise DeclarationError(f"call {name} has no fake, and would be made for real: lab.fake({name}, answer)")
-        if not app.reactions:
+        if not app.reactions and not app.schedules:
             raise DeclarationError(f"{app!r} has no reactions, so nothing would run: import the module that declares them")
         if not rows and not self._meanwhile:
             raise DeclarationError(
@@ -197,7 +197,7 @@ class Lab:
             )
         for row in rows:
             _check_row(app, row)
-        unknown = sorted(set(may_fail) - set(app.reactions))
+        unknown = sorted(set(may_fail) - set(app.reactions) - set(app.schedules))
         if unknown:
             raise DeclarationError(f"may_fail={unknown}: there is no such reaction; there are {', '.join(sorted(app.reactions))}")
         if budget < 0:

@@ -18,6 +18,7 @@ from groundstate.engine import hints
 from groundstate.engine.flight import Flight
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 from groundstate.testing import actors
 from groundstate.testing.actors import Actor, Buried, quiet_dead
 from groundstate.testing.ambient import Stuck, Time, installed
@@ -68,6 +69,7 @@ class Stage:
         self.meanwhile: Sequence[Callable[[Session], object]] = ()
         self.judge: Judge | None = None
         self.story: list[str] = []
+        self.schedules: Sequence[Sequence[ScheduleSpec]] = [()] * len(specs)
         self.marks: list[object] | None = None  # where it is a list: what a death at each crossing would leave
         self.wrong: BaseException | None = None  # what a judge raised in a place where it could not be raised
         self.at_death: Callable[[Process], None] | None = None  # instead of a death in process: a real one
@@ -82,6 +84,7 @@ class Stage:
         self._turns = Turns(self.time, place, self._after_leg)
         self._reached: tuple[Process, str, str, bool] | None = None
         self._copy: Any = None
+        self._crossed = False  # the thread that was led last has parked at a crossing
         self._told = 0
         self._hints = Hints(schedule.hints)
         self._building: Process | None = None
@@ -145,7 +148,8 @@ class Stage:
             wired.use(self, process)
             known = len(process.actors)
             redact = specs[0].store.redact if specs else None
-            process.workers.append(Worker(self.app, specs, wired.opened, options=options, redact=redact))
+            schedules = self.schedules[number]
+            process.workers.append(Worker(self.app, specs, wired.opened, schedules=schedules, options=options, redact=redact))
             self._wired.update(dict.fromkeys(process.actors[known:], wired))
         self._after_restore, self._building = False, None
         for worker in process.workers:
@@ -178,13 +182,16 @@ class Stage:
         """In the thread that directs. Ends too when a process has died, and when its time is over and nothing else can go on."""
         end = None if seconds is None else self.time.awake_s + seconds
         alive = self.alive
-        while not true():
+        # A thread that would go on by itself, were nothing looked at where it crosses, goes on before its work is looked at: else a run
+        # in which each crossing is marked would be another one.
+        while (self._crossed and self._turns.is_alone) or not true():
             if any(process.dead for process in alive) or not self._turns.step(end):
                 return true()
         return True
 
     def _after_leg(self) -> None:
         reached, self._reached = self._reached, None
+        self._crossed = reached is not None
         if reached is not None:
             self.reach(*reached)
         if self.wrong is not None:

@@ -1,4 +1,4 @@
-"""When the records of a run become due, and are too late, as the tables say. Asks what is committed; carries out nothing."""
+"""When records of a run become due, and are too late, and when its schedules tick. Asks what is committed; carries out nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 from sqlalchemy import select
 
+from groundstate.engine.marks import Mark
 from groundstate.engine.timing import Timing
 from groundstate.rules.reaction import ReactionSpec
-from groundstate.store import opening
+from groundstate.rules.schedule import ScheduleSpec
+from groundstate.store import opening, tables
 from groundstate.testing.place import Place
 from groundstate.values import keys
 
@@ -32,6 +34,17 @@ class Times:
             for at in (due, *late):
                 if now < at and (ends is None or at <= ends):
                     yield reaction, record, at
+
+    def ticks(self, schedules: Sequence[Sequence[ScheduleSpec]], now: datetime, ends: datetime | None) -> Iterator[tuple[str, datetime]]:
+        """Which schedule, and when its next tick is, by `ends`; none where no end is said."""
+        marks = f"SELECT name, condition, mark FROM {tables.reaction.name}"  # noqa: S608  # a name of ours
+        for number, some in enumerate(schedules) if ends is not None else ():
+            seen = {name: Mark(words, mark).at for name, words, mark in self._place.ask(number, marks)} if some else {}
+            for spec in some:
+                mark = seen.get(spec.name)
+                following = None if mark is None else spec.timing.following(mark)
+                if following is not None and ends is not None and now < following <= ends:
+                    yield spec.name, following
 
     def early(self, until: datetime) -> set[Record]:
         """Those that become due later than that, and those that never do."""

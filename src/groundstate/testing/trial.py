@@ -82,6 +82,8 @@ class Trial:
         self._limit = CLEAN_MOST
         specs = [app.reactions_of(store) for store in app.stores]
         self._book = Book(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
+        self._schedules = [[self._book.ticking(spec) for spec in app.schedules_of(store)] for store in app.stores]
+        self._book.schedules = self._schedules
         self.at_death: Callable[[Any], None] | None = None  # instead of a death in process
         self.findings = Findings(0, 0, 0, 0, 0.0)
 
@@ -132,6 +134,7 @@ class Trial:
         self._place.begin_anew()
         stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit, clock=cast.clock.moves)
         stage.judge, stage.meanwhile, stage.at_death, stage.marks = book, cast.meanwhile, self.at_death, [] if marked else None
+        stage.schedules = self._schedules
         cast.clock.shows(stage)
         try:
             with stage.open():

@@ -94,6 +94,14 @@ def _instant_of(written: str) -> datetime:
     return datetime.fromisoformat(written.replace("Z", "+00:00"))
 
 
+def tick_text(written: str) -> str:
+    """The canonical text of a point in time, as a person wrote it; what is none stays as it is."""
+    try:
+        return instant(_instant_of(written))
+    except (ValueError, OverflowError):
+        return written
+
+
 def _bool_of(written: str) -> bool:
     if written.lower() not in {"true", "false"}:
         raise ValueError(f"{written!r} is neither true nor false")

@@ -1,0 +1,282 @@
+"""Cron: five fields on the wall clock of a zone, as a set of instants. Pure: the time is an argument, and nothing here waits.
+
+A library (cronsim) reads the fields and walks their wall times without a zone. What becomes of wall times that do not exist or come twice
+is decided here, since no library has these choices (docs/time.md). All comparing is done in UTC: Python compares two times of one zone by
+what its clock shows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import lru_cache
+from itertools import islice, takewhile
+from typing import Any, Literal
+
+from groundstate.values.errors import DeclarationError
+
+Gap = Literal["shift", "skip"]
+Overlap = Literal["first", "second", "both"]
+
+_GAPS: tuple[Gap, ...] = ("shift", "skip")
+_OVERLAPS: tuple[Overlap, ...] = ("first", "second", "both")
+_FIELDS = ("minute", "hour", "day of month", "month", "day of week")
+_SIZES = (60, 24, 31, 12, 7)
+_ALIASES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+_INSTANT = timedelta(microseconds=1)
+_HOUR = timedelta(hours=1)
+_AROUND = timedelta(hours=40)  # a clock shows at most 15 hours from UTC, and no change moves it by more than 24
+_DAY = timedelta(days=1)
+_ANY_DAY = datetime(2000, 1, 1)  # noqa: DTZ001  # of a wall clock
+
+
+@dataclass(frozen=True)
+class Cron:
+    """A cron expression in a time zone: points in time that come again, as in `Cron("0 7 * * MON", "Europe/Berlin")`.
+
+    Two wall times that fall on one instant are one tick. Ticks are given as times of the zone. Python takes no two times of different
+    zones for equal where one lies in an hour that comes twice: compare `tick.astimezone(UTC)`, and store ticks in `Instant` columns.
+
+    Args:
+        expression: minute, hour, day of month, month, day of week; names (JAN, MON), ranges, steps and lists, `L`, `LW`, `5L`, `MON#2`, or
+            `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. Where one of the two fields of days begins with a star both must match,
+            else one of them, as in Debian's cron.
+        zone: a name of the IANA time zone database.
+        gap: what becomes of a wall time that the clock skips. "shift": it is taken with the offset before the change, as RFC 5545 3.3.5
+            says it, so that 02:30 comes at 03:30, which is when it would have come without the change; "skip": it does not come.
+        overlap: which one is meant where the clock shows a wall time twice.
+
+    Raises:
+        DeclarationError: this is no such expression, it never comes, or there is no such zone; the message names the cure.
+    """
+
+    expression: str
+    zone: str = "UTC"
+    gap: Gap = "shift"
+    overlap: Overlap = "first"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "expression", _checked(self.expression))
+        _check_choice("gap", self.gap, _GAPS)
+        _check_choice("overlap", self.overlap, _OVERLAPS)
+        if not isinstance(self.zone, str):
+            raise DeclarationError(f"zone={self.zone!r}: give a name of the IANA database, as 'Europe/Berlin'")
+        _zone(self.zone)
+
+    def __str__(self) -> str:
+        return f"{self.expression} in {self.zone}"
+
+    @property
+    def tzinfo(self) -> tzinfo:
+        """The zone itself."""
+        return _zone(self.zone)
+
+    def next(self, after: datetime) -> datetime:
+        """The first tick that is later than `after`, in the zone. A naive `after` means UTC.
+
+        Raises:
+            OverflowError: it would come after the year 9999.
+        """
+        found = self._nearest(_utc(after), forwards=True)
+        if found is None:
+            raise OverflowError(f"{self} has no tick after {after} before the calendar ends")
+        return found.astimezone(self.tzinfo)
+
+    def latest(self, until: datetime) -> datetime | None:
+        """The last tick at or before `until`, in the zone; None where there is none since the year 1. A naive `until` means UTC."""
+        found = self._nearest(_utc(until), forwards=False)
+        return None if found is None else found.astimezone(self.tzinfo)
+
+    def backwards(self, until: datetime) -> Iterator[datetime]:
+        """The ticks at or before `until`, latest first, in the zone. A naive `until` means UTC."""
+        at = _utc(until)
+        while (found := self._nearest(at, forwards=False)) is not None:
+            yield found.astimezone(self.tzinfo)
+            at = found - _INSTANT
+
+    def following(self, mark: datetime) -> datetime:
+        """As `next`: what a schedule asks."""
+        return self.next(mark)
+
+    def since(self, mark: datetime, now: datetime) -> Iterator[datetime]:
+        """The ticks later than `mark` and not later than `now`, latest first."""
+        return takewhile(lambda tick: tick > mark, self.backwards(now))
+
+    # ---- from wall times to instants -----------------------------------------------------------------------------------------------
+    def _nearest(self, at: datetime, *, forwards: bool) -> datetime | None:
+        """The tick nearest to `at` on one side: later than it, or not later.
+
+        Wall times are walked in their order. Instants come in the same order but around a change of the clock, where those that were
+        shifted lie among others. So the walk goes on until no later wall time can give a nearer instant.
+        """
+        best: datetime | None = None
+        try:
+            lowest, highest = _offsets(self.zone, at.date())
+            start = at.replace(tzinfo=None) + (lowest if forwards else highest)
+            for wall in _walls(self.expression, start, forwards=forwards):
+                low, high = _offsets(self.zone, wall.date())
+                if best is not None and _is_nearer(best, _at(wall, high if forwards else low), forwards=forwards):
+                    return best
+                for tick in self._ticks(wall):
+                    beside = tick > at if forwards else tick <= at
+                    if beside and (best is None or _is_nearer(tick, best, forwards=forwards)):
+                        best = tick
+                if best is not None and low == high:
+                    return best
+        except (OverflowError, ValueError):  # the calendar ends
+            pass
+        return best
+
+    def _ticks(self, wall: datetime) -> Iterator[datetime]:
+        """The instants that a wall time stands for, by the policies."""
+        zone = self.tzinfo
+        first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+        if first == second:
+            yield first
+        elif first > second:  # skipped: fold 0 is read with the offset before the change
+            if self.gap == "shift":
+                yield first
+        else:
+            if self.overlap != "second":
+                yield first
+            if self.overlap != "first":
+                yield second
+
+
+def _is_nearer(one: datetime, other: datetime, *, forwards: bool) -> bool:
+    return one < other if forwards else one > other
+
+
+def _at(wall: datetime, offset: timedelta) -> datetime:
+    return (wall - offset).replace(tzinfo=UTC)
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _walls(expression: str, start: datetime, *, forwards: bool) -> Iterator[datetime]:
+    """Wall times of the expression after `start`, or those not after it, latest first."""
+    from cronsim import CronSim
+
+    return CronSim(expression, start) if forwards else CronSim(expression, start + _INSTANT, reverse=True)
+
+
+@lru_cache(maxsize=4096)
+def _offsets(zone: str, day: date) -> tuple[timedelta, timedelta]:
+    """The lowest and the highest offset from UTC that the zone has around this day, asked each hour: no two changes are so close."""
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC) - _AROUND
+    hours = (_AROUND + _DAY + _AROUND) // _HOUR
+    found = {_offset(start + number * _HOUR, zone) for number in range(hours + 1)}
+    return min(found), max(found)
+
+
+def _offset(moment: datetime, zone: str) -> timedelta:
+    return moment.astimezone(_zone(zone)).utcoffset() or timedelta()
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=512)
+def _zone(name: str) -> tzinfo:
+    """Raises DeclarationError, naming zones that are written nearly so."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (LookupError, ValueError, OSError):
+        raise DeclarationError(f"there is no time zone {name!r}{_near(name)}") from None
+
+
+def _near(name: str) -> str:
+    from zoneinfo import available_timezones
+
+    zones = {zone.casefold(): zone for zone in available_timezones()}
+    if not zones:
+        return ": this Python finds no time zones at all; install the package tzdata"
+    wanted = name.casefold().replace(" ", "_")
+    by_city = [zone for key, zone in zones.items() if key.rpartition("/")[2] == wanted.rpartition("/")[2]]
+    near = [*sorted(by_city), *(zones[key] for key in difflib.get_close_matches(wanted, zones, n=3, cutoff=0.6))]
+    meant = " or ".join(islice(dict.fromkeys(near), 3))
+    return f": did you mean {meant}?" if meant else ": give a name of the IANA database, as 'Europe/Berlin'"
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise DeclarationError(f"{name}={value!r}: choose {' or '.join(map(repr, choices))}")
+
+
+def _checked(expression: Any) -> str:
+    """The expression in one way of writing. Raises DeclarationError."""
+    if not isinstance(expression, str):
+        raise DeclarationError(f"cron {expression!r}: give its five fields as text, as '0 7 * * MON'")
+    return _read(expression)
+
+
+@lru_cache(maxsize=1024)
+def _read(expression: str) -> str:
+    written = expression.upper().split()
+    if len(written) == 1 and written[0].startswith("@"):
+        return _of_alias(expression)
+    if len(written) != 5:
+        cure = "; for less than a minute give a timedelta" if len(written) == 6 else ""
+        raise DeclarationError(
+            f"cron {expression!r} has {len(written)} fields, and it has to have 5: {', '.join(_FIELDS)}, as in '0 7 * * MON'{cure}"
+        )
+    for number, field in enumerate(written):
+        _check_field(f"cron {expression!r}: field {number + 1}, {_FIELDS[number]}, is {field!r}", number, field)
+    joined = " ".join(written)
+    if not _comes(joined):
+        raise DeclarationError(
+            f"cron {expression!r} never comes: no day has {written[2]} as day of month and {written[3]} as month"
+            f"{'' if written[4] == '*' else f' and {written[4]} as day of week'}; L is the last day of a month"
+        )
+    return joined
+
+
+def _of_alias(expression: str) -> str:
+    try:
+        return _ALIASES[expression.strip().lower()]
+    except KeyError:
+        known = ", ".join(_ALIASES)
+        raise DeclarationError(f"cron {expression!r}: there are {known}, and else five fields, as '0 7 * * MON'") from None
+
+
+def _check_field(where: str, number: int, field: str) -> None:
+    for step in re.findall(r"/(\d+)", field):
+        if int(step[:9]) > _SIZES[number]:
+            raise DeclarationError(f"{where}, and a step goes on within the field: for each {step} of something give a timedelta")
+    others = ["*"] * 5
+    others[number] = field
+    if not _comes(" ".join(others)):
+        raise DeclarationError(f"{where}: {_MAY_BE[number]}")
+
+
+def _comes(expression: str) -> bool:
+    """Whether it is an expression that has a tick at all: the library looks for fifty years, and 29 February is a Monday within forty."""
+    from cronsim import CronSimError
+
+    try:
+        return next(_walls(expression, _ANY_DAY, forwards=True), None) is not None
+    except (CronSimError, AssertionError, ValueError):
+        return False
+
+
+_STEPS = "with ranges (1-5), lists (1,3), steps (*/2) and *"
+_MAY_BE = (
+    f"give 0 to 59, {_STEPS}",
+    f"give 0 to 23, {_STEPS}",
+    f"give 1 to 31, L for the last day or LW for the last working day, {_STEPS}",
+    f"give 1 to 12 or JAN to DEC, {_STEPS}",
+    f"give 0 to 7 or SUN to SAT, as MON-FRI (a range begins before it ends: SUN is 0 and 7), MON#2, 5L, {_STEPS}",
+)
