@@ -88,7 +88,7 @@ FAULTS = [
         leap(2, beside=["late", "lost", "lost"], after=70),
         "OncePerKey",
         [
-            Change(leaps, "moved", "first_at=attempt.first_at + by", "first_at=attempt.first_at"),
+            Change(leaps, "moved", "first_at=attempt.first_at + back", "first_at=attempt.first_at"),
             Change(leaps, "moved", "attempt.next_at + by", "attempt.next_at"),
             Change(ahead, "_bound", "retried = tx.connection.execute(", "return 0\n    retried = tx.connection.execute("),
         ],

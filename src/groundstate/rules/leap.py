@@ -11,14 +11,16 @@ NOTICED = timedelta(seconds=1)  # less than this may be the time that reading tw
 
 
 def moved(attempt: Attempt, by: timedelta, now: datetime) -> Attempt:
-    """The attempt with its times where they stand by the clock as it is now: what is left of each wait, and its age, stay what they were.
+    """The attempt with its times where they stand by the clock as it is now: what is left of each wait stays what it was.
 
-    The deadline is not before now: what has ended is settled as if it had ended just now, whoever measured badly.
+    The deadline is not before now: what has ended is settled as if it had ended just now, whoever measured badly. Nothing becomes younger
+    than it may be: what looks like a leap ahead may be a machine that was paused, with a clock that did not notice.
     """
+    back = min(by, timedelta())
     return replace(
         attempt,
-        since=attempt.since + by,
-        first_at=attempt.first_at + by,
+        since=attempt.since + back,
+        first_at=attempt.first_at + back,
         next_at=None if attempt.next_at is None else attempt.next_at + by,
         deadline=max(attempt.deadline + by + NOTICED, now),
     )
