@@ -29,7 +29,7 @@ FAULTS = [
     Fault(
         "due times are compared with the worker's own clock",
         timed.REMINDERS,
-        sampled(leap(3), 9),
+        leap(3, after=70),
         "assertion",
         [Change(Timing, "now", "return self._database.now(ahead)", OWN_CLOCK)],
     ),
@@ -48,11 +48,11 @@ FAULTS = [
         [Change(Question, "late", "if self.spec.due is None or", "if True or")],
     ),
     Fault(
-        "an attempt that failed does not expire",
+        "a call is begun for what is too late",
         timed.MESSAGES,
-        moods(["refused"] * 3),
+        leap(1, after=30),
         "assertion",
-        [Change(rules, "retry_failed", "if facts.expired:", "if False:")],
+        [Change(Timing, "ready", "return self.come if until is None else", "return self.come if True else")],
     ),
     Fault(
         "a doubt that is too late is called again",
