@@ -101,7 +101,7 @@ CASES = [
     _pass("hold, call removed", PROTOCOL, "POL=HOLD CHANGED ANYWORDS TROUBLE=1 WBUD=0 PBUD=2 MAXC=4", "new code makes no call any more, and a doubt of the old stands"),
     # ---- it becomes too late
     *[_pass(f"{p.lower()}, too late", PROTOCOL, f"POL={p} VALID TROUBLE=1 WBUD={int(p in ('ASK', 'HOLD'))} PBUD=0 MAXC=4", "it becomes too late at some moment, or never", quick=p in ("ASK", "SAMEKEY")) for p in POLICIES],
-    _pass("same_key, too late, asks", PROTOCOL, "POL=SAMEKEY KEYASK VALID TROUBLE=1 WBUD=0 PBUD=0 MAXC=4", "with a find to fall back to"),
+    _pass("same_key, too late, asks", PROTOCOL, "POL=SAMEKEY KEYASK VALID NOLOCKLOSS TROUBLE=2 WBUD=0 PBUD=0 MAXC=4", "with a find to fall back to"),
     _pass("ask, too late, person", PROTOCOL, "POL=ASK VALID TROUBLE=1 WBUD=0 PBUD=1 MAXC=4", "and a person once"),
     _pass("again, too late, tries", PROTOCOL, "POL=AGAIN VALID NOLOCKLOSS TIMES=3 TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "an expired handler that fails, and is tried again"),
     _pass("ask, too late, restore", PROTOCOL, "POL=ASK VALID RESTORE TROUBLE=0 WBUD=0 PBUD=0 MAXC=5", "and a backup put back, while the clock goes on"),

@@ -186,9 +186,11 @@ def test_just_before_the_bound_it_is_called_and_at_the_bound_it_is_not(timed: Wo
 def test_a_worker_that_sleeps_wakes_for_what_becomes_too_late(timed: World) -> None:
     gateway = charged(timed, ASK, retry=SLOW)
     gateway.plan(1, "refuse")
-    timed.add(Bill(id=1, due_at=now() - HOUR + ms(900)))
+    due_at = now()
+    timed.add(Bill(id=1, due_at=due_at))
     life = timed.worker()
     until(lambda: timed.states() == ["failed"])
+    timed.forward((due_at + HOUR - ms(700) - now()).total_seconds())
     life.sweep()
     life.worker._next_sweep = float("inf")  # no sweep helps
     until(lambda: bill(timed).status == "expired")
@@ -474,6 +476,21 @@ def test_hazard_46_what_is_too_late_while_suspect_is_a_doubt_first(timed: World,
     until(lambda: bill(timed).status == status)
     life.quiet()
     assert (gateway.calls, timed.attempts()) == ([], [])
+
+
+def test_hazard_46_while_suspect_a_failed_attempt_expires_though_its_next_try_is_far_away(timed: World) -> None:
+    gateway = charged(timed, ASK, retry=SLOW)
+    gateway.plan(1, "refuse")
+    timed.there()
+    life = timed.worker(after_restore=True)
+    timed.add(Bill(id=1, due_at=now()))
+    until(lambda: timed.states() == ["doubt"])
+    timed.forward(60)
+    until(lambda: gateway.called(1) == 1 and timed.states() == ["failed"])
+    timed.forward(TOO_LATE_S)
+    until(lambda: bill(timed).status == "expired")
+    life.quiet()
+    assert (gateway.called(1), timed.attempts()) == (1, [])
 
 
 def test_hazard_46_what_was_too_late_already_is_a_doubt_first(timed: World) -> None:

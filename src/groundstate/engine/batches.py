@@ -103,6 +103,7 @@ class Batches:
         with self._shift.life.transaction() as tx:
             found = feed.claim(late, tx)
             count = begin.doubt(self._shift.life, tx, called, [*found.taken, *found.unreadable])
+            count += begin.looked_at_now(tx, [one.attempt for one in found.taken if one.attempt is not None])
         if count:
             self._shift.took += count
             self._shift.look_for_due()

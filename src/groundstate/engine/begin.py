@@ -92,6 +92,13 @@ def doubt(life: Life, tx: Transaction, question: Question, found: Sequence[Taken
     return len(suspected)
 
 
+def looked_at_now(tx: Transaction, failed: Sequence[Attempt]) -> int:
+    """What is surely not done and too late waits for no further try: `consider` answers it. Returns how many waited."""
+    waited = [(one, replace(one, next_at=tx.now)) for one in failed if not blocking.due(one, tx.now)]
+    attempts.save(tx.connection, waited)
+    return len(waited)
+
+
 def consider(  # each differs from call to call
     life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float], *, room: int
 ) -> Begun:
@@ -151,7 +158,7 @@ class _Looking:
                     log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
             case rules.GaveUp():
                 self._ended(attempt, _give_up(self.life, self.tx, self.question, standing, attempt))
-            case rules.Expired(unsure=False) if self.life.care.careful:
+            case rules.Expired(unsure=False) if self.life.care.careful and attempt.reaction not in self.life.suspects:
                 pass  # the lane of what is too late takes it, which begins it first: its handler may be what kills workers
             case rules.Expired():
                 self._expired(attempt, standing)
