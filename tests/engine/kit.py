@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from unittest import mock
 
 from sqlalchemy import Connection, Interval, bindparam, create_engine, event, func, select, text, type_coerce
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, Busy, NotDone, Retry, Store, Unknown
-from groundstate.engine import attempts
+from groundstate.engine import attempts, leaps
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.attempt import Attempt
 from groundstate.store import opening
@@ -247,10 +248,27 @@ class Life:
         self.worker.stop(limit_s)
 
 
+def _leapt(pace: leaps.Pace, now: datetime) -> timedelta:
+    return _really_leapt(pace, now) if World.leaping else timedelta()
+
+
+_really_leapt = leaps.Pace.leapt
+_no_leaps = mock.patch.object(leaps.Pace, "leapt", _leapt)
+
+
 class World:
-    """One fresh database with one app on it."""
+    """One fresh database with one app on it.
+
+    `forward` is as if so much time had passed, for all that reads the database's clock; with `leaping` it is that clock alone which leaps.
+    """
+
+    leaping = False
+    _open = 0
 
     def __init__(self, url: str, *bases: Any, **store: Any) -> None:
+        if World._open == 0:
+            _no_leaps.start()
+        World._open += 1
         self.url = url
         self.postgres = url.startswith("postgresql")
         self.app = declared(url, *(bases or (Base,)), **store)
@@ -355,6 +373,9 @@ class World:
         return made
 
     def close(self) -> None:
+        World._open -= 1
+        if World._open == 0:
+            _no_leaps.stop()
         for gateway in self.gateways:
             gateway.gate.set()
         for life in self.lives:

@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, InDoubt, Key, Outside, Reaction, Retry, Store, Unknown, again, ask, hold, same_key
-from groundstate.testing import Client, Lab
+from groundstate.testing import Client, Clock, Lab
 
 SETTLE_AFTER = timedelta(seconds=40)
 TIMEOUT = timedelta(seconds=20)
@@ -55,10 +55,13 @@ class Case:
     at_the_end: Check | None = None
     may_fail: Sequence[str] = ()
     through: Callable[[Client], Any] | None = None
+    answer: Callable[[Any], Any] | None = None  # of the outside; None: `answered`
+    clock: Callable[[Clock], None] = lambda _clock: None  # what the lab's clock is told
 
     def run(self, lab: Lab, **how: Any) -> None:
         """Gives the lab the fakes and what others do, and crashes the app."""
-        ledgers = [lab.fake(call, answered, through=self.through) for call in self.calls]
+        self.clock(lab.clock)
+        ledgers = [lab.fake(call, self.answer or answered, through=self.through) for call in self.calls]
         for act in self.meanwhile:
             lab.meanwhile(act)
 

@@ -37,6 +37,7 @@ def _mutant(owner: Any, name: str, changes: Sequence[Change]) -> Any:
     while hasattr(original, "__wrapped__"):
         original = original.__wrapped__
     original = getattr(original, "func", original)  # of a cached_property
+    original = getattr(original, "fget", original)  # of a property
     source = textwrap.dedent(inspect.getsource(original))
     for change in changes:
         assert source.count(change.old) == 1, f"{change.old!r} stands {source.count(change.old)} times in {name}: plant it anew"

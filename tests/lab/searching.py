@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from unittest import mock
 
 from groundstate.testing import explore
@@ -79,6 +79,44 @@ def nothing(_seen: Seen) -> Iterator[Schedule]:
 def both(*searches: Search) -> Search:
     """One after the other."""
     return lambda seen: chain.from_iterable(search(seen) for search in searches)
+
+
+_singles = explore.singles
+
+
+def everything(meanwhile: int) -> Search:
+    """All that the lab tries singly, with so many others who do something meanwhile."""
+    return lambda seen: _singles(seen, meanwhile)
+
+
+def sampled(search: Search, every: int) -> Search:
+    """Each so-manieth of them."""
+    return lambda seen: islice(search(seen), 0, None, every)
+
+
+def leap(which: int, *, beside: Sequence[str] = (), after: int = 0) -> Search:
+    """A leap at each crossing at which it makes a difference. beside: how the calls end. after: of the clean run's first so many, none."""
+
+    def search(seen: Seen) -> Iterator[Schedule]:
+        ends = tuple((number, Mood(word)) for number, word in enumerate(beside, 1))
+        yield from (Schedule((Move(one, "leap", which),), ends) for one in seen.told if one > after)
+
+    return search
+
+
+def around_the_first_find(which: int) -> Search:
+    """A leap at each crossing where the first find is on its way, of a call that arrives late: the clean run has none."""
+    return lambda seen: (Schedule((Move(one, "leap", which),), ((1, Mood.LATE),)) for one in range(seen.count - 5, seen.count + 25))
+
+
+def there_and_back(first: int, *, beside: Sequence[str] = ()) -> Search:
+    """The first leap at an early crossing, and the second at each later one."""
+
+    def search(seen: Seen) -> Iterator[Schedule]:
+        ends = tuple((number, Mood(word)) for number, word in enumerate(beside, 1))
+        yield from (Schedule((Move(first, "leap", 1), Move(one, "leap", 2)), ends) for one in seen.told if one > first)
+
+    return search
 
 
 @contextmanager

@@ -343,7 +343,7 @@ def test_an_app_of_two_stores_is_cut_in_both() -> None:
     app = two_stores()
     with Lab() as lab:
         found = lab.crash_everywhere(app, Order(id=1), Invoice(id=1), budget=3, seed=4)
-        assert found.kills > 10
+        assert found.kills >= 10
         with lab._places[-1].session() as session:
             assert session.scalars(select(Order.status)).all() == ["packed"]
             assert session.scalars(select(Invoice.paid)).all() == [True]

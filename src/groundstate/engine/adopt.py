@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 
 from groundstate.engine import attempts
 from groundstate.engine.life import Life, lives_seen
@@ -71,10 +71,13 @@ def _remember_its_end(tx: Transaction, dead: int) -> None:
 
 
 def look_at_ends(life: Life) -> None:
-    """Sets how careful this life is, and forgets ends that are long past."""
+    """Sets how careful this life is, and forgets ends that are long past. Where nothing is written it is here that a leap is noticed."""
     with life.database.reading() as connection, reading_ours():
         now = connection.execute(select(life.database.now())).scalar_one()
         ends = list(connection.execute(select(tables.worker.c.ended_at).where(tables.worker.c.ended_at.is_not(None))).scalars())
+    if life.pace.leapt(now):
+        with life.transaction():
+            pass  # its begin follows the clock
     new = careful.care(ends, now)
     if new.careful and not life.care.careful:
         log.warning(
@@ -83,14 +86,15 @@ def look_at_ends(life: Life) -> None:
             careful.STRETCH.seconds // 60,
         )
     life.care = new
-    if ends and now - max(ends) > careful.STRETCH:  # until then an older end still says that the latest was not the only one
+    if ends and abs(now - max(ends)) > careful.STRETCH:  # until then an older end still says that the latest was not the only one
         _forget_ends(life)
 
 
 def _forget_ends(life: Life) -> None:
     """Their rows go. Witnesses first: an adopter that died may have left one, and one without a row tells of a restore (hazard 46)."""
     with life.transaction() as tx:
-        long_past = tables.worker.c.ended_at < tx.now - careful.STRETCH - timedelta(seconds=1)
+        past, ahead = tx.now - careful.STRETCH - timedelta(seconds=1), tx.now + careful.STRETCH
+        long_past = or_(tables.worker.c.ended_at < past, tables.worker.c.ended_at > ahead)
         if life.witness:
             for gone in tx.connection.execute(select(tables.worker.c.life).where(long_past)).scalars().all():
                 life.witness.erase(gone)

@@ -107,13 +107,6 @@ def doubt(life: Life, tx: Transaction, question: Question, found: Sequence[Taken
     return len(suspected)
 
 
-def looked_at_now(tx: Transaction, failed: Sequence[Attempt]) -> int:
-    """What is surely not done and too late waits for no further try: `consider` answers it. Returns how many waited."""
-    waited = [(one, replace(one, next_at=tx.now)) for one in failed if not blocking.due(one, tx.now)]
-    attempts.save(tx.connection, waited)
-    return len(waited)
-
-
 def consider(  # noqa: PLR0913  # each differs from call to call
     life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: Clocks, *, room: int, gate: Gate
 ) -> Begun:

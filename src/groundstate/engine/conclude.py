@@ -131,7 +131,7 @@ class _Words:
 
     def _answer(self, word: Word, standing: Standing, attempt: Attempt) -> None:
         """A find's answer, put to the doubt that it was asked for."""
-        spec, now, asked = self.question.spec, self.tx.now, word.flight.asked_at or self.tx.now
+        spec, now, asked = self.question.spec, self.tx.now, word.flight.asked_by(self.tx.now)
         terms = spec.terms
         at = next_question(terms.retry, attempt.deadline, terms.settle_after, attempt.deadline, now, self.life.dice.random())
         match word:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Container, Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, union_all
@@ -73,9 +72,6 @@ def _place(row: Any) -> tuple[object, ...]:
 class Clock:
     """When the next attempt is due, by the database's clock, said in seconds of ours."""
 
-    def __init__(self) -> None:
-        self._last_now: datetime | None = None
-
     def ask(self, shift: Shift) -> None:
         """Sets `shift.next_due`."""
         with shift.database.reading() as connection:
@@ -98,11 +94,4 @@ class Clock:
                 raise Illegible("an attempt that is failed or in doubt has no time at which it is looked at")
             with reading_ours():
                 times = [row[0] for row in connection.execute(union_all(*[select(one) for one in earliest]))]
-        self._notice(now)
         shift.next_due = time.monotonic() + (min(times) - now).total_seconds() + 0.001 if times else None
-
-    def _notice(self, now: datetime) -> None:
-        """A clock that went backwards is said; nothing fires twice because of it (hazard 42)."""
-        if self._last_now is not None and now < self._last_now - timedelta(seconds=1):
-            log.warning("the database's clock went back by %s: what is due waits for it", self._last_now - now)
-        self._last_now = now

@@ -8,7 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from groundstate.engine.attempts import Identity
+from groundstate.engine.leaps import boot_s
 from groundstate.engine.question import Question
+from groundstate.rules.leap import NOTICED
 from groundstate.rules.policy import MARGIN
 from groundstate.values import keys
 from groundstate.values.answers import Key, Moment, Occurrence
@@ -16,8 +18,7 @@ from groundstate.values.answers import Key, Moment, Occurrence
 
 def clocks() -> tuple[float, float]:
     """Seconds by two clocks: one that goes on while the host is suspended, and the wall clock (hazard 5)."""
-    boot = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-    return boot, time.time()
+    return boot_s(), time.time()
 
 
 def since(before: tuple[float, float]) -> float:
@@ -54,6 +55,11 @@ class Flight:
     def timeout(self) -> timedelta:
         call = self.question.spec.call
         return call.timeout if call else timedelta()
+
+    def asked_by(self, now: datetime) -> datetime:
+        """When a find was asked, by a clock of the database that shows this now: it may have been set back since."""
+        asked_at, at_latest = self.asked_at or now, now - timedelta(seconds=boot_s() - self.begun[0])
+        return at_latest if asked_at - at_latest > NOTICED else asked_at
 
     def may_go_out(self) -> bool:
         """Whether its deadline leaves room for its whole timeout."""

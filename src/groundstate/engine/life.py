@@ -18,7 +18,7 @@ from datetime import timedelta
 
 from sqlalchemy import delete, insert, select, update
 
-from groundstate.engine import transaction
+from groundstate.engine import leaps, transaction
 from groundstate.engine.cells import lives_among
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible
@@ -47,6 +47,8 @@ class Life:
     care: Care = field(default_factory=Care)
     dice: random.Random = field(init=False)  # of its own, thrown by its number
     key_names: dict[str, str] = field(default_factory=dict)  # reaction -> the name that its keys are made of (hazard 62)
+    pace: leaps.Pace = field(default_factory=leaps.Pace)
+    steps_back: int = 0  # of the database's clock, that were noticed
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
 
     def __post_init__(self) -> None:
@@ -71,13 +73,21 @@ class Life:
 
     @contextmanager
     def transaction(self, *, wait: timedelta | None = None) -> Iterator[Transaction]:
-        """A transaction of ours. On an embedded store it also notices whether somebody else wrote since the last one."""
+        """A transaction of ours, at whose begin a leap of the database's clock is noticed. On an embedded store it also notices whether
+        somebody else wrote since the last one.
+        """
         embedded = not self.database.locks_rows
         started = time.monotonic()
         with transaction.writing(self.database, wait=wait) as tx:
             if embedded and self.database.someone_wrote():  # asked under the write lock: surely not us
                 self.others_wrote = True
+            leapt = self.pace.leapt(tx.now)
+            if leapt:
+                leaps.follow(tx, self.id, leapt)
             yield tx
+        if leapt:
+            self.steps_back += leapt < timedelta()
+            self.pace.followed()
         if embedded:
             self.database.someone_wrote()  # that was us
         took = time.monotonic() - started

@@ -26,6 +26,7 @@ class Shift:
     next_timer: float | None = None  # when a record becomes due, or too late; 0: ask
     expired: Counter[str] = field(default_factory=Counter)  # by reaction, since it was started
     took: int = 0  # what was done since the last sweep began
+    bounded: tuple[int, int] = (0, 0)  # the life that saw to attempts of a clock that stood ahead, after so many of its steps back
     turn: int = 0  # so that lanes are begun with in turn
     beside_others_until: float = 0.0  # somebody else writes to an embedded store
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import adopt, illegible, restore, trouble
+from groundstate.engine import adopt, ahead, illegible, restore, trouble
 from groundstate.engine.life import Life, describe
 from groundstate.engine.shift import Shift
 from groundstate.values.errors import StoreRefused
@@ -105,6 +105,13 @@ class Succession:
 
 
 def take_over(shift: Shift) -> None:
-    """Adopts what dead lives left, and sees how careful to be."""
-    adopt.adopt_all(shift.life)
-    adopt.look_at_ends(shift.life)
+    """Adopts what dead lives left, with what their clock may have made of it, and sees how careful to be."""
+    life = shift.life
+    adopted = adopt.adopt_all(life)
+    adopt.look_at_ends(life)
+    back, before = life.steps_back, shift.bounded
+    if adopted or before != (life.id, back):
+        terms = {lane.name: lane.question.spec.terms for lane in shift.lanes}
+        if ahead.bound(life, terms, went_back=before[0] == life.id and before[1] < back):
+            shift.look_for_due()
+        shift.bounded = (life.id, back)

@@ -23,7 +23,7 @@ class Care:
 
 
 def care(ends: Iterable[datetime], now: datetime) -> Care:
-    """By the unclean ends that are still remembered."""
-    latest = sorted(ends)[-UNCLEAN_ENDS:]
+    """By the unclean ends that are still remembered. One that lies ahead was told by a clock that stood wrong, and says nothing."""
+    latest = sorted(end for end in ends if end <= now + STRETCH)[-UNCLEAN_ENDS:]
     close = len(latest) == UNCLEAN_ENDS and latest[-1] - latest[0] <= STRETCH
     return Care(careful=close and now - latest[-1] < STRETCH)

@@ -6,7 +6,8 @@ nothing done twice. `python -m groundstate.testing.torture` does it to real proc
 
 from __future__ import annotations
 
-from groundstate.testing.lab import Clock, Lab, NeverTaken
+from groundstate.testing.clock import Clock
+from groundstate.testing.lab import Lab, NeverTaken
 from groundstate.testing.provider import Client, Ledger
 from groundstate.testing.trial import Crashed, Findings
 

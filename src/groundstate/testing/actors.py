@@ -32,7 +32,7 @@ class Actor:
         self.done = False
         self.dead = False
         self.ready: Callable[[], bool] = _at_once  # whether it may go on: what it waits for
-        self.until: float | None = None  # or goes on at this time
+        self.until: float | None = None  # or goes on when the monotonic clock shows this
         self._run = run
         # Locks as signals: what semaphores are made of, and far quicker. Each is released only by who lets the other go on.
         self._go, self._parked = threading.Lock(), threading.Lock()

@@ -23,6 +23,7 @@ from groundstate.engine import (
     due,
     flight,
     hints,
+    leaps,
     life,
     limits,
     shift,
@@ -40,7 +41,7 @@ EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
 _WITH_TIME = (
-    batches, deeds, departures, due, flight, life, limits, shift, succession, ticks, timers, tokens, traffic, worker,
+    batches, deeds, departures, due, flight, leaps, life, limits, shift, succession, ticks, timers, tokens, traffic, worker,
 )  # fmt: skip
 
 
@@ -49,12 +50,22 @@ class Stuck(AssertionError):
 
 
 class Time:
-    """Stands in for the module `time`. Seconds since the run began; what costs time moves it, and whoever directs."""
+    """Stands in for the module `time`, and is the database's clock. What costs time moves it, and whoever directs.
+
+    `now_s`: how long the run has really gone on, in seconds, as the outside has it. The clocks are made of it: the monotonic one does not
+    count what its host was suspended, and those that tell the time of day may leap. own_clock: the database's clock is its server's own,
+    and leaps alone; else it is that of the host.
+    """
 
     CLOCK_BOOTTIME = 7
 
-    def __init__(self) -> None:
+    def __init__(self, begins: datetime = EPOCH, *, own_clock: bool = False) -> None:
+        self.begins = begins.astimezone(UTC)  # in a zone, adding hours would go by its wall
         self.now_s = 0.0
+        self.suspended_s = 0.0
+        self.told = 0  # how often a clock was looked at that can leap, or that goes on while the host is suspended
+        self._own_clock = own_clock
+        self._leapt = timedelta()
         self._looks = 0
 
     def forward(self, seconds: float) -> None:
@@ -62,25 +73,47 @@ class Time:
         self.now_s += max(seconds, 0.0)
         self._looks = 0
 
+    def suspend(self, seconds: float) -> None:
+        """The same, and the host's monotonic clock stands still."""
+        self.forward(seconds)
+        self.suspended_s += max(seconds, 0.0)
+
+    def leap(self, by: timedelta) -> None:
+        """Moves the clocks that tell the time of day, ahead or back, and no other."""
+        self._leapt += by
+
+    @property
+    def awake_s(self) -> float:
+        """What the monotonic clock shows."""
+        return self.now_s - self.suspended_s
+
+    def real_s(self, awake_s: float) -> float:
+        """When, by `now_s`, the monotonic clock will show this, if the host is not suspended before."""
+        return awake_s + self.suspended_s
+
     def monotonic(self) -> float:
         self._looks += 1
         if self._looks > LOOKS_MOST:
             raise Stuck(f"it looks at the clock for ever and does nothing ({LOOKS_MOST} times)")
         self.now_s += TICK_S
-        return self.now_s
+        return self.awake_s
 
     def time(self) -> float:
-        return EPOCH.timestamp() + self.monotonic()
+        leapt_s = 0.0 if self._own_clock else self._leapt.total_seconds()
+        return self.begins.timestamp() + self.clock_gettime(self.CLOCK_BOOTTIME) + leapt_s
 
     def clock_gettime(self, _which: int) -> float:
-        return self.monotonic()
+        self.told += 1
+        self.monotonic()
+        return self.now_s
 
     def sleep(self, seconds: float) -> None:
         self.forward(seconds)
 
     def now(self) -> datetime:
         """The moment that the database tells."""
-        return EPOCH + timedelta(seconds=round(self.now_s, 3))
+        self.told += 1
+        return self.begins + timedelta(seconds=round(self.now_s, 3)) + self._leapt
 
 
 class Directing(Protocol):
@@ -118,7 +151,7 @@ class Event:
         me = actors.current()
         if me is None:
             return self._director.run_until(self.is_set, timeout)
-        end = None if timeout is None else self._director.time.now_s + timeout
+        end = None if timeout is None else self._director.time.awake_s + timeout
         if not self._set:
             me.park(self.is_set, end)
         return self._set

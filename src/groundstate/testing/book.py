@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial, wraps
 from typing import Any
 
@@ -24,11 +25,12 @@ from groundstate.testing.place import Place
 from groundstate.testing.process import Process
 from groundstate.testing.provider import Effect, Fake
 from groundstate.testing.stage import Stage
+from groundstate.testing.times import Times
 from groundstate.values import keys
 
 Check = Callable[[Session], object]
 Condition = tuple[str, str, str]  # reaction, record, occurrence
-Look = tuple[Any, ...]  # whose, in which state, after how many failures, and when
+Look = tuple[Any, ...]  # whose, in which state, after how many failures, and when; of a record that becomes due: whose, which, and when
 _HANDLERS_FAULT = ("the handler raised", "made no progress", "its flush was refused", "a reaction with fact=")
 
 
@@ -96,6 +98,8 @@ class Book:
         self._around = around
         self._plain = [(number, spec) for number, some in enumerate(specs) for spec in some]
         self._asked = {spec.name: _holding(spec) for _, spec in self._plain}
+        self._times = Times(place, self._plain)
+        self.schedules: Sequence[Sequence[ScheduleSpec]] = ()  # of each store
         self._policies = {spec.name: spec.call.in_doubt.kind for _, spec in self._plain if spec.call is not None}
         self._entries: Counter[Condition] = Counter()
         self._holding: frozenset[Condition] = frozenset()
@@ -176,7 +180,10 @@ class Book:
     def at_the_end(self) -> list[Standing]:
         """All has ended cleanly. Returns what is held. Raises Violation."""
         standing = self._standing()
+        early = self._times.early(self._until())
         for reaction, record, occurrence in sorted(self._now_holding()):
+            if (reaction, record) in early:
+                continue
             spec = next(spec for _, spec in self._plain if spec.name == reaction)
             if not any(one.reaction == reaction and one.record == record for one in standing) and not any(
                 one.blocks == spec.table_name and one.record == record for one in standing
@@ -195,11 +202,23 @@ class Book:
                 raise Violation("NothingAtRest", f"all has ended cleanly, and {len(left)} lives stand in groundstate_worker")
         return [one for one in standing if one.state == "held"]
 
+    def _span(self) -> tuple[datetime, datetime | None]:
+        """From when to when records are waited for that become due."""
+        assert self.stage is not None  # noqa: S101  # there is a run
+        return self.stage.time.now(), self.stage.clock.ends
+
+    def _until(self) -> datetime:
+        """What became due by then must have been carried out."""
+        now, ends = self._span()
+        return now if ends is None else min(now, ends)
+
     def looks(self) -> frozenset[Look]:
-        """When each attempt that is failed or in doubt is to be looked at, by the database's clock."""
+        """When each attempt that is failed or in doubt is to be looked at, and when each record becomes due or is too late, by the
+        database's clock; no record that becomes due when the run is over. Ticks have no end of their own, so they come until then alone.
+        """
         table = tables.attempt.c
         asked = select(table.reaction, table.record, table.occurrence, table.state, table.failures, table.next_at)
-        found: set[Look] = set()
+        found: set[Look] = {*self._times.to_come(*self._span()), *self._times.ticks(self.schedules, *self._span())}
         for number in range(len(self.specs)):
             with self._place.connect(number) as connection:
                 found.update(map(tuple, connection.execute(asked.where(table.state.in_(["failed", "doubt"]), table.next_at.is_not(None)))))
@@ -269,6 +288,7 @@ class Book:
             handler=handler,
             overtaken=put(spec.overtaken, concludes=True, ordinary=False),
             gave_up=put(spec.gave_up, concludes=False, ordinary=False),
+            expired=put(spec.expired, concludes=False, ordinary=False),
             sends=spec.sends and replace(spec.sends, call=wraps(spec.sends.call)(partial(self._sends, spec, spec.sends.call))),
         )
 

@@ -175,12 +175,12 @@ class LabCaller(Caller):
                 stage.task(self._process, partial(stage.arrives, flight, key, argument), stage.outside.last_s(flight), outlives=True)
                 raise TimeoutError
             case Mood.STUCK if not self._function(flight).is_async:
-                flight.ends_s = stage.time.now_s + flight.timeout.total_seconds()
+                flight.ends_s = stage.time.awake_s + flight.timeout.total_seconds()
                 stage.task(self._process, partial(self._send_after_all, flight, key, argument), stage.time.now_s + stage.outside.longest_s)
                 raise Buried
         effect = stage.arrives(flight, key, argument)
         if mood is Mood.LATE_ANSWER and not self._function(flight).is_async:
-            flight.ends_s = stage.time.now_s + flight.timeout.total_seconds()
+            flight.ends_s = stage.time.awake_s + flight.timeout.total_seconds()
             return effect
         if stage.cross(self._process, "done", told(flight)):
             raise Buried
@@ -192,7 +192,8 @@ class LabCaller(Caller):
         if flight.ends_s is None:
             self._bring(flight, word, "answered", effect)
         else:
-            self._stage.task(self._process, partial(self._bring_late, flight, word, effect), flight.ends_s + 1)
+            at_s = self._stage.time.real_s(flight.ends_s) + 1
+            self._stage.task(self._process, partial(self._bring_late, flight, word, effect), at_s)
 
     def _send_after_all(self, flight: Flight, key: str, argument: Any) -> None:
         """A thread that hung goes on."""

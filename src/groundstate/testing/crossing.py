@@ -15,6 +15,7 @@ class Crossing:
     what: str
     process: int
     inside: bool = False  # in a transaction of the process's own
+    told: bool = True  # since the crossing before, a clock was looked at that can leap or goes on while the host is suspended
 
     def __str__(self) -> str:
         return f"{_BEFORE.get(self.kind, self.kind)} {self.what}".strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from groundstate.app.app import App
 from groundstate.testing.crossing import Crossing
@@ -12,7 +12,9 @@ from groundstate.testing.provider import Mood
 from groundstate.testing.schedule import HINTS, Move, Schedule
 from groundstate.testing.stage import Stage
 
+CLOCK_SHARE = 0.5  # of the mixtures, where the clock moves at all
 LOCK_LOST = ("unlock", "freeze")
+IN_THE_AIR = ("call", "done", "answered", "find", "found")
 MISCHIEF = tuple(one for one in HINTS if one != "told")
 
 
@@ -21,7 +23,8 @@ class Seen:
     """What a run without mischief was like.
 
     deaths: crossings at which a death leaves something else than at the one before. between: those at which someone else's transaction
-    would find or make something else than at the one before.
+    would find or make something else than at the one before. told: those between which and the one before a clock was looked at, or
+    something left for the outside: where a clock that leaps makes a difference. leaps, suspends: how many there are of each.
     """
 
     crossings: Sequence[Crossing]
@@ -30,6 +33,9 @@ class Seen:
     has_finds: bool
     deaths: Sequence[int]
     between: Sequence[int]
+    told: Sequence[int] = ()
+    leaps: int = 0
+    suspends: int = 0
 
     @property
     def count(self) -> int:
@@ -47,6 +53,9 @@ def seen(stage: Stage, app: App, *, locks_rows: bool) -> Seen:
         has_finds=any(call.find is not None for call in calls),
         deaths=[number for number in range(1, len(marks) + 1) if number == 1 or marks[number - 1] != marks[number - 2]],
         between=list(_between(stage.crossings, locks_rows=locks_rows)),
+        told=[one.number for one in stage.crossings if one.told or one.kind in IN_THE_AIR],
+        leaps=len(stage.clock.leaps),
+        suspends=len(stage.clock.suspends),
     )
 
 
@@ -68,6 +77,9 @@ def singles(seen: Seen, meanwhile: int) -> Iterator[Schedule]:
     for which in range(1, meanwhile + 1):
         for number in seen.between:
             yield Schedule((Move(number, "meanwhile", which),))
+    for kind, which in _clock_moves(seen):
+        for number in seen.told:
+            yield Schedule((Move(number, kind, which),))
     for call in range(1, seen.calls + 1):
         for mood in moods(seen):
             yield Schedule(moods=((call, mood),))
@@ -76,6 +88,10 @@ def singles(seen: Seen, meanwhile: int) -> Iterator[Schedule]:
     if seen.has_finds:
         yield Schedule(finds_lag=True)
     yield Schedule(workers=2)
+
+
+def _clock_moves(seen: Seen) -> list[tuple[str, int]]:
+    return [("leap", which) for which in range(1, seen.leaps + 1)] + [("suspend", which) for which in range(1, seen.suspends + 1)]
 
 
 def moods(seen: Seen) -> list[Mood]:
@@ -87,7 +103,11 @@ def moods(seen: Seen) -> list[Mood]:
 def mixtures(seen: Seen, meanwhile: int, dice: random.Random) -> Iterator[Schedule]:
     """For ever: several things at once, a third of them pairs of deaths; among them single ones that are too many to be tried all."""
     places = [number for number in range(1, seen.count + 1) if _worth_a_look(seen, number)]
+    clock = _clock_moves(seen)
     while True:
+        if clock and dice.random() < CLOCK_SHARE:
+            yield _by_the_clock(_pair(seen, dice) if dice.random() < 0.5 else _mixture(seen, meanwhile, dice), seen, clock, dice)
+            continue
         drawn = dice.random()
         if drawn < 0.35:
             yield _pair(seen, dice)
@@ -103,6 +123,12 @@ def _pair(seen: Seen, dice: random.Random) -> Schedule:
     """The restart dies too: counted from the first death, within as many crossings as a whole run has."""
     first = dice.choice(seen.deaths)
     return Schedule((Move(first, "die"), Move(first + dice.randint(1, seen.count), "die")))
+
+
+def _by_the_clock(one: Schedule, seen: Seen, clock: Sequence[tuple[str, int]], dice: random.Random) -> Schedule:
+    """The same, and the clock moves once or twice."""
+    moved = [Move(dice.randint(1, 2 * seen.count), *dice.choice(clock)) for _ in range(dice.choice((1, 1, 2)))]
+    return replace(one, moves=tuple(sorted((*one.moves, *moved))))
 
 
 def _mixture(seen: Seen, meanwhile: int, dice: random.Random) -> Schedule:

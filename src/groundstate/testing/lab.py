@@ -10,7 +10,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
 from itertools import chain, islice
 from typing import Any, Self, TypeVar
 
@@ -19,15 +18,14 @@ from sqlalchemy import inspect
 from groundstate.app.app import App
 from groundstate.app.outside import Call
 from groundstate.testing import explore, schedule
-from groundstate.testing.ambient import EPOCH, Stuck
 from groundstate.testing.book import Check
+from groundstate.testing.clock import Clock
 from groundstate.testing.guard import Guard
 from groundstate.testing.place import Place
 from groundstate.testing.postgres_place import PostgresPlace
 from groundstate.testing.provider import Client, Fake, Ledger
 from groundstate.testing.schedule import Schedule
 from groundstate.testing.sqlite_place import SqlitePlace
-from groundstate.testing.stage import Stage
 from groundstate.testing.trial import REPEAT, Cast, Crashed, Findings, Trial
 from groundstate.values.errors import DeclarationError
 
@@ -39,29 +37,6 @@ SAYS_EVERY_S = 10.0
 
 class NeverTaken(AssertionError):
     """A reaction that no schedule carried out: nothing was learned of it."""
-
-
-class Clock:
-    """The database's clock in a run, as `Moment.now` tells it. The lab moves it to the next thing that is due; `meanwhile` may move it."""
-
-    def __init__(self) -> None:
-        self._stage: Stage | None = None
-
-    @property
-    def now(self) -> datetime:
-        """The time in the run under way; where none is, that at which each begins."""
-        return EPOCH if self._stage is None else self._stage.time.now()
-
-    def forward(self, by: timedelta) -> None:
-        """Moves it ahead, for all processes of the run. Raises Stuck where no run is under way, DeclarationError where it would go back."""
-        if by < timedelta():
-            raise DeclarationError(f"lab.clock.forward({by!r}): it goes forward alone; give a time that is not negative")
-        if self._stage is None:
-            raise Stuck("the clock stands still: no run is under way. Move it in a function given to lab.meanwhile")
-        self._stage.time.forward(by.total_seconds())
-
-    def _at(self, stage: Stage | None) -> None:
-        self._stage = stage
 
 
 class Lab:
@@ -138,8 +113,8 @@ class Lab:
 
         A clean run counts the crossings: each statement, each commit before and after, each hint, each call before, in and after, each
         find. Then the app dies at each in turn (where several leave the same behind, byte for byte, once for all of them), someone
-        else's transaction comes between any two, and each call meets each mood of the outside. Then mixtures are drawn by a seed: pairs
-        of deaths, a lock lost alive, a second worker, the database put back to an earlier copy.
+        else's transaction comes between any two, `lab.clock` leaps as it was told, and each call meets each mood of the outside. Then
+        mixtures are drawn by a seed: pairs of deaths, a lock lost alive, a second worker, the database put back to an earlier copy.
 
         Args:
             app: as declared. Its own database is not touched.
@@ -177,7 +152,7 @@ class Lab:
         self._places.append(place)
         place.fill(app, rows)
         around = Guard(strict=self.strict).watching
-        cast = Cast(self._fakes, self._meanwhile, always, at_the_end, may_fail, around, self.clock._at)  # noqa: SLF001  # one thing with the lab
+        cast = Cast(self._fakes, self._meanwhile, always, at_the_end, may_fail, around, self.clock)
         return Trial(app, place, cast)
 
     def _everywhere(self, trial: Trial, app: App, budget: int) -> None:

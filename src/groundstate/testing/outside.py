@@ -9,19 +9,20 @@ from typing import Any
 from groundstate.engine.flight import Flight
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import CallSpec
-from groundstate.testing.ambient import EPOCH, Time
+from groundstate.testing.ambient import Time
 from groundstate.testing.provider import Effect, Fake
 
 RETRIED_S = 15.0  # until a doubt that has become ripe has surely been looked at
 
 
 class Outside:
-    """finds_lag: a find sees an effect only when `settle_after` is over."""
+    """finds_lag: a find sees an effect only when `settle_after` is over. leaps: the clock that deadlines are told by may be set."""
 
-    def __init__(self, fakes: Sequence[Fake], time: Time, *, finds_lag: bool) -> None:
+    def __init__(self, fakes: Sequence[Fake], time: Time, *, finds_lag: bool, leaps: bool = False) -> None:
         self._fakes = {fake.spec: fake for fake in fakes}
         self._time = time
         self._finds_lag = finds_lag
+        self._leaps = leaps
 
     def fake_of(self, flight: Flight) -> Fake:
         """Who plays it for this flight."""
@@ -35,9 +36,15 @@ class Outside:
         return effect, len(fake.ledger.entries) > before
 
     def last_s(self, flight: Flight) -> float:
-        """The last moment at which its request may still arrive."""
-        begun_s = (flight.moment.now - EPOCH).total_seconds()
-        return begun_s + _arrives_within(_call_of(flight)).total_seconds() - 0.002
+        """The last moment at which its request may still arrive: `settle_after` past its deadline.
+
+        Where that clock leaps and its worker dies, nobody can tell the deadline any more: then so long after its caller gave up, or died.
+        """
+        call = _call_of(flight)
+        if self._leaps:
+            return self._time.now_s + _settle_after(call).total_seconds() - 0.002
+        boot_s, _ = flight.begun
+        return boot_s + _arrives_within(call).total_seconds()
 
     @property
     def longest_s(self) -> float:
@@ -59,5 +66,8 @@ def _call_of(flight: Flight) -> CallSpec:
 
 def _arrives_within(call: CallSpec) -> timedelta:
     """How long after its begin a request of this call may arrive."""
-    settle_after = call.in_doubt.settle_after
-    return call.timeout + MARGIN + (call.timeout if settle_after is None else settle_after)
+    return call.timeout + MARGIN + _settle_after(call)
+
+
+def _settle_after(call: CallSpec) -> timedelta:
+    return call.timeout if call.in_doubt.settle_after is None else call.in_doubt.settle_after

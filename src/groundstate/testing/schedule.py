@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from groundstate.testing.provider import Mood
 
-KINDS = ("die", "meanwhile", "switch", "unlock", "freeze", "copy", "restore")
+KINDS = ("die", "meanwhile", "switch", "unlock", "freeze", "copy", "restore", "leap", "suspend")
 HINTS = ("told", "lost", "doubled", "reordered", "invented")
 _MOODS = {mood.value: mood for mood in Mood}
 
@@ -21,7 +21,8 @@ _MOODS = {mood.value: mood for mood in Mood}
 class Move:
     """At the crossing: the process dies (die); someone else's transaction number `which` (meanwhile); another worker goes on (switch);
     the lock is lost by a process that lives (unlock), or that stands still until all its deadlines are past (freeze); the database is
-    copied, or put back to that copy while all is dead (copy, restore).
+    copied, or put back to that copy while all is dead (copy, restore); the time of day leaps, or the host is suspended, as number `which`
+    of the lab's clock says (leap, suspend).
     """
 
     crossing: int

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -22,7 +23,9 @@ from groundstate.testing import actors
 from groundstate.testing.actors import Actor, Buried, quiet_dead
 from groundstate.testing.ambient import Stuck, Time, installed
 from groundstate.testing.caller import LabCaller, told
+from groundstate.testing.clock import Moves
 from groundstate.testing.crossing import Crossing
+from groundstate.testing.judge import Judge
 from groundstate.testing.on_the_way import Hints
 from groundstate.testing.outside import Outside
 from groundstate.testing.place import Place
@@ -34,28 +37,6 @@ from groundstate.testing.wires import Kept, Wired
 from groundstate.values.errors import Stopped
 
 STATEMENT_S = 0.001  # what each crossing costs, by the lab's clock
-
-
-class Judge(Protocol):
-    """Who is told what happened."""
-
-    def committed(self, *, ours_alone: bool) -> None:
-        """Somebody's transaction was committed. ours_alone: it wrote to groundstate's own tables and no others."""
-
-    def leave(self, flights: Sequence[Flight]) -> None:
-        """From now on these may reach the outside at any moment."""
-
-    def acted(self, effect: Effect[Any]) -> None:
-        """The outside was acted on."""
-
-    def brought(self, process: Process, effect: Effect[Any]) -> None:
-        """The outcome of this effect has come back to the process."""
-
-    def copied(self) -> Any:
-        """What is known of the database's state, to be given back with it."""
-
-    def put_back(self, known: Any) -> None:
-        """The database went back."""
 
 
 class Stage:
@@ -71,14 +52,17 @@ class Stage:
         *,
         kept: Kept,
         limit: int,
+        clock: Moves | None = None,
     ) -> None:
         self.app = app
         self.specs = specs
         self.place = place
         self.schedule = schedule
         self.limit = limit  # crossings: more is for ever
-        self.time = Time()
-        self.outside = Outside(fakes, self.time, finds_lag=schedule.finds_lag)
+        self.clock = clock or Moves()
+        self.time = Time(self.clock.begins, own_clock=place.locks_rows)
+        leaps = any(move.kind == "leap" for move in schedule.moves)
+        self.outside = Outside(fakes, self.time, finds_lag=schedule.finds_lag, leaps=leaps)
         self.crossings: list[Crossing] = []
         self.processes: list[Process] = []
         self.calls = 0
@@ -100,6 +84,8 @@ class Stage:
         self._turns = Turns(self.time, place, self._after_leg)
         self._reached: tuple[Process, str, str, bool] | None = None
         self._copy: Any = None
+        self._crossed = False  # the thread that was led last has parked at a crossing
+        self._told = 0
         self._hints = Hints(schedule.hints)
         self._building: Process | None = None
         self._wired: dict[Actor, Wired] = {}  # by the thread that uses it
@@ -194,15 +180,18 @@ class Stage:
 
     def run_until(self, true: Callable[[], bool], seconds: float | None) -> bool:
         """In the thread that directs. Ends too when a process has died, and when its time is over and nothing else can go on."""
-        end = None if seconds is None else self.time.now_s + seconds
-        alive = len(self._turns.alive)
-        while not true():
-            if len(self._turns.alive) < alive or not self._turns.step(end):
+        end = None if seconds is None else self.time.awake_s + seconds
+        alive = self.alive
+        # A thread that would go on by itself, were nothing looked at where it crosses, goes on before its work is looked at: else a run
+        # in which each crossing is marked would be another one.
+        while (self._crossed and self._turns.is_alone) or not true():
+            if any(process.dead for process in alive) or not self._turns.step(end):
                 return true()
         return True
 
     def _after_leg(self) -> None:
         reached, self._reached = self._reached, None
+        self._crossed = reached is not None
         if reached is not None:
             self.reach(*reached)
         if self.wrong is not None:
@@ -236,7 +225,8 @@ class Stage:
         return self._turns.is_alone and not (planned or judged)
 
     def _count(self, process: Process, kind: str, what: str, inside: bool) -> Crossing:
-        crossing = Crossing(len(self.crossings) + 1, kind, what, process.number, inside)
+        crossing = Crossing(len(self.crossings) + 1, kind, what, process.number, inside, told=self.time.told > self._told)
+        self._told = self.time.told
         self.crossings.append(crossing)
         self.time.forward(STATEMENT_S)
         return crossing
@@ -274,6 +264,8 @@ class Stage:
                     self.tell_story(f"{others[0].name} goes on, {crossing} of {process.name}")
             case "unlock" | "freeze":
                 self._unlock(process, crossing, freezes=move.kind == "freeze")
+            case "leap" | "suspend":
+                self._move_clock(move, crossing)
             case "copy":
                 self._copy = (self.place.copy(), self.judge.copied() if self.judge is not None else None)
                 self.tell_story(f"the database is copied, {crossing}")
@@ -293,6 +285,28 @@ class Stage:
         self.tell_story(f"meanwhile, {crossing}: {getattr(act, '__name__', 'someone else')}")
         if self.judge is not None:
             self.judge.committed(ours_alone=False)
+
+    def _move_clock(self, move: Move, crossing: Crossing) -> None:
+        which = max(move.which, 1) - 1
+        if move.kind == "leap" and self.clock.leaps:
+            self.leap(self.clock.leaps[which], f", {crossing}")
+        if move.kind == "suspend" and self.clock.suspends:
+            self.suspend(self.clock.suspends[which], f", {crossing}")
+
+    def leap(self, by: timedelta, where: str = "") -> None:
+        """The time of day leaps, ahead or back; no other clock does."""
+        self.time.leap(by)
+        self._clock_moved(f"the clock {'leaps ahead' if by > timedelta() else 'steps back'} by {abs(by)}", where)
+
+    def suspend(self, how_long: timedelta, where: str = "") -> None:
+        """The host of all processes stands still for so long, and the world goes on."""
+        self._turns.suspend(how_long.total_seconds())
+        self._clock_moved(f"the host was suspended for {how_long}", where)
+
+    def _clock_moved(self, words: str, where: str) -> None:
+        self._came_in += 1  # what was not due when it was looked for may be due now
+        self._changes += 1
+        self.tell_story(f"{words}{where}: it shows {self.time.now().astimezone(self.clock.begins.tzinfo)}")
 
     def _unlock(self, process: Process, crossing: Crossing, *, freezes: bool) -> None:
         if not process.started or process.dead:

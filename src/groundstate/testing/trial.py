@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
-from groundstate.testing.ambient import EPOCH, Stuck
+from groundstate.testing.ambient import Stuck
 from groundstate.testing.book import Book, Check, Look, Violation
+from groundstate.testing.clock import Clock
 from groundstate.testing.place import Place
 from groundstate.testing.provider import Fake
 from groundstate.testing.schedule import Schedule
@@ -21,6 +22,7 @@ from groundstate.testing.wires import Kept
 
 CLEAN_MOST = 100_000  # crossings that the clean run may have
 LOOKS_MOST = 400  # times that are waited for in one run
+LOOKS_WITH_AN_END = 20_000
 LONGEST_S = 60.0
 STORY_LINES = 30
 REPEAT = "GROUNDSTATE_LAB"  # in the environment: the one schedule that is run
@@ -66,7 +68,7 @@ class Cast:
     at_the_end: Check | None
     may_fail: Sequence[str]
     around: Callable[[str], Any] | None  # what each function of the app that runs in a transaction is run within
-    on_stage: Callable[[Stage | None], None]  # is told which run is under way
+    clock: Clock
 
 
 class Trial:
@@ -81,6 +83,7 @@ class Trial:
         specs = [app.reactions_of(store) for store in app.stores]
         self._book = Book(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
         self._schedules = [[self._book.ticking(spec) for spec in app.schedules_of(store)] for store in app.stores]
+        self._book.schedules = self._schedules
         self.at_death: Callable[[Any], None] | None = None  # instead of a death in process
         self.findings = Findings(0, 0, 0, 0, 0.0)
 
@@ -129,10 +132,10 @@ class Trial:
         for fake in cast.fakes:
             fake.begin_anew()
         self._place.begin_anew()
-        stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit)
+        stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit, clock=cast.clock.moves)
         stage.judge, stage.meanwhile, stage.at_death, stage.marks = book, cast.meanwhile, self.at_death, [] if marked else None
         stage.schedules = self._schedules
-        cast.on_stage(stage)
+        cast.clock.shows(stage)
         try:
             with stage.open():
                 book.begin(stage)
@@ -144,7 +147,7 @@ class Trial:
         except AssertionError as error:
             raise Broken(stage, "assertion", str(error) or repr(error), error) from error
         finally:
-            cast.on_stage(None)
+            cast.clock.shows(None)
             self.findings.runs += 1
             self.findings.kills += sum(1 for process in stage.processes if process.killed)
         return stage
@@ -163,20 +166,23 @@ class Trial:
     def _wait(self, stage: Stage, book: Book) -> None:
         """Moves the clock to whatever is due next, until nothing is."""
         looked: frozenset[Look] = frozenset()
-        for waited in range(LOOKS_MOST):
+        most = LOOKS_MOST if stage.clock.ends is None else LOOKS_WITH_AN_END
+        for waited in range(most):
             stage.run_until_quiet()
             looks = book.looks()
-            by_s = [(look[-1] - EPOCH).total_seconds() for look in looks]
-            later = [at_s for at_s in [*by_s, stage.next_task_s() or 0.0] if at_s > stage.time.now_s]
-            if any(at_s <= stage.time.now_s for at_s in by_s) and looks != looked:
+            now = stage.time.now()
+            waits_s = [(look[-1] - now).total_seconds() for look in looks]
+            later = [wait_s for wait_s in [*waits_s, (stage.next_task_s() or 0.0) - stage.time.now_s] if wait_s > 0]
+            if any(wait_s <= 0 for wait_s in waits_s) and looks != looked:
                 stage.time.forward(0.002)  # its time came while the others were looked at: what it waits for may be over now
             elif later:
                 # A busy host may wake later than it wished: so a minute's wait is not a hundred looks.
-                stage.time.forward(max(min(later) - stage.time.now_s + 0.002, min(0.25 * 2**waited, LONGEST_S)))
+                stage.time.forward(max(min(later) + 0.002, min(0.25 * 2.0 ** min(waited, 30), LONGEST_S)))
             else:
                 return
             looked = looks
-        raise Violation("Progress", f"after {LOOKS_MOST} waits something is still tried again")
+        words = "something is still tried again or due: where a timer sets itself anew for ever, say lab.clock.ends(...)"
+        raise Violation("Progress", f"after {most} waits {words}")
 
 
 class Broken(Exception):

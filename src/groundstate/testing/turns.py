@@ -44,7 +44,7 @@ class Turns:
         return min((_when(task) for task in self.tasks if task.outlives or not task.process.dead), default=None)
 
     def step(self, end: float | None) -> bool:
-        """Lets somebody go on, or time where nobody can; False when the end has come."""
+        """Lets somebody go on, or time where nobody can; False when the end has come, by the monotonic clock."""
         now = self._time.now_s
         # What a worker that stood still was about to send goes out before the worker has looked who it is.
         if any(0 < task.process.frozen_until_s <= now for task in self.tasks) and self.let_arrive():
@@ -55,9 +55,9 @@ class Turns:
             return True
         if self.let_arrive():
             return True
-        if end is not None and now >= end:
+        if end is not None and self._time.awake_s >= end:
             return False
-        times = [*self._soon(), *([end] if end is not None else [])]
+        times = [*self._soon(), *([self._time.real_s(end)] if end is not None else [])]
         if not times:
             raise Stuck("everybody waits, and for nothing that could come")
         self._time.forward(min(times) - now)
@@ -66,7 +66,7 @@ class Turns:
     def _soon(self) -> Sequence[float]:
         in_air = [_when(task) for task in self.tasks]
         waiting = [
-            max(actor.until, process.frozen_until_s)
+            max(self._time.real_s(actor.until), process.frozen_until_s)
             for process in self.alive
             for actor in process.actors
             if actor.until is not None and not actor.done
@@ -74,9 +74,20 @@ class Turns:
         frozen = [process.frozen_until_s for process in self.alive if process.frozen_until_s > self._time.now_s]
         return [*(in_air or waiting), *frozen]
 
-    def let_arrive(self) -> bool:
-        """Carries out a step whose time has come of what is in the air; False where there is none."""
-        ready = next((task for task in self.tasks if _when(task) <= self._time.now_s), None)
+    def suspend(self, seconds: float) -> None:
+        """The host of all processes is suspended for so long. What has left it arrives meanwhile; what it was about to do waits."""
+        time, end = self._time, self._time.now_s + seconds
+        for task in self.tasks:
+            if not task.outlives and task.at_s > time.now_s:
+                task.at_s += seconds
+        while (at_s := min((task.at_s for task in self.tasks if task.outlives), default=end)) < end:
+            time.suspend(at_s - time.now_s)
+            self.let_arrive(gone=True)
+        time.suspend(end - time.now_s)
+
+    def let_arrive(self, *, gone: bool = False) -> bool:
+        """Carries out a step whose time has come of what is in the air; False where there is none. gone: of what has left its process."""
+        ready = next((task for task in self.tasks if _when(task) <= self._time.now_s and (task.outlives or not gone)), None)
         if ready is None:
             return False
         self.tasks.remove(ready)
@@ -95,7 +106,7 @@ class Turns:
         if self._running in actors and self.preferred is None:
             actors.remove(self._running)
             actors.insert(0, self._running)
-        return next((actor for actor in actors if actor.ready() or (actor.until is not None and actor.until <= self._time.now_s)), None)
+        return next((actor for actor in actors if actor.ready() or (actor.until is not None and actor.until <= self._time.awake_s)), None)
 
     def _lead(self, actor: Actor) -> None:
         self._running = actor
