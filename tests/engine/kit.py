@@ -248,8 +248,8 @@ class Life:
         self.worker.stop(limit_s)
 
 
-def _leapt(pace: leaps.Pace, now: datetime) -> timedelta:
-    return _really_leapt(pace, now) if World.leaping else timedelta()
+def _leapt(pace: leaps.Pace, now: datetime, asked_s: float) -> timedelta:
+    return _really_leapt(pace, now, asked_s) if World.leaping else timedelta()
 
 
 _really_leapt = leaps.Pace.leapt

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from sqlalchemy import delete, or_, select, update
 
-from groundstate.engine import attempts
+from groundstate.engine import attempts, leaps
 from groundstate.engine.life import Life, lives_seen
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import reading_ours
@@ -72,10 +72,11 @@ def _remember_its_end(tx: Transaction, dead: int) -> None:
 
 def look_at_ends(life: Life) -> None:
     """Sets how careful this life is, and forgets ends that are long past. Where nothing is written it is here that a leap is noticed."""
+    asked_s = leaps.boot_s()
     with life.database.reading() as connection, reading_ours():
         now = connection.execute(select(life.database.now())).scalar_one()
         ends = list(connection.execute(select(tables.worker.c.ended_at).where(tables.worker.c.ended_at.is_not(None))).scalars())
-    if life.pace.leapt(now):
+    if life.pace.leapt(now, asked_s):
         with life.transaction():
             pass  # its begin follows the clock
     new = careful.care(ends, now)

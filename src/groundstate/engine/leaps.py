@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import update
@@ -27,20 +28,45 @@ def boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What the database's clock showed, at some moment between asking and having the answer, by `boot_s`."""
+
+    shown: datetime
+    asked_s: float
+    answered_s: float
+
+    @property
+    def took_s(self) -> float:
+        return self.answered_s - self.asked_s
+
+    def ahead_of(self, before: _Look) -> tuple[timedelta, timedelta]:
+        """How far the clock went ahead of ours since, at least and at most: either answer may have been long on its way."""
+        by = self.shown - before.shown
+        return by - timedelta(seconds=self.answered_s - before.asked_s), by - timedelta(seconds=self.asked_s - before.answered_s)
+
+
 class Pace:
     """How the database's clock goes beside one that nobody sets: of one life."""
 
     def __init__(self) -> None:
-        self._since: tuple[datetime, float] | None = None
-        self._seen: tuple[datetime, float] | None = None
+        self._since: _Look | None = None
+        self._seen: _Look | None = None
 
-    def leapt(self, now: datetime) -> timedelta:
-        """How far the database's clock, which shows this, went ahead of ours, or back, since it was followed; zero below `NOTICED`."""
-        self._seen = (now, boot_s())
+    def leapt(self, now: datetime, asked_s: float) -> timedelta:
+        """How far the database's clock, which shows this, went ahead of ours, or back, since it was followed; zero below `NOTICED`.
+
+        asked_s: when it was asked, by `boot_s`. A worker that was stopped between asking and having the answer takes that for no leap.
+        """
+        self._seen = _Look(now, asked_s, boot_s())
         if self._since is None:
             self._since = self._seen
-        leapt = now - self._since[0] - timedelta(seconds=self._seen[1] - self._since[1])
-        return leapt if abs(leapt) > NOTICED else timedelta()
+        least, most = self._seen.ahead_of(self._since)
+        if least > NOTICED or most < -NOTICED:
+            return most  # of what it may have been that by which less counts as over
+        if self._seen.took_s < self._since.took_s:
+            self._since = self._seen  # the closer look
+        return timedelta()
 
     def followed(self) -> None:
         """What follows the clock has followed it to where it was last seen."""

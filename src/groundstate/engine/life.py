@@ -77,11 +77,11 @@ class Life:
         somebody else wrote since the last one.
         """
         embedded = not self.database.locks_rows
-        started = time.monotonic()
+        started, asked_s = time.monotonic(), leaps.boot_s()
         with transaction.writing(self.database, wait=wait) as tx:
             if embedded and self.database.someone_wrote():  # asked under the write lock: surely not us
                 self.others_wrote = True
-            leapt = self.pace.leapt(tx.now)
+            leapt = self.pace.leapt(tx.now, asked_s)
             if leapt:
                 leaps.follow(tx, self.id, leapt)
             yield tx
