@@ -110,14 +110,6 @@ def unit_test(order: Order, item: Item) -> None:
     paid(order, "receipt")  # refused: no outcome of its call
 
 
-@app.on(Order, Order.status == "a part without a call", per=Order.status)  # refused: a part of no outside
-def apart(order: Order) -> None: ...
-
-
-@app.on(Order, Order.status == "in a line", in_order=Order.status)  # refused: InOrder(Order.status)
-def lined(order: Order) -> None: ...
-
-
 @app.every("0 7 * * *", missed="some")  # refused: none, latest or all
 def some() -> None: ...
 
@@ -128,3 +120,11 @@ def hourly() -> None: ...
 
 @app.every("0 7 * * *")  # refused: a handler is no coroutine
 async def later() -> None: ...
+
+
+@app.on(Order, Order.status == "a part without a call", per=Order.status)  # refused: a part of no outside
+def apart(order: Order) -> None: ...
+
+
+@app.on(Order, Order.status == "in a line", in_order=Order.status)  # refused: InOrder(Order.status)
+def lined(order: Order) -> None: ...
