@@ -43,6 +43,7 @@ class Size:
     unfinished: int = 1_000
     backlog: int = 1_000_000
     failed: int = 100_000
+    line: int = 100_000
     idle_s: float = 20.0
     beside_s: float = 10.0
     snapshot_s: float = 60.0
@@ -54,8 +55,8 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    rounds=3, orders=5_000, calls=3_000, samples=100, finished=(10_000,), backlog=100_000, failed=10_000, idle_s=5.0, beside_s=3.0,
-    snapshot_s=10.0, timers=100_000, rates=(100, 10_000), rate_s=2.0,
+    rounds=3, orders=5_000, calls=3_000, samples=100, finished=(10_000,), backlog=100_000, failed=10_000, line=10_000, idle_s=5.0,
+    beside_s=3.0, snapshot_s=10.0, timers=100_000, rates=(100, 10_000), rate_s=2.0,
 )  # fmt: skip
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from groundstate.app.store import Store
     from groundstate.rules.cron import Cron
     from groundstate.rules.due import Due, after
+    from groundstate.rules.order import InOrder
     from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
+    from groundstate.rules.rate import Rate
     from groundstate.store.tables import Instant
     from groundstate.values.answers import Absent, Busy, Failure, Key, Moment, NotDone, Occurrence, Unknown
     from groundstate.values.errors import (
@@ -42,7 +44,9 @@ _HOMES = {
     "app.store": ("Store",),
     "rules.cron": ("Cron",),
     "rules.due": ("Due", "after"),
+    "rules.order": ("InOrder",),
     "rules.policy": ("InDoubt", "Retry", "again", "ask", "hold", "same_key"),
+    "rules.rate": ("Rate",),
     "store.tables": ("Instant",),
     "values.answers": ("Absent", "Busy", "Failure", "Key", "Moment", "NotDone", "Occurrence", "Unknown"),
     "values.errors": (
@@ -77,6 +81,7 @@ __all__ = [
     "Failure",
     "GroundstateError",
     "InDoubt",
+    "InOrder",
     "Instant",
     "Key",
     "Moment",
@@ -86,6 +91,7 @@ __all__ = [
     "Occurrence",
     "Outside",
     "Plain",
+    "Rate",
     "Reaction",
     "Retry",
     "StateRefused",

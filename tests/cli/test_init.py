@@ -13,7 +13,14 @@ def test_it_makes_our_tables_and_the_apps_where_it_is_told_to(bare: Shop) -> Non
     said = bare.run("init", "--tables", "--json")
     assert said.code == 0, said.err
     assert (said.json["groundstate"], said.json["command"], said.json["app"]) == (1, "init", bare.name)
-    assert set(said.json["created"]) == {"groundstate_attempt", "groundstate_reaction", "groundstate_worker", "orders", "items"}
+    assert set(said.json["created"]) == {
+        "groundstate_attempt",
+        "groundstate_reaction",
+        "groundstate_worker",
+        "groundstate_rate",
+        "orders",
+        "items",
+    }
     assert set(inspect(bare.engine).get_table_names()) == set(said.json["created"])
 
 

@@ -229,7 +229,7 @@ class Life:
     @property
     def pauses(self) -> bool:
         """Whether it pauses some outside."""
-        return any(breaker.open for breaker in self.worker._traffic._breakers.values())
+        return bool(self.worker._traffic.limits.open_breakers)
 
     @property
     def in_trouble(self) -> bool:

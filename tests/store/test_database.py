@@ -123,7 +123,9 @@ def test_connecting_twice_and_after_a_close_is_fine(database: Database) -> None:
 def test_our_tables_can_be_created(database: Database) -> None:
     with database.writing() as connection:
         tables.metadata.create_all(connection)
-        assert {"groundstate_attempt", "groundstate_reaction", "groundstate_worker"} <= set(inspect(connection).get_table_names())
+        assert {"groundstate_attempt", "groundstate_reaction", "groundstate_worker", "groundstate_rate"} <= set(
+            inspect(connection).get_table_names()
+        )
 
 
 def test_a_forked_child_is_refused_and_the_parent_goes_on(database: Database) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from groundstate.store.file_locks import FlockLives
 from groundstate.store.opening import open_store, settings_of
-from groundstate.store.port import Lives
+from groundstate.store.port import SLOTS_FROM, Lives
 from groundstate.store.session_locks import SessionLives
 from groundstate.values.errors import Stopped, StoreRefused
 from tests.store.children import forked, holder, until
@@ -282,3 +282,57 @@ def test_a_server_that_is_not_there_is_an_operational_error() -> None:
         lives.take(ONE)
     assert "hunter2" not in str(caught.value)
     assert lives.alive([ONE]) == {ONE: None}
+
+
+# ---- slots ---------------------------------------------------------------------------------------------------------------------
+SLOTS = tuple(SLOTS_FROM + number for number in (0, 1, 2, 2**61 - 1))
+
+
+def test_of_each_group_of_slots_as_many_are_taken_as_are_wanted_and_free(place: Place) -> None:
+    mine, other = place.lives(), place.lives()
+    mine.take(ONE)
+    other.take(OTHER)
+    got = mine.take_slots([(1, SLOTS[:2]), (5, SLOTS[2:])])
+    assert len(got & set(SLOTS[:2])) == 1
+    assert got >= set(SLOTS[2:])
+    assert other.take_slots([(5, SLOTS)]) == set(SLOTS) - got
+    assert other.take_slots([(5, sorted(got))]) == set()
+    mine.give_slots_back([SLOTS[2]])
+    assert other.take_slots([(1, SLOTS[2:])]) == {SLOTS[2]}
+    assert mine.held()
+
+
+def test_slots_die_with_their_life(place: Place) -> None:
+    mine, other = place.lives(), place.lives()
+    mine.take(ONE)
+    assert mine.take_slots([(9, SLOTS)]) == set(SLOTS)
+    mine.release()
+    other.take(OTHER)
+    got: set[int] = set()
+
+    def all_got() -> bool:
+        got.update(other.take_slots([(9, [one for one in SLOTS if one not in got])]))
+        return got == set(SLOTS)
+
+    until(all_got)
+
+
+def test_nobody_takes_slots_who_is_not_alive(place: Place) -> None:
+    mine = place.lives()
+    assert mine.take_slots([(9, SLOTS)]) == set()
+    mine.give_slots_back(SLOTS)
+    mine.take(ONE)
+    assert mine.take_slots([]) == set()
+    assert mine.take_slots([(9, SLOTS)]) == set(SLOTS)
+
+
+def test_a_server_whose_table_of_locks_is_full_gives_no_slots_and_the_life_goes_on(postgres_url: str) -> None:
+    mine, other = open_store(settings_of(postgres_url))[1](), open_store(settings_of(postgres_url))[1]()
+    mine.take(ONE)
+    other.take(OTHER)
+    many = [SLOTS_FROM + number for number in range(200_000)]
+    assert mine.take_slots([(len(many), many)]) == set()
+    assert mine.held()
+    assert len(other.take_slots([(100, many)])) == 100, "what was got before the table was full was kept"
+    mine.release()
+    other.release()

@@ -18,12 +18,14 @@ from groundstate import (
     Call,
     Cron,
     Failure,
+    InOrder,
     Key,
     Moment,
     NotDone,
     Occurrence,
     Outside,
     Plain,
+    Rate,
     Reaction,
     Retry,
     Store,
@@ -47,6 +49,7 @@ async def client() -> AsyncIterator[Client]:
 
 
 gateway = Outside("gateway", limit=5, not_done=[*HTTPX, ConnectionRefusedError, "smtplib.SMTPConnectError"], client=client)
+tenants = Outside("tenants", limit=5, rate=Rate(10, SECONDS), limit_per=2, rate_per=Rate(times=1, each=SECONDS))
 late = Store(lambda: create_engine("sqlite:///never-opened.db"), Base.metadata, failover="lossless", redact=str.upper)
 
 
@@ -158,6 +161,21 @@ def paid_by_record(order: Order, outcome: Receipt | None) -> None:
 @app.on(Hero, col(Hero.state) == "lost", fact=col(Hero.saved_at))
 def saved(hero: Hero, at: Moment) -> None:
     hero.saved_at = at.now
+
+
+@tenants.call(in_doubt=hold())
+def tell(order: Order) -> str:
+    return order.status
+
+
+@app.on(Order, Order.status == "told", call=tell, per=Order.status, in_order=InOrder(Order.status, Order.id, past_held=True))
+def told(order: Order, answer: str) -> None:
+    order.status = answer
+
+
+@app.on(Hero, col(Hero.state) == "in line", in_order=InOrder(by=col(Hero.state)))
+def in_line(hero: Hero) -> None:
+    hero.state = "done"
 
 
 app.rests(Order, Order.status == "shipped")

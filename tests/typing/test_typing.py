@@ -57,4 +57,4 @@ def test_pyright_refuses_the_marked_lines_and_no_others() -> None:
 def test_what_the_types_accept_can_be_declared() -> None:
     good = importlib.import_module("tests.typing.good")
     good.app.check_declarations()
-    assert len(good.app.reactions) == 9
+    assert len(good.app.reactions) == 11

@@ -21,6 +21,7 @@ from groundstate.app.store import Store
 from groundstate.rules import clause as look
 from groundstate.rules.cron import Gap, Overlap
 from groundstate.rules.due import Due
+from groundstate.rules.order import InOrder
 from groundstate.rules.policy import Retry
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import Missed, ScheduleSpec
@@ -76,6 +77,7 @@ class App(Running):
         *clauses: Clause,
         due: Due | Column | None = None,
         occurrence: Sequence[Column] = (),
+        in_order: InOrder | None = None,
         fact: Column | None = None,
         retry: Retry | None = None,
         name: str | None = None,
@@ -88,6 +90,8 @@ class App(Running):
         call: Call[R, O],
         due: Due | Column | None = None,
         occurrence: Sequence[Column] = (),
+        in_order: InOrder | None = None,
+        per: Column | None = None,
         fact: Column | None = None,
         name: str | None = None,
     ) -> _OnCall[R, O]: ...
@@ -100,6 +104,8 @@ class App(Running):
         sends: Callable[Concatenate[R, Q], A],
         due: Due | Column | None = None,
         occurrence: Sequence[Column] = (),
+        in_order: InOrder | None = None,
+        per: Column | None = None,
         fact: Column | None = None,
         name: str | None = None,
     ) -> _OnCall[R, O]: ...
@@ -114,6 +120,9 @@ class App(Running):
                 sends: makes the call's argument from the record, inside the begin transaction; what it raises was surely not done.
                 due: from when on the condition holds, by the database's clock: a column, or `after(column, timedelta)`.
                 occurrence: columns that tell one round of this event from the next; the due column where nothing is said.
+                in_order: one at a time for equal values of a column, and in which order: `InOrder(by, order)`.
+                per: the column that tells the part of the outside that this record talks to, such as its tenant: `limit_per`, `rate_per`
+                    and the pause of an endpoint that fails are for each of its values. NULL: no part of it.
                 fact: the one column that the handler writes: 'fact is NULL' joins the clauses, and it runs alongside other reactions.
                 retry: when a handler that failed is tried again; of a reaction with a call, its call says so.
                 name: the handler's name where it is not given. Keys are made of it.

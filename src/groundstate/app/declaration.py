@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy.orm import Mapper
 
-from groundstate.app import children, condition, outcome, signature, source
+from groundstate.app import children, condition, lines, outcome, signature, source
 from groundstate.app import due as timing
 from groundstate.app.outside import Call
 from groundstate.app.reaction import IN_TRANSACTION, read_handler
@@ -32,6 +32,8 @@ class Given:
     sends: Any = None
     due: Any = None
     occurrence: Sequence[Any] = ()
+    in_order: Any = None
+    per: Any = None
     fact: Any = None
     retry: Retry | None = None
     name: str | None = None
@@ -94,6 +96,8 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
         occurrence=occurrence,
         fact=None if fact is None else fact.key,
         children=children.found_in(clauses),
+        in_order=lines.in_order_of(what, mapper, given.in_order),
+        per=lines.per_of(what, mapper, call, given.per),
         retry=_retry(what, given),
         store=store,
     )

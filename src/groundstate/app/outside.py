@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, over
 
 from groundstate.app import signature, source, trust
 from groundstate.rules.policy import MARGIN, InDoubt, Retry
+from groundstate.rules.rate import Rate
 from groundstate.rules.reaction import CallSpec, OutsideSpec
 from groundstate.values.answers import Absent, NotDone, Unknown
 from groundstate.values.errors import DeclarationError, DeclarationWarning
@@ -24,6 +25,7 @@ _Found = Absent | Unknown | type[Absent] | type[Unknown]
 _TO_CALL = ("key", "at", "client")
 _TO_CALL_MANY = ("keys", "at", "client")
 _TO_FIND = ("key", "at", "occurrence", "client")
+LONGEST_SPAN = timedelta(days=366)
 _SECONDS_30 = timedelta(seconds=30)
 _RETRY = Retry()
 
@@ -99,7 +101,10 @@ class Outside:
 
     Args:
         name: what it is called in logs and lists.
-        limit: how many of its calls and finds are under way at once, in each worker.
+        limit: how many of its calls and finds are under way at once, in all workers together; 100 in each worker where left out.
+        rate: how many of its calls and finds are begun in any span of time, in all workers together.
+        limit_per: as `limit`, for each value of the `per` column of a reaction: a tenant's endpoint.
+        rate_per: as `rate`, for each such value.
         not_done: exception types, or dotted paths of such, after which surely nothing was sent: `HTTPX`, `SMTPLIB`, ...
         client: makes a client, as a context manager; opened in the worker, and given to a parameter named `client`.
 
@@ -107,18 +112,27 @@ class Outside:
         DeclarationError: one of these cannot be meant so.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # an endpoint has these
         self,
         name: str,
         *,
         limit: int | None = None,
+        rate: Rate | None = None,
+        limit_per: int | None = None,
+        rate_per: Rate | None = None,
         not_done: Sequence[type[Exception] | str] = (),
         client: Callable[[], AbstractAsyncContextManager[Any] | AbstractContextManager[Any]] | None = None,
     ) -> None:
         if not _is_name(name):
             raise DeclarationError(f"Outside({name!r}): give it a name of printable characters")
-        if limit is not None and not _is_count(limit):
-            raise DeclarationError(f"Outside({name!r}, limit={limit!r}): at least 1 call must be possible; leave it out for 100")
+        for option, given in (("limit", limit), ("limit_per", limit_per)):
+            if given is not None and not _is_count(given):
+                without = "100 in each worker" if option == "limit" else "no such limit"
+                raise DeclarationError(
+                    f"Outside({name!r}, {option}={given!r}): at least 1 call must be possible; leave it out for {without}"
+                )
+        for option, said in (("rate", rate), ("rate_per", rate_per)):
+            _check_rate(f"Outside({name!r}, {option}={said!r})", said)
         if client is not None and not isinstance(client, type) and (hasattr(client, "__aenter__") or hasattr(client, "__enter__")):
             raise DeclarationError(
                 f"Outside({name!r}, client=...): that client was made at import, and would be bound to another loop; give what makes it,"
@@ -126,7 +140,7 @@ class Outside:
             )
         if client is not None and not callable(client):
             raise DeclarationError(f"Outside({name!r}, client={client!r}): give a function that makes the client, such as a lambda")
-        self.spec = OutsideSpec(name, 100 if limit is None else limit, trust.checked(not_done), client)
+        self.spec = OutsideSpec(name, limit, trust.checked(not_done), client, rate, limit_per, rate_per)
 
     @property
     def name(self) -> str:
@@ -212,6 +226,20 @@ def _is_name(given: Any) -> bool:
 
 def _is_count(given: Any) -> bool:
     return isinstance(given, int) and not isinstance(given, bool) and given >= 1
+
+
+def _check_rate(what: str, rate: Any) -> None:
+    if rate is None:
+        return
+    if not isinstance(rate, Rate):
+        raise DeclarationError(f"{what}: give a Rate, such as Rate(10, timedelta(seconds=1)) for ten calls in any second")
+    if not _is_count(rate.times):
+        raise DeclarationError(f"{what}: at least 1 call must be possible in the span: Rate(times=1, ...) or more")
+    each: Any = rate.each
+    if not isinstance(each, timedelta) or not timedelta() < each <= LONGEST_SPAN:
+        raise DeclarationError(
+            f"{what}: give a span of more than zero and {LONGEST_SPAN.days} days at most, such as each=timedelta(minutes=1)"
+        )
 
 
 def _supplied(all_of: Sequence[str], outside: OutsideSpec) -> tuple[str, ...]:

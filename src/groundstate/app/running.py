@@ -174,7 +174,7 @@ class Running:
         baseline: Sequence[str] = (),
         progress: Callable[[str, int], None] | None = None,
     ) -> list[str]:
-        """Creates our three tables where they are missing; returns what was created. Idempotent.
+        """Creates our four tables where they are missing; returns what was created. Idempotent.
 
         tables: the user's own tables too, where missing (for a first try; migrations later). accept: reactions (True: all) to start on
         the rows that are there; baseline: reactions that leave the rows that match now, and start with new ones, and schedules that start

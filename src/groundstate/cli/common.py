@@ -286,7 +286,8 @@ def _cure(said: str) -> str:
     if "no such column" in said or ("column" in said and "does not exist" in said):
         return "; this code knows a column that the table has not: run your migrations, or the code that fits the table"
     if "permission denied" in said:
-        return "; this user needs SELECT on the app's tables and on groundstate_attempt, groundstate_reaction and groundstate_worker"
+        ours = "groundstate_attempt, groundstate_reaction, groundstate_worker and groundstate_rate"
+        return f"; this user needs SELECT on the app's tables and on {ours}"
     return ""
 
 

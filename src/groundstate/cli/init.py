@@ -32,7 +32,7 @@ def init(
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
 ) -> None:
-    """Create groundstate's three tables where they are missing. May be run again at any time."""
+    """Create groundstate's four tables where they are missing. May be run again at any time."""
     found = find_app(app)
     names = accept or []
     accepted: list[str] | bool = True if ALL in names else names

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("groundstate.cli.init:init", "Create groundstate's three tables; accept reactions on rows that are there."),
+    "init": ("groundstate.cli.init:init", "Create groundstate's four tables; accept reactions on rows that are there."),
     "run": ("groundstate.cli.run:run", "Run a worker until it is told to stop."),
     "pending": ("groundstate.cli.pending:pending", "What is left to do, in doubt, held. Reads only."),
     "timers": ("groundstate.cli.timers:timers", "What becomes due next. Reads only."),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import time
 
-from groundstate.engine import begin, careful, due, plain, trouble
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import begin, careful, due, no_call, plain, trouble
+from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import describe
 from groundstate.engine.plain import Feed
@@ -42,9 +45,30 @@ class Batches:
         if waiting:
             lane = self._shift.in_turn(waiting)[0]
             limit = min(lane.failing.room(lane.batch, 0, now), lane.batch)
+            if lane.groups is not None:
+                self._by_groups(lane, lane.groups, limit)
+                return
             done = self._batch(lane, Feed(cursor=lane.cursor, limit=limit, crowded=lane.crowded))
             if done is not None:
                 moved_on(lane, done.cursor, done.read, limit, done.taken)
+
+    def _by_groups(self, lane: Lane, groups: Round, limit: int) -> None:
+        """One page of the pass: who is first of many values. Those behind them come with the next pass."""
+        try:
+            with self._shift.database.reading() as connection:
+                page = groups.page(connection, lane.cursor, limit, lambda _value: True)
+        except DBAPIError as error:
+            if trouble.transient(error):
+                raise
+            postpone(lane)
+            log.exception("%s could not be asked, tried again", lane.name)
+            return
+        lane.cursor = page.cursor
+        if page.cursor is None:
+            lane.swept()
+        done = self._batch(lane, Feed(keys=page.keys)) if page.keys else None
+        if done is not None and done.busy:
+            groups.met_busy()
 
     def _look_at_due(self, lane: Lane) -> None:
         try:
@@ -60,7 +84,7 @@ class Batches:
         with self._shift.life.transaction() as tx:
             identities = due.identities(self._shift, tx, lane, min(lane.batch, due.AT_ONCE), ())
             if identities:
-                self._shift.took += begin.let_go(tx, lane.question, identities)
+                self._shift.took += no_call.let_go(tx, lane.question, identities)
         if identities:
             keys = [key for identity in identities if (key := lane.question.key_of_text(identity[2])) is not None]
             self._batch(lane, Feed(keys=keys))
@@ -115,6 +139,8 @@ class Batches:
             lane.took(took, self._hold_s())
         if done.done:
             lane.failing.succeeded(done.done)
+            if lane.groups is not None:
+                lane.sweep()  # those behind them
         for number in range(done.failed):
             lane.failing.went_wrong((self._shift.turn, number), time.monotonic())
         if done.done and lane.question.answers_late:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from groundstate.engine import attempts, claim, handling, snapshot, trouble
+from groundstate.engine import attempts, claim, groups, handling, line, snapshot, trouble
 from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
-from groundstate.engine.flight import Flight
+from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life, describe
 from groundstate.engine.plain import Feed, new_attempt, put_off, unread
-from groundstate.engine.question import Question
+from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
@@ -43,6 +43,7 @@ class Begun:
     changed: int = 0  # attempts that became something else without a call
     busy: list[attempts.Identity] = field(default_factory=list)
     new_calls: int = 0
+    denied: list[PrimaryKey] = field(default_factory=list)  # taken, and then no slot or token was free for them
     expired: Counter[str] = field(default_factory=Counter)  # of the changed ones, by reaction
 
     def add(self, other: Begun) -> None:
@@ -53,8 +54,19 @@ class Begun:
         self.expired.update(other.expired)
 
 
-def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tuple[float, float]) -> Begun:
-    """Takes records by their condition and begins a call for each, at most `feed.limit`."""
+Clocks = tuple[float, float]
+Gate = Callable[[Sequence[Any]], Sequence[bool]]
+
+
+def unlimited(records: Sequence[Any]) -> Sequence[bool]:
+    """A gate that lets a call through for each of these records."""
+    return [True] * len(records)
+
+
+def begin(  # each differs from call to call
+    life: Life, tx: Transaction, question: Question, feed: Feed, clock: tuple[float, float], gate: Gate = unlimited
+) -> Begun:
+    """Takes records by their condition and begins a call for each that the gate lets through, at most `feed.limit`."""
     found = feed.claim(question, tx)
     result = Begun(claimed=found)
     spec = question.spec
@@ -64,6 +76,9 @@ def begin(life: Life, tx: Transaction, question: Question, feed: Feed, clock: tu
         chosen = [one for one in chosen if one.attempt is not None]  # its doubt was settled since: it is surely not done
     else:
         result.changed = put_off(life, question, tx, found.unreadable)
+    may = gate([one.record for one in chosen])
+    result.denied = [one.key for one, through in zip(chosen, may, strict=True) if not through]
+    chosen = [one for one, through in zip(chosen, may, strict=True) if through]
     new: list[Attempt] = []
     again: list[tuple[Attempt, Attempt]] = []
     flights: list[Flight] = []
@@ -99,19 +114,24 @@ def looked_at_now(tx: Transaction, failed: Sequence[Attempt]) -> int:
     return len(waited)
 
 
-def consider(  # each differs from call to call
-    life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: tuple[float, float], *, room: int
+def consider(  # noqa: PLR0913  # each differs from call to call
+    life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: Clocks, *, room: int, gate: Gate
 ) -> Begun:
     """Looks at attempts that stand, each by its row of the table; begins and asks as far as there is room."""
     looked = claim.look(question, tx, identities)
-    looking = _Looking(life, tx, question, clock, room)
+    looking = _Looking(life, tx, question, clock)
+    decided: list[_Decided] = []
     for standing in looked.standing.values():
         attempt = standing.attempt
         if attempt is None or not blocking.due(attempt, tx.now):
             continue
         if attempt.state is State.DOUBT and attempt.worker != life.id:
             continue  # whose doubt it is: the worker's that lives, or the adopter's
-        looking.at(attempt, standing)
+        decided.append(_Decided(attempt, standing, _decide(question, attempt, standing, tx.now)))
+    flying = _in_their_turn(tx, question, [one for one in decided if one.wants_to_fly])[:room]
+    through = {one.attempt.identity for one, may in zip(flying, gate([one.standing.record for one in flying]), strict=True) if may}
+    for one in decided:
+        looking.at(one, may_fly=one.attempt.identity in through)
     looking.unread(looked)
     attempts.save(tx.connection, looking.saved)
     attempts.remove(tx.database, tx.connection, looking.removed)
@@ -122,6 +142,32 @@ def consider(  # each differs from call to call
     return result
 
 
+@dataclass(frozen=True)
+class _Decided:
+    """What is to become of an attempt that was looked at."""
+
+    attempt: Attempt
+    standing: Standing
+    decision: rules.Decision
+
+    @property
+    def wants_to_fly(self) -> bool:
+        """Not before its due time: that was moved, or the clock stepped back."""
+        return isinstance(self.decision, rules.Ask) or (isinstance(self.decision, rules.Begin) and not self.standing.early)
+
+
+def _in_their_turn(tx: Transaction, question: Question, some: list[_Decided]) -> list[_Decided]:
+    """Without those whose turn it is not. What is asked after needs none."""
+    if question.spec.in_order is None:
+        return some
+    begins = [one for one in some if isinstance(one.decision, rules.Begin)]
+    failed = [(one.standing.key, one.standing.record) for one in begins if one.attempt.state is State.FAILED]
+    doubts = [(one.standing.key, one.standing.record) for one in begins if one.attempt.state is State.DOUBT]
+    may = line.of_their_turn(tx, question, failed) if failed else set()
+    may |= line.doubts_of_their_turn(tx, question, doubts) if doubts else set()
+    return [one for one in some if one not in begins or one.standing.key in may]
+
+
 @dataclass
 class _Looking:
     """What became of attempts that were looked at, before it is written."""
@@ -130,17 +176,15 @@ class _Looking:
     tx: Transaction
     question: Question
     clock: tuple[float, float]
-    room: int
     result: Begun = field(default_factory=Begun)
     saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
     removed: list[Attempt] = field(default_factory=list)
 
-    def at(self, attempt: Attempt, standing: Standing) -> None:
-        match _decide(self.question, attempt, standing, self.tx.now):
-            case rules.Begin() | rules.Ask() if len(self.result.flights) >= self.room:
-                pass  # looked at again at the next sweep
-            case rules.Begin() if standing.early:
-                pass  # its due time was moved, or the clock stepped back: no call before it
+    def at(self, one: _Decided, *, may_fly: bool) -> None:
+        attempt, standing = one.attempt, one.standing
+        match one.decision:
+            case rules.Begin() | rules.Ask() if not may_fly:
+                pass  # looked at again later
             case rules.Begin():
                 self._begin(attempt, standing)
             case rules.Ask():
@@ -258,7 +302,7 @@ def _flight(  # noqa: PLR0913  # each differs from call to call
         failures = before.failures + 1
         kept = rules.not_done(before, words, next_try(spec.terms.retry, failures, tx.now, life.dice.random()), counts=True).attempt
         return replace(kept, state=State.DOUBT if before.unsure else State.FAILED, worker=life.id)
-    return after, _fly(life, tx, question, after, argument, clock, due=due)
+    return after, _of_record(_fly(life, tx, question, after, argument, clock, due=due), record)
 
 
 def _question(
@@ -272,7 +316,7 @@ def _question(
             raise
         at = tx.now + max(question.spec.terms.retry.first, timedelta(seconds=1))
         return rules.unknown(attempt, at, life.shorten(f"sends raised {describe(error)}")).attempt
-    return replace(_fly(life, tx, question, attempt, argument, clock, due=standing.due), asked_at=tx.now)
+    return replace(_of_record(_fly(life, tx, question, attempt, argument, clock, due=standing.due), standing.record), asked_at=tx.now)
 
 
 def _argument(tx: Transaction, question: Question, record: Any, due: datetime | None) -> Any:
@@ -304,6 +348,14 @@ def _fly(  # noqa: PLR0913  # as above
         life=life.id,
         together=attempt.together if attempt.state is State.BEGUN else 0,
     )
+
+
+def _of_record(flight: Flight, record: Any) -> Flight:
+    """With the part of the outside, and the line, that the record is of."""
+    question = flight.question
+    flight.part = part_of(question, record)
+    flight.line = groups.statements(question).text_of(record) if question.spec.in_order is not None and record is not None else None
+    return flight
 
 
 def _give_up(life: Life, tx: Transaction, question: Question, standing: Standing, attempt: Attempt) -> Attempt | None:
@@ -349,36 +401,3 @@ def _end(  # noqa: PLR0913  # as above
         return life.shorten(refused.error)
     tx.touched.add(question.entity, [standing.key], None)
     return None
-
-
-def unknown_begins(tx: Transaction, unknown: Sequence[Attempt]) -> None:
-    """Begun attempts of a living worker that has no such call in memory: no call went out."""
-    saved: list[tuple[Attempt, Attempt]] = []
-    removed: list[Attempt] = []
-    for one in unknown:
-        decision = rules.did_not_go_out(one, tx.now)
-        if isinstance(decision, rules.Keep):
-            saved.append((one, decision.attempt))
-        else:
-            removed.append(one)
-    attempts.save(tx.connection, saved)
-    attempts.remove(tx.database, tx.connection, removed)
-
-
-def let_go(tx: Transaction, question: Question, identities: Sequence[attempts.Identity]) -> int:
-    """Failed attempts without a call whose condition or occurrence is gone are deleted; returns how many.
-
-    A doubt of the time when the reaction made a call is held: no code is left that could settle it.
-    """
-    looked = claim.look(question, tx, identities)
-    for standing in looked.standing.values():
-        if standing.attempt is not None and standing.attempt.state is State.DOUBT:
-            decision = rules.settle(standing.attempt, question.spec.terms, standing.facts, tx.now)
-            if isinstance(decision, rules.Keep):
-                attempts.save(tx.connection, [(standing.attempt, decision.attempt)])
-    gone = [
-        standing.attempt
-        for standing in looked.standing.values()
-        if standing.attempt is not None and standing.attempt.state is State.FAILED and not standing.facts.holds
-    ]
-    return attempts.remove(tx.database, tx.connection, gone)

@@ -69,12 +69,17 @@ def _indexes(database: Database, connection: Connection, question: Question) -> 
     try:
         found = plans.scans(database, connection, question)
         sorted_ = plans.unsorted(database, connection, question)
+        grouped = plans.ungrouped(database, connection, question)
     except CompileError as error:
         yield Finding("advice", "index", name, f"its condition cannot be explained: {error}")
         return
+    if grouped is not None:
+        words = f"each look for the rows of {name}, value by value, sorts all rows of {grouped.table} of which its condition holds"
+        yield Finding("problem" if grouped.rows >= LARGE else "advice", "index", name, words, grouped.ddl)
     if sorted_ is not None:
         words = f"what is due next of {name} is found by sorting all rows of {sorted_.table} of which its condition holds"
         yield Finding("problem" if sorted_.rows >= LARGE else "advice", "index", name, words, sorted_.ddl)
+    if sorted_ is not None or grouped is not None:
         return
     for scan in found:
         many = f"at least {scan.rows:,}" if scan.rows >= plans.COUNTED_MOST else f"{scan.rows:,}"

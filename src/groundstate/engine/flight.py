@@ -12,6 +12,7 @@ from groundstate.engine.leaps import boot_s
 from groundstate.engine.question import Question
 from groundstate.rules.leap import NOTICED
 from groundstate.rules.policy import MARGIN
+from groundstate.values import keys
 from groundstate.values.answers import Key, Moment, Occurrence
 
 
@@ -43,6 +44,8 @@ class Flight:
     together: int = 0  # careful mode: among at most how many it may be in the air; 0 outside it
     ends_s: float | None = None  # a sync call: the monotonic time at which it is given up
     given_up: bool = False  # a sync call whose thread went on past its timeout
+    part: str | None = None  # of the outside, by `per`
+    line: str | None = None  # `in_order`: of whose value there is one at a time
 
     @property
     def is_find(self) -> bool:
@@ -61,6 +64,13 @@ class Flight:
     def may_go_out(self) -> bool:
         """Whether its deadline leaves room for its whole timeout."""
         return self.is_find or since(self.begun) <= MARGIN.total_seconds()
+
+
+def part_of(question: Question, record: Any) -> str | None:
+    """The part of the outside that this record talks to; None for none, and where the record is gone."""
+    per = question.spec.per
+    value = None if per is None or record is None else getattr(record, per.key)
+    return None if value is None else f"={keys.text(value)}"
 
 
 @dataclass(eq=False)

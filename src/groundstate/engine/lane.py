@@ -6,10 +6,13 @@ Two lanes, so that a million old rows never starve a new one. All of it may be l
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Connection
+
+from groundstate.engine.groups import Round, round_of
 from groundstate.engine.hints import Touched
 from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.rules import equality
@@ -41,11 +44,15 @@ class Lane:
     failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=20))  # DB-only reactions (rules.md 15)
     not_before: float = 0.0  # after the database's own trouble
     trouble: int = 0
+    groups: Round | None = field(init=False)  # of a reaction with `per` or `in_order`: its backlog is gone through by their values
     late: Lane | None = None  # of one with valid_for: what is too late, which goes by itself
     timers: list[float] = field(default_factory=list)  # when the next of its records are ready, by the monotonic clock, the soonest first
     _heard: dict[PrimaryKey, None] = field(default_factory=dict)
     _heard_whole: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.groups = round_of(self.question)
 
     @property
     def name(self) -> str:
@@ -99,7 +106,7 @@ class Lane:
     def sweep(self) -> None:
         """A new pass over the condition; one that is on goes to its end, and then another begins."""
         if self.backlog:
-            self.look_again = self.newest = True
+            self.look_again, self.newest = True, self.groups is None
         else:
             self.backlog, self.cursor, self.crowded, self.probed = True, None, False, False
 
@@ -109,6 +116,12 @@ class Lane:
         self.backlog = self.look_again
         self.look_again = False
         self.cursor = None
+
+    def probe(self, connection: Connection) -> Sequence[Any]:
+        """One row that a pass would look at, if there is any. Reads alone."""
+        if self.groups is not None:
+            return self.groups.probe(connection)
+        return connection.execute(self.question.places_after(None, 1, crowded=True)).all()
 
     def start(self) -> None:
         """A person accepted it, or nobody need: it is carried out from now on, and what is too late of it."""

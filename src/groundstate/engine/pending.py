@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from groundstate.engine import attempts, living, locked, registry, states, upcoming, wording
+from groundstate.engine import attempts, line, living, locked, registry, states, upcoming, wording
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.locked import Locked
@@ -30,6 +30,7 @@ from groundstate.values import keys
 SHOWN = 20  # attempts of each kind that are listed; all are counted
 OLDEST = 3
 BLOCKERS_MOST = 1_000
+IN_LINE_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,20 @@ def _waits(looked: Looked, shown: int) -> tuple[Waits, ...]:
     found: list[Waits] = []
     for question in looked.questions.values():
         found += _waits_of(looked, question, standing)
+        found += _waits_in_line(looked, question)
     return tuple(found[:shown])
+
+
+def _waits_in_line(looked: Looked, question: Question) -> list[Waits]:
+    """Of the first records that are to be carried out, those that wait for their turn."""
+    if question.spec.in_order is None:
+        return []
+    rows = looked.connection.execute(question.places_after(None, IN_LINE_SHOWN, crowded=True))
+    some = {(key := question.key_in(tuple(row))): line.who_is_before(looked.connection, question, key) for row in rows}
+    name, text = question.spec.name, question.record_text
+    return [
+        Waits(name, text(key), f"its turn behind record {text(one)}", "before it in line") for key, one in some.items() if one is not None
+    ]
 
 
 def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[Attempt]]) -> list[Waits]:

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, claim, handling, hints, trouble
+from groundstate.engine import attempts, claim, handling, hints, line, trouble
 from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
@@ -39,8 +39,13 @@ class Feed:
 
     def claim(self, question: Question, tx: Transaction) -> Claim:
         if self.keys is not None:
-            return claim.by_keys(question, tx, self.keys, mine=self.mine)
-        return claim.by_condition(question, tx, self.cursor, self.limit, crowded=self.crowded)
+            found = claim.by_keys(question, tx, self.keys, mine=self.mine)
+        else:
+            found = claim.by_condition(question, tx, self.cursor, self.limit, crowded=self.crowded)
+        if question.spec.in_order is not None:
+            may = line.of_their_turn(tx, question, [(one.key, one.record) for one in found.taken])
+            found.taken = [one for one in found.taken if one.key in may]
+        return found
 
 
 @dataclass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, inspect, literal_column, select, text, type_coerce
+from sqlalchemy import ColumnElement, Connection, Select, and_, cast, func, inspect, literal_column, null, select, text, type_coerce
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import visitors
@@ -17,6 +17,7 @@ from sqlalchemy.sql.expression import Executable
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
+from groundstate.engine import groups
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
 from groundstate.rules.reaction import EveryChild
@@ -67,6 +68,22 @@ def unsorted(database: Database, connection: Connection, question: Question) -> 
         return None
     table: Any = question.mapper.base_mapper.local_table
     return _scan(database, connection, question, table.name)
+
+
+def ungrouped(database: Database, connection: Connection, question: Question) -> Scan | None:
+    """The record's table, where no index leads from one value of `per` or `in_order` to the next, and to the first rows of each."""
+    if question.spec.per is None and question.spec.in_order is None:
+        return None
+    asked = groups.statements(question)
+    key: Any = type_coerce(question.key_attributes[0], NullType())
+    unknown = select(cast(null(), asked.column.type)).scalar_subquery()  # a value that the planner cannot know
+    for statement in (asked.least_after(unknown), asked.line_of(unknown, key).limit(1)):
+        if _sorts(_plan(database, connection, statement)):
+            table: Any = question.mapper.base_mapper.local_table
+            where = [clause for clause in question.spec.clauses if _of_table_alone(clause, table)]
+            rows = _scan(database, connection, question, table.name)
+            return Scan(rows.table, rows.rows, _index_by(database, table, [asked.column, *asked.in_line], where))
+    return None
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------------------------
@@ -145,6 +162,20 @@ def partial_index(database: Database, question: Question, table: Any) -> str | N
     except (CompileError, NotImplementedError):
         return None
     return f"{_create(database, table, _name(question, table), columns)} WHERE {said};"
+
+
+def _index_by(database: Database, table: Any, attributes: Sequence[Any], where: Sequence[ColumnElement[bool]]) -> str | None:
+    """DDL of an index over these columns, of the rows of which these clauses hold."""
+    if any(
+        look.base_column(one).table is not table for attribute in attributes for one in look.columns(look.parts(look.element(attribute)))
+    ):
+        return None  # no index is over two tables
+    try:
+        columns = list(dict.fromkeys(_written(database, one, table) for one in attributes))
+        said = f" WHERE {_said(database, and_(*where))}" if where else ""
+    except (CompileError, NotImplementedError):
+        return None
+    return f"{_create(database, table, f'ix_{table.name}_by_{look.base_column(look.element(attributes[0])).name}', columns)}{said};"
 
 
 def _name(question: Question, table: Any) -> str:

@@ -271,9 +271,13 @@ class Question:
 
     @cached_property
     def _among_given(self) -> ColumnElement[bool]:
-        if len(self.key_attributes) > 1:
-            return tuple_(*self.key_attributes).in_(bindparam(_WANTED, expanding=True))
-        return self._listed.expression
+        return self.among_given(self.key_attributes)
+
+    def among_given(self, columns: Sequence[Any]) -> ColumnElement[bool]:
+        """These columns, of the record's table or an alias of it, are the key of a record given."""
+        if len(columns) > 1:
+            return tuple_(*columns).in_(bindparam(_WANTED, expanding=True))
+        return listed.one_of(self.database, columns[0], _WANTED, self.mapper.primary_key[0].type).expression
 
     @cached_property
     def keys_given(self) -> Select[Any]:

@@ -16,12 +16,13 @@ from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.rules import attempt as rules
+from groundstate.rules import blocking
 from groundstate.store import tables
 from groundstate.store.port import Database
 from groundstate.store.tables import reaction as table
 
 log = logging.getLogger("groundstate")
-BASELINE = "baseline"
+BASELINE = blocking.BASELINE
 COUNTED_MAX = 100_000  # beyond this 'at least so many' is said
 
 

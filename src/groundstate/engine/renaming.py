@@ -17,7 +17,7 @@ from groundstate.engine.deeds import Person
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, reading_ours
 from groundstate.rules.attempt import State
-from groundstate.store.tables import attempt, reaction, worker
+from groundstate.store.tables import attempt, rate, reaction, worker
 from groundstate.values import keys
 from groundstate.values.errors import Conflict, NotFound
 
@@ -123,6 +123,8 @@ def _rename_app(person: Person, old: str, new: str) -> Renamed:
             _take_over(tx, (old, name), (new, name), key_name, [one for one in (row, there.get(name)) if one is not None])
         count = tx.connection.execute(update(attempt).where(attempt.c.app == old).values(app=new)).rowcount
         tx.connection.execute(update(worker).where(worker.c.app == old).values(app=new))
+        tx.connection.execute(delete(rate).where(rate.c.app == new))
+        tx.connection.execute(update(rate).where(rate.c.app == old).values(app=new))
     log.warning("app %s is %s now, with %d reactions and %d attempts, said by %s", old, new, len(names), count, person.by)
     return Renamed(old, new, count, len(names))
 

@@ -8,48 +8,33 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from groundstate.engine import attempts, begin, conclude, due, trouble
+from groundstate.engine import attempts, begin, conclude, no_call, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
+from groundstate.engine.departures import Departures, LaneTrouble
 from groundstate.engine.flight import (
     Flight,
     FoundAbsent,
-    FoundUnknown,
-    NothingHappened,
-    NotSent,
     Returned,
-    ThreadEnded,
     Unclear,
     Word,
     clocks,
 )
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import describe
-from groundstate.engine.plain import Feed
+from groundstate.engine.limits import Limits, place_of, places_of
 from groundstate.engine.question import Question
-from groundstate.engine.shift import Shift, moved_on, postpone
+from groundstate.engine.shift import Shift, postpone
+from groundstate.engine.slots import Place
 from groundstate.engine.transaction import Transaction
 from groundstate.rules.attempt import State
-from groundstate.rules.breaker import Breaker
-from groundstate.rules.reaction import OutsideSpec
 from groundstate.store.tables import attempt as table
 from groundstate.values.errors import WentBack
 
 log = logging.getLogger("groundstate")
-
-
-NOTHING_FREED: Mapping[OutsideSpec, int] = {}
-
-
-class _LaneTrouble(Exception):
-    """Beginning calls for one reaction failed, by no trouble of the database's own: it waits, and the others go on."""
-
-    def __init__(self, lane: Lane) -> None:
-        super().__init__(lane.name)
-        self.lane = lane
 
 
 class Traffic:
@@ -65,8 +50,8 @@ class Traffic:
         self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key: a call that was given up may bring the same
         self._locked_s = LOCKED_S
         self._first_word: float | None = None  # when the first of those in hand came
-        self._calls_to: Counter[OutsideSpec] = Counter()  # calls and finds in the air, by outside
-        self._breakers: dict[OutsideSpec, Breaker] = {}
+        self.limits = Limits(shift)
+        self._departures = Departures(shift, self.limits, self._flying, self._in_air)
         self.caller = Caller(self._say, self._may_call)
 
     def _say(self, words: Sequence[Word]) -> None:
@@ -80,10 +65,10 @@ class Traffic:
     # ---- what the worker asks ----------------------------------------------------------------------------------------------------
     @property
     def quiet(self) -> bool:
-        return not (self._flying or self._words or self._inbox)
+        return not (self._flying or self._words or self._inbox or self.limits.awaited)
 
     def has_room(self, lane: Lane, now: float) -> bool:
-        return self._room(lane, now) > 0
+        return self._departures.room(lane, now) > 0
 
     def wait_s(self, now: float) -> float | None:
         """For how long nothing of ours is to be done; None: no word of ours says."""
@@ -91,9 +76,9 @@ class Traffic:
             return 0.0
         if self._words:
             return self._locked_s if self._first_word is None else max(self._first_word + LINGER_S - now, 0.0)
-        times = [breaker.until for breaker in self._breakers.values() if breaker.until > now]
+        times = self.limits.times(now)
         times += [flight.ends_s for flight in self._flying.values() if flight.ends_s is not None and not flight.given_up]
-        return min(times) - now if times else None
+        return max(min(times) - now, 0.0) if times else None
 
     # ---- a turn ------------------------------------------------------------------------------------------------------------------
     def turn(self) -> None:
@@ -102,13 +87,14 @@ class Traffic:
         shift = self._shift
         lanes = [lane for lane in shift.lanes if lane.question.spec.call is not None]
         now = time.monotonic()
+        self.limits.turn(now)
         stuck = {lane.question for lane in lanes if lane.not_before > now}
         words = [word for word in self._words if word.flight.question not in stuck]  # they stay in hand until `_concluded`
         freed = self._freed_by(words)
         wanting = [
             lane
             for lane in lanes
-            if lane.wants and lane.not_before <= now and ((lane.due and not lane.seen_full) or self._room(lane, now, freed) > 0)
+            if lane.wants and lane.not_before <= now and ((lane.due and not lane.seen_full) or self._departures.room(lane, now, freed) > 0)
         ]
         if shift.stopping is not None:
             wanting = []
@@ -123,10 +109,11 @@ class Traffic:
             with shift.life.transaction() as tx:
                 done = self._conclude_all(tx, words, one_by_one=set())
                 self._tried |= {word.flight.call for word in done}
-                begun = self._begin_all(tx, shift.in_turn(wanting), clock, self._freed_by(done))
+                self.limits.open(tx, self._freed_by(done))
+                begun = self._departures.begin_all(tx, shift.in_turn(wanting), clock)
         except conclude.SomeHandlerFailed:
             self._conclude_apart(words)
-        except _LaneTrouble as error:
+        except LaneTrouble as error:
             postpone(error.lane)
             log.exception("%s could not be begun, tried again", error.lane.name)
         except Exception as error:
@@ -137,6 +124,8 @@ class Traffic:
             self._concluded(done)
             self._send(begun)
             shift.stay_out(time.monotonic() - started)
+        finally:
+            self.limits.close()
 
     def _lingers(self, now: float) -> bool:
         """Whether so few of many calls came back, and so lately, that one commit for more of them is worth the wait."""
@@ -158,6 +147,7 @@ class Traffic:
         for flight in list(self._flying.values()):
             if flight.ends_s is not None and now > flight.ends_s and not flight.given_up:
                 flight.given_up = True
+                self.limits.hangs(flight)
                 error = f"timed out after {flight.timeout.total_seconds():g} s, and its thread still runs"
                 log.warning("%s on %s %s", flight.identity[1], flight.identity[2], error)
                 self._words.append(Unclear(flight, error, running=True))
@@ -233,32 +223,12 @@ class Traffic:
                     del self._said[next(iter(self._said))]
             if not (isinstance(word, Unclear) and word.running):
                 self._landed(flight)
-            self._tell_breaker(word, now)
+            self.limits.heard(word, now)
             if not isinstance(word, Returned) or shift.life.care.careful:
                 shift.look_for_due()
 
-    def _tell_breaker(self, word: Word, now: float) -> None:
-        call = word.flight.question.spec.call
-        if call is None or isinstance(word, NotSent | ThreadEnded):
-            return
-        breaker = self._breakers.setdefault(call.outside, Breaker())
-        was_open = breaker.open
-        match word:
-            case NothingHappened(counts=False, retry_after=wait) if wait is not None:
-                breaker.asked_to_wait(now, wait.total_seconds())
-            case NothingHappened() | Unclear():
-                breaker.went_wrong(word.flight.identity, now)
-            case Returned():
-                breaker.succeeded()
-            case FoundUnknown(error=error) if error is not None:
-                breaker.went_wrong(word.flight.identity, now)
-            case FoundAbsent() | FoundUnknown():  # the endpoint is there
-                breaker.succeeded()
-        if breaker.open != was_open:
-            log.warning("the outside %s %s", call.outside.name, "fails: it pauses, and is probed" if breaker.open else "answers again")
-
     # ---- calls are begun -----------------------------------------------------------------------------------------------------------
-    def _freed_by(self, words: Sequence[Word]) -> Counter[OutsideSpec]:
+    def _freed_by(self, words: Sequence[Word]) -> Counter[Place]:
         """Slots that these words free once they are concluded: taken again by the same commit, which sends nothing out if it fails.
 
         In careful mode none: what is in the air together is counted there, and a call counts until its conclusion is known. And none
@@ -266,79 +236,10 @@ class Traffic:
         """
         if self._shift.life.care.careful:
             return Counter()
-        failing = {_outside(word.flight) for word in words if not isinstance(word, Returned | FoundAbsent)}
-        landed = (word.flight for word in words if _outside(word.flight) not in failing)
-        return Counter(_outside(flight) for flight in landed if (flight.call, flight.is_find) in self._flying)
-
-    def _room(self, lane: Lane, now: float, freed: Mapping[OutsideSpec, int] = NOTHING_FREED) -> int:
-        """How many calls of this reaction may be begun now."""
-        call, care = lane.question.spec.call, self._shift.life.care
-        if call is None or not self._shift.life.sound:
-            return 0
-        flying = self._calls_to[call.outside] - freed.get(call.outside, 0)
-        # Threads that hang take up the limit, and yet are no probe: nobody waits for their word.
-        hanging = sum(1 for one in self._flying.values() if one.given_up and _outside(one) is call.outside)
-        room = self._breakers.setdefault(call.outside, Breaker()).room(call.outside.limit - flying, flying - hanging, now)
-        return min(room, self._most_together() - self._calls_in_air()) if care.careful else room
-
-    def _calls_in_air(self) -> int:
-        return sum(1 for one in self._flying.values() if not one.is_find)
-
-    def _most_together(self) -> int:
-        """Careful mode: among how many those in the air may be."""
-        return min((one.together for one in self._flying.values() if one.together), default=self._shift.life.care.together(0))
-
-    def _begin_all(
-        self, tx: Transaction, lanes: Sequence[Lane], clock: tuple[float, float], freed: Mapping[OutsideSpec, int]
-    ) -> begin.Begun:
-        total = begin.Begun()
-        used: dict[OutsideSpec, int] = {}
-        for lane in lanes:
-            call = lane.question.spec.call
-            if call is None or not lane.on:
-                continue
-            taken = total.new_calls if self._shift.life.care.careful else used.get(call.outside, 0)
-            room = self._room(lane, time.monotonic(), freed) - taken
-            if room <= 0 and (not lane.due or lane.seen_full):
-                continue
-            before = len(total.flights)
-            try:
-                self._begin_lane(tx, lane, max(room, 0), clock, total)
-            except Exception as error:
-                if trouble.transient(error):
-                    raise
-                raise _LaneTrouble(lane) from error
-            lane.trouble = 0
-            used[call.outside] = used.get(call.outside, 0) + len(total.flights) - before
-        if total.new_calls:
-            self._shift.life.count_begins(tx, total.new_calls)
-        return total
-
-    def _begin_lane(self, tx: Transaction, lane: Lane, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
-        """Attempts that are due first, then fresh rows, then the backlog."""
-        shift, question = self._shift, lane.question
-        full = len(total.flights) + room
-        if lane.due:
-            beside = self._calls_in_air() + total.new_calls
-            # Without a free slot too: what is only held, let go or given up needs none. Once, and the pass itself waits for a slot.
-            place = lane.due_cursor
-            identities = due.identities(shift, tx, lane, min(room or due.AT_ONCE, due.AT_ONCE), self._in_air(), beside=beside)
-            if not room:
-                lane.due, lane.due_cursor, lane.seen_full = True, place, True
-            if identities:
-                self._add(total, begin.consider(shift.life, tx, question, identities, clock, room=room))
-        if lane.fresh and len(total.flights) < full:
-            keys = lane.take_fresh(full - len(total.flights))
-            self._add(total, begin.begin(shift.life, tx, question, Feed(keys=keys, limit=len(keys)), clock))
-        if lane.backlog and len(total.flights) < full:
-            limit = full - len(total.flights)
-            begun = begin.begin(shift.life, tx, question, Feed(cursor=lane.cursor, limit=limit, crowded=lane.crowded), clock)
-            self._add(total, begun)
-            moved_on(lane, begun.claimed.cursor, begun.claimed.read, limit, len(begun.claimed.taken))
-
-    def _add(self, total: begin.Begun, begun: begin.Begun) -> None:
-        self._shift.took += begun.new_calls + begun.changed
-        total.add(begun)
+        failing = {place_of(word.flight) for word in words if not isinstance(word, Returned | FoundAbsent)}
+        landed = (word.flight for word in words if place_of(word.flight) not in failing)
+        flown = [flight for flight in landed if (flight.call, flight.is_find) in self._flying]
+        return Counter(place for flight in flown for place in places_of(flight))
 
     def _in_air(self) -> set[Identity]:
         """What is not to be looked at: its word is still to come, or its thread still runs."""
@@ -350,7 +251,7 @@ class Traffic:
             self._shift.life.counted()
         for flight in begun.flights:
             self._flying[(flight.call, flight.is_find)] = flight
-            self._calls_to[_outside(flight)] += 1
+            self.limits.sent(flight)
         self.caller.start(begun.flights)
         self._shift.expired.update(begun.expired)
         if begun.changed:
@@ -358,7 +259,7 @@ class Traffic:
 
     def _landed(self, flight: Flight) -> None:
         if self._flying.pop((flight.call, flight.is_find), None) is not None:
-            self._calls_to[_outside(flight)] -= 1
+            self.limits.landed(flight)
 
     # ---- at each sweep ---------------------------------------------------------------------------------------------------------------
     def find_unknown(self) -> None:
@@ -371,7 +272,7 @@ class Traffic:
         unknown = [one for one in begun if one.call not in known]
         if unknown:
             with life.transaction() as tx:
-                begin.unknown_begins(tx, unknown)
+                no_call.unknown_begins(tx, unknown)
             self._shift.look_for_due()
 
     def end_overtaken(self) -> None:
@@ -397,7 +298,7 @@ class Traffic:
                 if not flight.given_up and not flight.is_find:
                     self._words.append(Unclear(flight, "the worker stopped while it was in the air"))
             self._flying.clear()
-            self._calls_to.clear()
+            self.limits.clear()
         return self.quiet or late_s > LAST_WORDS_S
 
 
@@ -407,12 +308,6 @@ LINGER_SHARE = 4  # a turn is worth it once a quarter of those in the air came b
 LOCKED_S = 0.02  # an outcome whose record somebody has locked is tried again after so long, and then after twice as long
 LOCKED_MOST_S = 1.0
 LAST_WORDS_S = 5.0  # after the drain's limit, for writing down what is in doubt
-
-
-def _outside(flight: Flight) -> OutsideSpec:
-    call = flight.question.spec.call
-    assert call is not None  # noqa: S101  # only reactions with a call fly
-    return call.outside
 
 
 def _by_question(words: Sequence[Word]) -> dict[Question, list[Word]]:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, inspect, select
 from sqlalchemy.exc import DataError
 
-from groundstate.engine import attempts, living, registry
+from groundstate.engine import attempts, line, living, registry
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.pending import Open, open_of
 from groundstate.engine.question import PrimaryKey, Question, sql_text
@@ -25,6 +25,7 @@ from groundstate.values.errors import NotFound
 
 CHILDREN_MOST = 1_000
 TICKS_MOST = 100
+IN_LINE = "before it in line"
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,8 @@ def _answer(looked: _Looked, question: Question, key: PrimaryKey) -> Answer:
     waits = [_waits_for(looked, blocker)] if blocker is not None and holds else []
     if row is not None and not holds:
         waits += _held_children(looked, question, key)
+    if holds and not waits and spec.in_order is not None:
+        waits += _before_it(looked, question, key)
     timely = None if mine is not None or not holds else _by_its_time(looked, question, due)
     words, at = timely or _next(looked, question, row is not None, holds, mine, waits)
     opens = tuple(open_of(looked.questions, looked.alive, one) for one in own)
@@ -237,6 +240,12 @@ def _by_its_time(looked: _Looked, question: Question, due: datetime | None) -> t
     if due > looked.now:
         return "carried out when it is due", due
     return ("too late: its expired handler answers", None) if question.spec.due.expired(due, looked.now) else None
+
+
+def _before_it(looked: _Looked, question: Question, key: PrimaryKey) -> list[WaitsFor]:
+    """Who is before it in its line."""
+    before = line.who_is_before(looked.connection, question, key)
+    return [] if before is None else [WaitsFor(question.spec.name, question.record_text(before), IN_LINE)]
 
 
 def _waits_for(looked: _Looked, one: Attempt) -> WaitsFor:
@@ -258,6 +267,8 @@ def _next(
         if waits:
             return f"nothing yet: {waits[0].reaction} on its child {waits[0].record} is held, and waits for a person", None
         return "nothing: its condition does not hold", None
+    if waits and waits[0].standing == IN_LINE:
+        return f"waits for its turn behind record {waits[0].record}", None
     if waits:
         return f"waits for {waits[0].reaction}, which is {waits[0].standing}", None
     known = looked.known.get(question.spec.name)

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import due, guards, hints, illegible, schema, transaction, trouble, upcoming
+from groundstate.engine import due, guards, hints, illegible, schema, tokens, transaction, trouble, upcoming
 from groundstate.engine.admission import Admission
 from groundstate.engine.batches import Batches
 from groundstate.engine.hints import Touched
@@ -306,17 +307,17 @@ class Worker:
                 for lane in due_lanes:
                     lane.due, lane.due_cursor = False, None
             for lane in beginning:
-                found = self._asked(lane, connection, lane.question.places_after(None, 1, crowded=True))
+                found = self._asked(lane, partial(lane.probe, connection))
                 if found is None:
                     return
                 lane.probed = True
                 if not found:
                     lane.swept()
 
-    def _asked(self, lane: Lane, connection: Connection, statement: Select[Any]) -> list[Any] | None:
+    def _asked(self, lane: Lane, ask: Callable[[], Sequence[Any]]) -> Sequence[Any] | None:
         """Rows; None where this lane's condition cannot be asked: it waits, and the others go on."""
         try:
-            return list(connection.execute(statement))
+            return ask()
         except DBAPIError as error:
             if trouble.transient(error):
                 raise
@@ -328,7 +329,8 @@ class Worker:
         """While a long backlog is gone through in key order, rows that somebody else has just written must not wait for its end."""
         lane.newest = False
         with self.database.reading() as connection:
-            rows = self._asked(lane, connection, lane.question.places_after(None, NEWEST_AT_ONCE, crowded=True, newest=True))
+            newest = lane.question.places_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
+            rows = self._asked(lane, lambda: connection.execute(newest).all())
             lane.fresh.update(dict.fromkeys(lane.question.key_in(tuple(row)) for row in rows or ()))
 
     def _wait_s(self) -> float:
@@ -393,6 +395,7 @@ class Worker:
         """What a sweep looks at beside conditions: dead lives, calls that nobody knows, baselines that are over, the next due time."""
         take_over(self._shift)
         self._traffic.find_unknown()
+        tokens.forget_old(self._shift)
         self._traffic.end_overtaken()
         self._admission.read_again()
         self._ticks.look_again()

@@ -7,6 +7,8 @@ from datetime import datetime
 
 from groundstate.rules.attempt import Attempt, State
 
+BASELINE = "baseline"  # why a record is held that was there before its reaction, and is left alone
+
 
 def blocker(app: str, reaction: str, occurrence: str, attempts: Iterable[Attempt], *, fact: bool) -> Attempt | None:
     """The attempt that keeps the reaction from this record, other than its own for this occurrence.

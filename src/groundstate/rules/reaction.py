@@ -15,7 +15,9 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapper
 
 from groundstate.rules.attempt import Terms
 from groundstate.rules.due import DueSpec
+from groundstate.rules.order import InOrder
 from groundstate.rules.policy import InDoubt, Retry
+from groundstate.rules.rate import Rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +44,19 @@ class Function:
 
 @dataclass(frozen=True, eq=False)
 class OutsideSpec:
-    """An endpoint. `not_done`: exception types, or dotted paths of such, that mean that surely nothing happened."""
+    """An endpoint. `not_done`: exception types, or dotted paths of such, that mean that surely nothing happened.
+
+    limit: how many calls and finds may be under way at once, in the whole fleet; None: 100 in each worker. What ends in `_per` is for
+    each value of a reaction's `per` column.
+    """
 
     name: str
-    limit: int = 100
+    limit: int | None = None
     not_done: Sequence[type[Exception] | str] = ()
     client: Callable[[], Any] | None = None
+    rate: Rate | None = None
+    limit_per: int | None = None
+    rate_per: Rate | None = None
 
 
 @dataclass(eq=False)
@@ -96,6 +105,8 @@ class ReactionSpec:
     due: DueSpec | None = None
     fact: str | None = None  # the attribute's name
     children: tuple[EveryChild, ...] = ()
+    in_order: InOrder | None = None  # its columns are attributes of the record
+    per: InstrumentedAttribute[Any] | None = None  # tells the part of the outside
     retry: Retry = field(default_factory=Retry)
     overtaken: Function | None = None
     gave_up: Function | None = None
@@ -112,7 +123,10 @@ class ReactionSpec:
 
     @property
     def late(self) -> ReactionSpec:
-        """Of one with `valid_for`: the part that answers what is too late. DB-only, by the `expired` handler, under the same name."""
+        """Of one with `valid_for`: the part that answers what is too late. DB-only, by the `expired` handler, under the same name.
+
+        It waits in no line: what is too late has left it.
+        """
         assert self.due is not None and self.expired is not None  # noqa: S101, PT018 - refused at the start
         return replace(
             self,
@@ -123,6 +137,8 @@ class ReactionSpec:
             overtaken=None,
             gave_up=None,
             retry=self.terms.retry,
+            in_order=None,
+            per=None,
         )
 
     @property

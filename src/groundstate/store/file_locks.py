@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from groundstate.store.forks import forsake_in_child, refuse_child
@@ -86,6 +87,16 @@ class ByteLives:
         finally:
             os.close(asking)
 
+    def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
+        """The bytes of these numbers, by the same open file."""
+        return _first_free(wanted, lambda number: self._set(fcntl.F_WRLCK, number)) if self.held() else set()
+
+    def give_slots_back(self, slots: Collection[int]) -> None:
+        """Unlocks their bytes."""
+        refuse_child(self._pid)
+        for number in slots:
+            self._set(fcntl.F_UNLCK, number)
+
     def release(self) -> None:
         """Ends the life; in a forked child it does nothing. The file stays: removing it would let two take one lock."""
         if self._pid != os.getpid():
@@ -156,12 +167,23 @@ class FlockLives:
         refuse_child(self._pid)
         return {life: life in self._files or self._taken(life) for life in lives}
 
+    def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
+        """A file for each of these numbers."""
+        return _first_free(wanted, self._lock) if self.held() else set()
+
+    def give_slots_back(self, slots: Collection[int]) -> None:
+        """Removes their files."""
+        refuse_child(self._pid)
+        for number in slots:
+            self._unlock(number)
+
     def release(self) -> None:
-        """Ends the life and removes its file; in a forked child it does nothing."""
+        """Ends the life and removes its file, and those of its slots; in a forked child it does nothing."""
         if self._pid != os.getpid() or self._life is None:
             return
-        life, self._life = self._life, None
-        self._unlock(life)
+        self._life = None
+        for number in list(self._files):
+            self._unlock(number)
 
     def forsake(self) -> None:
         """In a forked child: closes the inherited files. The parent keeps the locks, since the open files are still the parent's."""
@@ -207,6 +229,14 @@ class FlockLives:
         except OSError as error:
             raise StoreRefused(_no_locks(self.path, error)) from error
         return True
+
+
+def _first_free(wanted: Sequence[tuple[int, Sequence[int]]], lock: Callable[[int], bool]) -> set[int]:
+    """Of each group so many of its numbers as are wanted and can be locked."""
+    got: set[int] = set()
+    for most, numbers in wanted:
+        got.update(islice(filter(lock, numbers), most))
+    return got
 
 
 def _opened(path: str) -> int:

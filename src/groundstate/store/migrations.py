@@ -1,4 +1,4 @@
-"""Our three tables as a target for Alembic, with what PostgreSQL wants of them. Nothing here connects."""
+"""Our four tables as a target for Alembic, with what PostgreSQL wants of them. Nothing here connects."""
 
 from __future__ import annotations
 

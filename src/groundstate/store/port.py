@@ -5,7 +5,7 @@ Nothing here says what to carry out: statements over records and attempts are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,6 +14,10 @@ from typing import Any, Protocol
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Select, Table
 
 from groundstate.values.errors import StoreRefused
+
+# Lives, slots and the locks of one transaction are numbered apart: a life has 62 random bits, and no lock may end past 2^63 - 1.
+SLOTS_FROM = 2**62
+TURNS_FROM = 2**62 + 2**61  # to 2^63 - 1: of PostgreSQL's transactions, by their own key space no session's
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,17 @@ class Lives(Protocol):
     def alive(self, lives: Sequence[int]) -> dict[int, bool | None]:
         """For each life whether its lock is taken, without taking any. None where that cannot be seen (a standby)."""
 
+    def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
+        """Further locks that die with this life: of each group of numbers as many as are wanted and free. Never waits.
+
+        Which were got, of all groups; none once the life may be lost. The numbers are from SLOTS_FROM on, and none that we have already.
+        """
+
+    def give_slots_back(self, slots: Collection[int]) -> None:
+        """Frees these of ours. The life goes on."""
+
     def release(self) -> None:
-        """Ends the life. Idempotent."""
+        """Ends the life, and frees its slots. Idempotent."""
 
 
 class Witness(Protocol):

@@ -32,7 +32,9 @@ WAIT = timedelta(seconds=5)
 STATEMENT = timedelta(seconds=30)  # how long one statement of ours may take, beside a longer wait for a lock
 OLDEST = 140000
 
+# Those by which a database is known again. The table of rates came later: counting it would make each upgrade look like a restore.
 _OURS = [table.name for table in (tables.attempt, tables.reaction, tables.worker)]
+_ALL = [table.name for table in tables.metadata.sorted_tables]
 
 _FOUND = sql("""
     SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS words,
@@ -55,6 +57,7 @@ def dress_tables() -> None:
     """Adds to our tables what is PostgreSQL's alone. Idempotent."""
     # Each transaction inserts and deletes there: dead rows must go long before a fifth of the table is dead.
     tables.attempt.dialect_options["postgresql"]["with"] = {"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "5000"}
+    tables.rate.dialect_options["postgresql"]["with"] = tables.attempt.dialect_options["postgresql"]["with"]
     tables.blocks_index.dialect_options["postgresql"]["where"] = tables.blocking
 
 
@@ -204,7 +207,7 @@ def _check_server(version: int, words: str, fsync: str) -> None:
 
 
 def _check_tables(connection: Connection) -> None:
-    lost = connection.execute(_NOT_KEPT, {"ours": _OURS}).scalars().all()
+    lost = connection.execute(_NOT_KEPT, {"ours": _ALL}).scalars().all()
     if lost:
         cures = "; ".join(f"ALTER TABLE {name} SET LOGGED" for name in lost)
         message = f"{', '.join(lost)} would be emptied by a crash of the server, being UNLOGGED or TEMPORARY: {cures} (or make it again)"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
@@ -44,6 +45,15 @@ _LOCKS = """
 """
 _HELD = "SELECT count(*) = 1" + _LOCKS + "WHERE life = %s AND pid = pg_backend_pid()"
 _TAKEN = "SELECT life" + _LOCKS + "WHERE life = ANY(%s)"
+
+# The limit within each group ends the search there, so that no more is locked than is told.
+_TAKE = """
+    SELECT got.number FROM unnest(%s::int[], %s::int[], %s::int[]) AS groups(most, first, last)
+    CROSS JOIN LATERAL (
+        SELECT number FROM unnest((%s::bigint[])[groups.first:groups.last]) AS number
+        WHERE pg_try_advisory_lock(number) LIMIT groups.most
+    ) AS got
+"""
 
 _POOLER = (
     "a pooler in transaction mode stands before this PostgreSQL and gives the lock that tells who is alive to another session:"
@@ -141,6 +151,29 @@ class SessionLives:
             self._lose()
             return dict.fromkeys(lives)
 
+    def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
+        """One statement for all groups. A server whose table of locks is full gives none."""
+        refuse_child(self._pid)
+        connection, numbers = self._connection, [number for _, some in wanted for number in some]
+        if connection is None or not numbers:
+            return set()
+        try:
+            return {number for (number,) in connection.execute(_TAKE, _groups(wanted, numbers)).fetchall()}
+        except psycopg.errors.OutOfMemory:  # max_locks_per_transaction: what it had got before is freed
+            self.give_slots_back(numbers)
+        except psycopg.Error:
+            self._lose()
+        return set()
+
+    def give_slots_back(self, slots: Collection[int]) -> None:
+        """In one statement."""
+        refuse_child(self._pid)
+        if slots and self._connection is not None:
+            try:
+                self._connection.execute("SELECT pg_advisory_unlock(number) FROM unnest(%s::bigint[]) AS number", (list(slots),))
+            except psycopg.Error:
+                self._lose()
+
     def release(self) -> None:
         """Ends the life by ending its session; in a forked child it does nothing."""
         if self._pid == os.getpid():
@@ -201,6 +234,11 @@ class SessionLives:
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()
+
+
+def _groups(wanted: Sequence[tuple[int, Sequence[int]]], numbers: list[int]) -> tuple[list[int], ...]:
+    ends = list(accumulate(len(some) for _, some in wanted))
+    return [most for most, _ in wanted], [1, *(end + 1 for end in ends[:-1])], ends, numbers
 
 
 def _seen(connection: psycopg.Connection[Any], lives: Sequence[int]) -> dict[int, bool | None]:

@@ -1,4 +1,4 @@
-"""The three tables we own, and the column type for points in time. Metadata alone: nothing here connects.
+"""The four tables we own, and the column type for points in time. Metadata alone: nothing here connects.
 
 What is PostgreSQL's alone is added by its driver, so that an app on SQLite loads nothing of it: Alembic's target is
 `groundstate.store.migrations.metadata`. `groundstate init` creates the same tables.
@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Boolean, Column, DateTime, Dialect, Index, Integer, MetaData, Table, Text, or_, text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-VERSION = 1  # of the tables' shape; kept in the identity row
+VERSION = 2  # of the tables' shape; kept in the identity row
 
 
 class Instant(TypeDecorator[datetime]):
@@ -95,3 +95,16 @@ worker = Table(
     Column("ended_at", Instant),  # written by who adopted it; a clean end deletes the row
     Column("begins", BigInteger, nullable=False),
 )
+
+rate = Table(
+    "groundstate_rate",
+    metadata,
+    Column("app", Text, primary_key=True),
+    Column("outside", Text, primary_key=True),
+    Column("part", Text, primary_key=True),  # '' for the outside as a whole, else '=' and the value of `per`
+    # How many calls were begun, by the slice of time in which they were: a fact about the past, and no mark that anything runs.
+    Column("counts", Text, nullable=False),
+    Column("until", Instant, nullable=False),  # from then on it says nothing any more, and is deleted
+    sqlite_with_rowid=False,
+)
+rate_until_index = Index("groundstate_rate_until", rate.c.until)

@@ -19,25 +19,30 @@ from groundstate.engine import (
     batches,
     calling,
     deeds,
+    departures,
     due,
     flight,
     hints,
     leaps,
     life,
+    limits,
     shift,
     succession,
     ticks,
     timers,
+    tokens,
     traffic,
     worker,
-)
+)  # fmt: skip
 from groundstate.testing import actors
 from groundstate.testing.actors import Actor
 
 EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
-_WITH_TIME = (batches, deeds, due, flight, leaps, life, shift, succession, ticks, timers, traffic, worker)
+_WITH_TIME = (
+    batches, deeds, departures, due, flight, leaps, life, limits, shift, succession, ticks, timers, tokens, traffic, worker,
+)  # fmt: skip
 
 
 class Stuck(AssertionError):

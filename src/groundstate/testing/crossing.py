@@ -40,7 +40,10 @@ def in_short(statement: str) -> str:
     verb = words[0].upper() if words else ""
     if verb in {"BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "PRAGMA", "SET"}:
         return verb
-    if verb == "UPDATE" and len(words) > 1:
+    if verb == "WITH":
+        does = re.search(r"\b(INSERT|UPDATE|DELETE)\b", statement)
+        verb = does[1] if does else "SELECT"
+    if verb == "UPDATE" and words[0] != "WITH" and len(words) > 1:
         return f"UPDATE {words[1]}"
     found = re.search(r"\b(?:INTO|FROM)\s+([\w.\"]+)", statement, re.IGNORECASE)
     return f"{verb} {found[1]}" if found else verb

@@ -158,7 +158,7 @@ class PostgresPlace:
         quote: Engine = self._engines[number]
         return [
             quote.dialect.identifier_preparer.format_table(table)
-            for table in dict.fromkeys([*some, ours.attempt, ours.reaction, ours.worker])
+            for table in dict.fromkeys([*some, ours.attempt, ours.reaction, ours.worker, ours.rate])
         ]
 
     def _content(self, number: int) -> Content:

@@ -3,7 +3,7 @@
 GroundstateError
 ├── DeclarationError      a reaction, call or store is declared so that it would lose or double something
 ├── StoreRefused          the database cannot keep our promise (locks that do not exclude, no durability, ...)
-├── NotInitialised        our three tables are not there, or are not of this version
+├── NotInitialised        our four tables are not there, or are not of this version
 ├── Conflict              what a person asked of an attempt is not possible now
 ├── NotFound              no such record, attempt or reaction
 ├── StateRefused          a session tried what would break a promise (a write from a call, a delete under an attempt)

@@ -1,0 +1,143 @@
+"""The calls of one worker that are begun: which lanes are asked for how many, in one transaction. Sends nothing: see traffic.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from groundstate.engine import begin, due, line, trouble
+from groundstate.engine.attempts import Identity
+from groundstate.engine.flight import Flight, part_of
+from groundstate.engine.groups import Round
+from groundstate.engine.lane import Lane
+from groundstate.engine.limits import NOTHING_FREED, Freed, Limits
+from groundstate.engine.plain import Feed
+from groundstate.engine.shift import Shift, moved_on
+from groundstate.engine.transaction import Transaction
+
+FRESH_FEW = 50  # hinted rows of a lane with parts or lines; more are looked for by their groups, so that one part's do not stand before all
+
+
+class LaneTrouble(Exception):
+    """Beginning calls for one reaction failed, by no trouble of the database's own: it waits, and the others go on."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__(lane.name)
+        self.lane = lane
+
+
+class Departures:
+    """Of one worker. flying: its calls in the air. in_air: the attempts that are not to be looked at now."""
+
+    def __init__(
+        self, shift: Shift, limits: Limits, flying: Mapping[tuple[int, bool], Flight], in_air: Callable[[], set[Identity]]
+    ) -> None:
+        self._shift = shift
+        self._limits = limits
+        self._flying = flying
+        self._in_air = in_air
+
+    def room(self, lane: Lane, now: float, freed: Freed = NOTHING_FREED) -> int:
+        """How many calls of this reaction may be begun now."""
+        if not self._shift.life.sound:
+            return 0
+        return self._among_few(self._limits.room(lane, now, freed))
+
+    def begin_all(self, tx: Transaction, lanes: Sequence[Lane], clock: tuple[float, float]) -> begin.Begun:
+        """Raises LaneTrouble."""
+        total = begin.Begun()
+        for lane in lanes:
+            if not lane.on:
+                continue
+            room = self._among_few(self._limits.room_in(lane)) - (total.new_calls if self._shift.life.care.careful else 0)
+            if room <= 0 and (not lane.due or lane.seen_full):
+                continue
+            try:
+                self._begin_lane(tx, lane, max(room, 0), clock, total)
+            except Exception as error:
+                if trouble.transient(error):
+                    raise
+                raise LaneTrouble(lane) from error
+            lane.trouble = 0
+        self._limits.write()
+        if total.new_calls:
+            self._shift.life.count_begins(tx, total.new_calls)
+        return total
+
+    def _among_few(self, room: int) -> int:
+        """In careful mode no more than may be in the air together."""
+        return min(room, self._most_together() - self._calls_in_air()) if self._shift.life.care.careful else room
+
+    def _calls_in_air(self) -> int:
+        return sum(1 for one in self._flying.values() if not one.is_find)
+
+    def _most_together(self) -> int:
+        """Careful mode: among how many those in the air may be."""
+        return min((one.together for one in self._flying.values() if one.together), default=self._shift.life.care.together(0))
+
+    # ---- one lane --------------------------------------------------------------------------------------------------------------
+    def _begin_lane(self, tx: Transaction, lane: Lane, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
+        """Attempts that are due first, then fresh rows, then the backlog."""
+        full = len(total.flights) + room
+        if lane.due:
+            self._due(tx, lane, room, clock, total)
+        if lane.groups is not None and len(lane.fresh) > FRESH_FEW:
+            lane.fresh.clear()
+            lane.sweep()
+        if lane.fresh and len(total.flights) < full:
+            keys = lane.take_fresh(full - len(total.flights))
+            begun = self._begin(tx, lane, Feed(keys=keys, limit=len(keys)), clock, total)
+            if lane.groups is None:
+                lane.fresh.update(dict.fromkeys(begun.denied))
+        if lane.backlog and len(total.flights) < full:
+            self._backlog(tx, lane, full - len(total.flights), clock, total)
+
+    def _due(self, tx: Transaction, lane: Lane, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
+        beside = self._calls_in_air() + total.new_calls
+        # Without a free slot too: what is only held, let go or given up needs none. Once, and the pass itself waits for a slot.
+        place = lane.due_cursor
+        identities = due.identities(self._shift, tx, lane, min(room or due.AT_ONCE, due.AT_ONCE), self._in_air(), beside=beside)
+        if not room:
+            lane.due, lane.due_cursor, lane.seen_full = True, place, True
+        if identities:
+            gate = self._gate(lane)
+            self._add(total, begin.consider(self._shift.life, tx, lane.question, identities, clock, room=room, gate=gate))
+
+    def _backlog(self, tx: Transaction, lane: Lane, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
+        if lane.groups is not None:
+            self._by_groups(tx, lane, lane.groups, room, clock, total)
+            return
+        begun = self._begin(tx, lane, Feed(cursor=lane.cursor, limit=room, crowded=lane.crowded), clock, total)
+        if not begun.denied:  # else the pass goes on where it was, once there is a slot or a token again
+            moved_on(lane, begun.claimed.cursor, begun.claimed.read, room, len(begun.claimed.taken))
+
+    def _by_groups(self, tx: Transaction, lane: Lane, groups: Round, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
+        """One page of the pass: a few rows of many values."""
+        now, lines = time.monotonic(), self._lines_of(lane)
+        page = groups.page(tx.connection, lane.cursor, room, lambda value: value not in lines and self._limits.may_go(lane, value, now))
+        keys = line.free(tx, lane.question, page.keys)
+        lane.cursor = page.cursor
+        if page.cursor is None:
+            lane.swept()
+        if len(keys) > room:
+            self._limits.pass_by(lane, float("inf"))
+        if keys:
+            begun = self._begin(tx, lane, Feed(keys=keys[:room], limit=room), clock, total)
+            if begun.claimed.busy:
+                groups.met_busy()
+
+    def _lines_of(self, lane: Lane) -> set[str]:
+        """Values of which a call of ours is in the air, where there is one at a time."""
+        return {one.line for one in self._flying.values() if one.line is not None and one.question is lane.question}
+
+    def _begin(self, tx: Transaction, lane: Lane, feed: Feed, clock: tuple[float, float], total: begin.Begun) -> begin.Begun:
+        begun = begin.begin(self._shift.life, tx, lane.question, feed, clock, self._gate(lane))
+        self._add(total, begun)
+        return begun
+
+    def _gate(self, lane: Lane) -> begin.Gate:
+        return lambda records: self._limits.admit(lane, [part_of(lane.question, record) for record in records])
+
+    def _add(self, total: begin.Begun, begun: begin.Begun) -> None:
+        self._shift.took += begun.new_calls + begun.changed
+        total.add(begun)

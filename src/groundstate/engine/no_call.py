@@ -1,0 +1,44 @@
+"""Attempts that go, or come back, without any call: what never went out, and failures whose condition is gone. Begins nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from groundstate.engine import attempts, claim
+from groundstate.engine.question import Question
+from groundstate.engine.transaction import Transaction
+from groundstate.rules import attempt as rules
+from groundstate.rules.attempt import Attempt, State
+
+
+def unknown_begins(tx: Transaction, unknown: Sequence[Attempt]) -> None:
+    """Begun attempts of a living worker that has no such call in memory: no call went out."""
+    saved: list[tuple[Attempt, Attempt]] = []
+    removed: list[Attempt] = []
+    for one in unknown:
+        decision = rules.did_not_go_out(one, tx.now)
+        if isinstance(decision, rules.Keep):
+            saved.append((one, decision.attempt))
+        else:
+            removed.append(one)
+    attempts.save(tx.connection, saved)
+    attempts.remove(tx.database, tx.connection, removed)
+
+
+def let_go(tx: Transaction, question: Question, identities: Sequence[attempts.Identity]) -> int:
+    """Failed attempts without a call whose condition or occurrence is gone are deleted; returns how many.
+
+    A doubt of the time when the reaction made a call is held: no code is left that could settle it.
+    """
+    looked = claim.look(question, tx, identities)
+    for standing in looked.standing.values():
+        if standing.attempt is not None and standing.attempt.state is State.DOUBT:
+            decision = rules.settle(standing.attempt, question.spec.terms, standing.facts, tx.now)
+            if isinstance(decision, rules.Keep):
+                attempts.save(tx.connection, [(standing.attempt, decision.attempt)])
+    gone = [
+        standing.attempt
+        for standing in looked.standing.values()
+        if standing.attempt is not None and standing.attempt.state is State.FAILED and not standing.facts.holds
+    ]
+    return attempts.remove(tx.database, tx.connection, gone)

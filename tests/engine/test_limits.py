@@ -1,0 +1,367 @@
+"""Limits, rates and parts of an outside, for the whole fleet: measured at a provider that notes when each request came and went."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+import pytest
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from groundstate import Absent, InDoubt, Key, NotDone, Outside, Rate, Retry, Unknown, again, ask
+from groundstate.engine import slots
+from tests.engine.kit import QUICK, Life, World, ms, until
+from tests.lab.planting import Change, planted
+
+
+class Tenants(DeclarativeBase):
+    pass
+
+
+class Delivery(Tenants):
+    __tablename__ = "deliveries"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str | None]
+    status: Mapped[str] = mapped_column(default="new")
+
+
+@dataclass
+class Request:
+    """One request at the provider, a find among them."""
+
+    record: int
+    tenant: str | None
+    came: float
+    went: float = 0.0
+    find: bool = False
+
+
+@dataclass
+class Provider:
+    """Notes what it is asked for. `takes_s`: how long a call takes; dead: tenants whose endpoint refuses."""
+
+    takes_s: float = 0.0
+    dead: set[str] = field(default_factory=set)
+    unclear: set[int] = field(default_factory=set)  # records whose first call ends in doubt
+    requests: list[Request] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    hangs: bool = False
+
+    async def deliver(self, one: Delivery) -> str:
+        request = Request(one.id, one.tenant, time.monotonic())
+        self.requests.append(request)
+        try:
+            if one.tenant in self.dead:
+                raise NotDone("no answer")
+            if one.id in self.unclear:
+                self.unclear.discard(one.id)
+                raise RuntimeError("the line went dead")
+            await asyncio.sleep(self.takes_s)
+            while self.hangs and not self.gate.is_set():  # noqa: ASYNC110  # an event of threads
+                await asyncio.sleep(0.002)
+        finally:
+            request.went = time.monotonic()
+        return "ok"
+
+    def at_once(self, of: Callable[[Request], object] = lambda _request: None) -> int:
+        """How many requests were under way at once, at most, of any one group."""
+        edges = [(one.came, 1, of(one)) for one in self.requests] + [(one.went or 1e18, -1, of(one)) for one in self.requests]
+        now: Counter[object] = Counter()
+        most = 0
+        for _, step, group in sorted(edges, key=lambda edge: edge[:2]):
+            now[group] += step
+            most = max(most, now[group])
+        return most
+
+    def in_any(self, span_s: float, of: Callable[[Request], object] = lambda _request: None) -> int:
+        """How many requests came within any span of so many seconds, at most, of any one group."""
+        by_group: dict[object, list[float]] = {}
+        for one in self.requests:
+            by_group.setdefault(of(one), []).append(one.came)
+        return max(sum(1 for other in some if first <= other < first + span_s) for some in by_group.values() for first in some)
+
+
+def tenant(request: Request) -> object:
+    return request.tenant
+
+
+def delivering(
+    world: World, outside: Outside, provider: Provider, in_doubt: InDoubt | None = None, retry: Retry = QUICK, **options: Any
+) -> None:
+    @outside.call(in_doubt=in_doubt or again(), timeout=timedelta(seconds=20), retry=retry)
+    async def deliver(one: Delivery, key: Key) -> str:
+        return await provider.deliver(one)
+
+    if in_doubt is not None and in_doubt.kind == "ask":
+
+        @deliver.find
+        def _(one: Delivery, key: Key) -> str | Absent | Unknown:
+            now = time.monotonic()
+            provider.requests.append(Request(one.id, one.tenant, now, now, find=True))
+            return Absent()
+
+    @world.app.on(Delivery, Delivery.status == "new", call=deliver, **options)
+    def delivered(one: Delivery, answer: str) -> None:
+        one.status = "delivered"
+
+
+@pytest.fixture
+def shop(database_url: str) -> Any:
+    made = World(database_url, Tenants)
+    yield made
+    made.close()
+
+
+def all_delivered(world: World, count: int, *lives: Life, but: str | None = None) -> None:
+    def left() -> int:
+        with world.engine.connect() as connection:
+            return int(connection.exec_driver_sql("select count(*) from deliveries where status = 'delivered'").scalar_one())
+
+    until(lambda: left() >= count)
+
+
+def deliveries(world: World, count: int, *tenants: str | None, first: int = 1) -> None:
+    world.add(*[Delivery(id=first + number, tenant=tenants[number % len(tenants)] if tenants else None) for number in range(count)])
+
+
+# ---- so many at once -----------------------------------------------------------------------------------------------------------
+def test_two_workers_together_never_have_more_calls_in_the_air_than_the_limit(shop: World) -> None:
+    provider = Provider(takes_s=0.005)
+    delivering(shop, Outside("hooks", limit=3), provider)
+    deliveries(shop, 60)
+    one, two = shop.worker(), shop.worker()
+    all_delivered(shop, 60, one, two)
+    assert provider.at_once() == 3
+
+
+def test_each_part_has_a_limit_of_its_own_in_two_workers_together(shop: World) -> None:
+    provider = Provider(takes_s=0.005)
+    delivering(shop, Outside("hooks", limit_per=2), provider, per=Delivery.tenant)
+    deliveries(shop, 60, "a", "b", None)
+    shop.worker(), shop.worker()
+    all_delivered(shop, 60)
+    assert provider.at_once(lambda one: one.tenant or one.record) == 2
+    assert provider.at_once() > 4, "what has no part is not limited by it"
+
+
+def test_slots_of_a_worker_that_dies_are_free_for_the_next_one(shop: World) -> None:
+    provider = Provider(hangs=True)
+    delivering(shop, Outside("hooks", limit=2), provider)
+    deliveries(shop, 10)
+    one = shop.worker()
+    until(lambda: len(provider.requests) == 2)
+    one.kill()
+    provider.gate.set()
+    shop.worker()
+    all_delivered(shop, 10)
+
+
+def test_a_worker_that_needs_its_slots_no_more_gives_them_to_another(shop: World) -> None:
+    provider = Provider(hangs=True)
+    delivering(shop, Outside("hooks", limit=2), provider)
+    deliveries(shop, 2)
+    one = shop.worker()
+    until(lambda: len(provider.requests) == 2)
+    two = shop.worker()
+    deliveries(shop, 1, first=10)
+    two.sweep()
+    two.sweep()
+    assert len(provider.requests) == 2, "a third call beside two"
+    provider.gate.set()
+    all_delivered(shop, 3)
+    until(lambda: not one.worker._traffic.limits._slots._held and not two.worker._traffic.limits._slots._held)
+
+
+def test_a_life_that_lost_its_lock_has_lost_its_slots_and_counts_what_still_flies(shop: World) -> None:
+    provider = Provider(hangs=True)
+    delivering(shop, Outside("hooks", limit=2), provider)
+    deliveries(shop, 5)
+    one = shop.worker()
+    until(lambda: len(provider.requests) == 2)
+    old = one.worker.life
+    one.lose_lock()
+    until(lambda: one.worker.life is not old and one.worker.life.sound)
+    one.sweep()
+    assert provider.at_once() == 2, "it takes what still flies for nothing"
+    provider.gate.set()
+    all_delivered(shop, 5)
+    assert provider.at_once() == 2
+
+
+def test_an_outside_without_a_limit_takes_no_slots(shop: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(slots.Slots, "take", lambda _self, needed, _now: taken.append(dict(needed)))
+    delivering(shop, Outside("hooks"), Provider())
+    deliveries(shop, 3)
+    shop.settled()
+    assert not any(taken)
+
+
+def test_without_slots_two_workers_would_exceed_the_limit(shop: World) -> None:
+    provider = Provider(hangs=True)
+    delivering(shop, Outside("hooks", limit=2), provider)
+    deliveries(shop, 10)
+    everything = Change(slots.Slots, "take", "self.shift.life.lives.take_slots(", "_everything(")
+    with mock.patch.object(slots, "_everything", _everything, create=True), planted(everything):
+        shop.worker(), shop.worker()
+        until(lambda: len(provider.requests) == 4)
+    assert provider.at_once() == 4
+    provider.gate.set()
+    all_delivered(shop, 10)
+
+
+def _everything(wanted: list[tuple[int, list[int]]]) -> set[int]:
+    return {number for most, numbers in wanted for number in numbers[:most]}
+
+
+# ---- so many in a span of time -------------------------------------------------------------------------------------------------
+SPAN = ms(300)
+SLOW = Retry(first=timedelta(seconds=20))
+SHORT_S = 0.22  # what a commit and its thread take may bring two calls so much nearer to each other than they were begun
+
+
+def test_two_workers_together_never_begin_more_calls_in_a_span_than_the_rate(shop: World) -> None:
+    provider = Provider()
+    delivering(shop, Outside("hooks", rate=Rate(5, SPAN)), provider)
+    deliveries(shop, 18)
+    shop.worker(), shop.worker()
+    all_delivered(shop, 18)
+    assert provider.in_any(SHORT_S) <= 5
+    assert provider.requests[-1].came - provider.requests[0].came >= 3 * SPAN.total_seconds() - 0.1
+
+
+def test_each_part_has_a_rate_of_its_own(shop: World) -> None:
+    provider = Provider()
+    delivering(shop, Outside("hooks", rate_per=Rate(2, SPAN)), provider, per=Delivery.tenant)
+    deliveries(shop, 16, "a", "b", "c", None)
+    shop.worker(), shop.worker()
+    all_delivered(shop, 16)
+    assert provider.in_any(SHORT_S, lambda one: one.tenant or one.record) <= 2
+
+
+def test_a_rate_holds_through_the_death_of_a_worker(shop: World) -> None:
+    provider = Provider(hangs=True)
+    delivering(shop, Outside("hooks", rate=Rate(3, timedelta(seconds=2))), provider)
+    deliveries(shop, 8)
+    one = shop.worker()
+    until(lambda: len(provider.requests) == 3)
+    one.kill()
+    provider.gate.set()
+    shop.worker()
+    until(lambda: len(provider.requests) > 3)
+    assert provider.in_any(1.8) <= 3
+
+
+def test_finds_are_within_the_rate_too(shop: World) -> None:
+    provider = Provider(unclear={1, 2, 3})
+    delivering(shop, Outside("hooks", rate=Rate(2, SPAN)), provider, in_doubt=ask(settle_after=ms(1)), retry=SLOW)
+    deliveries(shop, 3)
+    shop.worker()
+    until(lambda: sum(not one.find for one in provider.requests) == 3)
+    shop.forward(60)  # the doubts are asked after from now on
+    leapt = time.monotonic()
+    all_delivered(shop, 3)
+    provider.requests = [one for one in provider.requests if one.came > leapt]  # the leap made the database forget those before
+    assert sum(one.find for one in provider.requests) >= 3
+    assert provider.in_any(SHORT_S) <= 2
+
+
+def test_a_worker_sleeps_until_the_next_token_is_free(shop: World) -> None:
+    delivering(shop, Outside("hooks", rate=Rate(1, timedelta(seconds=30))), Provider())
+    deliveries(shop, 3)
+    life = shop.worker()
+    all_delivered(shop, 1)
+    turns = vars(life.worker)
+    count = 0
+    real = life.worker._turn
+
+    def counted() -> None:
+        nonlocal count
+        count += 1
+        real()
+
+    turns["_turn"] = counted
+    life.sweep()
+    before = count
+    started = time.monotonic()
+    life.worker._next_sweep = time.monotonic() + 30  # nothing but the rate could wake it
+    until(lambda: time.monotonic() - started > 0.3)
+    assert count - before < 20
+    assert not life.worker.until_quiet(0.3), "rows that wait for a token are still to be carried out"
+    shop.forward(40)
+    life.worker._traffic.limits._free_at.clear()
+    life.worker._wake.set()
+    all_delivered(shop, 2)
+
+
+def test_a_clock_that_was_set_back_neither_exceeds_the_rate_nor_stops_it_for_longer_than_a_span(shop: World) -> None:
+    provider = Provider()
+    delivering(shop, Outside("hooks", rate=Rate(2, ms(400))), provider)
+    deliveries(shop, 2)
+    life = shop.worker()
+    all_delivered(shop, 2)
+    shop.forward(-3600)
+    deliveries(shop, 2, first=10)
+    life.sweep()
+    all_delivered(shop, 4)
+    assert provider.in_any(0.3) <= 2
+    assert provider.requests[-1].came - provider.requests[0].came < 10
+
+
+def test_nothing_of_the_rates_is_left_at_rest(shop: World) -> None:
+    delivering(shop, Outside("hooks", rate=Rate(5, ms(20)), rate_per=Rate(5, ms(20))), Provider(), per=Delivery.tenant)
+    deliveries(shop, 6, "a", "b")
+    life = shop.worker()
+    all_delivered(shop, 6)
+
+    def nothing() -> bool:
+        life.sweep()
+        with shop.engine.connect() as connection:
+            return bool(connection.exec_driver_sql("select count(*) from groundstate_rate").scalar_one() == 0)
+
+    until(nothing)
+
+
+def test_a_count_that_somebody_made_unreadable_counts_in_full_for_one_span(shop: World) -> None:
+    delivering(shop, Outside("hooks", rate=Rate(2, ms(300))), Provider())
+    shop.there()
+    shop.run(
+        "insert into groundstate_rate (app, outside, part, counts, until) values ('shop', 'hooks', '', 'x', :until)",
+        until="2999-01-01 00:00:00.000000",
+    )
+    deliveries(shop, 2)
+    shop.worker()
+    all_delivered(shop, 2)
+
+
+# ---- one part fails ------------------------------------------------------------------------------------------------------------
+def test_w24_one_tenants_dead_endpoint_pauses_that_tenant_alone(shop: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "groundstate")
+    provider = Provider(dead={"dead"})
+    delivering(shop, Outside("hooks", limit=4), provider, retry=SLOW, per=Delivery.tenant)
+    deliveries(shop, 30, "dead")
+    life = shop.worker()
+    until(lambda: life.pauses)
+    deliveries(shop, 10, "a", "b", first=100)
+    all_delivered(shop, 10)
+    assert "the outside hooks, dead fails: it pauses" in caplog.text
+    assert len([one for one in provider.requests if one.tenant == "dead"]) < 15
+
+
+def test_a_tenant_with_many_rows_does_not_stand_before_the_others(shop: World) -> None:
+    provider = Provider(takes_s=0.002)
+    delivering(shop, Outside("hooks", limit=4, limit_per=2), provider, per=Delivery.tenant)
+    deliveries(shop, 100, "many")
+    deliveries(shop, 10, *[f"t{number}" for number in range(10)], first=1000)
+    shop.worker()
+    all_delivered(shop, 110)
+    order = [one.tenant for one in provider.requests]
+    assert max(order.index(f"t{number}") for number in range(10)) < 40
