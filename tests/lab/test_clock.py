@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from groundstate import App, DeclarationError, Moment, Store
-from groundstate.testing import Crashed, Lab
+from groundstate.testing import Crashed, Lab, trial
 from groundstate.testing.ambient import EPOCH, Stuck, Time
 from groundstate.testing.schedule import parsed
 from groundstate.testing.stage import Stage
@@ -76,7 +76,7 @@ def test_a_suspended_host_does_not_count_what_it_slept_and_what_has_left_it_arri
     stage = trial.run(parsed(f"suspend1@{where(late, 'answered')} call1=late"))
     story = "\n".join(stage.story)
     assert story.index("the outside has done paid of 1") < story.index("the host was suspended for 8:00:00") < story.index("'r1'")
-    assert stage.time.suspended_s == 8 * 3600
+    assert stage.time.suspended_s == pytest.approx(8 * 3600)
     assert stage.time.awake_s < 60 < stage.time.now_s
     assert len(ledger.effects) == 1
 
@@ -119,17 +119,18 @@ def test_each_move_is_put_wherever_a_clock_was_looked_at_and_among_deaths_in_mix
         assert at.now >= at.due
         one.status = "packed"
 
-    lab.clock.leaps(3 * DAY, -HOUR)
+    lab.clock.leaps(3 * DAY)
     lab.clock.suspends(HOUR)
-    found = lab.crash_everywhere(app, Bill(id=1, due_at=NOON + DAY), budget=12, seed=3)
+    found = lab.crash_everywhere(app, Bill(id=1, due_at=NOON + DAY), budget=8, seed=3)
     singly = list(takewhile(lambda line: " " not in line, dict.fromkeys(ran)))
-    counts = [sum(line.startswith(kind) for line in singly) for kind in ("leap1@", "leap2@", "suspend1@")]
-    assert counts[0] == counts[1] == counts[2]
+    counts = [sum(line.startswith(kind) for line in singly) for kind in ("leap1@", "suspend1@")]
+    assert counts[0] == counts[1]
     assert 10 < counts[0] < found.crossings
     assert any("die@" in line and ("leap" in line or "suspend1@" in line) for line in ran)
 
 
-def test_a_timer_that_sets_itself_anew_needs_an_end(lab: Lab) -> None:
+def test_a_timer_that_sets_itself_anew_needs_an_end(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "LOOKS_MOST", 40)
     app = App("clock-renews", Store(NOWHERE, timed.Base))
 
     @app.on(Bill, due=Bill.due_at)

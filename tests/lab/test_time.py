@@ -45,6 +45,6 @@ def test_nothing_is_reported_of_the_engine_as_it_is(lab: Lab, case: Case) -> Non
         case.run(lab, budget=100)
         return
     of_faults = [sampled(fault.search, 5) for fault in FAULTS if fault.case is case]
-    every = 31 if case in timed.NIGHTS else 17
+    every = 40 if case in timed.NIGHTS or case.calls else 17
     with limited_to(both(*of_faults, sampled(everything(len(case.meanwhile)), every))):
         case.run(lab, budget=0, seed=1)
