@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 from sqlalchemy import Connection, Interval, bindparam, create_engine, event, func, select, text, type_coerce
@@ -263,12 +263,12 @@ class World:
     """
 
     leaping = False
-    _open = 0
+    _open: ClassVar[set[int]] = set()
 
     def __init__(self, url: str, *bases: Any, **store: Any) -> None:
-        if World._open == 0:
+        if not World._open:
             _no_leaps.start()
-        World._open += 1
+        World._open.add(id(self))
         self.url = url
         self.postgres = url.startswith("postgresql")
         self.app = declared(url, *(bases or (Base,)), **store)
@@ -373,14 +373,15 @@ class World:
         return made
 
     def close(self) -> None:
-        World._open -= 1
-        if World._open == 0:
-            _no_leaps.stop()
         for gateway in self.gateways:
             gateway.gate.set()
         for life in self.lives:
             life.kill()
         self.engine.dispose()
+        if id(self) in World._open:  # it may be closed twice
+            World._open.remove(id(self))
+            if not World._open:
+                _no_leaps.stop()
 
 
 def declared(url: str, *bases: Any, **store: Any) -> App:

@@ -119,7 +119,8 @@ def _all(world: World) -> list[Hook]:
 
 
 @pytest.mark.parametrize(
-    "options", [{"per": Hook.tenant}, {"in_order": InOrder(Hook.tenant, Hook.number)}, {"in_order": InOrder(Hook.tenant)}],
+    "options",
+    [{"per": Hook.tenant}, {"in_order": InOrder(Hook.tenant, Hook.number)}, {"in_order": InOrder(Hook.tenant)}],
     ids=["a part", "an order", "one at a time"],
 )
 def test_the_index_that_check_proposes_is_the_one_that_a_pass_goes_by(world: World, options: dict[str, Any]) -> None:

@@ -230,7 +230,7 @@ FAULTS = [
         nothing,
         "Listed",
         [
-            Change(traffic.Traffic, "turn", "self._freed_by(done))\n", "self._freed_by(done))\n            self._send(begun)\n"),
+            Change(traffic.Traffic, "turn", "(wanting), clock)\n", "(wanting), clock)\n            self._send(begun)\n"),
         ],
     ),
     Fault(

@@ -80,7 +80,7 @@ FAULTS = [
         timed.ASKED,
         leap(1, beside=["late"], after=70),
         "AtMostOnce",
-        [Change(leaps.Pace, "leapt", "return leapt if", "return timedelta() if True else leapt if")],
+        [Change(leaps.Pace, "leapt", "if least > NOTICED or most < -NOTICED:", "if False:")],
     ),
     Fault(
         "a step back leaves the age of a key ahead",
