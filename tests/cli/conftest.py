@@ -110,6 +110,12 @@ def module_named(folder: Path, url: str, words: str = shop_text.TEXT) -> tuple[s
     return name, module
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide as it likes, whatever the width of somebody's terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, empty, and Python's path as it was afterwards."""

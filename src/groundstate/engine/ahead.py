@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import and_, case, or_, select, update
 
+from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import Life
 from groundstate.engine.transaction import Transaction
 from groundstate.rules.attempt import State, Terms
@@ -18,7 +19,6 @@ from groundstate.rules.policy import MARGIN
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # how old a key is of which nothing is known: too old
 ANY = select(table.c.app).limit(1)
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import CompoundSelect, Connection, Integer, bindparam, literal_column, null, select, type_coerce, union_all
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import trouble
+from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.timing import Timing
@@ -25,7 +26,6 @@ from groundstate.store.tables import Instant
 log = logging.getLogger("groundstate")
 HORIZON = timedelta(hours=1)  # what becomes due later is asked for again long before
 AT_ONCE = 32  # due times of a reaction that are known at once: no look must come between two that are close
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 AGAIN_S = 0.01  # so soon after it was asked it is asked again, where something was written
 SHARE = 20  # and not sooner than after so many times as long as asking took
 AFTER_S = 0.001  # a clock that is read in milliseconds may say a little less than it is

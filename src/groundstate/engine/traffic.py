@@ -286,7 +286,7 @@ class Traffic:
             some = [flight for flight in flights if flight.question is question]
             keys = [question.key_from_text(flight.identity[2]) for flight in some]  # a record of it was taken, so it is one
             with self._shift.database.reading() as connection:
-                holding = {tuple(row)[: len(question.key_attributes)] for row in connection.execute(question.still_holding(keys))}
+                holding = {tuple(row) for row in connection.execute(question.holding_among(keys))}
             self.caller.cancel([flight for flight, key in zip(some, keys, strict=True) if key not in holding])
 
     def drained(self) -> bool:
