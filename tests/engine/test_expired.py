@@ -468,11 +468,12 @@ def test_hazard_46_what_is_too_late_while_suspect_is_a_doubt_first(timed: World,
         text = Question(spec, life.database).occurrence_text(Bill(id=1, due_at=PAST))
         gateway.ledger.append((1, keys.call_key("shop", "charged", "1", text)))
     timed.add(Bill(id=1, due_at=PAST))
-    until(lambda: timed.states() == ["doubt"])
-    assert timed.attempt().unsure
-    assert timed.attempt().deadline > timed.attempt().since
-    assert (bill(timed).status, gateway.expired) == ("open", [])
-    timed.forward(60)
+    if step == "not done":  # else it is found at once
+        until(lambda: timed.states() == ["doubt"])
+        assert timed.attempt().unsure
+        assert timed.attempt().deadline > timed.attempt().since
+        assert (bill(timed).status, gateway.expired) == ("open", [])
+        timed.forward(60)
     until(lambda: bill(timed).status == status)
     life.quiet()
     assert (gateway.calls, timed.attempts()) == ([], [])
