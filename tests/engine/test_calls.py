@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from groundstate import Outside, Retry, again, ask, hold
+from groundstate import Absent, Outside, Retry, Unknown, again, ask, hold
 from groundstate.engine import flight, hints
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import Gateway, Order, World, ms, until
@@ -256,3 +256,32 @@ def test_hazard_9_a_timeout_says_nothing(world: World) -> None:
     attempt = world.attempt()
     assert (attempt.state, attempt.unsure, attempt.failures) == ("held", True, 1)
     assert "timed out" in (attempt.error or "")
+
+
+def test_absent_to_a_question_that_was_long_on_its_way_is_asked_for_once_more_at_once(world: World) -> None:
+    asked, called = [], []
+    bank = Outside("bank")
+    slow = Retry(times=10, first=timedelta(hours=3), longest=timedelta(hours=9))
+
+    @bank.call(in_doubt=ask(settle_after=timedelta(seconds=30)), timeout=timedelta(seconds=5), retry=slow)
+    def charge(order: Order) -> str:
+        called.append(order.id)
+        if len(called) == 1:
+            raise RuntimeError("the line went dead")
+        return "r1"
+
+    @charge.find
+    def _(order: Order) -> str | Absent | Unknown:
+        asked.append(order.id)
+        if len(asked) == 1:
+            world.forward(120)  # asked before it can be believed, and answered after
+        return Absent()
+
+    @world.app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, receipt: str) -> None:
+        order.status = "paid"
+
+    world.orders(1)
+    world.worker()
+    until(lambda: world.order().status == "paid")
+    assert (len(asked), len(called)) == (2, 2)

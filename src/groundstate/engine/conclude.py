@@ -139,7 +139,9 @@ class _Words:
                 self.result.outcomes += 1
                 self.conclusion.outcome(_in_hand(word, value), standing, attempt)
             case FoundAbsent():
-                self.conclusion.apply(attempt, rules.absent(attempt, terms, standing.facts, asked, now, at))
+                over = attempt.deadline + terms.settle_after
+                again_at = now if asked <= over < now else at  # by the time of its answer it could be believed: asked once more
+                self.conclusion.apply(attempt, rules.absent(attempt, terms, standing.facts, asked, now, again_at))
             case FoundUnknown(error=error):
                 words = self.life.shorten(error) if error else None
                 self.conclusion.apply(attempt, rules.unanswered(attempt, terms, now, at, words))
