@@ -112,6 +112,8 @@ def test_a_life_whose_call_still_runs_in_a_thread_keeps_its_lock_after_the_stop(
     assert world.attempt().worker == first.worker.life.id, "adopted while its call may still land"
     gateway.gate.set()
     until(lambda: gateway.done(1) == 1)
+    until(lambda: not first.worker.life.lives.held())
+    second.sweep()
     until(lambda: world.attempts() == [] or world.attempt().worker == second.worker.life.id)
     world.forward(3600)
     until(lambda: world.order().status == "paid")
