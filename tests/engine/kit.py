@@ -21,6 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, Busy, NotDone, Retry, Store, Unknown
 from groundstate.engine import attempts, leaps
+from groundstate.engine import worker as engine_worker
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.attempt import Attempt
 from groundstate.store import opening
@@ -37,6 +38,7 @@ def ms(count: float) -> timedelta:
 
 QUICK = Retry(times=10, first=ms(5), longest=ms(20))
 LONG_S = 20.0
+engine_worker.SWEEP_LONGEST_S = 2.0  # a busy machine makes sweeps dear, and tests wait for the next one
 
 
 class Base(DeclarativeBase):
