@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         StateRefused,
         Stopped,
         StoreRefused,
+        TransportDown,
+        TransportRefused,
         WentBack,
     )
 
@@ -59,6 +61,8 @@ _HOMES = {
         "StateRefused",
         "Stopped",
         "StoreRefused",
+        "TransportDown",
+        "TransportRefused",
         "WentBack",
     ),
 }
@@ -98,6 +102,8 @@ __all__ = [
     "Stopped",
     "Store",
     "StoreRefused",
+    "TransportDown",
+    "TransportRefused",
     "Unknown",
     "WentBack",
     "after",

@@ -3,6 +3,8 @@
 GroundstateError
 ├── DeclarationError      a reaction, call or store is declared so that it would lose or double something
 ├── StoreRefused          the database cannot keep our promise (locks that do not exclude, no durability, ...)
+├── TransportRefused      what carries hints keeps them, or will not say whether it does
+├── TransportDown         what carries hints cannot be reached just now
 ├── NotInitialised        our four tables are not there, or are not of this version
 ├── Conflict              what a person asked of an attempt is not possible now
 ├── NotFound              no such record, attempt or reaction
@@ -27,6 +29,14 @@ class DeclarationWarning(UserWarning):
 
 class StoreRefused(GroundstateError):
     """This database, as it is set up, cannot keep the promises; the message names what was found and the cure."""
+
+
+class TransportRefused(GroundstateError):
+    """This transport keeps hints, or does not let it be seen whether it does; the message names what was found and the cure."""
+
+
+class TransportDown(GroundstateError):
+    """This transport cannot be reached just now. Hints are lost until it can be, and everything is found by the sweep."""
 
 
 class NotInitialised(GroundstateError):
