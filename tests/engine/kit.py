@@ -20,8 +20,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, Busy, NotDone, Retry, Store, Unknown
-from groundstate.engine import attempts, leaps
-from groundstate.engine import worker as engine_worker
+from groundstate.engine import attempts, leaps, sweeps
+from groundstate.engine.messenger import Messenger
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.attempt import Attempt
 from groundstate.store import opening
@@ -38,7 +38,7 @@ def ms(count: float) -> timedelta:
 
 QUICK = Retry(times=10, first=ms(5), longest=ms(20))
 LONG_S = 20.0
-engine_worker.SWEEP_LONGEST_S = 2.0  # a busy machine makes sweeps dear, and tests wait for the next one
+sweeps.SWEEP_LONGEST_S = 2.0  # a busy machine makes sweeps dear, and tests wait for the next one
 
 
 class Base(DeclarativeBase):
@@ -162,7 +162,14 @@ class Gateway:
 class Life:
     """A worker in this process that can be killed, cut off from its database, and looked into."""
 
-    def __init__(self, world: World, specs: Sequence[Any], options: Options, redact: Callable[[str], str] | None) -> None:
+    def __init__(
+        self,
+        world: World,
+        specs: Sequence[Any],
+        options: Options,
+        redact: Callable[[str], str] | None,
+        messenger: Messenger | None = None,
+    ) -> None:
         opened = opening.open_store(world.app.stores[0].settings())
         self.database: Any = opened[0]
         self.transactions = 0
@@ -175,7 +182,8 @@ class Life:
         self._write = self.database.writing
         vars(self.database)["writing"] = self._writing
         world.clock_of(self.database)
-        self.worker = Worker(world.app.name, specs, opened, schedules=list(world.app.schedules.values()), options=options, redact=redact)
+        schedules = list(world.app.schedules.values())
+        self.worker = Worker(world.app.name, specs, opened, schedules=schedules, options=options, redact=redact, messenger=messenger)
         self.words: list[str] = []
 
     @contextmanager
@@ -220,9 +228,9 @@ class Life:
 
     def sweep(self) -> None:
         """Waits until a sweep that began after this call has ended."""
-        self.worker._next_sweep = 0.0
+        self.worker._sweeps.next = 0.0
         self.worker._wake.set()
-        until(lambda: self.worker._next_sweep > 0)
+        until(lambda: self.worker._sweeps.next > 0)
 
     @property
     def ended(self) -> bool:
@@ -297,8 +305,8 @@ class World:
         """Moves the database's clock, for every worker of this world: each looks soon, as if it had waited so long."""
         self.ahead += seconds
         for life in self.lives:
-            if life.worker._next_sweep != float("inf"):  # where a test says that no sweep helps
-                life.worker._next_sweep = 0.0
+            if life.worker._sweeps.next != float("inf"):  # where a test says that no sweep helps
+                life.worker._sweeps.next = 0.0
                 life.worker._wake.set()
 
     # ---- rows ----------------------------------------------------------------------------------------------------------------
@@ -357,11 +365,13 @@ class World:
         return [one.state.value for one in self.attempts()]
 
     # ---- workers -------------------------------------------------------------------------------------------------------------
-    def worker(self, *, start: bool = True, redact: Callable[[str], str] | None = None, **options: Any) -> Life:
+    def worker(
+        self, *, start: bool = True, redact: Callable[[str], str] | None = None, messenger: Messenger | None = None, **options: Any
+    ) -> Life:
         if not self._there:
             self.there()
         self.app.check_declarations()
-        life = Life(self, list(self.app.reactions.values()), Options(**options), redact)
+        life = Life(self, list(self.app.reactions.values()), Options(**options), redact, messenger)
         self.lives.append(life)
         if start:
             life.worker.start()

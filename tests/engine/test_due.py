@@ -75,7 +75,7 @@ def test_a_worker_sleeps_until_the_next_is_due(timed: World) -> None:
     timed.add(Bill(id=1, due_at=now() + ms(600)))
     life = timed.worker()
     life.quiet()
-    life.worker._next_sweep = float("inf")  # no sweep helps
+    life.worker._sweeps.next = float("inf")  # no sweep helps
     until(lambda: bill(timed).status == "noted")
     assert 0 <= bill(timed).late_s < 0.5
 
@@ -101,7 +101,7 @@ def test_a_row_written_by_others_and_one_that_was_moved_are_found_by_the_sweep(t
     timed.run("UPDATE bills SET due_at = :at WHERE id = 1", at=written(timed, now() + ms(700)))
     timed.run("INSERT INTO bills (id, status, due_at, round, charged) VALUES (2, 'open', :at, 1, 0)", at=written(timed, now() + ms(700)))
     life.sweep()
-    life.worker._next_sweep = float("inf")  # from here on it sleeps until then
+    life.worker._sweeps.next = float("inf")  # from here on it sleeps until then
     until(lambda: [bill(timed, n).status for n in (1, 2)] == ["noted", "noted"])
     assert all(0 <= bill(timed, n).late_s < 0.5 for n in (1, 2))
 
@@ -111,8 +111,8 @@ def test_what_a_session_of_this_process_writes_is_asked_for_at_once(timed: World
     timed.there()
     life = timed.worker()
     life.quiet()
-    until(lambda: life.worker._next_sweep > 0)
-    life.worker._next_sweep = float("inf")
+    until(lambda: life.worker._sweeps.next > 0)
+    life.worker._sweeps.next = float("inf")
     timed.add(Bill(id=1, due_at=now() + ms(200)))
     until(lambda: bill(timed).status == "noted")
     assert 0 <= bill(timed).late_s < 5  # no sweep helped
@@ -468,7 +468,7 @@ def test_what_becomes_due_before_the_next_look_rings_all_the_same(timed: World, 
     timed.add(*[Bill(id=n + 1, due_at=first + ms(40 * n)) for n in range(3)])
     life = timed.worker()
     life.quiet()
-    life.worker._next_sweep = float("inf")  # no sweep helps
+    life.worker._sweeps.next = float("inf")  # no sweep helps
     until(lambda: bill(timed, 3).status == "noted")
     assert 0 <= bill(timed, 3).late_s < 5
 
@@ -478,15 +478,15 @@ def test_what_asking_for_the_next_costs_does_not_make_sweeps_rarer(timed: World)
     timed.add(Bill(id=1, due_at=now() + DAY))
     life = timed.worker()
     life.quiet()
-    life.worker._next_sweep = life.worker._next_look = float("inf")
+    life.worker._sweeps.next = life.worker._sweeps.next_look = float("inf")
     until(lambda: not any(lane.wants for lane in life.worker.lanes))
-    spent_s, asked = life.worker._idle_s, 0
+    spent_s, asked = life.worker._sweeps.idle_s, 0
     while asked < 3:
         life.worker._timers.heard()
         life.worker._wake.set()
         until(lambda: not life.worker._timers._stale)
         asked += 1
-    assert life.worker._idle_s == spent_s
+    assert life.worker._sweeps.idle_s == spent_s
 
 
 def test_a_look_that_took_long_rings_too_late_and_never_too_early(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,7 +503,7 @@ def test_a_look_that_took_long_rings_too_late_and_never_too_early(timed: World, 
     life = timed.worker()
     life.quiet()
     first = now() + ms(600)
-    life.worker._next_sweep = life.worker._next_look = float("inf")  # no sweep helps
+    life.worker._sweeps.next = life.worker._sweeps.next_look = float("inf")  # no sweep helps
     timed.add(Bill(id=1, due_at=first), Bill(id=2, due_at=first + timedelta(minutes=30)))  # the second is known, and none is asked for
     until(lambda: bill(timed).status == "noted")
     assert 0 <= bill(timed).late_s < 5

@@ -192,7 +192,7 @@ def test_a_worker_that_sleeps_wakes_for_what_becomes_too_late(timed: World) -> N
     until(lambda: timed.states() == ["failed"])
     timed.forward((due_at + HOUR - ms(700) - now()).total_seconds())
     life.sweep()
-    life.worker._next_sweep = float("inf")  # no sweep helps
+    life.worker._sweeps.next = float("inf")  # no sweep helps
     until(lambda: bill(timed).status == "expired")
     assert gateway.called(1) == 1
     until(lambda: timed.attempts() == [])

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from groundstate import Outside, every_child, hold
-from groundstate.engine import worker
+from groundstate.engine import sweeps
 from groundstate.engine.hints import Touched
 from tests.engine.charging import charging
 from tests.engine.kit import Order, World, until
@@ -27,10 +27,10 @@ def no_sweeps(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
     def stop(life: Any) -> None:
         life.quiet()
-        life.worker._next_sweep = life.worker._next_look = time.monotonic() + 3600
+        life.worker._sweeps.next = life.worker._sweeps.next_look = time.monotonic() + 3600
 
-    monkeypatch.setattr(worker, "LOOK_S", 3600)
-    monkeypatch.setattr(worker, "LOOK_BUSY_S", 3600)
+    monkeypatch.setattr(sweeps, "LOOK_S", 3600)
+    monkeypatch.setattr(sweeps, "LOOK_BUSY_S", 3600)
     return stop
 
 

@@ -292,7 +292,7 @@ def test_a_worker_sleeps_until_the_next_token_is_free(shop: World) -> None:
     life.sweep()
     before = count
     started = time.monotonic()
-    life.worker._next_sweep = time.monotonic() + 30  # nothing but the rate could wake it
+    life.worker._sweeps.next = time.monotonic() + 30  # nothing but the rate could wake it
     until(lambda: time.monotonic() - started > 0.3)
     assert count - before < 20
     assert not life.worker.until_quiet(0.3), "rows that wait for a token are still to be carried out"

@@ -121,13 +121,13 @@ def test_doubts_are_asked_one_after_the_other_as_slots_become_free_and_not_one_a
         gateway.finds[number] = ["found"]
     second = world.worker()
     sweeps: list[int] = []
-    real = second.worker._housekeeping
+    real = second.worker._keep_house
 
-    def housekeeping() -> None:
+    def housekeeping(seen: Any) -> None:
         sweeps.append(1)
-        real()
+        real(seen)
 
-    vars(second.worker)["_housekeeping"] = housekeeping
+    vars(second.worker)["_keep_house"] = housekeeping
     until(lambda: world.count(Order.status == "paid") == 30)
     assert len(sweeps) <= 10, f"it took {len(sweeps)} sweeps to ask 30 finds, one at a time"
 

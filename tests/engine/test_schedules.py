@@ -221,7 +221,7 @@ def test_one_worker_of_two_carries_out_a_tick_and_the_other_one_waits_for_nothin
     clock.acts = wait
     world.forward(1.2 * HOUR_S)
     for life in (first, second):
-        life.worker._next_sweep = 0.0
+        life.worker._sweeps.next = 0.0
         life.worker._wake.set()
     assert entered.wait(20)
     if world.postgres:  # on SQLite the handler has the only write lock

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from groundstate.engine import adopt, begin, claim, conclude, due, flight, handling, in_hand, restore, succession, traffic, worker
+from groundstate.engine import adopt, begin, claim, conclude, due, flight, handling, in_hand, restore, succession, sweeps, traffic
 from groundstate.engine.question import Question
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
@@ -257,8 +257,8 @@ FAULTS = [
         "NotLost",
         [
             Change(
-                worker.Worker,
-                "_sweep_if_time",
+                sweeps.Sweeps,
+                "turn",
                 "if lane.on:\n            lane.sweep()",
                 "if lane.on and not self._shift.turn:\n            lane.sweep()",
             )

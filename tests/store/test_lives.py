@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from groundstate.store import session_locks
 from groundstate.store.file_locks import FlockLives
 from groundstate.store.opening import open_store, settings_of
 from groundstate.store.port import SLOTS_FROM, Lives
@@ -255,6 +256,7 @@ def test_hazard_33_a_pooler_that_changes_sessions_is_refused_at_the_start(
 
 
 def test_hazard_33_a_pooler_that_changes_sessions_later_is_seen(session_lives: SessionLives, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_locks, "ASK_S", 0.0)  # it is asked now and then, and is to be now
     session_lives.take(ONE)
     other = session_lives._connected()
     monkeypatch.setattr(session_lives, "_connection", TwoSessions(session_lives._connection, other))

@@ -10,6 +10,7 @@ import logging
 
 from groundstate.engine import check, registry
 from groundstate.engine.lane import Lane
+from groundstate.engine.pulse import Pulse
 from groundstate.engine.registry import Known, Newcomer
 from groundstate.engine.shift import Shift
 from groundstate.values.errors import StoreRefused
@@ -23,6 +24,7 @@ class Admission:
     def __init__(self, shift: Shift, *, accept: bool) -> None:
         self._shift = shift
         self._accept = accept
+        self._known = ""
         self.refused: list[Newcomer] = []  # what is not started until a person accepts it
 
     def read(self) -> None:
@@ -61,8 +63,11 @@ class Admission:
         for newcomer in loud:
             log.error("%s", newcomer.words)
 
-    def read_again(self) -> None:
+    def read_again(self, pulse: Pulse) -> None:
         """What a person may have said meanwhile by a command: trust, accept; and baselines that are over."""
+        if pulse.known == self._known and not pulse.attempts:
+            return
+        self._known = pulse.known
         shift = self._shift
         with shift.database.reading() as connection:
             seen = registry.known(connection, shift.app)

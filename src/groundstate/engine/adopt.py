@@ -6,12 +6,13 @@ No heartbeat and no clock takes part: a life whose lock is free is dead, and one
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, or_, select, update
 
-from groundstate.engine import attempts, leaps
+from groundstate.engine import attempts
 from groundstate.engine.life import Life, lives_seen
+from groundstate.engine.pulse import Pulse
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import reading_ours
 from groundstate.rules import attempt as rules
@@ -70,13 +71,10 @@ def _remember_its_end(tx: Transaction, dead: int) -> None:
     )
 
 
-def look_at_ends(life: Life) -> None:
+def look_at_ends(life: Life, seen: Pulse) -> None:
     """Sets how careful this life is, and forgets ends that are long past. Where nothing is written it is here that a leap is noticed."""
-    asked_s = leaps.boot_s()
-    with life.database.reading() as connection, reading_ours():
-        now = connection.execute(select(life.database.now())).scalar_one()
-        ends = list(connection.execute(select(tables.worker.c.ended_at).where(tables.worker.c.ended_at.is_not(None))).scalars())
-    if life.pace.leapt(now, asked_s):
+    now, ends = seen.now, _ends(life) if seen.ended else []
+    if life.pace.leapt(now, seen.asked_s):
         with life.transaction():
             pass  # its begin follows the clock
     new = careful.care(ends, now)
@@ -89,6 +87,11 @@ def look_at_ends(life: Life) -> None:
     life.care = new
     if ends and abs(now - max(ends)) > careful.STRETCH:  # until then an older end still says that the latest was not the only one
         _forget_ends(life)
+
+
+def _ends(life: Life) -> list[datetime]:
+    with life.database.reading() as connection, reading_ours():
+        return list(connection.execute(select(tables.worker.c.ended_at).where(tables.worker.c.ended_at.is_not(None))).scalars())
 
 
 def _forget_ends(life: Life) -> None:

@@ -102,6 +102,9 @@ def values_of(attempt: Attempt) -> dict[str, Any]:
     return {name: getattr(attempt, name) for name in _NAMES}
 
 
+ANY: Select[Any] = select(table.c.app).limit(1)  # whether any attempt stands
+
+
 def rows(*where: ColumnElement[bool]) -> Select[Any]:
     return select(*_COLUMNS).where(*where)
 

@@ -6,16 +6,16 @@ Two lanes, so that a million old rows never starve a new one. All of it may be l
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection
 
+from groundstate.engine.concern import concern
 from groundstate.engine.groups import Round, round_of
 from groundstate.engine.hints import Touched
 from groundstate.engine.question import Place, PrimaryKey, Question
-from groundstate.rules import equality
 from groundstate.rules.breaker import Breaker
 
 FRESH_MAX = 20_000  # beyond this the backlog takes over
@@ -35,6 +35,8 @@ class Lane:
     cursor: Place | None = None
     crowded: bool = False
     look_again: bool = False  # a table that the condition reads was touched while a pass was on
+    elsewhere: bool = False  # the next pass begins somewhere in the middle: others begin at its start
+    long: bool = False  # a pass was met that is more than this worker's next batch: others are to help
     probed: bool = False  # this pass was seen to have something to take
     newest: bool = False  # a long pass is on: rows written by others meanwhile are looked for at the far end
     due: bool = False
@@ -49,6 +51,7 @@ class Lane:
     timers: list[float] = field(default_factory=list)  # when the next of its records are ready, by the monotonic clock, the soonest first
     _heard: dict[PrimaryKey, None] = field(default_factory=dict)
     _heard_whole: bool = False
+    _spread: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -60,34 +63,22 @@ class Lane:
 
     def hear(self, touched: Touched) -> bool:
         """Takes what concerns this reaction; True where something did."""
-        heard = False
-        mine = self.question.entity
-        for record in touched.whole:
-            if self._concerns(record):
-                self._heard_whole = heard = True
-        for record, keys in touched.keys.items():
-            if issubclass(record, mine) or issubclass(mine, record):
-                heard |= self._hear_keys(keys)
-            elif self._concerns(record) and not self._by_parent(record):
-                self._heard_whole = heard = True
-        return heard
+        found = concern(self.question, touched)
+        self.hear_keys(found.keys)
+        if found.whole:
+            self.hear_whole()
+        return bool(found)
 
-    def _hear_keys(self, keys: Mapping[PrimaryKey, Mapping[str, Any] | None]) -> bool:
-        demanded = self.question.constants
-        size = len(self.question.key_attributes)
-        wanted = [key for key, new in keys.items() if len(key) == size and (not new or not equality.falsifies(demanded, new))]
-        if wanted:
+    def hear_keys(self, keys: Sequence[PrimaryKey]) -> None:
+        """These may be there to be carried out."""
+        if keys:
             with self._lock:
-                self._heard.update(dict.fromkeys(wanted))
-        return bool(wanted)
+                self._heard.update(dict.fromkeys(keys))
 
-    def _concerns(self, record: type) -> bool:
-        table = getattr(record, "__table__", None)
-        return table is None or table.fullname in self.question.tables_named
-
-    def _by_parent(self, record: type) -> bool:
-        """Children of `every_child` wake their one parent, whose key the hint carries."""
-        return any(issubclass(record, every.child) for every in self.question.spec.children)
+    def hear_whole(self, *, spread: bool = False) -> None:
+        """Some may be. spread: others go through the same backlog, and begin elsewhere."""
+        self._spread |= spread
+        self._heard_whole = True
 
     def listen(self) -> bool:
         """Takes over what was heard since; whether anything was."""
@@ -97,6 +88,8 @@ class Lane:
                 self.fresh.update(self._heard)
                 self._heard = {}
             whole, self._heard_whole = self._heard_whole, False
+            spread, self._spread = self._spread, False
+        self.elsewhere |= spread and not self.backlog and self.groups is None
         if whole or len(self.fresh) > FRESH_MAX:
             if len(self.fresh) > FRESH_MAX:
                 self.fresh.clear()
@@ -109,6 +102,13 @@ class Lane:
             self.look_again, self.newest = True, self.groups is None
         else:
             self.backlog, self.cursor, self.crowded, self.probed = True, None, False, False
+
+    def begin_elsewhere(self, connection: Connection, batches: int) -> None:
+        """Lets the pass that begins skip some batches; what lies before that is left to others, and to the next pass."""
+        self.elsewhere = False
+        row = connection.execute(self.question.places_after(None, 1, crowded=True).offset(batches * self.batch)).first()
+        if row is not None:
+            self.cursor, self.look_again = tuple(row), True
 
     def swept(self) -> None:
         """A pass came to its end."""

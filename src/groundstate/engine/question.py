@@ -354,6 +354,11 @@ class Question:
         return func.to_char(func.timezone("UTC", at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 
     @cached_property
+    def takeable(self) -> ColumnElement[bool]:
+        """It is ready, and no attempt keeps it from being taken, as far as SQL can say that."""
+        return self.ready if self.unattempted is None else and_(self.ready, self.unattempted)
+
+    @cached_property
     def unattempted(self) -> ColumnElement[bool] | None:
         written = self.text_in_sql
         if written is None:

@@ -69,9 +69,13 @@ class Shift:
 OTHERS_S = 5.0  # for so long after somebody else wrote, an embedded store is left free half of the time
 
 
+LONG = 50  # so many rows in one batch, and more behind them, are a backlog in which others may help
+
+
 def moved_on(lane: Lane, cursor: tuple[object, ...] | None, read: int, limit: int, taken: int) -> None:
     """After a batch of the backlog: the pass goes on after the cursor, or is at its end."""
     lane.cursor = cursor
+    lane.long |= read >= limit >= LONG
     if read < limit:
         lane.swept()
     elif taken * 2 < read:

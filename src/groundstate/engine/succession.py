@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import adopt, ahead, illegible, restore, trouble
+from groundstate.engine import adopt, ahead, illegible, pulse, restore, trouble
 from groundstate.engine.life import Life, describe
+from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
 from groundstate.values.errors import StoreRefused
 
@@ -104,11 +105,12 @@ class Succession:
             restore.remember(shift.life)
 
 
-def take_over(shift: Shift) -> None:
+def take_over(shift: Shift, seen: Pulse | None = None) -> None:
     """Adopts what dead lives left, with what their clock may have made of it, and sees how careful to be."""
     life = shift.life
-    adopted = adopt.adopt_all(life)
-    adopt.look_at_ends(life)
+    seen = pulse.take(shift) if seen is None else seen
+    adopted = adopt.adopt_all(life) if seen.strangers else 0
+    adopt.look_at_ends(life, pulse.take(shift) if adopted else seen)
     back, before = life.steps_back, shift.bounded
     if adopted or before != (life.id, back):
         terms = {lane.name: lane.question.spec.terms for lane in shift.lanes}

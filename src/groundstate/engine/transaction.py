@@ -87,7 +87,7 @@ def _opening(database: Database) -> Any:
 @contextmanager
 def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Transaction]:
     """A transaction that commits at the end of the block, and rolls back on any exception. Its hints go out after the commit."""
-    touched = hints.Touched()
+    touched = hints.Touched(ours=True)
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info={OURS: True}) as session:
         now, some = connection.execute(_opening(database)).one()
         transaction = Transaction(database, connection, session, now, touched, some_attempts=bool(some))

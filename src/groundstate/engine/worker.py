@@ -7,31 +7,36 @@ DB-only batches, fresh rows before the backlog; then, each second or when someth
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import due, guards, hints, illegible, schema, tokens, transaction, trouble, upcoming
+from groundstate.engine import adopt, due, guards, hints, illegible, schema, tokens, transaction, trouble, upcoming
 from groundstate.engine.admission import Admission
+from groundstate.engine.afar import Afar
 from groundstate.engine.batches import Batches
+from groundstate.engine.fleet import Fleet
 from groundstate.engine.hints import Touched
 from groundstate.engine.lane import Lane, lanes_of
 from groundstate.engine.life import Life, describe
+from groundstate.engine.looks import Looks
+from groundstate.engine.messenger import Messenger
+from groundstate.engine.pulse import Pulse
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
-from groundstate.engine.shift import Shift, postpone
+from groundstate.engine.shift import Shift
 from groundstate.engine.succession import Succession, take_over
+from groundstate.engine.sweeps import SWEEP_S, Sweeps
 from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
 from groundstate.engine.traffic import Traffic
 from groundstate.engine.trouble import Illegible
+from groundstate.rules.hint import Hint
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Opened
@@ -39,14 +44,8 @@ from groundstate.store.tables import attempt as attempt_table
 from groundstate.values.errors import Stopped, WentBack
 
 log = logging.getLogger("groundstate")
-SWEEP_S = 1.0
-SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
-LOOK_S = 0.1  # how often an embedded store is asked whether another process wrote
-LOOK_BUSY_S = 0.02  # the same while a backlog is worked off, when it costs nothing beside the work
-LOOK_SHARE = 0.1  # so much goes, at most, into what such a look leads to
-SWEEP_LONGEST_S = 30.0
-NEWEST_AT_ONCE = 50
-ANY_ATTEMPT = select(attempt_table.c.app).limit(1)
+MENDED_S = 0.1  # after rows of ours were put right it is looked again
+HELP_S = 0.5  # how often others are told of a backlog
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Rest:
 class Worker:
     """Carries out the reactions of one store. `start`, then `stop`; `quiet` tells when nothing is left that can be done now."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # an app's parts, as it is put together
         self,
         app: str,
         specs: Sequence[ReactionSpec],
@@ -80,10 +79,12 @@ class Worker:
         schedules: Sequence[ScheduleSpec] = (),
         options: Options,
         redact: Callable[[str], str] | None = None,
+        messenger: Messenger | None = None,
     ) -> None:
         self.options = options
         self.database, make_lives, self._witness = opened
         self._specs = specs
+        self._schedules = schedules
         self._app = app
         self.failure: BaseException | None = None
         self._wake = threading.Event()
@@ -101,13 +102,14 @@ class Worker:
         self._clock = due.Clock()
         self._timers = Timers(self._shift)
         self._ticks = Ticks(self._shift, schedules)
-        self._next_sweep = 0.0
-        self._next_look = 0.0
-        self._heard_here = False  # a session of this process committed since the last look
+        self._messenger = messenger
+        self._fleet = Fleet(self._shift, lambda: messenger is not None and messenger.up)
+        self._afar = Afar()
+        self._looks = Looks(self._shift, self._fleet, self._timers)
+        self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
+        self._next_help = 0.0
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
-        self._looked_s = 0.0  # spent on looking what there is to do, since another process's writes were last looked for
-        self._idle_s = 0.0  # spent in turns of the last sweep that did nothing: what sweeping costs
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
     @property
@@ -155,7 +157,7 @@ class Worker:
     def hear(self, touched: Touched) -> None:
         """A hint: wakes the reactions it concerns."""
         if threading.current_thread() is not self._thread:
-            self._heard_here = True
+            self._sweeps.heard_here = True
         heard = [lane.hear(touched) for lane in self._shift.parts]  # each is to hear
         if any(heard):
             self._wake.set()
@@ -164,7 +166,7 @@ class Worker:
         """Waits until a whole sweep that began after now found nothing that can be done."""
         self._quiet.clear()
         self._quiet_wanted = "asked"
-        self._next_sweep = 0.0
+        self._sweeps.next = 0.0
         self._wake.set()
         try:
             end = None if timeout_s is None else time.monotonic() + timeout_s
@@ -213,8 +215,14 @@ class Worker:
             for every in question.spec.children:
                 hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
         self._shift.lanes = lanes
+        self._fleet.code = self._code()
         self._admission.read()
         self._succession.begin(self._shift)
+
+    def _code(self) -> str:
+        """What tells this code's conditions and schedules from another version's: whoever sweeps for all must know all of them."""
+        said = sorted([lane.name, lane.question.condition_text] for lane in self._shift.lanes)
+        return json.dumps([said, sorted([spec.name, spec.words] for spec in self._schedules)])
 
     # ---- turns -----------------------------------------------------------------------------------------------------------------
     def _go_on(self) -> None:
@@ -247,7 +255,7 @@ class Worker:
         """Somebody edited rows of ours: they are held for a person, and everything else goes on."""
         try:
             if illegible.mend(self._shift.life):
-                self._not_before = time.monotonic() + LOOK_S
+                self._not_before = time.monotonic() + MENDED_S
             else:
                 self._after_trouble(met)
         except Exception as error:
@@ -270,68 +278,28 @@ class Worker:
             return
         before = self._shift.took
         self._succession.check(self._shift)
-        self._sweep_if_time()
+        self._fleet.turned_at = started
+        self._afar.take_over(self._shift, started)
+        if self._sweeps.turn(self._keep_house, self._beat) and self._quiet_wanted == "asked":
+            self._quiet_wanted = "swept"
         sweeping = any(lane.on and lane.backlog for lane in self._shift.parts)  # and not what rings now, or is heard of
         self._timers.turn()
-        self._look()
+        self._looks.turn()
         self._traffic.turn()
         if self._shift.stopping is None:
-            self._ticks.turn()
+            if self._ticks_here:
+                self._ticks.turn()
             self._batches.turn()
             self._is_it_quiet()
+            self._ask_for_help()
         self._trouble = 0
         if sweeping and self._shift.took == before:
-            self._idle_s += time.monotonic() - started
+            self._sweeps.idle_s += time.monotonic() - started
 
-    def _look(self) -> None:
-        """Takes over what was heard, and looks what a sweep found worth a look."""
-        started = time.monotonic()
-        for lane in self._shift.parts:
-            if lane.listen() and lane.question.timing is not None:
-                self._timers.heard()
-            if lane.newest and lane.on:
-                self._look_at_newest(lane)
-        self._look_before_locking()
-        self._looked_s += time.monotonic() - started
-
-    def _look_before_locking(self) -> None:
-        """Passes that begin are looked at first: most find nothing, and must not take a lock for that."""
-        beginning = [
-            lane for lane in self._shift.parts if lane.on and lane.backlog and not lane.probed and lane.not_before <= time.monotonic()
-        ]
-        due_lanes = [lane for lane in self._shift.lanes if lane.due]
-        if not beginning and not due_lanes:
-            return
-        with self.database.reading() as connection:
-            if due_lanes and connection.execute(ANY_ATTEMPT).first() is None:
-                for lane in due_lanes:
-                    lane.due, lane.due_cursor = False, None
-            for lane in beginning:
-                found = self._asked(lane, partial(lane.probe, connection))
-                if found is None:
-                    return
-                lane.probed = True
-                if not found:
-                    lane.swept()
-
-    def _asked(self, lane: Lane, ask: Callable[[], Sequence[Any]]) -> Sequence[Any] | None:
-        """Rows; None where this lane's condition cannot be asked: it waits, and the others go on."""
-        try:
-            return ask()
-        except DBAPIError as error:
-            if trouble.transient(error):
-                raise
-            postpone(lane)
-            log.exception("%s could not be asked, tried again", lane.name)
-            return None
-
-    def _look_at_newest(self, lane: Lane) -> None:
-        """While a long backlog is gone through in key order, rows that somebody else has just written must not wait for its end."""
-        lane.newest = False
-        with self.database.reading() as connection:
-            newest = lane.question.places_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
-            rows = self._asked(lane, lambda: connection.execute(newest).all())
-            lane.fresh.update(dict.fromkeys(lane.question.key_in(tuple(row)) for row in rows or ()))
+    @property
+    def _ticks_here(self) -> bool:
+        """Whether this worker looks after schedules: the one that sweeps, and one that is to say when all is quiet."""
+        return self._fleet.sweeps or self._quiet_wanted is not None
 
     def _wait_s(self) -> float:
         """How long nothing is to be done but by a hint."""
@@ -340,9 +308,9 @@ class Worker:
             return self._not_before - now
         if self._shift.stopping is None and any(self._can_go_on(lane, now) for lane in self._shift.parts):
             return 0.0
-        times = [self._next_sweep, now + SWEEP_S, self._ticks.wait_until()]
-        if self._shift.embedded:
-            times.append(self._next_look)
+        times = [self._sweeps.wait_until(), now + SWEEP_S, self._afar.wait_until()]
+        if self._ticks_here:
+            times.append(self._ticks.wait_until())
         times += [at for at in (self._shift.next_due, self._timers.wait_until()) if at is not None]
         times += [lane.not_before for lane in self._shift.parts if lane.wants and lane.not_before > now]
         times += [lane.failing.until for lane in self._shift.parts if lane.wants and lane.failing.until > now]
@@ -356,51 +324,52 @@ class Worker:
         return part(lane, now)
 
     # ---- sweeps ------------------------------------------------------------------------------------------------------------------
-    def _sweep_if_time(self) -> None:
-        if self._shift.stopping is not None:
-            return
-        now = time.monotonic()
-        if self._shift.next_due is not None and now >= self._shift.next_due:
-            for lane in self._shift.lanes:
-                lane.due, lane.seen_full = True, False
-            self._clock.ask(self._shift)
-        others = False
-        if self._shift.embedded and now >= self._next_look:
-            # What this process wrote came by hints already; another's commit in the same moment waits for the next sweep.
-            others = self._shift.life.did_others_write() and not self._heard_here
-            self._heard_here = False
-            busy = any(lane.on and lane.backlog for lane in self._shift.parts)
-            self._next_look = now + max(LOOK_BUSY_S if busy else LOOK_S, self._looked_s / LOOK_SHARE)
-            self._looked_s = 0.0
-        full = now >= self._next_sweep
-        if not (full or others):
-            return
-        for lane in self._shift.parts:
-            if lane.on:
-                lane.sweep()
-        for lane in self._shift.lanes:
-            if lane.on:
-                lane.due, lane.seen_full = True, False
-        self._timers.heard()
-        if full:
-            share = min(max(SWEEP_S, self._idle_s / SWEEP_SHARE), SWEEP_LONGEST_S)
-            self._next_sweep = now + share * (0.9 + self._shift.life.dice.random() / 5)
-            self._housekeeping()
-        self._shift.took = 0
-        self._idle_s = 0.0
-        if self._quiet_wanted == "asked":
-            self._quiet_wanted = "swept"
-
-    def _housekeeping(self) -> None:
+    def _keep_house(self, seen: Pulse) -> None:
         """What a sweep looks at beside conditions: dead lives, calls that nobody knows, baselines that are over, the next due time."""
-        take_over(self._shift)
-        self._traffic.find_unknown()
-        tokens.forget_old(self._shift)
+        take_over(self._shift, seen)
+        if seen.attempts:
+            self._traffic.find_unknown()
+        if seen.old_rates:
+            tokens.forget_old(self._shift)
         self._traffic.end_overtaken()
-        self._admission.read_again()
+        self._admission.read_again(seen)
         self._ticks.look_again()
-        self._clock.ask(self._shift)
+        if seen.attempts:
+            self._clock.ask(self._shift)
+        else:
+            self._shift.next_due = None
         self._traffic.caller.watch()
+
+    def _beat(self, seen: Pulse) -> None:
+        """What a worker looks at for which another one sweeps: what a person said, and how careful to be."""
+        adopt.look_at_ends(self._shift.life, seen)
+        self._admission.read_again(seen)
+
+    # ---- the others --------------------------------------------------------------------------------------------------------------
+    def hear_afar(self, hint: Hint) -> None:
+        """From any thread: a hint of another process. Which worker looks is in the dice; too many of them cost a query each."""
+        if hint.in_hand:
+            return
+        wait_s = self._fleet.wakes(hint.dice, hint.rows)
+        if wait_s is not None:
+            self._afar.hear(hint, time.monotonic() + wait_s)
+            self._wake.set()
+
+    def stand_down(self) -> None:
+        """From any thread: one that hangs lets another one sweep for all."""
+        self._fleet.stand_down()
+
+    def _ask_for_help(self) -> None:
+        """Tells the others of a backlog that is more than the next batch."""
+        long = [lane for lane in self._shift.parts if lane.long]
+        if not long:
+            return
+        for lane in long:
+            lane.long = False
+        now = time.monotonic()
+        if self._messenger is not None and self._fleet.size > 1 and now >= self._next_help:
+            self._next_help = now + HELP_S
+            self._messenger.ask_for_help([lane.name for lane in long])
 
     # ---- quiet, and the end ----------------------------------------------------------------------------------------------------------
     def _is_it_quiet(self) -> None:
@@ -408,7 +377,7 @@ class Worker:
             return
         if self._shift.took:
             self._quiet_wanted = "asked"  # something was done since the last sweep began: look once more
-            self._next_sweep = 0.0
+            self._sweeps.next = 0.0
             return
         self._quiet_wanted = None
         self._quiet.set()

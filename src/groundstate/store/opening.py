@@ -91,11 +91,20 @@ def open_store(settings: Settings) -> Opened:
     if settings.url.get_backend_name() == "sqlite":
         return _open_sqlite(settings)
     _need_psycopg()
-    path = settings.direct or settings.url
-    arguments = {**path.get_dialect()().create_connect_args(path)[1], **settings.connect_args}
+    arguments = _past_poolers(settings)
     witness = None if settings.witness is None else FileWitness(settings.witness, settings.url.database or "")
     postgres, session_locks = import_module("groundstate.store.postgres"), import_module("groundstate.store.session_locks")
     return postgres.PostgresDatabase(settings), lambda: session_locks.SessionLives(arguments), witness
+
+
+def listening(settings: Settings) -> dict[str, Any] | None:
+    """Psycopg's arguments for a connection on which hints come; None for SQLite, which tells by itself that somebody wrote."""
+    return None if settings.url.get_backend_name() == "sqlite" else _past_poolers(settings)
+
+
+def _past_poolers(settings: Settings) -> dict[str, Any]:
+    path = settings.direct or settings.url
+    return {**path.get_dialect()().create_connect_args(path)[1], **settings.connect_args}
 
 
 def _open_sqlite(settings: Settings) -> Opened:

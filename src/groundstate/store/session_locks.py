@@ -6,7 +6,9 @@ The connection is otherwise idle, since a backend in a query does not notice. No
 from __future__ import annotations
 
 import os
+import select
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate
@@ -38,6 +40,7 @@ _CLIENT = {
     "connect_timeout": 10,
     "application_name": "groundstate life",
 }
+ASK_S = 30.0  # how long a connection that stands is believed to have the lock
 _LOCKS = """
     FROM (SELECT (classid::bigint << 32) | objid::bigint AS life, pid FROM pg_locks
           WHERE locktype = 'advisory' AND objsubid = 1 AND granted
@@ -76,6 +79,7 @@ class SessionLives:
         self._connection: psycopg.Connection[Any] | None = None
         self._life: int | None = None
         self._adopted: set[int] = set()
+        self._asked_at = 0.0
         self._guard = threading.Lock()
         self._pid = os.getpid()
         forsake_in_child(self)
@@ -100,13 +104,20 @@ class SessionLives:
             self._lose()
             raise
         self._life = life
+        self._asked_at = time.monotonic()
 
     def held(self) -> bool:
-        """Asks the server whether this session, and no other of a pooler, has the lock. Once False it stays so until `take`."""
+        """Whether the connection stands; now and then the server is asked as well whether this session, and no other of a pooler, has the
+        lock. Once False it stays so until `take`.
+
+        A server that ends the session says so, and one that is gone is missed by keepalive: both are seen without asking (hazard 32).
+        """
         refuse_child(self._pid)
-        life = self._life
-        if life is None:
+        life, connection = self._life, self._connection
+        if life is None or connection is None:
             return False
+        if time.monotonic() - self._asked_at < ASK_S and _is_quiet(connection):
+            return True
         if self._ask(_HELD, life) == [(True,)]:
             return True
         self._lose()
@@ -158,7 +169,9 @@ class SessionLives:
         if connection is None or not numbers:
             return set()
         try:
-            return {number for (number,) in connection.execute(_TAKE, _groups(wanted, numbers)).fetchall()}
+            found = connection.execute(_TAKE, _groups(wanted, numbers)).fetchall()
+            self._asked_at = time.monotonic()
+            return {number for (number,) in found}
         except psycopg.errors.OutOfMemory:  # max_locks_per_transaction: what it had got before is freed
             self.give_slots_back(numbers)
         except psycopg.Error:
@@ -224,16 +237,29 @@ class SessionLives:
         if connection is None:
             return None
         try:
-            return connection.execute(question, (life,)).fetchall()
+            found = connection.execute(question, (life,)).fetchall()
         except psycopg.Error:
             self._lose()
             return None
+        self._asked_at = time.monotonic()
+        return found
 
     def _lose(self) -> None:
         connection, self._connection, self._life = self._connection, None, None
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()
+
+
+def _is_quiet(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server has said nothing since it was last asked: what it says of itself is that the session ends."""
+    if connection.closed:
+        return False
+    with suppress(ValueError, OSError):
+        looking = select.poll()
+        looking.register(connection.fileno(), select.POLLIN)
+        return not looking.poll(0)
+    return False
 
 
 def _groups(wanted: Sequence[tuple[int, Sequence[int]]], numbers: list[int]) -> tuple[list[int], ...]:

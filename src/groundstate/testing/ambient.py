@@ -21,13 +21,16 @@ from groundstate.engine import (
     deeds,
     departures,
     due,
+    fleet,
     flight,
     hints,
     leaps,
     life,
     limits,
+    looks,
     shift,
     succession,
+    sweeps,
     ticks,
     timers,
     tokens,
@@ -41,7 +44,8 @@ EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
 _WITH_TIME = (
-    batches, deeds, departures, due, flight, leaps, life, limits, shift, succession, ticks, timers, tokens, traffic, worker,
+    batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, shift, succession, sweeps, ticks, timers, tokens, traffic,
+    worker,
 )  # fmt: skip
 
 

@@ -1,0 +1,83 @@
+"""The other workers of this app on this database, and what is not done by all of them: sweeping, and looking where a hint says.
+
+While hints come and go, one worker asks every condition for all, elected by a lock that dies with its life; a hint of a few rows wakes
+one worker, and a second one a moment later in case the first is gone. All of it may be wrong: who is not told sweeps by himself, rarely.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from groundstate.engine import numbers
+from groundstate.engine.pulse import Pulse
+from groundstate.engine.shift import Shift
+from groundstate.rules import hint
+
+BEAT_S = 1.5  # times the number of workers: how often one that does not sweep looks whether it is to
+BEAT_MOST_S = 60.0
+BACKUP_S = 0.05  # after so long a second worker looks where a hint said
+ROWS_EACH = 200  # for so many rows of a hint one worker more is woken
+JITTER_S = 0.03
+STUCK_S = 3.0  # a worker that sweeps for all and has not turned for so long gives that up
+
+
+@dataclass
+class Fleet:
+    """Of one worker. hints: whether hints come from other processes just now."""
+
+    shift: Shift
+    hints: Callable[[], bool]
+    lives: tuple[int, ...] = ()
+    leads: bool = False  # sweeps for all
+    code: str = ""  # who sweeps for another must know the same conditions: in a deploy each version has one that does
+    turned_at: float = 0.0
+    next_beat: float = 0.0
+    _life: int = 0
+    _number: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody sweeps for this worker: an embedded store, which is cheap to ask, or no hints."""
+        return self.shift.embedded or not self.hints()
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it asks every condition each second."""
+        return self.alone or (self.leads and self._life == self.shift.life.id)
+
+    @property
+    def size(self) -> int:
+        return len({*self.lives, self.shift.life.id})
+
+    def beat_is_due(self, now: float) -> bool:
+        return not self.alone and (now >= self.next_beat or self._life != self.shift.life.id)
+
+    def heard(self, pulse: Pulse, now: float) -> None:
+        """After a look at our tables: who is there, and whether it is this one that sweeps."""
+        self.lives = pulse.lives
+        life = self.shift.life
+        if self._life != life.id:
+            self._life, self.leads = life.id, False
+        self._number = numbers.slots(self.shift.app, "", f"sweeper {self.code}", 1)[0]  # no outside has an empty name
+        if not self.leads and not self.alone:
+            self.leads = self._number in life.lives.take_slots([(1, [self._number])])
+        self.next_beat = now + min(BEAT_S * self.size, BEAT_MOST_S) * (0.75 + life.dice.random() / 2)
+
+    def stand_down(self) -> None:
+        """From another thread: a worker that hangs in a handler lets another one sweep."""
+        if self.leads and not self.shift.embedded and time.monotonic() - self.turned_at > STUCK_S:
+            self.leads = False
+            self.shift.life.lives.give_slots_back([self._number])
+
+    def wakes(self, dice: int, rows: int) -> float | None:
+        """In how many seconds this worker is to look where a hint says; None: others do."""
+        size = self.size
+        wanted = max(-(-rows // ROWS_EACH), 1)
+        if wanted >= size:
+            return 0.0 if size == 1 else self.shift.life.dice.random() * JITTER_S
+        before = hint.place(self.shift.life.id, self.lives, dice)
+        if before < wanted:
+            return 0.0
+        return BACKUP_S if before == wanted else None

@@ -1,0 +1,122 @@
+"""What a worker looks at before it takes a lock: whether a pass that begins has anything to take, and rows written beside a long one.
+
+Most passes find nothing, and must not lock for that. Reads alone; what cannot be asked waits, and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, exists, literal_column, select
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import attempts, trouble
+from groundstate.engine.fleet import Fleet
+from groundstate.engine.lane import Lane
+from groundstate.engine.shift import Shift, postpone
+from groundstate.engine.timers import Timers
+
+log = logging.getLogger("groundstate")
+NEWEST_AT_ONCE = 50
+TOGETHER_FROM = 4  # so many conditions are asked by one statement
+TOGETHER_MOST = 64  # and no more than so many: the database plans all of it at once
+APART_S = 60.0  # so long each is asked by itself, after one could not be asked
+
+
+class Looks:
+    """Of one worker; for its transactions' thread alone."""
+
+    def __init__(self, shift: Shift, fleet: Fleet, timers: Timers) -> None:
+        self._shift = shift
+        self._fleet = fleet
+        self._timers = timers
+        self._together: dict[tuple[Lane, ...], Any] = {}
+        self._apart_until = 0.0
+        self.took_s = 0.0  # since this was last set to nothing
+
+    def turn(self) -> None:
+        """Takes over what was heard, and looks what a sweep found worth a look."""
+        started = time.monotonic()
+        for lane in self._shift.parts:
+            if lane.listen() and lane.question.timing is not None:
+                self._timers.heard()
+            if lane.newest and lane.on:
+                self._look_at_newest(lane)
+        self._look_before_locking()
+        self.took_s += time.monotonic() - started
+
+    def _look_before_locking(self) -> None:
+        now = time.monotonic()
+        beginning = [lane for lane in self._shift.parts if lane.on and lane.backlog and not lane.probed and lane.not_before <= now]
+        due_lanes = [lane for lane in self._shift.lanes if lane.due]
+        if not beginning and not due_lanes:
+            return
+        try:
+            with self._shift.database.reading() as connection:
+                if due_lanes and connection.execute(attempts.ANY).first() is None:
+                    for lane in due_lanes:
+                        lane.due, lane.due_cursor = False, None
+                self._look_at(connection, beginning)
+        except DBAPIError as error:
+            if trouble.transient(error) or now < self._apart_until:
+                raise
+            self._apart_until = now + APART_S  # one of them cannot be asked: which one is seen when each is asked by itself
+
+    def _look_at(self, connection: Connection, beginning: list[Lane]) -> None:
+        apart = time.monotonic() < self._apart_until
+        plain = [] if apart else [lane for lane in beginning if lane.groups is None]
+        if len(plain) < TOGETHER_FROM:
+            plain = []
+        for first in range(0, len(plain), TOGETHER_MOST):
+            some = tuple(plain[first : first + TOGETHER_MOST])
+            for lane, found in zip(some, connection.execute(self._of_all(some)).one(), strict=True):
+                self._looked_at(connection, lane, found=bool(found))
+        asked = set(plain)
+        for lane in beginning:
+            if lane in asked:
+                continue
+            rows = self._asked(lane, partial(lane.probe, connection))
+            if rows is None:
+                return
+            self._looked_at(connection, lane, found=bool(rows))
+
+    def _looked_at(self, connection: Connection, lane: Lane, *, found: bool) -> None:
+        lane.probed = True
+        if not found:
+            lane.swept()
+        elif lane.elsewhere:
+            lane.begin_elsewhere(connection, self._shift.life.dice.randrange(self._fleet.size))
+
+    def _of_all(self, some: tuple[Lane, ...]) -> Any:
+        """One row: for each of them whether there is anything that a pass would look at."""
+        made = self._together.get(some)
+        if made is None:
+            if len(self._together) > TOGETHER_MOST:
+                self._together.clear()
+            one: Any = literal_column("1")
+            each = [exists(select(one).select_from(lane.question.entity).where(lane.question.takeable)) for lane in some]
+            made = self._together[some] = select(*[found.label(f"found_{number}") for number, found in enumerate(each)])
+        return made
+
+    def _asked(self, lane: Lane, ask: Callable[[], Sequence[Any]]) -> Sequence[Any] | None:
+        """Rows; None where this lane's condition cannot be asked: it waits, and the others go on."""
+        try:
+            return ask()
+        except DBAPIError as error:
+            if trouble.transient(error):
+                raise
+            postpone(lane)
+            log.exception("%s could not be asked, tried again", lane.name)
+            return None
+
+    def _look_at_newest(self, lane: Lane) -> None:
+        """While a long backlog is gone through in key order, rows that somebody else has just written must not wait for its end."""
+        lane.newest = False
+        with self._shift.database.reading() as connection:
+            newest = lane.question.places_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
+            rows = self._asked(lane, lambda: connection.execute(newest).all())
+            lane.fresh.update(dict.fromkeys(lane.question.key_in(tuple(row)) for row in rows or ()))

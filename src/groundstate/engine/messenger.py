@@ -1,0 +1,200 @@
+"""Tells other processes what this one committed, and this one what others did: hints over a transport, coalesced. Carries no data.
+
+Told by commits, on whatever thread they happen; everything is sent by a thread of its own, after the commit, and never inside anybody's
+transaction. What cannot be sent is lost, and found by the sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from groundstate.engine import hints
+from groundstate.engine.concern import concern
+from groundstate.engine.hints import Touched
+from groundstate.engine.question import Question
+from groundstate.rules import hint as rules
+from groundstate.rules.hint import EVERYBODY, Hint
+from groundstate.transport.port import HINT_MOST, Transport
+
+log = logging.getLogger("groundstate")
+GAP_S = 0.01  # between two hints of what is fresh
+GAP_IN_HAND_S = 0.02  # between two of what this process carries out itself: only who waits for it by `until` wants to know
+LOOK_S = 1.0  # how often it is seen whether a worker hangs
+NUMBER_OF_A_HINT = 32  # bits of its dice
+
+
+class Ear(Protocol):
+    """A worker of this process."""
+
+    def hear_afar(self, hint: Hint) -> None:
+        """What another process tells. Returns at once."""
+
+    def stand_down(self) -> None:
+        """Asked each second."""
+
+
+class Messenger:
+    """Of one process, one app and one transport. questions: the reactions that may be concerned, by name. with_keys: hints name records."""
+
+    def __init__(self, app: str, transport: Transport, questions: Sequence[Question], *, with_keys: bool = False) -> None:
+        self.transport = transport
+        self._subject = f"groundstate.{subject_word(app)}"
+        self._questions = questions
+        self._with_keys = with_keys
+        self._sender = secrets.token_hex(4)
+        self._dice = random.Random()  # noqa: S311  # who looks first, no secret
+        self._ears: list[Ear] = []
+        self._bells: set[Callable[[], None]] = set()
+        self._fresh, self._in_hand = Touched(), Touched()
+        self._help: set[str] = set()
+        self._lock = threading.Lock()
+        self._something = threading.Event()
+        self._ended = False
+        self._pid = os.getpid()
+        self._opened = threading.Event()
+        self._refused: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"groundstate-hints-{app}", daemon=True)
+
+    @property
+    def up(self) -> bool:
+        """Whether hints come and go just now."""
+        return self._opened.is_set() and self.transport.up
+
+    # ---- its life ----------------------------------------------------------------------------------------------------------------
+    def start(self, *, trusted: bool = False, wait: bool = True) -> None:
+        """Opens the transport. wait: until it is known whether it may be used; else that is seen later.
+
+        Raises:
+            TransportRefused: it persists, or does not let it be seen whether it does.
+        """
+        self._trusted = trusted
+        self._thread.start()
+        if wait:
+            self._opened.wait()
+            if self._refused is not None:
+                raise self._refused
+
+    def stop(self) -> None:
+        """Sends nothing more. Idempotent."""
+        hints.stop_listening(self)
+        self._ended = True
+        self._something.set()
+        if self._pid == os.getpid() and self._thread.is_alive():
+            self._thread.join(STOP_S)
+
+    def serves(self, ear: Ear) -> None:
+        """From now on this worker hears what others tell."""
+        self._ears.append(ear)
+
+    def rings(self, bell: Callable[[], None]) -> None:
+        """From now on this is called with each hint of others."""
+        self._bells.add(bell)
+
+    def rings_no_more(self, bell: Callable[[], None]) -> None:
+        self._bells.discard(bell)
+
+    # ---- told by this process ------------------------------------------------------------------------------------------------------
+    def hear(self, touched: Touched) -> None:
+        """A commit of this process."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            (self._in_hand if touched.ours or self._ears else self._fresh).merge(touched)
+        self._something.set()
+
+    def ask_for_help(self, names: Sequence[str]) -> None:
+        """Tells the other workers of a backlog."""
+        with self._lock:
+            self._help.update(names)
+        self._something.set()
+
+    # ---- told by others ------------------------------------------------------------------------------------------------------------
+    def _heard(self, words: bytes) -> None:
+        found = rules.read(words)
+        if found is None or found.sender == self._sender:
+            return
+        for ear in self._ears:
+            ear.hear_afar(found)
+        for bell in list(self._bells):
+            bell()
+
+    # ---- its thread ----------------------------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        try:
+            self.transport.open(self._subject, self._heard, trusted=self._trusted)
+        except BaseException as error:
+            self._refused = error
+            with suppress(Exception):
+                self.transport.close()
+            return
+        finally:
+            self._opened.set()
+        hints.listen(self)
+        try:
+            self._go_on()
+        finally:
+            with suppress(Exception):
+                self.transport.close()
+
+    def _go_on(self) -> None:
+        look_at = time.monotonic() + LOOK_S
+        while not self._ended:
+            if self._something.wait(LOOK_S):
+                self._something.clear()
+                self._send()
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_S
+                for ear in self._ears:
+                    with suppress(Exception):
+                        ear.stand_down()
+
+    def _send(self) -> None:
+        with self._lock:
+            fresh, self._fresh = self._fresh, Touched()
+            in_hand, self._in_hand = self._in_hand, Touched()
+            wanted, self._help = self._help, set()
+        try:
+            if wanted:
+                self._tell(Hint(reactions=tuple(sorted(wanted)), rows=EVERYBODY))
+            if fresh:
+                self._tell(self._of(fresh))
+            if in_hand:
+                self._tell(self._of(in_hand, in_hand=True))
+        except Exception:  # the next sweep finds what this was about
+            log.exception("hints could not be sent, and are lost")
+        # What is committed meanwhile goes into the next one.
+        time.sleep(GAP_S if fresh or wanted else GAP_IN_HAND_S)
+
+    def _of(self, touched: Touched, *, in_hand: bool = False) -> Hint:
+        found = {question.spec.name: concern(question, touched) for question in self._questions}
+        concerned = {name: one for name, one in found.items() if one}
+        rows = max((len(one.keys) for one in concerned.values()), default=0)
+        keys = {}
+        if self._with_keys and not in_hand:
+            texts = {question.spec.name: question.record_text for question in self._questions}
+            keys = {name: tuple(map(texts[name], one.keys)) for name, one in concerned.items() if not one.whole}
+        return Hint(reactions=tuple(sorted(concerned)), rows=rows, in_hand=in_hand, keys=keys)
+
+    def _tell(self, found: Hint) -> None:
+        if not found.reactions:
+            return
+        dice = self._dice.getrandbits(NUMBER_OF_A_HINT)
+        said = rules.Hint(self._sender, found.reactions, found.rows, dice, found.in_hand, found.keys)
+        for piece in rules.written(said, HINT_MOST):
+            self.transport.send(piece)
+
+
+STOP_S = 5.0
+
+
+def subject_word(app: str) -> str:
+    """The app's name in letters that every transport takes; others are written as their numbers."""
+    return "".join(one if one.isascii() and (one.isalnum() or one in "_-") else f"_{ord(one):x}_" for one in app)

@@ -1,0 +1,113 @@
+"""When everything is asked: each second, the safety net under lost hints. Begins passes; looks at no row itself.
+
+A worker for which another one sweeps (see fleet.py) does so rarely by itself, and looks now and then whether it is its turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from groundstate.engine import due, pulse
+from groundstate.engine.fleet import Fleet
+from groundstate.engine.lane import Lane
+from groundstate.engine.looks import Looks
+from groundstate.engine.pulse import Pulse
+from groundstate.engine.shift import Shift
+from groundstate.engine.timers import Timers
+
+SWEEP_S = 1.0
+SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
+SWEEP_LONGEST_S = 30.0
+SWEEP_LED_S = 60.0  # of a worker for which another one sweeps: a net under the net
+LOOK_S = 0.1  # how often an embedded store is asked whether another process wrote
+LOOK_BUSY_S = 0.02  # the same while a backlog is worked off, when it costs nothing beside the work
+LOOK_SHARE = 0.1  # so much goes, at most, into what such a look leads to
+
+
+class Sweeps:
+    """Of one worker; for its transactions' thread alone. keep_house: what a sweep looks at beside conditions; beat: the little of it that
+    a worker does which does not sweep.
+    """
+
+    def __init__(self, shift: Shift, fleet: Fleet, looks: Looks, timers: Timers) -> None:
+        self._shift = shift
+        self._fleet = fleet
+        self._looks = looks
+        self._timers = timers
+        self.next = 0.0
+        self.next_look = 0.0
+        self.heard_here = False  # a session of this process committed since the last look
+        self.idle_s = 0.0  # spent in turns of the last sweep that did nothing: what sweeping costs
+        self._led = False
+        self._clock = due.Clock()
+
+    def turn(self, keep_house: Callable[[Pulse], None], beat: Callable[[Pulse], None]) -> bool:
+        """Begins a sweep if it is time; whether one began."""
+        shift = self._shift
+        if shift.stopping is not None:
+            return False
+        now = time.monotonic()
+        if self._fleet.beat_is_due(now):
+            seen = pulse.take(shift)
+            self._fleet.heard(seen, now)
+            beat(seen)
+        self._follow_the_fleet(now)
+        if shift.next_due is not None and now >= shift.next_due:
+            self._look_at_attempts(shift.lanes)
+            self._clock.ask(shift)
+        others = self._others_wrote(now)
+        full = now >= self.next
+        if not (full or others):
+            return False
+        for lane in shift.parts:
+            if lane.on:
+                lane.sweep()
+        self._look_at_attempts([lane for lane in shift.lanes if lane.on])
+        self._timers.heard()
+        if full:
+            self.next = now + self._pause_s() * (0.9 + shift.life.dice.random() / 5)
+            seen = pulse.take(shift)
+            self._fleet.heard(seen, now)
+            keep_house(seen)
+        shift.took = 0
+        self.idle_s = 0.0
+        return True
+
+    def wait_until(self) -> float:
+        """When there is something to do."""
+        times = [self.next]
+        if self._shift.embedded:
+            times.append(self.next_look)
+        if not self._fleet.alone:
+            times.append(self._fleet.next_beat)
+        return min(times)
+
+    def _pause_s(self) -> float:
+        if not self._fleet.sweeps:
+            return SWEEP_LED_S
+        return min(max(SWEEP_S, self.idle_s / SWEEP_SHARE), SWEEP_LONGEST_S)
+
+    def _follow_the_fleet(self, now: float) -> None:
+        """Whoever is to sweep from now on, for all or since hints no longer come, does so at once, or as soon as it may."""
+        led = not self._fleet.sweeps
+        if self._led and not led:
+            self.next = min(self.next, now + (0.0 if self._fleet.leads else SWEEP_S * self._shift.life.dice.random()))
+        self._led = led
+
+    def _look_at_attempts(self, lanes: list[Lane]) -> None:
+        for lane in lanes:
+            lane.due, lane.seen_full = True, False
+
+    def _others_wrote(self, now: float) -> bool:
+        """Whether another process wrote to an embedded store; asked ten times a second."""
+        shift = self._shift
+        if not shift.embedded or now < self.next_look:
+            return False
+        # What this process wrote came by hints already; another's commit in the same moment waits for the next sweep.
+        others = shift.life.did_others_write() and not self.heard_here
+        self.heard_here = False
+        busy = any(lane.on and lane.backlog for lane in shift.parts)
+        self.next_look = now + max(LOOK_BUSY_S if busy else LOOK_S, self._looks.took_s / LOOK_SHARE)
+        self._looks.took_s = 0.0
+        return others

@@ -1,0 +1,105 @@
+"""A hint as it travels between processes: which reactions to look at, about how many rows, and dice. Pure; never a row's data.
+
+Whatever arrives is read with suspicion: what is no hint of ours is none, and what it says causes a query at most (hazard 52).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any
+
+EVERYBODY = 1_000_000  # rows, of a backlog that all should help with
+ROWS = b"rows:"  # begins what a trigger of the database says: the full name of a table, and the number of a transaction
+_VERSION = 1
+_NAMES_MOST = 10_000
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What is told.
+
+    sender: of the process, so that it does not listen to itself. rows: about how many were touched; 0 where nobody counted. dice: the
+    same for all who hear it, by which they agree who looks. in_hand: the sender carries it out himself, and tells for who waits for it.
+    keys: record texts by reaction, where the app said `keys=True` (hazard 53). table: instead of reactions, a table that was written.
+    """
+
+    sender: str = ""
+    reactions: tuple[str, ...] = ()
+    rows: int = 0
+    dice: int = 0
+    in_hand: bool = False
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    table: str = ""
+
+
+def written(hint: Hint, most: int) -> Iterator[bytes]:
+    """The hint in as many pieces as are needed, each of at most so many bytes. Keys that do not fit are left out: the names say enough."""
+    body = _body(hint)
+    if len(body) <= most:
+        yield body
+    elif hint.keys:
+        yield from written(replace(hint, keys={}), most)
+    elif len(hint.reactions) > 1:
+        half = len(hint.reactions) // 2
+        yield from written(replace(hint, reactions=hint.reactions[:half]), most)
+        yield from written(replace(hint, reactions=hint.reactions[half:]), most)
+    # One name that is too long for any hint is found by the sweep.
+
+
+def _body(hint: Hint) -> bytes:
+    said: dict[str, Any] = {"v": _VERSION, "s": hint.sender, "r": list(hint.reactions), "n": hint.rows, "d": hint.dice}
+    if hint.in_hand:
+        said["h"] = 1
+    if hint.keys:
+        said["k"] = {name: list(texts) for name, texts in hint.keys.items()}
+    return json.dumps(said, separators=(",", ":")).encode()
+
+
+def read(heard: bytes) -> Hint | None:
+    """What was meant; None for what is no hint."""
+    if heard.startswith(ROWS):
+        return _of_a_trigger(heard[len(ROWS) :])
+    try:
+        said = json.loads(heard)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or said.get("v") != _VERSION:
+        return None
+    names: Any = said.get("r")
+    rows, dice = said.get("n"), said.get("d")
+    if not _texts(names) or not isinstance(rows, int) or not isinstance(dice, int):
+        return None
+    keys = said.get("k") or {}
+    if not isinstance(keys, dict) or not all(_texts(some) for some in keys.values()):
+        return None
+    return Hint(
+        sender=str(said.get("s", "")),
+        reactions=tuple(names),
+        rows=max(rows, 0),
+        dice=abs(dice),
+        in_hand=bool(said.get("h")),
+        keys={name: tuple(some) for name, some in keys.items()},
+    )
+
+
+def _texts(given: Any) -> bool:
+    return (
+        isinstance(given, Sequence)
+        and not isinstance(given, str)
+        and len(given) <= _NAMES_MOST
+        and all(isinstance(one, str) for one in given)
+    )
+
+
+def _of_a_trigger(payload: bytes) -> Hint | None:
+    table, _, _number = payload.decode(errors="replace").rpartition(" ")
+    return Hint(table=table, dice=int.from_bytes(blake2b(payload, digest_size=4).digest(), "big")) if table else None
+
+
+def place(life: int, lives: Sequence[int], dice: int) -> int:
+    """How many come before this life in the ring of those that are known, beginning where the dice say."""
+    ring = sorted({*lives, life})
+    return (ring.index(life) - dice) % len(ring)

@@ -1,0 +1,356 @@
+"""Several workers on one PostgreSQL: one sweeps for all, a hint wakes few, a backlog is shared, and all of it may be lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from groundstate import Moment
+from groundstate.engine import fleet
+from groundstate.engine.hints import Touched
+from groundstate.engine.messenger import Messenger
+from groundstate.engine.question import Question
+from groundstate.engine.worker import Options
+from groundstate.rules import hint as rules
+from groundstate.rules.hint import Hint
+from groundstate.transport.memory import MemoryTransport
+from tests.engine.kit import Life, Order, World, until
+
+
+class Line(MemoryTransport):
+    """Hints in memory, over a line that can be cut."""
+
+    cut = False
+
+    @property
+    def up(self) -> bool:
+        return not self.cut and super().up
+
+    def send(self, hint: bytes) -> None:
+        if not self.cut:
+            super().send(hint)
+
+
+class Fleet:
+    """Workers that are told by hints alone what others commit, as in processes of their own."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.lines: list[Line] = []
+        self.messengers: list[Messenger] = []
+        self.lives: list[Life] = []
+
+    def messenger(self, *, with_keys: bool = False) -> Messenger:
+        line = Line(self.world.url)
+        database = Life(self.world, [], Options(), None).database
+        questions = [Question(spec, database) for spec in self.world.app.reactions.values()]
+        made = Messenger("shop", line, questions, with_keys=with_keys)
+        made.start()
+        self.lines.append(line)
+        self.messengers.append(made)
+        return made
+
+    def worker(self, **options: Any) -> Life:
+        told = self.messenger()
+        life = self.world.worker(messenger=told, **options)
+        told.serves(life.worker)
+        self.lives.append(life)
+        return life
+
+    def workers(self, count: int) -> list[Life]:
+        for _ in range(count):
+            self.worker()
+        until(lambda: len(self.sweeping) == 1)
+        for life in self.lives:
+            life.quiet()  # its first sweep, which each does for itself
+        return self.lives
+
+    @property
+    def sweeping(self) -> list[Life]:
+        return [life for life in self.lives if not life.dead and life.worker._fleet.sweeps]
+
+    def other_than(self, life: Life) -> Life:
+        return next(one for one in self.lives if one is not life and not one.dead)
+
+    def commit_elsewhere(self, *numbers: int) -> None:
+        """Rows that come with no hint at all: as psql writes them."""
+        for number in numbers:
+            self.world.run("insert into orders (id, status, round) values (:id, 'placed', 1)", id=number)
+
+    def close(self) -> None:
+        for one in self.messengers:
+            one.stop()
+
+
+@pytest.fixture
+def made(postgres_world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    monkeypatch.setattr(fleet, "BEAT_S", 0.2)  # a beat is a second and a half for each worker: tests wait for several
+    made = Fleet(postgres_world)
+    yield made
+    made.close()
+
+
+def _packed(world: World, by: set[int] | None = None) -> None:
+    @world.app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None:
+        order.status = "packed"
+        if by is not None:
+            by.add(threading.get_ident())
+
+
+def _told_of(*numbers: int) -> Touched:
+    touched = Touched()
+    touched.add(Order, [(number,) for number in numbers], None)
+    return touched
+
+
+# ---- who sweeps --------------------------------------------------------------------------------------------------------------------
+def test_one_worker_sweeps_for_all_and_another_one_when_it_is_gone(made: Fleet) -> None:
+    _packed(made.world)
+    made.workers(3)
+    first = made.sweeping[0]
+    first.kill()
+    until(lambda: len(made.sweeping) == 1)
+    assert made.sweeping[0] is not first
+    made.commit_elsewhere(1)
+    until(lambda: made.world.order().status == "packed")
+
+
+def test_a_lost_hint_is_found_by_the_sweep(made: Fleet) -> None:
+    _packed(made.world)
+    made.workers(2)
+    made.commit_elsewhere(1, 2, 3)
+    until(lambda: made.world.count(Order.status == "packed") == 3)
+
+
+def test_without_hints_every_worker_sweeps_for_itself(made: Fleet) -> None:
+    _packed(made.world)
+    made.workers(3)
+    for line in made.lines:
+        line.cut = True
+    until(lambda: len(made.sweeping) == 3)
+    made.sweeping[0].kill()
+    made.commit_elsewhere(1)
+    until(lambda: made.world.order().status == "packed")
+
+
+def test_hints_that_come_again_leave_one_that_sweeps(made: Fleet) -> None:
+    _packed(made.world)
+    made.workers(3)
+    for line in made.lines:
+        line.cut = True
+    until(lambda: len(made.sweeping) == 3)
+    for line in made.lines:
+        line.cut = False
+    until(lambda: len(made.sweeping) == 1)
+
+
+def test_a_worker_that_hangs_in_a_handler_lets_another_one_sweep(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "STUCK_S", 0.5)
+    gate, hangs = threading.Event(), threading.Event()
+
+    @made.world.app.on(Order, Order.status == "slow")
+    def slow(order: Order) -> None:
+        hangs.set()
+        assert gate.wait(30)
+        order.status = "done"
+
+    _packed(made.world)
+    made.workers(2)
+    stuck = made.sweeping[0]
+    made.world.run("insert into orders (id, status, round) values (1, 'slow', 1)")
+    assert hangs.wait(20)
+    until(lambda: made.sweeping == [made.other_than(stuck)])
+    made.commit_elsewhere(2)
+    until(lambda: made.world.order(2).status == "packed")
+    gate.set()
+    until(lambda: made.world.order(1).status == "done")
+
+
+def test_a_life_that_lost_its_lock_sweeps_for_nobody(made: Fleet) -> None:
+    _packed(made.world)
+    made.workers(2)
+    made.sweeping[0].lose_lock()
+    until(lambda: len(made.sweeping) == 1)
+    made.commit_elsewhere(1)
+    until(lambda: made.world.order().status == "packed")
+
+
+def test_each_version_of_the_code_has_one_that_sweeps_for_it(made: Fleet) -> None:
+    _packed(made.world)
+    made.workers(2)
+
+    @made.world.app.on(Order, Order.status == "packed")
+    def sent(order: Order) -> None:
+        order.status = "sent"
+
+    made.world.app.init(accept=True)
+    newer = made.worker()
+    until(lambda: newer in made.sweeping)
+    assert len(made.sweeping) == 2
+    made.commit_elsewhere(1)
+    until(lambda: made.world.order().status == "sent")
+
+
+def test_what_a_person_accepts_reaches_a_worker_that_does_not_sweep(made: Fleet) -> None:
+    _packed(made.world)
+    made.world.app.init(tables=True)
+    with made.world.engine.begin() as connection:
+        connection.exec_driver_sql("delete from groundstate_reaction where name = 'packed'")
+    made.world._there = True
+    made.commit_elsewhere(1)
+    made.workers(2)
+    until(lambda: all(len(one.worker.refused) == 1 for one in made.lives))
+    made.world.app.init(accept=["packed"])
+    until(lambda: all(not one.worker.refused for one in made.lives))
+    until(lambda: made.world.order().status == "packed")
+
+
+def test_a_schedule_is_carried_out_by_the_one_that_sweeps_and_by_the_next_when_it_is_gone(made: Fleet) -> None:
+    by: list[int] = []
+
+    @made.world.app.every(timedelta(seconds=1))
+    def tick(session: Session, at: Moment) -> None:
+        by.append(threading.get_ident())
+
+    made.workers(3)
+    until(lambda: len(by) >= 2)
+    assert len(set(by)) == 1
+    made.sweeping[0].kill()
+    seen = len(by)
+    until(lambda: len(by) > seen + 1)
+    assert len(set(by[seen + 1 :])) == 1
+
+
+# ---- whom a hint wakes -------------------------------------------------------------------------------------------------------------
+def test_a_hint_of_one_row_wakes_one_worker_and_a_second_one_in_case(made: Fleet) -> None:
+    _packed(made.world)
+    made.workers(4)
+    until(lambda: all(one.worker._fleet.size == 4 for one in made.lives))
+    for dice in range(20):
+        waits = [one.worker._fleet.wakes(dice, 1) for one in made.lives]
+        assert sorted(wait for wait in waits if wait is not None) == [0.0, fleet.BACKUP_S]
+    assert all(one.worker._fleet.wakes(3, rules.EVERYBODY) is not None for one in made.lives)
+    assert sum(one.worker._fleet.wakes(3, 500) == 0.0 for one in made.lives) == 3
+
+
+def test_a_hint_is_carried_out_by_who_is_told(made: Fleet) -> None:
+    by: set[int] = set()
+    _packed(made.world, by)
+    made.workers(3)
+    for life in made.lives:
+        life.quiet()
+        life.worker._sweeps.next = time.monotonic() + 3600  # no sweep helps
+    web = made.messenger()
+    for number in range(1, 31):
+        made.commit_elsewhere(number)
+        web.hear(_told_of(number))
+    until(lambda: made.world.count(Order.status == "packed") == 30)
+    assert len(by) > 1, "all hints woke the same worker"
+
+
+def test_a_hint_to_a_worker_that_is_gone_is_taken_up_by_a_second_one(made: Fleet) -> None:
+    _packed(made.world)
+    made.workers(3)
+    until(lambda: all(one.worker._fleet.size == 3 for one in made.lives))
+    gone = made.other_than(made.sweeping[0])
+    others = [one for one in made.lives if one is not gone]
+    lives = made.lives[0].worker._fleet.lives
+    gone.kill()
+    for life in others:
+        life.worker._sweeps.next = life.worker._fleet.next_beat = time.monotonic() + 3600
+    made.commit_elsewhere(1)
+    dice = next(dice for dice in range(3) if rules.place(gone.worker.life.id, lives, dice) == 0)
+    for life in made.lives:
+        life.worker.hear_afar(Hint("web", ("packed",), 1, dice))
+    until(lambda: made.world.order().status == "packed")
+
+
+@pytest.mark.parametrize("with_keys", [False, True], ids=["names alone", "with keys"])
+def test_hints_name_reactions_and_keys_only_where_the_app_says_so(made: Fleet, with_keys: bool) -> None:
+    _packed(made.world)
+    heard: list[bytes] = []
+    spy = Line(made.world.url)
+    spy.open("groundstate.shop", heard.append)
+    made.messenger(with_keys=with_keys).hear(_told_of(4711))
+    until(lambda: bool(heard))
+    found = rules.read(heard[0])
+    assert found is not None
+    assert (found.reactions, found.rows) == (("packed",), 1)
+    assert found.keys == ({"packed": ("4711",)} if with_keys else {})
+    assert with_keys or b"4711" not in heard[0]
+
+
+def test_forged_hints_do_nothing(made: Fleet) -> None:
+    _packed(made.world)
+    life = made.workers(1)[0]
+    nonsense = [
+        b"",
+        b"{}",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 5000,
+        b'{"v":1,"r":["packed"],"n":"x","d":1}',
+        b'{"v":1,"r":["nobody"],"n":1,"d":1}',
+    ]
+    nonsense += [b'{"v":1,"r":["packed"],"n":1,"d":1,"k":{"packed":["no key"]}}', b"rows:", b"rows:orders", b"rows:orders 1"]
+    made.commit_elsewhere(1)
+    for words in nonsense:
+        made.lines[0].send(words)
+    until(lambda: made.world.order().status == "packed")
+    life.quiet()
+    assert life.worker.failure is None
+
+
+def test_what_a_trigger_says_of_a_table_wakes_who_reads_it(made: Fleet) -> None:
+    _packed(made.world)
+    life = made.workers(1)[0]
+    life.quiet()
+    life.worker._sweeps.next = time.monotonic() + 3600
+    made.commit_elsewhere(1)
+    made.lines[0].send(b"rows:orders 815")
+    until(lambda: made.world.order().status == "packed")
+
+
+# ---- a backlog ---------------------------------------------------------------------------------------------------------------------
+def test_a_backlog_that_one_worker_finds_is_worked_off_by_all(made: Fleet) -> None:
+    by: set[int] = set()
+    _packed(made.world, by)
+    made.workers(3)
+    until(lambda: all(one.worker._fleet.size == 3 for one in made.lives))
+    made.world.run("insert into orders (id, status, round) select n, 'placed', 1 from generate_series(1, 20000) as n")
+    until(lambda: made.world.count(Order.status == "packed") == 20_000)
+    assert len(by) == 3
+
+
+# ---- what it costs -----------------------------------------------------------------------------------------------------------------
+def test_a_sweep_over_many_reactions_is_a_few_statements(postgres_world: World) -> None:
+    for number in range(100):
+        postgres_world.app.on(Order, Order.status == f"state {number}", name=f"reaction_{number}")(_nothing(number))
+    life = postgres_world.worker()
+    life.quiet()
+    said: list[str] = []
+    event.listen(life.database.engine, "before_cursor_execute", lambda *args: said.append(args[2]))
+
+    def looks() -> list[int]:
+        life.sweep()
+        return [number for number, one in enumerate(said) if "found_0" in one]
+
+    until(lambda: len(looks()) >= 4)  # after the first the plans of all conditions are looked at, once
+    *_, before, last = looks()
+    between = [one for one in said[before:last] if not one.startswith("BEGIN")]
+    assert len(between) <= 5, between
+
+
+def _nothing(number: int) -> Any:
+    def handler(order: Order) -> None:
+        order.status = f"state {number + 1}"
+
+    return handler
