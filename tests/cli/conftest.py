@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from groundstate.app.app import App
+from groundstate.cli.common import find_app
 from groundstate.cli.main import main
 from groundstate.engine import attempts, transaction
 from groundstate.rules.attempt import Attempt, State
@@ -63,6 +65,10 @@ class Shop:
     @property
     def app(self) -> str:
         return f"{self.module}:app"
+
+    def load(self) -> App:
+        """The app, imported."""
+        return find_app(self.app)
 
     def run(self, *arguments: str) -> Said:
         return groundstate(*arguments, "--app", self.app)

@@ -18,6 +18,8 @@ from groundstate.app.store import Store
 from groundstate.engine import hints, marks, registry, restore, schema
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
+from groundstate.engine.vitals import Vitals
+from groundstate.engine.watching import Watch
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
@@ -46,6 +48,7 @@ class Running:
     reactions: dict[str, ReactionSpec]
     schedules: dict[str, ScheduleSpec]
     _workers: list[Worker] | None = None
+    _watch: Watch | None = None
 
     def check_declarations(self) -> None:
         """Checks what can be known only when everything is declared. Raises DeclarationError."""
@@ -70,7 +73,7 @@ class Running:
             for store in self.stores:
                 specs = self.reactions_of(store)
                 opened, schedules = opening.open_store(store.settings()), self.schedules_of(store)
-                worker = Worker(self.name, specs, opened, schedules=schedules, options=options, redact=store.redact)
+                worker = Worker(self.name, specs, opened, schedules=schedules, options=options, redact=store.redact, watch=self._watch)
                 started.append(worker)
                 worker.start()
         except BaseException:
@@ -78,6 +81,14 @@ class Running:
                 worker.stop(0)
             raise
         self._workers = started
+
+    def observe(self, watch: Watch | None) -> None:
+        """Who watches the work from the next start on, for traces; None: nobody. `groundstate.telemetry.traces.trace` gives one."""
+        self._watch = watch
+
+    def vitals(self) -> list[Vitals]:
+        """How the worker of each store does, as its threads last said; nothing where none runs in this process. Asks no database."""
+        return [worker.vitals() for worker in self._workers or ()]
 
     def go(self) -> None:
         """After `start(held=True)`: carries out from now on. Raises Stopped where it does not run."""

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("groundstate.cli.init:init", "Create groundstate's four tables; accept reactions on rows that are there."),
     "run": ("groundstate.cli.run:run", "Run a worker until it is told to stop."),
     "pending": ("groundstate.cli.pending:pending", "What is left to do, in doubt, held. Reads only."),
+    "status": ("groundstate.cli.status:status", "Who works, by locks, and what waits for them. Reads only."),
     "timers": ("groundstate.cli.timers:timers", "What becomes due next. Reads only."),
     "why": ("groundstate.cli.why:why", "Every reaction on one record: what holds, what it waits for, what comes next."),
     "held": ("groundstate.cli.persons:held", "What waits for a person, and why."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -9,6 +10,8 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Annotated
 
@@ -18,6 +21,9 @@ from rich.logging import RichHandler
 from groundstate.app.app import App
 from groundstate.cli import pending, report
 from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, Neutral, console, find_app, name_of, plain, words_of
+from groundstate.cli.endpoint import Endpoint
+from groundstate.cli.health import Health
+from groundstate.cli.systemd import Notifier
 
 LOOKS_S = 0.5  # how often it is asked whether the worker still goes on
 GO = -1
@@ -37,6 +43,13 @@ def run(  # noqa: PLR0913  # the options of a command
     drain: Annotated[
         float, typer.Option(min=0, max=86_400, metavar="SECONDS", help="At SIGTERM or SIGINT: how long calls in the air may take to end.")
     ] = 10.0,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /livez, /readyz and /metrics there.", show_default=False)
+    ] = None,
+    stuck: Annotated[
+        float, typer.Option(min=1, max=86_400, metavar="SECONDS", help="/livez: a worker that has not come round for so long is stuck.")
+    ] = 60.0,
+    otel: Annotated[bool, typer.Option("--otel", help="Give traces and metrics to OpenTelemetry.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT. A second signal ends it at once. With --held it says first what is left to do."""
@@ -46,31 +59,67 @@ def run(  # noqa: PLR0913  # the options of a command
         raise CommandFailed("--drain nan is no number of seconds")
     found = find_app(module or app)
     _log(debug=debug)
+    if otel:
+        _observe(found)
     events: Events = queue.SimpleQueue()
-    _listen(events)
-    if held:
-        _report(found)
-    found.start(accept=accept, after_restore=after_restore, held=held)
-    _say(f"{plain(found.name)} is carried out by process {os.getpid()}; `groundstate pending` tells what is left")
-    try:
+    health = Health(found)
+    _listen(events, health)
+    with _told(found, health, http, stuck) as manager:
         if held:
-            _wait_for_go(found, events)
-        failure = _wait(found, events)
-    finally:
-        found.stop(timedelta(seconds=drain))
+            _report(found)
+        found.start(accept=accept, after_restore=after_restore, held=held)
+        health.started = True
+        manager.ready()
+        _say(f"{plain(found.name)} is carried out by process {os.getpid()}; `groundstate pending` tells what is left")
+        try:
+            if held:
+                _wait_for_go(found, events)
+            failure = _wait(found, events)
+        finally:
+            health.draining = True
+            manager.stopping()
+            found.stop(timedelta(seconds=drain))
     if failure is not None:
         print(f"groundstate run: the worker ended by itself: {words_of(failure)}", file=sys.stderr)
         raise typer.Exit(Code.FAILED)
 
 
+# ---- who is told ---------------------------------------------------------------------------------------------------------------
+@contextmanager
+def _told(app: App, health: Health, http: str | None, stuck_s: float) -> Iterator[Notifier]:
+    """Whoever asks over HTTP, and the service manager, while the block runs."""
+    endpoint = None if http is None else Endpoint(app, health, http, stuck_s)
+    if endpoint is not None:
+        _say(f"http://{endpoint.address} serves /livez, /readyz and /metrics")
+    manager = Notifier(health)
+    try:
+        yield manager
+    finally:
+        manager.end()
+        if endpoint is not None:
+            endpoint.close()
+
+
+def _observe(app: App) -> None:
+    """Traces and metrics to the providers that the process set up, as `opentelemetry-instrument` does."""
+    try:
+        importlib.import_module("groundstate.telemetry.traces").trace(app)
+        importlib.import_module("groundstate.telemetry.instruments").measure(app)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise CommandFailed("--otel: OpenTelemetry is not installed: pip install 'groundstate[otel]'") from error
+
+
 # ---- signals -------------------------------------------------------------------------------------------------------------------
-def _listen(events: Events) -> None:
+def _listen(events: Events, health: Health) -> None:
     seen: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
         if seen:
             os._exit(128 + number)  # the lock dies with us, and the next life settles what was in the air
         seen.append(number)
+        health.draining = True  # no request is sent here any more, from this very moment
         events.put(number)
 
     signal.signal(signal.SIGTERM, stop)

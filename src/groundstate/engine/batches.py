@@ -15,6 +15,7 @@ from groundstate.engine.plain import Feed
 from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, moved_on, postpone
 from groundstate.engine.trouble import Illegible
+from groundstate.engine.watching import Ran
 
 log = logging.getLogger("groundstate")
 HOLD_S = 0.05  # how long a batch aims to hold its locks
@@ -93,9 +94,11 @@ class Batches:
 
     def _batch(self, lane: Lane, feed: Feed) -> plain.Done | None:
         started = time.monotonic()
+        told = self._shift.watched.batch(lane.question.spec)
         try:
             done = self._carried_out(lane, feed)
         except Exception as error:
+            told(Ran(error=error))
             passing = trouble.transient(error)
             if feed.keys and passing:
                 lane.fresh.update(dict.fromkeys(feed.keys))
@@ -109,6 +112,7 @@ class Batches:
             else:
                 log.exception("%s could not be carried out, tried again", lane.name)
             return None
+        told(Ran(done.done, done.failed))
         took = time.monotonic() - started
         self._after(lane, done, took)
         self._shift.stay_out(took)
@@ -149,6 +153,11 @@ class Batches:
         if done.next_at is not None:
             self._shift.look_for_due()
         self._shift.took += done.done + done.failed
+        tally = self._shift.tally
+        tally.batches += 1
+        if not lane.question.answers_late:
+            tally.done[lane.name] += done.done
+        tally.failed[lane.name] += done.failed
 
     def _hold_s(self) -> float:
         if not self._shift.embedded:

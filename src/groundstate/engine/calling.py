@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -32,6 +32,7 @@ from groundstate.engine.flight import (
 )
 from groundstate.engine.life import describe
 from groundstate.engine.threads import Threads
+from groundstate.engine.watching import NOBODY
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import CallSpec, Function, OutsideSpec
 from groundstate.values.answers import Absent, Busy, NotDone, Unknown
@@ -44,6 +45,7 @@ class Caller:
 
     def __init__(self, say: Callable[[Sequence[Word]], None], sound: Callable[[int], bool]) -> None:
         self._say = say
+        self.watched = NOBODY
         self._sound = sound  # whether we still are who we were: a flag in memory, never a query a call
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -52,6 +54,7 @@ class Caller:
         self._clients = AsyncExitStack()
         self._opened: dict[OutsideSpec, asyncio.Future[Any]] = {}
         self._beat_asked = self._beat_heard = self._beat_told = 0
+        self._asked_at: float | None = None  # when the loop was asked to come round, and has not yet
         self._sync_clients = ExitStack()
         self._sync_opened: dict[OutsideSpec, Any] = {}
         self._sync_lock = threading.Lock()
@@ -105,6 +108,21 @@ class Caller:
 
     def _hear_beat(self, beat: int) -> None:
         self._beat_heard = beat
+
+    def late_s(self) -> float:
+        """For how long the loop of async calls has not come round since this was first asked. From any thread."""
+        loop, asked_at, now = self._loop, self._asked_at, time.monotonic()
+        if loop is None:
+            return 0.0
+        if asked_at is not None:
+            return now - asked_at
+        self._asked_at = now
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(self._came_round)
+        return 0.0
+
+    def _came_round(self) -> None:
+        self._asked_at = None
 
     def stop(self, timeout_s: float) -> None:
         """Cancels what still flies, ends the loop and closes the clients; threads that hang are left behind."""
@@ -178,13 +196,16 @@ class Caller:
             self._back(NotSent(flight))
             return
         guards.in_call.set(self._function(flight).name)
+        told = self.watched.calls([flight])
         try:
             async with asyncio.timeout(flight.timeout.total_seconds()):
                 value = await self._function(flight)(flight.argument, **self._supplies(flight, client))
         except BaseException as error:  # SystemExit too: raised on, it would end the loop, and every other call with it
-            self._back(self._raised(flight, error))
+            word = self._raised(flight, error)
         else:
-            self._back(self._answered(flight, value))
+            word = self._answered(flight, value)
+        told([word])
+        self._back(word)
 
     async def _many(self, call: CallSpec, flights: Sequence[Flight]) -> None:
         """One outside call for many records: a word each. A record that the answer does not name is in doubt."""
@@ -197,13 +218,16 @@ class Caller:
         if not going:
             return
         guards.in_call.set(call.function.name)
+        told = self.watched.calls(going)
         try:
             async with asyncio.timeout(call.timeout.total_seconds()):
                 answers = await call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
         except BaseException as error:
-            self._back(*[self._raised(flight, error) for flight in going])
-            return
-        self._back(*[self._of_many(flight, number, answers) for number, flight in enumerate(going)])
+            words = [self._raised(flight, error) for flight in going]
+        else:
+            words = [self._of_many(flight, number, answers) for number, flight in enumerate(going)]
+        told(words)
+        self._back(*words)
 
     def _sync_many(self, call: CallSpec, flights: Sequence[Flight]) -> None:
         """The same in a thread."""
@@ -218,12 +242,14 @@ class Caller:
         guards.in_call.set(call.function.name)
         for flight in going:
             flight.ends_s = time.monotonic() + call.timeout.total_seconds()
+        told = self.watched.calls(going)
         try:
             answers = call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
         except BaseException as error:  # each flight ends in a word, whatever its thread met
             words = [self._raised(flight, error) for flight in going]
         else:
             words = [self._of_many(flight, number, answers) for number, flight in enumerate(going)]
+        told(words)
         self._back(*[self._after_giving_up(word) for word in words])
 
     def _going(self, flights: Sequence[Flight]) -> list[Flight]:
@@ -260,12 +286,14 @@ class Caller:
             return
         guards.in_call.set(self._function(flight).name)
         flight.ends_s = time.monotonic() + flight.timeout.total_seconds()
+        told = self.watched.calls([flight])
         try:
             value = self._function(flight)(flight.argument, **self._supplies(flight, client))
         except BaseException as error:  # each flight ends in a word, whatever its thread met
             word = self._raised(flight, error)
         else:
             word = self._answered(flight, value)
+        told([word])
         self._back(self._after_giving_up(word))
 
     # ---- words -----------------------------------------------------------------------------------------------------------------

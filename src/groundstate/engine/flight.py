@@ -44,6 +44,7 @@ class Flight:
     together: int = 0  # careful mode: among at most how many it may be in the air; 0 outside it
     ends_s: float | None = None  # a sync call: the monotonic time at which it is given up
     given_up: bool = False  # a sync call whose thread went on past its timeout
+    counted: bool = False  # its end was counted
     part: str | None = None  # of the outside, by `per`
     line: str | None = None  # `in_order`: of whose value there is one at a time
 

@@ -176,7 +176,7 @@ def _update(tx: Transaction, table: Table, row: dict[str, Cell], values: dict[st
 def read_lives(database: Database, connection: Connection) -> list[dict[str, Any]]:
     """Rows of `groundstate_worker`, for who only reads: what cannot be read is None, and a life without a number is left out."""
     found = []
-    of = [column for column in tables.worker.columns if column.name != "app"]
+    of = list(tables.worker.columns)
     for raw in connection.execute(select(*cells.columns(database, of)).select_from(tables.worker)):
         row = {cell.column.name: cell for cell in cells.cells(of, raw)}
         if row["life"].readable:

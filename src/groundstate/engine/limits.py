@@ -229,8 +229,18 @@ class Limits:
         return any(lane.question.spec.call is not None and lane.question.spec.call.outside is place[0] for lane in lanes)
 
     @property
+    def in_the_air(self) -> dict[str, int]:
+        """Calls and finds, by outside."""
+        return {place[0].name: count for place, count in self._air.copy().items() if place[1] == WHOLE}
+
+    @property
+    def hanging(self) -> int:
+        """Threads of calls that went on past their time limit."""
+        return sum(count for place, count in self._hanging.copy().items() if place[1] == WHOLE)
+
+    @property
     def open_breakers(self) -> list[Place]:
-        return [place for place, breaker in self._breakers.items() if breaker.open]
+        return [place for place, breaker in self._breakers.copy().items() if breaker.open]
 
     @property
     def awaited(self) -> bool:

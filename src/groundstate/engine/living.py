@@ -28,6 +28,7 @@ class LifeSeen:
     began_at: datetime | None = None
     ended_at: datetime | None = None  # ended uncleanly, and adopted then
     begins: int | None = 0
+    app: str | None = None
 
 
 def lives_of(database: Database, connection: Connection, lives: Lives) -> list[LifeSeen]:

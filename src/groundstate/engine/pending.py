@@ -154,7 +154,7 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
         return Pending(
             now=now,
             at=then,
-            standby=_standby(connection),
+            standby=is_standby(connection),
             to_do=to_do,
             counts=counts,
             in_doubt=in_doubt,
@@ -177,7 +177,7 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
         )
 
 
-def _standby(connection: Connection) -> bool:
+def is_standby(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql" and bool(connection.execute(select(func.pg_is_in_recovery())).scalar_one())
 
 
@@ -187,18 +187,18 @@ def _not_baseline() -> ColumnElement[bool]:
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------
 def _to_do(looked: Looked, question: Question, *, starts: bool) -> ToDo:
-    rows, oldest = _ready(looked, question)
+    rows, oldest = ready(looked, question)
     spec = question.spec
     texts = tuple(question.record_text(question.key_in(place)) for place in oldest)
     to_do = ToDo(spec.name, spec.table_name, question.shown_text, rows, rows >= COUNTED_MAX, texts, starts)
     return to_do if question.timing is None else _timed(looked, question, to_do)
 
 
-def _ready(looked: Looked, question: Question) -> tuple[int, list[Place]]:
-    """How many rows are to be carried out, and the first of them."""
+def ready(looked: Looked, question: Question, most: int = COUNTED_MAX) -> tuple[int, list[Place]]:
+    """How many rows are to be carried out, of which at most so many are counted, and the first of them."""
     if question.unattempted is None:
-        return _counted_here(looked, question)
-    some = question.places_after(None, COUNTED_MAX, crowded=True).order_by(None).subquery()
+        return _counted_here(looked, question, most)
+    some = question.places_after(None, most, crowded=True).order_by(None).subquery()
     rows = int(looked.connection.execute(select(func.count()).select_from(some)).scalar_one())
     first = question.places_after(None, OLDEST, crowded=True)
     return rows, [tuple(row) for row in looked.connection.execute(first)] if rows else []
@@ -209,19 +209,19 @@ def _timed(looked: Looked, question: Question, to_do: ToDo) -> ToDo:
     return replace(
         to_do,
         overdue_since=upcoming.overdue_since(looked.connection, question) if to_do.rows else None,
-        too_late=_ready(looked, question.late)[0] if question.late is not None else 0,
+        too_late=ready(looked, question.late)[0] if question.late is not None else 0,
         upcoming=upcoming.count(looked.connection, question) if next_ else 0,
         next_due=next_[0].due if next_ else None,
     )
 
 
-def _counted_here(looked: Looked, question: Question) -> tuple[int, list[Place]]:
+def _counted_here(looked: Looked, question: Question, most: int) -> tuple[int, list[Place]]:
     """Where the key's text cannot be said in SQL: keys are read, and those with attempts are left out here."""
     spec = question.spec
     mine = and_(table.c.app == spec.app, table.c.reaction == spec.name)
     stands = mine if spec.fact else or_(mine, and_(table.c.blocks == spec.table_name, _blocks()))
     taken = set(looked.connection.execute(select(table.c.record).where(stands).limit(COUNTED_MAX)).scalars())
-    found = [tuple(row) for row in looked.connection.execute(question.places_after(None, COUNTED_MAX, crowded=False))]
+    found = [tuple(row) for row in looked.connection.execute(question.places_after(None, most, crowded=False))]
     free = [place for place in found if question.record_text(question.key_in(place)) not in taken] if taken else found
     return len(free), free[:OLDEST]
 

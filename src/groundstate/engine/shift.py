@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import Life
+from groundstate.engine.tally import Tally
+from groundstate.engine.watching import NOBODY, Watched
 from groundstate.store.port import Database
 
 
@@ -29,6 +31,8 @@ class Shift:
     bounded: tuple[int, int] = (0, 0)  # the life that saw to attempts of a clock that stood ahead, after so many of its steps back
     turn: int = 0  # so that lanes are begun with in turn
     beside_others_until: float = 0.0  # somebody else writes to an embedded store
+    tally: Tally = field(default_factory=Tally)
+    watched: Watched = NOBODY
 
     @property
     def parts(self) -> list[Lane]:

@@ -80,6 +80,7 @@ class Succession:
         fresh = self.next_life(old)
         fresh.begin()
         shift.life = fresh
+        shift.tally.lives += 1
         try:
             self._look_back(shift)
         except BaseException:

@@ -66,6 +66,7 @@ class Sweeps:
         self._look_at_attempts([lane for lane in shift.lanes if lane.on])
         self._timers.heard()
         if full:
+            shift.tally.sweep_begins(now)
             self.next = now + self._pause_s() * (0.9 + shift.life.dice.random() / 5)
             seen = pulse.take(shift)
             self._fleet.heard(seen, now)

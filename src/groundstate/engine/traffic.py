@@ -30,6 +30,7 @@ from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.slots import Place
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.watching import Committed
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt as table
 from groundstate.values.errors import WentBack
@@ -53,6 +54,7 @@ class Traffic:
         self.limits = Limits(shift)
         self._departures = Departures(shift, self.limits, self._flying, self._in_air)
         self.caller = Caller(self._say, self._may_call)
+        self.caller.watched = shift.watched
 
     def _say(self, words: Sequence[Word]) -> None:
         self._inbox.extend(words)
@@ -105,6 +107,7 @@ class Traffic:
             return
         clock = clocks()
         started = time.monotonic()
+        told, came = shift.watched.transaction(words), Committed()
         try:
             with shift.life.transaction() as tx:
                 done = self._conclude_all(tx, words, one_by_one=set())
@@ -121,11 +124,13 @@ class Traffic:
                 raise
             self._conclude_apart(words)
         else:
+            came = Committed(len(done), len(begun.flights))
             self._concluded(done)
             self._send(begun)
             shift.stay_out(time.monotonic() - started)
         finally:
             self.limits.close()
+            told(came)
 
     def _lingers(self, now: float) -> bool:
         """Whether so few of many calls came back, and so lately, that one commit for more of them is worth the wait."""
@@ -143,14 +148,18 @@ class Traffic:
     def _take_words(self) -> None:
         now = time.monotonic()
         while self._inbox:
-            self._words.append(self._inbox.popleft())
+            word = self._inbox.popleft()
+            self._shift.tally.heard(word)
+            self._words.append(word)
         for flight in list(self._flying.values()):
             if flight.ends_s is not None and now > flight.ends_s and not flight.given_up:
                 flight.given_up = True
                 self.limits.hangs(flight)
                 error = f"timed out after {flight.timeout.total_seconds():g} s, and its thread still runs"
                 log.warning("%s on %s %s", flight.identity[1], flight.identity[2], error)
-                self._words.append(Unclear(flight, error, running=True))
+                hung = Unclear(flight, error, running=True)
+                self._shift.tally.heard(hung)
+                self._words.append(hung)
 
     # ---- what came back ------------------------------------------------------------------------------------------------------------
     def _conclude_all(self, tx: Transaction, words: Sequence[Word], *, one_by_one: set[str], refused: str | None = None) -> list[Word]:
@@ -252,6 +261,7 @@ class Traffic:
         for flight in begun.flights:
             self._flying[(flight.call, flight.is_find)] = flight
             self.limits.sent(flight)
+        self._shift.tally.sent(begun.flights)
         self.caller.start(begun.flights)
         self._shift.expired.update(begun.expired)
         if begun.changed:

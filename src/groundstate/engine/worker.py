@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from groundstate.engine import adopt, due, guards, hints, illegible, schema, tokens, transaction, trouble, upcoming
+from groundstate.engine import adopt, due, guards, hints, illegible, schema, tokens, transaction, trouble, upcoming, vitals
 from groundstate.engine.admission import Admission
 from groundstate.engine.afar import Afar
 from groundstate.engine.batches import Batches
@@ -36,6 +36,8 @@ from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
 from groundstate.engine.traffic import Traffic
 from groundstate.engine.trouble import Illegible
+from groundstate.engine.vitals import Vitals
+from groundstate.engine.watching import Watch, Watched, Where
 from groundstate.rules.hint import Hint
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
@@ -80,6 +82,7 @@ class Worker:
         options: Options,
         redact: Callable[[str], str] | None = None,
         messenger: Messenger | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.options = options
         self.database, make_lives, self._witness = opened
@@ -96,6 +99,7 @@ class Worker:
             lambda: Life(app, self.database, make_lives(), self._witness, redact or str), after_restore=options.after_restore
         )
         self._shift = Shift(app, self.database, self._succession.next_life())
+        self._shift.watched = Watched(Where(app, vitals.name_of(self.database.settings.url)), watch)
         self._admission = Admission(self._shift, accept=options.accept)
         self._traffic = Traffic(self._shift, self._wake.set)
         self._batches = Batches(self._shift)
@@ -108,6 +112,7 @@ class Worker:
         self._looks = Looks(self._shift, self._fleet, self._timers)
         self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
         self._next_help = 0.0
+        self._turned_at = time.monotonic()  # when its thread has come round, or at the latest will after a wait
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
@@ -126,6 +131,17 @@ class Worker:
     def expired(self) -> Mapping[str, int]:
         """How many were too late, by reaction, since it was started."""
         return self._shift.expired
+
+    def vitals(self) -> Vitals:
+        """How it does. From any thread."""
+        return vitals.of(
+            self._shift,
+            self._traffic,
+            turned_s=max(time.monotonic() - self._turned_at, 0.0),
+            ended=self.failure,
+            held=self.options.held and not self._go.is_set(),
+            refused=[one.name for one in self.refused],
+        )
 
     @property
     def lanes(self) -> list[Lane]:
@@ -227,8 +243,10 @@ class Worker:
     # ---- turns -----------------------------------------------------------------------------------------------------------------
     def _go_on(self) -> None:
         if self.options.held:
+            self._turned_at = time.monotonic() + SWEEP_S
             while not self._go.wait(SWEEP_S) and self._shift.stopping is None:
                 self._shift.life.lives.held()
+                self._turned_at = time.monotonic() + SWEEP_S
         counted = warned = False
         busy_until = time.monotonic() + SWEEP_S
         while self._shift.stopping is None or not self._traffic.drained():
@@ -247,6 +265,7 @@ class Worker:
             if not warned and (wait > 0 or time.monotonic() > busy_until):
                 self._admission.warn_of_scans()  # not before what was waiting is under way
                 warned, wait = True, self._wait_s()
+            self._turned_at = time.monotonic() + max(wait, 0.0)
             if wait > 0:
                 self._wake.wait(wait)
             self._wake.clear()
@@ -283,6 +302,8 @@ class Worker:
         if self._sweeps.turn(self._keep_house, self._beat) and self._quiet_wanted == "asked":
             self._quiet_wanted = "swept"
         sweeping = any(lane.on and lane.backlog for lane in self._shift.parts)  # and not what rings now, or is heard of
+        if not sweeping:
+            self._shift.tally.sweep_ends(started)
         self._timers.turn()
         self._looks.turn()
         self._traffic.turn()

@@ -1,0 +1,72 @@
+"""How the process of `groundstate run` does, for who asks from outside: the service manager, and probes over HTTP. Asks no database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from groundstate.app.app import App
+from groundstate.engine.vitals import Vitals, name_of
+
+
+@dataclass(frozen=True)
+class StoreHealth:
+    """Whether the worker of one store carries out; if not, why."""
+
+    store: str
+    ready: bool
+    why: str | None = None
+
+
+class Health:
+    """Of one process. For any thread."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._names = [name_of(store.settings().url) for store in app.stores]
+        self.started = False
+        self.draining = False  # set in a signal's handler: at once
+
+    def stuck(self, within_s: float) -> list[str]:
+        """What has not come round for so long, in words. Coming up and draining have limits of their own."""
+        if not self.started or self.draining:
+            return []
+        return [words for one in self._app.vitals() if (words := _stuck(one, within_s)) is not None]
+
+    def stores(self, within_s: float) -> list[StoreHealth]:
+        """Each store, and whether its worker is up."""
+        if not self.started or self.draining:
+            why = "the process drains" if self.draining else "the process comes up"
+            return [StoreHealth(name, ready=False, why=why) for name in self._names]
+        vitals = {one.store: one for one in self._app.vitals()}
+        return [_store_health(name, vitals.get(name), within_s) for name in self._names]
+
+    def in_words(self, within_s: float) -> str:
+        """One line for people."""
+        if self.draining:
+            return "draining: nothing new is begun, and calls in the air may end"
+        stuck = self.stuck(within_s)
+        if stuck:
+            return "; ".join(stuck)
+        down = [f"{one.store}: {one.why}" for one in self.stores(within_s) if not one.ready]
+        return "; ".join(down) or f"{self._app.name} is carried out"
+
+
+def _stuck(vitals: Vitals, within_s: float) -> str | None:
+    if vitals.ended is not None:
+        return f"the worker of {vitals.store} ended by itself"
+    if vitals.turned_s > within_s:
+        return f"the worker of {vitals.store} has not come round for {vitals.turned_s:.0f} s"
+    if vitals.loop_late_s > within_s:
+        return f"the loop of async calls of {vitals.store} has been blocked for {vitals.loop_late_s:.0f} s"
+    return None
+
+
+def _store_health(name: str, vitals: Vitals | None, within_s: float) -> StoreHealth:
+    if vitals is None:
+        return StoreHealth(name, ready=False, why="no worker runs for it")
+    why = _stuck(vitals, within_s)
+    if why is None and vitals.held:
+        why = "it is held, and waits for a go"
+    if why is None and not vitals.sound:
+        why = "the lock of its life is lost, or its database cannot be reached"
+    return StoreHealth(name, ready=why is None, why=why)

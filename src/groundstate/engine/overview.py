@@ -1,0 +1,138 @@
+"""A store at a glance: its workers by their locks, and of each reaction what waits, how long, and what stands open. SELECTs alone.
+
+Bounded, so that it may be asked again and again: `status` and the metrics do. What each row is and who waits for whom, `pending` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, func, not_, null, select
+
+from groundstate.engine import attempts, living, pending, registry, upcoming
+from groundstate.engine.living import LifeSeen
+from groundstate.engine.pending import Looked
+from groundstate.engine.question import Question
+from groundstate.engine.registry import BASELINE, COUNTED_MAX
+from groundstate.rules.attempt import State
+from groundstate.rules.schedule import ScheduleSpec
+from groundstate.store.port import Database, Lives
+from groundstate.store.tables import attempt as table
+
+STATES = tuple(str(state) for state in State)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Attempts of one reaction in one state: how many, and when the first of them began."""
+
+    count: int = 0
+    since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ReactionSeen:
+    """One reaction, or one schedule."""
+
+    name: str
+    makes: str  # "call", "change" (its handler alone) or "rows" (a schedule)
+    rows: int = 0  # that wait to be carried out
+    at_least: bool = False  # there are more than were counted
+    too_late: int = 0
+    first: str | None = None  # the first record that waits: of the lowest key, or due for the longest
+    overdue_since: datetime | None = None  # of one with a due time: when the first that waits became due
+    attempts: Mapping[str, Standing] = field(default_factory=dict)  # by state
+    on: bool = True  # False: it is new or changed, and a person must accept it
+    suspect: bool = False  # the database went back: it starts each call as a doubt
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One store. lives: None where nobody looked."""
+
+    now: datetime
+    standby: bool
+    reactions: tuple[ReactionSeen, ...]
+    undeclared: Mapping[str, int]  # attempts of reactions that this code does not declare
+    lives: tuple[LifeSeen, ...] | None = None
+    careful: bool = False
+    last_end: str | None = None
+
+
+def overview(
+    app: str,
+    database: Database,
+    questions: Sequence[Question],
+    schedules: Sequence[ScheduleSpec],
+    *,
+    lives: Lives | None = None,
+    most: int = COUNTED_MAX,
+) -> Overview:
+    """lives: to look who is alive, and which reactions wait to be accepted; None: neither is asked. most: rows counted of each reaction."""
+    with database.reading() as connection:
+        now = upcoming.now(database, connection)
+        looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, {}, {spec.name: spec for spec in schedules})
+        known = registry.known(connection, app)
+        off = {one.name for one in registry.newcomers(connection, questions, known)[1]} if lives is not None else set()
+        suspects = {name for name, one in known.items() if one.suspect}
+        open_, undeclared = _attempts(looked)
+        seen = None if lives is None else tuple(living.lives_of(database, connection, lives))
+        return Overview(
+            now=now,
+            standby=pending.is_standby(connection),
+            reactions=(
+                *(_reaction(looked, one, most, open_, off=off, suspects=suspects) for one in questions),
+                *(ReactionSeen(spec.name, "rows", attempts=open_.get(spec.name, {})) for spec in schedules),
+            ),
+            undeclared=undeclared,
+            lives=seen,
+            careful=seen is not None and living.is_careful(seen, now),
+            last_end=None if seen is None else living.last_end_in_words(seen),
+        )
+
+
+def _reaction(
+    looked: Looked, question: Question, most: int, open_: Mapping[str, Mapping[str, Standing]], *, off: set[str], suspects: set[str]
+) -> ReactionSeen:
+    spec = question.spec
+    rows, oldest = pending.ready(looked, question, most)
+    return ReactionSeen(
+        name=spec.name,
+        makes="change" if spec.call is None else "call",
+        rows=rows,
+        at_least=rows >= most,
+        too_late=pending.ready(looked, question.late, most)[0] if question.late is not None else 0,
+        first=question.record_text(question.key_in(oldest[0])) if oldest else None,
+        overdue_since=upcoming.overdue_since(looked.connection, question) if rows and question.timing is not None else None,
+        attempts=open_.get(spec.name, {}),
+        on=spec.name not in off,
+        suspect=spec.name in suspects,
+    )
+
+
+def _attempts(looked: Looked) -> tuple[dict[str, dict[str, Standing]], dict[str, int]]:
+    """By reaction and state, without what was there before its reaction (a baseline); and of reactions that are not declared."""
+    mine = and_(table.c.app == looked.app, not_(and_(attempts.is_held, func.coalesce(table.c.why, "") == BASELINE)))
+    some = select(table.c.reaction, table.c.state, table.c.since).where(mine).limit(COUNTED_MAX).subquery()
+    by = (some.c.reaction, some.c.state)
+    try:
+        rows = _rows(looked.connection, select(*by, func.count(), func.min(some.c.since)).group_by(*by))
+    except (ValueError, TypeError):  # somebody edited a time
+        rows = _rows(looked.connection, select(*by, func.count(), null()).group_by(*by))
+    found: dict[str, dict[str, Standing]] = {}
+    undeclared: dict[str, int] = {}
+    for reaction, written, count, since in rows:
+        if reaction in looked.questions or reaction in looked.schedules:
+            state = str(attempts.state_of(written))
+            before = found.setdefault(reaction, {}).get(state, Standing())
+            found[reaction][state] = Standing(before.count + count, min(filter(None, (before.since, since)), default=None))
+        else:
+            undeclared[reaction] = undeclared.get(reaction, 0) + count
+    return found, undeclared
+
+
+def _rows(connection: Connection, statement: Select[Any]) -> list[tuple[str, str, int, datetime | None]]:
+    return [tuple(row) for row in connection.execute(statement)]

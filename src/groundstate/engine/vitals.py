@@ -1,0 +1,80 @@
+"""How a running worker does, as other threads may see it: whether it turns, and what it counted. Asks no database."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import URL
+
+from groundstate.engine.shift import Shift
+from groundstate.engine.tally import CallOf, EndOf
+from groundstate.engine.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """Of one worker at one moment. Counts are since it was started; times are seconds."""
+
+    store: str
+    life: int
+    sound: bool  # whether its lock is its own, as far as it knows
+    ended: BaseException | None  # what ended it by itself
+    turned_s: float  # since its own thread came round, or was to after a wait
+    loop_late_s: float  # for how long the loop of async calls has not come round
+    held: bool  # it carries out nothing until it is told to
+    careful: bool
+    lives: int
+    refused: tuple[str, ...]  # reactions that wait for a person to accept them
+    suspects: tuple[str, ...]
+    begun: Mapping[CallOf, int]
+    ended_calls: Mapping[EndOf, int]
+    done: Mapping[str, int]
+    failed: Mapping[str, int]
+    expired: Mapping[str, int]
+    batches: int
+    in_the_air: Mapping[str, int]  # by outside
+    hanging: int  # threads of calls that went on past their time limit
+    pauses: Mapping[str, int]  # by outside: of how many of its parts the endpoint fails, so that it pauses and is probed
+    sweeps: int
+    sweeps_s: float
+    sweep_s: float
+    swept_s: float  # since the last sweep came to its end
+
+
+def of(shift: Shift, traffic: Traffic, *, turned_s: float, ended: BaseException | None, held: bool, refused: Sequence[str]) -> Vitals:
+    """From any thread. Counters are copied whole, since their worker goes on counting."""
+    life, tally = shift.life, shift.tally
+    return Vitals(
+        store=name_of(shift.database.settings.url),
+        life=life.id,
+        sound=life.sound,
+        ended=ended,
+        turned_s=turned_s,
+        loop_late_s=traffic.caller.late_s(),
+        held=held,
+        careful=life.care.careful,
+        lives=tally.lives,
+        refused=tuple(refused),
+        suspects=tuple(life.suspects),
+        begun=dict(tally.begun),
+        ended_calls=dict(tally.ended),
+        done=dict(tally.done),
+        failed=dict(tally.failed),
+        expired=dict(shift.expired),
+        batches=tally.batches,
+        in_the_air=traffic.limits.in_the_air,
+        hanging=traffic.limits.hanging,
+        pauses=Counter(place[0].name for place in traffic.limits.open_breakers),
+        sweeps=tally.sweeps,
+        sweeps_s=tally.sweeps_s,
+        sweep_s=tally.sweep_s,
+        swept_s=time.monotonic() - tally.swept_at,
+    )
+
+
+def name_of(url: URL) -> str:
+    """A database's URL as a label: without user, password, driver and options."""
+    return url.set(drivername=url.get_backend_name(), username=None, password=None, query={}).render_as_string()

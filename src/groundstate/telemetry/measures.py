@@ -1,0 +1,193 @@
+"""Every metric: its name, kind, labels and words, and its values now. What Prometheus and OpenTelemetry are both given; knows neither."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from groundstate.app.app import App
+from groundstate.engine.overview import STATES, Overview
+from groundstate.engine.vitals import Vitals
+from groundstate.telemetry.looking import Looking, Seen
+from groundstate.values.errors import Stopped
+
+TURNING_S = 60.0  # a worker whose last turn is longer ago than this is not up
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric. whole: of the database, the same from each worker; else of this process."""
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    unit: str  # "s" or "1"
+    labels: tuple[str, ...]
+    words: str
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measure's value for some labels, in their order."""
+
+    labels: tuple[str, ...]
+    value: float
+
+
+def _gauge(name: str, labels: str, words: str, *, unit: str = "1", whole: bool = False) -> Measure:
+    return Measure(name, "gauge", unit, ("app", *labels.split()), words, whole=whole)
+
+
+def _counter(name: str, labels: str, words: str, *, unit: str = "1") -> Measure:
+    return Measure(name, "counter", unit, ("app", *labels.split()), words)
+
+
+PENDING = _gauge("groundstate_pending_rows", "store reaction", "Rows that wait to be carried out; 10,000: at least so many.", whole=True)
+OLDEST = _gauge(
+    "groundstate_pending_oldest_seconds", "store reaction",
+    "How long the first of them has waited: since it was due; without a due time, since this process first saw it waiting.",
+    unit="s", whole=True,
+)  # fmt: skip
+TOO_LATE = _gauge("groundstate_too_late_rows", "store reaction", "Rows past their valid_for, for which expired answers.", whole=True)
+ATTEMPTS = _gauge("groundstate_attempts", "store reaction state", "Attempts that stand: begun, doubt, failed, held.", whole=True)
+ATTEMPTS_OLDEST = _gauge(
+    "groundstate_attempts_oldest_seconds", "store reaction state", "How long ago the first of them began.", unit="s", whole=True
+)
+UNDECLARED = _gauge(
+    "groundstate_undeclared_attempts", "store reaction", "Attempts of reactions that this code does not declare.", whole=True
+)
+SUSPECT = _gauge(
+    "groundstate_reaction_suspect", "store reaction", "1: the database went back, and nobody has trusted it since.", whole=True
+)
+ANSWERS = _gauge("groundstate_store_answers", "store", "1: the database answered lately; 0: what is told of it alone is missing.")
+ANSWERED = _gauge("groundstate_store_answer_age_seconds", "store", "How old that answer is.", unit="s")
+UP = _gauge("groundstate_worker_up", "store", "1: its thread turns, its loop of calls comes round, and its lock is its own.")
+TURNED = _gauge("groundstate_worker_turn_age_seconds", "store", "Since its own thread came round, or was to.", unit="s")
+LOOP_LATE = _gauge("groundstate_call_loop_late_seconds", "store", "For how long the loop of async calls has not come round.", unit="s")
+HELD_BACK = _gauge("groundstate_worker_held", "store", "1: it was started with --held, and waits for a go.")
+CAREFUL = _gauge("groundstate_worker_careful", "store", "1: careful mode: two workers ended uncleanly.")
+REFUSED = _gauge("groundstate_reaction_refused", "store reaction", "1: it is new or changed, and waits for a person to accept it.")
+LIVES = _counter("groundstate_worker_lives", "store", "Lives begun: more than one for a process means that its lock was lost.")
+BEGUN = _counter("groundstate_calls_begun", "store outside reaction kind", "Calls and finds that were sent.")
+ENDED = _counter(
+    "groundstate_calls_ended", "store outside reaction kind ending",
+    "The same, by how they ended: outcome, not_done, busy, in_doubt, absent, unknown, not_sent.",
+)  # fmt: skip
+IN_THE_AIR = _gauge("groundstate_calls_in_the_air", "store outside", "Calls and finds under way.")
+HANGING = _gauge("groundstate_calls_hanging", "store", "Threads of calls that went on past their time limit.")
+PAUSED = _gauge(
+    "groundstate_breaker_open", "store outside", "Of how many of its parts the endpoint fails, so that it pauses and is probed."
+)
+DONE = _counter("groundstate_records", "store reaction ending", "Records of reactions without a call: done, failed, expired.")
+BATCHES = _counter("groundstate_batches", "store", "Transactions of those.")
+SWEEPS = _counter("groundstate_sweeps", "store", "Sweeps that came to their end.")
+SWEPT = _counter("groundstate_sweeps_seconds", "store", "How long they took together, from the first look to the last.", unit="s")
+SWEEP_AGE = _gauge("groundstate_sweep_age_seconds", "store", "Since the last sweep came to its end.", unit="s")
+TRANSPORT = _gauge("groundstate_transport_up", "transport", "1: hints come and go; 0: rows are found by the sweep alone.")
+
+MEASURES: tuple[Measure, ...] = (
+    PENDING, OLDEST, TOO_LATE, ATTEMPTS, ATTEMPTS_OLDEST, UNDECLARED, SUSPECT, ANSWERS, ANSWERED, UP, TURNED, LOOP_LATE, HELD_BACK,
+    CAREFUL, REFUSED, LIVES, BEGUN, ENDED, IN_THE_AIR, HANGING, PAUSED, DONE, BATCHES, SWEEPS, SWEPT, SWEEP_AGE, TRANSPORT,
+)  # fmt: skip
+
+Values = dict[Measure, list[Value]]
+Told = Iterator[tuple[Measure, float, *tuple[str, ...]]]
+
+
+class Meter:
+    """The values of one app's metrics, for any thread. What is the database's is asked at most every few seconds."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._looking = Looking(app)
+
+    def values(self) -> Values:
+        """Of every measure; none for what is not known now."""
+        found: Values = {measure: [] for measure in MEASURES}
+        for measure, value, *labels in self._all():
+            found[measure].append(Value((self._app.name, *labels), value))
+        return found
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._looking.close()
+
+    def _all(self) -> Told:
+        stores = self._looking.seen()
+        for seen in stores:
+            yield from of_store(seen, time.monotonic())
+        for vitals in self._app.vitals():
+            yield from of_worker(vitals, outsides_of(self._app, vitals.store, stores))
+        with suppress(Stopped):
+            transports: dict[str, bool] = getattr(self._app, "transports", {})
+            for name, up in transports.items():
+                yield TRANSPORT, up, name
+
+
+def of_store(seen: Seen, now: float) -> Told:
+    """What a database says."""
+    yield ANSWERS, seen.answer is not None, seen.name
+    if seen.answer is None:
+        return
+    yield ANSWERED, now - seen.at, seen.name
+    for name, count in seen.answer.undeclared.items():
+        yield UNDECLARED, count, seen.name, name
+    for one in seen.answer.reactions:
+        labels = (seen.name, one.name)
+        for state in STATES:
+            standing = one.attempts.get(state)
+            yield ATTEMPTS, standing.count if standing else 0, *labels, state
+            yield ATTEMPTS_OLDEST, _since(seen.answer, standing.since if standing else None), *labels, state
+        if one.makes == "rows":
+            continue
+        yield PENDING, one.rows, *labels
+        yield OLDEST, max(seen.waited_s(one.name, now), _since(seen.answer, one.overdue_since)), *labels
+        yield TOO_LATE, one.too_late, *labels
+        yield SUSPECT, one.suspect, *labels
+
+
+def of_worker(vitals: Vitals, outsides: Sequence[str]) -> Told:
+    """What a worker of this process says."""
+    store = vitals.store
+    yield UP, is_up(vitals, TURNING_S), store
+    yield TURNED, vitals.turned_s, store
+    yield LOOP_LATE, vitals.loop_late_s, store
+    yield HELD_BACK, vitals.held, store
+    yield CAREFUL, vitals.careful, store
+    yield LIVES, vitals.lives, store
+    yield HANGING, vitals.hanging, store
+    yield BATCHES, vitals.batches, store
+    yield SWEEPS, vitals.sweeps, store
+    yield SWEPT, vitals.sweeps_s, store
+    yield SWEEP_AGE, vitals.swept_s, store
+    for name in vitals.refused:
+        yield REFUSED, 1, store, name
+    for outside in outsides:
+        yield IN_THE_AIR, vitals.in_the_air.get(outside, 0), store, outside
+        yield PAUSED, vitals.pauses.get(outside, 0), store, outside
+    for (outside, reaction, kind), count in vitals.begun.items():
+        yield BEGUN, count, store, outside, reaction, kind
+    for (outside, reaction, kind, ending), count in vitals.ended_calls.items():
+        yield ENDED, count, store, outside, reaction, kind, ending
+    for ending, by_reaction in (("done", vitals.done), ("failed", vitals.failed), ("expired", vitals.expired)):
+        for reaction, count in by_reaction.items():
+            yield DONE, count, store, reaction, ending
+
+
+def is_up(vitals: Vitals, turning_s: float) -> bool:
+    """Whether a worker carries out, as far as can be seen: see UP."""
+    return vitals.ended is None and vitals.sound and max(vitals.turned_s, vitals.loop_late_s) <= turning_s
+
+
+def outsides_of(app: App, name: str, stores: Sequence[Seen]) -> list[str]:
+    """The outsides that reactions of a store call."""
+    of = [spec for one in stores if one.name == name for spec in app.reactions_of(one.store)]
+    return sorted({spec.call.outside.name for spec in of if spec.call is not None})
+
+
+def _since(answer: Overview, moment: datetime | None) -> float:
+    return max((answer.now - moment).total_seconds(), 0.0) if moment is not None else 0.0
