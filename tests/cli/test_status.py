@@ -80,6 +80,14 @@ def test_attempts_that_this_code_does_not_declare_are_told(sqlite_shop: Shop) ->
     assert "does not declare" in sqlite_shop.run("status").out
 
 
+def test_a_reaction_that_cannot_be_asked_does_not_hide_the_others(shop: Shop) -> None:
+    shop.order("paid", 2)
+    shop.sql("DROP TABLE items")
+    assert not reaction(shop, "seen")["asked"]
+    assert reaction(shop, "packed")["rows"] == 2
+    assert "cannot be asked" in shop.run("status").out
+
+
 def test_a_time_that_somebody_edited_is_left_out(sqlite_shop: Shop) -> None:
     sqlite_shop.attempt("paid", "1", State.FAILED)
     sqlite_shop.sql("UPDATE groundstate_attempt SET since = 'yesterday'")

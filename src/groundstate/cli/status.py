@@ -108,6 +108,8 @@ def _oldest(one: ReactionSeen) -> datetime | None:
 
 
 def _state(one: ReactionSeen) -> str:
+    if not one.asked:
+        return "cannot be asked"
     if not one.on:
         return "not started"
     if one.suspect:

@@ -6,17 +6,18 @@ Bounded, so that it may be asked again and again: `status` and the metrics do. W
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Select, and_, func, not_, null, select
+from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, living, pending, registry, upcoming
+from groundstate.engine import attempts, living, pending, registry, trouble, upcoming
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.pending import Looked
 from groundstate.engine.question import Question
-from groundstate.engine.registry import BASELINE, COUNTED_MAX
+from groundstate.engine.registry import BASELINE, COUNTED_MAX, Known, Newcomer
 from groundstate.rules.attempt import State
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
@@ -47,6 +48,7 @@ class ReactionSeen:
     attempts: Mapping[str, Standing] = field(default_factory=dict)  # by state
     on: bool = True  # False: it is new or changed, and a person must accept it
     suspect: bool = False  # the database went back: it starts each call as a doubt
+    asked: bool = True  # False: its condition cannot be asked here, such as of a table that is gone
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,39 @@ def overview(
     most: int = COUNTED_MAX,
 ) -> Overview:
     """lives: to look who is alive, and which reactions wait to be accepted; None: neither is asked. most: rows counted of each reaction."""
+    try:
+        return _asked(app, database, questions, schedules, lives=lives, most=most, apart=False)
+    except DBAPIError as error:
+        if trouble.transient(error):
+            raise
+        return _asked(app, database, questions, schedules, lives=lives, most=most, apart=True)
+
+
+def _asked(  # noqa: PLR0913  # as overview
+    app: str,
+    database: Database,
+    questions: Sequence[Question],
+    schedules: Sequence[ScheduleSpec],
+    *,
+    lives: Lives | None,
+    most: int,
+    apart: bool,
+) -> Overview:
+    """apart: each reaction in a savepoint, so that one which cannot be asked does not hide the others."""
     with database.reading() as connection:
         now = upcoming.now(database, connection)
         looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, {}, {spec.name: spec for spec in schedules})
         known = registry.known(connection, app)
-        off = {one.name for one in registry.newcomers(connection, questions, known)[1]} if lives is not None else set()
-        suspects = {name for name, one in known.items() if one.suspect}
+        loud = registry.newcomers(connection, questions, known, others_go_on=apart)[1] if lives is not None else []
+        # Rows before attempts, and those before lives: what is begun meanwhile is seen twice, and never not at all.
+        reactions = [(_reaction_apart if apart else _reaction)(looked, one, most) for one in questions]
+        reactions += [ReactionSeen(spec.name, "rows") for spec in schedules]
         open_, undeclared = _attempts(looked)
         seen = None if lives is None else tuple(living.lives_of(database, connection, lives))
         return Overview(
             now=now,
             standby=pending.is_standby(connection),
-            reactions=(
-                *(_reaction(looked, one, most, open_, off=off, suspects=suspects) for one in questions),
-                *(ReactionSeen(spec.name, "rows", attempts=open_.get(spec.name, {})) for spec in schedules),
-            ),
+            reactions=tuple(_stands(one, open_, known, loud) for one in reactions),
             undeclared=undeclared,
             lives=seen,
             careful=seen is not None and living.is_careful(seen, now),
@@ -94,9 +114,24 @@ def overview(
         )
 
 
-def _reaction(
-    looked: Looked, question: Question, most: int, open_: Mapping[str, Mapping[str, Standing]], *, off: set[str], suspects: set[str]
+def _stands(
+    one: ReactionSeen, open_: Mapping[str, Mapping[str, Standing]], known: Mapping[str, Known], loud: Sequence[Newcomer]
 ) -> ReactionSeen:
+    suspect = one.makes != "rows" and one.name in known and known[one.name].suspect
+    return replace(one, attempts=open_.get(one.name, {}), on=all(new.name != one.name for new in loud), suspect=suspect)
+
+
+def _reaction_apart(looked: Looked, question: Question, most: int) -> ReactionSeen:
+    try:
+        with looked.connection.begin_nested():
+            return _reaction(looked, question, most)
+    except DBAPIError as error:
+        if trouble.transient(error):
+            raise
+        return ReactionSeen(question.spec.name, "change" if question.spec.call is None else "call", asked=False)
+
+
+def _reaction(looked: Looked, question: Question, most: int) -> ReactionSeen:
     spec = question.spec
     rows, oldest = pending.ready(looked, question, most)
     return ReactionSeen(
@@ -107,9 +142,6 @@ def _reaction(
         too_late=pending.ready(looked, question.late, most)[0] if question.late is not None else 0,
         first=question.record_text(question.key_in(oldest[0])) if oldest else None,
         overdue_since=upcoming.overdue_since(looked.connection, question) if rows and question.timing is not None else None,
-        attempts=open_.get(spec.name, {}),
-        on=spec.name not in off,
-        suspect=spec.name in suspects,
     )
 
 

@@ -142,7 +142,7 @@ def of_store(seen: Seen, now: float) -> Told:
             standing = one.attempts.get(state)
             yield ATTEMPTS, standing.count if standing else 0, *labels, state
             yield ATTEMPTS_OLDEST, _since(seen.answer, standing.since if standing else None), *labels, state
-        if one.makes == "rows":
+        if one.makes == "rows" or not one.asked:
             continue
         yield PENDING, one.rows, *labels
         yield OLDEST, max(seen.waited_s(one.name, now), _since(seen.answer, one.overdue_since)), *labels
