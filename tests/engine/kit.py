@@ -275,14 +275,15 @@ class World:
     leaping = False
     _open: ClassVar[set[int]] = set()
 
-    def __init__(self, url: str, *bases: Any, **store: Any) -> None:
+    def __init__(self, url: Any, *bases: Any, **store: Any) -> None:
         if not World._open:
             _no_leaps.start()
         World._open.add(id(self))
         self.url = url
-        self.postgres = url.startswith("postgresql")
+        ours = opening.settings_of(url, None, None, "lossy").url
+        self.postgres = ours.drivername.startswith("postgresql")
         self.app = declared(url, *(bases or (Base,)), **store)
-        self.engine = create_engine(opening.settings_of(url, None, None, "lossy").url)
+        self.engine = create_engine(ours)
         self.ahead = 0.0  # seconds by which the database's clock is ahead
         self.lives: list[Life] = []
         self.gateways: list[Gateway] = []
@@ -400,7 +401,7 @@ class World:
                 _no_leaps.stop()
 
 
-def declared(url: str, *bases: Any, **store: Any) -> App:
+def declared(url: Any, *bases: Any, **store: Any) -> App:
     """An app; all are declared in this one place, so that each is the same app, imported again."""
     return App("shop", Store(url, *bases, **store))
 

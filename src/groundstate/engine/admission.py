@@ -81,10 +81,12 @@ class Admission:
                 registry.let_baselines_go(shift.life, lane.question)
 
     def warn_of_scans(self) -> None:
-        """A condition that reads a whole large table is said at each start (hazard 28)."""
+        """A condition that reads a whole large table is said at each start (hazard 28), and so are rows that this role may not see."""
         # A courtesy: what goes wrong in it must not keep anything from being carried out.
         with contextlib.suppress(Exception), self._shift.database.reading() as connection:
-            for finding in check.large_scans(self._shift.database, connection, [lane.question for lane in self._shift.lanes]):
+            questions = [lane.question for lane in self._shift.lanes]
+            hidden = check.hidden_rows(self._shift.database, connection, questions)
+            for finding in [*hidden, *check.large_scans(self._shift.database, connection, questions)]:
                 log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`")
 
     def _remember(self, seen: dict[str, Known]) -> None:

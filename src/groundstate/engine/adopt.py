@@ -71,6 +71,21 @@ def _remember_its_end(tx: Transaction, dead: int) -> None:
     )
 
 
+def forget_past(life: Life) -> None:
+    """Earlier lives of this process ended by a lost lock, perhaps all at once with their server: no record killed anybody there, and their
+    rows must make nobody careful.
+    """
+    over = life.past.difference(lives_seen(life)) if life.past else set()  # others are still to be adopted
+    if not over:
+        return
+    if life.witness:
+        for one in over:
+            life.witness.erase(one)
+    with life.transaction() as tx:
+        tx.connection.execute(delete(tables.worker).where(tables.worker.c.life.in_(over)))
+    life.past -= over
+
+
 def look_at_ends(life: Life, seen: Pulse) -> None:
     """Sets how careful this life is, and forgets ends that are long past. Where nothing is written it is here that a leap is noticed."""
     now, ends = seen.now, _ends(life) if seen.ended else []

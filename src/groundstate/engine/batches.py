@@ -7,7 +7,7 @@ import time
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import begin, careful, due, no_call, plain, trouble
+from groundstate.engine import barred, begin, careful, due, no_call, plain, trouble
 from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import describe
@@ -59,6 +59,8 @@ class Batches:
             with self._shift.database.reading() as connection:
                 page = groups.page(connection, lane.cursor, limit, lambda _value: True)
         except DBAPIError as error:
+            if self._barred(lane, error):
+                return
             if trouble.transient(error):
                 raise
             postpone(lane)
@@ -75,6 +77,8 @@ class Batches:
         try:
             self._due(lane)
         except Exception as error:
+            if self._barred(lane, error):
+                return
             if trouble.transient(error):
                 raise
             postpone(lane)
@@ -104,6 +108,8 @@ class Batches:
                 lane.fresh.update(dict.fromkeys(feed.keys))
             elif feed.keys:
                 lane.sweep()  # not these keys again, of which one may be wrong: the condition itself tells what is to be done
+            if self._barred(lane, error):
+                return None
             postpone(lane)
             if isinstance(error, Illegible):
                 raise
@@ -117,6 +123,10 @@ class Batches:
         self._after(lane, done, took)
         self._shift.stay_out(took)
         return done
+
+    def _barred(self, lane: Lane, error: BaseException) -> bool:
+        """Whether it was a locked table that this lane met, and no row that its handler wanted: then it waits by itself."""
+        return isinstance(error, DBAPIError) and trouble.locked(error) and barred.are_barred(self._shift, [lane])
 
     def _carried_out(self, lane: Lane, feed: Feed) -> plain.Done:
         life = self._shift.life

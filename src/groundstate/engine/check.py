@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, DateTime, Integer, MetaData, Text, func, not_, or_, select, text, type_coerce
 from sqlalchemy.exc import CompileError
 
-from groundstate.engine import plans, schema
+from groundstate.engine import hidden, plans, schema
 from groundstate.engine.handwriting import constants_set
 from groundstate.engine.question import Question
 from groundstate.rules import equality, suspicion
@@ -18,6 +18,7 @@ from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.silence import silent_from
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant
+from groundstate.store.tables import metadata as our_tables
 from groundstate.values.errors import NotInitialised, StoreRefused
 
 LARGE = 10_000  # rows: from here on a scan in each sweep is a problem, and advice below
@@ -47,6 +48,7 @@ def check(
     with database.reading() as connection:
         for question in questions:
             found += _indexes(database, connection, question)
+        found += hidden_rows(database, connection, questions)
         found += _same_keys_again(questions)
         found += _clocks(questions)
         found += _writers(questions)
@@ -61,6 +63,23 @@ def check(
 def large_scans(database: Database, connection: Connection, questions: Sequence[Question]) -> list[Finding]:
     """Conditions that make each sweep read a whole large table."""
     return [found for question in questions for found in _indexes(database, connection, question) if found.level == "problem"]
+
+
+def hidden_rows(database: Database, connection: Connection, questions: Sequence[Question]) -> list[Finding]:
+    """Tables of which row-level security may keep rows from the role that asks: what it does not see it does not carry out."""
+    asked = [table for question in questions for table in sorted(plans.tables_of(question), key=lambda table: str(table.fullname))]
+    return [
+        Finding(
+            "problem",
+            "row security",
+            name,
+            f"policies may hide rows of {name} from {(role := hidden.role(connection))}: what it does not see it does not carry out, and"
+            " `pending` of the table's owner shows it as left to do for ever",
+            f"CREATE POLICY groundstate ON {name} TO {role} USING (true) WITH CHECK (true), and no RESTRICTIVE policy for it;"
+            f" or ALTER ROLE {role} BYPASSRLS",
+        )
+        for name in hidden.hidden(database, connection, [*asked, *our_tables.sorted_tables])
+    ]
 
 
 # ---- indexes -------------------------------------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from sqlalchemy import delete, insert, select, update
 from groundstate.engine import leaps, transaction
 from groundstate.engine.cells import lives_among
 from groundstate.engine.transaction import Transaction
-from groundstate.engine.trouble import Illegible
+from groundstate.engine.trouble import Illegible, OtherServer
 from groundstate.rules.careful import Care
 from groundstate.store import tables
 from groundstate.store.port import Database, Lives, Witness
-from groundstate.values.errors import WentBack
+from groundstate.values.errors import StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
 
@@ -49,6 +49,8 @@ class Life:
     key_names: dict[str, str] = field(default_factory=dict)  # reaction -> the name that its keys are made of (hazard 62)
     pace: leaps.Pace = field(default_factory=leaps.Pace)
     steps_back: int = 0  # of the database's clock, that were noticed
+    server: str | None = None  # on which the lock is; None: nobody has begun, or there is no server
+    past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class Life:
     def begin(self) -> None:
         """Takes the lock, then writes that this life began. Raises StoreRefused."""
         self.lives.take(self.id)
+        self.server = self.lives.server
         try:
             with self.transaction() as tx:
                 tx.connection.execute(
@@ -64,6 +67,9 @@ class Life:
                         life=self.id, app=self.app, host=socket.gethostname(), pid=os.getpid(), began_at=tx.now, begins=0
                     )
                 )
+        except OtherServer as error:
+            self.lives.release()
+            raise StoreRefused(_APART) from error
         except BaseException:
             self.lives.release()  # a life that is not written down keeps no lock, and no connection for it
             raise
@@ -81,6 +87,7 @@ class Life:
         with transaction.writing(self.database, wait=wait) as tx:
             if embedded and self.database.someone_wrote():  # asked under the write lock: surely not us
                 self.others_wrote = True
+            self._stay_with(tx.server)
             leapt = self.pace.leapt(tx.now, asked_s)
             if leapt:
                 leaps.follow(tx, self.id, leapt)
@@ -93,6 +100,15 @@ class Life:
         took = time.monotonic() - started
         if took > LONG_S:
             log.warning("a transaction took %.1f s: a handler that waits for something keeps others out; let a call do that", took)
+
+    def _stay_with(self, server: str | None) -> None:
+        """Raises where this transaction is on another server than the lock: what this life knows need not be so there."""
+        if self.server is None or server == self.server:
+            return
+        if self.sound:
+            self.sound = False  # before anything is concluded or begun there; the next life looks back first
+            log.error("the database is on another server now, or was started anew: no call goes out until a new life has begun")
+        raise OtherServer("the database moved to another server, or was started anew")
 
     def did_others_write(self) -> bool:
         """Whether somebody else wrote to an embedded store since this was last asked."""
@@ -122,8 +138,10 @@ class Life:
 
     def shorten(self, error: str) -> str:
         """An error's text as it is kept: redacted, bounded, without control characters (hazard 54)."""
-        plain = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in self.redact(error))
-        return plain if len(plain) <= ERROR_LENGTH else plain[: ERROR_LENGTH - 1] + "…"
+        codec = self.database.codec  # a letter that the database's encoding lacks would be refused with the whole attempt
+        said = self.redact(error).encode(codec, "replace").decode(codec)
+        plain = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in said)
+        return plain if len(plain) <= ERROR_LENGTH else plain[: ERROR_LENGTH - 3] + "..."
 
     def end(self) -> None:
         """A clean end: no row stays. Attempts of calls still in the air were written as doubts before."""
@@ -137,6 +155,10 @@ class Life:
             self.lives.release()
 
 
+_APART = (
+    "the lock of this life is on another server than the tables: direct= must lead to the server that the store's own URL leads to"
+    " (while a failover is under way, both may lead there a moment later)"
+)
 ERROR_LENGTH = 2000
 LONG_S = 1.0  # a transaction of ours that took longer is told of (hazard 26)
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, exists, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, trouble
+from groundstate.engine import attempts, barred, trouble
 from groundstate.engine.fleet import Fleet
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
@@ -56,13 +56,13 @@ class Looks:
         if not beginning and not due_lanes:
             return
         try:
-            with self._shift.database.reading() as connection:
+            with self._shift.database.reading(wait=barred.WAIT) as connection:
                 if due_lanes and connection.execute(attempts.ANY).first() is None:
                     for lane in due_lanes:
                         lane.due, lane.due_cursor = False, None
                 self._look_at(connection, beginning)
         except DBAPIError as error:
-            if trouble.transient(error) or now < self._apart_until:
+            if (trouble.transient(error) and not trouble.locked(error)) or now < self._apart_until:
                 raise
             self._apart_until = now + APART_S  # one of them cannot be asked: which one is seen when each is asked by itself
 
@@ -107,6 +107,9 @@ class Looks:
         try:
             return ask()
         except DBAPIError as error:
+            if trouble.locked(error):
+                barred.bar(lane)
+                return None
             if trouble.transient(error):
                 raise
             postpone(lane)
@@ -116,7 +119,7 @@ class Looks:
     def _look_at_newest(self, lane: Lane) -> None:
         """While a long backlog is gone through in key order, rows that somebody else has just written must not wait for its end."""
         lane.newest = False
-        with self._shift.database.reading() as connection:
+        with self._shift.database.reading(wait=barred.WAIT) as connection:
             newest = lane.question.places_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
             rows = self._asked(lane, lambda: connection.execute(newest).all())
             lane.fresh.update(dict.fromkeys(lane.question.key_in(tuple(row)) for row in rows or ()))

@@ -17,7 +17,7 @@ from sqlalchemy.sql.expression import Executable
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
-from groundstate.engine import groups
+from groundstate.engine import groups, partitions
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
 from groundstate.rules.reaction import EveryChild
@@ -54,8 +54,11 @@ def scans(database: Database, connection: Connection, question: Question) -> lis
     """The tables that the condition makes the database read as a whole, however small they are today."""
     keys: Any = [type_coerce(one, NullType()) for one in question.key_attributes]  # what comes back is a plan, and no key of their types
     statement = select(*keys).where(question.ready)
-    found = sorted(set(_scanned(_plan(database, connection, statement))))
-    return [_scan(database, connection, question, name) for name in found]
+    found = set(_scanned(_plan(database, connection, statement)))
+    if database.name == "postgresql":
+        whole = partitions.roots(connection, sorted(found))
+        found = {whole.get(name, name) for name in found}
+    return [_scan(database, connection, question, name) for name in sorted(found)]
 
 
 def unsorted(database: Database, connection: Connection, question: Question) -> Scan | None:
@@ -82,7 +85,8 @@ def ungrouped(database: Database, connection: Connection, question: Question) ->
             table: Any = question.mapper.base_mapper.local_table
             where = [clause for clause in question.spec.clauses if _of_table_alone(clause, table)]
             rows = _scan(database, connection, question, table.name)
-            return Scan(rows.table, rows.rows, _index_by(database, table, [asked.column, *asked.in_line], where))
+            ddl = _index_by(database, table, [asked.column, *asked.in_line], where)
+            return Scan(rows.table, rows.rows, _by_parts(database, connection, table, ddl))
     return None
 
 
@@ -121,21 +125,23 @@ def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _scan(database: Database, connection: Connection, question: Question, name: str) -> Scan:
-    tables = {table.name: table for table in _tables(question)}
+    tables = {table.name: table for table in tables_of(question)}
     table = tables.get(name)
     if table is None:  # an alias, or a table behind a view
         return Scan(name, 0, None)
     some = select(literal_column("1")).select_from(table).limit(COUNTED_MOST).subquery()
     rows = int(connection.execute(select(func.count()).select_from(some)).scalar_one())
     if table in question.mapper.tables:
-        return Scan(table.fullname, rows, partial_index(database, question, table))
+        return Scan(table.fullname, rows, _by_parts(database, connection, table, partial_index(database, question, table)))
     for every in question.spec.children:
         if table in _tables_of(every):
-            return Scan(table.fullname, rows, _plain_index(database, table, [look.base_column(one) for one in every.parent_key]))
+            ddl = _plain_index(database, table, [look.base_column(one) for one in every.parent_key])
+            return Scan(table.fullname, rows, _by_parts(database, connection, table, ddl))
     return Scan(table.fullname, rows, None)
 
 
-def _tables(question: Question) -> set[Any]:
+def tables_of(question: Question) -> set[Any]:
+    """The tables of its record, and those that its clauses name."""
     named = set(question.mapper.tables)
     for clause in question.spec.clauses:
         named |= {column.table for column in look.columns(look.parts(clause)) if hasattr(column.table, "fullname")}
@@ -212,6 +218,18 @@ def _create(database: Database, table: Any, name: str, columns: list[str]) -> st
     # SQLite names the schema with the index, and not with the table.
     schema = f"{prepare.quote(table.schema)}." if table.schema else ""
     return f"CREATE INDEX {schema}{prepare.quote(name)} ON {prepare.quote(table.name)} ({listed})"
+
+
+def _by_parts(database: Database, connection: Connection, table: Any, ddl: str | None) -> str | None:
+    """The DDL of an index as it can be made on a table that is partitioned."""
+    if ddl is None or database.name != "postgresql":
+        return ddl
+    written = database.engine.dialect.identifier_preparer.format_table(table)
+    parts = partitions.tree(connection, written)
+    if not parts:
+        return ddl
+    made, _, what = ddl.partition(f" ON {written} ")
+    return partitions.ddl(parts, made.rpartition(" ")[2].strip('"'), what.rstrip(";"))
 
 
 def _of_table_alone(clause: ColumnElement[bool], table: Any) -> bool:

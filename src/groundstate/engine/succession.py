@@ -13,14 +13,16 @@ from collections.abc import Callable
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import adopt, ahead, illegible, pulse, restore, trouble
-from groundstate.engine.life import Life, describe
+from groundstate.engine.life import Life
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
 from groundstate.values.errors import StoreRefused
 
 log = logging.getLogger("groundstate")
 CHECK_S = 1.0  # how often it is asked whether the lock is still ours
-LOCKED_OUT_S = 60.0  # for so long a start waits for locks that somebody else holds
+LOCKED_OUT_S = 60.0  # for so long a start waits for locks that somebody else holds, or for a server that takes no connection just now
+PAUSE_S = 0.2
+PAUSE_LONGEST_S = 3.0
 
 
 class Succession:
@@ -37,31 +39,23 @@ class Succession:
         fresh = self._make()
         if old is not None:
             fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
+            fresh.past = {*old.past, old.id}
         return fresh
 
     def begin(self, shift: Shift) -> None:
         """The first life. Waits while somebody else holds the locks that this needs. Raises StoreRefused."""
-        until = time.monotonic() + LOCKED_OUT_S
-        while True:
+
+        def come_alive() -> None:
             try:
                 shift.life.begin()
                 illegible.mending(shift.life, lambda: self._look_back(shift))
                 illegible.mending(shift.life, lambda: take_over(shift))
-            except DBAPIError as error:
-                locked = trouble.transient(error) if shift.embedded else trouble.locked(error)
-                if not locked or shift.stopping is not None:
-                    raise
+            except DBAPIError:
                 shift.life.lives.release()
-                if time.monotonic() > until:
-                    what = "the write lock" if shift.embedded else "rows that must be looked at first"
-                    raise StoreRefused(
-                        f"somebody has held {what} of {shift.database.settings.url.render_as_string()} for "
-                        f"{LOCKED_OUT_S:g} s: end that transaction (a stopped process, a shell that has not committed), and start again"
-                    ) from error
-                log.warning("the database is in trouble, tried again: %s", describe(error))
                 shift.life = self.next_life(shift.life)
-            else:
-                return
+                raise
+
+        patiently(shift, come_alive)
 
     def check(self, shift: Shift) -> None:
         """Now and then: whether we still are who we were; where not, the next life begins."""
@@ -106,11 +100,52 @@ class Succession:
             restore.remember(shift.life)
 
 
+def patiently(shift: Shift, step: Callable[[], object]) -> None:
+    """A step of a start, tried again for a while where somebody else is in its way: a lock, or a server that takes no connection just now.
+
+    Raises:
+        StoreRefused: that lasted too long; with the cure.
+        DBAPIError: anything else.
+    """
+    until, pause = time.monotonic() + LOCKED_OUT_S, PAUSE_S
+    while True:
+        try:
+            step()
+        except DBAPIError as error:
+            refused = _in_the_way(shift, error)
+            if refused is None or shift.stopping is not None:
+                raise
+            if time.monotonic() > until:
+                raise StoreRefused(refused) from error
+            log.warning("the database is in trouble, tried again: %s", trouble.told(error))
+            if not trouble.locked(error):  # that took its time already
+                time.sleep(pause)
+                pause = min(pause * 1.5, PAUSE_LONGEST_S)
+        else:
+            return
+
+
+def _in_the_way(shift: Shift, error: DBAPIError) -> str | None:
+    """What to say if it stays so; None where nothing says that it passes."""
+    if trouble.full(error):
+        return trouble.FULL
+    if trouble.coming_up(error):
+        return f"the server has not come up within {LOCKED_OUT_S:g} s: see its log, and start again ({trouble.told(error)})"
+    if not (trouble.transient(error) if shift.embedded else trouble.locked(error)):
+        return None
+    what = "the write lock" if shift.embedded else "rows or tables that must be looked at first"
+    return (
+        f"somebody has held {what} of {shift.database.settings.url.render_as_string()} for "
+        f"{LOCKED_OUT_S:g} s: end that transaction (a stopped process, a shell that has not committed), and start again"
+    )
+
+
 def take_over(shift: Shift, seen: Pulse | None = None) -> None:
     """Adopts what dead lives left, with what their clock may have made of it, and sees how careful to be."""
     life = shift.life
     seen = pulse.take(shift) if seen is None else seen
     adopted = adopt.adopt_all(life) if seen.strangers else 0
+    adopt.forget_past(life)
     adopt.look_at_ends(life, pulse.take(shift) if adopted else seen)
     back, before = life.steps_back, shift.bounded
     if adopted or before != (life.id, back):

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import CompoundSelect, Connection, Integer, bindparam, literal_column, null, select, type_coerce, union_all
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import trouble
+from groundstate.engine import barred, trouble
 from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
@@ -64,7 +64,7 @@ class Timers:
         return min(times, default=None)
 
     def _timed(self) -> list[Lane]:
-        return [lane for lane in self._shift.parts if lane.question.timing is not None and lane.on]
+        return [lane for lane in self._shift.parts if lane.question.timing is not None and lane.on and not lane.barred]
 
     def _asks_any(self) -> bool:
         return any(lane.question.timing is not None and lane.on for lane in self._shift.lanes)
@@ -75,7 +75,7 @@ class Timers:
             self._stale = False
             return
         started, since, self._said = time.monotonic(), self._rung_until, []
-        with self._shift.database.reading() as connection:
+        with self._shift.database.reading(wait=barred.WAIT) as connection:
             waits = self._waits(connection, lanes)
         asked = time.monotonic()
         self._rung_until = min(self._said, default=since)
@@ -91,8 +91,11 @@ class Timers:
             with connection.begin_nested():
                 return self._asked(connection, lanes)
         except DBAPIError as error:
-            if trouble.transient(error):
+            if trouble.transient(error) and not trouble.locked(error):
                 raise
+            if len(lanes) == 1 and trouble.locked(error):
+                barred.bar(lanes[0])
+                return [[]]
             if len(lanes) == 1:
                 postpone(lanes[0])
                 log.exception("%s could not be asked when it is due next, tried again", lanes[0].name)

@@ -11,7 +11,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from groundstate.engine import attempts, begin, conclude, no_call, trouble
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import attempts, barred, begin, conclude, no_call, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
 from groundstate.engine.departures import Departures, LaneTrouble
@@ -120,6 +122,8 @@ class Traffic:
             postpone(error.lane)
             log.exception("%s could not be begun, tried again", error.lane.name)
         except Exception as error:
+            if isinstance(error, DBAPIError) and trouble.locked(error) and barred.are_barred(shift, self._concerned(words, wanting)):
+                return  # what came back for those stays in hand, and the others are concluded by the next turn
             if trouble.transient(error) or isinstance(error, WentBack) or not words:
                 raise
             self._conclude_apart(words)
@@ -131,6 +135,9 @@ class Traffic:
         finally:
             self.limits.close()
             told(came)
+
+    def _concerned(self, words: Sequence[Word], wanting: Sequence[Lane]) -> list[Lane]:
+        return list(dict.fromkeys([*(self._shift.lane(word.flight.question.spec.name) for word in words), *wanting]))
 
     def _lingers(self, now: float) -> bool:
         """Whether so few of many calls came back, and so lately, that one commit for more of them is worth the wait."""

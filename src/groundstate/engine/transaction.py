@@ -33,6 +33,7 @@ class Transaction:
     connection: Connection
     session: Session
     now: datetime
+    server: str | None = None  # what `Database.server` says where this runs
     touched: hints.Touched = field(default_factory=hints.Touched)
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
@@ -80,8 +81,8 @@ def watch(database: Database) -> None:
 
 @lru_cache(maxsize=128)
 def _opening(database: Database) -> Any:
-    """The first statement of each transaction: its moment, and whether any attempt stands."""
-    return select(database.now(), exists(select(literal_column("1")).select_from(attempt_table)))
+    """The first statement of each transaction: its moment, whether any attempt stands, and on which server."""
+    return select(database.now(), exists(select(literal_column("1")).select_from(attempt_table)), database.server)
 
 
 @contextmanager
@@ -89,8 +90,8 @@ def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Tr
     """A transaction that commits at the end of the block, and rolls back on any exception. Its hints go out after the commit."""
     touched = hints.Touched(ours=True)
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info={OURS: True}) as session:
-        now, some = connection.execute(_opening(database)).one()
-        transaction = Transaction(database, connection, session, now, touched, some_attempts=bool(some))
+        now, some, server = connection.execute(_opening(database)).one()
+        transaction = Transaction(database, connection, session, now, server, touched, some_attempts=bool(some))
         marks = connection.info  # a connection that broke in the block gives them no more, and would hide by that what broke it
         marks[OURS] = transaction
         try:

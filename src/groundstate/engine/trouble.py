@@ -9,11 +9,22 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 
 _STATES = ("40", "08", "53", "57")  # serialisation and deadlock, connection, resources, operator intervention
 _LOCK_NOT_AVAILABLE = "55P03"
+_TOO_MANY = "53300"
+# A refused connection comes without a state: the server's words, as they are in English.
+_FULL = ("too many clients", "too many connections", "remaining connection slots")
+_NOT_UP = ("the database system is starting up", "the database system is not", "the database system is in recovery mode")
 _SQLITE = ("database is locked", "disk is full", "disk I/O error", "database table is locked")
 
 
 class Illegible(Exception):
     """A row of our tables has something in it that nothing of ours writes: somebody edited it. `illegible.mend` makes it readable."""
+
+
+class OtherServer(Exception):
+    """A transaction runs on another server than the lock of this life is on, or on the same one after it was started anew.
+
+    A failover, or a restart: that lock is gone, and commits may be. Nothing of this life may go on there before it is looked back.
+    """
 
 
 def unreadable(error: BaseException) -> bool:
@@ -41,9 +52,33 @@ def locked(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
+def full(error: BaseException) -> bool:
+    """Whether the server takes no further connection, or none of this role or to this database."""
+    orig = getattr(error, "orig", None)
+    return getattr(orig, "sqlstate", None) == _TOO_MANY or any(words in str(orig) for words in _FULL)
+
+
+def coming_up(error: BaseException) -> bool:
+    """Whether the server is there and says that it is about to take connections."""
+    return any(words in str(getattr(error, "orig", None)) for words in _NOT_UP)
+
+
+FULL = (
+    "the server takes no more connections: a worker needs two, for its work and for its lock, and a third for a moment at its start;"
+    " raise max_connections (or the limit of the role, or of the database), end idle ones, or put a pooler before it (Store(direct=))"
+)
+
+
+def told(error: BaseException) -> str:
+    """An error of the database in one line, with the cure where one is known."""
+    name, words = type(error).__name__, " ".join(str(getattr(error, "orig", error)).split())
+    cure = f" ({FULL})" if full(error) else ""
+    return f"{name}: {words}{cure}"
+
+
 def transient(error: BaseException) -> bool:
     """What says nothing about the record: the same transaction may succeed a moment later, or once our own rows are mended."""
-    if isinstance(error, Illegible):
+    if isinstance(error, Illegible | OtherServer):
         return True
     if not isinstance(error, DBAPIError):
         return False

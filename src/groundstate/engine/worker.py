@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from groundstate.engine import adopt, due, guards, hints, illegible, schema, tokens, transaction, trouble, upcoming, vitals
+from groundstate.engine import adopt, barred, due, guards, hints, illegible, schema, tokens, transaction, trouble, upcoming, vitals
 from groundstate.engine.admission import Admission
 from groundstate.engine.afar import Afar
 from groundstate.engine.batches import Batches
@@ -30,7 +30,7 @@ from groundstate.engine.pulse import Pulse
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
 from groundstate.engine.shift import Shift
-from groundstate.engine.succession import Succession, take_over
+from groundstate.engine.succession import Succession, patiently, take_over
 from groundstate.engine.sweeps import SWEEP_S, Sweeps
 from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
@@ -43,7 +43,7 @@ from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Opened
 from groundstate.store.tables import attempt as attempt_table
-from groundstate.values.errors import Stopped, WentBack
+from groundstate.values.errors import Stopped, StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
 MENDED_S = 0.1  # after rows of ours were put right it is looked again
@@ -221,7 +221,7 @@ class Worker:
             self._leave()
 
     def _come_up(self) -> None:
-        self.database.connect()
+        patiently(self._shift, self.database.connect)
         transaction.watch(self.database)
         schema.check(self.database)
         lanes = [lanes_of(Question(spec, self.database)) for spec in self._specs]
@@ -286,7 +286,9 @@ class Worker:
         wait = 0.1 * 2**self._trouble
         self._not_before = time.monotonic() + wait
         if trouble.transient(error):
-            log.warning("the database is in trouble, tried again in %.1f s: %s", wait, describe(error))
+            log.warning("the database is in trouble, tried again in %.1f s: %s", wait, trouble.told(error))
+        elif isinstance(error, StoreRefused):  # as while a failover is under way
+            log.error("tried again in %.1f s: %s", wait, error)
         else:
             log.error("a turn failed, tried again in %.1f s", wait, exc_info=error)
         self._succession.next_check = 0.0
@@ -304,6 +306,8 @@ class Worker:
         sweeping = any(lane.on and lane.backlog for lane in self._shift.parts)  # and not what rings now, or is heard of
         if not sweeping:
             self._shift.tally.sweep_ends(started)
+        if barred.look_again(self._shift):
+            self._timers.heard()
         self._timers.turn()
         self._looks.turn()
         self._traffic.turn()
@@ -363,6 +367,7 @@ class Worker:
 
     def _beat(self, seen: Pulse) -> None:
         """What a worker looks at for which another one sweeps: what a person said, and how careful to be."""
+        adopt.forget_past(self._shift.life)
         adopt.look_at_ends(self._shift.life, seen)
         self._admission.read_again(seen)
 

@@ -4,6 +4,7 @@ where a connection leads or how it is secured.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,24 @@ _ASYNCPG_OWN = frozenset(  # how asyncpg works inside; psycopg has its own ways
 _CACHE_SIZES = frozenset({"statement_cache_size", "prepared_statement_cache_size"})
 _PSYCOPG2_OWN = frozenset({"connection_factory", "cursor_factory", "async", "async_"})
 _PSYCOPG_OURS = frozenset({"autocommit", "row_factory", "cursor_factory", "context"})
+
+
+def with_hosts_in_the_query(url: str) -> str:
+    """Libpq's way to write several hosts, postgresql://one:5432,two:5432/name, as SQLAlchemy reads it: ?host=one,two&port=5432,5432."""
+    several = _SEVERAL_HOSTS.fullmatch(url)
+    if several is None:
+        return url
+    places = [_HOST.fullmatch(place) for place in several["hosts"].split(",")]
+    if None in places:
+        return url  # and SQLAlchemy says that it cannot be read
+    hosts = ",".join((place["in_brackets"] or place["plain"] or "") for place in places if place)
+    ports = ",".join(place["port"] or "5432" for place in places if place)
+    more = f"&{several['query']}" if several["query"] else ""
+    return f"{several['before']}{several['path'] or ''}?host={hosts}&port={ports}{more}"
+
+
+_SEVERAL_HOSTS = re.compile(r"(?P<before>postgres[^:/]*://(?:[^/?]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?")
+_HOST = re.compile(r"(?:\[(?P<in_brackets>[^]]*)\]|(?P<plain>[^][:]*))(?::(?P<port>\d*))?")
 
 
 def from_asyncpg(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class ByteLives:
 
     def __init__(self, database: str) -> None:
         self.path = f"{database}-groundstate-lock"
+        self.server: str | None = None  # there is none
         self._file: int | None = None
         self._life: int | None = None
         self._adopted: set[int] = set()
@@ -133,6 +134,7 @@ class FlockLives:
 
     def __init__(self, database: str) -> None:
         self.path = f"{database}-groundstate-lock"
+        self.server: str | None = None  # there is none
         self._files: dict[int, int] = {}
         self._life: int | None = None
         self._pid = os.getpid()

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 from sqlalchemy import URL, Engine, StaticPool, make_url
 from sqlalchemy.exc import ArgumentError
 
-from groundstate.store.arguments import from_asyncpg, from_psycopg, from_psycopg2
+from groundstate.store.arguments import from_asyncpg, from_psycopg, from_psycopg2, with_hosts_in_the_query
 from groundstate.store.file_locks import file_lives
 from groundstate.store.port import Lives, Opened, Settings
 from groundstate.store.witness import FileWitness
@@ -154,7 +154,7 @@ def _connect_args(engine: Engine) -> Mapping[str, Any]:
 
 def _parsed(url: str | URL) -> URL:
     try:
-        return make_url(url)
+        return make_url(with_hosts_in_the_query(url) if isinstance(url, str) else url)
     except (ArgumentError, ValueError):
         message = (
             "the store's URL cannot be read: write sqlite:///app.db or postgresql://user@host/name, with @ : / in a password as %40 %3A %2F"

@@ -42,6 +42,12 @@ class Database(Protocol):
     settings: Settings
     name: str  # "sqlite" or "postgresql"
     locks_rows: bool  # whether `lock` does anything: on SQLite the transaction is the lock
+    codec: str  # Python's name of an encoding in which the database can hold every text that is written to it
+
+    @property
+    def server(self) -> ColumnElement[str | None]:
+        """What tells the server that runs a transaction from every other one, before and after a restart or a failover. NULL on SQLite."""
+        ...
 
     @property
     def insert(self) -> Callable[[Table], Any]:
@@ -62,8 +68,11 @@ class Database(Protocol):
         standby.
         """
 
-    def reading(self) -> AbstractContextManager[Connection]:
-        """A read-only transaction, refused by the database itself if it writes; works on a standby. Always rolled back."""
+    def reading(self, *, wait: timedelta | None = None) -> AbstractContextManager[Connection]:
+        """A read-only transaction, refused by the database itself if it writes; works on a standby. Always rolled back.
+
+        `wait`: how long to wait for a table that is locked, 5 s where None.
+        """
 
     def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
         """The database's clock as an expression, moved ahead: one value a transaction on PostgreSQL, one a statement on SQLite.
@@ -94,7 +103,10 @@ class Lives(Protocol):
     """Locks that die with their holder: one for each life, on something of its own that is otherwise idle.
 
     Made for one life at a time. A forked child must not use it (it raises) and must not keep the lock alive.
+    server: what `Database.server` says where the lock is; None where there is no server, and before `take`.
     """
+
+    server: str | None
 
     def take(self, life: int) -> None:
         """Begins a life: takes its lock, and proves that it excludes others (the pooler probe). Raises StoreRefused with the cure."""

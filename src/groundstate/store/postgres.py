@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, QueuePool, Select, create_engine, event, func, literal_column
+from sqlalchemy import ColumnElement, Connection, QueuePool, Select, Text, create_engine, event, func, literal_column
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import NotSupportedError
@@ -30,7 +30,21 @@ if TYPE_CHECKING:
 
 WAIT = timedelta(seconds=5)
 STATEMENT = timedelta(seconds=30)  # how long one statement of ours may take, beside a longer wait for a lock
+IDLE = timedelta(minutes=5)  # between two statements of a transaction, which the server ends then: a stopped process keeps no row for ever
 OLDEST = 140000
+WITH_TRANSACTION_TIMEOUT = 170000
+
+# A host that is gone without a word must be missed: a worker that waits for its answer carries out nothing.
+_CONNECT = {
+    "connect_timeout": 10,  # for each of several hosts
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10000,
+    "application_name": "groundstate",
+    "client_encoding": "utf8",  # in a database of another encoding the server converts; psycopg would give bytes for SQL_ASCII
+}
 
 # Those by which a database is known again. The table of rates came later: counting it would make each upgrade look like a restore.
 _OURS = [table.name for table in (tables.attempt, tables.reaction, tables.worker)]
@@ -38,7 +52,9 @@ _ALL = [table.name for table in tables.metadata.sorted_tables]
 
 _FOUND = sql("""
     SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS words,
-           current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS durable
+           current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS durable,
+           current_setting('DateStyle') AS dates, current_setting('IntervalStyle') AS intervals,
+           current_setting('server_encoding') AS encoding
 """)
 _NOT_KEPT = sql("""
     SELECT relname FROM pg_class
@@ -75,9 +91,10 @@ class PostgresDatabase:
         self._pid = os.getpid()
         self._checking = threading.Lock()
         self._checked = False
-        self._durable = ""
+        self._more = ""  # what each transaction sets besides, because of what this server has or was told
+        self.codec = "utf-8"
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
-        arguments = {"application_name": "groundstate", **settings.connect_args}
+        arguments = {**_CONNECT, **settings.connect_args}
         if settings.direct is not None:
             # `direct` is given because `url` leads through a pooler, where a prepared statement may meet a server that has none.
             arguments.setdefault("prepare_threshold", None)
@@ -101,9 +118,14 @@ class PostgresDatabase:
                 found = connection.execute(_FOUND).one()
                 _check_server(found.version, found.words, found.fsync)
                 _check_tables(connection)
-            if found.durable == "off":
-                self._durable = "; SET LOCAL synchronous_commit = on"
+            self._more = _more(found, self.settings.failover)
+            self.codec = _CODECS.get(found.encoding, "utf-8")
             self._checked = True
+
+    @property
+    def server(self) -> ColumnElement[str]:
+        """When this server was started: another one of the same data, or the same one after its crash, was started at another time."""
+        return literal_column("extract(epoch from pg_postmaster_start_time())::text", type_=Text())
 
     @contextmanager
     def writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
@@ -124,11 +146,11 @@ class PostgresDatabase:
             raise StoreRefused(_STANDBY) from error  # READ WRITE is refused in recovery, and for no other reason
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
         """READ ONLY: writing in it raises InternalError, 'cannot execute ... in a read-only transaction'."""
         refuse_child(self._pid)
         # Where nothing can be written COMMIT keeps nothing, and after a ROLLBACK psycopg forgets all its prepared statements.
-        with transaction(self.engine, Manner(f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {_UTC}")) as connection:
+        with transaction(self.engine, Manner(self._begin("READ ONLY", WAIT if wait is None else wait, timedelta()))) as connection:
             yield connection
 
     def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
@@ -175,11 +197,13 @@ class PostgresDatabase:
         connection.autocommit = True  # the BEGIN is ours
         self._open.add(connection)
 
-    def _begin(self, access: str, wait: timedelta) -> str:
-        statement = STATEMENT if wait <= WAIT else STATEMENT + wait
+    def _begin(self, access: str, wait: timedelta, statement: timedelta = STATEMENT) -> str:
+        """With every time limit of our own: what a DBA set for the role or the database is for others. No `statement`: no limit."""
+        at_most = _milliseconds(statement + max(wait - WAIT, timedelta())) if statement else 0
         return (
-            f"BEGIN ISOLATION LEVEL READ COMMITTED {access}; {_UTC}; SET LOCAL lock_timeout = {_milliseconds(wait)};"
-            f" SET LOCAL statement_timeout = {_milliseconds(statement)}{self._durable}"
+            f"BEGIN ISOLATION LEVEL READ COMMITTED {access}; {_UTC}; SET LOCAL statement_timeout = {at_most};"
+            f" SET LOCAL lock_timeout = {_milliseconds(wait)};"
+            f" SET LOCAL idle_in_transaction_session_timeout = {_milliseconds(IDLE)}{self._more}"
         )
 
 
@@ -188,6 +212,28 @@ _STANDBY = (
     " Give the primary's URL, or promote this server"
 )
 _UTC = "SET LOCAL TimeZone = 'UTC'"
+_CODECS = {  # Python's names for a database's encoding, where it is not UTF-8 and cannot hold every character
+    **{f"LATIN{number}": f"iso8859-{of}" for number, of in zip(range(1, 11), (1, 2, 3, 4, 9, 10, 13, 14, 15, 16), strict=True)},
+    **{f"ISO_8859_{number}": f"iso8859-{number}" for number in (5, 6, 7, 8)},
+    **{f"WIN{number}": f"cp{number}" for number in (866, 874, *range(1250, 1259))},
+    "KOI8R": "koi8-r",
+    "KOI8U": "koi8-u",
+    "EUC_JP": "euc-jp",
+    "EUC_KR": "euc-kr",
+    "EUC_CN": "gb2312",
+}
+
+
+def _more(found: Any, failover: str) -> str:
+    """What each transaction sets beside its time limits, on this server."""
+    durable = found.durable == "off" or (failover == "lossless" and found.durable in {"local", "remote_write"})
+    wanted = {
+        "synchronous_commit = on": durable,
+        "transaction_timeout = 0": found.version >= WITH_TRANSACTION_TIMEOUT,  # each statement has a limit, and so has each pause
+        "DateStyle = 'ISO'": not found.dates.startswith("ISO"),  # psycopg reads no other
+        "IntervalStyle = 'postgres'": found.intervals != "postgres",
+    }
+    return "".join(f"; SET LOCAL {setting}" for setting, needed in wanted.items() if needed)
 
 
 def _milliseconds(time: timedelta) -> int:

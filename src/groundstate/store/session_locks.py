@@ -24,12 +24,12 @@ with suppress(ImportError):  # `opening` refuses with the cure before anything h
 
 # The other end must be missed within some ten seconds, by the server and by us. Each is set on its own: a system may lack one.
 _SERVER = {
+    "statement_timeout": "10000",  # first: a role's own may be shorter than the others take
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "10000",
     "idle_session_timeout": "0",
-    "statement_timeout": "10000",
 }
 _CLIENT = {
     "keepalives": 1,
@@ -39,6 +39,7 @@ _CLIENT = {
     "tcp_user_timeout": 10000,
     "connect_timeout": 10,
     "application_name": "groundstate life",
+    "client_encoding": "utf8",
 }
 ASK_S = 30.0  # how long a connection that stands is believed to have the lock
 _LOCKS = """
@@ -80,6 +81,7 @@ class SessionLives:
         self._life: int | None = None
         self._adopted: set[int] = set()
         self._asked_at = 0.0
+        self.server: str | None = None
         self._guard = threading.Lock()
         self._pid = os.getpid()
         forsake_in_child(self)
@@ -208,8 +210,8 @@ class SessionLives:
         return connection
 
     def _lock(self, connection: psycopg.Connection[Any], life: int) -> None:
-        row = connection.execute("SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s)", (life,)).fetchone()
-        standby, got = row or (False, False)
+        asked = "SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s), extract(epoch from pg_postmaster_start_time())::text"
+        standby, got, self.server = connection.execute(asked, (life,)).fetchone() or (False, False, None)
         if standby:
             message = (
                 "this PostgreSQL is a standby, whose locks exclude nobody elsewhere: give the primary's URL (target_session_attrs=primary)"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from sqlalchemy import URL, ColumnElement, Connection, QueuePool, Select, create_engine, event, literal_column
+from sqlalchemy import URL, ColumnElement, Connection, QueuePool, Select, Text, create_engine, event, literal_column
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
@@ -54,6 +54,8 @@ class SqliteDatabase:
 
     name = "sqlite"
     locks_rows = False
+    codec = "utf-8"
+    server: ColumnElement[str | None] = literal_column("NULL", type_=Text())
 
     insert = staticmethod(insert)
 
@@ -107,7 +109,7 @@ class SqliteDatabase:
             yield connection
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self, *, wait: timedelta | None = None) -> Iterator[Connection]:  # noqa: ARG002  # the port's: a reader waits for nobody here
         """A snapshot under `query_only`: writing in it raises OperationalError, 'attempt to write a readonly database'."""
         refuse_child(self._pid)
         with transaction(self.engine, _READING) as connection:

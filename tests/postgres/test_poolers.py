@@ -1,0 +1,106 @@
+"""Poolers in transaction mode: refused for the lock, good for the work. One of the tests' own, and the real PgBouncer where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import pytest
+from sqlalchemy import make_url
+
+from groundstate import StoreRefused
+from groundstate.testing.servers import PostgresServer
+from tests.engine.charging import ASK, charging
+from tests.engine.kit import Order, World, until
+from tests.postgres import bouncers
+from tests.postgres.pairs import answer
+from tests.postgres.pooler import pooling
+
+
+@contextmanager
+def through(kind: str, server: PostgresServer) -> Iterator[int]:
+    port = server.port or 0
+    with pooling(port) if kind == "ours" else bouncers.bouncing(port, kind) as own:
+        yield own
+
+
+IN_TRANSACTION_MODE = ["ours", *(kind for kind in bouncers.KINDS if "transaction" in kind)]
+IN_SESSION_MODE = [kind for kind in bouncers.KINDS if "session" in kind]
+
+
+def at(url: str, port: int) -> str:
+    return make_url(url).set(port=port).render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=IN_TRANSACTION_MODE)
+def pooled(request: pytest.FixtureRequest, postgres_server: PostgresServer, postgres_url: str) -> Iterator[tuple[str, str]]:
+    """The URL through the pooler, and the one past it."""
+    with through(request.param, postgres_server) as port:
+        yield at(postgres_url, port), postgres_url
+
+
+def test_hazard_33_a_lock_through_a_pooler_is_refused_with_the_cure(pooled: tuple[str, str]) -> None:
+    world = World(pooled[0])
+    try:
+        charging(world, ASK)
+        world.orders(1)
+        with pytest.raises(StoreRefused, match="direct='postgresql://"):
+            world.worker()
+        assert world.order().status == "placed"
+    finally:
+        world.close()
+
+
+def test_the_work_goes_through_the_pooler_and_the_lock_past_it(pooled: tuple[str, str], postgres_server: PostgresServer) -> None:
+    world = World(pooled[0], direct=pooled[1])
+    try:
+        gateway = charging(world, ASK)
+
+        @world.app.on(Order, Order.status == "paid")
+        def packed(order: Order) -> None:
+            order.status = "packed"
+
+        world.orders(30)
+        life = world.worker()
+        until(lambda: world.count(Order.status == "packed") == 30)
+        for number in range(31, 51):  # one by one, so that statements come often enough to be prepared
+            world.orders_from(number, number)
+            until(lambda number=number: world.order(number).status == "packed")  # type: ignore[misc]
+        assert life.worker.life.lives.held()
+        life.quiet()
+        assert [gateway.done(number) for number in range(1, 51)] == [1] * 50
+        past = (
+            f"select count(*) from pg_stat_activity where datname = '{world.engine.url.database}' and application_name = 'groundstate life'"
+        )
+        assert answer(postgres_server, past) == 1
+        life.stop()
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("kind", ["none", *IN_SESSION_MODE])
+def test_where_each_client_has_a_session_of_its_own_no_direct_url_is_needed(
+    kind: str, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    with through(kind, postgres_server) if kind != "none" else nullcontext(postgres_server.port or 0) as port:
+        world = World(at(postgres_url, port))
+        try:
+            gateway = charging(world, ASK)
+            world.orders(20)
+            world.settled()
+            assert [gateway.done(number) for number in range(1, 21)] == [1] * 20
+        finally:
+            world.close()
+
+
+def test_a_direct_url_that_leads_to_another_server_is_refused(postgres_server: PostgresServer, postgres_url: str) -> None:
+    with PostgresServer(max_connections=20) as other:
+        world = World(postgres_url, direct=other.url())
+        try:
+            charging(world, ASK)
+            world.orders(1)
+            with pytest.raises(StoreRefused, match="another server than the tables"):
+                world.worker()
+        finally:
+            world.close()
+            other.kill()

@@ -1,0 +1,126 @@
+"""A server that is killed and started again beneath a worker: nothing is lost, nothing doubled, and it goes on by itself.
+
+On a server without WAL for others (`wal_level = minimal`, no WAL senders): nothing of ours decodes or replicates.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from groundstate.testing.servers import PostgresServer
+from tests.engine.charging import ASK, charging
+from tests.engine.kit import Life, Order, World, until
+from tests.postgres.starting import refusing
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer(max_connections=30, settings={"wal_level": "minimal", "max_wal_senders": "0"}) as made:
+        yield made
+        made.kill()
+
+
+@pytest.fixture
+def world(server: PostgresServer) -> Iterator[World]:
+    made = World(server.create_database())
+    yield made
+    server.start()
+    made.close()
+
+
+def killed_and_started(server: PostgresServer, world: World) -> None:
+    server.kill()
+    server.start()
+    world.engine.dispose()  # the test's own connections
+
+
+def goes_on(life: Life, first: int) -> None:
+    until(lambda: life.worker.life.id != first and life.worker.life.sound)
+
+
+def test_a_server_killed_amid_calls_loses_none_and_doubles_none(server: PostgresServer, world: World) -> None:
+    gateway = charging(world, ASK)
+    for number in range(1, 41, 4):
+        gateway.plan(number, "done_hang")  # done, and the answer comes when the server is gone
+        gateway.plan(number + 1, "hang")  # not done yet
+    world.orders(40)
+    life = world.worker()
+    until(lambda: gateway.waiting == 20 and world.count(Order.status == "paid") == 20)
+    first = life.worker.life.id
+    server.kill()
+    gateway.gate.set()
+    server.start()
+    world.engine.dispose()
+    goes_on(life, first)
+    world.orders_from(41, 45)
+    until(lambda: world.count(Order.status == "paid") == 45)
+    life.quiet()
+    assert [gateway.done(number) for number in range(1, 46)] == [1] * 45
+    assert world.attempts() == []
+
+
+def test_a_server_killed_again_and_again_amid_batches_loses_no_row_and_answers_none_twice(server: PostgresServer, world: World) -> None:
+    @world.app.on(Order, Order.status == "placed")
+    def counted(order: Order) -> None:
+        order.status, order.round = "counted", order.round + 1
+
+    world.orders(3000)
+    life = world.worker()
+    for least in (1, 1000, 2000):
+        until(lambda least=least: _so_many(world) >= least)  # type: ignore[misc]
+        killed_and_started(server, world)
+    until(lambda: world.count(Order.status == "counted") == 3000)
+    life.quiet()
+    assert world.count(Order.round == 2) == 3000
+
+
+def _so_many(world: World) -> int:
+    return world.count(Order.status == "counted")
+
+
+def test_a_restarted_server_is_noticed_by_the_first_transaction_on_it(server: PostgresServer, world: World) -> None:
+    gateway = charging(world, ASK)
+    world.orders(1)
+    life = world.worker()
+    life.quiet()
+    first = life.worker.life.id
+    life.worker._succession.next_check = life.worker._sweeps.next = float("inf")  # nobody looks at the lock, or at anything
+    killed_and_started(server, world)
+    world.orders_from(2, 2)  # and a hint comes first
+    until(lambda: world.order(2).status == "paid")
+    assert life.worker.life.id != first, "it went on beside a lock that anybody could have taken"
+    assert gateway.called(2) == 1
+
+
+def test_a_server_that_is_down_for_a_while_is_waited_for(server: PostgresServer, world: World) -> None:
+    gateway = charging(world, ASK)
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    server.stop()
+    until(lambda: life.in_trouble)
+    gateway.gate.set()
+    server.start()
+    world.engine.dispose()
+    until(lambda: world.order().status == "paid")
+    assert gateway.called(1) == 1
+
+
+def test_a_worker_waits_for_a_server_that_is_coming_up(server: PostgresServer, world: World) -> None:
+    """It answers as it does while it recovers: it is there, and takes nobody yet."""
+    charging(world, ASK)
+    world.orders(1)
+    life = world.worker(start=False)
+    server.kill()
+    starting = threading.Thread(target=life.worker.start)
+    with refusing(server.port or 0, "57P03", "the database system is starting up") as refused:
+        starting.start()
+        until(lambda: refused.count > 2)
+    server.start()
+    world.engine.dispose()
+    starting.join(20)
+    until(lambda: world.order().status == "paid")
