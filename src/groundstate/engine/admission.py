@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from groundstate.engine import check, registry
+from groundstate.engine import barred, check, registry
 from groundstate.engine.lane import Lane
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.registry import Known, Newcomer
@@ -83,7 +83,7 @@ class Admission:
     def warn_of_scans(self) -> None:
         """A condition that reads a whole large table is said at each start (hazard 28), and so are rows that this role may not see."""
         # A courtesy: what goes wrong in it must not keep anything from being carried out.
-        with contextlib.suppress(Exception), self._shift.database.reading() as connection:
+        with contextlib.suppress(Exception), self._shift.database.reading(wait=barred.WAIT) as connection:
             questions = [lane.question for lane in self._shift.lanes]
             hidden = check.hidden_rows(self._shift.database, connection, questions)
             for finding in [*hidden, *check.large_scans(self._shift.database, connection, questions)]:
