@@ -12,6 +12,7 @@ from sqlalchemy import Interval, LargeBinary, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Moment, after
+from groundstate.store import opening
 from groundstate.store.tables import Instant
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
@@ -149,6 +150,18 @@ def test_a_stopped_process_keeps_a_row_for_minutes_at_most(postgres_url: str) ->
             assert connection.exec_driver_sql("show lock_timeout").scalar_one() == "5s"
     finally:
         world.close()
+
+
+@pytest.mark.parametrize(("failover", "wanted"), [("lossy", "local"), ("lossless", "on")])
+def test_what_was_called_lossless_waits_for_the_standby_whatever_a_role_has_set(failover: str, wanted: str, postgres_url: str) -> None:
+    with role(postgres_url, {"synchronous_commit": "local"}) as login:
+        database = opening.open_store(opening.settings_of(login, failover=failover))[0]
+        try:
+            database.connect()
+            with database.writing() as connection:
+                assert connection.exec_driver_sql("show synchronous_commit").scalar_one() == wanted
+        finally:
+            database.close()
 
 
 @pytest.fixture(params=["LATIN1", "SQL_ASCII"])

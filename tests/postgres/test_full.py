@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
@@ -66,47 +67,56 @@ def test_a_start_on_a_full_server_is_told_the_cure_and_waits(world: World, caplo
     assert life.worker.failure is None
 
 
-def test_a_server_that_is_full_later_costs_no_life(world: World) -> None:
-    life = world.worker()
-    until(lambda: world.count(Order.status == "paid") == 3)
-    first = life.worker.life.id
-    with world.engine.connect() as mine:
-        world.engine.dispose()
-        mine.exec_driver_sql("insert into orders (id, status, round) values (4, 'placed', 1)")
-        mine.commit()
-        with full(world.url):
-            # Its connection for the work dies, and there is no other to be had.
-            its_own = "application_name = 'groundstate' and datname = current_database()"
-            mine.exec_driver_sql(f"select pg_terminate_backend(pid) from pg_stat_activity where {its_own}")
-            mine.rollback()
-            with full(world.url):
-                until(lambda: life.in_trouble)
-        until(lambda: mine.exec_driver_sql("select count(*) from orders where status = 'paid'").scalar_one() == 4)
-    assert life.worker.life.id == first
-
-
-def test_too_many_connections_of_a_role_are_told_and_waited_out(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def narrow(postgres_url: str) -> Iterator[World]:
+    """A shop whose worker is a role that may have so many connections and no more; the test's own are not."""
     with role(postgres_url, options="connection limit 2") as login:
-        asked(postgres_url, "grant all on schema public to public")
-        world = World(postgres_url)
-        try:
-            charging(world, ASK)
-            world.orders(3)
-            for table in ("orders", "groundstate_attempt", "groundstate_reaction", "groundstate_worker", "groundstate_rate"):
-                asked(postgres_url, f"grant all on {table} to public")
-            narrow = World(login)
-            narrow._there = True
-            charging(narrow, ASK)
-            try:
-                life = narrow.worker(start=False)
-                starting = threading.Thread(target=life.worker.start)
-                with caplog.at_level(logging.WARNING, "groundstate"):
-                    starting.start()
-                    until(lambda: "too many connections for role" in caplog.text and "limit of the role" in caplog.text)
-                asked(postgres_url, f"alter role {narrow.engine.url.username} connection limit 3")
-                starting.join(20)
-                until(lambda: world.count(Order.status == "paid") == 3)
-            finally:
-                narrow.close()
-        finally:
-            world.close()
+        owner = World(postgres_url)
+        charging(owner, ASK)
+        owner.orders(3)
+        name = make_url(login).username
+        for table in ("orders", "groundstate_attempt", "groundstate_reaction", "groundstate_worker", "groundstate_rate"):
+            asked(postgres_url, f"grant all on {table} to {name}")
+        made = World(login)
+        made.engine.dispose()
+        made.engine = owner.engine
+        made._there = True
+        charging(made, ASK)
+        yield made
+        made.close()
+        owner.close()
+
+
+def may_have(world: World, most: int) -> None:
+    world.run(f"alter role {make_url(world.url).username} connection limit {most}")
+
+
+def test_too_many_connections_of_a_role_are_told_and_waited_out(narrow: World, caplog: pytest.LogCaptureFixture) -> None:
+    life = narrow.worker(start=False)
+    starting = threading.Thread(target=life.worker.start)
+    with caplog.at_level(logging.WARNING, "groundstate"):
+        starting.start()
+        until(lambda: "too many connections for role" in caplog.text and "limit of the role" in caplog.text)
+    may_have(narrow, 3)
+    starting.join(20)
+    until(lambda: narrow.count(Order.status == "paid") == 3)
+
+
+def test_no_connection_for_the_work_costs_no_life_and_no_outcome(narrow: World, caplog: pytest.LogCaptureFixture) -> None:
+    may_have(narrow, 3)
+    gateway = narrow.gateways[0]
+    gateway.plan(3, "done_hang")
+    life = narrow.worker()
+    until(lambda: narrow.count(Order.status == "paid") == 2 and gateway.waiting == 1)
+    first = life.worker.life.id
+    may_have(narrow, 1)  # which is its lock's
+    work = "application_name = 'groundstate' and datname = current_database()"
+    with caplog.at_level(logging.WARNING, "groundstate"):
+        narrow.run(f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where {work}")
+        gateway.gate.set()
+        until(lambda: life.in_trouble)
+    assert "the server takes no more connections" in caplog.text
+    may_have(narrow, 3)
+    until(lambda: narrow.count(Order.status == "paid") == 3)
+    assert gateway.called(3) == 1
+    assert life.worker.life.id == first

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Absent, Key, Outside
+from groundstate import Absent, Key, Outside, again
 from tests.engine.charging import ASK
 from tests.engine.kit import QUICK, Gateway, World, until
 from tests.postgres.pairs import asked
@@ -193,6 +193,27 @@ def test_a_handler_without_a_call_may_change_the_partition_that_is_in_the_key(wo
     world.settled()
     assert asked(world.url, "select count(*) from parcels_1") == 10
     assert world.attempts() == []
+
+
+def test_a_handler_that_takes_an_outcome_cannot_change_the_partition_that_is_in_the_key(world: World) -> None:
+    divided(world, "list")
+    gateway = world.gateway()
+    post = Outside("post")
+
+    @post.call(in_doubt=again(), retry=QUICK)
+    async def send(parcel: Parcel, key: Key) -> str:
+        return await gateway.act(parcel.id, key)
+
+    @world.app.on(Parcel, Parcel.region == 1, call=send)
+    def posted(parcel: Parcel, outcome: str) -> None:
+        parcel.region = 2
+
+    world.add(Parcel(id=1, region=1))
+    life = world.worker()
+    until(lambda: world.states() == ["held"])
+    life.quiet()
+    assert world.attempt().outcome == '["r1"]'
+    assert gateway.called(1) == 1
 
 
 @pytest.mark.parametrize("deep", [False, True])
