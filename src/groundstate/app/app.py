@@ -13,7 +13,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import configure_mappers
 from sqlalchemy.sql.elements import SQLCoreOperations
 
-from groundstate.app import condition, declaration, every, source
+from groundstate.app import condition, declaration, every, source, telling
 from groundstate.app.outside import Call
 from groundstate.app.reaction import Plain, Reaction
 from groundstate.app.running import Running
@@ -54,13 +54,23 @@ class App(Running):
 
     The name is part of each call's key: with another name, an app's calls have other keys.
 
+    Args:
+        name: of the app.
+        stores: the databases that its records lie in.
+        transport: the URL of what carries hints between its processes, or a function that returns it, called at the start: `nats://...`,
+            `redis://...`, `amqp://...`, `postgresql://...`, or `memory:` for hints within this process alone. Each PostgreSQL store carries
+            its own where nothing is said.
+        keys: whether hints name records too. Primary keys can be secrets; without them a hint costs one more look.
+
     Raises:
         DeclarationError: another app of this process has the name, or two stores own the same tables.
     """
 
-    def __init__(self, name: str, *stores: Store) -> None:
+    def __init__(self, name: str, *stores: Store, transport: str | Callable[[], str] | None = None, keys: bool = False) -> None:
         self.name = declaration.checked_name(name, "the app")
         self.stores = _checked_stores(name, stores)
+        self.transport = telling.checked(name, transport, keys)
+        self.keys = keys
         self.reactions: dict[str, ReactionSpec] = {}
         self.schedules: dict[str, ScheduleSpec] = {}
         self.rested: list[tuple[type, ColumnElement[bool]]] = []

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, inspect, select
 
 from groundstate.app.store import Store
+from groundstate.app.telling import Chosen, Messengers
 from groundstate.engine import hints, marks, registry, restore, schema
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
@@ -47,6 +48,9 @@ class Running:
     stores: tuple[Store, ...]
     reactions: dict[str, ReactionSpec]
     schedules: dict[str, ScheduleSpec]
+    transport: Chosen
+    keys: bool
+    _messengers: Messengers | None = None
     _workers: list[Worker] | None = None
     _watch: Watch | None = None
 
@@ -55,32 +59,57 @@ class Running:
         raise NotImplementedError
 
     # ---- in this process -------------------------------------------------------------------------------------------------------
-    def start(self, *, accept: bool = False, after_restore: bool = False, held: bool = False) -> None:
+    def start(
+        self,
+        *,
+        accept: bool = False,
+        after_restore: bool = False,
+        held: bool = False,
+        hints_only: bool = False,
+        trust_transport: bool = False,
+    ) -> None:
         """Starts carrying out, in threads of its own, and returns once it is under way.
 
         accept: starts new and changed reactions too, whatever rows they match (else they are left out, and `refused` names them).
-        after_restore: a backup was put back: calls of the lost time are in doubt. held: comes up, and waits for `go`.
+        after_restore: a backup was put back: calls of the lost time are in doubt. held: comes up, and waits for `go`. hints_only: carries
+        nothing out, but tells the workers elsewhere what this process commits, and `until` hears of what they do. trust_transport: a
+        transport that does not let it be seen whether it persists is used all the same.
 
         Raises:
-            DeclarationError, StoreRefused, NotInitialised: what stands in the way, with the cure.
+            DeclarationError, StoreRefused, NotInitialised, TransportRefused: what stands in the way, with the cure.
         """
         if self._workers is not None:
             raise Stopped(f"{self!r} runs in this process already")
         self.check_declarations()
         options = Options(accept=accept, after_restore=after_restore, held=held)
         started: list[Worker] = []
+        messengers = Messengers(self.name, {store: self.reactions_of(store) for store in self.stores}, self.transport, with_keys=self.keys)
         try:
-            for store in self.stores:
+            messengers.start(trusted=trust_transport)
+            for store in () if hints_only else self.stores:
                 specs = self.reactions_of(store)
                 opened, schedules = opening.open_store(store.settings()), self.schedules_of(store)
-                worker = Worker(self.name, specs, opened, schedules=schedules, options=options, redact=store.redact, watch=self._watch)
+                told = messengers.of(store)
+                worker = Worker(
+                    self.name,
+                    specs,
+                    opened,
+                    schedules=schedules,
+                    options=options,
+                    redact=store.redact,
+                    messenger=told,
+                    watch=self._watch,
+                )
                 started.append(worker)
                 worker.start()
+                if told is not None:
+                    told.serves(worker)
         except BaseException:
             for worker in started:
                 worker.stop(0)
+            messengers.stop()
             raise
-        self._workers = started
+        self._workers, self._messengers = started, messengers
 
     def observe(self, watch: Watch | None) -> None:
         """Who watches the work from the next start on, for traces; None: nobody. `groundstate.telemetry.traces.trace` gives one."""
@@ -100,6 +129,15 @@ class Running:
         workers, self._workers = self._workers, None
         for worker in workers or ():
             worker.stop(limit.total_seconds())
+        messengers, self._messengers = self._messengers, None
+        if messengers is not None:
+            messengers.stop()
+
+    @property
+    def transports(self) -> dict[str, bool]:
+        """Of each transport in use, by the name of its kind, whether hints come and go just now. Raises Stopped where it does not run."""
+        self._running_workers()
+        return {} if self._messengers is None else self._messengers.up
 
     @property
     def refused(self) -> list[registry.Newcomer]:
@@ -120,9 +158,14 @@ class Running:
         return dict(total)
 
     @asynccontextmanager
-    async def running(self, *, accept: bool = False, limit: timedelta = DRAIN) -> AsyncIterator[None]:
-        """Carries out while the block runs: for a web application's lifespan. Its work is in threads, never on this loop."""
-        await asyncio.to_thread(self.start, accept=accept)
+    async def running(
+        self, *, accept: bool = False, hints_only: bool = False, trust_transport: bool = False, limit: timedelta = DRAIN
+    ) -> AsyncIterator[None]:
+        """Carries out while the block runs: for a web application's lifespan. Its work is in threads, never on this loop.
+
+        hints_only: leaves the work to workers elsewhere, tells them what is committed here, and lets `until` hear of theirs.
+        """
+        await asyncio.to_thread(self.start, accept=accept, hints_only=hints_only, trust_transport=trust_transport)
         try:
             yield
         finally:
@@ -138,6 +181,8 @@ class Running:
         if mine:
             self.start()
         try:
+            if not self._running_workers():
+                raise Stopped(f"{self!r} runs for hints alone in this process (hints_only), and carries nothing out here")
             end = None if timeout is None else time.monotonic() + timeout.total_seconds()
             for worker in self._running_workers():
                 if not worker.until_quiet(None if end is None else end - time.monotonic()):
@@ -162,6 +207,9 @@ class Running:
         database = await asyncio.to_thread(self._open_for, record)
         bell = _Bell(asyncio.get_running_loop())
         hints.listen(bell)
+        messengers = self._messengers
+        if messengers is not None:
+            messengers.ring(bell.ring)
         try:
             end = time.monotonic() + timeout.total_seconds()
             while True:
@@ -175,6 +223,8 @@ class Running:
                     await asyncio.wait_for(bell.event.wait(), min(left, UNTIL_LOOKS_S))
         finally:
             hints.stop_listening(bell)
+            if messengers is not None:
+                messengers.ring_no_more(bell.ring)
 
     # ---- setting up --------------------------------------------------------------------------------------------------------------
     def init(
@@ -255,7 +305,7 @@ class Running:
         """The database of a record: the running worker's, or one of our own that is kept."""
         for number, store in enumerate(self.stores):
             if store.owns_class(record):
-                if self._workers is not None:
+                if self._workers:
                     return self._workers[number].database
                 opened: dict[int, Database] = self.__dict__.setdefault("_opened", {})
                 if number not in opened:
@@ -270,13 +320,16 @@ UNTIL_LOOKS_S = 0.5  # how often `until` asks where no hint came: another proces
 
 
 class _Bell:
-    """Rings in a loop when anything was committed in this process."""
+    """Rings in a loop when anything was committed in this process, or another one tells of it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.event = asyncio.Event()
         self._loop = loop
 
     def hear(self, touched: hints.Touched) -> None:  # noqa: ARG002  # which rows does not matter: it asks
+        self.ring()
+
+    def ring(self) -> None:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.event.set)
 

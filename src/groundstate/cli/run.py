@@ -50,6 +50,9 @@ def run(  # noqa: PLR0913  # the options of a command
         float, typer.Option(min=1, max=86_400, metavar="SECONDS", help="/livez: a worker that has not come round for so long is stuck.")
     ] = 60.0,
     otel: Annotated[bool, typer.Option("--otel", help="Give traces and metrics to OpenTelemetry.")] = False,
+    trust_transport: Annotated[
+        bool, typer.Option("--trust-transport", help="Use a transport that does not let it be seen whether it keeps hints.")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT. A second signal ends it at once. With --held it says first what is left to do."""
@@ -67,7 +70,7 @@ def run(  # noqa: PLR0913  # the options of a command
     with _told(found, health, http, stuck) as manager:
         if held:
             _report(found)
-        found.start(accept=accept, after_restore=after_restore, held=held)
+        found.start(accept=accept, after_restore=after_restore, held=held, trust_transport=trust_transport)
         health.started = True
         manager.ready()
         _say(f"{plain(found.name)} is carried out by process {os.getpid()}; `groundstate pending` tells what is left")

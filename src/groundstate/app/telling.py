@@ -1,0 +1,103 @@
+"""Which transports an app uses, and who is told by which: one that its author chose, or each PostgreSQL's own. Sends nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, cast
+
+from groundstate.app.store import Store
+from groundstate.engine.messenger import Messenger
+from groundstate.engine.question import Question
+from groundstate.rules.reaction import ReactionSpec
+from groundstate.store import opening as stores
+from groundstate.transport import opening as transports
+from groundstate.transport.port import Transport
+from groundstate.values.errors import DeclarationError
+
+Chosen = str | Callable[[], str] | None
+ROWS_CHANNEL = "groundstate_rows"  # on which triggers of PostgreSQL tell which tables were written
+
+
+def checked(app: str, chosen: Any, keys: Any) -> Chosen:
+    """What an App was given. Raises DeclarationError."""
+    if chosen is not None and not isinstance(chosen, str) and not callable(chosen):
+        raise DeclarationError(
+            f"App({app!r}, transport={type(chosen).__name__}): give a URL, such as 'nats://localhost', or a function that returns one"
+        )
+    if not isinstance(keys, bool):
+        raise DeclarationError(
+            f"App({app!r}, keys={keys!r}): True lets hints carry the primary keys of records, False (as it is) their reactions alone"
+        )
+    return None if chosen is None else cast("Chosen", chosen)
+
+
+def transport_of(chosen: Chosen) -> Transport | None:
+    """The transport that was chosen, not opened; None where each PostgreSQL carries its own hints. Raises DeclarationError."""
+    url = chosen() if callable(chosen) else chosen
+    return None if url is None else transports.transport_of(url)
+
+
+class Messengers:
+    """Of one running app."""
+
+    def __init__(self, app: str, reactions: Mapping[Store, Sequence[ReactionSpec]], chosen: Chosen, *, with_keys: bool) -> None:
+        self._of: dict[Store, Messenger] = {}
+        self._all: list[Messenger] = []
+        self._chosen = transport_of(chosen)
+        if self._chosen is not None:
+            every = [question for store, specs in reactions.items() for question in _questions(store, specs)]
+            shared = Messenger(app, self._chosen, every, with_keys=with_keys)
+            self._all.append(shared)
+            self._of = dict.fromkeys(reactions, shared)
+            return
+        for store, specs in reactions.items():
+            arguments = stores.listening(store.settings())
+            if arguments is not None:
+                own = import_module("groundstate.transport.postgres").PostgresTransport(arguments, also=(ROWS_CHANNEL,))
+                self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys)
+                self._all.append(self._of[store])
+
+    def of(self, store: Store) -> Messenger | None:
+        """Who tells of this store, and is told."""
+        return self._of.get(store)
+
+    def start(self, *, trusted: bool) -> None:
+        """Opens them. One that was chosen is asked first whether it persists; a PostgreSQL's own does not, and need not be waited for.
+
+        Raises:
+            TransportRefused: it persists, or does not let it be seen whether it does.
+        """
+        for one in self._all:
+            one.start(trusted=trusted, wait=self._chosen is not None)
+
+    def stop(self) -> None:
+        """Closes them."""
+        for one in self._all:
+            one.stop()
+
+    @property
+    def up(self) -> dict[str, bool]:
+        """Of each transport, by name, whether hints come and go just now."""
+        found: dict[str, bool] = {}
+        for one in self._all:
+            found[one.transport.name] = found.get(one.transport.name, True) and one.up
+        return found
+
+    def ring(self, bell: Callable[[], None]) -> None:
+        """The bell rings with each hint of others from now on."""
+        for one in self._all:
+            one.rings(bell)
+
+    def ring_no_more(self, bell: Callable[[], None]) -> None:
+        """The bell is silent."""
+        for one in self._all:
+            one.rings_no_more(bell)
+
+
+def _questions(store: Store, specs: Sequence[ReactionSpec]) -> list[Question]:
+    database = stores.open_store(store.settings())[0]
+    questions = [Question(spec, database) for spec in specs]
+    for question in questions:
+        question.has_triggers = True  # what a row is after a commit is not guessed from here
+    return questions
