@@ -214,6 +214,8 @@ class Running:
             end = time.monotonic() + timeout.total_seconds()
             while True:
                 bell.event.clear()
+                if messengers is not None:
+                    messengers.wait()
                 if await asyncio.to_thread(_holds, database, statement):
                     return True
                 left = end - time.monotonic()

@@ -89,6 +89,11 @@ class Messengers:
         for one in self._all:
             one.rings(bell)
 
+    def wait(self) -> None:
+        """Somebody waits, and wants to be told of what others carry out; to be said again each second or two."""
+        for one in self._all:
+            one.wait()
+
     def ring_no_more(self, bell: Callable[[], None]) -> None:
         """The bell is silent."""
         for one in self._all:

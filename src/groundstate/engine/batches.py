@@ -16,6 +16,7 @@ from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, moved_on, postpone
 from groundstate.engine.trouble import Illegible
 from groundstate.engine.watching import Ran
+from groundstate.rules import crowd
 
 log = logging.getLogger("groundstate")
 HOLD_S = 0.05  # how long a batch aims to hold its locks
@@ -97,8 +98,8 @@ class Batches:
                 self._batch(lane.late, Feed(keys=keys))
 
     def _batch(self, lane: Lane, feed: Feed) -> plain.Done | None:
-        started = time.monotonic()
         told = self._shift.watched.batch(lane.question.spec)
+        started, at_work = time.monotonic(), time.thread_time()
         try:
             done = self._carried_out(lane, feed)
         except Exception as error:
@@ -120,7 +121,7 @@ class Batches:
             return None
         told(Ran(done.done, done.failed))
         took = time.monotonic() - started
-        self._after(lane, done, took)
+        self._after(lane, done, took, time.thread_time() - at_work)
         self._shift.stay_out(took)
         return done
 
@@ -147,9 +148,13 @@ class Batches:
             self._shift.look_for_due()
         return plain.Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
 
-    def _after(self, lane: Lane, done: plain.Done, took: float) -> None:
+    def _after(self, lane: Lane, done: plain.Done, took: float, worked: float) -> None:
         lane.trouble = 0
         if done.taken:
+            if self._shift.others:
+                out_s = crowd.keeps_out_s(took, worked, done.taken) * (0.5 + self._shift.life.dice.random())
+                lane.not_before = time.monotonic() + out_s
+                took = crowd.undisturbed_s(took, worked)
             lane.took(took, self._hold_s())
         if done.done:
             lane.failing.succeeded(done.done)

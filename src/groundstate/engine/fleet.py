@@ -57,6 +57,7 @@ class Fleet:
     def heard(self, pulse: Pulse, now: float) -> None:
         """After a look at our tables: who is there, and whether it is this one that sweeps."""
         self.lives = pulse.lives
+        self.shift.others = self.size > 1 and not self.shift.embedded
         life = self.shift.life
         if self._life != life.id:
             self._life, self.leads = life.id, False

@@ -26,6 +26,7 @@ class Touched:
     keys: dict[type, dict[PrimaryKey, Mapping[str, Any] | None]] = field(default_factory=dict)
     whole: set[type] = field(default_factory=set)  # classes of which some unknown records were touched
     ours: bool = False  # by a handler of ours: who carries out here goes on with it
+    of_a_backlog: bool = False  # and these were the next of a pass, so that what follows them is a backlog as well
 
     def add(self, record: type, keys: Sequence[PrimaryKey], new: Sequence[Mapping[str, Any]] | None) -> None:
         if record in self.whole:

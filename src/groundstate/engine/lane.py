@@ -62,10 +62,17 @@ class Lane:
     def name(self) -> str:
         return self.question.spec.name
 
-    def hear(self, touched: Touched) -> bool:
-        """Takes what concerns this reaction; True where something did."""
+    def hear(self, touched: Touched, *, shared: bool = False) -> bool:
+        """Takes what concerns this reaction; True where something did.
+
+        shared: other workers are at the same backlog. What follows it they find as well, and each would meet the others at single keys:
+        so it is gone through by passes that begin here and there.
+        """
         found = concern(self.question, touched)
-        self.hear_keys(found.keys)
+        if shared and touched.of_a_backlog and found.keys:
+            self.hear_whole(spread=True)
+        else:
+            self.hear_keys(found.keys)
         if found.whole:
             self.hear_whole()
         return bool(found)
@@ -91,6 +98,8 @@ class Lane:
             whole, self._heard_whole = self._heard_whole, False
             spread, self._spread = self._spread, False
         self.elsewhere |= spread and not self.backlog and self.groups is None
+        if whole and spread and self.backlog:
+            self.look_again, whole = True, False  # what is new is for who was told of it, and not for all who help
         if whole or len(self.fresh) > FRESH_MAX:
             if len(self.fresh) > FRESH_MAX:
                 self.fresh.clear()

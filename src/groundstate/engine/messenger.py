@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from groundstate.engine import hints
@@ -26,9 +27,10 @@ from groundstate.transport.port import HINT_MOST, Transport
 
 log = logging.getLogger("groundstate")
 GAP_S = 0.01  # between two hints of what is fresh
-GAP_IN_HAND_S = 0.02  # between two of what this process carries out itself: only who waits for it by `until` wants to know
+GAP_IN_HAND_S = 0.02  # between two of what this process carries out itself
+AWAITED_S = 3.0  # so long that is told after somebody said that he waits for it by `until`: else nobody wants to know
 LOOK_S = 1.0  # how often it is seen whether a worker hangs
-NUMBER_OF_A_HINT = 32  # bits of its dice
+DICE_BITS = 32
 
 
 class Ear(Protocol):
@@ -55,6 +57,8 @@ class Messenger:
         self._bells: set[Callable[[], None]] = set()
         self._fresh, self._in_hand = Touched(), Touched()
         self._help: set[str] = set()
+        self._waits = False
+        self._awaited_until = 0.0
         self._lock = threading.Lock()
         self._something = threading.Event()
         self._ended = False
@@ -106,8 +110,16 @@ class Messenger:
         """A commit of this process."""
         if self._pid != os.getpid():
             return
+        in_hand = touched.ours or bool(self._ears)
+        if in_hand and time.monotonic() > self._awaited_until:
+            return
         with self._lock:
-            (self._in_hand if touched.ours or self._ears else self._fresh).merge(touched)
+            (self._in_hand if in_hand else self._fresh).merge(touched)
+        self._something.set()
+
+    def wait(self) -> None:
+        """Tells the others that somebody here waits for what they carry out; to be said again each second or two."""
+        self._waits = True
         self._something.set()
 
     def ask_for_help(self, names: Sequence[str]) -> None:
@@ -120,6 +132,9 @@ class Messenger:
     def _heard(self, words: bytes) -> None:
         found = rules.read(words)
         if found is None or found.sender == self._sender:
+            return
+        if found.waits:
+            self._awaited_until = time.monotonic() + AWAITED_S
             return
         for ear in self._ears:
             ear.hear_afar(found)
@@ -161,7 +176,10 @@ class Messenger:
             fresh, self._fresh = self._fresh, Touched()
             in_hand, self._in_hand = self._in_hand, Touched()
             wanted, self._help = self._help, set()
+        waits, self._waits = self._waits, False
         try:
+            if waits:
+                self._tell(Hint(waits=True))
             if wanted:
                 self._tell(Hint(reactions=tuple(sorted(wanted)), rows=EVERYBODY))
             if fresh:
@@ -184,10 +202,9 @@ class Messenger:
         return Hint(reactions=tuple(sorted(concerned)), rows=rows, in_hand=in_hand, keys=keys)
 
     def _tell(self, found: Hint) -> None:
-        if not found.reactions:
+        if not found.reactions and not found.waits:
             return
-        dice = self._dice.getrandbits(NUMBER_OF_A_HINT)
-        said = rules.Hint(self._sender, found.reactions, found.rows, dice, found.in_hand, found.keys)
+        said = replace(found, sender=self._sender, dice=self._dice.getrandbits(DICE_BITS))
         for piece in rules.written(said, HINT_MOST):
             self.transport.send(piece)
 

@@ -124,6 +124,7 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
     try:
         with life.transaction() as tx:
             found = feed.claim(question, tx)
+            tx.touched.of_a_backlog = feed.keys is None
             return _batch(life, question, tx, found)
     except DBAPIError as error:  # refused at COMMIT
         if trouble.transient(error) or found is None or not found.taken:

@@ -174,7 +174,7 @@ class Worker:
         """A hint: wakes the reactions it concerns."""
         if threading.current_thread() is not self._thread:
             self._sweeps.heard_here = True
-        heard = [lane.hear(touched) for lane in self._shift.parts]  # each is to hear
+        heard = [lane.hear(touched, shared=self._shift.others) for lane in self._shift.parts]  # each is to hear
         if any(heard):
             self._wake.set()
 

@@ -23,7 +23,7 @@ class Hint:
 
     sender: of the process, so that it does not listen to itself. rows: about how many were touched; 0 where nobody counted. dice: the
     same for all who hear it, by which they agree who looks. in_hand: the sender carries it out himself, and tells for who waits for it.
-    keys: record texts by reaction, where the app said `keys=True` (hazard 53). table: instead of reactions, a table that was written.
+    waits: somebody waits for what others carry out, and wants to be told of it for a while. keys: record texts by reaction, where the app said `keys=True` (hazard 53). table: instead of reactions, a table that was written.
     """
 
     sender: str = ""
@@ -31,6 +31,7 @@ class Hint:
     rows: int = 0
     dice: int = 0
     in_hand: bool = False
+    waits: bool = False
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     table: str = ""
 
@@ -53,6 +54,8 @@ def _body(hint: Hint) -> bytes:
     said: dict[str, Any] = {"v": _VERSION, "s": hint.sender, "r": list(hint.reactions), "n": hint.rows, "d": hint.dice}
     if hint.in_hand:
         said["h"] = 1
+    if hint.waits:
+        said["w"] = 1
     if hint.keys:
         said["k"] = {name: list(texts) for name, texts in hint.keys.items()}
     return json.dumps(said, separators=(",", ":")).encode()
@@ -81,6 +84,7 @@ def read(heard: bytes) -> Hint | None:
         rows=max(rows, 0),
         dice=abs(dice),
         in_hand=bool(said.get("h")),
+        waits=bool(said.get("w")),
         keys={name: tuple(some) for name, some in keys.items()},
     )
 
