@@ -23,7 +23,8 @@ class Hint:
 
     sender: of the process, so that it does not listen to itself. rows: about how many were touched; 0 where nobody counted. dice: the
     same for all who hear it, by which they agree who looks. in_hand: the sender carries it out himself, and tells for who waits for it.
-    waits: somebody waits for what others carry out, and wants to be told of it for a while. keys: record texts by reaction, where the app said `keys=True` (hazard 53). table: instead of reactions, a table that was written.
+    waits: somebody waits for what others carry out, and wants to be told of it for a while. keys: record texts by reaction, where the app
+    said `keys=True` (hazard 53). table: instead of reactions, a table that was written.
     """
 
     sender: str = ""

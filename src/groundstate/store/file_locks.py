@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from groundstate.store.forks import forsake_in_child, refuse_child
 from groundstate.values.errors import StoreRefused
+from groundstate.values.forks import forsake_in_child, refuse_child
 
 _FLOCK = "@hhqqi0q"  # struct flock: type, whence, start, len, pid, padded as C pads it
 

@@ -19,9 +19,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import NotSupportedError
 
 from groundstate.store import tables
-from groundstate.store.forks import forsake_in_child, hang_up, refuse_child
 from groundstate.store.transactions import Manner, begin_with, transaction
 from groundstate.values.errors import StoreRefused
+from groundstate.values.forks import forsake_in_child, hang_up, refuse_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

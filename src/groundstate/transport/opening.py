@@ -1,0 +1,71 @@
+"""From a URL to the transport for it. Connects to nothing, and shows no password in what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from groundstate.transport.memory import MemoryTransport
+from groundstate.transport.port import Transport
+from groundstate.values.errors import DeclarationError
+
+_EXTRAS = {"postgres": "psycopg", "nats": "nats", "redis": "redis"}
+
+
+def transport_of(url: str) -> Transport:
+    """The transport that a URL names, not opened.
+
+    Raises:
+        DeclarationError: no transport has such a URL, or the library for it is not installed.
+    """
+    scheme, colon, _ = url.partition(":")
+    made = _KINDS.get(scheme.lower())
+    if not colon or made is None:
+        known = ", ".join(f"{one}:" for one in ("memory", "postgresql", "nats", "tls", "redis", "rediss"))
+        shown = f"{scheme}:" if colon else "it"
+        raise DeclarationError(f"transport: {shown} names none. A URL begins with one of {known}; as in nats://localhost:4222")
+    return made(url)
+
+
+def _memory(url: str) -> Transport:
+    return MemoryTransport(url.partition(":")[2])
+
+
+def _postgres(url: str) -> Transport:
+    rest = url.partition("://")[2]
+    module = _needed("postgres")
+    made: Transport = module.PostgresTransport({"conninfo": f"postgresql://{rest}"})
+    return made
+
+
+def _nats(url: str) -> Transport:
+    made: Transport = _needed("nats").NatsTransport(url)
+    return made
+
+
+def _redis(url: str) -> Transport:
+    made: Transport = _needed("redis").RedisTransport(url)
+    return made
+
+
+def _needed(kind: str) -> Any:
+    try:
+        import_module(_EXTRAS[kind])
+    except ImportError as error:
+        message = f"the transport needs a library that cannot be imported ({error}): pip install 'groundstate[{kind}]'"
+        raise DeclarationError(message) from error
+    return import_module(f"groundstate.transport.{kind}")
+
+
+_KINDS: dict[str, Callable[[str], Transport]] = {
+    "memory": _memory,
+    "postgresql": _postgres,
+    "postgres": _postgres,
+    **{f"postgresql+{driver}": _postgres for driver in ("psycopg", "psycopg_async", "psycopg2", "asyncpg")},
+    "nats": _nats,
+    "tls": _nats,
+    "redis": _redis,
+    "rediss": _redis,
+    "unix": _redis,
+}

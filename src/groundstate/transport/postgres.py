@@ -1,0 +1,141 @@
+"""Hints by LISTEN and NOTIFY of PostgreSQL, on connections of their own: never in anybody's transaction, which would hold a lock on all.
+
+The server keeps a notification in memory until everybody who listens has read it, and nothing over a restart.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from groundstate.transport.connecting import Connecting
+from groundstate.transport.port import Finding
+from groundstate.values.forks import forsake_in_child, hang_up
+
+with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+    import psycopg
+    from psycopg import sql
+
+ROWS = b"rows:"  # begins what came by another channel than ours
+PROBE = "probe "
+PROBED_WITHIN_S = 3.0
+_CLIENT = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10000,
+    "connect_timeout": 5,
+    "application_name": "groundstate hints",
+}
+_IDENTIFIER_MOST = 63
+_PAYLOAD_MOST = 7_999  # bytes
+
+
+def channel_of(subject: str) -> str:
+    """The channel of a subject: itself, or where that is too long for an identifier, its beginning and what tells it from others."""
+    if len(subject.encode()) <= _IDENTIFIER_MOST:
+        return subject
+    return f"{subject[:40]}_{hashlib.blake2b(subject.encode(), digest_size=8).hexdigest()}"
+
+
+class PostgresTransport(Connecting):
+    """LISTEN/NOTIFY. arguments: psycopg's, for a connection past any pooler. also: further channels, whose payloads come after `rows:`."""
+
+    def __init__(self, arguments: Mapping[str, Any], also: Sequence[str] = ()) -> None:
+        super().__init__("postgresql", _Driver({**_CLIENT, **arguments, "application_name": _CLIENT["application_name"]}, tuple(also)))
+
+
+class _Driver:
+    def __init__(self, arguments: Mapping[str, Any], also: tuple[str, ...]) -> None:
+        self._arguments = arguments
+        self._also = also
+
+    def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # whatever the subject
+        """None: it cannot persist."""
+        return []
+
+    def listen(self, subject: str) -> _Listening:
+        return _Listening(self._arguments, channel_of(subject), self._also)
+
+    def speak(self, subject: str) -> _Speaking:
+        return _Speaking(self._arguments, channel_of(subject))
+
+
+class _Connection:
+    """One connection of ours, which a forked child leaves alone."""
+
+    def __init__(self, arguments: Mapping[str, Any], channel: str) -> None:
+        self._channel = channel
+        self.connection: psycopg.Connection[Any] = psycopg.connect(**arguments, autocommit=True)
+        forsake_in_child(self)
+        with suppress(psycopg.DatabaseError):
+            self.connection.execute("SELECT set_config('idle_session_timeout', '0', false)")
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def forsake(self) -> None:
+        """In a forked child: so that nothing there ends the parent's session."""
+        if not self.connection.closed:
+            hang_up(self.connection.fileno())
+
+
+class _Listening(_Connection):
+    def __init__(self, arguments: Mapping[str, Any], channel: str, also: tuple[str, ...]) -> None:
+        super().__init__(arguments, channel)
+        try:
+            for one in (channel, *also):
+                self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(one)))
+            self._prove(arguments)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def heard(self, wait_s: float) -> list[bytes]:
+        """Those of one wait; whatever comes meanwhile comes along."""
+        found = []
+        for one in self.connection.notifies(timeout=wait_s, stop_after=1):
+            if one.channel != self._channel:
+                found.append(ROWS + one.payload.encode())
+            elif not one.payload.startswith(PROBE):
+                found.append(_read(one.payload))
+        return found
+
+    def _prove(self, arguments: Mapping[str, Any]) -> None:
+        """A pooler in transaction mode lets LISTEN go to one session and hears none: what is said once must come back."""
+        mark = PROBE + secrets.token_hex(8)
+        with psycopg.connect(**arguments, autocommit=True) as other:
+            other.execute("SELECT pg_notify(%s, %s)", (self._channel, mark))
+        end = time.monotonic() + PROBED_WITHIN_S
+        while (left := end - time.monotonic()) > 0:
+            if any(one.payload == mark for one in self.connection.notifies(timeout=left, stop_after=1)):
+                return
+        message = "what is notified does not come back, as behind a pooler in transaction mode: give Store(..., direct=) a URL past it"
+        raise ConnectionError(message)
+
+
+class _Speaking(_Connection):
+    def say(self, hints: Sequence[bytes]) -> None:
+        payloads = [payload for hint in hints if len(payload := _written(hint)) <= _PAYLOAD_MOST]
+        if payloads:
+            self.connection.execute("SELECT pg_notify(%s, said) FROM unnest(%s::text[]) AS said", (self._channel, payloads))
+
+
+def _written(hint: bytes) -> str:
+    """As text: what is plain stays as it is, so that who looks can read it."""
+    if hint.isascii() and b"\0" not in hint:
+        return "=" + hint.decode()
+    return "~" + base64.b64encode(hint).decode()
+
+
+def _read(payload: str) -> bytes:
+    if payload.startswith("~"):
+        with suppress(ValueError):
+            return base64.b64decode(payload[1:], validate=True)
+    return payload.removeprefix("=").encode()

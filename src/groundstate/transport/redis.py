@@ -1,0 +1,139 @@
+"""Hints by the pub/sub of Redis. Nothing of it is written to disk; but a Redis that keeps what it is given is refused all the same.
+
+So that nobody has to ask, after a power cut, whether something of ours came back with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from groundstate.transport.connecting import Connecting
+from groundstate.transport.port import Finding
+
+with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+    import redis
+    from redis.exceptions import RedisError, ResponseError
+
+_OPTIONS: Mapping[str, Any] = {
+    "socket_connect_timeout": 5,
+    "socket_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "client_name": "groundstate-hints",
+}
+_UNSEEN = (
+    "let this user see it (ACL SETUSER <user> +config|get +info), or say that you know it: groundstate run --trust-transport,"
+    " app.start(trust_transport=True)"
+)
+
+
+class RedisTransport(Connecting):
+    """PUBLISH and SUBSCRIBE. url: redis://, rediss:// or unix://, as redis-py reads it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__("redis", _Driver(url))
+
+
+class _Driver:
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # whatever the subject
+        client = redis.Redis.from_url(self._url, **_OPTIONS)
+        try:
+            client.ping()
+            return [*_of_itself(client, "this Redis"), *self._of_its_master(client)]
+        finally:
+            client.close()
+
+    def _of_its_master(self, client: Any) -> list[Finding]:
+        """A replica has what its master has, and gets it again from the master's disk."""
+        try:
+            role = client.info("replication")
+        except ResponseError:
+            return [Finding(False, "it cannot be seen whether this Redis is a replica of one that persists (INFO is not allowed)", _UNSEEN)]
+        if role.get("role") != "slave":
+            return []
+        place = f"{role['master_host']}:{role['master_port']}"
+        given = {**client.connection_pool.connection_kwargs, "host": role["master_host"], "port": int(role["master_port"])}
+        master = redis.Redis(
+            **{name: value for name, value in given.items() if name in {"host", "port", "username", "password", *_OPTIONS}}
+        )
+        try:
+            return _of_itself(master, f"this Redis is a replica of {place}, which")
+        except RedisError as error:
+            return [
+                Finding(False, f"this Redis is a replica of {place}, of which it cannot be seen whether it persists ({error})", _UNSEEN)
+            ]
+        finally:
+            master.close()
+
+    def listen(self, subject: str) -> _Listening:
+        return _Listening(redis.Redis.from_url(self._url, **_OPTIONS), subject)
+
+    def speak(self, subject: str) -> _Speaking:
+        return _Speaking(redis.Redis.from_url(self._url, **_OPTIONS), subject)
+
+
+def _of_itself(client: Any, who: str) -> list[Finding]:
+    try:
+        settings = {**client.config_get("save"), **client.config_get("appendonly")}
+    except ResponseError:  # not allowed, or CONFIG was renamed
+        return _by_info(client, who)
+    found = []
+    if settings.get("save"):
+        found.append(
+            Finding(True, f'{who} writes snapshots to disk (save "{settings["save"]}")', 'CONFIG SET save ""  and the same in redis.conf')
+        )
+    if settings.get("appendonly") == "yes":
+        found.append(Finding(True, f"{who} logs each write (appendonly yes)", "CONFIG SET appendonly no  and the same in redis.conf"))
+    return found
+
+
+def _by_info(client: Any, who: str) -> list[Finding]:
+    with suppress(ResponseError):
+        if client.info("persistence").get("aof_enabled"):
+            return [Finding(True, f"{who} logs each write (aof_enabled:1)", "CONFIG SET appendonly no  and the same in redis.conf")]
+    return [
+        Finding(
+            False,
+            f"of {who} it cannot be seen whether it writes snapshots (CONFIG GET is not allowed)".replace(", which it", " it"),
+            _UNSEEN,
+        )
+    ]
+
+
+class _Listening:
+    def __init__(self, client: Any, subject: str) -> None:
+        self._client = client
+        self._heard = client.pubsub(ignore_subscribe_messages=True)
+        self._heard.subscribe(subject)
+        if self._heard.get_message(ignore_subscribe_messages=False, timeout=5) is None:
+            raise ConnectionError("Redis did not answer SUBSCRIBE")
+
+    def heard(self, wait_s: float) -> Sequence[bytes]:
+        said = self._heard.get_message(timeout=wait_s)
+        return [said["data"]] if said is not None and said["type"] == "message" else []
+
+    def close(self) -> None:
+        self._heard.close()
+        self._client.close()
+
+
+class _Speaking:
+    def __init__(self, client: Any, subject: str) -> None:
+        self._client = client
+        self._subject = subject
+        client.ping()
+
+    def say(self, hints: Sequence[bytes]) -> None:
+        """In one message."""
+        line = self._client.pipeline(transaction=False)
+        for hint in hints:
+            line.publish(self._subject, hint)
+        line.execute()
+
+    def close(self) -> None:
+        self._client.close()

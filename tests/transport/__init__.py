@@ -1,0 +1,1 @@
+"""Transports: one contract for all of them, and what is refused."""

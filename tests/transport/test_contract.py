@@ -1,0 +1,191 @@
+"""What every transport promises, on a real server of each."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import tracemalloc
+
+import pytest
+
+from groundstate.transport.opening import transport_of
+from groundstate.transport.port import HINT_MOST
+from tests.store.children import until
+from tests.transport.conftest import Heard, Place
+
+HINT = b'{"v":1,"r":["paid"]}'
+
+
+def test_a_hint_reaches_all_who_are_subscribed_and_its_sender(place: Place) -> None:
+    first, heard_first = place.open()
+    _, heard_second = place.open()
+    assert first.up
+    first.send(HINT)
+    heard_first.wait_for(HINT)
+    heard_second.wait_for(HINT)
+
+
+def test_who_listens_to_something_else_hears_nothing(place: Place) -> None:
+    mine, heard = place.open("groundstate.mine")
+    other, other_heard = place.open("groundstate.other")
+    other.send(b"for the other")
+    other_heard.wait_for(b"for the other")
+    mine.send(HINT)
+    heard.wait_for(HINT)
+    assert heard.all == [HINT]
+
+
+def test_a_long_subject_and_a_long_hint_go_through(place: Place) -> None:
+    transport, heard = place.open("groundstate." + "long-name_" * 12)
+    longest = b"x" * HINT_MOST
+    transport.send(longest)
+    heard.wait_for(longest)
+
+
+@pytest.mark.parametrize("odd", [b"\x00\xff\xfe" * 100, b"=a", b"~b", b"probe", "größer ☃".encode(), b"with\nlines\r\n"], ids=repr)
+def test_odd_bytes_come_as_they_went(place: Place, odd: bytes) -> None:
+    transport, heard = place.open()
+    transport.send(odd)
+    heard.wait_for(odd)
+
+
+def test_after_its_server_was_killed_and_came_back_hints_flow_again(served: Place) -> None:
+    transport, heard = served.open()
+    served.stop()
+    until(lambda: not transport.up)
+    transport.send(b"lost")
+    assert served.start is not None
+    served.start()
+    until(lambda: transport.up)
+    transport.send(HINT)
+    heard.wait_for(HINT)
+    assert b"lost" not in heard.all
+
+
+def test_opened_while_its_server_is_down_it_is_up_later(served: Place) -> None:
+    served.stop()
+    started = time.monotonic()
+    transport, heard = served.open()
+    assert time.monotonic() - started < 10
+    assert not transport.up
+    transport.send(b"lost")
+    assert served.start is not None
+    served.start()
+    until(lambda: transport.up)
+    transport.send(HINT)
+    heard.wait_for(HINT)
+    assert heard.all == [HINT]
+
+
+def test_a_connection_that_is_cut_while_it_idles_is_made_anew(served: Place) -> None:
+    if served.cut is None:
+        served.stop()
+        assert served.start is not None
+        served.start()
+    transport, heard = served.open()
+    if served.cut is not None:
+        served.cut()
+    until(lambda: _comes_through(transport, heard))
+
+
+def _comes_through(transport: object, heard: Heard) -> bool:
+    transport.send(HINT)  # type: ignore[attr-defined]  # a transport
+    return heard.any.wait(0.05)
+
+
+def test_it_can_be_closed_while_it_waits_twice_and_opened_again(place: Place) -> None:
+    transport, heard = place.open()
+    transport.close()
+    transport.close()
+    assert not transport.up
+    transport.send(b"after the end")
+    transport.open("groundstate.test", heard)
+    transport.send(HINT)
+    heard.wait_for(HINT)
+    assert heard.all == [HINT]
+
+
+def test_closed_while_it_connects_again_it_leaves_no_thread(served: Place) -> None:
+    before = set(threading.enumerate())
+    transport, _ = served.open()
+    served.stop()
+    until(lambda: not transport.up)
+    started = time.monotonic()
+    transport.close()
+    assert time.monotonic() - started < 5
+    until(lambda: not [one for one in set(threading.enumerate()) - before if one.name.startswith("groundstate")])
+    assert served.start is not None
+    served.start()
+
+
+def test_what_is_said_before_it_is_open_is_lost(place: Place) -> None:
+    made = transport_of(place.url)
+    made.send(HINT)
+    assert not made.up
+    made.close()
+
+
+def test_who_hears_slowly_or_raises_stops_nobody(place: Place) -> None:
+    gate = threading.Event()
+    slow, raised = threading.Event(), threading.Event()
+
+    def hears_slowly(_hint: bytes) -> None:
+        slow.set()
+        assert gate.wait(30)
+
+    def raises(_hint: bytes) -> None:
+        raised.set()
+        raise RuntimeError("by the test")
+
+    if place.has_server:  # inside a process whoever is told is called
+        place.open(hear=hears_slowly)
+    place.open(hear=raises)
+    transport, heard = place.open()
+    transport.send(HINT)
+    heard.wait_for(HINT)
+    assert raised.wait(20)
+    gate.set()
+
+
+def test_a_flood_blocks_nobody_and_a_hint_after_it_arrives(place: Place) -> None:
+    transport, heard = place.open(hear=None)
+    tracemalloc.start()
+    started = time.monotonic()
+    count = 100_000 if place.has_server else 1_000
+    for number in range(count):
+        transport.send(b"%d" % number)
+    assert time.monotonic() - started < 10
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 60_000_000
+    until(lambda: _last(transport, heard))
+
+
+def _last(transport: object, heard: Heard) -> bool:
+    transport.send(HINT)  # type: ignore[attr-defined]  # a transport
+    return HINT in heard.all
+
+
+def test_a_forked_child_uses_nothing_of_it_and_harms_nothing(served: Place) -> None:
+    transport, heard = served.open()
+    child = os.fork()
+    if child == 0:
+        code = 0
+        try:
+            if transport.up:
+                code = 1
+            transport.send(b"of the child")
+            transport.close()
+            del transport
+        except BaseException:  # noqa: BLE001  # told by the exit code
+            code = 2
+        os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    transport.send(HINT)
+    heard.wait_for(HINT)
+    assert b"of the child" not in heard.all
+
+
+def test_it_forgets_and_says_so(place: Place) -> None:
+    assert transport_of(place.url).findings() == []

@@ -1,0 +1,194 @@
+"""A transport that persists is refused, with what was found and its cure; seen on real servers, each way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from groundstate.testing.brokers import NatsServer, RedisServer
+from groundstate.transport.opening import transport_of
+from groundstate.values.errors import DeclarationError, TransportDown, TransportRefused
+from tests.store.children import until
+from tests.transport.conftest import Heard
+
+STREAMS = """
+jetstream { store_dir: "FOLDER/jetstream" }
+accounts {
+    ONE { jetstream: enabled, users: [
+        {user: boss, password: boss},
+        {user: worker, password: worker, permissions: {publish: ["groundstate.>", "_INBOX.>"], subscribe: [">"]}}
+    ] }
+    TWO { users: [{user: plain, password: plain}] }
+}
+"""
+
+
+@contextmanager
+def opened(url: str, *, trusted: bool = False) -> Iterator[Any]:
+    made = transport_of(url)
+    try:
+        made.open("groundstate.shop", Heard(), trusted=trusted)
+        yield made
+    finally:
+        made.close()
+
+
+def refused(url: str, words: str, *, trusted: bool = False) -> None:
+    with pytest.raises(TransportRefused, match=words), opened(url, trusted=trusted):
+        pass
+
+
+# ---- Redis -------------------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def keeper() -> Iterator[RedisServer]:
+    """A Redis that is set up anew by each test."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def boss(keeper: RedisServer) -> Iterator[Any]:
+    client = redis.Redis(port=keeper.port)
+    yield client
+    client.config_set("save", "")
+    client.config_set("appendonly", "no")
+    client.replicaof("NO", "ONE")
+    client.close()
+
+
+def test_a_redis_that_keeps_nothing_is_used(keeper: RedisServer, boss: Any) -> None:
+    with opened(keeper.url) as transport:
+        assert transport.up
+
+
+def test_a_redis_with_snapshots_is_refused_with_the_command_that_ends_them(keeper: RedisServer, boss: Any) -> None:
+    boss.config_set("save", "3600 1")
+    refused(keeper.url, 'save "3600 1".*CONFIG SET save ""')
+    refused(keeper.url, "snapshots", trusted=True)
+    boss.config_set("save", "")
+    with opened(keeper.url) as transport:
+        assert transport.up
+
+
+def test_a_redis_with_an_append_only_file_is_refused(keeper: RedisServer, boss: Any) -> None:
+    boss.config_set("appendonly", "yes")
+    refused(keeper.url, "appendonly yes.*CONFIG SET appendonly no")
+
+
+def test_a_replica_of_a_redis_that_persists_is_refused(keeper: RedisServer, boss: Any) -> None:
+    boss.config_set("save", "3600 1")
+    with RedisServer("--replicaof", "127.0.0.1", str(keeper.port)) as replica:
+        refused(replica.url, rf"replica of 127.0.0.1:{keeper.port}, which writes snapshots")
+
+
+def test_a_replica_whose_master_is_gone_cannot_be_seen(keeper: RedisServer) -> None:
+    with RedisServer("--replicaof", "127.0.0.1", "1") as replica:
+        refused(replica.url, "replica of 127.0.0.1:1.*--trust-transport")
+        with opened(replica.url, trusted=True) as transport:
+            assert transport.up
+
+
+def test_a_redis_that_does_not_show_its_settings_must_be_trusted(keeper: RedisServer, boss: Any) -> None:
+    boss.execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all", "-config")
+    url = keeper.url.replace("redis://", "redis://worker:secret@")
+    refused(url, "cannot be seen.*--trust-transport")
+    with opened(url, trusted=True) as transport:
+        assert transport.up
+    boss.config_set("appendonly", "yes")  # which INFO tells
+    refused(url, "aof_enabled", trusted=True)
+    boss.config_set("appendonly", "no")
+    boss.execute_command("ACL", "SETUSER", "worker", "-info")
+    refused(url, "cannot be seen")
+
+
+def test_a_redis_that_comes_back_and_persists_is_not_used_again_until_it_forgets(keeper: RedisServer, boss: Any) -> None:
+    with opened(keeper.url) as transport:
+        keeper.kill()
+        until(lambda: not transport.up)
+        keeper.settings = ("--save", "3600 1")
+        keeper.start()
+        until(lambda: "not used" in transport._said)
+        assert not transport.up
+        boss.config_set("save", "")
+        until(lambda: transport.up)
+    keeper.settings = ()
+
+
+# ---- NATS --------------------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def streams() -> Iterator[NatsServer]:
+    with NatsServer(STREAMS) as server:
+        yield server
+
+
+def _as(server: NatsServer, who: str) -> str:
+    return server.url.replace("nats://", f"nats://{who}:{who}@")
+
+
+@contextmanager
+def stream(server: NatsServer, *subjects: str) -> Iterator[None]:
+    """A stream of JetStream on these, while the block runs."""
+    import asyncio
+
+    import nats
+
+    async def act(*, make: bool) -> None:
+        client = await nats.connect(_as(server, "boss"))
+        try:
+            if make:
+                await client.jetstream().add_stream(name="KEEPS", subjects=list(subjects))
+            else:
+                await client.jetstream().delete_stream("KEEPS")
+        finally:
+            await client.close()
+
+    asyncio.run(act(make=True))
+    try:
+        yield
+    finally:
+        asyncio.run(act(make=False))
+
+
+@pytest.mark.parametrize("subject", [">", "groundstate.>", "groundstate.*", "groundstate.shop", "*.shop"])
+def test_a_stream_that_captures_our_subject_is_refused(streams: NatsServer, subject: str) -> None:
+    with stream(streams, *([subject] if subject != ">" else ["groundstate.>", "orders.>"])):
+        refused(_as(streams, "boss"), "stream KEEPS of JetStream keeps what is said to groundstate.shop.*nats stream rm KEEPS")
+        refused(_as(streams, "boss"), "KEEPS", trusted=True)
+
+
+def test_a_stream_on_something_else_is_no_matter(streams: NatsServer) -> None:
+    with stream(streams, "orders.>"), opened(_as(streams, "boss")) as transport:
+        assert transport.up
+
+
+def test_an_account_without_jetstream_keeps_nothing(streams: NatsServer) -> None:
+    with opened(_as(streams, "plain")) as transport:
+        assert transport.up
+
+
+def test_a_user_who_may_not_ask_must_trust(streams: NatsServer) -> None:
+    refused(_as(streams, "worker"), "cannot be seen.*STREAM.NAMES")
+    with opened(_as(streams, "worker"), trusted=True) as transport:
+        assert transport.up
+
+
+# ---- URLs --------------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("url", ["kafka://localhost", "localhost:4222", "", "postgresql+pg8000://localhost/app"])
+def test_a_url_that_names_no_transport_is_refused_with_those_that_do(url: str) -> None:
+    with pytest.raises(DeclarationError, match="nats://localhost:4222"):
+        transport_of(url)
+
+
+def test_no_password_is_shown() -> None:
+    with pytest.raises(DeclarationError) as said:
+        transport_of("kafka://user:secret@localhost")
+    assert "secret" not in str(said.value)
+
+
+def test_what_cannot_be_reached_says_so_when_it_is_asked() -> None:
+    with pytest.raises(TransportDown, match="redis transport cannot be reached"):
+        transport_of("redis://127.0.0.1:1").findings()
