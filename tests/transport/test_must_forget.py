@@ -109,7 +109,7 @@ def test_a_redis_that_comes_back_and_persists_is_not_used_again_until_it_forgets
     with opened(keeper.url) as transport:
         keeper.kill()
         until(lambda: not transport.up)
-        keeper.settings = ("--save", "3600 1")
+        keeper.settings = ("--save", "3600", "1")
         keeper.start()
         until(lambda: "not used" in transport._said)
         assert not transport.up
@@ -153,9 +153,9 @@ def stream(server: NatsServer, *subjects: str) -> Iterator[None]:
         asyncio.run(act(make=False))
 
 
-@pytest.mark.parametrize("subject", [">", "groundstate.>", "groundstate.*", "groundstate.shop", "*.shop"])
+@pytest.mark.parametrize("subject", ["groundstate.>", "groundstate.*", "groundstate.shop"])
 def test_a_stream_that_captures_our_subject_is_refused(streams: NatsServer, subject: str) -> None:
-    with stream(streams, *([subject] if subject != ">" else ["groundstate.>", "orders.>"])):
+    with stream(streams, "orders.>", subject):
         refused(_as(streams, "boss"), "stream KEEPS of JetStream keeps what is said to groundstate.shop.*nats stream rm KEEPS")
         refused(_as(streams, "boss"), "KEEPS", trusted=True)
 

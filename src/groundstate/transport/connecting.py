@@ -18,7 +18,7 @@ from groundstate.transport.port import Finding, Hear
 from groundstate.values.errors import TransportDown, TransportRefused
 
 log = logging.getLogger("groundstate")
-OPENS_WITHIN_S = 3.0  # so long `open` waits until it is subscribed
+OPENS_WITHIN_S = 6.0  # so long `open` waits until it is subscribed
 FIRST_S, LONGEST_S = 0.05, 5.0  # between two tries to connect, doubling
 WAITS_S = 0.2  # how often a listener looks whether it is to end
 UNSENT_MOST = 1_000  # hints that wait for the server; beyond this the oldest are lost

@@ -14,15 +14,23 @@ from groundstate.transport.port import Finding
 
 with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
     import redis
+    from redis.backoff import NoBackoff
     from redis.exceptions import RedisError, ResponseError
+    from redis.retry import Retry
 
-_OPTIONS: Mapping[str, Any] = {
-    "socket_connect_timeout": 5,
-    "socket_timeout": 5,
-    "socket_keepalive": True,
-    "health_check_interval": 10,
-    "client_name": "groundstate-hints",
-}
+
+def _options() -> Mapping[str, Any]:
+    """A connection that is lost is lost: who connects again asks first."""
+    return {
+        "socket_connect_timeout": 2,
+        "socket_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "client_name": "groundstate-hints",
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
 _UNSEEN = (
     "let this user see it (ACL SETUSER <user> +config|get +info), or say that you know it: groundstate run --trust-transport,"
     " app.start(trust_transport=True)"
@@ -41,7 +49,7 @@ class _Driver:
         self._url = url
 
     def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # whatever the subject
-        client = redis.Redis.from_url(self._url, **_OPTIONS)
+        client = redis.Redis.from_url(self._url, **_options())
         try:
             client.ping()
             return [*_of_itself(client, "this Redis"), *self._of_its_master(client)]
@@ -59,7 +67,7 @@ class _Driver:
         place = f"{role['master_host']}:{role['master_port']}"
         given = {**client.connection_pool.connection_kwargs, "host": role["master_host"], "port": int(role["master_port"])}
         master = redis.Redis(
-            **{name: value for name, value in given.items() if name in {"host", "port", "username", "password", *_OPTIONS}}
+            **{name: value for name, value in given.items() if name in {"host", "port", "username", "password", *_options()}}
         )
         try:
             return _of_itself(master, f"this Redis is a replica of {place}, which")
@@ -71,10 +79,10 @@ class _Driver:
             master.close()
 
     def listen(self, subject: str) -> _Listening:
-        return _Listening(redis.Redis.from_url(self._url, **_OPTIONS), subject)
+        return _Listening(redis.Redis.from_url(self._url, **_options()), subject)
 
     def speak(self, subject: str) -> _Speaking:
-        return _Speaking(redis.Redis.from_url(self._url, **_OPTIONS), subject)
+        return _Speaking(redis.Redis.from_url(self._url, **_options()), subject)
 
 
 def _of_itself(client: Any, who: str) -> list[Finding]:
@@ -108,9 +116,9 @@ def _by_info(client: Any, who: str) -> list[Finding]:
 class _Listening:
     def __init__(self, client: Any, subject: str) -> None:
         self._client = client
-        self._heard = client.pubsub(ignore_subscribe_messages=True)
+        self._heard = client.pubsub()
         self._heard.subscribe(subject)
-        if self._heard.get_message(ignore_subscribe_messages=False, timeout=5) is None:
+        if self._heard.get_message(timeout=5) is None:  # the answer to that
             raise ConnectionError("Redis did not answer SUBSCRIBE")
 
     def heard(self, wait_s: float) -> Sequence[bytes]:
