@@ -68,6 +68,7 @@ class Connecting:
         self._settled = threading.Event()  # it is subscribed, refused, or was not to be reached
         self._ended = threading.Event()
         self._listens = self._speaks = False
+        self._listened = 0  # how often it was subscribed
         self._refused: TransportRefused | None = None
         self._said = ""
         self._threads: list[threading.Thread] = []
@@ -140,7 +141,7 @@ class Connecting:
             except Exception as error:  # noqa: BLE001  # whatever its driver raises
                 self._tell(f"hints are lost until the {self.name} transport can be reached again: {_words(error)}")
             wait = FIRST_S if self._listens else wait  # it was subscribed
-            self._listens = False
+            self._listens = self._speaks = False  # what one connection lost, the other has lost too, and may not know it yet
             self._settled.set()
             self._ended.wait(wait * (0.5 + self._dice.random()))
             wait = min(wait * 2, LONGEST_S)
@@ -160,6 +161,7 @@ class Connecting:
     def _listen(self) -> None:
         listening = self._driver.listen(self._subject)
         try:
+            self._listened += 1
             self._listens = True
             while not self._ended.is_set():
                 for hint in listening.heard(WAITS_S):
@@ -188,12 +190,13 @@ class Connecting:
             wait = min(wait * 2, LONGEST_S)
 
     def _speak(self) -> None:
+        mine = self._listened
         speaking = self._driver.speak(self._subject)
         try:
             self._unsent.clear()
             self._speaks = True
             self._settled.set()
-            while self._listens and not self._ended.is_set():
+            while self._listens and self._listened == mine and not self._ended.is_set():
                 if not self._something.wait(WAITS_S):
                     continue
                 self._something.clear()
