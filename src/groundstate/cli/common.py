@@ -32,6 +32,7 @@ from groundstate.store import opening
 from groundstate.store.port import Database, Lives
 from groundstate.values.errors import Conflict, DeclarationError, GroundstateError, NotFound, NotInitialised, StateRefused, StoreRefused
 
+log = logging.getLogger("groundstate")
 P = ParamSpec("P")
 FORMAT = 1  # the version of every --json shape; it grows when a field changes its meaning or goes away, not when one is added
 
@@ -321,7 +322,11 @@ def guarded(command: str, function: Callable[P, None]) -> Callable[P, None]:
             raise
         except BrokenPipeError:
             _end_without_reader()
-        except Exception as error:  # noqa: BLE001 - said in words, with its exit code
+        except Exception as error:  # said in words, with its exit code
+            if kwargs.get("log_json"):
+                words, code = words_of(error), int(code_of(error))
+                log.exception("%s", words, extra={"event": "run_failed", "exit_code": code}, exc_info=bool(kwargs.get("debug")))
+                raise typer.Exit(code_of(error)) from None
             if kwargs.get("debug"):
                 traceback.print_exc()
             if kwargs.get("as_json"):

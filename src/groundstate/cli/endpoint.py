@@ -105,7 +105,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  # the library's names
         """A client that hung up is its own affair."""
-        log.debug("a request over HTTP was cut off")
+        log.debug("a request over HTTP was cut off", extra={"event": "http_cut_off"})
 
 
 class _Request(BaseHTTPRequestHandler):

@@ -20,11 +20,13 @@ from rich.logging import RichHandler
 
 from groundstate.app.app import App
 from groundstate.cli import pending, report
-from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, Neutral, console, find_app, name_of, plain, words_of
+from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, Neutral, console, find_app, name_of, words_of
 from groundstate.cli.endpoint import Endpoint
 from groundstate.cli.health import Health
+from groundstate.cli.log_lines import JsonLines
 from groundstate.cli.systemd import Notifier
 
+log = logging.getLogger("groundstate")
 LOOKS_S = 0.5  # how often it is asked whether the worker still goes on
 GO = -1
 
@@ -53,15 +55,19 @@ def run(  # noqa: PLR0913  # the options of a command
     trust_transport: Annotated[
         bool, typer.Option("--trust-transport", help="Use a transport that does not let it be seen whether it keeps hints.")
     ] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log lines of JSON on stderr, each with the name of its event.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT. A second signal ends it at once. With --held it says first what is left to do."""
+    if log_json:
+        _log(JsonLines(), debug=debug)
     if module is not None and app is not None and module != app:
         raise CommandFailed(f"two apps are named: {module} and --app {app}; give one")
     if math.isnan(drain):
         raise CommandFailed("--drain nan is no number of seconds")
     found = find_app(module or app)
-    _log(debug=debug)
+    if not log_json:
+        _log(None, debug=debug)  # after the app was imported: where it set its own logging up, that holds
     if otel:
         _observe(found)
     events: Events = queue.SimpleQueue()
@@ -73,7 +79,8 @@ def run(  # noqa: PLR0913  # the options of a command
         found.start(accept=accept, after_restore=after_restore, held=held, trust_transport=trust_transport)
         health.started = True
         manager.ready()
-        _say(f"{plain(found.name)} is carried out by process {os.getpid()}; `groundstate pending` tells what is left")
+        started = "%s is carried out by process %d; `groundstate pending` tells what is left"
+        log.info(started, found.name, os.getpid(), extra={"event": "run_started", "app": found.name, "pid": os.getpid()})
         try:
             if held:
                 _wait_for_go(found, events)
@@ -83,7 +90,7 @@ def run(  # noqa: PLR0913  # the options of a command
             manager.stopping()
             found.stop(timedelta(seconds=drain))
     if failure is not None:
-        print(f"groundstate run: the worker ended by itself: {words_of(failure)}", file=sys.stderr)
+        log.error("groundstate run: the worker ended by itself: %s", words_of(failure), extra={"event": "run_failed", "app": found.name})
         raise typer.Exit(Code.FAILED)
 
 
@@ -93,7 +100,8 @@ def _told(app: App, health: Health, http: str | None, stuck_s: float) -> Iterato
     """Whoever asks over HTTP, and the service manager, while the block runs."""
     endpoint = None if http is None else Endpoint(app, health, http, stuck_s)
     if endpoint is not None:
-        _say(f"http://{endpoint.address} serves /livez, /readyz and /metrics")
+        serves = "http://%s serves /livez, /readyz and /metrics"
+        log.info(serves, endpoint.address, extra={"event": "http_serves", "address": endpoint.address})
     manager = Notifier(health)
     try:
         yield manager
@@ -139,7 +147,9 @@ def _wait(app: App, events: Events) -> BaseException | None:
                 return app.failure
             continue
         if number != GO:
-            _say(f"{signal.Signals(number).name}: nothing new is begun, and calls in the air may end; a second signal ends at once")
+            name = signal.Signals(number).name
+            words = "%s: nothing new is begun, and calls in the air may end; a second signal ends at once"
+            log.info(words, name, extra={"event": "run_stopping", "signal": name})
             return None
 
 
@@ -148,14 +158,15 @@ def _wait_for_go(app: App, events: Events) -> None:
     by_enter = sys.stdin is not None and sys.stdin.isatty()
     if by_enter:
         threading.Thread(target=_read_enter, args=(events,), daemon=True).start()
-    _say(f"Held: nothing is carried out until {'Enter, or ' if by_enter else ''}`kill -USR1 {os.getpid()}`")
+    enter = "Enter, or " if by_enter else ""
+    log.info("Held: nothing is carried out until %s`kill -USR1 %d`", enter, os.getpid(), extra={"event": "run_held", "pid": os.getpid()})
     while app.failure is None:
         try:
             number = events.get(timeout=LOOKS_S)
         except queue.Empty:
             continue
         if number == GO:
-            _say("Carrying out from now on")
+            log.info("Carrying out from now on", extra={"event": "run_goes"})
             app.go()
         else:
             events.put(number)  # for `_wait`: told to stop before it was told to go
@@ -176,18 +187,16 @@ def _report(app: App) -> None:
     sys.stdout.flush()
 
 
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
-
-
-def _log(*, debug: bool) -> None:
-    """Logs on stderr: in colours at a terminal, in plain lines elsewhere."""
-    handler: logging.Handler
-    if sys.stderr.isatty():
+def _log(lines: logging.Formatter | None, *, debug: bool) -> None:
+    """Logs on stderr: as these lines, else in colours at a terminal, and in plain lines elsewhere."""
+    handler: logging.Handler = logging.StreamHandler()
+    if lines is not None:
+        handler.setFormatter(lines)
+        logging.captureWarnings(True)  # Python's warnings are lines as well
+    elif sys.stderr.isatty():
         handler = RichHandler(console=console(stderr=True), show_path=False, markup=False, highlighter=None, log_time_format="%X")
         handler.setFormatter(Neutral("%(message)s"))
     else:
-        handler = logging.StreamHandler()
         handler.setFormatter(Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])  # others' info (a line for each HTTP request) stays out
     logging.getLogger("groundstate").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -61,7 +61,7 @@ class Admission:
             shift.lane(question.spec.name).start()
         self.refused = loud
         for newcomer in loud:
-            log.error("%s", newcomer.words)
+            log.error("%s", newcomer.words, extra={"event": "reaction_refused", "reaction": newcomer.name, "rows": newcomer.rows})
 
     def read_again(self, pulse: Pulse) -> None:
         """What a person may have said meanwhile by a command: trust, accept; and baselines that are over."""
@@ -87,7 +87,7 @@ class Admission:
             questions = [lane.question for lane in self._shift.lanes]
             hidden = check.hidden_rows(self._shift.database, connection, questions)
             for finding in [*hidden, *check.large_scans(self._shift.database, connection, questions)]:
-                log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`")
+                log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`", extra={"event": "condition_scans"})
 
     def _remember(self, seen: dict[str, Known]) -> None:
         self._shift.life.key_names = {known.name: known.key_name for known in seen.values()}

@@ -55,7 +55,11 @@ def _adopt(life: Life, dead: int) -> int:
     if life.witness:
         life.witness.erase(dead)
     if count:
-        log.warning("a worker ended while %d attempts were under way: adopted, to be settled each by its policy", count)
+        log.warning(
+            "a worker ended while %d attempts were under way: adopted, to be settled each by its policy",
+            count,
+            extra={"event": "adopted", "count": count, "life": f"{dead:x}"},
+        )
     return count
 
 
@@ -98,6 +102,7 @@ def look_at_ends(life: Life, seen: Pulse) -> None:
             "%d workers ended uncleanly within %d minutes: careful, small batches until that is over",
             len(ends),
             careful.STRETCH.seconds // 60,
+            extra={"event": "careful_mode", "count": len(ends)},
         )
     life.care = new
     if ends and abs(now - max(ends)) > careful.STRETCH:  # until then an older end still says that the latest was not the only one

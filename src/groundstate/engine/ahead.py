@@ -39,7 +39,11 @@ def bound(life: Life, terms: Mapping[str, Terms], *, went_back: bool) -> int:
         for (longest, timeout), names in alike.items():
             count += _bound(tx, life, names, longest, timeout, went_back=went_back)
     if count:
-        log.warning("%d attempts were written by a clock that stood ahead: they wait as if it had not", count)
+        log.warning(
+            "%d attempts were written by a clock that stood ahead: they wait as if it had not",
+            count,
+            extra={"event": "attempts_from_ahead", "count": count},
+        )
     return count
 
 

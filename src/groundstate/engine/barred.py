@@ -24,7 +24,11 @@ LONGEST_S = 2.0  # after which it is looked again
 def bar(lane: Lane) -> None:
     """This lane met a locked table."""
     if not lane.barred:
-        log.warning("%s waits: somebody has locked a table that it asks (a migration?); the others go on", lane.name)
+        log.warning(
+            "%s waits: somebody has locked a table that it asks (a migration?); the others go on",
+            lane.name,
+            extra={"event": "reaction_barred", "reaction": lane.name},
+        )
     lane.barred = True
     postpone(lane)
     lane.not_before = min(lane.not_before, time.monotonic() + LONGEST_S)

@@ -65,7 +65,7 @@ class Batches:
             if trouble.transient(error):
                 raise
             postpone(lane)
-            log.exception("%s could not be asked, tried again", lane.name)
+            log.exception("%s could not be asked, tried again", lane.name, extra={"event": "condition_failed", "reaction": lane.name})
             return
         lane.cursor = page.cursor
         if page.cursor is None:
@@ -83,7 +83,9 @@ class Batches:
             if trouble.transient(error):
                 raise
             postpone(lane)
-            log.exception("what is due of %s could not be looked at, tried again", lane.name)
+            log.exception(
+                "what is due of %s could not be looked at, tried again", lane.name, extra={"event": "due_failed", "reaction": lane.name}
+            )
 
     def _due(self, lane: Lane) -> None:
         """Failed attempts whose time has come: let go where their condition is gone, else carried out once more."""
@@ -115,9 +117,11 @@ class Batches:
             if isinstance(error, Illegible):
                 raise
             if passing:
-                log.warning("%s waits for the database: %s", lane.name, describe(error))
+                log.warning(
+                    "%s waits for the database: %s", lane.name, describe(error), extra={"event": "reaction_waits", "reaction": lane.name}
+                )
             else:
-                log.exception("%s could not be carried out, tried again", lane.name)
+                log.exception("%s could not be carried out, tried again", lane.name, extra={"event": "batch_failed", "reaction": lane.name})
             return None
         told(Ran(done.done, done.failed))
         took = time.monotonic() - started
@@ -164,7 +168,13 @@ class Batches:
             lane.failing.went_wrong((self._shift.turn, number), time.monotonic())
         if done.done and lane.question.answers_late:
             self._shift.expired[lane.name] += done.done
-            log.info("%s: %d expired, the last of them due at %s", lane.name, done.done, done.last_due)
+            log.info(
+                "%s: %d expired, the last of them due at %s",
+                lane.name,
+                done.done,
+                done.last_due,
+                extra={"event": "expired", "reaction": lane.name, "count": done.done},
+            )
         if done.next_at is not None:
             self._shift.look_for_due()
         self._shift.took += done.done + done.failed

@@ -188,11 +188,24 @@ class _Looking:
                     self.result.flights.append(asked)
             case rules.Keep(after):
                 self.saved.append((attempt, after))
-                log.info("%s on %s is %s now: %s", attempt.reaction, attempt.record, after.state, after.why)
+                log.info(
+                    "%s on %s is %s now: %s",
+                    attempt.reaction,
+                    attempt.record,
+                    after.state,
+                    after.why,
+                    extra={"event": "attempt_kept", "reaction": attempt.reaction, "record": attempt.record, "state": str(after.state)},
+                )
             case rules.Delete(say):
                 self.removed.append(attempt)
                 if say:
-                    log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
+                    log.warning(
+                        "%s on %s: %s",
+                        attempt.reaction,
+                        attempt.record,
+                        say,
+                        extra={"event": "attempt_let_go", "reaction": attempt.reaction, "record": attempt.record},
+                    )
             case rules.GaveUp():
                 self._ended(attempt, _give_up(self.life, self.tx, self.question, standing, attempt))
             case rules.Expired(unsure=False) if self.life.care.careful and attempt.reaction not in self.life.suspects:
@@ -205,7 +218,13 @@ class _Looking:
     def _expired(self, attempt: Attempt, standing: Standing) -> None:
         failed = _expire(self.life, self.tx, self.question, standing, attempt)
         if failed is None:
-            log.info("%s on %s expired: it was due at %s", attempt.reaction, attempt.record, standing.due)
+            log.info(
+                "%s on %s expired: it was due at %s",
+                attempt.reaction,
+                attempt.record,
+                standing.due,
+                extra={"event": "expired", "reaction": attempt.reaction, "count": 1, "record": attempt.record},
+            )
             self.result.expired[attempt.reaction] += 1
         self._ended(attempt, failed)
 
@@ -291,7 +310,13 @@ def _flight(  # noqa: PLR0913  # each differs from call to call
         if trouble.transient(error):
             raise
         words = life.shorten(f"sends raised {describe(error)}")
-        log.warning("%s on %s: %s", before.reaction, before.record, words)
+        log.warning(
+            "%s on %s: %s",
+            before.reaction,
+            before.record,
+            words,
+            extra={"event": "sends_failed", "reaction": before.reaction, "record": before.record},
+        )
         failures = before.failures + 1
         kept = rules.not_done(before, words, next_try(spec.terms.retry, failures, tx.now, life.dice.random()), counts=True).attempt
         return replace(kept, state=State.DOUBT if before.unsure else State.FAILED, worker=life.id)
@@ -368,7 +393,14 @@ def _expire(life: Life, tx: Transaction, question: Question, standing: Standing,
     words = _end(life, tx, late, standing, attempt, handler=late.spec.handler)
     if words is None:
         return None
-    log.warning("%s on %s %s: %s", spec.name, spec.table_name, attempt.record, words)
+    log.warning(
+        "%s on %s %s: %s",
+        spec.name,
+        spec.table_name,
+        attempt.record,
+        words,
+        extra={"event": "expired_failed", "reaction": spec.name, "record": attempt.record},
+    )
     next_at = next_try(spec.terms.retry, attempt.failures + 1, tx.now, life.dice.random())
     return rules.expired_in_vain(attempt, spec.terms, tx.now, next_at, words).attempt
 

@@ -101,7 +101,11 @@ class Caller:
         if self._beat_asked > self._beat_heard and self._beat_asked != self._beat_told:
             self._beat_told = self._beat_asked
             frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001  # the one way to see where another thread is
-            log.warning("the loop of async calls is blocked: an async call must await what it waits for. It is at:\n%s", _within(frame))
+            log.warning(
+                "the loop of async calls is blocked: an async call must await what it waits for. It is at:\n%s",
+                _within(frame),
+                extra={"event": "call_loop_blocked"},
+            )
         elif self._beat_asked == self._beat_heard:
             self._beat_asked += 1
             loop.call_soon_threadsafe(self._hear_beat, self._beat_asked)
@@ -129,7 +133,7 @@ class Caller:
         try:
             self._sync_clients.close()
         except Exception:
-            log.exception("closing an outside's client failed")
+            log.exception("closing an outside's client failed", extra={"event": "client_close_failed"})
         if self._loop is None or self._thread is None:
             return
         loop, self._loop = self._loop, None
@@ -180,7 +184,7 @@ class Caller:
         try:
             await self._clients.aclose()
         except Exception:
-            log.exception("closing an outside's client failed")
+            log.exception("closing an outside's client failed", extra={"event": "client_close_failed"})
 
     # ---- one flight ------------------------------------------------------------------------------------------------------------
     async def _one(self, flight: Flight) -> None:

@@ -124,7 +124,13 @@ class _Words:
                 )
                 words = self.life.shorten(error)
                 decision = rules.unclear(attempt, words, at, now)
-                log.warning("%s on %s is in doubt: %s", attempt.reaction, attempt.record, words)
+                log.warning(
+                    "%s on %s is in doubt: %s",
+                    attempt.reaction,
+                    attempt.record,
+                    words,
+                    extra={"event": "call_in_doubt", "reaction": attempt.reaction, "record": attempt.record},
+                )
             case _:
                 return
         self.conclusion.apply(attempt, decision)
@@ -156,12 +162,20 @@ class _Words:
         where = f"{spec.name} on {spec.table_name} {word.flight.identity[2]}"
         match decision:
             case rules.Drop(say):
-                log.warning("%s: %s", where, say)
+                log.warning(
+                    "%s: %s", where, say, extra={"event": "late_outcome_dropped", "reaction": spec.name, "record": word.flight.identity[2]}
+                )
             case rules.HoldNew():
                 self.conclusion.came_after_all(_in_hand(word, value), standing, word.flight.identity)
             case rules.AddOutcome(unsure=unsure, loudly=loudly) if attempt is not None:
                 say = loudly or "a second outcome came late: kept beside the first"
-                log.log(logging.ERROR if loudly else logging.WARNING, "%s: %s", where, say)
+                log.log(
+                    logging.ERROR if loudly else logging.WARNING,
+                    "%s: %s",
+                    where,
+                    say,
+                    extra={"event": "late_outcome_kept", "reaction": spec.name, "record": word.flight.identity[2]},
+                )
                 written = outcomes.add(spec.outcome_type, attempt.outcome, value)
                 why = attempt.why or loudly or "an outcome came late"
                 held = replace(attempt, state=State.HELD, unsure=unsure, outcome=written, why=why, next_at=None)

@@ -141,7 +141,13 @@ def outcome(  # a deed, and whose, with what
     value = outcomes.load(kind, written)
     if attempt.outcome:
         had = person.life.shorten(attempt.outcome)
-        log.warning("%s on %s: the outcomes that it had in hand: %s", attempt.reaction, attempt.record, had)
+        log.warning(
+            "%s on %s: the outcomes that it had in hand: %s",
+            attempt.reaction,
+            attempt.record,
+            had,
+            extra={"event": "outcomes_replaced", "reaction": attempt.reaction, "record": attempt.record},
+        )
     kept = outcomes.before(kind, attempt.outcome, value)
     return InHand(value, _key(person, attempt), _occurrence(question, attempt), restarted=True, written=kept)
 
@@ -152,7 +158,13 @@ def forget(person: Person, tx: Transaction, question: Question | None, standing:
         return rules.Delete()  # no code could ever carry it out, and no call of it was made
     decision = rules.person_forget(attempt, _terms(question, attempt), standing.facts, tx.now)
     if isinstance(decision, rules.Delete) and attempt.outcome:
-        log.warning("%s on %s: forgotten with its outcome: %s", attempt.reaction, attempt.record, attempt.outcome)
+        log.warning(
+            "%s on %s: forgotten with its outcome: %s",
+            attempt.reaction,
+            attempt.record,
+            attempt.outcome,
+            extra={"event": "forgotten_with_outcome", "reaction": attempt.reaction, "record": attempt.record},
+        )
     return decision
 
 

@@ -78,7 +78,7 @@ def tell(touched: Touched) -> None:
         try:
             listener.hear(touched)
         except Exception:  # who committed must not hear of it: the next sweep finds what this hint was about
-            log.exception("a hint was lost")
+            log.exception("a hint was lost", extra={"event": "hint_lost"})
 
 
 def _install() -> None:

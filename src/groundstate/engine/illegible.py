@@ -115,7 +115,13 @@ def mend(life: Life) -> int:
 
 def _write(life: Life, tx: Transaction, row: _Row) -> None:
     after = row.attempt()
-    log.error("%s on %s: a row of groundstate_attempt was edited and cannot be read: %s", after.reaction, after.record, _said(life, row))
+    log.error(
+        "%s on %s: a row of groundstate_attempt was edited and cannot be read: %s",
+        after.reaction,
+        after.record,
+        _said(life, row),
+        extra={"event": "attempt_illegible", "reaction": after.reaction, "record": after.record},
+    )
     _update(tx, tables.attempt, row.cells, attempts.values_of(after), "record", f" ({after.call:x})")
 
 
@@ -128,7 +134,11 @@ def _give_times(tx: Transaction) -> int:
     table = tables.attempt
     found = tx.connection.execute(update(table).where(WITHOUT_TIME).values(next_at=tx.now)).rowcount
     if found:
-        log.error("%d attempts had no time at which they are looked at, since somebody edited them: it is now", found)
+        log.error(
+            "%d attempts had no time at which they are looked at, since somebody edited them: it is now",
+            found,
+            extra={"event": "attempts_without_time", "count": found},
+        )
     return found
 
 
@@ -142,7 +152,12 @@ def _mend_others(tx: Transaction, table: Table, instead: dict[str, Any]) -> int:
         if not faults:
             continue
         count += 1
-        log.error("a row of %s was edited and cannot be read: %s", table.name, ", ".join(cell.words for cell in faults))
+        log.error(
+            "a row of %s was edited and cannot be read: %s",
+            table.name,
+            ", ".join(cell.words for cell in faults),
+            extra={"event": "row_illegible", "table": table.name},
+        )
         if "life" in row and not row["life"].readable:
             tx.connection.execute(delete(table).where(_identity(table, row)))
             continue

@@ -70,14 +70,26 @@ class Conclusion:
             case rules.Delete(say):
                 self.removed.append(attempt)
                 if say:
-                    log.warning("%s on %s: %s", attempt.reaction, attempt.record, say)
+                    log.warning(
+                        "%s on %s: %s",
+                        attempt.reaction,
+                        attempt.record,
+                        say,
+                        extra={"event": "attempt_let_go", "reaction": attempt.reaction, "record": attempt.record},
+                    )
             case _:
                 raise AssertionError(decision)
 
     def outcome(self, given: InHand, standing: Standing, attempt: Attempt, *, loudly: str | None = None) -> None:
         """Puts the outcome to its record: by the handler where the condition holds, else as overtaken. Raises SomeHandlerFailed."""
         if loudly:
-            log.error("%s on %s: %s", attempt.reaction, attempt.record, loudly)
+            log.error(
+                "%s on %s: %s",
+                attempt.reaction,
+                attempt.record,
+                loudly,
+                extra={"event": "outcome_unexpected", "reaction": attempt.reaction, "record": attempt.record},
+            )
         if self.refused is not None:
             self._hold(attempt, given, self.refused, self.refused)
             return
@@ -110,7 +122,13 @@ class Conclusion:
                 return
         else:
             why = "an outcome came after its attempt was gone"
-        log.error("%s on %s is held with its outcome: %s", spec.name, text, why)
+        log.error(
+            "%s on %s is held with its outcome: %s",
+            spec.name,
+            text,
+            why,
+            extra={"event": "outcome_held", "reaction": spec.name, "record": text},
+        )
         written = outcomes.dump(spec.outcome_type, [given.value])
         self.new.append(rules.outcome_refused(fresh, why, None, written).attempt)
 
@@ -144,7 +162,13 @@ class Conclusion:
             if failure.cause is not None and trouble.transient(failure.cause):
                 raise failure.cause from None
             words = self.life.shorten(failure.error)
-            log.error("%s on %s is held with its outcome: %s", attempt.reaction, attempt.record, words)  # noqa: TRY400  # the words are redacted; a traceback is not
+            log.error(  # noqa: TRY400  # the words are redacted; a traceback is not
+                "%s on %s is held with its outcome: %s",
+                attempt.reaction,
+                attempt.record,
+                words,
+                extra={"event": "outcome_held", "reaction": attempt.reaction, "record": attempt.record},
+            )
             self._hold(attempt, given, words, words)
             return
         if given.remaining is None:

@@ -76,7 +76,11 @@ class Pace:
 def follow(tx: Transaction, life: int, by: timedelta) -> None:
     """Moves the times of this life's calls and doubts along with the clock; nobody else moves them."""
     which = f"leapt ahead by {by}" if by > timedelta() else f"went back by {-by}"
-    log.warning("the database's clock %s: calls and doubts follow it, and what is due goes by it", which)
+    log.warning(
+        "the database's clock %s: calls and doubts follow it, and what is due goes by it",
+        which,
+        extra={"event": "clock_leapt", "by_s": by.total_seconds()},
+    )
     mine = (table.c.worker == life, table.c.state.in_([State.BEGUN.value, State.DOUBT.value]))
     try:
         some = attempts.fetch(tx.connection, attempts.rows(*mine))

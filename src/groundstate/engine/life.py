@@ -99,7 +99,11 @@ class Life:
             self.database.someone_wrote()  # that was us
         took = time.monotonic() - started
         if took > LONG_S:
-            log.warning("a transaction took %.1f s: a handler that waits for something keeps others out; let a call do that", took)
+            log.warning(
+                "a transaction took %.1f s: a handler that waits for something keeps others out; let a call do that",
+                took,
+                extra={"event": "transaction_long", "took_s": round(took, 3)},
+            )
 
     def _stay_with(self, server: str | None) -> None:
         """Raises where this transaction is on another server than the lock: what this life knows need not be so there."""
@@ -107,7 +111,10 @@ class Life:
             return
         if self.sound:
             self.sound = False  # before anything is concluded or begun there; the next life looks back first
-            log.error("the database is on another server now, or was started anew: no call goes out until a new life has begun")
+            log.error(
+                "the database is on another server now, or was started anew: no call goes out until a new life has begun",
+                extra={"event": "server_changed", "life": f"{self.id:x}"},
+            )
         raise OtherServer("the database moved to another server, or was started anew")
 
     def did_others_write(self) -> bool:

@@ -196,7 +196,13 @@ class Limits:
             self._breakers[place] = breaker
         if breaker.open != was_open:
             what = "fails: it pauses, and is probed" if breaker.open else "answers again"
-            log.warning("the outside %s%s %s", place[0].name, f", {place[1][1:]}" if place[1] else "", what)
+            log.warning(
+                "the outside %s%s %s",
+                place[0].name,
+                f", {place[1][1:]}" if place[1] else "",
+                what,
+                extra={"event": "outside_breaker", "outside": place[0].name, "open": breaker.open},
+            )
 
     # ---- what was passed by ------------------------------------------------------------------------------------------------------
     def pass_by(self, lane: Lane, until: float) -> None:

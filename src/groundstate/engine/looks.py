@@ -113,7 +113,7 @@ class Looks:
             if trouble.transient(error):
                 raise
             postpone(lane)
-            log.exception("%s could not be asked, tried again", lane.name)
+            log.exception("%s could not be asked, tried again", lane.name, extra={"event": "condition_failed", "reaction": lane.name})
             return None
 
     def _look_at_newest(self, lane: Lane) -> None:

@@ -115,10 +115,21 @@ def _start_anew(life: Life, spec: ScheduleSpec, before: Mark | None) -> None:
         said = {name: row.excluded[name] for name in _SAID}
         tx.connection.execute(row.on_conflict_do_update(index_elements=_KEY, set_=said, where=as_it_was))
     if before is None:
-        log.info("schedule %s is new here, and starts with now: %s", spec.name, spec.words)
+        log.info(
+            "schedule %s is new here, and starts with now: %s",
+            spec.name,
+            spec.words,
+            extra={"event": "schedule_new", "schedule": spec.name},
+        )
     else:
         was = before.words
-        log.warning("schedule %s starts anew with now, so that its past is not carried out: %s (before: %s)", spec.name, spec.words, was)
+        log.warning(
+            "schedule %s starts anew with now, so that its past is not carried out: %s (before: %s)",
+            spec.name,
+            spec.words,
+            was,
+            extra={"event": "schedule_anew", "schedule": spec.name},
+        )
 
 
 def _new(spec: ScheduleSpec, tx: Transaction) -> Any:

@@ -187,7 +187,7 @@ class Messenger:
             if in_hand:
                 self._tell(self._of(in_hand, in_hand=True))
         except Exception:  # the next sweep finds what this was about
-            log.exception("hints could not be sent, and are lost")
+            log.exception("hints could not be sent, and are lost", extra={"event": "hints_unsent"})
         # What is committed meanwhile goes into the next one.
         time.sleep(GAP_S if fresh or wanted else GAP_IN_HAND_S)
 

@@ -148,7 +148,13 @@ def _in_turn(person: Person, reaction: str, where: list[ColumnElement[bool]], de
                 count += did.done
                 yield did
     finally:
-        log.warning("%s: %d attempts %s", reaction, count, said)
+        log.warning(
+            "%s: %d attempts %s",
+            reaction,
+            count,
+            said,
+            extra={"event": "person_acted_on_all", "reaction": reaction, "count": count, "by": person.by},
+        )
 
 
 def _one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: str) -> Did:
@@ -156,7 +162,14 @@ def _one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: 
     did = deeds.act(person, identity[1], [identity], deed)[0]
     if did.became == "refused":
         raise Conflict(f"{did.reaction} on {did.record}: {did.words}")
-    log.warning("%s on %s %s: %s", did.reaction, did.record or did.occurrence, said, did.words)
+    log.warning(
+        "%s on %s %s: %s",
+        did.reaction,
+        did.record or did.occurrence,
+        said,
+        did.words,
+        extra={"event": "person_acted", "reaction": did.reaction, "record": did.record, "by": person.by},
+    )
     return did
 
 

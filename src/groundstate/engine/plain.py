@@ -267,7 +267,14 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
             after = replace(after, next_at=tx.now) if spec.gave_up else rules.held_as(after, "the last try was used").attempt
     done.failed += 1
     done.next_at = min(filter(None, (done.next_at, after.next_at)), default=None)
-    log.warning("%s on %s %s: %s", spec.name, spec.table_name, one.text, error)
+    log.warning(
+        "%s on %s %s: %s",
+        spec.name,
+        spec.table_name,
+        one.text,
+        error,
+        extra={"event": "handler_failed", "reaction": spec.name, "record": one.text},
+    )
     if one.attempt is None:
         attempts.insert(tx, [after])
     else:
@@ -280,7 +287,14 @@ def put_off(life: Life, question: Question, tx: Transaction, bad: Sequence[Unrea
     for one in bad:
         before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
         after = unread(life, question, before, one.words, tx.now)
-        log.warning("%s on %s %s: %s", question.spec.name, question.spec.table_name, one.text, after.error)
+        log.warning(
+            "%s on %s %s: %s",
+            question.spec.name,
+            question.spec.table_name,
+            one.text,
+            after.error,
+            extra={"event": "record_unreadable", "reaction": question.spec.name, "record": one.text},
+        )
         if one.attempt is None:
             new.append(after)
         else:

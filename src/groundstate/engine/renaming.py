@@ -61,7 +61,7 @@ def trust(person: Person, name: str | None = None) -> Trusted:
         doubts = _count(tx.connection, person.app, concerned, attempt.c.state == State.DOUBT.value)
         held = _count(tx.connection, person.app, concerned, and_(attempt.c.state == State.HELD.value, attempt.c.unsure))
     for one in cleared:
-        log.warning("%s is trusted again, said by %s", one, person.by)
+        log.warning("%s is trusted again, said by %s", one, person.by, extra={"event": "trusted", "reaction": one, "by": person.by})
     return Trusted(tuple(cleared), doubts, held)
 
 
@@ -90,7 +90,14 @@ def _rename(person: Person, old: str, new: str) -> Renamed:
         _take_over(tx, (person.app, old), (person.app, new), key_name, [one for one in (before, rows.get(new)) if one is not None])
         mine = and_(attempt.c.app == person.app, attempt.c.reaction == old)
         count = tx.connection.execute(update(attempt).where(mine).values(reaction=new)).rowcount
-    log.warning("reaction %s is %s now, with %d attempts, said by %s", old, new, count, person.by)
+    log.warning(
+        "reaction %s is %s now, with %d attempts, said by %s",
+        old,
+        new,
+        count,
+        person.by,
+        extra={"event": "reaction_renamed", "old": old, "new": new, "count": count, "by": person.by},
+    )
     return Renamed(old, new, count)
 
 
@@ -125,7 +132,15 @@ def _rename_app(person: Person, old: str, new: str) -> Renamed:
         tx.connection.execute(update(worker).where(worker.c.app == old).values(app=new))
         tx.connection.execute(delete(rate).where(rate.c.app == new))
         tx.connection.execute(update(rate).where(rate.c.app == old).values(app=new))
-    log.warning("app %s is %s now, with %d reactions and %d attempts, said by %s", old, new, len(names), count, person.by)
+    log.warning(
+        "app %s is %s now, with %d reactions and %d attempts, said by %s",
+        old,
+        new,
+        len(names),
+        count,
+        person.by,
+        extra={"event": "app_renamed", "old": old, "new": new, "count": count, "by": person.by},
+    )
     return Renamed(old, new, count, len(names))
 
 

@@ -104,7 +104,11 @@ def forgotten(life: Life) -> str | None:
 
 def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
     """Puts each pending call in doubt, and makes its reactions suspect until a person trusts them; returns how many doubts there are."""
-    log.error("the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, then `groundstate trust`", why)
+    log.error(
+        "the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, then `groundstate trust`",
+        why,
+        extra={"event": "went_back", "life": f"{life.id:x}"},
+    )
     with_call = [question for question in questions if question.spec.call is not None]
     count = 0
     with life.transaction() as tx:

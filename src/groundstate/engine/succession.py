@@ -66,7 +66,10 @@ class Succession:
         if shift.life.sound and shift.life.lives.held():
             return
         if shift.life.sound:
-            log.error("the lock of this life is lost: no call goes out until a new life has begun")
+            log.error(
+                "the lock of this life is lost: no call goes out until a new life has begun",
+                extra={"event": "lock_lost", "life": f"{shift.life.id:x}"},
+            )
         old, old.sound = shift.life, False
         with contextlib.suppress(Exception):
             old.lives.release()
@@ -117,7 +120,7 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
                 raise
             if time.monotonic() > until:
                 raise StoreRefused(refused) from error
-            log.warning("the database is in trouble, tried again: %s", trouble.told(error))
+            log.warning("the database is in trouble, tried again: %s", trouble.told(error), extra={"event": "database_trouble"})
             if not trouble.locked(error):  # that took its time already
                 time.sleep(pause)
                 pause = min(pause * 1.5, PAUSE_LONGEST_S)

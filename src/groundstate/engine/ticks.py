@@ -56,7 +56,7 @@ class _Plan:
     def tell(self, words: str) -> None:
         """Once, until it is another thing."""
         if words and words != self.told:
-            log.error("%s", words)
+            log.error("%s", words, extra={"event": "schedule_stands", "schedule": self.spec.name})
         self.told = words
 
 
@@ -124,9 +124,19 @@ class Ticks:
         if isinstance(error, Illegible):
             raise error
         if trouble.transient(error):
-            log.warning("schedule %s waits for the database: %s", plan.spec.name, describe(error))
+            log.warning(
+                "schedule %s waits for the database: %s",
+                plan.spec.name,
+                describe(error),
+                extra={"event": "schedule_waits", "schedule": plan.spec.name},
+            )
         else:
-            log.error("schedule %s could not be looked at, tried again", plan.spec.name, exc_info=error)
+            log.error(
+                "schedule %s could not be looked at, tried again",
+                plan.spec.name,
+                exc_info=error,
+                extra={"event": "schedule_failed", "schedule": plan.spec.name},
+            )
 
     # ---- what is to be done ------------------------------------------------------------------------------------------------------
     def _look(self) -> _Seen:
@@ -215,7 +225,13 @@ class Ticks:
     def _did(self, plan: _Plan, left_out: LeftOut | None) -> None:
         self._shift.took += 1
         if left_out is not None:
-            log.warning("schedule %s: %s, by missed=%r", plan.spec.name, left_out.words, plan.spec.missed)
+            log.warning(
+                "schedule %s: %s, by missed=%r",
+                plan.spec.name,
+                left_out.words,
+                plan.spec.missed,
+                extra={"event": "ticks_left_out", "schedule": plan.spec.name, "count": left_out.count},
+            )
 
     def _move(self, plan: _Plan, mark: Mark, to: datetime, left_out: LeftOut | None) -> float:
         """None of the ticks is carried out."""
@@ -306,7 +322,13 @@ class Ticks:
 
     def _after_failure(self, spec: ScheduleSpec, before: Attempt, error: Exception, tx: Transaction) -> Attempt:
         words = self._shift.life.shorten(f"the handler raised {describe(error)}")
-        log.warning("schedule %s, tick %s: %s", spec.name, before.occurrence, words)
+        log.warning(
+            "schedule %s, tick %s: %s",
+            spec.name,
+            before.occurrence,
+            words,
+            extra={"event": "tick_failed", "schedule": spec.name, "tick": before.occurrence},
+        )
         failures = before.failures + 1
         at = next_try(spec.retry, failures, tx.now, self._shift.life.dice.random())
         after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=words)

@@ -98,7 +98,11 @@ class Timers:
                 return [[]]
             if len(lanes) == 1:
                 postpone(lanes[0])
-                log.exception("%s could not be asked when it is due next, tried again", lanes[0].name)
+                log.exception(
+                    "%s could not be asked when it is due next, tried again",
+                    lanes[0].name,
+                    extra={"event": "condition_failed", "reaction": lanes[0].name},
+                )
                 return [[]]
             return [waits for lane in lanes for waits in self._waits(connection, [lane])]  # one cannot be asked: the others can
 

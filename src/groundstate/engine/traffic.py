@@ -120,7 +120,9 @@ class Traffic:
             self._conclude_apart(words)
         except LaneTrouble as error:
             postpone(error.lane)
-            log.exception("%s could not be begun, tried again", error.lane.name)
+            log.exception(
+                "%s could not be begun, tried again", error.lane.name, extra={"event": "begin_failed", "reaction": error.lane.name}
+            )
         except Exception as error:
             if isinstance(error, DBAPIError) and trouble.locked(error) and barred.are_barred(shift, self._concerned(words, wanting)):
                 return  # what came back for those stays in hand, and the others are concluded by the next turn
@@ -163,7 +165,13 @@ class Traffic:
                 flight.given_up = True
                 self.limits.hangs(flight)
                 error = f"timed out after {flight.timeout.total_seconds():g} s, and its thread still runs"
-                log.warning("%s on %s %s", flight.identity[1], flight.identity[2], error)
+                log.warning(
+                    "%s on %s %s",
+                    flight.identity[1],
+                    flight.identity[2],
+                    error,
+                    extra={"event": "call_hangs", "reaction": flight.identity[1], "record": flight.identity[2]},
+                )
                 hung = Unclear(flight, error, running=True)
                 self._shift.tally.heard(hung)
                 self._words.append(hung)
@@ -184,7 +192,12 @@ class Traffic:
         """
         life = self._shift.life
         if isinstance(word, Returned) and word.flight.identity in self._said and self._said[word.flight.identity] == word.value:
-            log.info("%s on %s: the outcome that was concluded came once more", word.flight.identity[1], word.flight.identity[2])
+            log.info(
+                "%s on %s: the outcome that was concluded came once more",
+                word.flight.identity[1],
+                word.flight.identity[2],
+                extra={"event": "outcome_repeated", "reaction": word.flight.identity[1], "record": word.flight.identity[2]},
+            )
             return True
         return word.flight.call in self._tried and life.id == word.flight.life and life.sound
 
@@ -206,7 +219,11 @@ class Traffic:
             if trouble.transient(error):
                 raise
             postpone(self._shift.lane(question.spec.name))  # its table is gone, or cannot be asked: the others go on
-            log.exception("%s: what came back cannot be concluded, tried again", question.spec.name)
+            log.exception(
+                "%s: what came back cannot be concluded, tried again",
+                question.spec.name,
+                extra={"event": "conclude_failed", "reaction": question.spec.name},
+            )
 
     def _conclude_in_one(self, question: Question, words: Sequence[Word], refused: str | None) -> None:
         with self._shift.life.transaction() as tx:

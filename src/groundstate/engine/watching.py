@@ -89,13 +89,13 @@ def _guarded(begin: Callable[[Watch], Callable[[Any], None]], watch: Watch) -> C
     try:
         ended = begin(watch)
     except Exception:
-        log.exception("a watch failed, and was not told of this")
+        log.exception("a watch failed, and was not told of this", extra={"event": "watch_failed"})
         return _silent
 
     def told(what: Any) -> None:
         try:
             ended(what)
         except Exception:
-            log.exception("a watch failed, and was not told how this ended")
+            log.exception("a watch failed, and was not told how this ended", extra={"event": "watch_failed"})
 
     return told

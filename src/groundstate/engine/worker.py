@@ -213,7 +213,10 @@ class Worker:
         try:
             self._go_on()
         except BaseException as error:
-            log.exception("the worker stopped by an error of its own; what was under way is settled by the next life")
+            log.exception(
+                "the worker stopped by an error of its own; what was under way is settled by the next life",
+                extra={"event": "worker_ended", "app": self._app},
+            )
             self.failure = error
             self._shift.life.sound = False
         finally:
@@ -286,11 +289,16 @@ class Worker:
         wait = 0.1 * 2**self._trouble
         self._not_before = time.monotonic() + wait
         if trouble.transient(error):
-            log.warning("the database is in trouble, tried again in %.1f s: %s", wait, trouble.told(error))
+            log.warning(
+                "the database is in trouble, tried again in %.1f s: %s",
+                wait,
+                trouble.told(error),
+                extra={"event": "database_trouble", "wait_s": wait},
+            )
         elif isinstance(error, StoreRefused):  # as while a failover is under way
-            log.error("tried again in %.1f s: %s", wait, error)
+            log.error("tried again in %.1f s: %s", wait, error, extra={"event": "turn_failed", "wait_s": wait})
         else:
-            log.error("a turn failed, tried again in %.1f s", wait, exc_info=error)
+            log.error("a turn failed, tried again in %.1f s", wait, exc_info=error, extra={"event": "turn_failed", "wait_s": wait})
         self._succession.next_check = 0.0
 
     def _turn(self) -> None:
@@ -422,7 +430,11 @@ class Worker:
         caller.stop(1.0)
         if caller.threads.busy and self._shift.life.sound:
             # Whoever took this life for dead would settle calls that may still land. A process that ends takes its threads along.
-            log.warning("%d calls still run in threads: this life's lock is kept until they end", caller.threads.busy)
+            log.warning(
+                "%d calls still run in threads: this life's lock is kept until they end",
+                caller.threads.busy,
+                extra={"event": "calls_still_running", "count": caller.threads.busy},
+            )
             threading.Thread(target=self._leave_last, name="groundstate-last-calls", daemon=True).start()
         else:
             self._end_life()
@@ -438,5 +450,9 @@ class Worker:
             else:
                 self._shift.life.lives.release()
         except Exception as error:
-            log.warning("this life could not say that it ended: the next one will see that by its lock (%s)", describe(error))
+            log.warning(
+                "this life could not say that it ended: the next one will see that by its lock (%s)",
+                describe(error),
+                extra={"event": "life_end_unsaid", "life": f"{self._shift.life.id:x}"},
+            )
         self.database.close()

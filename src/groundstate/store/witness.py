@@ -70,7 +70,13 @@ class FileWitness:
     def _say(self, what: str, error: OSError) -> None:
         if not self._silent:
             self._silent = True
-            _log.warning("no witness of begun calls can be %s in %s (%s): a backup put back may go unnoticed", what, self.folder, error)
+            _log.warning(
+                "no witness of begun calls can be %s in %s (%s): a backup put back may go unnoticed",
+                what,
+                self.folder,
+                error,
+                extra={"event": "witness_failed", "folder": str(self.folder)},
+            )
 
     def _path(self, life: int) -> Path:
         return self.folder / f"{self.prefix}{life:x}"

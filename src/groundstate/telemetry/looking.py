@@ -102,7 +102,7 @@ class Looking:
             schedules = self._app.schedules_of(one.store)
             answer = overview.overview(self._app.name, one.database, one.questions, schedules, most=MOST)
         except Exception as error:  # noqa: BLE001  # whatever it is: who scrapes sees that there is no answer
-            log.debug("metrics: %s gives no answer: %s", one.name, type(error).__name__)
+            log.debug("metrics: %s gives no answer: %s", one.name, type(error).__name__, extra={"event": "store_silent", "store": one.name})
             if time.monotonic() - one.at > STALE_S:
                 one.answer, one.waits = None, {}
             return
