@@ -15,7 +15,7 @@ from groundstate.telemetry import looking
 from groundstate.telemetry.measures import MEASURES
 from groundstate.telemetry.prometheus import Collector, Page
 from tests.docs.blocks import ROOT
-from tests.telemetry.conftest import Shop, until
+from tests.telemetry.conftest import Shop, ended, made, until
 
 
 class Scraped:
@@ -139,6 +139,16 @@ def test_a_collector_can_stand_in_anybodys_registry(sqlite_shop: Shop) -> None:
     registry.register(collector)
     assert b"groundstate_pending_rows" in generate_latest(registry)
     collector.close()
+
+
+def test_a_transport_that_is_up_is_told_of_by_its_name(postgres_url: str) -> None:
+    shop = made(postgres_url)
+    page = Page(shop.app)
+    shop.app.start()
+    (name,) = shop.app.transports
+    until(lambda: Scraped(page).value("groundstate_transport_up", transport=name) == 1)
+    page.close()
+    ended(shop)
 
 
 def test_a_stopped_app_goes_on_telling_what_the_database_says(sqlite_shop: Shop) -> None:

@@ -123,8 +123,7 @@ class Meter:
         for vitals in self._app.vitals():
             yield from of_worker(vitals, outsides_of(self._app, vitals.store, stores))
         with suppress(Stopped):
-            transports: dict[str, bool] = getattr(self._app, "transports", {})
-            for name, up in transports.items():
+            for name, up in self._app.transports.items():
                 yield TRANSPORT, up, name
 
 
