@@ -10,7 +10,9 @@ from datetime import timedelta
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import make_url
 
+from groundstate.engine.vitals import name_of
 from groundstate.telemetry import looking
 from groundstate.telemetry.measures import MEASURES
 from groundstate.telemetry.prometheus import Collector, Page
@@ -139,6 +141,14 @@ def test_a_collector_can_stand_in_anybodys_registry(sqlite_shop: Shop) -> None:
     registry.register(collector)
     assert b"groundstate_pending_rows" in generate_latest(registry)
     collector.close()
+
+
+def test_a_database_is_named_without_its_user_and_its_secrets_and_apart_from_others() -> None:
+    url = make_url("postgresql+psycopg://me:secret@/shop?host=a&host=b&options=-csearch_path%3Dtwo&password=other&sslkey=file")
+    named = name_of(url)
+    assert named.startswith("postgresql:///shop?")
+    assert {"host=a", "host=b", "options=-csearch_path%3Dtwo"} == set(named.partition("?")[2].split("&"))
+    assert name_of(make_url("postgresql://me:secret@db:5433/shop")) == "postgresql://db:5433/shop"
 
 
 def test_a_transport_that_is_up_is_told_of_by_its_name(postgres_url: str) -> None:

@@ -13,6 +13,8 @@ from groundstate.engine.shift import Shift
 from groundstate.engine.tally import CallOf, EndOf
 from groundstate.engine.traffic import Traffic
 
+TELLING = ("host", "port", "options")  # several hosts; a search_path
+
 
 @dataclass(frozen=True)
 class Vitals:
@@ -76,5 +78,6 @@ def of(shift: Shift, traffic: Traffic, *, turned_s: float, ended: BaseException 
 
 
 def name_of(url: URL) -> str:
-    """A database's URL as a label: without user, password, driver and options."""
-    return url.set(drivername=url.get_backend_name(), username=None, password=None, query={}).render_as_string()
+    """A database's URL as a label: without user, password and driver. Of its options those that tell one database from another."""
+    told = {name: value for name, value in url.query.items() if name in TELLING}
+    return URL.create(url.get_backend_name(), host=url.host, port=url.port, database=url.database, query=told).render_as_string()
