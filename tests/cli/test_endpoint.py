@@ -159,6 +159,11 @@ def test_an_address_of_ip_version_6_is_written_in_brackets() -> None:
     assert endpoint._address("[::1]:8080") == ("::1", 8080)
 
 
+def test_a_stuck_that_is_no_number_is_refused(sqlite_shop: Shop) -> None:
+    assert sqlite_shop.run("run", "--stuck", "nan").code == 2
+    assert sqlite_shop.run("run", "--stuck", "0").code == 2
+
+
 def test_run_refuses_an_address_before_it_starts(sqlite_shop: Shop) -> None:
     ended_ = sqlite_shop.run("run", "--http", "8080")
     assert ended_.code == 2

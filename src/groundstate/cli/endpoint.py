@@ -44,7 +44,7 @@ class Endpoint:
     def address(self) -> str:
         """Where it listens: the port that was chosen, where 0 was asked for."""
         host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
+        return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
 
     def close(self) -> None:
         """Answers nobody any more."""

@@ -65,6 +65,8 @@ def run(  # noqa: PLR0913  # the options of a command
         raise CommandFailed(f"two apps are named: {module} and --app {app}; give one")
     if math.isnan(drain):
         raise CommandFailed("--drain nan is no number of seconds")
+    if math.isnan(stuck):
+        raise CommandFailed("--stuck nan is no number of seconds")
     found = find_app(module or app)
     if not log_json:
         _log(None, debug=debug)  # after the app was imported: where it set its own logging up, that holds
