@@ -106,6 +106,10 @@ class Pooler:
     async def _take(self, startup: bytes) -> Server:
         free = self._free.setdefault(startup, [])
         async with self._given_back:
+            for gone in [one for one in free if one.reader.at_eof()]:  # its server ended: no client hears of it
+                free.remove(gone)
+                gone.writer.transport.abort()
+                self._made[startup] -= 1
             while not free:
                 if self._made.get(startup, 0) < self._size:
                     self._made[startup] = self._made.get(startup, 0) + 1

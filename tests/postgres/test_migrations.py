@@ -115,3 +115,14 @@ def test_a_column_that_is_added_while_a_worker_runs_disturbs_nothing(world: Worl
     world.orders_from(6, 30)  # by statements that were prepared before it
     until(lambda: world.count(Order.status == "paid") == 30)
     assert life.worker.life.id == first
+
+
+def test_a_worker_is_started_while_a_table_is_locked(world: World) -> None:
+    charging(world, ASK)
+    closing(world)
+    world.add(Ticket(id=1), Order(id=1))
+    with world.engine.begin() as migration:
+        migration.exec_driver_sql("lock table tickets in access exclusive mode")
+        world.worker()
+        until(lambda: shows(world, "select status from orders where id = 1") == "paid")
+    until(lambda: shows(world, "select status from tickets") == "closed")

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import create_engine, make_url
 
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Life, Order, World, until
+from tests.postgres.pooler import pooling
 from tests.postgres.starting import refusing
 
 
@@ -93,6 +95,28 @@ def test_a_restarted_server_is_noticed_by_the_first_transaction_on_it(server: Po
     until(lambda: world.order(2).status == "paid")
     assert life.worker.life.id != first, "it went on beside a lock that anybody could have taken"
     assert gateway.called(2) == 1
+
+
+def test_a_restart_behind_a_pooler_is_noticed_though_no_connection_to_the_pooler_was_lost(server: PostgresServer) -> None:
+    url = server.create_database()
+    with pooling(server.port or 0) as port:
+        world = World(make_url(url).set(port=port).render_as_string(hide_password=False), direct=url)
+        world.engine.dispose()
+        world.engine = create_engine(url)
+        try:
+            gateway = charging(world, ASK)
+            world.orders(1)
+            life = world.worker()
+            life.quiet()
+            first = life.worker.life.id
+            life.worker._succession.next_check = life.worker._sweeps.next = float("inf")
+            killed_and_started(server, world)
+            world.orders_from(2, 2)
+            until(lambda: world.order(2).status == "paid")
+            assert life.worker.life.id != first
+            assert gateway.called(2) == 1
+        finally:
+            world.close()
 
 
 def test_a_server_that_is_down_for_a_while_is_waited_for(server: PostgresServer, world: World) -> None:
