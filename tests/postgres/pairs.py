@@ -19,11 +19,13 @@ class Pair:
     def __init__(self, primary: PostgresServer, standby: PostgresServer) -> None:
         self.primary, self.standby = primary, standby
 
-    def create_database(self) -> str:
-        """A fresh database; its URL names both hosts, in libpq's way."""
+    def create_database(self, way: str = "libpq") -> str:
+        """A fresh database; its URL names both hosts, in this way."""
         name = self.primary.create_database().rpartition("/")[2]
-        hosts = ",".join(f"127.0.0.1:{server.port}" for server in (self.primary, self.standby))
-        return f"postgresql://postgres@{hosts}/{name}?target_session_attrs=primary"
+        hosts = [f"127.0.0.1:{server.port}" for server in (self.primary, self.standby)]
+        if way == "sqlalchemy":
+            return f"postgresql+asyncpg://postgres@/{name}?host={'&host='.join(hosts)}&target_session_attrs=primary"
+        return f"postgresql://postgres@{','.join(hosts)}/{name}?target_session_attrs=primary"
 
     def is_synchronous(self) -> None:
         """From now on a commit waits for the standby."""

@@ -49,7 +49,7 @@ class Pooler:
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client, until it leaves."""
         try:
-            with suppress(asyncio.IncompleteReadError, ConnectionError):
+            with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
                 startup = await startup_of(reader, writer)
                 first = await self._take(startup)
                 writer.write(first.greeting)

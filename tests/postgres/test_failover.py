@@ -57,8 +57,8 @@ class Shops:
     stack: ExitStack
     all: list[Shop] = field(default_factory=list)
 
-    def shop(self, in_doubt: InDoubt, **store: Any) -> Shop:
-        world = World(self.pair.create_database(), **store)
+    def shop(self, in_doubt: InDoubt, way: str = "libpq", **store: Any) -> Shop:
+        world = World(self.pair.create_database(way), **store)
         self.stack.callback(world.close)
         self.all.append(Shop(world, charging(world, in_doubt)))
         return self.all[-1]
@@ -84,7 +84,7 @@ def lost() -> Iterator[Lost]:
     """Order 1 was paid before, 4 was in the air then; 2 was paid and 3 in the air in the time that was lost."""
     with ExitStack() as stack:
         shops = Shops(stack.enter_context(pair()), stack)
-        made = Lost(shops.shop(ASK), shops.shop(SAME_KEY), shops.shop(ASK, failover="lossless"), shops.shop(ASK))
+        made = Lost(shops.shop(ASK), shops.shop(SAME_KEY), shops.shop(ASK, "sqlalchemy", failover="lossless"), shops.shop(ASK))
         living = (made.ask, made.same_key, made.called_lossless)
         for shop in living:
             shop.world.orders(1)

@@ -5,11 +5,14 @@ On a server without WAL for others (`wal_level = minimal`, no WAL senders): noth
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import OperationalError
 
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
@@ -95,6 +98,32 @@ def test_a_restarted_server_is_noticed_by_the_first_transaction_on_it(server: Po
     until(lambda: world.order(2).status == "paid")
     assert life.worker.life.id != first, "it went on beside a lock that anybody could have taken"
     assert gateway.called(2) == 1
+
+
+def test_a_crash_of_one_backend_which_ends_all_sessions_is_noticed_by_the_next_transaction(server: PostgresServer, world: World) -> None:
+    gateway = charging(world, ASK)
+    world.orders(1)
+    life = world.worker()
+    life.quiet()
+    first = life.worker.life.id
+    life.worker._succession.next_check = life.worker._sweeps.next = float("inf")
+    with world.engine.connect() as mine:
+        os.kill(int(mine.exec_driver_sql("select pg_backend_pid()").scalar_one()), signal.SIGKILL)
+        with pytest.raises(OperationalError):
+            until(lambda: mine.exec_driver_sql("select 1").scalar_one() == 2)
+    world.engine.dispose()
+    until(lambda: _answers(world))
+    world.orders_from(2, 2)
+    until(lambda: world.order(2).status == "paid")
+    assert life.worker.life.id != first
+    assert gateway.called(2) == 1
+
+
+def _answers(world: World) -> bool:
+    try:
+        return world.count() == 1
+    except OperationalError:
+        return False
 
 
 def test_a_restart_behind_a_pooler_is_noticed_though_no_connection_to_the_pooler_was_lost(server: PostgresServer) -> None:

@@ -38,6 +38,23 @@ def test_postgres_is_reached_by_psycopg(driver: str) -> None:
     assert settings.direct == URL.create("postgresql+psycopg", "me", host="direct", database="shop")
 
 
+@pytest.mark.parametrize(
+    ("url", "hosts", "ports"),
+    [
+        (f"postgresql://me:{SECRET}@one:1,two:2/shop?sslmode=require", "one,two", "1,2"),
+        (f"postgresql://me:{SECRET}@one,[::1]:7/shop?sslmode=require", "one,::1", "5432,7"),
+        (f"postgresql+asyncpg://me:{SECRET}@one:1,two/shop?ssl=require", "one,two", "1,5432"),
+        (f"postgresql://me:{SECRET}@/shop?host=one:1&host=two:2&sslmode=require", "one,two", "1,2"),
+        (f"postgresql+asyncpg://me:{SECRET}@/shop?host=one:1&host=two:2&ssl=require", "one,two", "1,2"),
+    ],
+)
+def test_several_hosts_are_named_in_libpqs_way_or_in_sqlalchemys(url: str, hosts: str, ports: str) -> None:
+    settings = settings_of(url, direct=url)
+    assert settings.direct == settings.url
+    arguments = settings.url.get_dialect()().create_connect_args(settings.url)[1]
+    assert arguments == {"host": hosts, "port": ports, "user": "me", "password": SECRET, "dbname": "shop", "sslmode": "require"}
+
+
 def test_an_engine_gives_its_url_and_arguments(tmp_path: Path) -> None:
     engine = create_engine(f"postgresql+psycopg://me:{SECRET}@host/shop", connect_args={"sslmode": "require", "autocommit": True})
     settings = settings_of(engine)

@@ -106,8 +106,10 @@ class Life:
             )
 
     def _stay_with(self, server: str | None) -> None:
-        """Raises where this transaction is on another server than the lock: what this life knows need not be so there."""
-        if self.server is None or server == self.server:
+        """Raises where this transaction is on another server than the lock, or the lock's session ended, as all do when a backend crashes:
+        what this life knows need not be so any more.
+        """
+        if self.server is None or (server == self.server and (not self.sound or self.lives.held())):
             return
         if self.sound:
             self.sound = False  # before anything is concluded or begun there; the next life looks back first
