@@ -64,8 +64,9 @@ def coming_up(error: BaseException) -> bool:
 
 
 FULL = (
-    "the server takes no more connections: a worker needs two, for its work and for its lock, and a third for a moment at its start;"
-    " raise max_connections (or the limit of the role, or of the database), end idle ones, or put a pooler before it (Store(direct=))"
+    "the server takes no more connections: a worker needs two, for its work and for its lock, two more where hints go by PostgreSQL, and"
+    " one for a moment at its start; raise max_connections (or the limit of the role, or of the database), end idle ones, or put a pooler"
+    " before it (Store(direct=))"
 )
 
 
