@@ -85,8 +85,9 @@ class Admission:
         # A courtesy: what goes wrong in it must not keep anything from being carried out.
         with contextlib.suppress(Exception), self._shift.database.reading(wait=barred.WAIT) as connection:
             questions = [lane.question for lane in self._shift.lanes]
-            hidden = check.hidden_rows(self._shift.database, connection, questions)
-            for finding in [*hidden, *check.large_scans(self._shift.database, connection, questions)]:
+            for finding in check.hidden_rows(self._shift.database, connection, questions):
+                log.warning("%s. Cure: %s", finding.words, finding.cure, extra={"event": "rows_hidden"})
+            for finding in check.large_scans(self._shift.database, connection, questions):
                 log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`", extra={"event": "condition_scans"})
 
     def _remember(self, seen: dict[str, Known]) -> None:
