@@ -72,14 +72,14 @@ def test_a_server_killed_again_and_again_amid_batches_loses_no_row_and_answers_n
     def counted(order: Order) -> None:
         order.status, order.round = "counted", order.round + 1
 
-    world.orders(3000)
+    world.orders(2000)
     life = world.worker()
-    for least in (1, 1000, 2000):
+    for least in (1, 700):
         until(lambda least=least: _so_many(world) >= least)  # type: ignore[misc]
         killed_and_started(server, world)
-    until(lambda: world.count(Order.status == "counted") == 3000)
+    until(lambda: world.count(Order.status == "counted") == 2000)
     life.quiet()
-    assert world.count(Order.round == 2) == 3000
+    assert world.count(Order.round == 2) == 2000
 
 
 def _so_many(world: World) -> int:
