@@ -20,13 +20,29 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import calls, due, failing, fleet, fresh, idle, latency, leftover, neighbour, punctual, restart, snapshot, steps, tenants
+from benchmarks import (
+    calls,
+    due,
+    failing,
+    fleet,
+    fresh,
+    idle,
+    latency,
+    leftover,
+    neighbour,
+    punctual,
+    restart,
+    snapshot,
+    steps,
+    telling,
+    tenants,
+)
 from benchmarks.harness import FULL, QUICK, NotDone, Place, Row, Size, Workload, sync_ms
 from groundstate.testing.servers import PostgresServer
 
 WORKLOADS: dict[str, Workload] = {
     "T": steps, "E": calls, "L": latency, "R": restart, "I": idle, "F": fresh, "W": neighbour, "B": leftover, "K": failing, "S": snapshot,
-    "D": due, "P": punctual, "O": tenants, "M": fleet,
+    "D": due, "P": punctual, "O": tenants, "M": fleet, "N": telling,
 }  # fmt: skip
 
 

@@ -51,6 +51,7 @@ class Size:
     rates: tuple[int, ...] = (1, 100, 1_000, 10_000)
     rate_s: float = 10.0
     workers: tuple[int, ...] = (1, 2, 4, 8, 16)
+    telling_s: float = 3.0
     written_before_s: float = 2.0  # a timer is written so long before it is due: at least one sweep
 
 
@@ -58,7 +59,7 @@ FULL = Size()
 QUICK = Size(
     rounds=3, orders=5_000, calls=3_000, samples=100, finished=(10_000,), backlog=100_000, failed=10_000, line=10_000, idle_s=5.0,
     beside_s=3.0, snapshot_s=10.0, timers=100_000, rates=(100, 10_000), rate_s=2.0,
-    workers=(1, 4, 16),
+    workers=(1, 4, 16), telling_s=1.0,
 )  # fmt: skip
 
 

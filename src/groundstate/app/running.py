@@ -102,8 +102,7 @@ class Running:
                 )
                 started.append(worker)
                 worker.start()
-                if told is not None:
-                    told.serves(worker)
+                messengers.serve(store, worker)
         except BaseException:
             for worker in started:
                 worker.stop(0)

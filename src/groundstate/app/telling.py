@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, cast
 
+from sqlalchemy.exc import DBAPIError
+
 from groundstate.app.store import Store
+from groundstate.engine import triggers
 from groundstate.engine.messenger import Messenger
 from groundstate.engine.question import Question
+from groundstate.engine.worker import Worker
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store import opening as stores
 from groundstate.transport import opening as transports
@@ -16,7 +20,6 @@ from groundstate.transport.port import Transport
 from groundstate.values.errors import DeclarationError
 
 Chosen = str | Callable[[], str] | None
-ROWS_CHANNEL = "groundstate_rows"  # on which triggers of PostgreSQL tell which tables were written
 
 
 def checked(app: str, chosen: Any, keys: Any) -> Chosen:
@@ -44,8 +47,10 @@ class Messengers:
     def __init__(self, app: str, reactions: Mapping[Store, Sequence[ReactionSpec]], chosen: Chosen, *, with_keys: bool) -> None:
         self._of: dict[Store, Messenger] = {}
         self._all: list[Messenger] = []
+        self._of_rows: list[tuple[Store, Messenger]] = []  # of triggers, where what is told otherwise goes another way
         self._chosen = transport_of(chosen)
         if self._chosen is not None:
+            self._of_rows = [one for store, specs in reactions.items() for one in _of_triggers(app, store, specs)]
             every = [question for store, specs in reactions.items() for question in _questions(store, specs)]
             shared = Messenger(app, self._chosen, every, with_keys=with_keys)
             self._all.append(shared)
@@ -54,7 +59,7 @@ class Messengers:
         for store, specs in reactions.items():
             arguments = stores.listening(store.settings())
             if arguments is not None:
-                own = import_module("groundstate.transport.postgres").PostgresTransport(arguments, also=(ROWS_CHANNEL,))
+                own = import_module("groundstate.transport.postgres").PostgresTransport(arguments, also=(triggers.NAME,))
                 self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys)
                 self._all.append(self._of[store])
 
@@ -70,11 +75,20 @@ class Messengers:
         """
         for one in self._all:
             one.start(trusted=trusted, wait=self._chosen is not None)
+        for _, one in self._of_rows:
+            one.start(wait=False)
 
     def stop(self) -> None:
         """Closes them."""
-        for one in self._all:
+        for one in [*self._all, *(of_rows for _, of_rows in self._of_rows)]:
             one.stop()
+
+    def serve(self, store: Store, worker: Worker) -> None:
+        """From now on this store's worker hears what is told of it."""
+        told = [self._of.get(store), *(one for of, one in self._of_rows if of is store)]
+        for one in told:
+            if one is not None:
+                one.serves(worker)
 
     @property
     def up(self) -> dict[str, bool]:
@@ -98,6 +112,24 @@ class Messengers:
         """The bell is silent."""
         for one in self._all:
             one.rings_no_more(bell)
+
+
+def _of_triggers(app: str, store: Store, specs: Sequence[ReactionSpec]) -> list[tuple[Store, Messenger]]:
+    """Who hears of triggers in this store's database; nobody where there are none, or that cannot be seen now."""
+    arguments = stores.listening(store.settings())
+    if arguments is None:
+        return []
+    database = stores.open_store(store.settings())[0]
+    try:
+        with database.reading() as connection:
+            if not triggers.are_there(connection):
+                return []
+    except DBAPIError:
+        return []
+    finally:
+        database.close()
+    own = import_module("groundstate.transport.postgres").PostgresTransport(arguments, also=(triggers.NAME,))
+    return [(store, Messenger(app, own, _questions(store, specs), tells=False))]
 
 
 def _questions(store: Store, specs: Sequence[ReactionSpec]) -> list[Question]:

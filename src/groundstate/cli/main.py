@@ -23,7 +23,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "forget": ("groundstate.cli.persons:forget", "Delete held attempts whose condition no longer holds."),
     "trust": ("groundstate.cli.persons:trust", "After a backup was put back: trust reactions again."),
     "rename": ("groundstate.cli.persons:rename", "Carry a reaction's attempts and keys over to its new name."),
+    "plan": ("groundstate.cli.plan:plan", "What this code would do on this database, before it does it. Reads only."),
     "check": ("groundstate.cli.check:check", "Missing indexes with their DDL, and what would lose or double something."),
+    "triggers": ("groundstate.cli.triggers:triggers", "Hints for rows that other programs write, on PostgreSQL."),
     "demo": ("groundstate.demo.command:demo", "Watch a small shop being killed again and again, and its books balance."),
 }
 UNGUARDED = {"demo"}  # ends by codes of its own

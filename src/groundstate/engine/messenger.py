@@ -44,13 +44,18 @@ class Ear(Protocol):
 
 
 class Messenger:
-    """Of one process, one app and one transport. questions: the reactions that may be concerned, by name. with_keys: hints name records."""
+    """Of one process, one app and one transport. questions: reactions that may be concerned. with_keys: hints name records. tells: False
+    where it is to hear alone.
+    """
 
-    def __init__(self, app: str, transport: Transport, questions: Sequence[Question], *, with_keys: bool = False) -> None:
+    def __init__(
+        self, app: str, transport: Transport, questions: Sequence[Question], *, with_keys: bool = False, tells: bool = True
+    ) -> None:
         self.transport = transport
         self._subject = f"groundstate.{subject_word(app)}"
         self._questions = questions
         self._with_keys = with_keys
+        self._tells = tells
         self._sender = secrets.token_hex(4)
         self._dice = random.Random()  # noqa: S311  # who looks first, no secret
         self._ears: list[Ear] = []
@@ -152,7 +157,8 @@ class Messenger:
             return
         finally:
             self._opened.set()
-        hints.listen(self)
+        if self._tells:
+            hints.listen(self)
         try:
             self._go_on()
         finally:

@@ -203,7 +203,7 @@ class PostgresDatabase:
         return (
             f"BEGIN ISOLATION LEVEL READ COMMITTED {access}; {_UTC}; SET LOCAL statement_timeout = {at_most};"
             f" SET LOCAL lock_timeout = {_milliseconds(wait)};"
-            f" SET LOCAL idle_in_transaction_session_timeout = {_milliseconds(IDLE)}{self._more}"
+            f" SET LOCAL idle_in_transaction_session_timeout = {_milliseconds(IDLE)}{_OURS_IT_IS}{self._more}"
         )
 
 
@@ -212,6 +212,7 @@ _STANDBY = (
     " Give the primary's URL, or promote this server"
 )
 _UTC = "SET LOCAL TimeZone = 'UTC'"
+_OURS_IT_IS = "; SET LOCAL groundstate.ours = 'on'"  # triggers that tell who wrote leave us out
 _CODECS = {  # Python's names for a database's encoding, where it is not UTF-8 and cannot hold every character
     **{f"LATIN{number}": f"iso8859-{of}" for number, of in zip(range(1, 11), (1, 2, 3, 4, 9, 10, 13, 14, 15, 16), strict=True)},
     **{f"ISO_8859_{number}": f"iso8859-{number}" for number in (5, 6, 7, 8)},

@@ -1,0 +1,102 @@
+"""`groundstate plan`: what this code would do on this database, before it does it. Reads alone, for people and for CI."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from groundstate.app.app import App
+from groundstate.app.store import Store
+from groundstate.cli.common import AppOption, Code, DebugOption, JsonOption, console, find_app, looking, name_of, plain, say_json
+from groundstate.engine import plan as engine
+from groundstate.engine.plan import Plan, Planned
+from groundstate.engine.question import Question
+from groundstate.engine.registry import COUNTED_MAX
+
+_COLOURS = {"new": "green", "changed": "yellow", "gone": "red", "unchanged": "dim"}
+_ORDER = ("new", "changed", "gone", "unchanged")
+
+
+def plan(
+    app: AppOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+) -> None:
+    """What this code would do here: reactions new, changed and gone, and how many rows each would take now. SELECTs alone.
+
+    Ends with 1 where a person has to say something first, and with 0 where all would run silently.
+    """
+    found = find_app(app)
+    plans = [(name_of(store), _ask(found, store)) for store in found.stores]
+    waits = any(one.needs_somebody for _, one in plans)
+    if as_json:
+        content = [{"store": name, "needs_somebody": one.needs_somebody, "plan": one} for name, one in plans]
+        say_json("plan", {"app": found.name, "needs_somebody": waits, "stores": content})
+    else:
+        for name, one in plans:
+            _show(console(), name, one)
+    raise typer.Exit(Code.FINDINGS if waits else Code.OK)
+
+
+def _ask(app: App, store: Store) -> Plan:
+    with looking(store) as (database, _):
+        questions = [Question(spec, database) for spec in app.reactions_of(store)]
+        return engine.plan(app.name, database, questions, app.schedules_of(store))
+
+
+def _show(out: Console, store: str, found: Plan) -> None:
+    out.print(Text(plain(store), style="bold"), soft_wrap=True)
+    if found.first:
+        out.print("No reaction was ever accepted here: this is the first deployment.")
+    _reactions(out, found)
+    _schedules(out, found)
+    for why in found.refused:
+        out.print(Text.assemble(("A start is refused: ", "red"), plain(why)), soft_wrap=True)
+    for one in found.reactions:
+        if one.needs:
+            out.print(
+                Text.assemble((f"{plain(one.reaction)} is not started before a person says so: ", "yellow"), plain(one.needs)),
+                soft_wrap=True,
+            )
+    if not found.needs_somebody:
+        out.print("All of it runs without a word from anybody. `groundstate check` tells of missing indexes.")
+
+
+def _reactions(out: Console, found: Plan) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("reaction", "", "rows now", "more", "fewer", "condition"):
+        table.add_column(title, justify="right" if title in ("rows now", "more", "fewer") else "left", overflow="fold")
+    for one in sorted(found.reactions, key=lambda one: (_ORDER.index(one.standing), one.reaction)):
+        style = _COLOURS[one.standing]
+        rows = "-" if one.standing == "gone" else _count(one.rows)
+        table.add_row(plain(one.reaction), Text(one.standing, style=style), rows, _count(one.more), _count(one.fewer), _condition(one))
+    out.print(table)
+
+
+def _condition(one: Planned) -> Text:
+    if one.standing == "changed":
+        return Text.assemble(("was ", "dim"), plain(one.was), "\n", ("is  ", "dim"), plain(one.condition))
+    words = plain(one.condition if one.condition is not None else one.was)
+    return Text.assemble(words, (f"\n{one.open_attempts} attempts are open", "red") if one.standing == "gone" and one.open_attempts else "")
+
+
+def _schedules(out: Console, found: Plan) -> None:
+    if not found.schedules:
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("schedule", "", "says"):
+        table.add_column(title, overflow="fold")
+    for one in found.schedules:
+        said = Text.assemble(("was ", "dim"), plain(one.was), "\n", ("is  ", "dim"), plain(one.words))
+        changed = one.standing == "changed"
+        words = said if changed else Text(plain(one.words if one.words is not None else one.was))
+        table.add_row(plain(one.schedule), Text(one.standing, style=_COLOURS[one.standing]), words)
+    out.print(table)
+
+
+def _count(count: int | None) -> str:
+    if count is None:
+        return ""
+    return f"{count:,}+" if count >= COUNTED_MAX else f"{count:,}"

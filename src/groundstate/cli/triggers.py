@@ -1,0 +1,109 @@
+"""`groundstate triggers`: hints for rows that other programs write, by triggers of PostgreSQL. Carries out nothing, and may be undone."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+from rich.table import Table as Shown
+from rich.text import Text
+
+from groundstate.app.app import App
+from groundstate.app.store import Store
+from groundstate.cli.common import (
+    AppOption,
+    Code,
+    CommandFailed,
+    DebugOption,
+    JsonOption,
+    console,
+    find_app,
+    name_of,
+    plain,
+    refuse_missing,
+    say_json,
+)
+from groundstate.engine import triggers as engine
+from groundstate.engine.question import Question
+from groundstate.engine.triggers import Found
+from groundstate.store import opening
+
+_COLOURS = {"installed": "green", "missing": "", "stale": "yellow", "needless": "yellow"}
+_MEANS = {
+    "installed": "its writers are heard at their commit",
+    "missing": "what other programs write is found by the sweep",
+    "stale": "of another version, edited or switched off: install again",
+    "needless": "no reaction of this app reads the table: remove, then install",
+}
+
+
+class Action(enum.StrEnum):
+    """What is to be done."""
+
+    SHOW = "show"
+    INSTALL = "install"
+    REMOVE = "remove"
+
+
+def triggers(
+    action: Annotated[Action, typer.Argument(help="show how it stands, install, or remove.")] = Action.SHOW,
+    app: AppOption = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the statements for a migration, and change nothing.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+) -> None:
+    """Let PostgreSQL tell the workers, at commit, that other programs wrote rows. SQLite needs none.
+
+    Statement-level triggers on the tables that conditions read; a hint names the table, and carries no data.
+    """
+    found = find_app(app)
+    stores = [store for store in found.stores if store.settings().url.get_backend_name() == "postgresql"]
+    if not stores:
+        raise CommandFailed(
+            f"{found.name} has no store on PostgreSQL: on SQLite a worker sees by PRAGMA data_version that another process wrote"
+        )
+    told = [(name_of(store), *_carried_out(found, store, action, sql=sql)) for store in stores]
+    if as_json:
+        content = [{"store": name, "statements": statements, "tables": seen} for name, statements, seen in told]
+        say_json("triggers", {"app": found.name, "action": action, "stores": content})
+        return
+    for name, statements, seen in told:
+        _show(name, statements if sql else [], seen)
+    if action is Action.SHOW and any(one.state == "stale" for _, _, seen in told for one in seen):
+        raise typer.Exit(Code.FINDINGS)
+
+
+def _carried_out(app: App, store: Store, action: Action, *, sql: bool) -> tuple[list[str], list[Found]]:
+    """What was said, or would be, and how it stands then."""
+    database, _, _ = opening.open_store(store.settings())
+    refuse_missing(database)
+    try:
+        wanted = engine.tables_read([Question(spec, database) for spec in app.reactions_of(store)])
+        statements: list[str] = []
+        if action is Action.INSTALL:
+            statements = engine.to_install(database, wanted)
+        elif action is Action.REMOVE:
+            with database.reading() as connection:
+                statements = engine.to_remove(connection)
+        if not sql:
+            engine.carry_out(database, statements)
+        with database.reading() as connection:
+            return statements, engine.found(database, connection, wanted)
+    finally:
+        database.close()
+
+
+def _show(store: str, statements: list[str], seen: list[Found]) -> None:
+    out = console()
+    if statements:
+        for statement in statements:
+            print(f"{statement};")
+        return
+    out.print(Text(plain(store), style="bold"), soft_wrap=True)
+    table = Shown(box=None, pad_edge=False)
+    for title in ("table", "trigger", ""):
+        table.add_column(title)
+    for one in seen:
+        table.add_row(plain(one.table), Text(one.state, style=_COLOURS[one.state]), _MEANS[one.state])
+    out.print(table)

@@ -1,0 +1,148 @@
+"""What this code would do on this database before it does it: reactions and schedules new, changed and gone, and how many rows each takes.
+
+SELECTs alone; works on a standby and with SELECT grants. Compares what was accepted with what the code says, and decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import ColumnElement, Connection, func, literal_column, not_, select, true
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import marks, registry
+from groundstate.engine.question import Question
+from groundstate.engine.registry import COUNTED_MAX, Known
+from groundstate.rules.schedule import ScheduleSpec
+from groundstate.store.port import Database
+from groundstate.store.tables import attempt, reaction
+
+Standing = Literal["unchanged", "new", "changed", "gone"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One reaction. Counts end at 100,000. starts: without a person's word. needs: what a person is to say first; None: nothing.
+
+    rows: that it would take now, attempts left aside. more, fewer: rows that a changed condition matches and the old one did not, and the
+    other way round; None where the old condition is no longer valid here.
+    """
+
+    reaction: str
+    standing: Standing
+    condition: str | None
+    was: str | None
+    rows: int
+    more: int | None = None
+    fewer: int | None = None
+    open_attempts: int = 0
+    starts: bool = True
+    needs: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedSchedule:
+    """One schedule: a new or a changed one starts with now, and needs no word."""
+
+    schedule: str
+    standing: Standing
+    words: str | None
+    was: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one store. refused: why a start would be refused, with the cure."""
+
+    first: bool  # none of ours was ever here
+    reactions: tuple[Planned, ...]
+    schedules: tuple[PlannedSchedule, ...]
+    refused: tuple[str, ...]
+
+    @property
+    def needs_somebody(self) -> bool:
+        """Whether a person has to say something before all of it runs."""
+        return bool(self.refused) or any(one.needs for one in self.reactions)
+
+
+def plan(app: str, database: Database, questions: Sequence[Question], schedules: Sequence[ScheduleSpec]) -> Plan:
+    """Asks what stands. Raises DBAPIError where a condition of this code cannot be asked here."""
+    with database.reading() as connection:
+        known = registry.known(connection, app)
+        attempts = _open_attempts(connection, app)
+        written = marks.as_they_stand(database, connection, app, schedules)
+        declared = {question.spec.name for question in questions} | {spec.name for spec in schedules}
+        marked = _marked(connection, app)
+        planned = [_one(connection, question, known.get(question.spec.name), attempts) for question in questions]
+        planned += [_gone(one, attempts) for name, one in known.items() if name not in declared and name not in marked]
+        gone = [PlannedSchedule(name, "gone", None, known[name].condition) for name in sorted(marked - declared) if name in known]
+        names = [question.spec.name for question in questions]
+        left = registry.removed(connection, app, names, [spec.name for spec in schedules])
+    refused = tuple(
+        f"{count} attempts of {name or repr(name)} are open, and this code does not declare it: `groundstate rename {name} NEW` where it"
+        " was renamed, else settle or forget them first (`groundstate held`)"
+        for name, count in left
+    )
+    found = [_schedule(spec, written.get(spec.name)) for spec in schedules]
+    return Plan(not known, tuple(planned), (*found, *gone), refused)
+
+
+def _one(connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:
+    name, now = question.spec.name, question.condition_text
+    was = None if before is None else before.condition
+    rows, opened = _counted(connection, question, true()), attempts.get(name, 0)
+    if was == now:
+        return Planned(name, "unchanged", question.shown_text, None, rows, open_attempts=opened)
+    more, fewer = (rows, None) if was is None else _differences(connection, question, was)
+    took = rows if more is None else more
+    needs = None
+    if took:
+        many = f"at least {took:,}" if took >= COUNTED_MAX else f"{took:,}"
+        needs = (
+            f"`groundstate init --accept {name}` to carry out the {many} rows that were there before, or `--baseline {name}` to leave them"
+        )
+    standing: Standing = "new" if was is None else "changed"
+    return Planned(name, standing, now if was else question.shown_text, was, rows, more, fewer, opened, starts=not took, needs=needs)
+
+
+def _differences(connection: Connection, question: Question, was: str) -> tuple[int | None, int | None]:
+    """Rows that match now and did not, and the other way round."""
+    old: ColumnElement[bool] = func.coalesce(literal_column(f"({was})"), not_(true()))
+    try:
+        with connection.begin_nested():
+            more = _counted(connection, question, not_(old))
+            lost = select(*question.key_attributes).where(old, not_(func.coalesce(question.come, not_(true()))))
+            some = lost.limit(COUNTED_MAX).subquery()
+            return more, int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+    except DBAPIError:  # it names what is no longer here
+        return None, None
+
+
+def _counted(connection: Connection, question: Question, also: ColumnElement[bool]) -> int:
+    some = select(*question.key_attributes).where(question.come, also).limit(COUNTED_MAX).subquery()
+    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+
+
+def _gone(before: Known, attempts: Mapping[str, int]) -> Planned:
+    return Planned(before.name, "gone", None, before.condition, 0, open_attempts=attempts.get(before.name, 0), starts=False)
+
+
+def _open_attempts(connection: Connection, app: str) -> dict[str, int]:
+    counted = select(attempt.c.reaction, func.count()).where(attempt.c.app == app).group_by(attempt.c.reaction)
+    return {str(row[0]): int(row[1]) for row in connection.execute(counted)}
+
+
+def _marked(connection: Connection, app: str) -> set[str]:
+    """Names under which schedules were written down."""
+    named = select(reaction.c.name).where(reaction.c.app == app, reaction.c.mark.is_not(None), reaction.c.name != "")
+    return set(connection.execute(named).scalars())
+
+
+def _schedule(spec: ScheduleSpec, before: marks.Mark | None) -> PlannedSchedule:
+    if before is None:
+        return PlannedSchedule(spec.name, "new", spec.words, None)
+    if before.words != spec.words:
+        return PlannedSchedule(spec.name, "changed", spec.words, before.words)
+    return PlannedSchedule(spec.name, "unchanged", spec.words, None)

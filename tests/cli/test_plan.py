@@ -1,0 +1,125 @@
+"""`plan` tells what this code would do before it does it, by SELECTs alone, and by its exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from groundstate.rules.attempt import State
+from tests.cli.conftest import Said, Shop
+
+
+def planned(shop: Shop, code: int) -> dict[str, Any]:
+    said = shop.run("plan", "--json")
+    assert said.code == code, said.err or said.out
+    found: dict[str, Any] = said.json["stores"][0]["plan"]
+    return {one["reaction"]: one for one in found["reactions"]} | {"": found}
+
+
+def edit(shop: Shop, before: str, after: str) -> None:
+    """The app's module says something else from now on."""
+    path = Path(f"{shop.module}.py")
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    del sys.modules[shop.module]
+
+
+def test_code_that_stands_as_it_was_accepted_changes_nothing(shop: Shop) -> None:
+    shop.order("placed", 3)
+    found = planned(shop, 0)
+    assert {one["standing"] for name, one in found.items() if name} == {"unchanged"}
+    assert found["paid"]["rows"] == 3
+    assert "All of it runs" in shop.run("plan").out
+
+
+def test_the_first_deployment_on_old_rows_needs_somebody(bare: Shop) -> None:
+    assert bare.run("plan").code == 4  # our tables are not there
+    bare.run("init", "--tables")
+    bare.sql("DELETE FROM groundstate_reaction WHERE name <> ''")
+    bare.order("placed", 2)
+    found = planned(bare, 1)
+    assert found[""]["first"]
+    assert (found["paid"]["standing"], found["paid"]["rows"], found["paid"]["starts"]) == ("new", 2, False)
+    assert found["packed"]["starts"]
+    said = bare.run("plan")
+    assert "init --accept paid" in said.out
+    assert "--baseline paid" in said.out
+
+
+def test_a_changed_condition_is_shown_beside_the_old_one_with_what_it_takes_more_and_fewer(shop: Shop) -> None:
+    shop.order("placed", 3)
+    shop.order("reserved", 2)
+    edit(shop, 'Order.status == "placed"', 'Order.status == "reserved"')
+    found = planned(shop, 1)
+    paid = found["paid"]
+    assert (paid["standing"], paid["rows"], paid["more"], paid["fewer"]) == ("changed", 2, 2, 3)
+    assert "placed" in paid["was"]
+    assert "reserved" in paid["condition"]
+    out = shop.run("plan").out
+    assert "was orders.status = 'placed'" in out
+    assert "is  orders.status = 'reserved'" in out
+
+
+def test_a_changed_condition_that_takes_nothing_more_is_silent(shop: Shop) -> None:
+    shop.order("placed", 3)
+    edit(shop, 'Order.status == "placed"', 'Order.status == "reserved"')
+    assert planned(shop, 0)["paid"]["fewer"] == 3
+
+
+def test_a_reaction_that_is_gone_with_open_attempts_would_be_refused(shop: Shop) -> None:
+    edit(shop, "def packed(", "def wrapped(")
+    found = planned(shop, 0)
+    assert (found["packed"]["standing"], found["wrapped"]["standing"]) == ("gone", "new")
+    shop.attempt("packed", "1", State.FAILED)
+    found = planned(shop, 1)
+    assert found["packed"]["open_attempts"] == 1
+    assert "groundstate rename packed NEW" in found[""]["refused"][0]
+    assert "A start is refused" in shop.run("plan").out
+
+
+def test_it_writes_nothing(shop: Shop) -> None:
+    shop.order("placed", 1)
+    before = [_rows(shop, table) for table in ("groundstate_reaction", "groundstate_attempt", "groundstate_worker")]
+    shop.run("plan")
+    assert [_rows(shop, table) for table in ("groundstate_reaction", "groundstate_attempt", "groundstate_worker")] == before
+
+
+def _rows(shop: Shop, table: str) -> list[Any]:
+    with shop.engine.connect() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(f"SELECT * FROM {table} ORDER BY 1, 2")]
+
+
+# ---- triggers ----------------------------------------------------------------------------------------------------------------------
+def test_triggers_are_installed_shown_and_removed(postgres_shop: Shop) -> None:
+    def states() -> set[str]:
+        said = postgres_shop.run("triggers", "show", "--json")
+        return {one["state"] for one in said.json["stores"][0]["tables"]}
+
+    assert states() == {"missing"}
+    assert postgres_shop.run("triggers", "install").code == 0
+    assert states() == {"installed"}
+    assert "heard at their commit" in postgres_shop.run("triggers").out
+    postgres_shop.sql("ALTER TABLE orders DISABLE TRIGGER groundstate_rows")
+    assert postgres_shop.run("triggers").code == 1
+    assert postgres_shop.run("triggers", "remove").code == 0
+    assert states() == {"missing"}
+
+
+def test_their_sql_is_for_migrations_and_changes_nothing(postgres_shop: Shop) -> None:
+    said = postgres_shop.run("triggers", "install", "--sql")
+    assert said.code == 0
+    assert "missing" in postgres_shop.run("triggers").out
+    with postgres_shop.engine.begin() as connection:
+        connection.exec_driver_sql(said.out)
+    assert "missing" not in postgres_shop.run("triggers").out
+
+
+@pytest.mark.parametrize("action", ["show", "install", "remove"])
+def test_sqlite_needs_none(sqlite_shop: Shop, action: str) -> None:
+    said: Said = sqlite_shop.run("triggers", action)
+    assert said.code == 2
+    assert "PRAGMA data_version" in said.err

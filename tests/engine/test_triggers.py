@@ -1,0 +1,189 @@
+"""Triggers of PostgreSQL tell, at commit and without data, which tables other programs wrote; removed, nothing of them stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from groundstate.engine import registry, triggers
+from groundstate.engine.messenger import Messenger
+from groundstate.engine.question import Question
+from groundstate.store import opening
+from groundstate.transport.postgres import PostgresTransport
+from tests.engine.kit import Order, World, until
+
+PLAIN = "INSERT INTO orders (id, status, round) VALUES ({}, 'placed', 1)"
+
+
+class Shop:
+    """A world whose tables tell who wrote them, and somebody who listens."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.database, _, _ = opening.open_store(world.app.stores[0].settings())
+        self.address = world.url.replace("+psycopg", "")
+        self.listening = psycopg.connect(self.address, autocommit=True)
+        self.listening.execute("LISTEN groundstate_rows")
+
+    @property
+    def questions(self) -> list[Question]:
+        return [Question(spec, self.database) for spec in self.world.app.reactions.values()]
+
+    def install(self) -> None:
+        triggers.carry_out(self.database, triggers.to_install(self.database, triggers.tables_read(self.questions)))
+
+    def remove(self) -> None:
+        with self.database.reading() as connection:
+            statements = triggers.to_remove(connection)
+        triggers.carry_out(self.database, statements)
+
+    def found(self) -> dict[str, str]:
+        with self.database.reading() as connection:
+            return {one.table: one.state for one in triggers.found(self.database, connection, triggers.tables_read(self.questions))}
+
+    def heard(self) -> list[str]:
+        """What came so far: whatever was sent before a word of our own."""
+        with psycopg.connect(self.address, autocommit=True) as other:
+            other.execute("NOTIFY groundstate_rows, 'end'")
+        said: list[str] = []
+        for one in self.listening.notifies(timeout=20):
+            if one.payload == "end":
+                return said
+            said.append(one.payload.rpartition(" ")[0])
+        raise AssertionError("the end was not heard")
+
+    def close(self) -> None:
+        self.listening.close()
+        self.database.close()
+
+
+@pytest.fixture
+def shop(postgres_world: World) -> Iterator[Shop]:
+    @postgres_world.app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None:
+        order.status = "packed"
+
+    postgres_world.there()
+    made = Shop(postgres_world)
+    yield made
+    made.close()
+
+
+def test_a_hint_comes_at_commit_and_not_before_and_none_at_rollback(shop: Shop) -> None:
+    shop.install()
+    with psycopg.connect(shop.address) as writer:
+        writer.execute(PLAIN.format(1))
+        assert shop.heard() == []
+        writer.commit()
+        assert shop.heard() == ["orders"]
+        writer.execute(PLAIN.format(2))
+        writer.rollback()
+        assert shop.heard() == []
+
+
+def test_a_transaction_tells_of_each_table_once(shop: Shop) -> None:
+    shop.install()
+    with psycopg.connect(shop.address) as writer:
+        for number in range(5):
+            writer.execute(PLAIN.format(number))
+        writer.execute("UPDATE orders SET note = 'x'")
+        writer.execute("DELETE FROM orders WHERE id = 3")
+    assert shop.heard() == ["orders"]
+
+
+def test_removed_nothing_of_them_stays_and_nothing_is_told(shop: Shop) -> None:
+    shop.install()
+    shop.install()  # may be said again
+    assert shop.found() == {"orders": "installed"}
+    shop.remove()
+    assert shop.found() == {"orders": "missing"}
+    shop.world.run(PLAIN.format(1))
+    assert shop.heard() == []
+    with shop.world.engine.connect() as connection:
+        left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'groundstate%' AND NOT tgisinternal"
+        assert connection.execute(text(left)).scalar_one() == 0
+        assert connection.execute(text("SELECT count(*) FROM pg_proc WHERE proname LIKE 'groundstate%'")).scalar_one() == 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "state"),
+    [
+        ("ALTER TABLE orders DISABLE TRIGGER groundstate_rows", "stale"),
+        ("CREATE OR REPLACE FUNCTION groundstate_rows() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", "stale"),
+        ("DROP TRIGGER groundstate_rows ON orders", "missing"),
+    ],
+)
+def test_what_somebody_did_to_them_is_seen_and_mended(shop: Shop, edit: str, state: str) -> None:
+    shop.install()
+    shop.world.run(edit)
+    assert shop.found() == {"orders": state}
+    shop.install()
+    shop.world.run("ALTER TABLE orders ENABLE TRIGGER groundstate_rows")
+    assert shop.found() == {"orders": "installed"}
+
+
+def test_a_trigger_on_a_table_that_no_reaction_reads_is_seen(shop: Shop) -> None:
+    shop.install()
+    shop.world.run('CREATE TABLE "Old 50%" (id int)')
+    shop.world.run("CREATE TRIGGER groundstate_rows AFTER INSERT ON \"Old 50%\" EXECUTE FUNCTION groundstate_rows('old')")
+    assert shop.found() == {"orders": "installed", '"Old 50%"': "needless"}
+    shop.remove()
+    shop.world.run('INSERT INTO "Old 50%" VALUES (1)')
+    assert shop.heard() == []
+
+
+def test_a_writer_needs_no_right_but_that_on_the_table(shop: Shop) -> None:
+    shop.install()
+    role = f"writer_{shop.world.url.rpartition('/')[2]}"
+    for statement in (f"CREATE ROLE {role} LOGIN", f"GRANT INSERT ON orders TO {role}"):
+        shop.world.run(statement)
+    try:
+        with psycopg.connect(shop.address.replace("postgres@", f"{role}@")) as writer:
+            writer.execute(PLAIN.format(1))
+        assert shop.heard() == ["orders"]
+    finally:
+        shop.world.run(f"DROP OWNED BY {role}")
+        shop.world.run(f"DROP ROLE {role}")
+
+
+def test_what_workers_write_is_not_told(shop: Shop) -> None:
+    shop.install()
+    shop.world.run(PLAIN.format(1))
+    shop.world.settled()
+    assert shop.world.order().status == "packed"
+    assert shop.heard() == ["orders"]
+
+
+def test_our_triggers_count_for_none_that_change_rows(shop: Shop) -> None:
+    def counted() -> bool:
+        with shop.database.reading() as connection:
+            return registry.has_triggers(connection, shop.database, shop.questions[0])
+
+    shop.install()
+    assert not counted()
+    shop.world.run("CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    shop.world.run("CREATE TRIGGER theirs BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION theirs()")
+    assert counted()
+
+
+def test_a_worker_hears_of_what_another_program_wrote(shop: Shop) -> None:
+    shop.install()
+    arguments: Any = opening.listening(shop.world.app.stores[0].settings())
+    told = Messenger("shop", PostgresTransport(arguments, also=(triggers.NAME,)), shop.questions)
+    told.start()
+    try:
+        life = shop.world.worker(messenger=told)
+        told.serves(life.worker)
+        life.quiet()
+        life.worker._sweeps.next = life.worker._fleet.next_beat = float("inf")  # no sweep helps
+        shop.world.run(PLAIN.format(7))
+        until(lambda: shop.world.order(7).status == "packed")
+        with Session(shop.world.engine) as session:
+            assert session.get(Order, 7) is not None
+    finally:
+        told.stop()
