@@ -9,6 +9,7 @@ import tracemalloc
 
 import pytest
 
+from groundstate.transport.connecting import FIRST_S, LONGEST_S, Connecting
 from groundstate.transport.opening import transport_of
 from groundstate.transport.port import HINT_MOST
 from tests.store.children import until
@@ -43,7 +44,7 @@ def test_a_long_subject_and_a_long_hint_go_through(place: Place) -> None:
     heard.wait_for(longest)
 
 
-@pytest.mark.parametrize("odd", [b"\x00\xff\xfe" * 100, b"=a", b"~b", b"probe", "größer ☃".encode(), b"with\nlines\r\n"], ids=repr)
+@pytest.mark.parametrize("odd", [b"\x00\xff\xfe" * 100, b"=a", b"~b", b"probe", "größer ☃".encode(), b"with\nlines\r\n"], ids=range(6))
 def test_odd_bytes_come_as_they_went(place: Place, odd: bytes) -> None:
     transport, heard = place.open()
     transport.send(odd)
@@ -67,7 +68,7 @@ def test_opened_while_its_server_is_down_it_is_up_later(served: Place) -> None:
     served.stop()
     started = time.monotonic()
     transport, heard = served.open()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 3
     assert not transport.up
     transport.send(b"lost")
     assert served.start is not None
@@ -185,6 +186,43 @@ def test_a_forked_child_uses_nothing_of_it_and_harms_nothing(served: Place) -> N
     transport.send(HINT)
     heard.wait_for(HINT)
     assert b"of the child" not in heard.all
+
+
+def test_a_forked_child_of_who_uses_memory_hears_nothing_of_its_own_copy() -> None:
+    transport, heard = transport_of("memory:forks"), Heard()
+    transport.open("groundstate.test", heard)
+    child = os.fork()
+    if child == 0:
+        transport.send(HINT)
+        os._exit(int(transport.up or bool(heard.all)))
+    assert os.waitpid(child, 0)[1] == 0
+    transport.send(HINT)
+    assert heard.all == [HINT]
+    transport.close()
+
+
+def test_who_stood_for_long_tries_again_at_once_and_who_is_cut_off_at_once_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = transport_of("redis://127.0.0.1:1")
+    assert isinstance(transport, Connecting)
+    waits: list[float] = []
+    monkeypatch.setattr(transport._ended, "wait", waits.append)
+    wait = transport._wait_after(4.0, LONGEST_S + 1)
+    assert waits[-1] < 2 * FIRST_S
+    for _ in range(20):
+        wait = transport._wait_after(wait, 0.1)
+    assert wait == LONGEST_S
+    assert LONGEST_S / 2 <= waits[-1] <= LONGEST_S * 1.5
+
+
+def test_opened_again_while_it_still_connects_it_runs_once(served: Place) -> None:
+    transport, heard = served.open()
+    for _ in range(3):
+        transport.open("groundstate.test", heard)
+    transport.send(HINT)
+    heard.wait_for(HINT)
+    transport.send(b"last")
+    heard.wait_for(b"last")
+    assert heard.all == [HINT, b"last"]
 
 
 def test_it_forgets_and_says_so(place: Place) -> None:

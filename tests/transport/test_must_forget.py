@@ -118,6 +118,14 @@ def test_a_redis_that_comes_back_and_persists_is_not_used_again_until_it_forgets
     keeper.settings = ()
 
 
+def test_a_redis_that_persists_when_its_connections_break_is_asked_before_it_is_used_again(keeper: RedisServer, boss: Any) -> None:
+    with opened(keeper.url) as transport:
+        boss.config_set("save", "3600 1")
+        boss.client_kill_filter(_type="pubsub")
+        until(lambda: "not used" in transport._said)
+        assert not transport.up
+
+
 # ---- NATS --------------------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def streams() -> Iterator[NatsServer]:
@@ -183,9 +191,10 @@ def test_a_url_that_names_no_transport_is_refused_with_those_that_do(url: str) -
         transport_of(url)
 
 
-def test_no_password_is_shown() -> None:
+@pytest.mark.parametrize("scheme", ["kafka", "postgresql", "nats", "redis"])
+def test_no_password_is_shown(scheme: str) -> None:
     with pytest.raises(DeclarationError) as said:
-        transport_of("kafka://user:secret@localhost")
+        transport_of(f"{scheme}://user:top:secret/@localhost:port")
     assert "secret" not in str(said.value)
 
 

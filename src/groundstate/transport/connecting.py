@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -64,11 +65,9 @@ class Connecting:
         self.name = name
         self._driver = driver
         self._unsent: deque[bytes] = deque(maxlen=UNSENT_MOST)
-        self._something = threading.Event()
-        self._settled = threading.Event()  # it is subscribed, refused, or was not to be reached
-        self._ended = threading.Event()
-        self._listens = self._speaks = False
-        self._listened = 0  # how often it was subscribed
+        self._renew()
+        self._subscribed = 0  # how often
+        self._listens = self._speaks = 0  # for which of these subscriptions; 0: not at all
         self._refused: TransportRefused | None = None
         self._said = ""
         self._threads: list[threading.Thread] = []
@@ -80,9 +79,10 @@ class Connecting:
     def open(self, subject: str, hear: Hear, *, trusted: bool = False) -> None:
         """Begins to connect, and waits until it is subscribed, refused, or seen not to be there."""
         self.close()
+        for thread in self._threads:  # one that still waited for its server: no two may run at once
+            thread.join()
         self._pid = os.getpid()
-        self._ended.clear()
-        self._settled.clear()
+        self._renew()
         self._refused = None
         self._subject, self._hear, self._trusted = subject, hear, trusted
         self._threads = [
@@ -109,7 +109,7 @@ class Connecting:
     @property
     def up(self) -> bool:
         """Whether both connections stand, as far as is known."""
-        return self._listens and self._speaks and self._pid == os.getpid()
+        return self._listens == self._speaks != 0 and self._pid == os.getpid()
 
     def findings(self) -> list[Finding]:
         """What speaks against this server."""
@@ -119,7 +119,7 @@ class Connecting:
             raise TransportDown(f"the {self.name} transport cannot be reached: {_words(error)}") from error
 
     def close(self) -> None:
-        """Ends both threads; each looks several times a second whether it is to."""
+        """Ends both threads; each looks several times a second whether it is to. One that just waits for a server ends when that does."""
         if self._pid != os.getpid():
             return
         self._ended.set()
@@ -127,24 +127,36 @@ class Connecting:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(OPENS_WITHIN_S)
-        self._threads = []
-        self._listens = self._speaks = False
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._listens = self._speaks = 0
         self._unsent.clear()
+
+    def _renew(self) -> None:
+        # New ones each time: those that a forked child inherits may be locked for ever.
+        self._something = threading.Event()
+        self._settled = threading.Event()  # it is subscribed, refused, or was not to be reached
+        self._ended = threading.Event()
 
     # ---- the two threads -----------------------------------------------------------------------------------------------------------
     def _keep_listening(self) -> None:
         wait = FIRST_S
         while not self._ended.is_set():
+            began = time.monotonic()
             try:
                 if self._may_be_used():
                     self._listen()
             except Exception as error:  # noqa: BLE001  # whatever its driver raises
                 self._tell(f"hints are lost until the {self.name} transport can be reached again: {_words(error)}")
-            wait = FIRST_S if self._listens else wait  # it was subscribed
-            self._listens = self._speaks = False  # what one connection lost, the other has lost too, and may not know it yet
+            self._listens = 0
+            self._something.set()
             self._settled.set()
-            self._ended.wait(wait * (0.5 + self._dice.random()))
-            wait = min(wait * 2, LONGEST_S)
+            wait = self._wait_after(wait, time.monotonic() - began)
+
+    def _wait_after(self, wait: float, stood_s: float) -> float:
+        """Waits until the next try. Returns how long to wait after that one."""
+        wait = FIRST_S if stood_s > LONGEST_S else wait  # who is cut off at once, again and again, waits longer
+        self._ended.wait(wait * (0.5 + self._dice.random()))
+        return min(wait * 2, LONGEST_S)
 
     def _may_be_used(self) -> bool:
         """Asked at each connection: what forgot yesterday may have been set up anew."""
@@ -155,19 +167,19 @@ class Connecting:
         refused = TransportRefused(f"the {self.name} transport is not used: {words}")
         if not self._settled.is_set():
             self._refused = refused
-        self._tell(str(refused))
+        self._tell(str(refused), logging.ERROR)
         return False
 
     def _listen(self) -> None:
         listening = self._driver.listen(self._subject)
         try:
-            self._listened += 1
-            self._listens = True
+            self._subscribed += 1
+            self._listens = self._subscribed
             while not self._ended.is_set():
                 for hint in listening.heard(WAITS_S):
                     with suppress(Exception):  # it is not to raise; and if it does, others are to hear the next
                         self._hear(hint)
-                if self._speaks:
+                if self.up:
                     self._said = ""
         finally:
             with suppress(Exception):
@@ -179,24 +191,23 @@ class Connecting:
             if not self._listens:  # who is not subscribed may not be allowed to be
                 self._ended.wait(FIRST_S / 10 if not self._settled.is_set() else FIRST_S)
                 continue
+            began = time.monotonic()
             try:
                 self._speak()
             except Exception as error:  # noqa: BLE001  # as above
                 self._tell(f"hints are lost until the {self.name} transport can be reached again: {_words(error)}")
-            wait = FIRST_S if self._speaks else wait
-            self._speaks = False
+            self._speaks = 0
             self._unsent.clear()  # what was committed before is found by the sweep, and need not arrive late
-            self._ended.wait(wait * (0.5 + self._dice.random()))
-            wait = min(wait * 2, LONGEST_S)
+            wait = self._wait_after(wait, time.monotonic() - began)
 
     def _speak(self) -> None:
-        mine = self._listened
+        beside = self._listens  # when that connection is lost, this one leads nowhere as well, and may not have noticed
         speaking = self._driver.speak(self._subject)
         try:
             self._unsent.clear()
-            self._speaks = True
+            self._speaks = beside
             self._settled.set()
-            while self._listens and self._listened == mine and not self._ended.is_set():
+            while self._listens == beside and not self._ended.is_set():
                 if not self._something.wait(WAITS_S):
                     continue
                 self._something.clear()
@@ -207,11 +218,12 @@ class Connecting:
             with suppress(Exception):
                 speaking.close()
 
-    def _tell(self, words: str) -> None:
+    def _tell(self, words: str, level: int = logging.WARNING) -> None:
         """Once, until hints come and go again."""
         if words.partition(":")[0] != self._said and not self._ended.is_set():
             self._said = words.partition(":")[0]
-            log.warning("%s", words, extra={"event": "transport_down", "transport": self.name})
+            event = "transport_refused" if level == logging.ERROR else "transport_down"
+            log.log(level, "%s", words, extra={"event": event, "transport": self.name})
 
 
 def _nobody(_hint: bytes) -> None:

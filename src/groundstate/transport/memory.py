@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 
@@ -19,17 +20,18 @@ class MemoryTransport:
     def __init__(self, room: str = "") -> None:
         self._room = room
         self._heard: tuple[str, Hear] | None = None
+        self._pid = os.getpid()
 
     def open(self, subject: str, hear: Hear, *, trusted: bool = False) -> None:  # noqa: ARG002  # there is nothing to be trusted
         """Subscribes at once."""
         self.close()
-        self._heard = (subject, hear)
+        self._heard, self._pid = (subject, hear), os.getpid()
         with _lock:
             _rooms.setdefault((self._room, subject), []).append(hear)
 
     def send(self, hint: bytes) -> None:
         """Calls everybody who is subscribed."""
-        if self._heard is None:
+        if self._heard is None or self._pid != os.getpid():
             return
         with _lock:
             all_of_them = list(_rooms.get((self._room, self._heard[0]), ()))
@@ -40,7 +42,7 @@ class MemoryTransport:
     @property
     def up(self) -> bool:
         """While it is open."""
-        return self._heard is not None
+        return self._heard is not None and self._pid == os.getpid()
 
     def findings(self) -> list[Finding]:
         """None: it dies with the process."""
@@ -49,7 +51,7 @@ class MemoryTransport:
     def close(self) -> None:
         """Hears nothing more."""
         heard, self._heard = self._heard, None
-        if heard is None:
+        if heard is None or self._pid != os.getpid():  # the lock that a child inherits may be held for ever
             return
         with _lock:
             some = _rooms.get((self._room, heard[0]), [])

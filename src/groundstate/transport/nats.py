@@ -23,7 +23,7 @@ with suppress(ImportError):  # `opening` refuses with the cure before anything h
 T = TypeVar("T")
 WITHIN_S = 5.0
 ASKED_WITHIN_S = 2.0
-UNHEARD_MOST = 10_000  # beyond this, of a slow listener, hints are lost
+UNHEARD_MOST = 1_000  # beyond this, of a slow listener, hints are lost
 _UNSEEN = (
     "let this user publish to $JS.API.STREAM.NAMES, or say that you know it: groundstate run --trust-transport,"
     " app.start(trust_transport=True)"
@@ -31,7 +31,7 @@ _UNSEEN = (
 
 
 class NatsTransport(Connecting):
-    """PUB and SUB. url: nats://, tls://, as nats-py reads it."""
+    """PUB and SUB. url: nats:// or tls://, as nats-py reads it; several of one cluster with commas between them."""
 
     def __init__(self, url: str) -> None:
         super().__init__("nats", _Driver(url))
@@ -102,13 +102,20 @@ class _Connection:
         async def said(_error: Exception) -> None:
             """A slow listener loses hints, and one that is refused something sees it by the answer that does not come."""
 
+        # Each server is tried at once and no more: when to try again is ours to say.
+        # Each server is tried at once and no more: when to try again is ours to say.
         return await nats.connect(
-            url, name="groundstate hints", allow_reconnect=False, connect_timeout=int(WITHIN_S), ping_interval=5, max_outstanding_pings=2,
+            url.split(","), name="groundstate hints", allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0,
+            connect_timeout=int(WITHIN_S), ping_interval=5, max_outstanding_pings=2,
             closed_cb=closed, disconnected_cb=closed, error_cb=said,
         )  # fmt: skip
 
     def ask(self, asked: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(asked, self._loop).result(WITHIN_S + 1)
+        answer = asyncio.run_coroutine_threadsafe(asked, self._loop)
+        try:
+            return answer.result(WITHIN_S + 1)
+        finally:
+            answer.cancel()
 
     def refuse_lost(self) -> None:
         if self.lost.is_set():

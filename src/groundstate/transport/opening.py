@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 
 from groundstate.transport.memory import MemoryTransport
 from groundstate.transport.port import Transport
 from groundstate.values.errors import DeclarationError
 
+_UNREADABLE = "transport: its URL cannot be read: write nats://user:password@host:4222, with @ : / in a password as %40 %3A %2F"
 _EXTRAS = {"postgres": "psycopg", "nats": "nats", "redis": "redis"}
 
 
@@ -25,7 +27,12 @@ def transport_of(url: str) -> Transport:
         known = ", ".join(f"{one}:" for one in ("memory", "postgresql", "nats", "tls", "redis", "rediss"))
         shown = f"{scheme}:" if colon else "it"
         raise DeclarationError(f"transport: {shown} names none. A URL begins with one of {known}; as in nats://localhost:4222")
-    return made(url)
+    try:
+        for one in url.split(","):
+            _ = urlsplit(one).port  # a slash in a password ends the place too early
+        return made(url)
+    except ValueError:
+        raise DeclarationError(_UNREADABLE) from None  # what was given may hold a password
 
 
 def _memory(url: str) -> Transport:
@@ -34,8 +41,7 @@ def _memory(url: str) -> Transport:
 
 def _postgres(url: str) -> Transport:
     rest = url.partition("://")[2]
-    module = _needed("postgres")
-    made: Transport = module.PostgresTransport({"conninfo": f"postgresql://{rest}"})
+    made: Transport = _needed("postgres").of_url(f"postgresql://{rest}")
     return made
 
 

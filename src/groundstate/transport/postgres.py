@@ -33,6 +33,16 @@ _CLIENT = {
     "connect_timeout": 5,
     "application_name": "groundstate hints",
 }
+# Asked of the server, each on its own: who listens and does not read (a frozen process, a host that is gone) must not stop the queue of
+# notifications, which all databases of a server share, and whose end makes commits fail.
+_SERVER = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "idle_session_timeout": "0",
+    "statement_timeout": "10000",
+}
 _IDENTIFIER_MOST = 63
 _PAYLOAD_MOST = 7_999  # bytes
 
@@ -49,6 +59,14 @@ class PostgresTransport(Connecting):
 
     def __init__(self, arguments: Mapping[str, Any], also: Sequence[str] = ()) -> None:
         super().__init__("postgresql", _Driver({**_CLIENT, **arguments, "application_name": _CLIENT["application_name"]}, tuple(also)))
+
+
+def of_url(url: str) -> PostgresTransport:
+    """By a URL of libpq's. Raises ValueError where libpq cannot read it, and does not repeat it."""
+    try:
+        return PostgresTransport(dict(psycopg.conninfo.conninfo_to_dict(url)))
+    except psycopg.ProgrammingError:
+        raise ValueError from None
 
 
 class _Driver:
@@ -74,8 +92,9 @@ class _Connection:
         self._channel = channel
         self.connection: psycopg.Connection[Any] = psycopg.connect(**arguments, autocommit=True)
         forsake_in_child(self)
-        with suppress(psycopg.DatabaseError):
-            self.connection.execute("SELECT set_config('idle_session_timeout', '0', false)")
+        for name, value in _SERVER.items():
+            with suppress(psycopg.DatabaseError):
+                self.connection.execute("SELECT set_config(%s, %s, false)", (name, value))
 
     def close(self) -> None:
         self.connection.close()
