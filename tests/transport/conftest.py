@@ -14,6 +14,8 @@ from groundstate.testing.brokers import NatsServer, RedisServer
 from groundstate.testing.servers import PostgresServer
 from groundstate.transport.opening import transport_of
 from tests.store.children import until
+from tests.transport import rabbitmq
+from tests.transport.rabbitmq import AmqpServer
 
 
 class Place:
@@ -75,20 +77,26 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
+def amqp_server() -> Iterator[AmqpServer]:
+    with rabbitmq.made() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def other_postgres() -> Iterator[PostgresServer]:
     """One that may be killed: that of the session is not to be."""
     with PostgresServer() as server:
         yield server
 
 
-@pytest.fixture(params=["memory", "postgresql", "nats", "redis"])
+@pytest.fixture(params=["memory", "postgresql", "nats", "redis", "amqp"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     made = _place(request)
     yield made
     made.close()
 
 
-@pytest.fixture(params=["postgresql", "nats", "redis"])
+@pytest.fixture(params=["postgresql", "nats", "redis", "amqp"])
 def served(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Of those with a server."""
     made = _place(request)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import tracemalloc
 
+import pika
 import pytest
 
 from groundstate.transport.connecting import FIRST_S, LONGEST_S, Connecting
@@ -14,6 +16,7 @@ from groundstate.transport.opening import transport_of
 from groundstate.transport.port import HINT_MOST
 from tests.store.children import until
 from tests.transport.conftest import Heard, Place
+from tests.transport.rabbitmq import AmqpServer
 
 HINT = b'{"v":1,"r":["paid"]}'
 
@@ -223,6 +226,16 @@ def test_opened_again_while_it_still_connects_it_runs_once(served: Place) -> Non
     transport.send(b"last")
     heard.wait_for(b"last")
     assert heard.all == [HINT, b"last"]
+
+
+def test_an_exchange_or_queue_that_somebody_deletes_is_made_again(amqp_server: AmqpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groundstate.transport.amqp.LOOK_S", 0.1)
+    transport, heard = transport_of(amqp_server.url), Heard()
+    transport.open("groundstate.deleted", heard)
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(amqp_server.url.partition("?")[0]))) as connection:
+        connection.channel().exchange_delete("groundstate.deleted")
+    until(lambda: _comes_through(transport, heard))
+    transport.close()
 
 
 def test_it_forgets_and_says_so(place: Place) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pika
 import pytest
 import redis
 
@@ -14,6 +15,7 @@ from groundstate.transport.opening import transport_of
 from groundstate.values.errors import DeclarationError, TransportDown, TransportRefused
 from tests.store.children import until
 from tests.transport.conftest import Heard
+from tests.transport.rabbitmq import AmqpServer
 
 STREAMS = """
 jetstream { store_dir: "FOLDER/jetstream" }
@@ -184,6 +186,52 @@ def test_a_user_who_may_not_ask_must_trust(streams: NatsServer) -> None:
         assert transport.up
 
 
+# ---- RabbitMQ ----------------------------------------------------------------------------------------------------------------------
+@contextmanager
+def declared(server: AmqpServer, *, queue: bool | None = None, exchange: bool = False) -> Iterator[None]:
+    """The exchange, durable or as ours, and a queue of somebody else's that is bound to it: durable, not, or none."""
+    connection = pika.BlockingConnection(pika.URLParameters(f"amqp://guest:guest@127.0.0.1:{server.port}/%2F"))
+    channel = connection.channel()
+    channel.exchange_declare("groundstate.shop", "fanout", durable=exchange, auto_delete=not exchange)
+    if queue is not None:
+        channel.queue_declare("archive", durable=queue, exclusive=not queue)
+        channel.queue_bind("archive", "groundstate.shop")
+    try:
+        yield
+    finally:
+        if queue is not None:
+            channel.queue_delete("archive")
+        channel.exchange_delete("groundstate.shop")
+        connection.close()
+
+
+def test_a_durable_queue_on_our_exchange_is_refused_with_the_command_that_deletes_it(amqp_server: AmqpServer) -> None:
+    with declared(amqp_server, queue=True):
+        refused(amqp_server.url, "durable queue archive is bound.*delete queue name=archive")
+        refused(amqp_server.url, "archive", trusted=True)
+    with opened(amqp_server.url) as transport:
+        assert transport.up
+
+
+def test_a_queue_that_is_not_durable_is_no_matter(amqp_server: AmqpServer) -> None:
+    with declared(amqp_server, queue=False), opened(amqp_server.url) as transport:
+        assert transport.up
+
+
+def test_a_durable_exchange_of_our_name_is_refused(amqp_server: AmqpServer) -> None:
+    with declared(amqp_server, exchange=True):
+        refused(amqp_server.url, "inequivalent arg 'durable'.*delete exchange name=groundstate.shop", trusted=True)
+
+
+@pytest.mark.parametrize("user", ["worker", "guest"])
+def test_a_rabbitmq_that_does_not_say_what_is_bound_must_be_trusted(amqp_server: AmqpServer, user: str) -> None:
+    url = amqp_server.url_of(user, 1 if user == "guest" else None)  # not allowed; or nobody is there
+    with declared(amqp_server, queue=True):
+        refused(url, "cannot be seen what is bound.*--trust-transport")
+        with opened(url, trusted=True) as transport:
+            assert transport.up
+
+
 # ---- URLs --------------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("url", ["kafka://localhost", "localhost:4222", "", "postgresql+pg8000://localhost/app"])
 def test_a_url_that_names_no_transport_is_refused_with_those_that_do(url: str) -> None:
@@ -191,7 +239,7 @@ def test_a_url_that_names_no_transport_is_refused_with_those_that_do(url: str) -
         transport_of(url)
 
 
-@pytest.mark.parametrize("scheme", ["kafka", "postgresql", "nats", "redis"])
+@pytest.mark.parametrize("scheme", ["kafka", "postgresql", "nats", "redis", "amqp"])
 def test_no_password_is_shown(scheme: str) -> None:
     with pytest.raises(DeclarationError) as said:
         transport_of(f"{scheme}://user:top:secret/@localhost:port")

@@ -12,7 +12,7 @@ from groundstate.transport.port import Transport
 from groundstate.values.errors import DeclarationError
 
 _UNREADABLE = "transport: its URL cannot be read: write nats://user:password@host:4222, with @ : / in a password as %40 %3A %2F"
-_EXTRAS = {"postgres": "psycopg", "nats": "nats", "redis": "redis"}
+_LIBRARIES = {"postgres": ("psycopg", "postgres"), "nats": ("nats", "nats"), "redis": ("redis", "redis"), "amqp": ("pika", "rabbitmq")}
 
 
 def transport_of(url: str) -> Transport:
@@ -24,7 +24,7 @@ def transport_of(url: str) -> Transport:
     scheme, colon, _ = url.partition(":")
     made = _KINDS.get(scheme.lower())
     if not colon or made is None:
-        known = ", ".join(f"{one}:" for one in ("memory", "postgresql", "nats", "tls", "redis", "rediss"))
+        known = ", ".join(f"{one}:" for one in ("memory", "postgresql", "nats", "tls", "redis", "rediss", "unix", "amqp", "amqps"))
         shown = f"{scheme}:" if colon else "it"
         raise DeclarationError(f"transport: {shown} names none. A URL begins with one of {known}; as in nats://localhost:4222")
     try:
@@ -55,11 +55,17 @@ def _redis(url: str) -> Transport:
     return made
 
 
+def _amqp(url: str) -> Transport:
+    made: Transport = _needed("amqp").AmqpTransport(url)
+    return made
+
+
 def _needed(kind: str) -> Any:
+    library, extra = _LIBRARIES[kind]
     try:
-        import_module(_EXTRAS[kind])
+        import_module(library)
     except ImportError as error:
-        message = f"the transport needs a library that cannot be imported ({error}): pip install 'groundstate[{kind}]'"
+        message = f"the transport needs a library that cannot be imported ({error}): pip install 'groundstate[{extra}]'"
         raise DeclarationError(message) from error
     return import_module(f"groundstate.transport.{kind}")
 
@@ -74,4 +80,6 @@ _KINDS: dict[str, Callable[[str], Transport]] = {
     "redis": _redis,
     "rediss": _redis,
     "unix": _redis,
+    "amqp": _amqp,
+    "amqps": _amqp,
 }

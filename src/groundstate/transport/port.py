@@ -32,7 +32,7 @@ class Transport(Protocol):
     first asks whether what it talks to persists, and subscribes only where nothing speaks against it, or what does was trusted.
     """
 
-    name: str  # as its URL begins: "memory", "postgresql", "nats", "redis"
+    name: str  # as its URL begins: "memory", "postgresql", "nats", "redis", "amqp"
 
     def open(self, subject: str, hear: Hear, *, trusted: bool = False) -> None:
         """Begins to connect, and waits a few seconds at most until it is subscribed.

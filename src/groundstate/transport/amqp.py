@@ -1,0 +1,189 @@
+"""Hints by RabbitMQ: a fanout exchange that is not durable, and to each who listens an exclusive queue that goes with its connection.
+
+Both live in memory and are gone after a restart. Refused where the exchange, or a queue that others bound to it, is durable; which
+queues are bound is told by RabbitMQ's management API alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from groundstate.transport.connecting import Connecting
+from groundstate.transport.port import Finding
+
+with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+    import pika
+    from pika.exceptions import ChannelClosedByBroker
+
+ASKED_WITHIN_S = 2.0
+LOOK_S = 5.0  # how often it is seen whether the exchange is still there
+UNHEARD_MOST = 1_000  # hints that RabbitMQ keeps for a slow listener; beyond this the oldest are lost
+NOT_FOUND, REFUSED, NOT_AS_OURS = 404, 403, 406
+_MANAGED = {"amqp": "http://{}:15672", "amqps": "https://{}:15671"}
+_UNSEEN = (
+    "let it be asked: rabbitmq-plugins enable rabbitmq_management, and rabbitmqctl set_user_tags <user> management (where it is elsewhere:"
+    " amqp://...?management=http://host:15672), or say that you know it: groundstate run --trust-transport, app.start(trust_transport=True)"
+)
+
+
+class AmqpTransport(Connecting):
+    """A fanout exchange named as the subject. url: amqp:// or amqps://, as pika reads it, and `management=`, the URL of that API."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__("amqp", _Driver(url))
+
+
+class _Driver:
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        asked = dict(parse_qsl(parts.query))
+        managed = asked.pop("management", _MANAGED[parts.scheme.lower()].format(parts.hostname))
+        self._url = parts._replace(query=urlencode(asked)).geturl()
+        of_user = self._parameters().credentials
+        self._management = _Management(managed, f"{of_user.username}:{of_user.password}")
+
+    def findings(self, subject: str) -> list[Finding]:
+        with self._connected() as connection:
+            try:
+                connection.channel().exchange_declare(subject, passive=True)
+                _declare(connection.channel(), subject)
+            except ChannelClosedByBroker as error:
+                if error.reply_code == NOT_FOUND:
+                    return []  # so nothing is bound to it
+                if error.reply_code == NOT_AS_OURS:
+                    cure = f"rabbitmqadmin delete exchange name={subject}"
+                    return [Finding(True, f"the exchange {subject} is there already, and not as a hint's: {error.reply_text}", cure)]
+                if error.reply_code == REFUSED:
+                    return [Finding(False, f"the exchange {subject} cannot be seen ({error.reply_text})", _UNSEEN)]
+                raise
+        return self._management.bound(self._parameters().virtual_host, subject)
+
+    def listen(self, subject: str) -> _Listening:
+        return _Listening(self._parameters(heartbeat_s=10), subject)
+
+    def speak(self, subject: str) -> _Speaking:
+        return _Speaking(self._parameters(), subject)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        connection = pika.BlockingConnection(self._parameters())
+        try:
+            yield connection
+        finally:
+            with suppress(Exception):
+                connection.close()
+
+    def _parameters(self, heartbeat_s: int = 0) -> Any:
+        """heartbeat_s: 0 for who has no thread that answers; when the listener's connection is lost, the other is closed as well."""
+        found = pika.URLParameters(self._url)
+        found.heartbeat = heartbeat_s
+        found.connection_attempts, found.socket_timeout, found.stack_timeout, found.blocked_connection_timeout = 1, 5, 6, 5
+        found.tcp_options = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+        found.client_properties = {"connection_name": "groundstate hints"}
+        return found
+
+
+def _declare(channel: Any, subject: str) -> None:
+    channel.exchange_declare(subject, "fanout", durable=False, auto_delete=True)
+
+
+class _Management:
+    """RabbitMQ's HTTP API, which tells what is bound to an exchange."""
+
+    def __init__(self, url: str, user: str) -> None:
+        self._place = urlsplit(url)
+        self._user = base64.b64encode(user.encode()).decode()
+
+    def bound(self, vhost: str, exchange: str) -> list[Finding]:
+        """What keeps of all that this exchange hands on, through other exchanges as well."""
+        place = quote(vhost, safe="")
+        durable, seen, ahead = [], set(), [exchange]
+        try:
+            while ahead:
+                name = ahead.pop()
+                seen.add(name)
+                for one in self._get(f"/api/exchanges/{place}/{quote(name, safe='')}/bindings/source"):
+                    kind, what = one["destination_type"], one["destination"]
+                    if self._get(f"/api/{kind}s/{place}/{quote(what, safe='')}?columns=durable").get("durable"):
+                        cure = f"rabbitmqadmin --vhost={vhost} delete {kind} name={what}  or unbind it from {name}"
+                        durable.append(Finding(True, f"the durable {kind} {what} is bound to the exchange {name}", cure))
+                    elif kind == "exchange" and what not in seen:
+                        ahead.append(what)
+        except (OSError, HTTPException, ssl.SSLError, ValueError, KeyError, PermissionError) as error:
+            shown = f"{self._place.scheme}://{self._place.hostname}:{self._place.port}"
+            return [Finding(False, f"it cannot be seen what is bound to the exchange {exchange} ({shown}: {error})", _UNSEEN)]
+        return durable
+
+    def _get(self, path: str) -> Any:
+        kind = HTTPSConnection if self._place.scheme == "https" else HTTPConnection
+        connection = kind(self._place.hostname or "", self._place.port, timeout=ASKED_WITHIN_S)
+        try:
+            connection.request("GET", self._place.path.rstrip("/") + path, headers={"Authorization": f"Basic {self._user}"})
+            answer = connection.getresponse()
+            said = answer.read()
+        finally:
+            connection.close()
+        if answer.status == NOT_FOUND:  # it went meanwhile
+            return {}
+        if answer.status != 200:
+            raise PermissionError(f"{answer.status} {answer.reason}")
+        return json.loads(said)
+
+
+class _Listening:
+    def __init__(self, parameters: Any, subject: str) -> None:
+        self._subject = subject
+        self._unheard: list[bytes] = []
+        self._connection = pika.BlockingConnection(parameters)
+        try:
+            self._channel = self._connection.channel()
+            _declare(self._channel, subject)
+            limits = {"x-max-length": UNHEARD_MOST}
+            queue = self._channel.queue_declare("", exclusive=True, auto_delete=True, arguments=limits).method.queue
+            self._channel.queue_bind(queue, subject)
+            self._channel.add_on_cancel_callback(lambda _: self.close())  # somebody deleted the queue
+            self._channel.basic_consume(queue, self._take, auto_ack=True, exclusive=True)
+        except BaseException:
+            self.close()
+            raise
+        self._look_at = time.monotonic() + LOOK_S
+
+    def _take(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
+        self._unheard.append(body)
+
+    def heard(self, wait_s: float) -> Sequence[bytes]:
+        if time.monotonic() >= self._look_at:  # of an exchange that was deleted nothing is told
+            self._look_at = time.monotonic() + LOOK_S
+            self._channel.exchange_declare(self._subject, passive=True)
+        self._connection.process_data_events(wait_s)
+        heard, self._unheard = self._unheard, []
+        return heard
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._connection.close()
+
+
+class _Speaking:
+    def __init__(self, parameters: Any, subject: str) -> None:
+        self._subject = subject
+        self._connection = pika.BlockingConnection(parameters)
+        self._channel = self._connection.channel()
+
+    def say(self, hints: Sequence[bytes]) -> None:
+        """In memory alone: none is marked as persistent. What RabbitMQ refuses is told by a closed channel, at the next."""
+        for hint in hints:
+            self._channel.basic_publish(self._subject, "", hint)
+        self._connection.process_data_events(0)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._connection.close()
