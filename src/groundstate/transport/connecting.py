@@ -166,8 +166,9 @@ class Connecting:
         words = "; ".join(f"{one.found}. {one.cure}" for one in against)
         refused = TransportRefused(f"the {self.name} transport is not used: {words}")
         if not self._settled.is_set():
-            self._refused = refused
-        self._tell(str(refused), logging.ERROR)
+            self._refused = refused  # `open` raises it
+        elif self._is_news(str(refused)):
+            log.error("%s", refused, extra={"event": "transport_refused", "transport": self.name})
         return False
 
     def _listen(self) -> None:
@@ -218,12 +219,17 @@ class Connecting:
             with suppress(Exception):
                 speaking.close()
 
-    def _tell(self, words: str, level: int = logging.WARNING) -> None:
+    def _tell(self, words: str) -> None:
+        if self._is_news(words):
+            log.warning("%s", words, extra={"event": "transport_down", "transport": self.name})
+
+    def _is_news(self, words: str) -> bool:
         """Once, until hints come and go again."""
-        if words.partition(":")[0] != self._said and not self._ended.is_set():
-            self._said = words.partition(":")[0]
-            event = "transport_refused" if level == logging.ERROR else "transport_down"
-            log.log(level, "%s", words, extra={"event": event, "transport": self.name})
+        what = words.partition(":")[0]
+        is_news = what != self._said and not self._ended.is_set()
+        if is_news:
+            self._said = what
+        return is_news
 
 
 def _nobody(_hint: bytes) -> None:
