@@ -1,0 +1,236 @@
+"""Old code and new code at work on one database: nothing is done twice, and nothing is lost, whatever changed between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from groundstate.engine import renaming
+from groundstate.engine.deeds import Person
+from groundstate.engine.life import Life
+from groundstate.rules.attempt import State
+from groundstate.store import opening
+from groundstate.values.errors import Conflict, StoreRefused
+from tests.engine.charging import ASK, SAME_KEY, charging
+from tests.engine.kit import Gateway, Order, World, until
+
+
+class Deploy:
+    """The database of one world, and the next version of its code."""
+
+    def __init__(self, old: World, new: World) -> None:
+        self.old, self.new = old, new
+        new._there = True
+
+    def accepted(self) -> None:
+        self.old.there()
+        self.new.app.init(accept=True)
+
+
+@pytest.fixture
+def deploy(world: World) -> Iterator[Deploy]:
+    new = World(world.url)
+    yield Deploy(world, new)
+    new.close()
+
+
+def _once_each(gateway: Gateway, count: int) -> None:
+    done = Counter(record for record, _ in gateway.ledger)
+    assert set(done.values()) == {1}
+    assert len(done) == count
+
+
+def _step(world: World, name: str, before: str, after: str) -> None:
+    def handler(order: Order) -> None:
+        assert order.status == before, "somebody else was at it"
+        order.status = after
+
+    world.app.on(Order, Order.status == before, name=name)(handler)
+
+
+def test_the_same_code_twice_takes_each_record_once(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, ASK)
+    charging(deploy.new, ASK, gateway=gateway)
+    deploy.accepted()
+    deploy.old.orders(60)
+    old, new = deploy.old.worker(), deploy.new.worker()
+    until(lambda: deploy.old.count(Order.status == "paid") == 60)
+    old.stop()
+    new.quiet()
+    _once_each(gateway, 60)
+    assert deploy.old.attempts() == []
+
+
+def test_a_call_of_the_old_code_in_the_air_is_left_alone_by_the_new_and_concluded_once(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, ASK)
+    charging(deploy.new, ASK, gateway=gateway)
+    deploy.accepted()
+    gateway.plan(1, "hang")
+    deploy.old.orders(1)
+    old = deploy.old.worker()
+    until(lambda: gateway.waiting == 1)
+    new = deploy.new.worker()
+    new.quiet()
+    new.sweep()
+    assert gateway.asked == []
+    gateway.gate.set()
+    until(lambda: deploy.old.order().status == "paid")
+    old.stop()
+    new.stop()
+    _once_each(gateway, 1)
+
+
+def test_what_killed_old_code_had_in_the_air_is_settled_by_the_new(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, ASK)
+    charging(deploy.new, ASK, gateway=gateway)
+    deploy.accepted()
+    gateway.plan(1, "done_hang")
+    deploy.old.orders(3)
+    old = deploy.old.worker()
+    until(lambda: gateway.waiting == 1)
+    new = deploy.new.worker()
+    old.kill()
+    until(lambda: deploy.new.count(Order.status == "paid") == 3)
+    new.stop()
+    gateway.gate.set()
+    _once_each(gateway, 3)
+
+
+def test_a_new_reaction_runs_beside_old_code_that_does_not_know_it(deploy: Deploy) -> None:
+    for world in (deploy.old, deploy.new):
+        _step(world, "packed", "placed", "packed")
+    _step(deploy.new, "sent", "packed", "sent")
+    deploy.old.orders(20)
+    old = deploy.old.worker()
+    until(lambda: deploy.old.count(Order.status == "packed") == 20)
+    new = deploy.new.worker()
+    until(lambda: [one.name for one in new.worker.refused] == ["sent"])  # on rows that were there: a person's word first
+    deploy.new.app.init(accept=["sent"])
+    until(lambda: deploy.old.count(Order.status == "sent") == 20)
+    deploy.old.orders_from(21, 40)
+    until(lambda: deploy.old.count(Order.status == "sent") == 40)
+    old.stop()
+    new.stop()
+
+
+@pytest.mark.parametrize("wider", [False, True], ids=["narrower", "wider"])
+def test_a_condition_that_changed_is_answered_by_both_and_each_record_once(deploy: Deploy, wider: bool) -> None:
+    first, second = (deploy.new, deploy.old) if wider else (deploy.old, deploy.new)
+    gateway = charging(first, ASK)
+    charging(second, ASK, gateway=gateway)
+    narrow = second.app.reactions["paid"]
+    narrow.clauses = (*narrow.clauses, Order.round > 0)
+    deploy.accepted()
+    old, new = deploy.old.worker(), deploy.new.worker()
+    deploy.old.orders(40)
+    until(lambda: deploy.old.count(Order.status == "paid") == 40)
+    old.stop()
+    new.quiet()
+    new.stop()
+    _once_each(gateway, 40)
+
+
+def test_a_call_that_has_another_policy_now_keeps_its_key(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, ASK)
+    charging(deploy.new, SAME_KEY, gateway=gateway)
+    deploy.accepted()
+    gateway.plan(1, "done_hang")
+    deploy.old.orders(1)
+    old = deploy.old.worker()
+    until(lambda: gateway.waiting == 1)
+    old.kill()
+    new = deploy.new.worker()
+    until(lambda: deploy.old.order().status == "paid")
+    new.stop()
+    gateway.gate.set()
+    assert len({key for _, key in gateway.ledger}) == 1  # the provider has seen one
+
+
+def test_a_removed_reaction_with_open_attempts_keeps_the_new_code_from_starting_and_the_old_goes_on(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, ASK)
+    _step(deploy.new, "packed", "paid", "packed")
+    deploy.old.there()
+    gateway.plan(1, "hang")
+    deploy.old.orders(1)
+    old = deploy.old.worker()
+    until(lambda: gateway.waiting == 1)
+    with pytest.raises(StoreRefused, match=r"does not declare: paid \(1\)"):
+        deploy.new.worker()
+    gateway.gate.set()
+    until(lambda: deploy.old.order().status == "paid")
+    old.stop()
+    deploy.new.app.init(accept=True)
+    deploy.new.settled()
+    assert deploy.old.order().status == "packed"
+    _once_each(gateway, 1)
+
+
+def test_new_code_that_already_runs_lists_what_the_old_left_of_a_removed_reaction(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, ASK)
+    _step(deploy.new, "packed", "packing", "packed")
+    deploy.accepted()
+    new = deploy.new.worker()
+    gateway.plan(1, "done_hang")
+    deploy.old.orders(1)
+    old = deploy.old.worker()
+    until(lambda: gateway.waiting == 1)
+    old.kill()
+    until(lambda: deploy.old.states() == ["doubt"])
+    new.quiet()
+    assert deploy.old.attempt().reaction == "paid"  # neither called again nor forgotten
+    new.stop()
+    gateway.gate.set()
+    deploy.old.settled()  # code that knows it settles it
+    assert deploy.old.order().status == "paid"
+    _once_each(gateway, 1)
+
+
+def test_a_rename_waits_for_the_old_code_to_end_and_keeps_the_keys(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, SAME_KEY)
+    charging(deploy.new, SAME_KEY, gateway=gateway)
+    renamed = deploy.new.app.reactions.pop("paid")
+    renamed.name = "charged"
+    deploy.new.app.reactions["charged"] = renamed
+    deploy.old.there()
+    gateway.plan(1, "done_hang")
+    deploy.old.orders(1)
+    old = deploy.old.worker()
+    until(lambda: gateway.waiting == 1)
+    rename = partial(_as_person, deploy.old, lambda person: renaming.rename(person, "paid", "charged"))
+    with pytest.raises(Conflict):
+        rename()
+    old.kill()
+    rename()
+    assert deploy.old.attempt().reaction == "charged"
+    deploy.new.settled()
+    gateway.gate.set()
+    assert deploy.old.order().status == "paid"
+    assert len({key for _, key in gateway.ledger}) == 1
+
+
+def _as_person(world: World, act: Callable[[Person], object]) -> None:
+    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    database.connect()
+    try:
+        life = Life(world.app.name, database, make_lives(), None)
+        act(Person(life, {}, "the test"))
+    finally:
+        database.close()
+
+
+def test_an_attempt_that_failed_under_old_code_is_tried_again_by_either(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, ASK)
+    charging(deploy.new, ASK, gateway=gateway)
+    deploy.accepted()
+    for number in range(1, 11):
+        gateway.plan(number, "refuse", "refuse")
+    deploy.old.orders(10)
+    old, new = deploy.old.worker(), deploy.new.worker()
+    until(lambda: deploy.old.count(Order.status == "paid") == 10)
+    old.stop()
+    new.stop()
+    _once_each(gateway, 10)
+    assert State.FAILED.value not in deploy.old.states()
