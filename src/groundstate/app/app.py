@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
@@ -182,7 +183,8 @@ class App(Running):
             gap: what becomes of wall times that the clock skips (see `Cron`).
             overlap: which one is meant of wall times that the clock shows twice (see `Cron`).
             retry: when a tick that failed is tried again.
-            store: in which it writes; to be given where the app has several.
+            store: in which it writes; to be given where the app has several. Of a sharded store each shard has its own ticks and its own
+                mark; for one alone give `store.shard(name)`.
             name: the handler's name where it is not given. One that no reaction has.
 
         Raises:
@@ -272,8 +274,13 @@ def _checked_stores(name: str, stores: Sequence[Store]) -> tuple[Store, ...]:
     owned = [metadata for store in stores for metadata in dict.fromkeys(store.metadatas)]
     if len(owned) != len(set(owned)):
         raise DeclarationError(
-            f"App({name!r}): two of its stores own the same tables; a class lies in one store: give each a base of its own"
+            f"App({name!r}): two of its stores own the same tables; a class lies in one store: give each a base of its own, or where the"
+            " same tables lie in several databases declare them as Store.shards([url, url], Base)"
         )
+    named = Counter(part.name for store in stores for part in store.parts if part.name is not None)
+    twice = [one for one, count in named.items() if count > 1]
+    if twice:
+        raise DeclarationError(f"App({name!r}): two of its databases are named {twice[0]!r}: give each a name of its own, by name=")
     return tuple(stores)
 
 

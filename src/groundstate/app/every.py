@@ -88,6 +88,6 @@ def _store(what: str, app: str, stores: Sequence[Store], given: Any) -> Store:
         if len(stores) > 1:
             raise DeclarationError(f"{what}: App({app!r}) has {len(stores)} stores: say in which its tick writes, by store=")
         return stores[0]
-    if not any(given is store for store in stores):
+    if not any(given is store or given in store.parts for store in stores):
         raise DeclarationError(f"{what}: store={given!r} is none of the stores of App({app!r})")
     return given  # type: ignore[no-any-return]  # one of the stores

@@ -7,16 +7,19 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, inspect, select
+from sqlalchemy import MetaData, inspect, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.elements import SQLCoreOperations
 
+from groundstate.app.crew import Crew, Post
 from groundstate.app.store import Store
 from groundstate.app.telling import Chosen, Messengers
-from groundstate.engine import hints, marks, registry, restore, schema
+from groundstate.engine import hints, marks, registry, restore, schema, transaction, trouble
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.vitals import Vitals
@@ -51,7 +54,7 @@ class Running:
     transport: Chosen
     keys: bool
     _messengers: Messengers | None = None
-    _workers: list[Worker] | None = None
+    _crew: Crew | None = None
     _watch: Watch | None = None
 
     def check_declarations(self) -> None:
@@ -70,6 +73,8 @@ class Running:
     ) -> None:
         """Starts carrying out, in threads of its own, and returns once it is under way.
 
+        Of several databases one that cannot be reached keeps no other from its work: it is tried again until it can be, see `down`.
+
         accept: starts new and changed reactions too, whatever rows they match (else they are left out, and `refused` names them).
         after_restore: a backup was put back: calls of the lost time are in doubt. held: comes up, and waits for `go`. hints_only: carries
         nothing out, but tells the workers elsewhere what this process commits, and `until` hears of what they do. trust_transport: a
@@ -78,37 +83,48 @@ class Running:
         Raises:
             DeclarationError, StoreRefused, NotInitialised, TransportRefused: what stands in the way, with the cure.
         """
-        if self._workers is not None:
+        if self._crew is not None:
             raise Stopped(f"{self!r} runs in this process already")
         self.check_declarations()
         options = Options(accept=accept, after_restore=after_restore, held=held)
-        started: list[Worker] = []
-        messengers = Messengers(self.name, {store: self.reactions_of(store) for store in self.stores}, self.transport, with_keys=self.keys)
+        told = {part: self.reactions_of(part) for part in self.parts}
+        messengers = Messengers(self.name, told, self.transport, with_keys=self.keys)
+        crew = Crew([] if hints_only else self._posts(), partial(self._worker, options, messengers), messengers.serve, held=held)
         try:
             messengers.start(trusted=trust_transport)
-            for store in () if hints_only else self.stores:
-                specs = self.reactions_of(store)
-                opened, schedules = opening.open_store(store.settings()), self.schedules_of(store)
-                told = messengers.of(store)
-                worker = Worker(
-                    self.name,
-                    specs,
-                    opened,
-                    schedules=schedules,
-                    options=options,
-                    redact=store.redact,
-                    messenger=told,
-                    watch=self._watch,
-                )
-                started.append(worker)
-                worker.start()
-                messengers.serve(store, worker)
+            crew.start()
         except BaseException:
-            for worker in started:
-                worker.stop(0)
+            crew.stop(0)
             messengers.stop()
             raise
-        self._workers, self._messengers = started, messengers
+        self._crew, self._messengers = crew, messengers
+
+    def _posts(self) -> list[Post]:
+        return [
+            Post(part, self.reactions_of(part) if len(store.parts) > 1 else (), [one.label for one in store.parts])
+            for store in self.stores
+            for part in store.parts
+        ]
+
+    def _worker(self, options: Options, messengers: Messengers, store: Store, held: bool) -> Worker:  # noqa: FBT001  # called by the crew
+        """Of one database, not started yet."""
+        opened = opening.open_store(store.settings())
+        transaction.keep_out(opened[0], self.elsewhere(store))
+        return Worker(
+            self.name,
+            self.reactions_of(store),
+            opened,
+            schedules=self.schedules_of(store),
+            options=replace(options, held=held),
+            redact=store.redact,
+            messenger=messengers.of(store),
+            watch=self._watch,
+        )
+
+    def elsewhere(self, store: Store) -> dict[MetaData, str]:
+        """The tables that lie in other stores than this one, and which those are."""
+        others = [other for other in self.stores if store not in other.parts]
+        return {metadata: other.label for other in others for metadata in other.metadatas}
 
     def observe(self, watch: Watch | None) -> None:
         """Who watches the work from the next start on, for traces; None: nobody. `groundstate.telemetry.traces.trace` gives one."""
@@ -118,16 +134,24 @@ class Running:
         """How the worker of each store does, as its threads last said; nothing where none runs in this process. Asks no database."""
         return [worker.vitals() for worker in self._workers or ()]
 
+    @property
+    def down(self) -> dict[str, str]:
+        """Databases on which nothing is carried out just now, and why; each is tried again. Raises Stopped where it does not run."""
+        if self._crew is None:
+            self._running_workers()
+        return {} if self._crew is None else self._crew.down
+
     def go(self) -> None:
         """After `start(held=True)`: carries out from now on. Raises Stopped where it does not run."""
-        for worker in self._running_workers():
-            worker.go()
+        self._running_workers()
+        if self._crew is not None:
+            self._crew.go()
 
     def stop(self, limit: timedelta = DRAIN) -> None:
         """Begins nothing new, lets calls end within the limit, and leaves the rest in doubt. Idempotent."""
-        workers, self._workers = self._workers, None
-        for worker in workers or ():
-            worker.stop(limit.total_seconds())
+        crew, self._crew = self._crew, None
+        if crew is not None:
+            crew.stop(limit.total_seconds())
         messengers, self._messengers = self._messengers, None
         if messengers is not None:
             messengers.stop()
@@ -173,29 +197,38 @@ class Running:
     def run_until_quiet(self, timeout: timedelta | None = None) -> Rested:
         """Carries out all that can be now, and returns what remains: for scripts and tests. Starts and stops the app if it does not run.
 
+        A database that is down is waited for: what is left there is not known.
+
         Raises:
             TimeoutError: it was not quiet within the timeout.
         """
-        mine = self._workers is None
+        mine = self._crew is None
         if mine:
             self.start()
         try:
-            if not self._running_workers():
+            if self._crew is not None and not self._crew.posts:
                 raise Stopped(f"{self!r} runs for hints alone in this process (hints_only), and carries nothing out here")
             end = None if timeout is None else time.monotonic() + timeout.total_seconds()
-            for worker in self._running_workers():
-                if not worker.until_quiet(None if end is None else end - time.monotonic()):
-                    raise TimeoutError(f"{self!r} was not quiet within {timeout}")
+            crew = self._crew
+            for post in () if crew is None else sorted(crew.posts, key=lambda post: not post.up):
+                left = None if end is None else end - time.monotonic()
+                worker = None if crew is None else crew.wait_for(post, left)
+                if worker is None or not worker.until_quiet(None if end is None else end - time.monotonic()):
+                    down = "".join(f"; {label} is down: {why}" for label, why in self.down.items())
+                    raise TimeoutError(f"{self!r} was not quiet within {timeout}{down}")
             rests = [worker.rest() for worker in self._running_workers()]
             return Rested(*(sum(counts) for counts in zip(*map(astuple, rests), strict=True)))
         finally:
             if mine:
                 self.stop()
 
-    async def until(self, record: type, key: object, *clauses: ColumnElement[bool], timeout: timedelta) -> bool:
+    async def until(
+        self, record: type, key: object, *clauses: SQLCoreOperations[bool], timeout: timedelta, shard: str | None = None
+    ) -> bool:
         """Waits until the clauses hold for one record, or the timeout is over: for web requests. Woken by hints, answered by SELECTs.
 
-        key: the primary key; a tuple where it has several columns. Returns whether they hold.
+        key: the primary key; a tuple where it has several columns. shard: where the record is, by name; else all shards are asked.
+        Returns whether they hold. A database that cannot be reached is asked again, and its error raised once the timeout is over.
         """
         statement = select(1).select_from(record)
         key_columns = _key_columns(record)
@@ -203,7 +236,7 @@ class Running:
         if len(values) != len(key_columns):
             raise DeclarationError(f"until({record.__name__}, {key!r}): its primary key has {len(key_columns)} columns")
         statement = statement.where(*[column == value for column, value in zip(key_columns, values, strict=True)], *clauses)
-        database = await asyncio.to_thread(self._open_for, record)
+        asked = [_Asked(partial(self._open, part), statement) for part in self._parts_of(record, shard)]
         bell = _Bell(asyncio.get_running_loop())
         hints.listen(bell)
         messengers = self._messengers
@@ -215,10 +248,22 @@ class Running:
                 bell.event.clear()
                 if messengers is not None:
                     messengers.wait()
-                if await asyncio.to_thread(_holds, database, statement):
+                looks = [asyncio.ensure_future(asyncio.to_thread(one.look)) for one in asked if not one.looking]
+                while looks and not any(one.holds for one in asked):
+                    wait = max(end - time.monotonic(), UNTIL_ASKS_S)
+                    done, _ = await asyncio.wait(looks, timeout=min(wait, UNTIL_LOOKS_S), return_when=asyncio.FIRST_COMPLETED)
+                    for one in done:
+                        one.result()
+                        looks.remove(one)
+                    if not done:
+                        break  # one that does not answer is not waited for: the others are asked again meanwhile
+                if any(one.holds for one in asked):
                     return True
                 left = end - time.monotonic()
                 if left <= 0:
+                    error = next((one.error for one in asked if one.error is not None), None)
+                    if error is not None:
+                        raise error
                     return False
                 with suppress(TimeoutError):
                     await asyncio.wait_for(bell.event.wait(), min(left, UNTIL_LOOKS_S))
@@ -248,7 +293,7 @@ class Running:
                 known = ", ".join(sorted({**self.reactions, **self.schedules}))
                 raise DeclarationError(f"App({self.name!r}) has no reaction {name!r}, and no schedule of that name: there are {known}")
         created: list[str] = []
-        for store in self.stores:
+        for store in self.parts:
             opened = opening.open_store(store.settings())
             database, make_lives, witness = opened
             database.connect()
@@ -289,35 +334,51 @@ class Running:
             silent, _loud = registry.newcomers(connection, questions, registry.known(connection, self.name))
         registry.write(life, silent)
 
+    @property
+    def parts(self) -> tuple[Store, ...]:
+        """Every database of the app: its stores, and of a sharded one each shard."""
+        return tuple(part for store in self.stores for part in store.parts)
+
     def reactions_of(self, store: Store) -> list[ReactionSpec]:
-        """The reactions on records of this store."""
-        return [spec for spec in self.reactions.values() if spec.store is store]
+        """The reactions on records of this store, or of this shard."""
+        return [spec for spec in self.reactions.values() if spec.store is store or store in spec.store.parts]
 
     def schedules_of(self, store: Store) -> list[ScheduleSpec]:
-        """The schedules that write to this store."""
-        return [spec for spec in self.schedules.values() if spec.store is store]
+        """The schedules that write to this store, or to this shard."""
+        return [spec for spec in self.schedules.values() if spec.store is store or store in spec.store.parts]
+
+    @property
+    def _workers(self) -> list[Worker] | None:
+        """Those that are up; None where the app does not run in this process."""
+        return None if self._crew is None else self._crew.workers
 
     def _running_workers(self) -> list[Worker]:
         if self._workers is None:
             raise Stopped(f"{self!r} does not run in this process: start it with app.start(), app.running() or `groundstate run`")
         return self._workers
 
-    def _open_for(self, record: type) -> Database:
-        """The database of a record: the running worker's, or one of our own that is kept."""
-        for number, store in enumerate(self.stores):
+    def _parts_of(self, record: type, shard: str | None) -> Sequence[Store]:
+        """The databases in which a record may be."""
+        for store in self.stores:
             if store.owns_class(record):
-                if self._workers:
-                    return self._workers[number].database
-                opened: dict[int, Database] = self.__dict__.setdefault("_opened", {})
-                if number not in opened:
-                    database = opening.open_store(store.settings())[0]
-                    database.connect()
-                    opened[number] = database
-                return opened[number]
+                return store.parts if shard is None else [store.shard(shard)]
         raise DeclarationError(f"{record.__name__} is in no store of {self!r}")
+
+    def _open(self, part: Store) -> Database:
+        """A database: the running worker's, or one of our own that is kept."""
+        for post in self._crew.posts if self._crew is not None else ():
+            if post.store is part and post.worker is not None:
+                return post.worker.database
+        opened: dict[Store, Database] = self.__dict__.setdefault("_opened", {})
+        if part not in opened:
+            database = opening.open_store(part.settings())[0]
+            database.connect()
+            opened[part] = database
+        return opened[part]
 
 
 UNTIL_LOOKS_S = 0.5  # how often `until` asks where no hint came: another process may have written
+UNTIL_ASKS_S = 0.05  # and so long, at least, it waits for an answer
 
 
 class _Bell:
@@ -335,9 +396,29 @@ class _Bell:
             self._loop.call_soon_threadsafe(self.event.set)
 
 
-def _holds(database: Database, statement: Any) -> bool:
-    with database.reading() as connection:
-        return connection.execute(statement).first() is not None
+class _Asked:
+    """A database that `until` asks, and what it said last."""
+
+    def __init__(self, open_: Callable[[], Database], statement: Any) -> None:
+        self._open = open_
+        self._statement = statement
+        self.looking = False
+        self.holds = False
+        self.error: DBAPIError | None = None
+
+    def look(self) -> None:
+        """Asks. What says nothing about the record is kept in `error`; the rest is raised."""
+        self.looking = True
+        try:
+            with self._open().reading() as connection:
+                self.holds = connection.execute(self._statement).first() is not None
+            self.error = None
+        except DBAPIError as error:
+            if not trouble.transient(error):
+                raise
+            self.error = error
+        finally:
+            self.looking = False
 
 
 def _key_columns(record: type) -> list[Any]:

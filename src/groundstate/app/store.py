@@ -1,9 +1,10 @@
-"""A database and the tables of the user's that lie in it. Says what is where; connects to nothing."""
+"""A database, or several, and the tables of the user's that lie there. Says what is where; connects to nothing."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from sqlalchemy import URL, Engine, MetaData, Table, inspect
@@ -32,6 +33,7 @@ class Store:
         direct: PostgreSQL behind a pooler: a URL past it, for the lock that tells who is alive.
         witness: a folder on another disk than the database, for what each life remembers of it.
         redact: what is done to each error text before it is kept or logged.
+        name: by which it is shown, and named to commands; its URL where it has none.
 
     Raises:
         DeclarationError: it owns nothing, or what is no declarative base.
@@ -45,17 +47,84 @@ class Store:
         direct: str | URL | None = None,
         witness: str | os.PathLike[str] | None = None,
         redact: Callable[[str], str] | None = None,
+        name: str | None = None,
     ) -> None:
         if not owns:
             raise DeclarationError("Store(database) owns no tables: name them by their base, as in Store(url, Base), Store(url, SQLModel)")
         if failover not in {"lossy", "lossless"}:
             raise DeclarationError(f"failover={failover!r}: it is 'lossy', or 'lossless' where no failover can lose a commit")
+        self.name = None if name is None else _checked_name(name)
         self._database = database
         self._direct = direct
         self._witness = witness
         self.failover = failover
         self.redact = redact
         self.metadatas: tuple[MetaData, ...] = tuple(dict.fromkeys(_metadata_of(one) for one in owns))
+
+    @classmethod
+    def shards(
+        cls,
+        databases: Mapping[str, Database | Callable[[], Database]] | Sequence[Database | Callable[[], Database]],
+        *owns: type[_Base] | MetaData,
+        name: str = "shard",
+        failover: Literal["lossy", "lossless"] = "lossy",
+        redact: Callable[[str], str] | None = None,
+        direct: Mapping[str, str | URL] | None = None,
+        witness: str | os.PathLike[str] | None = None,
+    ) -> Shards:
+        """The same tables in several databases, each with its own rows: a reaction is carried out on each, by a worker of its own.
+
+        Primary keys must be unique over all of them, since the keys of calls are made of them and must stay when a record moves.
+
+        Args:
+            databases: by their names; of a list the names are "shard-1", "shard-2" and so on.
+            owns: declarative bases, SQLModel, or MetaData whose tables lie in each of these databases.
+            name: what such names begin with.
+            failover: as of a store; for each of them.
+            redact: as of a store; for each of them.
+            direct: by the names of shards, URLs past their poolers.
+            witness: a folder, in which each shard has one of its own.
+
+        Raises:
+            DeclarationError: there is none, or two have one name.
+        """
+        given = databases if isinstance(databases, Mapping) else {f"{name}-{number}": one for number, one in enumerate(databases, 1)}
+        if isinstance(databases, str) or not given:
+            raise DeclarationError("Store.shards([url, url], Base) takes several databases: a list, or a mapping of names to them")
+        past = dict(direct or {})
+        strange = sorted(past.keys() - given.keys())
+        if strange:
+            raise DeclarationError(f"direct={{{strange[0]!r}: ...}}: there is no such shard; there are {', '.join(given)}")
+        return Shards(
+            Store(
+                database,
+                *owns,
+                failover=failover,
+                direct=past.get(one),
+                witness=None if witness is None else Path(witness) / _checked_name(one),
+                redact=redact,
+                name=one,
+            )
+            for one, database in given.items()
+        )
+
+    @property
+    def parts(self) -> tuple[Store, ...]:
+        """The databases: this one; of a sharded store each shard."""
+        return (self,)
+
+    @property
+    def label(self) -> str:
+        """By which it is shown: its name, or its URL without the password."""
+        return self.name or self.settings().url.render_as_string()
+
+    def shard(self, name: str) -> Store:
+        """One of its databases, by name. Raises DeclarationError."""
+        for one in self.parts:
+            if one.name == name:
+                return one
+        named = ", ".join(one.name for one in self.parts if one.name) or "none with a name"
+        raise DeclarationError(f"there is no shard {name!r}: there are {named}")
 
     def owns_table(self, table: FromClause) -> bool:
         """Whether this table lies in this store's database."""
@@ -76,6 +145,38 @@ class Store:
         if callable(given) and not isinstance(given, Engine):
             given = given()
         return settings_of(given, self._direct, self._witness, self.failover)
+
+
+class Shards(Store):
+    """A store of several databases. Made by `Store.shards`; nothing is ever in all of them at once."""
+
+    def __init__(self, parts: Iterable[Store]) -> None:
+        self._parts = tuple(parts)
+        first = self._parts[0]
+        self.name = None
+        self.failover, self.redact, self.metadatas = first.failover, first.redact, first.metadatas
+
+    @property
+    def parts(self) -> tuple[Store, ...]:
+        """Each shard."""
+        return self._parts
+
+    @property
+    def label(self) -> str:
+        """The names of its shards."""
+        return ", ".join(one.label for one in self._parts)
+
+    def settings(self) -> Settings:
+        """There is no one database. Raises DeclarationError."""
+        raise DeclarationError(f"a sharded store is {len(self._parts)} databases: take one of its parts ({self.label})")
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not name or not all(one.isalnum() or one in "-_." for one in name) or name.startswith((".", "-")):
+        raise DeclarationError(
+            f"a store's name is made of letters, digits, '-', '_' and '.', and begins with a letter or a digit: {name!r}"
+        )
+    return name
 
 
 def _metadata_of(owned: Any) -> MetaData:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
-from groundstate.cli.common import AppOption, Code, DebugOption, JsonOption, console, find_app, name_of, plain, refuse_missing, say_json
+from groundstate.cli.common import (
+    AppOption,
+    Asked,
+    Code,
+    DebugOption,
+    JsonOption,
+    console,
+    find_app,
+    plain,
+    refuse_missing,
+    say_json,
+    title_of,
+)
+from groundstate.engine import apart
 from groundstate.engine import check as engine
 from groundstate.engine.check import Finding
 from groundstate.engine.question import Question
@@ -25,13 +41,19 @@ def check(
     Ends with 1 where a problem was found; advice alone ends with 0.
     """
     found = find_app(app)
-    by_store = [(name_of(store), _ask(found, store)) for store in found.stores]
-    bad = any(one.level == "problem" for _, findings in by_store for one in findings)
+    asked = Asked(found.parts)
+    answers = asked.each(lambda store: _ask(found, store))
+    told = [(store.label, title_of(store), findings) for store, findings in answers]
+    reached = [store for store, _ in answers]
+    told += [(store.label, store.label, _between(found, store, reached)) for store in found.stores if len(store.parts) > 1]
+    bad = any(one.level == "problem" for _, _, findings in told for one in findings)
     if as_json:
-        say_json("check", {"app": found.name, "stores": [{"store": name, "findings": findings} for name, findings in by_store]})
+        stores = [{"store": name, "findings": findings} for name, _, findings in told]
+        say_json("check", {"app": found.name, "stores": stores, **asked.said})
     else:
-        for name, findings in by_store:
-            _show(console(), name, findings)
+        for _, title, findings in told:
+            _show(console(), title, findings)
+    asked.end()
     raise typer.Exit(Code.FINDINGS if bad else Code.OK)
 
 
@@ -44,6 +66,19 @@ def _ask(app: App, store: Store) -> list[Finding]:
         )
     finally:
         database.close()
+
+
+def _between(app: App, store: Store, reached: Sequence[Store]) -> list[Finding]:
+    """What is wrong between the shards of a store, of those that could be asked."""
+    with ExitStack() as stack:
+        shards = {}
+        for part in store.parts:
+            if part in reached:
+                database, _, _ = opening.open_store(part.settings())
+                stack.callback(database.close)
+                database.connect()
+                shards[part.label] = (database, [Question(spec, database) for spec in app.reactions_of(part)])
+        return apart.check(shards)
 
 
 def _show(out: Console, store: str, findings: list[Finding]) -> None:

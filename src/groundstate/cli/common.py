@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -34,6 +34,7 @@ from groundstate.values.errors import Conflict, DeclarationError, GroundstateErr
 
 log = logging.getLogger("groundstate")
 P = ParamSpec("P")
+T = TypeVar("T")
 FORMAT = 1  # the version of every --json shape; it grows when a field changes its meaning or goes away, not when one is added
 
 
@@ -54,6 +55,9 @@ AppOption = Annotated[
     typer.Option("--app", metavar="MODULE:NAME", help="The app; else $GROUNDSTATE_APP, else \\[tool.groundstate] app in pyproject.toml."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", metavar="NAME", help="Of this store or shard alone, by its name, or its URL where it has none.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -169,8 +173,69 @@ def refuse_missing(database: Database) -> None:
 
 
 def name_of(store: Store) -> str:
-    """The store's URL without its password."""
-    return store.settings().url.render_as_string()
+    """The store's name; its URL without the password where it has none."""
+    return store.label
+
+
+def title_of(store: Store) -> str:
+    """The same for people: its name, and its URL."""
+    url = store.settings().url.render_as_string()
+    return url if store.name is None else f"{store.name} ({url})"
+
+
+def chosen(stores: Sequence[Store], name: str | None) -> list[Store]:
+    """The store that --store names, or all of them. Raises CommandFailed."""
+    if name is None:
+        return list(stores)
+    found = [store for store in stores if name in (store.label, title_of(store))]
+    if not found:
+        raise CommandFailed(f"--store: there is no {name!r} here; there are {', '.join(store.label for store in stores)}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Unusable:
+    """A store that could not be asked, while others were."""
+
+    store: str
+    kind: str
+    message: str
+
+
+class Asked:
+    """Asks one store after another: one that cannot be used is told of, and keeps no other from being asked. A single one raises."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = list(stores)
+        self.unusable: list[Unusable] = []
+        self._first: Exception | None = None
+
+    def each(self, ask: Callable[[Store], T]) -> list[tuple[Store, T]]:
+        """What each says. Raises where none can be used."""
+        answers: list[tuple[Store, T]] = []
+        for store in self.stores:
+            try:
+                answers.append((store, ask(store)))
+            except (StoreRefused, NotInitialised, DBAPIError) as error:
+                if len(self.stores) == 1:
+                    raise
+                self._first = self._first or error
+                self.unusable.append(Unusable(store.label, type(error).__name__, words_of(error)))
+        if not answers and self._first is not None:
+            raise self._first
+        return answers
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """For JSON: nothing where all could be asked."""
+        return {"unusable": self.unusable} if self.unusable else {}
+
+    def end(self) -> None:
+        """After the rest was said: which could not be asked, on stderr. Exits then."""
+        for one in self.unusable:
+            print(f"{plain(one.store)} could not be asked: {one.message}", file=sys.stderr)
+        if self.unusable:
+            raise typer.Exit(Code.DATABASE)
 
 
 # ---- what is said --------------------------------------------------------------------------------------------------------------

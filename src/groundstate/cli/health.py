@@ -22,7 +22,7 @@ class Health:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._names = [name_of(store.settings().url) for store in app.stores]
+        self._labels = {name_of(store.settings().url): store.label for store in app.parts}
         self.started = False
         self.draining = False  # set in a signal's handler: at once
 
@@ -36,9 +36,10 @@ class Health:
         """Each store, and whether its worker is up."""
         if not self.started or self.draining:
             why = "the process drains" if self.draining else "the process comes up"
-            return [StoreHealth(name, ready=False, why=why) for name in self._names]
+            return [StoreHealth(name, ready=False, why=why) for name in self._labels]
         vitals = {one.store: one for one in self._app.vitals()}
-        return [_store_health(name, vitals.get(name), within_s) for name in self._names]
+        down = self._app.down
+        return [_store_health(name, vitals.get(name), within_s, down.get(label)) for name, label in self._labels.items()]
 
     def in_words(self, within_s: float) -> str:
         """One line for people."""
@@ -61,9 +62,9 @@ def _stuck(vitals: Vitals, within_s: float) -> str | None:
     return None
 
 
-def _store_health(name: str, vitals: Vitals | None, within_s: float) -> StoreHealth:
+def _store_health(name: str, vitals: Vitals | None, within_s: float, down: str | None) -> StoreHealth:
     if vitals is None:
-        return StoreHealth(name, ready=False, why="no worker runs for it")
+        return StoreHealth(name, ready=False, why=f"no worker runs for it: {down}" if down else "no worker runs for it")
     why = _stuck(vitals, within_s)
     if why is None and vitals.held:
         why = "it is held, and waits for a go"

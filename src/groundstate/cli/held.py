@@ -16,10 +16,13 @@ from groundstate.app.store import Store
 from groundstate.cli import report
 from groundstate.cli.common import (
     AppOption,
+    Asked,
     CommandFailed,
     DebugOption,
     JsonOption,
+    StoreOption,
     at,
+    chosen,
     console,
     find_app,
     looking,
@@ -39,7 +42,7 @@ def stores_of(app: App, reaction: str | None) -> list[Store]:
     """Where attempts of a reaction lie: its store; of one that this code does not declare that is not known."""
     name = reaction or ""
     spec = app.reactions.get(name) or app.schedules.get(name)
-    return [spec.store] if spec is not None else list(app.stores)
+    return list(spec.store.parts) if spec is not None else list(app.parts)
 
 
 @dataclass
@@ -65,6 +68,7 @@ def held(  # noqa: PLR0913  # the options of a command
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")] = listing.PAGE,
     after: Annotated[str | None, typer.Option("--after", metavar="CURSOR", help="The next page: what the last one ended with.")] = None,
     long: Annotated[bool, typer.Option("--long", "-l", help="Everything of each: key, error, outcome.")] = False,
+    only: StoreOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001  # read by common.guarded
@@ -72,12 +76,14 @@ def held(  # noqa: PLR0913  # the options of a command
     """What waits for a person: why, whether its call may have been made, and what can be done. Reads only."""
     the_app = find_app(app)
     which = Filter(reaction, record, unsure, with_outcome, why, baseline)
-    listed = _list(the_app, which, _cursor(after), limit)
+    asked = Asked(chosen(stores_of(the_app, reaction), only))
+    listed = _list(the_app, asked, which, _cursor(after), limit)
     if as_json:
         shown = [{"store": store, **asdict(one)} for store, one in listed.held]
-        say_json("held", {"held": shown, "total": listed.total, "baselines": listed.baselines, "more": listed.more})
-        return
-    _show_held(listed, which, long=long)
+        say_json("held", {"held": shown, "total": listed.total, "baselines": listed.baselines, "more": listed.more, **asked.said})
+    else:
+        _show_held(listed, which, long=long)
+    asked.end()
 
 
 def _cursor(written: str | None) -> tuple[int, Cursor] | None:
@@ -93,10 +99,11 @@ def _cursor(written: str | None) -> tuple[int, Cursor] | None:
         raise CommandFailed(f"--after {shown!r} is no cursor: give what the last page ended with") from None
 
 
-def _list(app: App, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _Listed:
+def _list(app: App, asked: Asked, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _Listed:
     listed = _Listed()
-    stores = stores_of(app, which.reaction)
-    for number, store in enumerate(stores):
+
+    def list_one(store: Store) -> None:
+        number = asked.stores.index(store)
         room = limit - len(listed.held)
         passed = cursor is not None and number < cursor[0]
         with looking(store) as (database, _):
@@ -106,6 +113,8 @@ def _list(app: App, which: Filter, cursor: tuple[int, Cursor] | None, limit: int
             after = cursor[1] if cursor is not None and number == cursor[0] else None
             page = listing.held(app.name, database, declared, which, after=after, limit=0 if passed else room)
         _add(listed, page, name_of(store), number, last=after, passed=passed)
+
+    asked.each(list_one)
     return listed
 
 

@@ -72,7 +72,7 @@ def _init(app: App, accept: list[str] | bool, baseline: list[str], *, tables: bo
 def _newcomers(app: App) -> list[Newcomer]:
     """Reactions that a worker would not start."""
     left: list[Newcomer] = []
-    for store in app.stores:
+    for store in app.parts:
         with looking(store) as (database, _), database.reading() as connection:
             questions = [Question(spec, database) for spec in app.reactions_of(store)]
             left += registry.newcomers(connection, questions, registry.known(connection, app.name))[1]

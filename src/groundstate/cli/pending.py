@@ -10,19 +10,35 @@ import typer
 from groundstate.app.app import App
 from groundstate.app.store import Store
 from groundstate.cli import report
-from groundstate.cli.common import AppOption, DebugOption, JsonOption, console, find_app, looking, moment_of, name_of, say_json
+from groundstate.cli.common import (
+    AppOption,
+    Asked,
+    DebugOption,
+    JsonOption,
+    StoreOption,
+    chosen,
+    console,
+    find_app,
+    looking,
+    moment_of,
+    name_of,
+    say_json,
+    title_of,
+)
 from groundstate.engine import pending as engine
 from groundstate.engine.pending import Pending
 from groundstate.engine.question import Question
 
 
-def pending(
+def pending(  # noqa: PLR0913  # the options of a command
     app: AppOption = None,
     states: Annotated[bool, typer.Option("--states", help="Also values of tested columns that no reaction answers.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Attempts of each kind that are listed; all are counted.")] = engine.SHOWN,
     then: Annotated[
         str | None, typer.Option("--at", metavar="MOMENT", help="What would be due then, such as 2026-12-24T18:00Z; without a zone in UTC.")
     ] = None,
+    *,
+    only: StoreOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
 ) -> None:
@@ -32,12 +48,15 @@ def pending(
     """
     found = find_app(app)
     moment = None if then is None else moment_of("--at", then)
-    reports = [(name_of(store), ask(found, store, states=states, shown=limit, then=moment)) for store in found.stores]
+    asked = Asked(chosen(found.parts, only))
+    reports = asked.each(lambda store: ask(found, store, states=states, shown=limit, then=moment))
     if as_json:
-        say_json("pending", {"app": found.name, "stores": [{"store": name, "report": one} for name, one in reports]})
-        return
-    for name, one in reports:
-        report.show(console(), name, one)
+        said = [{"store": name_of(store), "report": one} for store, one in reports]
+        say_json("pending", {"app": found.name, "stores": said, **asked.said})
+    else:
+        for store, one in reports:
+            report.show(console(), title_of(store), one)
+    asked.end()
 
 
 def ask(app: App, store: Store, *, states: bool = False, shown: int = engine.SHOWN, then: datetime | None = None) -> Pending:

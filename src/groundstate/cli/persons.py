@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
@@ -14,12 +14,26 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
-from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, JsonOption, console, find_app, looking, plain, say_json
+from groundstate.cli.common import (
+    AppOption,
+    Asked,
+    Code,
+    CommandFailed,
+    DebugOption,
+    JsonOption,
+    StoreOption,
+    chosen,
+    console,
+    find_app,
+    looking,
+    plain,
+    say_json,
+)
 from groundstate.cli.held import held, stores_of
-from groundstate.engine import persons, renaming
+from groundstate.engine import persons, renaming, transaction
 from groundstate.engine.deeds import Did, Person
 from groundstate.engine.wording import on_what
-from groundstate.values.errors import NotFound
+from groundstate.values.errors import Conflict, NotFound
 
 __all__ = ["forget", "held", "rename", "retry", "settle", "trust"]
 
@@ -41,22 +55,59 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not
 @contextmanager
 def _acting(app: App, store: Store, by: str | None) -> Iterator[Person]:
     with looking(store) as (database, lives):
+        transaction.keep_out(database, app.elsewhere(store))
         yield persons.person(app.name, [*app.reactions_of(store), *app.schedules_of(store)], database, lives, by=by, redact=store.redact)
 
 
-def _where_it_is(app: App, stores: Iterable[Store], by: str | None, act: Callable[[Person], T]) -> list[T]:
+def _where_it_is(app: App, asked: Asked, by: str | None, act: Callable[[Person], T]) -> list[T]:
     """The act in each store that knows what it is about. Raises NotFound where none does."""
-    done: list[T] = []
-    missing: NotFound | None = None
-    for store in stores:
+    missing: list[NotFound] = []
+
+    def act_in(store: Store) -> list[T]:
         with _acting(app, store, by) as person:
             try:
-                done.append(act(person))
+                return [act(person)]
             except NotFound as error:
-                missing = error
-    if not done and missing is not None:
-        raise missing
+                missing.append(error)
+                return []
+
+    done = [one for _, some in asked.each(act_in) for one in some]
+    if not done and missing:
+        asked.end()  # it may be where nobody could be asked
+        raise missing[-1]
     return done
+
+
+def _on_one(  # noqa: PLR0913, PLR0917  # what is done, to which attempt, in which of the stores
+    app: App, name: str, key: str, occurrence: str | None, only: str | None, by: str | None, act: Callable[[Person], Did]
+) -> Did:
+    """The act on the one attempt that is meant. Raises NotFound, and Conflict where several stores have one."""
+    stores = chosen(stores_of(app, name), only)
+    if len(stores) == 1:
+        return _where_it_is(app, Asked(stores), by, act)[0]
+    asked = Asked(stores)
+    found: list[Store] = []
+
+    def look_in(store: Store) -> None:
+        with _acting(app, store, by) as person:
+            persons.look(person, name, key, occurrence)
+            found.append(store)
+
+    missing: list[NotFound] = []
+
+    def looked_in(store: Store) -> None:
+        try:
+            look_in(store)
+        except NotFound as error:
+            missing.append(error)
+
+    asked.each(looked_in)
+    if len(found) > 1:
+        raise Conflict(f"{name} has an attempt on {key} in several: say which, with --store, of {', '.join(one.label for one in found)}")
+    if not found:
+        asked.end()  # it may be where nobody could be asked
+        raise missing[-1]
+    return _where_it_is(app, Asked(found), by, act)[0]
 
 
 # ---- retry, settle, forget -------------------------------------------------------------------------------------------------------
@@ -69,6 +120,7 @@ def retry(  # noqa: PLR0913  # the options of a command
     of: ReactionOption = None,
     failed: Annotated[bool, typer.Option("--failed", help="With --all: those that failed and wait for their time too.")] = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="With --all: rows left out when it was new, nothing else.")] = False,
+    only: StoreOption = None,
     by: ByOption = None,
     yes: YesOption = False,
     app: AppOption = None,
@@ -83,6 +135,7 @@ def retry(  # noqa: PLR0913  # the options of a command
             the_app,
             "retry",
             name,
+            only,
             by,
             (lambda person: persons.how_many(person, name, failed=failed, baseline=baseline)),
             (lambda person: persons.retry_all(person, name, failed=failed, baseline=baseline)),
@@ -93,8 +146,8 @@ def retry(  # noqa: PLR0913  # the options of a command
     if failed or baseline:
         raise CommandFailed("--failed and --baseline go with --all")
     name, key = _one_name(the_app, reaction, record, of)
-    done = _where_it_is(the_app, stores_of(the_app, name), by, lambda person: persons.retry(person, name, key, occurrence))
-    _said("retry", done, as_json=as_json)
+    did = _on_one(the_app, name, key, occurrence, only, by, lambda person: persons.retry(person, name, key, occurrence))
+    _said("retry", did, as_json=as_json)
 
 
 def settle(  # noqa: PLR0913  # the options of a command
@@ -106,6 +159,7 @@ def settle(  # noqa: PLR0913  # the options of a command
         str | None, typer.Option("--outcome", metavar="JSON", help="It was, with this outcome (-: from stdin); the handler is run.")
     ] = None,
     occurrence: OccurrenceOption = None,
+    only: StoreOption = None,
     by: ByOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
@@ -122,7 +176,7 @@ def settle(  # noqa: PLR0913  # the options of a command
             return persons.settle_absent(person, reaction, record, occurrence)
         return persons.settle(person, reaction, record, occurrence, outcome=written)
 
-    _said("settle", _where_it_is(the_app, stores_of(the_app, reaction), by, act), as_json=as_json)
+    _said("settle", _on_one(the_app, reaction, record, occurrence, only, by, act), as_json=as_json)
 
 
 def _stdin() -> str:
@@ -139,6 +193,7 @@ def forget(  # noqa: PLR0913  # the options of a command
     occurrence: OccurrenceOption = None,
     every: AllOption = False,
     of: ReactionOption = None,
+    only: StoreOption = None,
     by: ByOption = None,
     yes: YesOption = False,
     app: AppOption = None,
@@ -153,6 +208,7 @@ def forget(  # noqa: PLR0913  # the options of a command
             the_app,
             "forget",
             name,
+            only,
             by,
             (lambda person: persons.how_many(person, name)),
             (lambda person: persons.forget_all(person, name)),
@@ -161,8 +217,8 @@ def forget(  # noqa: PLR0913  # the options of a command
         )
         return
     name, key = _one_name(the_app, reaction, record, of)
-    done = _where_it_is(the_app, stores_of(the_app, name), by, lambda person: persons.forget(person, name, key, occurrence))
-    _said("forget", done, as_json=as_json)
+    did = _on_one(the_app, name, key, occurrence, only, by, lambda person: persons.forget(person, name, key, occurrence))
+    _said("forget", did, as_json=as_json)
 
 
 def _one_name(app: App, reaction: str | None, record: str | None, of: str | None) -> tuple[str, str]:
@@ -182,8 +238,7 @@ def _bulk_name(reaction: str | None, record: str | None, of: str | None) -> str:
     return name
 
 
-def _said(command: str, done: list[Did], *, as_json: bool) -> None:
-    did = done[0]
+def _said(command: str, did: Did, *, as_json: bool) -> None:
     if as_json:
         say_json(command, asdict(did))
     else:
@@ -206,10 +261,11 @@ _WORDS = {
 }
 
 
-def _bulk(  # noqa: PLR0913  # what is done, to what, and how it is told
+def _bulk(  # noqa: PLR0913, PLR0917  # what is done, to what, and how it is told
     app: App,
     command: str,
     name: str,
+    only: str | None,
     by: str | None,
     how_many: Callable[[Person], int],
     all_of: Callable[[Person], Iterator[Did]],
@@ -229,11 +285,13 @@ def _bulk(  # noqa: PLR0913  # what is done, to what, and how it is told
             if not did.done and len(left) < SAID_JSON_MAX:
                 left.append(did)
 
-    _where_it_is(app, stores_of(app, name), by, act)
+    asked = Asked(chosen(stores_of(app, name), only))
+    _where_it_is(app, asked, by, act)
     if as_json:
-        say_json(command, {"reaction": name, "counts": dict(counts), "not_done": [asdict(one) for one in left]})
+        say_json(command, {"reaction": name, "counts": dict(counts), "not_done": [asdict(one) for one in left], **asked.said})
     else:
         _show_bulk(name, counts, left)
+    asked.end()
     if left:
         raise typer.Exit(Code.FINDINGS)
 
@@ -261,6 +319,7 @@ def _show_bulk(name: str, counts: Counter[str], left: list[Did]) -> None:
 def trust(
     reaction: Annotated[str | None, typer.Argument(metavar="[REACTION]", show_default=False, help="A reaction; else all of them.")] = None,
     *,
+    only: StoreOption = None,
     by: ByOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
@@ -268,11 +327,13 @@ def trust(
 ) -> None:
     """After a backup was put back and its doubts were looked into: what is taken from now on is called, and starts no more as a doubt."""
     the_app = find_app(app)
-    done = _where_it_is(the_app, stores_of(the_app, reaction), by, lambda person: renaming.trust(person, reaction))
+    asked = Asked(chosen(stores_of(the_app, reaction), only))
+    done = _where_it_is(the_app, asked, by, lambda person: renaming.trust(person, reaction))
     cleared = sorted(name for one in done for name in one.reactions)
     in_doubt, waiting = sum(one.in_doubt for one in done), sum(one.held for one in done)
     if as_json:
-        say_json("trust", {"trusted": cleared, "in_doubt": in_doubt, "held_unsure": waiting})
+        say_json("trust", {"trusted": cleared, "in_doubt": in_doubt, "held_unsure": waiting, **asked.said})
+        asked.end()
         return
     out = console()
     out.print(f"Trusted again: {plain(', '.join(cleared))}" if cleared else "Nothing was suspect.", soft_wrap=True)
@@ -282,6 +343,7 @@ def trust(
     if waiting:
         are = "1 is" if waiting == 1 else f"{waiting:,} are"
         out.print(f"{are} held and may have been called: groundstate held --unsure")
+    asked.end()
 
 
 def rename(  # noqa: PLR0913  # the options of a command
@@ -297,15 +359,18 @@ def rename(  # noqa: PLR0913  # the options of a command
     """Carry attempts over to a new name of a reaction or of the app. Stop the workers first. Keys at the provider stay the same."""
     the_app = find_app(app)
     act = renaming.rename_app if whole_app else renaming.rename
-    done = _where_it_is(the_app, the_app.stores if whole_app else stores_of(the_app, new), by, lambda person: act(person, old, new))
+    asked = Asked(the_app.parts if whole_app else stores_of(the_app, new))
+    done = _where_it_is(the_app, asked, by, lambda person: act(person, old, new))
     count, reactions = sum(one.attempts for one in done), sum(one.reactions for one in done)
     known = new == the_app.name if whole_app else new in the_app.reactions or new in the_app.schedules
     if as_json:
         content: dict[str, Any] = {"old": old, "new": new, "attempts": count, "reactions": reactions, "declared": known}
-        say_json("rename", content)
+        say_json("rename", content | asked.said)
+        asked.end()
         return
     what = f"{reactions:,} reactions and {count:,} attempts" if whole_app else f"{count:,} attempts"
     console().print(f"{plain(old)} is {plain(new)} now, with {what}. The keys of its calls stay the same.", soft_wrap=True)
     if not known:
         where = f"this code's app is {the_app.name!r}" if whole_app else f"this code declares no reaction {new!r}"
         console().print(f"Note: {plain(where)}, and workers of it refuse to start while attempts of another name are open.", soft_wrap=True)
+    asked.end()

@@ -12,7 +12,20 @@ from rich.text import Text
 from groundstate.app.app import App
 from groundstate.app.store import Store
 from groundstate.cli import report
-from groundstate.cli.common import AppOption, DebugOption, JsonOption, at, console, find_app, looking, name_of, plain, say_json
+from groundstate.cli.common import (
+    AppOption,
+    Asked,
+    DebugOption,
+    JsonOption,
+    at,
+    console,
+    find_app,
+    looking,
+    name_of,
+    plain,
+    say_json,
+    title_of,
+)
 from groundstate.engine import overview
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.overview import Overview, ReactionSeen
@@ -31,12 +44,14 @@ def status(
     What each of these rows is, `groundstate pending` tells. Ends with 0 also where nobody works.
     """
     found = find_app(app)
-    seen = [(name_of(store), ask(found, store)) for store in found.stores]
+    asked = Asked(found.parts)
+    seen = asked.each(lambda store: ask(found, store))
     if as_json:
-        say_json("status", {"app": found.name, "stores": [_content(name, one) for name, one in seen]})
-        return
-    for name, one in seen:
-        _show(console(), name, one)
+        say_json("status", {"app": found.name, "stores": [_content(name_of(store), one) for store, one in seen], **asked.said})
+    else:
+        for store, one in seen:
+            _show(console(), title_of(store), one)
+    asked.end()
 
 
 def ask(app: App, store: Store) -> Overview:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from groundstate.app.app import App
+from groundstate.app.store import Store
 from groundstate.cli import report
-from groundstate.cli.common import AppOption, DebugOption, JsonOption, at, console, find_app, looking, name_of, plain, say_json
+from groundstate.cli.common import (
+    AppOption,
+    Asked,
+    DebugOption,
+    JsonOption,
+    StoreOption,
+    at,
+    chosen,
+    console,
+    find_app,
+    looking,
+    name_of,
+    plain,
+    say_json,
+)
 from groundstate.engine import upcoming
 from groundstate.engine.question import Question
 from groundstate.values.errors import NotFound
@@ -20,6 +37,7 @@ def timers(
     app: AppOption = None,
     reaction: Annotated[str | None, typer.Argument(help="Of this reaction alone.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="How many are listed.")] = SHOWN,
+    only: StoreOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
 ) -> None:
@@ -31,19 +49,24 @@ def timers(
     if reaction is not None and reaction not in found.reactions and reaction not in found.schedules:
         names = ", ".join(sorted({**found.reactions, **found.schedules}))
         raise NotFound(f"{found.name} has no reaction and no schedule {reaction!r}: there are {names}")
-    said = []
-    for store in found.stores:
-        with looking(store) as (database, _lives), database.reading() as connection:
-            questions = [Question(spec, database) for spec in found.reactions_of(store) if reaction in (None, spec.name)]
-            now = upcoming.now(database, connection)
-            said += [(name_of(store), now, one) for one in upcoming.timers(connection, questions, limit)]
-            schedules = [spec for spec in found.schedules_of(store) if reaction in (None, spec.name)]
-            said += [(name_of(store), now, one) for one in upcoming.ticks(found.name, database, connection, schedules)]
-    said = sorted(said, key=lambda one: one[2].due)[:limit]
+    asked = Asked(chosen(found.parts, only))
+    answers = asked.each(lambda store: _of(found, store, reaction, limit))
+    several = len(found.parts) > 1
+    said = sorted(((name_of(store), now, one) for store, (now, some) in answers for one in some), key=lambda one: one[2].due)[:limit]
     if as_json:
-        say_json("timers", {"app": found.name, "timers": [{"store": name, "timer": one} for name, _, one in said]})
-        return
-    made = report.table("due", "reaction", "on", "record")
-    for _, now, one in said:
-        made.add_row(at(one.due, now), plain(one.reaction), plain(one.table), plain(one.record))
-    console().print(made if said else Text("Nothing is to become due."))
+        say_json("timers", {"app": found.name, "timers": [{"store": name, "timer": one} for name, _, one in said], **asked.said})
+    else:
+        made = report.table("due", "reaction", "on", "record", *(["store"] if several else []))
+        for name, now, one in said:
+            made.add_row(at(one.due, now), *map(plain, (one.reaction, one.table, one.record)), *([plain(name)] if several else []))
+        console().print(made if said else Text("Nothing is to become due."))
+    asked.end()
+
+
+def _of(app: App, store: Store, reaction: str | None, limit: int) -> tuple[datetime, list[upcoming.Timer]]:
+    with looking(store) as (database, _lives), database.reading() as connection:
+        questions = [Question(spec, database) for spec in app.reactions_of(store) if reaction in (None, spec.name)]
+        schedules = [spec for spec in app.schedules_of(store) if reaction in (None, spec.name)]
+        now = upcoming.now(database, connection)
+        ticks = upcoming.ticks(app.name, database, connection, schedules)
+        return now, [*upcoming.timers(connection, questions, limit), *ticks]

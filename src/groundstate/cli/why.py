@@ -10,12 +10,29 @@ from rich.console import Console
 from rich.text import Text
 
 from groundstate.app.app import App
+from groundstate.app.store import Store
 from groundstate.cli import report
-from groundstate.cli.common import AppOption, Code, CommandFailed, DebugOption, JsonOption, at, console, find_app, looking, plain, say_json
+from groundstate.cli.common import (
+    AppOption,
+    Asked,
+    Code,
+    CommandFailed,
+    DebugOption,
+    JsonOption,
+    StoreOption,
+    at,
+    chosen,
+    console,
+    find_app,
+    looking,
+    plain,
+    say_json,
+    title_of,
+)
 from groundstate.engine import why as engine
 from groundstate.engine.pending import Open
 from groundstate.engine.question import Question
-from groundstate.engine.why import Answer, Why
+from groundstate.engine.why import Answer, Why, WhySchedule
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.values.errors import NotFound
 
@@ -27,6 +44,7 @@ def why(
     record: Annotated[
         str | None, typer.Argument(metavar="[PK]", help="Its primary key; of several columns a JSON array.", show_default=False)
     ] = None,
+    only: StoreOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
@@ -37,38 +55,73 @@ def why(
     """
     found = find_app(app)
     if table in found.schedules:
-        _why_schedule(found, found.schedules[table], record, as_json=as_json)
+        _why_schedule(found, found.schedules[table], record, only, as_json=as_json)
         return
     if record is None:
         raise CommandFailed(f"which record of {table}? Give its primary key")
-    said = _ask(found, table, record)
+    asked = Asked(chosen(found.parts, only))
+    answers = _ask(found, asked, table, record)
     if as_json:
-        say_json("why", {"app": found.name, "why": said})
-        return
-    _show(console(), said)
+        stores = [{"store": store.label, "why": said} for store, said in answers]
+        say_json("why", {"app": found.name, "why": answers[0][1], "stores": stores, **asked.said})
+    else:
+        for store, said in answers:
+            if len(found.parts) > 1:
+                console().print(Text(plain(title_of(store)), style="bold"), soft_wrap=True)
+            _show(console(), said)
+    asked.end()
 
 
-def _ask(app: App, table: str, record: str) -> Why:
-    missing: NotFound | None = None
-    for store in app.stores:
+def _ask(app: App, asked: Asked, table: str, record: str) -> list[tuple[Store, Why]]:
+    """What each store that has the record, or attempts on it, says of it; where none has, the first that has such a table."""
+    missing: list[NotFound] = []
+
+    def ask_one(store: Store) -> Why | None:
         with looking(store) as (database, lives):
             questions = [Question(spec, database) for spec in app.reactions_of(store)]
             try:
                 return engine.why(app.name, database, questions, lives, table, record)
             except NotFound as error:
-                missing = missing if missing is not None and len(app.stores) > 1 else error
+                missing.append(error)
+                return None
             except ValueError as error:
                 raise CommandFailed(str(error), Code.USAGE) from None
-    raise missing or NotFound(f"no reaction is on a table {table!r}")
+
+    answers = [(store, said) for store, said in asked.each(ask_one) if said is not None]
+    having = [(store, said) for store, said in answers if said.exists or said.others or any(one.attempts for one in said.answers)]
+    if not answers:
+        raise missing[0] if missing else NotFound(f"no reaction is on a table {table!r}")
+    return having or answers[:1]
 
 
-def _why_schedule(app: App, spec: ScheduleSpec, tick: str | None, *, as_json: bool) -> None:
-    with looking(spec.store) as (database, lives):
-        said = engine.why_schedule(app.name, database, spec, lives, tick)
+def _why_schedule(app: App, spec: ScheduleSpec, tick: str | None, only: str | None, *, as_json: bool) -> None:
+    missing: list[NotFound] = []
+
+    def ask_one(store: Store) -> WhySchedule | None:
+        with looking(store) as (database, lives):
+            try:
+                return engine.why_schedule(app.name, database, spec, lives, tick)
+            except NotFound as error:
+                missing.append(error)
+                return None
+
+    asked = Asked(chosen(spec.store.parts, only))
+    answers = [(store, said) for store, said in asked.each(ask_one) if said is not None]
+    if not answers:
+        raise missing[0]
     if as_json:
-        say_json("why", {"app": app.name, "schedule": said})
-        return
-    out, one = console(), said.schedule
+        stores = [{"store": store.label, "schedule": said} for store, said in answers]
+        say_json("why", {"app": app.name, "schedule": answers[0][1], "stores": stores, **asked.said})
+    else:
+        for store, said in answers:
+            if len(spec.store.parts) > 1:
+                console().print(Text(plain(title_of(store)), style="bold"), soft_wrap=True)
+            _show_schedule(console(), said)
+    asked.end()
+
+
+def _show_schedule(out: Console, said: WhySchedule) -> None:
+    one = said.schedule
     out.print(Text(f"{plain(one.name)}: {plain(one.words)}, at {at(said.now)}", style="bold"))
     out.print(Text(f"  last: {report.in_zone(one.last)}"))
     if one.fate:

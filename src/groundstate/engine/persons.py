@@ -27,7 +27,7 @@ from groundstate.store.tables import attempt as table
 from groundstate.values import keys
 from groundstate.values.errors import Conflict, NotFound
 
-__all__ = ["Did", "Person", "forget", "forget_all", "how_many", "person", "retry", "retry_all", "settle", "settle_absent", "user"]
+__all__ = ["Did", "Person", "forget", "forget_all", "how_many", "look", "person", "retry", "retry_all", "settle", "settle_absent", "user"]
 
 log = logging.getLogger("groundstate")
 AT_ONCE = 100  # attempts in one transaction of a bulk act
@@ -89,6 +89,11 @@ def settle(person: Person, reaction: str, record: str, occurrence: str | None = 
 def forget(person: Person, reaction: str, record: str, occurrence: str | None = None) -> Did:
     """Deletes a held attempt, where that is no new call. Raises NotFound, Conflict."""
     return _one(person, (reaction, record, occurrence), partial(deeds.forget, person), f"forgotten by {person.by}")
+
+
+def look(person: Person, reaction: str, record: str, occurrence: str | None = None) -> None:
+    """Whether such an attempt stands here, without touching it. Raises NotFound, Conflict where the record has several."""
+    _identity(person, reaction, record, occurrence)
 
 
 # ---- all of a reaction ---------------------------------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ Inside it a handler may not commit, and what it writes past the unit of work is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, event, exists, literal_column, select
+from sqlalchemy import Connection, MetaData, Table, event, exists, inspect, literal_column, select
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import visitors
 
 from groundstate.engine import hints
 from groundstate.store.port import Database
@@ -22,6 +24,7 @@ from groundstate.values.answers import Moment
 from groundstate.values.errors import StateRefused
 
 OURS = "groundstate"  # in session.info: a session of the engine, whose commits give their hints themselves
+ELSEWHERE = "groundstate_elsewhere"  # in session.info: the tables of other stores
 _READS = ("SELECT", "WITH", "SAVEPOINT", "RELEASE", "ROLLBACK", "PRAGMA", "VALUES", "SET", "SHOW")
 
 
@@ -51,7 +54,7 @@ class Transaction:
 
 
 class OurSession(Session):
-    """A session inside a transaction of ours: a handler can neither commit it nor roll it back.
+    """A session inside a transaction of ours: a handler can neither commit it nor roll it back, nor reach into another store.
 
     Refused in the methods themselves: `commit` would first release the record's savepoint, and what was done in it could not be undone.
     """
@@ -63,6 +66,33 @@ class OurSession(Session):
         raise StateRefused(
             "a handler runs inside our transaction and cannot roll it back: remove session.rollback(), and raise what went wrong"
         )
+
+    def get_bind(self, mapper: Any = None, *, clause: Any = None, **more: Any) -> Any:
+        """SQLAlchemy asks it where each statement goes. Raises StateRefused for a table of another store."""
+        elsewhere: Mapping[MetaData, str] = self.info.get(ELSEWHERE) or {}
+        if elsewhere:
+            for table in _tables_of(mapper, clause):
+                if table.metadata in elsewhere:
+                    raise StateRefused(
+                        f"{table.fullname} lies in another store ({elsewhere[table.metadata]}), and no transaction is over two databases:"
+                        " let a reaction there answer it, or treat that store as an outside, with a call"
+                    )
+        return super().get_bind(mapper, clause=clause, **more)
+
+
+def _tables_of(mapper: Any, clause: Any) -> Iterator[Table]:
+    if mapper is not None:
+        yield from (one for one in inspect(mapper).tables if isinstance(one, Table))
+    if clause is not None:
+        yield from (one for one in visitors.iterate(clause) if isinstance(one, Table))
+
+
+_elsewhere: weakref.WeakKeyDictionary[Database, Mapping[MetaData, str]] = weakref.WeakKeyDictionary()
+
+
+def keep_out(database: Database, elsewhere: Mapping[MetaData, str]) -> None:
+    """From now on sessions on this database refuse tables of these, which lie in other stores, by the words for them."""
+    _elsewhere[database] = elsewhere
 
 
 def _watch(connection: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
@@ -89,7 +119,8 @@ def _opening(database: Database) -> Any:
 def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Transaction]:
     """A transaction that commits at the end of the block, and rolls back on any exception. Its hints go out after the commit."""
     touched = hints.Touched(ours=True)
-    with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info={OURS: True}) as session:
+    info = {OURS: True, ELSEWHERE: _elsewhere.get(database)}
+    with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info=info) as session:
         now, some, server = connection.execute(_opening(database)).one()
         transaction = Transaction(database, connection, session, now, server, touched, some_attempts=bool(some))
         marks = connection.info  # a connection that broke in the block gives them no more, and would hide by that what broke it

@@ -115,6 +115,7 @@ class Worker:
         self._turned_at = time.monotonic()  # when its thread has come round, or at the latest will after a wait
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
+        self._troubled_by = ""
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
     @property
@@ -131,6 +132,11 @@ class Worker:
     def expired(self) -> Mapping[str, int]:
         """How many were too late, by reaction, since it was started."""
         return self._shift.expired
+
+    @property
+    def trouble(self) -> str | None:
+        """What its database was in trouble with in the last turn; None where that went well."""
+        return self._troubled_by if self._trouble else None
 
     def vitals(self) -> Vitals:
         """How it does. From any thread."""
@@ -286,6 +292,7 @@ class Worker:
     def _after_trouble(self, error: Exception) -> None:
         """Waited out, whatever it is; what came back stays in memory, and no new call is begun while conclusions are stuck."""
         self._trouble = min(self._trouble + 1, 6)
+        self._troubled_by = describe(error)
         wait = 0.1 * 2**self._trouble
         self._not_before = time.monotonic() + wait
         if trouble.transient(error):

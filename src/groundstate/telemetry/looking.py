@@ -59,7 +59,7 @@ class Looking:
         """Each store's last answer: fresh, where its database answers in time. None where it is too old to be told."""
         with self._lock:
             if self._seen is None:
-                self._seen = [Seen(store, name_of(store.settings().url)) for store in self._app.stores]
+                self._seen = [Seen(store, name_of(store.settings().url)) for store in self._app.parts]
             seen, asking = self._seen, self._asking
             if asking is None and any(time.monotonic() - one.at > FRESH_S for one in seen):
                 asking = self._asking = threading.Thread(target=self._ask_all, args=(seen,), name="groundstate-looking", daemon=True)

@@ -21,7 +21,7 @@ Bound = type[Any] | Mapper[Any] | TableClause | str
 class Place(Protocol):
     """The scratch database of a run."""
 
-    settings: Sequence[Settings]  # of each of the app's stores
+    settings: Sequence[Settings]  # of each of the app's stores; of a sharded one's first shard
     locks_rows: bool  # whether a statement may wait for another's lock inside the database
 
     def someone_else(self, act: Callable[[Session], object]) -> bool:
@@ -61,11 +61,16 @@ class Place(Protocol):
         """Removes everything."""
 
 
+def stores_of(app: App) -> list[Store]:
+    """The databases that a lab makes: of a sharded store one shard stands for all, since none knows of another."""
+    return [store.parts[0] for store in app.stores]
+
+
 class stores_at:  # noqa: N801  # used as a with statement's word
     """While the block runs, the app's stores lead to these databases."""
 
     def __init__(self, app: App, settings: Sequence[Settings]) -> None:
-        self._stores: Sequence[Store] = app.stores
+        self._stores: Sequence[Store] = stores_of(app)
         self._settings = settings
 
     def __enter__(self) -> None:

@@ -20,7 +20,7 @@ from groundstate.app.app import App
 from groundstate.store import tables as ours
 from groundstate.store.opening import settings_of
 from groundstate.store.port import Settings
-from groundstate.testing.place import add, binds, committed, stores_at
+from groundstate.testing.place import add, binds, committed, stores_at, stores_of
 
 LOCK_MS = 20  # for so long someone else waits for a row that a process of the run has locked
 GONE_WITHIN_S = 10.0
@@ -47,8 +47,8 @@ class PostgresPlace:
 
     def __init__(self, app: App, url: str) -> None:
         self._server = create_engine(settings_of(url).url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        self._stores = app.stores
-        self._names = [f"groundstate_lab_{uuid.uuid4().hex[:12]}" for _ in app.stores]
+        self._stores = stores_of(app)
+        self._names = [f"groundstate_lab_{uuid.uuid4().hex[:12]}" for _ in stores_of(app)]
         self._filled: list[Content] = []
         with self._server.connect() as connection:
             for name in self._names:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
 from groundstate.store.port import Settings
-from groundstate.testing.place import add, binds, committed, stores_at
+from groundstate.testing.place import add, binds, committed, stores_at, stores_of
 
 Copy = list[bytes]
 
@@ -30,15 +30,16 @@ class SqlitePlace:
 
     def __init__(self, app: App) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="groundstate-lab-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))  # noqa: S108  # else the temporary folder
-        self._stores = app.stores
+        self._stores = stores_of(app)
         self._filled: Copy = []
         self._asking: dict[int, sqlite3.Connection] = {}
         self.settings: Sequence[Settings] = [
-            Settings(make_url(f"sqlite:///{self.folder / f'store-{number}.db'}"), {}) for number, _ in enumerate(app.stores)
+            Settings(make_url(f"sqlite:///{self.folder / f'store-{number}.db'}"), {}) for number, _ in enumerate(stores_of(app))
         ]
         # One engine for all runs, so that a statement is compiled once; it leads to the file of the run.
         self._engines = [
-            create_engine("sqlite://", creator=partial(self._connected, number), poolclass=QueuePool) for number, _ in enumerate(app.stores)
+            create_engine("sqlite://", creator=partial(self._connected, number), poolclass=QueuePool)
+            for number, _ in enumerate(stores_of(app))
         ]
         for engine in self._engines:
             event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))

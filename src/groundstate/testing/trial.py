@@ -14,7 +14,7 @@ from groundstate.app.app import App
 from groundstate.testing.ambient import Stuck
 from groundstate.testing.book import Book, Check, Look, Violation
 from groundstate.testing.clock import Clock
-from groundstate.testing.place import Place
+from groundstate.testing.place import Place, stores_of
 from groundstate.testing.provider import Fake
 from groundstate.testing.schedule import Schedule
 from groundstate.testing.stage import Stage
@@ -80,9 +80,9 @@ class Trial:
         self._cast = cast
         self._kept = Kept()
         self._limit = CLEAN_MOST
-        specs = [app.reactions_of(store) for store in app.stores]
+        specs = [app.reactions_of(store) for store in stores_of(app)]
         self._book = Book(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
-        self._schedules = [[self._book.ticking(spec) for spec in app.schedules_of(store)] for store in app.stores]
+        self._schedules = [[self._book.ticking(spec) for spec in app.schedules_of(store)] for store in stores_of(app)]
         self._book.schedules = self._schedules
         self.at_death: Callable[[Any], None] | None = None  # instead of a death in process
         self.findings = Findings(0, 0, 0, 0, 0.0)

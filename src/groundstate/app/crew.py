@@ -1,0 +1,180 @@
+"""The workers of a running app, one for each of its databases. Carries out nothing itself.
+
+A database that cannot be reached is tried again, and keeps no other from its work.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from groundstate.app.store import Store
+from groundstate.engine import trouble
+from groundstate.engine.apart import Admitted
+from groundstate.engine.life import describe
+from groundstate.engine.worker import Worker
+from groundstate.rules.reaction import ReactionSpec
+
+log = logging.getLogger("groundstate")
+FIRST_S = 0.5  # so soon a database is tried again, and then each time after twice as long
+LONGEST_S = 30.0
+START_S = 10.0  # so long the start waits for those that neither come up nor are refused, once one is up
+
+
+@dataclass
+class Post:
+    """One database, and who carries out on it."""
+
+    store: Store
+    sharded: Sequence[ReactionSpec]
+    shards: Sequence[str]  # all of its sharded store
+    worker: Worker | None = None
+    error: BaseException | None = None
+    tried: bool = field(default=False)
+
+    @property
+    def up(self) -> bool:
+        """Whether its worker came up."""
+        return self.worker is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is carried out there just now."""
+        if self.worker is not None:
+            return self.worker.trouble
+        return describe(self.error) if self.error is not None else "its database did not answer yet"
+
+
+class Crew:
+    """For any thread. `make` makes a worker that is not started yet (True: to be held); `greet` is told of each that came up."""
+
+    def __init__(
+        self, posts: Sequence[Post], make: Callable[[Store, bool], Worker], greet: Callable[[Store, Worker], None], *, held: bool
+    ) -> None:
+        self.posts = posts
+        self._make = make
+        self._greet = greet
+        self._held = held
+        self._changed = threading.Condition()
+        self._over = threading.Event()
+        self._admitted = Admitted()
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Those that are up."""
+        return [post.worker for post in self.posts if post.worker is not None]
+
+    @property
+    def down(self) -> dict[str, str]:
+        """By the name of each database on which nothing is carried out just now, why."""
+        return {post.store.label: post.trouble for post in self.posts if post.trouble is not None}
+
+    # ---- coming up -------------------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Returns once all are up, or one is, and the others cannot be reached.
+
+        Raises:
+            what stands in the way: of a database that was reached, or of the first where none can be.
+        """
+        if len(self.posts) == 1:
+            self._bring_up(self.posts[0])
+            return
+        for post in self.posts:
+            threading.Thread(target=self._keep_trying, args=(post,), name=f"groundstate-reaching-{post.store.label}", daemon=True).start()
+        end = time.monotonic() + START_S
+        with self._changed:
+            self._changed.wait_for(lambda: self._settled(end), START_S)
+            self._changed.wait_for(lambda: self._settled(end))
+        standing = [post.error for post in self.posts if post.error is not None and not trouble.transient(post.error)]
+        if not standing and not self.workers:
+            standing = [post.error for post in self.posts if post.error is not None]
+        if standing:
+            self.stop(0)
+            raise standing[0]
+
+    def _settled(self, end: float) -> bool:
+        """Whether it is known what the start comes to."""
+        if any(post.error is not None and not trouble.transient(post.error) for post in self.posts):
+            return True
+        return all(post.tried for post in self.posts) or (time.monotonic() >= end and bool(self.workers))
+
+    def _keep_trying(self, post: Post) -> None:
+        wait = FIRST_S
+        while not self._over.is_set():
+            try:
+                self._bring_up(post)
+            except BaseException as error:  # noqa: BLE001  # told by the start, or in the log
+                with self._changed:
+                    first, post.error, post.tried = not post.tried, error, True
+                    self._changed.notify_all()
+                if first and not trouble.transient(error):
+                    return  # the start says so
+                self._say_down(post.store.label, wait, describe(error))
+                self._over.wait(wait)
+                wait = min(wait * 2, LONGEST_S)
+            else:
+                return
+
+    def _say_down(self, store: str, wait_s: float, error: str) -> None:
+        words = "%s: nothing is carried out there, tried again in %.1f s: %s"
+        log.warning(words, store, wait_s, error, extra={"event": "store_down", "store": store, "wait_s": wait_s, "error": error})
+
+    def _bring_up(self, post: Post) -> None:
+        worker = self._make(post.store, self._held)
+        if len(self.posts) > 1:
+            self._admit(post, worker)
+        worker.start()
+        self._greet(post.store, worker)
+        with self._changed:
+            late, post.worker, post.error, post.tried = post.tried, worker, None, True
+            over = self._over.is_set()
+            self._changed.notify_all()
+        if over:
+            worker.stop(0)  # the app was stopped meanwhile
+        elif not self._held:
+            worker.go()
+        if late:
+            words = "%s: can be reached, and is carried out"
+            log.warning(words, post.store.label, extra={"event": "store_reached", "store": post.store.label})
+
+    def _admit(self, post: Post, worker: Worker) -> None:
+        try:
+            worker.database.connect()
+            with self._changed:
+                self._admitted.admit(post.store.label, worker.database, post.sharded, post.shards)
+        except BaseException:
+            worker.database.close()
+            raise
+
+    # ---- going on, and the end ---------------------------------------------------------------------------------------------------
+    def go(self) -> None:
+        """Carries out from now on, those that come up later too."""
+        with self._changed:
+            self._held = False
+            workers = self.workers
+        for worker in workers:
+            worker.go()
+
+    def wait_for(self, post: Post, timeout_s: float | None) -> Worker | None:
+        """The worker of this database, once it is up; None where it was not in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: post.up or self._over.is_set(), timeout_s)
+            return post.worker
+
+    def stop(self, limit_s: float) -> None:
+        """All at once, each within the limit; nothing is tried any more."""
+        with self._changed:
+            self._over.set()
+            self._changed.notify_all()
+            workers = self.workers
+        if len(workers) == 1:
+            workers[0].stop(limit_s)
+            return
+        threads = [threading.Thread(target=worker.stop, args=(limit_s,), name="groundstate-stopping") for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
