@@ -27,7 +27,8 @@ _SERVER = text("""
            pg_postmaster_start_time()::text
 """)
 _NUMBERS = text(r"""
-    SELECT sequence.seqincrement, greatest(sequence.seqstart, coalesce(pg_sequence_last_value(sequence.seqrelid), sequence.seqstart))
+    SELECT sequence.seqincrement, pg_sequence_last_value(sequence.seqrelid), sequence.seqstart, sequence.seqrelid::regclass::text,
+           has_sequence_privilege(sequence.seqrelid, 'SELECT')
     FROM pg_sequence AS sequence
     WHERE sequence.seqrelid = coalesce(
         pg_get_serial_sequence(:table, :column),
@@ -76,7 +77,12 @@ def given_by_the_database(database: Database, connection: Connection, table: Tab
     quoted = database.engine.dialect.identifier_preparer.format_table(table)
     named = column.default.name if isinstance(column.default, NumberSequence) else None
     row = connection.execute(_NUMBERS, {"table": quoted, "column": column.name, "named": named}).first()
-    return None if row is None else Numbers(int(row[0]), int(row[1]))
+    if row is None:
+        return None
+    step, last, start, sequence, may_read = row
+    if last is None and may_read:  # none was given since it was made, or set to begin elsewhere
+        last = connection.execute(text(f"SELECT last_value FROM {sequence}")).scalar_one()  # noqa: S608  # quoted by PostgreSQL
+    return Numbers(int(step), int(start if last is None else last))
 
 
 class Admitted:

@@ -1,0 +1,358 @@
+"""The same tables in several databases: each shard a point of persistence of its own, and keys that no two of them give out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import signal
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from groundstate import Absent, App, DeclarationError, Instant, Key, Moment, Outside, Store, StoreRefused, ask
+from groundstate.engine import apart
+from groundstate.engine.question import Question
+from groundstate.store import opening
+from groundstate.store.opening import settings_of
+from groundstate.testing.servers import PostgresServer
+from tests.engine.test_stores import count, unused_url, write
+from tests.store.children import until
+
+SOON = timedelta(seconds=30)
+
+
+class Base(DeclarativeBase): ...
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    status: Mapped[str] = mapped_column(default="placed")
+    receipt: Mapped[str | None] = mapped_column(default=None)
+
+
+class Ticket(Base):
+    __tablename__ = "tickets"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sold: Mapped[bool] = mapped_column(default=False)
+
+
+class Note(Base):
+    __tablename__ = "notes"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    read: Mapped[bool] = mapped_column(default=False)
+    at: Mapped[Any | None] = mapped_column(Instant, default=None)
+
+
+def named(store: Store) -> App:
+    return App(f"shards-{uuid.uuid4().hex[:8]}", store)
+
+
+def packing(store: Store) -> App:
+    app = named(store)
+
+    @app.on(Order, Order.status == "placed")
+    def packed(order: Order) -> None:
+        order.status = "packed"
+
+    return app
+
+
+def charging(store: Store, ledger: Path, name: str | None = None) -> App:
+    """Each call appends its key to the ledger."""
+    app = named(store) if name is None else App(name, store)
+    bank = Outside("bank", limit=20)
+
+    @bank.call(in_doubt=ask(settle_after=timedelta(milliseconds=50)), timeout=timedelta(seconds=2))
+    async def charge(order: Order, key: Key) -> str:
+        with ledger.open("a") as file:
+            file.write(f"{order.id} {key}\n")
+        await asyncio.sleep(0.005)
+        return str(key)
+
+    @charge.find
+    def _(order: Order, key: Key) -> str | Absent:
+        return str(key) if ledger.exists() and str(key) in ledger.read_text() else Absent()
+
+    @app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, receipt: str) -> None:
+        order.status, order.receipt = "paid", receipt
+
+    return app
+
+
+def selling(store: Store, record: type = Ticket) -> App:
+    """Tickets, which the database numbers, with a call for each; or notes, which the app numbers."""
+    app = named(store)
+    outside = Outside("window")
+
+    @outside.call(in_doubt=ask(settle_after=timedelta(seconds=1)), timeout=timedelta(seconds=5))
+    async def sell(one: Any, key: Key) -> str:
+        return str(key)
+
+    @sell.find
+    def _(one: Any, key: Key) -> str | Absent:
+        return Absent()
+
+    if record is Ticket:
+
+        @app.on(Ticket, Ticket.sold.is_(False), call=sell)
+        def sold(ticket: Ticket, outcome: str) -> None:
+            ticket.sold = True
+
+    else:
+
+        @app.on(Note, Note.read.is_(False), call=sell)
+        def read(note: Note, outcome: str) -> None:
+            note.read = True
+
+    return app
+
+
+def files(tmp_path: Path, number: int = 2) -> list[str]:
+    return [f"sqlite:///{tmp_path / f'shard{one}.db'}" for one in range(number)]
+
+
+@pytest.fixture
+def servers_databases(postgres_server: PostgresServer) -> Iterator[list[str]]:
+    """Two databases on one server."""
+    made = [postgres_server.create_database() for _ in range(2)]
+    yield made
+    for url in made:
+        postgres_server.drop_database(url)
+
+
+def sql(url: str, *statements: str) -> None:
+    engine = create_engine(settings_of(url).url)
+    with engine.begin() as connection:
+        for one in statements:
+            connection.execute(text(one))
+    engine.dispose()
+
+
+# ---- carrying out --------------------------------------------------------------------------------------------------------------
+def test_a_reaction_is_carried_out_on_each_shard(tmp_path: Path, postgres_url: str) -> None:
+    urls = [*files(tmp_path), postgres_url]
+    app = packing(Store.shards(urls, Base))
+    assert [one.name for one in app.parts] == ["shard-1", "shard-2", "shard-3"]
+    app.init(tables=True, accept=True)
+    for url in urls:
+        write(url, *[Order() for _ in range(5)])
+    app.run_until_quiet(SOON)
+    assert [count(url, "SELECT count(*) FROM orders WHERE status = 'packed'") for url in urls] == [5, 5, 5]
+    assert [count(url, "SELECT count(*) FROM groundstate_reaction WHERE name = 'packed'") for url in urls] == [1, 1, 1]
+
+
+def test_until_asks_all_shards_or_the_one_that_is_named(tmp_path: Path) -> None:
+    urls = files(tmp_path)
+    app = packing(Store.shards({"north": urls[0], "south": urls[1]}, Base))
+    app.init(tables=True, accept=True)
+    key = uuid.uuid4()
+    write(urls[1], Order(id=key))
+    app.start()
+    try:
+        held = Order.status == "packed"
+        assert asyncio.run(app.until(Order, key, held, timeout=SOON))
+        assert asyncio.run(app.until(Order, key, held, timeout=SOON, shard="south"))
+        assert not asyncio.run(app.until(Order, key, held, timeout=timedelta(milliseconds=1), shard="north"))
+        with pytest.raises(DeclarationError, match="there is no shard 'west': there are north, south"):
+            asyncio.run(app.until(Order, key, held, timeout=SOON, shard="west"))
+    finally:
+        app.stop()
+
+
+def test_one_shard_that_is_down_leaves_the_others_going(tmp_path: Path) -> None:
+    urls = files(tmp_path)
+    packing(Store.shards(urls, Base)).init(tables=True, accept=True)
+    app = packing(Store.shards({"a": urls[0], "dead": unused_url(), "b": urls[1]}, Base))
+    for url in urls:
+        write(url, Order())
+    app.start(accept=True)
+    try:
+        until(lambda: [count(url, "SELECT count(*) FROM orders WHERE status = 'packed'") for url in urls] == [1, 1])
+        assert list(app.down) == ["dead"]
+    finally:
+        app.stop()
+
+
+def test_a_schedule_ticks_on_each_shard_or_on_the_one_that_is_named(tmp_path: Path) -> None:
+    urls = files(tmp_path)
+    store = Store.shards({"north": urls[0], "south": urls[1]}, Base)
+    app = named(store)
+
+    def note(session: Session, at: Moment) -> None:
+        session.add(Note(id=int(at.due.timestamp()), read=True))
+
+    def order(session: Session, at: Moment) -> None:
+        session.add(Order(status=f"from {at.due}"))
+
+    app.every(timedelta(seconds=1))(note)
+    app.every(timedelta(seconds=1), store=store.shard("south"))(order)
+    app.init(tables=True, accept=True)
+    app.start()
+    try:
+        until(lambda: all(count(url, "SELECT count(*) FROM notes") > 0 for url in urls))
+        until(lambda: count(urls[1], "SELECT count(*) FROM orders") > 0)
+        assert count(urls[0], "SELECT count(*) FROM orders") == 0
+    finally:
+        app.stop()
+
+
+# ---- keys ----------------------------------------------------------------------------------------------------------------------
+def test_a_record_that_moved_to_another_shard_keeps_the_key_of_its_calls(tmp_path: Path) -> None:
+    urls, ledger, number = files(tmp_path), tmp_path / "ledger", uuid.uuid4()
+    app = charging(Store.shards(urls, Base), ledger)
+    app.init(tables=True, accept=True)
+    for url in urls:  # moved away between the two, as if it had to be charged anew
+        write(url, Order(id=number))
+        app.run_until_quiet(SOON)
+        sql(url, "DELETE FROM orders")
+    first, second = ledger.read_text().splitlines()
+    assert first == second
+
+
+def test_shards_of_sqlite_that_number_records_of_calls_are_refused(tmp_path: Path) -> None:
+    app = selling(Store.shards(files(tmp_path), Base))
+    app.init(tables=True, accept=True)
+    with pytest.raises(StoreRefused, match=r"same numbers to rows of tickets, and sold's calls.*default=uuid.uuid4.*autoincrement=False"):
+        app.start()
+
+
+def test_sequences_that_meet_are_refused_and_those_that_do_not_are_not(servers_databases: list[str]) -> None:
+    app = selling(Store.shards(servers_databases, Base))
+    app.init(tables=True, accept=True)
+    with pytest.raises(StoreRefused, match=r"ALTER SEQUENCE .* INCREMENT BY 2 RESTART WITH"):
+        app.start()
+    for number, url in enumerate(servers_databases):
+        sql(url, f"ALTER SEQUENCE tickets_id_seq INCREMENT BY 2 RESTART WITH {101 + number}")
+        write(url, Ticket(), Ticket(), Ticket())
+    app.run_until_quiet(SOON)
+    assert [count(url, "SELECT sum(id) FROM tickets WHERE sold") for url in servers_databases] == [101 + 103 + 105, 102 + 104 + 106]
+    sql(servers_databases[0], "ALTER SEQUENCE tickets_id_seq RESTART WITH 200")
+    with pytest.raises(StoreRefused, match=r"shard-\d and shard-\d give the same numbers"):
+        app.start()
+
+
+def test_numbers_of_the_apps_own_and_tables_without_calls_are_taken_as_they_are(tmp_path: Path) -> None:
+    app = selling(Store.shards(files(tmp_path), Base), Note)
+
+    @app.on(Ticket, Ticket.sold.is_(False))
+    def sold(ticket: Ticket) -> None:
+        ticket.sold = True
+
+    app.init(tables=True, accept=True)
+    app.run_until_quiet(SOON)
+
+
+def test_check_finds_keys_that_two_shards_have(tmp_path: Path) -> None:
+    urls = files(tmp_path)
+    app = selling(Store.shards(urls, Base), Note)
+
+    @app.on(Ticket, Ticket.sold.is_(False))
+    def sold(ticket: Ticket) -> None:
+        ticket.sold = True
+
+    app.init(tables=True, accept=True)
+    write(urls[0], *[Note(id=one) for one in (1, 5, 7)], Ticket(id=1))
+    write(urls[1], *[Note(id=one) for one in (2, 5, 7)])
+    shards = {}
+    for part in app.parts:
+        database = opening.open_store(part.settings())[0]
+        database.connect()
+        shards[part.label] = (database, [Question(spec, database) for spec in app.reactions_of(part)])
+    found = apart.check(shards)
+    assert [(one.level, one.subject) for one in found] == [("problem", "notes"), ("advice", "tickets")]
+    assert "shard-1 and shard-2 both have a record 5, and 1 more of a sample: read's calls for both go out under one key" in found[0].words
+    assert "give the same numbers to their rows" in found[1].words
+    for database, _ in shards.values():
+        database.close()
+
+
+def test_numbers_meet_where_they_leave_the_same_remainder() -> None:
+    assert apart.Numbers(1, 1).meets(apart.Numbers(1, 10**12))
+    assert apart.Numbers(4, 1).meets(apart.Numbers(4, 101))
+    assert not apart.Numbers(4, 1).meets(apart.Numbers(4, 102))
+    assert apart.Numbers(4, 1).meets(apart.Numbers(2, 3))
+    assert apart.Numbers(3, 1).meets(apart.Numbers(2, 2))  # at 4
+
+
+@pytest.mark.parametrize("given", [[], {}, "sqlite:///one.db"])
+def test_no_databases_are_no_shards(given: Any) -> None:
+    with pytest.raises(DeclarationError, match="takes several databases"):
+        Store.shards(given, Base)
+
+
+def test_a_sharded_store_is_no_single_database(tmp_path: Path) -> None:
+    store = Store.shards(files(tmp_path), Base, name="eu", witness=tmp_path / "witness")
+    assert [one.label for one in store.parts] == ["eu-1", "eu-2"]
+    assert [one.settings().witness for one in store.parts] == [str(tmp_path / "witness" / one) for one in ("eu-1", "eu-2")]
+    with pytest.raises(DeclarationError, match=r"a sharded store is 2 databases: take one of its parts \(eu-1, eu-2\)"):
+        store.settings()
+    with pytest.raises(DeclarationError, match="there is no such shard; there are shard-1, shard-2"):
+        Store.shards(files(tmp_path), Base, direct={"us": "postgresql://db/app"})
+
+
+def test_a_database_that_is_given_as_two_shards_is_refused(tmp_path: Path) -> None:
+    url = files(tmp_path)[0]
+    app = packing(Store.shards([url, url], Base))
+    app.init(tables=True, accept=True)
+    with pytest.raises(StoreRefused, match="are one database"):
+        app.start()
+
+
+# ---- crashes -------------------------------------------------------------------------------------------------------------------
+ORDERS = 150
+
+
+def work(name: str, urls: list[str], ledger: str) -> None:
+    """A worker process, until it is killed."""
+    app = charging(Store.shards(urls, Base), Path(ledger), name)
+    app.start()
+    signal.pause()
+
+
+def charged(ledger: Path) -> Counter[str]:
+    return Counter(line.split()[0] for line in ledger.read_text().splitlines()) if ledger.exists() else Counter()
+
+
+@pytest.mark.timeout(120)
+def test_nothing_is_lost_or_doubled_when_a_worker_and_one_shards_server_are_killed(tmp_path: Path, postgres_url: str) -> None:
+    ledger, name = tmp_path / "ledger", f"shards-{uuid.uuid4().hex[:8]}"
+    with PostgresServer() as server, contextlib.ExitStack() as stack:
+        urls = [*files(tmp_path, 1), postgres_url, server.url("postgres")]
+        charging(Store.shards(urls, Base), ledger, name).init(tables=True, accept=True)
+        orders = {url: [uuid.uuid4() for _ in range(ORDERS)] for url in urls}
+        for url, numbers in orders.items():
+            write(url, *[Order(id=one) for one in numbers])
+
+        def started() -> Any:
+            process = multiprocessing.get_context("spawn").Process(target=work, args=(name, urls, str(ledger)))
+            process.start()
+            stack.callback(process.kill)
+            return process
+
+        def paid(url: str) -> int:
+            return count(url, "SELECT count(*) FROM orders WHERE status = 'paid'")
+
+        first = started()
+        until(lambda: len(charged(ledger)) > 30, 30)
+        first.kill()  # in the middle, on all shards at once
+        first.join()
+        second = started()
+        until(lambda: paid(urls[2]) > 0, 30)
+        server.kill()
+        until(lambda: [paid(url) for url in urls[:2]] == [ORDERS, ORDERS], 30)
+        server.start()
+        until(lambda: paid(urls[2]) == ORDERS, 60)
+        second.kill()
+        second.join()
+        assert charged(ledger) == Counter(str(one) for numbers in orders.values() for one in numbers)
+        assert [count(url, "SELECT count(*) FROM groundstate_attempt") for url in urls] == [0, 0, 0]
