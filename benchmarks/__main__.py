@@ -29,9 +29,11 @@ from benchmarks import (
     idle,
     latency,
     leftover,
+    limits,
     neighbour,
     punctual,
     restart,
+    sharded,
     snapshot,
     steps,
     telling,
@@ -42,7 +44,7 @@ from groundstate.testing.servers import PostgresServer
 
 WORKLOADS: dict[str, Workload] = {
     "T": steps, "E": calls, "L": latency, "R": restart, "I": idle, "F": fresh, "W": neighbour, "B": leftover, "K": failing, "S": snapshot,
-    "D": due, "P": punctual, "O": tenants, "M": fleet, "N": telling,
+    "D": due, "P": punctual, "O": tenants, "M": fleet, "N": telling, "H": sharded, "C": limits,
 }  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class Size:
     rate_s: float = 10.0
     workers: tuple[int, ...] = (1, 2, 4, 8, 16)
     telling_s: float = 3.0
+    shards: tuple[int, ...] = (1, 2, 4)
     written_before_s: float = 2.0  # a timer is written so long before it is due: at least one sweep
 
 

@@ -57,7 +57,12 @@ def nothing(_order: int) -> None:
 
 def steps_app(url: str) -> App:
     """Three steps of each order, in the database alone."""
-    app = App("steps", Store(url, Base))
+    return steps_on(Store(url, Base))
+
+
+def steps_on(store: Store) -> App:
+    """The same, wherever the orders are."""
+    app = App("steps", store)
 
     @app.on(Order, Order.status == "placed")
     def paid(order: Order) -> None:

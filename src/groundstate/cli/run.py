@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 
 from groundstate.app.app import App
 from groundstate.cli import pending, report
-from groundstate.cli.common import AppOption, Asked, Code, CommandFailed, DebugOption, Neutral, console, find_app, title_of, words_of
+from groundstate.cli.common import AppOption, Asked, Code, CommandFailed, DebugOption, Neutral, console, find_app, plain, title_of, words_of
 from groundstate.cli.endpoint import Endpoint
 from groundstate.cli.health import Health
 from groundstate.cli.log_lines import JsonLines
@@ -188,7 +188,7 @@ def _report(app: App) -> None:
     for store, one in asked.each(lambda store: pending.ask(app, store)):
         report.show(out, title_of(store), one)
     for left_out in asked.unusable:
-        _say(f"{plain(left_out.store)} could not be asked: {left_out.message}")
+        print(f"{plain(left_out.store)} could not be asked: {left_out.message}", file=sys.stderr)
     sys.stdout.flush()
 
 
