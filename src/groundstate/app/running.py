@@ -106,7 +106,7 @@ class Running:
             for part in store.parts
         ]
 
-    def _worker(self, options: Options, messengers: Messengers, store: Store, held: bool) -> Worker:  # noqa: FBT001  # called by the crew
+    def _worker(self, options: Options, messengers: Messengers, store: Store, held: bool) -> Worker:  # called by the crew
         """Of one database, not started yet."""
         opened = opening.open_store(store.settings())
         transaction.keep_out(opened[0], self.elsewhere(store))
