@@ -116,7 +116,7 @@ def test_a_store_that_is_not_there_is_a_wrong_argument(sharded: Sharded) -> None
     assert "--store: there is no 'east' here; there are north, south" in said.err
 
 
-@pytest.mark.parametrize("command", ["pending", "status", "held", "timers", "check"])
+@pytest.mark.parametrize("command", ["pending", "status", "held", "timers", "check", "plan"])
 def test_a_shard_that_is_down_is_told_of_and_the_others_are_shown(one_down: Sharded, command: str) -> None:
     one_down.held("south", "1")
     one_down.sql("south", "INSERT INTO orders (id, status, due_at) VALUES (3, 'waiting', '2099-01-01 00:00:00.000000')")

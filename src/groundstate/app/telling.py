@@ -67,12 +67,6 @@ class Messengers:
         """Who tells of this store, and is told."""
         return self._of.get(store)
 
-    def serve(self, store: Store, worker: Worker) -> None:
-        """From now on this worker hears what comes for its store."""
-        told = self.of(store)
-        if told is not None:
-            told.serves(worker)
-
     def start(self, *, trusted: bool) -> None:
         """Opens them. One that was chosen is asked first whether it persists; a PostgreSQL's own does not, and need not be waited for.
 

@@ -9,7 +9,20 @@ from rich.text import Text
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
-from groundstate.cli.common import AppOption, Code, DebugOption, JsonOption, console, find_app, looking, name_of, plain, say_json
+from groundstate.cli.common import (
+    AppOption,
+    Asked,
+    Code,
+    DebugOption,
+    JsonOption,
+    console,
+    find_app,
+    looking,
+    name_of,
+    plain,
+    say_json,
+    title_of,
+)
 from groundstate.engine import plan as engine
 from groundstate.engine.plan import Plan, Planned
 from groundstate.engine.question import Question
@@ -29,14 +42,16 @@ def plan(
     Ends with 1 where a person has to say something first, and with 0 where all would run silently.
     """
     found = find_app(app)
-    plans = [(name_of(store), _ask(found, store)) for store in found.stores]
+    asked = Asked(found.parts)
+    plans = asked.each(lambda store: _ask(found, store))
     waits = any(one.needs_somebody for _, one in plans)
     if as_json:
-        content = [{"store": name, "needs_somebody": one.needs_somebody, "plan": one} for name, one in plans]
-        say_json("plan", {"app": found.name, "needs_somebody": waits, "stores": content})
+        content = [{"store": name_of(store), "needs_somebody": one.needs_somebody, "plan": one} for store, one in plans]
+        say_json("plan", {"app": found.name, "needs_somebody": waits, "stores": content, **asked.said})
     else:
-        for name, one in plans:
-            _show(console(), name, one)
+        for store, one in plans:
+            _show(console(), title_of(store), one)
+    asked.end()
     raise typer.Exit(Code.FINDINGS if waits else Code.OK)
 
 

@@ -13,6 +13,7 @@ from groundstate.app.app import App
 from groundstate.app.store import Store
 from groundstate.cli.common import (
     AppOption,
+    Asked,
     Code,
     CommandFailed,
     DebugOption,
@@ -58,19 +59,21 @@ def triggers(
     Statement-level triggers on the tables that conditions read; a hint names the table, and carries no data.
     """
     found = find_app(app)
-    stores = [store for store in found.stores if store.settings().url.get_backend_name() == "postgresql"]
+    stores = [store for store in found.parts if store.settings().url.get_backend_name() == "postgresql"]
     if not stores:
         raise CommandFailed(
             f"{found.name} has no store on PostgreSQL: on SQLite a worker sees by PRAGMA data_version that another process wrote"
         )
-    told = [(name_of(store), *_carried_out(found, store, action, sql=sql)) for store in stores]
+    asked = Asked(stores)
+    told = [(name_of(store), *one) for store, one in asked.each(lambda store: _carried_out(found, store, action, sql=sql))]
     if as_json:
         content = [{"store": name, "statements": statements, "tables": seen} for name, statements, seen in told]
-        say_json("triggers", {"app": found.name, "action": action, "stores": content})
-        return
-    for name, statements, seen in told:
-        _show(name, statements if sql else [], seen)
-    if action is Action.SHOW and any(one.state == "stale" for _, _, seen in told for one in seen):
+        say_json("triggers", {"app": found.name, "action": action, "stores": content, **asked.said})
+    else:
+        for name, statements, seen in told:
+            _show(name, statements if sql else [], seen)
+    asked.end()
+    if not as_json and action is Action.SHOW and any(one.state == "stale" for _, _, seen in told for one in seen):
         raise typer.Exit(Code.FINDINGS)
 
 
