@@ -80,6 +80,7 @@ def retried(order: Order, outcome: Receipt | Declined) -> None: ...
 every_child(Order.items, Item.packed is True)  # refused: Python's bool
 Store(Base)  # refused: which database?
 Store("sqlite://", Base, failover="maybe")  # refused: lossy or lossless
+Store.shards({1: "sqlite:///one.db"}, Base)  # refused: a shard's name is text
 
 
 @app.on(Order, Order.status == "placed")

@@ -51,6 +51,10 @@ async def client() -> AsyncIterator[Client]:
 gateway = Outside("gateway", limit=5, not_done=[*HTTPX, ConnectionRefusedError, "smtplib.SMTPConnectError"], client=client)
 tenants = Outside("tenants", limit=5, rate=Rate(10, SECONDS), limit_per=2, rate_per=Rate(times=1, each=SECONDS))
 late = Store(lambda: create_engine("sqlite:///never-opened.db"), Base.metadata, failover="lossless", redact=str.upper)
+listed: Store = Store.shards(["sqlite:///one.db", lambda: "sqlite:///two.db"], Base, name="eu", witness="witness")
+by_name = Store.shards({"eu": "postgresql://eu/app", "us": create_engine("sqlite:///us.db")}, Base, direct={"eu": "postgresql://db/app"})
+assert_type(by_name.shard("eu"), Store)
+assert_type(by_name.parts, tuple[Store, ...])
 
 
 # ---- calls ---------------------------------------------------------------------------------------------------------------------
