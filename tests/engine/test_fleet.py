@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from groundstate import Moment
+from groundstate import Moment, Outside, again
 from groundstate.engine import fleet
 from groundstate.engine.hints import Touched
 from groundstate.engine.messenger import Messenger
@@ -21,6 +22,7 @@ from groundstate.engine.worker import Options
 from groundstate.rules import hint as rules
 from groundstate.rules.hint import Hint
 from groundstate.transport.memory import MemoryTransport
+from tests.engine.charging import ASK, charging
 from tests.engine.kit import Life, Order, World, until
 
 
@@ -227,6 +229,56 @@ def test_a_schedule_is_carried_out_by_the_one_that_sweeps_and_by_the_next_when_i
     seen = len(by)
     until(lambda: len(by) > seen + 1)
     assert len(set(by[seen + 1 :])) == 1
+
+
+def _led(made: Fleet) -> Life:
+    """One of two workers, for which the other one sweeps."""
+    made.workers(2)
+    return made.other_than(made.sweeping[0])
+
+
+def test_a_begin_that_landed_unknown_is_found_on_a_worker_that_does_not_sweep(made: Fleet) -> None:
+    gateway = charging(made.world, ASK)
+    made.world.there()
+    led = _led(made)
+    for life in made.lives:
+        if life is not led:
+            life.worker._sweeps.next = life.worker._fleet.next_beat = float("inf")
+    led.lose_word_of = "insert into groundstate_attempt"
+    made.commit_elsewhere(1)
+    led.worker.hear_afar(Hint("web", ("paid",), rules.EVERYBODY, 0))
+    until(lambda: made.world.order().status == "paid")
+    assert led.lost == 1
+    assert gateway.done(1) == 1
+
+
+def test_a_call_whose_record_moved_on_is_ended_on_a_worker_that_does_not_sweep(made: Fleet) -> None:
+    ended, begun = threading.Event(), threading.Event()
+    bank = Outside("bank")
+
+    @bank.call(in_doubt=again(), timeout=timedelta(seconds=60), stop_when_overtaken=True)
+    async def charge(order: Order) -> str:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+        return "late"
+
+    @made.world.app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str) -> None:
+        order.status = outcome
+
+    made.world.there()
+    led = _led(made)
+    for life in made.lives:
+        if life is not led:
+            life.worker._sweeps.next = life.worker._fleet.next_beat = float("inf")
+    made.commit_elsewhere(1)
+    led.worker.hear_afar(Hint("web", ("paid",), rules.EVERYBODY, 0))
+    assert begun.wait(20)
+    made.world.set(status="cancelled")
+    assert ended.wait(20)
 
 
 # ---- whom a hint wakes -------------------------------------------------------------------------------------------------------------

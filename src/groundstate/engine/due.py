@@ -69,29 +69,26 @@ def _place(row: Any) -> tuple[object, ...]:
     return (row.next_at, row.record, row.occurrence)
 
 
-class Clock:
-    """When the next attempt is due, by the database's clock, said in seconds of ours."""
-
-    def ask(self, shift: Shift) -> None:
-        """Sets `shift.next_due`."""
-        with shift.database.reading() as connection:
-            if not shift.lanes or connection.execute(select(table.c.app).limit(1)).first() is None:
-                shift.next_due = None
-                return
-            now = connection.execute(select(shift.database.now())).scalar_one()
-            earliest = [
-                select(table.c.next_at)
-                .where(table.c.app == shift.app, table.c.reaction == lane.name, table.c.state == state, table.c.next_at > now)
-                .order_by(table.c.next_at)
-                .limit(1)
-                .subquery()
-                for lane in shift.lanes
-                for state in (State.FAILED.value, State.DOUBT.value)
-            ]
-            lanes = [lane.name for lane in shift.lanes]
-            lost = select(table.c.app).where(table.c.app == shift.app, table.c.reaction.in_(lanes), WITHOUT_TIME).limit(1)
-            if connection.execute(lost).first() is not None:
-                raise Illegible("an attempt that is failed or in doubt has no time at which it is looked at")
-            with reading_ours():
-                times = [row[0] for row in connection.execute(union_all(*[select(one) for one in earliest]))]
-        shift.next_due = time.monotonic() + (min(times) - now).total_seconds() + 0.001 if times else None
+def ask(shift: Shift) -> None:
+    """Sets `shift.next_due`: when the next attempt is due, by the database's clock, said in seconds of ours."""
+    with shift.database.reading() as connection:
+        if not shift.lanes or connection.execute(select(table.c.app).limit(1)).first() is None:
+            shift.next_due = None
+            return
+        now = connection.execute(select(shift.database.now())).scalar_one()
+        earliest = [
+            select(table.c.next_at)
+            .where(table.c.app == shift.app, table.c.reaction == lane.name, table.c.state == state, table.c.next_at > now)
+            .order_by(table.c.next_at)
+            .limit(1)
+            .subquery()
+            for lane in shift.lanes
+            for state in (State.FAILED.value, State.DOUBT.value)
+        ]
+        lanes = [lane.name for lane in shift.lanes]
+        lost = select(table.c.app).where(table.c.app == shift.app, table.c.reaction.in_(lanes), WITHOUT_TIME).limit(1)
+        if connection.execute(lost).first() is not None:
+            raise Illegible("an attempt that is failed or in doubt has no time at which it is looked at")
+        with reading_ours():
+            times = [row[0] for row in connection.execute(union_all(*[select(one) for one in earliest]))]
+    shift.next_due = time.monotonic() + (min(times) - now).total_seconds() + 0.001 if times else None

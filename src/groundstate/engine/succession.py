@@ -150,6 +150,12 @@ def take_over(shift: Shift, seen: Pulse | None = None) -> None:
     adopted = adopt.adopt_all(life) if seen.strangers else 0
     adopt.forget_past(life)
     adopt.look_at_ends(life, pulse.take(shift) if adopted else seen)
+    follow_the_clock(shift, adopted=bool(adopted))
+
+
+def follow_the_clock(shift: Shift, *, adopted: bool = False) -> None:
+    """Attempts of a clock that stood ahead: looked for by a new life, after adopting some, and after a step back."""
+    life = shift.life
     back, before = life.steps_back, shift.bounded
     if adopted or before != (life.id, back):
         terms = {lane.name: lane.question.spec.terms for lane in shift.lanes}

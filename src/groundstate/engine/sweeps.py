@@ -20,6 +20,7 @@ SWEEP_S = 1.0
 SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
 SWEEP_LONGEST_S = 30.0
 SWEEP_LED_S = 60.0  # of a worker for which another one sweeps: a net under the net
+BY_ITSELF_S = 30.0  # for so long after trouble each sweeps for itself
 LOOK_S = 0.1  # how often an embedded store is asked whether another process wrote
 LOOK_BUSY_S = 0.02  # the same while a backlog is worked off, when it costs nothing beside the work
 LOOK_SHARE = 0.1  # so much goes, at most, into what such a look leads to
@@ -40,7 +41,7 @@ class Sweeps:
         self.heard_here = False  # a session of this process committed since the last look
         self.idle_s = 0.0  # spent in turns of the last sweep that did nothing: what sweeping costs
         self._led = False
-        self._clock = due.Clock()
+        self._by_itself_until = 0.0
 
     def turn(self, keep_house: Callable[[Pulse], None], beat: Callable[[Pulse], None]) -> bool:
         """Begins a sweep if it is time; whether one began."""
@@ -55,7 +56,7 @@ class Sweeps:
         self._follow_the_fleet(now)
         if shift.next_due is not None and now >= shift.next_due:
             self._look_at_attempts(shift.lanes)
-            self._clock.ask(shift)
+            due.ask(shift)
         others = self._others_wrote(now)
         full = now >= self.next
         if not (full or others):
@@ -67,7 +68,7 @@ class Sweeps:
         self._timers.heard()
         if full:
             shift.tally.sweep_begins(now)
-            self.next = now + self._pause_s() * (0.9 + shift.life.dice.random() / 5)
+            self.next = now + self._pause_s(now) * (0.9 + shift.life.dice.random() / 5)
             seen = pulse.take(shift)
             self._fleet.heard(seen, now)
             keep_house(seen)
@@ -84,8 +85,13 @@ class Sweeps:
             times.append(self._fleet.next_beat)
         return min(times)
 
-    def _pause_s(self) -> float:
-        if not self._fleet.sweeps:
+    def by_itself(self, now: float) -> None:
+        """After trouble: a commit of which nobody knows may land yet, and only whose it is looks for it (hazard 47)."""
+        self._by_itself_until = now + BY_ITSELF_S
+        self.next = min(self.next, now + SWEEP_S)
+
+    def _pause_s(self, now: float) -> float:
+        if not self._fleet.sweeps and now >= self._by_itself_until:
             return SWEEP_LED_S
         return min(max(SWEEP_S, self.idle_s / SWEEP_SHARE), SWEEP_LONGEST_S)
 

@@ -30,7 +30,7 @@ from groundstate.engine.pulse import Pulse
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
 from groundstate.engine.shift import Shift
-from groundstate.engine.succession import Succession, patiently, take_over
+from groundstate.engine.succession import Succession, follow_the_clock, patiently, take_over
 from groundstate.engine.sweeps import SWEEP_S, Sweeps
 from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
@@ -103,7 +103,6 @@ class Worker:
         self._admission = Admission(self._shift, accept=options.accept)
         self._traffic = Traffic(self._shift, self._wake.set)
         self._batches = Batches(self._shift)
-        self._clock = due.Clock()
         self._timers = Timers(self._shift)
         self._ticks = Ticks(self._shift, schedules)
         self._messenger = messenger
@@ -112,6 +111,7 @@ class Worker:
         self._looks = Looks(self._shift, self._fleet, self._timers)
         self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
         self._next_help = 0.0
+        self._next_watch = 0.0
         self._turned_at = time.monotonic()  # when its thread has come round, or at the latest will after a wait
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
@@ -295,6 +295,7 @@ class Worker:
         self._troubled_by = describe(error)
         wait = 0.1 * 2**self._trouble
         self._not_before = time.monotonic() + wait
+        self._sweeps.by_itself(self._not_before)
         if trouble.transient(error):
             log.warning(
                 "the database is in trouble, tried again in %.1f s: %s",
@@ -325,6 +326,7 @@ class Worker:
             self._timers.heard()
         self._timers.turn()
         self._looks.turn()
+        self._watch_calls(started)
         self._traffic.turn()
         if self._shift.stopping is None:
             if self._ticks_here:
@@ -371,20 +373,26 @@ class Worker:
             self._traffic.find_unknown()
         if seen.old_rates:
             tokens.forget_old(self._shift)
-        self._traffic.end_overtaken()
         self._admission.read_again(seen)
         self._ticks.look_again()
         if seen.attempts:
-            self._clock.ask(self._shift)
+            due.ask(self._shift)
         else:
             self._shift.next_due = None
-        self._traffic.caller.watch()
 
     def _beat(self, seen: Pulse) -> None:
         """What a worker looks at for which another one sweeps: what a person said, and how careful to be."""
         adopt.forget_past(self._shift.life)
         adopt.look_at_ends(self._shift.life, seen)
+        follow_the_clock(self._shift)
         self._admission.read_again(seen)
+
+    def _watch_calls(self, now: float) -> None:
+        """Each second: calls whose records moved on are ended where they asked for it, and one that blocks the loop is told of."""
+        if now >= self._next_watch:
+            self._next_watch = now + SWEEP_S
+            self._traffic.end_overtaken()
+            self._traffic.caller.watch()
 
     # ---- the others --------------------------------------------------------------------------------------------------------------
     def hear_afar(self, hint: Hint) -> None:
