@@ -72,8 +72,9 @@ def test_a_changed_condition_that_takes_nothing_more_is_silent(shop: Shop) -> No
 
 def test_a_reaction_that_is_gone_with_open_attempts_would_be_refused(shop: Shop) -> None:
     edit(shop, "def packed(", "def wrapped(")
-    found = planned(shop, 0)
+    found = planned(shop, 1)
     assert (found["packed"]["standing"], found["wrapped"]["standing"]) == ("gone", "new")
+    assert "groundstate rename packed wrapped" in found["wrapped"]["needs"]
     shop.attempt("packed", "1", State.FAILED)
     found = planned(shop, 1)
     assert found["packed"]["open_attempts"] == 1

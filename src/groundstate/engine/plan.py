@@ -6,7 +6,7 @@ SELECTs alone; works on a standby and with SELECT grants. Compares what was acce
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, func, literal_column, not_, select, true
@@ -80,6 +80,7 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
         gone = [PlannedSchedule(name, "gone", None, known[name].condition) for name in sorted(marked - declared) if name in known]
         names = [question.spec.name for question in questions]
         left = registry.removed(connection, app, names, [spec.name for spec in schedules])
+    planned = [_with_its_old_name(one, planned, questions) for one in planned]
     refused = tuple(
         f"{count} attempts of {name or repr(name)} are open, and this code does not declare it: `groundstate rename {name} NEW` where it"
         " was renamed, else settle or forget them first (`groundstate held`)"
@@ -105,6 +106,18 @@ def _one(connection: Connection, question: Question, before: Known | None, attem
         )
     standing: Standing = "new" if was is None else "changed"
     return Planned(name, standing, now if was else question.shown_text, was, rows, more, fewer, opened, starts=not took, needs=needs)
+
+
+def _with_its_old_name(one: Planned, planned: Sequence[Planned], questions: Sequence[Question]) -> Planned:
+    """A new reaction that asks what one asked that is gone may be that one, renamed: then its calls keep their keys."""
+    if one.standing != "new":
+        return one
+    asks = next(question.condition_text for question in questions if question.spec.name == one.reaction)
+    old = next((other.reaction for other in planned if other.standing == "gone" and other.was == asks), None)
+    if old is None:
+        return one
+    words = f"it asks what {old} asked, which is gone: `groundstate rename {old} {one.reaction}` where that is its old name"
+    return replace(one, needs=words if one.needs is None else f"{words}; else {one.needs}")
 
 
 def _differences(connection: Connection, question: Question, was: str) -> tuple[int | None, int | None]:
