@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import NullPool, create_engine, make_url, text
 
 from groundstate import StoreRefused
 from groundstate.testing.servers import PostgresServer
+from groundstate.transport.opening import transport_of
+from groundstate.transport.postgres import _SERVER
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Order, World, until
 from tests.postgres import bouncers
@@ -76,6 +78,24 @@ def test_the_work_goes_through_the_pooler_and_the_lock_past_it(pooled: tuple[str
         life.stop()
     finally:
         world.close()
+
+
+def test_hints_through_a_pooler_are_not_up_say_why_and_leave_no_setting_to_other_clients(
+    pooled: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = transport_of(pooled[0])
+    try:
+        transport.open("groundstate.pooled", lambda _hint: None)
+        until(lambda: "direct=" in caplog.text)
+        assert not transport.up
+        # The tests' own pooler gives a session to who greets it alike.
+        engine = create_engine(pooled[0], poolclass=NullPool, connect_args={"application_name": "groundstate hints"})
+        for _ in range(6):  # as many as the pooler has sessions, and one
+            with engine.connect() as connection:
+                set_by_others = connection.scalars(text("SELECT name FROM pg_settings WHERE source = 'session'"))
+                assert not set(_SERVER) & set(set_by_others)
+    finally:
+        transport.close()
 
 
 @pytest.mark.parametrize("kind", ["none", *IN_SESSION_MODE])

@@ -12,6 +12,7 @@ import redis
 
 from groundstate.testing.brokers import NatsServer, RedisServer
 from groundstate.transport.opening import transport_of
+from groundstate.transport.redis import _of_itself
 from groundstate.values.errors import DeclarationError, TransportDown, TransportRefused
 from tests.store.children import until
 from tests.transport.conftest import Heard
@@ -22,7 +23,9 @@ jetstream { store_dir: "FOLDER/jetstream" }
 accounts {
     ONE { jetstream: enabled, users: [
         {user: boss, password: boss},
-        {user: worker, password: worker, permissions: {publish: ["groundstate.>", "_INBOX.>"], subscribe: [">"]}}
+        {user: worker, password: worker, permissions: {publish: ["groundstate.>", "_INBOX.>"], subscribe: [">"]}},
+        {user: deaf, password: deaf, permissions: {publish: [">"], subscribe: ["_INBOX.>"]}},
+        {user: mute, password: mute, permissions: {publish: ["$JS.>", "_INBOX.>"], subscribe: [">"]}}
     ] }
     TWO { users: [{user: plain, password: plain}] }
 }
@@ -107,6 +110,18 @@ def test_a_redis_that_does_not_show_its_settings_must_be_trusted(keeper: RedisSe
     refused(url, "cannot be seen")
 
 
+@pytest.mark.parametrize(("aof", "surely"), [(0, False), (1, True)])
+def test_what_speaks_as_redis_does_and_has_other_settings_is_not_taken_to_forget(aof: int, surely: bool) -> None:
+    class Other:
+        def config_get(self, _name: str) -> dict[str, str]:
+            return {}
+
+        def info(self, _section: str) -> dict[str, int]:
+            return {"aof_enabled": aof}
+
+    assert [one.surely for one in _of_itself(Other(), "this Redis")] == [surely]
+
+
 def test_a_redis_that_comes_back_and_persists_is_not_used_again_until_it_forgets(keeper: RedisServer, boss: Any) -> None:
     with opened(keeper.url) as transport:
         keeper.kill()
@@ -184,6 +199,19 @@ def test_a_user_who_may_not_ask_must_trust(streams: NatsServer) -> None:
     refused(_as(streams, "worker"), "cannot be seen.*STREAM.NAMES")
     with opened(_as(streams, "worker"), trusted=True) as transport:
         assert transport.up
+
+
+def test_a_user_who_may_not_listen_is_not_up_and_the_log_says_why(streams: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(_as(streams, "deaf")) as transport:
+        assert not transport.up
+    assert "permissions violation for subscription" in caplog.text.lower()
+
+
+def test_of_a_user_who_may_not_send_the_log_says_why(streams: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(_as(streams, "mute")) as transport:
+        assert transport.up
+        transport.send(b"unheard")
+        until(lambda: "permissions violation for publish" in caplog.text.lower())
 
 
 # ---- RabbitMQ ----------------------------------------------------------------------------------------------------------------------

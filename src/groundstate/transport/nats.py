@@ -89,6 +89,7 @@ class _Connection:
         self._thread = threading.Thread(target=self._loop.run_forever, name="groundstate-nats-loop", daemon=True)
         self._thread.start()
         self.lost = threading.Event()
+        self._refused = ""
         try:
             self.client: Any = self.ask(self._connected(url))
         except BaseException:
@@ -99,10 +100,11 @@ class _Connection:
         async def closed() -> None:
             self.lost.set()
 
-        async def said(_error: Exception) -> None:
-            """A slow listener loses hints, and one that is refused something sees it by the answer that does not come."""
+        async def said(error: Exception) -> None:
+            """A slow listener loses hints, which is no matter; who may not say or hear is told so here alone, before the next PONG."""
+            if "permissions violation" in str(error).lower():
+                self._refused = str(error)
 
-        # Each server is tried at once and no more: when to try again is ours to say.
         # Each server is tried at once and no more: when to try again is ours to say.
         return await nats.connect(
             url.split(","), name="groundstate hints", allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0,
@@ -118,6 +120,9 @@ class _Connection:
             answer.cancel()
 
     def refuse_lost(self) -> None:
+        """Raises where it is closed, or where this user may not do what it is for."""
+        if self._refused:
+            raise PermissionError(self._refused)
         if self.lost.is_set():
             raise ConnectionError("NATS has closed the connection")
 
@@ -138,6 +143,7 @@ class _Listening:
         self._unheard: queue.Queue[bytes] = queue.Queue(UNHEARD_MOST)
         try:
             self._connection.ask(self._subscribed(subject))
+            self._connection.refuse_lost()
         except BaseException:
             self._connection.close()
             raise
@@ -169,6 +175,7 @@ class _Speaking:
     def say(self, hints: Sequence[bytes]) -> None:
         self._connection.refuse_lost()
         self._connection.ask(self._published(hints))
+        self._connection.refuse_lost()
 
     async def _published(self, hints: Sequence[bytes]) -> None:
         for hint in hints:

@@ -92,6 +92,9 @@ class _Connection:
         self._channel = channel
         self.connection: psycopg.Connection[Any] = psycopg.connect(**arguments, autocommit=True)
         forsake_in_child(self)
+
+    def _settle(self) -> None:
+        """Not before it is proved that this session is ours: a pooler would hand it to others with our settings on it."""
         for name, value in _SERVER.items():
             with suppress(psycopg.DatabaseError):
                 self.connection.execute("SELECT set_config(%s, %s, false)", (name, value))
@@ -112,6 +115,7 @@ class _Listening(_Connection):
             for one in (channel, *also):
                 self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(one)))
             self._prove(arguments)
+            self._settle()
         except BaseException:
             self.connection.close()
             raise
@@ -140,6 +144,12 @@ class _Listening(_Connection):
 
 
 class _Speaking(_Connection):
+    """Opened where a listening one has been proved, by the same arguments."""
+
+    def __init__(self, arguments: Mapping[str, Any], channel: str) -> None:
+        super().__init__(arguments, channel)
+        self._settle()
+
     def say(self, hints: Sequence[bytes]) -> None:
         payloads = [payload for hint in hints if len(payload := _written(hint)) <= _PAYLOAD_MOST]
         if payloads:

@@ -90,6 +90,8 @@ def _of_itself(client: Any, who: str) -> list[Finding]:
         settings = {**client.config_get("save"), **client.config_get("appendonly")}
     except ResponseError:  # not allowed, or CONFIG was renamed
         return _by_info(client, who)
+    if not {"save", "appendonly"} <= set(settings):  # one that speaks as Redis does and keeps by other settings
+        return _by_info(client, who)
     found = []
     if settings.get("save"):
         found.append(
@@ -107,7 +109,7 @@ def _by_info(client: Any, who: str) -> list[Finding]:
     return [
         Finding(
             False,
-            f"of {who} it cannot be seen whether it writes snapshots (CONFIG GET is not allowed)".replace(", which it", " it"),
+            f"of {who} it cannot be seen whether it writes snapshots (CONFIG GET does not tell)".replace(", which it", " it"),
             _UNSEEN,
         )
     ]
