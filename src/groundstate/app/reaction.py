@@ -19,7 +19,7 @@ IN_TRANSACTION = ("session", "at")
 _OVERTAKEN = ("session", "at", "key", "occurrence")
 
 
-class _Declared:
+class _Declared(Generic[R]):
     """What both kinds share."""
 
     def __init__(self, spec: ReactionSpec) -> None:
@@ -30,6 +30,23 @@ class _Declared:
 
     def __repr__(self) -> str:
         return f"<reaction {self.spec.name} of {self.spec.app}>"
+
+    def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
+        """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
+        self.spec.gave_up = self._ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
+        return handler
+
+    def expired(self, handler: Callable[Concatenate[R, Q], None], /) -> Callable[Concatenate[R, Q], None]:
+        """Declares what answers when it is too late, by `valid_for`: it is to change the record so that the condition no longer holds.
+
+        It runs instead of the handler, and of the call: once, in a transaction of its own. A call in doubt is settled first.
+
+        Raises:
+            DeclarationError: the reaction has no `due=after(..., valid_for=...)`, so it would never run.
+        """
+        self._expires()
+        self.spec.expired = self._ending(handler, "expired", ("the record",), IN_TRANSACTION)
+        return handler
 
     def _expires(self) -> None:
         if self.spec.due is None or self.spec.due.valid_for is None:
@@ -45,32 +62,15 @@ class _Declared:
         return read.function
 
 
-class Plain(_Declared, Generic[R, P]):
+class Plain(_Declared[R], Generic[R, P]):
     """A reaction without a call; still callable, for unit tests."""
 
     def __call__(self, record: R, *args: P.args, **kwargs: P.kwargs) -> None:
         """Runs the handler itself."""
         self.spec.handler.call(record, *args, **kwargs)
 
-    def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
-        """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
-        self.spec.gave_up = self._ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
-        return handler
 
-    def expired(self, handler: Callable[Concatenate[R, Q], None], /) -> Callable[Concatenate[R, Q], None]:
-        """Declares what answers when it is too late, by `valid_for`: it is to change the record so that the condition no longer holds.
-
-        It runs instead of the handler, and of the call: once, in a transaction of its own. A call in doubt is settled first.
-
-        Raises:
-            DeclarationError: the reaction has no `due=after(..., valid_for=...)`, so it would never run.
-        """
-        self._expires()
-        self.spec.expired = self._ending(handler, "expired", ("the record",), IN_TRANSACTION)
-        return handler
-
-
-class Reaction(_Declared, Generic[R, O, P]):
+class Reaction(_Declared[R], Generic[R, O, P]):
     """A reaction with a call; still callable, for unit tests."""
 
     def __call__(self, record: R, outcome: O, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -83,23 +83,6 @@ class Reaction(_Declared, Generic[R, O, P]):
         Without one, a handler that writes nothing but a fact is kept, and any other outcome is held for a person.
         """
         self.spec.overtaken = self._ending(handler, "overtaken", ("the record", "the outcome"), _OVERTAKEN)
-        return handler
-
-    def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
-        """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
-        self.spec.gave_up = self._ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
-        return handler
-
-    def expired(self, handler: Callable[Concatenate[R, Q], None], /) -> Callable[Concatenate[R, Q], None]:
-        """Declares what answers when it is too late, by `valid_for`: it is to change the record so that the condition no longer holds.
-
-        It runs instead of the handler, and of the call: once, in a transaction of its own. A call in doubt is settled first.
-
-        Raises:
-            DeclarationError: the reaction has no `due=after(..., valid_for=...)`, so it would never run.
-        """
-        self._expires()
-        self.spec.expired = self._ending(handler, "expired", ("the record",), IN_TRANSACTION)
         return handler
 
 
