@@ -9,8 +9,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from sqlalchemy import and_, case, or_, select, update
+from sqlalchemy import and_, case, or_, update
 
+from groundstate.engine import attempts
 from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import Life
 from groundstate.engine.transaction import Transaction
@@ -19,7 +20,6 @@ from groundstate.rules.policy import MARGIN
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
-ANY = select(table.c.app).limit(1)
 
 
 def bound(life: Life, terms: Mapping[str, Terms], *, went_back: bool) -> int:
@@ -29,7 +29,7 @@ def bound(life: Life, terms: Mapping[str, Terms], *, went_back: bool) -> int:
     its other times, which lie ahead and cannot: what alone is to be looked at late may be what its endpoint asked for.
     """
     with life.database.reading() as connection:
-        if connection.execute(ANY).first() is None:
+        if connection.execute(attempts.ANY).first() is None:
             return 0
     alike: dict[tuple[timedelta, timedelta], list[str]] = {}
     for name, one in terms.items():

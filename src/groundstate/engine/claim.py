@@ -14,7 +14,6 @@ from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import blocking
 from groundstate.rules.attempt import IN_VAIN, Attempt, Facts, State
-from groundstate.store.tables import attempt as attempt_table
 from groundstate.values import keys
 
 
@@ -202,10 +201,7 @@ def dues(question: Question, tx: Transaction, records: Sequence[Any]) -> list[da
 
 def _some_attempts(tx: Transaction) -> bool:
     """Whether any attempt may be there: others may have written the first one since a transaction of PostgreSQL began."""
-    return tx.some_attempts or (tx.database.locks_rows and tx.connection.execute(_ANY_ATTEMPT).first() is not None)
-
-
-_ANY_ATTEMPT = select(attempt_table.c.app).limit(1)
+    return tx.some_attempts or (tx.database.locks_rows and tx.connection.execute(attempts.ANY).first() is not None)
 
 
 @dataclass

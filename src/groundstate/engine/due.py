@@ -72,7 +72,7 @@ def _place(row: Any) -> tuple[object, ...]:
 def ask(shift: Shift) -> None:
     """Sets `shift.next_due`: when the next attempt is due, by the database's clock, said in seconds of ours."""
     with shift.database.reading() as connection:
-        if not shift.lanes or connection.execute(select(table.c.app).limit(1)).first() is None:
+        if not shift.lanes or connection.execute(attempts.ANY).first() is None:
             shift.next_due = None
             return
         now = connection.execute(select(shift.database.now())).scalar_one()

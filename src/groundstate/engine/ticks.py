@@ -144,7 +144,7 @@ class Ticks:
         with shift.database.reading() as connection:
             now = connection.execute(select(shift.database.now())).scalar_one()
             seen = marks.read(connection, shift.app, self._specs)
-            some = connection.execute(select(table.c.app).limit(1)).first() is not None
+            some = connection.execute(attempts.ANY).first() is not None
             return _Seen(now, seen, self._next_tries(connection, now) if some else {})
 
     def _next_tries(self, connection: Connection, now: datetime) -> dict[str, tuple[str, datetime]]:
