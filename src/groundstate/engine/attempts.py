@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Protocol
@@ -100,6 +101,15 @@ is_held: ColumnElement[bool] = or_(table.c.state == State.HELD.value, table.c.st
 
 def values_of(attempt: Attempt) -> dict[str, Any]:
     return {name: getattr(attempt, name) for name in _NAMES}
+
+
+def new(identity: Identity, worker: int, now: datetime, blocks: str | None = None) -> Attempt:
+    """An attempt that was not there yet, before anything happened to it."""
+    app, reaction, record, occurrence = identity
+    return Attempt(
+        app=app, reaction=reaction, record=record, occurrence=occurrence, state=State.FAILED, worker=worker, call=new_call(), call_no=0,
+        unsure=False, since=now, first_at=now, deadline=now, blocks=blocks,
+    )  # fmt: skip
 
 
 ANY: Select[Any] = select(table.c.app).limit(1)  # whether any attempt stands

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from groundstate.engine import attempts, plain
 from groundstate.engine.claim import Taken
 from groundstate.engine.life import Life
 from groundstate.engine.plain import Done, Feed, new_attempt
 from groundstate.engine.question import Question
-from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt
 
@@ -23,7 +23,7 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
         failed = plain.put_off(life, question, tx, found.unreadable)
         group = _group(life, found.taken, most)
         call = attempts.new_call()
-        pairs = [(one.attempt, _begun(life, question, tx, one, call, len(group))) for one in group]
+        pairs = [(one.attempt, begun(life, _before(life, question, one, tx.now), call, tx.now, len(group))) for one in group]
         attempts.insert(tx, [after for before, after in pairs if before is None])
         attempts.save(tx.connection, [(before, after) for before, after in pairs if before is not None])
     if not group:
@@ -47,7 +47,11 @@ def _group(life: Life, taken: list[Taken], most: int) -> list[Taken]:
     return suspects[: min(life.care.together(one.attempt.together) for one in suspects if one.attempt is not None)]
 
 
-def _begun(life: Life, question: Question, tx: Transaction, one: Taken, call: int, together: int) -> Attempt:
-    before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
-    after = rules.begun(before, worker=life.id, call=call, now=tx.now, deadline=tx.now, together=together)
+def begun(life: Life, before: Attempt, call: int, now: datetime, together: int) -> Attempt:
+    """As it is written before a handler runs. It counts no call: none is made."""
+    after = rules.begun(before, worker=life.id, call=call, now=now, deadline=now, together=together)
     return replace(after, call_no=0)
+
+
+def _before(life: Life, question: Question, one: Taken, now: datetime) -> Attempt:
+    return one.attempt or new_attempt(life, question, one.text, one.occurrence, now)

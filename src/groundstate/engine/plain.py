@@ -22,6 +22,7 @@ from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.policy import Retry
 from groundstate.rules.retry import last_try_used, next_try
 from groundstate.values.answers import Failure
 
@@ -305,17 +306,18 @@ def put_off(life: Life, question: Question, tx: Transaction, bad: Sequence[Unrea
 
 def unread(life: Life, question: Question, before: Attempt, words: str, now: datetime) -> Attempt:
     """The attempt after its record could not be read once more: surely nothing was done with it. Held after the last try."""
-    retry = question.spec.terms.retry
+    return failed_once_more(life, question.spec.terms.retry, before, life.shorten(words), now)
+
+
+def failed_once_more(life: Life, retry: Retry, before: Attempt, error: str, now: datetime) -> Attempt:
+    """The attempt after a try that surely did nothing. Held after the last one."""
     failures = before.failures + 1
     at = next_try(retry, failures, now, life.dice.random())
-    after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=life.shorten(words))
+    after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=error)
     return rules.held_as(after, "the last try was used").attempt if last_try_used(retry, failures, before.since, now) else after
 
 
 def new_attempt(life: Life, question: Question, text: str, occurrence: str, now: datetime) -> Attempt:
     """An attempt that was not there yet, before anything happened to it."""
     spec = question.spec
-    return Attempt(
-        app=spec.app, reaction=spec.name, record=text, occurrence=occurrence, state=State.FAILED, worker=life.id, call=attempts.new_call(),
-        call_no=0, unsure=False, since=now, first_at=now, deadline=now, blocks=None if spec.fact else spec.table_name,
-    )  # fmt: skip
+    return attempts.new((spec.app, spec.name, text, occurrence), life.id, now, None if spec.fact else spec.table_name)

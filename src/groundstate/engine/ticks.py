@@ -10,22 +10,20 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, union_all
 
-from groundstate.engine import attempts, marks, trouble
+from groundstate.engine import attempts, careful, marks, plain, trouble
 from groundstate.engine.illegible import WITHOUT_TIME
 from groundstate.engine.life import describe
 from groundstate.engine.marks import Mark
 from groundstate.engine.shift import Shift
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, reading_ours
-from groundstate.rules import attempt as rules
 from groundstate.rules import schedule
 from groundstate.rules.attempt import Attempt, State
-from groundstate.rules.retry import last_try_used, next_try
 from groundstate.rules.schedule import LeftOut, ScheduleSpec
 from groundstate.store.tables import attempt as table
 from groundstate.values import keys
@@ -212,15 +210,15 @@ class Ticks:
             if decision.mark is not None:
                 return self._move(plan, mark, decision.mark, left_out)
         tick = plan.queue[0]
-        careful = self._shift.life.care.careful
-        moved = (self._begin if careful else self._run)(plan, mark, tick)
+        is_careful = self._shift.life.care.careful
+        moved = (self._begin if is_careful else self._run)(plan, mark, tick)
         if moved is None:
             plan.queue.clear()
             return plan.busy()
         plan.mark = moved
         plan.queue.popleft()
         self._did(plan, left_out)
-        return self._try_again(plan, keys.instant(tick)) if careful else 0.0
+        return self._try_again(plan, keys.instant(tick)) if is_careful else 0.0
 
     def _did(self, plan: _Plan, left_out: LeftOut | None) -> None:
         self._shift.took += 1
@@ -311,29 +309,15 @@ class Ticks:
         return found[0] if found else None
 
     def _begun(self, before: Attempt, tx: Transaction) -> Attempt:
-        after = rules.begun(before, worker=self._shift.life.id, call=attempts.new_call(), now=tx.now, deadline=tx.now, together=1)
-        return replace(after, call_no=0)
+        return careful.begun(self._shift.life, before, attempts.new_call(), tx.now, together=1)
 
     def _new(self, spec: ScheduleSpec, tick: datetime, tx: Transaction) -> Attempt:
-        return Attempt(
-            app=spec.app, reaction=spec.name, record=RECORD, occurrence=keys.instant(tick), state=State.FAILED, worker=self._shift.life.id,
-            call=attempts.new_call(), call_no=0, unsure=False, since=tx.now, first_at=tx.now, deadline=tx.now,
-        )  # fmt: skip
+        return attempts.new((spec.app, spec.name, RECORD, keys.instant(tick)), self._shift.life.id, tx.now)
 
     def _after_failure(self, spec: ScheduleSpec, before: Attempt, error: Exception, tx: Transaction) -> Attempt:
         words = self._shift.life.shorten(f"the handler raised {describe(error)}")
-        log.warning(
-            "schedule %s, tick %s: %s",
-            spec.name,
-            before.occurrence,
-            words,
-            extra={"event": "tick_failed", "schedule": spec.name, "tick": before.occurrence},
-        )
-        failures = before.failures + 1
-        at = next_try(spec.retry, failures, tx.now, self._shift.life.dice.random())
-        after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=words)
-        spent = last_try_used(spec.retry, failures, before.since, tx.now)
-        return rules.held_as(after, "the last try was used").attempt if spent else after
+        log.warning("schedule %s, tick %s: %s", spec.name, before.occurrence, words)
+        return plain.failed_once_more(self._shift.life, spec.retry, before, words, tx.now)
 
 
 def _begun_by_us(shift: Shift) -> ColumnElement[bool]:
