@@ -157,17 +157,10 @@ def _tables_of(every: EveryChild) -> set[Any]:
 def partial_index(database: Database, question: Question, table: Any) -> str | None:
     """DDL of an index over the rows of which the condition may hold; None where no clause is of this table's columns alone."""
     where = [clause for clause in question.spec.clauses if _of_table_alone(clause, table)]
-    prepare = database.engine.dialect.identifier_preparer
-    columns = [prepare.quote(column.name) for column in table.primary_key.columns]
-    try:
-        if question.timing is not None:
-            columns.insert(0, _written(database, question.timing.base, table))
-        if not where:
-            return None if question.timing is None else f"{_create(database, table, _name(question, table), columns)};"
-        said = _said(database, and_(*where))
-    except (CompileError, NotImplementedError):
+    due = [] if question.timing is None else [question.timing.base]
+    if not where and not due:
         return None
-    return f"{_create(database, table, _name(question, table), columns)} WHERE {said};"
+    return _index(database, table, f"ix_{table.name}_{question.spec.name}", [*due, *table.primary_key.columns], where)
 
 
 def _index_by(database: Database, table: Any, attributes: Sequence[Any], where: Sequence[ColumnElement[bool]]) -> str | None:
@@ -176,20 +169,22 @@ def _index_by(database: Database, table: Any, attributes: Sequence[Any], where: 
         look.base_column(one).table is not table for attribute in attributes for one in look.columns(look.parts(look.element(attribute)))
     ):
         return None  # no index is over two tables
+    name = f"ix_{table.name}_by_{look.base_column(look.element(attributes[0])).name}"
+    return _index(database, table, name, attributes, where)
+
+
+def _index(database: Database, table: Any, name: str, attributes: Sequence[Any], where: Sequence[ColumnElement[bool]]) -> str | None:
+    """None where something of it cannot be said in an index."""
     try:
         columns = list(dict.fromkeys(_written(database, one, table) for one in attributes))
         said = f" WHERE {_said(database, and_(*where))}" if where else ""
     except (CompileError, NotImplementedError):
         return None
-    return f"{_create(database, table, f'ix_{table.name}_by_{look.base_column(look.element(attributes[0])).name}', columns)}{said};"
-
-
-def _name(question: Question, table: Any) -> str:
-    return f"ix_{table.name}_{question.spec.name}"
+    return f"{_create(database, table, name, columns)}{said};"
 
 
 def _written(database: Database, base: Any, table: Any) -> str:
-    """A due time as a column of an index: its name, or the expression in parentheses."""
+    """A column, or a due time, as a column of an index: its name, or the expression in parentheses."""
     inner = look.element(base)
     if getattr(inner, "table", None) is not None:
         return database.engine.dialect.identifier_preparer.quote(look.base_column(inner).name)
