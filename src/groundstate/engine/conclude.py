@@ -139,15 +139,15 @@ class _Words:
         """A find's answer, put to the doubt that it was asked for."""
         spec, now, asked = self.question.spec, self.tx.now, word.flight.asked_by(self.tx.now)
         terms = spec.terms
-        at = next_question(terms.retry, attempt.deadline, terms.settle_after, attempt.deadline, now, self.life.dice.random())
+        ends, dice = attempt.deadline, self.life.dice.random()
+        absent_to = asked if isinstance(word, FoundAbsent) else None
+        at = next_question(terms.retry, ends, terms.settle_after, ends, now, dice, absent_to=absent_to)
         match word:
             case Returned(value=value):
                 self.result.outcomes += 1
                 self.conclusion.outcome(_in_hand(word, value), standing, attempt)
             case FoundAbsent():
-                over = attempt.deadline + terms.settle_after
-                again_at = now if asked <= over < now else at  # by the time of its answer it could be believed: asked once more
-                self.conclusion.apply(attempt, rules.absent(attempt, terms, standing.facts, asked, now, again_at))
+                self.conclusion.apply(attempt, rules.absent(attempt, terms, standing.facts, asked, now, at))
             case FoundUnknown(error=error):
                 words = self.life.shorten(error) if error else None
                 self.conclusion.apply(attempt, rules.unanswered(attempt, terms, now, at, words))

@@ -28,8 +28,22 @@ def last_try_used(retry: Retry, failures: int, since: datetime, now: datetime) -
     return retry.give_up_after is not None and now - since >= retry.give_up_after
 
 
-def next_question(retry: Retry, deadline: datetime, settle_after: timedelta, since: datetime, now: datetime, dice: float) -> datetime:
-    """When a find is asked again: by the doubt's age, so that no count is kept; not later than when Absent can first be believed."""
+def next_question(  # noqa: PLR0913  # all of it is an argument, as everywhere here
+    retry: Retry,
+    deadline: datetime,
+    settle_after: timedelta,
+    since: datetime,
+    now: datetime,
+    dice: float,
+    *,
+    absent_to: datetime | None = None,
+) -> datetime:
+    """When a find is asked again: by the doubt's age, so that no count is kept; not later than when Absent can first be believed.
+
+    absent_to: when the question was asked to which Absent came: where it could be believed by the time it came, it is asked for at once.
+    """
+    if absent_to is not None and absent_to <= deadline + settle_after < now:
+        return now
     age = max(now - since, retry.first)
     wait = min(max(age / 4, retry.first), retry.longest) * (0.5 + dice / 2)
     believable = deadline + settle_after + timedelta(milliseconds=1)
