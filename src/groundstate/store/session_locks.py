@@ -99,6 +99,7 @@ class SessionLives:
         try:
             self._lock(self._connection, life)
             self._prove(self._connection, life)
+            self._settle(self._connection)
         except psycopg.Error as error:
             self._lose()
             raise _unreachable(error) from error
@@ -204,10 +205,13 @@ class SessionLives:
             connection = psycopg.connect(**self._arguments, autocommit=True)
         except psycopg.Error as error:
             raise _unreachable(error) from error
+        return connection
+
+    def _settle(self, connection: psycopg.Connection[Any]) -> None:
+        """Settings of the session; not before it is proved to be ours, since a pooler hands it on as it is."""
         for name, value in _SERVER.items():
             with suppress(psycopg.DatabaseError):
                 connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-        return connection
 
     def _lock(self, connection: psycopg.Connection[Any], life: int) -> None:
         asked = "SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s), extract(epoch from pg_postmaster_start_time())::text"
