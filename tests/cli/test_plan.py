@@ -106,8 +106,26 @@ def test_triggers_are_installed_shown_and_removed(postgres_shop: Shop) -> None:
     assert "heard at their commit" in postgres_shop.run("triggers").out
     postgres_shop.sql("ALTER TABLE orders DISABLE TRIGGER groundstate_rows")
     assert postgres_shop.run("triggers").code == 1
+    assert postgres_shop.run("triggers", "--json").code == 1
     assert postgres_shop.run("triggers", "remove").code == 0
     assert states() == {"missing"}
+
+
+def test_check_tells_of_triggers_that_are_stale_or_needless(postgres_shop: Shop) -> None:
+    def told() -> dict[str, str]:
+        said = postgres_shop.run("check", "--json")
+        assert said.code == 0  # advice
+        return {one["subject"]: one["cure"] for one in said.json["stores"][0]["findings"] if one["kind"] == "triggers"}
+
+    assert postgres_shop.run("triggers", "install").code == 0
+    assert told() == {}
+    postgres_shop.sql("CREATE TABLE old (id int)")
+    postgres_shop.sql("CREATE TRIGGER groundstate_rows AFTER INSERT ON old EXECUTE FUNCTION groundstate_rows('old')")
+    postgres_shop.sql("ALTER TABLE orders DISABLE TRIGGER groundstate_rows")
+    found = told()
+    assert set(found) == {"old", "orders"}
+    assert found["orders"] == "groundstate triggers install"
+    assert found["old"].startswith("groundstate triggers remove")
 
 
 def test_their_sql_is_for_migrations_and_changes_nothing(postgres_shop: Shop) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Column, Integer, MetaData, Table, text
 from sqlalchemy.orm import Session
 
 from groundstate.engine import registry, triggers
@@ -123,7 +123,6 @@ def test_what_somebody_did_to_them_is_seen_and_mended(shop: Shop, edit: str, sta
     shop.world.run(edit)
     assert shop.found() == {"orders": state}
     shop.install()
-    shop.world.run("ALTER TABLE orders ENABLE TRIGGER groundstate_rows")
     assert shop.found() == {"orders": "installed"}
 
 
@@ -134,6 +133,27 @@ def test_a_trigger_on_a_table_that_no_reaction_reads_is_seen(shop: Shop) -> None
     assert shop.found() == {"orders": "installed", '"Old 50%"': "needless"}
     shop.remove()
     shop.world.run('INSERT INTO "Old 50%" VALUES (1)')
+    assert shop.heard() == []
+
+
+def test_tables_in_schemas_in_parts_and_with_quoted_names_are_told_of(shop: Shop) -> None:
+    table = Table('Half "50%"', MetaData(), Column("id", Integer), schema="It's", postgresql_partition_by="RANGE (id)")
+    shop.world.run('CREATE SCHEMA "It\'s"')
+    with shop.world.engine.begin() as connection:
+        table.create(connection)
+        connection.exec_driver_sql('CREATE TABLE part PARTITION OF "It\'s"."Half ""50%%""" FOR VALUES FROM (0) TO (9)')
+    wanted = {table.fullname: table}
+    triggers.carry_out(shop.database, triggers.to_install(shop.database, wanted))
+    with shop.database.reading() as connection:
+        assert [(one.table, one.state) for one in triggers.found(shop.database, connection, wanted)] == [(table.fullname, "installed")]
+    with shop.world.engine.begin() as connection:
+        connection.execute(table.insert().values(id=1))
+    assert shop.heard() == [table.fullname]
+    shop.world.run("UPDATE part SET id = 2")  # by the part's own name
+    assert shop.heard() == []
+    shop.remove()
+    with shop.world.engine.begin() as connection:
+        connection.execute(table.delete())
     assert shop.heard() == []
 
 

@@ -73,7 +73,7 @@ def triggers(
         for name, statements, seen in told:
             _show(name, statements if sql else [], seen)
     asked.end()
-    if not as_json and action is Action.SHOW and any(one.state == "stale" for _, _, seen in told for one in seen):
+    if action is Action.SHOW and any(one.state == "stale" for _, _, seen in told for one in seen):
         raise typer.Exit(Code.FINDINGS)
 
 

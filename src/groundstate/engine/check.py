@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, DateTime, Integer, MetaData, Text, func, not_, or_, select, text, type_coerce
 from sqlalchemy.exc import CompileError
 
-from groundstate.engine import hidden, plans, schema
+from groundstate.engine import hidden, plans, schema, triggers
 from groundstate.engine.handwriting import constants_set
 from groundstate.engine.question import Question
 from groundstate.rules import equality, suspicion
@@ -54,6 +54,7 @@ def check(
         found += _writers(questions)
         found += _datetimes(database, questions, metadatas)
         found += _silent_hours(database, connection, schedules)
+        found += _triggers(database, connection, questions)
         if database.name == "sqlite":
             found += _reused_keys(connection, questions)
             found += _other_times(connection, questions)
@@ -120,6 +121,21 @@ def _silent_hours(database: Database, connection: Connection, schedules: Sequenc
                 f" overlap={cron.overlap!r} takes one of the two: an hour of silence"
             )
             yield Finding("advice", "overlap", spec.name, words, "overlap='both', or a timedelta instead of a cron expression")
+
+
+# ---- triggers ------------------------------------------------------------------------------------------------------------------
+def _triggers(database: Database, connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
+    """Triggers that tell nobody, or tell what nobody asks: nothing is wrong by it, but writers pay for it, or rows wait for a sweep."""
+    if not triggers.are_there(connection):
+        return
+    for one in triggers.found(database, connection, triggers.tables_read(questions)):
+        if one.state == "stale":
+            words = "its trigger groundstate_rows is of another version, edited or switched off, so that its writers may not be heard"
+            yield Finding("advice", "triggers", one.table, words, "groundstate triggers install")
+        elif one.state == "needless":
+            words = "its trigger groundstate_rows tells of a table that no reaction of this app reads, and each who writes it pays for that"
+            cure = "groundstate triggers remove, then install, unless another app on this database wants it"
+            yield Finding("advice", "triggers", one.table, words, cure)
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------------------

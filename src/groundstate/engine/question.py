@@ -400,6 +400,13 @@ def sql_text(expression: ColumnElement[Any], database: Database) -> str:
         return f"{compiled} -- {compiled.params}"
 
 
+def sql_name(table: Any, database: Database) -> str:
+    """A table's name as SQL, with its schema; as it stands there, and not as a driver with parameters wants it."""
+    preparer: Any = database.engine.dialect.identifier_preparer
+    said = str(preparer.format_table(table))
+    return said.replace("%%", "%") if getattr(preparer, "_double_percents", False) else said
+
+
 def _python_type(column: Any) -> type:
     kind = column.type
     while True:

@@ -14,7 +14,7 @@ from groundstate.engine import attempts, claim, trouble
 from groundstate.engine.claim import Taken, Unreadable
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
-from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.question import PrimaryKey, Question, sql_name
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
 from groundstate.store import tables
@@ -206,8 +206,7 @@ def has_triggers(connection: Connection, database: Database, question: Question)
             "select 1 from pg_trigger where tgrelid = to_regclass(:name) and not tgisinternal"
             " and tgname <> 'groundstate_rows' limit 1"  # ours (triggers.py) writes nothing
         )
-        quoted = database.engine.dialect.identifier_preparer.format_table(table_)
-        return connection.execute(where, {"name": quoted}).first() is not None
+        return connection.execute(where, {"name": sql_name(table_, database)}).first() is not None
     master = lightweight("sqlite_master", column("type"), column("tbl_name"), schema=schema)
     found = select(master.c.tbl_name).where(master.c.type == "trigger", master.c.tbl_name == name).limit(1)
     return connection.execute(found).first() is not None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Table, inspect, text
 
 from groundstate.engine import plans
-from groundstate.engine.question import Question
+from groundstate.engine.question import Question, sql_name
 from groundstate.store.port import Database
 
 NAME = "groundstate_rows"  # of the function, of each trigger, and of the channel
@@ -67,7 +67,7 @@ def found(database: Database, connection: Connection, wanted: Mapping[str, Table
     there = {row.oid: row for row in connection.execute(_THERE, {"body": _BODY, "name": NAME})}
     told: list[Found] = []
     for name, table in sorted(wanted.items()):
-        row = there.pop(connection.execute(_OID, {"name": _quoted(database, table)}).scalar_one(), None)
+        row = there.pop(connection.execute(_OID, {"name": sql_name(table, database)}).scalar_one(), None)
         fresh = row is not None and row.fresh and row.name == NAME and bytes(row.given).rstrip(b"\0") == name.encode()
         told.append(Found(name, "missing" if row is None else "installed" if fresh else "stale"))
     return [*told, *(Found(row.shown, "needless") for row in there.values())]
@@ -79,7 +79,7 @@ def to_install(database: Database, wanted: Mapping[str, Table]) -> list[str]:
     for name, table in sorted(wanted.items()):
         literal = "'" + name.replace("'", "''") + "'"
         statements.append(
-            f"CREATE OR REPLACE TRIGGER {NAME} AFTER INSERT OR UPDATE OR DELETE ON {_quoted(database, table)}"
+            f"CREATE OR REPLACE TRIGGER {NAME} AFTER INSERT OR UPDATE OR DELETE ON {sql_name(table, database)}"
             f" FOR EACH STATEMENT EXECUTE FUNCTION {NAME}({literal})"
         )
     return statements
@@ -99,8 +99,3 @@ def carry_out(database: Database, statements: Sequence[str]) -> None:
     for statement in statements:
         with database.writing() as connection:
             connection.exec_driver_sql(statement.replace("%", "%%"))
-
-
-def _quoted(database: Database, table: Table) -> str:
-    preparer: Any = database.engine.dialect.identifier_preparer
-    return str(preparer.format_table(table))
