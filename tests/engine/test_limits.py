@@ -143,7 +143,7 @@ def test_two_workers_together_never_have_more_calls_in_the_air_than_the_limit(sh
 
 
 def test_each_part_has_a_limit_of_its_own_in_two_workers_together(shop: World) -> None:
-    provider = Provider(takes_s=0.005)
+    provider = Provider(takes_s=0.02)
     delivering(shop, Outside("hooks", limit_per=2), provider, per=Delivery.tenant)
     deliveries(shop, 60, "a", "b", None)
     shop.worker(), shop.worker()

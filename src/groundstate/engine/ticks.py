@@ -316,7 +316,13 @@ class Ticks:
 
     def _after_failure(self, spec: ScheduleSpec, before: Attempt, error: Exception, tx: Transaction) -> Attempt:
         words = self._shift.life.shorten(f"the handler raised {describe(error)}")
-        log.warning("schedule %s, tick %s: %s", spec.name, before.occurrence, words)
+        log.warning(
+            "schedule %s, tick %s: %s",
+            spec.name,
+            before.occurrence,
+            words,
+            extra={"event": "tick_failed", "schedule": spec.name, "tick": before.occurrence},
+        )
         return plain.failed_once_more(self._shift.life, spec.retry, before, words, tx.now)
 
 

@@ -16,6 +16,7 @@ _DATABASE = re.compile(r"(sqlalchemy\.exc|psycopg|sqlite3)\.")
 _EXPLAINED = (
     "tried again",  # the database was in trouble; what trouble, its traceback tells
     "the lock of this life is lost",  # its connection was cut, or the server killed
+    "the database is on another server now",  # likewise
     "is held with its outcome",  # whether it had a reason is judged by the attempt
     "matches rows that were there before",  # of a reaction that is new, before a person accepts it
 )
