@@ -6,20 +6,19 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
-from sqlalchemy import MetaData, inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import MetaData
 from sqlalchemy.sql.elements import SQLCoreOperations
 
+from groundstate.app import waiting
 from groundstate.app.crew import Crew, Post
 from groundstate.app.store import Store
 from groundstate.app.telling import Chosen, Messengers
-from groundstate.engine import hints, marks, registry, restore, schema, transaction, trouble
+from groundstate.engine import marks, registry, restore, schema, transaction
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.vitals import Vitals
@@ -230,47 +229,9 @@ class Running:
         key: the primary key; a tuple where it has several columns. shard: where the record is, by name; else all shards are asked.
         Returns whether they hold. A database that cannot be reached is asked again, and its error raised once the timeout is over.
         """
-        statement = select(1).select_from(record)
-        key_columns = _key_columns(record)
-        values = key if isinstance(key, tuple) else (key,)
-        if len(values) != len(key_columns):
-            raise DeclarationError(f"until({record.__name__}, {key!r}): its primary key has {len(key_columns)} columns")
-        statement = statement.where(*[column == value for column, value in zip(key_columns, values, strict=True)], *clauses)
-        asked = [_Asked(partial(self._open, part), statement) for part in self._parts_of(record, shard)]
-        bell = _Bell(asyncio.get_running_loop())
-        hints.listen(bell)
-        messengers = self._messengers
-        if messengers is not None:
-            messengers.ring(bell.ring)
-        try:
-            end = time.monotonic() + timeout.total_seconds()
-            while True:
-                bell.event.clear()
-                if messengers is not None:
-                    messengers.wait()
-                looks = [asyncio.ensure_future(asyncio.to_thread(one.look)) for one in asked if not one.looking]
-                while looks and not any(one.holds for one in asked):
-                    wait = max(end - time.monotonic(), UNTIL_ASKS_S)
-                    done, _ = await asyncio.wait(looks, timeout=min(wait, UNTIL_LOOKS_S), return_when=asyncio.FIRST_COMPLETED)
-                    for one in done:
-                        one.result()
-                        looks.remove(one)
-                    if not done:
-                        break  # one that does not answer is not waited for: the others are asked again meanwhile
-                if any(one.holds for one in asked):
-                    return True
-                left = end - time.monotonic()
-                if left <= 0:
-                    error = next((one.error for one in asked if one.error is not None), None)
-                    if error is not None:
-                        raise error
-                    return False
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(bell.event.wait(), min(left, UNTIL_LOOKS_S))
-        finally:
-            hints.stop_listening(bell)
-            if messengers is not None:
-                messengers.ring_no_more(bell.ring)
+        statement = waiting.statement(record, key, clauses)
+        asked = [waiting.Asked(partial(self._open, part), statement) for part in self._parts_of(record, shard)]
+        return await waiting.until(asked, self._messengers, timeout.total_seconds())
 
     # ---- setting up --------------------------------------------------------------------------------------------------------------
     def init(
@@ -375,53 +336,3 @@ class Running:
             database.connect()
             opened[part] = database
         return opened[part]
-
-
-UNTIL_LOOKS_S = 0.5  # how often `until` asks where no hint came: another process may have written
-UNTIL_ASKS_S = 0.05  # and so long, at least, it waits for an answer
-
-
-class _Bell:
-    """Rings in a loop when anything was committed in this process, or another one tells of it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.event = asyncio.Event()
-        self._loop = loop
-
-    def hear(self, touched: hints.Touched) -> None:  # noqa: ARG002  # which rows does not matter: it asks
-        self.ring()
-
-    def ring(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self.event.set)
-
-
-class _Asked:
-    """A database that `until` asks, and what it said last."""
-
-    def __init__(self, open_: Callable[[], Database], statement: Any) -> None:
-        self._open = open_
-        self._statement = statement
-        self.looking = False
-        self.holds = False
-        self.error: DBAPIError | None = None
-
-    def look(self) -> None:
-        """Asks. What says nothing about the record is kept in `error`; the rest is raised."""
-        self.looking = True
-        try:
-            with self._open().reading() as connection:
-                self.holds = connection.execute(self._statement).first() is not None
-            self.error = None
-        except DBAPIError as error:
-            if not trouble.transient(error):
-                raise
-            self.error = error
-        finally:
-            self.looking = False
-
-
-def _key_columns(record: type) -> list[Any]:
-
-    mapper: Any = inspect(record)
-    return [getattr(record, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
