@@ -11,7 +11,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from groundstate import StoreRefused
 from groundstate.testing.servers import PostgresServer
 from groundstate.transport.opening import transport_of
-from groundstate.transport.postgres import _SERVER
+from groundstate.values import keepalive
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Order, World, until
 from tests.postgres import bouncers
@@ -93,7 +93,7 @@ def test_hints_through_a_pooler_are_not_up_say_why_and_leave_no_setting_to_other
         for _ in range(6):  # as many as the pooler has sessions, and one
             with engine.connect() as connection:
                 set_by_others = connection.scalars(text("SELECT name FROM pg_settings WHERE source = 'session'"))
-                assert not set(_SERVER) & set(set_by_others)
+                assert not set(keepalive.SERVER) & set(set_by_others)
     finally:
         transport.close()
 

@@ -19,7 +19,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import NotSupportedError
 
 from groundstate.store import tables
+from groundstate.store.session_locks import STARTED
 from groundstate.store.transactions import Manner, begin_with, transaction
+from groundstate.values import keepalive
 from groundstate.values.errors import StoreRefused
 from groundstate.values.forks import forsake_in_child, hang_up, refuse_child
 
@@ -36,12 +38,8 @@ WITH_TRANSACTION_TIMEOUT = 170000
 
 # A host that is gone without a word must be missed: a worker that waits for its answer carries out nothing.
 _CONNECT = {
+    **keepalive.CLIENT,
     "connect_timeout": 10,  # for each of several hosts
-    "keepalives": 1,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10000,
     "application_name": "groundstate",
     "client_encoding": "utf8",  # in a database of another encoding the server converts; psycopg would give bytes for SQL_ASCII
 }
@@ -125,7 +123,7 @@ class PostgresDatabase:
     @property
     def server(self) -> ColumnElement[str]:
         """When this server was started: another one of the same data, or the same one after its crash, was started at another time."""
-        return literal_column("extract(epoch from pg_postmaster_start_time())::text", type_=Text())
+        return literal_column(STARTED, type_=Text())
 
     @contextmanager
     def writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:

@@ -16,31 +16,16 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
+from groundstate.values import keepalive
 from groundstate.values.errors import StoreRefused
 from groundstate.values.forks import forsake_in_child, hang_up, refuse_child
 
 with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
     import psycopg
 
-# The other end must be missed within some ten seconds, by the server and by us. Each is set on its own: a system may lack one.
-_SERVER = {
-    "statement_timeout": "10000",  # first: a role's own may be shorter than the others take
-    "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "2",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "10000",
-    "idle_session_timeout": "0",
-}
-_CLIENT = {
-    "keepalives": 1,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10000,
-    "connect_timeout": 10,
-    "application_name": "groundstate life",
-    "client_encoding": "utf8",
-}
+_CLIENT = {**keepalive.CLIENT, "connect_timeout": 10, "application_name": "groundstate life", "client_encoding": "utf8"}
+# Another server of the same data, or the same one after its crash, was started at another time.
+STARTED = "extract(epoch from pg_postmaster_start_time())::text"
 ASK_S = 30.0  # how long a connection that stands is believed to have the lock
 _LOCKS = """
     FROM (SELECT (classid::bigint << 32) | objid::bigint AS life, pid FROM pg_locks
@@ -209,12 +194,12 @@ class SessionLives:
 
     def _settle(self, connection: psycopg.Connection[Any]) -> None:
         """Settings of the session; not before it is proved to be ours, since a pooler hands it on as it is."""
-        for name, value in _SERVER.items():
+        for name, value in keepalive.SERVER.items():
             with suppress(psycopg.DatabaseError):
                 connection.execute("SELECT set_config(%s, %s, false)", (name, value))
 
     def _lock(self, connection: psycopg.Connection[Any], life: int) -> None:
-        asked = "SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s), extract(epoch from pg_postmaster_start_time())::text"
+        asked = f"SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s), {STARTED}"  # of ours alone
         standby, got, self.server = connection.execute(asked, (life,)).fetchone() or (False, False, None)
         if standby:
             message = (

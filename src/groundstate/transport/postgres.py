@@ -13,36 +13,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from groundstate.rules.hint import ROWS
 from groundstate.transport.connecting import Connecting
 from groundstate.transport.port import Finding
+from groundstate.values import keepalive
 from groundstate.values.forks import forsake_in_child, hang_up
 
 with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
     import psycopg
     from psycopg import sql
 
-ROWS = b"rows:"  # begins what came by another channel than ours
 PROBE = "probe "
 PROBED_WITHIN_S = 3.0
-_CLIENT = {
-    "keepalives": 1,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10000,
-    "connect_timeout": 5,
-    "application_name": "groundstate hints",
-}
-# Asked of the server, each on its own: who listens and does not read (a frozen process, a host that is gone) must not stop the queue of
-# notifications, which all databases of a server share, and whose end makes commits fail.
-_SERVER = {
-    "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "2",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "10000",
-    "idle_session_timeout": "0",
-    "statement_timeout": "10000",
-}
+_CLIENT = {**keepalive.CLIENT, "connect_timeout": 5, "application_name": "groundstate hints"}
 _IDENTIFIER_MOST = 63
 _PAYLOAD_MOST = 7_999  # bytes
 
@@ -94,8 +77,12 @@ class _Connection:
         forsake_in_child(self)
 
     def _settle(self) -> None:
-        """Not before it is proved that this session is ours: a pooler would hand it to others with our settings on it."""
-        for name, value in _SERVER.items():
+        """Who listens and does not read (a frozen process, a host that is gone) must not stop the queue of notifications, which all
+        databases of a server share, and whose end makes commits fail.
+
+        Not before it is proved that this session is ours: a pooler would hand it to others with our settings on it.
+        """
+        for name, value in keepalive.SERVER.items():
             with suppress(psycopg.DatabaseError):
                 self.connection.execute("SELECT set_config(%s, %s, false)", (name, value))
 
