@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Connection, func, literal_column, not_, select, true
+from sqlalchemy import Connection, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import marks, registry
@@ -93,7 +93,7 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
 def _one(connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:
     name, now = question.spec.name, question.condition_text
     was = None if before is None else before.condition
-    rows, opened = _counted(connection, question, true()), attempts.get(name, 0)
+    rows, opened = registry.count(connection, question, question.come), attempts.get(name, 0)
     if was == now:
         return Planned(name, "unchanged", question.shown_text, None, rows, open_attempts=opened)
     more, fewer = (rows, None) if was is None else _differences(connection, question, was)
@@ -122,20 +122,14 @@ def _with_its_old_name(one: Planned, planned: Sequence[Planned], questions: Sequ
 
 def _differences(connection: Connection, question: Question, was: str) -> tuple[int | None, int | None]:
     """Rows that match now and did not, and the other way round."""
-    old: ColumnElement[bool] = func.coalesce(literal_column(f"({was})"), not_(true()))
+    old = registry.held_under(was)
+    now = func.coalesce(question.come, not_(true()))
     try:
         with connection.begin_nested():
-            more = _counted(connection, question, not_(old))
-            lost = select(*question.key_attributes).where(old, not_(func.coalesce(question.come, not_(true()))))
-            some = lost.limit(COUNTED_MAX).subquery()
-            return more, int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+            more = registry.count(connection, question, question.come, not_(old))
+            return more, registry.count(connection, question, old, not_(now))
     except DBAPIError:  # it names what is no longer here
         return None, None
-
-
-def _counted(connection: Connection, question: Question, also: ColumnElement[bool]) -> int:
-    some = select(*question.key_attributes).where(question.come, also).limit(COUNTED_MAX).subquery()
-    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
 def _gone(before: Known, attempts: Mapping[str, int]) -> Planned:

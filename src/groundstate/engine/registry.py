@@ -99,14 +99,20 @@ def _newly_matching(connection: Connection, question: Question, old: str | None)
     if old is not None:
         try:
             with connection.begin_nested():
-                return _count(connection, question, not_(func.coalesce(literal_column(f"({old})"), not_(true()))))
+                return count(connection, question, question.come, not_(held_under(old)))
         except DBAPIError:
             pass  # the old SQL is no longer valid here: as new
-    return _count(connection, question, true())
+    return count(connection, question, question.come)
 
 
-def _count(connection: Connection, question: Question, also: ColumnElement[bool]) -> int:
-    some = select(*question.key_attributes).where(and_(question.come, also)).limit(COUNTED_MAX).subquery()
+def held_under(old: str) -> ColumnElement[bool]:
+    """Whether a condition holds that was accepted as this SQL."""
+    return func.coalesce(literal_column(f"({old})"), not_(true()))
+
+
+def count(connection: Connection, question: Question, *clauses: ColumnElement[bool]) -> int:
+    """The records for which these hold, as far as they are counted."""
+    some = select(*question.key_attributes).where(*clauses).limit(COUNTED_MAX).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
