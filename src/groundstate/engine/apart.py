@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Table, select, text
 from sqlalchemy import Sequence as NumberSequence
 
 from groundstate.engine.check import Finding
-from groundstate.engine.question import Question
+from groundstate.engine.question import Question, sql_name
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.values.errors import StoreRefused
@@ -74,7 +74,7 @@ def given_by_the_database(database: Database, connection: Connection, table: Tab
         return None
     if database.name == "sqlite":
         return Numbers(1, 1)
-    quoted = database.engine.dialect.identifier_preparer.format_table(table)
+    quoted = sql_name(table, database)
     named = column.default.name if isinstance(column.default, NumberSequence) else None
     row = connection.execute(_NUMBERS, {"table": quoted, "column": column.name, "named": named}).first()
     if row is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, text
 
+from groundstate.engine.question import sql_name
 from groundstate.store.port import Database
 
 _COMMANDS = ("SELECT", "UPDATE")  # what carrying out asks of a record: FOR NO KEY UPDATE counts as the second
@@ -30,8 +31,7 @@ def hidden(database: Database, connection: Connection, tables: Sequence[Table]) 
     """The tables, as SQL names them, of which policies may hide rows from this role."""
     if database.name != "postgresql":
         return []
-    prepare = database.engine.dialect.identifier_preparer
-    names = list(dict.fromkeys(prepare.format_table(table) for table in tables))
+    names = list(dict.fromkeys(sql_name(table, database) for table in tables))
     policies: dict[str, list[Any]] = defaultdict(list)
     for row in connection.execute(_POLICIES, {"names": names}):
         policies[row.name].append(row)

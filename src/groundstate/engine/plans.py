@@ -18,7 +18,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
 from groundstate.engine import groups, partitions
-from groundstate.engine.question import Question
+from groundstate.engine.question import Question, sql_name
 from groundstate.rules import clause as look
 from groundstate.rules.reaction import EveryChild
 from groundstate.store.port import Database
@@ -209,7 +209,7 @@ def _create(database: Database, table: Any, name: str, columns: list[str]) -> st
     prepare = database.engine.dialect.identifier_preparer
     listed = ", ".join(columns)
     if database.name == "postgresql":
-        return f"CREATE INDEX CONCURRENTLY {prepare.quote(name[:63])} ON {prepare.format_table(table)} ({listed})"
+        return f"CREATE INDEX CONCURRENTLY {prepare.quote(name[:63])} ON {sql_name(table, database)} ({listed})"
     # SQLite names the schema with the index, and not with the table.
     schema = f"{prepare.quote(table.schema)}." if table.schema else ""
     return f"CREATE INDEX {schema}{prepare.quote(name)} ON {prepare.quote(table.name)} ({listed})"
@@ -219,7 +219,7 @@ def _by_parts(database: Database, connection: Connection, table: Any, ddl: str |
     """The DDL of an index as it can be made on a table that is partitioned."""
     if ddl is None or database.name != "postgresql":
         return ddl
-    written = database.engine.dialect.identifier_preparer.format_table(table)
+    written = sql_name(table, database)
     parts = partitions.tree(connection, written)
     if not parts:
         return ddl
