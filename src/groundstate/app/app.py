@@ -59,8 +59,8 @@ class App(Running):
         name: of the app.
         stores: the databases that its records lie in.
         transport: the URL of what carries hints between its processes, or a function that returns it, called at the start: `nats://...`,
-            `redis://...`, `postgresql://...`, or `memory:` for hints within this process alone. Each PostgreSQL store carries
-            its own where nothing is said.
+            `redis://...`, `amqp://...`, `postgresql://...`, or `memory:` for hints within this process alone. Each PostgreSQL store
+            carries its own where nothing is said.
         keys: whether hints name records too. Primary keys can be secrets; without them a hint costs one more look.
 
     Raises:

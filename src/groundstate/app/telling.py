@@ -46,22 +46,22 @@ class Messengers:
 
     def __init__(self, app: str, reactions: Mapping[Store, Sequence[ReactionSpec]], chosen: Chosen, *, with_keys: bool) -> None:
         self._of: dict[Store, Messenger] = {}
-        self._all: list[Messenger] = []
-        self._of_rows: list[tuple[Store, Messenger]] = []  # of triggers, where what is told otherwise goes another way
+        self._of_rows: dict[Store, Messenger] = {}  # of triggers, where what is told otherwise goes another way
         self._chosen = transport_of(chosen)
         if self._chosen is not None:
-            self._of_rows = [one for store, specs in reactions.items() for one in _of_triggers(app, store, specs)]
             every = [question for store, specs in reactions.items() for question in _questions(store, specs)]
-            shared = Messenger(app, self._chosen, every, with_keys=with_keys)
-            self._all.append(shared)
-            self._of = dict.fromkeys(reactions, shared)
-            return
+            self._of = dict.fromkeys(reactions, Messenger(app, self._chosen, every, with_keys=with_keys))
         for store, specs in reactions.items():
-            arguments = stores.listening(store.settings())
-            if arguments is not None:
-                own = import_module("groundstate.transport.postgres").PostgresTransport(arguments, also=(triggers.NAME,))
+            own = _own_transport(store)
+            if own is not None and self._chosen is None:
                 self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys)
-                self._all.append(self._of[store])
+            elif own is not None and _has_triggers(store):
+                self._of_rows[store] = Messenger(app, own, _questions(store, specs), tells=False)
+
+    @property
+    def _all(self) -> list[Messenger]:
+        """Those that tell."""
+        return list(dict.fromkeys(self._of.values()))
 
     def of(self, store: Store) -> Messenger | None:
         """Who tells of this store, and is told."""
@@ -75,20 +75,19 @@ class Messengers:
         """
         for one in self._all:
             one.start(trusted=trusted, wait=self._chosen is not None)
-        for _, one in self._of_rows:
+        for one in self._of_rows.values():
             one.start(wait=False)
 
     def stop(self) -> None:
         """Closes them."""
-        for one in [*self._all, *(of_rows for _, of_rows in self._of_rows)]:
+        for one in [*self._all, *self._of_rows.values()]:
             one.stop()
 
     def serve(self, store: Store, worker: Worker) -> None:
         """From now on this store's worker hears what is told of it."""
-        told = [self._of.get(store), *(one for of, one in self._of_rows if of is store)]
-        for one in told:
-            if one is not None:
-                one.serves(worker)
+        for told in (self._of, self._of_rows):
+            if store in told:
+                told[store].serves(worker)
 
     @property
     def up(self) -> dict[str, bool]:
@@ -114,22 +113,25 @@ class Messengers:
             one.rings_no_more(bell)
 
 
-def _of_triggers(app: str, store: Store, specs: Sequence[ReactionSpec]) -> list[tuple[Store, Messenger]]:
-    """Who hears of triggers in this store's database; nobody where there are none, or that cannot be seen now."""
+def _own_transport(store: Store) -> Transport | None:
+    """A PostgreSQL's own, not opened, which hears triggers as well; None for SQLite."""
     arguments = stores.listening(store.settings())
     if arguments is None:
-        return []
+        return None
+    made: Transport = import_module("groundstate.transport.postgres").PostgresTransport(arguments, also=(triggers.NAME,))
+    return made
+
+
+def _has_triggers(store: Store) -> bool:
+    """Whether there are any in this store's database that tell who wrote; no, where that cannot be seen now."""
     database = stores.open_store(store.settings())[0]
     try:
         with database.reading() as connection:
-            if not triggers.are_there(connection):
-                return []
+            return triggers.are_there(connection)
     except DBAPIError:
-        return []
+        return False
     finally:
         database.close()
-    own = import_module("groundstate.transport.postgres").PostgresTransport(arguments, also=(triggers.NAME,))
-    return [(store, Messenger(app, own, _questions(store, specs), tells=False))]
 
 
 def _questions(store: Store, specs: Sequence[ReactionSpec]) -> list[Question]:
