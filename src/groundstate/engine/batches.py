@@ -167,7 +167,7 @@ class Batches:
         for number in range(done.failed):
             lane.failing.went_wrong((self._shift.turn, number), time.monotonic())
         if done.done and lane.question.answers_late:
-            self._shift.expired[lane.name] += done.done
+            self._shift.tally.expired[lane.name] += done.done
             log.info(
                 "%s: %d expired, the last of them due at %s",
                 lane.name,

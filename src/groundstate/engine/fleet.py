@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from groundstate.engine import numbers
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
 from groundstate.rules import hint
@@ -31,11 +30,10 @@ class Fleet:
     hints: Callable[[], bool]
     lives: tuple[int, ...] = ()
     leads: bool = False  # sweeps for all
-    code: str = ""  # who sweeps for another must know the same conditions: in a deploy each version has one that does
+    lock: int = 0  # of who sweeps; another one for other code, set when the worker comes up
     turned_at: float = 0.0
     next_beat: float = 0.0
     _life: int = 0
-    _number: int = 0
 
     @property
     def alone(self) -> bool:
@@ -61,16 +59,15 @@ class Fleet:
         life = self.shift.life
         if self._life != life.id:
             self._life, self.leads = life.id, False
-        self._number = numbers.slots(self.shift.app, "", f"sweeper {self.code}", 1)[0]  # no outside has an empty name
         if not self.leads and not self.alone:
-            self.leads = self._number in life.lives.take_slots([(1, [self._number])])
+            self.leads = self.lock in life.lives.take_slots([(1, [self.lock])])
         self.next_beat = now + min(BEAT_S * self.size, BEAT_MOST_S) * (0.75 + life.dice.random() / 2)
 
     def stand_down(self) -> None:
         """From another thread: a worker that hangs in a handler lets another one sweep."""
         if self.leads and not self.shift.embedded and time.monotonic() - self.turned_at > STUCK_S:
             self.leads = False
-            self.shift.life.lives.give_slots_back([self._number])
+            self.shift.life.lives.give_slots_back([self.lock])
 
     def wakes(self, dice: int, rows: int) -> float | None:
         """In how many seconds this worker is to look where a hint says; None: others do."""

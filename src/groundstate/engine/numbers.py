@@ -27,6 +27,11 @@ def slots(app: str, outside: str, part: str, limit: int) -> tuple[int, ...]:
     return tuple(SLOTS_FROM + (first + number) % 2**61 for number in range(limit))
 
 
+def sweeper(app: str, code: str) -> int:
+    """Of the one worker that sweeps for all which run the same code: a lock beside those of slots, since it dies with a life as they do."""
+    return SLOTS_FROM + _hashed("sweeper", app, code)
+
+
 def turn(*name: str) -> int:
     """Of whatever one transaction at a time may decide about."""
     return TURNS_FROM + _hashed(*name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 
 from groundstate.engine.lane import Lane
@@ -25,7 +24,6 @@ class Shift:
     enrolled: bool = False  # whether the rows of schedules say what this code says
     stopping: float | None = None  # when waiting for calls ends; None: not stopping
     next_due: float | None = None  # when an attempt is to be looked at; 0: ask
-    expired: Counter[str] = field(default_factory=Counter)  # by reaction, since it was started
     took: int = 0  # what was done since the last sweep began
     bounded: tuple[int, int] = (0, 0)  # the life that saw to attempts of a clock that stood ahead, after so many of its steps back
     turn: int = 0  # so that lanes are begun with in turn

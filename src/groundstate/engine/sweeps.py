@@ -50,9 +50,7 @@ class Sweeps:
             return False
         now = time.monotonic()
         if self._fleet.beat_is_due(now):
-            seen = pulse.take(shift)
-            self._fleet.heard(seen, now)
-            beat(seen)
+            beat(self._look_around(now))
         self._follow_the_fleet(now)
         if shift.next_due is not None and now >= shift.next_due:
             self._look_at_attempts(shift.lanes)
@@ -69,12 +67,15 @@ class Sweeps:
         if full:
             shift.tally.sweep_begins(now)
             self.next = now + self._pause_s(now) * (0.9 + shift.life.dice.random() / 5)
-            seen = pulse.take(shift)
-            self._fleet.heard(seen, now)
-            keep_house(seen)
+            keep_house(self._look_around(now))
         shift.took = 0
         self.idle_s = 0.0
         return True
+
+    def _look_around(self, now: float) -> Pulse:
+        seen = pulse.take(self._shift)
+        self._fleet.heard(seen, now)
+        return seen
 
     def wait_until(self) -> float:
         """When there is something to do."""

@@ -22,6 +22,7 @@ class Tally:
     ended: Counter[EndOf] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)  # records of reactions without a call, and of what is too late
     failed: Counter[str] = field(default_factory=Counter)
+    expired: Counter[str] = field(default_factory=Counter)
     batches: int = 0
     lives: int = 1
     sweeps: int = 0  # that came to their end

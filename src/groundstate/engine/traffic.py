@@ -287,7 +287,7 @@ class Traffic:
             self.limits.sent(flight)
         self._shift.tally.sent(begun.flights)
         self.caller.start(begun.flights)
-        self._shift.expired.update(begun.expired)
+        self._shift.tally.expired.update(begun.expired)
         if begun.changed:
             self._shift.look_for_due()
 

@@ -65,7 +65,7 @@ def of(shift: Shift, traffic: Traffic, *, turned_s: float, ended: BaseException 
         ended_calls=dict(tally.ended),
         done=dict(tally.done),
         failed=dict(tally.failed),
-        expired=dict(shift.expired),
+        expired=dict(tally.expired),
         batches=tally.batches,
         in_the_air=traffic.limits.in_the_air,
         hanging=traffic.limits.hanging,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from groundstate.engine import adopt, barred, due, guards, hints, illegible, schema, tokens, transaction, trouble, upcoming, vitals
+from groundstate.engine import adopt, barred, due, guards, hints, illegible, numbers, schema, tokens, transaction, trouble, upcoming, vitals
 from groundstate.engine.admission import Admission
 from groundstate.engine.afar import Afar
 from groundstate.engine.batches import Batches
@@ -131,7 +131,7 @@ class Worker:
     @property
     def expired(self) -> Mapping[str, int]:
         """How many were too late, by reaction, since it was started."""
-        return self._shift.expired
+        return self._shift.tally.expired
 
     @property
     def trouble(self) -> str | None:
@@ -240,7 +240,7 @@ class Worker:
             for every in question.spec.children:
                 hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
         self._shift.lanes = lanes
-        self._fleet.code = self._code()
+        self._fleet.lock = numbers.sweeper(self._app, self._code())
         self._admission.read()
         self._succession.begin(self._shift)
 
