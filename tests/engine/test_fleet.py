@@ -86,6 +86,11 @@ class Fleet:
         for number in numbers:
             self.world.run("insert into orders (id, status, round) values (:id, 'placed', 1)", id=number)
 
+    def cut(self, cut: bool = True) -> None:
+        """No hint comes or goes any more; or they do again."""
+        for line in self.lines:
+            line.cut = cut
+
     def close(self) -> None:
         for one in self.messengers:
             one.stop()
@@ -135,8 +140,7 @@ def test_a_lost_hint_is_found_by_the_sweep(made: Fleet) -> None:
 def test_without_hints_every_worker_sweeps_for_itself(made: Fleet) -> None:
     _packed(made.world)
     made.workers(3)
-    for line in made.lines:
-        line.cut = True
+    made.cut()
     until(lambda: len(made.sweeping) == 3)
     made.sweeping[0].kill()
     made.commit_elsewhere(1)
@@ -146,11 +150,9 @@ def test_without_hints_every_worker_sweeps_for_itself(made: Fleet) -> None:
 def test_hints_that_come_again_leave_one_that_sweeps(made: Fleet) -> None:
     _packed(made.world)
     made.workers(3)
-    for line in made.lines:
-        line.cut = True
+    made.cut()
     until(lambda: len(made.sweeping) == 3)
-    for line in made.lines:
-        line.cut = False
+    made.cut(False)
     until(lambda: len(made.sweeping) == 1)
 
 

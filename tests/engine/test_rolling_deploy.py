@@ -14,6 +14,7 @@ from groundstate.engine.life import Life
 from groundstate.rules.attempt import State
 from groundstate.store import opening
 from groundstate.values.errors import Conflict, StoreRefused
+from tests.engine import kit
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import Gateway, Order, World, until
 
@@ -43,6 +44,15 @@ def _once_each(gateway: Gateway, count: int) -> None:
     assert len(done) == count
 
 
+def _with_a_call_in_the_air(deploy: Deploy, gateway: Gateway, step: str, *, orders: int = 1) -> kit.Life:
+    """A worker of the old code, whose call for the first order does not come back."""
+    gateway.plan(1, step)
+    deploy.old.orders(orders)
+    old = deploy.old.worker()
+    until(lambda: gateway.waiting == 1)
+    return old
+
+
 def _step(world: World, name: str, before: str, after: str) -> None:
     def handler(order: Order) -> None:
         assert order.status == before, "somebody else was at it"
@@ -68,10 +78,7 @@ def test_a_call_of_the_old_code_in_the_air_is_left_alone_by_the_new_and_conclude
     gateway = charging(deploy.old, ASK)
     charging(deploy.new, ASK, gateway=gateway)
     deploy.accepted()
-    gateway.plan(1, "hang")
-    deploy.old.orders(1)
-    old = deploy.old.worker()
-    until(lambda: gateway.waiting == 1)
+    old = _with_a_call_in_the_air(deploy, gateway, "hang")
     new = deploy.new.worker()
     new.quiet()
     new.sweep()
@@ -87,10 +94,7 @@ def test_what_killed_old_code_had_in_the_air_is_settled_by_the_new(deploy: Deplo
     gateway = charging(deploy.old, ASK)
     charging(deploy.new, ASK, gateway=gateway)
     deploy.accepted()
-    gateway.plan(1, "done_hang")
-    deploy.old.orders(3)
-    old = deploy.old.worker()
-    until(lambda: gateway.waiting == 1)
+    old = _with_a_call_in_the_air(deploy, gateway, "done_hang", orders=3)
     new = deploy.new.worker()
     old.kill()
     until(lambda: deploy.new.count(Order.status == "paid") == 3)
@@ -137,10 +141,7 @@ def test_a_call_that_has_another_policy_now_keeps_its_key(deploy: Deploy) -> Non
     gateway = charging(deploy.old, ASK)
     charging(deploy.new, SAME_KEY, gateway=gateway)
     deploy.accepted()
-    gateway.plan(1, "done_hang")
-    deploy.old.orders(1)
-    old = deploy.old.worker()
-    until(lambda: gateway.waiting == 1)
+    old = _with_a_call_in_the_air(deploy, gateway, "done_hang")
     old.kill()
     new = deploy.new.worker()
     until(lambda: deploy.old.order().status == "paid")
@@ -153,10 +154,7 @@ def test_a_removed_reaction_with_open_attempts_keeps_the_new_code_from_starting_
     gateway = charging(deploy.old, ASK)
     _step(deploy.new, "packed", "paid", "packed")
     deploy.old.there()
-    gateway.plan(1, "hang")
-    deploy.old.orders(1)
-    old = deploy.old.worker()
-    until(lambda: gateway.waiting == 1)
+    old = _with_a_call_in_the_air(deploy, gateway, "hang")
     with pytest.raises(StoreRefused, match=r"does not declare: paid \(1\)"):
         deploy.new.worker()
     gateway.gate.set()
@@ -173,10 +171,7 @@ def test_new_code_that_already_runs_lists_what_the_old_left_of_a_removed_reactio
     _step(deploy.new, "packed", "packing", "packed")
     deploy.accepted()
     new = deploy.new.worker()
-    gateway.plan(1, "done_hang")
-    deploy.old.orders(1)
-    old = deploy.old.worker()
-    until(lambda: gateway.waiting == 1)
+    old = _with_a_call_in_the_air(deploy, gateway, "done_hang")
     old.kill()
     until(lambda: deploy.old.states() == ["doubt"])
     new.quiet()
@@ -195,10 +190,7 @@ def test_a_rename_waits_for_the_old_code_to_end_and_keeps_the_keys(deploy: Deplo
     renamed.name = "charged"
     deploy.new.app.reactions["charged"] = renamed
     deploy.old.there()
-    gateway.plan(1, "done_hang")
-    deploy.old.orders(1)
-    old = deploy.old.worker()
-    until(lambda: gateway.waiting == 1)
+    old = _with_a_call_in_the_air(deploy, gateway, "done_hang")
     rename = partial(_as_person, deploy.old, lambda person: renaming.rename(person, "paid", "charged"))
     with pytest.raises(Conflict):
         rename()

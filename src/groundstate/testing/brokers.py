@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from groundstate.testing import watchdog
-from groundstate.testing.servers import PORTS, STOP_WITHIN_S, ServerError
+from groundstate.testing.servers import PORTS, STOP_WITHIN_S, ServerError, is_free
 
 START_WITHIN_S = 20
 
@@ -137,11 +137,7 @@ def _program(package: str, name: str) -> str:
 
 
 def _free_port() -> int:
-    for port in random.sample(PORTS, 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-    raise ServerError("no free port was found")
+    port = next(filter(is_free, random.sample(PORTS, 100)), None)
+    if port is None:
+        raise ServerError("no free port was found")
+    return port

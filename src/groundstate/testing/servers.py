@@ -107,7 +107,7 @@ class PostgresServer:
         if not self.data.exists():
             self._make_data()
         ports = [self.port] if self.port is not None else random.sample(PORTS, 50)
-        for port in filter(_is_free, ports):
+        for port in filter(is_free, ports):
             if self._start_on(port):
                 self.port = port
                 return
@@ -257,7 +257,8 @@ class PostgresServer:
         return self.log.read_bytes()[since:].decode(errors="replace")[-4000:] if self.log.exists() else ""
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a server could listen there now."""
     with socket.socket() as probe:
         # As PostgreSQL does: what closed connections left behind is no hindrance.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
