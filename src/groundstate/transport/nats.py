@@ -119,6 +119,11 @@ class _Connection:
         finally:
             answer.cancel()
 
+    async def heard_by_server(self) -> None:
+        """Until the server has answered all that was said. By two PINGs: nats-py sends the first before what still waits to be sent."""
+        for _ in range(2):
+            await self.client.flush(int(WITHIN_S))
+
     def refuse_lost(self) -> None:
         """Raises where it is closed, or where this user may not do what it is for."""
         if self._refused:
@@ -150,7 +155,7 @@ class _Listening:
 
     async def _subscribed(self, subject: str) -> None:
         await self._connection.client.subscribe(subject, cb=self._take)
-        await self._connection.client.flush(int(WITHIN_S))
+        await self._connection.heard_by_server()
 
     async def _take(self, said: Any) -> None:
         with suppress(queue.Full):
@@ -180,7 +185,7 @@ class _Speaking:
     async def _published(self, hints: Sequence[bytes]) -> None:
         for hint in hints:
             await self._connection.client.publish(self._subject, hint)
-        await self._connection.client.flush(int(WITHIN_S))
+        await self._connection.heard_by_server()
 
     def close(self) -> None:
         self._connection.close()
