@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from groundstate import Moment, Outside, again
-from groundstate.engine import fleet
+from groundstate.engine import crowd, fleet
 from groundstate.engine.hints import Touched
 from groundstate.engine.messenger import Messenger
 from groundstate.engine.question import Question
 from groundstate.engine.worker import Options
 from groundstate.rules import hint as rules
+from groundstate.rules.crowd import LetIn
 from groundstate.rules.hint import Hint
 from groundstate.transport.memory import MemoryTransport
 from tests.engine.charging import ASK, charging
@@ -291,8 +293,10 @@ def test_a_hint_of_one_row_wakes_one_worker_and_a_second_one_in_case(made: Fleet
     for dice in range(20):
         waits = [one.worker._fleet.wakes(dice, 1) for one in made.lives]
         assert sorted(wait for wait in waits if wait is not None) == [0.0, fleet.BACKUP_S]
-    assert all(one.worker._fleet.wakes(3, rules.EVERYBODY) is not None for one in made.lives)
-    assert sum(one.worker._fleet.wakes(3, 500) == 0.0 for one in made.lives) == 3
+    for rows, first, later in ((500, 2, 1), (rules.EVERYBODY, 2, 2)):
+        waits = [one.worker._fleet.wakes(3, rows) for one in made.lives]
+        assert sum(wait == 0.0 for wait in waits) == first
+        assert sum(wait is not None and wait >= fleet.HELPS_AFTER_S for wait in waits) == later
 
 
 def test_a_hint_is_carried_out_by_who_is_told(made: Fleet) -> None:
@@ -354,6 +358,10 @@ def test_forged_hints_do_nothing(made: Fleet) -> None:
         b'{"v":1,"r":["packed"],"n":"x","d":1}',
         b'{"v":1,"r":["nobody"],"n":1,"d":1}',
     ]
+    told = b'{"v":1,"r":["packed"],"n":1,"d":1,"c":7'
+    nonsense += [
+        told + more for more in (b',"p":[1]}', b',"p":[1,"x",2]}', b',"l":[1]}', b',"l":[1,["x"]]}', b',"l":7,"p":true}', b',"c":[]}')
+    ]
     nonsense += [b'{"v":1,"r":["packed"],"n":1,"d":1,"k":{"packed":["no key"]}}', b"rows:", b"rows:orders", b"rows:orders 1"]
     made.commit_elsewhere(1)
     for words in nonsense:
@@ -374,14 +382,96 @@ def test_what_a_trigger_says_of_a_table_wakes_who_reads_it(made: Fleet) -> None:
 
 
 # ---- a backlog ---------------------------------------------------------------------------------------------------------------------
-def test_a_backlog_that_one_worker_finds_is_worked_off_by_all(made: Fleet) -> None:
+def _many_orders(world: World, first: int, last: int) -> None:
+    world.run(f"insert into orders (id, status, round) select n, 'placed', 1 from generate_series({first}, {last}) as n")
+
+
+def test_a_backlog_that_one_worker_finds_is_worked_off_by_several(made: Fleet) -> None:
     by: set[int] = set()
     _packed(made.world, by)
     made.workers(3)
     until(lambda: all(one.worker._fleet.size == 3 for one in made.lives))
-    made.world.run("insert into orders (id, status, round) select n, 'placed', 1 from generate_series(1, 20000) as n")
+    _many_orders(made.world, 1, 20_000)
     until(lambda: made.world.count(Order.status == "packed") == 20_000)
-    assert len(by) == 3
+    assert len(by) > 1
+
+
+def test_of_many_workers_some_are_told_to_leave_a_backlog_to_the_others(made: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    _packed(made.world)
+    made.workers(4)
+    until(lambda: all(one.worker._fleet.size == 4 for one in made.lives))
+    _many_orders(made.world, 1, 20_000)
+    until(lambda: sum(one.worker.lanes[0].left_to_others for one in made.lives) == 2)
+    until(lambda: made.world.count(Order.status == "packed") == 20_000)
+    until(lambda: not any(one.worker.lanes[0].left_to_others for one in made.lives))
+    assert "of 4 workers 2 go on with the backlog of packed" in caplog.text
+
+
+def _kept_out(made: Fleet) -> Life:
+    """A worker that was told to leave the backlog to others, by the one that sweeps."""
+    sweeping = made.sweeping[0].worker
+    life = made.other_than(made.sweeping[0])
+    until(lambda: sweeping.life.id in life.worker._fleet.lives)
+    word = LetIn((sweeping.life.id,), ("packed",))
+    life.worker.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, crew=sweeping._fleet.lock, let_in=(sweeping.life.id, word)))
+    life.worker._wake.set()
+    until(lambda: life.worker.lanes[0].left_to_others)
+    return life
+
+
+def test_who_leaves_a_backlog_to_others_still_carries_out_what_is_fresh(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "KEPT_OUT_S", 3600.0)
+    by: set[int] = set()
+    _packed(made.world, by)
+    made.workers(2)
+    life = _kept_out(made)
+    made.sweeping[0].worker._sweeps.next = time.monotonic() + 3600
+    made.commit_elsewhere(1)
+    dice = next(dice for dice in range(2) if rules.place(life.worker.life.id, life.worker._fleet.lives, dice) == 0)
+    life.worker.hear_afar(Hint("web", ("packed",), 1, dice))
+    until(lambda: made.world.order().status == "packed")
+    assert life.worker.lanes[0].left_to_others
+    assert by == {life.worker._thread.ident}
+
+
+def test_a_backlog_is_gone_on_with_once_nobody_says_any_more_who_is_to(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "KEPT_OUT_S", 0.2)
+    _packed(made.world)
+    made.workers(2)
+    life = _kept_out(made)
+    made.sweeping[0].kill()
+    made.commit_elsewhere(1)
+    until(lambda: made.world.order().status == "packed")
+    assert not life.worker.lanes[0].left_to_others
+
+
+def test_without_hints_nobody_leaves_anything_to_others(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "KEPT_OUT_S", 3600.0)
+    _packed(made.world)
+    made.workers(2)
+    life = _kept_out(made)
+    made.sweeping[0].kill()
+    made.cut()
+    made.commit_elsewhere(1)
+    until(lambda: made.world.order().status == "packed")
+    assert not life.worker.lanes[0].left_to_others
+
+
+@pytest.mark.parametrize("forged", ["by a stranger", "to who sweeps", "for other code"])
+def test_a_forged_word_of_who_is_to_go_on_keeps_nobody_out(made: Fleet, forged: str) -> None:
+    _packed(made.world)
+    made.workers(2)
+    sweeping = made.sweeping[0].worker
+    told = sweeping if forged == "to who sweeps" else made.other_than(made.sweeping[0]).worker
+    who = 815 if forged == "by a stranger" else made.other_than(made.sweeping[0]).worker.life.id
+    crew = 4711 if forged == "for other code" else sweeping._fleet.lock
+    told.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, crew=crew, let_in=(who, LetIn((who + 1,), ("packed",)))))
+    told._wake.set()
+    until(lambda: not told._crowd._unheard)
+    made.commit_elsewhere(1)
+    until(lambda: made.world.order().status == "packed")
+    assert not told.lanes[0].left_to_others
 
 
 # ---- what it costs -----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift
-from groundstate.rules.hint import EVERYBODY, Hint
+from groundstate.rules.hint import EVERYBODY, ROWS_EACH, Hint
 
 GAP_S = 0.01  # between two times at which hints are taken over: a flood of forged ones costs so many looks and no more
 WAITING_MOST = 1_000  # beyond this they are dropped: what they say has been said
@@ -60,5 +60,5 @@ def _tell_one(lane: Lane, hint: Hint) -> None:
     keys = [key for text in texts if (key := lane.question.key_of_text(text)) is not None]
     if keys:
         lane.hear_keys(keys)
-    if len(keys) < max(len(texts), 1):
+    if len(keys) < max(len(texts), 1) and not (lane.left_to_others and hint.rows > ROWS_EACH):
         lane.hear_whole(spread=hint.rows >= EVERYBODY)

@@ -8,6 +8,7 @@ import time
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import barred, begin, careful, due, no_call, plain, trouble
+from groundstate.engine.crowd import Crowd
 from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
 from groundstate.engine.life import describe
@@ -16,7 +17,6 @@ from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, moved_on, postpone
 from groundstate.engine.trouble import Illegible
 from groundstate.engine.watching import Ran
-from groundstate.rules import crowd
 
 log = logging.getLogger("groundstate")
 HOLD_S = 0.05  # how long a batch aims to hold its locks
@@ -27,8 +27,9 @@ HOLD_BESIDE_OTHERS_S = 0.004  # and this while another process writes (rules.md 
 class Batches:
     """Of one worker; used by its transactions' thread alone."""
 
-    def __init__(self, shift: Shift) -> None:
+    def __init__(self, shift: Shift, crowd: Crowd) -> None:
         self._shift = shift
+        self._crowd = crowd
 
     def can_go_on(self, lane: Lane, now: float) -> bool:
         return lane.failing.room(1, 0, now) > 0
@@ -43,7 +44,7 @@ class Batches:
         for lane in lanes:
             if lane.due and lane.not_before <= now:
                 self._look_at_due(lane)
-        waiting = [lane for lane in lanes if lane.backlog and lane.not_before <= now and self.can_go_on(lane, now)]
+        waiting = [lane for lane in lanes if lane.passes and lane.not_before <= now and self.can_go_on(lane, now)]
         if waiting:
             lane = self._shift.in_turn(waiting)[0]
             limit = min(lane.failing.room(lane.batch, 0, now), lane.batch)
@@ -53,6 +54,7 @@ class Batches:
             done = self._batch(lane, Feed(cursor=lane.cursor, limit=limit, crowded=lane.crowded))
             if done is not None:
                 moved_on(lane, done.cursor, done.read, limit, done.taken)
+                self._crowd.did(done.taken, now)
 
     def _by_groups(self, lane: Lane, groups: Round, limit: int) -> None:
         """One page of the pass: who is first of many values. Those behind them come with the next pass."""
@@ -101,7 +103,7 @@ class Batches:
 
     def _batch(self, lane: Lane, feed: Feed) -> plain.Done | None:
         told = self._shift.watched.batch(lane.question.spec)
-        started, at_work = time.monotonic(), time.thread_time()
+        started = time.monotonic()
         try:
             done = self._carried_out(lane, feed)
         except Exception as error:
@@ -125,7 +127,7 @@ class Batches:
             return None
         told(Ran(done.done, done.failed))
         took = time.monotonic() - started
-        self._after(lane, done, took, time.thread_time() - at_work)
+        self._after(lane, done, took)
         self._shift.stay_out(took)
         return done
 
@@ -152,13 +154,9 @@ class Batches:
             self._shift.look_for_due()
         return plain.Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
 
-    def _after(self, lane: Lane, done: plain.Done, took: float, worked: float) -> None:
+    def _after(self, lane: Lane, done: plain.Done, took: float) -> None:
         lane.trouble = 0
         if done.taken:
-            if self._shift.others:
-                out_s = crowd.keeps_out_s(took, worked, done.taken) * (0.5 + self._shift.life.dice.random())
-                lane.not_before = time.monotonic() + out_s
-                took = crowd.undisturbed_s(took, worked)
             lane.took(took, self._hold_s())
         if done.done:
             lane.failing.succeeded(done.done)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
 from groundstate.rules import hint
+from groundstate.rules.crowd import FEW
 
 BEAT_S = 1.5  # times the number of workers: how often one that does not sweep looks whether it is to
 BEAT_MOST_S = 60.0
 BACKUP_S = 0.05  # after so long a second worker looks where a hint said
-ROWS_EACH = 200  # for so many rows of a hint one worker more is woken
-JITTER_S = 0.03
+HELPS_AFTER_S = 0.15  # and for many rows others, where nobody has told them by then to leave it to those
+JITTER_S = 0.05
+STRANGERS_MOST = 1_000  # who tell of themselves and are not among the lives of this database
 STUCK_S = 3.0  # a worker that sweeps for all and has not turned for so long gives that up
 
 
@@ -34,6 +36,7 @@ class Fleet:
     turned_at: float = 0.0
     next_beat: float = 0.0
     _life: int = 0
+    _strangers: set[int] = field(default_factory=set)
 
     @property
     def alone(self) -> bool:
@@ -63,6 +66,16 @@ class Fleet:
             self.leads = self.lock in life.lives.take_slots([(1, [self.lock])])
         self.next_beat = now + min(BEAT_S * self.size, BEAT_MOST_S) * (0.75 + life.dice.random() / 2)
 
+    def knows(self, life: int, now: float) -> bool:
+        """Whether it is of this app on this database. Who is heard of for the first time is looked for at the next turn."""
+        if life in self.lives:
+            return True
+        if life not in self._strangers:
+            if len(self._strangers) < STRANGERS_MOST:
+                self._strangers.add(life)
+            self.next_beat = min(self.next_beat, now)
+        return False
+
     def stand_down(self) -> None:
         """From another thread: a worker that hangs in a handler lets another one sweep."""
         if self.leads and not self.shift.embedded and time.monotonic() - self.turned_at > STUCK_S:
@@ -71,11 +84,10 @@ class Fleet:
 
     def wakes(self, dice: int, rows: int) -> float | None:
         """In how many seconds this worker is to look where a hint says; None: others do."""
-        size = self.size
-        wanted = max(-(-rows // ROWS_EACH), 1)
-        if wanted >= size:
-            return 0.0 if size == 1 else self.shift.life.dice.random() * JITTER_S
+        wanted = max(-(-rows // hint.ROWS_EACH), 1)
         before = hint.place(self.shift.life.id, self.lives, dice)
-        if before < wanted:
+        if before < min(wanted, FEW):
             return 0.0
+        if before < wanted:
+            return HELPS_AFTER_S + self.shift.life.dice.random() * JITTER_S
         return BACKUP_S if before == wanted else None

@@ -37,6 +37,7 @@ class Lane:
     look_again: bool = False  # a table that the condition reads was touched while a pass was on
     elsewhere: bool = False  # the next pass begins somewhere in the middle: others begin at its start
     long: bool = False  # a pass was met that is more than this worker's next batch: others are to help
+    left_to_others: bool = False  # so many are at the backlog that this worker is to keep out of it
     probed: bool = False  # this pass was seen to have something to take
     newest: bool = False  # a long pass is on: rows written by others meanwhile are looked for at the far end
     due: bool = False
@@ -113,6 +114,12 @@ class Lane:
         else:
             self.backlog, self.cursor, self.crowded, self.probed = True, None, False, False
 
+    def leave_to_others(self) -> None:
+        """Keeps out of the backlog. Once it may be gone through again, it is looked at first."""
+        if not self.left_to_others:
+            self.sweep()
+            self.left_to_others, self.newest, self.probed = True, False, False
+
     def begin_elsewhere(self, connection: Connection, batches: int) -> None:
         """Lets the pass that begins skip some batches; what lies before that is left to others, and to the next pass."""
         self.elsewhere = False
@@ -156,8 +163,13 @@ class Lane:
         return taken
 
     @property
+    def passes(self) -> bool:
+        """Whether a pass is on that this worker is to go on with."""
+        return self.on and self.backlog and not self.left_to_others
+
+    @property
     def wants(self) -> bool:
-        return self.on and bool(self.fresh or self.backlog or self.due or self._heard or self._heard_whole)
+        return self.passes or (self.on and bool(self.fresh or self.due or self._heard or self._heard_whole))
 
     def took(self, seconds: float, hold_s: float) -> None:
         """Adapts the batch so that a write lock is held about `hold_s`."""

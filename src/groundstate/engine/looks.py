@@ -51,7 +51,7 @@ class Looks:
 
     def _look_before_locking(self) -> None:
         now = time.monotonic()
-        beginning = [lane for lane in self._shift.parts if lane.on and lane.backlog and not lane.probed and lane.not_before <= now]
+        beginning = [lane for lane in self._shift.parts if lane.passes and not lane.probed and lane.not_before <= now]
         due_lanes = [lane for lane in self._shift.lanes if lane.due]
         if not beginning and not due_lanes:
             return

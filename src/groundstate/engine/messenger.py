@@ -22,7 +22,7 @@ from groundstate.engine.concern import concern
 from groundstate.engine.hints import Touched
 from groundstate.engine.question import Question
 from groundstate.rules import hint as rules
-from groundstate.rules.hint import EVERYBODY, Hint
+from groundstate.rules.hint import Hint
 from groundstate.transport.port import HINT_MOST, Transport
 
 log = logging.getLogger("groundstate")
@@ -61,7 +61,7 @@ class Messenger:
         self._ears: list[Ear] = []
         self._bells: set[Callable[[], None]] = set()
         self._fresh, self._in_hand = Touched(), Touched()
-        self._help: set[str] = set()
+        self._words: list[Hint] = []
         self._waits = False
         self._awaited_until = 0.0
         self._lock = threading.Lock()
@@ -127,10 +127,10 @@ class Messenger:
         self._waits = True
         self._something.set()
 
-    def ask_for_help(self, names: Sequence[str]) -> None:
-        """Tells the other workers of a backlog."""
+    def say(self, hint: Hint) -> None:
+        """Tells this to the other workers."""
         with self._lock:
-            self._help.update(names)
+            self._words.append(hint)
         self._something.set()
 
     # ---- told by others ------------------------------------------------------------------------------------------------------------
@@ -181,13 +181,13 @@ class Messenger:
         with self._lock:
             fresh, self._fresh = self._fresh, Touched()
             in_hand, self._in_hand = self._in_hand, Touched()
-            wanted, self._help = self._help, set()
+            words, self._words = self._words, []
         waits, self._waits = self._waits, False
         try:
             if waits:
                 self._tell(Hint(waits=True))
-            if wanted:
-                self._tell(Hint(reactions=tuple(sorted(wanted)), rows=EVERYBODY))
+            for one in words:
+                self._tell(one)
             if fresh:
                 self._tell(self._of(fresh))
             if in_hand:
@@ -195,7 +195,7 @@ class Messenger:
         except Exception:  # the next sweep finds what this was about
             log.exception("hints could not be sent, and are lost", extra={"event": "hints_unsent"})
         # What is committed meanwhile goes into the next one.
-        time.sleep(GAP_S if fresh or wanted else GAP_IN_HAND_S)
+        time.sleep(GAP_S if fresh or words else GAP_IN_HAND_S)
 
     def _of(self, touched: Touched, *, in_hand: bool = False) -> Hint:
         found = {question.spec.name: concern(question, touched) for question in self._questions}

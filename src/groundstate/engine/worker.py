@@ -20,6 +20,7 @@ from groundstate.engine import adopt, barred, due, guards, hints, illegible, num
 from groundstate.engine.admission import Admission
 from groundstate.engine.afar import Afar
 from groundstate.engine.batches import Batches
+from groundstate.engine.crowd import Crowd
 from groundstate.engine.fleet import Fleet
 from groundstate.engine.hints import Touched
 from groundstate.engine.lane import Lane, lanes_of
@@ -47,7 +48,6 @@ from groundstate.values.errors import Stopped, StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
 MENDED_S = 0.1  # after rows of ours were put right it is looked again
-HELP_S = 0.5  # how often others are told of a backlog
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,15 @@ class Worker:
         self._shift.watched = Watched(Where(app, vitals.name_of(self.database.settings.url)), watch)
         self._admission = Admission(self._shift, accept=options.accept)
         self._traffic = Traffic(self._shift, self._wake.set)
-        self._batches = Batches(self._shift)
         self._timers = Timers(self._shift)
         self._ticks = Ticks(self._shift, schedules)
         self._messenger = messenger
         self._fleet = Fleet(self._shift, lambda: messenger is not None and messenger.up)
         self._afar = Afar()
+        self._crowd = Crowd(self._shift, self._fleet, _nobody_hears if messenger is None else messenger.say)
+        self._batches = Batches(self._shift, self._crowd)
         self._looks = Looks(self._shift, self._fleet, self._timers)
         self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
-        self._next_help = 0.0
         self._next_watch = 0.0
         self._turned_at = time.monotonic()  # when its thread has come round, or at the latest will after a wait
         self._not_before = 0.0  # the database is in trouble until then
@@ -319,7 +319,8 @@ class Worker:
         self._afar.take_over(self._shift, started)
         if self._sweeps.turn(self._keep_house, self._beat) and self._quiet_wanted == "asked":
             self._quiet_wanted = "swept"
-        sweeping = any(lane.on and lane.backlog for lane in self._shift.parts)  # and not what rings now, or is heard of
+        self._crowd.turn()
+        sweeping = any(lane.passes for lane in self._shift.parts)  # and not what rings now, or is heard of
         if not sweeping:
             self._shift.tally.sweep_ends(started)
         if barred.look_again(self._shift):
@@ -333,7 +334,6 @@ class Worker:
                 self._ticks.turn()
             self._batches.turn()
             self._is_it_quiet()
-            self._ask_for_help()
         self._trouble = 0
         if sweeping and self._shift.took == before:
             self._sweeps.idle_s += time.monotonic() - started
@@ -353,7 +353,7 @@ class Worker:
         times = [self._sweeps.wait_until(), now + SWEEP_S, self._afar.wait_until()]
         if self._ticks_here:
             times.append(self._ticks.wait_until())
-        times += [at for at in (self._shift.next_due, self._timers.wait_until()) if at is not None]
+        times += [at for at in (self._shift.next_due, self._timers.wait_until(), self._crowd.wait_until()) if at is not None]
         times += [lane.not_before for lane in self._shift.parts if lane.wants and lane.not_before > now]
         times += [lane.failing.until for lane in self._shift.parts if lane.wants and lane.failing.until > now]
         traffic = self._traffic.wait_s(now)
@@ -397,32 +397,27 @@ class Worker:
     # ---- the others --------------------------------------------------------------------------------------------------------------
     def hear_afar(self, hint: Hint) -> None:
         """From any thread: a hint of another process. Which worker looks is in the dice; too many of them cost a query each."""
-        if hint.in_hand:
+        if hint.in_hand or not self._crowd.hear(hint):
             return
-        wait_s = self._fleet.wakes(hint.dice, hint.rows)
-        if wait_s is not None:
+        if hint.let_in is None:
+            wait_s = self._fleet.wakes(hint.dice, hint.rows)
+            if wait_s is None:
+                return
             self._afar.hear(hint, time.monotonic() + wait_s)
-            self._wake.set()
+        self._wake.set()
 
     def stand_down(self) -> None:
         """From any thread: one that hangs lets another one sweep for all."""
         self._fleet.stand_down()
 
-    def _ask_for_help(self) -> None:
-        """Tells the others of a backlog that is more than the next batch."""
-        long = [lane for lane in self._shift.parts if lane.long]
-        if not long:
-            return
-        for lane in long:
-            lane.long = False
-        now = time.monotonic()
-        if self._messenger is not None and self._fleet.size > 1 and now >= self._next_help:
-            self._next_help = now + HELP_S
-            self._messenger.ask_for_help([lane.name for lane in long])
-
     # ---- quiet, and the end ----------------------------------------------------------------------------------------------------------
     def _is_it_quiet(self) -> None:
-        if self._quiet_wanted != "swept" or not self._traffic.quiet or self._ticks.wants or any(lane.wants for lane in self._shift.parts):
+        if (
+            self._quiet_wanted != "swept"
+            or not self._traffic.quiet
+            or self._ticks.wants
+            or any(lane.wants or (lane.on and lane.backlog) for lane in self._shift.parts)
+        ):
             return
         if self._shift.took:
             self._quiet_wanted = "asked"  # something was done since the last sweep began: look once more
@@ -471,3 +466,7 @@ class Worker:
                 extra={"event": "life_end_unsaid", "life": f"{self._shift.life.id:x}"},
             )
         self.database.close()
+
+
+def _nobody_hears(_hint: Hint) -> None:
+    """Where there is nobody to tell."""

@@ -11,10 +11,15 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
+from groundstate.rules.crowd import LetIn, Report
+
 EVERYBODY = 1_000_000  # rows, of a backlog that all should help with
+ROWS_EACH = 200  # for so many rows one worker more is to look
 ROWS = b"rows:"  # begins what a trigger of the database says: the full name of a table, and the number of a transaction
 _VERSION = 1
 _NAMES_MOST = 10_000
+_NUMBERS_BELOW = 2**63
+_REPORT, _WHO_AND_WHOM = 3, 2  # how many numbers such a thing is
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Hint:
     sender: of the process, so that it does not listen to itself. rows: about how many were touched; 0 where nobody counted. dice: the
     same for all who hear it, by which they agree who looks. in_hand: the sender carries it out himself, and tells for who waits for it.
     waits: somebody waits for what others carry out, and wants to be told of it for a while. keys: record texts by reaction, where the app
-    said `keys=True` (hazard 53). table: instead of reactions, a table that was written.
+    said `keys=True` (hazard 53). table: instead of reactions, a table that was written. crew: of workers that run the same code. did: what
+    one of them did of a backlog, in which others may help. let_in: who goes on with it, and who says so.
     """
 
     sender: str = ""
@@ -35,6 +41,9 @@ class Hint:
     waits: bool = False
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     table: str = ""
+    crew: int = 0
+    did: Report | None = None
+    let_in: tuple[int, LetIn] | None = None
 
 
 def written(hint: Hint, most: int) -> Iterator[bytes]:
@@ -59,6 +68,12 @@ def _body(hint: Hint) -> bytes:
         said["w"] = 1
     if hint.keys:
         said["k"] = {name: list(texts) for name, texts in hint.keys.items()}
+    if hint.crew:
+        said["c"] = hint.crew
+    if hint.did is not None:
+        said["p"] = [hint.did.life, hint.did.rows, round(hint.did.seconds * 1000)]
+    if hint.let_in is not None:
+        said["l"] = [hint.let_in[0], None if hint.let_in[1].lives is None else list(hint.let_in[1].lives)]
     return json.dumps(said, separators=(",", ":")).encode()
 
 
@@ -87,7 +102,30 @@ def read(heard: bytes) -> Hint | None:
         in_hand=bool(said.get("h")),
         waits=bool(said.get("w")),
         keys={name: tuple(some) for name, some in keys.items()},
+        crew=said["c"] if _numbers([said.get("c")]) else 0,
+        did=_did(said.get("p")),
+        let_in=_let_in(said.get("l"), tuple(names)),
     )
+
+
+def _did(said: Any) -> Report | None:
+    if not _numbers(said) or len(said) != _REPORT:
+        return None
+    life, rows, milliseconds = said
+    return Report(life, max(rows, 0), max(milliseconds, 0) / 1000)
+
+
+def _let_in(said: Any, reactions: tuple[str, ...]) -> tuple[int, LetIn] | None:
+    if not isinstance(said, list) or len(said) != _WHO_AND_WHOM or not _numbers(said[:1]):
+        return None
+    who, lives = said
+    if lives is None:
+        return who, LetIn(None, reactions)
+    return (who, LetIn(tuple(lives), reactions)) if _numbers(lives) else None
+
+
+def _numbers(given: Any) -> bool:
+    return isinstance(given, list) and len(given) <= _NAMES_MOST and all(type(one) is int and abs(one) < _NUMBERS_BELOW for one in given)
 
 
 def _texts(given: Any) -> bool:

@@ -102,9 +102,6 @@ class Time:
         self.now_s += TICK_S
         return self.awake_s
 
-    def thread_time(self) -> float:
-        return self.monotonic()
-
     def time(self) -> float:
         leapt_s = 0.0 if self._own_clock else self._leapt.total_seconds()
         return self.begins.timestamp() + self.clock_gettime(self.CLOCK_BOOTTIME) + leapt_s
