@@ -446,6 +446,19 @@ def test_a_backlog_is_gone_on_with_once_nobody_says_any_more_who_is_to(made: Fle
     assert not life.worker.lanes[0].left_to_others
 
 
+def test_who_comes_up_beside_others_first_listens_whether_they_are_at_a_backlog(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "ARRIVES_S", 3600.0)
+    by: set[int] = set()
+    _packed(made.world, by)
+    first = made.workers(1)[0]
+    assert not first.worker.lanes[0].left_to_others
+    second = made.worker()
+    until(lambda: second.worker.lanes[0].left_to_others)
+    _many_orders(made.world, 1, 1_000)
+    until(lambda: made.world.count(Order.status == "packed") == 1_000)
+    assert by == {first.worker._thread.ident}
+
+
 def test_without_hints_nobody_leaves_anything_to_others(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowd, "KEPT_OUT_S", 3600.0)
     _packed(made.world)
