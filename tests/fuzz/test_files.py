@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.cli.common import words_of
-from groundstate.engine import deeds
+from groundstate.engine import deeds, succession
 from groundstate.rules.attempt import State
 from groundstate.store import sqlite
 from groundstate.values.errors import GroundstateError
@@ -198,7 +198,7 @@ def test_a_file_or_folder_without_the_right_to_write_is_told_and_left_as_it_is(p
 def without_room(shop: Shop) -> Callable[[], None]:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        deeds.PATIENCE_S = 0.1
+        deeds.PATIENCE_S = succession.LOCKED_OUT_S = 0.1
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     return limit
