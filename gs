@@ -107,8 +107,8 @@ case ${1:-} in
         shift
         set_up dev
         cd "$root"
-        # Two at a time, a file each: most of a test is waiting for a disk or a server. Options given later win, such as -n 0.
-        exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
+        # Three at a time, a file each: much of a test is waiting for a disk or a server. Options given later win, such as -n 0.
+        exec "$venv/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
         ;;
     -h | --help | help)
         usage

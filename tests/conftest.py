@@ -9,6 +9,22 @@ import pytest
 
 from groundstate.testing.servers import PostgresServer
 
+_TESTS = Path(__file__).parent
+
+
+# Files that take longest come first: whoever is handed one last leaves the other processes idle until it is through.
+_FIRST = (
+    "torture/test_run.py", "docs/test_pages.py", "test_crash_benchmark.py", "lab/test_limited.py", "model/test_table_of_the_model.py",
+    "lab/test_kills.py", "engine/test_fleet.py", "engine/test_persons.py", "test_timers_benchmark.py", "engine/test_limits.py",
+    "lab/test_lab.py", "test_benchmarks.py", "typing/test_typing.py", "postgres/test_failover.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A stable sort: the rest stays in its order."""
+    place = {name: number for number, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.relative_to(_TESTS).as_posix(), len(place)))
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
