@@ -15,12 +15,13 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from groundstate import Moment, Outside, again
-from groundstate.engine import crowd, fleet
+from groundstate.engine import crowd, fleet, plain
 from groundstate.engine.hints import Touched
 from groundstate.engine.messenger import Messenger
 from groundstate.engine.question import Question
 from groundstate.engine.worker import Options
 from groundstate.rules import hint as rules
+from groundstate.rules.careful import Care
 from groundstate.rules.crowd import LetIn
 from groundstate.rules.hint import Hint
 from groundstate.transport.memory import MemoryTransport
@@ -254,6 +255,30 @@ def test_a_begin_that_landed_unknown_is_found_on_a_worker_that_does_not_sweep(ma
     until(lambda: made.world.order().status == "paid")
     assert led.lost == 1
     assert gateway.done(1) == 1
+
+
+def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobodys_way(
+    made: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _packed(made.world)
+    made.workers(2)
+    led = made.other_than(made.sweeping[0]).worker
+    led._fleet.next_beat = time.monotonic() + 3600
+    led.life.care = Care(careful=True)
+    right, met = plain.carry_out, threading.Event()
+
+    def meets_a_lock(life: Any, question: Any, feed: plain.Feed) -> plain.Done:
+        if feed.mine is None or met.is_set():
+            return right(life, question, feed)
+        met.set()
+        return plain.Done(read=1)
+
+    monkeypatch.setattr(plain, "carry_out", meets_a_lock)
+    made.sweeping[0].worker._sweeps.next = time.monotonic() + 2  # not before the other one has begun it
+    made.commit_elsewhere(1)
+    led.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, 0))
+    assert met.wait(20)
+    until(lambda: made.world.order().status == "packed")
 
 
 def test_a_call_whose_record_moved_on_is_ended_on_a_worker_that_does_not_sweep(made: Fleet) -> None:

@@ -141,7 +141,12 @@ class Batches:
             called = self._shift.lane(lane.name).question
             if called.spec.call is not None:
                 return self._doubted(lane.question, called, feed)
-        return (careful.carry_out if life.care.careful else plain.carry_out)(life, lane.question, feed)
+        if not life.care.careful:
+            return plain.carry_out(life, lane.question, feed)
+        before, self._shift.left_begun = self._shift.left_begun, True  # unless it comes to its end
+        done = careful.carry_out(life, lane.question, feed)
+        self._shift.left_begun = before or done.left_begun
+        return done
 
     def _doubted(self, late: Question, called: Question, feed: Feed) -> plain.Done:
         """What may have been called in the lost time is settled before it is too late for it: a doubt each, and no handler runs."""

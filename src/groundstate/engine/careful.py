@@ -36,6 +36,7 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
         cursor=feed.cursor if left else found.cursor,  # those of the group are done, and the others come again
         failed=done.failed + failed,
         busy=[*done.busy, *(one.key for one in found.taken[len(group) :])],
+        left_begun=done.done + done.failed < len(group),  # somebody else has locked them, or moved them on
     )
 
 

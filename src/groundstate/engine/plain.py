@@ -62,6 +62,7 @@ class Done:
     busy: list[PrimaryKey] = field(default_factory=list)
     next_at: datetime | None = None  # the earliest time at which something of it is to be looked at again
     last_due: datetime | None = None  # of those that were taken
+    left_begun: bool = False  # careful mode: attempts that were begun for it may stand without having been carried out
 
 
 def carry_out(life: Life, question: Question, feed: Feed) -> Done:

@@ -27,6 +27,7 @@ class Shift:
     took: int = 0  # what was done since the last sweep began
     bounded: tuple[int, int] = (0, 0)  # the life that saw to attempts of a clock that stood ahead, after so many of its steps back
     turn: int = 0  # so that lanes are begun with in turn
+    left_begun: bool = False  # begun attempts without a call may stand that nobody carries out: looked for at the next turn
     others: bool = False  # whether other workers of this app are known to be at work on a store with row locks
     beside_others_until: float = 0.0  # somebody else writes to an embedded store
     tally: Tally = field(default_factory=Tally)

@@ -319,6 +319,9 @@ class Worker:
         self._afar.take_over(self._shift, started)
         if self._sweeps.turn(self._keep_house, self._beat) and self._quiet_wanted == "asked":
             self._quiet_wanted = "swept"
+        if self._shift.left_begun:
+            self._traffic.find_unknown()
+            self._shift.left_begun = False
         self._crowd.turn()
         sweeping = any(lane.passes for lane in self._shift.parts)  # and not what rings now, or is heard of
         if not sweeping:
