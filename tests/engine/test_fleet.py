@@ -387,6 +387,7 @@ def test_forged_hints_do_nothing(made: Fleet) -> None:
     nonsense += [
         told + more for more in (b',"p":[1]}', b',"p":[1,"x",2]}', b',"l":[1]}', b',"l":[1,["x"]]}', b',"l":7,"p":true}', b',"c":[]}')
     ]
+    nonsense.append(told + b',"p":[1,1' + b"0" * 400 + b",1]}")  # more rows than a number of ours can hold
     nonsense += [b'{"v":1,"r":["packed"],"n":1,"d":1,"k":{"packed":["no key"]}}', b"rows:", b"rows:orders", b"rows:orders 1"]
     made.commit_elsewhere(1)
     for words in nonsense:
@@ -460,12 +461,16 @@ def test_who_leaves_a_backlog_to_others_still_carries_out_what_is_fresh(made: Fl
     assert by == {life.worker._thread.ident}
 
 
-def test_a_backlog_is_gone_on_with_once_nobody_says_any_more_who_is_to(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crowd, "KEPT_OUT_S", 0.2)
+@pytest.mark.parametrize(("kept_out_s", "cut"), [(0.2, False), (3600.0, True)], ids=["once nobody says who is to", "without hints"])
+def test_a_backlog_that_was_left_to_others_is_gone_on_with(
+    made: Fleet, monkeypatch: pytest.MonkeyPatch, kept_out_s: float, cut: bool
+) -> None:
+    monkeypatch.setattr(crowd, "KEPT_OUT_S", kept_out_s)
     _packed(made.world)
     made.workers(2)
     life = _kept_out(made)
     made.sweeping[0].kill()
+    made.cut(cut)
     made.commit_elsewhere(1)
     until(lambda: made.world.order().status == "packed")
     assert not life.worker.lanes[0].left_to_others
@@ -482,18 +487,6 @@ def test_who_comes_up_beside_others_first_listens_whether_they_are_at_a_backlog(
     _many_orders(made.world, 1, 1_000)
     until(lambda: made.world.count(Order.status == "packed") == 1_000)
     assert by == {first.worker._thread.ident}
-
-
-def test_without_hints_nobody_leaves_anything_to_others(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crowd, "KEPT_OUT_S", 3600.0)
-    _packed(made.world)
-    made.workers(2)
-    life = _kept_out(made)
-    made.sweeping[0].kill()
-    made.cut()
-    made.commit_elsewhere(1)
-    until(lambda: made.world.order().status == "packed")
-    assert not life.worker.lanes[0].left_to_others
 
 
 @pytest.mark.parametrize("forged", ["by a stranger", "to who sweeps", "for other code"])

@@ -105,7 +105,7 @@ class Crowd:
         if found is not None:
             settled = 0 if found.lives is None else self._door.climb.settled
             if settled not in (0, self._settled):
-                words = "of %d workers %d go on with the backlog of %s, the others leave it to them: more at once do hardly more"
+                words = "of %d workers %d go on with the backlog of %s, the others leave it to them: as many as did most so far"
                 names = ", ".join(found.reactions)
                 log.info(words, len(lives), settled, names, extra={"event": "backlog_left", "workers": settled, "reactions": names})
             self._settled = settled

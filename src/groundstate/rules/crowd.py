@@ -44,46 +44,41 @@ class LetIn:
 
 @dataclass
 class Climb:
-    """at: how many are let in now, on trial or not."""
+    """at: how many are let in now, on trial or not. settled: as many as do best, as far as it was tried."""
 
     at: int = FEW
-    _settled: int = FEW
+    settled: int = FEW
     _paces: tuple[float, ...] = ()  # rows a second in the last windows, of as many as are settled on
     _most: int = 0  # as many as there were
     _up: bool = True
     _next: float = 0.0
     _pause_s: float = TRIES_AFTER_S
 
-    @property
-    def settled(self) -> int:
-        """As many as do best, as far as it was tried."""
-        return self._settled
-
     def measured(self, pace: float, most: int, now: float) -> None:
         """So many rows a second were done by `at` workers; decides how many it is from now on, of as many as there are."""
         if most > self._most:  # whoever came may be of use at once
             self._up, self._next = True, now
         self._most = most
-        if self.at == self._settled:
+        if self.at == self.settled:
             self._paces = (*self._paces, pace)[-WINDOWS:]
-        elif pace >= max(self._paces) * (GAIN if self.at > self._settled else KEPT):
-            self._settled, self._paces = self.at, (pace,) * WINDOWS
+        elif pace >= max(self._paces) * (GAIN if self.at > self.settled else KEPT):
+            self.settled, self._paces = self.at, (pace,) * WINDOWS
             self._pause_s, self._next = TRIES_AFTER_S, now
         else:
             self._up = not self._up
             self._next, self._pause_s = now + self._pause_s, min(self._pause_s * 2, TRIES_MOST_S)
-        self.at = self._settled = max(min(self._settled, most), FEW)
+        self.at = self.settled = max(min(self.settled, most), FEW)
         if now >= self._next and len(self._paces) == WINDOWS:
             self.at = self._other(most)
 
     def begin_anew(self) -> None:
         """Another backlog: of a trial nothing more will be known, and paces are others."""
-        self.at, self._paces = self._settled, ()
+        self.at, self._paces = self.settled, ()
 
     def _other(self, most: int) -> int:
-        more, fewer = max(min(self._settled * 2, most), FEW), max(self._settled // 2, FEW)
+        more, fewer = max(min(self.settled * 2, most), FEW), max(self.settled // 2, FEW)
         first, second = (more, fewer) if self._up else (fewer, more)
-        if first == self._settled:
+        if first == self.settled:
             self._up = not self._up
             return second
         return first
