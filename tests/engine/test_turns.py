@@ -129,6 +129,7 @@ def test_a_condition_that_cannot_be_asked_at_its_far_end_leaves_the_other_reacti
 
     world.there()
     life = world.worker()
+    life.quiet()  # the turn that ends a pass would forget what is set here
     lane = life.worker.lanes[0]
     broken = text("select nothing_of_that_name")
     vars(lane.question)["places_after"] = lambda *_, **__: broken
