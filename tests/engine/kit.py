@@ -232,6 +232,12 @@ class Life:
         self.worker._wake.set()
         until(lambda: self.worker._sweeps.next > 0)
 
+    def turn(self) -> None:
+        """Waits until another turn has begun: one that was on, or about to look, is over."""
+        before = self.worker._fleet.turned_at
+        self.worker._wake.set()
+        until(lambda: self.worker._fleet.turned_at > before)
+
     @property
     def ended(self) -> bool:
         return not self.worker._thread.is_alive()

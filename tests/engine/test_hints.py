@@ -28,9 +28,7 @@ def no_sweeps(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     def stop(life: Any) -> None:
         life.quiet()
         life.worker._sweeps.next = life.worker._sweeps.next_look = time.monotonic() + 3600
-        before = life.worker._fleet.turned_at
-        life.worker._wake.set()
-        until(lambda: life.worker._fleet.turned_at > before)  # the turn that may have been about to look is over
+        life.turn()
 
     monkeypatch.setattr(sweeps, "LOOK_S", 3600)
     monkeypatch.setattr(sweeps, "LOOK_BUSY_S", 3600)
