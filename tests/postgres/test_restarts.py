@@ -9,11 +9,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import OperationalError
 
+from groundstate.engine import succession
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Life, Order, World, until
@@ -65,6 +67,29 @@ def test_a_server_killed_amid_calls_loses_none_and_doubles_none(server: Postgres
     life.quiet()
     assert [gateway.done(number) for number in range(1, 46)] == [1] * 45
     assert world.attempts() == []
+
+
+def test_a_server_started_anew_while_a_worker_comes_up_is_no_end_of_the_start(
+    server: PostgresServer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = charging(world, ASK)
+    world.orders(3)
+    really = succession.follow_the_clock
+    restarts: list[int] = []
+
+    def restarted_before(shift: Any, **more: Any) -> None:
+        if not restarts:
+            restarts.append(shift.life.id)
+            killed_and_started(server, world)
+            with shift.life.transaction():  # as where there is something to adopt
+                pass
+        really(shift, **more)
+
+    monkeypatch.setattr(succession, "follow_the_clock", restarted_before)
+    life = world.worker()
+    assert life.worker.life.id not in restarts
+    until(lambda: world.count(Order.status == "paid") == 3)
+    assert [gateway.done(number) for number in (1, 2, 3)] == [1] * 3
 
 
 def test_a_server_killed_again_and_again_amid_batches_loses_no_row_and_answers_none_twice(server: PostgresServer, world: World) -> None:

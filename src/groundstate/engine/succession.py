@@ -16,6 +16,7 @@ from groundstate.engine import adopt, ahead, illegible, pulse, restore, trouble
 from groundstate.engine.life import Life
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
+from groundstate.engine.trouble import OtherServer
 from groundstate.values.errors import StoreRefused
 
 log = logging.getLogger("groundstate")
@@ -50,7 +51,7 @@ class Succession:
                 shift.life.begin()
                 illegible.mending(shift.life, lambda: self._look_back(shift))
                 illegible.mending(shift.life, lambda: take_over(shift))
-            except DBAPIError:
+            except (DBAPIError, OtherServer):
                 shift.life.lives.release()
                 shift.life = self.next_life(shift.life)
                 raise
@@ -104,7 +105,8 @@ class Succession:
 
 
 def patiently(shift: Shift, step: Callable[[], object]) -> None:
-    """A step of a start, tried again for a while where somebody else is in its way: a lock, or a server that takes no connection just now.
+    """A step of a start, tried again for a while where somebody else is in its way: a lock, or a server that takes no connection just now,
+    or that was started anew since the step began.
 
     Raises:
         StoreRefused: that lasted too long; with the cure.
@@ -114,7 +116,7 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
     while True:
         try:
             step()
-        except DBAPIError as error:
+        except (DBAPIError, OtherServer) as error:
             refused = _in_the_way(shift, error)
             if refused is None or shift.stopping is not None:
                 raise
@@ -128,8 +130,10 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
             return
 
 
-def _in_the_way(shift: Shift, error: DBAPIError) -> str | None:
+def _in_the_way(shift: Shift, error: DBAPIError | OtherServer) -> str | None:
     """What to say if it stays so; None where nothing says that it passes."""
+    if isinstance(error, OtherServer):
+        return f"the server was started anew again and again for {LOCKED_OUT_S:g} s: see its log, and start again"
     if trouble.full(error):
         return trouble.FULL
     if trouble.coming_up(error):

@@ -47,9 +47,9 @@ def reading_ours() -> Iterator[None]:
         raise Illegible(f"a row of ours cannot be read: {error}") from error
 
 
-def locked(error: DBAPIError) -> bool:
+def locked(error: BaseException) -> bool:
     """Somebody else kept a row's lock for longer than we wait (PostgreSQL)."""
-    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def full(error: BaseException) -> bool:
