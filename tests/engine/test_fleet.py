@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,12 +16,13 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from groundstate import Moment, Outside, again
-from groundstate.engine import crowd, fleet, plain
+from groundstate.engine import attempts, crowd, due, fleet, plain
 from groundstate.engine.hints import Touched
 from groundstate.engine.messenger import Messenger
 from groundstate.engine.question import Question
 from groundstate.engine.worker import Options
 from groundstate.rules import hint as rules
+from groundstate.rules.attempt import State
 from groundstate.rules.careful import Care
 from groundstate.rules.crowd import LetIn
 from groundstate.rules.hint import Hint
@@ -255,6 +257,21 @@ def test_a_begin_that_landed_unknown_is_found_on_a_worker_that_does_not_sweep(ma
     until(lambda: made.world.order().status == "paid")
     assert led.lost == 1
     assert gateway.done(1) == 1
+
+
+@pytest.mark.parametrize("mine", [True, False], ids=["its own", "another's"])
+def test_a_doubt_that_is_overdue_is_looked_at_within_a_second_by_its_worker_alone(postgres_world: World, mine: bool) -> None:
+    charging(postgres_world, ASK)
+    worker = postgres_world.worker(held=True).worker  # it does not look by itself
+    life, question = worker.life, worker.lanes[0].question
+    with life.transaction() as tx:
+        doubt = plain.new_attempt(life, question, "1", "", tx.now)
+        past = tx.now - timedelta(seconds=5)  # as one that was adopted after its time
+        owner = life.id if mine else life.id + 1
+        attempts.insert(tx, [replace(doubt, state=State.DOUBT, unsure=True, next_at=past, first_at=past, deadline=tx.now, worker=owner)])
+    due.ask(worker._shift)
+    soon = worker._shift.next_due is not None and worker._shift.next_due <= time.monotonic() + 1
+    assert soon == mine
 
 
 def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobodys_way(

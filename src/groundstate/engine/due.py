@@ -22,6 +22,7 @@ from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
 AT_ONCE = 200
+OVERDUE_AGAIN_S = 1.0  # doubts of ours that were met too early, too many or locked: nobody else settles them
 
 
 def identities(shift: Shift, tx: Transaction, lane: Lane, most: int, in_air: Container[Identity], *, beside: int = 0) -> list[Identity]:
@@ -70,7 +71,9 @@ def _place(row: Any) -> tuple[object, ...]:
 
 
 def ask(shift: Shift) -> None:
-    """Sets `shift.next_due`: when the next attempt is due, by the database's clock, said in seconds of ours."""
+    """Sets `shift.next_due`: when the next attempt is due, by the database's clock, said in seconds of ours; soon, where doubts of ours
+    are overdue, since a worker for which another one sweeps looks at them by itself each minute alone.
+    """
     with shift.database.reading() as connection:
         if not shift.lanes or connection.execute(attempts.ANY).first() is None:
             shift.next_due = None
@@ -89,6 +92,9 @@ def ask(shift: Shift) -> None:
         lost = select(table.c.app).where(table.c.app == shift.app, table.c.reaction.in_(lanes), WITHOUT_TIME).limit(1)
         if connection.execute(lost).first() is not None:
             raise Illegible("an attempt that is failed or in doubt has no time at which it is looked at")
+        of_ours = (table.c.app == shift.app, table.c.state == State.DOUBT.value, table.c.worker == shift.life.id)
+        overdue = select(table.c.app).where(*of_ours, table.c.reaction.in_(lanes), table.c.next_at <= now).limit(1)
+        waits_s = [OVERDUE_AGAIN_S] if connection.execute(overdue).first() is not None else []
         with reading_ours():
-            times = [row[0] for row in connection.execute(union_all(*[select(one) for one in earliest]))]
-    shift.next_due = time.monotonic() + (min(times) - now).total_seconds() + 0.001 if times else None
+            waits_s += [(row[0] - now).total_seconds() + 0.001 for row in connection.execute(union_all(*[select(one) for one in earliest]))]
+    shift.next_due = time.monotonic() + min(waits_s) if waits_s else None
