@@ -118,6 +118,27 @@ def test_what_a_session_of_this_process_writes_is_asked_for_at_once(timed: World
     assert 0 <= bill(timed).late_s < 5  # no sweep helped
 
 
+def test_one_look_that_stalled_does_not_put_off_what_is_due(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted(timed)
+    timed.there()
+    life = timed.worker()
+    life.quiet()
+    life.worker._sweeps.next = life.worker._sweeps.next_look = float("inf")  # no sweep helps
+    asked, stalls = timers.Timers._asked, [0.5]
+
+    def stall(self: timers.Timers, *given: Any) -> Any:
+        time.sleep(stalls.pop() if stalls else 0)  # as a disk does, or a machine that others keep busy
+        return asked(self, *given)
+
+    monkeypatch.setattr(timers.Timers, "_asked", stall)
+    life.worker._timers.heard()
+    life.worker._wake.set()
+    until(lambda: not stalls)
+    timed.add(Bill(id=1, due_at=now() + ms(200)))
+    until(lambda: bill(timed).status == "noted")
+    assert 0 <= bill(timed).late_s < 5
+
+
 def test_a_due_time_before_a_column_and_one_of_an_expression(timed: World) -> None:
     @timed.app.on(Bill, Bill.status == "open", due=after(Bill.due_at, -3 * DAY))
     def three_days_before(one: Bill, at: Moment) -> None:

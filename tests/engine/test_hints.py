@@ -53,6 +53,20 @@ def test_a_commit_of_this_process_wakes_the_reaction(world: World, no_sweeps: Ca
     until(lambda: world.count(Order.status == "packed") == 1, 5)
 
 
+def test_sweeps_become_rarer_when_they_are_dear_and_not_when_one_stalled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _packed(world)
+    monkeypatch.setattr(sweeps, "SWEEP_LONGEST_S", 30)
+    life = world.worker()
+    life.quiet()
+    life.stop()
+    ended = life.worker._sweeps
+    pauses: list[float] = []
+    for cost_s in (0.001, 0.001, 0.001, 5.0, 0.001, 0.1, 0.2, 0.1, 0.0):
+        ended.idle_s = cost_s
+        pauses.append(ended._pause_s(time.monotonic()))
+    assert pauses == [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 10.0, 1.0]
+
+
 def test_a_rolled_back_or_nested_commit_gives_no_hint_too_early(world: World, no_sweeps: Callable[[Any], None]) -> None:
     _packed(world)
     world.there()

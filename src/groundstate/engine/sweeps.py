@@ -15,6 +15,7 @@ from groundstate.engine.looks import Looks
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
 from groundstate.engine.timers import Timers
+from groundstate.rules.usual import Usual
 
 SWEEP_S = 1.0
 SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
@@ -40,6 +41,7 @@ class Sweeps:
         self.next_look = 0.0
         self.heard_here = False  # a session of this process committed since the last look
         self.idle_s = 0.0  # spent in turns of the last sweep that did nothing: what sweeping costs
+        self._cost = Usual()
         self._led = False
         self._by_itself_until = 0.0
 
@@ -94,7 +96,8 @@ class Sweeps:
     def _pause_s(self, now: float) -> float:
         if not self._fleet.sweeps and now >= self._by_itself_until:
             return SWEEP_LED_S
-        return min(max(SWEEP_S, self.idle_s / SWEEP_SHARE), SWEEP_LONGEST_S)
+        cost_s = self._cost.took(self.idle_s) if self.idle_s else 0.0  # one that found work goes on with the next at once
+        return min(max(SWEEP_S, cost_s / SWEEP_SHARE), SWEEP_LONGEST_S)
 
     def _follow_the_fleet(self, now: float) -> None:
         """Whoever is to sweep from now on, for all or since hints no longer come, does so at once, or as soon as it may."""

@@ -21,13 +21,14 @@ from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.timing import Timing
+from groundstate.rules.usual import Usual
 from groundstate.store.tables import Instant
 
 log = logging.getLogger("groundstate")
 HORIZON = timedelta(hours=1)  # what becomes due later is asked for again long before
 AT_ONCE = 32  # due times of a reaction that are known at once: no look must come between two that are close
 AGAIN_S = 0.01  # so soon after it was asked it is asked again, where something was written
-SHARE = 20  # and not sooner than after so many times as long as asking took
+SHARE = 20  # and not sooner than after so many times as long as asking takes as a rule
 AFTER_S = 0.001  # a clock that is read in milliseconds may say a little less than it is
 
 
@@ -38,6 +39,7 @@ class Timers:
         self._shift = shift
         self._stale = True
         self._not_before = 0.0
+        self._cost = Usual()
         self._asks: tuple[list[Lane], Any] = ([], None)  # the statement that asks these lanes
         self._rung_until = LONG_AGO  # by the database's clock: what became due until then has rung
         self._said: list[datetime] = []  # what that clock said while it was asked
@@ -83,7 +85,7 @@ class Timers:
         for lane, some in zip(lanes, waits, strict=True):
             # From when it had answered, and not from when it was asked: one that rings too early would not ring again.
             lane.timers = [asked + max(wait_s, 0.0) + AFTER_S for wait_s in some]
-        self._not_before = asked + max(AGAIN_S, (asked - started) * SHARE)
+        self._not_before = asked + max(AGAIN_S, self._cost.took(asked - started) * SHARE)
 
     def _waits(self, connection: Connection, lanes: list[Lane]) -> list[list[float]]:
         """For each lane how long it is until the next of its records are ready; none where none is in sight."""

@@ -1,0 +1,22 @@
+"""What something costs as a rule, where one stall is not its cost. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+IN_A_ROW = 3
+
+
+class Usual:
+    """What something takes, in seconds: the least of the last three times, and nothing before it was done so often.
+
+    What follows from a cost is a pause. A disk or a machine that stood still for a second must not stretch it to a multiple of that.
+    """
+
+    def __init__(self) -> None:
+        self._last = deque([0.0] * IN_A_ROW, maxlen=IN_A_ROW)
+
+    def took(self, seconds: float) -> float:
+        """It took so long this time; what it takes as a rule."""
+        self._last.append(seconds)
+        return min(self._last)
