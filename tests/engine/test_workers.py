@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import suppress
 from datetime import timedelta
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from groundstate import Outside, Retry, StoreRefused, again, hold
+from groundstate import DeclarationError, Outside, Retry, StoreRefused, again, hold
 from groundstate.engine import adopt
 from groundstate.store import tables
 from tests.engine.charging import ASK, charging
@@ -287,3 +288,20 @@ def test_an_app_runs_until_all_is_quiet_and_stops(world: World) -> None:
         world.app.stop()
     assert world.count(Order.status == "paid") == 20
     assert workers(world) == 0
+
+
+def test_a_time_that_is_no_timedelta_is_refused_and_stops_nothing(world: World) -> None:
+    charging(world, hold())
+    number: Any = 20
+    world.orders(1)
+    world.app.start()
+    try:
+        for asks in (world.app.run_until_quiet, world.app.stop):
+            with pytest.raises(DeclarationError, match=r"=20: give a timedelta, for example timedelta\(seconds=30\)"):
+                asks(number)
+        with pytest.raises(DeclarationError, match="timeout=20: give a timedelta"):
+            asyncio.run(world.app.until(Order, 1, Order.status == "paid", timeout=number))
+        world.app.run_until_quiet(timedelta(seconds=20))
+    finally:
+        world.app.stop()
+    assert world.count(Order.status == "paid") == 1

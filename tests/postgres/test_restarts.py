@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from groundstate.engine import succession
@@ -88,6 +88,29 @@ def test_a_server_started_anew_while_a_worker_comes_up_is_no_end_of_the_start(
     monkeypatch.setattr(succession, "follow_the_clock", restarted_before)
     life = world.worker()
     assert life.worker.life.id not in restarts
+    until(lambda: world.count(Order.status == "paid") == 3)
+    assert [gateway.done(number) for number in (1, 2, 3)] == [1] * 3
+
+
+def test_a_connection_that_is_cut_while_a_worker_comes_up_is_no_end_of_the_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = charging(world, ASK)
+    world.orders(3)
+    really = succession.follow_the_clock
+    cut: list[int] = []
+
+    def cut_before(shift: Any, **more: Any) -> None:
+        if not cut:
+            cut.append(shift.life.id)
+            with shift.life.transaction() as tx:
+                world.run(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+                )
+                tx.connection.execute(text("SELECT 1"))
+        really(shift, **more)
+
+    monkeypatch.setattr(succession, "follow_the_clock", cut_before)
+    life = world.worker()
+    assert life.worker.life.id not in cut
     until(lambda: world.count(Order.status == "paid") == 3)
     assert [gateway.done(number) for number in (1, 2, 3)] == [1] * 3
 

@@ -90,6 +90,18 @@ def test_a_replica_of_a_redis_that_persists_is_refused(keeper: RedisServer, boss
         refused(replica.url, rf"replica of 127.0.0.1:{keeper.port}, which writes snapshots")
 
 
+def test_a_replica_of_a_replica_is_followed_to_the_one_that_persists(keeper: RedisServer, boss: Any) -> None:
+    boss.config_set("save", "3600 1")
+    with (
+        RedisServer("--replicaof", "127.0.0.1", str(keeper.port)) as first,
+        RedisServer("--replicaof", "127.0.0.1", str(first.port)) as second,
+    ):
+        refused(second.url, rf"replica of 127.0.0.1:{first.port}, which is a replica of 127.0.0.1:{keeper.port}, which writes snapshots")
+        boss.replicaof("127.0.0.1", second.port)  # each of them copies another one
+        boss.config_set("save", "")
+        refused(second.url, "it cannot be seen whose copy that is in the end.*--trust-transport")
+
+
 def test_a_replica_whose_master_is_gone_cannot_be_seen(keeper: RedisServer) -> None:
     with RedisServer("--replicaof", "127.0.0.1", "1") as replica:
         refused(replica.url, "replica of 127.0.0.1:1.*--trust-transport")

@@ -148,9 +148,10 @@ class Running:
 
     def stop(self, limit: timedelta = DRAIN) -> None:
         """Begins nothing new, lets calls end within the limit, and leaves the rest in doubt. Idempotent."""
+        limit_s = _seconds("limit", limit)
         crew, self._crew = self._crew, None
         if crew is not None:
-            crew.stop(limit.total_seconds())
+            crew.stop(limit_s)
         messengers, self._messengers = self._messengers, None
         if messengers is not None:
             messengers.stop()
@@ -187,6 +188,7 @@ class Running:
 
         hints_only: leaves the work to workers elsewhere, tells them what is committed here, and lets `until` hear of theirs.
         """
+        _seconds("limit", limit)
         await asyncio.to_thread(self.start, accept=accept, hints_only=hints_only, trust_transport=trust_transport)
         try:
             yield
@@ -201,13 +203,14 @@ class Running:
         Raises:
             TimeoutError: it was not quiet within the timeout.
         """
+        timeout_s = None if timeout is None else _seconds("timeout", timeout)
         mine = self._crew is None
         if mine:
             self.start()
         try:
             if self._crew is not None and not self._crew.posts:
                 raise Stopped(f"{self!r} runs for hints alone in this process (hints_only), and carries nothing out here")
-            end = None if timeout is None else time.monotonic() + timeout.total_seconds()
+            end = None if timeout_s is None else time.monotonic() + timeout_s
             crew = self._crew
             for post in () if crew is None else sorted(crew.posts, key=lambda post: not post.up):
                 left = None if end is None else end - time.monotonic()
@@ -229,9 +232,10 @@ class Running:
         key: the primary key; a tuple where it has several columns. shard: where the record is, by name; else all shards are asked.
         Returns whether they hold. A database that cannot be reached is asked again, and its error raised once the timeout is over.
         """
+        timeout_s = _seconds("timeout", timeout)
         statement = waiting.statement(record, key, clauses)
         asked = [waiting.Asked(partial(self._open, part), statement) for part in self._parts_of(record, shard)]
-        return await waiting.until(asked, self._messengers, timeout.total_seconds())
+        return await waiting.until(asked, self._messengers, timeout_s)
 
     # ---- setting up --------------------------------------------------------------------------------------------------------------
     def init(
@@ -336,3 +340,9 @@ class Running:
             database.connect()
             opened[part] = database
         return opened[part]
+
+
+def _seconds(name: str, given: timedelta) -> float:
+    if not isinstance(given, timedelta):
+        raise DeclarationError(f"{name}={given!r}: give a timedelta, for example timedelta(seconds=30)")
+    return given.total_seconds()

@@ -18,7 +18,7 @@ from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
 from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life, describe
-from groundstate.engine.plain import Feed, new_attempt, put_off, unread
+from groundstate.engine.plain import Feed, new_attempt, put_off, say_let_go, unread
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -198,14 +198,7 @@ class _Looking:
                 )
             case rules.Delete(say):
                 self.removed.append(attempt)
-                if say:
-                    log.warning(
-                        "%s on %s: %s",
-                        attempt.reaction,
-                        attempt.record,
-                        say,
-                        extra={"event": "attempt_let_go", "reaction": attempt.reaction, "record": attempt.record},
-                    )
+                say_let_go(attempt, say)
             case rules.GaveUp():
                 self._ended(attempt, _give_up(self.life, self.tx, self.question, standing, attempt))
             case rules.Expired(unsure=False) if self.life.care.careful and attempt.reaction not in self.life.suspects:

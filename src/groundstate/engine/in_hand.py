@@ -15,7 +15,7 @@ from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
-from groundstate.engine.plain import new_attempt
+from groundstate.engine.plain import new_attempt, say_let_go
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -69,14 +69,7 @@ class Conclusion:
                 self.saved.append((attempt, after))
             case rules.Delete(say):
                 self.removed.append(attempt)
-                if say:
-                    log.warning(
-                        "%s on %s: %s",
-                        attempt.reaction,
-                        attempt.record,
-                        say,
-                        extra={"event": "attempt_let_go", "reaction": attempt.reaction, "record": attempt.record},
-                    )
+                say_let_go(attempt, say)
             case _:
                 raise AssertionError(decision)
 

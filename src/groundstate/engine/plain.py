@@ -318,6 +318,18 @@ def failed_once_more(life: Life, retry: Retry, before: Attempt, error: str, now:
     return rules.held_as(after, "the last try was used").attempt if last_try_used(retry, failures, before.since, now) else after
 
 
+def say_let_go(attempt: Attempt, say: str | None) -> None:
+    """An attempt is removed of which a person should know, where there is something to say."""
+    if say:
+        log.warning(
+            "%s on %s: %s",
+            attempt.reaction,
+            attempt.record,
+            say,
+            extra={"event": "attempt_let_go", "reaction": attempt.reaction, "record": attempt.record},
+        )
+
+
 def new_attempt(life: Life, question: Question, text: str, occurrence: str, now: datetime) -> Attempt:
     """An attempt that was not there yet, before anything happened to it."""
     spec = question.spec

@@ -106,7 +106,7 @@ class Succession:
 
 def patiently(shift: Shift, step: Callable[[], object]) -> None:
     """A step of a start, tried again for a while where somebody else is in its way: a lock, or a server that takes no connection just now,
-    or that was started anew since the step began.
+    or that was started anew since the step began, or cut its connection. One that cannot be reached then is said at once.
 
     Raises:
         StoreRefused: that lasted too long; with the cure.
@@ -134,6 +134,9 @@ def _in_the_way(shift: Shift, error: DBAPIError | OtherServer) -> str | None:
     """What to say if it stays so; None where nothing says that it passes."""
     if isinstance(error, OtherServer):
         return f"the server was started anew again and again for {LOCKED_OUT_S:g} s: see its log, and start again"
+    if error.connection_invalidated:
+        words = f"the connection to the server was cut again and again for {LOCKED_OUT_S:g} s: see its log, and start again"
+        return f"{words} ({trouble.told(error)})"
     if trouble.full(error):
         return trouble.FULL
     if trouble.coming_up(error):

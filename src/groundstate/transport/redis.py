@@ -31,6 +31,7 @@ def _options() -> Mapping[str, Any]:
     }
 
 
+CHAIN_LONGEST = 8  # replicas of replicas that are followed to their master
 _UNSEEN = (
     "let this user see it (ACL SETUSER <user> +config|get +info), or say that you know it: groundstate run --trust-transport,"
     " app.start(trust_transport=True)"
@@ -52,37 +53,39 @@ class _Driver:
         client = redis.Redis.from_url(self._url, **_options())
         try:
             client.ping()
-            return [*_of_itself(client, "this Redis"), *self._of_its_master(client)]
+            return [*_of_itself(client, "this Redis"), *_of_its_master(client, "this Redis is")]
         finally:
             client.close()
-
-    def _of_its_master(self, client: Any) -> list[Finding]:
-        """A replica has what its master has, and gets it again from the master's disk."""
-        try:
-            role = client.info("replication")
-        except ResponseError:
-            return [Finding(False, "it cannot be seen whether this Redis is a replica of one that persists (INFO is not allowed)", _UNSEEN)]
-        if role.get("role") != "slave":
-            return []
-        place = f"{role['master_host']}:{role['master_port']}"
-        given = {**client.connection_pool.connection_kwargs, "host": role["master_host"], "port": int(role["master_port"])}
-        master = redis.Redis(
-            **{name: value for name, value in given.items() if name in {"host", "port", "username", "password", *_options()}}
-        )
-        try:
-            return _of_itself(master, f"this Redis is a replica of {place}, which")
-        except RedisError as error:
-            return [
-                Finding(False, f"this Redis is a replica of {place}, of which it cannot be seen whether it persists ({error})", _UNSEEN)
-            ]
-        finally:
-            master.close()
 
     def listen(self, subject: str) -> _Listening:
         return _Listening(redis.Redis.from_url(self._url, **_options()), subject)
 
     def speak(self, subject: str) -> _Speaking:
         return _Speaking(redis.Redis.from_url(self._url, **_options()), subject)
+
+
+def _of_its_master(client: Any, who: str, steps: int = CHAIN_LONGEST) -> list[Finding]:
+    """A replica has what its master has, and gets it again from the master's disk; so it is with the master of a master."""
+    try:
+        role = client.info("replication")
+    except ResponseError:
+        return [Finding(False, f"it cannot be seen whether {who} a replica of one that persists (INFO is not allowed)", _UNSEEN)]
+    if role.get("role") != "slave":
+        return []
+    place = f"{role['master_host']}:{role['master_port']}"
+    if not steps:
+        return [Finding(False, f"{who} a replica of {place}: it cannot be seen whose copy that is in the end", _UNSEEN)]
+    given = {**client.connection_pool.connection_kwargs, "host": role["master_host"], "port": int(role["master_port"])}
+    master = redis.Redis(**{name: value for name, value in given.items() if name in {"host", "port", "username", "password", *_options()}})
+    try:
+        return [
+            *_of_itself(master, f"{who} a replica of {place}, which"),
+            *_of_its_master(master, f"{who} a replica of {place}, which is", steps - 1),
+        ]
+    except RedisError as error:
+        return [Finding(False, f"{who} a replica of {place}, of which it cannot be seen whether it persists ({error})", _UNSEEN)]
+    finally:
+        master.close()
 
 
 def _of_itself(client: Any, who: str) -> list[Finding]:
