@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from groundstate.testing.servers import PostgresServer
+from tests.databases import Databases
 
 _TESTS = Path(__file__).parent
 
@@ -33,6 +35,13 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def databases(postgres_server: PostgresServer) -> Iterator[Databases]:
+    """Where tests get databases of the session's own server."""
+    with closing(Databases(postgres_server)) as made:
+        yield made
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a SQLite file that is not there yet."""
@@ -40,11 +49,11 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+def postgres_url(databases: Databases) -> Iterator[str]:
     """The URL of a fresh database on the session's PostgreSQL."""
-    url = postgres_server.create_database()
+    url = databases.take()
     yield url
-    postgres_server.drop_database(url)
+    databases.give_back(url)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Outside, Retry, hold
-from groundstate.engine import begin, restore, trouble
+from groundstate.engine import begin, restore
 from groundstate.engine.flight import clocks
 from groundstate.engine.plain import Feed
 from groundstate.rules.attempt import State
@@ -188,13 +188,6 @@ def test_after_restore_is_not_forgotten_where_the_start_meets_trouble(world: Wor
     world.orders(1, status="paid")
     met = _fails_once(monkeypatch, restore, "went_back")
     life = world.worker(start=False, after_restore=True)
-    if world.postgres:
-        with pytest.raises(OperationalError):
-            life.worker.start()
-        assert life.worker._succession.after_restore
-        return
-    real = trouble.transient
-    monkeypatch.setattr(trouble, "transient", lambda error: bool(getattr(error, "connection_invalidated", False)) or real(error))
     life.worker.start()
     assert met
     assert _suspects(world) == ["paid"]

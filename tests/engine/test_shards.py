@@ -23,6 +23,7 @@ from groundstate.engine.question import Question
 from groundstate.store import opening
 from groundstate.store.opening import settings_of
 from groundstate.testing.servers import PostgresServer
+from tests.databases import Databases
 from tests.engine.test_stores import count, unused_url, write
 from tests.store.children import until
 
@@ -122,12 +123,12 @@ def files(tmp_path: Path, number: int = 2) -> list[str]:
 
 
 @pytest.fixture
-def servers_databases(postgres_server: PostgresServer) -> Iterator[list[str]]:
+def servers_databases(databases: Databases) -> Iterator[list[str]]:
     """Two databases on one server."""
-    made = [postgres_server.create_database() for _ in range(2)]
+    made = [databases.take() for _ in range(2)]
     yield made
     for url in made:
-        postgres_server.drop_database(url)
+        databases.give_back(url)
 
 
 def sql(url: str, *statements: str) -> None:

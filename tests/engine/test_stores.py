@@ -147,9 +147,9 @@ def test_a_handlers_session_refuses_the_tables_of_the_other_store(sqlite_url: st
 
 @pytest.mark.usefixtures("quick")
 def test_a_store_that_cannot_be_reached_at_the_start_keeps_no_other_from_its_work(
-    sqlite_url: str, postgres_server: PostgresServer, caplog: pytest.LogCaptureFixture
+    sqlite_url: str, postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = postgres_server.create_database()
+    wanted = postgres_url
     app = declared(sqlite_url, wanted)
     app.init(tables=True, accept=True)
     write(sqlite_url, Order(id=1))
@@ -174,7 +174,6 @@ def test_a_store_that_cannot_be_reached_at_the_start_keeps_no_other_from_its_wor
     assert count(wanted, "SELECT count(*) FROM payments WHERE booked") == 1
     assert "bank: nothing is carried out there, tried again in" in caplog.text
     assert "bank: can be reached, and is carried out" in caplog.text
-    postgres_server.drop_database(wanted)
 
 
 @pytest.mark.usefixtures("quick")
