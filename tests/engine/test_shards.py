@@ -12,17 +12,25 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, DeclarationError, Instant, Key, Moment, Outside, Store, StoreRefused, ask
 from groundstate.engine import apart
+from groundstate.engine.hints import Touched
+from groundstate.engine.lane import Lane
+from groundstate.engine.messenger import subject_word
+from groundstate.engine.part import names_by_place
 from groundstate.engine.question import Question
+from groundstate.rules.hint import Hint, read
 from groundstate.store import opening
+from groundstate.store.naming import name_of
 from groundstate.store.opening import settings_of
 from groundstate.testing.servers import PostgresServer
+from groundstate.transport.memory import MemoryTransport
 from tests.databases import Databases
 from tests.engine.test_stores import count, unused_url, write
 from tests.store.children import until
@@ -150,6 +158,114 @@ def test_a_reaction_is_carried_out_on_each_shard(tmp_path: Path, postgres_url: s
     app.run_until_quiet(SOON)
     assert [count(url, "SELECT count(*) FROM orders WHERE status = 'packed'") for url in urls] == [5, 5, 5]
     assert [count(url, "SELECT count(*) FROM groundstate_reaction WHERE name = 'packed'") for url in urls] == [1, 1, 1]
+
+
+@contextlib.contextmanager
+def heard_by_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The databases of whose workers a lane was told something."""
+    heard: list[str] = []
+    really = Lane.hear
+
+    def hear(lane: Lane, touched: Touched, **how: Any) -> bool:
+        heard.append(name_of(lane.question.database.settings.url))
+        return really(lane, touched, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Lane, "hear", hear)
+        yield heard
+
+
+@pytest.mark.parametrize("kind", ["files", "servers"])
+def test_a_commit_on_one_shard_wakes_no_worker_of_another(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = files(request.getfixturevalue("tmp_path")) if kind == "files" else request.getfixturevalue("servers_databases")
+    app = packing(Store.shards(urls, Base))
+    app.init(tables=True, accept=True)
+    places = [name_of(settings_of(url).url) for url in urls]
+    app.start()
+    try:
+        app.run_until_quiet(SOON)
+        with heard_by_workers(monkeypatch) as heard:
+            for number, url in enumerate(urls):
+                write(url, Order(), Order())
+                app.run_until_quiet(SOON)
+                assert set(heard) == {places[number]}  # the commit by the test's session, and that of the handler
+                heard.clear()
+            engines = [create_engine(settings_of(url).url) for url in urls]
+            with Session(engines[0]) as session, session.begin():
+                session.add(Order())
+                session.flush()
+                session.execute(update(Order).values(receipt="none"), bind_arguments={"bind": engines[1]})
+            assert set(heard[:2]) == set(places)  # one commit to two of them: nobody can say which
+            for engine in engines:
+                engine.dispose()
+    finally:
+        app.stop()
+
+
+class Routed(Session):
+    def get_bind(self, *given: Any, **more: Any) -> Any:
+        return super().get_bind(*given, **more)
+
+
+def test_a_session_that_routes_by_itself_wakes_the_workers_of_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = files(tmp_path)
+    app = packing(Store.shards(urls, Base))
+    app.init(tables=True, accept=True)
+    engine = create_engine(urls[1])
+    app.start()
+    try:
+        app.run_until_quiet(SOON)
+        with heard_by_workers(monkeypatch) as heard, Routed(engine) as session, session.begin():
+            session.add(Order())
+            session.commit()
+            assert set(heard) >= {name_of(settings_of(url).url) for url in urls}
+    finally:
+        app.stop()
+        engine.dispose()
+
+
+def test_what_is_told_to_other_processes_names_the_shard_and_its_workers_alone_look(tmp_path: Path) -> None:
+    urls = files(tmp_path)
+    app = packing(Store.shards({"north": urls[0], "south": urls[1]}, Base))
+    app.transport = "memory:shards"
+    app.init(tables=True, accept=True)
+    said: list[Hint] = []
+    line = MemoryTransport("shards")
+    line.open(f"groundstate.{subject_word(app.name)}", lambda words: said.append(read(words) or Hint()))
+    app.start(hints_only=True)
+    try:
+        for url in urls:
+            before = len(said)
+            write(url, Order())
+            until(lambda before=before: len(said) > before)  # type: ignore[misc]
+    finally:
+        app.stop()
+        line.close()
+    assert [(one.store, one.reactions) for one in said] == [("north", ("packed",)), ("south", ("packed",))]
+    app.start()
+    try:
+        app.run_until_quiet(SOON)
+        workers = app._running_workers()
+        for hint in said:
+            hears = [worker.life.id for worker in workers if _hears(worker, hint)]
+            assert hears == [worker.life.id for worker in workers if worker._part.name == hint.store]
+    finally:
+        app.stop()
+
+
+def _hears(worker: Any, hint: Hint) -> bool:
+    heard: list[Hint] = []
+    with mock.patch.object(worker._crowd, "hear", heard.append):
+        worker.hear_afar(hint)
+    return bool(heard)
+
+
+def test_two_shards_that_cannot_be_told_apart_by_their_urls_both_look() -> None:
+    url = make_url("postgresql://app@db/app")
+    names = names_by_place([("north", url), ("south", url.set(username="other")), ("west", url.set(port=6432)), (None, url.set(host="x"))])
+    assert names == {"postgresql://db:6432/app": "west"}
 
 
 def test_until_asks_all_shards_or_the_one_that_is_named(tmp_path: Path) -> None:

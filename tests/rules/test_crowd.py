@@ -173,8 +173,9 @@ def test_the_next_backlog_begins_with_what_was_found() -> None:
         Hint("web", ("paid",), 7, 3, crew=2**61, did=Report(2**60, 500, 0.25)),
         Hint("web", ("paid",), 7, 3, crew=9, let_in=(4, LetIn((4, 5), ("paid",)))),
         Hint("web", ("paid",), 7, 3, crew=9, let_in=(4, LetIn(None, ("paid",)))),
+        Hint("web", ("paid",), 7, 3, store="shard-2"),
     ],
-    ids=["a report", "who is let in", "everybody"],
+    ids=["a report", "who is let in", "everybody", "one shard"],
 )
 def test_what_workers_tell_each_other_arrives_as_it_was_said(hint: Hint) -> None:
     (said,) = written(hint, 8000)

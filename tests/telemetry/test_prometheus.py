@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
 
-from groundstate.engine.vitals import name_of
+from groundstate.store.naming import name_of
 from groundstate.telemetry import looking
 from groundstate.telemetry.measures import MEASURES
 from groundstate.telemetry.prometheus import Collector, Page

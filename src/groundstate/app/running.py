@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
@@ -20,6 +20,7 @@ from groundstate.app.store import Store
 from groundstate.app.telling import Chosen, Messengers
 from groundstate.engine import marks, registry, restore, schema, transaction
 from groundstate.engine.life import Life
+from groundstate.engine.part import Part, names_by_place
 from groundstate.engine.question import Question
 from groundstate.engine.vitals import Vitals
 from groundstate.engine.watching import Watch
@@ -87,8 +88,9 @@ class Running:
         self.check_declarations()
         options = Options(accept=accept, after_restore=after_restore, held=held)
         told = {part: self.reactions_of(part) for part in self.parts}
-        messengers = Messengers(self.name, told, self.transport, with_keys=self.keys)
-        crew = Crew([] if hints_only else self._posts(), partial(self._worker, options, messengers), messengers.serve, held=held)
+        names = names_by_place((part.name, part.settings().url) for part in self.parts)
+        messengers = Messengers(self.name, told, names, self.transport, with_keys=self.keys)
+        crew = Crew([] if hints_only else self._posts(), partial(self._worker, options, messengers, names), messengers.serve, held=held)
         try:
             messengers.start(trusted=trust_transport)
             crew.start()
@@ -105,8 +107,8 @@ class Running:
             for part in store.parts
         ]
 
-    def _worker(self, options: Options, messengers: Messengers, store: Store, held: bool) -> Worker:  # called by the crew
-        """Of one database, not started yet."""
+    def _worker(self, options: Options, messengers: Messengers, names: Mapping[str, str], store: Store, held: bool) -> Worker:
+        """Of one database, not started yet: for the crew."""
         opened = opening.open_store(store.settings())
         transaction.keep_out(opened[0], self.elsewhere(store))
         return Worker(
@@ -118,6 +120,7 @@ class Running:
             redact=store.redact,
             messenger=messengers.of(store),
             watch=self._watch,
+            part=Part(store.name or "", names),
         )
 
     def elsewhere(self, store: Store) -> dict[MetaData, str]:

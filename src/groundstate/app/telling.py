@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.app.store import Store
 from groundstate.engine import triggers
 from groundstate.engine.messenger import Messenger
+from groundstate.engine.part import Part
 from groundstate.engine.question import Question
 from groundstate.engine.worker import Worker
 from groundstate.rules.reaction import ReactionSpec
@@ -44,17 +45,20 @@ def transport_of(chosen: Chosen) -> Transport | None:
 class Messengers:
     """Of one running app."""
 
-    def __init__(self, app: str, reactions: Mapping[Store, Sequence[ReactionSpec]], chosen: Chosen, *, with_keys: bool) -> None:
+    def __init__(
+        self, app: str, reactions: Mapping[Store, Sequence[ReactionSpec]], names: Mapping[str, str], chosen: Chosen, *, with_keys: bool
+    ) -> None:
         self._of: dict[Store, Messenger] = {}
         self._of_rows: dict[Store, Messenger] = {}  # of triggers, where what is told otherwise goes another way
         self._chosen = transport_of(chosen)
         if self._chosen is not None:
             every = [question for store, specs in reactions.items() for question in _questions(store, specs)]
-            self._of = dict.fromkeys(reactions, Messenger(app, self._chosen, every, with_keys=with_keys))
+            self._of = dict.fromkeys(reactions, Messenger(app, self._chosen, every, with_keys=with_keys, part=Part("", names)))
         for store, specs in reactions.items():
             own = _own_transport(store)
             if own is not None and self._chosen is None:
-                self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys)
+                part = Part(store.name or "", names)
+                self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys, part=part)
             elif own is not None and _has_triggers(store):
                 self._of_rows[store] = Messenger(app, own, _questions(store, specs), tells=False)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from groundstate.app.app import App
-from groundstate.engine.vitals import Vitals, name_of
+from groundstate.engine.vitals import Vitals
+from groundstate.store.naming import name_of
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,14 @@ import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
-from sqlalchemy import event, inspect
+from sqlalchemy import Engine, event, inspect
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, UOWTransaction
+
+from groundstate.store.naming import name_of
 
 log = logging.getLogger("groundstate")
 PrimaryKey = tuple[Any, ...]
@@ -25,6 +29,7 @@ class Touched:
 
     keys: dict[type, dict[PrimaryKey, Mapping[str, Any] | None]] = field(default_factory=dict)
     whole: set[type] = field(default_factory=set)  # classes of which some unknown records were touched
+    place: str = ""  # the name of the database, by its URL; "" where it is not known, or where there were several
     ours: bool = False  # by a handler of ours: who carries out here goes on with it
     of_a_backlog: bool = False  # and these were the next of a pass, so that what follows them is a backlog as well
 
@@ -40,7 +45,13 @@ class Touched:
         self.whole.add(record)
         self.keys.pop(record, None)
 
+    def came_to(self, place: str) -> None:
+        """What is added next lies there."""
+        self.place = place if not self or self.place == place else ""
+
     def merge(self, other: Touched) -> None:
+        if other:
+            self.came_to(other.place)
         for record in other.whole:
             self.add_whole(record)
         for record, keys in other.keys.items():
@@ -116,10 +127,13 @@ def collected(session: Session) -> Touched:
 
 
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
-    touched = collected(session)
+    touched, places = collected(session), dict[Any, str]()
     for record in [*session.new, *session.dirty, *session.deleted]:
         state: Any = inspect(record)
         mapper: Mapper[Any] = state.mapper
+        if mapper not in places:
+            places[mapper] = _place(session, mapper)
+        touched.came_to(places[mapper])
         key = tuple(mapper.primary_key_from_instance(record))
         if None in key:
             touched.add_whole(mapper.class_)
@@ -132,7 +146,23 @@ def _on_execute(state: ORMExecuteState) -> None:
     if state.is_insert or state.is_update or state.is_delete:
         mapper = state.bind_mapper
         if mapper is not None:
-            collected(state.session).add_whole(mapper.class_)
+            touched = collected(state.session)
+            touched.came_to(_place(state.session, mapper, state.bind_arguments.get("bind")))
+            touched.add_whole(mapper.class_)
+
+
+def _place(session: Session, mapper: Mapper[Any], bind: Any = None) -> str:
+    """The database that the session writes the records of this mapper to; "" where its own `get_bind` decides by what is not known here."""
+    if type(session).get_bind is not Session.get_bind:
+        return ""
+    try:
+        engine: Engine = (session.get_bind(mapper) if bind is None else bind).engine
+    except SQLAlchemyError:
+        return ""
+    return _name_of(engine.url)
+
+
+_name_of = lru_cache(maxsize=256)(name_of)
 
 
 def _after_commit(session: Session) -> None:

@@ -20,6 +20,7 @@ from typing import Protocol
 from groundstate.engine import hints
 from groundstate.engine.concern import concern
 from groundstate.engine.hints import Touched
+from groundstate.engine.part import Part
 from groundstate.engine.question import Question
 from groundstate.rules import hint as rules
 from groundstate.rules.hint import Hint
@@ -45,22 +46,31 @@ class Ear(Protocol):
 
 class Messenger:
     """Of one process, one app and one transport. questions: reactions that may be concerned. with_keys: hints name records. tells: False
-    where it is to hear alone.
+    where it is to hear alone. part: the database whose commits it tells, or all of them.
     """
 
     def __init__(
-        self, app: str, transport: Transport, questions: Sequence[Question], *, with_keys: bool = False, tells: bool = True
+        self,
+        app: str,
+        transport: Transport,
+        questions: Sequence[Question],
+        *,
+        with_keys: bool = False,
+        tells: bool = True,
+        part: Part | None = None,
     ) -> None:
         self.transport = transport
         self._subject = f"groundstate.{subject_word(app)}"
         self._questions = questions
         self._with_keys = with_keys
         self._tells = tells
+        self._part = part or Part()
         self._sender = secrets.token_hex(4)
         self._dice = random.Random()  # noqa: S311  # who looks first, no secret
         self._ears: list[Ear] = []
         self._bells: set[Callable[[], None]] = set()
-        self._fresh, self._in_hand = Touched(), Touched()
+        self._fresh: dict[str, Touched] = {}  # by the names of databases
+        self._in_hand: dict[str, Touched] = {}
         self._words: list[Hint] = []
         self._waits = False
         self._awaited_until = 0.0
@@ -113,13 +123,14 @@ class Messenger:
     # ---- told by this process ------------------------------------------------------------------------------------------------------
     def hear(self, touched: Touched) -> None:
         """A commit of this process."""
-        if self._pid != os.getpid():
+        store = self._part.of(touched)
+        if self._pid != os.getpid() or not self._part.concerns(store):
             return
         in_hand = touched.ours or bool(self._ears)
         if in_hand and time.monotonic() > self._awaited_until:
             return
         with self._lock:
-            (self._in_hand if in_hand else self._fresh).merge(touched)
+            (self._in_hand if in_hand else self._fresh).setdefault(store, Touched()).merge(touched)
         self._something.set()
 
     def wait(self) -> None:
@@ -179,8 +190,8 @@ class Messenger:
 
     def _send(self) -> None:
         with self._lock:
-            fresh, self._fresh = self._fresh, Touched()
-            in_hand, self._in_hand = self._in_hand, Touched()
+            fresh, self._fresh = self._fresh, {}
+            in_hand, self._in_hand = self._in_hand, {}
             words, self._words = self._words, []
         waits, self._waits = self._waits, False
         try:
@@ -188,16 +199,16 @@ class Messenger:
                 self._tell(Hint(waits=True))
             for one in words:
                 self._tell(one)
-            if fresh:
-                self._tell(self._of(fresh))
-            if in_hand:
-                self._tell(self._of(in_hand, in_hand=True))
+            for store, touched in fresh.items():
+                self._tell(self._of(touched, store))
+            for store, touched in in_hand.items():
+                self._tell(self._of(touched, store, in_hand=True))
         except Exception:  # the next sweep finds what this was about
             log.exception("hints could not be sent, and are lost", extra={"event": "hints_unsent"})
         # What is committed meanwhile goes into the next one.
         time.sleep(GAP_S if fresh or words else GAP_IN_HAND_S)
 
-    def _of(self, touched: Touched, *, in_hand: bool = False) -> Hint:
+    def _of(self, touched: Touched, store: str, *, in_hand: bool = False) -> Hint:
         found = {question.spec.name: concern(question, touched) for question in self._questions}
         concerned = {name: one for name, one in found.items() if one}
         rows = max((len(one.keys) for one in concerned.values()), default=0)
@@ -205,7 +216,7 @@ class Messenger:
         if self._with_keys and not in_hand:
             texts = {question.spec.name: question.record_text for question in self._questions}
             keys = {name: tuple(map(texts[name], one.keys)) for name, one in concerned.items() if not one.whole}
-        return Hint(reactions=tuple(sorted(concerned)), rows=rows, in_hand=in_hand, keys=keys)
+        return Hint(reactions=tuple(sorted(concerned)), rows=rows, in_hand=in_hand, keys=keys, store=store)
 
     def _tell(self, found: Hint) -> None:
         if not found.reactions and not found.waits:

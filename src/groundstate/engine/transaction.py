@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
 
 from groundstate.engine import hints
+from groundstate.store.naming import name_of
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as attempt_table
 from groundstate.values.answers import Moment
@@ -132,4 +133,5 @@ def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Tr
             marks.pop(OURS, None)
         touched.merge(hints.collected(session))
     if touched:
+        touched.place = name_of(database.settings.url)
         hints.tell(touched)

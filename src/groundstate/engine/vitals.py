@@ -7,13 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import URL
-
 from groundstate.engine.shift import Shift
 from groundstate.engine.tally import CallOf, EndOf
 from groundstate.engine.traffic import Traffic
-
-TELLING = ("host", "port", "options")  # several hosts; a search_path
+from groundstate.store.naming import name_of
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,3 @@ def of(shift: Shift, traffic: Traffic, *, turned_s: float, ended: BaseException 
         sweep_s=tally.sweep_s,
         swept_s=time.monotonic() - tally.swept_at,
     )
-
-
-def name_of(url: URL) -> str:
-    """A database's URL as a label: without user, password and driver. Of its options those that tell one database from another."""
-    told = {name: value for name, value in url.query.items() if name in TELLING}
-    return URL.create(url.get_backend_name(), host=url.host, port=url.port, database=url.database, query=told).render_as_string()

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import func, select
 
@@ -27,6 +27,7 @@ from groundstate.engine.lane import Lane, lanes_of
 from groundstate.engine.life import Life, describe
 from groundstate.engine.looks import Looks
 from groundstate.engine.messenger import Messenger
+from groundstate.engine.part import Part
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
@@ -42,6 +43,7 @@ from groundstate.engine.watching import Watch, Watched, Where
 from groundstate.rules.hint import Hint
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
+from groundstate.store.naming import name_of
 from groundstate.store.port import Opened
 from groundstate.store.tables import attempt as attempt_table
 from groundstate.values.errors import Stopped, StoreRefused, WentBack
@@ -83,8 +85,10 @@ class Worker:
         redact: Callable[[str], str] | None = None,
         messenger: Messenger | None = None,
         watch: Watch | None = None,
+        part: Part | None = None,
     ) -> None:
         self.options = options
+        self._part = part or Part()
         self.database, make_lives, self._witness = opened
         self._specs = specs
         self._schedules = schedules
@@ -99,7 +103,7 @@ class Worker:
             lambda: Life(app, self.database, make_lives(), self._witness, redact or str), after_restore=options.after_restore
         )
         self._shift = Shift(app, self.database, self._succession.next_life())
-        self._shift.watched = Watched(Where(app, vitals.name_of(self.database.settings.url)), watch)
+        self._shift.watched = Watched(Where(app, name_of(self.database.settings.url)), watch)
         self._admission = Admission(self._shift, accept=options.accept)
         self._traffic = Traffic(self._shift, self._wake.set)
         self._timers = Timers(self._shift)
@@ -107,7 +111,7 @@ class Worker:
         self._messenger = messenger
         self._fleet = Fleet(self._shift, lambda: messenger is not None and messenger.up)
         self._afar = Afar()
-        self._crowd = Crowd(self._shift, self._fleet, _nobody_hears if messenger is None else messenger.say)
+        self._crowd = Crowd(self._shift, self._fleet, self._say)
         self._batches = Batches(self._shift, self._crowd)
         self._looks = Looks(self._shift, self._fleet, self._timers)
         self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
@@ -178,6 +182,8 @@ class Worker:
 
     def hear(self, touched: Touched) -> None:
         """A hint: wakes the reactions it concerns."""
+        if not self._part.concerns(self._part.of(touched)):
+            return
         if threading.current_thread() is not self._thread:
             self._sweeps.heard_here = True
         heard = [lane.hear(touched, shared=self._shift.others) for lane in self._shift.parts]  # each is to hear
@@ -400,7 +406,7 @@ class Worker:
     # ---- the others --------------------------------------------------------------------------------------------------------------
     def hear_afar(self, hint: Hint) -> None:
         """From any thread: a hint of another process. Which worker looks is in the dice; too many of them cost a query each."""
-        if hint.in_hand or not self._crowd.hear(hint):
+        if hint.in_hand or not self._part.concerns(hint.store) or not self._crowd.hear(hint):
             return
         if hint.let_in is None:
             wait_s = self._fleet.wakes(hint.dice, hint.rows)
@@ -408,6 +414,11 @@ class Worker:
                 return
             self._afar.hear(hint, time.monotonic() + wait_s)
         self._wake.set()
+
+    def _say(self, hint: Hint) -> None:
+        """To the other workers, where there is a way."""
+        if self._messenger is not None:
+            self._messenger.say(replace(hint, store=self._part.name))
 
     def stand_down(self) -> None:
         """From any thread: one that hangs lets another one sweep for all."""
@@ -469,7 +480,3 @@ class Worker:
                 extra={"event": "life_end_unsaid", "life": f"{self._shift.life.id:x}"},
             )
         self.database.close()
-
-
-def _nobody_hears(_hint: Hint) -> None:
-    """Where there is nobody to tell."""

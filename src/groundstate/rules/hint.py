@@ -30,7 +30,8 @@ class Hint:
     same for all who hear it, by which they agree who looks. in_hand: the sender carries it out himself, and tells for who waits for it.
     waits: somebody waits for what others carry out, and wants to be told of it for a while. keys: record texts by reaction, where the app
     said `keys=True` (hazard 53). table: instead of reactions, a table that was written. crew: of workers that run the same code. did: what
-    one of them did of a backlog, in which others may help. let_in: who goes on with it, and who says so.
+    one of them did of a backlog, in which others may help. let_in: who goes on with it, and who says so. store: the name of the database
+    where it is, of an app that has several; "" where that is not known.
     """
 
     sender: str = ""
@@ -44,6 +45,7 @@ class Hint:
     crew: int = 0
     did: Report | None = None
     let_in: tuple[int, LetIn] | None = None
+    store: str = ""
 
 
 def written(hint: Hint, most: int) -> Iterator[bytes]:
@@ -74,6 +76,8 @@ def _body(hint: Hint) -> bytes:
         said["p"] = [hint.did.life, hint.did.rows, round(hint.did.seconds * 1000)]
     if hint.let_in is not None:
         said["l"] = [hint.let_in[0], None if hint.let_in[1].lives is None else list(hint.let_in[1].lives)]
+    if hint.store:
+        said["o"] = hint.store
     return json.dumps(said, separators=(",", ":")).encode()
 
 
@@ -105,6 +109,7 @@ def read(heard: bytes) -> Hint | None:
         crew=said["c"] if _numbers([said.get("c")]) else 0,
         did=_did(said.get("p")),
         let_in=_let_in(said.get("l"), tuple(names)),
+        store=str(said.get("o", "")),
     )
 
 

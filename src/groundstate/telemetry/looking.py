@@ -17,8 +17,8 @@ from groundstate.app.store import Store
 from groundstate.engine import overview
 from groundstate.engine.overview import Overview
 from groundstate.engine.question import Question
-from groundstate.engine.vitals import name_of
 from groundstate.store import opening
+from groundstate.store.naming import name_of
 from groundstate.store.port import Database
 
 log = logging.getLogger("groundstate")
