@@ -60,6 +60,7 @@ class Crew:
         self._held = held
         self._changed = threading.Condition()
         self._over = threading.Event()
+        self._starting = True  # somebody waits for what the first tries come to
         self._admitted = Admitted()
 
     @property
@@ -88,6 +89,7 @@ class Crew:
         with self._changed:
             self._changed.wait_for(lambda: self._settled(end), START_S)
             self._changed.wait_for(lambda: self._settled(end))
+            self._starting = False
         standing = [post.error for post in self.posts if post.error is not None and not trouble.transient(post.error)]
         if not standing and not self.workers:
             standing = [post.error for post in self.posts if post.error is not None]
@@ -108,10 +110,10 @@ class Crew:
                 self._bring_up(post)
             except BaseException as error:  # noqa: BLE001  # told by the start, or in the log
                 with self._changed:
-                    first, post.error, post.tried = not post.tried, error, True
+                    said, post.error, post.tried = self._starting, error, True
                     self._changed.notify_all()
-                if first and not trouble.transient(error):
-                    return  # the start says so
+                if said and not trouble.transient(error):
+                    return  # by the start
                 self._say_down(post.store.label, wait, describe(error))
                 self._over.wait(wait)
                 wait = min(wait * 2, LONGEST_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from groundstate.store.port import Database
 from groundstate.values.errors import DeclarationError, Stopped
 
 DRAIN = timedelta(seconds=10)
+_one_start = threading.Lock()  # held for a look at whether an app runs
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Running:
     _messengers: Messengers | None = None
     _crew: Crew | None = None
     _watch: Watch | None = None
+    _starting: bool = False
 
     def check_declarations(self) -> None:
         """Checks what can be known only when everything is declared. Raises DeclarationError."""
@@ -83,16 +86,25 @@ class Running:
         Raises:
             DeclarationError, StoreRefused, NotInitialised, TransportRefused: what stands in the way, with the cure.
         """
-        if self._crew is not None:
-            raise Stopped(f"{self!r} runs in this process already")
+        with _one_start:
+            if self._crew is not None or self._starting:
+                raise Stopped(f"{self!r} runs in this process already")
+            self._starting = True
+        try:
+            self._start(Options(accept=accept, after_restore=after_restore, held=held), hints_only=hints_only, trusted=trust_transport)
+        finally:
+            self._starting = False
+
+    def _start(self, options: Options, *, hints_only: bool, trusted: bool) -> None:
         self.check_declarations()
-        options = Options(accept=accept, after_restore=after_restore, held=held)
         told = {part: self.reactions_of(part) for part in self.parts}
         names = names_by_place((part.name, part.settings().url) for part in self.parts)
         messengers = Messengers(self.name, told, names, self.transport, with_keys=self.keys)
-        crew = Crew([] if hints_only else self._posts(), partial(self._worker, options, messengers, names), messengers.serve, held=held)
+        crew = Crew(
+            [] if hints_only else self._posts(), partial(self._worker, options, messengers, names), messengers.serve, held=options.held
+        )
         try:
-            messengers.start(trusted=trust_transport)
+            messengers.start(trusted=trusted)
             crew.start()
         except BaseException:
             crew.stop(0)
@@ -158,6 +170,8 @@ class Running:
         messengers, self._messengers = self._messengers, None
         if messengers is not None:
             messengers.stop()
+        for database in self.__dict__.pop("_opened", {}).values():
+            database.close()
 
     @property
     def transports(self) -> dict[str, bool]:
@@ -192,7 +206,14 @@ class Running:
         hints_only: leaves the work to workers elsewhere, tells them what is committed here, and lets `until` hear of theirs.
         """
         _seconds("limit", limit)
-        await asyncio.to_thread(self.start, accept=accept, hints_only=hints_only, trust_transport=trust_transport)
+        start = asyncio.create_task(asyncio.to_thread(self.start, accept=accept, hints_only=hints_only, trust_transport=trust_transport))
+        try:
+            await asyncio.shield(start)
+        except asyncio.CancelledError:
+            await asyncio.wait([start])  # its thread cannot be ended, and what it started must be
+            if start.exception() is None:
+                await asyncio.to_thread(self.stop, timedelta())
+            raise
         try:
             yield
         finally:
@@ -341,7 +362,8 @@ class Running:
         if part not in opened:
             database = opening.open_store(part.settings())[0]
             database.connect()
-            opened[part] = database
+            if opened.setdefault(part, database) is not database:
+                database.close()  # another thread was quicker
         return opened[part]
 
 

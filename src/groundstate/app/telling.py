@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, cast
@@ -10,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.store import Store
 from groundstate.engine import triggers
-from groundstate.engine.messenger import Messenger
+from groundstate.engine.messenger import STOP_S, Messenger
 from groundstate.engine.part import Part
 from groundstate.engine.question import Question
 from groundstate.engine.worker import Worker
@@ -50,17 +52,19 @@ class Messengers:
     ) -> None:
         self._of: dict[Store, Messenger] = {}
         self._of_rows: dict[Store, Messenger] = {}  # of triggers, where what is told otherwise goes another way
+        self._app, self._reactions = app, reactions
+        self._lock = threading.Lock()
+        self._ended = False
         self._chosen = transport_of(chosen)
         if self._chosen is not None:
             every = [question for store, specs in reactions.items() for question in _questions(store, specs)]
             self._of = dict.fromkeys(reactions, Messenger(app, self._chosen, every, with_keys=with_keys, part=Part("", names)))
+            return
         for store, specs in reactions.items():
             own = _own_transport(store)
-            if own is not None and self._chosen is None:
+            if own is not None:
                 part = Part(store.name or "", names)
                 self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys, part=part)
-            elif own is not None and _has_triggers(store):
-                self._of_rows[store] = Messenger(app, own, _questions(store, specs), tells=False)
 
     @property
     def _all(self) -> list[Messenger]:
@@ -79,19 +83,30 @@ class Messengers:
         """
         for one in self._all:
             one.start(trusted=trusted, wait=self._chosen is not None)
-        for one in self._of_rows.values():
-            one.start(wait=False)
 
     def stop(self) -> None:
-        """Closes them."""
-        for one in [*self._all, *self._of_rows.values()]:
-            one.stop()
+        """Closes them, all at once."""
+        with self._lock:
+            self._ended = True
+            every = [*self._all, *self._of_rows.values()]
+        end = time.monotonic() + STOP_S
+        for one in every:
+            one.end()
+        for one in every:
+            one.stop(end - time.monotonic())
 
     def serve(self, store: Store, worker: Worker) -> None:
-        """From now on this store's worker hears what is told of it."""
-        for told in (self._of, self._of_rows):
-            if store in told:
-                told[store].serves(worker)
+        """From now on this store's worker, which is up, hears what is told of it, and what triggers tell that are there."""
+        if store in self._of:
+            self._of[store].serves(worker, store.name or "")
+        own = None if self._chosen is None else _own_transport(store)
+        if own is not None and _has_triggers(store):
+            told = Messenger(self._app, own, _questions(store, self._reactions[store]), tells=False)
+            told.serves(worker)
+            with self._lock:
+                if not self._ended:
+                    self._of_rows[store] = told
+                    told.start(wait=False)
 
     @property
     def up(self) -> dict[str, bool]:

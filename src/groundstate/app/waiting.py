@@ -18,6 +18,7 @@ from groundstate.values.errors import DeclarationError
 
 LOOKS_S = 0.5  # how often `until` asks where no hint came: another process may have written
 ASKS_S = 0.05  # and so long, at least, it waits for an answer
+GAP_S = 0.02  # between two looks, whatever rings: a busy fleet tells of all that it does
 
 
 def statement(record: type, key: object, clauses: Sequence[Any]) -> Any:
@@ -41,6 +42,7 @@ async def until(asked: Sequence[Asked], messengers: Messengers | None, timeout_s
             bell.event.clear()
             if messengers is not None:
                 messengers.wait()
+            next_look = time.monotonic() + GAP_S
             await _look(asked, end)
             if any(one.holds for one in asked):
                 return True
@@ -52,6 +54,7 @@ async def until(asked: Sequence[Asked], messengers: Messengers | None, timeout_s
                 return False
             with suppress(TimeoutError):
                 await asyncio.wait_for(bell.event.wait(), min(left, LOOKS_S))
+            await asyncio.sleep(min(next_look, end) - time.monotonic())
     finally:
         hints.stop_listening(bell)
         if messengers is not None:
@@ -60,13 +63,17 @@ async def until(asked: Sequence[Asked], messengers: Messengers | None, timeout_s
 
 async def _look(asked: Sequence[Asked], end: float) -> None:
     """Asks all, until it holds on one. One that does not answer is not waited for: the others are asked again meanwhile."""
-    looks = [asyncio.ensure_future(asyncio.to_thread(one.look)) for one in asked if not one.looking]
+    looks = []
+    for one in asked:
+        if not one.looking:
+            one.looking = True  # from here on: a thread may not be free for it yet
+            looks.append(asyncio.ensure_future(asyncio.to_thread(one.look)))
     while looks and not any(one.holds for one in asked):
         wait = max(end - time.monotonic(), ASKS_S)
         done, _ = await asyncio.wait(looks, timeout=min(wait, LOOKS_S), return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            one.result()
-            looks.remove(one)
+        for look in done:
+            look.result()
+            looks.remove(look)
         if not done:
             return
 
@@ -98,7 +105,6 @@ class Asked:
 
     def look(self) -> None:
         """Asks. What says nothing about the record is kept in `error`; the rest is raised."""
-        self.looking = True
         try:
             with self._open().reading() as connection:
                 self.holds = connection.execute(self._statement).first() is not None

@@ -32,8 +32,7 @@ class Crowd:
         self._say = say
         self._door = Door()
         self._unheard: deque[tuple[Hint, float]] = deque(maxlen=UNHEARD_MOST)
-        self._kept_out: frozenset[str] = frozenset()
-        self._kept_until = 0.0
+        self._kept_out: dict[str, float] = {}  # until when, by the names of reactions; another dict after each change
         self._life = 0
         self._rows = 0
         self._began: float | None = None  # the work that is not told of yet
@@ -47,7 +46,7 @@ class Crowd:
             self._unheard.append((hint, time.monotonic()))
         if hint.let_in is not None:
             return _is_in(self._shift.life.id, hint.let_in[1])
-        return hint.did is None or not self._kept_out.issuperset(hint.reactions)
+        return hint.did is None or not self._kept_out.keys() >= set(hint.reactions)
 
     # ---- its own thread ------------------------------------------------------------------------------------------------------------
     def did(self, rows: int, began: float) -> None:
@@ -66,8 +65,9 @@ class Crowd:
             self._take(*self._unheard.popleft())
         if self._keeps_the_door:
             self._say_who_goes_on(now)
-        if self._kept_out and (self._fleet.sweeps or now >= self._kept_until):
-            self._let_in(self._kept_out)
+        over = [name for name, until in self._kept_out.items() if self._fleet.sweeps or now >= until]
+        if over:
+            self._let_in(over)
 
     @property
     def _keeps_the_door(self) -> bool:
@@ -75,7 +75,7 @@ class Crowd:
 
     def wait_until(self) -> float | None:
         """When this worker is to look at what it was kept from; None: it is kept from nothing."""
-        return self._kept_until if self._kept_out else None
+        return min(self._kept_out.values(), default=None)
 
     def _arrive(self, now: float) -> None:
         self._life = self._shift.life.id
@@ -113,8 +113,9 @@ class Crowd:
 
     def _take(self, hint: Hint, at: float) -> None:
         if hint.did is not None:
-            if self._keeps_the_door and self._fleet.knows(hint.did.life, at):
-                self._door.hear(hint.did, hint.reactions, at)
+            ours = [lane.name for lane in self._shift.lanes if lane.name in hint.reactions]
+            if ours and self._keeps_the_door and self._fleet.knows(hint.did.life, at):
+                self._door.hear(hint.did, ours, at)
         elif hint.let_in is not None and not self._fleet.sweeps and self._fleet.knows(hint.let_in[0], at):
             if _is_in(self._shift.life.id, hint.let_in[1]):
                 self._let_in(hint.reactions)
@@ -129,14 +130,13 @@ class Crowd:
         lanes = [lane for lane in self._shift.parts if lane.name in names and lane.question.spec.call is None]
         for lane in lanes:
             lane.leave_to_others()
-        self._kept_out |= {lane.name for lane in lanes}
-        self._kept_until = until
+        self._kept_out = self._kept_out | {lane.name: until for lane in lanes}
 
     def _let_in(self, names: Iterable[str]) -> None:
         for lane in self._shift.parts:
             if lane.name in names:
                 lane.left_to_others = False
-        self._kept_out -= set(names)
+        self._kept_out = {name: until for name, until in self._kept_out.items() if name not in set(names)}
 
 
 def _is_in(life: int, found: LetIn) -> bool:

@@ -21,6 +21,8 @@ BACKUP_S = 0.05  # after so long a second worker looks where a hint said
 HELPS_AFTER_S = 0.15  # and for many rows others, where nobody has told them by then to leave it to those
 JITTER_S = 0.05
 STRANGERS_MOST = 1_000  # who tell of themselves and are not among the lives of this database
+STRANGERS_S = 0.5  # and how often, at most, it is looked because of one
+CUT_OFF_S = 3.0  # after so long without hints a worker sweeps for itself alone
 STUCK_S = 3.0  # a worker that sweeps for all and has not turned for so long gives that up
 
 
@@ -35,6 +37,8 @@ class Fleet:
     lock: int = 0  # of who sweeps; another one for other code, set when the worker comes up
     turned_at: float = 0.0
     next_beat: float = 0.0
+    _beat_at: float = 0.0
+    _alone_since: float | None = None
     _life: int = 0
     _strangers: set[int] = field(default_factory=set)
 
@@ -57,28 +61,38 @@ class Fleet:
 
     def heard(self, pulse: Pulse, now: float) -> None:
         """After a look at our tables: who is there, and whether it is this one that sweeps."""
-        self.lives = pulse.lives
+        self.lives, self._beat_at = pulse.lives, now
         self.shift.others = self.size > 1 and not self.shift.embedded
         life = self.shift.life
         if self._life != life.id:
             self._life, self.leads = life.id, False
-        if not self.leads and not self.alone:
-            self.leads = self.lock in life.lives.take_slots([(1, [self.lock])])
+        if not self.alone:
+            self._alone_since = None
+            if not self.leads and self.shift.stopping is None:
+                self.leads = self.lock in life.lives.take_slots([(1, [self.lock])])
+        elif self._alone_since is None:
+            self._alone_since = now
+        elif now - self._alone_since > CUT_OFF_S:
+            self.resign()  # the others may have hints, and wait for who tells them of a backlog
         self.next_beat = now + min(BEAT_S * self.size, BEAT_MOST_S) * (0.75 + life.dice.random() / 2)
 
     def knows(self, life: int, now: float) -> bool:
         """Whether it is of this app on this database. Who is heard of for the first time is looked for at the next turn."""
         if life in self.lives:
             return True
-        if life not in self._strangers:
-            if len(self._strangers) < STRANGERS_MOST:
-                self._strangers.add(life)
-            self.next_beat = min(self.next_beat, now)
+        if life not in self._strangers and len(self._strangers) < STRANGERS_MOST:
+            self._strangers.add(life)
+            self.next_beat = min(self.next_beat, max(now, self._beat_at + STRANGERS_S))
         return False
 
     def stand_down(self) -> None:
         """From another thread: a worker that hangs in a handler lets another one sweep."""
-        if self.leads and not self.shift.embedded and time.monotonic() - self.turned_at > STUCK_S:
+        if time.monotonic() - self.turned_at > STUCK_S:
+            self.resign()
+
+    def resign(self) -> None:
+        """Lets another one sweep for all: who stops, who hangs, and who is cut off from hints."""
+        if self.leads and not self.shift.embedded:
             self.leads = False
             self.shift.life.lives.give_slots_back([self.lock])
 

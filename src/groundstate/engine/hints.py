@@ -68,26 +68,31 @@ class Listener(Protocol):
         """Called after a commit, on the thread that committed: must return at once and never raise."""
 
 
-_listeners: weakref.WeakSet[Any] = weakref.WeakSet()
+# By their ids. A dict, since a copy of its values is made at once, whatever other threads and the garbage collector do meanwhile; and
+# without a lock, which a finaliser that stops listening, or a child process, would wait for.
+_listeners: dict[int, weakref.ref[Any]] = {}
 _TOUCHED = "groundstate_touched"
 
 
 def listen(listener: Listener) -> None:
     """Tells the listener of each commit from now on, for as long as it lives."""
-    if not _listeners:
-        _install()
-    _listeners.add(listener)
+    _install()
+    key = id(listener)
+    _listeners[key] = weakref.ref(listener, lambda _: _listeners.pop(key, None))
 
 
 def stop_listening(listener: Listener) -> None:
-    _listeners.discard(listener)
+    """Tells it nothing more."""
+    _listeners.pop(id(listener), None)
 
 
 def tell(touched: Touched) -> None:
     """Hands a hint to everybody who listens in this process."""
-    for listener in list(_listeners):
+    for known in list(_listeners.values()):
+        listener = known()
         try:
-            listener.hear(touched)
+            if listener is not None:
+                listener.hear(touched)
         except Exception:  # who committed must not hear of it: the next sweep finds what this hint was about
             log.exception("a hint was lost", extra={"event": "hint_lost"})
 
@@ -104,16 +109,14 @@ _parents: dict[type, list[tuple[type, tuple[str, ...]]]] = {}
 
 def wakes_parent(child: type, parent: type, names: tuple[str, ...]) -> None:
     """From now on a touched child wakes its one parent, whose key stands in these attributes of the child (hazard 63)."""
-    known = _parents.setdefault(child, [])
+    known = _parents.get(child, [])
     if (parent, names) not in known:
-        known.append((parent, names))
+        _parents[child] = [*known, (parent, names)]
 
 
 def add_parents(touched: Touched, record: Any) -> None:
     """The parents of a touched child, by what the child says of them."""
-    if not _parents:
-        return
-    for child, parents in _parents.items():
+    for child, parents in list(_parents.items()) if _parents else ():
         if isinstance(record, child):
             for parent, names in parents:
                 key = tuple(record.__dict__.get(name) for name in names)

@@ -32,6 +32,7 @@ GAP_IN_HAND_S = 0.02  # between two of what this process carries out itself
 AWAITED_S = 3.0  # so long that is told after somebody said that he waits for it by `until`: else nobody wants to know
 LOOK_S = 1.0  # how often it is seen whether a worker hangs
 DICE_BITS = 32
+STOP_S = 5.0
 
 
 class Ear(Protocol):
@@ -62,12 +63,13 @@ class Messenger:
         self.transport = transport
         self._subject = f"groundstate.{subject_word(app)}"
         self._questions = questions
+        self._names = {question.spec.name for question in questions}
         self._with_keys = with_keys
         self._tells = tells
         self._part = part or Part()
         self._sender = secrets.token_hex(4)
         self._dice = random.Random()  # noqa: S311  # who looks first, no secret
-        self._ears: list[Ear] = []
+        self._ears: list[tuple[str, Ear]] = []  # with the names of their databases
         self._bells: set[Callable[[], None]] = set()
         self._fresh: dict[str, Touched] = {}  # by the names of databases
         self._in_hand: dict[str, Touched] = {}
@@ -101,17 +103,21 @@ class Messenger:
             if self._refused is not None:
                 raise self._refused
 
-    def stop(self) -> None:
-        """Sends nothing more. Idempotent."""
+    def end(self) -> None:
+        """Sends nothing more, from soon on. Idempotent."""
         hints.stop_listening(self)
         self._ended = True
         self._something.set()
-        if self._pid == os.getpid() and self._thread.is_alive():
-            self._thread.join(STOP_S)
 
-    def serves(self, ear: Ear) -> None:
-        """From now on this worker hears what others tell."""
-        self._ears.append(ear)
+    def stop(self, within_s: float = STOP_S) -> None:
+        """Sends nothing more, and waits so long for its thread to end. Idempotent."""
+        self.end()
+        if self._pid == os.getpid() and self._thread.is_alive():
+            self._thread.join(max(within_s, 0))
+
+    def serves(self, ear: Ear, store: str = "") -> None:
+        """From now on this worker, of the database of this name, hears what others tell."""
+        self._ears.append((store, ear))
 
     def rings(self, bell: Callable[[], None]) -> None:
         """From now on this is called with each hint of others."""
@@ -126,7 +132,7 @@ class Messenger:
         store = self._part.of(touched)
         if self._pid != os.getpid() or not self._part.concerns(store):
             return
-        in_hand = touched.ours or bool(self._ears)
+        in_hand = touched.ours or any(not store or not of or of == store for of, _ in self._ears)
         if in_hand and time.monotonic() > self._awaited_until:
             return
         with self._lock:
@@ -152,10 +158,11 @@ class Messenger:
         if found.waits:
             self._awaited_until = time.monotonic() + AWAITED_S
             return
-        for ear in self._ears:
+        for _, ear in self._ears:
             ear.hear_afar(found)
-        for bell in list(self._bells):
-            bell()
+        if found.table or not self._names.isdisjoint(found.reactions):
+            for bell in list(self._bells):
+                bell()
 
     # ---- its thread ----------------------------------------------------------------------------------------------------------------
     def _run(self) -> None:
@@ -168,7 +175,7 @@ class Messenger:
             return
         finally:
             self._opened.set()
-        if self._tells:
+        if self._tells and not self._ended:
             hints.listen(self)
         try:
             self._go_on()
@@ -184,7 +191,7 @@ class Messenger:
                 self._send()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
-                for ear in self._ears:
+                for _, ear in self._ears:
                     with suppress(Exception):
                         ear.stand_down()
 
@@ -224,9 +231,6 @@ class Messenger:
         said = replace(found, sender=self._sender, dice=self._dice.getrandbits(DICE_BITS))
         for piece in rules.written(said, HINT_MOST):
             self.transport.send(piece)
-
-
-STOP_S = 5.0
 
 
 def subject_word(app: str) -> str:

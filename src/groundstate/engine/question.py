@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Enum,
     Integer,
     Select,
     SmallInteger,
@@ -137,9 +138,19 @@ class Question:
             self.record_text(key)  # a time near the end of the calendar may have none in UTC
         except ArithmeticError as error:
             raise ValueError(str(error)) from None
-        for value, column in zip(key, self.mapper.primary_key, strict=True):
+        for value, column, bind in zip(key, self.mapper.primary_key, self._key_binds, strict=True):
             self._check_bounds(value, column.type)
+            if bind is not None:
+                try:
+                    bind(value)  # of a type of the user's, which may refuse it
+                except Exception as error:
+                    raise ValueError(f"{value!r} is refused by the column's type: {error}") from None
         return key
+
+    @cached_property
+    def _key_binds(self) -> list[Any]:
+        dialect = self.database.engine.dialect
+        return [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self.mapper.primary_key]
 
     def key_of_text(self, written: str) -> PrimaryKey | None:
         """The same; None for what is no key, of which there is no record."""
@@ -341,7 +352,7 @@ class Question:
         kind = self.mapper.primary_key[0].type
         if isinstance(kind, Integer) or (isinstance(kind, Uuid) and self.database.name == "postgresql"):
             return cast(self.key_attributes[0], Text)
-        return self.key_attributes[0] if isinstance(kind, String) else None
+        return self.key_attributes[0] if isinstance(kind, String) and not isinstance(kind, Enum) else None
 
     @cached_property
     def _occurrence_in_sql(self) -> ColumnElement[str] | None:

@@ -322,6 +322,8 @@ class Worker:
         before = self._shift.took
         self._succession.check(self._shift)
         self._fleet.turned_at = started
+        if self._shift.stopping is not None:
+            self._fleet.resign()
         self._afar.take_over(self._shift, started)
         if self._sweeps.turn(self._keep_house, self._beat) and self._quiet_wanted == "asked":
             self._quiet_wanted = "swept"
@@ -451,6 +453,8 @@ class Worker:
 
     def _leave(self) -> None:
         caller = self._traffic.caller
+        with contextlib.suppress(Exception):
+            self._fleet.resign()  # this life may be kept for long yet
         caller.stop(1.0)
         if caller.threads.busy and self._shift.life.sound:
             # Whoever took this life for dead would settle calls that may still land. A process that ends takes its threads along.

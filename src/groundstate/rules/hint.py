@@ -19,6 +19,7 @@ ROWS = b"rows:"  # begins what a trigger of the database says: the full name of 
 _VERSION = 1
 _NAMES_MOST = 10_000
 _NUMBERS_BELOW = 2**63
+_REPORT_ROWS_MOST, _REPORT_S_MOST = 10_000_000, 60.0  # more than any worker does between two that it tells of
 _REPORT, _WHO_AND_WHOM = 3, 2  # how many numbers such a thing is
 
 
@@ -117,7 +118,7 @@ def _did(said: Any) -> Report | None:
     if not _numbers(said) or len(said) != _REPORT:
         return None
     life, rows, milliseconds = said
-    return Report(life, max(rows, 0), max(milliseconds, 0) / 1000)
+    return Report(life, min(max(rows, 0), _REPORT_ROWS_MOST), min(max(milliseconds, 0) / 1000, _REPORT_S_MOST))
 
 
 def _let_in(said: Any, reactions: tuple[str, ...]) -> tuple[int, LetIn] | None:
