@@ -14,6 +14,7 @@ from sqlalchemy import (
     JSON,
     Column,
     Computed,
+    Enum,
     ForeignKey,
     Integer,
     LargeBinary,
@@ -196,6 +197,18 @@ class ByEnum(Base):
     status: Mapped[str] = mapped_column(default="new")
 
 
+class Suit(enum.Enum):
+    A, B, C, D, E, F, G, H, I, J, K, L = "abcdefghijkl"  # noqa: E741
+
+
+class BySuit(Base):
+    """Its key is written by the values of an enum, and not by its names."""
+
+    __tablename__ = "by_suit"
+    suit: Mapped[Any] = mapped_column(Enum(Suit, values_callable=lambda suits: [suit.value for suit in suits]), primary_key=True)
+    status: Mapped[str] = mapped_column(default="new")
+
+
 class Words(Base):
     __tablename__ = 'Order "by" Select'
     id: Mapped[int] = mapped_column("Group", primary_key=True)
@@ -339,6 +352,7 @@ KINDS: dict[str, Kind] = {
     ),
     "an enum": Kind(Enumerated, lambda n: Enumerated(id=n), states=(Step.NEW, Step.MIDDLE, Step.DONE)),
     "an enum in the key": Kind(ByEnum, lambda n: ByEnum(step=Step.DONE, id=n)),
+    "an enum as the key": Kind(BySuit, lambda n: BySuit(suit=list(Suit)[n - 1])),
     "quoted names and reserved words": Kind(Words, lambda n: Words(id=n), first=_set(note="a"), then=_set(values="b"),
                                             true=lambda r: (r.note, r.values) == ("a", "b")),
     "a text key": Kind(Texts, lambda n: Texts(id=f"key/{n}'\"%s ü")),

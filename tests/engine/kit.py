@@ -238,6 +238,12 @@ class Life:
         self.worker._wake.set()
         until(lambda: self.worker._fleet.turned_at > before)
 
+    def sweep_no_more(self) -> None:
+        """Until its `sweep`. A turn that is on, and just begins a sweep, would say when the next one is."""
+        while self.worker._sweeps.next != float("inf"):
+            self.worker._sweeps.next = float("inf")
+            self.turn()
+
     @property
     def ended(self) -> bool:
         return not self.worker._thread.is_alive()

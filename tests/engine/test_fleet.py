@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -96,6 +97,16 @@ class Fleet:
         for line in self.lines:
             line.cut = cut
 
+    @contextmanager
+    def only(self, life: Life) -> Iterator[None]:
+        """Nobody but this one begins anything meanwhile."""
+        held = [one for one in self.lives if one is not life]
+        for one in held:
+            one._gate.acquire()
+        yield
+        for one in held:
+            one._gate.release()
+
     def close(self) -> None:
         for one in self.messengers:
             one.stop()
@@ -181,6 +192,75 @@ def test_a_worker_that_hangs_in_a_handler_lets_another_one_sweep(made: Fleet, mo
     until(lambda: made.world.order(2).status == "packed")
     gate.set()
     until(lambda: made.world.order(1).status == "done")
+
+
+def test_a_worker_that_drains_lets_another_one_sweep(made: Fleet) -> None:
+    gateway = charging(made.world, ASK)
+    made.world.there()
+    made.workers(2)
+    leaving = made.sweeping[0]
+    staying = made.other_than(leaving)
+    gateway.plan(1, "hang")
+    leaving.worker._wake.set()
+    with made.only(leaving):
+        made.commit_elsewhere(1)
+        until(lambda: gateway.waiting == 1)
+    leaving.drain()
+    until(lambda: made.sweeping == [staying])
+    made.commit_elsewhere(2)
+    until(lambda: made.world.order(2).status == "paid")
+    assert not leaving.ended  # its call is still in the air
+    gateway.gate.set()
+    until(lambda: made.world.order(1).status == "paid")
+
+
+def test_a_worker_whose_call_outlasts_its_stop_keeps_its_lock_and_lets_another_one_sweep(made: Fleet) -> None:
+    gateway = charging(made.world, ASK, sync=True)
+    made.world.there()
+    made.workers(2)
+    leaving = made.sweeping[0]
+    staying = made.other_than(leaving)
+    gateway.plan(1, "hang")
+    with made.only(leaving):
+        made.commit_elsewhere(1)
+        until(lambda: gateway.waiting == 1)
+    leaving.stop(0.0)
+    assert leaving.worker.life.lives.held()
+    until(lambda: made.sweeping == [staying])
+    made.commit_elsewhere(2)
+    until(lambda: made.world.order(2).status == "paid")
+    gateway.gate.set()
+
+
+def test_a_worker_that_alone_is_cut_off_from_hints_lets_another_one_sweep(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "CUT_OFF_S", 0.3)
+    _packed(made.world)
+    made.workers(3)
+    cut = made.sweeping[0]
+    made.lines[made.lives.index(cut)].cut = True
+    until(lambda: any(one.worker._fleet.leads for one in made.lives if one is not cut))
+    assert not cut.worker._fleet.leads
+    assert cut in made.sweeping  # for itself
+    made.lines[made.lives.index(cut)].cut = False
+    until(lambda: len(made.sweeping) == 1)
+
+
+def test_words_of_strangers_make_no_worker_look_who_is_there_all_the_time(made: Fleet) -> None:
+    _packed(made.world)
+    (life,) = made.workers(1)
+    own = life.worker._fleet
+    life.sweep_no_more()
+    now = own._beat_at + 0.01
+    own.next_beat = now + 3600
+    assert not any(own.knows(stranger, now) for stranger in range(1, 50))
+    assert own.next_beat == own._beat_at + fleet.STRANGERS_S  # once for all of them
+    own.next_beat = now + 3600
+    assert not any(own.knows(stranger, now + 10) for stranger in range(1, 50))
+    assert own.next_beat == now + 3600  # who was looked for and not found
+    assert not any(own.knows(stranger, now + 10) for stranger in range(50, 2 * fleet.STRANGERS_MOST))
+    own.next_beat = now + 3600
+    assert not own.knows(5 * fleet.STRANGERS_MOST, now + 10)
+    assert own.next_beat == now + 3600  # and so many that all of them are forged, or of another database
 
 
 def test_a_life_that_lost_its_lock_sweeps_for_nobody(made: Fleet) -> None:
@@ -279,7 +359,8 @@ def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobod
 ) -> None:
     _packed(made.world)
     made.workers(2)
-    led = made.other_than(made.sweeping[0]).worker
+    sweeping = made.sweeping[0]
+    led = made.other_than(sweeping).worker
     led._fleet.next_beat = time.monotonic() + 3600
     led.life.care = Care(careful=True)
     right, met = plain.carry_out, threading.Event()
@@ -291,10 +372,11 @@ def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobod
         return plain.Done(read=1)
 
     monkeypatch.setattr(plain, "carry_out", meets_a_lock)
-    made.sweeping[0].worker._sweeps.next = time.monotonic() + 2  # not before the other one has begun it
+    sweeping.sweep_no_more()  # before the other one has begun it
     made.commit_elsewhere(1)
     led.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, 0))
     assert met.wait(20)
+    sweeping.worker._sweeps.next = 0.0
     until(lambda: made.world.order().status == "packed")
 
 
@@ -459,7 +541,7 @@ def _kept_out(made: Fleet) -> Life:
     word = LetIn((sweeping.life.id,), ("packed",))
     life.worker.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, crew=sweeping._fleet.lock, let_in=(sweeping.life.id, word)))
     life.worker._wake.set()
-    until(lambda: life.worker.lanes[0].left_to_others)
+    until(lambda: life.worker._shift.lane("packed").left_to_others)
     return life
 
 
@@ -504,6 +586,20 @@ def test_who_comes_up_beside_others_first_listens_whether_they_are_at_a_backlog(
     _many_orders(made.world, 1, 1_000)
     until(lambda: made.world.count(Order.status == "packed") == 1_000)
     assert by == {first.worker._thread.ident}
+
+
+def test_who_is_told_of_one_backlog_goes_on_with_the_others(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "ARRIVES_S", 0.2)
+
+    @made.world.app.on(Order, Order.status == "packed")
+    def sent(order: Order) -> None:
+        order.status = "sent"
+
+    _packed(made.world)
+    monkeypatch.setattr(crowd, "KEPT_OUT_S", 3600.0)
+    made.workers(2)
+    life = _kept_out(made)
+    until(lambda: {lane.name: lane.left_to_others for lane in life.worker.lanes} == {"packed": True, "sent": False})
 
 
 @pytest.mark.parametrize("forged", ["by a stranger", "to who sweeps", "for other code"])

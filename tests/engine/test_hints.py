@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import String, TypeDecorator, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Outside, every_child, hold
-from groundstate.engine import sweeps
+from groundstate.app import waiting
+from groundstate.engine import hints, sweeps
 from groundstate.engine.hints import Touched
+from groundstate.rules.hint import Hint
 from tests.engine.charging import charging
 from tests.engine.kit import Order, World, until
 from tests.engine.test_rows import Rendition, Video
@@ -168,6 +175,111 @@ def test_a_fresh_row_is_carried_out_amid_a_backlog(world: World) -> None:
     life.worker.go()
     until(lambda: world.count(Order.status == "packed") == 8001)
     assert order.index(90_000) < 1000
+
+
+def test_a_commit_never_fails_by_who_begins_or_stops_to_listen_meanwhile() -> None:
+    class Ear:
+        def hear(self, touched: Touched) -> None:
+            heard.append(touched)
+
+    heard: list[Touched] = []
+    over, pause = threading.Event(), sys.getswitchinterval()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            ear = Ear()
+            hints.listen(ear)
+            hints.stop_listening(ear)
+
+    stays, others, told = Ear(), [threading.Thread(target=come_and_go) for _ in range(2)], Touched(whole={Order})
+    hints.listen(stays)
+    sys.setswitchinterval(1e-6)
+    try:
+        for other in others:
+            other.start()
+        for _ in range(5_000):
+            hints.tell(told)
+    finally:
+        sys.setswitchinterval(pause)
+        over.set()
+        for other in others:
+            other.join()
+    assert len(heard) >= 5_000
+    hints.stop_listening(stays)
+    del heard[:]
+    hints.tell(told)
+    assert heard == []
+
+
+class Slug(TypeDecorator[str]):
+    """Text of one kind alone."""
+
+    impl, cache_ok = String, True
+
+    def process_bind_param(self, value: Any, _dialect: Any) -> Any:
+        if not value.startswith("order-"):
+            raise ValueError(f"{value!r} is no slug")
+        return value
+
+
+class Slugs(DeclarativeBase): ...
+
+
+class Slugged(Slugs):
+    __tablename__ = "slugged"
+    id: Mapped[str] = mapped_column(Slug, primary_key=True)
+    status: Mapped[str] = mapped_column(default="placed")
+
+
+def test_a_forged_key_that_the_columns_own_type_refuses_is_no_key(database_url: str) -> None:
+    with closing(World(database_url, Slugs)) as world:
+        _forge_a_key(world)
+
+
+def _forge_a_key(world: World) -> None:
+    @world.app.on(Slugged, Slugged.status == "placed")
+    def packed(one: Slugged) -> None:
+        one.status = "packed"
+
+    world.there()
+    life = world.worker()
+    life.quiet()
+    lane = life.worker.lanes[0]
+    assert lane.question.key_of_text("order-1") == ("order-1",)
+    assert lane.question.key_of_text("x") is None
+    life.worker.hear_afar(Hint("web", ("packed",), 1, 0, keys={"packed": ("x",)}))
+    world.add(Slugged(id="order-1"))
+    until(lambda: world.get(Slugged, "order-1").status == "packed")
+    assert lane.trouble == 0
+
+
+def test_until_asks_no_more_often_for_a_flood_of_hints(world: World) -> None:
+    world.there().orders(1)
+    asked: list[float] = []
+
+    async def flooded() -> bool:
+        ends = asyncio.get_running_loop().time() + 0.3
+
+        async def flood() -> None:
+            while asyncio.get_running_loop().time() < ends:
+                hints.tell(Touched(whole={Order}))
+                await asyncio.sleep(0)
+
+        flooding = asyncio.create_task(flood())
+        moved = await world.app.until(Order, 1, Order.status == "lost", timeout=timedelta(milliseconds=300))
+        await flooding
+        return moved
+
+    real = waiting.Asked.look
+
+    def look(one: waiting.Asked) -> None:
+        asked.append(time.monotonic())
+        real(one)
+
+    with mock.patch.object(waiting.Asked, "look", look):
+        assert not asyncio.run(flooded())
+    assert 1 <= len(asked) <= 0.3 / waiting.GAP_S + 3
+    world.app.stop()
 
 
 def test_until_answers_a_web_request_once_the_record_moved(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,8 +17,9 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import App, DeclarationError, Moment, NotInitialised, Store, StoreRefused
+from groundstate import App, DeclarationError, Moment, NotInitialised, Stopped, Store, StoreRefused
 from groundstate.app import crew
+from groundstate.engine.worker import Worker
 from groundstate.store.opening import settings_of
 from groundstate.testing.servers import PostgresServer
 from tests.store.children import until
@@ -207,6 +209,97 @@ def test_a_store_that_is_refused_keeps_the_app_from_starting(sqlite_url: str, tm
         app.start()
     with pytest.raises(NotInitialised):
         app.start()  # it does not run, and leaves nothing that runs
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_that_is_refused_once_the_start_is_over_is_told_and_tried_again(
+    both: App, postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(crew, "START_S", 0.3)
+    write(postgres_url, Payment(id=1))
+    started, really, tries = threading.Event(), Worker.start, list[str]()
+
+    def start(worker: Worker) -> None:
+        if worker.database.settings.url.drivername.startswith("postgresql") and not tries:
+            tries.append("one")
+            assert started.wait(20)  # as where somebody holds a lock on our tables
+            worker.database.close()
+            raise StoreRefused("somebody has held rows that must be looked at first")
+        really(worker)
+
+    monkeypatch.setattr(Worker, "start", start)
+    with caplog.at_level(logging.WARNING, "groundstate"):
+        both.start()
+        assert list(both.down) == ["bank"]
+        started.set()
+        until(lambda: count(postgres_url, "SELECT count(*) FROM payments WHERE booked") == 1)
+    assert both.down == {}
+    assert "bank: nothing is carried out there, tried again in 0.1 s: StoreRefused: somebody has held rows" in caplog.text
+
+
+def test_a_second_start_at_the_same_moment_is_refused(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App(f"stores-{uuid.uuid4().hex[:8]}", Store(sqlite_url, Shop))
+    app.init(tables=True)
+    begun, goes_on = _blocked_start(app, monkeypatch)
+    first = threading.Thread(target=app.start)
+    first.start()
+    assert begun.wait(20)
+    with pytest.raises(Stopped, match="runs in this process already"):
+        app.start()
+    goes_on.set()
+    first.join(20)
+    app.stop()
+    app.start()
+    app.stop()
+
+
+def test_a_lifespan_that_is_cancelled_while_it_starts_leaves_nothing_that_runs(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App(f"stores-{uuid.uuid4().hex[:8]}", Store(sqlite_url, Shop))
+    app.init(tables=True)
+    begun, goes_on = _blocked_start(app, monkeypatch)
+
+    async def served() -> None:
+        async with app.running():
+            raise AssertionError
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(served())
+        await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    with pytest.raises(Stopped):
+        app.down  # noqa: B018
+    assert count(sqlite_url, "SELECT count(*) FROM groundstate_worker") == 0
+
+
+def _blocked_start(app: App, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Its next start begins, and waits for the second event."""
+    begun, goes_on, really = threading.Event(), threading.Event(), app.check_declarations
+
+    def check() -> None:
+        begun.set()
+        assert goes_on.wait(20)
+        really()
+
+    monkeypatch.setattr(app, "check_declarations", check)
+    return begun, goes_on
+
+
+def test_databases_that_until_opens_are_few_and_closed_by_the_stop(both: App, postgres_url: str) -> None:
+    write(postgres_url, Payment(id=1, booked=True))
+
+    async def many() -> list[bool]:
+        return await asyncio.gather(*[both.until(Payment, 1, Payment.booked, timeout=SOON) for _ in range(20)])
+
+    both.start(hints_only=True)
+    assert all(asyncio.run(many()))
+    both.stop()
+    here = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+    until(lambda: count(postgres_url, here) == 1)  # who asks
 
 
 def test_two_stores_of_one_database_are_refused(database_url: str) -> None:

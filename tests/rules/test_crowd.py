@@ -167,6 +167,12 @@ def test_the_next_backlog_begins_with_what_was_found() -> None:
     assert len(crowd.at_work) == 8
 
 
+def test_a_report_of_more_than_anybody_does_is_cut_down() -> None:
+    found = read(b'{"v":1,"s":"x","r":["paid"],"n":1,"d":0,"c":1,"p":[5,4611686018427387904,4611686018427387904]}')
+    assert found is not None
+    assert found.did == Report(5, 10_000_000, 60.0)
+
+
 @pytest.mark.parametrize(
     "hint",
     [

@@ -112,7 +112,7 @@ class Messenger:
     def stop(self, within_s: float = STOP_S) -> None:
         """Sends nothing more, and waits so long for its thread to end. Idempotent."""
         self.end()
-        if self._pid == os.getpid() and self._thread.is_alive():
+        if self._pid == os.getpid() and self._opened.is_set():  # else it is still being connected to, and closed when that is over
             self._thread.join(max(within_s, 0))
 
     def serves(self, ear: Ear, store: str = "") -> None:
