@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -179,36 +178,35 @@ def test_a_fresh_row_is_carried_out_amid_a_backlog(world: World) -> None:
 
 def test_a_commit_never_fails_by_who_begins_or_stops_to_listen_meanwhile() -> None:
     class Ear:
-        def hear(self, touched: Touched) -> None:
-            heard.append(touched)
+        def __init__(self) -> None:
+            self.heard = 0
 
-    heard: list[Touched] = []
-    over, pause = threading.Event(), sys.getswitchinterval()
+        def hear(self, _touched: Touched) -> None:
+            self.heard += 1
 
-    def come_and_go() -> None:
-        while not over.is_set():
-            ear = Ear()
-            hints.listen(ear)
-            hints.stop_listening(ear)
+    early, told = [Ear(), Ear(), Ear()], Touched(whole={Order})
+    late: list[Ear] = []
 
-    stays, others, told = Ear(), [threading.Thread(target=come_and_go) for _ in range(2)], Touched(whole={Order})
-    hints.listen(stays)
-    sys.setswitchinterval(1e-6)
+    def meanwhile(*_: Any) -> Any:
+        """Between any two lines, as another thread."""
+        late.append(Ear())
+        hints.listen(late[-1])
+        return meanwhile
+
+    for ear in early:
+        hints.listen(ear)
+    before = sys.gettrace()
+    sys.settrace(meanwhile)
     try:
-        for other in others:
-            other.start()
-        for _ in range(5_000):
-            hints.tell(told)
+        hints.tell(told)
     finally:
-        sys.setswitchinterval(pause)
-        over.set()
-        for other in others:
-            other.join()
-    assert len(heard) >= 5_000
-    hints.stop_listening(stays)
-    del heard[:]
+        sys.settrace(before)
+    assert len(late) > 3
+    assert [ear.heard for ear in early] == [1, 1, 1]
+    for ear in [*early, *late]:
+        hints.stop_listening(ear)
     hints.tell(told)
-    assert heard == []
+    assert [ear.heard for ear in early] == [1, 1, 1]
 
 
 class Slug(TypeDecorator[str]):
