@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from groundstate.testing import watchdog
 from groundstate.testing.brokers import NatsServer, RedisServer
 from groundstate.testing.servers import PostgresServer
 from groundstate.transport.opening import transport_of
@@ -22,9 +27,14 @@ class Place:
     """A server, and transports on it. `stop` and `start` are SIGKILL and a start on the same port."""
 
     def __init__(
-        self, url: str, stop: Callable[[], object] | None, start: Callable[[], object] | None, cut: Callable[[], object] | None
+        self,
+        url: str,
+        folder: Path | None = None,
+        stop: Callable[[], object] | None = None,
+        start: Callable[[], object] | None = None,
+        cut: Callable[[], object] | None = None,
     ) -> None:
-        self.url, self.start, self._stop, self.cut = url, start, stop, cut
+        self.url, self.start, self._folder, self._stop, self.cut = url, start, folder, stop, cut
         self.transports: list[Any] = []
 
     @property
@@ -34,6 +44,20 @@ class Place:
     def stop(self) -> None:
         assert self._stop is not None
         self._stop()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Its server keeps every connection, takes new ones, and does nothing."""
+        assert self._folder is not None
+        of_it = watchdog.processes_in(self._folder)
+        assert of_it
+        for one in of_it:
+            os.kill(one, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for one in of_it:
+                os.kill(one, signal.SIGCONT)
 
     def open(
         self, subject: str = "groundstate.test", *, trusted: bool = False, hear: Callable[[bytes], None] | None = None
@@ -106,15 +130,15 @@ def served(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 def _place(request: pytest.FixtureRequest) -> Place:
     if request.param == "memory":
-        return Place("memory:tests", None, None, None)
+        return Place("memory:tests")
     if request.param == "postgresql":
         postgres: PostgresServer = request.getfixturevalue("other_postgres")
         postgres.start()
-        return Place(postgres.url(), postgres.kill, postgres.start, lambda: _cut_postgres(postgres))
+        return Place(postgres.url(), postgres.data, postgres.kill, postgres.start, lambda: _cut_postgres(postgres))
     broker = request.getfixturevalue(f"{request.param}_server")
     if broker._process is None:
         broker.start()
-    return Place(broker.url, broker.kill, broker.start, None)
+    return Place(broker.url, broker.folder, broker.kill, broker.start)
 
 
 def _cut_postgres(server: PostgresServer) -> None:

@@ -11,6 +11,7 @@ import tracemalloc
 import pika
 import pytest
 
+from groundstate.transport import connecting, pulse
 from groundstate.transport.connecting import FIRST_S, LONGEST_S, Connecting
 from groundstate.transport.opening import transport_of
 from groundstate.transport.port import HINT_MOST
@@ -91,6 +92,51 @@ def test_a_connection_that_is_cut_while_it_idles_is_made_anew(served: Place) -> 
     if served.cut is not None:
         served.cut()
     until(lambda: _comes_through(transport, heard))
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a server is done with that at once."""
+    monkeypatch.setattr(pulse, "SILENT_S", 0.2)
+    monkeypatch.setattr(pulse, "UNHEARD_S", 1.0)
+    monkeypatch.setattr(connecting, "GOODBYE_S", 0.2)
+    monkeypatch.setattr(connecting, "CLOSES_WITHIN_S", 0.3)
+
+
+@pytest.mark.parametrize("says", [False, True], ids=["idle", "while it says something"])
+def test_a_server_that_freezes_is_missed_and_used_again_when_it_goes_on(served: Place, hasty: None, *, says: bool) -> None:
+    transport, heard = served.open()
+    with served.frozen():
+        if says:
+            transport.send(b"lost")
+        until(lambda: not transport.up)
+    until(lambda: _comes_through(transport, heard))
+
+
+@pytest.mark.parametrize("says", [False, True], ids=["idle", "while it says something"])
+def test_closed_while_its_server_is_frozen_it_leaves_no_thread(served: Place, hasty: None, *, says: bool) -> None:
+    before = set(threading.enumerate())
+    transport, _ = served.open()
+    with served.frozen():
+        if says:
+            transport.send(b"lost")
+            until(lambda: not transport._unsent)
+        started = time.monotonic()
+        transport.close()
+        assert time.monotonic() - started < 3
+        until(lambda: not [one for one in set(threading.enumerate()) - before if one.name.startswith("groundstate")])
+
+
+def test_what_is_asked_meanwhile_is_heard_by_nobody(served: Place, hasty: None) -> None:
+    transport, heard = served.open()
+    _, others = served.open()
+    for _ in range(2):
+        asked = transport._pulse._said_at
+        until(lambda: transport._pulse._said_at > asked)  # noqa: B023  # called within its round
+    transport.send(HINT)
+    heard.wait_for(HINT)
+    others.wait_for(HINT)
+    assert heard.all == others.all == [HINT]
 
 
 def _comes_through(transport: object, heard: Heard) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from groundstate.transport.connecting import Connecting
+from groundstate.transport.connecting import Connecting, limited
 from groundstate.transport.port import Finding
 
 with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
@@ -24,6 +25,7 @@ with suppress(ImportError):  # `opening` refuses with the cure before anything h
     from pika.exceptions import ChannelClosedByBroker
 
 ASKED_WITHIN_S = 2.0
+ANSWERS_WITHIN_S = 5.0  # so long RabbitMQ may take for what pika waits for without end
 LOOK_S = 5.0  # how often it is seen whether the exchange is still there
 UNHEARD_MOST = 1_000  # hints that RabbitMQ keeps for a slow listener; beyond this the oldest are lost
 NOT_FOUND, REFUSED, NOT_AS_OURS = 404, 403, 406
@@ -74,11 +76,11 @@ class _Driver:
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
-        connection = pika.BlockingConnection(self._parameters())
-        try:
-            yield connection
-        finally:
-            with suppress(Exception):
+        connection = _Connection(self._parameters())
+        with limited(ANSWERS_WITHIN_S, connection.cut):
+            try:
+                yield connection.connection
+            finally:
                 connection.close()
 
     def _parameters(self, heartbeat_s: int = 0) -> Any:
@@ -138,19 +140,35 @@ class _Management:
         return json.loads(said)
 
 
-class _Listening:
+class _Connection:
+    """One connection of ours."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.connection = pika.BlockingConnection(parameters)
+
+    def cut(self) -> None:
+        with suppress(AttributeError, OSError):  # it has ended; and pika tells no other way to its socket
+            socket.socket.shutdown(self.connection._impl._transport._sock, socket.SHUT_RDWR)  # noqa: SLF001
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self.connection.close()
+
+
+class _Listening(_Connection):
     def __init__(self, parameters: Any, subject: str) -> None:
+        super().__init__(parameters)
         self._subject = subject
         self._unheard: list[bytes] = []
-        self._connection = pika.BlockingConnection(parameters)
         try:
-            self._channel = self._connection.channel()
-            _declare(self._channel, subject)
-            limits = {"x-max-length": UNHEARD_MOST}
-            queue = self._channel.queue_declare("", exclusive=True, auto_delete=True, arguments=limits).method.queue
-            self._channel.queue_bind(queue, subject)
-            self._channel.add_on_cancel_callback(lambda _: self.close())  # somebody deleted the queue
-            self._channel.basic_consume(queue, self._take, auto_ack=True, exclusive=True)
+            with limited(ANSWERS_WITHIN_S, self.cut):
+                self._channel = self.connection.channel()
+                _declare(self._channel, subject)
+                limits = {"x-max-length": UNHEARD_MOST}
+                queue = self._channel.queue_declare("", exclusive=True, auto_delete=True, arguments=limits).method.queue
+                self._channel.queue_bind(queue, subject)
+                self._channel.add_on_cancel_callback(lambda _: self.close())  # somebody deleted the queue
+                self._channel.basic_consume(queue, self._take, auto_ack=True, exclusive=True)
         except BaseException:
             self.close()
             raise
@@ -162,28 +180,22 @@ class _Listening:
     def heard(self, wait_s: float) -> Sequence[bytes]:
         if time.monotonic() >= self._look_at:  # of an exchange that was deleted nothing is told
             self._look_at = time.monotonic() + LOOK_S
-            self._channel.exchange_declare(self._subject, passive=True)
-        self._connection.process_data_events(wait_s)
+            with limited(ANSWERS_WITHIN_S, self.cut):
+                self._channel.exchange_declare(self._subject, passive=True)
+        self.connection.process_data_events(wait_s)
         heard, self._unheard = self._unheard, []
         return heard
 
-    def close(self) -> None:
-        with suppress(Exception):
-            self._connection.close()
 
-
-class _Speaking:
+class _Speaking(_Connection):
     def __init__(self, parameters: Any, subject: str) -> None:
+        super().__init__(parameters)
         self._subject = subject
-        self._connection = pika.BlockingConnection(parameters)
-        self._channel = self._connection.channel()
+        with limited(ANSWERS_WITHIN_S, self.cut):
+            self._channel = self.connection.channel()
 
     def say(self, hints: Sequence[bytes]) -> None:
         """In memory alone: none is marked as persistent. What RabbitMQ refuses is told by a closed channel, at the next."""
         for hint in hints:
             self._channel.basic_publish(self._subject, "", hint)
-        self._connection.process_data_events(0)
-
-    def close(self) -> None:
-        with suppress(Exception):
-            self._connection.close()
+        self.connection.process_data_events(0)

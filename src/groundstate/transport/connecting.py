@@ -1,6 +1,7 @@
 """What every transport with a server has in common: a thread that listens and connects again, one that sends, and hints that get lost.
 
-A driver says how one connects, asks, subscribes and publishes; nothing here knows which server it is.
+What is said into one's own ear must come back: a server that is frozen closes no connection, and who waits for it waits for ever. A
+driver says how one connects, asks, subscribes and publishes; nothing here knows which server it is.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from groundstate.transport.port import Finding, Hear
+from groundstate.transport.pulse import Pulse, is_probe
 from groundstate.values.errors import TransportDown, TransportRefused
 
 log = logging.getLogger("groundstate")
 OPENS_WITHIN_S = 6.0  # so long `open` waits until it is subscribed
 FIRST_S, LONGEST_S = 0.05, 5.0  # between two tries to connect, doubling
 WAITS_S = 0.2  # how often a listener looks whether it is to end
+GOODBYE_S = 1.0  # so long a server may take to say goodbye
+CLOSES_WITHIN_S = 1.5  # so long `close` waits for a thread that waits for a server, before that connection is cut, and after
 UNSENT_MOST = 1_000  # hints that wait for the server; beyond this the oldest are lost
 
 
@@ -30,6 +34,9 @@ class Listening(Protocol):
 
     def heard(self, wait_s: float) -> Sequence[bytes]:
         """What came, at once or within that time. Raises whatever the driver raises once the connection is lost."""
+
+    def cut(self) -> None:
+        """Makes whoever waits in it raise, at once and for ever. Called by another thread, at any time; does not wait itself."""
 
     def close(self) -> None:
         """Ends it."""
@@ -40,6 +47,9 @@ class Speaking(Protocol):
 
     def say(self, hints: Sequence[bytes]) -> None:
         """Publishes them; returns when the server has them. Raises once the connection is lost."""
+
+    def cut(self) -> None:
+        """As above."""
 
     def close(self) -> None:
         """Ends it."""
@@ -68,6 +78,8 @@ class Connecting:
         self._renew()
         self._subscribed = 0  # how often
         self._listens = self._speaks = 0  # for which of these subscriptions; 0: not at all
+        self._pulse: Pulse | None = None  # while the other speaks
+        self._open: dict[str, Listening | Speaking] = {}  # what there is of both
         self._refused: TransportRefused | None = None
         self._said = ""
         self._threads: list[threading.Thread] = []
@@ -108,8 +120,9 @@ class Connecting:
 
     @property
     def up(self) -> bool:
-        """Whether both connections stand, as far as is known."""
-        return self._listens == self._speaks != 0 and self._pid == os.getpid()
+        """Whether both connections stand, and what is said by one was heard by the other, as far as is known."""
+        pulse = self._pulse
+        return self._listens == self._speaks != 0 and pulse is not None and pulse.beats and self._pid == os.getpid()
 
     def findings(self) -> list[Finding]:
         """What speaks against this server."""
@@ -119,17 +132,26 @@ class Connecting:
             raise TransportDown(f"the {self.name} transport cannot be reached: {_words(error)}") from error
 
     def close(self) -> None:
-        """Ends both threads; each looks several times a second whether it is to. One that just waits for a server ends when that does."""
+        """Ends both threads; each looks several times a second whether it is to. One that waits for a server is cut off, but for one that
+        just connects: that ends by itself when its time to connect is over.
+        """
         if self._pid != os.getpid():
             return
         self._ended.set()
         self._something.set()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(OPENS_WITHIN_S)
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._join()
+        if self._threads:
+            self._cut("listening", "speaking")
+            self._join()
         self._listens = self._speaks = 0
         self._unsent.clear()
+
+    def _join(self) -> None:
+        end = time.monotonic() + CLOSES_WITHIN_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(end - time.monotonic(), 0))
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
 
     def _renew(self) -> None:
         # New ones each time: those that a forked child inherits may be locked for ever.
@@ -172,19 +194,45 @@ class Connecting:
         return False
 
     def _listen(self) -> None:
-        listening = self._driver.listen(self._subject)
+        listening = self._open["listening"] = self._driver.listen(self._subject)
         try:
             self._subscribed += 1
             self._listens = self._subscribed
             while not self._ended.is_set():
-                for hint in listening.heard(WAITS_S):
-                    with suppress(Exception):  # it is not to raise; and if it does, others are to hear the next
-                        self._hear(hint)
+                began = time.monotonic()
+                for said in listening.heard(WAITS_S):
+                    self._take(said)
+                pulse = self._pulse
+                if pulse is not None:
+                    pulse.refuse_silence(began)
                 if self.up:
                     self._said = ""
+                    self._settled.set()
+        except Exception:
+            self._listens = 0
+            self._cut("speaking")  # it leads nowhere as well, and may wait there
+            raise
         finally:
-            with suppress(Exception):
-                listening.close()
+            self._close("listening")
+
+    def _take(self, said: bytes) -> None:
+        pulse = self._pulse
+        if pulse is not None:
+            pulse.hear(said, time.monotonic())
+        if not is_probe(said):
+            with suppress(Exception):  # it is not to raise; and if it does, others are to hear the next
+                self._hear(said)
+
+    def _cut(self, *which: str) -> None:
+        for one in which:
+            with suppress(Exception):  # it may have ended meanwhile
+                self._open[one].cut()
+
+    def _close(self, which: str) -> None:
+        ending = self._open[which]
+        with suppress(Exception), limited(GOODBYE_S, ending.cut):
+            ending.close()
+        del self._open[which]
 
     def _keep_speaking(self) -> None:
         wait = FIRST_S
@@ -197,27 +245,30 @@ class Connecting:
                 self._speak()
             except Exception as error:  # noqa: BLE001  # as above
                 self._tell(f"hints are lost until the {self.name} transport can be reached again: {_words(error)}")
+                self._settled.set()
             self._speaks = 0
             self._unsent.clear()  # what was committed before is found by the sweep, and need not arrive late
             wait = self._wait_after(wait, time.monotonic() - began)
 
     def _speak(self) -> None:
         beside = self._listens  # when that connection is lost, this one leads nowhere as well, and may not have noticed
-        speaking = self._driver.speak(self._subject)
+        speaking = self._open["speaking"] = self._driver.speak(self._subject)
         try:
             self._unsent.clear()
+            self._pulse = pulse = Pulse(self._dice.random)
             self._speaks = beside
-            self._settled.set()
             while self._listens == beside and not self._ended.is_set():
-                if not self._something.wait(WAITS_S):
-                    continue
-                self._something.clear()
-                some = list(dict.fromkeys(self._unsent.popleft() for _ in range(len(self._unsent))))
+                now = time.monotonic()
+                some = [*pulse.due(now), *dict.fromkeys(self._unsent.popleft() for _ in range(len(self._unsent)))]
                 if some:
+                    pulse.saying_since = now
                     speaking.say(some)
+                    pulse.saying_since = None
+                self._something.wait(WAITS_S)
+                self._something.clear()
         finally:
-            with suppress(Exception):
-                speaking.close()
+            self._pulse = None
+            self._close("speaking")
 
     def _tell(self, words: str) -> None:
         if self._is_news(words):
@@ -230,6 +281,18 @@ class Connecting:
         if is_news:
             self._said = what
         return is_news
+
+
+@contextmanager
+def limited(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
+    """Cuts what the block waits for, where that takes longer."""
+    timer = threading.Timer(seconds, cut)
+    timer.name, timer.daemon = "groundstate-limit", True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _nobody(_hint: bytes) -> None:

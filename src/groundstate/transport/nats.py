@@ -131,6 +131,14 @@ class _Connection:
         if self.lost.is_set():
             raise ConnectionError("NATS has closed the connection")
 
+    def cut(self) -> None:
+        self.lost.set()
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+
     def close(self) -> None:
         with suppress(Exception):
             self.ask(self.client.close())
@@ -168,6 +176,9 @@ class _Listening:
             self._connection.refuse_lost()
             return []
 
+    def cut(self) -> None:
+        self._connection.cut()
+
     def close(self) -> None:
         self._connection.close()
 
@@ -186,6 +197,9 @@ class _Speaking:
         for hint in hints:
             await self._connection.client.publish(self._subject, hint)
         await self._connection.heard_by_server()
+
+    def cut(self) -> None:
+        self._connection.cut()
 
     def close(self) -> None:
         self._connection.close()

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import secrets
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from groundstate.rules.hint import ROWS
-from groundstate.transport.connecting import Connecting
+from groundstate.transport.connecting import Connecting, limited
 from groundstate.transport.port import Finding
 from groundstate.values import keepalive
 from groundstate.values.forks import forsake_in_child, hang_up
@@ -25,6 +27,7 @@ with suppress(ImportError):  # `opening` refuses with the cure before anything h
 
 PROBE = "probe "
 PROBED_WITHIN_S = 3.0
+ANSWERS_WITHIN_S = 5.0  # so long each connection may take until it is as it is to be: libpq's own limit is for connecting alone
 _CLIENT = {**keepalive.CLIENT, "connect_timeout": 5, "application_name": "groundstate hints"}
 _IDENTIFIER_MOST = 63
 _PAYLOAD_MOST = 7_999  # bytes
@@ -74,6 +77,7 @@ class _Connection:
     def __init__(self, arguments: Mapping[str, Any], channel: str) -> None:
         self._channel = channel
         self.connection: psycopg.Connection[Any] = psycopg.connect(**arguments, autocommit=True)
+        self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))  # our own end of it, which libpq does not close
         forsake_in_child(self)
 
     def _settle(self) -> None:
@@ -86,11 +90,17 @@ class _Connection:
             with suppress(psycopg.DatabaseError):
                 self.connection.execute("SELECT set_config(%s, %s, false)", (name, value))
 
+    def cut(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self.connection.close()
+        self._socket.close()
 
     def forsake(self) -> None:
         """In a forked child: so that nothing there ends the parent's session."""
+        self._socket.close()
         if not self.connection.closed:
             hang_up(self.connection.fileno())
 
@@ -99,12 +109,13 @@ class _Listening(_Connection):
     def __init__(self, arguments: Mapping[str, Any], channel: str, also: tuple[str, ...]) -> None:
         super().__init__(arguments, channel)
         try:
-            for one in (channel, *also):
-                self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(one)))
-            self._prove(arguments)
-            self._settle()
+            with limited(ANSWERS_WITHIN_S, self.cut):
+                for one in (channel, *also):
+                    self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(one)))
+                self._prove(arguments)
+                self._settle()
         except BaseException:
-            self.connection.close()
+            self.close()
             raise
 
     def heard(self, wait_s: float) -> list[bytes]:
@@ -120,8 +131,12 @@ class _Listening(_Connection):
     def _prove(self, arguments: Mapping[str, Any]) -> None:
         """A pooler in transaction mode lets LISTEN go to one session and hears none: what is said once must come back."""
         mark = PROBE + secrets.token_hex(8)
-        with psycopg.connect(**arguments, autocommit=True) as other:
-            other.execute("SELECT pg_notify(%s, %s)", (self._channel, mark))
+        other = _Connection(arguments, self._channel)
+        try:
+            with limited(PROBED_WITHIN_S, other.cut):
+                other.connection.execute("SELECT pg_notify(%s, %s)", (self._channel, mark))
+        finally:
+            other.close()
         end = time.monotonic() + PROBED_WITHIN_S
         while (left := end - time.monotonic()) > 0:
             if any(one.payload == mark for one in self.connection.notifies(timeout=left, stop_after=1)):
@@ -135,7 +150,8 @@ class _Speaking(_Connection):
 
     def __init__(self, arguments: Mapping[str, Any], channel: str) -> None:
         super().__init__(arguments, channel)
-        self._settle()
+        with limited(ANSWERS_WITHIN_S, self.cut):
+            self._settle()
 
     def say(self, hints: Sequence[bytes]) -> None:
         payloads = [payload for hint in hints if len(payload := _written(hint)) <= _PAYLOAD_MOST]

@@ -130,6 +130,9 @@ class _Listening:
         said = self._heard.get_message(timeout=wait_s)
         return [said["data"]] if said is not None and said["type"] == "message" else []
 
+    def cut(self) -> None:
+        self._client.connection_pool.disconnect()
+
     def close(self) -> None:
         self._heard.close()
         self._client.close()
@@ -147,6 +150,9 @@ class _Speaking:
         for hint in hints:
             line.publish(self._subject, hint)
         line.execute()
+
+    def cut(self) -> None:
+        self._client.connection_pool.disconnect()
 
     def close(self) -> None:
         self._client.close()
