@@ -77,6 +77,7 @@ def test_a_pyproject_that_cannot_be_read_is_told(folder: Path) -> None:
         ("def app(:\n", "SyntaxError"),
         ("import nowhere_to_be_found\n", "No module named 'nowhere_to_be_found'"),
         ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("import os\n\nos.environ['NOT_SET_HERE']\n", "groundstate_cli_shop_broken.py:3)"),
         ("raise SystemExit(3)\n", "ends the process when it is imported"),
         ("from groundstate import App\napp = App('x')\n", "has no store"),
     ],

@@ -91,9 +91,18 @@ def test_selectors_find_the_workers_and_probes_ask_what_is_served() -> None:
     assert option(worker["args"], "--http").endswith(f":{port['containerPort']}")
     asked = {name: worker[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert {one["port"] for one in asked.values()} == {port["name"]}
-    assert {one["path"] for one in asked.values()} == {"/livez", "/readyz"}
-    assert asked["livenessProbe"]["path"] == "/livez"
+    # A database that is down makes no pod start anew: /readyz says what is down, /livez what hangs.
+    assert {name: one["path"] for name, one in asked.items()} == {
+        "startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz",
+    }  # fmt: skip
     assert of_kind("Service")["spec"]["ports"][0]["targetPort"] == port["name"]
+
+
+def test_workers_do_not_run_as_the_role_that_owns_the_tables() -> None:
+    def secrets(kind: str) -> set[str]:
+        return {env["valueFrom"]["secretKeyRef"]["name"] for one in containers(kind) for env in one["env"]}
+
+    assert (secrets("Job"), secrets("Deployment")) == ({"shop-database-owner"}, {"shop-database"})
 
 
 def test_kubernetes_waits_for_the_drain_to_end() -> None:

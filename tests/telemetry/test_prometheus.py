@@ -6,17 +6,21 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from groundstate import App, Store
 from groundstate.store.naming import name_of
 from groundstate.telemetry import looking
 from groundstate.telemetry.measures import MEASURES
 from groundstate.telemetry.prometheus import Collector, Page
 from tests.docs.blocks import ROOT
+from tests.engine.test_stores import unused_url
 from tests.telemetry.conftest import Shop, ended, made, until
 
 
@@ -133,6 +137,32 @@ def test_a_database_that_does_not_answer_costs_a_scrape_a_bounded_wait(sqlite_sh
     sqlite_shop.sql("ALTER TABLE gone RENAME TO groundstate_attempt")
     until(lambda: Scraped(page).value("groundstate_store_answers") == 1)
     page.close()
+
+
+def test_a_database_whose_worker_never_came_up_is_told_as_not_up(tmp_path: Path) -> None:
+    class Base(DeclarativeBase): ...
+
+    class Note(Base):
+        __tablename__ = "notes"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        read: Mapped[bool] = mapped_column(default=False)
+
+    url = f"sqlite:///{tmp_path / 'up.db'}"
+    App("notes", Store(url, Base)).init(tables=True)
+    app = App("notes-of-two", Store.shards({"up": url, "down": unused_url()}, Base))
+
+    @app.on(Note, Note.read.is_(False))
+    def read(note: Note) -> None:
+        note.read = True
+
+    app.start()
+    page = Page(app)
+    try:
+        up = [Scraped(page).value("groundstate_worker_up", store=name_of(part.settings().url)) for part in app.parts]
+        assert up == [1, 0]
+    finally:
+        page.close()
+        app.stop()
 
 
 def test_a_collector_can_stand_in_anybodys_registry(sqlite_shop: Shop) -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sqlalchemy.exc import DBAPIError
+
 from groundstate.app.store import Store
 from groundstate.engine import trouble
 from groundstate.engine.apart import Admitted
@@ -45,7 +47,7 @@ class Post:
         """Why nothing is carried out there just now."""
         if self.worker is not None:
             return self.worker.trouble
-        return describe(self.error) if self.error is not None else "its database did not answer yet"
+        return _in_words(self.error) if self.error is not None else "its database did not answer yet"
 
 
 class Crew:
@@ -114,7 +116,7 @@ class Crew:
                     self._changed.notify_all()
                 if said and not trouble.transient(error):
                     return  # by the start
-                self._say_down(post.store.label, wait, describe(error))
+                self._say_down(post.store.label, wait, _in_words(error))
                 self._over.wait(wait)
                 wait = min(wait * 2, LONGEST_S)
             else:
@@ -180,3 +182,7 @@ class Crew:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def _in_words(error: BaseException) -> str:
+    return trouble.told(error) if isinstance(error, DBAPIError) else describe(error)

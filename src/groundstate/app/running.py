@@ -270,7 +270,7 @@ class Running:
         baseline: Sequence[str] = (),
         progress: Callable[[str, int], None] | None = None,
     ) -> list[str]:
-        """Creates our four tables where they are missing; returns what was created. Idempotent.
+        """Creates our four tables where they are missing; returns what was created, of several databases each with its name. Idempotent.
 
         tables: the user's own tables too, where missing (for a first try; migrations later). accept: reactions (True: all) to start on
         the rows that are there; baseline: reactions that leave the rows that match now, and start with new ones, and schedules that start
@@ -288,7 +288,7 @@ class Running:
             database.connect()
             try:
                 new = schema.create(database, *(store.metadatas if tables else ()))
-                created += new
+                created += new if len(self.parts) == 1 else [f"{store.label}: {name}" for name in new]
                 if "groundstate_worker" in new and witness:
                     for gone in witness.read():
                         witness.erase(gone)  # of a database that was here before this one

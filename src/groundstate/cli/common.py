@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import sysconfig
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from groundstate.app.app import App
 from groundstate.app.store import Store
 from groundstate.engine import schema
-from groundstate.store import opening
+from groundstate.store import naming, opening
 from groundstate.store.port import Database, Lives
 from groundstate.values.errors import Conflict, DeclarationError, GroundstateError, NotFound, NotInitialised, StateRefused, StoreRefused
 
@@ -130,11 +131,16 @@ def _imported(module_name: str, place: str) -> Any:
 
 
 def _line_of(error: BaseException) -> str:
-    """Where the user's code raised it: the last line that is no machinery of imports."""
+    """Where the user's code raised it: the last line that is none of Python's own."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_pythons(frame.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown line"
+
+
+def _is_pythons(file: str) -> bool:
+    library = sysconfig.get_path("stdlib")
+    return file.startswith("<frozen ") or (file.startswith(library) and "-packages" not in file.removeprefix(library))
 
 
 # ---- what is typed ---------------------------------------------------------------------------------------------------------------
@@ -187,7 +193,7 @@ def chosen(stores: Sequence[Store], name: str | None) -> list[Store]:
     """The store that --store names, or all of them. Raises CommandFailed."""
     if name is None:
         return list(stores)
-    found = [store for store in stores if name in (store.label, title_of(store))]
+    found = [store for store in stores if name in (store.label, title_of(store)) or name == naming.name_of(store.settings().url)]
     if not found:
         raise CommandFailed(f"--store: there is no {name!r} here; there are {', '.join(store.label for store in stores)}")
     return found

@@ -120,9 +120,15 @@ class Meter:
         stores = self._looking.seen()
         for seen in stores:
             yield from of_store(seen, time.monotonic())
+        told = set[str]()
         for vitals in self._app.vitals():
+            told.add(vitals.store)
             yield from of_worker(vitals, outsides_of(self._app, vitals.store, stores))
         with suppress(Stopped):
+            down = self._app.down
+            for seen in stores:
+                if seen.store.label in down and seen.name not in told:  # it never came up in this process
+                    yield UP, 0, seen.name
             for name, up in self._app.transports.items():
                 yield TRANSPORT, up, name
 
