@@ -160,6 +160,12 @@ def test_attempts_of_a_reaction_that_is_not_declared_are_said(shop: Shop) -> Non
     assert "'charged', which this code does not declare" in shop.run("pending").out
 
 
+def test_rows_that_an_undeclared_reaction_left_out_are_no_open_attempts(shop: Shop) -> None:
+    shop.attempt("charged", "1", State.HELD, why="baseline")
+    report = shop.report()
+    assert (report["undeclared"], report["baseline"]) == ({}, 1)
+
+
 def test_the_report_has_the_documented_shape(shop: Shop) -> None:
     fill(shop)
     said = shop.run("pending", "--json", "--states").json

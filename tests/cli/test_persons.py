@@ -148,7 +148,8 @@ def test_held_as_json_has_each_field_for_programs(shop: Shop) -> None:
     shop.held(1)
     (one,) = shop.run("held", "--json").json["held"]
     assert one["key"] == keys.call_key("persons-shop", "paid", "1", "")
-    assert one["can"] == ["settle --absent", "settle --outcome", "forget"]
+    assert one["can"] == ["settle --absent", "settle --outcome"]
+    assert "forget" not in shop.run("held").out
     assert (one["reaction"], one["record"], one["unsure"], one["calls"], one["outcome"]) == ("paid", "1", True, 1, None)
     assert one["since"].endswith("Z")
 
@@ -312,6 +313,18 @@ def test_at_a_terminal_yes_goes_on(shop: Shop, at_a_terminal: Callable[[str], li
 
 
 # ---- forget ----------------------------------------------------------------------------------------------------------------------
+def test_forget_all_of_what_was_left_out_only_where_that_is_said(shop: Shop) -> None:
+    shop.held(1, 2, why="baseline", unsure=False)
+    shop.held(3, why="baseline", unsure=False, reaction="shipped")
+    shop.set(2, "cancelled")
+    assert shop.run("forget", "--all", "--reaction", "paid", "--yes").out == "paid: nothing to do.\n"
+    said = shop.run("forget", "--all", "--baseline", "--reaction", "paid", "--yes")
+    assert (said.code, "paid: 1 gone, 1 not possible" in said.out, "would be a new call" in said.out) == (1, True, True)
+    said = shop.run("forget", "--all", "--baseline", "--reaction", "shipped", "--yes", "--json")
+    assert (said.code, said.json["counts"]) == (0, {"deleted": 1})
+    assert shop.states() == {"1": "held"}
+
+
 def test_forget_is_refused_while_the_condition_holds_and_done_afterwards(shop: Shop) -> None:
     shop.held(1)
     said = shop.run("forget", "paid", "1")
@@ -327,6 +340,8 @@ def test_forget_all_forgets_what_no_longer_holds(shop: Shop) -> None:
     said = shop.run("forget", "--all", "--reaction", "paid")
     assert (said.code, "1 gone, 1 not possible" in said.out) == (1, True)
     assert shop.states() == {"2": "held"}
+    said = shop.run("forget", "paid", "2", "--baseline")
+    assert (said.code, "--baseline goes with --all" in said.err) == (2, True)
 
 
 # ---- trust, rename ---------------------------------------------------------------------------------------------------------------

@@ -82,6 +82,16 @@ def test_a_reaction_that_is_gone_with_open_attempts_would_be_refused(shop: Shop)
     assert "A start is refused" in shop.run("plan").out
 
 
+def test_a_reaction_that_is_gone_with_nothing_but_rows_it_left_out_keeps_no_code_from_starting(shop: Shop) -> None:
+    shop.attempt("shipped", "1", State.HELD, why="baseline")
+    assert planned(shop, 0)[""]["refused"] == []
+    columns = "key_name, condition, suspect, seen_at, app"
+    shop.sql(
+        f"INSERT INTO groundstate_reaction (name, {columns}) SELECT 'shipped', {columns} FROM groundstate_reaction WHERE name = 'packed'"
+    )
+    assert planned(shop, 0)["shipped"]["open_attempts"] == 0
+
+
 def test_it_writes_nothing(shop: Shop) -> None:
     shop.order("placed", 1)
     before = [_rows(shop, table) for table in ("groundstate_reaction", "groundstate_attempt", "groundstate_worker")]

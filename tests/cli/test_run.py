@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from groundstate.rules.attempt import State
 from tests.cli.conftest import Shop
 
 WITHIN_S = 40
@@ -159,6 +161,23 @@ def test_hazard_46_after_restore_puts_what_matches_in_doubt(sqlite_shop: Shop) -
         assert process.wait(WITHIN_S) == 0
     assert sqlite_shop.report()["counts"]["in doubt"] == 1
     assert "went back in time" in sqlite_shop.run("pending").out
+
+
+def test_attempts_that_this_code_does_not_declare_refuse_a_start_and_are_left_alone_where_that_is_said(shop: Shop) -> None:
+    shop.attempt("charged", "9", State.HELD, why="for a reason")
+    shop.order("placed")
+    refused = shop.run("run")
+    assert (refused.code, "--leave-undeclared" in refused.err) == (4, True)
+    with worker(shop, "--leave-undeclared", "--log-json") as process:
+        until(lambda: statuses(shop) == ["packed"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+    lines = [json.loads(line) for line in said("err.txt").splitlines()]
+    told = [(line["level"], line["reactions"], line["count"]) for line in lines if line.get("event") == "undeclared_left"]
+    assert told == [("WARNING", ["charged"], 1)]
+    report = shop.report()
+    assert (report["undeclared"], report["counts"]["held"]) == ({"charged": 1}, 1)
+    assert [one["record"] for one in shop.run("held", "--json").json["held"]] == ["9"]
 
 
 def test_a_database_that_is_not_initialised_is_told(bare: Shop) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import Engine, event, insert, select, update
 
 from groundstate import InDoubt, Key, Moment, Outside, Retry, again, hold
 from groundstate.engine import attempts, deeds, persons, renaming
@@ -700,6 +701,37 @@ def test_of_all_that_are_forgotten_those_whose_condition_holds_are_refused(world
     assert [one.record for one in world.attempts()] == ["1", "3"]
 
 
+def test_of_all_rows_that_were_left_out_those_whose_condition_holds_stay_since_they_would_be_carried_out(world: World) -> None:
+    charging(world, hold())
+    world.orders(3)
+    world.app.init(baseline=["paid"])
+    stored(world, record="9")
+    world.set(2, status="cancelled")
+    with acting(world) as person:
+        done = {did.record: (did.became, "would be a new call" in did.words) for did in persons.forget_all(person, "paid", baseline=True)}
+    assert done == {"1": ("refused", True), "2": ("deleted", False), "3": ("refused", True)}
+    assert [one.record for one in world.attempts()] == ["1", "3", "9"]
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_rows_that_a_reaction_left_out_which_is_gone_are_forgotten_and_it_asks_again_before_it_takes_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, one_by_one: bool
+) -> None:
+    gateway = charging(world, hold())
+    world.orders(5)
+    world.app.init(baseline=["paid"])
+    monkeypatch.setattr(persons, "AT_ONCE", 2)
+    with acting(world, without="paid") as person:
+        assert persons.how_many(person, "paid", baseline=True) == 5
+        some = [persons.forget(person, "paid", "1")] if one_by_one else [*persons.forget_all(person, "paid", baseline=True)]
+    assert {(did.became, "asks a person first" in did.words) for did in some} == {("deleted", True)}
+    assert len(world.attempts()) == 5 - len(some)
+    life = world.worker()
+    until(lambda: [(one.name, one.rows) for one in life.worker.refused] == [("paid", 5)])
+    life.quiet()
+    assert gateway.calls == []
+
+
 def test_all_of_a_reaction_that_nobody_knows_is_not_found(world: World) -> None:
     charging(world, hold())
     world.there()
@@ -744,6 +776,8 @@ def test_what_is_held_is_listed_with_its_key_at_the_provider_and_what_can_be_don
     assert "the answer was lost" in (one.error or "")
     assert one.can == ("settle --outcome",)
     world.forward(HOUR)
+    assert only(world).can == ("settle --absent", "settle --outcome")
+    world.set(1, status="cancelled")
     assert only(world).can == ("settle --absent", "settle --outcome", "forget")
 
 
@@ -751,7 +785,46 @@ def test_an_outcome_in_hand_is_listed_with_it(world: World) -> None:
     held_with_outcome(world)
     one = only(world)
     assert (one.outcome, one.unsure, one.absent_from) == ('["r1"]', False, None)
-    assert one.can == ("retry", "settle --outcome", "forget")
+    assert one.can == ("retry", "settle --outcome")
+
+
+def test_forget_is_offered_where_it_is_not_refused_and_each_condition_is_asked_once_for_a_page(world: World) -> None:
+    charging(world, hold(), occurrence=[Order.round])
+    world.orders(4)
+    for number in range(1, 6):
+        stored(world, record=str(number), occurrence="1")
+    stored(world, record="6", occurrence="1", reaction="charged")
+    world.set(2, status="cancelled")
+    world.set(3, round=2)
+    asked: list[str] = []
+    with acting(world) as person:
+        hear = partial(_keep, asked)
+        event.listen(Engine, "before_cursor_execute", hear)
+        try:
+            page = listing.held(person.app, person.database, person.questions)
+        finally:
+            event.remove(Engine, "before_cursor_execute", hear)
+        offered = [one.record for one in page.held if "forget" in one.can]
+        assert offered == ["6", "2", "3", "5"]
+        for one in page.held:
+            if one.record in offered:
+                assert persons.forget(person, one.reaction, one.record).became == "deleted"
+            else:
+                with pytest.raises(Conflict, match="would be a new call"):
+                    persons.forget(person, one.reaction, one.record)
+    assert sum("FROM orders" in one for one in asked) == 1
+
+
+def _keep(asked: list[str], _connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+    asked.append(statement)
+
+
+def test_where_a_condition_cannot_be_asked_what_is_held_is_listed_and_forget_is_not_offered(world: World) -> None:
+    charging(world, hold())
+    world.orders(1)
+    stored(world)
+    world.run("alter table orders rename column status to state")
+    assert only(world).can == ("retry", "settle --outcome")
 
 
 def test_held_attempts_are_filtered_and_come_in_pages(world: World) -> None:

@@ -226,3 +226,93 @@ def test_an_attempt_that_failed_under_old_code_is_tried_again_by_either(deploy: 
     new.stop()
     _once_each(gateway, 10)
     assert State.FAILED.value not in deploy.old.states()
+
+
+# ---- rolled back -----------------------------------------------------------------------------------------------------------------
+def test_a_baseline_of_a_new_reaction_keeps_no_old_code_from_starting_and_stands_for_the_new(deploy: Deploy) -> None:
+    for world in (deploy.old, deploy.new):
+        _step(world, "packed", "placed", "packed")
+    _step(deploy.new, "swept", "archived", "swept")
+    deploy.old.there()
+    deploy.old.orders(3, status="archived")
+    deploy.new.app.init(baseline=["swept"])
+    deploy.old.orders_from(4, 4)
+    deploy.old.settled()
+    assert deploy.old.order(4).status == "packed"
+    deploy.new.settled()
+    assert deploy.old.count(Order.status == "archived") == 3
+    assert deploy.old.states() == ["held"] * 3
+
+
+class Left:
+    """New code died with two calls of its own reaction in the air, which were made. Old code has work of its own, on one of these too."""
+
+    def __init__(self, deploy: Deploy) -> None:
+        self.old, self.new = deploy.old, deploy.new
+        for world in (self.old, self.new):
+            _step(world, "packed", "packing", "packed")
+        self.old.app.on(Order, Order.note == "urgent", name="urgent")(_hurried)
+        self.gateway = charging(self.new, ASK)
+        deploy.accepted()
+        self.gateway.plan(1, "done_hang")
+        self.gateway.plan(2, "done_hang")
+        self.old.orders(2)
+        dying = self.new.worker()
+        until(lambda: self.gateway.waiting == 2)
+        dying.kill()
+        self.old.set(1, note="urgent")
+
+    def goes_on(self, worker: kit.Life) -> None:
+        """Old code does its own work, and nothing on what is in doubt."""
+        self.old.add(Order(id=3, status="packing"), Order(id=4, status="resting", note="urgent"))
+        until(lambda: self.old.order(3).status == "packed" and self.old.order(4).note == "hurried")
+        worker.quiet()
+        worker.sweep()
+        assert [(one.reaction, one.record, one.state) for one in self.old.attempts()] == [
+            ("paid", "1", State.DOUBT),
+            ("paid", "2", State.DOUBT),
+        ]
+        assert (self.old.order(1).status, self.old.order(1).note) == ("placed", "urgent")
+
+    def settled(self) -> None:
+        """Code that declares them settles them: each was called once."""
+        self.gateway.gate.set()
+        new = self.new.worker()
+        until(lambda: self.old.count(Order.status == "paid") == 2)
+        new.quiet()
+        new.stop()
+        _once_each(self.gateway, 2)
+        assert [self.gateway.called(record) for record in (1, 2)] == [1, 1]
+
+
+def _hurried(order: Order) -> None:
+    order.note = "hurried"
+
+
+@pytest.fixture
+def left(deploy: Deploy) -> Left:
+    return Left(deploy)
+
+
+def test_old_code_leaves_the_doubts_of_a_new_reaction_alone_and_they_are_settled_when_it_is_there_again(
+    left: Left, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(StoreRefused, match=r"paid \(2\).*groundstate run --leave-undeclared"):
+        left.old.worker()
+    old = left.old.worker(leave_undeclared=True)
+    left.goes_on(old)
+    told = [record for record in caplog.records if vars(record).get("event") == "undeclared_left"]
+    assert [(record.levelname, vars(record)["reactions"], vars(record)["count"]) for record in told] == [("WARNING", ["paid"], 2)]
+    old.stop()
+    left.settled()
+    left.old.settled()
+    assert (left.old.order(1).note, left.old.attempts()) == ("hurried", [])
+
+
+def test_doubts_that_living_old_code_cannot_settle_are_settled_beside_it_by_code_that_can(left: Left) -> None:
+    old = left.old.worker(leave_undeclared=True)
+    left.goes_on(old)
+    left.settled()
+    until(lambda: left.old.order(1).note == "hurried")
+    old.stop()
+    assert left.old.attempts() == []

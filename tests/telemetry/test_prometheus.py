@@ -63,6 +63,18 @@ def test_what_the_database_says_is_told_without_a_worker(shop: Shop, page: Page)
     assert "groundstate_worker_up" not in scraped.families
 
 
+def test_attempts_of_undeclared_reactions_are_counted_but_for_rows_that_were_left_out(shop: Shop, page: Page) -> None:
+    now = "2020-01-01 00:00:00.000000+00:00"
+    for record, why in (("1", "for a reason"), ("2", "baseline")):
+        shop.sql(
+            "INSERT INTO groundstate_attempt (app, reaction, record, occurrence, state, worker, call, call_no, unsure, since, first_at,"
+            " deadline, failures, why, together)"
+            " VALUES (:app, 'shipped', :record, '', 'held', 7, 1, 0, false, :now, :now, :now, 0, :why, 0)",
+            app=shop.app.name, record=record, now=now, why=why,
+        )  # fmt: skip
+    assert Scraped(page).value("groundstate_undeclared_attempts", reaction="shipped") == 1
+
+
 def test_a_row_without_a_due_time_is_as_old_as_it_was_seen_waiting(shop: Shop, page: Page) -> None:
     shop.order("mailed")
     Scraped(page)

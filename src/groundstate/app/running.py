@@ -73,6 +73,7 @@ class Running:
         held: bool = False,
         hints_only: bool = False,
         trust_transport: bool = False,
+        leave_undeclared: bool = False,
     ) -> None:
         """Starts carrying out, in threads of its own, and returns once it is under way.
 
@@ -81,7 +82,8 @@ class Running:
         accept: starts new and changed reactions too, whatever rows they match (else they are left out, and `refused` names them).
         after_restore: a backup was put back: calls of the lost time are in doubt. held: comes up, and waits for `go`. hints_only: carries
         nothing out, but tells the workers elsewhere what this process commits, and `until` hears of what they do. trust_transport: a
-        transport that does not let it be seen whether it persists is used all the same.
+        transport that does not let it be seen whether it persists is used all the same. leave_undeclared: open attempts of reactions that
+        this code does not declare, which else refuse the start, stay as they are: for a rollback.
 
         Raises:
             DeclarationError, StoreRefused, NotInitialised, TransportRefused: what stands in the way, with the cure.
@@ -91,7 +93,8 @@ class Running:
                 raise Stopped(f"{self!r} runs in this process already")
             self._starting = True
         try:
-            self._start(Options(accept=accept, after_restore=after_restore, held=held), hints_only=hints_only, trusted=trust_transport)
+            options = Options(accept=accept, after_restore=after_restore, held=held, leave_undeclared=leave_undeclared)
+            self._start(options, hints_only=hints_only, trusted=trust_transport)
         finally:
             self._starting = False
 
@@ -199,14 +202,24 @@ class Running:
 
     @asynccontextmanager
     async def running(
-        self, *, accept: bool = False, hints_only: bool = False, trust_transport: bool = False, limit: timedelta = DRAIN
+        self,
+        *,
+        accept: bool = False,
+        hints_only: bool = False,
+        trust_transport: bool = False,
+        leave_undeclared: bool = False,
+        limit: timedelta = DRAIN,
     ) -> AsyncIterator[None]:
         """Carries out while the block runs: for a web application's lifespan. Its work is in threads, never on this loop.
 
-        hints_only: leaves the work to workers elsewhere, tells them what is committed here, and lets `until` hear of theirs.
+        hints_only: leaves the work to workers elsewhere, tells them what is committed here, and lets `until` hear of theirs. The others:
+        see `start`.
         """
         _seconds("limit", limit)
-        start = asyncio.create_task(asyncio.to_thread(self.start, accept=accept, hints_only=hints_only, trust_transport=trust_transport))
+        begin = partial(
+            self.start, accept=accept, hints_only=hints_only, trust_transport=trust_transport, leave_undeclared=leave_undeclared
+        )
+        start = asyncio.create_task(asyncio.to_thread(begin))
         try:
             await asyncio.shield(start)
         except asyncio.CancelledError:

@@ -193,6 +193,7 @@ def forget(  # noqa: PLR0913  # the options of a command
     occurrence: OccurrenceOption = None,
     every: AllOption = False,
     of: ReactionOption = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="With --all: rows left out when it was new, nothing else.")] = False,
     only: StoreOption = None,
     by: ByOption = None,
     yes: YesOption = False,
@@ -210,12 +211,14 @@ def forget(  # noqa: PLR0913  # the options of a command
             name,
             only,
             by,
-            (lambda person: persons.how_many(person, name)),
-            (lambda person: persons.forget_all(person, name)),
+            (lambda person: persons.how_many(person, name, baseline=baseline)),
+            (lambda person: persons.forget_all(person, name, baseline=baseline)),
             yes=yes,
             as_json=as_json,
         )
         return
+    if baseline:
+        raise CommandFailed("--baseline goes with --all")
     name, key = _one_name(the_app, reaction, record, of)
     did = _on_one(the_app, name, key, occurrence, only, by, lambda person: persons.forget(person, name, key, occurrence))
     _said("forget", did, as_json=as_json)

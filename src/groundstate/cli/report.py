@@ -155,7 +155,8 @@ def _others(console: Console, report: Pending) -> None:
     if report.suspects:
         warn.append(f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until `groundstate trust`")
     warn += [
-        f"{count:,} attempts are of reaction {name!r}, which this code does not declare, so no worker starts: rename or settle them"
+        f"{count:,} attempts are of reaction {name!r}, which this code does not declare, so it starts with --leave-undeclared alone:"
+        " rename or settle them"
         for name, count in report.undeclared.items()
     ]
     for words in warn:

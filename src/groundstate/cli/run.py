@@ -42,6 +42,9 @@ def run(  # noqa: PLR0913  # the options of a command
         bool, typer.Option("--after-restore", help="A backup was put back: calls of the lost time are in doubt, and asked after.")
     ] = False,
     accept: Annotated[bool, typer.Option("--accept", help="Start new and changed reactions on the rows that match already.")] = False,
+    leave_undeclared: Annotated[
+        bool, typer.Option("--leave-undeclared", help="Start beside open attempts of reactions that this code does not declare.")
+    ] = False,
     drain: Annotated[
         float, typer.Option(min=0, max=86_400, metavar="SECONDS", help="At SIGTERM or SIGINT: how long calls in the air may take to end.")
     ] = 10.0,
@@ -78,7 +81,9 @@ def run(  # noqa: PLR0913  # the options of a command
     with _told(found, health, http, stuck) as manager:
         if held:
             _report(found)
-        found.start(accept=accept, after_restore=after_restore, held=held, trust_transport=trust_transport)
+        found.start(
+            accept=accept, after_restore=after_restore, held=held, trust_transport=trust_transport, leave_undeclared=leave_undeclared
+        )
         health.started = True
         manager.ready()
         started = "%s is carried out by process %d; `groundstate pending` tells what is left"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 
 from groundstate.engine import barred, check, registry
 from groundstate.engine.lane import Lane
@@ -19,25 +20,25 @@ log = logging.getLogger("groundstate")
 
 
 class Admission:
-    """Of one worker; for its transactions' thread alone. accept: new and changed reactions are started, whatever they match."""
+    """Of one worker; for its transactions' thread alone. accept: new and changed reactions are started, whatever they match.
 
-    def __init__(self, shift: Shift, *, accept: bool) -> None:
+    leave_undeclared: attempts of reactions that this code does not declare are left alone, and do not keep it from starting.
+    """
+
+    def __init__(self, shift: Shift, *, accept: bool, leave_undeclared: bool = False) -> None:
         self._shift = shift
         self._accept = accept
+        self._leave_undeclared = leave_undeclared
         self._known = ""
         self.refused: list[Newcomer] = []  # what is not started until a person accepts it
 
     def read(self) -> None:
-        """Before the first life begins. Raises StoreRefused where attempts stand of reactions that this code does not declare."""
+        """Before the first life begins. Raises StoreRefused where attempts are open of reactions that this code does not declare."""
         shift = self._shift
         with shift.database.reading() as connection:
             left = registry.removed(connection, shift.app, [lane.name for lane in shift.lanes], shift.schedules)
             if left:
-                listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
-                raise StoreRefused(
-                    f"attempts are open for reactions that this code does not declare: {listed}. "
-                    "Renamed: `groundstate rename OLD NEW`. Removed: settle or forget them first (`groundstate held`)"
-                )
+                self._refuse_or_leave(left)
             seen = registry.known(connection, shift.app)
             for lane in shift.parts:
                 lane.question.has_triggers = registry.has_triggers(connection, shift.database, lane.question)
@@ -45,6 +46,20 @@ class Admission:
         for lane in shift.lanes:
             for part in filter(None, (lane, lane.late)):
                 part.on = _accepted(seen, lane)
+
+    def _refuse_or_leave(self, left: Sequence[tuple[str, int]]) -> None:
+        listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
+        if not self._leave_undeclared:
+            raise StoreRefused(
+                f"attempts are open for reactions that this code does not declare: {listed}. "
+                "Renamed: `groundstate rename OLD NEW`. Removed: settle or forget them first (`groundstate held`). "
+                "Rolled back: `groundstate run --leave-undeclared` starts and leaves them to the code that declares them"
+            )
+        log.warning(
+            "attempts of reactions that this code does not declare are left as they are, to the code that does: %s",
+            listed,
+            extra={"event": "undeclared_left", "reactions": [name for name, _ in left], "count": sum(count for _, count in left)},
+        )
 
     def count_newcomers(self) -> None:
         """New and changed reactions, once the known ones are under way: counting may take a while."""

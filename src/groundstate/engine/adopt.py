@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, or_, select, update
 
 from groundstate.engine import attempts
-from groundstate.engine.life import Life, lives_seen
+from groundstate.engine.life import Life, left_by, lives_seen
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import reading_ours
@@ -44,12 +44,12 @@ def _adopt(life: Life, dead: int) -> int:
     count = 0
     while True:
         with life.transaction() as tx:
-            some = _left_behind(tx, dead)
+            some = _left_behind(tx, life, dead)
             if not some:
                 _remember_its_end(tx, dead)
                 break
             alone = {one.call for one in some if one.together == 1}
-            changed = [(one, rules.adopted(one, life.id, tx.now, alone=one.call in alone).attempt) for one in some]
+            changed = [(one, rules.adopted(one, _adopter(life, one, dead), tx.now, alone=one.call in alone).attempt) for one in some]
             attempts.save(tx.connection, changed)
             count += len(changed)
     if life.witness:
@@ -63,8 +63,16 @@ def _adopt(life: Life, dead: int) -> int:
     return count
 
 
-def _left_behind(tx: Transaction, dead: int) -> list[Attempt]:
-    statement = attempts.rows(tables.attempt.c.worker == dead, tables.attempt.c.state.in_(["begun", "doubt"])).limit(AT_ONCE)
+def _adopter(life: Life, one: Attempt, dead: int) -> int:
+    """Whose it is from now on. What this code does not declare is in doubt, and stays the dead life's: who declares it adopts it then.
+
+    A living worker that cannot settle it would else keep it from one that can, for as long as it lives.
+    """
+    return life.id if one.app == life.app and one.reaction in life.declared else dead
+
+
+def _left_behind(tx: Transaction, life: Life, dead: int) -> list[Attempt]:
+    statement = attempts.rows(tables.attempt.c.worker == dead, left_by(life)).limit(AT_ONCE)
     return attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
 
 

@@ -34,6 +34,7 @@ from groundstate.engine.cells import LATEST, LIFE_MOST, NUMBER_MOST
 from groundstate.engine.question import blocking
 from groundstate.engine.trouble import Illegible, reading_ours
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.blocking import BASELINE
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as table
 
@@ -97,6 +98,8 @@ def state_of(written: object) -> State:
 
 # In a state that none of our rows is in somebody edited it: it is held as well.
 is_held: ColumnElement[bool] = or_(table.c.state == State.HELD.value, table.c.state.not_in(list(_STATES)))
+# A row that was there before its reaction and is left alone: nothing of it is open, whatever code declares its reaction.
+is_baseline: ColumnElement[bool] = and_(is_held, func.coalesce(table.c.why, "") == BASELINE)
 
 
 def values_of(attempt: Attempt) -> dict[str, Any]:

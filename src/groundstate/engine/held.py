@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, registry
+from groundstate.engine import attempts, registry, trouble
+from groundstate.engine.attempts import Identity
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.question import Question
 from groundstate.rules import attempt as rules
@@ -22,6 +24,7 @@ from groundstate.values import keys
 from groundstate.values.answers import Key
 
 PAGE = 50
+ASKED_AT_ONCE = 1000  # records of one reaction, of which it is asked whether its condition holds
 Cursor = tuple[str, str, str]  # reaction, record, occurrence of the last one that was shown
 
 
@@ -42,7 +45,7 @@ class Held:
     """One held attempt.
 
     key: under which its calls are known at the provider; None where it makes no call. absent_from: when it may be settled as absent.
-    can: what is possible now, of retry, settle --absent, settle --outcome and forget (`forget` where its condition holds no longer).
+    can: what is possible now, of retry, settle --absent, settle --outcome and forget (where its condition holds no longer).
     """
 
     reaction: str
@@ -98,7 +101,8 @@ def held(  # a store, what is wanted of it, and which page
         total = _count(connection, where)
         mine = [table.c.app == app, table.c.state == State.HELD.value, table.c.why == registry.BASELINE]
         baselines = _count(connection, mine)
-    shown = [_held(one, declared.get(one.reaction), names, now) for one in found[:limit]]
+        holding = _holding(connection, declared, found[:limit])
+    shown = [_held(one, declared.get(one.reaction), names, now, holds=one.identity in holding) for one in found[:limit]]
     left = len(found) > limit
     last = shown[-1] if shown and left else None
     return Page(shown, total, baselines, (last.reaction, last.record, last.occurrence) if last else None, left)
@@ -125,7 +129,37 @@ def _where(app: str, which: Filter) -> list[ColumnElement[bool]]:
     return where
 
 
-def _held(one: Attempt, declared: Question | ScheduleSpec | None, names: Mapping[str, str], now: datetime) -> Held:
+def _holding(connection: Connection, declared: Mapping[str, Question | ScheduleSpec], found: Sequence[Attempt]) -> set[Identity]:
+    """Those whose condition and occurrence hold, so that forgetting them would be a new call; and those of which nobody can say."""
+    some: dict[str, list[Attempt]] = {}
+    for one in found:
+        some.setdefault(one.reaction, []).append(one)
+    holding: set[Identity] = set()
+    for name, mine in some.items():
+        question = declared.get(name)
+        if not isinstance(question, Question):
+            continue  # a schedule has no condition, and of what this code does not declare nobody knows one
+        try:
+            with connection.begin_nested():
+                rounds = set(_rounds(connection, question, mine))
+        except Exception as error:
+            if trouble.transient(error) or not (isinstance(error, DBAPIError) or trouble.unreadable(error)):
+                raise
+            rounds = {(one.record, one.occurrence) for one in mine}  # its table, or a row, cannot be read: `forget` could not ask either
+        holding.update(one.identity for one in mine if (one.record, one.occurrence) in rounds)
+    return holding
+
+
+def _rounds(connection: Connection, question: Question, found: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    """Record and occurrence, as text, of the records of these for which the condition holds."""
+    wanted = [key for text in {one.record for one in found} if (key := question.key_of_text(text)) is not None]
+    size = len(question.key_attributes)
+    for first in range(0, len(wanted), ASKED_AT_ONCE):
+        for row in connection.execute(question.rounds_holding(wanted[first : first + ASKED_AT_ONCE])):
+            yield question.record_text(tuple(row[:size])), keys.occurrence_text(tuple(row[size:]))
+
+
+def _held(one: Attempt, declared: Question | ScheduleSpec | None, names: Mapping[str, str], now: datetime, *, holds: bool) -> Held:
     question = declared if isinstance(declared, Question) else None
     spec = question.spec if question is not None else declared
     terms = spec.terms if isinstance(spec, ReactionSpec | ScheduleSpec) else Terms(policy=None, retry=Retry())
@@ -144,19 +178,19 @@ def _held(one: Attempt, declared: Question | ScheduleSpec | None, names: Mapping
         calls=one.call_no,
         failures=one.failures,
         absent_from=one.deadline + terms.settle_after if one.unsure else None,
-        can=_possible(one, terms, now, declared=declared is not None),
+        can=_possible(one, terms, now, declared=declared is not None, holds=holds),
     )
 
 
-def _possible(one: Attempt, terms: Terms, now: datetime, *, declared: bool) -> tuple[str, ...]:
-    """As the rules say it, but for what depends on the record, which is not read here."""
-    can = []
+def _possible(one: Attempt, terms: Terms, now: datetime, *, declared: bool, holds: bool) -> tuple[str, ...]:
+    """As the rules say it."""
+    can, facts = [], rules.Facts(exists=holds, holds=holds)
     if declared and not isinstance(rules.person_retry(one, terms, now), rules.Refuse):
         can.append("retry")
-    if not isinstance(rules.person_absent(one, terms, rules.Facts(exists=False, holds=False), now), rules.Refuse):
+    if not isinstance(rules.person_absent(one, terms, facts, now), rules.Refuse):
         can.append("settle --absent")
     if declared and not isinstance(rules.person_outcome(one, terms, now), rules.Refuse):
         can.append("settle --outcome")
-    if not isinstance(rules.person_forget(one, terms, rules.Facts(exists=False, holds=False), now), rules.Refuse):
+    if not isinstance(rules.person_forget(one, terms, facts, now), rules.Refuse):
         can.append("forget")
     return tuple(can)

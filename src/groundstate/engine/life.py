@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
 
 from groundstate.engine import leaps, transaction
 from groundstate.engine.cells import lives_among
@@ -39,6 +39,7 @@ class Life:
     lives: Lives
     witness: Witness | None
     redact: Callable[[str], str] = str
+    declared: frozenset[str] = frozenset()  # names of this code's reactions and schedules: who can settle a doubt of theirs
     id: int = field(default_factory=lambda: secrets.randbits(62))
     sound: bool = False  # False once the lock may be lost: then no call goes out
     begins: int = 0
@@ -179,17 +180,20 @@ def describe(error: BaseException) -> str:
     return f"{name}: {words}" if words else name
 
 
+def left_by(life: Life) -> ColumnElement[bool]:
+    """Attempts that this life adopts once their own is no more. A doubt that this code does not declare is left to code that does."""
+    attempt = tables.attempt
+    ours = and_(attempt.c.app == life.app, attempt.c.reaction.in_(sorted(life.declared)))
+    return or_(attempt.c.state == "begun", and_(attempt.c.state == "doubt", ours))
+
+
 def lives_seen(life: Life) -> list[int]:
-    """Lives other than ours that left something: a row that does not say they ended, or attempts begun or in doubt."""
+    """Lives other than ours that left something: a row that does not say they ended, attempts begun, or doubts that this code declares."""
     with life.database.reading() as connection:
         rows = connection.execute(
             select(tables.worker.c.life)
             .where(tables.worker.c.ended_at.is_(None), tables.worker.c.life != life.id)
-            .union(
-                select(tables.attempt.c.worker)
-                .where(tables.attempt.c.state.in_(["begun", "doubt"]), tables.attempt.c.worker != life.id)
-                .distinct()
-            )
+            .union(select(tables.attempt.c.worker).where(left_by(life), tables.attempt.c.worker != life.id).distinct())
         ).scalars()
         found = list(rows)
     if len(lives_among(found)) < len(set(found)):

@@ -17,7 +17,7 @@ from groundstate.engine import attempts, living, pending, registry, trouble, upc
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.pending import Looked
 from groundstate.engine.question import Question
-from groundstate.engine.registry import BASELINE, COUNTED_MAX, Known, Newcomer
+from groundstate.engine.registry import COUNTED_MAX, Known, Newcomer
 from groundstate.rules.attempt import State
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
@@ -147,7 +147,7 @@ def _reaction(looked: Looked, question: Question, most: int) -> ReactionSeen:
 
 def _attempts(looked: Looked) -> tuple[dict[str, dict[str, Standing]], dict[str, int]]:
     """By reaction and state, without what was there before its reaction (a baseline); and of reactions that are not declared."""
-    mine = and_(table.c.app == looked.app, not_(and_(attempts.is_held, func.coalesce(table.c.why, "") == BASELINE)))
+    mine = and_(table.c.app == looked.app, not_(attempts.is_baseline))
     some = select(table.c.reaction, table.c.state, table.c.since).where(mine).limit(COUNTED_MAX).subquery()
     by = (some.c.reaction, some.c.state)
     try:

@@ -114,9 +114,9 @@ def retry_all(person: Person, reaction: str, *, failed: bool = False, baseline: 
     return _all(person, reaction, where, partial(deeds.retry, person), f"retried by {person.by}")
 
 
-def forget_all(person: Person, reaction: str) -> Iterator[Did]:
-    """`forget` for each held attempt of a reaction, as it is done."""
-    return _all(person, reaction, _bulk(person, reaction), partial(deeds.forget, person), f"forgotten by {person.by}")
+def forget_all(person: Person, reaction: str, *, baseline: bool = False) -> Iterator[Did]:
+    """`forget` for each held attempt of a reaction, as it is done. baseline: rows that were left out when it was new, and nothing else."""
+    return _all(person, reaction, _bulk(person, reaction, baseline=baseline), partial(deeds.forget, person), f"forgotten by {person.by}")
 
 
 def _bulk(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> list[ColumnElement[bool]]:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import marks, registry
+from groundstate.engine.attempts import is_baseline
 from groundstate.engine.question import Question
 from groundstate.engine.registry import COUNTED_MAX, Known
 from groundstate.rules.schedule import ScheduleSpec
@@ -83,7 +84,8 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
     planned = [_with_its_old_name(one, planned, questions) for one in planned]
     refused = tuple(
         f"{count} attempts of {name or repr(name)} are open, and this code does not declare it: `groundstate rename {name} NEW` where it"
-        " was renamed, else settle or forget them first (`groundstate held`)"
+        " was renamed, else settle or forget them first (`groundstate held`);"
+        " `groundstate run --leave-undeclared` starts, and leaves them alone"
         for name, count in left
     )
     found = [_schedule(spec, written.get(spec.name)) for spec in schedules]
@@ -137,7 +139,8 @@ def _gone(before: Known, attempts: Mapping[str, int]) -> Planned:
 
 
 def _open_attempts(connection: Connection, app: str) -> dict[str, int]:
-    counted = select(attempt.c.reaction, func.count()).where(attempt.c.app == app).group_by(attempt.c.reaction)
+    mine = (attempt.c.app == app, not_(is_baseline))
+    counted = select(attempt.c.reaction, func.count()).where(*mine).group_by(attempt.c.reaction)
     return {str(row[0]): int(row[1]) for row in connection.execute(counted)}
 
 

@@ -320,6 +320,10 @@ class Question:
         """Keys (and occurrence) of those whose condition holds and whose time has come: no progress, where the occurrence is the same."""
         return select(*self.key_attributes, *self.spec.occurrence).where(self.come, self.among(wanted))
 
+    def rounds_holding(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
+        """Keys and occurrences of those whose condition holds, whatever the clock says."""
+        return select(*self.key_attributes, *self.spec.occurrence).where(self.condition, self.among(wanted))
+
     def holding_among(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
         """Keys of those whose condition holds, whatever the clock says: of what was begun in its time."""
         return select(*self.key_attributes).where(self.condition, self.among(wanted))

@@ -136,6 +136,12 @@ def write(life: Life, questions: Sequence[Question]) -> None:
                 )
 
 
+def accept_no_more(connection: Connection, app: str, name: str) -> None:
+    """Code that declares it (again) asks a person before it starts on rows that are there. Its calls keep their keys."""
+    mine = (table.c.app == app, table.c.name == name, table.c.condition != "")
+    connection.execute(update(table).where(*mine).values(condition=""))
+
+
 def baseline(life: Life, question: Question, *, at_once: int = 1000, tell: Callable[[int], None] | None = None) -> int:
     """Holds each row that matches now, why 'baseline' (rules.md 32); tells how many so far, and returns how many.
 
@@ -192,13 +198,16 @@ def _taken(question: Question, record: object) -> Taken:
 def removed(connection: Connection, app: str, names: Sequence[str], schedules: Sequence[str] = ()) -> list[tuple[str, int]]:
     """Reactions with open attempts that this code does not declare, and how many: refused at the start, never dropped.
 
+    Baselines are left out: nothing of them is open, and code that declares the reaction finds them as they are.
     schedules: their attempts are on no record. Where a reaction became a schedule of its name, those on records are its own.
     """
     table = tables.attempt
     of_none = and_(table.c.reaction.not_in(list(names)), table.c.reaction.not_in(list(schedules)))
     of_a_record = and_(table.c.reaction.in_(list(schedules)), table.c.record != "")
     rows = connection.execute(
-        select(table.c.reaction, func.count()).where(table.c.app == app, or_(of_none, of_a_record)).group_by(table.c.reaction)
+        select(table.c.reaction, func.count())
+        .where(table.c.app == app, or_(of_none, of_a_record), not_(attempts.is_baseline))
+        .group_by(table.c.reaction)
     )
     return [(row[0], row[1]) for row in rows]
 

@@ -84,7 +84,10 @@ def _rename(person: Person, old: str, new: str) -> Renamed:
             raise NotFound(f"app {person.app!r} has no reaction {old!r} here: there are {', '.join(sorted(rows)) or 'none'}")
         standing = _count(tx.connection, person.app, [new])
         if standing:
-            raise Conflict(f"{new} has {standing} attempts of its own: settle or forget them first (`groundstate held --reaction {new}`)")
+            raise Conflict(
+                f"{new} has {standing} attempts of its own: settle or forget them first"
+                f" (`groundstate held --reaction {new}`, and with `--baseline` the rows that were left out)"
+            )
         before = rows.get(old)
         key_name = before.key_name if before is not None else old
         _take_over(tx, (person.app, old), (person.app, new), key_name, [one for one in (before, rows.get(new)) if one is not None])

@@ -59,6 +59,7 @@ class Options:
     accept: bool = False  # new and changed reactions are started, whatever they match
     after_restore: bool = False
     held: bool = False  # comes up and carries out nothing until told
+    leave_undeclared: bool = False  # attempts of reactions that this code does not declare do not keep it from starting
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,14 @@ class Worker:
         self._go = threading.Event()
         self._quiet = threading.Event()
         self._quiet_wanted: str | None = None  # 'asked', then 'swept' once a sweep began after that
+        declared = frozenset([*(spec.name for spec in specs), *(spec.name for spec in schedules)])
         self._succession = Succession(
-            lambda: Life(app, self.database, make_lives(), self._witness, redact or str), after_restore=options.after_restore
+            lambda: Life(app, self.database, make_lives(), self._witness, redact or str, declared=declared),
+            after_restore=options.after_restore,
         )
         self._shift = Shift(app, self.database, self._succession.next_life())
         self._shift.watched = Watched(Where(app, name_of(self.database.settings.url)), watch)
-        self._admission = Admission(self._shift, accept=options.accept)
+        self._admission = Admission(self._shift, accept=options.accept, leave_undeclared=options.leave_undeclared)
         self._traffic = Traffic(self._shift, self._wake.set)
         self._timers = Timers(self._shift)
         self._ticks = Ticks(self._shift, schedules)
