@@ -287,6 +287,66 @@ def test_no_password_is_shown(scheme: str) -> None:
     assert "secret" not in str(said.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://localhost?db=abc", "in its URL db= cannot be read"),
+        ("redis://localhost?db=1&nosuch=1", "in its URL nosuch= cannot be read"),
+        ("rediss://localhost?ssl_cert_reqs=odd", "in its URL ssl_cert_reqs= cannot be read"),
+        ("redis:localhost", "write redis://user"),
+        ("unix:/run/redis.sock", "write unix:///run/redis.sock"),
+        ("postgresql://localhost/shop?nosuch=1", "in its URL nosuch= cannot be read"),
+        ("postgresql+asyncpg://localhost/shop?nosuch=1", "asyncpg's argument 'nosuch' has no meaning"),
+        ("postgresql:shop", "write postgresql://user"),
+        ("amqp://localhost?heartbeat=abc&frame_max=4096", "in its URL heartbeat= cannot be read"),
+        ("amqp://localhost?management=http://x:port", "in its URL management= cannot be read"),
+        ("amqp://localhost?management=x:15672", "in its URL management= cannot be read"),
+        ("amqp:localhost", "write amqp://user"),
+        ("nats:localhost", "write nats://user"),
+        ("tls://", "write tls://user"),
+        (5, "int is no URL"),
+        (b"nats://localhost", "bytes is no URL"),
+    ],
+)
+def test_what_cannot_be_read_in_a_url_is_named_where_it_is_declared(url: object, words: str) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        transport_of(url)
+
+
+@pytest.mark.parametrize("url", ["redis://user:12?se=cret@localhost", "amqp://user:12?se=cret@localhost"])
+def test_what_may_be_of_a_password_is_not_named_as_an_option(url: str) -> None:
+    with pytest.raises(DeclarationError, match="with @ : / in a password") as said:
+        transport_of(url)
+    assert "cret" not in str(said.value)
+
+
+def test_a_redis_is_reached_by_its_socket_and_heard_in_bytes_whatever_its_url_says(keeper: RedisServer) -> None:
+    path = keeper.folder / "redis.sock"
+    with RedisServer("--unixsocket", str(path)):
+        for url in (f"unix://{path}?db=1", f"{keeper.url}?decode_responses=true"):
+            heard = Heard()
+            transport = transport_of(url)
+            transport.open("groundstate.shop", heard)
+            transport.send(b"here")
+            heard.wait_for(b"here")
+            transport.close()
+
+
+def test_asyncpgs_options_are_said_to_libpq_as_those_of_a_store_are() -> None:
+    transport: Any = transport_of("postgresql+asyncpg://user:secret@db/shop?ssl=require&timeout=3&statement_cache_size=0")
+    said = {"sslmode": "require", "connect_timeout": 3, "prepare_threshold": None}
+    assert transport._driver._arguments.items() >= {"host": "db", "user": "user", "password": "secret", "dbname": "shop", **said}.items()
+
+
+@pytest.mark.parametrize(
+    ("url", "at"),
+    [("amqp://guest:guest@[::1]:1/", "http://::1:15672"), ("amqp:///%2F", "http://localhost:15672"), ("amqps://b", "https://b:15671")],
+)
+def test_rabbitmq_is_asked_about_bindings_on_its_own_host(url: str, at: str) -> None:
+    transport: Any = transport_of(url)
+    assert transport._driver._management._at == at
+
+
 def test_what_cannot_be_reached_says_so_when_it_is_asked() -> None:
     with pytest.raises(TransportDown, match="redis transport cannot be reached"):
         transport_of("redis://127.0.0.1:1").findings()

@@ -13,10 +13,10 @@ from urllib.parse import parse_qsl
 from sqlalchemy import URL, Engine, StaticPool, make_url
 from sqlalchemy.exc import ArgumentError
 
-from groundstate.store.arguments import from_asyncpg, from_psycopg, from_psycopg2, with_hosts_in_the_query
 from groundstate.store.file_locks import file_lives
 from groundstate.store.port import Lives, Opened, Settings
 from groundstate.store.witness import FileWitness
+from groundstate.values.arguments import from_asyncpg, from_psycopg, from_psycopg2, with_hosts_in_the_query
 from groundstate.values.errors import DeclarationError, StoreRefused
 
 

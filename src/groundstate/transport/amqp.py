@@ -47,10 +47,12 @@ class _Driver:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         asked = dict(parse_qsl(parts.query))
-        managed = asked.pop("management", _MANAGED[parts.scheme.lower()].format(parts.hostname))
+        managed = asked.pop("management", None)
         self._url = parts._replace(query=urlencode(asked)).geturl()
-        of_user = self._parameters().credentials
-        self._management = _Management(managed, f"{of_user.username}:{of_user.password}")
+        by_pika = self._parameters()
+        host = f"[{by_pika.host}]" if ":" in by_pika.host else by_pika.host
+        of_user = by_pika.credentials
+        self._management = _Management(managed or _MANAGED[parts.scheme.lower()].format(host), f"{of_user.username}:{of_user.password}")
 
     def findings(self, subject: str) -> list[Finding]:
         with self._connected() as connection:
@@ -98,10 +100,13 @@ def _declare(channel: Any, subject: str) -> None:
 
 
 class _Management:
-    """RabbitMQ's HTTP API, which tells what is bound to an exchange."""
+    """RabbitMQ's HTTP API, which tells what is bound to an exchange. Raises ValueError where its URL is none."""
 
     def __init__(self, url: str, user: str) -> None:
         self._place = urlsplit(url)
+        if self._place.scheme not in {"http", "https"} or not self._place.hostname:
+            raise ValueError
+        self._at = f"{self._place.scheme}://{self._place.hostname}:{self._place.port}"  # and its port is a number
         self._user = base64.b64encode(user.encode()).decode()
 
     def bound(self, vhost: str, exchange: str) -> list[Finding]:
@@ -120,8 +125,7 @@ class _Management:
                     elif kind == "exchange" and what not in seen:
                         ahead.append(what)
         except (OSError, HTTPException, ssl.SSLError, ValueError, KeyError, PermissionError) as error:
-            shown = f"{self._place.scheme}://{self._place.hostname}:{self._place.port}"
-            return [Finding(False, f"it cannot be seen what is bound to the exchange {exchange} ({shown}: {error})", _UNSEEN)]
+            return [Finding(False, f"it cannot be seen what is bound to the exchange {exchange} ({self._at}: {error})", _UNSEEN)]
         return durable
 
     def _get(self, path: str) -> Any:

@@ -2,37 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from groundstate.transport.memory import MemoryTransport
 from groundstate.transport.port import Transport
-from groundstate.values.errors import DeclarationError
+from groundstate.values.errors import DeclarationError, StoreRefused
 
-_UNREADABLE = "transport: its URL cannot be read: write nats://user:password@host:4222, with @ : / in a password as %40 %3A %2F"
+_EXAMPLES = {
+    "postgres": "postgresql://user:password@host:5432/name",
+    "nats": "nats://user:password@host:4222",
+    "tls": "tls://user:password@host:4222",
+    "redis": "redis://user:password@host:6379",
+    "unix": "unix:///run/redis.sock",
+    "amqp": "amqp://user:password@host:5672/%2F",
+}
+_NO_URL = (ValueError, TypeError, LookupError, AttributeError, SyntaxError)  # how libraries say that they cannot read one
 _LIBRARIES = {"postgres": ("psycopg", "postgres"), "nats": ("nats", "nats"), "redis": ("redis", "redis"), "amqp": ("pika", "rabbitmq")}
 
 
-def transport_of(url: str) -> Transport:
+def transport_of(url: object) -> Transport:
     """The transport that a URL names, not opened.
 
     Raises:
-        DeclarationError: no transport has such a URL, or the library for it is not installed.
+        DeclarationError: it is none, no transport has such a URL, it cannot be read, or the library for it is not installed.
     """
-    scheme, colon, _ = url.partition(":")
-    made = _KINDS.get(scheme.lower())
+    known = ", ".join(f"{one}:" for one in ("memory", "postgresql", "nats", "tls", "redis", "rediss", "unix", "amqp", "amqps"))
+    cure = f"A URL begins with one of {known}; as in nats://localhost:4222"
+    if not isinstance(url, str):
+        raise DeclarationError(f"transport: {type(url).__name__} is no URL. {cure}")
+    scheme, colon, rest = url.partition(":")
+    scheme = scheme.lower()
+    made = _KINDS.get(scheme)
     if not colon or made is None:
-        known = ", ".join(f"{one}:" for one in ("memory", "postgresql", "nats", "tls", "redis", "rediss", "unix", "amqp", "amqps"))
         shown = f"{scheme}:" if colon else "it"
-        raise DeclarationError(f"transport: {shown} names none. A URL begins with one of {known}; as in nats://localhost:4222")
+        raise DeclarationError(f"transport: {shown} names none. {cure}")
+    if scheme != "memory" and not (rest.startswith("//") and _ports_are_numbers(url)):
+        raise _unreadable(scheme)
+    try:
+        return made(url)
+    except StoreRefused as error:  # one of asyncpg's words
+        raise DeclarationError(f"transport: {error}") from None
+    except _NO_URL:
+        raise _unreadable(scheme, _odd_options(url, made)) from None
+
+
+def _ports_are_numbers(url: str) -> bool:
+    """Else a slash in a password ended the place too early."""
     try:
         for one in url.split(","):
-            _ = urlsplit(one).port  # a slash in a password ends the place too early
-        return made(url)
+            _ = urlsplit(one).port
     except ValueError:
-        raise DeclarationError(_UNREADABLE) from None  # what was given may hold a password
+        return False
+    return True
+
+
+def _unreadable(scheme: str, odd: Sequence[str] = ()) -> DeclarationError:
+    """Says nothing of what was given but the names of options: it may hold a password."""
+    if odd:
+        return DeclarationError(f"transport: in its URL {', '.join(f'{one}=' for one in odd)} cannot be read: leave it out, or mend it")
+    example = next(example for begin, example in _EXAMPLES.items() if scheme.startswith(begin))
+    return DeclarationError(f"transport: its URL cannot be read: write {example}, with @ : / in a password as %40 %3A %2F")
+
+
+def _odd_options(url: str, made: Callable[[str], Transport]) -> list[str]:
+    """Those by which alone it cannot be read."""
+    place, _, query = url.partition("?")
+    if "@" in query or not _is_read(made, place):  # a password with a ? in it
+        return []
+    return [name for name, value in parse_qsl(query) if name.isidentifier() and not _is_read(made, f"{place}?{urlencode({name: value})}")]
+
+
+def _is_read(made: Callable[[str], Transport], url: str) -> bool:
+    try:
+        made(url)
+    except _NO_URL:
+        return False
+    return True
 
 
 def _memory(url: str) -> Transport:
@@ -40,12 +88,14 @@ def _memory(url: str) -> Transport:
 
 
 def _postgres(url: str) -> Transport:
-    rest = url.partition("://")[2]
-    made: Transport = _needed("postgres").of_url(f"postgresql://{rest}")
+    scheme, _, rest = url.partition("://")
+    made: Transport = _needed("postgres").of_url(f"postgresql://{rest}", by_asyncpg=scheme.lower() == "postgresql+asyncpg")
     return made
 
 
 def _nats(url: str) -> Transport:
+    if not urlsplit(url).netloc:
+        raise ValueError(url)  # it has no usual place
     made: Transport = _needed("nats").NatsTransport(url)
     return made
 

@@ -14,11 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qsl
 
 from groundstate.rules.hint import ROWS
 from groundstate.transport.connecting import Connecting, limited
 from groundstate.transport.port import Finding
 from groundstate.values import keepalive
+from groundstate.values.arguments import from_asyncpg
 from groundstate.values.forks import forsake_in_child, hang_up
 
 with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
@@ -47,10 +49,17 @@ class PostgresTransport(Connecting):
         super().__init__("postgresql", _Driver({**_CLIENT, **arguments, "application_name": _CLIENT["application_name"]}, tuple(also)))
 
 
-def of_url(url: str) -> PostgresTransport:
-    """By a URL of libpq's. Raises ValueError where libpq cannot read it, and does not repeat it."""
+def of_url(url: str, *, by_asyncpg: bool = False) -> PostgresTransport:
+    """By a URL of libpq's, or with options of asyncpg's.
+
+    Raises:
+        ValueError: libpq cannot read it; it is not repeated.
+        StoreRefused: one of asyncpg's options cannot be said to libpq.
+    """
+    place, _, query = url.partition("?")
+    by_words = from_asyncpg(dict(parse_qsl(query))) if by_asyncpg else {}
     try:
-        return PostgresTransport(dict(psycopg.conninfo.conninfo_to_dict(url)))
+        return PostgresTransport({**psycopg.conninfo.conninfo_to_dict(place if by_asyncpg else url), **by_words})
     except psycopg.ProgrammingError:
         raise ValueError from None
 

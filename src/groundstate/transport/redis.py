@@ -6,7 +6,7 @@ So that nobody has to ask, after a power cut, whether something of ours came bac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from groundstate.transport.connecting import Connecting
@@ -31,6 +31,7 @@ def _options() -> Mapping[str, Any]:
     }
 
 
+_OF_TCP = {"socket_connect_timeout", "socket_keepalive"}
 CHAIN_LONGEST = 8  # replicas of replicas that are followed to their master
 _UNSEEN = (
     "let this user see it (ACL SETUSER <user> +config|get +info), or say that you know it: groundstate run --trust-transport,"
@@ -48,9 +49,20 @@ class RedisTransport(Connecting):
 class _Driver:
     def __init__(self, url: str) -> None:
         self._url = url
+        with closing(self._client()) as client:
+            try:
+                client.connection_pool.make_connection()  # which connects to nothing, and reads every option
+            except RedisError:
+                raise ValueError from None
+
+    def _client(self) -> Any:
+        options = {name: value for name, value in _options().items() if name not in _OF_TCP or not self._url.startswith("unix:")}
+        made = redis.Redis.from_url(self._url, **options)
+        made.connection_pool.connection_kwargs["decode_responses"] = False  # what is text is no hint
+        return made
 
     def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # whatever the subject
-        client = redis.Redis.from_url(self._url, **_options())
+        client = self._client()
         try:
             client.ping()
             return [*_of_itself(client, "this Redis"), *_of_its_master(client, "this Redis is")]
@@ -58,10 +70,10 @@ class _Driver:
             client.close()
 
     def listen(self, subject: str) -> _Listening:
-        return _Listening(redis.Redis.from_url(self._url, **_options()), subject)
+        return _Listening(self._client(), subject)
 
     def speak(self, subject: str) -> _Speaking:
-        return _Speaking(redis.Redis.from_url(self._url, **_options()), subject)
+        return _Speaking(self._client(), subject)
 
 
 def _of_its_master(client: Any, who: str, steps: int = CHAIN_LONGEST) -> list[Finding]:

@@ -83,7 +83,7 @@ def from_psycopg(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in _PSYCOPG_OURS}
 
 
-_CURE = "give Store a URL of its own, postgresql+psycopg://..., with libpq's parameters"
+_CURE = "give it a URL of its own, postgresql+psycopg://..., with libpq's parameters"
 
 
 def _ssl_mode(value: Any) -> str:
