@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from groundstate.cli.common import plain
+from groundstate.cli.common import Code, code_of, plain
+from groundstate.values.errors import NotInitialised, StoreRefused, TransportDown, TransportRefused
 from tests.cli.conftest import Shop, groundstate, module_named
 
 
@@ -115,3 +116,8 @@ def test_json_is_plain_ascii_so_that_no_escape_reaches_a_terminal_by_it(sqlite_s
     assert "\x1b" not in said.out
     values = [one["value"] for one in json.loads(said.out)["stores"][0]["report"]["states"]]
     assert values == ["\x1b[31mred\u202e"]
+
+
+@pytest.mark.parametrize("error", [NotInitialised, StoreRefused, TransportRefused, TransportDown])
+def test_a_database_or_transport_that_cannot_be_used_is_no_error_of_ours(error: type[Exception]) -> None:
+    assert code_of(error("because")) == Code.DATABASE

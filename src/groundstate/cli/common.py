@@ -31,7 +31,17 @@ from groundstate.app.store import Store
 from groundstate.engine import schema
 from groundstate.store import naming, opening
 from groundstate.store.port import Database, Lives
-from groundstate.values.errors import Conflict, DeclarationError, GroundstateError, NotFound, NotInitialised, StateRefused, StoreRefused
+from groundstate.values.errors import (
+    Conflict,
+    DeclarationError,
+    GroundstateError,
+    NotFound,
+    NotInitialised,
+    StateRefused,
+    StoreRefused,
+    TransportDown,
+    TransportRefused,
+)
 
 log = logging.getLogger("groundstate")
 P = ParamSpec("P")
@@ -46,7 +56,7 @@ class Code(enum.IntEnum):
     FINDINGS = 1  # `check` found problems; or what was asked of an attempt is not possible now
     USAGE = 2  # the arguments, or the app that they name, are wrong: nothing was touched
     NOT_FOUND = 3  # no such record, table, attempt or reaction
-    DATABASE = 4  # the database cannot be used: not initialised, refused, not reached, locked, damaged
+    DATABASE = 4  # the database cannot be used: not initialised, refused, not reached, locked, damaged; or the transport is refused
     FAILED = 5  # an error of our own; --debug shows where
     # 128 + n: ended at once by a second signal n (130 for SIGINT, 143 for SIGTERM)
 
@@ -322,7 +332,7 @@ def code_of(error: BaseException) -> Code:
             return error.code
         case NotFound():
             return Code.NOT_FOUND
-        case NotInitialised() | StoreRefused() | DBAPIError():
+        case NotInitialised() | StoreRefused() | TransportRefused() | TransportDown() | DBAPIError():
             return Code.DATABASE
         case Conflict() | StateRefused():
             return Code.FINDINGS

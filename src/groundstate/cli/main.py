@@ -81,7 +81,8 @@ def _root(
 ) -> None:
     """Event-driven applications whose state is in your own tables: pull the plug, and know what is left to do.
 
-    Exit codes: 0 done, 1 findings or not possible now, 2 wrong arguments, 3 not found, 4 the database cannot be used, 5 an error of ours.
+    Exit codes: 0 done, 1 findings or not possible now, 2 wrong arguments, 3 not found, 4 database or transport
+    cannot be used, 5 an error of ours.
     """
 
 

@@ -151,7 +151,9 @@ class Messenger:
         self._something.set()
 
     # ---- told by others ------------------------------------------------------------------------------------------------------------
-    def _heard(self, words: bytes) -> None:
+    def _heard(self, words: object) -> None:
+        if not isinstance(words, bytes) or len(words) > HINT_MOST:  # none of ours, and to read it could take long
+            return
         found = rules.read(words)
         if found is None or found.sender == self._sender:
             return

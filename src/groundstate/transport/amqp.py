@@ -31,8 +31,9 @@ UNHEARD_MOST = 1_000  # hints that RabbitMQ keeps for a slow listener; beyond th
 NOT_FOUND, REFUSED, NOT_AS_OURS = 404, 403, 406
 _MANAGED = {"amqp": "http://{}:15672", "amqps": "https://{}:15671"}
 _UNSEEN = (
-    "let it be asked: rabbitmq-plugins enable rabbitmq_management, and rabbitmqctl set_user_tags <user> management (where it is elsewhere:"
-    " amqp://...?management=http://host:15672), or say that you know it: groundstate run --trust-transport, app.start(trust_transport=True)"
+    "let it be asked: `rabbitmq-plugins enable rabbitmq_management`, and `rabbitmqctl set_user_tags <user> management` (where it is"
+    " elsewhere: amqp://...?management=http://host:15672), or say that you know it: `groundstate run --trust-transport`,"
+    " `app.start(trust_transport=True)`"
 )
 
 
@@ -63,7 +64,7 @@ class _Driver:
                 if error.reply_code == NOT_FOUND:
                     return []  # so nothing is bound to it
                 if error.reply_code == NOT_AS_OURS:
-                    cure = f"rabbitmqadmin delete exchange name={subject}"
+                    cure = f"`rabbitmqadmin delete exchange name={subject}`"
                     return [Finding(True, f"the exchange {subject} is there already, and not as a hint's: {error.reply_text}", cure)]
                 if error.reply_code == REFUSED:
                     return [Finding(False, f"the exchange {subject} cannot be seen ({error.reply_text})", _UNSEEN)]
@@ -120,7 +121,7 @@ class _Management:
                 for one in self._get(f"/api/exchanges/{place}/{quote(name, safe='')}/bindings/source"):
                     kind, what = one["destination_type"], one["destination"]
                     if self._get(f"/api/{kind}s/{place}/{quote(what, safe='')}?columns=durable").get("durable"):
-                        cure = f"rabbitmqadmin --vhost={vhost} delete {kind} name={what}  or unbind it from {name}"
+                        cure = f"`rabbitmqadmin --vhost={vhost} delete {kind} name={what}`, or unbind it from {name}"
                         durable.append(Finding(True, f"the durable {kind} {what} is bound to the exchange {name}", cure))
                     elif kind == "exchange" and what not in seen:
                         ahead.append(what)

@@ -185,7 +185,7 @@ class Connecting:
         against = [one for one in self._driver.findings(self._subject) if one.surely or not self._trusted]
         if not against:
             return True
-        words = "; ".join(f"{one.found}. {one.cure}" for one in against)
+        words = "; ".join(f"{one.found}. Cure: {one.cure}" for one in against)
         refused = TransportRefused(f"the {self.name} transport is not used: {words}")
         if not self._settled.is_set():
             self._refused = refused  # `open` raises it

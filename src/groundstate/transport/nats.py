@@ -25,8 +25,8 @@ WITHIN_S = 5.0
 ASKED_WITHIN_S = 2.0
 UNHEARD_MOST = 1_000  # beyond this, of a slow listener, hints are lost
 _UNSEEN = (
-    "let this user publish to $JS.API.STREAM.NAMES, or say that you know it: groundstate run --trust-transport,"
-    " app.start(trust_transport=True)"
+    "let this user publish to $JS.API.STREAM.NAMES, or say that you know it: `groundstate run --trust-transport`,"
+    " `app.start(trust_transport=True)`"
 )
 
 
@@ -72,7 +72,7 @@ async def _streams(client: Any, subject: str) -> list[Finding]:
         Finding(
             True,
             f"stream {name} of JetStream keeps what is said to {subject}",
-            f"nats stream edit {name} --subjects=... without it, or nats stream rm {name}",
+            f"`nats stream edit {name} --subjects=...` without it, or `nats stream rm {name}`",
         )
         for name in answer.get("streams") or ()
     ]

@@ -34,8 +34,8 @@ def _options() -> Mapping[str, Any]:
 _OF_TCP = {"socket_connect_timeout", "socket_keepalive"}
 CHAIN_LONGEST = 8  # replicas of replicas that are followed to their master
 _UNSEEN = (
-    "let this user see it (ACL SETUSER <user> +config|get +info), or say that you know it: groundstate run --trust-transport,"
-    " app.start(trust_transport=True)"
+    "let this user see it (`ACL SETUSER <user> +config|get +info`), or say that you know it: `groundstate run --trust-transport`,"
+    " `app.start(trust_transport=True)`"
 )
 
 
@@ -110,17 +110,17 @@ def _of_itself(client: Any, who: str) -> list[Finding]:
     found = []
     if settings.get("save"):
         found.append(
-            Finding(True, f'{who} writes snapshots to disk (save "{settings["save"]}")', 'CONFIG SET save ""  and the same in redis.conf')
+            Finding(True, f'{who} writes snapshots to disk (save "{settings["save"]}")', '`CONFIG SET save ""`, and the same in redis.conf')
         )
     if settings.get("appendonly") == "yes":
-        found.append(Finding(True, f"{who} logs each write (appendonly yes)", "CONFIG SET appendonly no  and the same in redis.conf"))
+        found.append(Finding(True, f"{who} logs each write (appendonly yes)", "`CONFIG SET appendonly no`, and the same in redis.conf"))
     return found
 
 
 def _by_info(client: Any, who: str) -> list[Finding]:
     with suppress(ResponseError):
         if client.info("persistence").get("aof_enabled"):
-            return [Finding(True, f"{who} logs each write (aof_enabled:1)", "CONFIG SET appendonly no  and the same in redis.conf")]
+            return [Finding(True, f"{who} logs each write (aof_enabled:1)", "`CONFIG SET appendonly no`, and the same in redis.conf")]
     return [
         Finding(
             False,
