@@ -152,3 +152,13 @@ def test_nothing_of_the_database_is_changed(sqlite_shop: Shop, kind: str) -> Non
     before = sqlite_shop.report()["to_do"]
     assert sqlite_shop.run("check", *(["--json"] if kind == "json" else [])).code == 0
     assert sqlite_shop.report()["to_do"] == before
+
+
+def test_a_column_that_the_code_has_and_the_table_has_not_is_a_problem(shop: Shop) -> None:
+    shop.sql("ALTER TABLE orders DROP COLUMN mailed")
+    found = findings(shop, "columns", code=1)
+    assert {one["subject"] for one in found} == {"paid", "packed", "noted", "mailed"}
+    assert {(one["level"], one["words"], one["cure"]) for one in found} == {
+        ("problem", "column orders.mailed is missing", "run your migrations")
+    }
+    assert findings(shop, "index", "seen", code=1)  # of the others all is told

@@ -169,3 +169,16 @@ def test_run_refuses_an_address_before_it_starts(sqlite_shop: Shop) -> None:
     assert ended_.code == 2
     assert "write HOST:PORT" in ended_.err
     assert not Path("out.txt").exists()
+
+
+def test_a_reaction_that_waits_for_a_migration_is_told_and_the_worker_is_ready_for_the_others(watched: Watched, served: Served) -> None:
+    watched.sql("ALTER TABLE orders RENAME COLUMN receipt TO gone")
+    watched.app.start()
+    served.health.started = True
+    until(lambda: "paid" in content(served.address, "/readyz")["stores"][0]["lacking"])
+    assert served.unready() == []
+    assert "run your migrations" in content(served.address, "/readyz")["stores"][0]["lacking"]["paid"]
+    assert "paid is not: " in served.health.in_words(5.0)
+    assert 'groundstate_reaction_unfit{app="' in get(served.address, "/metrics")[1]
+    watched.sql("ALTER TABLE orders RENAME COLUMN gone TO receipt")
+    until(lambda: content(served.address, "/readyz")["stores"][0]["lacking"] == {})

@@ -152,3 +152,27 @@ def test_sqlite_needs_none(sqlite_shop: Shop, action: str) -> None:
     said: Said = sqlite_shop.run("triggers", action)
     assert said.code == 2
     assert "PRAGMA data_version" in said.err
+
+
+def test_a_column_that_the_code_has_and_the_table_has_not_needs_the_migrations(shop: Shop) -> None:
+    shop.order("paid", 2)
+    shop.sql("ALTER TABLE orders DROP COLUMN mailed")  # which the condition of one reaction alone names: `fact` makes it one
+    found = planned(shop, 1)
+    words = "column orders.mailed is missing: run your migrations"
+    assert {name: one["lacks"] for name, one in found.items() if name} == {
+        "paid": words, "packed": words, "noted": words, "mailed": words, "seen": None,
+    }  # fmt: skip
+    assert {name for name, one in found.items() if name and one["starts"]} == {"seen"}
+    assert found["packed"]["rows"] == 2
+    said = shop.run("plan").out
+    assert f"paid: {words}" in said
+    assert "All of it runs" not in said
+    shop.sql("ALTER TABLE orders ADD COLUMN mailed VARCHAR")
+    assert planned(shop, 0)["mailed"]["lacks"] is None
+
+
+def test_a_table_that_is_not_there_needs_the_migrations(shop: Shop) -> None:
+    shop.sql("DROP TABLE items")
+    found = planned(shop, 1)
+    assert found["seen"]["lacks"] == "table items is missing: run your migrations"
+    assert found["paid"]["starts"]

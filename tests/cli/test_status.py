@@ -88,6 +88,17 @@ def test_a_reaction_that_cannot_be_asked_does_not_hide_the_others(shop: Shop) ->
     assert "cannot be asked" in shop.run("status").out
 
 
+def test_a_reaction_whose_record_has_a_column_that_the_table_has_not_is_not_carried_out(shop: Shop) -> None:
+    shop.order("paid", 2)
+    shop.sql("ALTER TABLE orders DROP COLUMN mailed")
+    assert reaction(shop, "packed")["lacks"] == "column orders.mailed is missing"
+    assert (reaction(shop, "packed")["asked"], reaction(shop, "packed")["rows"]) == (True, 2)
+    assert reaction(shop, "seen")["lacks"] is None
+    out = shop.run("status").out
+    assert "not carried out" in out
+    assert "packed is not carried out: column orders.mailed is missing: run your migrations." in out
+
+
 def test_a_time_that_somebody_edited_is_left_out(sqlite_shop: Shop) -> None:
     sqlite_shop.attempt("paid", "1", State.FAILED)
     sqlite_shop.sql("UPDATE groundstate_attempt SET since = 'yesterday'")

@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
-from groundstate.engine import schema
+from groundstate.engine import schema, trouble
 from groundstate.store import naming, opening
 from groundstate.store.port import Database, Lives
 from groundstate.values.errors import (
@@ -345,8 +345,7 @@ def code_of(error: BaseException) -> Code:
 def words_of(error: BaseException) -> str:
     """The error in a line or a few, without statement, parameters or traceback."""
     if isinstance(error, DBAPIError):
-        said = str(error.orig).strip().splitlines()
-        return f"the database says: {plain(said[0]) if said else type(error.orig).__name__}{_cure(str(error.orig))}"
+        return f"the database says: {plain(trouble.said(error))}{_cure(str(error.orig))}"
     if isinstance(error, GroundstateError):
         return "\n".join(plain(line) for line in str(error).splitlines())
     if isinstance(error, SQLAlchemyError):
@@ -366,7 +365,7 @@ def _cure(said: str) -> str:
     if "readonly database" in said:
         return "; let this user write to the file and to its folder"
     if "no such column" in said or ("column" in said and "does not exist" in said):
-        return "; this code knows a column that the table has not: run your migrations, or the code that fits the table"
+        return f"; {trouble.NO_COLUMN}"
     if "permission denied" in said:
         ours = "groundstate_attempt, groundstate_reaction, groundstate_worker and groundstate_rate"
         return f"; this user needs SELECT on the app's tables and on {ours}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from groundstate.app.app import App
 from groundstate.engine.vitals import Vitals
@@ -11,11 +12,12 @@ from groundstate.store.naming import name_of
 
 @dataclass(frozen=True)
 class StoreHealth:
-    """Whether the worker of one store carries out; if not, why."""
+    """Whether the worker of one store carries out; if not, why. lacking: reactions alone that it does not, and why."""
 
     store: str
     ready: bool
     why: str | None = None
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
 
 class Health:
@@ -49,8 +51,10 @@ class Health:
         stuck = self.stuck(within_s)
         if stuck:
             return "; ".join(stuck)
-        down = [f"{one.store}: {one.why}" for one in self.stores(within_s) if not one.ready]
-        return "; ".join(down) or f"{self._app.name} is carried out"
+        stores = self.stores(within_s)
+        down = [f"{one.store}: {one.why}" for one in stores if not one.ready]
+        lacking = [f"{name} is not: {why}" for one in stores for name, why in one.lacking.items()]
+        return "; ".join([*(down or [f"{self._app.name} is carried out"]), *lacking])
 
 
 def _stuck(vitals: Vitals, within_s: float) -> str | None:
@@ -71,4 +75,4 @@ def _store_health(name: str, vitals: Vitals | None, within_s: float, down: str |
         why = "it is held, and waits for a go"
     if why is None and not vitals.sound:
         why = "the lock of its life is lost, or its database cannot be reached"
-    return StoreHealth(name, ready=why is None, why=why)
+    return StoreHealth(name, ready=why is None, why=why, lacking=vitals.lacking)

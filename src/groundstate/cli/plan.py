@@ -39,7 +39,7 @@ def plan(
 ) -> None:
     """What this code would do here: reactions new, changed and gone, and how many rows each would take now. SELECTs alone.
 
-    Ends with 1 where a person has to say something first, and with 0 where all would run silently.
+    Ends with 1 where a person has to say something first, or to run the migrations, and with 0 where all would run silently.
     """
     found = find_app(app)
     asked = Asked(found.parts)
@@ -70,6 +70,8 @@ def _show(out: Console, store: str, found: Plan) -> None:
     for why in found.refused:
         out.print(Text.assemble(("A start is refused: ", "red"), plain(why)), soft_wrap=True)
     for one in found.reactions:
+        if one.lacks:
+            out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(one.lacks)), soft_wrap=True)
         if one.needs:
             out.print(
                 Text.assemble((f"{plain(one.reaction)} is not started before a person says so: ", "yellow"), plain(one.needs)),

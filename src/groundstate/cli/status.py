@@ -26,7 +26,7 @@ from groundstate.cli.common import (
     say_json,
     title_of,
 )
-from groundstate.engine import overview
+from groundstate.engine import fitting, overview
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.overview import Overview, ReactionSeen
 from groundstate.engine.question import Question
@@ -125,6 +125,8 @@ def _oldest(one: ReactionSeen) -> datetime | None:
 def _state(one: ReactionSeen) -> str:
     if not one.asked:
         return "cannot be asked"
+    if one.lacks:
+        return "not carried out"
     if not one.on:
         return "not started"
     if one.suspect:
@@ -136,6 +138,7 @@ def _warnings(seen: Overview) -> Sequence[str]:
     names = ", ".join(one.name for one in seen.reactions if not one.on)
     suspects = ", ".join(one.name for one in seen.reactions if one.suspect)
     found = [f"Not started until a person accepts them: {names}. See `groundstate pending`."] if names else []
+    found += [f"{one.name} is not carried out: {fitting.with_cure(one.lacks)}." for one in seen.reactions if one.lacks]
     if suspects:
         found.append(f"The database went back in time: {suspects} start each call as a doubt, until `groundstate trust`.")
     found += [f"{count:,} attempts are of reaction {name!r}, which this code does not declare." for name, count in seen.undeclared.items()]

@@ -9,7 +9,9 @@ import contextlib
 import logging
 from collections.abc import Sequence
 
-from groundstate.engine import barred, check, registry
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import barred, check, registry, trouble, unfit
 from groundstate.engine.lane import Lane
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.registry import Known, Newcomer
@@ -62,9 +64,13 @@ class Admission:
         )
 
     def count_newcomers(self) -> None:
-        """New and changed reactions, once the known ones are under way: counting may take a while."""
+        """New and changed reactions, once the known ones are under way: counting may take a while.
+
+        Those of which nothing can be asked before a migration has run are counted after it.
+        """
         shift = self._shift
-        pending = [lane.question for lane in shift.lanes if not lane.on]
+        counted = {one.name for one in self.refused}
+        pending = [lane.question for lane in shift.lanes if not lane.on and lane.name not in counted]
         if not pending:
             return
         with shift.database.reading() as connection:
@@ -74,7 +80,7 @@ class Admission:
         registry.write(shift.life, silent)
         for question in silent:
             shift.lane(question.spec.name).start()
-        self.refused = loud
+        self.refused = [*self.refused, *loud]
         for newcomer in loud:
             log.error("%s", newcomer.words, extra={"event": "reaction_refused", "reaction": newcomer.name, "rows": newcomer.rows})
 
@@ -92,11 +98,28 @@ class Admission:
             if not lane.on and _accepted(seen, lane):
                 self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
                 lane.start()
-            if lane.name in baselines:
-                registry.let_baselines_go(shift.life, lane.question)
+            if lane.name in baselines and lane.lacks is None:
+                self._let_baselines_go(lane)
 
-    def warn_of_scans(self) -> None:
-        """A condition that reads a whole large table is said at each start (hazard 28), and so are rows that this role may not see."""
+    def look_again(self) -> bool:
+        """At what a migration may have mended; whether any of it can go on."""
+        went_on = unfit.look_again(self._shift)
+        if went_on:
+            self.count_newcomers()
+        return went_on
+
+    def _let_baselines_go(self, lane: Lane) -> None:
+        try:
+            registry.let_baselines_go(self._shift.life, lane.question)
+        except DBAPIError as error:
+            if trouble.transient(error) or not unfit.met(self._shift, lane, error):
+                raise
+
+    def warn(self) -> None:
+        """A condition that reads a whole large table is said at each start (hazard 28), and so are rows that this role may not see, and
+        records with columns that are not there.
+        """
+        unfit.look_over(self._shift)
         # A courtesy: what goes wrong in it must not keep anything from being carried out.
         with contextlib.suppress(Exception), self._shift.database.reading(wait=barred.WAIT) as connection:
             questions = [lane.question for lane in self._shift.lanes]

@@ -7,7 +7,7 @@ import time
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import barred, begin, careful, due, no_call, plain, trouble
+from groundstate.engine import barred, begin, careful, due, no_call, plain, trouble, unfit
 from groundstate.engine.crowd import Crowd
 from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
@@ -62,7 +62,7 @@ class Batches:
             with self._shift.database.reading() as connection:
                 page = groups.page(connection, lane.cursor, limit, lambda _value: True)
         except DBAPIError as error:
-            if self._barred(lane, error):
+            if self._waits_by_itself(lane, error):
                 return
             if trouble.transient(error):
                 raise
@@ -80,7 +80,7 @@ class Batches:
         try:
             self._due(lane)
         except Exception as error:
-            if self._barred(lane, error):
+            if self._waits_by_itself(lane, error):
                 return
             if trouble.transient(error):
                 raise
@@ -113,7 +113,7 @@ class Batches:
                 lane.fresh.update(dict.fromkeys(feed.keys))
             elif feed.keys:
                 lane.sweep()  # not these keys again, of which one may be wrong: the condition itself tells what is to be done
-            if self._barred(lane, error):
+            if self._waits_by_itself(lane, error):
                 return None
             postpone(lane)
             if isinstance(error, Illegible):
@@ -131,9 +131,11 @@ class Batches:
         self._shift.stay_out(took)
         return done
 
-    def _barred(self, lane: Lane, error: BaseException) -> bool:
-        """Whether it was a locked table that this lane met, and no row that its handler wanted: then it waits by itself."""
-        return isinstance(error, DBAPIError) and trouble.locked(error) and barred.are_barred(self._shift, [lane])
+    def _waits_by_itself(self, lane: Lane, error: BaseException) -> bool:
+        """Whether it was a locked table that this lane met, and no row that its handler wanted, or one that is not as its record is."""
+        if isinstance(error, DBAPIError) and trouble.locked(error):
+            return barred.are_barred(self._shift, [lane])
+        return unfit.met(self._shift, lane, error)
 
     def _carried_out(self, lane: Lane, feed: Feed) -> plain.Done:
         life = self._shift.life
@@ -162,6 +164,7 @@ class Batches:
     def _after(self, lane: Lane, done: plain.Done, took: float) -> None:
         lane.trouble = 0
         if done.taken:
+            unfit.over(lane)
             lane.took(took, self._hold_s())
         if done.done:
             lane.failing.succeeded(done.done)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, DateTime, Integer, MetaData, Text, func, not_, or_, select, text, type_coerce
 from sqlalchemy.exc import CompileError
 
-from groundstate.engine import hidden, plans, schema, triggers
+from groundstate.engine import fitting, hidden, plans, schema, triggers
 from groundstate.engine.handwriting import constants_set
 from groundstate.engine.question import Question
 from groundstate.rules import equality, suspicion
@@ -46,6 +46,9 @@ def check(
         return [Finding("problem", "tables", "groundstate", str(error))]
     found: list[Finding] = []
     with database.reading() as connection:
+        lacks = fitting.missing(connection, questions)
+        found += [Finding("problem", "columns", name, words, fitting.CURE) for name, words in lacks.items()]
+        questions = [question for question in questions if question.spec.name not in lacks]  # of those nothing else can be asked
         for question in questions:
             found += _indexes(database, connection, question)
         found += hidden_rows(database, connection, questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from groundstate.engine import begin, due, line, trouble
+from groundstate.engine import begin, due, line, trouble, unfit
 from groundstate.engine.attempts import Identity
 from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.groups import Round
@@ -59,6 +59,7 @@ class Departures:
                     raise
                 raise LaneTrouble(lane) from error
             lane.trouble = 0
+            unfit.over(lane)
         self._limits.write()
         if total.new_calls:
             self._shift.life.count_begins(tx, total.new_calls)

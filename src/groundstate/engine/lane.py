@@ -48,6 +48,8 @@ class Lane:
     not_before: float = 0.0  # after the database's own trouble
     trouble: int = 0
     barred: bool = False  # somebody keeps a table of it locked
+    lacks: str | None = None  # a column or a table that its record has and the database has not, in words
+    seen_lacking: bool = False  # loading none of its records tells of that
     groups: Round | None = field(init=False)  # of a reaction with `per` or `in_order`: its backlog is gone through by their values
     late: Lane | None = None  # of one with valid_for: what is too late, which goes by itself
     timers: list[float] = field(default_factory=list)  # when the next of its records are ready, by the monotonic clock, the soonest first

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, exists, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, barred, trouble
+from groundstate.engine import attempts, barred, trouble, unfit
 from groundstate.engine.fleet import Fleet
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
@@ -44,7 +44,7 @@ class Looks:
         for lane in self._shift.parts:
             if lane.listen() and lane.question.timing is not None:
                 self._timers.heard()
-            if lane.newest and lane.on:
+            if lane.newest and lane.on and lane.lacks is None:
                 self._look_at_newest(lane)
         self._look_before_locking()
         self.took_s += time.monotonic() - started
@@ -112,6 +112,8 @@ class Looks:
                 return None
             if trouble.transient(error):
                 raise
+            if unfit.met(self._shift, lane, error):
+                return None
             postpone(lane)
             log.exception("%s could not be asked, tried again", lane.name, extra={"event": "condition_failed", "reaction": lane.name})
             return None

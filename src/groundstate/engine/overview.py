@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, func, not_, null, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, living, pending, registry, trouble, upcoming
+from groundstate.engine import attempts, fitting, living, pending, registry, trouble, upcoming
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.pending import Looked
 from groundstate.engine.question import Question
@@ -49,6 +49,7 @@ class ReactionSeen:
     on: bool = True  # False: it is new or changed, and a person must accept it
     suspect: bool = False  # the database went back: it starts each call as a doubt
     asked: bool = True  # False: its condition cannot be asked here, such as of a table that is gone
+    lacks: str | None = None  # what its record has and this database has not, so that it is not carried out; looked for with the lives
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def _asked(  # noqa: PLR0913  # as overview
         loud = registry.newcomers(connection, questions, known, others_go_on=apart)[1] if lives is not None else []
         # Rows before attempts, and those before lives: what is begun meanwhile is seen twice, and never not at all.
         reactions = [(_reaction_apart if apart else _reaction)(looked, one, most) for one in questions]
+        lacks = fitting.missing(connection, questions) if lives is not None else {}
+        reactions = [replace(one, lacks=lacks.get(one.name)) for one in reactions]
         reactions += [ReactionSeen(spec.name, "rows") for spec in schedules]
         open_, undeclared = _attempts(looked)
         seen = None if lives is None else tuple(living.lives_of(database, connection, lives))

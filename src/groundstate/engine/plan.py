@@ -12,7 +12,7 @@ from typing import Literal
 from sqlalchemy import Connection, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import marks, registry
+from groundstate.engine import fitting, marks, registry, trouble
 from groundstate.engine.attempts import is_baseline
 from groundstate.engine.question import Question
 from groundstate.engine.registry import COUNTED_MAX, Known
@@ -28,7 +28,7 @@ class Planned:
     """One reaction. Counts end at 100,000. starts: without a person's word. needs: what a person is to say first; None: nothing.
 
     rows: that it would take now, attempts left aside. more, fewer: rows that a changed condition matches and the old one did not, and the
-    other way round; None where the old condition is no longer valid here.
+    other way round; None where the old condition is no longer valid here. lacks: what its record has and this database has not.
     """
 
     reaction: str
@@ -41,6 +41,7 @@ class Planned:
     open_attempts: int = 0
     starts: bool = True
     needs: str | None = None
+    lacks: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Plan:
     @property
     def needs_somebody(self) -> bool:
         """Whether a person has to say something before all of it runs."""
-        return bool(self.refused) or any(one.needs for one in self.reactions)
+        return bool(self.refused) or any(one.needs or one.lacks for one in self.reactions)
 
 
 def plan(app: str, database: Database, questions: Sequence[Question], schedules: Sequence[ScheduleSpec]) -> Plan:
@@ -76,7 +77,12 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
         written = marks.as_they_stand(database, connection, app, schedules)
         declared = {question.spec.name for question in questions} | {spec.name for spec in schedules}
         marked = _marked(connection, app)
-        planned = [_one(connection, question, known.get(question.spec.name), attempts) for question in questions]
+        lacks = fitting.missing(connection, questions)
+        planned = [
+            (_unfit if question.spec.name in lacks else _one)(connection, question, known.get(question.spec.name), attempts)
+            for question in questions
+        ]
+        planned = [replace(one, lacks=fitting.with_cure(lacks[one.reaction])) if one.reaction in lacks else one for one in planned]
         planned += [_gone(one, attempts) for name, one in known.items() if name not in declared and name not in marked]
         gone = [PlannedSchedule(name, "gone", None, known[name].condition) for name in sorted(marked - declared) if name in known]
         names = [question.spec.name for question in questions]
@@ -108,6 +114,20 @@ def _one(connection: Connection, question: Question, before: Known | None, attem
         )
     standing: Standing = "new" if was is None else "changed"
     return Planned(name, standing, now if was else question.shown_text, was, rows, more, fewer, opened, starts=not took, needs=needs)
+
+
+def _unfit(connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:
+    """One whose record has what this database has not: its condition may not name that, and then its rows are counted all the same."""
+    try:
+        with connection.begin_nested():
+            return replace(_one(connection, question, before, attempts), starts=False)
+    except DBAPIError as error:
+        if not trouble.undefined(error):
+            raise
+    name, now = question.spec.name, question.condition_text
+    was = None if before is None or before.condition == now else before.condition
+    standing: Standing = "new" if before is None else "unchanged" if was is None else "changed"
+    return Planned(name, standing, now if was else question.shown_text, was, 0, open_attempts=attempts.get(name, 0), starts=False)
 
 
 def _with_its_old_name(one: Planned, planned: Sequence[Planned], questions: Sequence[Question]) -> Planned:

@@ -301,6 +301,30 @@ class Question:
         return self._loading(select(self.entity).where(self.ready, self._among_given))
 
     @cached_property
+    def of_nothing(self) -> list[Select[Any]]:
+        """Statements that load no record, and name all that one is made of and asked by."""
+        own = self._loading(select(self.entity).where(self.ready)).limit(0)
+        return [own, *(select(mapper.class_).limit(0) for mapper in self._loaded_beside)]
+
+    @cached_property
+    def tables_loaded(self) -> list[Any]:
+        """The tables that loading a record reads."""
+        mappers = [self.mapper, *self.mapper.with_polymorphic_mappers, *self._loaded_beside]
+        return list(dict.fromkeys(table for mapper in mappers for table in mapper.tables))
+
+    @property
+    def _loaded_beside(self) -> list[Mapper[Any]]:
+        """What the mapping, or the call's `load`, loads along with a record, in its statement or in others."""
+        found = [part for option in self.options for part in _path_of(option) if isinstance(part, Mapper)]
+        found += [one for one in self.mapper.self_and_descendants if one.polymorphic_load == "selectin"]
+        seen, left = {self.mapper: None}, [self.mapper, *found]
+        while left:
+            mapper = left.pop(0)
+            seen[mapper] = None
+            left += [one.mapper for one in mapper.relationships if one.lazy in _AT_ONCE and one.mapper not in seen]
+        return [mapper for mapper in seen if mapper is not self.mapper]
+
+    @cached_property
     def truths_given(self) -> Select[Any]:
         """The records given, each with whether its condition holds now; where `reads_its_row_alone`, locked (others' locks skipped)."""
         holds = func.coalesce(self.condition, not_(true())).label("groundstate_holds")
@@ -400,6 +424,13 @@ def _is_plain(part: Any, own: set[Any]) -> bool:
 
 
 _WANTED = "groundstate_wanted"
+_AT_ONCE = (False, "joined", "selectin", "subquery", "immediate")  # how relationships are loaded that wait for no access
+
+
+def _path_of(option: Any) -> tuple[Any, ...]:
+    """Through what a loader option leads; nothing, where this version of SQLAlchemy does not tell."""
+    return tuple(getattr(getattr(option, "path", None), "path", ()))
+
 
 blocking: ColumnElement[bool] = or_(attempt.c.state == "begun", attempt.c.unsure)
 

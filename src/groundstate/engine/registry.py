@@ -82,11 +82,12 @@ def newcomers(
         except DBAPIError as error:
             if trouble.transient(error) or not others_go_on:
                 raise
-            log.exception(
-                "%s is not started: its condition cannot be asked",
-                question.spec.name,
-                extra={"event": "condition_unaskable", "reaction": question.spec.name},
-            )
+            if not trouble.undefined(error):  # of which unfit.py tells, and looks again
+                log.exception(
+                    "%s is not started: its condition cannot be asked",
+                    question.spec.name,
+                    extra={"event": "condition_unaskable", "reaction": question.spec.name},
+                )
             continue
         if count == 0:
             silent.append(question)

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import CompoundSelect, Connection, Integer, bindparam, literal_column, null, select, type_coerce, union_all
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import barred, trouble
+from groundstate.engine import barred, trouble, unfit
 from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
@@ -66,7 +66,7 @@ class Timers:
         return min(times, default=None)
 
     def _timed(self) -> list[Lane]:
-        return [lane for lane in self._shift.parts if lane.question.timing is not None and lane.on and not lane.barred]
+        return [lane for lane in self._shift.parts if lane.question.timing is not None and lane.on and not (lane.barred or lane.lacks)]
 
     def _asks_any(self) -> bool:
         return any(lane.question.timing is not None and lane.on for lane in self._shift.lanes)
@@ -97,6 +97,8 @@ class Timers:
                 raise
             if len(lanes) == 1 and trouble.locked(error):
                 barred.bar(lanes[0])
+                return [[]]
+            if len(lanes) == 1 and unfit.met(self._shift, lanes[0], error):
                 return [[]]
             if len(lanes) == 1:
                 postpone(lanes[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, barred, begin, conclude, no_call, trouble
+from groundstate.engine import attempts, barred, begin, conclude, no_call, trouble, unfit
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
 from groundstate.engine.departures import Departures, LaneTrouble
@@ -119,6 +119,8 @@ class Traffic:
         except conclude.SomeHandlerFailed:
             self._conclude_apart(words)
         except LaneTrouble as error:
+            if unfit.met(shift, error.lane, error.__cause__):
+                return  # a turn without it follows at once
             postpone(error.lane)
             log.exception(
                 "%s could not be begun, tried again", error.lane.name, extra={"event": "begin_failed", "reaction": error.lane.name}
@@ -216,9 +218,12 @@ class Traffic:
             for word in words:
                 self._conclude_alone(question, word)
         except Exception as error:
+            lane = self._shift.lane(question.spec.name)
             if trouble.transient(error):
                 raise
-            postpone(self._shift.lane(question.spec.name))  # its table is gone, or cannot be asked: the others go on
+            if unfit.met(self._shift, lane, error):
+                return
+            postpone(lane)  # its table is gone, or cannot be asked: the others go on
             log.exception(
                 "%s: what came back cannot be concluded, tried again",
                 question.spec.name,
@@ -317,6 +322,8 @@ class Traffic:
             if not one.is_find and one.question.spec.call and one.question.spec.call.stop_when_overtaken
         ]
         for question in {flight.question for flight in flights}:
+            if self._shift.lane(question.spec.name).lacks is not None:
+                continue  # it may not be asked
             some = [flight for flight in flights if flight.question is question]
             keys = [question.key_from_text(flight.identity[2]) for flight in some]  # a record of it was taken, so it is one
             with self._shift.database.reading() as connection:

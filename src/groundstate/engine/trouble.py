@@ -9,6 +9,7 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 
 _STATES = ("40", "08", "53", "57")  # serialisation and deadlock, connection, resources, operator intervention
 _LOCK_NOT_AVAILABLE = "55P03"
+_NO_COLUMN, _NO_TABLE = "42703", "42P01"
 _TOO_MANY = "53300"
 # A refused connection comes without a state: the server's words, as they are in English.
 _FULL = ("too many clients", "too many connections", "remaining connection slots")
@@ -52,6 +53,31 @@ def locked(error: BaseException) -> bool:
     return getattr(getattr(error, "orig", None), "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
+NO_COLUMN = "this code knows a column that the table has not: run your migrations, or the code that fits the table"
+NO_TABLE = "this code knows a table that is not there: run your migrations, or the code that fits the database"
+
+
+def undefined(error: BaseException) -> bool:
+    """Whether a statement named a column or a table that is not there: the code is newer, or older, than the database."""
+    return _lacked(error) is not None
+
+
+def _lacked(error: BaseException) -> str | None:
+    """The cure of it; None where that is not what was met."""
+    if not isinstance(error, DBAPIError):
+        return None
+    state, words = getattr(error.orig, "sqlstate", None), str(error.orig)
+    if state == _NO_COLUMN or (state is None and "no such column" in words):
+        return NO_COLUMN
+    return NO_TABLE if state == _NO_TABLE or (state is None and "no such table" in words) else None
+
+
+def said(error: DBAPIError) -> str:
+    """What the database said, without the statement that it said it of."""
+    lines = str(error.orig).strip().splitlines()
+    return lines[0] if lines else type(error.orig).__name__
+
+
 def full(error: BaseException) -> bool:
     """Whether the server takes no further connection, or none of this role or to this database."""
     orig = getattr(error, "orig", None)
@@ -72,6 +98,8 @@ FULL = (
 
 def told(error: BaseException) -> str:
     """An error of the database in one line, with the cure where one is known."""
+    if isinstance(error, DBAPIError) and (lacked := _lacked(error)) is not None:
+        return f"{said(error)}: {lacked}"
     name, words = type(error).__name__, " ".join(str(getattr(error, "orig", error)).split())
     cure = f" ({FULL})" if full(error) else ""
     return f"{name}: {words}{cure}"

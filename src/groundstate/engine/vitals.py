@@ -28,6 +28,7 @@ class Vitals:
     lives: int
     refused: tuple[str, ...]  # reactions that wait for a person to accept them
     suspects: tuple[str, ...]
+    lacking: Mapping[str, str]  # reactions whose records have a column that the database has not: what and the cure, in words
     begun: Mapping[CallOf, int]
     ended_calls: Mapping[EndOf, int]
     done: Mapping[str, int]
@@ -58,6 +59,7 @@ def of(shift: Shift, traffic: Traffic, *, turned_s: float, ended: BaseException 
         lives=tally.lives,
         refused=tuple(refused),
         suspects=tuple(life.suspects),
+        lacking={lane.name: lane.lacks for lane in shift.lanes if lane.lacks is not None},
         begun=dict(tally.begun),
         ended_calls=dict(tally.ended),
         done=dict(tally.done),

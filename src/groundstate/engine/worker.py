@@ -281,7 +281,7 @@ class Worker:
                 self._after_trouble(error)
             wait = self._wait_s()
             if not warned and (wait > 0 or time.monotonic() > busy_until):
-                self._admission.warn_of_scans()  # not before what was waiting is under way
+                self._admission.warn()  # not before what was waiting is under way
                 warned, wait = True, self._wait_s()
             self._turned_at = time.monotonic() + max(wait, 0.0)
             if wait > 0:
@@ -339,6 +339,8 @@ class Worker:
             self._shift.tally.sweep_ends(started)
         if barred.look_again(self._shift):
             self._timers.heard()
+        if self._admission.look_again():
+            self._timers.heard()
         self._timers.turn()
         self._looks.turn()
         self._watch_calls(started)
@@ -368,7 +370,7 @@ class Worker:
         if self._ticks_here:
             times.append(self._ticks.wait_until())
         times += [at for at in (self._shift.next_due, self._timers.wait_until(), self._crowd.wait_until()) if at is not None]
-        times += [lane.not_before for lane in self._shift.parts if lane.wants and lane.not_before > now]
+        times += [lane.not_before for lane in self._shift.parts if (lane.wants or lane.lacks) and lane.not_before > now]
         times += [lane.failing.until for lane in self._shift.parts if lane.wants and lane.failing.until > now]
         traffic = self._traffic.wait_s(now)
         return max(min(min(times) - now, SWEEP_S if traffic is None else traffic), 0.0)

@@ -71,6 +71,7 @@ LOOP_LATE = _gauge("groundstate_call_loop_late_seconds", "store", "For how long 
 HELD_BACK = _gauge("groundstate_worker_held", "store", "1: it was started with --held, and waits for a go.")
 CAREFUL = _gauge("groundstate_worker_careful", "store", "1: careful mode: two workers ended uncleanly.")
 REFUSED = _gauge("groundstate_reaction_refused", "store reaction", "1: it is new or changed, and waits for a person to accept it.")
+UNFIT = _gauge("groundstate_reaction_unfit", "store reaction", "1: its record has a column that the table has not, or a table is missing.")
 LIVES = _counter("groundstate_worker_lives", "store", "Lives begun: more than one for a process means that its lock was lost.")
 BEGUN = _counter("groundstate_calls_begun", "store outside reaction kind", "Calls and finds that were sent.")
 ENDED = _counter(
@@ -91,7 +92,7 @@ TRANSPORT = _gauge("groundstate_transport_up", "transport", "1: hints come and g
 
 MEASURES: tuple[Measure, ...] = (
     PENDING, OLDEST, TOO_LATE, ATTEMPTS, ATTEMPTS_OLDEST, UNDECLARED, SUSPECT, ANSWERS, ANSWERED, UP, TURNED, LOOP_LATE, HELD_BACK,
-    CAREFUL, REFUSED, LIVES, BEGUN, ENDED, IN_THE_AIR, HANGING, PAUSED, DONE, BATCHES, SWEEPS, SWEPT, SWEEP_AGE, TRANSPORT,
+    CAREFUL, REFUSED, UNFIT, LIVES, BEGUN, ENDED, IN_THE_AIR, HANGING, PAUSED, DONE, BATCHES, SWEEPS, SWEPT, SWEEP_AGE, TRANSPORT,
 )  # fmt: skip
 
 Values = dict[Measure, list[Value]]
@@ -171,6 +172,8 @@ def of_worker(vitals: Vitals, outsides: Sequence[str]) -> Told:
     yield SWEEP_AGE, vitals.swept_s, store
     for name in vitals.refused:
         yield REFUSED, 1, store, name
+    for name in vitals.lacking:
+        yield UNFIT, 1, store, name
     for outside in outsides:
         yield IN_THE_AIR, vitals.in_the_air.get(outside, 0), store, outside
         yield PAUSED, vitals.pauses.get(outside, 0), store, outside

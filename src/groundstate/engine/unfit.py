@@ -1,0 +1,95 @@
+"""Lanes whose records have a column, or a table, that the database has not: they wait for a migration, and nobody else does for them.
+
+Said once, and once more when it is over. It is looked by a statement that loads no row, so that nothing is taken in vain meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import barred, fitting, trouble
+from groundstate.engine.lane import Lane
+from groundstate.engine.shift import Shift, postpone
+
+log = logging.getLogger("groundstate")
+LONGEST_S = 5.0  # after which it is looked again: each look in vain is an error in the log of PostgreSQL
+
+
+def met(shift: Shift, lane: Lane, error: BaseException | None) -> bool:
+    """Whether it was a missing column or table that this lane met: then it waits by itself."""
+    if error is None or not trouble.undefined(error):
+        return False
+    whole = shift.lane(lane.name)
+    if whole.lacks is None:
+        whole.lacks = trouble.told(error)
+        log.error(
+            "%s is not carried out: %s; it begins by itself after that, and the others go on",
+            whole.name,
+            whole.lacks,
+            extra={"event": "reaction_unfit", "reaction": whole.name},
+        )
+    _wait(whole)
+    return True
+
+
+def look_over(shift: Shift) -> None:
+    """At a start, before the first record is there that could not be loaded: which lanes will meet that."""
+    with contextlib.suppress(DBAPIError):  # a courtesy
+        if _misfit(shift, shift.lanes) is not None:
+            for lane in shift.lanes:
+                met(shift, lane, _misfit(shift, [lane]))
+
+
+def look_again(shift: Shift) -> bool:
+    """Those that lacked something a while ago; whether any of them can go on."""
+    now = time.monotonic()
+    lacking = [lane for lane in shift.lanes if lane.lacks is not None and lane.not_before <= now]
+    return bool([lane for lane in lacking if _goes_on(shift, lane)])
+
+
+def over(lane: Lane) -> None:
+    """It was carried out: what it lacked is there, whatever that was."""
+    if lane.lacks is None:
+        return
+    lane.lacks, lane.seen_lacking = None, False
+    log.warning(
+        "%s goes on: what it lacked is there", lane.name, extra={"event": "reaction_fits", "reaction": lane.name}
+    )  # a warning, so that who read the first line reads this one
+
+
+def _goes_on(shift: Shift, lane: Lane) -> bool:
+    error = _misfit(shift, [lane])
+    if error is not None:
+        lane.seen_lacking = True
+        _wait(lane)
+        return False
+    if not lane.seen_lacking and lane.wants:
+        return False  # what it lacks, loading none does not tell: it is over once something of it was carried out
+    over(lane)
+    for part in filter(None, (lane, lane.late)):
+        part.trouble, part.not_before = 0, 0.0
+        part.sweep()  # what was hinted meanwhile was taken in vain
+    lane.due = True
+    return True
+
+
+def _misfit(shift: Shift, lanes: Sequence[Lane]) -> DBAPIError | None:
+    try:
+        with shift.database.reading(wait=barred.WAIT) as connection:
+            return fitting.misfit(connection, [lane.question for lane in lanes])
+    except DBAPIError as error:
+        if trouble.locked(error):  # by the very migration, perhaps
+            return error
+        raise
+
+
+def _wait(whole: Lane) -> None:
+    postpone(whole)
+    whole.not_before = min(whole.not_before, time.monotonic() + LONGEST_S)
+    if whole.late is not None:
+        whole.late.not_before = whole.not_before
