@@ -70,9 +70,11 @@ def _goes_on(shift: Shift, lane: Lane) -> bool:
         return False
     if not lane.seen_lacking and lane.wants:
         return False  # what it lacks, loading none does not tell: it is over once something of it was carried out
+    if lane.seen_lacking:
+        lane.trouble = 0  # else it may be met again at once, and the pauses grow on
     over(lane)
     for part in filter(None, (lane, lane.late)):
-        part.trouble, part.not_before = 0, 0.0
+        part.not_before = 0.0
         part.sweep()  # what was hinted meanwhile was taken in vain
     lane.due = True
     return True
