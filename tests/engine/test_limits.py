@@ -356,6 +356,20 @@ def test_w24_one_tenants_dead_endpoint_pauses_that_tenant_alone(shop: World, cap
     assert len([one for one in provider.requests if one.tenant == "dead"]) < 15
 
 
+def test_calls_that_a_stop_cuts_off_say_nothing_of_their_endpoint(shop: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "groundstate")
+    provider = Provider(hangs=True)
+    delivering(shop, Outside("hooks"), provider)
+    deliveries(shop, 10)
+    life = shop.worker()
+    until(lambda: len(provider.requests) == 10)
+    life.stop(0)
+    assert shop.states() == ["doubt"] * 10
+    assert "the worker stopped while it was in the air" in caplog.text
+    assert not life.pauses
+    assert "fails: it pauses" not in caplog.text
+
+
 def test_a_tenant_with_many_rows_does_not_stand_before_the_others(shop: World) -> None:
     provider = Provider(takes_s=0.002)
     delivering(shop, Outside("hooks", limit=4, limit_per=2), provider, per=Delivery.tenant)

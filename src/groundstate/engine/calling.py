@@ -91,6 +91,7 @@ class Caller:
             for flight in flights:
                 task = self._task_of.get(flight)
                 if task is not None:
+                    flight.cut_off = True
                     self._loop.call_soon_threadsafe(task.cancel)
 
     def watch(self) -> None:

@@ -45,6 +45,7 @@ class Flight:
     ends_s: float | None = None  # a sync call: the monotonic time at which it is given up
     given_up: bool = False  # a sync call whose thread went on past its timeout
     counted: bool = False  # its end was counted
+    cut_off: bool = False  # ended by ourselves: that says nothing of its endpoint
     part: str | None = None  # of the outside, by `per`
     line: str | None = None  # `in_order`: of whose value there is one at a time
 

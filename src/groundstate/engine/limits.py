@@ -176,7 +176,7 @@ class Limits:
 
     def heard(self, word: Word, now: float) -> None:
         """What a word says of the endpoint."""
-        if isinstance(word, NotSent | ThreadEnded):
+        if isinstance(word, NotSent | ThreadEnded) or (isinstance(word, Unclear) and word.flight.cut_off):
             return
         place = place_of(word.flight)
         breaker = self._breakers.pop(place, None) or Breaker()

@@ -337,6 +337,7 @@ class Traffic:
         if late_s > 0 and self._flying:
             for flight in self._flying.values():
                 if not flight.given_up and not flight.is_find:
+                    flight.cut_off = True
                     self._words.append(Unclear(flight, "the worker stopped while it was in the air"))
             self._flying.clear()
             self.limits.clear()
