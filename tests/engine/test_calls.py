@@ -248,7 +248,9 @@ def test_hazard_9_only_what_is_listed_says_that_nothing_happened(world: World) -
     assert (by_record["3"].state, by_record["3"].unsure) == ("failed", False)
 
 
-def test_hazard_9_a_timeout_says_nothing(world: World) -> None:
+def test_hazard_9_a_timeout_says_nothing_and_that_a_person_must_decide_is_an_error_in_the_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     gateway = charging(world, hold(), timeout=ms(30))
     gateway.plan(1, "done_hang")
     world.orders(1)
@@ -256,6 +258,8 @@ def test_hazard_9_a_timeout_says_nothing(world: World) -> None:
     attempt = world.attempt()
     assert (attempt.state, attempt.unsure, attempt.failures) == ("held", True, 1)
     assert "timed out" in (attempt.error or "")
+    held = [one for one in caplog.records if "paid on 1 is held now, and waits for a person" in one.getMessage()]
+    assert [(one.levelname, vars(one)["event"]) for one in held] == [("ERROR", "attempt_kept")]
 
 
 def test_absent_to_a_question_that_was_long_on_its_way_is_asked_for_once_more_at_once(world: World) -> None:

@@ -341,7 +341,9 @@ def test_a_call_that_was_begun_in_time_is_concluded_however_late_it_answers(time
 # ---- an expired handler that fails -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("with_call", [False, True])
 @pytest.mark.parametrize("how", ["raises", "does nothing"])
-def test_an_expired_handler_that_fails_is_tried_again_and_held_after_the_last_try(timed: World, how: str, with_call: bool) -> None:
+def test_an_expired_handler_that_fails_is_tried_again_and_held_after_the_last_try(
+    timed: World, how: str, with_call: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     retry = Retry(times=3, first=ms(5), longest=ms(20))
     gateway = charged(timed, ASK, retry=retry) if with_call else noted(timed, retry)
     gateway.breaks = how
@@ -355,6 +357,7 @@ def test_an_expired_handler_that_fails_is_tried_again_and_held_after_the_last_tr
     assert (one.unsure, one.failures) == (False, 3)
     assert bill(timed, 2).status in ("paid", "noted")
     assert life.worker.expired == {}
+    assert [one.levelname for one in caplog.records if "is held now, and waits for a person" in one.getMessage()] == ["ERROR"]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from sqlalchemy import delete, or_, select, update
 
 from groundstate.engine import attempts
 from groundstate.engine.life import Life, left_by, lives_seen
+from groundstate.engine.plain import say_held
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import reading_ours
@@ -51,6 +52,8 @@ def _adopt(life: Life, dead: int) -> int:
             alone = {one.call for one in some if one.together == 1}
             changed = [(one, rules.adopted(one, _adopter(life, one, dead), tx.now, alone=one.call in alone).attempt) for one in some]
             attempts.save(tx.connection, changed)
+            for _, after in changed:
+                say_held(after)
             count += len(changed)
     if life.witness:
         life.witness.erase(dead)

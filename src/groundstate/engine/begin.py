@@ -18,7 +18,7 @@ from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
 from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life, describe
-from groundstate.engine.plain import Feed, new_attempt, put_off, say_let_go, unread
+from groundstate.engine.plain import Feed, new_attempt, put_off, say_held, say_kept, say_let_go, unread
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -188,14 +188,7 @@ class _Looking:
                     self.result.flights.append(asked)
             case rules.Keep(after):
                 self.saved.append((attempt, after))
-                log.info(
-                    "%s on %s is %s now: %s",
-                    attempt.reaction,
-                    attempt.record,
-                    after.state,
-                    after.why,
-                    extra={"event": "attempt_kept", "reaction": attempt.reaction, "record": attempt.record, "state": str(after.state)},
-                )
+                say_kept(after)
             case rules.Delete(say):
                 self.removed.append(attempt)
                 say_let_go(attempt, say)
@@ -226,6 +219,7 @@ class _Looking:
             self.removed.append(attempt)
         else:
             self.saved.append((attempt, held))
+            say_held(held)
 
     def unread(self, looked: claim.Look) -> None:
         """Those whose record cannot be read just now: a failure, and of a doubt no answer."""

@@ -15,7 +15,7 @@ from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
-from groundstate.engine.plain import new_attempt, say_let_go
+from groundstate.engine.plain import new_attempt, say_held, say_let_go
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -67,6 +67,7 @@ class Conclusion:
         match decision:
             case rules.Keep(after):
                 self.saved.append((attempt, after))
+                say_held(after)
             case rules.Delete(say):
                 self.removed.append(attempt)
                 say_let_go(attempt, say)

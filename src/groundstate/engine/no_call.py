@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from groundstate.engine import attempts, claim
+from groundstate.engine.plain import say_held
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -38,6 +39,7 @@ def let_go(tx: Transaction, question: Question, identities: Sequence[attempts.Id
             decision = rules.settle(standing.attempt, question.spec.terms, standing.facts, tx.now)
             if isinstance(decision, rules.Keep):
                 attempts.save(tx.connection, [(standing.attempt, decision.attempt)])
+                say_held(decision.attempt)
     gone = [
         standing.attempt
         for standing in looked.standing.values()

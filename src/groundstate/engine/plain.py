@@ -277,6 +277,7 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
         error,
         extra={"event": "handler_failed", "reaction": spec.name, "record": one.text},
     )
+    say_held(after)
     if one.attempt is None:
         attempts.insert(tx, [after])
     else:
@@ -315,7 +316,36 @@ def failed_once_more(life: Life, retry: Retry, before: Attempt, error: str, now:
     failures = before.failures + 1
     at = next_try(retry, failures, now, life.dice.random())
     after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=error)
-    return rules.held_as(after, "the last try was used").attempt if last_try_used(retry, failures, before.since, now) else after
+    if last_try_used(retry, failures, before.since, now):
+        after = rules.held_as(after, "the last try was used").attempt
+        say_held(after)
+    return after
+
+
+def say_held(after: Attempt) -> None:
+    """Where an attempt waits for a person now, he should know."""
+    if after.state is State.HELD:
+        log.error(
+            "%s on %s is held now, and waits for a person: %s",
+            after.reaction,
+            after.record,
+            after.why,
+            extra={"event": "attempt_kept", "reaction": after.reaction, "record": after.record, "state": "held"},
+        )
+
+
+def say_kept(after: Attempt) -> None:
+    """An attempt goes on without a call, as its policy says."""
+    say_held(after)
+    if after.state is not State.HELD:
+        log.info(
+            "%s on %s is %s now: %s",
+            after.reaction,
+            after.record,
+            after.state,
+            after.why,
+            extra={"event": "attempt_kept", "reaction": after.reaction, "record": after.record, "state": str(after.state)},
+        )
 
 
 def say_let_go(attempt: Attempt, say: str | None) -> None:
