@@ -15,7 +15,8 @@ from pathlib import Path
 from sqlalchemy import text
 
 from groundstate.rules.attempt import State
-from tests.cli.conftest import Shop
+from tests.cli.conftest import Shop, made
+from tests.postgres.roles import role
 
 WITHIN_S = 40
 
@@ -110,6 +111,20 @@ def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt(sqlite_shop: 
         process.wait(WITHIN_S)
     report = sqlite_shop.report()
     assert report["counts"]["in doubt"] == 1
+
+
+def test_a_signal_ends_a_start_that_waits_for_its_database_at_once_and_with_0(folder: Path, postgres_url: str) -> None:
+    with role(postgres_url, options="connection limit 0") as login:
+        shop = made(folder, login)
+        with worker(shop) as process:
+            until(lambda: said("err.txt").count("the database is in trouble, tried again") > 1)
+            told = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WITHIN_S) == 0
+            assert time.monotonic() - told < 5, "it would have waited for a minute"
+        shop.engine.dispose()
+    assert "SIGTERM: nothing new is begun" in said("err.txt")
+    assert "is carried out by process" not in said("err.txt")
 
 
 def test_held_carries_out_nothing_until_it_is_told_to_go(sqlite_shop: Shop) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -190,6 +191,31 @@ def test_an_app_can_be_stopped_while_one_of_its_stores_is_down(sqlite_url: str) 
     app.start()  # and started again
     assert list(app.down) == ["bank"]
     app.stop()
+
+
+def test_a_stop_ends_a_start_that_waits_for_one_of_several_stores_and_the_life_of_another(sqlite_url: str) -> None:
+    App(f"stores-{uuid.uuid4().hex[:8]}", Store(sqlite_url, Shop)).init(tables=True)
+    with closing(socket.create_server(("127.0.0.1", 0))) as mute:  # it takes connections and never answers
+        app = declared(sqlite_url, f"postgresql://nobody@127.0.0.1:{mute.getsockname()[1]}/nowhere")
+        ended: list[BaseException] = []
+
+        def start() -> None:
+            try:
+                app.start(accept=True)
+            except Stopped as error:
+                ended.append(error)
+
+        starting = threading.Thread(target=start)
+        starting.start()
+        until(lambda: app._coming is not None and len(app._coming.workers) == 1)
+        told = time.monotonic()
+        app.stop()
+        starting.join(SOON.total_seconds())
+        assert time.monotonic() - told < 5, "it would have waited for a minute"
+    assert [str(one) for one in ended] == ["told to stop while it came up: nothing was carried out"]
+    assert count(sqlite_url, "SELECT count(*) FROM groundstate_worker") == 0, "the one that was up did not end its life"
+    with pytest.raises(Stopped):
+        app.down  # noqa: B018  # a property
 
 
 def test_where_no_store_can_be_reached_the_start_is_refused() -> None:

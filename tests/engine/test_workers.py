@@ -9,9 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from groundstate import DeclarationError, Outside, Retry, StoreRefused, again, hold
-from groundstate.engine import adopt
+from groundstate import DeclarationError, Outside, Retry, Stopped, StoreRefused, again, hold
+from groundstate.engine import adopt, succession
 from groundstate.store import tables
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import QUICK, Killed, Order, World, ms, until
@@ -168,6 +169,29 @@ def test_hazard_39_a_drain_lets_calls_end_and_leaves_the_rest_in_doubt(world: Wo
     life.stop(20)
     assert world.order(4).status == "paid"
     assert gateway.called(5) == 0, "a call was begun while draining"
+
+
+def test_a_stop_while_it_comes_up_ends_each_life_that_it_began_and_a_start_after_a_stop_is_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charging(world, ASK)
+    tries: list[int] = []
+
+    def cut(shift: Any, **_more: Any) -> None:
+        tries.append(shift.life.id)
+        if len(tries) == 3:
+            life.drain()
+        raise OperationalError("adopting", None, RuntimeError("the connection was cut"), connection_invalidated=True)
+
+    monkeypatch.setattr(succession, "take_over", cut)
+    life = world.worker(start=False)
+    with pytest.raises(Stopped):
+        life.worker.start()
+    until(lambda: life.ended)
+    assert len(set(tries)) == 3, "each try is a life of its own"
+    assert workers(world) == 0
+    with pytest.raises(Stopped):
+        life.worker.start()
 
 
 def test_hazard_39_a_removed_reaction_with_open_attempts_is_refused(world: World) -> None:

@@ -17,8 +17,10 @@ from groundstate.app.store import Store
 from groundstate.engine import trouble
 from groundstate.engine.apart import Admitted
 from groundstate.engine.life import describe
+from groundstate.engine.succession import WHILE_IT_CAME_UP
 from groundstate.engine.worker import Worker
 from groundstate.rules.reaction import ReactionSpec
+from groundstate.values.errors import Stopped
 
 log = logging.getLogger("groundstate")
 FIRST_S = 0.5  # so soon a database is tried again, and then each time after twice as long
@@ -34,6 +36,7 @@ class Post:
     sharded: Sequence[ReactionSpec]
     shards: Sequence[str]  # all of its sharded store
     worker: Worker | None = None
+    coming: Worker | None = None  # that is to be it
     error: BaseException | None = None
     tried: bool = field(default=False)
 
@@ -70,6 +73,10 @@ class Crew:
         """Those that are up."""
         return [post.worker for post in self.posts if post.worker is not None]
 
+    def is_over(self) -> bool:
+        """Whether it was stopped."""
+        return self._over.is_set()
+
     @property
     def down(self) -> dict[str, str]:
         """By the name of each database on which nothing is carried out just now, why."""
@@ -80,6 +87,7 @@ class Crew:
         """Returns once all are up, or one is, and the others cannot be reached.
 
         Raises:
+            Stopped: `stop` was called meanwhile.
             what stands in the way: of a database that was reached, or of the first where none can be.
         """
         if len(self.posts) == 1:
@@ -92,6 +100,8 @@ class Crew:
             self._changed.wait_for(lambda: self._settled(end), START_S)
             self._changed.wait_for(lambda: self._settled(end))
             self._starting = False
+        if self.is_over():
+            raise Stopped(WHILE_IT_CAME_UP)
         standing = [post.error for post in self.posts if post.error is not None and not trouble.transient(post.error)]
         if not standing and not self.workers:
             standing = [post.error for post in self.posts if post.error is not None]
@@ -101,20 +111,22 @@ class Crew:
 
     def _settled(self, end: float) -> bool:
         """Whether it is known what the start comes to."""
+        if self.is_over():
+            return True
         if any(post.error is not None and not trouble.transient(post.error) for post in self.posts):
             return True
         return all(post.tried for post in self.posts) or (time.monotonic() >= end and bool(self.workers))
 
     def _keep_trying(self, post: Post) -> None:
         wait = FIRST_S
-        while not self._over.is_set():
+        while not self.is_over():
             try:
                 self._bring_up(post)
             except BaseException as error:  # noqa: BLE001  # told by the start, or in the log
                 with self._changed:
                     said, post.error, post.tried = self._starting, error, True
                     self._changed.notify_all()
-                if said and not trouble.transient(error):
+                if self.is_over() or (said and not trouble.transient(error)):
                     return  # by the start
                 self._say_down(post.store.label, wait, _in_words(error))
                 self._over.wait(wait)
@@ -128,13 +140,17 @@ class Crew:
 
     def _bring_up(self, post: Post) -> None:
         worker = self._make(post.store, self._held)
+        with self._changed:
+            if self.is_over():
+                raise Stopped(WHILE_IT_CAME_UP)
+            post.coming = worker
         if len(self.posts) > 1:
             self._admit(post, worker)
         worker.start()
         self._greet(post.store, worker)
         with self._changed:
-            late, post.worker, post.error, post.tried = post.tried, worker, None, True
-            over = self._over.is_set()
+            late, post.worker, post.coming, post.error, post.tried = post.tried, worker, None, None, True
+            over = self.is_over()
             self._changed.notify_all()
         if over:
             worker.stop(0)  # the app was stopped meanwhile
@@ -165,15 +181,17 @@ class Crew:
     def wait_for(self, post: Post, timeout_s: float | None) -> Worker | None:
         """The worker of this database, once it is up; None where it was not in time."""
         with self._changed:
-            self._changed.wait_for(lambda: post.up or self._over.is_set(), timeout_s)
+            self._changed.wait_for(lambda: post.up or self.is_over(), timeout_s)
             return post.worker
 
     def stop(self, limit_s: float) -> None:
-        """All at once, each within the limit; nothing is tried any more."""
+        """All at once, each within the limit; nothing is tried any more, and a start ends. Once: who comes second changes nothing."""
         with self._changed:
+            if self.is_over():
+                return
             self._over.set()
             self._changed.notify_all()
-            workers = self.workers
+            workers = [worker for post in self.posts if (worker := post.worker or post.coming) is not None]
         if len(workers) == 1:
             workers[0].stop(limit_s)
             return

@@ -23,6 +23,7 @@ from groundstate.engine import marks, registry, restore, schema, transaction
 from groundstate.engine.life import Life
 from groundstate.engine.part import Part, names_by_place
 from groundstate.engine.question import Question
+from groundstate.engine.succession import WHILE_IT_CAME_UP
 from groundstate.engine.vitals import Vitals
 from groundstate.engine.watching import Watch
 from groundstate.engine.worker import Options, Worker
@@ -57,6 +58,7 @@ class Running:
     keys: bool
     _messengers: Messengers | None = None
     _crew: Crew | None = None
+    _coming: Crew | None = None  # that is to be it
     _watch: Watch | None = None
     _starting: bool = False
 
@@ -86,6 +88,7 @@ class Running:
         this code does not declare, which else refuse the start, stay as they are: for a rollback.
 
         Raises:
+            Stopped: it runs already, or another thread stopped it meanwhile.
             DeclarationError, StoreRefused, NotInitialised, TransportRefused: what stands in the way, with the cure.
         """
         with _one_start:
@@ -106,14 +109,20 @@ class Running:
         crew = Crew(
             [] if hints_only else self._posts(), partial(self._worker, options, messengers, names), messengers.serve, held=options.held
         )
+        self._coming = crew
         try:
             messengers.start(trusted=trusted)
             crew.start()
+            self._crew, self._messengers = crew, messengers
+            if crew.is_over():  # by `stop`, which may not have seen that this is the crew now
+                raise Stopped(WHILE_IT_CAME_UP)
         except BaseException:
+            self._crew = self._messengers = None
             crew.stop(0)
             messengers.stop()
             raise
-        self._crew, self._messengers = crew, messengers
+        finally:
+            self._coming = None
 
     def _posts(self) -> list[Post]:
         return [
@@ -165,16 +174,24 @@ class Running:
             self._crew.go()
 
     def stop(self, limit: timedelta = DRAIN) -> None:
-        """Begins nothing new, lets calls end within the limit, and leaves the rest in doubt. Idempotent."""
+        """Begins nothing new, lets calls end within the limit, and leaves the rest in doubt. Idempotent.
+
+        While another thread starts it: that start ends at once, by Stopped.
+        """
         limit_s = _seconds("limit", limit)
-        crew, self._crew = self._crew, None
+        crew, self._crew = self._crew or self._coming, None
         if crew is not None:
             crew.stop(limit_s)
+            self._forget(crew)  # it may have been up a moment later
         messengers, self._messengers = self._messengers, None
         if messengers is not None:
             messengers.stop()
         for database in self.__dict__.pop("_opened", {}).values():
             database.close()
+
+    def _forget(self, crew: Crew) -> None:
+        if self._crew is crew:
+            self._crew = None
 
     @property
     def transports(self) -> dict[str, bool]:

@@ -10,9 +10,10 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ from groundstate.cli.systemd import Notifier
 
 log = logging.getLogger("groundstate")
 LOOKS_S = 0.5  # how often it is asked whether the worker still goes on
-GO = -1
+GO, UP = -1, -2
 
 Events = queue.SimpleQueue[int]
 
@@ -81,17 +82,24 @@ def run(  # noqa: PLR0913  # the options of a command
     with _told(found, health, http, stuck) as manager:
         if held:
             _report(found)
-        found.start(
-            accept=accept, after_restore=after_restore, held=held, trust_transport=trust_transport, leave_undeclared=leave_undeclared
+        start = partial(
+            found.start,
+            accept=accept,
+            after_restore=after_restore,
+            held=held,
+            trust_transport=trust_transport,
+            leave_undeclared=leave_undeclared,
         )
-        health.started = True
-        manager.ready()
-        started = "%s is carried out by process %d; `groundstate pending` tells what is left"
-        log.info(started, found.name, os.getpid(), extra={"event": "run_started", "app": found.name, "pid": os.getpid()})
+        failure = None
         try:
-            if held:
-                _wait_for_go(found, events)
-            failure = _wait(found, events)
+            if _come_up(start, events):
+                health.started = True
+                manager.ready()
+                started = "%s is carried out by process %d; `groundstate pending` tells what is left"
+                log.info(started, found.name, os.getpid(), extra={"event": "run_started", "app": found.name, "pid": os.getpid()})
+                if held:
+                    _wait_for_go(found, events)
+                failure = _wait(found, events)
         finally:
             health.draining = True
             manager.stopping()
@@ -144,6 +152,33 @@ def _listen(events: Events, health: Health) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
+def _come_up(start: Callable[[], None], events: Events) -> bool:
+    """Starts, in a thread of its own: so a signal is heard meanwhile. Returns whether it is up; where a signal came first, it is not."""
+    failed: list[BaseException] = []
+
+    def come_up() -> None:
+        try:
+            start()
+        except BaseException as error:  # noqa: BLE001  # raised by who waits for it
+            failed.append(error)
+        finally:
+            events.put(UP)
+
+    threading.Thread(target=come_up, name="groundstate-start", daemon=True).start()
+    number = events.get()
+    if number != UP:
+        _say_stopping(number)
+    elif failed:
+        raise failed[0]
+    return number == UP
+
+
+def _say_stopping(number: int) -> None:
+    name = signal.Signals(number).name
+    words = "%s: nothing new is begun, and calls in the air may end; a second signal ends at once"
+    log.info(words, name, extra={"event": "run_stopping", "signal": name})
+
+
 def _wait(app: App, events: Events) -> BaseException | None:
     """Until a signal comes; or what ended the worker by itself."""
     while True:
@@ -154,9 +189,7 @@ def _wait(app: App, events: Events) -> BaseException | None:
                 return app.failure
             continue
         if number != GO:
-            name = signal.Signals(number).name
-            words = "%s: nothing new is begun, and calls in the air may end; a second signal ends at once"
-            log.info(words, name, extra={"event": "run_stopping", "signal": name})
+            _say_stopping(number)
             return None
 
 

@@ -153,14 +153,16 @@ class Life:
         plain = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in said)
         return plain if len(plain) <= ERROR_LENGTH else plain[: ERROR_LENGTH - 3] + "..."
 
-    def end(self) -> None:
-        """A clean end: no row stays. Attempts of calls still in the air were written as doubts before."""
+    def end(self, *, with_past: bool = False) -> None:
+        """A clean end: no row stays. Attempts of calls still in the air were written as doubts before. with_past: nor one of its past."""
         self.sound = False
+        over = {self.id, *self.past} if with_past else {self.id}
         try:
             if self.witness:
-                self.witness.erase(self.id)
+                for one in over:
+                    self.witness.erase(one)
             with self.transaction() as tx:
-                tx.connection.execute(delete(tables.worker).where(tables.worker.c.life == self.id))
+                tx.connection.execute(delete(tables.worker).where(tables.worker.c.life.in_(over)))
         finally:
             self.lives.release()
 

@@ -17,13 +17,15 @@ from groundstate.engine.life import Life
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
 from groundstate.engine.trouble import OtherServer
-from groundstate.values.errors import StoreRefused
+from groundstate.values.errors import Stopped, StoreRefused
 
 log = logging.getLogger("groundstate")
 CHECK_S = 1.0  # how often it is asked whether the lock is still ours
 LOCKED_OUT_S = 60.0  # for so long a start waits for locks that somebody else holds, or for a server that takes no connection just now
 PAUSE_S = 0.2
 PAUSE_LONGEST_S = 3.0
+LOOKS_S = 0.1  # how often it is looked meanwhile whether the worker is to stop
+WHILE_IT_CAME_UP = "told to stop while it came up: nothing was carried out"
 
 
 class Succession:
@@ -52,11 +54,21 @@ class Succession:
                 illegible.mending(shift.life, lambda: self._look_back(shift))
                 illegible.mending(shift.life, lambda: take_over(shift))
             except (DBAPIError, OtherServer):
+                if shift.stopping is not None:
+                    raise  # `give_up` ends what was begun
                 shift.life.lives.release()
                 shift.life = self.next_life(shift.life)
                 raise
 
         patiently(shift, come_alive)
+
+    def give_up(self, shift: Shift) -> None:
+        """Told to stop while it came up: nothing was carried out, so that no row is to say that a life ended uncleanly."""
+        life = shift.life
+        if life.sound or life.past:
+            life.end(with_past=True)
+        else:
+            life.lives.release()
 
     def check(self, shift: Shift) -> None:
         """Now and then: whether we still are who we were; where not, the next life begins."""
@@ -110,10 +122,13 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
 
     Raises:
         StoreRefused: that lasted too long; with the cure.
+        Stopped: the worker was told to stop meanwhile.
         DBAPIError: anything else.
     """
     until, pause = time.monotonic() + LOCKED_OUT_S, PAUSE_S
     while True:
+        if shift.stopping is not None:
+            raise Stopped(WHILE_IT_CAME_UP)
         try:
             step()
         except (DBAPIError, OtherServer) as error:
@@ -124,10 +139,17 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
                 raise StoreRefused(refused) from error
             log.warning("the database is in trouble, tried again: %s", trouble.told(error), extra={"event": "database_trouble"})
             if not trouble.locked(error):  # that took its time already
-                time.sleep(pause)
+                _rest(shift, pause)
                 pause = min(pause * 1.5, PAUSE_LONGEST_S)
         else:
             return
+
+
+def _rest(shift: Shift, seconds: float) -> None:
+    """Between two tries: over as soon as the worker is told to stop."""
+    end = time.monotonic() + seconds
+    while shift.stopping is None and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, LOOKS_S))
 
 
 def _in_the_way(shift: Shift, error: DBAPIError | OtherServer) -> str | None:

@@ -32,7 +32,7 @@ from groundstate.engine.pulse import Pulse
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
 from groundstate.engine.shift import Shift
-from groundstate.engine.succession import Succession, follow_the_clock, patiently, take_over
+from groundstate.engine.succession import WHILE_IT_CAME_UP, Succession, follow_the_clock, patiently, take_over
 from groundstate.engine.sweeps import SWEEP_S, Sweeps
 from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
@@ -50,6 +50,8 @@ from groundstate.values.errors import Stopped, StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
 MENDED_S = 0.1  # after rows of ours were put right it is looked again
+LEAVES_S = 15.0  # past the drain's limit it has so long to write down what is in doubt
+GIVES_UP_S = 0.7  # so long a start that is given up is waited for: what it asked the server may not have been answered
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Worker:
         self._schedules = schedules
         self._app = app
         self.failure: BaseException | None = None
+        self._up = False  # whether it came up
         self._wake = threading.Event()
         self._started = threading.Event()
         self._go = threading.Event()
@@ -163,20 +166,31 @@ class Worker:
 
     # ---- from other threads --------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Comes up: the lock, identity, adoption. Raises what stands in the way, with its cure."""
-        self._thread.start()
-        self._started.wait()
+        """Comes up: the lock, identity, adoption.
+
+        Raises:
+            Stopped: `stop` was called meanwhile.
+            what stands in the way, with its cure.
+        """
+        if self._shift.stopping is None:
+            self._thread.start()
+            self._started.wait()
+        if self._shift.stopping is not None and not self._up:
+            raise Stopped(WHILE_IT_CAME_UP) from self.failure
         if self.failure is not None:
             raise self.failure
 
     def stop(self, limit_s: float) -> None:
-        """Begins nothing new, lets calls end within the limit, leaves the rest in doubt, and ends this life."""
+        """Begins nothing new, lets calls end within the limit, leaves the rest in doubt, and ends this life. A start ends at once."""
         self._shift.stopping = time.monotonic() + limit_s
         self._traffic.caller.draining = True
         self._go.set()
         self._wake.set()
+        up = self._up
+        if not up:
+            self._started.set()
         if self._thread.is_alive():
-            self._thread.join(limit_s + 15)
+            self._thread.join(limit_s + LEAVES_S if up else GIVES_UP_S)
 
     def go(self) -> None:
         """After a start with `held`: carries out from now on."""
@@ -215,10 +229,14 @@ class Worker:
     def _run(self) -> None:
         try:
             self._come_up()
+            self._up = True
         except BaseException as error:  # told to who started us
             self.failure = error
             with contextlib.suppress(Exception):
-                self._shift.life.lives.release()
+                if self._shift.stopping is None:
+                    self._shift.life.lives.release()
+                else:
+                    self._succession.give_up(self._shift)
             with contextlib.suppress(Exception):
                 self.database.close()
             return
