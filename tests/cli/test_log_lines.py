@@ -126,8 +126,10 @@ def test_a_worker_logs_json_alone_from_its_start_to_its_end(sqlite_shop: Shop) -
         assert process.wait(WITHIN_S) == 0
     read = [json.loads(line) for line in said("err.txt").splitlines()]
     events = [one["event"] for one in read]
-    assert events[0] == "run_started"
-    assert events[-1] == "run_stopping"
+    assert events[:2] == ["life_began", "run_started"]
+    assert events[-2:] == ["run_stopping", "run_ended"]
+    assert (read[-1]["in_doubt"], read[-1]["clean"]) == (0, True)
+    assert 0 < read[-1]["took_s"] < WITHIN_S
     failed = next(one for one in read if one["event"] == "handler_failed")
     assert (failed["reaction"], failed["record"], failed["level"]) == ("packed", "1", "WARNING")
 

@@ -5,6 +5,7 @@ On a server without WAL for others (`wal_level = minimal`, no WAL senders): noth
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -196,7 +197,10 @@ def test_a_restart_behind_a_pooler_is_noticed_though_no_connection_to_the_pooler
             world.close()
 
 
-def test_a_server_that_is_down_for_a_while_is_waited_for(server: PostgresServer, world: World) -> None:
+def test_a_server_that_is_down_for_a_while_is_waited_for_and_the_log_says_when_all_is_well_again(
+    server: PostgresServer, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "groundstate")
     gateway = charging(world, ASK)
     gateway.plan(1, "done_hang")
     world.orders(1)
@@ -209,6 +213,12 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(server: PostgresServer,
     world.engine.dispose()
     until(lambda: world.order().status == "paid")
     assert gateway.called(1) == 1
+    until(lambda: "well again" in caplog.text)
+    events = [vars(one).get("event") for one in caplog.records]
+    assert events[0] == "life_began"
+    assert events[events.index("lock_lost") :].count("life_began") == 1
+    assert events.count("database_back") == 1
+    assert max(events.index(one) for one in ("lock_lost", "database_trouble")) < events.index("database_back")
 
 
 def test_a_worker_waits_for_a_server_that_is_coming_up(server: PostgresServer, world: World) -> None:

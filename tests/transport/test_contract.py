@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -55,7 +56,10 @@ def test_odd_bytes_come_as_they_went(place: Place, odd: bytes) -> None:
     heard.wait_for(odd)
 
 
-def test_after_its_server_was_killed_and_came_back_hints_flow_again(served: Place) -> None:
+def test_after_its_server_was_killed_and_came_back_hints_flow_again_and_the_log_says_so(
+    served: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "groundstate")
     transport, heard = served.open()
     served.stop()
     until(lambda: not transport.up)
@@ -66,6 +70,7 @@ def test_after_its_server_was_killed_and_came_back_hints_flow_again(served: Plac
     transport.send(HINT)
     heard.wait_for(HINT)
     assert b"lost" not in heard.all
+    until(lambda: [vars(one)["event"] for one in caplog.records if one.name == "groundstate"] == ["transport_down", "transport_up"])
 
 
 def test_opened_while_its_server_is_down_it_is_up_later(served: Place) -> None:

@@ -18,7 +18,7 @@ from groundstate.engine import trouble
 from groundstate.engine.apart import Admitted
 from groundstate.engine.life import describe
 from groundstate.engine.succession import WHILE_IT_CAME_UP
-from groundstate.engine.worker import Worker
+from groundstate.engine.worker import Ended, Worker
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.values.errors import Stopped
 
@@ -184,22 +184,27 @@ class Crew:
             self._changed.wait_for(lambda: post.up or self.is_over(), timeout_s)
             return post.worker
 
-    def stop(self, limit_s: float) -> None:
+    def stop(self, limit_s: float) -> Ended:
         """All at once, each within the limit; nothing is tried any more, and a start ends. Once: who comes second changes nothing."""
         with self._changed:
             if self.is_over():
-                return
+                return Ended()
             self._over.set()
             self._changed.notify_all()
             workers = [worker for post in self.posts if (worker := post.worker or post.coming) is not None]
         if len(workers) == 1:
-            workers[0].stop(limit_s)
-            return
-        threads = [threading.Thread(target=worker.stop, args=(limit_s,), name="groundstate-stopping") for worker in workers]
+            return workers[0].stop(limit_s)
+        ends: list[Ended] = []
+        threads = [threading.Thread(target=_stop, args=(worker, limit_s, ends), name="groundstate-stopping") for worker in workers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        return Ended(sum(one.in_doubt for one in ends), clean=all(one.clean for one in ends))
+
+
+def _stop(worker: Worker, limit_s: float, ends: list[Ended]) -> None:
+    ends.append(worker.stop(limit_s))
 
 
 def _in_words(error: BaseException) -> str:

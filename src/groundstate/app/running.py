@@ -26,7 +26,7 @@ from groundstate.engine.question import Question
 from groundstate.engine.succession import WHILE_IT_CAME_UP
 from groundstate.engine.vitals import Vitals
 from groundstate.engine.watching import Watch
-from groundstate.engine.worker import Options, Worker
+from groundstate.engine.worker import Ended, Options, Worker
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import opening
@@ -173,21 +173,23 @@ class Running:
         if self._crew is not None:
             self._crew.go()
 
-    def stop(self, limit: timedelta = DRAIN) -> None:
-        """Begins nothing new, lets calls end within the limit, and leaves the rest in doubt. Idempotent.
+    def stop(self, limit: timedelta = DRAIN) -> Ended:
+        """Begins nothing new, lets calls end within the limit, and leaves the rest in doubt. Idempotent. Returns what that left.
 
         While another thread starts it: that start ends at once, by Stopped.
         """
         limit_s = _seconds("limit", limit)
         crew, self._crew = self._crew or self._coming, None
+        ended = Ended()
         if crew is not None:
-            crew.stop(limit_s)
+            ended = crew.stop(limit_s)
             self._forget(crew)  # it may have been up a moment later
         messengers, self._messengers = self._messengers, None
         if messengers is not None:
             messengers.stop()
         for database in self.__dict__.pop("_opened", {}).values():
             database.close()
+        return ended
 
     def _forget(self, crew: Crew) -> None:
         if self._crew is crew:

@@ -10,6 +10,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +27,7 @@ from groundstate.cli.endpoint import Endpoint
 from groundstate.cli.health import Health
 from groundstate.cli.log_lines import JsonLines
 from groundstate.cli.systemd import Notifier
+from groundstate.engine.worker import Ended
 
 log = logging.getLogger("groundstate")
 LOOKS_S = 0.5  # how often it is asked whether the worker still goes on
@@ -103,9 +105,12 @@ def run(  # noqa: PLR0913  # the options of a command
         finally:
             health.draining = True
             manager.stopping()
-            found.stop(timedelta(seconds=drain))
+            told_at = time.monotonic()
+            ended = found.stop(timedelta(seconds=drain))
     if failure is not None:
         log.error("groundstate run: the worker ended by itself: %s", words_of(failure), extra={"event": "run_failed", "app": found.name})
+    _say_ended(ended, time.monotonic() - told_at)
+    if failure is not None:
         raise typer.Exit(Code.FAILED)
 
 
@@ -177,6 +182,18 @@ def _say_stopping(number: int) -> None:
     name = signal.Signals(number).name
     words = "%s: nothing new is begun, and calls in the air may end; a second signal ends at once"
     log.info(words, name, extra={"event": "run_stopping", "signal": name})
+
+
+def _say_ended(ended: Ended, took_s: float) -> None:
+    how = "cleanly" if ended.clean else "and a life could not say so: the next worker finds that out by its lock"
+    words = "Ended after %.1f s, with %d calls put in doubt, %s"
+    log.info(
+        words,
+        took_s,
+        ended.in_doubt,
+        how,
+        extra={"event": "run_ended", "in_doubt": ended.in_doubt, "took_s": round(took_s, 3), "clean": ended.clean},
+    )
 
 
 def _wait(app: App, events: Events) -> BaseException | None:

@@ -17,6 +17,7 @@ from groundstate.engine.life import Life
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
 from groundstate.engine.trouble import OtherServer
+from groundstate.store.naming import name_of
 from groundstate.values.errors import Stopped, StoreRefused
 
 log = logging.getLogger("groundstate")
@@ -61,6 +62,7 @@ class Succession:
                 raise
 
         patiently(shift, come_alive)
+        self._say_begun(shift)
 
     def give_up(self, shift: Shift) -> None:
         """Told to stop while it came up: nothing was carried out, so that no row is to say that a life ended uncleanly."""
@@ -96,7 +98,14 @@ class Succession:
         except BaseException:
             fresh.sound = False  # no call goes out before it is known that the database did not go back
             raise
+        self._say_begun(shift)
         take_over(shift)
+
+    def _say_begun(self, shift: Shift) -> None:
+        life = shift.life
+        words = "a life has begun on %s: its lock is taken, and calls may go out"
+        store = name_of(shift.database.settings.url)
+        log.info(words, store, extra={"event": "life_began", "life": f"{life.id:x}", "store": store})
 
     def went_back(self, shift: Shift, why: str) -> None:
         """The database went back under a living worker: the next life looks back before it does anything else."""
@@ -125,7 +134,8 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
         Stopped: the worker was told to stop meanwhile.
         DBAPIError: anything else.
     """
-    until, pause = time.monotonic() + LOCKED_OUT_S, PAUSE_S
+    began, pause = time.monotonic(), PAUSE_S
+    troubled = False
     while True:
         if shift.stopping is not None:
             raise Stopped(WHILE_IT_CAME_UP)
@@ -135,14 +145,24 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
             refused = _in_the_way(shift, error)
             if refused is None or shift.stopping is not None:
                 raise
-            if time.monotonic() > until:
+            if time.monotonic() - began > LOCKED_OUT_S:
                 raise StoreRefused(refused) from error
+            troubled = True
             log.warning("the database is in trouble, tried again: %s", trouble.told(error), extra={"event": "database_trouble"})
             if not trouble.locked(error):  # that took its time already
                 _rest(shift, pause)
                 pause = min(pause * 1.5, PAUSE_LONGEST_S)
         else:
+            if troubled:
+                say_back(shift, time.monotonic() - began)
             return
+
+
+def say_back(shift: Shift, took_s: float) -> None:
+    """After trouble that was told of: it is over."""
+    words = "%s: well again, after %.1f s of trouble"
+    store = name_of(shift.database.settings.url)
+    log.info(words, store, took_s, extra={"event": "database_back", "store": store, "took_s": round(took_s, 3)})
 
 
 def _rest(shift: Shift, seconds: float) -> None:

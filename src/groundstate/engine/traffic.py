@@ -53,6 +53,7 @@ class Traffic:
         self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key: a call that was given up may bring the same
         self._locked_s = LOCKED_S
         self._first_word: float | None = None  # when the first of those in hand came
+        self.cut_off = 0  # calls that the end of a drain put in doubt
         self.limits = Limits(shift)
         self._departures = Departures(shift, self.limits, self._flying, self._in_air)
         self.caller = Caller(self._say, self._may_call)
@@ -338,6 +339,7 @@ class Traffic:
             for flight in self._flying.values():
                 if not flight.given_up and not flight.is_find:
                     flight.cut_off = True
+                    self.cut_off += 1
                     self._words.append(Unclear(flight, "the worker stopped while it was in the air"))
             self._flying.clear()
             self.limits.clear()

@@ -32,7 +32,7 @@ from groundstate.engine.pulse import Pulse
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
 from groundstate.engine.shift import Shift
-from groundstate.engine.succession import WHILE_IT_CAME_UP, Succession, follow_the_clock, patiently, take_over
+from groundstate.engine.succession import WHILE_IT_CAME_UP, Succession, follow_the_clock, patiently, say_back, take_over
 from groundstate.engine.sweeps import SWEEP_S, Sweeps
 from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
@@ -74,6 +74,14 @@ class Rest:
     timers: int = 0  # records that are still to become due
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What an end left. clean: each life said that it is over, so that nobody has to find it out by its lock."""
+
+    in_doubt: int = 0  # calls that it cut off
+    clean: bool = True
+
+
 class Worker:
     """Carries out the reactions of one store. `start`, then `stop`; `quiet` tells when nothing is left that can be done now."""
 
@@ -98,6 +106,7 @@ class Worker:
         self._app = app
         self.failure: BaseException | None = None
         self._up = False  # whether it came up
+        self._said_so = False  # whether its last life said that it is over
         self._wake = threading.Event()
         self._started = threading.Event()
         self._go = threading.Event()
@@ -125,6 +134,7 @@ class Worker:
         self._turned_at = time.monotonic()  # when its thread has come round, or at the latest will after a wait
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
+        self._troubled_at = 0.0  # since when
         self._troubled_by = ""
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
@@ -180,7 +190,7 @@ class Worker:
         if self.failure is not None:
             raise self.failure
 
-    def stop(self, limit_s: float) -> None:
+    def stop(self, limit_s: float) -> Ended:
         """Begins nothing new, lets calls end within the limit, leaves the rest in doubt, and ends this life. A start ends at once."""
         self._shift.stopping = time.monotonic() + limit_s
         self._traffic.caller.draining = True
@@ -191,6 +201,7 @@ class Worker:
             self._started.set()
         if self._thread.is_alive():
             self._thread.join(limit_s + LEAVES_S if up else GIVES_UP_S)
+        return Ended(self._traffic.cut_off, clean=self._said_so if up else not self._shift.life.sound)
 
     def go(self) -> None:
         """After a start with `held`: carries out from now on."""
@@ -318,6 +329,8 @@ class Worker:
 
     def _after_trouble(self, error: Exception) -> None:
         """Waited out, whatever it is; what came back stays in memory, and no new call is begun while conclusions are stuck."""
+        if not self._trouble:
+            self._troubled_at = time.monotonic()
         self._trouble = min(self._trouble + 1, 6)
         self._troubled_by = describe(error)
         wait = 0.1 * 2**self._trouble
@@ -368,7 +381,9 @@ class Worker:
                 self._ticks.turn()
             self._batches.turn()
             self._is_it_quiet()
-        self._trouble = 0
+        if self._trouble:
+            self._trouble = 0
+            say_back(self._shift, time.monotonic() - self._troubled_at)
         if sweeping and self._shift.took == before:
             self._sweeps.idle_s += time.monotonic() - started
 
@@ -498,6 +513,7 @@ class Worker:
         try:
             if self._shift.life.sound:
                 self._shift.life.end()
+                self._said_so = True
             else:
                 self._shift.life.lives.release()
         except Exception as error:

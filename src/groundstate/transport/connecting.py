@@ -206,8 +206,8 @@ class Connecting:
                 if pulse is not None:
                     pulse.refuse_silence(began)
                 if self.up:
-                    self._said = ""
                     self._settled.set()
+                    self._say_up()
         except Exception:
             self._listens = 0
             self._cut("speaking")  # it leads nowhere as well, and may wait there
@@ -273,6 +273,11 @@ class Connecting:
     def _tell(self, words: str) -> None:
         if self._is_news(words):
             log.warning("%s", words, extra={"event": "transport_down", "transport": self.name})
+
+    def _say_up(self) -> None:
+        if self._said:
+            self._said = ""
+            log.info("hints come and go by %s again", self.name, extra={"event": "transport_up", "transport": self.name})
 
     def _is_news(self, words: str) -> bool:
         """Once, until hints come and go again."""
