@@ -98,7 +98,7 @@ def test_what_was_begun_is_in_the_air_while_its_life_has_its_lock_and_in_doubt_a
     (begun,) = report["in_doubt"]
     assert (begun["standing"], report["counts"]["in the air"], report["counts"]["in doubt"]) == ("in doubt", 0, 1)
     assert report["in_flight"].startswith("Nothing of ours is in flight")
-    assert "ended uncleanly" in report["last_end"]
+    assert report["last_end"].startswith("the last life ended, and left 1 call in doubt, which the next worker"), "it has no row"
 
 
 def test_how_a_doubt_will_be_settled_and_from_when(shop: Shop) -> None:

@@ -105,12 +105,21 @@ def test_a_second_sigint_ends_with_130(sqlite_shop: Shop) -> None:
 def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt(sqlite_shop: Shop) -> None:
     slow(sqlite_shop)
     sqlite_shop.order("placed")
+    path = Path(f"{sqlite_shop.module}.py")
+    awaited = '    await __import__("asyncio").sleep'
+    path.write_text(path.read_text().replace("def charge(", "async def charge(").replace('    __import__("time").sleep', awaited))
     with worker(sqlite_shop, "--drain", "0.2") as process:
         until(lambda: sqlite_shop.report()["counts"]["in the air"] == 1)
         process.send_signal(signal.SIGTERM)
-        process.wait(WITHIN_S)
+        assert process.wait(WITHIN_S) == 0
     report = sqlite_shop.report()
     assert report["counts"]["in doubt"] == 1
+    assert report["last_end"].startswith("the last life ended, and left 1 call in doubt")
+    for command in ("status", "pending"):
+        shown = sqlite_shop.run(command).out
+        assert "ended, and left 1 call in doubt" in shown
+        assert "uncleanly" not in shown
+    assert "cleanly; calls put in doubt: 1" in said("err.txt")
 
 
 def test_a_signal_ends_a_start_that_waits_for_its_database_at_once_and_with_0(folder: Path, postgres_url: str) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from groundstate import DeclarationError, Outside, Retry, Stopped, StoreRefused, again, hold
 from groundstate.engine import adopt, succession
+from groundstate.engine.worker import Ended
 from groundstate.store import tables
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import QUICK, Killed, Order, World, ms, until
@@ -96,7 +97,16 @@ def test_hazard_25_one_unclean_end_is_a_deploy_and_makes_nobody_careful(world: W
     until(lambda: workers(world) == 1)
 
 
-def test_hazard_30_a_worker_that_lost_its_lock_begins_a_new_life_and_its_outcome_is_evidence(world: World) -> None:
+def ends_adopted(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Of what was adopted: how loudly that was said, and how its life had ended."""
+    said = [one for one in caplog.records if vars(one).get("event") == "adopted"]
+    return [(one.levelname, vars(one)["end"]) for one in said]
+
+
+def test_hazard_30_a_worker_that_lost_its_lock_begins_a_new_life_and_its_outcome_is_evidence(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "groundstate")
     gateway = charging(world, hold())
     gateway.plan(1, "done_hang")
     world.orders(1)
@@ -111,6 +121,7 @@ def test_hazard_30_a_worker_that_lost_its_lock_begins_a_new_life_and_its_outcome
     assert gateway.called(1) == 1
     life.quiet()
     assert world.attempts() == []
+    assert ends_adopted(caplog) == [("INFO", "lock_lost")], "it is its own last life"
 
 
 def test_hazard_37_two_lives_of_one_process_are_told_apart(world: World) -> None:
@@ -129,7 +140,9 @@ def test_hazard_37_two_lives_of_one_process_are_told_apart(world: World) -> None
     assert [one.worker for one in world.attempts() if one.state == "begun"] == [second.worker.life.id]
 
 
-def test_hazard_38_an_adopter_that_dies_while_adopting_counts_nothing_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hazard_38_an_adopter_that_dies_while_adopting_counts_nothing_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     gateway = charging(world, ASK, limit=10)
     for number in range(1, 11):
         gateway.plan(number, "hang")
@@ -147,15 +160,17 @@ def test_hazard_38_an_adopter_that_dies_while_adopting_counts_nothing_twice(worl
     world.worker(held=True)
     until(lambda: world.states() == ["doubt"] * 10)
     assert {one.failures for one in world.attempts()} == {1}
+    assert ("WARNING", "unclean") in ends_adopted(caplog)
 
 
-def test_hazard_39_a_drain_lets_calls_end_and_leaves_the_rest_in_doubt(world: World) -> None:
+def test_hazard_39_a_drain_lets_calls_end_and_leaves_the_rest_in_doubt(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "groundstate")
     gateway = charging(world, hold())
     gateway.plan(1, "done_hang")
     world.orders(1)
     life = world.worker()
     until(lambda: gateway.waiting == 1)
-    life.stop(0.05)
+    assert life.worker.stop(0.05) == Ended(in_doubt=1, clean=True)
     assert world.attempt().unsure
     assert workers(world) == 0, "a clean end leaves no row"
     world.orders_from(2, 3)
@@ -169,6 +184,7 @@ def test_hazard_39_a_drain_lets_calls_end_and_leaves_the_rest_in_doubt(world: Wo
     life.stop(20)
     assert world.order(4).status == "paid"
     assert gateway.called(5) == 0, "a call was begun while draining"
+    assert ends_adopted(caplog) == [("INFO", "clean")], "a drain is no reason to ask why it ended"
 
 
 def test_a_stop_while_it_comes_up_ends_each_life_that_it_began_and_a_start_after_a_stop_is_none(

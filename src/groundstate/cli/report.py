@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from groundstate.cli.common import at, plain
+from groundstate.engine.living import is_in_words
 from groundstate.engine.pending import Open, Pending
 from groundstate.engine.registry import COUNTED_MAX
 from groundstate.engine.states import COUNTED_MOST
@@ -186,11 +187,9 @@ def _states_counted(rows: int) -> str:
 def _lives(console: Console, report: Pending) -> None:
     made = table("life", "it", "on", "since", "calls begun")
     for one in report.lives:
-        is_ = "lives" if one.alive else "cannot be seen" if one.alive is None else "ended uncleanly"
-        if one.ended_at is not None:
-            is_ = "ended uncleanly, adopted"
         where = f"{one.host} (process {one.pid})" if one.host else "-"
-        made.add_row(f"{one.life:x}", is_, plain(where), at(one.began_at, report.now), f"{one.begins:,}" if one.begins is not None else "?")
+        begun = f"{one.begins:,}" if one.begins is not None else "?"
+        made.add_row(f"{one.life:x}", is_in_words(one), plain(where), at(one.began_at, report.now), begun)
     _put(console, "Workers", made, ())
     console.print(Text(f"Before: {report.last_end}. Who is alive is told by {report.lock}."), soft_wrap=True)
     if report.careful:

@@ -185,13 +185,13 @@ def _say_stopping(number: int) -> None:
 
 
 def _say_ended(ended: Ended, took_s: float) -> None:
-    how = "cleanly" if ended.clean else "and a life could not say so: the next worker finds that out by its lock"
-    words = "Ended after %.1f s, with %d calls put in doubt, %s"
+    how = "cleanly" if ended.clean else "but a life could not say so, and the next worker sees that by its lock"
+    words = "Ended after %.1f s, %s; calls put in doubt: %d"
     log.info(
         words,
         took_s,
-        ended.in_doubt,
         how,
+        ended.in_doubt,
         extra={"event": "run_ended", "in_doubt": ended.in_doubt, "took_s": round(took_s, 3), "clean": ended.clean},
     )
 

@@ -27,7 +27,7 @@ from groundstate.cli.common import (
     title_of,
 )
 from groundstate.engine import fitting, overview
-from groundstate.engine.living import LifeSeen
+from groundstate.engine.living import is_in_words
 from groundstate.engine.overview import Overview, ReactionSeen
 from groundstate.engine.question import Question
 
@@ -85,19 +85,13 @@ def _workers(out: Console, seen: Overview) -> None:
     made = report.table("worker", "of app", "host", "pid", "it", "since", "calls begun")
     for one in seen.lives or ():
         begins = f"{one.begins:,}" if one.begins is not None else "?"
-        row = (f"{one.life:x}", one.app or "-", one.host or "-", one.pid or "-", _is(one), at(one.began_at, seen.now), begins)
+        row = (f"{one.life:x}", one.app or "-", one.host or "-", one.pid or "-", is_in_words(one), at(one.began_at, seen.now), begins)
         made.add_row(*(plain(cell) for cell in row))
     if made.row_count:
         out.print(made)
     else:
         out.print("No worker is here.")
     out.print()
-
-
-def _is(one: LifeSeen) -> str:
-    if one.ended_at is not None:
-        return "ended uncleanly, adopted"
-    return "lives" if one.alive else "cannot be seen" if one.alive is None else "ended uncleanly"
 
 
 def _reactions(out: Console, seen: Overview) -> None:

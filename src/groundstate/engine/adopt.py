@@ -42,12 +42,12 @@ def adopt_all(life: Life) -> int:
 
 
 def _adopt(life: Life, dead: int) -> int:
-    count = 0
+    count, said_so = 0, False
     while True:
         with life.transaction() as tx:
             some = _left_behind(tx, life, dead)
             if not some:
-                _remember_its_end(tx, dead)
+                said_so = not _remember_its_end(tx, dead)
                 break
             alone = {one.call for one in some if one.together == 1}
             changed = [(one, rules.adopted(one, _adopter(life, one, dead), tx.now, alone=one.call in alone).attempt) for one in some]
@@ -58,12 +58,26 @@ def _adopt(life: Life, dead: int) -> int:
     if life.witness:
         life.witness.erase(dead)
     if count:
+        _say_adopted(life, dead, count, said_so=said_so)
+    return count
+
+
+def _say_adopted(life: Life, dead: int, count: int, *, said_so: bool) -> None:
+    """Of an unclean end somebody should ask why; another one was told of before, or is what a drain may leave."""
+    if dead not in life.past and not said_so:
         log.warning(
             "a worker ended while %d attempts were under way: adopted, to be settled each by its policy",
             count,
-            extra={"event": "adopted", "count": count, "life": f"{dead:x}"},
+            extra={"event": "adopted", "count": count, "life": f"{dead:x}", "end": "unclean"},
         )
-    return count
+        return
+    who = "this worker's last life, whose lock was lost," if dead in life.past else "a worker ended, and"
+    log.info(
+        "%s left %d calls in doubt: adopted, to be settled each by its policy",
+        who,
+        count,
+        extra={"event": "adopted", "count": count, "life": f"{dead:x}", "end": "lock_lost" if dead in life.past else "clean"},
+    )
 
 
 def _adopter(life: Life, one: Attempt, dead: int) -> int:
@@ -79,11 +93,14 @@ def _left_behind(tx: Transaction, life: Life, dead: int) -> list[Attempt]:
     return attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
 
 
-def _remember_its_end(tx: Transaction, dead: int) -> None:
-    """Its row stays for a while: two unclean ends within some minutes make all lives careful (rules.md 30)."""
-    tx.connection.execute(
+def _remember_its_end(tx: Transaction, dead: int) -> bool:
+    """Its row stays for a while: two unclean ends within some minutes make all lives careful (rules.md 30). False: it has none, since it
+    said by itself that it is over.
+    """
+    written = tx.connection.execute(
         update(tables.worker).where(tables.worker.c.life == dead, tables.worker.c.ended_at.is_(None)).values(ended_at=tx.now)
     )
+    return written.rowcount > 0
 
 
 def forget_past(life: Life) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from groundstate.engine import cells, illegible
 from groundstate.engine.begin import LONG_AGO
@@ -23,23 +24,41 @@ class LifeSeen:
 
     life: int
     alive: bool | None
-    host: str | None = None  # None: it has no row any more, and attempts of it are left
+    host: str | None = None  # None: it has no row any more, so it said that it is over, and attempts of it are left
     pid: int | None = None
     began_at: datetime | None = None
     ended_at: datetime | None = None  # ended uncleanly, and adopted then
     begins: int | None = 0
     app: str | None = None
+    left: int = 0  # its attempts that are begun or in doubt
+
+    @property
+    def said_so(self) -> bool:
+        """Whether it ended by its own word: what it left then was cut off by a drain, or was in doubt already."""
+        return self.host is None and self.pid is None and self.began_at is None
+
+
+def is_in_words(one: LifeSeen) -> str:
+    """What became of a life."""
+    if one.ended_at is not None:
+        return "ended uncleanly, adopted"
+    if one.alive is not False:
+        return "lives" if one.alive else "cannot be seen"
+    return f"ended, and left {_calls(one.left)} in doubt" if one.said_so else "ended uncleanly"
 
 
 def lives_of(database: Database, connection: Connection, lives: Lives) -> list[LifeSeen]:
     """Every life that left a row, or an attempt that is begun or in doubt."""
     attempt = tables.attempt
     rows = sorted(illegible.read_lives(database, connection), key=lambda row: row["began_at"] or LONG_AGO)
-    left = connection.execute(select(attempt.c.worker).where(attempt.c.state.in_(ADOPTABLE)).distinct()).scalars().all()
-    strangers = sorted(cells.lives_among(left) - {row["life"] for row in rows})
+    standing = select(attempt.c.worker, func.count()).where(attempt.c.state.in_(ADOPTABLE)).group_by(attempt.c.worker)
+    left: dict[Any, int] = dict(list(map(tuple, connection.execute(standing))))
+    strangers = sorted(cells.lives_among(list(left)) - {row["life"] for row in rows})
     seen = alive_of(lives, [row["life"] for row in rows if row["ended_at"] is None] + strangers)
-    found = [LifeSeen(alive=False if row["ended_at"] is not None else seen[row["life"]], **row) for row in rows]
-    return [*found, *(LifeSeen(life, seen[life]) for life in strangers)]
+    found = [
+        LifeSeen(alive=False if row["ended_at"] is not None else seen[row["life"]], left=left.get(row["life"], 0), **row) for row in rows
+    ]
+    return [*found, *(LifeSeen(life, seen[life], left=left.get(life, 0)) for life in strangers)]
 
 
 def alive_of(lives: Lives, wanted: Sequence[int]) -> dict[int, bool | None]:
@@ -66,11 +85,14 @@ def is_careful(seen: Sequence[LifeSeen], now: datetime) -> bool:
 
 def last_end_in_words(seen: Sequence[LifeSeen]) -> str:
     """Whether the last life ended cleanly."""
-    dead = [one for one in seen if one.alive is False and one.ended_at is None]
+    over = [one for one in seen if one.alive is False and one.ended_at is None]
+    dead, left = [one for one in over if not one.said_so], sum(one.left for one in over if one.said_so)
     adopted = [one.ended_at for one in seen if one.ended_at is not None]
     unseen = [one for one in seen if one.alive is None]
     if dead:
         return f"{_so_many(dead)} ended uncleanly, and the next worker to start, or one that runs, adopts what is left"
+    if left:
+        return f"the last life ended, and left {_calls(left)} in doubt, which the next worker to start, or one that runs, adopts"
     if unseen:
         return "whether the last life ended cleanly cannot be seen from here"
     if adopted:
@@ -78,6 +100,10 @@ def last_end_in_words(seen: Sequence[LifeSeen]) -> str:
     if seen:
         return "no life ended uncleanly in the last minutes"
     return "the last life ended cleanly, or none has been here"
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count:,} calls"
 
 
 def _so_many(lives: Sequence[object]) -> str:
