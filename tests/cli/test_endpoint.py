@@ -19,7 +19,7 @@ from groundstate import App
 from groundstate.cli import endpoint
 from groundstate.cli.common import CommandFailed
 from groundstate.cli.endpoint import Endpoint
-from groundstate.cli.health import Health
+from groundstate.cli.health import Health, StuckLog
 from tests.cli.conftest import Shop
 from tests.cli.test_run import WITHIN_S, said, slow, until, worker
 from tests.telemetry.conftest import Shop as Watched
@@ -95,16 +95,32 @@ def test_while_it_comes_up_it_is_alive_and_not_ready(served: Served) -> None:
     assert served.unready() == ["the process comes up"]
 
 
-def test_a_handler_that_hangs_is_told_by_both(watched: Watched, served: Served) -> None:
+def test_a_handler_that_hangs_is_told_by_both_and_by_the_log_once_each_time(
+    watched: Watched, served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = StuckLog(watched.app, served.health, 0.3)
     watched.app.start()
     served.health.started = True
     until(lambda: served.unready() == [])
+    log.look()
     watched.order("mailed", "block")
     until(lambda: served.stuck() != [])
     assert re.fullmatch(r"the worker of sqlite:///\S+ has not come round for \d+ s", served.stuck()[0])
     assert served.unready() == served.stuck()
+    for times in (1, 2):
+        log.look()
+        log.look()
+        assert [vars(one)["event"] for one in caplog.records] == ["worker_stuck"] * times
+        if times == 1:
+            watched.gate.set()
+            until(lambda: served.stuck() == [])
+            log.look()
+            watched.gate.clear()
+            watched.order("mailed", "block")
+            until(lambda: served.stuck() != [])
+    assert "gate.wait" in caplog.text
+    served.health.draining = True
     watched.gate.set()
-    until(lambda: served.stuck() == [])
 
 
 def test_an_async_call_that_blocks_its_loop_is_told_by_both(watched: Watched, served: Served) -> None:

@@ -20,6 +20,7 @@ from groundstate.engine.pending import pending
 from groundstate.engine.question import Question
 from groundstate.rules.attempt import State
 from tests.cli.conftest import Said, Shop
+from tests.postgres.roles import role
 
 _READS = ("SELECT", "WITH", "PRAGMA", "BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "EXPLAIN")
 
@@ -265,8 +266,21 @@ def test_hazard_19_a_row_that_a_long_transaction_locks_is_listed_with_its_pid(po
             (found,) = [one for one in locked.locked(connection, questions, timedelta()) if one.reaction == "packed"]
         assert (found.record, found.pid) == ("2", pid)
         assert found.since is not None
+        assert (found.who, found.ours) == ("unnamed, idle in transaction", False)
         with database.reading() as connection:
             assert locked.locked(connection, questions, timedelta(hours=1)) == []
+        theirs.execute(text("SET application_name = 'groundstate'"))  # as that of a worker, whose handler it is then
+        with database.reading() as connection:
+            (found,) = [one for one in locked.locked(connection, questions, timedelta()) if one.reaction == "packed"]
+        waits = "whose handler has run since then, and waits for something that is not the database"
+        assert (found.who, found.ours) == (f"a worker of groundstate, {waits}", True)
+        with role(shop.url, options="") as login:
+            shop.sql(f"GRANT SELECT ON orders, items TO {make_url(login).username}")
+            unseeing = create_engine(make_url(login).set(drivername="postgresql+psycopg"))
+            with unseeing.connect() as connection:
+                (found,) = [one for one in locked.locked(connection, questions, timedelta()) if one.reaction == "packed"]
+            unseeing.dispose()
+        assert "this role may not see: GRANT pg_read_all_stats shows it" in found.who
     other.dispose()
 
 

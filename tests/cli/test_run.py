@@ -136,6 +136,25 @@ def test_a_signal_ends_a_start_that_waits_for_its_database_at_once_and_with_0(fo
     assert "is carried out by process" not in said("err.txt")
 
 
+def test_a_handler_that_hangs_is_in_the_log_with_where_it_stands_once_and_left_behind_at_the_end(sqlite_shop: Shop) -> None:
+    module = Path(f"{sqlite_shop.module}.py")
+    hanging = module.read_text().replace('    order.status = "packed"', '    __import__("time").sleep(600)')
+    module.write_text(f"{hanging}\nfrom groundstate.engine import worker\nworker.LEAVES_S = 0.5\n")
+    sqlite_shop.order("paid")
+    with worker(sqlite_shop, "--stuck", "1", "--drain", "0.5") as process:
+        until(lambda: "has not come round for" in said("err.txt"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 6
+    stuck, _, left = said("err.txt").partition("SIGTERM: nothing new")
+    assert stuck.count("has not come round for") == 1
+    assert left.count("and is left behind") == 1
+    for told in (stuck, left):
+        assert f'{module.name}", line ' in told
+        assert '__import__("time").sleep(600)' in map(str.strip, told.splitlines()), "each line of the stack is one of its own"
+    assert "but a life could not say so" in left.splitlines()[-1]
+    assert statuses(sqlite_shop) == ["paid"]
+
+
 def test_held_carries_out_nothing_until_it_is_told_to_go(sqlite_shop: Shop) -> None:
     sqlite_shop.order("paid", 2)
     with worker(sqlite_shop, "--held") as process:

@@ -86,6 +86,7 @@ def test_a_worker_whose_handler_hangs_leaves_the_watchdog_unanswered(sqlite_shop
         sqlite_shop.order("paid")
         manager.until(lambda: manager.silent_s() > 2 * WATCHDOG_S)  # by now systemd would have killed it
         assert manager.said("has not come round for")
+        assert "It stands at:" in Path("err.txt").read_text(), "and the log tells before that where"
         assert process.poll() is None
         process.send_signal(signal.SIGABRT)  # as systemd does then
         assert process.wait(WITHIN_S) == -signal.SIGABRT

@@ -200,7 +200,7 @@ class Crew:
             thread.start()
         for thread in threads:
             thread.join()
-        return Ended(sum(one.in_doubt for one in ends), clean=all(one.clean for one in ends))
+        return Ended(sum(one.in_doubt for one in ends), clean=all(one.clean for one in ends), hangs=any(one.hangs for one in ends))
 
 
 def _stop(worker: Worker, limit_s: float, ends: list[Ended]) -> None:

@@ -58,6 +58,7 @@ class Code(enum.IntEnum):
     NOT_FOUND = 3  # no such record, table, attempt or reaction
     DATABASE = 4  # the database cannot be used: not initialised, refused, not reached, locked, damaged; or the transport is refused
     FAILED = 5  # an error of our own; --debug shows where
+    LEFT_BEHIND = 6  # `run`: told to stop, and a worker's own thread did not end: a handler hangs
     # 128 + n: ended at once by a second signal n (130 for SIGINT, 143 for SIGTERM)
 
 
@@ -264,8 +265,11 @@ class Neutral(logging.Formatter):
     """A line of the log: nothing from data reaches the terminal as an escape, or looks like a line of its own. Tracebacks have several."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
-        """The line, without the traceback."""
-        return plain(super().formatMessage(record))
+        """The line, without the traceback. Where a thread stands is told in lines of its own, indented as in one."""
+        said, stack = super().formatMessage(record), getattr(record, "stack", None)
+        if not stack or not said.endswith(stack):
+            return plain(said)
+        return "\n".join([plain(said.removesuffix(stack).rstrip()), *(f"  {plain(line)}" for line in stack.splitlines())])
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  # as above
         """The traceback, line by line."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from groundstate.app.app import App
+from groundstate.engine.threads import stack_of
 from groundstate.engine.vitals import Vitals
 from groundstate.store.naming import name_of
+
+log = logging.getLogger("groundstate")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,34 @@ class Health:
         down = [f"{one.store}: {one.why}" for one in stores if not one.ready]
         lacking = [f"{name} is not: {why}" for one in stores for name, why in one.lacking.items()]
         return "; ".join([*(down or [f"{self._app.name} is carried out"]), *lacking])
+
+
+class StuckLog:
+    """Tells the log of each worker that gets stuck, once for each time, with where it stands. For one thread, that looks now and then."""
+
+    def __init__(self, app: App, health: Health, within_s: float) -> None:
+        self._app = app
+        self._health = health
+        self._within_s = within_s
+        self._told: set[str] = set()  # stores whose worker is stuck
+
+    def look(self) -> None:
+        """Looks now. Coming up and draining have limits of their own."""
+        if not self._health.started or self._health.draining:
+            return
+        for one in self._app.vitals():
+            if one.ended is not None or one.turned_s <= self._within_s:
+                self._told.discard(one.store)
+            elif one.store not in self._told:
+                self._told.add(one.store)
+                stack = stack_of(one.thread)
+                log.error(
+                    "the worker of %s has not come round for %.0f s: a handler that waits for something? It stands at:\n%s",
+                    one.store,
+                    one.turned_s,
+                    stack,
+                    extra={"event": "worker_stuck", "store": one.store, "stuck_s": round(one.turned_s, 3), "stack": stack},
+                )
 
 
 def _stuck(vitals: Vitals, within_s: float) -> str | None:

@@ -151,7 +151,8 @@ def _others(console: Console, report: Pending) -> None:
     _put(console, "Waiting for another call on the same record", made, waits)
     made = table("reaction", "record", "pid", "since", "who")
     locked = ((one.reaction, one.record, one.pid, at(one.since, report.now), one.who) for one in report.locked)
-    _put(console, "Locked by a long transaction of somebody else", made, locked)
+    whose = "" if any(one.ours for one in report.locked) else " of somebody else"
+    _put(console, f"Locked by a long transaction{whose}", made, locked)
     warn = [one.words for one in report.newcomers]
     if report.suspects:
         warn.append(f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until `groundstate trust`")

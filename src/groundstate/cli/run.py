@@ -24,7 +24,7 @@ from groundstate.app.app import App
 from groundstate.cli import pending, report
 from groundstate.cli.common import AppOption, Asked, Code, CommandFailed, DebugOption, Neutral, console, find_app, plain, title_of, words_of
 from groundstate.cli.endpoint import Endpoint
-from groundstate.cli.health import Health
+from groundstate.cli.health import Health, StuckLog
 from groundstate.cli.log_lines import JsonLines
 from groundstate.cli.systemd import Notifier
 from groundstate.engine.worker import Ended
@@ -55,7 +55,8 @@ def run(  # noqa: PLR0913  # the options of a command
         str | None, typer.Option(metavar="HOST:PORT", help="Serve /livez, /readyz and /metrics there.", show_default=False)
     ] = None,
     stuck: Annotated[
-        float, typer.Option(min=1, max=86_400, metavar="SECONDS", help="/livez: a worker that has not come round for so long is stuck.")
+        float,
+        typer.Option(min=1, max=86_400, metavar="SECONDS", help="So long a worker may not come round: then the log and /livez say so."),
     ] = 60.0,
     otel: Annotated[bool, typer.Option("--otel", help="Give traces and metrics to OpenTelemetry.")] = False,
     trust_transport: Annotated[
@@ -101,17 +102,13 @@ def run(  # noqa: PLR0913  # the options of a command
                 log.info(started, found.name, os.getpid(), extra={"event": "run_started", "app": found.name, "pid": os.getpid()})
                 if held:
                     _wait_for_go(found, events)
-                failure = _wait(found, events)
+                failure = _wait(found, events, StuckLog(found, health, manager.stuck_s(stuck)))
         finally:
             health.draining = True
             manager.stopping()
             told_at = time.monotonic()
             ended = found.stop(timedelta(seconds=drain))
-    if failure is not None:
-        log.error("groundstate run: the worker ended by itself: %s", words_of(failure), extra={"event": "run_failed", "app": found.name})
-    _say_ended(ended, time.monotonic() - told_at)
-    if failure is not None:
-        raise typer.Exit(Code.FAILED)
+    _end(found, failure, ended, time.monotonic() - told_at)
 
 
 # ---- who is told ---------------------------------------------------------------------------------------------------------------
@@ -184,26 +181,33 @@ def _say_stopping(number: int) -> None:
     log.info(words, name, extra={"event": "run_stopping", "signal": name})
 
 
-def _say_ended(ended: Ended, took_s: float) -> None:
+def _end(app: App, failure: BaseException | None, ended: Ended, took_s: float) -> None:
+    """The last line of the log, and the exit code."""
+    if failure is not None:
+        log.error("groundstate run: the worker ended by itself: %s", words_of(failure), extra={"event": "run_failed", "app": app.name})
     how = "cleanly" if ended.clean else "but a life could not say so, and the next worker sees that by its lock"
-    words = "Ended after %.1f s, %s; calls put in doubt: %d"
     log.info(
-        words,
+        "Ended after %.1f s, %s; calls put in doubt: %d",
         took_s,
         how,
         ended.in_doubt,
         extra={"event": "run_ended", "in_doubt": ended.in_doubt, "took_s": round(took_s, 3), "clean": ended.clean},
     )
+    if failure is not None:
+        raise typer.Exit(Code.FAILED)
+    if ended.hangs:
+        raise typer.Exit(Code.LEFT_BEHIND)
 
 
-def _wait(app: App, events: Events) -> BaseException | None:
-    """Until a signal comes; or what ended the worker by itself."""
+def _wait(app: App, events: Events, stuck: StuckLog) -> BaseException | None:
+    """Until a signal comes; or what ended the worker by itself. Meanwhile it is looked whether one is stuck."""
     while True:
         try:
             number = events.get(timeout=LOOKS_S)
         except queue.Empty:
             if app.failure is not None:
                 return app.failure
+            stuck.look()
             continue
         if number != GO:
             _say_stopping(number)

@@ -28,6 +28,10 @@ class Notifier:
         self._said = ""
         self._ended = threading.Event()
 
+    def stuck_s(self, given_s: float) -> float:
+        """After how long a worker is stuck: as was given, or sooner, before the watchdog ends the process."""
+        return given_s if self._watchdog_s is None else min(given_s, self._watchdog_s / 2)
+
     def ready(self) -> None:
         """Under way. From now on the watchdog is answered."""
         if self._address is None:

@@ -102,10 +102,11 @@ class Caller:
         if self._beat_asked > self._beat_heard and self._beat_asked != self._beat_told:
             self._beat_told = self._beat_asked
             frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001  # the one way to see where another thread is
+            stack = _within(frame)
             log.warning(
                 "the loop of async calls is blocked: an async call must await what it waits for. It is at:\n%s",
-                _within(frame),
-                extra={"event": "call_loop_blocked"},
+                stack,
+                extra={"event": "call_loop_blocked", "stack": stack},
             )
         elif self._beat_asked == self._beat_heard:
             self._beat_asked += 1

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, String, literal_column, select, text
 from groundstate.engine.question import Question
 
 LONG = timedelta(seconds=5)
+OURS = "groundstate"  # the name of our sessions that write, as the store gives it
 _READ_MOST = 10_000  # records of one reaction that are looked at
 _SHOWN_MOST = 20
 
@@ -33,6 +34,7 @@ class Locked:
     pid: int
     since: datetime | None  # None: this user may not see it (GRANT pg_read_all_stats shows it)
     who: str
+    ours: bool = False  # by its name: a worker of groundstate, in a handler
 
 
 def locked(connection: Connection, questions: Sequence[Question], age: timedelta = LONG) -> list[Locked]:
@@ -52,6 +54,20 @@ def _locked_of(connection: Connection, question: Question, long: dict[str, Any])
     found = []
     for row in rows:
         by = long[row[-1]]
-        who = f"{by.name or 'unnamed'}, {by.state or 'state not visible'}"
-        found.append(Locked(question.spec.name, question.record_text(tuple(row[:-1])), by.pid, by.since, who))
+        ours = by.name == OURS
+        locked_by = Locked(question.spec.name, question.record_text(tuple(row[:-1])), by.pid, by.since, _who(by, ours=ours), ours)
+        found.append(locked_by)
     return found
+
+
+def _who(by: Any, *, ours: bool) -> str:
+    """Whose transaction it is, and what it does."""
+    if by.state is None:
+        doing = "what it does, and since when, this role may not see: GRANT pg_read_all_stats shows it"
+    elif not ours:
+        doing = by.state
+    elif by.state.startswith("idle in transaction"):
+        doing = "whose handler has run since then, and waits for something that is not the database"
+    else:
+        doing = "whose handler has run since then"
+    return f"{'a worker of groundstate' if ours else by.name or 'unnamed'}, {doing}"

@@ -1,10 +1,18 @@
-"""Daemon threads for sync calls, kept for the next one while they are idle. Knows nothing of calls."""
+"""Daemon threads for sync calls, kept for the next one while they are idle; and where a thread stands. Knows nothing of calls."""
 
 from __future__ import annotations
 
 import queue
+import sys
 import threading
+import traceback
 from collections.abc import Callable
+
+
+def stack_of(thread: int | None) -> str:
+    """Where another thread stands, by its number: from its beginning on, as in a traceback."""
+    frame = None if thread is None else sys._current_frames().get(thread)  # noqa: SLF001  # the one way to see where another thread is
+    return "?" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
 
 
 class Threads:

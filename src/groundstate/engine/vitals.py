@@ -21,6 +21,7 @@ class Vitals:
     life: int
     sound: bool  # whether its lock is its own, as far as it knows
     ended: BaseException | None  # what ended it by itself
+    thread: int | None  # the number of its own thread
     turned_s: float  # since its own thread came round, or was to after a wait
     loop_late_s: float  # for how long the loop of async calls has not come round
     held: bool  # it carries out nothing until it is told to
@@ -44,7 +45,16 @@ class Vitals:
     swept_s: float  # since the last sweep came to its end
 
 
-def of(shift: Shift, traffic: Traffic, *, turned_s: float, ended: BaseException | None, held: bool, refused: Sequence[str]) -> Vitals:
+def of(  # noqa: PLR0913  # what a worker alone knows of itself
+    shift: Shift,
+    traffic: Traffic,
+    *,
+    thread: int | None,
+    turned_s: float,
+    ended: BaseException | None,
+    held: bool,
+    refused: Sequence[str],
+) -> Vitals:
     """From any thread. Counters are copied whole, since their worker goes on counting."""
     life, tally = shift.life, shift.tally
     return Vitals(
@@ -52,6 +62,7 @@ def of(shift: Shift, traffic: Traffic, *, turned_s: float, ended: BaseException 
         life=life.id,
         sound=life.sound,
         ended=ended,
+        thread=thread,
         turned_s=turned_s,
         loop_late_s=traffic.caller.late_s(),
         held=held,

@@ -34,6 +34,7 @@ from groundstate.engine.registry import Newcomer
 from groundstate.engine.shift import Shift
 from groundstate.engine.succession import WHILE_IT_CAME_UP, Succession, follow_the_clock, patiently, say_back, take_over
 from groundstate.engine.sweeps import SWEEP_S, Sweeps
+from groundstate.engine.threads import stack_of
 from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
 from groundstate.engine.traffic import Traffic
@@ -80,6 +81,7 @@ class Ended:
 
     in_doubt: int = 0  # calls that it cut off
     clean: bool = True
+    hangs: bool = False  # a worker's own thread did not end, and was left behind
 
 
 class Worker:
@@ -163,6 +165,7 @@ class Worker:
         return vitals.of(
             self._shift,
             self._traffic,
+            thread=self._thread.ident,
             turned_s=max(time.monotonic() - self._turned_at, 0.0),
             ended=self.failure,
             held=self.options.held and not self._go.is_set(),
@@ -201,7 +204,18 @@ class Worker:
             self._started.set()
         if self._thread.is_alive():
             self._thread.join(limit_s + LEAVES_S if up else GIVES_UP_S)
-        return Ended(self._traffic.cut_off, clean=self._said_so if up else not self._shift.life.sound)
+        hangs = self._thread.is_alive() and (up or self._shift.life.sound)  # else it waits for a server, and has begun nothing
+        if hangs:
+            stack = stack_of(self._thread.ident)
+            log.error(
+                "the worker of %s has not ended %.0f s after its limit, and is left behind: what it does is rolled back, or in doubt."
+                " It stands at:\n%s",
+                name_of(self.database.settings.url),
+                LEAVES_S,
+                stack,
+                extra={"event": "worker_left_behind", "store": name_of(self.database.settings.url), "stack": stack},
+            )
+        return Ended(self._traffic.cut_off, clean=not hangs and (self._said_so if up else True), hangs=hangs)
 
     def go(self) -> None:
         """After a start with `held`: carries out from now on."""

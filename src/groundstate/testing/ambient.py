@@ -164,6 +164,8 @@ class Event:
 class StandIn:
     """Stands in for `threading.Thread`."""
 
+    ident = None
+
     def __init__(self, director: Directing, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> None:
         self._director = director
         self.actor = director.spawn(name, lambda: target(*args))
