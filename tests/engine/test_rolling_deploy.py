@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 
 import pytest
 
+from groundstate import Retry
 from groundstate.engine import renaming
 from groundstate.engine.deeds import Person
 from groundstate.engine.life import Life
@@ -307,6 +309,28 @@ def test_old_code_leaves_the_doubts_of_a_new_reaction_alone_and_they_are_settled
     left.settled()
     left.old.settled()
     assert (left.old.order(1).note, left.old.attempts()) == ("hurried", [])
+
+
+def test_after_a_restore_under_old_code_nothing_that_the_new_code_may_have_called_is_called_again(deploy: Deploy) -> None:
+    gateway = charging(deploy.new, ASK, retry=Retry(times=9, first=timedelta(hours=1)))
+    deploy.accepted()
+    gateway.plan(1, "refuse")
+    deploy.old.orders(1)
+    new = deploy.new.worker()
+    until(lambda: deploy.old.states() == ["failed"])
+    new.stop()
+    old = deploy.old.worker(leave_undeclared=True, after_restore=True)  # put back, and in the lost time both were done
+    deploy.old.orders_from(2, 2)
+    old.quiet()
+    old.stop()
+    failed = deploy.old.attempt()
+    assert (failed.reaction, failed.state, failed.unsure) == ("paid", State.DOUBT, True)
+    gateway.finds = {1: ["r8"], 2: ["r9"]}
+    new = deploy.new.worker()
+    until(lambda: deploy.old.count(Order.status == "paid") == 2)
+    new.quiet()
+    assert gateway.ledger == []  # both were asked for
+    assert [deploy.old.order(number).receipt for number in (1, 2)] == ["r8", "r9"]
 
 
 def test_doubts_that_living_old_code_cannot_settle_are_settled_beside_it_by_code_that_can(left: Left) -> None:

@@ -6,8 +6,9 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
 from groundstate.engine import attempts, claim
 from groundstate.engine.begin import LONG_AGO
@@ -23,6 +24,7 @@ from groundstate.store.tables import reaction as reaction_table
 
 log = logging.getLogger("groundstate")
 AT_ONCE = 1000
+ARRIVES_WITHIN = timedelta(hours=1)  # a call of a reaction whose time limit this code does not know
 
 
 def sign(life: Life) -> str | None:
@@ -102,7 +104,7 @@ def forgotten(life: Life) -> str | None:
     return f"this life began {life.begins} calls and the database knows of {counted}"
 
 
-def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
+def went_back(life: Life, questions: Sequence[Question], why: str, *, schedules: Sequence[str] = ()) -> int:
     """Puts each pending call in doubt, and makes its reactions suspect until a person trusts them; returns how many doubts there are."""
     log.error(
         "the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, then `groundstate trust`",
@@ -120,9 +122,15 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
                 tx.connection.execute(
                     insert(reaction_table).values(app=life.app, name=name, key_name=name, condition="1 = 0", suspect=True, seen_at=tx.now)
                 )
+        # Those of other code, which may come back after a rollback.
+        declared = [*schedules, *(question.spec.name for question in questions)]
+        others = (reaction_table.c.app == life.app, reaction_table.c.name.not_in(declared))
+        tx.connection.execute(update(reaction_table).where(*others).values(suspect=True))
     life.suspects |= {question.spec.name for question in with_call}
+    table = tables.attempt
+    count += _doubt_attempts(life, and_(table.c.reaction.not_in(declared), table.c.call_no > 0), ARRIVES_WITHIN, mine=False)
     for question in with_call:
-        count += _doubt_attempts(life, question)
+        count += _doubt_attempts(life, table.c.reaction == question.spec.name, question.spec.terms.timeout)
         for part in filter(None, (question, question.late)):
             count += _doubt_matching(life, part, question.spec)
     _forget_old_witnesses(life)
@@ -130,33 +138,30 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
     return count
 
 
-def _doubt_attempts(life: Life, question: Question) -> int:
-    """Attempts that came back with the backup know nothing of the lost time either."""
-    spec, table = question.spec, tables.attempt
+def _doubt_attempts(life: Life, those: ColumnElement[bool], timeout: timedelta, *, mine: bool = True) -> int:
+    """Attempts that came back with the backup know nothing of the lost time either. mine: for this life to settle, and else for one of the
+    code that declares them.
+    """
+    table = tables.attempt
     count = 0
-    cursor: tuple[str, str] = ("", "")
+    order = (table.c.reaction, table.c.record, table.c.occurrence)
+    cursor: tuple[str, str, str] = ("", "", "")
     while True:
         with life.transaction() as tx:
-            statement = (
-                attempts.rows(
-                    table.c.app == spec.app, table.c.reaction == spec.name, attempts.after((table.c.record, table.c.occurrence), cursor)
-                )
-                .order_by(table.c.record, table.c.occurrence)
-                .limit(AT_ONCE)
-            )
+            statement = attempts.rows(table.c.app == life.app, those, attempts.after(order, cursor)).order_by(*order).limit(AT_ONCE)
             some = attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
             if not some:
                 return count
             changed: list[tuple[Attempt, Attempt]] = []
             for one in some:
                 held = one.state is State.HELD
-                changed.append((one, replace(
-                    one, state=State.HELD if held else State.DOUBT, unsure=True, worker=life.id, first_at=LONG_AGO,
-                    deadline=max(one.deadline, tx.now + spec.terms.timeout + MARGIN), next_at=None if held else tx.now, why=one.why or WHY,
-                )))  # fmt: skip
+                after = replace(one, state=State.HELD if held else State.DOUBT, unsure=True, worker=life.id if mine else one.worker)
+                arrived = max(one.deadline, tx.now + timeout + MARGIN)
+                next_at = None if held else tx.now
+                changed.append((one, replace(after, first_at=LONG_AGO, deadline=arrived, next_at=next_at, why=one.why or WHY)))
             attempts.save(tx.connection, changed)
             count += len(changed)
-            cursor = (some[-1].record, some[-1].occurrence)
+            cursor = (some[-1].reaction, some[-1].record, some[-1].occurrence)
 
 
 WHY = "the database went back in time: it may have been called in the lost time"
