@@ -338,8 +338,9 @@ def test_two_workers_that_ask_at_one_moment_would_both_begin_without_a_lock(
     until(lambda: meet.n_waiting == 1)
     two.worker.go()
     begun = 1 if locks else 2
+    until(lambda: bool(line.calls))
+    meet.abort()  # one of them may ask once more before it commits
     until(lambda: len(line.calls) >= begun)
-    meet.abort()
     for life in (one, two):
         life.sweep()
         life.turn()
