@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from groundstate.engine import succession
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
-from tests.engine.kit import Life, Order, World, until
+from tests.engine.kit import Life, Order, World, ms, until
 from tests.postgres.pooler import pooling
 from tests.postgres.starting import refusing
 
@@ -114,6 +115,20 @@ def test_a_connection_that_is_cut_while_a_worker_comes_up_is_no_end_of_the_start
     assert life.worker.life.id not in cut
     until(lambda: world.count(Order.status == "paid") == 3)
     assert [gateway.done(number) for number in (1, 2, 3)] == [1] * 3
+
+
+def test_a_lock_on_our_tables_is_waited_out_by_a_start(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.there()
+    life = world.worker(start=False)
+    vars(life.database)["reading"] = partial(life.database.reading, wait=ms(100))  # it is 5 s
+    with world.engine.connect() as other, other.begin():
+        other.execute(text("LOCK TABLE groundstate_reaction IN ACCESS EXCLUSIVE MODE"))
+        starting = threading.Thread(target=life.worker.start)
+        starting.start()
+        until(lambda: any(vars(one).get("event") == "database_trouble" for one in caplog.records))
+    starting.join(30)
+    assert life.worker.failure is None
+    assert life.worker.life.sound
 
 
 def test_a_server_killed_again_and_again_amid_batches_loses_no_row_and_answers_none_twice(server: PostgresServer, world: World) -> None:

@@ -358,7 +358,7 @@ def words_of(error: BaseException) -> str:
 
 
 def _cure(said: str) -> str:
-    if "locked" in said:
+    if "locked" in said or "lock timeout" in said:
         return "; another process keeps it locked: try again when its transaction has ended"
     if "no such table" in said or ("relation" in said and "does not exist" in said):
         return "; the app's own tables are made by your migrations, or for a first try by `groundstate init --tables`"
@@ -371,8 +371,11 @@ def _cure(said: str) -> str:
     if "no such column" in said or ("column" in said and "does not exist" in said):
         return f"; {trouble.NO_COLUMN}"
     if "permission denied" in said:
-        ours = "groundstate_attempt, groundstate_reaction, groundstate_worker and groundstate_rate"
-        return f"; this user needs SELECT on the app's tables and on {ours}"
+        return (
+            "; to look, this user needs SELECT on the app's tables and on groundstate's; to carry out, settle, retry, forget or trust,"
+            " INSERT, UPDATE and DELETE on groundstate's and what the handlers do to the app's; `init` and `triggers` want who owns"
+            " the tables (docs/operating.md, Rights)"
+        )
     return ""
 
 

@@ -284,7 +284,7 @@ class Worker:
     def _come_up(self) -> None:
         patiently(self._shift, self.database.connect)
         transaction.watch(self.database)
-        schema.check(self.database)
+        patiently(self._shift, lambda: schema.check(self.database))
         lanes = [lanes_of(Question(spec, self.database)) for spec in self._specs]
         questions = [lane.question for lane in lanes]
         for question in questions:
@@ -293,7 +293,7 @@ class Worker:
                 hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
         self._shift.lanes = lanes
         self._fleet.lock = numbers.sweeper(self._app, self._code())
-        self._admission.read()
+        patiently(self._shift, self._admission.read)
         self._succession.begin(self._shift)
 
     def _code(self) -> str:
