@@ -212,6 +212,7 @@ def test_a_worker_that_drains_lets_another_one_sweep(made: Fleet) -> None:
     assert not leaving.ended  # its call is still in the air
     gateway.gate.set()
     until(lambda: made.world.order(1).status == "paid")
+    until(lambda: leaving.ended)
 
 
 def test_a_worker_whose_call_outlasts_its_stop_keeps_its_lock_and_lets_another_one_sweep(made: Fleet) -> None:
@@ -230,6 +231,7 @@ def test_a_worker_whose_call_outlasts_its_stop_keeps_its_lock_and_lets_another_o
     made.commit_elsewhere(2)
     until(lambda: made.world.order(2).status == "paid")
     gateway.gate.set()
+    until(lambda: not leaving.worker.life.lives.held())  # once its thread has come back
 
 
 def test_a_worker_that_alone_is_cut_off_from_hints_lets_another_one_sweep(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,10 +131,10 @@ def test_hazard_37_two_lives_of_one_process_are_told_apart(world: World) -> None
     world.orders(2)
     first = world.worker()
     until(lambda: gateway.waiting == 2)
-    first.worker.lanes[0].on = False  # it begins no more
-    second = world.worker()
-    world.orders_from(3, 3)
-    until(lambda: gateway.waiting == 3)
+    with first._gate:  # it begins no more
+        second = world.worker()
+        world.orders_from(3, 3)
+        until(lambda: gateway.waiting == 3)
     first.kill()
     until(lambda: sorted(world.states()) == ["begun", "held", "held"])
     assert [one.worker for one in world.attempts() if one.state == "begun"] == [second.worker.life.id]

@@ -242,8 +242,9 @@ class Running:
         try:
             await asyncio.shield(start)
         except asyncio.CancelledError:
-            await asyncio.wait([start])  # its thread cannot be ended, and what it started must be
-            if start.exception() is None:
+            await asyncio.to_thread(self.stop, timedelta())
+            await asyncio.wait([start])
+            if start.exception() is None:  # it was over already, or not to be ended yet
                 await asyncio.to_thread(self.stop, timedelta())
             raise
         try:

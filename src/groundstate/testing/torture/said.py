@@ -18,6 +18,7 @@ _EXPLAINED = (
     "the lock of this life is lost",  # its connection was cut, or the server killed
     "the database is on another server now",  # likewise
     "is held with its outcome",  # whether it had a reason is judged by the attempt
+    "is held now, and waits for a person",  # likewise
     "matches rows that were there before",  # of a reaction that is new, before a person accepts it
 )
 _LATE = re.compile(r"ERROR \S+ on \S+: ")  # a word that came late, which is said loudly
