@@ -67,10 +67,10 @@ def test_sweeps_become_rarer_when_they_are_dear_and_not_when_one_stalled(world: 
     life.stop()
     ended = life.worker._sweeps
     pauses: list[float] = []
-    for cost_s in (0.001, 0.001, 0.001, 5.0, 0.001, 0.1, 0.2, 0.1, 0.0):
+    for cost_s in (0.001, 0.001, 0.001, 5.0, 0.001, 0.1, 0.1, 0.2, 0.0):
         ended.idle_s = cost_s
         pauses.append(ended._pause_s(time.monotonic()))
-    assert pauses == [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 10.0, 1.0]
+    assert pauses == [1.0, 1.0, 1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 1.0]
 
 
 def test_a_rolled_back_or_nested_commit_gives_no_hint_too_early(world: World, no_sweeps: Callable[[Any], None]) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from statistics import median
 
-IN_A_ROW = 3
+OF = 3
 
 
 class Usual:
-    """What something takes, in seconds: the least of the last three times, and nothing before it was done so often.
+    """What something takes, in seconds: the median of the last three times, where it took nothing before the first.
 
     What follows from a cost is a pause. A disk or a machine that stood still for a second must not stretch it to a multiple of that.
     """
 
     def __init__(self) -> None:
-        self._last = deque([0.0] * IN_A_ROW, maxlen=IN_A_ROW)
+        self._last = deque([0.0] * OF, maxlen=OF)
 
     def took(self, seconds: float) -> float:
         """It took so long this time; what it takes as a rule."""
         self._last.append(seconds)
-        return min(self._last)
+        return median(self._last)
