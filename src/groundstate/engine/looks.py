@@ -23,7 +23,7 @@ from groundstate.engine.timers import Timers
 log = logging.getLogger("groundstate")
 NEWEST_AT_ONCE = 50
 TOGETHER_FROM = 4  # so many conditions are asked by one statement
-TOGETHER_MOST = 64  # and no more than so many: the database plans all of it at once
+TOGETHER_MOST = 128  # and no more than so many: the database plans all of it at once
 APART_S = 60.0  # so long each is asked by itself, after one could not be asked
 
 

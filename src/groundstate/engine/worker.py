@@ -50,6 +50,7 @@ from groundstate.store.tables import attempt as attempt_table
 from groundstate.values.errors import Stopped, StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
+DEAD_EACH_S = 0.2  # for each other worker: so often it is asked whether one of them is dead, and at each sweep where they are few
 MENDED_S = 0.1  # after rows of ours were put right it is looked again
 LEAVES_S = 15.0  # past the drain's limit it has so long to write down what is in doubt
 GIVES_UP_S = 0.7  # so long a start that is given up is waited for: what it asked the server may not have been answered
@@ -133,6 +134,7 @@ class Worker:
         self._looks = Looks(self._shift, self._fleet, self._timers)
         self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
         self._next_watch = 0.0
+        self._next_dead = 0.0
         self._turned_at = time.monotonic()  # when its thread has come round, or at the latest will after a wait
         self._not_before = 0.0  # the database is in trouble until then
         self._trouble = 0
@@ -431,6 +433,11 @@ class Worker:
     # ---- sweeps ------------------------------------------------------------------------------------------------------------------
     def _keep_house(self, seen: Pulse) -> None:
         """What a sweep looks at beside conditions: dead lives, calls that nobody knows, baselines that are over, the next due time."""
+        now = time.monotonic()
+        if seen.strangers and now < self._next_dead:
+            seen = replace(seen, strangers=False)
+        else:
+            self._next_dead = now + DEAD_EACH_S * (self._fleet.size - 1)
         take_over(self._shift, seen)
         if seen.attempts:
             self._traffic.find_unknown()
@@ -442,6 +449,8 @@ class Worker:
             due.ask(self._shift)
         else:
             self._shift.next_due = None
+            for lane in self._shift.lanes:
+                lane.due, lane.due_cursor = False, None
 
     def _beat(self, seen: Pulse) -> None:
         """What a worker looks at for which another one sweeps: what a person said, and how careful to be."""

@@ -33,7 +33,7 @@ _LOCKS = """
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS locks
 """
 _HELD = "SELECT count(*) = 1" + _LOCKS + "WHERE life = %s AND pid = pg_backend_pid()"
-_TAKEN = "SELECT life" + _LOCKS + "WHERE life = ANY(%s)"
+_TAKEN = "SELECT pg_is_in_recovery(), ARRAY(SELECT life" + _LOCKS + "WHERE life = ANY(%s))"
 
 # The limit within each group ends the search there, so that no more is locked than is told.
 _TAKE = """
@@ -259,10 +259,8 @@ def _groups(wanted: Sequence[tuple[int, Sequence[int]]], numbers: list[int]) -> 
 
 
 def _seen(connection: psycopg.Connection[Any], lives: Sequence[int]) -> dict[int, bool | None]:
-    if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
-        return dict.fromkeys(lives)
-    taken = {life for (life,) in connection.execute(_TAKEN, (list(lives),)).fetchall()}
-    return {life: life in taken for life in lives}
+    standby, taken = connection.execute(_TAKEN, (list(lives),)).fetchone() or (True, [])
+    return dict.fromkeys(lives) if standby else {life: life in set(taken) for life in lives}
 
 
 def _unreachable(error: psycopg.Error) -> OperationalError:
