@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -74,45 +74,41 @@ def test_a_server_killed_amid_calls_loses_none_and_doubles_none(server: Postgres
 def test_a_server_started_anew_while_a_worker_comes_up_is_no_end_of_the_start(
     server: PostgresServer, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gateway = charging(world, ASK)
-    world.orders(3)
-    really = succession.follow_the_clock
-    restarts: list[int] = []
+    def restarted(shift: Any) -> None:
+        killed_and_started(server, world)
+        with shift.life.transaction():  # as where there is something to adopt
+            pass
 
-    def restarted_before(shift: Any, **more: Any) -> None:
-        if not restarts:
-            restarts.append(shift.life.id)
-            killed_and_started(server, world)
-            with shift.life.transaction():  # as where there is something to adopt
-                pass
-        really(shift, **more)
-
-    monkeypatch.setattr(succession, "follow_the_clock", restarted_before)
-    life = world.worker()
-    assert life.worker.life.id not in restarts
-    until(lambda: world.count(Order.status == "paid") == 3)
-    assert [gateway.done(number) for number in (1, 2, 3)] == [1] * 3
+    _comes_up_all_the_same(world, monkeypatch, restarted)
 
 
 def test_a_connection_that_is_cut_while_a_worker_comes_up_is_no_end_of_the_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(shift: Any) -> None:
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        with shift.life.transaction() as tx:
+            world.run(others)
+            tx.connection.execute(text("SELECT 1"))
+
+    _comes_up_all_the_same(world, monkeypatch, cut)
+
+
+def _comes_up_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Any], None]) -> None:
+    """With another life than the one to which this happened before it was up, and carries out."""
     gateway = charging(world, ASK)
     world.orders(3)
     really = succession.follow_the_clock
-    cut: list[int] = []
+    met: list[int] = []
 
-    def cut_before(shift: Any, **more: Any) -> None:
-        if not cut:
-            cut.append(shift.life.id)
-            with shift.life.transaction() as tx:
-                world.run(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
-                )
-                tx.connection.execute(text("SELECT 1"))
+    def happens_before(shift: Any, **more: Any) -> None:
+        if not met:
+            met.append(shift.life.id)
+            happens(shift)
         really(shift, **more)
 
-    monkeypatch.setattr(succession, "follow_the_clock", cut_before)
+    monkeypatch.setattr(succession, "follow_the_clock", happens_before)
     life = world.worker()
-    assert life.worker.life.id not in cut
+    assert len(met) == 1
+    assert life.worker.life.id not in met
     until(lambda: world.count(Order.status == "paid") == 3)
     assert [gateway.done(number) for number in (1, 2, 3)] == [1] * 3
 

@@ -20,7 +20,7 @@ from typing import Protocol
 from groundstate.engine import hints
 from groundstate.engine.concern import concern
 from groundstate.engine.hints import Touched
-from groundstate.engine.part import Part
+from groundstate.engine.part import Part, may_be_one
 from groundstate.engine.question import Question
 from groundstate.rules import hint as rules
 from groundstate.rules.hint import Hint
@@ -132,7 +132,7 @@ class Messenger:
         store = self._part.of(touched)
         if self._pid != os.getpid() or not self._part.concerns(store):
             return
-        in_hand = touched.ours or any(not store or not of or of == store for of, _ in self._ears)
+        in_hand = touched.ours or any(may_be_one(store, of) for of, _ in self._ears)
         if in_hand and time.monotonic() > self._awaited_until:
             return
         with self._lock:

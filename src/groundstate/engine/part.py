@@ -27,7 +27,12 @@ class Part:
 
     def concerns(self, name: str) -> bool:
         """Whether what is about the database of this name is about this one as well: yes, where one of them is not known."""
-        return not name or not self.name or name == self.name
+        return may_be_one(name, self.name)
+
+
+def may_be_one(name: str, other: str) -> bool:
+    """Whether these names may be of one database: yes, where one of them is not known."""
+    return not name or not other or name == other
 
 
 def names_by_place(named: Iterable[tuple[str | None, URL]]) -> dict[str, str]:

@@ -104,7 +104,7 @@ def forgotten(life: Life) -> str | None:
     return f"this life began {life.begins} calls and the database knows of {counted}"
 
 
-def went_back(life: Life, questions: Sequence[Question], why: str, *, schedules: Sequence[str] = ()) -> int:
+def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
     """Puts each pending call in doubt, and makes its reactions suspect until a person trusts them; returns how many doubts there are."""
     log.error(
         "the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, then `groundstate trust`",
@@ -123,12 +123,11 @@ def went_back(life: Life, questions: Sequence[Question], why: str, *, schedules:
                     insert(reaction_table).values(app=life.app, name=name, key_name=name, condition="1 = 0", suspect=True, seen_at=tx.now)
                 )
         # Those of other code, which may come back after a rollback.
-        declared = [*schedules, *(question.spec.name for question in questions)]
-        others = (reaction_table.c.app == life.app, reaction_table.c.name.not_in(declared))
+        others = (reaction_table.c.app == life.app, reaction_table.c.name.not_in(life.declared))
         tx.connection.execute(update(reaction_table).where(*others).values(suspect=True))
     life.suspects |= {question.spec.name for question in with_call}
     table = tables.attempt
-    count += _doubt_attempts(life, and_(table.c.reaction.not_in(declared), table.c.call_no > 0), ARRIVES_WITHIN, mine=False)
+    count += _doubt_attempts(life, and_(table.c.reaction.not_in(life.declared), table.c.call_no > 0), ARRIVES_WITHIN, mine=False)
     for question in with_call:
         count += _doubt_attempts(life, table.c.reaction == question.spec.name, question.spec.terms.timeout)
         for part in filter(None, (question, question.late)):

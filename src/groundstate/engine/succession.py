@@ -118,7 +118,7 @@ class Succession:
         why = said or self._went_back or restore.sign(shift.life)
         if why:
             self._went_back = why
-            restore.went_back(shift.life, [lane.question for lane in shift.lanes], why, schedules=shift.schedules)
+            restore.went_back(shift.life, [lane.question for lane in shift.lanes], why)
             shift.enrolled = False
             self.after_restore, self._went_back = False, None  # only now: what was cut short is done again
         elif restore.remembered(shift.life) != shift.database.identity():
