@@ -116,7 +116,7 @@ def test_who_waits_for_whom_is_said(shop: Shop) -> None:
     shop.attempt("paid", "1", State.DOUBT)
     report = shop.report()
     (waits,) = report["waits"]
-    assert waits == {"reaction": "noted", "record": "1", "waits_for": "paid", "standing": "in doubt"}
+    assert waits == {"reaction": "noted", "record": "1", "waits_for": "paid", "standing": "in doubt", "round": None, "person": None}
     (noted,) = [one for one in report["to_do"] if one["reaction"] == "noted"]
     assert noted["oldest"] == ["2"]
 

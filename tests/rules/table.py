@@ -206,9 +206,9 @@ TABLE = [
     Row("Unknown for too long", "unknown for too long", (DOUBT,), always, "held", held),
     # ---- failed
     Row("failed, gone or deleted", "due", (FAILED,), lambda c: not c.holds, "gone"),
-    Row("failed, too late", "due", (FAILED,), lambda c: c.facts.expired and not c.blocked, "expired"),
-    Row("failed, the last try used", "due", (FAILED,), lambda c: c.spent and not c.facts.expired, "gave up"),
     Row("failed, blocked", "due", (FAILED,), lambda c: c.blocked, "wait"),
+    Row("failed, too late", "due", (FAILED,), lambda c: c.facts.expired, "expired"),
+    Row("failed, the last try used", "due", (FAILED,), lambda c: c.spent, "gave up"),
     Row("failed, due", "due", (FAILED,), always, "begun", new_call),
     # ---- the expired handler failed; begun, in careful mode, for that handler alone
     Row("expired in vain, the last try used", "expired in vain", (BEGUN, DOUBT, FAILED),

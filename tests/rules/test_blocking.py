@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundstate.rules.attempt import Attempt, State
-from groundstate.rules.blocking import blocker, due, own
+from groundstate.rules.blocking import BASELINE, blocker, due, own
 from tests.rules.making import NOW, SECOND, attempt, attempts
 
 BEGUN, DOUBT, FAILED, HELD = State
 STANDING = [attempt(BEGUN), attempt(DOUBT), attempt(HELD, unsure=True), attempt(BEGUN, unsure=True)]
-LETS_BY = [attempt(FAILED), attempt(HELD), attempt(HELD, outcome='["a"]')]
+LETS_BY = [attempt(FAILED), attempt(HELD), attempt(HELD, why=BASELINE)]
+CALLED = [attempt(HELD, outcome='["a"]'), attempt(HELD, outcome='["a"]', unsure=True), attempt(HELD, unsure=True)]
 
 
 @pytest.mark.parametrize("one", STANDING, ids=lambda one: f"{one.state}-{one.unsure}")
@@ -34,8 +35,31 @@ def test_it_does_not_block_itself(one: Attempt) -> None:
     assert blocker("shop", "charge", "", [one], fact=False) is None
 
 
-@pytest.mark.parametrize("one", LETS_BY, ids=lambda one: f"{one.state}-{one.outcome}")
-def test_what_failed_or_is_held_and_sure_keeps_nobody_out(one: Attempt) -> None:
+@pytest.mark.parametrize("one", CALLED, ids=lambda one: f"{one.unsure}-{one.outcome}")
+@pytest.mark.parametrize("blocks", ["order", None], ids=["state", "fact"])
+def test_what_is_held_with_an_outcome_or_unsure_keeps_its_own_reaction_out_under_every_other_occurrence(
+    one: Attempt, blocks: str | None
+) -> None:
+    held = replace(one, blocks=blocks)
+    assert held.keeps_own_reaction
+    assert blocker("shop", "charge", "next month", [held], fact=blocks is None) is held
+    assert blocker("shop", "charge", "", [held], fact=blocks is None) is None, "its own round is what it is held for"
+
+
+def test_what_is_held_with_an_outcome_and_sure_keeps_no_other_reaction_out() -> None:
+    for reaction, app in (("cancel", "shop"), ("charge", "another app")):
+        assert blocker(app, reaction, "", [attempt(HELD, outcome='["a"]')], fact=False) is None
+
+
+def test_an_outcome_that_is_held_keeps_nobody_out_where_the_call_may_be_made_twice() -> None:
+    assert blocker("shop", "charge", "next month", [attempt(HELD, outcome='["a"]')], fact=False, again=True) is None
+    unsure = attempt(HELD, unsure=True)
+    assert blocker("shop", "charge", "next month", [unsure], fact=False, again=True) is unsure
+
+
+@pytest.mark.parametrize("one", LETS_BY, ids=lambda one: f"{one.state}-{one.why}")
+def test_what_failed_or_is_held_without_a_call_keeps_nobody_out(one: Attempt) -> None:
+    assert not one.keeps_own_reaction
     assert blocker("shop", "cancel", "", [one], fact=False) is None
     assert blocker("shop", "charge", "next month", [one], fact=False) is None
 
@@ -67,10 +91,12 @@ def test_a_failed_attempt_or_a_doubt_is_due_when_its_time_has_come() -> None:
 
 
 @given(st.lists(attempts(), max_size=5), st.sampled_from(["charge", "mail"]), st.sampled_from(["", "a"]), st.booleans())
-def test_who_blocks_is_begun_or_unsure_and_is_somebody_else(standing: list[Attempt], reaction: str, occurrence: str, fact: bool) -> None:
+def test_who_blocks_is_begun_or_unsure_or_an_own_held_call_and_is_somebody_else(
+    standing: list[Attempt], reaction: str, occurrence: str, fact: bool
+) -> None:
     found = blocker("shop", reaction, occurrence, standing, fact=fact)
     if found is None:
         return
-    assert found.blocking
+    assert found.blocking or (found.reaction == reaction and found.keeps_own_reaction)
     assert found.identity != ("shop", reaction, found.record, occurrence)
     assert found.reaction == reaction or (not fact and found.blocks is not None)

@@ -149,6 +149,10 @@ def _others(console: Console, report: Pending) -> None:
     made = table("reaction", "record", "waits for", "which is")
     waits = ((one.reaction, one.record, one.waits_for, one.standing) for one in report.waits)
     _put(console, "Waiting for another call on the same record", made, waits)
+    for one in report.waits:
+        if one.person is not None:
+            words = f"{one.reaction} on {one.record} goes on when a person has settled its held round {one.round}: {one.person}"
+            console.print(Text(plain(words), style="yellow"), soft_wrap=True)
     made = table("reaction", "record", "pid", "since", "who")
     locked = ((one.reaction, one.record, one.pid, at(one.since, report.now), one.who) for one in report.locked)
     whose = "" if any(one.ours for one in report.locked) else " of somebody else"

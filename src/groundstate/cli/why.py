@@ -158,7 +158,8 @@ def _show_answer(out: Console, said: Why, one: Answer) -> None:
         _show_attempt(out, said.now, attempt)
     for other in one.waits_for:
         why_ = f": {plain(other.why)}" if other.why else ""
-        waits = f"  waits for {plain(other.reaction)} on {plain(other.record)}, which is {other.standing}{why_}"
+        rounds = "" if other.round is None else f" (round {plain(other.round)})"
+        waits = f"  waits for {plain(other.reaction)}{rounds} on {plain(other.record)}, which is {other.standing}{why_}"
         out.print(Text(waits, style="yellow"), soft_wrap=True)
     when = f", {at(one.next_at, said.now)}" if one.next_at else ""
     out.print(Text(f"  next: {plain(one.next)}{when}"), soft_wrap=True)

@@ -144,7 +144,7 @@ def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadab
         standing = found.get(one.text, ())
         one.attempt = blocking.own(spec.app, spec.name, one.occurrence, standing)
         mine = one.attempt is None or (one.attempt.state is State.FAILED and blocking.due(one.attempt, tx.now))
-        if mine and not any(other.blocking for other in standing):
+        if mine and blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=True, again=spec.again) is None:
             free.append(one)
     return free
 
@@ -175,7 +175,7 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
     free = []
     for one in taken:
         standing = found.get(one.text, ())
-        if blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=spec.fact is not None):
+        if blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=spec.fact is not None, again=spec.again):
             continue
         own = blocking.own(spec.app, spec.name, one.occurrence, standing)
         # What is too late waits for no further try, but for one of its own handler that failed.
@@ -263,7 +263,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         due = question.due_in(occurrence) or due_of.get(text)
         late = due is not None and spec.due is not None and spec.due.expired(due, tx.now)
         facts = Facts(exists=record is not None, holds=holds and same, expired=late)
-        others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), fact=spec.fact is not None)
+        others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), fact=spec.fact is not None, again=spec.again)
         standing = attempts.by_identity(by_record, identity)
         early = (now_due := due_of.get(text)) is not None and now_due > tx.now
         result.standing[identity] = Standing(standing, facts, record, keys_of.get(text, ()), others, due, early)

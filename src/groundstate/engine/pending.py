@@ -72,12 +72,17 @@ class Open:
 
 @dataclass(frozen=True)
 class Waits:
-    """A record that one reaction would take, and that another's call keeps it from."""
+    """A record that one reaction would take, and that another's call keeps it from, or its own call of another round.
+
+    round: of its own attempt: of which occurrence that is. person: what a person types to settle it, where it is held.
+    """
 
     reaction: str
     record: str
     waits_for: str
     standing: str
+    round: str | None = None
+    person: str | None = None
 
 
 @dataclass(frozen=True)
@@ -295,7 +300,8 @@ def open_of(declared: Mapping[str, Question | ScheduleSpec], alive: Mapping[int,
 
 # ---- who waits for whom --------------------------------------------------------------------------------------------------------
 def _waits(looked: Looked, shown: int) -> tuple[Waits, ...]:
-    statement = attempts.rows(_blocks()).order_by(table.c.since).limit(BLOCKERS_MOST)
+    own_held = and_(table.c.app == looked.app, table.c.state == State.HELD.value, table.c.outcome.is_not(None))
+    statement = attempts.rows(or_(_blocks(), own_held)).order_by(table.c.since).limit(BLOCKERS_MOST)
     standing: dict[str, list[Attempt]] = {}
     for one in attempts_as_they_stand(looked.database, looked.connection, statement):
         standing.setdefault(one.record, []).append(one)
@@ -336,10 +342,18 @@ def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[At
         mine = [one for one in standing.get(text, ()) if one.blocks in (None, spec.table_name)]
         if blocking.own(spec.app, spec.name, occurrence, mine) is not None:
             continue
-        other = blocking.blocker(spec.app, spec.name, occurrence, mine, fact=spec.fact is not None)
+        other = blocking.blocker(spec.app, spec.name, occurrence, mine, fact=spec.fact is not None, again=spec.again)
         if other is not None:
-            found.append(Waits(spec.name, text, other.reaction, _standing_of(looked, other.reaction, other.state, other.worker)))
+            found.append(_waits_for(looked, question, text, other))
     return found
+
+
+def _waits_for(looked: Looked, question: Question, text: str, other: Attempt) -> Waits:
+    spec, standing = question.spec, _standing_of(looked, other.reaction, other.state, other.worker)
+    if (other.app, other.reaction) != (spec.app, spec.name):
+        return Waits(spec.name, text, other.reaction, standing)
+    person = wording.settled_by_a_person(other) if other.state is State.HELD else None
+    return Waits(spec.name, text, f"its own round {other.occurrence}", standing, other.occurrence, person)
 
 
 def _in_flight(counts: Mapping[str, int], seen: Sequence[LifeSeen]) -> str:

@@ -405,7 +405,8 @@ class Question:
         mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
         if self.spec.occurrence:
             same = self._occurrence_in_sql
-            mine = mine.where(blocking if same is None else or_(blocking, attempt.c.occurrence == same))
+            others_too = blocking if self.spec.again else keeps_own_reaction
+            mine = mine.where(others_too if same is None else or_(others_too, attempt.c.occurrence == same))
         if self.answers_late:
             mine = mine.where(attempt.c.state != "failed")  # what is too late waits for no further try
         clause = not_(mine.exists())
@@ -433,6 +434,8 @@ def _path_of(option: Any) -> tuple[Any, ...]:
 
 
 blocking: ColumnElement[bool] = or_(attempt.c.state == "begun", attempt.c.unsure)
+# What keeps its own reaction from the record under every other occurrence (`blocking.blocker` decides): also what is held with an outcome.
+keeps_own_reaction: ColumnElement[bool] = or_(blocking, and_(attempt.c.state == "held", attempt.c.outcome.is_not(None)))
 
 
 def sql_text(expression: ColumnElement[Any], database: Database) -> str:

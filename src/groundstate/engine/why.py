@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, inspect, select
 from sqlalchemy.exc import DataError
 
-from groundstate.engine import attempts, line, living, registry
+from groundstate.engine import attempts, line, living, registry, wording
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.pending import Open, open_of
 from groundstate.engine.question import PrimaryKey, Question, sql_text
 from groundstate.engine.schedules import Scheduled, scheduled
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
 from groundstate.store.tables import attempt as table
@@ -38,12 +39,17 @@ class Clause:
 
 @dataclass(frozen=True)
 class WaitsFor:
-    """What keeps a reaction from the record: another's call on it, or a held child of it."""
+    """What keeps a reaction from the record: another's call on it, its own call of another round, or a held child of it.
+
+    round: of its own attempt: of which occurrence that is. person: what a person types to settle it, where it is held.
+    """
 
     reaction: str
     record: str
     standing: str
     why: str | None = None
+    round: str | None = None
+    person: str | None = None
 
 
 @dataclass(frozen=True)
@@ -218,9 +224,9 @@ def _answer(looked: _Looked, question: Question, key: PrimaryKey) -> Answer:
     own = [one for one in looked.standing if one.app == spec.app and one.reaction == spec.name]
     mine = blocking.own(spec.app, spec.name, occurrence, own)
     on_table = [one for one in looked.standing if one in own or one.blocks == spec.table_name]
-    blocker = blocking.blocker(spec.app, spec.name, occurrence, on_table, fact=spec.fact is not None)
+    blocker = blocking.blocker(spec.app, spec.name, occurrence, on_table, fact=spec.fact is not None, again=spec.again)
     holds = row is not None and all(clause.holds for clause in clauses)
-    waits = [_waits_for(looked, blocker)] if blocker is not None and holds else []
+    waits = [_kept_out_by(looked, spec, blocker)] if blocker is not None and holds else []
     if row is not None and not holds:
         waits += _held_children(looked, question, key)
     if holds and not waits and spec.in_order is not None:
@@ -253,6 +259,15 @@ def _waits_for(looked: _Looked, one: Attempt) -> WaitsFor:
     return WaitsFor(one.reaction, one.record, said.standing, one.why)
 
 
+def _kept_out_by(looked: _Looked, spec: ReactionSpec, blocker: Attempt) -> WaitsFor:
+    """What the attempt that keeps the reaction from its record is; of its own attempt also which round, and how it is settled."""
+    said = _waits_for(looked, blocker)
+    if (blocker.app, blocker.reaction) != (spec.app, spec.name):
+        return said
+    person = wording.settled_by_a_person(blocker) if blocker.state is State.HELD else None
+    return replace(said, round=blocker.occurrence, person=person)
+
+
 def _next(
     looked: _Looked, question: Question, exists: bool, holds: bool, mine: Attempt | None, waits: Sequence[WaitsFor]
 ) -> tuple[str, datetime | None]:
@@ -270,13 +285,21 @@ def _next(
     if waits and waits[0].standing == IN_LINE:
         return f"waits for its turn behind record {waits[0].record}", None
     if waits:
-        return f"waits for {waits[0].reaction}, which is {waits[0].standing}", None
+        return _waits_in_words(waits[0]), None
     known = looked.known.get(question.spec.name)
     if known is None or known.condition != question.condition_text:
         return _unaccepted(looked, question, known)
     if looked.lives:
         return "carried out now", None
     return "carried out as soon as a worker runs" if looked.lives is False else "carried out by a worker, if one lives", None
+
+
+def _waits_in_words(one: WaitsFor) -> str:
+    if one.person is not None:
+        return f"waits until a person settles its own held attempt of round {one.round}: {one.person}"
+    if one.round is not None:
+        return f"waits for its own call of round {one.round}, which is {one.standing}"
+    return f"waits for {one.reaction}, which is {one.standing}"
 
 
 def _unaccepted(looked: _Looked, question: Question, known: registry.Known | None) -> tuple[str, datetime | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 
 from groundstate.rules.attempt import Attempt, State, Terms
@@ -16,6 +17,17 @@ def on_what(record: str, occurrence: str) -> str:
     if not record and occurrence:
         return f"tick {occurrence}"
     return f"{record} ({occurrence})" if occurrence else record
+
+
+def settled_by_a_person(attempt: Attempt) -> str:
+    """How a person settles a held attempt whose call was made or may have been, as the commands are typed."""
+    which = f"{attempt.reaction} {shlex.quote(attempt.record)} --occurrence {shlex.quote(attempt.occurrence)}"
+    if attempt.outcome is None:
+        return f"`groundstate settle {which}`, with --absent or --outcome"
+    return (
+        f"`groundstate retry {which}` gives its outcome to the handler; `groundstate forget {which}` lets it go, once what came of"
+        " the call is accounted for"
+    )
 
 
 def standing(attempt: Attempt, *, alive: bool | None, has_call: bool = True) -> str:

@@ -62,6 +62,14 @@ class Attempt:
         """Whether no other reaction, and no other occurrence of its own, may take the record."""
         return self.state is State.BEGUN or self.unsure
 
+    @property
+    def keeps_own_reaction(self) -> bool:
+        """Whether it keeps its own reaction, and no other, from the record under every other occurrence until a person settles it.
+
+        Held, and its call was made or may have been: the round that comes next may be the same work under another key.
+        """
+        return self.state is State.HELD and (self.unsure or self.outcome is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -311,11 +319,13 @@ def retry_failed(attempt: Attempt, terms: Terms, facts: Facts, now: datetime, *,
     """A failed attempt whose `next_at` has passed."""
     if facts.gone or not facts.exists:
         return Delete()
+    if blocked:  # another call on the record is not settled: neither a call nor a handler may act on the record as if it had not been made
+        return Wait()
     if facts.expired:  # before the last try: nothing is worth doing any more, so it does not matter how often it was tried
-        return Wait() if blocked else Expired(unsure=False)
+        return Expired(unsure=False)
     if last_try_used(terms.retry, attempt.failures, attempt.since, now):
         return GaveUp(unsure=False)
-    return Wait() if blocked else Begin(attempt)
+    return Begin(attempt)
 
 
 def expired_in_vain(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str) -> Keep:

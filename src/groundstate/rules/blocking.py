@@ -10,17 +10,21 @@ from groundstate.rules.attempt import Attempt, State
 BASELINE = "baseline"  # why a record is held that was there before its reaction, and is left alone
 
 
-def blocker(app: str, reaction: str, occurrence: str, attempts: Iterable[Attempt], *, fact: bool) -> Attempt | None:
+def blocker(app: str, reaction: str, occurrence: str, attempts: Iterable[Attempt], *, fact: bool, again: bool = False) -> Attempt | None:
     """The attempt that keeps the reaction from this record, other than its own for this occurrence.
 
     A begun or unsure attempt keeps out every other reaction on the table, and its own reaction under every other occurrence
-    (hazards 13, 57). A reaction with a fact is kept out by its own attempts only.
+    (hazards 13, 57). A held attempt with an outcome keeps out its own reaction alone, under every other occurrence: its call was made,
+    and only a person can say whether the next round would make the same call once more. `again`: the reaction's calls may be made twice,
+    so that an outcome which is held does not keep it out. A reaction with a fact is kept out by its own attempts only.
     """
     for one in attempts:
         mine = one.app == app and one.reaction == reaction
         if mine and one.occurrence == occurrence:
             continue
         if one.blocking and (mine or (not fact and one.blocks is not None)):
+            return one
+        if mine and not again and one.keeps_own_reaction:
             return one
     return None
 

@@ -113,6 +113,11 @@ class ReactionSpec:
     expired: Function | None = None
     outcome_type: Any = Any  # what the handler is annotated with
     store: Any = None  # the app's Store that owns the record's table
+    again: bool = False  # its call may be made twice, by the policy `again()`; also of the part that answers what is too late
+
+    def __post_init__(self) -> None:
+        if self.call is not None:
+            self.again = self.call.in_doubt.kind == "again"
 
     @property
     def terms(self) -> Terms:
