@@ -1,0 +1,57 @@
+"""A plugin that Alembic 1.18 or newer loads by itself: `alembic revision --autogenerate` writes no DROP for groundstate's tables.
+
+Alembic knows the tables of `target_metadata`, and takes every other table of the database for one that is to be dropped. Where env.py names
+groundstate's metadata as a target, alone or in a list, its tables are compared like all others. And an `Instant` column, ours or the
+project's, is written as the plain type that it is in the database. Only Alembic imports this module.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+from alembic.util import DispatchPriority, PriorityDispatchResult
+
+from groundstate.store.autogenerate import left_alone, render_item, targets_of
+
+if TYPE_CHECKING:  # Alembic loads this while it is itself only half imported
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.operations.ops import UpgradeOps
+    from alembic.runtime.plugins import Plugin
+
+log = logging.getLogger("alembic.autogenerate.groundstate")  # beside Alembic's own 'Detected removed table'
+
+
+def setup(plugin: Plugin) -> None:
+    """What Alembic calls once, when it starts. Ours is the last comparison: what the others found is there by then."""
+    plugin.add_autogenerate_comparator(leave_ours_alone, "schema", "groundstate_tables", priority=DispatchPriority.LAST)
+    plugin.add_autogenerate_comparator(write_instants_plainly, "schema", "groundstate_types")
+
+
+def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic's form
+    """Takes out each operation on a table of ours that the project's metadata does not name, those on its indexes too."""
+    targets = targets_of(context.sorted_tables, context.dialect.default_schema_name)
+    spared: set[str] = set()
+    kept: list[Any] = []
+    for operation in upgrade_ops.ops:
+        name, schema = getattr(operation, "table_name", None), getattr(operation, "schema", None)
+        if isinstance(name, str) and left_alone((schema, name), targets):
+            spared.add(name if schema is None else f"{schema}.{name}")
+        else:
+            kept.append(operation)
+    if spared:
+        upgrade_ops.ops[:] = kept
+        log.info("groundstate's own tables are left as they are: %s", ", ".join(sorted(spared)))
+    return PriorityDispatchResult.CONTINUE
+
+
+def write_instants_plainly(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # as above
+    """Adds `render_item` to the project's own, which comes first."""
+    theirs = context.opts.get("render_item")
+
+    def render(type_: str, item: object, context: Any) -> str | Literal[False]:
+        rendered: str | Literal[False] = theirs(type_, item, context) if theirs is not None else False
+        return rendered if rendered is not False else render_item(type_, item, context)
+
+    context.opts["render_item"] = render
+    return PriorityDispatchResult.CONTINUE

@@ -1,0 +1,49 @@
+"""What Alembic's autogenerate is to know of groundstate: which tables it leaves alone, and how an `Instant` is written.
+
+Imports no Alembic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Literal
+
+from sqlalchemy import Table
+
+from groundstate.store.tables import Instant, metadata
+
+OURS = frozenset(metadata.tables)
+TableName = tuple[str | None, str]  # schema, None for the connection's default one; and name
+
+
+def include_name(name: str | None, type_: str, parent_names: MutableMapping[str, str | None]) -> bool:  # noqa: ARG001  # Alembic calls it so
+    """For `context.configure(include_name=...)` in env.py: False for groundstate's tables, True for everything else.
+
+    Needed where Alembic is older than 1.18, or `autogenerate_plugins` names plugins and not ours. Not for an env.py whose
+    `target_metadata` has groundstate's tables: Alembic would take them for missing, and create them once more.
+    """
+    return not (type_ == "table" and name in OURS)
+
+
+def render_item(type_: str, item: object, context: Any) -> str | Literal[False]:
+    """For `context.configure(render_item=...)` in env.py: an `Instant` is written as `sa.DateTime(timezone=True)`, all else as usual.
+
+    A migration is kept for years: it is to import nothing of groundstate, and its columns come out the same. Needed where `include_name`
+    is.
+    """
+    if type_ == "type" and isinstance(item, Instant):
+        return f"{context.opts.get('sqlalchemy_module_prefix') or ''}DateTime(timezone=True)"
+    return False
+
+
+def left_alone(table: TableName, targets: frozenset[TableName]) -> bool:
+    """Whether autogenerate is to leave this table alone: it has the name of one of ours, and the project's metadata does not name it.
+
+    In each schema: a worker's role may find our tables by its own `search_path`, in a schema that is not Alembic's default one.
+    """
+    return table[1] in OURS and table not in targets
+
+
+def targets_of(tables: Iterable[Table], default_schema: str | None) -> frozenset[TableName]:
+    """The tables that the project's metadata names, as autogenerate names them: without the default schema."""
+    return frozenset((None if table.schema == default_schema else table.schema, table.name) for table in tables)

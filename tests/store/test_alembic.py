@@ -1,0 +1,162 @@
+"""Migrations that Alembic writes by itself leave our tables as they are, whatever a project's env.py says of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect
+
+from groundstate.store.tables import metadata as ours
+
+MODELS = """
+from datetime import datetime
+from groundstate import Instant
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+class Base(DeclarativeBase): ...
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    placed_at: Mapped[datetime] = mapped_column(Instant)
+
+"""
+BY_THEIR_OWN = "models.Base.metadata"
+WITHOUT_OURS = "autogenerate_plugins=['alembic.autogenerate.*', '~alembic.autogenerate.groundstate'],"  # as in an older Alembic
+FROM_OURS = "__import__('groundstate.store.migrations', fromlist=['metadata'])"
+OURS_FOR_OLDER = f"{WITHOUT_OURS} include_name={FROM_OURS}.include_name, render_item={FROM_OURS}.render_item,"
+BUILT_IN = ["schemas", "tables", "types", "constraints", "defaults", "comments"]
+
+
+class Project:
+    """A folder that `alembic init` made, for one database. Each step is a process of its own, as somebody would type it."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder, self.url = folder, url
+        self.engine = create_engine(url)
+        (folder / "models.py").write_text(MODELS)
+        self.alembic("init", "migrations")
+        ini = folder / "alembic.ini"
+        lines = ini.read_text().splitlines()
+        ini.write_text("\n".join(f"sqlalchemy.url = {url}" if line.startswith("sqlalchemy.url") else line for line in lines))
+        self._written = (folder / "migrations" / "env.py").read_text()
+
+    def env(self, target: str, configured: str = "") -> None:
+        """Writes env.py as Alembic's own template is filled in: the target, and what else `context.configure` is given."""
+        told = self._written.replace("target_metadata = None", f"import models\ntarget_metadata = {target}")
+        told = told.replace("connection=connection,", f"connection=connection, {configured}")
+        (self.folder / "migrations" / "env.py").write_text(told)
+
+    def alembic(self, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", *words], cwd=self.folder, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def revise(self) -> str:
+        """A revision by autogenerate, carried out; returns what it does."""
+        before = set((self.folder / "migrations" / "versions").glob("*.py"))
+        said = self.alembic("revision", "--autogenerate", "-m", "next")
+        (made,) = set((self.folder / "migrations" / "versions").glob("*.py")) - before
+        self.alembic("upgrade", "head")
+        return made.read_text() + said
+
+    @property
+    def tables(self) -> set[str]:
+        return set(inspect(self.engine).get_table_names()) - {"alembic_version"}
+
+    def make_ours(self) -> None:
+        ours.create_all(self.engine)
+
+
+@pytest.fixture
+def project(tmp_path: Path, database_url: str) -> Iterator[Project]:
+    """On each store in turn, with groundstate's tables there already, as after `groundstate init`."""
+    made = Project(tmp_path, database_url)
+    made.make_ours()
+    yield made
+    made.engine.dispose()
+
+
+def does_nothing_to_ours(revision: str) -> bool:
+    """Whether none of its operations names a table of ours; what Alembic logs on the way is aside."""
+    operations = [line for line in revision.splitlines() if "op." in line or line.startswith("    ")]
+    return not any("groundstate_" in line for line in operations)
+
+
+def test_an_env_that_knows_the_projects_metadata_alone_leaves_our_tables_as_they_are(project: Project) -> None:
+    project.env(BY_THEIR_OWN)
+    revision = project.revise()
+    assert "create_table('orders'" in revision
+    assert "'placed_at', sa.DateTime(timezone=True)" in revision
+    assert "import groundstate" not in revision, "a migration is kept for longer than a name inside of groundstate"
+    assert does_nothing_to_ours(revision), revision
+    assert project.tables == {"orders", *ours.tables}
+    assert "left as they are" in revision, "who reads Alembic's log must be told why"
+    assert "No new upgrade operations" in project.alembic("check")
+
+
+def test_a_table_of_the_project_that_is_gone_is_still_dropped(project: Project) -> None:
+    project.env(BY_THEIR_OWN)
+    project.revise()
+    (project.folder / "models.py").write_text(MODELS.partition("class Order")[0])
+    assert "drop_table('orders')" in project.revise()
+    assert project.tables == set(ours.tables)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in_a_list"])
+def test_an_env_that_targets_our_metadata_makes_our_tables_and_then_finds_no_difference(
+    tmp_path: Path, database_url: str, *, alone: bool
+) -> None:
+    project = Project(tmp_path, database_url)
+    our_target = f"{FROM_OURS}.metadata"
+    project.env(our_target if alone else f"[{BY_THEIR_OWN}, {our_target}]")
+    revision = project.revise()
+    for name in ours.tables:
+        assert f"create_table('{name}'" in revision
+    assert project.tables >= set(ours.tables)
+    assert "No new upgrade operations" in project.alembic("check")
+    project.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "configured",
+    [
+        f"autogenerate_plugins={[f'alembic.autogenerate.{name}' for name in (*BUILT_IN, 'groundstate')]},",
+        "autogenerate_plugins=['alembic.autogenerate.*', '~alembic.autogenerate.comments'],",
+    ],
+    ids=["by_name", "by_a_pattern"],
+)
+def test_an_env_that_sets_its_plugins_names_ours(project: Project, configured: str) -> None:
+    project.env(BY_THEIR_OWN, configured)
+    assert does_nothing_to_ours(project.revise())
+    assert project.tables == {"orders", *ours.tables}
+
+
+def test_without_the_plugin_our_tables_would_be_dropped_and_include_name_leaves_them(project: Project) -> None:
+    project.env(BY_THEIR_OWN, WITHOUT_OURS)
+    project.alembic("revision", "--autogenerate", "-m", "careless")
+    (careless,) = (project.folder / "migrations" / "versions").glob("*.py")
+    assert "drop_table('groundstate_attempt')" in careless.read_text(), "or else this test tells nothing of the filter"
+    careless.unlink()
+    project.env(BY_THEIR_OWN, OURS_FOR_OLDER)
+    assert does_nothing_to_ours(project.revise())
+    assert project.tables == {"orders", *ours.tables}
+
+
+def test_in_another_schema_our_tables_are_left_alone_too(tmp_path: Path, postgres_url: str) -> None:
+    """As where the worker's role finds them by its own search_path, and Alembic's role sees all schemas."""
+    project = Project(tmp_path, postgres_url)
+    with project.engine.begin() as connection:
+        connection.exec_driver_sql("create schema ours")
+        connection.exec_driver_sql("set local search_path = ours")
+        ours.create_all(connection)
+    project.env(BY_THEIR_OWN, "include_schemas=True,")
+    assert does_nothing_to_ours(project.revise())
+    assert set(inspect(project.engine).get_table_names(schema="ours")) == set(ours.tables)
+    project.engine.dispose()
