@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.relative_to(_TESTS).as_posix(), len(place)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What SQLite stores leave in the user's state folder is in one of the tests, for their subprocesses as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROUNDSTATE_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """The session's own PostgreSQL, with fsync on, as groundstate demands. Started when the first test asks for it."""

@@ -33,13 +33,14 @@ class Store:
         direct: PostgreSQL behind a pooler: a URL past it, for the lock that tells who is alive.
         witness: a folder on another disk than the database, for what each life remembers of it.
         redact: what is done to each error text before it is kept or logged.
+        state: SQLite: a folder for the count of begun calls, on another disk than the database; the user's own state folder where left out.
         name: by which it is shown, and named to commands; its URL where it has none.
 
     Raises:
         DeclarationError: it owns nothing, or what is no declarative base.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the options of a store
         self,
         database: Database | Callable[[], Database],
         *owns: type[_Base] | MetaData,
@@ -48,6 +49,7 @@ class Store:
         witness: str | os.PathLike[str] | None = None,
         redact: Callable[[str], str] | None = None,
         name: str | None = None,
+        state: str | os.PathLike[str] | None = None,
     ) -> None:
         if not owns:
             raise DeclarationError("Store(database) owns no tables: name them by their base, as in Store(url, Base), Store(url, SQLModel)")
@@ -57,12 +59,13 @@ class Store:
         self._database = database
         self._direct = direct
         self._witness = witness
+        self._state = state
         self.failover = failover
         self.redact = redact
         self.metadatas: tuple[MetaData, ...] = tuple(dict.fromkeys(_metadata_of(one) for one in owns))
 
     @classmethod
-    def shards(
+    def shards(  # noqa: PLR0913  # as above
         cls,
         databases: Mapping[str, Database | Callable[[], Database]] | Sequence[Database | Callable[[], Database]],
         *owns: type[_Base] | MetaData,
@@ -71,6 +74,7 @@ class Store:
         redact: Callable[[str], str] | None = None,
         direct: Mapping[str, str | URL] | None = None,
         witness: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | None = None,
     ) -> Shards:
         """The same tables in several databases, each with its own rows: a reaction is carried out on each, by a worker of its own.
 
@@ -84,6 +88,7 @@ class Store:
             redact: as of a store; for each of them.
             direct: by the names of shards, URLs past their poolers.
             witness: a folder, in which each shard has one of its own.
+            state: as of a store; one folder for all of them.
 
         Raises:
             DeclarationError: there is none, or two have one name.
@@ -104,6 +109,7 @@ class Store:
                 witness=None if witness is None else Path(witness) / _checked_name(one),
                 redact=redact,
                 name=one,
+                state=state,
             )
             for one, database in given.items()
         )
@@ -144,7 +150,7 @@ class Store:
         given: Any = self._database
         if callable(given) and not isinstance(given, Engine):
             given = given()
-        return settings_of(given, self._direct, self._witness, self.failover)
+        return settings_of(given, self._direct, self._witness, self.failover, self._state)
 
 
 class Shards(Store):

@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
 
 from groundstate.engine import leaps, transaction
 from groundstate.engine.cells import lives_among
+from groundstate.engine.store_begins import StoreBegins
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, OtherServer
 from groundstate.rules.careful import Care
@@ -53,8 +54,10 @@ class Life:
     server: str | None = None  # on which the lock is; None: nobody has begun, or there is no server
     past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
+    store_begins: StoreBegins | None = field(init=False)  # how many calls were ever begun here: where the database has no identity itself
 
     def __post_init__(self) -> None:
+        self.store_begins = None if self.database.high_water is None else StoreBegins(self.database.high_water)
         self.dice = random.Random(self.id)  # noqa: S311  # jitter, no secret
 
     def begin(self) -> None:
@@ -136,6 +139,8 @@ class Life:
         self.told = counted or 0
         if counted is None or counted < self.begins + new:
             raise WentBack(f"this life began {self.begins} calls and the database knows of {0 if counted is None else counted - new}")
+        if self.store_begins is not None:
+            self.store_begins.count(tx, new)
 
     def counted(self) -> None:
         """After the begin's commit, before its first call: remembered where a backup does not reach.
@@ -145,6 +150,8 @@ class Life:
         self.begins = self.told
         if self.witness:
             self.witness.write(self.id, self.begins)
+        if self.store_begins is not None:
+            self.store_begins.counted()
 
     def shorten(self, error: str) -> str:
         """An error's text as it is kept: redacted, bounded, without control characters (hazard 54)."""

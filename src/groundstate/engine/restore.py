@@ -29,7 +29,7 @@ ARRIVES_WITHIN = timedelta(hours=1)  # a call of a reaction whose time limit thi
 
 def sign(life: Life) -> str | None:
     """Why the database seems to have gone back in time; None where no sign shows it."""
-    lost = _lost_count(life)
+    lost = _lost_count(life) or (life.store_begins.sign(life.database) if life.store_begins else None)
     if lost:
         return lost
     if life.database.settings.failover == "lossless":
@@ -57,8 +57,21 @@ def remembered(life: Life) -> str | None:
         ).scalar_one_or_none()
 
 
+def keep_identity(life: Life) -> None:
+    """Where no sign was seen: writes the identity down unless it stands already."""
+    if life.store_begins is not None:
+        if not life.store_begins.confirm(life.database):
+            remember(life)
+    elif remembered(life) != life.database.identity():
+        remember(life)
+
+
 def remember(life: Life) -> None:
-    """Writes the store's identity down."""
+    """Writes the store's identity down: whatever was a sign is answered."""
+    if life.store_begins is not None:
+        with life.transaction() as tx:
+            life.store_begins.write_down(tx)
+        return
     identity = life.database.identity()
     if identity is None:
         return

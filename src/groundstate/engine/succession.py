@@ -121,8 +121,8 @@ class Succession:
             restore.went_back(shift.life, [lane.question for lane in shift.lanes], why)
             shift.enrolled = False
             self.after_restore, self._went_back = False, None  # only now: what was cut short is done again
-        elif restore.remembered(shift.life) != shift.database.identity():
-            restore.remember(shift.life)
+        else:
+            restore.keep_identity(shift.life)
 
 
 def patiently(shift: Shift, step: Callable[[], object]) -> None:

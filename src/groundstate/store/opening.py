@@ -50,6 +50,7 @@ def settings_of(
     direct: str | URL | None = None,
     witness: str | os.PathLike[str] | None = None,
     failover: str = "lossy",
+    state: str | os.PathLike[str] | None = None,
 ) -> Settings:
     """What a `Store` was given, resolved to a URL and arguments of a driver that we use: pysqlite or psycopg.
 
@@ -58,6 +59,7 @@ def settings_of(
         direct: PostgreSQL alone: a URL past a pooler, for the lock that tells who is alive.
         witness: a folder on another disk than the database, for what each life remembers.
         failover: "lossy", or "lossless" where no failover of this database can lose a commit.
+        state: SQLite alone: a folder for the count of begun calls, apart from the database's own; the user's state folder where None.
 
     Raises:
         StoreRefused: this database cannot keep the promises; with the cure.
@@ -72,7 +74,11 @@ def settings_of(
         if direct is not None:
             message = "direct= leads past a pooler, and SQLite has none: leave it out"
             raise DeclarationError(message)
-        return Settings(_sqlite_url(url, arguments), _sqlite_arguments(arguments), None, folder, failover)
+        kept = None if state is None else str(Path(state).resolve())
+        return Settings(_sqlite_url(url, arguments), _sqlite_arguments(arguments), None, folder, failover, kept)
+    if state is not None:
+        message = "state= is a folder for what SQLite cannot know of itself, and PostgreSQL has signs of its own: leave it out"
+        raise DeclarationError(message)
     if url.drivername not in _POSTGRES:
         message = f"{_shown(url)}: groundstate works on SQLite and PostgreSQL; give a URL that begins with sqlite:/// or postgresql://"
         raise StoreRefused(message)

@@ -25,7 +25,7 @@ class Settings:
     """What a `Store` was given, resolved: the URL of a sync driver, and what goes with it.
 
     direct: the URL for the lock, past a pooler; `url` where None. witness: the folder for witness files; None: beside the SQLite file,
-    none on PostgreSQL.
+    none on PostgreSQL. state: SQLite alone: the folder for the high-water mark of begins; None: in the user's state folder.
     """
 
     url: URL
@@ -33,6 +33,7 @@ class Settings:
     direct: URL | None = None
     witness: str | None = None
     failover: str = "lossy"
+    state: str | None = None
 
 
 class Database(Protocol):
@@ -43,6 +44,7 @@ class Database(Protocol):
     name: str  # "sqlite" or "postgresql"
     locks_rows: bool  # whether `lock` does anything: on SQLite the transaction is the lock
     codec: str  # Python's name of an encoding in which the database can hold every text that is written to it
+    high_water: HighWater | None  # of the calls that were ever begun here; None on PostgreSQL
 
     @property
     def server(self) -> ColumnElement[str | None]:
@@ -87,7 +89,10 @@ class Database(Protocol):
         """Whether another connection may have written since the last question: `PRAGMA data_version`; always True on PostgreSQL."""
 
     def identity(self) -> str | None:
-        """What changes when the database is put back (hazard 46), as text; None where there is no such sign (SQLite; not initialised)."""
+        """What changes when the database is put back (hazard 46), as text; None where the server has no such sign, or is not initialised.
+
+        None on SQLite: its identity is a random one, made by who writes it down.
+        """
 
     def missing(self) -> str | None:
         """Where no database is yet, and opening it would make one: the path of its file. None on PostgreSQL."""
@@ -144,6 +149,19 @@ class Witness(Protocol):
 
     def erase(self, life: int) -> None:
         """Forgets a life, before its row in groundstate_worker is deleted."""
+
+
+class HighWater(Protocol):
+    """The highest count of begun calls that was seen of a store at its path, in a file outside of the database and of its folder."""
+
+    def highest(self, store: str) -> int | None:
+        """The highest count kept of the store of this id; None where nothing is kept. Never raises."""
+
+    def keep(self, store: str, count: int) -> None:
+        """Remembers the count where it is higher; no fsync. Never raises: what goes wrong is said once in the log."""
+
+    def close(self) -> None:
+        """Closes its files, which stay."""
 
 
 Opened = tuple[Database, Callable[[], Lives], Witness | None]

@@ -80,6 +80,7 @@ class PostgresDatabase:
 
     name = "postgresql"
     locks_rows = True
+    high_water = None
 
     insert = staticmethod(insert)
 

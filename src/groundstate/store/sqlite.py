@@ -19,6 +19,7 @@ from sqlalchemy import URL, ColumnElement, Connection, QueuePool, Select, Text, 
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
+from groundstate.store.high_water import HighWaterFile, state_folder
 from groundstate.store.mounts import MOUNTINFO, refuse_network
 from groundstate.store.tables import Instant
 from groundstate.store.transactions import Manner, begin_with, transaction
@@ -62,6 +63,7 @@ class SqliteDatabase:
     def __init__(self, settings: Settings, *, mountinfo: Path = MOUNTINFO) -> None:
         self.settings = settings
         self.path = sqlite_path(settings.url)
+        self.high_water = HighWaterFile(state_folder() if settings.state is None else Path(settings.state), self.path, mountinfo=mountinfo)
         self._mountinfo = mountinfo
         self._pid = os.getpid()
         self._checked = False
@@ -137,7 +139,7 @@ class SqliteDatabase:
         return bool(before != version)
 
     def identity(self) -> str | None:
-        """None: nothing in a SQLite file tells it from an older copy of itself. The witness does."""
+        """None: nothing in a SQLite file tells it from an older copy of itself. The witness does, and the high-water mark."""
         return None
 
     def missing(self) -> str | None:
@@ -155,6 +157,7 @@ class SqliteDatabase:
         if self._watching is not None:
             self._watching.close()
         self._watching, self._version, self._checked = None, None, False
+        self.high_water.close()
         self.engine.dispose()
 
     def forsake(self) -> None:

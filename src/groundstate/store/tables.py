@@ -82,6 +82,7 @@ reaction = Table(
     Column("suspect", Boolean, nullable=False),  # hazard 46: taken as a doubt until a person trusts it
     Column("seen_at", Instant, nullable=False),
     Column("mark", Text),
+    Column("begins", BigInteger),  # of the store's own row on SQLite alone: how many calls were ever begun here
 )
 
 worker = Table(

@@ -30,11 +30,13 @@ class SqlitePlace:
 
     def __init__(self, app: App) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="groundstate-lab-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))  # noqa: S108  # else the temporary folder
+        self._state = self.folder / "state"  # as little in the home of who runs the lab as the databases are
         self._stores = stores_of(app)
         self._filled: Copy = []
         self._asking: dict[int, sqlite3.Connection] = {}
         self.settings: Sequence[Settings] = [
-            Settings(make_url(f"sqlite:///{self.folder / f'store-{number}.db'}"), {}) for number, _ in enumerate(stores_of(app))
+            Settings(make_url(f"sqlite:///{self.folder / f'store-{number}.db'}"), {}, state=str(self._state))
+            for number, _ in enumerate(stores_of(app))
         ]
         # One engine for all runs, so that a statement is compiled once; it leads to the file of the run.
         self._engines = [
@@ -91,7 +93,9 @@ class SqlitePlace:
 
     def mark(self) -> object:
         """All bytes of it, and what lies beside it."""
-        beside = tuple((path.name, path.read_bytes()) for path in sorted(self.folder.glob("*-witness-*")))
+        beside = tuple(
+            (path.name, path.read_bytes()) for path in [*sorted(self.folder.glob("*-witness-*")), *sorted(self._state.glob("*"))]
+        )
         return tuple(hashlib.sha256(content).digest() for content in self.copy()), beside
 
     def waits(self, _connection: Any) -> bool:
@@ -107,10 +111,12 @@ class SqlitePlace:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, copy: Copy, *, keep: str) -> None:
-        """keep: files with this in their names stay, as what a backup does not hold."""
+        """keep: files with this in their names stay, as what a backup does not hold, and so does what is kept apart; '': nothing stays."""
         self._close_engines()
+        if not keep:
+            shutil.rmtree(self._state, ignore_errors=True)
         for path in self.folder.iterdir():
-            if not keep or keep not in path.name:
+            if path != self._state and (not keep or keep not in path.name):
                 path.unlink()
         for one, content in zip(self.settings, copy, strict=True):
             Path(str(one.url.database)).write_bytes(content)

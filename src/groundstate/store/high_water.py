@@ -1,0 +1,189 @@
+"""The high-water mark: the highest count of begun calls that was seen of a SQLite store at its path, in a file outside of its folder.
+
+A snapshot of the folder takes the database and its witness back together, and not this file. It stays past clean ends. Decides nothing
+about what it means that the database knows of fewer calls, and never waits for the disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import struct
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from groundstate.store.mounts import MOUNTINFO, refuse_network
+from groundstate.values.errors import StoreRefused
+
+_log = logging.getLogger("groundstate.store")
+_SHAPE = struct.Struct("<q8s")  # the count, and the beginning of the file's own digest: bytes of something else are no count
+_SUFFIX = ".begins"
+LOCK_WAITS_S = 0.02  # whoever holds the lock writes 16 bytes; where that process is stopped, this count is left to the next begin
+FILES_MOST = 1000  # beyond them the oldest files of databases that are gone are removed
+FILES_LEFT = 500
+
+
+def state_folder(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path | None:
+    """The user's folder for such state: $GROUNDSTATE_STATE, else $XDG_STATE_HOME/groundstate, else the platform's own place in the home.
+
+    None where no home is known. A relative $XDG_STATE_HOME is ignored, as its specification wants.
+    """
+    if environment.get("GROUNDSTATE_STATE"):
+        return Path(environment["GROUNDSTATE_STATE"]).absolute()
+    if Path(environment.get("XDG_STATE_HOME") or "").is_absolute():
+        return Path(environment["XDG_STATE_HOME"]) / "groundstate"
+    home = Path(environment.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111  # which says nothing where it is not known
+    if not home.is_absolute():
+        return None
+    return home / ("Library/Application Support/groundstate" if platform == "darwin" else ".local/state/groundstate")
+
+
+class HighWaterFile:
+    """Of one database file. One file for each store id that was met at its path, in `folder`, which is made where it is missing.
+
+    folder: None: there is no place for it, so nothing is kept, and that is said once in the log. database: its path, with links resolved.
+    """
+
+    def __init__(self, folder: Path | None, database: str, *, mountinfo: Path = MOUNTINFO) -> None:
+        self.folder = folder
+        self._database = os.fsencode(database)
+        self._mountinfo = mountinfo
+        self._open: dict[str, int] = {}
+        self._silent = False
+        self._usable: bool | None = None  # whether the folder is on a local file system; None: nobody has looked yet
+
+    def highest(self, store: str) -> int | None:
+        """The highest count that was kept of this store at this path; None where nothing was, or it cannot be read. Never raises."""
+        try:
+            file = self._known(store) if self._is_usable() else None
+            return None if file is None else self._count(file, store)
+        except OSError as error:
+            self._say("read", error)
+            return None
+
+    def keep(self, store: str, count: int) -> None:
+        """Remembers the count where it is higher than what is kept; no fsync. Never raises: what goes wrong is said once in the log.
+
+        Several processes may do it at once: a lower count never replaces a higher one.
+        """
+        try:
+            if not self._is_usable():
+                return
+            file = self._known(store)
+            if file is None:
+                file = self._made(store)
+            if _locked(file):
+                try:
+                    if count > (self._count(file, store) or 0):
+                        os.pwrite(file, _SHAPE.pack(count, self._digest(store)[:8]), 0)
+                finally:
+                    fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError as error:
+            self._say("written", error)
+
+    def close(self) -> None:
+        """Closes the files, and leaves them where they are."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    # ---- one file ----------------------------------------------------------------------------------------------------------------
+    def _digest(self, store: str) -> bytes:
+        return hashlib.sha256(store.encode(errors="replace") + b"\0" + self._database).digest()
+
+    def _path(self, store: str) -> Path:
+        """The store's file. Its name tells neither the store nor the path."""
+        return (self.folder or Path()) / f"{self._digest(store).hex()[:32]}{_SUFFIX}"
+
+    def _known(self, store: str) -> int | None:
+        """The open file; None where there is none yet."""
+        file = self._open.get(store)
+        if file is not None:
+            if os.fstat(file).st_nlink:
+                return file
+            os.close(self._open.pop(store))  # somebody removed it
+        with suppress(FileNotFoundError):
+            self._open[store] = os.open(self._path(store), os.O_RDWR | os.O_CLOEXEC)
+        return self._open.get(store)
+
+    def _made(self, store: str) -> int:
+        path = self._path(store)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_old(path.parent)
+        file = self._open[store] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.pwrite(file, self._database, _SHAPE.size)  # for whoever removes files of databases that are gone
+        return file
+
+    def _count(self, file: int, store: str) -> int | None:
+        content = os.pread(file, _SHAPE.size, 0)
+        if len(content) < _SHAPE.size:
+            return None
+        count, stamp = _SHAPE.unpack(content)
+        return count if stamp == self._digest(store)[:8] and count > 0 else None
+
+    def _is_usable(self) -> bool:
+        """A server that does not answer would keep calls from being begun, so a network file system is not used. Looked at once."""
+        if self._usable is None:
+            self._usable = False
+            if self.folder is None:
+                raise OSError("no home folder is known")
+            try:
+                refuse_network(os.path.realpath(self.folder / "file"), self._mountinfo)
+            except StoreRefused:
+                raise OSError("it lies on a network file system") from None
+            self._usable = True
+        return self._usable
+
+    def _say(self, what: str, error: OSError) -> None:
+        if not self._silent:
+            self._silent = True
+            _log.warning(
+                "the count of begun calls cannot be %s in %s (%s): a snapshot of the database's folder that is put back may go unnoticed."
+                " Give a folder that this user can write, on a local disk: $GROUNDSTATE_STATE, or Store(..., state=...)",
+                what,
+                self.folder,
+                error.strerror or error,
+                extra={"event": "high_water_failed", "folder": str(self.folder)},
+            )
+
+
+def _remove_old(folder: Path) -> None:
+    """Where there are very many files (each run of a test suite may make some): those of databases that are gone, the oldest first.
+
+    Never the latest ones: a database is gone for a while, too, just before its backup is put back.
+    """
+    files = [file for file in folder.iterdir() if file.name.endswith(_SUFFIX)]
+    if len(files) < FILES_MOST:
+        return
+    with suppress(OSError):  # another process may do the same
+        files.sort(key=lambda file: file.stat().st_mtime_ns)
+        for file in files[: len(files) - FILES_LEFT]:
+            if _is_gone(file):
+                file.unlink(missing_ok=True)
+
+
+def _is_gone(file: Path) -> bool:
+    """Whether the database of this file is not at its path any more. What cannot be seen is there."""
+    database = file.read_bytes()[_SHAPE.size :]
+    try:
+        os.stat(database or b"/")  # noqa: PTH116  # bytes
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return False
+
+
+def _locked(file: int) -> bool:
+    end = time.monotonic() + LOCK_WAITS_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+        else:
+            return True
