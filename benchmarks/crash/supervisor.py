@@ -166,6 +166,7 @@ def run(contender: Contender, kind: str, plan: Plan, server: PostgresServer | No
     with ExitStack() as stack:
         gateway = stack.enter_context(Served(plan.folder / "ledger.jsonl", plan.seed, kind=kind))
         environment = {"CRASH_GATEWAY": gateway.url, "CRASH_KIND": kind, "CRASH_CONCURRENCY": str(CONCURRENCY)}
+        environment["GROUNDSTATE_STATE"] = str(plan.folder / "state")
         if server is not None:
             url = server.create_database()
             stack.callback(server.drop_database, url)

@@ -51,7 +51,7 @@ class Plan:
     @property
     def environment(self) -> dict[str, str]:
         """What the shop reads, and what a person needs to look into it afterwards."""
-        return {"SHOP_DATABASE": self.url, "GROUNDSTATE_APP": APP}
+        return {"SHOP_DATABASE": self.url, "GROUNDSTATE_APP": APP, "GROUNDSTATE_STATE": str(self.folder / "state")}
 
 
 class Director:

@@ -77,6 +77,7 @@ def run(plan: Plan, tell: Callable[[State], None] = lambda _: None) -> State:
         provider = stack.enter_context(ProviderProcess(folder, dice.randrange(2**32)))
         log = folder / "processes.log"
         cold = {**os.environ, "TORTURE_DATABASE": place.url, "TORTURE_PROVIDER": str(provider.door)}
+        cold["GROUNDSTATE_STATE"] = str(folder / "state")
         judge = Judge(place.engine, Reader(provider.ledger), stack.enter_context(Clock()))
         deploys = Deploys(cold, judge)
         deploys.begin()
