@@ -224,6 +224,34 @@ def test_a_call_is_stopped_only_where_that_leaves_no_doubt(bank: Outside) -> Non
         bank.call(in_doubt=again(), stop_when_overtaken=True)(_charge)
 
 
+# ---- what an overtaken outcome means -------------------------------------------------------------------------------------------
+def test_what_an_overtaken_outcome_means_is_one_word_of_three(app: App, bank: Outside) -> None:
+    charge = bank.call(in_doubt=hold())(_charge)
+    wrong: Any = "again"
+    with pytest.raises(DeclarationError, match=r"overtaken='again': give one of 'hold', 'same', 'drop'"):
+        app.on(Order, Order.status == "placed", call=charge, overtaken=wrong)(_charged)
+
+
+def test_what_an_overtaken_outcome_means_is_not_said_without_a_call(app: App) -> None:
+    said: dict[str, Any] = {"overtaken": "same"}
+    with pytest.raises(DeclarationError, match="there is no call=: leave it out"):
+        app.on(Order, Order.status == "placed", **said)(_plain)
+
+
+def test_what_an_overtaken_outcome_means_is_said_by_a_word_or_by_a_handler_and_not_by_both(app: App, bank: Outside) -> None:
+    charge = bank.call(in_doubt=hold())(_charge)
+    reaction = app.on(Order, Order.status == "placed", call=charge, overtaken="same")(_charged)
+    with pytest.raises(DeclarationError, match=r"says overtaken='same' already.*leave out the one or the other"):
+        reaction.overtaken(_charged)
+    assert app.reactions["_charged"].overtaken is None
+
+
+def _plain(order: Order) -> None: ...
+
+
+def _charged(order: Order, receipt: str) -> None: ...
+
+
 # ---- W18: what nobody supplies -------------------------------------------------------------------------------------------------
 def test_w18_a_handler_with_a_parameter_that_nobody_supplies(app: App) -> None:
     with pytest.raises(DeclarationError, match=r"nobody supplies its parameter 'mailer'.*session: Session, at: Moment"):

@@ -82,6 +82,14 @@ def test_a_late_outcome_whose_attempt_is_gone_is_held_anew_under_every_other_pol
     assert rules.late(None, terms.policy) == HoldNew()
 
 
+def test_a_late_outcome_whose_attempt_is_gone_is_what_its_author_said() -> None:
+    assert isinstance(rules.late(None, ASK.policy, "drop"), Drop)
+    assert isinstance(rules.late(None, AGAIN.policy), Drop)
+    for policy in (ASK.policy, AGAIN.policy):
+        assert rules.late(None, policy, "hold") == HoldNew()
+        assert rules.late(None, policy, "same") == HoldNew()
+
+
 # ---- retry -----------------------------------------------------------------------------------------------------------------------
 def test_retry_with_an_outcome_in_hand_concludes_again_and_is_never_a_call() -> None:
     for terms in ALL_TERMS:

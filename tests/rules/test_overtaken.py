@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundstate.rules.overtaken import FalseClause, kept
+from groundstate.rules.overtaken import DropIt, FalseClause, HandOver, Hold, WhenOvertaken, WriteFact, WriteSame, answer, kept
 
 CANCELLED = FalseClause({"status"}, own_columns_only=True)
 
@@ -62,3 +62,24 @@ def test_it_is_kept_exactly_where_all_of_it_is_a_fact(
         and same_occurrence
     )
     assert (kept(written, null_before, false, wrote_else=wrote_else, same_occurrence=same_occurrence) is None) == a_fact
+
+
+# ---- what the author said ------------------------------------------------------------------------------------------------------
+def test_what_the_author_said_counts_before_the_policy() -> None:
+    for twice in (False, True):
+        assert isinstance(answer("same", has_handler=False, again=twice, exists=True), WriteSame)
+        assert isinstance(answer("hold", has_handler=False, again=twice, exists=True), Hold)
+        assert isinstance(answer("drop", has_handler=False, again=twice, exists=True), DropIt)
+
+
+def test_where_nothing_is_said_a_handler_takes_it_else_it_is_written_as_a_fact() -> None:
+    assert answer(None, has_handler=True, again=True, exists=True) == HandOver()
+    assert answer(None, has_handler=False, again=False, exists=True) == WriteFact(drops=False)
+    assert answer(None, has_handler=False, again=True, exists=True) == WriteFact(drops=True)
+
+
+def test_an_outcome_of_a_deleted_record_is_held_unless_it_is_to_be_dropped() -> None:
+    keep: tuple[WhenOvertaken | None, ...] = (None, "hold", "same")
+    for said in keep:
+        assert isinstance(answer(said, has_handler=said is None, again=True, exists=False), Hold)
+    assert isinstance(answer("drop", has_handler=False, again=False, exists=False), DropIt)

@@ -77,6 +77,14 @@ def by_name(order: Order) -> None: ...
 def retried(order: Order, outcome: Receipt | Declined) -> None: ...
 
 
+@app.on(Order, Order.status == "placed", call=charge, overtaken="again")  # refused: hold, same or drop
+def overtaken_by_word(order: Order, outcome: Receipt | Declined) -> None: ...
+
+
+@app.on(Order, Order.status == "packed", overtaken="same")  # refused: there is no outcome without a call
+def overtaken_alone(order: Order) -> None: ...
+
+
 every_child(Order.items, Item.packed is True)  # refused: Python's bool
 Store(Base)  # refused: which database?
 Store("sqlite://", Base, failover="maybe")  # refused: lossy or lossless

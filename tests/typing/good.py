@@ -152,7 +152,7 @@ def pinged(order: Order, outcome: None) -> None:
     order.status = "pinged"
 
 
-@app.on(Order, Order.status == "bulk", call=charge_many)
+@app.on(Order, Order.status == "bulk", call=charge_many, overtaken="same")
 def paid_in_bulk(order: Order, outcome: Receipt) -> None:
     order.status = "paid"
 

@@ -23,6 +23,7 @@ from groundstate.rules import clause as look
 from groundstate.rules.cron import Gap, Overlap
 from groundstate.rules.due import Due
 from groundstate.rules.order import InOrder
+from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import Missed, ScheduleSpec
@@ -104,6 +105,7 @@ class App(Running):
         in_order: InOrder | None = None,
         per: Column | None = None,
         fact: Column | None = None,
+        overtaken: WhenOvertaken | None = None,
         name: str | None = None,
     ) -> _OnCall[R, O]: ...
     @overload
@@ -118,6 +120,7 @@ class App(Running):
         in_order: InOrder | None = None,
         per: Column | None = None,
         fact: Column | None = None,
+        overtaken: WhenOvertaken | None = None,
         name: str | None = None,
     ) -> _OnCall[R, O]: ...
     def on(self, record: type, *clauses: Any, **given: Any) -> Any:
@@ -135,6 +138,10 @@ class App(Running):
                 per: the column that tells the part of the outside that this record talks to, such as its tenant: `limit_per`, `rate_per`
                     and the pause of an endpoint that fails are for each of its values. NULL: no part of it.
                 fact: the one column that the handler writes: 'fact is NULL' joins the clauses, and it runs alongside other reactions.
+                overtaken: what an outcome means that came when the condition or the occurrence no longer held. "hold": a person decides;
+                    "same": what was done was done, and the handler writes it; "drop": a line in the log, and nothing stands of it. Or a
+                    handler of its own, `@reaction.overtaken`. Where nothing is said, a handler that writes nothing but a fact is kept,
+                    and any other outcome is held; under `again()` it is dropped.
                 retry: when a handler that failed is tried again; of a reaction with a call, its call says so.
                 name: the handler's name where it is not given. Keys are made of it.
 

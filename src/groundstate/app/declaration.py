@@ -16,7 +16,8 @@ from groundstate.app import due as timing
 from groundstate.app.outside import Call
 from groundstate.app.reaction import IN_TRANSACTION, read_handler
 from groundstate.app.store import Store
-from groundstate.rules import suspicion
+from groundstate.rules import overtaken, suspicion
+from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
 from groundstate.rules.reaction import CallSpec, Function, ReactionSpec
 from groundstate.values.errors import DeclarationError, DeclarationWarning
@@ -35,6 +36,7 @@ class Given:
     in_order: Any = None
     per: Any = None
     fact: Any = None
+    overtaken: Any = None
     retry: Retry | None = None
     name: str | None = None
 
@@ -98,6 +100,7 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
         children=children.found_in(clauses),
         in_order=lines.in_order_of(what, mapper, given.in_order),
         per=lines.per_of(what, mapper, call, given.per),
+        when_overtaken=_overtaken(what, given),
         retry=_retry(what, given),
         store=store,
     )
@@ -126,6 +129,20 @@ def _retry(what: str, given: Given) -> Retry:
     if not isinstance(given.retry, Retry):
         raise DeclarationError(f"{what}: retry={given.retry!r}: give a Retry(...)")
     return given.retry
+
+
+def _overtaken(what: str, given: Given) -> WhenOvertaken | None:
+    if given.overtaken is None:
+        return None
+    if given.call is None:
+        raise DeclarationError(f"{what}: overtaken= says what becomes of a call's outcome, and there is no call=: leave it out")
+    if given.overtaken not in overtaken.WORDS:
+        words = ", ".join(f"{one!r}" for one in overtaken.WORDS)
+        raise DeclarationError(
+            f"{what}: overtaken={given.overtaken!r}: give one of {words}; or declare a handler for such outcomes with @<reaction>.overtaken"
+        )
+    said: WhenOvertaken = given.overtaken
+    return said
 
 
 def _handler(what: str, mapper: Mapper[Any], call: CallSpec | None, handler: Any) -> signature.Signature:

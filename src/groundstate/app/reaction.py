@@ -80,8 +80,17 @@ class Reaction(_Declared[R], Generic[R, O, P]):
     def overtaken(self, handler: Callable[Concatenate[R, O, Q], None], /) -> Callable[Concatenate[R, O, Q], None]:
         """Declares what takes an outcome that came when the condition, or its occurrence, no longer held.
 
-        Without one, a handler that writes nothing but a fact is kept, and any other outcome is held for a person.
+        Without one, and without `App.on(overtaken=...)`, a handler that writes nothing but a fact is kept, and any other outcome is held
+        for a person; under `again()` it is dropped with a line in the log.
+
+        Raises:
+            DeclarationError: the reaction says what becomes of such an outcome by `overtaken=` already.
         """
+        if self.spec.when_overtaken is not None:
+            raise DeclarationError(
+                f"reaction {self.spec.name} says overtaken={self.spec.when_overtaken!r} already, and has an overtaken handler: leave out"
+                " the one or the other"
+            )
         self.spec.overtaken = self._ending(handler, "overtaken", ("the record", "the outcome"), _OVERTAKEN)
         return handler
 

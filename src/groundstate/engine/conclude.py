@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import select
+
 from groundstate.engine import attempts, claim, outcomes
 from groundstate.engine.claim import Standing
 from groundstate.engine.flight import FoundAbsent, FoundUnknown, NothingHappened, NotSent, Returned, ThreadEnded, Unclear, Word
@@ -21,6 +23,7 @@ from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.retry import next_question, next_try
+from groundstate.store.tables import worker
 
 __all__ = ["Concluded", "SomeHandlerFailed", "conclude"]
 
@@ -158,7 +161,7 @@ class _Words:
     def _late(self, word: Word, standing: Standing, value: Any) -> None:
         spec = self.question.spec
         attempt = standing.attempt
-        decision = rules.late(attempt, spec.terms.policy)
+        decision = rules.late(attempt, spec.terms.policy, spec.when_overtaken)
         where = f"{spec.name} on {spec.table_name} {word.flight.identity[2]}"
         match decision:
             case rules.Drop(say):
@@ -166,7 +169,8 @@ class _Words:
                     "%s: %s", where, say, extra={"event": "late_outcome_dropped", "reaction": spec.name, "record": word.flight.identity[2]}
                 )
             case rules.HoldNew():
-                self.conclusion.came_after_all(_in_hand(word, value), standing, word.flight.identity)
+                same_life = self._never_adopted(word)
+                self.conclusion.came_after_all(_in_hand(word, value), standing, word.flight.identity, same_life=same_life)
             case rules.AddOutcome(unsure=unsure, loudly=loudly) if attempt is not None:
                 say = loudly or "a second outcome came late: kept beside the first"
                 log.log(
@@ -184,6 +188,15 @@ class _Words:
                 self.conclusion.outcome(_in_hand(word, value), standing, attempt, loudly=loudly)
             case _:
                 raise AssertionError(decision)
+
+    def _never_adopted(self, word: Word) -> bool:
+        """Whether the life that made the call still goes on and has kept its lock: asked of its row as well, since a lock that is lost
+        is noticed late. Asked only where an attempt is gone.
+        """
+        if not self.life.sound or self.life.id != word.flight.life:
+            return False
+        row = self.tx.connection.execute(select(worker.c.ended_at).where(worker.c.life == self.life.id)).first()
+        return row is not None and row.ended_at is None
 
 
 def _in_hand(word: Word, value: Any) -> InHand:

@@ -245,6 +245,8 @@ def _put(conclusion: Conclusion, identity: Identity, standing: Standing, deed: D
             return said("refused", why)
         case InHand() as given:
             conclusion.outcome(given, standing, attempt)
+            if attempt in conclusion.dropped:
+                return said("deleted", "its condition or occurrence no longer holds, and such an outcome is dropped: it is in the log")
             if attempt in conclusion.removed:
                 return said("concluded", "its outcome is in the record")
             after = conclusion.saved[-1][1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from groundstate.engine import attempts, handling, outcomes, trouble
@@ -19,6 +20,7 @@ from groundstate.engine.plain import new_attempt, say_held, say_let_go
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
+from groundstate.rules import overtaken
 from groundstate.rules.attempt import Attempt
 from groundstate.values.answers import Key, Occurrence
 
@@ -59,6 +61,7 @@ class Conclusion:
     refused: str | None = None
     saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
     removed: list[Attempt] = field(default_factory=list)
+    dropped: list[Attempt] = field(default_factory=list)  # those of the removed whose outcome is a line in the log, and in no record
     new: list[Attempt] = field(default_factory=list)
     together: list[tuple[Work, Attempt]] = field(default_factory=list)
 
@@ -97,16 +100,21 @@ class Conclusion:
             return
         self._overtaken(given, standing, attempt)
 
-    def came_after_all(self, given: InHand, standing: Standing, identity: Identity) -> None:
-        """The attempt is gone: the overtaken handler compares; without one it is held anew, with the outcome."""
+    def came_after_all(self, given: InHand, standing: Standing, identity: Identity, *, same_life: bool) -> None:
+        """The attempt is gone: the overtaken handler compares; without one it is held anew, with the outcome.
+
+        same_life: the worker that made the call kept its lock all the while, so that nobody has adopted the call and concluded it. Only
+        then does overtaken="same" run the ordinary handler: else it might write one outcome twice.
+        """
         spec = self.question.spec
         text, occurrence = identity[2], identity[3]
         fresh = new_attempt(self.life, self.question, text, occurrence, self.tx.now)
-        if spec.overtaken is not None and standing.facts.exists:
+        handler = spec.handler if spec.when_overtaken == "same" and same_life else spec.overtaken
+        if handler is not None and standing.facts.exists:
             if not self.one_by_one:
                 raise SomeHandlerFailed
             try:
-                handling.run_one(self.question, self.tx, spec.overtaken, self._work(given, standing, fresh), progress=False)
+                handling.run_one(self.question, self.tx, handler, self._work(given, standing, fresh), progress=False)
             except HandlerFailed as failure:
                 if failure.cause is not None and trouble.transient(failure.cause):
                     raise failure.cause from None
@@ -134,36 +142,66 @@ class Conclusion:
         attempts.insert(self.tx, self.new)
 
     def _overtaken(self, given: InHand, standing: Standing, attempt: Attempt) -> None:
-        spec = self.question.spec
-        if not standing.facts.exists:
-            self._hold(attempt, given, "the record was deleted while its call was made", None)
-            return
         if not self.one_by_one:
-            raise SomeHandlerFailed
+            raise SomeHandlerFailed  # what is said in the log is said once, and handlers run in a savepoint each
+        spec = self.question.spec
+        exists, has_handler = standing.facts.exists, spec.overtaken is not None
+        decision = overtaken.answer(spec.when_overtaken, has_handler=has_handler, again=spec.again, exists=exists)
+        match decision:
+            case overtaken.Hold(why):
+                self._hold_loudly(attempt, given, why, None)
+                return
+            case overtaken.DropIt(say):
+                self._drop(attempt, given, say)
+                return
         work = self._work(given, standing, attempt)
-        if spec.overtaken is not None:
-            function = spec.overtaken
-            self._try(attempt, given, lambda: handling.run_one(self.question, self.tx, function, work, progress=False), standing)
+        if isinstance(decision, overtaken.WriteFact):
+            same = self.question.occurrence_text(standing.record) == attempt.occurrence
+            run = partial(handling.run_overtaken, self.question, self.tx, work, same_occurrence=same)
+            self._try(attempt, given, run, standing, drops=decision.drops)
             return
-        same = self.question.occurrence_text(standing.record) == attempt.occurrence
-        self._try(attempt, given, lambda: handling.run_overtaken(self.question, self.tx, work, same_occurrence=same), standing)
+        function = spec.overtaken or spec.handler
+        self._try(attempt, given, partial(handling.run_one, self.question, self.tx, function, work, progress=False), standing)
 
-    def _try(self, attempt: Attempt, given: InHand, run: Callable[[], None], standing: Standing) -> None:
-        """Runs a handler in its savepoint; what it raises holds the attempt with the outcome, and is never a new call."""
+    def _hold_loudly(self, attempt: Attempt, given: InHand, why: str, error: str | None) -> None:
+        log.error(
+            "%s on %s is held with its outcome: %s",
+            attempt.reaction,
+            attempt.record,
+            why,
+            extra={"event": "outcome_held", "reaction": attempt.reaction, "record": attempt.record},
+        )
+        self._hold(attempt, given, why, error)
+
+    def _drop(self, attempt: Attempt, given: InHand, why: str) -> None:
+        """The attempt goes with all its outcomes, and they are a line in the log: nobody is asked about them any more."""
+        outcome = self.life.shorten(self._written(attempt, given))
+        log.warning(
+            "%s on %s: %s; outcome: %s",
+            attempt.reaction,
+            attempt.record,
+            why,
+            outcome,
+            extra={"event": "outcome_dropped", "reaction": attempt.reaction, "record": attempt.record},
+        )
+        self.removed.append(attempt)
+        self.dropped.append(attempt)
+
+    def _try(self, attempt: Attempt, given: InHand, run: Callable[[], None], standing: Standing, *, drops: bool = False) -> None:
+        """Runs a handler in its savepoint; what it raises holds the attempt with the outcome, and is never a new call.
+
+        drops: what is not kept is dropped instead.
+        """
         try:
             run()
         except HandlerFailed as failure:
             if failure.cause is not None and trouble.transient(failure.cause):
                 raise failure.cause from None
             words = self.life.shorten(failure.error)
-            log.error(  # noqa: TRY400  # the words are redacted; a traceback is not
-                "%s on %s is held with its outcome: %s",
-                attempt.reaction,
-                attempt.record,
-                words,
-                extra={"event": "outcome_held", "reaction": attempt.reaction, "record": attempt.record},
-            )
-            self._hold(attempt, given, words, words)
+            if drops:
+                self._drop(attempt, given, f"let go under again(): {words}")
+                return
+            self._hold_loudly(attempt, given, words, words)
             return
         if given.remaining is None:
             self.removed.append(attempt)
@@ -172,8 +210,11 @@ class Conclusion:
         self.tx.touched.add(self.question.entity, [standing.key], None)
 
     def _hold(self, attempt: Attempt, given: InHand, why: str, error: str | None) -> None:
-        written = given.written or outcomes.add(self.question.spec.outcome_type, attempt.outcome, given.value)
-        self.saved.append((attempt, rules.outcome_refused(attempt, why, error, written).attempt))
+        self.saved.append((attempt, rules.outcome_refused(attempt, why, error, self._written(attempt, given)).attempt))
+
+    def _written(self, attempt: Attempt, given: InHand) -> str:
+        """The JSON array of the attempt's outcomes, with this one among them."""
+        return given.written or outcomes.add(self.question.spec.outcome_type, attempt.outcome, given.value)
 
     def _run_together(self) -> None:
         """All conclusions that look ordinary, without savepoints: one handler that fails makes the whole be done one by one."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import MARGIN, InDoubt, Retry
 from groundstate.rules.retry import UNKNOWN_HELD_AFTER, last_try_used
 
@@ -129,7 +130,7 @@ class Conclude:
 
 @dataclass(frozen=True, slots=True)
 class Overtaken:
-    """The outcome came, and the condition or occurrence no longer holds: the overtaken handler, or the default, answers."""
+    """The outcome came, and the condition or occurrence no longer holds: `overtaken.answer` says what becomes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +365,7 @@ def begun(attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: 
 # ---- words that come late --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class HoldNew:
-    """The attempt is gone: a held one is written anew with the outcome, unless an overtaken handler takes it."""
+    """The attempt is gone: a held one is written anew with the outcome, unless a handler takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,10 +386,15 @@ class Drop:
 Late = Conclude | HoldNew | AddOutcome | Drop
 
 
-def late(attempt: Attempt | None, policy: InDoubt | None) -> Late:
-    """An outcome of a call that is no longer the attempt's latest: evidence that the outside was acted on, whoever asks."""
+def late(attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | None = None) -> Late:
+    """An outcome of a call that is no longer the attempt's latest: evidence that the outside was acted on, whoever asks.
+
+    said: what the reaction's author said of outcomes that are overtaken.
+    """
     if attempt is None:
-        if policy is not None and policy.kind == "again":
+        if said == "drop":
+            return Drop("an outcome came after its attempt was settled, and is dropped as overtaken='drop' says")
+        if said is None and policy is not None and policy.kind == "again":
             return Drop("an outcome came after its attempt was settled, under again(): let go")
         return HoldNew()
     match attempt.state:

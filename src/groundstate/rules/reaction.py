@@ -16,6 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapper
 from groundstate.rules.attempt import Terms
 from groundstate.rules.due import DueSpec
 from groundstate.rules.order import InOrder
+from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import InDoubt, Retry
 from groundstate.rules.rate import Rate
 
@@ -109,6 +110,7 @@ class ReactionSpec:
     per: InstrumentedAttribute[Any] | None = None  # tells the part of the outside
     retry: Retry = field(default_factory=Retry)
     overtaken: Function | None = None
+    when_overtaken: WhenOvertaken | None = None  # what an overtaken outcome means; None: not said, or by the handler above
     gave_up: Function | None = None
     expired: Function | None = None
     outcome_type: Any = Any  # what the handler is annotated with
@@ -140,6 +142,7 @@ class ReactionSpec:
             call=None,
             sends=None,
             overtaken=None,
+            when_overtaken=None,
             gave_up=None,
             retry=self.terms.retry,
             in_order=None,
