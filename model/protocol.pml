@@ -82,6 +82,7 @@ byte pol = POL; bit changes = 1;
 #define NoWorkLost 109
 #define NothingStale 111      /* no call is begun for what is too late */
 #define ExpiredSure 112       /* what the expired handler answers for was surely not done; but under AGAIN */
+#define NoSecondCall 113      /* no call goes out while an effect of another occurrence of its record is in no record and no person has spoken */
 #define Told 110              /* only under L_TOLD */
 #define RaiseMAXC 190         /* not an invariant: give the run more calls */
 #define RaiseMAXI 191
@@ -199,11 +200,16 @@ bit too_late[NOCC];
 #define later(a, b) (a > b -> a : b)
 #endif
 #ifdef H_NOBLOCK         /* another occurrence of the same reaction does not block */
-#define blocked(o) false
-#elif NOCC > 2
-#define blocked(o) ((o!=0 && blocks(0)) || (o!=1 && blocks(1)) || (o!=2 && blocks(2)))
+#define stands_in_the_way(o) false
+#elif defined(H_OUTCOMEFREES)  /* what is held with an outcome keeps nobody out, though nothing is unsure about it */
+#define stands_in_the_way(o) blocks(o)
 #else
-#define blocked(o) ((o!=0 && blocks(0)) || (o!=1 && blocks(1)))
+#define stands_in_the_way(o) keeps_own(o)
+#endif
+#if NOCC > 2
+#define blocked(o) ((o!=0 && stands_in_the_way(0)) || (o!=1 && stands_in_the_way(1)) || (o!=2 && stands_in_the_way(2)))
+#else
+#define blocked(o) ((o!=0 && stands_in_the_way(0)) || (o!=1 && stands_in_the_way(1)))
 #endif
 /* A thread that hung may have sent its request just before its process died or gave up, so settle_after runs from there. */
 #if defined(STUCK) && !defined(H_DEADLINESTAYS)
@@ -271,7 +277,17 @@ inline call_prepared(o) {
 }
 
 #include "events.pml"
-inline begin(o) { MUST(NothingStale, !expired(o)); call_prepared(o); new_call(o); ncalls++ }
+#ifdef NO_AMO
+#define no_other_open(o) true
+#elif NOCC > 2
+#define no_other_open(o) ((o==0 || open_effects(0) == 0) && (o==1 || open_effects(1) == 0) && (o==2 || open_effects(2) == 0))
+#else
+#define no_other_open(o) ((o==0 || open_effects(0) == 0) && (o==1 || open_effects(1) == 0))
+#endif
+inline begin(o) {
+  MUST(NothingStale, !expired(o)); MUST(NoSecondCall, POL == AGAIN || restored || no_other_open(o));
+  call_prepared(o); new_call(o); ncalls++
+}
 inline wipe2(o) { wipe(o); sent[o] = 0 }
 
 /* ---- what the table leaves to this world: `to`, in the same commit; e is the effect whose outcome is in hand ---- */

@@ -44,6 +44,8 @@ byte A_inc[N], A_c[N], A_no[N], A_fail[N], A_dl[N], A_out[N], A_tog[N];
 bit  A_old[N], A_alone[N];
 
 #define blocks(o) (A_st[o] == BEGUN || A_un[o])
+/* what keeps its own reaction from the record under every other occurrence, until a person settles it */
+#define keeps_own(o) (blocks(o) || (A_st[o] == HELD && A_out[o] != 0))
 #define key_young(o) (POL != SAMEKEY || !A_old[o])
 #define in_time(o) (holds(o) && !expired(o))
 
