@@ -9,6 +9,7 @@
  *   BUSY       NotDone may be Busy, which does not count  SHORT      one call has an earlier deadline than the one before it
  *   SAMEOCC    the writer may re-enter the condition without changing the occurrence
  *   RESTORE    one backup is taken and put back, each at some moment
+ *   SERVER     the database server is started anew, so many times: every lock is free at once, and no worker died of it
  *   STUCK      a sync call may hang in its thread before its request goes out (no lock is lost then)
  *   TROUBLE    faults in all: crash, lost lock, NotDone, lost request, timeout though done, pause past the deadline, stop, handler
  *              raises, COMMIT unknown, find that answers Unknown, Unknown for too long
@@ -83,6 +84,7 @@ byte pol = POL; bit changes = 1;
 #define NothingStale 111      /* no call is begun for what is too late */
 #define ExpiredSure 112       /* what the expired handler answers for was surely not done; but under AGAIN */
 #define NoSecondCall 113      /* no call goes out while an effect of another occurrence of its record is in no record and no person has spoken */
+#define LivingKept 114        /* nobody takes over the calls of a worker that lives, under SERVER with NOLOCKLOSS */
 #define Told 110              /* only under L_TOLD */
 #define RaiseMAXC 190         /* not an invariant: give the run more calls */
 #define RaiseMAXI 191
@@ -114,6 +116,11 @@ bit s_un[NOCC], s_old[NOCC]; byte s_dl[NOCC], s_fail[NOCC], s_out[NOCC], s_taken
 /* ---- liveness ---- */
 bit  lock[MAXI]; byte ninc = 3;                   /* advisory lock / file lock held */
 byte inc[2];  bit up[2];
+#ifdef SERVER
+byte server, on[MAXI];    /* which start of the server it is; on which each life took its lock */
+bit graced = 1;           /* 5 s have passed since the server came up, and since the adopter's first connection to it */
+byte restarts = SERVER;
+#endif
 /* ---- calls: the task in the worker, the request outside ---- */
 byte ncalls;
 byte t_st[MAXC];          /* 0 none 1 begun, not sent 2 waiting 3 ended 4 given up, thread still runs */
@@ -354,8 +361,15 @@ inline carry_out(o) {
 #define adoptable(p,o) (A_inc[o] != inc[p])
 #elif defined(M_RUNNINGMARK)
 #define adoptable(p,o) false
+#elif defined(SERVER) && !defined(M_NOGRACE)   /* a lock that the server's end freed says nothing of a death, until who lives has had time to take it again */
+#define adoptable(p,o) (A_inc[o] != inc[p] && lock_free(A_inc[o]) && lock[inc[p]] && (on[A_inc[o]] == server || graced))
 #else
 #define adoptable(p,o) (A_inc[o] != inc[p] && lock_free(A_inc[o]))
+#endif
+#if defined(SERVER) && defined(NOLOCKLOSS)
+#define lives(o) ((up[0] && inc[0] == A_inc[o]) || (up[1] && inc[1] == A_inc[o]) || (A_c[o] != 0 && t_st[A_c[o]-1] != 0 && t_st[A_c[o]-1] != 3))
+#else
+#define lives(o) false
 #endif
 #define settles(p,o) (A_st[o] == DOUBT && i_am(p) && owner(p,o) && thread_ended(p,o) && f_st[p] == 0)
 #ifdef M_EXPIREDSUSPECT  /* after a restore what is too late is answered as ever */
@@ -385,7 +399,7 @@ end: do
   :: i_am(p) && A_st[o] == BEGUN && A_inc[o] == inc[p] && t_st[A_c[o]-1] == 3 && r_st[A_c[o]-1] == 0 ->
        did_not_go_out(o)
 #endif
-  :: i_am(p) && (A_st[o] == BEGUN || A_st[o] == DOUBT) && adoptable(p,o) -> adopted(o)
+  :: i_am(p) && (A_st[o] == BEGUN || A_st[o] == DOUBT) && adoptable(p,o) -> MUST(LivingKept, !lives(o)); adopted(o)
 #ifdef M_SKIPSETTLE      /* an attempt whose condition is gone is not settled, just deleted */
   :: settles(p,o) && !holds(o) -> wipe2(o)
 #endif
@@ -559,7 +573,14 @@ end: do
 }
 
 /* ---- processes die, come back, lose their lock, find out ---- */
-inline new_life(p) { MUST(RaiseMAXI, ninc < MAXI); inc[p] = ninc; lock[ninc] = 1; ninc++ }
+#ifdef SERVER
+#define took_its_lock(i) lock[i] = 1; on[i] = server
+#define cut_by_the_server(p) (on[inc[p]] != server)
+#else
+#define took_its_lock(i) lock[i] = 1
+#define cut_by_the_server(p) false
+#endif
+inline new_life(p) { MUST(RaiseMAXI, ninc < MAXI); inc[p] = ninc; took_its_lock(ninc); ninc++ }
 inline tasks_die(p) {
   d_step {
   i = 0;
@@ -574,7 +595,19 @@ end: do
 #if !defined(STUCK) && !defined(NOLOCKLOSS)
   :: atomic { up[p] && lock[inc[p]] && trouble > 0 -> trouble--; lock[inc[p]] = 0 }                /* alive, lock lost, unaware */
 #endif
-  :: atomic { up[p] && !lock[inc[p]] -> new_life(p) }                                              /* finds out: a new incarnation */
+  :: atomic { up[p] && !lock[inc[p]] && !cut_by_the_server(p) -> new_life(p) }                     /* finds out: a new incarnation */
+#ifdef SERVER
+  :: atomic { up[p] && !lock[inc[p]] && cut_by_the_server(p) ->                                    /* the same one goes on, under its number */
+#ifdef M_NEWNUMBER        /* it takes a new number, and its own calls are another's */
+       new_life(p)
+#else
+       took_its_lock(inc[p])
+#endif
+     }
+  :: atomic { p == 0 && restarts > 0 -> restarts--; server++; graced = 0; i = 0; do :: i < MAXI -> lock[i] = 0; i++ :: else -> break od; i = 0 }
+  /* the timing assumption: who lives is back within the 5 s */
+  :: atomic { p == 0 && !graced && (!up[0] || lock[inc[0]]) && (!up[1] || lock[inc[1]]) -> graced = 1 }
+#endif
 #ifdef RESTORE
   :: atomic { idch && up[p] ->                     /* first contact with a store whose identity changed */
 #ifdef M_NOSUSPECTS
