@@ -143,6 +143,11 @@ CASES = [
     _caught("L_NOWITNESS", WITNESS, "POL=ASK TROUBLE=1", "a limit: without a witness a cold start shows no sign"),
     _caught("L_APART", WITNESS, "POL=ASK TROUBLE=1", "a limit: a witness folder that the other worker does not see"),
     _caught("L_TORN", WITNESS, "POL=ASK TROUBLE=0", "a limit: stopped between a begin's commit and its witness"),
+    # ---- the server is started anew, and every lock on it is free
+    *[_pass(f"{p.lower()}, server", PROTOCOL, f"POL={p} SERVER=2 NOLOCKLOSS TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "the server is started anew twice under two workers, and one fault", quick=p in ("ASK", "SAMEKEY")) for p in POLICIES],
+    _pass("hold, server, person", PROTOCOL, "POL=HOLD SERVER=1 NOLOCKLOSS TROUBLE=1 WBUD=1 PBUD=1 MAXC=4", "and the writer and a person once"),
+    _caught("M_NOGRACE", PROTOCOL, "POL=ASK SERVER=1 NOLOCKLOSS TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "a lock that the server's end freed is taken for a death at once"),
+    _caught("M_NEWNUMBER", PROTOCOL, "POL=ASK SERVER=1 NOLOCKLOSS TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "who lives comes back under another number"),
     # ---- holes: the table as it was first written
     _caught("H_STOPDELETES", PROTOCOL, f"POL=SAMEKEY {SMALL}", "a stop clears a doubt"),
     _caught("H_FAILEDOCC", PROTOCOL, f"POL=ASK {SMALL}", "'failed' forgets the occurrence"),
@@ -166,7 +171,8 @@ CASES = [
     _caught("H_SUSPECTDEADLINE", PROTOCOL, "POL=ASK RESTORE TROUBLE=0 WBUD=0 PBUD=0 MAXC=5", "suspects have no deadline"),
     _caught("H_SUSPECTONCE", PROTOCOL, "POL=HOLD RESTORE TROUBLE=0 WBUD=2 PBUD=0 MAXC=4", "only what matches at the restart is suspect", quick=False),
     _pass("H_ABSENTOCC", PROTOCOL, "POL=ASK H_ABSENTOCC TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "Absent forgets the occurrence: harmless alone, 'failed' asks again"),
-    _pass("H_NOBLOCK", PROTOCOL, "POL=ASK H_NOBLOCK TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "other occurrences do not block: harmless, given key and find by occurrence"),
+    _caught("H_NOBLOCK", PROTOCOL, "POL=ASK TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "other occurrences of the same reaction do not block (hazard 57)"),
+    _caught("H_OUTCOMEFREES", PROTOCOL, "POL=ASK TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "what is held with an outcome lets its own reaction call for the next occurrence"),
     _caught("L_TOLD", PROTOCOL, "POL=ASK M_FREECLOCK NO_AMO TROUBLE=3 WBUD=0 PBUD=0 MAXC=4", "a limit (hazard 6): a call that was told absent acts; its outcome ends the doubt of the next"),
     # ---- mutations: mistakes
     _caught("M_KEYPERRECORD", PROTOCOL, "POL=SAMEKEY TROUBLE=2 WBUD=2 PBUD=0 MAXC=5", "a key per record", quick=False),

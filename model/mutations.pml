@@ -75,11 +75,9 @@
 #ifdef M_STALERETRY       /* a failed attempt is tried again however late it is */
 #undef on_73
 #undef on_33
-#undef on_34
 #undef on_35
 #define on_73(o) (false)
-#define on_33(o) (A_st[o] == FAILED && holds(o) && spent(o))
-#define on_34(o) (A_st[o] == FAILED && holds(o) && !spent(o) && blocked(o))
+#define on_33(o) (A_st[o] == FAILED && holds(o) && spent(o) && !blocked(o))
 #define on_35(o) (A_st[o] == FAILED && holds(o) && !spent(o) && !blocked(o))
 #endif
 #ifdef M_STALEKEY         /* a doubt is settled by a second call under its key however late it is */
@@ -110,7 +108,7 @@
 #undef on_73
 #undef on_34
 #define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o))
-#define on_34(o) (A_st[o] == FAILED && in_time(o) && !spent(o) && blocked(o))
+#define on_34(o) (A_st[o] == FAILED && in_time(o) && blocked(o))
 #endif
 #ifdef M_EXPIREDFORGETS   /* an expired handler that fails clears a doubt under again() */
 #undef on_75

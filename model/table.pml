@@ -167,10 +167,10 @@ bit  A_old[N], A_alone[N];
 #define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o) && !blocked(o))
 #define do_73(o) to = EXPIRED
 /* ROW 33 | due | failed, the last try used | failed | gave up | */
-#define on_33(o) (A_st[o] == FAILED && in_time(o) && spent(o))
+#define on_33(o) (A_st[o] == FAILED && in_time(o) && spent(o) && !blocked(o))
 #define do_33(o) to = GIVEN_UP
 /* ROW 34 | due | failed, blocked | failed | wait | */
-#define on_34(o) (A_st[o] == FAILED && holds(o) && (expired(o) || !spent(o)) && blocked(o))
+#define on_34(o) (A_st[o] == FAILED && holds(o) && blocked(o))
 #define do_34(o) skip
 /* ROW 35 | due | failed, due | failed | begun | state worker call call_no deadline first_at together [next_at] */
 #define on_35(o) (A_st[o] == FAILED && in_time(o) && !spent(o) && !blocked(o))
