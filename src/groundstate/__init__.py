@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from groundstate.app.outside import Call, Outside
     from groundstate.app.reaction import Plain, Reaction
     from groundstate.app.store import Store
+    from groundstate.engine.inside_call import call_writes
     from groundstate.rules.cron import Cron
     from groundstate.rules.due import Due, after
     from groundstate.rules.order import InOrder
@@ -44,6 +45,7 @@ _HOMES = {
     "app.outside": ("Call", "Outside"),
     "app.reaction": ("Plain", "Reaction"),
     "app.store": ("Store",),
+    "engine.inside_call": ("call_writes",),
     "rules.cron": ("Cron",),
     "rules.due": ("Due", "after"),
     "rules.order": ("InOrder",),
@@ -109,6 +111,7 @@ __all__ = [
     "after",
     "again",
     "ask",
+    "call_writes",
     "every_child",
     "hold",
     "same_key",

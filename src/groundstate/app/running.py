@@ -19,7 +19,7 @@ from groundstate.app import waiting
 from groundstate.app.crew import Crew, Post
 from groundstate.app.store import Store
 from groundstate.app.telling import Chosen, Messengers
-from groundstate.engine import marks, registry, restore, schema, transaction
+from groundstate.engine import inside_call, marks, registry, restore, schema, transaction
 from groundstate.engine.life import Life
 from groundstate.engine.part import Part, names_by_place
 from groundstate.engine.question import Question
@@ -31,6 +31,7 @@ from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import opening
 from groundstate.store.port import Database
+from groundstate.store.same_database import Place
 from groundstate.values.errors import DeclarationError, Stopped
 
 DRAIN = timedelta(seconds=10)
@@ -61,6 +62,7 @@ class Running:
     _coming: Crew | None = None  # that is to be it
     _watch: Watch | None = None
     _starting: bool = False
+    _watched: Sequence[Place] = ()
 
     def check_declarations(self) -> None:
         """Checks what can be known only when everything is declared. Raises DeclarationError."""
@@ -103,6 +105,8 @@ class Running:
 
     def _start(self, options: Options, *, hints_only: bool, trusted: bool) -> None:
         self.check_declarations()
+        # Those too of which no worker runs here, or whose worker is not up yet: a call of one store may not write to another.
+        self._watched = [inside_call.watch(self.name, part.settings().url) for part in self.parts]
         told = {part: self.reactions_of(part) for part in self.parts}
         names = names_by_place((part.name, part.settings().url) for part in self.parts)
         messengers = Messengers(self.name, told, names, self.transport, with_keys=self.keys)

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from groundstate.engine import attempts, claim, groups, handling, line, snapshot, trouble
 from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
 from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.handling import HandlerFailed, Work
+from groundstate.engine.inside_call import SENDS_CURE, inside
 from groundstate.engine.life import Life, describe
 from groundstate.engine.plain import Feed, new_attempt, put_off, say_held, say_kept, say_let_go, unread
 from groundstate.engine.question import PrimaryKey, Question
@@ -29,6 +32,7 @@ from groundstate.rules.reaction import Function
 from groundstate.rules.retry import last_try_used, next_try
 from groundstate.values import keys
 from groundstate.values.answers import Failure
+from groundstate.values.errors import StateRefused
 
 log = logging.getLogger("groundstate")
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # how old a key is of which nothing is known: too old
@@ -325,16 +329,43 @@ def _question(
 
 
 def _argument(tx: Transaction, question: Question, record: Any, due: datetime | None) -> Any:
+    """What the call is given: a snapshot of the record, or what `sends` makes of it.
+
+    Raises:
+        StateRefused: `sends` changed a row. Nothing of it is left in the session.
+    """
     spec = question.spec
     if spec.sends is None:
         return snapshot.take(record)
-    # A statement of its own that fails would take the whole transaction with it.
-    own = tx.session.begin_nested() if "session" in spec.sends.wants.values() else nullcontext()
-    with tx.session.no_autoflush, own:
-        made = spec.sends(record, session=tx.session, at=tx.moment(due=due))
-    if tx.session.is_modified(record):
-        raise ValueError("sends changed the record: it may read any row and write none")
+    session = tx.session
+    session.flush()  # what is found in it afterwards was left there by `sends`
+    with inside(spec.app, f"`sends` of {spec.name}", SENDS_CURE, may_say=False):
+        # A statement of its own that fails would take the whole transaction with it.
+        own = session.begin_nested() if "session" in spec.sends.wants.values() else nullcontext()
+        try:
+            with session.no_autoflush, own:
+                made = spec.sends(record, session=session, at=tx.moment(due=due))
+                _refuse_changes(session, spec.name)
+        except BaseException:
+            _forget_changes(session)
+            raise
     return made
+
+
+def _refuse_changes(session: Session, name: str) -> None:
+    """Before the savepoint ends, which would flush them."""
+    if session.new or session.deleted or any(session.is_modified(one) for one in session.dirty):
+        raise StateRefused(f"`sends` of {name} changed a row: {SENDS_CURE}")
+
+
+def _forget_changes(session: Session) -> None:
+    """The rows are as they were. Those that were read stay in the session: others of the batch are among them."""
+    for one in list(session.new):
+        session.expunge(one)
+    for one in list(session.deleted):
+        session.add(one)  # which takes the delete back
+    for one in list(session.dirty):
+        session.expire(one)
 
 
 def _fly(  # noqa: PLR0913  # as above

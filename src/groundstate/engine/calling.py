@@ -13,12 +13,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
 from functools import partial
 from types import FrameType
 from typing import Any
 
-from groundstate.engine import guards
+from groundstate.engine.call_loop import new_call_loop
 from groundstate.engine.flight import (
     Flight,
     FoundAbsent,
@@ -30,6 +30,7 @@ from groundstate.engine.flight import (
     Unclear,
     Word,
 )
+from groundstate.engine.inside_call import inside
 from groundstate.engine.life import describe
 from groundstate.engine.threads import Threads
 from groundstate.engine.watching import NOBODY
@@ -145,7 +146,7 @@ class Caller:
     # ---- the loop --------------------------------------------------------------------------------------------------------------
     def _ensure_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
+            self._loop = new_call_loop()
             self._thread = threading.Thread(target=self._run_loop, args=(self._loop,), name="groundstate-calls", daemon=True)
             self._thread.start()
         return self._loop
@@ -201,11 +202,11 @@ class Caller:
         if not self._may_go(flight):  # opening the client took its time
             self._back(NotSent(flight))
             return
-        guards.in_call.set(self._function(flight).name)
         told = self.watched.calls([flight])
         try:
-            async with asyncio.timeout(flight.timeout.total_seconds()):
-                value = await self._function(flight)(flight.argument, **self._supplies(flight, client))
+            with self._inside(flight):
+                async with asyncio.timeout(flight.timeout.total_seconds()):
+                    value = await self._function(flight)(flight.argument, **self._supplies(flight, client))
         except BaseException as error:  # SystemExit too: raised on, it would end the loop, and every other call with it
             word = self._raised(flight, error)
         else:
@@ -223,11 +224,11 @@ class Caller:
         going = self._going(flights)
         if not going:
             return
-        guards.in_call.set(call.function.name)
         told = self.watched.calls(going)
         try:
-            async with asyncio.timeout(call.timeout.total_seconds()):
-                answers = await call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
+            with self._inside(going[0]):
+                async with asyncio.timeout(call.timeout.total_seconds()):
+                    answers = await call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
         except BaseException as error:
             words = [self._raised(flight, error) for flight in going]
         else:
@@ -245,12 +246,12 @@ class Caller:
         going = self._going(flights)
         if not going:
             return
-        guards.in_call.set(call.function.name)
         for flight in going:
             flight.ends_s = time.monotonic() + call.timeout.total_seconds()
         told = self.watched.calls(going)
         try:
-            answers = call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
+            with self._inside(going[0]):
+                answers = call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
         except BaseException as error:  # each flight ends in a word, whatever its thread met
             words = [self._raised(flight, error) for flight in going]
         else:
@@ -290,17 +291,22 @@ class Caller:
         if not self._may_go(flight):
             self._back(NotSent(flight))
             return
-        guards.in_call.set(self._function(flight).name)
         flight.ends_s = time.monotonic() + flight.timeout.total_seconds()
         told = self.watched.calls([flight])
         try:
-            value = self._function(flight)(flight.argument, **self._supplies(flight, client))
+            with self._inside(flight):
+                value = self._function(flight)(flight.argument, **self._supplies(flight, client))
         except BaseException as error:  # each flight ends in a word, whatever its thread met
             word = self._raised(flight, error)
         else:
             word = self._answered(flight, value)
         told([word])
         self._back(self._after_giving_up(word))
+
+    def _inside(self, flight: Flight) -> AbstractContextManager[None]:
+        """In which the user's function runs: it may not write to the stores of its app."""
+        kind = "find" if flight.is_find else "call"
+        return inside(flight.question.spec.app, f"the {kind} {self._function(flight).name} of {flight.question.spec.name}")
 
     # ---- words -----------------------------------------------------------------------------------------------------------------
     def _answered(self, flight: Flight, value: Any) -> Word:

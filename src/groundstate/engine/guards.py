@@ -1,54 +1,39 @@
 """What a user's session may not do to records: refused in its flush, before it reaches the database. Reads attempts, writes nothing.
 
-A record that is deleted, or gets another key, while an attempt stands on it cannot be concluded any more (hazard 14); and what a call
-writes to tables that conditions read is outside the conclusion, and doubled after a crash (W14).
+A record that is deleted, or gets another key, while an attempt stands on it cannot be concluded any more (hazard 14). What a call writes
+is refused by `inside_call`, which is asked here for each flush.
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy import event, inspect, select
 from sqlalchemy.orm import Mapper, Session, UOWTransaction
 
+from groundstate.engine import inside_call
 from groundstate.engine.question import Question, blocking
 from groundstate.store.tables import attempt
 from groundstate.values import keys
 from groundstate.values.errors import GroundstateError, StateRefused
 
-in_call: ContextVar[str | None] = ContextVar("groundstate_in_call", default=None)  # the name of the call that runs
 _guarded: dict[str, str] = {}  # full name of a table with reactions -> the same, as attempts block by it
-_read: set[str] = set()  # tables that conditions read
 
 
 def guard(question: Question) -> None:
     """From now on sessions of this process are watched for the records of this reaction."""
     _guarded[question.spec.table_name] = question.spec.table_name
-    _read.update(question.tables_named)
     if not event.contains(Session, "before_flush", _before_flush):
         event.listen(Session, "before_flush", _before_flush)
 
 
 def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -> None:
-    calling = in_call.get()
-    if calling is not None:
-        _refuse_in_call(session, calling)
+    inside_call.refuse_flush(session)
     for record in session.deleted:
         _refuse_under_attempt(session, record, "deleted")
     for record in session.dirty:
         if _key_changed(record):
             _refuse_under_attempt(session, record, "given another primary key")
-
-
-def _refuse_in_call(session: Session, calling: str) -> None:
-    for record in [*session.new, *session.dirty, *session.deleted]:
-        table: Any = inspect(record).mapper.local_table
-        if table.fullname in _read:
-            raise StateRefused(
-                f"the call {calling} writes {table.fullname}, which conditions read: that is outside the conclusion, and would be done "
-                "again after a crash. Return it as the outcome, and let the handler write it"
-            )
 
 
 def _key_changed(record: Any) -> bool:

@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
 
 from groundstate.engine import leaps, transaction
 from groundstate.engine.cells import lives_among
+from groundstate.engine.inside_call import REDACT_CURE, inside
 from groundstate.engine.store_begins import StoreBegins
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, OtherServer
@@ -156,7 +157,8 @@ class Life:
     def shorten(self, error: str) -> str:
         """An error's text as it is kept: redacted, bounded, without control characters (hazard 54)."""
         codec = self.database.codec  # a letter that the database's encoding lacks would be refused with the whole attempt
-        said = self.redact(error).encode(codec, "replace").decode(codec)
+        with inside(self.app, "`redact`", REDACT_CURE, may_say=False):
+            said = self.redact(error).encode(codec, "replace").decode(codec)
         plain = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in said)
         return plain if len(plain) <= ERROR_LENGTH else plain[: ERROR_LENGTH - 3] + "..."
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
 
 from groundstate.engine import hints
+from groundstate.rules.statements import what_it_writes
 from groundstate.store.naming import name_of
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as attempt_table
@@ -26,7 +27,6 @@ from groundstate.values.errors import StateRefused
 
 OURS = "groundstate"  # in session.info: a session of the engine, whose commits give their hints themselves
 ELSEWHERE = "groundstate_elsewhere"  # in session.info: the tables of other stores
-_READS = ("SELECT", "WITH", "SAVEPOINT", "RELEASE", "ROLLBACK", "PRAGMA", "VALUES", "SET", "SHOW")
 
 
 @dataclass
@@ -76,7 +76,8 @@ class OurSession(Session):
                 if table.metadata in elsewhere:
                     raise StateRefused(
                         f"{table.fullname} lies in another store ({elsewhere[table.metadata]}), and no transaction is over two databases:"
-                        " let a reaction there answer it, or treat that store as an outside, with a call"
+                        " let a reaction there answer it, or treat that store as an outside, with a call that writes there in a block"
+                        " of call_writes"
                     )
         return super().get_bind(mapper, clause=clause, **more)
 
@@ -100,7 +101,7 @@ def _watch(connection: Connection, _cursor: Any, statement: str, *_more: Any) ->
     transaction: Transaction | None = connection.info.get(OURS)
     if transaction is None or not transaction.watching or getattr(transaction.session, "_flushing", False):
         return
-    if not statement.lstrip("( \n\t").upper().startswith(_READS):
+    if what_it_writes(statement, postgres=transaction.database.name == "postgresql") is not None:
         transaction.strays.append(statement)
 
 

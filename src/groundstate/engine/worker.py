@@ -16,7 +16,22 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import func, select
 
-from groundstate.engine import adopt, barred, due, guards, hints, illegible, numbers, schema, tokens, transaction, trouble, upcoming, vitals
+from groundstate.engine import (
+    adopt,
+    barred,
+    due,
+    guards,
+    hints,
+    illegible,
+    inside_call,
+    numbers,
+    schema,
+    tokens,
+    transaction,
+    trouble,
+    upcoming,
+    vitals,
+)
 from groundstate.engine.admission import Admission
 from groundstate.engine.afar import Afar
 from groundstate.engine.batches import Batches
@@ -107,6 +122,7 @@ class Worker:
         self._specs = specs
         self._schedules = schedules
         self._app = app
+        self._place = inside_call.watch(app, self.database.settings.url, self.database)  # kept: as long as it is, calls may not write there
         self.failure: BaseException | None = None
         self._up = False  # whether it came up
         self._said_so = False  # whether its last life said that it is over

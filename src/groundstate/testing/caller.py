@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from groundstate.engine.calling import Caller
 from groundstate.engine.flight import Flight, NotSent, Returned, Unclear, Word
+from groundstate.engine.inside_call import outside
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import CallSpec
 from groundstate.testing.actors import Buried
@@ -136,7 +137,8 @@ class LabCaller(Caller):
         done: list[Effect[Any]] = []
 
         def request(key: str, argument: Any) -> Any:
-            done.append(self._request(flight, key, argument))
+            with outside():  # what happens meanwhile, by others, is no doing of the call's
+                done.append(self._request(flight, key, argument))
             return done[-1].answer
 
         def seen() -> list[Effect[Any]]:
@@ -145,8 +147,11 @@ class LabCaller(Caller):
         function, client = self._function(flight), through(Client(request, seen))
         fake.ledger.asked += flight.is_find
         try:
-            answer = function(flight.argument, **self._supplies(flight, client))
-            word = self._answered(flight, asyncio.run(answer) if function.is_async else answer)
+            with self._inside(flight):
+                answer = function(flight.argument, **self._supplies(flight, client))
+                if function.is_async:
+                    answer = asyncio.run(answer)
+            word = self._answered(flight, answer)
         except Buried:
             return
         except Exception as error:  # noqa: BLE001  # as the engine takes it

@@ -1,0 +1,208 @@
+"""Whether the text of a SQL statement writes. Reads the text alone: it knows neither tables nor functions, and asks no database.
+
+What is not surely a read counts as a write. So an unknown statement is one too, and a comment or a literal that only looks like one is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+
+# Statements that leave rows and schema as they are. EXPLAIN, COPY and PRAGMA are looked at more closely.
+_READS = frozenset({
+    "SELECT", "VALUES", "TABLE", "WITH", "SHOW", "EXPLAIN", "COPY", "PRAGMA",
+    "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "SET", "RESET", "DISCARD", "LOCK",
+    "DECLARE", "FETCH", "MOVE", "CLOSE", "DEALLOCATE", "LISTEN", "UNLISTEN", "NOTIFY", "LOAD", "ATTACH", "DETACH",
+})  # fmt: skip
+
+# What must follow one of these words for it to begin a statement inside another; else it is a name, a function or FOR UPDATE.
+_AFTER_WRITE = {"INSERT": {"INTO", "OR"}, "REPLACE": {"INTO"}, "DELETE": {"FROM"}, "UPDATE": None, "MERGE": None}
+
+# PostgreSQL's own functions that write. nextval is not among them: a number that was drawn twice is a gap, and harms nobody.
+_WRITING_FUNCTIONS = frozenset({
+    "SETVAL", "LO_CREAT", "LO_CREATE", "LO_FROM_BYTEA", "LO_IMPORT", "LO_PUT", "LO_TRUNCATE", "LO_TRUNCATE64", "LO_UNLINK", "LOWRITE",
+    "DBLINK_EXEC",
+})  # fmt: skip
+
+# PRAGMAs of SQLite that write to the file: those by their name alone, and those that do where a value is given.
+_WRITING_PRAGMAS = frozenset({"INCREMENTAL_VACUUM", "OPTIMIZE"})
+_SETTING_PRAGMAS = frozenset({"APPLICATION_ID", "AUTO_VACUUM", "ENCODING", "PAGE_SIZE", "SCHEMA_VERSION", "USER_VERSION"})
+
+_COMMON = r"""
+      (?P<space>   \s+ | --[^\n]* )
+    | (?P<comment> /\* )
+    | (?P<string>  {escaped} (?:[bBxXnN]|[uU]&)?'(?:[^']|'')*' )
+    | (?P<name>    (?:[uU]&)?"(?:[^"]|"")*" {quoted} )
+    | (?P<dollar>  {dollar} )
+    | (?P<word>    [^\W\d][\w$]* )
+    | (?P<number>  [\d$][\w.]* )
+    | (?P<mark>    . )
+"""
+_FLAGS = re.VERBOSE | re.DOTALL
+_POSTGRES = re.compile(_COMMON.format(escaped=r"[eE]'(?:[^'\\]|\\.|'')*' |", quoted="", dollar=r"\$(?:[^\W\d]\w*)?\$"), _FLAGS)
+_SQLITE = re.compile(_COMMON.format(escaped="", quoted=r"| `(?:[^`]|``)*` | \[[^\]]*\]", dollar=r"(?!)"), _FLAGS)
+# A text without any of these is a read if its first word says so. Asked first, since most statements are long and harmless.
+_SUSPECT = re.compile(r";|\b(?:insert|update|delete|merge|replace|into|setval|lo_\w+|lowrite|dblink_exec)\b", re.IGNORECASE)
+_LOOKED_AT = frozenset({"EXPLAIN", "COPY", "PRAGMA"})
+_COMMENT_MARK = re.compile(r"/\*|\*/")
+
+_Token = tuple[str, str]  # its kind, and its text; a word's in capitals
+_REMEMBERED_LENGTH = 20_000  # letters: of a longer text the answer is not kept
+_TOLD = 8  # tokens of a statement that are looked at to say what it writes
+
+
+def what_it_writes(statement: str, *, postgres: bool) -> str | None:
+    """What this text writes, in a few words of its own without any literal, such as 'UPDATE orders'; None where it only reads.
+
+    It may be several statements with semicolons between them. postgres: it is read as PostgreSQL reads it, else as SQLite does.
+    """
+    look = _look if len(statement) <= _REMEMBERED_LENGTH else _look.__wrapped__
+    return look(statement, postgres)
+
+
+@lru_cache(maxsize=2048)
+def _look(statement: str, postgres: bool) -> str | None:
+    tokens = _tokens(statement, postgres=postgres)
+    for first in tokens:
+        if first[0] != "word":
+            continue  # an opening parenthesis, or a semicolon
+        if first[1] not in _READS:
+            return _told([first, *islice(tokens, _TOLD)])
+        if first[1] not in _LOOKED_AT and not _SUSPECT.search(statement):
+            return None
+        found = _in_a_read([first, *_up_to_semicolon(tokens)])
+        if found is not None:
+            return found
+    return None
+
+
+def _up_to_semicolon(tokens: Iterator[_Token]) -> Iterator[_Token]:
+    for token in tokens:
+        if token == ("mark", ";"):
+            return
+        yield token
+
+
+def _in_a_read(tokens: list[_Token]) -> str | None:
+    match tokens[0][1]:
+        case "EXPLAIN":
+            explained = _explained(tokens)
+            return None if explained is None else what_it_writes(explained, postgres=True) or _inside(tokens)
+        case "COPY":
+            return _inside(tokens) or _copies(tokens)
+        case "PRAGMA":
+            return _pragma(tokens)
+        case _:
+            return _inside(tokens)
+
+
+def _inside(tokens: list[_Token]) -> str | None:
+    """A statement that writes inside of one that reads: in WITH, behind it, or as SELECT ... INTO."""
+    before = ""
+    for place, (kind, text) in enumerate(tokens):
+        following = tokens[place + 1] if place + 1 < len(tokens) else ("", "")
+        if kind == "word":
+            if before in ("", "(", ")") and text in _AFTER_WRITE and place > 0 and _begins(text, following):
+                return _told(tokens[place : place + _TOLD])
+            if text == "INTO":
+                return f"SELECT {_told(tokens[place : place + _TOLD])}"
+            if text in _WRITING_FUNCTIONS and following[1] == "(":
+                return f"{text.lower()}()"
+        before = text if kind == "mark" else "."
+    return None
+
+
+def _begins(word: str, following: _Token) -> bool:
+    allowed = _AFTER_WRITE[word]
+    return following[0] in ("word", "name") if allowed is None else following[0] == "word" and following[1] in allowed
+
+
+def _explained(tokens: list[_Token]) -> str | None:
+    """The statement that EXPLAIN carries out, as text; None where it carries none out."""
+    depth, carried_out = 0, False
+    for place, (kind, text) in enumerate(tokens[1:], 1):
+        depth += {"(": 1, ")": -1}.get(text, 0) if kind == "mark" else 0
+        carried_out = carried_out or text in {"ANALYZE", "ANALYSE"}
+        if depth == 0 and kind == "word" and text not in ("ANALYZE", "ANALYSE", "VERBOSE", "QUERY", "PLAN"):
+            return " ".join(text for _, text in tokens[place:]) if carried_out else None
+    return None
+
+
+def _copies(tokens: list[_Token]) -> str | None:
+    """COPY that reads a table is a read; one that fills it is not."""
+    depth = 0
+    for kind, text in tokens:
+        depth += {"(": 1, ")": -1}.get(text, 0) if kind == "mark" else 0
+        if depth == 0 and kind == "word" and text in ("FROM", "TO"):
+            return _told(tokens) if text == "FROM" else None
+    return _told(tokens)
+
+
+def _pragma(tokens: list[_Token]) -> str | None:
+    names = [text for kind, text in tokens[1:4] if kind == "word"]  # a schema's may stand before it
+    given = any(kind == "mark" and text in "=(" for kind, text in tokens)
+    if _WRITING_PRAGMAS.intersection(names) or (given and _SETTING_PRAGMAS.intersection(names)):
+        return _told(tokens)
+    return None
+
+
+_TO_THE_NAME = frozenset({"SET", "VALUES", "SELECT", "DEFAULT", "WHERE", "USING", "AS", "ON", "WITH", "STDIN"})
+
+
+def _told(tokens: list[_Token]) -> str:
+    """The statement's first words up to the name of what it writes. Never a literal, which may be a secret."""
+    words: list[str] = []
+    for place, (kind, text) in enumerate(tokens[:_TOLD]):
+        if place and ((kind not in ("word", "name") and text != ".") or text in _TO_THE_NAME or (text == "FROM" and place > 1)):
+            break
+        keyword = kind == "word" and (place == 0 or text in _KEYWORDS)
+        shown = text if keyword or kind != "word" else text.lower()
+        if words and (text == "." or words[-1].endswith(".")):
+            words[-1] += shown
+        else:
+            words.append(shown)
+        if kind == "name" or not (keyword or text == "." or (place + 1 < len(tokens) and tokens[place + 1][1] == ".")):
+            break
+    return " ".join(words)
+
+
+_KEYWORDS = frozenset({
+    "INTO", "OR", "REPLACE", "IGNORE", "ABORT", "FAIL", "ROLLBACK", "FROM", "ONLY", "TABLE", "INDEX", "UNIQUE", "VIEW", "MATERIALIZED",
+    "TEMP", "TEMPORARY", "UNLOGGED", "IF", "NOT", "EXISTS", "CONCURRENTLY", "SEQUENCE", "SCHEMA", "TRIGGER", "FUNCTION", "PROCEDURE",
+    "TYPE", "DATABASE", "EXTENSION", "ROLE", "USER", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "PRAGMA", "REFRESH", "COLUMN",
+})  # fmt: skip
+
+
+def _tokens(text: str, *, postgres: bool) -> Iterator[_Token]:
+    pattern, place = _POSTGRES if postgres else _SQLITE, 0
+    while (found := pattern.match(text, place)) is not None:
+        kind, said, place = found.lastgroup or "", found.group(), found.end()
+        match kind:
+            case "space":
+                pass
+            case "comment":
+                place = _after_comment(text, place, nests=postgres)
+            case "dollar":
+                end = text.find(said, place)
+                place = len(text) if end < 0 else end + len(said)
+                yield "string", ""
+            case "string" | "number":
+                yield kind, ""
+            case "word":
+                yield kind, said.upper()
+            case _:
+                yield kind, said
+
+
+def _after_comment(text: str, place: int, *, nests: bool) -> int:
+    depth = 1
+    for found in _COMMENT_MARK.finditer(text, place):
+        if found.group() == "*/":
+            depth -= 1
+        elif nests:
+            depth += 1
+        if depth == 0:
+            return found.end()
+    return len(text)

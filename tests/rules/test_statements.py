@@ -1,0 +1,120 @@
+"""Which texts write: told by the words that SQL reads, and not by those that stand in comments, literals and names."""
+
+from __future__ import annotations
+
+import pytest
+
+from groundstate.rules.statements import what_it_writes
+
+WRITES = {
+    "INSERT INTO notes VALUES (1)": "INSERT INTO notes",
+    "insert\tinto notes (words) select 'x'": "INSERT INTO notes",
+    "UPDATE ONLY shop.\"Notes\" SET words = 'secret'": 'UPDATE ONLY shop."Notes"',
+    "DELETE FROM notes": "DELETE FROM notes",
+    "MERGE INTO notes USING other ON true WHEN MATCHED THEN DELETE": "MERGE INTO notes",
+    "-- a comment\n/* another */ update notes set words = null": "UPDATE notes",
+    "WITH gone AS (DELETE FROM notes RETURNING *) SELECT * FROM gone": "DELETE FROM notes",
+    "WITH gone AS MATERIALIZED (\n DELETE FROM notes RETURNING *) SELECT * FROM gone": "DELETE FROM notes",
+    "WITH some AS (SELECT 1) INSERT INTO notes SELECT * FROM some": "INSERT INTO notes",
+    "WITH some AS (SELECT 1), new AS (INSERT INTO notes SELECT * FROM some RETURNING id) TABLE new": "INSERT INTO notes",
+    "(WITH new AS (UPDATE notes SET words = '' RETURNING id) SELECT id FROM new)": "UPDATE notes",
+    "SELECT 1; DROP TABLE notes": "DROP TABLE notes",
+    ";; TRUNCATE notes": "TRUNCATE notes",
+    "CREATE TABLE IF NOT EXISTS notes (id int)": "CREATE TABLE IF NOT EXISTS notes",
+    "ALTER TABLE notes ADD COLUMN other int": "ALTER TABLE notes",
+    "VACUUM": "VACUUM",
+    "ANALYZE notes": "ANALYZE notes",
+    "REINDEX notes": "REINDEX notes",
+}
+POSTGRES_WRITES = {
+    "SELECT id INTO copied FROM notes": "SELECT INTO copied",
+    "COPY notes FROM STDIN": "COPY notes",
+    "COPY notes (id, words) FROM PROGRAM 'cat'": "COPY notes",
+    "COPY (DELETE FROM notes RETURNING id) TO STDOUT": "DELETE FROM notes",
+    "EXPLAIN ANALYZE INSERT INTO notes VALUES (1)": "INSERT INTO notes",
+    "EXPLAIN (VERBOSE, ANALYZE) WITH x AS (DELETE FROM notes) SELECT 1": "DELETE FROM notes",
+    "GRANT SELECT ON notes TO somebody": "GRANT",
+    "CALL refresh_notes(1)": "CALL refresh_notes",
+    "DO $$ BEGIN PERFORM 1; END $$": "DO",
+    "PREPARE later AS INSERT INTO notes VALUES ($1)": "PREPARE later",
+    "EXECUTE later (1)": "EXECUTE later",
+    "REFRESH MATERIALIZED VIEW totals": "REFRESH MATERIALIZED VIEW totals",
+    "CREATE ROLE robot PASSWORD 'secret'": "CREATE ROLE robot",
+    "SELECT setval('notes_id_seq', 100)": "setval()",
+    "SELECT $tag$ ; $tag$; UPDATE notes SET id = 1": "UPDATE notes",
+    "SELECT E'it\\'s'; DELETE FROM notes": "DELETE FROM notes",
+    "/* one /* nested */ still */ DELETE FROM notes": "DELETE FROM notes",
+}
+SQLITE_WRITES = {
+    "REPLACE INTO notes VALUES (1)": "REPLACE INTO notes",
+    "INSERT OR IGNORE INTO [my notes] VALUES (1)": "INSERT OR IGNORE INTO [my notes]",
+    "WITH some AS (SELECT 1) REPLACE INTO notes SELECT * FROM some": "REPLACE INTO notes",
+    "/* one /* is not nested */ DELETE FROM notes": "DELETE FROM notes",
+    "PRAGMA user_version = 7": "PRAGMA user_version",
+    "PRAGMA main.user_version(7)": "PRAGMA main.user_version",
+    "PRAGMA incremental_vacuum": "PRAGMA incremental_vacuum",
+}
+READS = [
+    "SELECT 1",
+    "  (SELECT 1) UNION (SELECT 2);",
+    "SELECT 'insert into notes', \"delete from\" FROM notes",
+    "SELECT 'it''s; delete from notes'",
+    "SELECT words -- ; delete from notes\n FROM notes",
+    "SELECT /* ; update notes set id = 1 */ words FROM notes",
+    "SELECT replace(words, 'a', 'b'), update, (delete) FROM notes",
+    "SELECT * FROM notes WHERE id = %(update)s AND words = :insert",
+    "SELECT * FROM notes FOR UPDATE",
+    "WITH some AS (SELECT * FROM notes FOR NO KEY UPDATE OF notes SKIP LOCKED) SELECT * FROM some",
+    "VALUES (1), (2)",
+    "BEGIN",
+    "SAVEPOINT sa_savepoint_1",
+    "ROLLBACK TO SAVEPOINT sa_savepoint_1",
+    "COMMIT",
+]
+POSTGRES_READS = [
+    "SELECT nextval('notes_id_seq')",
+    "SELECT $$ insert into notes $$, $1",
+    "SELECT E'it\\'s; delete from notes'",
+    "SELECT 1 /* one /* nested */ ; delete from notes */",
+    "TABLE notes",
+    "COPY notes TO STDOUT",
+    "COPY (SELECT id FROM notes) TO STDOUT",
+    "EXPLAIN DELETE FROM notes",
+    "EXPLAIN (ANALYZE) SELECT * FROM notes",
+    "SET LOCAL statement_timeout = 100",
+    "DECLARE some CURSOR FOR SELECT * FROM notes",
+    "NOTIFY channel",
+]
+SQLITE_READS = [
+    "SELECT `delete from`, [; update notes set id = 1] FROM notes",
+    "EXPLAIN QUERY PLAN DELETE FROM notes",
+    "PRAGMA table_info(notes)",
+    "PRAGMA user_version",
+    "PRAGMA busy_timeout = 5000",
+]
+
+
+@pytest.mark.parametrize(("text", "told"), (WRITES | POSTGRES_WRITES).items())
+def test_what_writes_on_postgresql_is_told_without_its_literals(text: str, told: str) -> None:
+    assert what_it_writes(text, postgres=True) == told
+
+
+@pytest.mark.parametrize(("text", "told"), (WRITES | SQLITE_WRITES).items())
+def test_what_writes_on_sqlite_is_told_without_its_literals(text: str, told: str) -> None:
+    assert what_it_writes(text, postgres=False) == told
+
+
+@pytest.mark.parametrize("text", READS + POSTGRES_READS)
+def test_what_only_reads_on_postgresql_is_told_as_a_read(text: str) -> None:
+    assert what_it_writes(text, postgres=True) is None
+
+
+@pytest.mark.parametrize("text", READS + SQLITE_READS)
+def test_what_only_reads_on_sqlite_is_told_as_a_read(text: str) -> None:
+    assert what_it_writes(text, postgres=False) is None
+
+
+def test_a_long_text_is_read_to_its_end() -> None:
+    numbers = ", ".join(str(number) for number in range(20_000))
+    assert what_it_writes(f"SELECT * FROM notes WHERE id IN ({numbers})", postgres=True) is None
+    assert what_it_writes(f"SELECT * FROM notes WHERE id IN ({numbers}); DELETE FROM notes", postgres=True) == "DELETE FROM notes"
