@@ -14,17 +14,18 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import httpx
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import create_engine, func, insert, select
 from sqlalchemy.orm import Session
 
-from groundstate import App, Failure, Moment, Outside, Retry, Store, hold
-from groundstate.testing import Crashed, Lab
+from groundstate import Absent, App, Failure, Key, Moment, Outside, Retry, Store, Unknown, ask, hold
+from groundstate.testing import Client, Crashed, Lab
 from tests.lab.shops import NOWHERE, Base, Order, calling, never, plain
 
 HERE = "test_guard.py"
@@ -109,6 +110,45 @@ def test_sends_that_reaches_outside_fails_as_well() -> None:
         with pytest.raises(Crashed, match=r"time\.sleep") as caught:
             lab.crash_everywhere(app, Order(id=1))
     assert "in letter" in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["call", "find"])
+def test_a_call_or_a_find_that_writes_to_the_apps_own_database_fails(tmp_path: Path, where: str) -> None:
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    app, engine = App(f"lab-writes-in-{where}", Store(url, Base)), create_engine(url)
+    Base.metadata.create_all(engine)
+    bank = Outside("bank", client=never)
+
+    def writes() -> None:
+        with engine.begin() as connection:
+            connection.execute(insert(Order).values(id=2))
+
+    @bank.call(in_doubt=ask(settle_after=timedelta(seconds=1)), timeout=timedelta(seconds=5))
+    def charge(order: Order, key: Key, client: Client) -> str:
+        answer = str(client.request(key, order.id))
+        if where == "call":
+            writes()
+        return answer
+
+    @charge.find
+    def _(order: Order, key: Key, client: Client) -> str | Absent | Unknown:
+        writes()
+        return Unknown()
+
+    @app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str) -> None:
+        order.status = outcome
+
+    with Lab() as lab:
+        lab.fake(charge, "r1", through=lambda client: client)
+        with pytest.raises(Crashed) as caught:
+            lab.crash_everywhere(app, Order(id=1), only="nothing" if where == "call" else "call1=answer-lost")
+    assert caught.value.invariant == "NothingWritten"
+    assert f"the {where}" in str(caught.value)
+    assert "call_writes" in str(caught.value)
+    with Session(engine) as session:
+        assert session.scalars(select(Order.id)).all() == []
+    engine.dispose()
 
 
 def test_gave_up_that_reaches_outside_fails_as_well() -> None:

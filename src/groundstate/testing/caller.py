@@ -22,6 +22,7 @@ from groundstate.testing.process import Process
 from groundstate.testing.provider import Client, Effect, Mood
 from groundstate.testing.schedule import Schedule
 from groundstate.values.answers import Absent, Busy, NotDone
+from groundstate.values.errors import StateRefused
 
 
 class Air(Protocol):
@@ -154,6 +155,8 @@ class LabCaller(Caller):
             word = self._answered(flight, answer)
         except Buried:
             return
+        except StateRefused:
+            raise  # it writes: no outcome of a call, but a fault that the author must hear of
         except Exception as error:  # noqa: BLE001  # as the engine takes it
             word = self._raised(flight, error)
         if flight.is_find:

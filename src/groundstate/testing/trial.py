@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
+from groundstate.engine.inside_call import watch
+from groundstate.store import same_database
 from groundstate.testing.ambient import Stuck
 from groundstate.testing.book import Book, Check, Look, Violation
 from groundstate.testing.clock import Clock
@@ -19,6 +22,7 @@ from groundstate.testing.provider import Fake
 from groundstate.testing.schedule import Schedule
 from groundstate.testing.stage import Stage
 from groundstate.testing.wires import Kept
+from groundstate.values.errors import StateRefused
 
 CLEAN_MOST = 100_000  # crossings that the clean run may have
 LOOKS_MOST = 400  # times that are waited for in one run
@@ -77,6 +81,7 @@ class Trial:
     def __init__(self, app: App, place: Place, cast: Cast) -> None:
         self._app = app
         self._place = place
+        self._watched = list(_watched(app))  # kept: as long as they are, a call that is run `through` may not write there
         self._cast = cast
         self._kept = Kept()
         self._limit = CLEAN_MOST
@@ -142,6 +147,8 @@ class Trial:
                 self._to_the_end(stage, book)
         except Violation as error:
             raise Broken(stage, error.name, error.words, error) from error
+        except StateRefused as error:  # by a call or a find of the user's own
+            raise Broken(stage, "NothingWritten", str(error), error) from error
         except Stuck as error:
             raise Broken(stage, "Progress", str(error), error) from error
         except AssertionError as error:
@@ -194,3 +201,10 @@ class Broken(Exception):
         self.name = name
         self.words = words
         self.cause = cause
+
+
+def _watched(app: App) -> Iterator[same_database.Place]:
+    """The databases that the app's own engines lead to: the lab makes others, of which the functions of calls know nothing."""
+    for store in stores_of(app):
+        with suppress(Exception):  # a function of the user's gives the URL, and has none in a test
+            yield watch(app.name, store.settings().url)
