@@ -32,6 +32,7 @@ from groundstate import (
     Unknown,
     again,
     ask,
+    call_writes,
     every_child,
     hold,
     same_key,
@@ -85,6 +86,12 @@ async def ping(order: Order, client: Client) -> None: ...
 @smtp.call(in_doubt=hold())
 def send(mail: Mail) -> str:
     return mail.to
+
+
+@bank.call(in_doubt=again())
+async def refreshed(order: Order) -> str:
+    with call_writes("a token: the last one counts"):
+        return "token"
 
 
 @bank.call_many(size=100, in_doubt=same_key(kept_for=DAY))
