@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -548,6 +549,15 @@ def test_a_call_may_read(world: World) -> None:
     tried = in_a_call(world, reads)
     assert (tried.error, tried.value) == (None, "first")
     assert world.order().receipt == "r1"
+
+
+def test_a_call_may_wait_for_another_record_of_the_app(world: World) -> None:
+    async def waits() -> bool:
+        return await world.app.until(Order, 1, Order.status == "placed", timeout=timedelta(seconds=20))
+
+    tried = in_an_async_call(world, waits)
+    assert (tried.error, tried.value) == (None, True)
+    world.app.stop()
 
 
 def test_a_refused_flush_leaves_the_session_as_it_can_go_on(world: World) -> None:
