@@ -195,6 +195,19 @@ def test_tables_that_are_dropped_and_made_anew_under_a_living_worker_lead_to_no_
     assert gateway.called(1) == 1
 
 
+def test_a_copy_that_is_to_be_a_database_of_its_own_is_no_database_that_went_back(world: World) -> None:
+    charging(world, ASK)
+    world.orders(1)
+    world.settled()
+    if world.postgres:
+        world.run("update groundstate_reaction set condition = '{\"system\": \"another\"}' where name = ''")
+    else:
+        world.run("update groundstate_reaction set begins = 0 where name = ''")  # as in a copy of an earlier day, at this path
+    world.app.init(new_database=True)
+    world.settled()
+    assert suspects(world) == []
+
+
 def test_both_words_at_once_contradict_each_other(world: World) -> None:
     charging(world, ASK)
     with pytest.raises(DeclarationError, match="contradict"):

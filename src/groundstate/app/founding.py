@@ -22,7 +22,6 @@ from groundstate.rules.acceptance import Acceptance
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import opening
-from groundstate.store.port import Witness
 from groundstate.values.errors import StateRefused
 
 log = logging.getLogger("groundstate")
@@ -56,8 +55,7 @@ class _Site:
 
     place: Place
     life: Life
-    witness: Witness | None
-    traces: vanished.Traces
+    others: list[tuple[int, int]]  # of a new database: lives of another one that have a witness here, and how many calls each began
     questions: dict[str, Question] = field(default_factory=dict)
 
 
@@ -92,9 +90,9 @@ def _opened(app: str, place: Place, wishes: Wishes) -> Iterator[_Site]:
             vanished.refuse(traces, database, witness)
         declared = frozenset([*(spec.name for spec in place.reactions), *(spec.name for spec in place.schedules)])
         lives = make_lives()
-        if wishes.new_database:
-            vanished.refuse_living(lives, [life for life, _ in traces.lives])
-        yield _Site(place, Life(app, database, lives, witness, place.store.redact or str, declared=declared), witness, traces)
+        others = vanished.unknown_lives(database, witness) if wishes.new_database else []
+        vanished.refuse_living(lives, [life for life, _ in others])
+        yield _Site(place, Life(app, database, lives, witness, place.store.redact or str, declared=declared), others)
     finally:
         database.close()
 
@@ -112,19 +110,21 @@ def _make_tables(site: _Site, wishes: Wishes) -> list[str]:
     site.questions = questions
     if wishes.after_restore:
         restore.went_back(life, list(questions.values()), SAID_SO)
+    elif wishes.new_database:
+        _erase(site)
+        restore.remember_as_new(life)
     elif restore.remembered(life) is None:
         restore.remember(life)
-    if wishes.new_database:
-        _erase(site)
     return new
 
 
 def _erase(site: _Site) -> None:
     """Witnesses of another database, each told of."""
-    for one, count in site.traces.lives:
-        if site.witness is not None:
-            where = site.witness.place(one)
-            site.witness.erase(one)
+    witness = site.life.witness
+    for one, count in site.others:
+        if witness is not None:
+            where = witness.place(one)
+            witness.erase(one)
             words = "this is a new database, a person said: the witness %s of %d begun calls is erased"
             log.warning(words, where, count, extra={"event": "witness_erased", "life": f"{one:x}", "count": count})
 

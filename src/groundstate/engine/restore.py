@@ -87,6 +87,15 @@ def remember(life: Life) -> None:
             )
 
 
+def remember_as_new(life: Life) -> None:
+    """Writes down that this is another store than any that was met here before, as for a copy that is to be a database of its own."""
+    if life.store_begins is not None:
+        with life.transaction() as tx:
+            life.store_begins.begin_anew(tx)
+    else:
+        remember(life)
+
+
 def _lost_count(life: Life) -> str | None:
     """A witness that remembers more begun calls of a life than the database does, or a life that it does not know."""
     for _, count, known in lost_lives(life.witness, partial(begins_in, life.database)):

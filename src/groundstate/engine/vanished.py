@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sqlalchemy import Connection, inspect, select
 
@@ -39,7 +38,7 @@ class Traces:
 def traces(database: Database, witness: Witness | None) -> Traces:
     """What is left. Nothing where the next start sees by itself what happened. Makes no file."""
     if database.missing() is not None:
-        return Traces(tuple((life, count) for life, count, _ in restore.lost_lives(witness, dict)))
+        return Traces(tuple(unknown_lives(database, witness)))
     with database.reading() as connection:
         looked = inspect(connection)
         missing = tuple(table.name for table in CORE if not looked.has_table(table.name))
@@ -47,8 +46,20 @@ def traces(database: Database, witness: Witness | None) -> Traces:
             return Traces()
     left = len(missing) < len(CORE)
     gone = missing if left and not _seen_by_a_start(database, missing) else ()
-    lives = restore.lost_lives(witness, dict if tables.worker.name in missing else partial(restore.begins_in, database))
-    return Traces(tuple((life, count) for life, count, _ in lives), gone)
+    return Traces(tuple(unknown_lives(database, witness)), gone)
+
+
+def unknown_lives(database: Database, witness: Witness | None) -> list[tuple[int, int]]:
+    """Lives of which a witness tells begun calls that this database does not know, and how many each began."""
+
+    def begins() -> dict[int, int]:
+        if database.missing() is not None:
+            return {}
+        with database.reading() as connection:
+            there = inspect(connection).has_table(tables.worker.name)
+        return restore.begins_in(database) if there else {}
+
+    return [(life, count) for life, count, _ in restore.lost_lives(witness, begins)]
 
 
 def refuse(found: Traces, database: Database, witness: Witness | None) -> None:
