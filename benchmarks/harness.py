@@ -116,6 +116,16 @@ class Place:
             for left in self._folder.glob(f"{path.name}*"):
                 left.unlink()
 
+    @property
+    def has_server(self) -> bool:
+        """Whether its databases are on a server, and not in files."""
+        return self._server is not None
+
+    def kill_server(self) -> None:
+        """All its processes at once, where it has one."""
+        if self._server is not None:
+            self._server.kill()
+
     def start(self) -> None:
         """Brings its server up, where it has one."""
         if self._server is not None:

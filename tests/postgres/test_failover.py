@@ -34,10 +34,18 @@ class Shop:
         self.before = self.life.worker.life.id
 
     def goes_on(self) -> Life:
-        """Waits until its worker has begun another life."""
+        """Waits until its worker has begun another life: begins were lost."""
         life = self.life
         assert life is not None
         until(lambda: life.worker.life.id != self.before and life.worker.life.sound)
+        return life
+
+    def comes_back(self) -> Life:
+        """Waits until its worker has its lock on the new primary, under its own number: no begin was lost."""
+        life = self.life
+        assert life is not None
+        until(lambda: life.worker.life.taken == 2 and life.worker.life.sound)
+        assert life.worker.life.id == self.before
         return life
 
     @property
@@ -172,11 +180,12 @@ def test_a_failover_without_loss_is_no_alarm_where_that_was_said() -> None:
         shop.opens()
         until(lambda: shop.world.order().status == "paid" and shop.gateway.waiting == 1)
         shops.fail_over()
-        life = shop.goes_on()
+        life = shop.comes_back()
         shop.gateway.gate.set()
         shop.world.orders_from(3, 5)
         until(lambda: shop.world.count(Order.status == "paid") == 5)
         life.quiet()
         assert shop.done(1, 2, 3, 4, 5) == [1] * 5
+        assert shop.gateway.asked == [], "its call in the air was its own all the while"
         assert shop.suspects == []
         assert shop.world.attempts() == []

@@ -161,6 +161,15 @@ def test_a_call_that_did_not_go_out_after_one_in_doubt_is_in_doubt() -> None:
     assert (after.state, after.unsure, after.failures) == (DOUBT, True, 1)
 
 
+def test_a_call_of_which_its_living_worker_knows_nothing_is_in_doubt_as_the_database_may_have_gone_back() -> None:
+    after = kept(rules.not_in_memory(attempt(BEGUN), NOW))
+    assert (after.state, after.unsure, after.failures, after.worker) == (DOUBT, True, 1, attempt(BEGUN).worker)
+
+
+def test_a_batch_without_a_call_of_which_its_living_worker_knows_nothing_leaves_nothing() -> None:
+    assert rules.not_in_memory(attempt(BEGUN, call_no=0), NOW) == Delete()
+
+
 # ---- doubt ---------------------------------------------------------------------------------------------------------------------
 def test_found_in_doubt_it_goes_on_as_if_the_call_had_returned() -> None:
     assert rules.returned(HOLDS) == Conclude()

@@ -38,6 +38,7 @@ DECIDE: dict[str, Callable[[Case], Any]] = {
     "unclear": lambda c: rules.unclear(c.one, SAID, c.next_at, c.now),
     "adopted": lambda c: rules.adopted(c.one, ADOPTER, c.now, alone=c.one.together == 1),
     "did not go out": lambda c: rules.did_not_go_out(c.one, c.now),
+    "not in memory": lambda c: rules.not_in_memory(c.one, c.now),
     "settle": lambda c: rules.settle(c.one, c.terms, c.facts, c.now),
     "absent": lambda c: rules.absent(c.one, c.terms, c.facts, c.asked_at, c.now, c.next_at),
     "unknown": lambda c: rules.unknown(c.one, c.next_at, SAID),

@@ -1,6 +1,7 @@
 """Adoption: what a dead life left is taken over, once, by whoever holds that very lock. Settles nothing itself.
 
-No heartbeat and no clock takes part: a life whose lock is free is dead, and one whose lock is taken is not.
+No heartbeat and no clock takes part: a life whose lock is taken is not dead, and one whose lock is free is. But where the server was
+started anew since that lock was taken, or is another one, every lock was freed at once: then the living have some seconds to come back.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, or_, select, update
 
 from groundstate.engine import attempts
-from groundstate.engine.life import Life, left_by, lives_seen
+from groundstate.engine.life import Life, left_by, lives_seen, may_return
 from groundstate.engine.plain import say_held
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.transaction import Transaction
@@ -32,22 +33,25 @@ def adopt_all(life: Life) -> int:
         return 0
     count = 0
     seen = life.lives.alive(strangers)
-    for stranger in strangers:
-        if seen.get(stranger) is True:
+    dead = [stranger for stranger in strangers if seen.get(stranger) is not True]
+    waits = may_return(life, dead)
+    for stranger in dead:
+        if stranger in waits:
             continue
-        with life.lives.adopting(stranger) as dead:
-            if dead:
+        with life.lives.adopting(stranger) as is_dead:
+            if is_dead:
                 count += _adopt(life, stranger)
     return count
 
 
 def _adopt(life: Life, dead: int) -> int:
-    count, said_so = 0, False
+    count, said_so = 0, True
     while True:
         with life.transaction() as tx:
+            # With the first of its attempts: it must not go on under its number once some of them are another's.
+            said_so = not _remember_its_end(tx, dead) and said_so
             some = _left_behind(tx, life, dead)
             if not some:
-                said_so = not _remember_its_end(tx, dead)
                 break
             alone = {one.call for one in some if one.together == 1}
             changed = [(one, rules.adopted(one, _adopter(life, one, dead), tx.now, alone=one.call in alone).attempt) for one in some]

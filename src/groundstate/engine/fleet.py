@@ -39,7 +39,7 @@ class Fleet:
     next_beat: float = 0.0
     _beat_at: float = 0.0
     _alone_since: float | None = None
-    _life: int = 0
+    _life: tuple[int, int] = (0, 0)  # with how often its lock was taken: the lock of who sweeps died with the one before
     _strangers: set[int] = field(default_factory=set)
 
     @property
@@ -50,22 +50,22 @@ class Fleet:
     @property
     def sweeps(self) -> bool:
         """Whether it asks every condition each second."""
-        return self.alone or (self.leads and self._life == self.shift.life.id)
+        return self.alone or (self.leads and self._life == self.shift.life.holder)
 
     @property
     def size(self) -> int:
         return len({*self.lives, self.shift.life.id})
 
     def beat_is_due(self, now: float) -> bool:
-        return not self.alone and (now >= self.next_beat or self._life != self.shift.life.id)
+        return not self.alone and (now >= self.next_beat or self._life != self.shift.life.holder)
 
     def heard(self, pulse: Pulse, now: float) -> None:
         """After a look at our tables: who is there, and whether it is this one that sweeps."""
         self.lives, self._beat_at = pulse.lives, now
         self.shift.others = self.size > 1 and not self.shift.embedded
         life = self.shift.life
-        if self._life != life.id:
-            self._life, self.leads = life.id, False
+        if self._life != life.holder:
+            self._life, self.leads = life.holder, False
         if not self.alone:
             self._alone_since = None
             if not self.leads and self.shift.stopping is None:

@@ -11,7 +11,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -53,6 +53,9 @@ class Life:
     pace: leaps.Pace = field(default_factory=leaps.Pace)
     steps_back: int = 0  # of the database's clock, that were noticed
     server: str | None = None  # on which the lock is; None: nobody has begun, or there is no server
+    incarnation: str | None = None  # of that server, as this life's row says it
+    met: dict[str, float] = field(default_factory=dict)  # incarnations of the server, and when this worker first had a lock there
+    taken: int = 0  # how often its lock was taken: what died with the lock is another's after that
     past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
     store_begins: StoreBegins | None = field(init=False)  # how many calls were ever begun here: where the database has no identity itself
@@ -61,17 +64,18 @@ class Life:
         self.store_begins = None if self.database.high_water is None else StoreBegins(self.database.high_water)
         self.dice = random.Random(self.id)  # noqa: S311  # jitter, no secret
 
+    @property
+    def holder(self) -> tuple[int, int]:
+        """This life with one lock of it: what dies with a lock is kept under this."""
+        return self.id, self.taken
+
     def begin(self) -> None:
         """Takes the lock, then writes that this life began. Raises StoreRefused."""
-        self.lives.take(self.id)
-        self.server = self.lives.server
+        self._take()
         try:
             with self.transaction() as tx:
-                tx.connection.execute(
-                    insert(tables.worker).values(
-                        life=self.id, app=self.app, host=socket.gethostname(), pid=os.getpid(), began_at=tx.now, begins=0
-                    )
-                )
+                row = {"life": self.id, "app": self.app, "host": socket.gethostname(), "pid": os.getpid(), "began_at": tx.now, "begins": 0}
+                tx.connection.execute(insert(tables.worker).values(**row, server=self.incarnation))
         except OtherServer as error:
             self.lives.release()
             raise StoreRefused(_APART) from error
@@ -81,6 +85,46 @@ class Life:
         if self.witness:
             self.witness.write(self.id, 0)
         self.sound = True
+
+    def resume(self) -> bool:
+        """After the lock was lost: takes the same number again where the server was started anew, or is another one, and everybody lost
+        their locks with it. This life goes on then, and what it began is still its own; `sound` is for the caller to set.
+
+        False: the number is free on the same server, so that its end may have been seen; somebody adopts it, or has; or the database
+        remembers fewer begins than this life does. Then it is over.
+
+        Raises:
+            OperationalError, OtherServer: the server cannot be reached, or was started anew once more.
+        """
+        before = self.incarnation
+        if before is None:
+            return False
+        try:
+            self._take()
+        except StoreRefused:  # somebody has it; a standby, or a pooler, refuses the next life as well
+            return False
+        try:
+            going_on = self.incarnation != before and self._said_to_go_on()
+        except BaseException:
+            self.incarnation = before
+            self.lives.release()
+            raise
+        if not going_on:
+            self.lives.release()
+        return going_on
+
+    def _take(self) -> None:
+        self.lives.take(self.id)
+        self.server, self.incarnation = self.lives.server, self.lives.incarnation
+        self.taken += 1
+        if self.incarnation is not None:
+            self.met.setdefault(self.incarnation, time.monotonic())
+
+    def _said_to_go_on(self) -> bool:
+        """Writes where the lock is now, while nobody has written that this life ended."""
+        mine = (tables.worker.c.life == self.id, tables.worker.c.ended_at.is_(None), tables.worker.c.begins >= self.begins)
+        with self.transaction() as tx:
+            return tx.connection.execute(update(tables.worker).where(*mine).values(server=self.incarnation)).rowcount > 0
 
     @contextmanager
     def transaction(self, *, wait: timedelta | None = None) -> Iterator[Transaction]:
@@ -119,7 +163,8 @@ class Life:
         if self.sound:
             self.sound = False  # before anything is concluded or begun there; the next life looks back first
             log.error(
-                "the database is on another server now, or was started anew: no call goes out until a new life has begun",
+                "the database is on another server now, or was started anew: no call goes out until this life has its lock there,"
+                " or another life has begun",
                 extra={"event": "server_changed", "life": f"{self.id:x}"},
             )
         raise OtherServer("the database moved to another server, or was started anew")
@@ -196,6 +241,24 @@ def left_by(life: Life) -> ColumnElement[bool]:
     attempt = tables.attempt
     ours = and_(attempt.c.app == life.app, attempt.c.reaction.in_(sorted(life.declared)))
     return or_(attempt.c.state == "begun", and_(attempt.c.state == "doubt", ours))
+
+
+RECONNECT = timedelta(seconds=5)  # so long the lives of a server that was started anew have to take their numbers again
+
+
+def may_return(life: Life, dead: Sequence[int]) -> set[int]:
+    """Of lives whose lock is free those that may live all the same: their lock was on another server than ours, or on ours before it was
+    started anew, and this worker has not been there for long enough to know.
+
+    What was this worker's own life is over, and so is one of which somebody wrote that it ended.
+    """
+    here = life.incarnation
+    if here is None or not dead or time.monotonic() - life.met.get(here, 0.0) >= RECONNECT.total_seconds():
+        return set()
+    row = tables.worker.c
+    elsewhere = select(row.life).where(row.life.in_(dead), row.ended_at.is_(None), row.server != here)  # NULL: of older code
+    with life.database.reading() as connection:
+        return set(connection.execute(elsewhere).scalars()) - life.past
 
 
 def lives_seen(life: Life) -> list[int]:

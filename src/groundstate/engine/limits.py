@@ -210,6 +210,7 @@ class Limits:
 
     def turn(self, now: float) -> None:
         """At each turn: lanes whose time has come are gone through again, and slots that nobody needs are given back."""
+        self._slots.take_again(self._air, now)
         got = {outside for outside, _ in self._slots.retry(self._wanted, now)}
         for lane in self._passed_by if got else ():
             if _call(lane.question).outside in got:

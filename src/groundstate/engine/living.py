@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from groundstate.engine import cells, illegible
+from groundstate.engine import cells, illegible, wording
 from groundstate.engine.begin import LONG_AGO
+from groundstate.engine.life import RECONNECT
 from groundstate.rules import careful
 from groundstate.store import tables
 from groundstate.store.port import Database, Lives
@@ -20,7 +21,12 @@ ADOPTABLE = ("begun", "doubt")
 
 @dataclass(frozen=True)
 class LifeSeen:
-    """A life that left something here. alive: by its lock; None where that cannot be seen (a standby, a lock file not readable)."""
+    """A life that left something here.
+
+    alive: by its lock; None where that cannot be seen (a standby, a lock file not readable), or not yet: `known_in_s`.
+    known_in_s: in how many seconds at most it is known, where its lock was freed because the server was started anew, or is another one.
+    server: on which its lock was taken, as JSON; None on SQLite, and of lives of older code.
+    """
 
     life: int
     alive: bool | None
@@ -31,6 +37,8 @@ class LifeSeen:
     begins: int | None = 0
     app: str | None = None
     left: int = 0  # its attempts that are begun or in doubt
+    server: str | None = None
+    known_in_s: float | None = None
 
     @property
     def said_so(self) -> bool:
@@ -42,6 +50,8 @@ def is_in_words(one: LifeSeen) -> str:
     """What became of a life."""
     if one.ended_at is not None:
         return "ended uncleanly, adopted"
+    if one.known_in_s is not None:
+        return f"alive or ended: {wording.known_in(one.known_in_s)}"
     if one.alive is not False:
         return "lives" if one.alive else "cannot be seen"
     return f"ended, and left {_calls(one.left)} in doubt" if one.said_so else "ended uncleanly"
@@ -58,7 +68,33 @@ def lives_of(database: Database, connection: Connection, lives: Lives) -> list[L
     found = [
         LifeSeen(alive=False if row["ended_at"] is not None else seen[row["life"]], left=left.get(row["life"], 0), **row) for row in rows
     ]
+    found = may_return(database, connection, found)
     return [*found, *(LifeSeen(life, seen[life], left=left.get(life, 0)) for life in strangers)]
+
+
+def may_return(database: Database, connection: Connection, found: Sequence[LifeSeen]) -> list[LifeSeen]:
+    """The same, where those whose lock was freed by a start of the server are told as such for as long as they may come back.
+
+    That is some seconds from the server's start. After that they are awaited by a worker that is there already, for some seconds from when
+    it came; where none is there, nobody came back.
+    """
+    freed = [one.life for one in found if one.alive is False and one.ended_at is None and one.server is not None]
+    if not freed:
+        return list(found)
+    here, up_s = connection.execute(select(database.incarnation, database.up_s)).one()
+    left_s = RECONNECT.total_seconds() - (up_s or 0.0)
+    if left_s <= 0 and not any(one.alive and one.server == here for one in found):
+        return list(found)
+    known_in_s = left_s if left_s > 0 else RECONNECT.total_seconds()
+    return [replace(one, alive=None, known_in_s=known_in_s) if one.life in freed and one.server != here else one for one in found]
+
+
+class WhoLives(dict[int, bool | None]):
+    """Of each life whether it is alive, as `LifeSeen.alive`; and of some in how many seconds that is known."""
+
+    def __init__(self, seen: Sequence[LifeSeen]) -> None:
+        super().__init__((one.life, one.alive) for one in seen)
+        self.known_in_s = {one.life: one.known_in_s for one in seen if one.known_in_s is not None}
 
 
 def alive_of(lives: Lives, wanted: Sequence[int]) -> dict[int, bool | None]:
@@ -85,10 +121,13 @@ def is_careful(seen: Sequence[LifeSeen], now: datetime) -> bool:
 
 def last_end_in_words(seen: Sequence[LifeSeen]) -> str:
     """Whether the last life ended cleanly."""
+    awaited = [one for one in seen if one.known_in_s is not None]
     over = [one for one in seen if one.alive is False and one.ended_at is None]
     dead, left = [one for one in over if not one.said_so], sum(one.left for one in over if one.said_so)
     adopted = [one.ended_at for one in seen if one.ended_at is not None]
     unseen = [one for one in seen if one.alive is None]
+    if awaited:
+        return f"{_so_many(awaited)} may be alive or have ended: {wording.known_in(max(one.known_in_s or 0.0 for one in awaited))}"
     if dead:
         return f"{_so_many(dead)} ended uncleanly, and the next worker to start, or one that runs, adopts what is left"
     if left:

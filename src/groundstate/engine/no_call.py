@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from groundstate.engine import attempts, claim
@@ -14,12 +14,14 @@ from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 
 
-def unknown_begins(tx: Transaction, unknown: Sequence[Attempt]) -> None:
-    """Begun attempts of a living worker that has no such call in memory: no call went out."""
+def unknown_begins(tx: Transaction, unknown: Sequence[Attempt], unanswered: Collection[int]) -> None:
+    """Begun attempts of a living worker that has no such call in memory. unanswered: calls whose begin's COMMIT brought no answer, so that
+    none of them went out; of the others nobody knows.
+    """
     saved: list[tuple[Attempt, Attempt]] = []
     removed: list[Attempt] = []
     for one in unknown:
-        decision = rules.did_not_go_out(one, tx.now)
+        decision = rules.did_not_go_out(one, tx.now) if one.call in unanswered else rules.not_in_memory(one, tx.now)
         if isinstance(decision, rules.Keep):
             saved.append((one, decision.attempt))
         else:

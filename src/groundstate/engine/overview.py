@@ -96,7 +96,8 @@ def _asked(  # noqa: PLR0913  # as overview
     """apart: each reaction in a savepoint, so that one which cannot be asked does not hide the others."""
     with database.reading() as connection:
         now = upcoming.now(database, connection)
-        looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, {}, {spec.name: spec for spec in schedules})
+        by_name, nobody = {question.spec.name: question for question in questions}, living.WhoLives([])
+        looked = Looked(app, database, connection, by_name, nobody, {spec.name: spec for spec in schedules})
         known = registry.known(connection, app)
         loud = registry.newcomers(connection, questions, known, others_go_on=apart)[1] if lives is not None else []
         # Rows before attempts, and those before lives: what is begun meanwhile is seen twice, and never not at all.

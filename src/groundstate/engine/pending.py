@@ -121,7 +121,7 @@ class Looked:
     database: Database
     connection: Connection
     questions: Mapping[str, Question]
-    alive: Mapping[int, bool | None]
+    alive: living.WhoLives
     schedules: Mapping[str, ScheduleSpec] = field(default_factory=dict)
 
 
@@ -143,7 +143,7 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
     with database.reading() as connection:
         now = connection.execute(select(database.now())).scalar_one()
         seen = living.lives_of(database, connection, lives)
-        alive = {one.life: one.alive for one in seen}
+        alive = living.WhoLives(seen)
         looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, alive, {spec.name: spec for spec in schedules})
         ticks = tuple(scheduled(app, database, connection, schedules, then))
         known = registry.known(connection, app)
@@ -271,21 +271,20 @@ def _opens(looked: Looked, where: ColumnElement[bool], order: Sequence[ColumnEle
     return tuple(open_of({**looked.questions, **looked.schedules}, looked.alive, one) for one in found)
 
 
-def open_of(declared: Mapping[str, Question | ScheduleSpec], alive: Mapping[int, bool | None], attempt: Attempt) -> Open:
+def open_of(declared: Mapping[str, Question | ScheduleSpec], alive: living.WhoLives, attempt: Attempt) -> Open:
     """One attempt in words and times."""
     found = declared.get(attempt.reaction)
     question = found if isinstance(found, Question) else None
     terms = question.spec.terms if question else found.terms if isinstance(found, ScheduleSpec) else None
-    lives = alive.get(attempt.worker)
+    lives, known_in_s = alive.get(attempt.worker), alive.known_in_s.get(attempt.worker)
+    has_call = found is None or (question is not None and question.spec.call is not None)
     doubtful = attempt.state in (State.BEGUN, State.DOUBT)
     return Open(
         reaction=attempt.reaction,
         record=attempt.record,
         occurrence=attempt.occurrence,
-        standing=wording.standing(
-            attempt, alive=lives, has_call=found is None or (question is not None and question.spec.call is not None)
-        ),
-        next=wording.comes_next(attempt, terms, alive=lives),
+        standing=wording.standing(attempt, alive=lives, has_call=has_call, known_in_s=known_in_s),
+        next=wording.comes_next(attempt, terms, alive=lives, known_in_s=known_in_s),
         next_at=attempt.next_at,
         settled_from=wording.settled_from(attempt, terms) if doubtful else None,
         key_kept_until=wording.key_kept_until(attempt, terms) if doubtful else None,
@@ -361,6 +360,9 @@ def _in_flight(counts: Mapping[str, int], seen: Sequence[LifeSeen]) -> str:
     keeps = "no transport here keeps anything, so no queue and no log holds work"
     alive = [one for one in seen if one.alive]
     unseen = [one for one in seen if one.alive is None]
+    awaited = [one.known_in_s for one in seen if one.known_in_s is not None]
+    if awaited:
+        return f"What is in flight is in workers that are alive, and in those that may be: {wording.known_in(max(awaited))}; {keeps}."
     if unseen:
         return f"Nothing of ours is in flight but what a living worker has begun: {keeps}; from here no lock tells who is alive."
     if alive:

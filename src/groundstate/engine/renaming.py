@@ -179,12 +179,14 @@ def _take_over(tx: Transaction, old: tuple[str, str], new: tuple[str, str], key_
 
 def _nobody_works(person: Person, connection: Connection, *apps: str) -> None:
     """A running worker says the old name, and would not know its own attempts any more."""
-    statement = select(worker.c.life, worker.c.host, worker.c.pid).where(worker.c.app.in_(apps), worker.c.ended_at.is_(None))
+    columns = (worker.c.life, worker.c.host, worker.c.pid, worker.c.server)
+    statement = select(*columns).where(worker.c.app.in_(apps), worker.c.ended_at.is_(None))
     rows = list(connection.execute(statement))
     if len(lives_among(row.life for row in rows)) < len(rows):
         raise Illegible("a row of groundstate_worker has no number that a life can have")
     alive = living.alive_of(person.life.lives, [row.life for row in rows])
-    running = [f"pid {row.pid} on {row.host}" for row in rows if alive.get(row.life) is not False]
+    seen = [living.LifeSeen(row.life, alive.get(row.life), row.host, row.pid, server=row.server) for row in rows]
+    running = [f"pid {one.pid} on {one.host}" for one in living.may_return(person.database, connection, seen) if one.alive is not False]
     if running:
         where = ", ".join(running)
         raise Conflict(f"a worker of the app runs ({where}): stop it, rename, and start the code that says the new name")

@@ -30,10 +30,10 @@ def most_at_once(place: Place) -> int | None:
 
 @dataclass
 class Slots:
-    """Of one worker, for its transactions' thread. A new life has none: the old ones died with its lock."""
+    """Of one worker, for its transactions' thread. A life that took its lock anew has none: they died with the lock before."""
 
     shift: Shift
-    _life: int = 0
+    _life: tuple[int, int] = (0, 0)
     _held: dict[Place, set[int]] = field(default_factory=dict)
     _idle_since: dict[Place, float] = field(default_factory=dict)
     _again_at: dict[Place, float] = field(default_factory=dict)
@@ -78,6 +78,15 @@ class Slots:
             else:
                 self._again_at.pop(place, None)
 
+    def take_again(self, used: Mapping[Place, int], now: float) -> None:
+        """After the lock of the life was lost, and the slots with it: those of calls that are still in the air, as far as they are free."""
+        if self._died:
+            self.take({place: count for place, count in used.items() if most_at_once(place) is not None}, now)
+
+    @property
+    def _died(self) -> bool:
+        return self._life != self.shift.life.holder
+
     def give_back(self, used: Callable[[Place], int], now: float) -> None:
         """What was not used for a while."""
         self._forget_old_life()
@@ -112,6 +121,6 @@ class Slots:
         return [number for number in (*numbered[first:], *numbered[:first]) if number not in ours]
 
     def _forget_old_life(self) -> None:
-        if self._life != self.shift.life.id:
-            self._life = self.shift.life.id
+        if self._died:
+            self._life = self.shift.life.holder
             self._held, self._idle_since, self._again_at, self._refused = {}, {}, {}, {}

@@ -35,6 +35,7 @@ class Succession:
     def __init__(self, make: Callable[[], Life], *, after_restore: bool) -> None:
         self._make = make
         self._went_back: str | None = None  # why calls of a lost time are still to be put in doubt
+        self._resumed: Life | None = None  # a life that has its lock again, while it is looked back
         self.after_restore = after_restore
         self.next_check = 0.0
 
@@ -44,6 +45,7 @@ class Succession:
         if old is not None:
             fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
             fresh.past = {*old.past, old.id}
+            fresh.met = old.met
         return fresh
 
     def begin(self, shift: Shift) -> None:
@@ -82,12 +84,13 @@ class Succession:
             return
         if shift.life.sound:
             log.error(
-                "the lock of this life is lost: no call goes out until a new life has begun",
+                "the lock of this life is lost: no call goes out until it is taken again, or a new life has begun",
                 extra={"event": "lock_lost", "life": f"{shift.life.id:x}"},
             )
         old, old.sound = shift.life, False
-        with contextlib.suppress(Exception):
-            old.lives.release()
+        if self._goes_on(old):
+            self._resume(shift)
+            return
         self._went_back = self._went_back or restore.forgotten(old)
         fresh = self.next_life(old)
         fresh.begin()
@@ -99,6 +102,31 @@ class Succession:
             fresh.sound = False  # no call goes out before it is known that the database did not go back
             raise
         self._say_begun(shift)
+        take_over(shift)
+
+    def _goes_on(self, life: Life) -> bool:
+        """Whether the life that lost its lock has it again, on a server that was started anew, or on another one."""
+        if self._resumed is life and life.lives.held():
+            return True  # looking back was cut short
+        self._resumed = None
+        with contextlib.suppress(Exception):
+            life.lives.release()
+        if self._went_back is None and life.resume():
+            self._resumed = life
+        return self._resumed is not None
+
+    def _resume(self, shift: Shift) -> None:
+        """The same life goes on: what it has in the air is its own. Not before it is known that the database did not go back."""
+        life = shift.life
+        self._look_back(shift)
+        self._resumed, life.sound = None, True
+        shift.left_begun = True  # begins whose commit brought no answer, and which landed
+        store = name_of(shift.database.settings.url)
+        log.info(
+            "%s was started anew, or is another server: this life has its lock again, and goes on with what it began",
+            store,
+            extra={"event": "life_resumed", "life": f"{life.id:x}", "store": store},
+        )
         take_over(shift)
 
     def _say_begun(self, shift: Shift) -> None:

@@ -49,6 +49,7 @@ class Traffic:
         self._inbox: deque[Word] = deque()
         self._words: list[Word] = []  # in hand, not yet concluded
         self._tried: set[int] = set()  # calls of words whose commit was begun and whose outcome is unknown
+        self._unanswered: dict[int, None] = {}  # calls whose begin's COMMIT brought no answer (yet): no such call went out
         self._flying: dict[tuple[int, bool], Flight] = {}
         self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key: a call that was given up may bring the same
         self._locked_s = LOCKED_S
@@ -117,6 +118,7 @@ class Traffic:
                 self._tried |= {word.flight.call for word in done}
                 self.limits.open(tx, self._freed_by(done))
                 begun = self._departures.begin_all(tx, shift.in_turn(wanting), clock)
+                self._unanswered.update((flight.call, None) for flight in begun.flights if not flight.is_find)
         except conclude.SomeHandlerFailed:
             self._conclude_apart(words)
         except LaneTrouble as error:
@@ -138,6 +140,8 @@ class Traffic:
             self._send(begun)
             shift.stay_out(time.monotonic() - started)
         finally:
+            for call in list(self._unanswered)[:-UNANSWERED_MOST]:
+                del self._unanswered[call]
             self.limits.close()
             told(came)
 
@@ -289,6 +293,7 @@ class Traffic:
         if begun.new_calls:
             self._shift.life.counted()
         for flight in begun.flights:
+            self._unanswered.pop(flight.call, None)
             self._flying[(flight.call, flight.is_find)] = flight
             self.limits.sent(flight)
         self._shift.tally.sent(begun.flights)
@@ -312,7 +317,7 @@ class Traffic:
         unknown = [one for one in begun if one.call not in known]
         if unknown:
             with life.transaction() as tx:
-                no_call.unknown_begins(tx, unknown)
+                no_call.unknown_begins(tx, unknown, self._unanswered)
             self._shift.look_for_due()
 
     def end_overtaken(self) -> None:
@@ -347,6 +352,7 @@ class Traffic:
 
 
 SAID_MOST = 1000
+UNANSWERED_MOST = 10_000  # an older one that landed after all is taken for a doubt
 LINGER_S = 0.001
 LINGER_SHARE = 4  # a turn is worth it once a quarter of those in the air came back
 LOCKED_S = 0.02  # an outcome whose record somebody has locked is tried again after so long, and then after twice as long

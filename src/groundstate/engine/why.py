@@ -86,7 +86,7 @@ class _Looked:
     database: Database
     connection: Connection
     questions: Mapping[str, Question]
-    alive: Mapping[int, bool | None]
+    alive: living.WhoLives
     lives: bool | None
     known: Mapping[str, registry.Known]
     standing: Sequence[Attempt]
@@ -118,7 +118,7 @@ def why(app: str, database: Database, questions: Sequence[Question], lives: Live
             database,
             connection,
             by_name,
-            {one.life: one.alive for one in seen},
+            living.WhoLives(seen),
             _any_alive(seen),
             registry.known(connection, app),
             mine,
@@ -150,7 +150,7 @@ def why_schedule(app: str, database: Database, spec: ScheduleSpec, lives: Lives,
     """
     with database.reading() as connection:
         now = connection.execute(select(database.now())).scalar_one()
-        alive = {one.life: one.alive for one in living.lives_of(database, connection, lives)}
+        alive = living.WhoLives(living.lives_of(database, connection, lives))
         statement = attempts.rows(table.c.app == app, table.c.reaction == spec.name).order_by(table.c.occurrence).limit(TICKS_MOST)
         if tick is not None:
             statement = statement.where(table.c.occurrence == keys.tick_text(tick))

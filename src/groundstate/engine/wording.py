@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from datetime import datetime
 
@@ -10,6 +11,11 @@ from groundstate.rules.policy import MARGIN
 
 IN_DOUBT, IN_THE_AIR, ALIVE_OR_IN_DOUBT, CARRIED_OUT = "in doubt", "in the air", "alive or in doubt", "being carried out"
 INTERRUPTED = "interrupted, nothing was called"
+
+
+def known_in(seconds: float) -> str:
+    """Why it is not known yet whether a worker lives whose lock the server freed by its own start, and when it is."""
+    return f"the server was started anew; known in {max(math.ceil(seconds), 1)} s"
 
 
 def on_what(record: str, occurrence: str) -> str:
@@ -30,9 +36,11 @@ def settled_by_a_person(attempt: Attempt) -> str:
     )
 
 
-def standing(attempt: Attempt, *, alive: bool | None, has_call: bool = True) -> str:
-    """What it is. `begun` says nothing by itself: whether its worker's lock is taken does."""
+def standing(attempt: Attempt, *, alive: bool | None, has_call: bool = True, known_in_s: float | None = None) -> str:
+    """What it is. `begun` says nothing by itself: whether its worker's lock is taken does. known_in_s: see `LifeSeen`."""
     match attempt.state:
+        case State.BEGUN if known_in_s is not None and has_call:
+            return f"{ALIVE_OR_IN_DOUBT}: {known_in(known_in_s)}"
         case State.BEGUN:
             return begun(alive=alive, has_call=has_call)
         case State.DOUBT:
@@ -67,19 +75,6 @@ def settling(terms: Terms | None) -> str:
             return f"called again under the same key; once that is too old {'its find is asked' if terms.has_find else 'a person decides'}"
 
 
-def accepted_in_doubt(terms: Terms) -> str:
-    """What becomes of a row that is accepted as a doubt, whose key counts as too old."""
-    match None if terms.policy is None else terms.policy.kind:
-        case "again":
-            return "its policy is again(), so it is called all the same"
-        case "ask":
-            return "its find is asked, and it is called where that says Absent"
-        case "same_key" if terms.has_find:
-            return "its find is asked, since nobody knows how old its key is, and it is called where that says Absent"
-        case _:
-            return "it is held, and a person says what became of it (`groundstate settle`)"
-
-
 def settled_from(attempt: Attempt, terms: Terms | None) -> datetime | None:
     """From when it can be settled; for an `ask` from when Absent is believed. None: as soon as a worker looks."""
     if terms is None or terms.policy is None:
@@ -102,7 +97,7 @@ def tries(attempt: Attempt, terms: Terms | None) -> str:
     return f"{attempt.failures} of {times}" if times is not None else f"{attempt.failures}, no limit"
 
 
-def comes_next(attempt: Attempt, terms: Terms | None, *, alive: bool | None) -> str:
+def comes_next(attempt: Attempt, terms: Terms | None, *, alive: bool | None, known_in_s: float | None = None) -> str:
     """What becomes of it, without times: those stand beside it."""
     match attempt.state:
         case State.HELD if attempt.outcome is not None:
@@ -115,6 +110,8 @@ def comes_next(attempt: Attempt, terms: Terms | None, *, alive: bool | None) -> 
             return "nothing: this code does not declare its reaction"
         case State.FAILED:
             return "tried again"
+        case State.BEGUN if known_in_s is not None and terms is not None and terms.policy is not None:
+            return f"its worker concludes it, if it lives; else {settling(terms)}"
         case State.BEGUN if alive and terms is not None and terms.policy is not None:
             return "its worker concludes it when the call returns"
         case State.BEGUN if terms is not None and terms.policy is None:

@@ -235,12 +235,31 @@ KILLED = "its worker ended while this record alone was carried out"
 
 
 def did_not_go_out(attempt: Attempt, now: datetime) -> Keep | Delete:
-    """Its worker lives and knows that the call did not go out, or has no such call in memory (a COMMIT that landed after all)."""
+    """Its worker lives and knows that the call did not go out: also where the begin's COMMIT brought no answer, and landed after all."""
     if attempt.unsure:
         return Keep(replace(attempt, state=State.DOUBT, next_at=now))
     if attempt.failures > 0:
         return Keep(replace(attempt, state=State.FAILED, next_at=now))
     return Delete()
+
+
+def not_in_memory(attempt: Attempt, now: datetime) -> Keep | Delete:
+    """Its worker lives, has no such call in memory, and did not try in vain to begin it: it may have been made, and what was written of
+    it since is gone from the database (a failover that lost commits), or somebody put its row back.
+    """
+    if not attempt.unsure and attempt.call_no == 0:
+        return did_not_go_out(attempt, now)
+    return Keep(
+        replace(
+            attempt,
+            state=State.DOUBT,
+            unsure=True,
+            failures=attempt.failures + 1,
+            next_at=now,
+            error="its worker knows nothing of this call, though the database says that it began it",
+            deadline=max(attempt.deadline, now),
+        )
+    )
 
 
 # ---- doubt ---------------------------------------------------------------------------------------------------------------------

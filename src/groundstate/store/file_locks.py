@@ -36,6 +36,7 @@ class ByteLives:
     def __init__(self, database: str) -> None:
         self.path = f"{database}-groundstate-lock"
         self.server: str | None = None  # there is none
+        self.incarnation: str | None = None
         self._file: int | None = None
         self._life: int | None = None
         self._adopted: set[int] = set()
@@ -135,6 +136,7 @@ class FlockLives:
     def __init__(self, database: str) -> None:
         self.path = f"{database}-groundstate-lock"
         self.server: str | None = None  # there is none
+        self.incarnation: str | None = None
         self._files: dict[int, int] = {}
         self._life: int | None = None
         self._pid = os.getpid()

@@ -52,6 +52,18 @@ class Database(Protocol):
         ...
 
     @property
+    def incarnation(self) -> ColumnElement[str | None]:
+        """JSON text that is the same for as long as the server keeps the locks of its sessions: its start, its last crash recovery, its
+        timeline. Two that differ are of times between which all locks were freed at once. NULL on SQLite.
+        """
+        ...
+
+    @property
+    def up_s(self) -> ColumnElement[float | None]:
+        """Seconds since the server was started, or recovered from the crash of a backend, by its own clock. NULL on SQLite."""
+        ...
+
+    @property
     def insert(self) -> Callable[[Table], Any]:
         """The dialect's INSERT, which can say ON CONFLICT."""
         ...
@@ -109,9 +121,11 @@ class Lives(Protocol):
 
     Made for one life at a time. A forked child must not use it (it raises) and must not keep the lock alive.
     server: what `Database.server` says where the lock is; None where there is no server, and before `take`.
+    incarnation: likewise what `Database.incarnation` says there.
     """
 
     server: str | None
+    incarnation: str | None
 
     def take(self, life: int) -> None:
         """Begins a life: takes its lock, and proves that it excludes others (the pooler probe). Raises StoreRefused with the cure."""
@@ -149,9 +163,6 @@ class Witness(Protocol):
 
     def erase(self, life: int) -> None:
         """Forgets a life, before its row in groundstate_worker is deleted."""
-
-    def place(self, life: int) -> str:
-        """Where the witness of this life is, for people."""
 
 
 class HighWater(Protocol):

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, QueuePool, Select, Text, create_engine, event, func, literal_column
+from sqlalchemy import ColumnElement, Connection, Float, QueuePool, Select, Text, create_engine, event, func, literal_column
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import NotSupportedError
 
 from groundstate.store import tables
-from groundstate.store.session_locks import STARTED
+from groundstate.store.session_locks import INCARNATION, STARTED, UP_S
 from groundstate.store.transactions import Manner, begin_with, transaction
 from groundstate.values import keepalive
 from groundstate.values.errors import StoreRefused
@@ -125,6 +125,16 @@ class PostgresDatabase:
     def server(self) -> ColumnElement[str]:
         """When this server was started: another one of the same data, or the same one after its crash, was started at another time."""
         return literal_column(STARTED, type_=Text())
+
+    @property
+    def incarnation(self) -> ColumnElement[str]:
+        """One start, one recovery and one timeline of this server."""
+        return literal_column(INCARNATION, type_=Text())
+
+    @property
+    def up_s(self) -> ColumnElement[float]:
+        """For how long this server takes connections, as far as it says so: a standby that was promoted was started long before."""
+        return literal_column(UP_S, type_=Float())
 
     @contextmanager
     def writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:

@@ -26,6 +26,14 @@ with suppress(ImportError):  # `opening` refuses with the cure before anything h
 _CLIENT = {**keepalive.CLIENT, "connect_timeout": 10, "application_name": "groundstate life", "client_encoding": "utf8"}
 # Another server of the same data, or the same one after its crash, was started at another time.
 STARTED = "extract(epoch from pg_postmaster_start_time())::text"
+# The crash of a backend ends all sessions and frees every lock, and the server's start stays the same: of what changes then, every role may
+# read since when statistics are counted. (Who resets them by hand delays an adoption, no more.)
+_RECOVERED = "(SELECT extract(epoch from stats_reset)::text FROM pg_stat_bgwriter)"
+_TIMELINE = "CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"
+INCARNATION = f"json_build_object('started', {STARTED}, 'recovered', {_RECOVERED}, 'timeline', {_TIMELINE})::text"
+UP_S = """
+    extract(epoch from clock_timestamp() - greatest(pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_bgwriter)))::float8
+"""
 ASK_S = 30.0  # how long a connection that stands is believed to have the lock
 _LOCKS = """
     FROM (SELECT (classid::bigint << 32) | objid::bigint AS life, pid FROM pg_locks
@@ -67,6 +75,7 @@ class SessionLives:
         self._adopted: set[int] = set()
         self._asked_at = 0.0
         self.server: str | None = None
+        self.incarnation: str | None = None
         self._guard = threading.Lock()
         self._pid = os.getpid()
         forsake_in_child(self)
@@ -199,8 +208,8 @@ class SessionLives:
                 connection.execute("SELECT set_config(%s, %s, false)", (name, value))
 
     def _lock(self, connection: psycopg.Connection[Any], life: int) -> None:
-        asked = f"SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s), {STARTED}"  # of ours alone
-        standby, got, self.server = connection.execute(asked, (life,)).fetchone() or (False, False, None)
+        asked = f"SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s), {STARTED}, {INCARNATION}"  # of ours alone
+        standby, got, self.server, self.incarnation = connection.execute(asked, (life,)).fetchone() or (False, False, None, None)
         if standby:
             message = (
                 "this PostgreSQL is a standby, whose locks exclude nobody elsewhere: give the primary's URL (target_session_attrs=primary)"

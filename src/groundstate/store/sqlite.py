@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from sqlalchemy import URL, ColumnElement, Connection, QueuePool, Select, Text, create_engine, event, literal_column
+from sqlalchemy import URL, ColumnElement, Connection, Float, QueuePool, Select, Text, create_engine, event, literal_column
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
@@ -57,6 +57,8 @@ class SqliteDatabase:
     locks_rows = False
     codec = "utf-8"
     server: ColumnElement[str | None] = literal_column("NULL", type_=Text())
+    incarnation: ColumnElement[str | None] = literal_column("NULL", type_=Text())
+    up_s: ColumnElement[float | None] = literal_column("NULL", type_=Float())
 
     insert = staticmethod(insert)
 

@@ -95,6 +95,9 @@ worker = Table(
     Column("began_at", Instant, nullable=False),
     Column("ended_at", Instant),  # written by who adopted it; a clean end deletes the row
     Column("begins", BigInteger, nullable=False),
+    # JSON of the server on which its lock was taken (its start, its last crash recovery, its timeline): on another one a free lock may be
+    # that of a living worker which has not come back yet. NULL: SQLite, or written by older code.
+    Column("server", Text),
 )
 
 rate = Table(

@@ -1,0 +1,361 @@
+"""Workers that live through a start of their server, each under its own number: their calls stay theirs, and nobody is taken for dead.
+
+A start of the server frees every lock at once. Tests that say who is not adopted let nobody adopt for ten minutes: on a busy machine the
+seconds of real life are soon over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+
+from groundstate import hold
+from groundstate.engine import life as lives
+from groundstate.engine.pending import pending
+from groundstate.engine.question import Question
+from groundstate.engine.why import why
+from groundstate.rules.policy import InDoubt
+from groundstate.store import opening
+from groundstate.store.tables import worker as worker_table
+from groundstate.testing.servers import PostgresServer
+from tests.engine.charging import ASK, SAME_KEY, charging
+from tests.engine.kit import Gateway, Life, Order, World, ms, until
+
+LONG = timedelta(minutes=10)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer(max_connections=60, settings={"wal_level": "minimal", "max_wal_senders": "0"}) as made:
+        yield made
+        made.kill()
+
+
+@pytest.fixture
+def world(server: PostgresServer) -> Iterator[World]:
+    made = World(server.create_database())
+    yield made
+    server.start()
+    made.close()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "RECONNECT", LONG)
+    monkeypatch.setattr("groundstate.engine.living.RECONNECT", LONG)
+
+
+def killed(server: PostgresServer) -> None:
+    server.kill()
+    server.start()
+
+
+def stopped_at_once(server: PostgresServer) -> None:
+    server.stop_at_once()
+    server.start()
+
+
+def one_backend_crashes(server: PostgresServer) -> None:
+    """The server ends all sessions and recovers; its start stays the same."""
+    world = World(server.create_database())
+    connection = world.engine.connect()
+    try:
+        os.kill(int(connection.exec_driver_sql("select pg_backend_pid()").scalar_one()), signal.SIGKILL)
+        with pytest.raises(OperationalError):
+            until(lambda: connection.exec_driver_sql("select 1").scalar_one() == 2)
+        connection.close()
+        until(lambda: _answers(world))
+    finally:
+        world.close()
+
+
+def _answers(world: World) -> bool:
+    try:
+        with world.engine.connect() as connection:
+            return bool(connection.exec_driver_sql("select 1").scalar_one() == 1)
+    except OperationalError:
+        return False
+
+
+ANEW = pytest.mark.parametrize("starts_anew", [killed, stopped_at_once, one_backend_crashes])
+
+
+def in_the_air(world: World, policy: InDoubt, orders: int, workers: int, *, done: bool = False) -> tuple[Gateway, list[Life]]:
+    """So many calls of so many workers, half of them (or all) done already; each worker has some. They end when the gate opens."""
+    gateway = charging(world, policy, limit=orders)
+    for number in range(1, orders + 1):
+        gateway.plan(number, "done_hang" if done or number % 2 else "hang")
+    made = [world.worker() for _ in range(workers)]
+    each = orders // workers
+    for number, life in enumerate(made):
+        others = [one for one in made if one is not life]
+        with asleep(*others):
+            world.orders_from(number * each + 1, (number + 1) * each)
+            until(lambda number=number: gateway.waiting == (number + 1) * each)  # type: ignore[misc]
+    return gateway, made
+
+
+@contextmanager
+def asleep(*some: Life) -> Iterator[None]:
+    """Their threads stand still at their next turn, as if their hosts were suspended."""
+    awake, still = threading.Event(), [threading.Event() for _ in some]
+    for life, stands in zip(some, still, strict=True):
+        vars(life.worker)["_turn"] = _standing(life, stands, awake)
+        life.worker._wake.set()
+    assert all(stands.wait(20) for stands in still)
+    try:
+        yield
+    finally:
+        for life in some:
+            del vars(life.worker)["_turn"]
+        awake.set()
+
+
+def _standing(life: Life, stands: threading.Event, awake: threading.Event) -> Callable[[], None]:
+    def turn() -> None:
+        stands.set()
+        awake.wait()
+
+    return turn
+
+
+def came_back(*some: Life, times: int = 2) -> None:
+    until(lambda: all(life.worker.life.taken == times and life.worker.life.sound for life in some))
+
+
+def ids(some: list[Life]) -> list[int]:
+    return [life.worker.life.id for life in some]
+
+
+def ended(world: World) -> list[int]:
+    """Lives that somebody wrote down as ended."""
+    with world.engine.connect() as connection:
+        return list(connection.execute(select(worker_table.c.life).where(worker_table.c.ended_at.is_not(None))).scalars())
+
+
+def events(caplog: pytest.LogCaptureFixture) -> set[Any]:
+    return {vars(one).get("event") for one in caplog.records}
+
+
+@ANEW
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("policy", [SAME_KEY, ASK], ids=["same_key", "ask"])
+def test_no_call_goes_out_twice_and_no_worker_is_taken_for_dead_where_the_server_is_started_anew(
+    server: PostgresServer,
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    starts_anew: Callable[[PostgresServer], None],
+    policy: InDoubt,
+) -> None:
+    caplog.set_level(logging.INFO, "groundstate")
+    gateway, workers = in_the_air(world, policy, 30, 3)
+    before = ids(workers)
+    starts_anew(server)
+    world.engine.dispose()
+    came_back(*workers)
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 30)
+    for life in workers:
+        life.quiet()
+    assert [gateway.called(number) for number in range(1, 31)] == [1] * 30
+    assert [gateway.done(number) for number in range(1, 31)] == [1] * 30
+    assert gateway.asked == [], "nothing was in doubt"
+    assert ids(workers) == before, "each goes on as who it was"
+    assert ended(world) == []
+    assert world.attempts() == []
+    assert "life_resumed" in events(caplog)
+    assert not events(caplog) & {"adopted", "careful_mode", "call_in_doubt", "went_back"}
+
+
+@ANEW
+@pytest.mark.usefixtures("patient")
+def test_a_worker_that_comes_back_later_than_others_still_has_its_calls(
+    server: PostgresServer, world: World, starts_anew: Callable[[PostgresServer], None]
+) -> None:
+    gateway, (early, late) = in_the_air(world, SAME_KEY, 10, 2)
+    first = late.worker.life.id
+    with asleep(late):
+        starts_anew(server)
+        world.engine.dispose()
+        came_back(early)
+        for _ in range(3):
+            early.sweep()
+        assert [one.state.value for one in world.attempts()] == ["begun"] * 10
+        assert [one.worker for one in world.attempts()].count(first) == 5
+        assert ended(world) == []
+    came_back(late)
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 10)
+    assert late.worker.life.id == first
+    assert [gateway.called(number) for number in range(1, 11)] == [1] * 10
+
+
+@ANEW
+def test_who_does_not_come_back_is_adopted_after_some_seconds_and_is_another_life_when_it_does(
+    server: PostgresServer, world: World, monkeypatch: pytest.MonkeyPatch, starts_anew: Callable[[PostgresServer], None]
+) -> None:
+    monkeypatch.setattr(lives, "RECONNECT", ms(300))
+    gateway, (early, late) = in_the_air(world, ASK, 10, 2)
+    first = late.worker.life.id
+    with asleep(late):
+        starts_anew(server)
+        world.engine.dispose()
+        until(lambda: first in ended(world) or first not in [one.worker for one in world.attempts()])
+    until(lambda: late.worker.life.id != first and late.worker.life.sound)
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 10)
+    assert [gateway.done(number) for number in range(1, 11)] == [1] * 10
+    assert early.worker.life.sound
+
+
+def test_a_worker_that_died_with_its_server_is_adopted_by_the_next_start(
+    server: PostgresServer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lives, "RECONNECT", ms(300))
+    gateway, (dead,) = in_the_air(world, ASK, 4, 1, done=True)
+    dead.kill()
+    killed(server)
+    world.engine.dispose()
+    world.worker()
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 4)
+    assert [gateway.done(number) for number in range(1, 5)] == [1] * 4
+
+
+@pytest.mark.usefixtures("patient")
+def test_on_the_same_server_a_free_lock_is_a_death_at_once(world: World) -> None:
+    gateway, (dead,) = in_the_air(world, ASK, 2, 1, done=True)
+    dead.kill()
+    world.worker()
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 2)
+    assert gateway.done(1) == gateway.done(2) == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_life_of_older_code_which_did_not_say_its_server_is_adopted_at_once(server: PostgresServer, world: World) -> None:
+    gateway, (dead,) = in_the_air(world, ASK, 2, 1, done=True)
+    world.run("update groundstate_worker set server = null")
+    dead.kill()
+    killed(server)
+    world.engine.dispose()
+    world.worker()
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 2)
+    assert gateway.done(1) == gateway.done(2) == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_connection_that_is_lost_alone_begins_another_life_as_the_lock_was_free_for_all(world: World) -> None:
+    charging(world, ASK)
+    life = world.worker()
+    first = life.worker.life.id
+    world.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'groundstate life'")
+    until(lambda: life.worker.life.id != first and life.worker.life.sound)
+    world.orders(1)
+    until(lambda: world.order().status == "paid")
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_begin_whose_commit_landed_without_an_answer_is_known_for_not_sent_after_the_restart(
+    server: PostgresServer, world: World
+) -> None:
+    gateway = charging(world, hold())
+    life = world.worker()
+    life.sweep_no_more()
+    restarted = threading.Event()
+    real = life.worker._succession.check
+
+    def check(shift: Any) -> None:
+        if life.lost:
+            restarted.wait()
+        real(shift)
+
+    vars(life.worker._succession)["check"] = check
+    life.lose_word_of = "insert into groundstate_attempt"
+    world.orders(3)
+    until(lambda: life.lost == 1)
+    killed(server)
+    world.engine.dispose()
+    restarted.set()
+    until(lambda: world.count(Order.status == "paid") == 3)
+    assert life.worker.life.taken == 2
+    assert [gateway.called(number) for number in (1, 2, 3)] == [1, 1, 1]
+    assert world.attempts() == []
+
+
+@pytest.mark.usefixtures("patient")
+def test_calls_in_the_air_take_their_slots_again(server: PostgresServer, world: World) -> None:
+    gateway = charging(world, SAME_KEY, limit=2)
+    for number in range(1, 9):
+        gateway.plan(number, "hang")
+    first, second = world.worker(), world.worker()
+    with asleep(second):
+        world.orders(8)
+        until(lambda: gateway.waiting == 2)
+        killed(server)
+        world.engine.dispose()
+        came_back(first)
+        first.turn()
+    came_back(second)
+    second.sweep()
+    second.turn()
+    assert gateway.waiting == 2
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 8)
+    assert [gateway.called(number) for number in range(1, 9)] == [1] * 8
+
+
+@pytest.mark.usefixtures("patient")
+def test_calls_of_a_worker_that_may_come_back_are_listed_all_the_while(server: PostgresServer, world: World) -> None:
+    _, (life,) = in_the_air(world, ASK, 2, 1)
+    with asleep(life):
+        killed(server)
+        world.engine.dispose()
+        database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+        database.connect()
+        questions = [Question(spec, database) for spec in world.app.reactions.values()]
+        try:
+            report = pending("shop", database, questions, make_lives())
+            told = why("shop", database, questions, make_lives(), "orders", "1")
+        finally:
+            database.close()
+    assert report.counts["alive or in doubt"] == 2
+    assert report.left
+    assert [one.standing.split("; known in ")[0] for one in report.in_doubt] == ["alive or in doubt: the server was started anew"] * 2
+    assert (
+        report.in_doubt[0].next
+        == "its worker concludes it, if it lives; else by its find; Absent is believed when it is asked after the time given"
+    )
+    assert report.lives[0].alive is None
+    assert "the server was started anew; known in" in report.in_flight
+    assert "the server was started anew; known in" in report.last_end
+    assert told.answers[0].attempts[0].standing.startswith("alive or in doubt: the server was started anew; known in")
+
+
+def test_they_are_told_as_in_doubt_once_no_worker_can_come_back(
+    server: PostgresServer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, (dead,) = in_the_air(world, ASK, 2, 1, done=True)
+    dead.kill()
+    killed(server)
+    world.engine.dispose()
+    monkeypatch.setattr("groundstate.engine.living.RECONNECT", ms(0))
+    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    database.connect()
+    try:
+        report = pending("shop", database, [Question(spec, database) for spec in world.app.reactions.values()], make_lives())
+    finally:
+        database.close()
+    assert report.counts["in doubt"] == 2
+    assert report.lives[0].alive is False
