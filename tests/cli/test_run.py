@@ -196,6 +196,24 @@ def test_accept_starts_them(sqlite_shop: Shop) -> None:
         assert process.wait(WITHIN_S) == 0
 
 
+def test_accept_leaves_out_what_would_call_and_accept_as_says_what_is_known_of_it(sqlite_shop: Shop) -> None:
+    sqlite_shop.sql("DELETE FROM groundstate_reaction WHERE name IN ('packed', 'paid')")
+    sqlite_shop.order("paid")
+    sqlite_shop.order("placed")
+    with worker(sqlite_shop, "--accept") as process:
+        until(lambda: statuses(sqlite_shop) == ["packed", "placed"] and "paid is not started" in said("err.txt"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+    with worker(sqlite_shop, "--accept-as", "call") as process:
+        until(lambda: statuses(sqlite_shop) == ["packed", "packed"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 0
+
+
+def test_accept_as_takes_two_words(sqlite_shop: Shop) -> None:
+    assert sqlite_shop.run("run", "--accept-as", "perhaps").code == 2
+
+
 def test_hazard_46_after_restore_puts_what_matches_in_doubt(sqlite_shop: Shop) -> None:
     sqlite_shop.order("placed")
     with worker(sqlite_shop, "--after-restore") as process:

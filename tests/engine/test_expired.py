@@ -497,6 +497,22 @@ def test_hazard_46_while_suspect_a_failed_attempt_expires_though_its_next_try_is
     assert (gateway.called(1), timed.attempts()) == (1, [])
 
 
+def test_what_is_accepted_as_a_doubt_is_one_first_where_it_is_too_late_as_well(timed: World) -> None:
+    gateway = charged(timed, ASK)
+    reaction = timed.app.reactions.pop("charged")
+    timed.add(Bill(id=1, due_at=PAST))
+    timed.app.reactions["charged"] = reaction
+    gateway.ledger.append((1, "as another system called it"))
+    timed.app.init(accept=["charged=doubt"])
+    assert timed.attempt().unsure
+    life = timed.worker()
+    assert (bill(timed).status, gateway.expired) == ("open", [])
+    timed.forward(60)
+    until(lambda: bill(timed).status == "expired")
+    life.quiet()
+    assert gateway.calls == []
+
+
 def test_hazard_46_what_was_too_late_already_is_a_doubt_first(timed: World) -> None:
     gateway = charged(timed, hold())
     timed.add(Bill(id=1, due_at=PAST))

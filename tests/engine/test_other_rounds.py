@@ -5,6 +5,7 @@ The occurrence is a part of the call's key: once it moves, what was called under
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from groundstate.engine import pending, persons, why
 from groundstate.engine.question import Question
 from groundstate.rules.attempt import State
 from groundstate.store import opening
+from groundstate.values.errors import StateRefused
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import Gateway, Life, Order, World, ms, until
 from tests.engine.test_persons import HOUR, acting, stored
@@ -198,6 +200,68 @@ def test_a_person_who_says_absent_lets_the_next_round_go_on(world: World) -> Non
         assert persons.settle_absent(person, "paid", "1").became == "deleted"
     until(lambda: world.order().status == "paid")
     assert gateway.called(1) == 2
+
+
+# ---- the same record by other ways -----------------------------------------------------------------------------------------------
+def test_a_record_that_is_deleted_and_inserted_anew_in_another_round_waits_for_the_held_call_of_the_first(world: World) -> None:
+    gateway, life = moved_while_in_the_air(world)
+    world.run("delete from orders")
+    world.add(Order(id=1, round=3))
+    life.sweep()
+    life.quiet()
+    assert (gateway.called(1), [one.occurrence for one in world.attempts()]) == (1, ["1"])
+
+
+def test_a_record_whose_outcome_is_held_gets_no_other_primary_key(world: World) -> None:
+    gateway, life = moved_while_in_the_air(world)
+    with world.session() as session, session.begin():
+        order = session.get_one(Order, 1)
+        order.id = 2
+        with pytest.raises(StateRefused, match="orders 1 cannot be given another primary key now: paid is held on it"):
+            session.flush()
+        session.rollback()
+    life.sweep()
+    life.quiet()
+    assert gateway.calls == [(1, gateway.calls[0][1])]
+
+
+def test_each_record_of_one_call_for_many_keeps_its_own_next_round(world: World) -> None:
+    gateway = world.gateway()
+
+    @Outside("bank").call_many(in_doubt=hold(), size=10)
+    async def charge(orders: Sequence[Order]) -> Sequence[str]:
+        return [await gateway.act(order.id) for order in orders]
+
+    @world.app.on(Order, Order.status == "placed", call=charge, occurrence=[Order.round], name="paid")
+    def paid(order: Order, outcome: str) -> None:
+        order.status, order.receipt = "paid", outcome
+
+    gateway.plan(2, "done_hang")
+    world.orders(3)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    world.set(2, round=2)
+    gateway.gate.set()
+    until(lambda: world.states() == ["held"] and world.count(Order.status == "paid") == 2)
+    life.sweep()
+    life.quiet()
+    assert (world.attempt().record, sorted(record for record, _ in gateway.ledger)) == ("2", [1, 2, 3])
+
+
+def test_an_outcome_that_comes_when_its_attempt_is_gone_is_held_and_keeps_the_next_round(world: World) -> None:
+    gateway = charging(world, ASK, occurrence=[Order.round])
+    gateway.plan(1, "done_hang")
+    world.orders(1, round=1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    world.set(1, status="elsewhere", round=2)
+    world.run("delete from groundstate_attempt")
+    gateway.gate.set()
+    until(lambda: world.states() == ["held"])
+    world.set(1, status="placed")
+    life.sweep()
+    life.quiet()
+    assert (gateway.called(1), world.attempt().occurrence) == (1, "1")
 
 
 # ---- gave_up and expired ---------------------------------------------------------------------------------------------------------

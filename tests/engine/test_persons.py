@@ -758,6 +758,21 @@ def test_a_removed_reaction_can_be_settled_and_forgotten_but_not_retried(world: 
     assert world.attempts() == []
 
 
+def test_what_was_forgotten_of_a_removed_reaction_is_asked_for_before_code_that_declares_it_again_calls_it(world: World) -> None:
+    """Its condition may hold: nobody could see that without its code, and its call may have been made."""
+    gateway = charging(world, ASK)
+    world.orders(1)
+    stored(world, record="1", unsure=True)
+    world.forward(HOUR)
+    with acting(world, without="paid") as person:
+        did = persons.forget(person, "paid", "1")
+    assert "asks a person first" in did.words
+    life = world.worker()  # the code is put back
+    until(lambda: [(one.name, one.calls) for one in life.worker.refused] == [("paid", 1)])
+    life.quiet()
+    assert gateway.calls == []
+
+
 def test_a_call_of_a_removed_reaction_that_may_be_in_the_air_is_left_to_a_worker(world: World) -> None:
     charging(world, hold())
     world.orders(1)
@@ -930,7 +945,7 @@ def test_a_new_name_that_was_accepted_already_takes_the_key_name_of_the_old(worl
     world.orders(1)
     stored(world)
     formerly(world)
-    world.app.init(accept=True)
+    world.app.init(accept="call")
     with acting(world) as person:
         renaming.rename(person, "charged", "paid")
     with world.engine.connect() as connection:

@@ -88,7 +88,7 @@ class App(Running):
         record: type[R],
         *clauses: Clause,
         due: Due | Column | None = None,
-        occurrence: Sequence[Column] = (),
+        occurrence: Sequence[Column] | None = None,
         in_order: InOrder | None = None,
         fact: Column | None = None,
         retry: Retry | None = None,
@@ -101,7 +101,7 @@ class App(Running):
         *clauses: Clause,
         call: Call[R, O],
         due: Due | Column | None = None,
-        occurrence: Sequence[Column] = (),
+        occurrence: Sequence[Column] | None = None,
         in_order: InOrder | None = None,
         per: Column | None = None,
         fact: Column | None = None,
@@ -116,7 +116,7 @@ class App(Running):
         call: Call[A, O],
         sends: Callable[Concatenate[R, Q], A],
         due: Due | Column | None = None,
-        occurrence: Sequence[Column] = (),
+        occurrence: Sequence[Column] | None = None,
         in_order: InOrder | None = None,
         per: Column | None = None,
         fact: Column | None = None,
@@ -133,7 +133,8 @@ class App(Running):
                 call: made before the handler, which is given its outcome.
                 sends: makes the call's argument from the record, inside the begin transaction; what it raises was surely not done.
                 due: from when on the condition holds, by the database's clock: a column, or `after(column, timedelta)`.
-                occurrence: columns that tell one round of this event from the next; the due column where nothing is said.
+                occurrence: columns that tell one round of this event from the next; the due column where nothing is said. To be said
+                    where `due` is a column, a call is made and the handler does not write that column; `()`: there is one round for ever.
                 in_order: one at a time for equal values of a column, and in which order: `InOrder(by, order)`.
                 per: the column that tells the part of the outside that this record talks to, such as its tenant: `limit_per`, `rate_per`
                     and the pause of an endpoint that fails are for each of its values. NULL: no part of it.

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import InstrumentedAttribute, Mapper
 
-from groundstate.app import children, condition, lines, outcome, signature, source
+from groundstate.app import children, condition, lines, outcome, signature, source, writes
 from groundstate.app import due as timing
 from groundstate.app.outside import Call
 from groundstate.app.reaction import IN_TRANSACTION, read_handler
 from groundstate.app.store import Store
 from groundstate.rules import overtaken, suspicion
+from groundstate.rules.due import Due, DueSpec
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
 from groundstate.rules.reaction import CallSpec, Function, ReactionSpec
@@ -32,7 +33,7 @@ class Given:
     call: Call[Any, Any] | None = None
     sends: Any = None
     due: Any = None
-    occurrence: Sequence[Any] = ()
+    occurrence: Sequence[Any] | None = None  # None: not said
     in_order: Any = None
     per: Any = None
     fact: Any = None
@@ -80,11 +81,9 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
     if not clauses and given.due is None:
         raise DeclarationError(f"{what} has no clause, so that it would be carried out for ever: say when, as in Order.status == 'placed'")
     due = timing.due_of(what, mapper, given.due)
-    occurrence = condition.occurrence_of(what, mapper, given.occurrence)
-    if due is not None and not occurrence:
-        occurrence = timing.occurrence_of(what, mapper, due)
     call = _call_spec(what, given)
     read = _handler(what, mapper, call, handler)
+    occurrence = _occurrence(what, mapper, given, due, read)
     spec = ReactionSpec(
         app=app,
         name=name,
@@ -109,6 +108,26 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
         outcome.check_covers(spec.outcome_type, call.outcome_type, what)
     _warn(spec)
     return spec
+
+
+def _occurrence(
+    what: str, mapper: Mapper[Any], given: Given, due: DueSpec | None, read: signature.Signature
+) -> tuple[InstrumentedAttribute[Any], ...]:
+    """The columns that tell one round from the next. Raises DeclarationError where the due column would, and must not without a word."""
+    if given.occurrence is not None:
+        return condition.occurrence_of(what, mapper, given.occurrence)
+    if due is None:
+        return ()
+    if given.call is not None and not isinstance(given.due, Due) and due.attribute is not None:
+        name, shown = due.attribute.key, f"{mapper.class_.__name__}.{due.attribute.key}"
+        if not writes.writes(read.function.call, name, mapper.class_):
+            raise DeclarationError(
+                f"{what}: due={shown} tells one round from the next, and nothing in its handler {read.function.name} is seen to write that"
+                f" column: whoever moves it makes another round, and another call under another key. Say what is meant: occurrence=() where"
+                f" a record is called for once, whatever its due time; occurrence=[{shown}] where each new time is a new call; or the"
+                f" columns by which you tell one round from the next"
+            )
+    return timing.occurrence_of(what, mapper, due)
 
 
 def _call_spec(what: str, given: Given) -> CallSpec | None:

@@ -15,18 +15,17 @@ from functools import partial
 from sqlalchemy import MetaData
 from sqlalchemy.sql.elements import SQLCoreOperations
 
-from groundstate.app import waiting
+from groundstate.app import founding, waiting
 from groundstate.app.crew import Crew, Post
 from groundstate.app.store import Store
 from groundstate.app.telling import Chosen, Messengers
-from groundstate.engine import inside_call, marks, registry, restore, schema, transaction
-from groundstate.engine.life import Life
+from groundstate.engine import inside_call, registry, transaction
 from groundstate.engine.part import Part, names_by_place
-from groundstate.engine.question import Question
 from groundstate.engine.succession import WHILE_IT_CAME_UP
 from groundstate.engine.vitals import Vitals
 from groundstate.engine.watching import Watch
 from groundstate.engine.worker import Ended, Options, Worker
+from groundstate.rules.acceptance import Accept, acceptance
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import opening
@@ -72,7 +71,7 @@ class Running:
     def start(
         self,
         *,
-        accept: bool = False,
+        accept: Accept = False,
         after_restore: bool = False,
         held: bool = False,
         hints_only: bool = False,
@@ -83,11 +82,12 @@ class Running:
 
         Of several databases one that cannot be reached keeps no other from its work: it is tried again until it can be, see `down`.
 
-        accept: starts new and changed reactions too, whatever rows they match (else they are left out, and `refused` names them).
-        after_restore: a backup was put back: calls of the lost time are in doubt. held: comes up, and waits for `go`. hints_only: carries
-        nothing out, but tells the workers elsewhere what this process commits, and `until` hears of what they do. trust_transport: a
-        transport that does not let it be seen whether it persists is used all the same. leave_undeclared: open attempts of reactions that
-        this code does not declare, which else refuse the start, stay as they are: for a rollback.
+        accept: starts new and changed reactions too (else they are left out, and `refused` names them): which, as for `init`. One that
+        would make calls for rows that are there is left out where nothing was said of those. after_restore: a backup was put back: calls of
+        the lost time are in doubt. held: comes up, and waits for `go`. hints_only: carries nothing out, but tells the workers
+        elsewhere what this process commits, and `until` hears of what they do. trust_transport: a transport that does not let it be seen
+        whether it persists is used all the same. leave_undeclared: open attempts of reactions that this code does not declare, which else
+        refuse the start, stay as they are: for a rollback.
 
         Raises:
             Stopped: it runs already, or another thread stopped it meanwhile.
@@ -227,7 +227,7 @@ class Running:
     async def running(
         self,
         *,
-        accept: bool = False,
+        accept: Accept = False,
         hints_only: bool = False,
         trust_transport: bool = False,
         leave_undeclared: bool = False,
@@ -299,66 +299,47 @@ class Running:
         return await waiting.until(asked, self._messengers, timeout_s)
 
     # ---- setting up --------------------------------------------------------------------------------------------------------------
-    def init(
+    def init(  # what a person may say of it
         self,
         *,
         tables: bool = False,
-        accept: Sequence[str] | bool = (),
+        accept: Accept = (),
         baseline: Sequence[str] = (),
+        after_restore: bool = False,
+        new_database: bool = False,
         progress: Callable[[str, int], None] | None = None,
     ) -> list[str]:
         """Creates our four tables where they are missing; returns what was created, of several databases each with its name. Idempotent.
 
-        tables: the user's own tables too, where missing (for a first try; migrations later). accept: reactions (True: all) to start on
-        the rows that are there; baseline: reactions that leave the rows that match now, and start with new ones, and schedules that start
-        with now. progress: is told each reaction of `baseline` and how many of its rows are held so far.
+        Args:
+            tables: the user's own tables too, where missing (for a first try; migrations later).
+            accept: reactions to start on the rows that are there: their names, or True for all. Where one of them makes a call, and would
+                make it for such rows, it must be said what is known of those: 'NAME=call' (surely never called) or 'NAME=doubt' (each is
+                put in doubt, and settled by its policy); 'call' or 'doubt' alone for all; or a mapping of names to these.
+            baseline: reactions that leave the rows that match now, and start with new ones, and schedules that start with now.
+            after_restore: our tables vanished, or a backup was put back: each row that would be called is in doubt, and what is taken from
+                now on is so as well until `trust`.
+            new_database: this is a new database, and witnesses of begun calls that are there are another one's: they are erased, and told
+                of in the log.
+            progress: is told each reaction of `baseline`, or accepted as a doubt, and how many of its rows were written down so far.
+
+        Raises:
+            StoreRefused: our tables vanished, and neither `after_restore` nor `new_database` was said.
+            StateRefused: reactions were accepted that would make calls for rows that are there, and nothing was said of those.
+            DeclarationError: no such reaction, or not such a word for one.
         """
         self.check_declarations()
-        for name in (*(accept if not isinstance(accept, bool) else ()), *baseline):
-            if name not in self.reactions and name not in self.schedules:
-                known = ", ".join(sorted({**self.reactions, **self.schedules}))
-                raise DeclarationError(f"App({self.name!r}) has no reaction {name!r}, and no schedule of that name: there are {known}")
-        created: list[str] = []
-        for store in self.parts:
-            opened = opening.open_store(store.settings())
-            database, make_lives, witness = opened
-            database.connect()
-            try:
-                new = schema.create(database, *(store.metadatas if tables else ()))
-                created += new if len(self.parts) == 1 else [f"{store.label}: {name}" for name in new]
-                if "groundstate_worker" in new and witness:
-                    for gone in witness.read():
-                        witness.erase(gone)  # of a database that was here before this one
-                database.connect()
-                schema.check(database)
-                life = Life(self.name, database, make_lives(), None)
-                if restore.remembered(life) is None:
-                    restore.remember(life)
-                self._settle_newcomers(life, store, accept, baseline, progress)
-            finally:
-                database.close()
-        return created
-
-    def _settle_newcomers(
-        self,
-        life: Life,
-        store: Store,
-        accept: Sequence[str] | bool,
-        baseline: Sequence[str],
-        progress: Callable[[str, int], None] | None,
-    ) -> None:
-        questions = [Question(spec, life.database) for spec in self.reactions_of(store)]
-        accepted = {name for name in self.reactions if accept is True or (not isinstance(accept, bool) and name in accept)}
-        for question in questions:
-            if question.spec.name in baseline:
-                registry.baseline(life, question, tell=None if progress is None else partial(progress, question.spec.name))
-                accepted.add(question.spec.name)
-        registry.write(life, [question for question in questions if question.spec.name in accepted])
-        marks.baseline(life, [spec for spec in self.schedules_of(store) if spec.name in baseline])
-        life.database.connect()
-        with life.database.reading() as connection:
-            silent, _loud = registry.newcomers(connection, questions, registry.known(connection, self.name))
-        registry.write(life, silent)
+        if after_restore and new_database:
+            raise DeclarationError("after_restore and new_database contradict each other: say one")
+        known = {**self.reactions, **self.schedules}
+        said = acceptance(accept, known)
+        for name in (*said.named, *baseline):
+            if name not in known:
+                raise DeclarationError(
+                    f"App({self.name!r}) has no reaction {name!r}, and no schedule of that name: there are {', '.join(sorted(known))}"
+                )
+        places = [founding.Place(store, self.reactions_of(store), self.schedules_of(store)) for store in self.parts]
+        return founding.found(self.name, places, founding.Wishes(tables, said, baseline, after_restore, new_database, progress))
 
     @property
     def parts(self) -> tuple[Store, ...]:

@@ -186,7 +186,10 @@ def refuse_missing(database: Database) -> None:
     """Looking makes no file. Raises NotInitialised."""
     path = database.missing()
     if path is not None:
-        raise NotInitialised(f"there is no database at {path}: run `groundstate init` once, in the folder where the app runs")
+        raise NotInitialised(
+            f"there is no database at {path}: run `groundstate init` once, in the folder where the app runs. Where it was there before, put"
+            " it back, and start with `groundstate run --after-restore`"
+        )
 
 
 def name_of(store: Store) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from groundstate.app.app import App
@@ -13,15 +15,20 @@ from groundstate.cli.common import AppOption, DebugOption, JsonOption, console, 
 from groundstate.engine import registry
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
+from groundstate.rules.acceptance import acceptance
 
-ALL = "all"
 
-
-def init(
+def init(  # noqa: PLR0913  # the options of a command
+    *,
     app: AppOption = None,
     tables: Annotated[bool, typer.Option("--tables", help="Also the app's own tables, where missing; later use migrations.")] = False,
     accept: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Start this reaction on rows that match already; 'all': every one. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=call|=doubt]",
+            help="Start this reaction on rows that match already; 'all': every one. Where it would call for them: NAME=call, surely never"
+            " called; NAME=doubt, perhaps. Repeatable.",
+        ),
     ] = None,
     baseline: Annotated[
         list[str] | None,
@@ -29,17 +36,27 @@ def init(
             metavar="NAME", help="Leave the rows that match now, and start with new ones; a schedule starts with now. Repeatable."
         ),
     ] = None,
+    after_restore: Annotated[
+        bool,
+        typer.Option("--after-restore", help="Our tables were dropped, or a backup was put back: what would be called is in doubt."),
+    ] = False,
+    new_database: Annotated[
+        bool, typer.Option("--new-database", help="A new database: witnesses of begun calls that are there are another one's; erase them.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
 ) -> None:
     """Create groundstate's four tables where they are missing. May be run again at any time."""
     found = find_app(app)
-    names = accept or []
-    accepted: list[str] | bool = True if ALL in names else names
-    created, held = _init(found, accepted, baseline or [], tables=tables, quiet=as_json)
+    said = acceptance(accept or [], {**found.reactions, **found.schedules})
+    accepted = sorted(found.reactions) if said.all else list(said.named)
+    setting_up = partial(found.init, tables=tables, accept=accept or [], after_restore=after_restore, new_database=new_database)
+    created, counts = _init(setting_up, accepted, baseline or [], quiet=as_json)
+    held = {name: counts.get(name, 0) for name in baseline or []}
+    doubts = {name: count for name, count in counts.items() if name not in held}
     left = _newcomers(found)
     if as_json:
-        content = {"app": found.name, "created": created, "accepted": accepted if isinstance(accepted, list) else sorted(found.reactions)}
+        content = {"app": found.name, "created": created, "accepted": accepted, "in_doubt": doubts}
         say_json("init", content | {"baseline": held, "not_started": left})
         return
     out = console()
@@ -50,23 +67,34 @@ def init(
         else:
             out.print(f"{plain(name)} starts with new rows; {count:,} that match now are left as they are.", soft_wrap=True)
     if accepted:
-        out.print(f"Started on the rows that are there: {'every reaction' if accepted is True else ', '.join(names)}.", soft_wrap=True)
+        named = "every reaction" if said.all else ", ".join(plain(name) for name in accepted)
+        out.print(f"Started on the rows that are there: {named}.", soft_wrap=True)
+    for name, count in doubts.items():
+        out.print(f"{plain(name)}: {count:,} rows that match now are in doubt (`groundstate pending`).", soft_wrap=True)
+    if after_restore:
+        then = "see `groundstate pending`, and say `groundstate trust` once nothing is in doubt any more"
+        out.print(f"Rows that would be called are in doubt, and so is what is taken from now on: {then}.", soft_wrap=True)
     for one in left:
         out.print(Text(plain(one.words), style="yellow"), soft_wrap=True)
 
 
-def _init(app: App, accept: list[str] | bool, baseline: list[str], *, tables: bool, quiet: bool) -> tuple[list[str], dict[str, int]]:
-    """What was created, and for each baseline how many rows are held."""
-    held = dict.fromkeys(baseline, 0)
+def _init(
+    setting_up: Callable[..., list[str]], accepted: list[str], baseline: list[str], *, quiet: bool
+) -> tuple[list[str], dict[str, int]]:
+    """What was created; and of each reaction how many rows were written down, as a baseline or in doubt."""
+    counts: dict[str, int] = {}
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=quiet or not baseline) as progress:
-        tasks = {name: progress.add_task(f"baseline of {plain(name)}", total=None) for name in held}
+    silent = quiet or not (baseline or accepted)
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=silent) as progress:
+        tasks: dict[str, TaskID] = {}
 
         def tell(name: str, count: int) -> None:
-            held[name] = count
+            counts[name] = count
+            if name not in tasks:
+                tasks[name] = progress.add_task(f"{'baseline' if name in baseline else 'doubts'} of {plain(name)}", total=None)
             progress.update(tasks[name], completed=count)
 
-        return app.init(tables=tables, accept=accept, baseline=baseline, progress=tell), held
+        return setting_up(baseline=baseline, progress=tell), counts
 
 
 def _newcomers(app: App) -> list[Newcomer]:

@@ -343,6 +343,9 @@ def trust(
     if in_doubt:
         are = "1 attempt is" if in_doubt == 1 else f"{in_doubt:,} attempts are"
         out.print(f"{are} in doubt still: workers settle what is, each by its policy.")
+        if cleared:
+            again = "Nothing that follows from them is a doubt any more: to be careful, start once more with --after-restore."
+            out.print(again, soft_wrap=True)
     if waiting:
         are = "1 is" if waiting == 1 else f"{waiting:,} are"
         out.print(f"{are} held and may have been called: groundstate held --unsure")

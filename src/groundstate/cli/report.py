@@ -159,7 +159,10 @@ def _others(console: Console, report: Pending) -> None:
     _put(console, f"Locked by a long transaction{whose}", made, locked)
     warn = [one.words for one in report.newcomers]
     if report.suspects:
-        warn.append(f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until `groundstate trust`")
+        warn.append(
+            f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until"
+            " `groundstate trust`, for which wait until nothing is in doubt"
+        )
     warn += [
         f"{count:,} attempts are of reaction {name!r}, which this code does not declare, so it starts with --leave-undeclared alone:"
         " rename or settle them"

@@ -45,6 +45,14 @@ def run(  # noqa: PLR0913  # the options of a command
         bool, typer.Option("--after-restore", help="A backup was put back: calls of the lost time are in doubt, and asked after.")
     ] = False,
     accept: Annotated[bool, typer.Option("--accept", help="Start new and changed reactions on the rows that match already.")] = False,
+    accept_as: Annotated[
+        str | None,
+        typer.Option(
+            metavar="call|doubt",
+            help="The same, also those that make a call for such rows: 'call', they were surely never called; 'doubt', perhaps.",
+            show_default=False,
+        ),
+    ] = None,
     leave_undeclared: Annotated[
         bool, typer.Option("--leave-undeclared", help="Start beside open attempts of reactions that this code does not declare.")
     ] = False,
@@ -70,6 +78,8 @@ def run(  # noqa: PLR0913  # the options of a command
         _log(JsonLines(), debug=debug)
     if module is not None and app is not None and module != app:
         raise CommandFailed(f"two apps are named: {module} and --app {app}; give one")
+    if accept_as not in {None, "call", "doubt"}:
+        raise CommandFailed(f"--accept-as {accept_as!r}: it is call, or doubt")
     if math.isnan(drain):
         raise CommandFailed("--drain nan is no number of seconds")
     if math.isnan(stuck):
@@ -87,7 +97,7 @@ def run(  # noqa: PLR0913  # the options of a command
             _report(found)
         start = partial(
             found.start,
-            accept=accept,
+            accept=accept if accept_as is None else accept_as,
             after_restore=after_restore,
             held=held,
             trust_transport=trust_transport,

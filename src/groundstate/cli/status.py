@@ -134,7 +134,10 @@ def _warnings(seen: Overview) -> Sequence[str]:
     found = [f"Not started until a person accepts them: {names}. See `groundstate pending`."] if names else []
     found += [f"{one.name} is not carried out: {fitting.with_cure(one.lacks)}." for one in seen.reactions if one.lacks]
     if suspects:
-        found.append(f"The database went back in time: {suspects} start each call as a doubt, until `groundstate trust`.")
+        found.append(
+            f"The database went back in time: {suspects} start each call as a doubt, until"
+            " `groundstate trust`, for which wait until nothing is in doubt."
+        )
     found += [f"{count:,} attempts are of reaction {name!r}, which this code does not declare." for name, count in seen.undeclared.items()]
     if seen.careful:
         found.append("Careful mode: two workers ended uncleanly, so batches are small until the record that does it is found.")

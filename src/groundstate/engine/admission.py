@@ -11,23 +11,24 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import barred, check, registry, trouble, unfit
+from groundstate.engine import accepting, barred, check, registry, trouble, unfit
 from groundstate.engine.lane import Lane
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.registry import Known, Newcomer
 from groundstate.engine.shift import Shift
+from groundstate.rules.acceptance import Acceptance
 from groundstate.values.errors import StoreRefused
 
 log = logging.getLogger("groundstate")
 
 
 class Admission:
-    """Of one worker; for its transactions' thread alone. accept: new and changed reactions are started, whatever they match.
+    """Of one worker; for its transactions' thread alone. accept: which new and changed reactions are started on rows that are there.
 
     leave_undeclared: attempts of reactions that this code does not declare are left alone, and do not keep it from starting.
     """
 
-    def __init__(self, shift: Shift, *, accept: bool, leave_undeclared: bool = False) -> None:
+    def __init__(self, shift: Shift, *, accept: Acceptance, leave_undeclared: bool = False) -> None:
         self._shift = shift
         self._accept = accept
         self._leave_undeclared = leave_undeclared
@@ -74,14 +75,18 @@ class Admission:
         if not pending:
             return
         with shift.database.reading() as connection:
-            silent, loud = registry.newcomers(connection, pending, registry.known(connection, shift.app), others_go_on=True)
-        if self._accept:
-            silent, loud = pending, []
+            seen = registry.known(connection, shift.app)
+            silent, loud = registry.newcomers(connection, pending, seen, others_go_on=True)
         registry.write(shift.life, silent)
-        for question in silent:
+        started = accepting.start(shift.life, {question.spec.name: question for question in pending}, loud, self._accept, seen)
+        for question in [*silent, *started]:
             shift.lane(question.spec.name).start()
-        self.refused = [*self.refused, *loud]
-        for newcomer in loud:
+        if started:
+            shift.look_for_due()
+        names = {question.spec.name for question in started}
+        refused = [newcomer for newcomer in loud if newcomer.name not in names]
+        self.refused = [*self.refused, *refused]
+        for newcomer in refused:
             log.error("%s", newcomer.words, extra={"event": "reaction_refused", "reaction": newcomer.name, "rows": newcomer.rows})
 
     def read_again(self, pulse: Pulse) -> None:

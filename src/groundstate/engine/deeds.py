@@ -157,8 +157,9 @@ def forget(person: Person, tx: Transaction, question: Question | None, standing:
     if question is None and attempt.reaction not in person.schedules and attempt.state is State.FAILED:
         return rules.Delete()  # no code could ever carry it out, and no call of it was made
     decision = rules.person_forget(attempt, _terms(question, attempt), standing.facts, tx.now)
-    if isinstance(decision, rules.Delete) and question is None and attempt.why == registry.BASELINE:
-        # Nobody can say here whether its condition holds. Code that declares it again would carry the row out, were it not to ask first.
+    if isinstance(decision, rules.Delete) and question is None and attempt.reaction not in person.schedules:
+        # Nobody can say here whether its condition holds. Code that declares it again would carry the row out, and call once more what was
+        # called, were it not to ask first.
         registry.accept_no_more(tx.connection, attempt.app, attempt.reaction)
         return rules.Delete("code that declares its reaction again asks a person first, before it starts on rows that are there")
     if isinstance(decision, rules.Delete) and attempt.outcome:

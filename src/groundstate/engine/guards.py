@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import event, inspect, select
+from sqlalchemy import ColumnElement, event, inspect, select
 from sqlalchemy.orm import Mapper, Session, UOWTransaction
 
 from groundstate.engine import inside_call
-from groundstate.engine.question import Question, blocking
+from groundstate.engine.question import Question, blocking, keeps_own_reaction
 from groundstate.store.tables import attempt
 from groundstate.values import keys
 from groundstate.values.errors import GroundstateError, StateRefused
@@ -30,10 +30,10 @@ def guard(question: Question) -> None:
 def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -> None:
     inside_call.refuse_flush(session)
     for record in session.deleted:
-        _refuse_under_attempt(session, record, "deleted")
+        _refuse_under_attempt(session, record, "deleted", blocking)
     for record in session.dirty:
-        if _key_changed(record):
-            _refuse_under_attempt(session, record, "given another primary key")
+        if _key_changed(record):  # under another key it would be called for anew, whatever is held under the old one
+            _refuse_under_attempt(session, record, "given another primary key", keeps_own_reaction)
 
 
 def _key_changed(record: Any) -> bool:
@@ -46,7 +46,7 @@ def _key_changed(record: Any) -> bool:
     )
 
 
-def _refuse_under_attempt(session: Session, record: Any, what: str) -> None:
+def _refuse_under_attempt(session: Session, record: Any, what: str, standing: ColumnElement[bool]) -> None:
     state: Any = inspect(record)
     table_name = str(state.mapper.base_mapper.local_table.fullname)
     if table_name not in _guarded or not state.identity:
@@ -57,7 +57,7 @@ def _refuse_under_attempt(session: Session, record: Any, what: str) -> None:
         return
     with session.no_autoflush:
         found = session.connection(bind_arguments={"mapper": state.mapper}).execute(
-            select(attempt.c.reaction, attempt.c.state).where(attempt.c.blocks == table_name, attempt.c.record == text, blocking).limit(1)
+            select(attempt.c.reaction, attempt.c.state).where(attempt.c.blocks == table_name, attempt.c.record == text, standing).limit(1)
         )
         row = found.first()
     if row is not None:

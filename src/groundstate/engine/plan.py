@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.engine import fitting, marks, registry, trouble
 from groundstate.engine.attempts import is_baseline
 from groundstate.engine.question import Question
-from groundstate.engine.registry import COUNTED_MAX, Known
+from groundstate.engine.registry import Known
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt, reaction
@@ -108,10 +108,7 @@ def _one(connection: Connection, question: Question, before: Known | None, attem
     took = rows if more is None else more
     needs = None
     if took:
-        many = f"at least {took:,}" if took >= COUNTED_MAX else f"{took:,}"
-        needs = (
-            f"`groundstate init --accept {name}` to carry out the {many} rows that were there before, or `--baseline {name}` to leave them"
-        )
+        needs = registry.newcomer(connection, question, before).needs
     standing: Standing = "new" if was is None else "changed"
     return Planned(name, standing, now if was else question.shown_text, was, rows, more, fewer, opened, starts=not took, needs=needs)
 

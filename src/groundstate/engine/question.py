@@ -415,6 +415,15 @@ class Question:
             clause = and_(clause, not_(others.exists()))
         return clause
 
+    @cached_property
+    def of_no_own_attempt(self) -> ColumnElement[bool]:
+        """It has no attempt of this reaction that keeps it from being called, as far as SQL can say that: only to count."""
+        written = self.text_in_sql
+        if written is None:
+            return true()
+        mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
+        return not_((mine.where(blocking) if self.spec.occurrence else mine).exists())
+
 
 _PLAIN = frozenset({"column", "bindparam", "binary", "unary", "clauselist", "expression_clauselist", "grouping", "null", "true", "false"})
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, column, delete, func, in
 from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, claim, trouble
+from groundstate.engine import attempts, claim, trouble, wording
 from groundstate.engine.claim import Taken, Unreadable
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
@@ -38,21 +38,57 @@ class Known:
 
 @dataclass(frozen=True)
 class Newcomer:
-    """A reaction that would match rows present before it: not started until somebody says so."""
+    """A reaction that would match rows present before it: not started until somebody says so.
+
+    calls: of those rows, how many have no attempt of its own, so that it would make its call for them; 0 where it makes none. call: that
+    call's name. in_doubt: what becomes of each of them if it is accepted as a doubt.
+    """
 
     name: str
     rows: int
     changed: bool  # it was known under another condition
+    calls: int = 0
+    call: str = ""
+    in_doubt: str = ""
 
     @property
     def words(self) -> str:
-        many = f"at least {self.rows:,}" if self.rows >= COUNTED_MAX else f"{self.rows:,}"
         what = "its condition changed and newly matches" if self.changed else "it is new here and matches"
+        return f"{self.name} is not started: {what} {_many(self.rows)} rows that were there before. {self.cures}"
+
+    @property
+    def cures(self) -> str:
+        """What a person can say, and what each of it does."""
+        leave = f"Leave them and start with new ones: groundstate init --baseline {self.name}"
+        if not self.calls:
+            return f"Carry them out: groundstate init --accept {self.name}. {leave}"
+        return f"{self.asks} {leave}"
+
+    @property
+    def needs(self) -> str:
+        """The same for a plan."""
+        leave = f"or `--baseline {self.name}` to leave them"
+        if not self.calls:
+            return f"`groundstate init --accept {self.name}` to carry out the {_many(self.rows)} rows that were there before, {leave}"
         return (
-            f"{self.name} is not started: {what} {many} rows that were there before. "
-            f"Carry them out: groundstate init --accept {self.name}. "
-            f"Leave them and start with new ones: groundstate init --baseline {self.name}"
+            f"`groundstate init --accept {self.name}=call` to call {self.call} for {_many(self.calls)} of the {_many(self.rows)} rows that"
+            f" were there before, `--accept {self.name}=doubt` where that may have been done (each begins as a doubt: {self.in_doubt}),"
+            f" {leave}"
         )
+
+    @property
+    def asks(self) -> str:
+        """What has to be said of its calls, and what each answer does."""
+        return (
+            f"{self.call} would be called for {_many(self.calls)} of them, and nothing here tells whether that was done before."
+            f" Surely never: groundstate init --accept {self.name}=call."
+            f" Perhaps, as after groundstate's tables were dropped, or where another system called before:"
+            f" groundstate init --accept {self.name}=doubt, by which each begins as a doubt: {self.in_doubt}."
+        )
+
+
+def _many(count: int) -> str:
+    return f"at least {count:,}" if count >= COUNTED_MAX else f"{count:,}"
 
 
 def known(connection: Connection, app: str) -> dict[str, Known]:
@@ -78,7 +114,7 @@ def newcomers(
             continue
         try:
             with connection.begin_nested():
-                count = _newly_matching(connection, question, before.condition if before else None)
+                found = newcomer(connection, question, before)
         except DBAPIError as error:
             if trouble.transient(error) or not others_go_on:
                 raise
@@ -89,21 +125,35 @@ def newcomers(
                     extra={"event": "condition_unaskable", "reaction": question.spec.name},
                 )
             continue
-        if count == 0:
+        if found.rows == 0:
             silent.append(question)
         else:
-            loud.append(Newcomer(question.spec.name, count, changed=before is not None))
+            loud.append(found)
     return silent, loud
 
 
-def _newly_matching(connection: Connection, question: Question, old: str | None) -> int:
-    if old is not None:
-        try:
-            with connection.begin_nested():
-                return count(connection, question, question.come, not_(held_under(old)))
-        except DBAPIError:
-            pass  # the old SQL is no longer valid here: as new
-    return count(connection, question, question.come)
+def newcomer(connection: Connection, question: Question, before: Known | None) -> Newcomer:
+    """What is told of a new or changed reaction; its `rows` are 0 where it matches nothing that was there before."""
+    spec, newly = question.spec, newly_matching(connection, question, before)
+    rows = count(connection, question, question.come, *newly)
+    if not rows or spec.call is None:
+        return Newcomer(spec.name, rows, changed=before is not None)
+    calls = 0 if before is not None and before.suspect else count(connection, question, question.come, question.of_no_own_attempt, *newly)
+    becomes = wording.accepted_in_doubt(spec.terms)
+    return Newcomer(spec.name, rows, changed=before is not None, calls=calls, call=spec.call.function.name, in_doubt=becomes)
+
+
+def newly_matching(connection: Connection, question: Question, before: Known | None) -> tuple[ColumnElement[bool], ...]:
+    """What tells the rows that match now from those that the condition matched under which it was accepted; nothing where all are new."""
+    if before is None:
+        return ()
+    clause = not_(held_under(before.condition))
+    try:
+        with connection.begin_nested():
+            connection.execute(select(*question.key_attributes).where(question.come, clause).limit(1))
+    except DBAPIError:
+        return ()  # the old SQL is no longer valid here: as new
+    return (clause,)
 
 
 def held_under(old: str) -> ColumnElement[bool]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
+from sqlalchemy import ColumnElement, and_, insert, inspect, select, update
 
 from groundstate.engine import attempts, claim
 from groundstate.engine.begin import LONG_AGO
@@ -20,10 +21,12 @@ from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store import tables
+from groundstate.store.port import Database, Witness
 from groundstate.store.tables import reaction as reaction_table
 
 log = logging.getLogger("groundstate")
 AT_ONCE = 1000
+WHY = "the database went back in time: it may have been called in the lost time"
 ARRIVES_WITHIN = timedelta(hours=1)  # a call of a reaction whose time limit this code does not know
 
 
@@ -84,25 +87,44 @@ def remember(life: Life) -> None:
             )
 
 
+def remember_as_new(life: Life) -> None:
+    """Writes down that this is another store than any that was met here before, as for a copy that is to be a database of its own."""
+    if life.store_begins is not None:
+        with life.transaction() as tx:
+            life.store_begins.begin_anew(tx)
+    else:
+        remember(life)
+
+
 def _lost_count(life: Life) -> str | None:
     """A witness that remembers more begun calls of a life than the database does, or a life that it does not know."""
-    witnesses = life.witness.read() if life.witness else {}
-    if not witnesses:
-        return None
-    with life.database.reading() as connection:
-        counts = _begins(connection)
-    still = life.witness.read() if life.witness else {}  # a life that ended cleanly meanwhile erased its witness before its row
-    for witnessed, count in witnesses.items():
-        if witnessed not in counts and witnessed in still:
+    for _, count, known in lost_lives(life.witness, partial(begins_in, life.database)):
+        if known is None:
             return f"a life that began {count} calls is not known to this database"
-        if counts.get(witnessed, count) < count:
-            return f"a life began {count} calls, and this database knows of {counts[witnessed]}"
+        return f"a life began {count} calls, and this database knows of {known}"
     return None
 
 
-def _begins(connection: Connection) -> dict[int, int]:
+def lost_lives(witness: Witness | None, begins: Callable[[], dict[int, int]]) -> list[tuple[int, int, int | None]]:
+    """Lives whose witness remembers begun calls that the database does not: the life, how many it began, and how many the database knows
+    of; None where it does not know the life.
+
+    begins: asks the database how many calls each life began.
+    """
+    witnesses = witness.read() if witness else {}
+    if not witnesses:
+        return []
+    counts = begins()
+    still = witness.read() if witness else {}  # a life that ended cleanly meanwhile erased its witness before its row
+    unknown = [(life, count, None) for life, count in witnesses.items() if life not in counts and life in still]
+    fewer = [(life, count, counts[life]) for life, count in witnesses.items() if counts.get(life, count) < count]
+    return [*unknown, *fewer]
+
+
+def begins_in(database: Database) -> dict[int, int]:
     """How many calls each life began. Raises Illegible."""
-    counts = {row.life: row.begins for row in connection.execute(select(tables.worker.c.life, tables.worker.c.begins))}
+    with database.reading() as connection:
+        counts = {row.life: row.begins for row in connection.execute(select(tables.worker.c.life, tables.worker.c.begins))}
     if any(type(count) is not int for count in counts.values()):
         raise Illegible("a row of groundstate_worker has no count of begins")
     return counts
@@ -120,7 +142,8 @@ def forgotten(life: Life) -> str | None:
 def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
     """Puts each pending call in doubt, and makes its reactions suspect until a person trusts them; returns how many doubts there are."""
     log.error(
-        "the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, then `groundstate trust`",
+        "the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, and say"
+        " `groundstate trust` once none of them is in doubt any more",
         why,
         extra={"event": "went_back", "life": f"{life.id:x}"},
     )
@@ -143,11 +166,20 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
     count += _doubt_attempts(life, and_(table.c.reaction.not_in(life.declared), table.c.call_no > 0), ARRIVES_WITHIN, mine=False)
     for question in with_call:
         count += _doubt_attempts(life, table.c.reaction == question.spec.name, question.spec.terms.timeout)
-        for part in filter(None, (question, question.late)):
-            count += _doubt_matching(life, part, question.spec)
+        count += doubt_each(life, question, WHY)
     _forget_old_witnesses(life)
     remember(life)
     return count
+
+
+def suspect_known(life: Life) -> None:
+    """Makes each reaction of the app suspect that is written down, if our table of them is there: what is taken starts as a doubt."""
+    with life.database.reading() as connection:
+        if not inspect(connection).has_table(reaction_table.name):
+            return
+    with life.database.writing() as connection:
+        mine = (reaction_table.c.app == life.app, reaction_table.c.name != "")
+        connection.execute(update(reaction_table).where(*mine).values(suspect=True))
 
 
 def _doubt_attempts(life: Life, those: ColumnElement[bool], timeout: timedelta, *, mine: bool = True) -> int:
@@ -176,15 +208,36 @@ def _doubt_attempts(life: Life, those: ColumnElement[bool], timeout: timedelta, 
             cursor = (some[-1].reaction, some[-1].record, some[-1].occurrence)
 
 
-WHY = "the database went back in time: it may have been called in the lost time"
+def doubt_each(life: Life, question: Question, why: str, *only: ColumnElement[bool], tell: Callable[[int], None] | None = None) -> int:
+    """A doubt for each record that matches and has no attempt, those that are too late among them; returns how many.
+
+    only: of the records for which these hold as well. tell: is told how many so far.
+    """
+    count = 0
+    for part in filter(None, (question, question.late)):
+        tell_more = None if tell is None else partial(_tell_more, tell, count)
+        count += _doubt_matching(life, part, question.spec, why, *only, tell=tell_more)
+    return count
 
 
-def _doubt_matching(life: Life, question: Question, spec: ReactionSpec) -> int:
-    """A doubt for each record that matches: it may have been called in the lost time. Those that are too late now, too."""
+def _tell_more(tell: Callable[[int], None], before: int, some: int) -> None:
+    tell(before + some)
+
+
+def _doubt_matching(
+    life: Life,
+    question: Question,
+    spec: ReactionSpec,
+    why: str = WHY,
+    *only: ColumnElement[bool],
+    tell: Callable[[int], None] | None = None,
+) -> int:
+    """A doubt for each record that matches: it may have been called before. Those that are too late now, too."""
     count, cursor = 0, None
     while True:
         with life.transaction() as tx:
-            places = [tuple(row) for row in tx.connection.execute(question.places_after(cursor, AT_ONCE, crowded=False))]
+            asked = question.places_after(cursor, AT_ONCE, crowded=False).where(*only)
+            places = [tuple(row) for row in tx.connection.execute(asked)]
             if not places:
                 return count
             keys = [question.key_in(place) for place in places]
@@ -197,19 +250,19 @@ def _doubt_matching(life: Life, question: Question, spec: ReactionSpec) -> int:
                 fresh = new_attempt(life, question, text, occurrence, tx.now)
                 new.append(replace(
                     fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO,
-                    deadline=tx.now + spec.terms.timeout + MARGIN, next_at=tx.now, why=WHY
+                    deadline=tx.now + spec.terms.timeout + MARGIN, next_at=tx.now, why=why
                 ))  # fmt: skip
-            attempts.insert(tx, new)
-            count += len(new)
+            count += len(attempts.insert(tx, new))
             cursor = places[-1]
+        if tell is not None:
+            tell(count)
 
 
 def _forget_old_witnesses(life: Life) -> None:
     """What they said is answered now: each call of the lost time is in doubt."""
     if life.witness is None:
         return
-    with life.database.reading() as connection:
-        counts = _begins(connection)
+    counts = begins_in(life.database)
     for witnessed, count in life.witness.read().items():
         if counts.get(witnessed, -1) < count and witnessed != life.id:
             life.witness.erase(witnessed)

@@ -28,7 +28,10 @@ def _say_what_is_missing(database: Database, table: Table, error: DBAPIError) ->
     with database.reading() as connection:
         looked = inspect(connection)
         if not looked.has_table(table.name):
-            raise NotInitialised(f"{table.name} is missing in {where}: run `groundstate init` once") from error
+            raise NotInitialised(
+                f"{table.name} is missing in {where}: run `groundstate init` once. Where it was here before and is gone, what was known of"
+                " calls in doubt is gone with it: say so, by `groundstate init --after-restore`"
+            ) from error
         missing = sorted({column.name for column in table.columns} - {column["name"] for column in looked.get_columns(table.name)})
     if not missing:
         raise error

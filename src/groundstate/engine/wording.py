@@ -75,6 +75,19 @@ def settling(terms: Terms | None) -> str:
             return f"called again under the same key; once that is too old {'its find is asked' if terms.has_find else 'a person decides'}"
 
 
+def accepted_in_doubt(terms: Terms) -> str:
+    """What becomes of a row that is accepted as a doubt, whose key counts as too old."""
+    match None if terms.policy is None else terms.policy.kind:
+        case "again":
+            return "its policy is again(), so it is called all the same"
+        case "ask":
+            return "its find is asked, and it is called where that says Absent"
+        case "same_key" if terms.has_find:
+            return "its find is asked, since nobody knows how old its key is, and it is called where that says Absent"
+        case _:
+            return "it is held, and a person says what became of it (`groundstate settle`)"
+
+
 def settled_from(attempt: Attempt, terms: Terms | None) -> datetime | None:
     """From when it can be settled; for an `ask` from when Absent is believed. None: as soon as a worker looks."""
     if terms is None or terms.policy is None:

@@ -56,6 +56,7 @@ from groundstate.engine.traffic import Traffic
 from groundstate.engine.trouble import Illegible
 from groundstate.engine.vitals import Vitals
 from groundstate.engine.watching import Watch, Watched, Where
+from groundstate.rules.acceptance import Accept, acceptance
 from groundstate.rules.hint import Hint
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
@@ -76,7 +77,7 @@ GIVES_UP_S = 0.7  # so long a start that is given up is waited for: what it aske
 class Options:
     """How a worker is started."""
 
-    accept: bool = False  # new and changed reactions are started, whatever they match
+    accept: Accept = False  # which new and changed reactions are started on rows that are there, and what is known of their calls
     after_restore: bool = False
     held: bool = False  # comes up and carries out nothing until told
     leave_undeclared: bool = False  # attempts of reactions that this code does not declare do not keep it from starting
@@ -139,7 +140,7 @@ class Worker:
         )
         self._shift = Shift(app, self.database, self._succession.next_life())
         self._shift.watched = Watched(Where(app, name_of(self.database.settings.url)), watch)
-        self._admission = Admission(self._shift, accept=options.accept, leave_undeclared=options.leave_undeclared)
+        self._admission = Admission(self._shift, accept=acceptance(options.accept, declared), leave_undeclared=options.leave_undeclared)
         self._traffic = Traffic(self._shift, self._wake.set)
         self._timers = Timers(self._shift)
         self._ticks = Ticks(self._shift, schedules)
@@ -150,6 +151,7 @@ class Worker:
         self._batches = Batches(self._shift, self._crowd)
         self._looks = Looks(self._shift, self._fleet, self._timers)
         self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
+        self._counted = False  # whether new and changed reactions were: before that nobody knows whether all is quiet
         self._next_watch = 0.0
         self._next_dead = 0.0
         self._turned_at = time.monotonic()  # when its thread has come round, or at the latest will after a wait
@@ -327,14 +329,14 @@ class Worker:
             while not self._go.wait(SWEEP_S) and self._shift.stopping is None:
                 self._shift.life.lives.held()
                 self._turned_at = time.monotonic() + SWEEP_S
-        counted = warned = False
+        warned = False
         busy_until = time.monotonic() + SWEEP_S
         while self._shift.stopping is None or not self._traffic.drained():
             try:
                 self._turn()
-                if not counted:
+                if not self._counted:
                     self._admission.count_newcomers()  # after the first turn: what is known is under way before anything is counted
-                    counted = True
+                    self._counted = True
             except WentBack as error:
                 self._succession.went_back(self._shift, str(error))
             except Illegible as error:
@@ -510,6 +512,7 @@ class Worker:
     def _is_it_quiet(self) -> None:
         if (
             self._quiet_wanted != "swept"
+            or not self._counted
             or not self._traffic.quiet
             or self._ticks.wants
             or any(lane.wants or (lane.on and lane.backlog) for lane in self._shift.parts)

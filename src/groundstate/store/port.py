@@ -164,6 +164,9 @@ class Witness(Protocol):
     def erase(self, life: int) -> None:
         """Forgets a life, before its row in groundstate_worker is deleted."""
 
+    def place(self, life: int) -> str:
+        """Where the witness of this life is, for people."""
+
 
 class HighWater(Protocol):
     """The highest count of begun calls that was seen of a store at its path, in a file outside of the database and of its folder."""

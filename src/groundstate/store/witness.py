@@ -62,6 +62,10 @@ class FileWitness:
         except OSError as error:
             self._say("erased", error)
 
+    def place(self, life: int) -> str:
+        """The path of this life's file."""
+        return str(self._path(life))
+
     def close(self) -> None:
         """Closes the files, and leaves them where they are."""
         while self._open:
