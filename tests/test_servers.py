@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from groundstate.testing.servers import PostgresServer, ServerError
 from groundstate.testing.watchdog import processes_in
+from tests.patience import until
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,13 +27,6 @@ def ask(url: str, *statements: str) -> object:
     with create_engine(url, poolclass=NullPool).begin() as connection:
         results = [connection.execute(text(statement)) for statement in statements]
         return results[-1].scalar() if results[-1].returns_rows else None
-
-
-def wait_until(condition: Callable[[], bool], *, within_s: float = 30) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +138,7 @@ def test_nothing_is_left_where_the_starter_is_killed() -> None:
         folder = Path(starter.stdout.readline().strip())
         assert processes_in(folder)
         os.kill(starter.pid, signal.SIGKILL)
-    wait_until(lambda: not folder.exists())
+    until(lambda: not folder.exists())
     assert processes_in(folder) == []
 
 

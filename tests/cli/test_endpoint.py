@@ -21,7 +21,8 @@ from groundstate.cli.common import CommandFailed
 from groundstate.cli.endpoint import Endpoint
 from groundstate.cli.health import Health, StuckLog
 from tests.cli.conftest import Shop
-from tests.cli.test_run import WITHIN_S, said, slow, until, worker
+from tests.cli.test_run import said, slow, until, worker
+from tests.patience import HANG_S
 from tests.telemetry.conftest import Shop as Watched
 from tests.telemetry.conftest import ended, made
 
@@ -29,7 +30,7 @@ from tests.telemetry.conftest import ended, made
 def get(address: str, page: str, method: str = "GET") -> tuple[int, str]:
     """Status and body."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"http://{address}{page}", method=method), timeout=WITHIN_S) as answer:
+        with urllib.request.urlopen(urllib.request.Request(f"http://{address}{page}", method=method), timeout=HANG_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

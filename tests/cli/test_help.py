@@ -9,6 +9,7 @@ import pytest
 
 from groundstate.cli.main import COMMANDS
 from tests.cli.conftest import groundstate
+from tests.patience import HANG_S
 
 _HEAVY = ("sqlalchemy", "pydantic", "rich", "psycopg", "groundstate.app", "groundstate.engine", "groundstate.store")
 
@@ -23,7 +24,7 @@ try:
 finally:
     print("imported:", [name for name in {_HEAVY} if name in sys.modules], file=sys.stderr)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.splitlines()[-1] == "imported: []"
     for command in COMMANDS:

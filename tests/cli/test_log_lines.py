@@ -17,8 +17,9 @@ import pytest
 
 from groundstate.cli.log_lines import OURS, JsonLines
 from tests.cli.conftest import Shop
-from tests.cli.test_run import WITHIN_S, said, statuses, until, worker
+from tests.cli.test_run import said, statuses, until, worker
 from tests.docs.blocks import ROOT
+from tests.patience import HANG_S
 
 SOURCE = ROOT / "src" / "groundstate"
 LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR", "exception": "ERROR", "log": None}
@@ -123,20 +124,20 @@ def test_a_worker_logs_json_alone_from_its_start_to_its_end(sqlite_shop: Shop) -
     with worker(sqlite_shop, "--log-json") as process:
         until(lambda: statuses(sqlite_shop) == ["paid", "packed"] and "handler_failed" in said("err.txt"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
     read = [json.loads(line) for line in said("err.txt").splitlines()]
     events = [one["event"] for one in read]
     assert events[:2] == ["life_began", "run_started"]
     assert events[-2:] == ["run_stopping", "run_ended"]
     assert (read[-1]["in_doubt"], read[-1]["clean"]) == (0, True)
-    assert 0 < read[-1]["took_s"] < WITHIN_S
+    assert 0 < read[-1]["took_s"] < HANG_S
     failed = next(one for one in read if one["event"] == "handler_failed")
     assert (failed["reaction"], failed["record"], failed["level"]) == ("packed", "1", "WARNING")
 
 
 def test_a_start_that_is_refused_is_a_line_as_well(bare: Shop) -> None:
     with worker(bare, "--log-json") as process:
-        assert process.wait(WITHIN_S) == 4
+        assert process.wait(HANG_S) == 4
     read = [json.loads(line) for line in said("err.txt").splitlines()]
     assert (read[-1]["event"], read[-1]["exit_code"]) == ("run_failed", 4)
     assert "groundstate init" in read[-1]["message"]

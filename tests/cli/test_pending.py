@@ -20,6 +20,7 @@ from groundstate.engine.pending import pending
 from groundstate.engine.question import Question
 from groundstate.rules.attempt import State
 from tests.cli.conftest import Said, Shop
+from tests.patience import HANG_S
 from tests.postgres.roles import role
 
 _READS = ("SELECT", "WITH", "PRAGMA", "BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "EXPLAIN")
@@ -236,7 +237,7 @@ def elsewhere(shop: Shop, url: URL, *arguments: str) -> Said:
     written = Path(f"{shop.module}.py").read_text()
     Path("elsewhere.py").write_text(written.replace(repr(shop.url), repr(url.render_as_string(hide_password=False))))
     command = [sys.executable, "-m", "groundstate.cli.main", *arguments, "--app", "elsewhere:app"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     return Said(ended.returncode, ended.stdout, ended.stderr)
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from sqlalchemy import text
 
 from groundstate.rules.attempt import State
+from tests import patience
 from tests.cli.conftest import Shop, made
+from tests.patience import HANG_S
 from tests.postgres.roles import role
-
-WITHIN_S = 40
 
 
 @contextmanager
@@ -37,10 +37,7 @@ def worker(shop: Shop, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def until(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + WITHIN_S
-    while not what():
-        assert time.monotonic() < end, Path("out.txt").read_text() + Path("err.txt").read_text()
-        time.sleep(0.02)
+    patience.until(what, lambda: said("out.txt") + said("err.txt"))
 
 
 def statuses(shop: Shop) -> list[str]:
@@ -57,7 +54,7 @@ def test_it_carries_out_what_is_left_and_ends_with_0_at_sigterm(shop: Shop) -> N
     with worker(shop) as process:
         until(lambda: statuses(shop) == ["packed"] * 3)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
     assert "is carried out by process" in said("err.txt")
     assert "SIGTERM: nothing new is begun" in said("err.txt")
     assert "Traceback" not in said("err.txt")
@@ -68,7 +65,7 @@ def test_sigint_drains_as_well(sqlite_shop: Shop) -> None:
     with worker(sqlite_shop) as process:
         until(lambda: "is carried out by process" in said("err.txt"))
         process.send_signal(signal.SIGINT)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
     assert "Traceback" not in said("err.txt")
 
 
@@ -86,7 +83,7 @@ def test_a_second_signal_ends_it_at_once_and_what_was_in_the_air_is_in_doubt(sho
         process.send_signal(signal.SIGTERM)
         until(lambda: "SIGTERM: nothing new" in said("err.txt"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 143
+        assert process.wait(HANG_S) == 143
     until(lambda: shop.report()["counts"]["in doubt"] == 1)
     assert "ended uncleanly" in shop.report()["last_end"]
 
@@ -99,7 +96,7 @@ def test_a_second_sigint_ends_with_130(sqlite_shop: Shop) -> None:
         process.send_signal(signal.SIGTERM)
         until(lambda: "SIGTERM: nothing new" in said("err.txt"))
         process.send_signal(signal.SIGINT)
-        assert process.wait(WITHIN_S) == 130
+        assert process.wait(HANG_S) == 130
 
 
 def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt(sqlite_shop: Shop) -> None:
@@ -111,7 +108,7 @@ def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt(sqlite_shop: 
     with worker(sqlite_shop, "--drain", "0.2") as process:
         until(lambda: sqlite_shop.report()["counts"]["in the air"] == 1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
     report = sqlite_shop.report()
     assert report["counts"]["in doubt"] == 1
     assert report["last_end"].startswith("the last life ended, and left 1 call in doubt")
@@ -129,7 +126,7 @@ def test_a_signal_ends_a_start_that_waits_for_its_database_at_once_and_with_0(fo
             until(lambda: said("err.txt").count("the database is in trouble, tried again") > 1)
             told = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(WITHIN_S) == 0
+            assert process.wait(HANG_S) == 0
             assert time.monotonic() - told < 5, "it would have waited for a minute"
         shop.engine.dispose()
     assert "SIGTERM: nothing new is begun" in said("err.txt")
@@ -144,7 +141,7 @@ def test_a_handler_that_hangs_is_in_the_log_with_where_it_stands_once_and_left_b
     with worker(sqlite_shop, "--stuck", "1", "--drain", "0.5") as process:
         until(lambda: "has not come round for" in said("err.txt"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 6
+        assert process.wait(HANG_S) == 6
     stuck, _, left = said("err.txt").partition("SIGTERM: nothing new")
     assert stuck.count("has not come round for") == 1
     assert left.count("and is left behind") == 1
@@ -165,7 +162,7 @@ def test_held_carries_out_nothing_until_it_is_told_to_go(sqlite_shop: Shop) -> N
         process.send_signal(signal.SIGUSR1)
         until(lambda: statuses(sqlite_shop) == ["packed", "packed"])
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
 
 
 def test_held_can_be_told_to_stop_instead(sqlite_shop: Shop) -> None:
@@ -173,7 +170,7 @@ def test_held_can_be_told_to_stop_instead(sqlite_shop: Shop) -> None:
     with worker(sqlite_shop, "--held") as process:
         until(lambda: "Held: nothing is carried out" in said("err.txt"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
     assert statuses(sqlite_shop) == ["paid"]
 
 
@@ -184,7 +181,7 @@ def test_hazard_49_reactions_that_match_old_rows_are_refused_loudly_and_the_othe
     with worker(sqlite_shop) as process:
         until(lambda: statuses(sqlite_shop) == ["paid", "paid"] and "packed is not started" in said("err.txt"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
 
 
 def test_accept_starts_them(sqlite_shop: Shop) -> None:
@@ -193,7 +190,7 @@ def test_accept_starts_them(sqlite_shop: Shop) -> None:
     with worker(sqlite_shop, "--accept") as process:
         until(lambda: statuses(sqlite_shop) == ["packed"])
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
 
 
 def test_accept_leaves_out_what_would_call_and_accept_as_says_what_is_known_of_it(sqlite_shop: Shop) -> None:
@@ -219,7 +216,7 @@ def test_hazard_46_after_restore_puts_what_matches_in_doubt(sqlite_shop: Shop) -
     with worker(sqlite_shop, "--after-restore") as process:
         until(lambda: sqlite_shop.report()["suspects"] != [])
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
     assert sqlite_shop.report()["counts"]["in doubt"] == 1
     assert "went back in time" in sqlite_shop.run("pending").out
 
@@ -232,7 +229,7 @@ def test_attempts_that_this_code_does_not_declare_refuse_a_start_and_are_left_al
     with worker(shop, "--leave-undeclared", "--log-json") as process:
         until(lambda: statuses(shop) == ["packed"])
         process.send_signal(signal.SIGTERM)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
     lines = [json.loads(line) for line in said("err.txt").splitlines()]
     told = [(line["level"], line["reactions"], line["count"]) for line in lines if line.get("event") == "undeclared_left"]
     assert told == [("WARNING", ["charged"], 1)]

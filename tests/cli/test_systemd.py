@@ -14,7 +14,8 @@ import pytest
 from groundstate.cli.health import Health
 from groundstate.cli.systemd import Notifier
 from tests.cli.conftest import Shop
-from tests.cli.test_run import WITHIN_S, statuses, worker
+from tests.cli.test_run import statuses, worker
+from tests.patience import HANG_S
 
 WATCHDOG_S = 0.8
 
@@ -39,7 +40,7 @@ class Manager:
             pass
 
     def until(self, what: Callable[[], bool]) -> None:
-        end = time.monotonic() + WITHIN_S
+        end = time.monotonic() + HANG_S
         while not what():
             assert time.monotonic() < end, (self.heard, Path("err.txt").read_text())
             self.listen()
@@ -72,7 +73,7 @@ def test_it_says_that_it_is_ready_answers_the_watchdog_and_says_that_it_stops(sq
         assert manager.said(f"STATUS={sqlite_shop.name} is carried out")
         process.send_signal(signal.SIGTERM)
         manager.until(lambda: manager.count("STOPPING=1") == 1)
-        assert process.wait(WITHIN_S) == 0
+        assert process.wait(HANG_S) == 0
     order = [one for _, one in manager.heard]
     assert order.index("READY=1") < order.index("WATCHDOG=1") < order.index("STOPPING=1")
     assert manager.said("STATUS=draining")
@@ -89,7 +90,7 @@ def test_a_worker_whose_handler_hangs_leaves_the_watchdog_unanswered(sqlite_shop
         assert "It stands at:" in Path("err.txt").read_text(), "and the log tells before that where"
         assert process.poll() is None
         process.send_signal(signal.SIGABRT)  # as systemd does then
-        assert process.wait(WITHIN_S) == -signal.SIGABRT
+        assert process.wait(HANG_S) == -signal.SIGABRT
     assert statuses(sqlite_shop) == ["paid"]  # the next one will find it
 
 

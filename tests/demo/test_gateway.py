@@ -17,6 +17,7 @@ import pytest
 from groundstate.demo.gateway import Gateway
 from groundstate.demo.ledger import Ledger, read
 from groundstate.demo.mischief import Treatment, Trick, declines, treatment
+from tests.patience import HANG_S
 
 PROMPT = Treatment(Trick.PROMPT, before=0.1, after=0.0, hidden=0.0)
 
@@ -145,7 +146,7 @@ def order_for(seed: int, trick: Trick) -> int:
 
 def test_a_dropped_connection_leaves_the_client_in_doubt_and_the_charge_in_the_ledger(tmp_path: Path) -> None:
     order = order_for(3, Trick.DROP)
-    with gateway_process(tmp_path / "l", 3) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
+    with gateway_process(tmp_path / "l", 3) as (url, _), httpx.Client(base_url=url, timeout=HANG_S) as client:
         with pytest.raises(httpx.RemoteProtocolError):
             client.post("/charges", json={"key": "k", "order": order, "amount": 5})
         assert [entry["order"] for entry in read(tmp_path / "l")] == [order]
@@ -157,10 +158,10 @@ def test_the_ledger_outlives_a_killed_gateway_and_the_next_one_finds_in_it(tmp_p
         for order in range(1, 1000)
         if treatment(3, order, 1).trick is Trick.PROMPT and treatment(3, order, 1).hidden == 0 and not declines(3, order)
     )
-    with gateway_process(tmp_path / "l", 3) as (url, process), httpx.Client(base_url=url, timeout=30) as client:
+    with gateway_process(tmp_path / "l", 3) as (url, process), httpx.Client(base_url=url, timeout=HANG_S) as client:
         charged = client.post("/charges", json={"key": "k", "order": order, "amount": 5}).json()
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with gateway_process(tmp_path / "l", 3) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
+    with gateway_process(tmp_path / "l", 3) as (url, _), httpx.Client(base_url=url, timeout=HANG_S) as client:
         assert client.get("/charges", params={"key": "k"}).json() == charged
         assert client.post("/charges", json={"key": "k2", "order": order, "amount": 5}).json()["id"] == "ch_2"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from groundstate.demo.ledger import read
+from tests.patience import HANG_S
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def mail(order: int) -> EmailMessage:
 
 
 def test_each_mail_that_was_taken_is_a_line_and_the_same_mail_again_is_another(port: int, tmp_path: Path) -> None:
-    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+    with smtplib.SMTP("127.0.0.1", port, timeout=HANG_S) as client:
         for order in (1, 2, 1):
             client.send_message(mail(order))
             assert read(tmp_path / "l")[-1]["order"] == order
@@ -44,7 +45,7 @@ def test_each_mail_that_was_taken_is_a_line_and_the_same_mail_again_is_another(p
 
 
 def test_a_client_that_leaves_before_the_mail_is_whole_is_not_counted(port: int, tmp_path: Path) -> None:
-    client = smtplib.SMTP("127.0.0.1", port, timeout=30)
+    client = smtplib.SMTP("127.0.0.1", port, timeout=HANG_S)
     client.ehlo()
     client.mail("a@example.org")
     client.rcpt("b@example.org")
@@ -52,6 +53,6 @@ def test_a_client_that_leaves_before_the_mail_is_whole_is_not_counted(port: int,
     client.getreply()
     client.send(b"X-Order: 9\r\n\r\nhalf of")
     client.close()
-    with smtplib.SMTP("127.0.0.1", port, timeout=30) as other:
+    with smtplib.SMTP("127.0.0.1", port, timeout=HANG_S) as other:
         other.send_message(mail(2))
     assert [entry["order"] for entry in read(tmp_path / "l")] == [2]

@@ -7,13 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from groundstate.demo.processes import Doors, Processes, kill
+from tests.patience import HANG_S, until
 
 SLEEPER = ["-c", "import time; time.sleep(600)"]
 DIRECTOR = """
@@ -25,13 +24,6 @@ with Processes(Path(sys.argv[1]), {}) as processes:
     print(*(child.pid for child in children), flush=True)
     time.sleep(600)
 """
-
-
-def wait_until(true: Callable[[], bool], within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def gone(pid: int) -> bool:
@@ -53,8 +45,8 @@ def test_children_die_with_a_director_that_is_killed_or_interrupted(tmp_path: Pa
     assert len(children) == 2
     assert not any(gone(pid) for pid in children)
     director.send_signal(signal_number)
-    director.wait(20)
-    wait_until(lambda: all(gone(pid) for pid in children))
+    director.wait(HANG_S)
+    until(lambda: all(gone(pid) for pid in children))
 
 
 def test_children_die_when_the_with_is_left_by_an_error(tmp_path: Path) -> None:
@@ -68,7 +60,7 @@ def test_children_die_when_the_with_is_left_by_an_error(tmp_path: Path) -> None:
 def test_a_killed_child_is_gone_when_kill_returns_and_its_log_is_kept(tmp_path: Path) -> None:
     with Processes(tmp_path, {"WORD": "hello"}) as processes:
         child = processes.start("child", ["-c", "import os, time; print(os.environ['WORD'], flush=True); time.sleep(600)"])
-        wait_until(lambda: "hello" in processes.log("child"))
+        until(lambda: "hello" in processes.log("child"))
         kill(child)
         assert child.returncode == -signal.SIGKILL
         with pytest.raises(ProcessLookupError):
@@ -85,9 +77,9 @@ def test_a_question_returns_what_was_said_and_the_exit_code(tmp_path: Path) -> N
 def test_a_door_is_on_loopback_and_takes_clients_before_its_server_runs() -> None:
     doors = Doors("shop")
     try:
-        with socket.create_connection(("127.0.0.1", doors.ports["shop"]), timeout=5) as client:
+        with socket.create_connection(("127.0.0.1", doors.ports["shop"]), timeout=HANG_S) as client:
             assert client.getpeername() == ("127.0.0.1", doors.ports["shop"])
     finally:
         doors.close("shop")
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", doors.ports["shop"]), timeout=5)
+        socket.create_connection(("127.0.0.1", doors.ports["shop"]), timeout=HANG_S)

@@ -23,6 +23,7 @@ from groundstate.cli import main as command_line
 from groundstate.telemetry.measures import MEASURES
 from tests.docs.blocks import ROOT
 from tests.docs.test_commands import options_of
+from tests.patience import HANG_S
 
 DEPLOY = ROOT / "deploy"
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
@@ -162,7 +163,7 @@ def test_systemds_own_checker_accepts_the_unit(tmp_path: Path) -> None:
         return  # a host without systemd: the settings are known by name, as above
     file = tmp_path / "groundstate.service"
     file.write_text(here)
-    done = subprocess.run([checker, "verify", str(file)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([checker, "verify", str(file)], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

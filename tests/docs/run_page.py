@@ -18,13 +18,13 @@ import sys
 import time
 import warnings
 from contextlib import closing
-from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from groundstate import App, DeclarationError, DeclarationWarning
 from tests.docs.blocks import SHELLS, Block, blocks_of, commands_of
+from tests.patience import HANG, HANG_S
 
 PORTS = ("8001", "1025")  # those that the pages name; each becomes one that is free
 PROGRAMS = {
@@ -52,11 +52,11 @@ class Page:
             self._keep_apps()
             for app in self.apps:
                 app.init(tables=True, accept=True)
-                app.run_until_quiet(timedelta(seconds=20))
+                app.run_until_quiet(HANG)
         finally:
             for process in self.running:
                 process.send_signal(signal.SIGTERM)
-                process.wait(20)
+                process.wait(HANG_S)
 
     def _block(self, block: Block) -> None:
         if block.language in SHELLS and "run" in block.marks:
@@ -106,7 +106,7 @@ class Page:
             _until_served(words, self.running[-1])
             return
         expected = re.search(r"# exit (\d+)", command)
-        done = subprocess.run(arguments, check=False, timeout=60)
+        done = subprocess.run(arguments, check=False, timeout=HANG_S)
         assert done.returncode == int(expected[1] if expected else 0), f"{where}: {command} ended with {done.returncode}"
 
 
@@ -119,7 +119,7 @@ def _free_port() -> str:
 def _until_served(words: list[str], process: subprocess.Popen[bytes]) -> None:
     """Waits until a server that was told its port on the command line answers there."""
     port = next((int(found[0]) for word in words if (found := re.findall(r"(?:^|:)(\d{4,5})$", word))), None)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while port is not None:
         assert process.poll() is None, f"{words} ended with {process.returncode}"
         assert time.monotonic() < deadline, f"{words} does not answer"

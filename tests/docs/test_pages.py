@@ -12,6 +12,7 @@ import pytest
 
 import groundstate
 from tests.docs.blocks import PAGES, ROOT, anchors_of, blocks_of, links_of
+from tests.patience import LONG_RUN_S
 
 SHOP = ROOT / "src" / "groundstate" / "demo" / "shop.py"
 LANGUAGES = {"python", "console", "bash", "sh", "sql", "ini", "toml", "text", "json"}
@@ -22,13 +23,12 @@ def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_each_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("GROUNDSTATE_APP", None)
     command = [sys.executable, "-m", "tests.docs.run_page", str(page)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LONG_RUN_S, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 

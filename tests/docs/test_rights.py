@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import ProgrammingError
@@ -11,6 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, Outside, Store, again
 from tests.docs.blocks import ROOT, blocks_of
+from tests.patience import HANG
 
 
 class Base(DeclarativeBase): ...
@@ -55,7 +54,7 @@ def test_the_rights_of_the_docs_are_enough(postgres_url: str) -> None:
         with Session(owner) as session, session.begin():
             session.add_all([Order() for _ in range(3)])
 
-        rested = app_at(_as(postgres_url, "app_worker")).run_until_quiet(timedelta(seconds=30))
+        rested = app_at(_as(postgres_url, "app_worker")).run_until_quiet(HANG)
 
         assert (rested.in_doubt, rested.failed, rested.held) == (0, 0, 0)
         reader = create_engine(make_url(_as(postgres_url, "app_reader")).set(drivername="postgresql+psycopg"))

@@ -27,9 +27,9 @@ from groundstate.rules.attempt import Attempt
 from groundstate.store import opening
 from groundstate.store.tables import Instant, attempt
 from groundstate.testing.wires import Moment
-from tests.store.children import until
+from tests.patience import HANG_S, until
 
-__all__ = ["QUICK", "Base", "Gateway", "Killed", "Life", "Order", "World", "ms", "until"]
+__all__ = ["HANG_S", "QUICK", "Base", "Gateway", "Killed", "Life", "Order", "World", "ms", "until"]
 
 
 def ms(count: float) -> timedelta:
@@ -37,7 +37,6 @@ def ms(count: float) -> timedelta:
 
 
 QUICK = Retry(times=10, first=ms(5), longest=ms(20))
-LONG_S = 20.0
 sweeps.SWEEP_LONGEST_S = 2.0  # a busy machine makes sweeps dear, and tests wait for the next one
 
 
@@ -119,7 +118,7 @@ class Gateway:
             self._land(record, key)
         if step in ("hang", "done_hang"):
             self.waiting += 1
-            assert self.gate.wait(LONG_S)
+            assert self.gate.wait(HANG_S)
         return self._answer(step, record, key)
 
     def find(self, record: int, key: str) -> Any:
@@ -216,7 +215,7 @@ class Life:
         self.worker._go.set()
         self.worker._wake.set()
         if self.worker._thread.is_alive():
-            self.worker._thread.join(LONG_S)
+            self.worker._thread.join(HANG_S)
         self.worker.life.lives.release()  # of one that never started; a thread that died has let go of it
         self.database.close()
 
@@ -260,11 +259,11 @@ class Life:
 
     def drain(self) -> None:
         """It is told to stop, and nobody waits for it yet."""
-        self.worker._shift.stopping = time.monotonic() + LONG_S
+        self.worker._shift.stopping = time.monotonic() + HANG_S
         self.worker._wake.set()
 
-    def quiet(self, within_s: float = LONG_S) -> None:
-        assert self.worker.until_quiet(within_s), "it was not quiet in time"
+    def quiet(self) -> None:
+        assert self.worker.until_quiet(HANG_S), "it was not quiet in time"
 
     def stop(self, limit_s: float = 5.0) -> None:
         self.worker.stop(limit_s)

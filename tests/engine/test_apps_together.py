@@ -21,7 +21,7 @@ from groundstate.app.app import App
 from groundstate.cli.common import find_app
 from groundstate.testing.brokers import NatsServer
 from groundstate.values.errors import Stopped, TransportRefused
-from tests.store.children import until
+from tests.patience import until
 from tests.transport.test_must_forget import STREAMS, stream
 
 APP = """

@@ -29,7 +29,7 @@ from groundstate.rules.crowd import LetIn
 from groundstate.rules.hint import Hint
 from groundstate.transport.memory import MemoryTransport
 from tests.engine.charging import ASK, charging
-from tests.engine.kit import Life, Order, World, until
+from tests.engine.kit import HANG_S, Life, Order, World, until
 
 
 class Line(MemoryTransport):
@@ -179,14 +179,14 @@ def test_a_worker_that_hangs_in_a_handler_lets_another_one_sweep(made: Fleet, mo
     @made.world.app.on(Order, Order.status == "slow")
     def slow(order: Order) -> None:
         hangs.set()
-        assert gate.wait(30)
+        assert gate.wait(HANG_S)
         order.status = "done"
 
     _packed(made.world)
     made.workers(2)
     stuck = made.sweeping[0]
     made.world.run("insert into orders (id, status, round) values (1, 'slow', 1)")
-    assert hangs.wait(20)
+    assert hangs.wait(HANG_S)
     until(lambda: made.sweeping == [made.other_than(stuck)])
     made.commit_elsewhere(2)
     until(lambda: made.world.order(2).status == "packed")
@@ -377,7 +377,7 @@ def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobod
     sweeping.sweep_no_more()  # before the other one has begun it
     made.commit_elsewhere(1)
     led.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, 0))
-    assert met.wait(20)
+    assert met.wait(HANG_S)
     sweeping.worker._sweeps.next = 0.0
     until(lambda: made.world.order().status == "packed")
 
@@ -406,9 +406,9 @@ def test_a_call_whose_record_moved_on_is_ended_on_a_worker_that_does_not_sweep(m
             life.worker._sweeps.next = life.worker._fleet.next_beat = float("inf")
     made.commit_elsewhere(1)
     led.worker.hear_afar(Hint("web", ("paid",), rules.EVERYBODY, 0))
-    assert begun.wait(20)
+    assert begun.wait(HANG_S)
     made.world.set(status="cancelled")
-    assert ended.wait(20)
+    assert ended.wait(HANG_S)
 
 
 # ---- whom a hint wakes -------------------------------------------------------------------------------------------------------------

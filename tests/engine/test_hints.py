@@ -53,10 +53,10 @@ def test_a_commit_of_this_process_wakes_the_reaction(world: World, no_sweeps: Ca
     life = world.worker()
     no_sweeps(life)
     world.orders(1)
-    until(lambda: world.order().status == "packed", 5)
+    until(lambda: world.order().status == "packed")
     with world.session() as session, session.begin():
         session.execute(update(Order).values(status="placed"))  # a bulk statement: the class alone is known
-    until(lambda: world.count(Order.status == "packed") == 1, 5)
+    until(lambda: world.count(Order.status == "packed") == 1)
 
 
 def test_sweeps_become_rarer_when_they_are_dear_and_not_when_one_stalled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_a_rolled_back_or_nested_commit_gives_no_hint_too_early(world: World, no
         session.rollback()
         session.add(Order(id=2))
         session.commit()
-    until(lambda: world.order(2).status == "packed", 5)
+    until(lambda: world.order(2).status == "packed")
     assert world.order(1) is None
 
 
@@ -104,7 +104,7 @@ def test_an_async_session_wakes_it_as_well(world: World, no_sweeps: Callable[[An
         await engine.dispose()
 
     asyncio.run(place())
-    until(lambda: world.order().status == "packed", 5)
+    until(lambda: world.order().status == "packed")
 
 
 def test_a_lost_hint_is_found_by_the_sweep(world: World) -> None:
@@ -113,7 +113,7 @@ def test_a_lost_hint_is_found_by_the_sweep(world: World) -> None:
     world.worker().quiet()
     with world.engine.begin() as connection:
         connection.exec_driver_sql("insert into orders (id, status, round) values (1, 'placed', 1)")
-    until(lambda: world.order().status == "packed", 5)
+    until(lambda: world.order().status == "packed")
 
 
 def test_hints_that_are_lost_or_doubled_change_no_final_state(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_hazard_63_a_child_wakes_its_own_parent_alone(films: World, no_sweeps: C
         rendition = session.get(Rendition, 7)
         assert rendition is not None
         rendition.file = "a"
-    until(lambda: world.get(Video, 7).status == "ready", 5)
+    until(lambda: world.get(Video, 7).status == "ready")
     assert not lane.backlog, "a child's commit made it ask all parents"
 
 
@@ -315,7 +315,7 @@ def test_others_go_on_while_one_reaction_cannot_be_asked(films: World) -> None:
     life.quiet()
     world.run("drop table renditions")
     world.add(Video(id=1))
-    until(lambda: world.get(Video, 1).status == "ok", 10)
+    until(lambda: world.get(Video, 1).status == "ok")
 
 
 def test_a_hint_whose_key_no_record_can_have_keeps_no_other_record_waiting(world: World) -> None:
@@ -325,4 +325,4 @@ def test_a_hint_whose_key_no_record_can_have_keeps_no_other_record_waiting(world
     life.quiet()
     life.worker.hear(Touched(keys={Order: {("no number",): None}}))
     world.orders(3)
-    until(lambda: world.count(Order.status == "packed") == 3, 15)
+    until(lambda: world.count(Order.status == "packed") == 3)

@@ -18,7 +18,7 @@ from groundstate.engine import numbers
 from groundstate.engine.pending import pending
 from groundstate.engine.why import why
 from groundstate.store import opening
-from tests.engine.kit import LONG_S, QUICK, World, ms, until
+from tests.engine.kit import HANG_S, QUICK, World, ms, until
 from tests.lab.planting import Change, planted
 
 ONCE = Retry(times=1)
@@ -60,7 +60,7 @@ class Line:
             if step == "refuse":
                 raise NotDone("refused")
             if step == "hang":
-                assert self.gate.wait(20)
+                assert self.gate.wait(HANG_S)
             with self._lock:
                 self.sent.append(one.id)
             if step == "doubt":
@@ -328,7 +328,7 @@ def test_two_workers_that_ask_at_one_moment_would_both_begin_without_a_lock(
     def both_ask(tx: Any, names: Any) -> Any:
         got = real(tx, names) if locks else set(names)
         with suppress(threading.BrokenBarrierError):
-            meet.wait(LONG_S)
+            meet.wait(HANG_S)
         return got
 
     monkeypatch.setattr(line_module, "try_turns", both_ask)

@@ -25,7 +25,7 @@ from groundstate.store import opening, tables
 from groundstate.values import keys
 from groundstate.values.errors import Conflict, NotFound
 from tests.engine.charging import ASK, SAME_KEY, charging
-from tests.engine.kit import Gateway, Order, World, ms, until
+from tests.engine.kit import HANG_S, Gateway, Order, World, ms, until
 
 HOUR = 3600.0
 MONTH = 30 * 24 * HOUR
@@ -627,7 +627,7 @@ def test_of_many_who_settle_at_the_same_instant_one_does_and_the_others_are_told
     told: list[str] = []
 
     def settles(number: int) -> None:
-        start.wait(20)
+        start.wait(HANG_S)
         try:
             told.append(settle(world, json.dumps(f"by {number}"), by=f"person {number}").became)
         except (Conflict, NotFound) as refused:
@@ -637,7 +637,7 @@ def test_of_many_who_settle_at_the_same_instant_one_does_and_the_others_are_told
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(HANG_S)
     assert told.count("concluded") == 1
     assert len(told) == 4
     assert (world.order().status, world.attempts()) == ("paid", [])

@@ -16,7 +16,7 @@ from groundstate.engine.flight import clocks
 from groundstate.engine.plain import Feed
 from groundstate.rules.attempt import State
 from tests.engine.charging import ASK, charging
-from tests.engine.kit import Base, Order, World, ms, until
+from tests.engine.kit import HANG_S, Base, Order, World, ms, until
 
 
 class Others(DeclarativeBase):
@@ -357,5 +357,5 @@ def test_two_may_wait_until_all_is_quiet_and_one_that_gave_up_does_not_forget_th
     until(lambda: life.worker._quiet_wanted is not None)
     assert not life.worker.until_quiet(0.1)
     gateway.gate.set()
-    patient.join(20)
+    patient.join(HANG_S)
     assert said == [True]

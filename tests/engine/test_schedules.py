@@ -14,7 +14,7 @@ from groundstate import DeclarationError, Moment, Retry, Stopped, StoreRefused
 from groundstate.engine import persons, renaming, schedules
 from groundstate.engine.schedules import Scheduled
 from groundstate.store import opening
-from tests.engine.kit import QUICK, Killed, Life, Order, World, ms, until
+from tests.engine.kit import HANG_S, QUICK, Killed, Life, Order, World, ms, until
 
 HOUR = timedelta(hours=1)
 HOUR_S = 3600
@@ -216,14 +216,14 @@ def test_one_worker_of_two_carries_out_a_tick_and_the_other_one_waits_for_nothin
 
     def wait(_at: Moment) -> None:
         entered.set()
-        assert gate.wait(20)
+        assert gate.wait(HANG_S)
 
     clock.acts = wait
     world.forward(1.2 * HOUR_S)
     for life in (first, second):
         life.worker._sweeps.next = 0.0
         life.worker._wake.set()
-    assert entered.wait(20)
+    assert entered.wait(HANG_S)
     if world.postgres:  # on SQLite the handler has the only write lock
         world.add(Order(id=999))
         until(lambda: world.order(999).status == "paid")

@@ -33,9 +33,7 @@ from groundstate.testing.servers import PostgresServer
 from groundstate.transport.memory import MemoryTransport
 from tests.databases import Databases
 from tests.engine.test_stores import count, unused_url, write
-from tests.store.children import until
-
-SOON = timedelta(seconds=30)
+from tests.patience import HANG, until
 
 
 class Base(DeclarativeBase): ...
@@ -155,7 +153,7 @@ def test_a_reaction_is_carried_out_on_each_shard(tmp_path: Path, postgres_url: s
     app.init(tables=True, accept=True)
     for url in urls:
         write(url, *[Order() for _ in range(5)])
-    app.run_until_quiet(SOON)
+    app.run_until_quiet(HANG)
     assert [count(url, "SELECT count(*) FROM orders WHERE status = 'packed'") for url in urls] == [5, 5, 5]
     assert [count(url, "SELECT count(*) FROM groundstate_reaction WHERE name = 'packed'") for url in urls] == [1, 1, 1]
 
@@ -185,11 +183,11 @@ def test_a_commit_on_one_shard_wakes_no_worker_of_another(
     places = [name_of(settings_of(url).url) for url in urls]
     app.start()
     try:
-        app.run_until_quiet(SOON)
+        app.run_until_quiet(HANG)
         with heard_by_workers(monkeypatch) as heard:
             for number, url in enumerate(urls):
                 write(url, Order(), Order())
-                app.run_until_quiet(SOON)
+                app.run_until_quiet(HANG)
                 assert set(heard) == {places[number]}  # the commit by the test's session, and that of the handler
                 heard.clear()
             engines = [create_engine(settings_of(url).url) for url in urls]
@@ -216,7 +214,7 @@ def test_a_session_that_routes_by_itself_wakes_the_workers_of_all_shards(tmp_pat
     engine = create_engine(urls[1])
     app.start()
     try:
-        app.run_until_quiet(SOON)
+        app.run_until_quiet(HANG)
         with heard_by_workers(monkeypatch) as heard, Routed(engine) as session, session.begin():
             session.add(Order())
             session.commit()
@@ -246,7 +244,7 @@ def test_what_is_told_to_other_processes_names_the_shard_and_its_workers_alone_l
     assert [(one.store, one.reactions) for one in said] == [("north", ("packed",)), ("south", ("packed",))]
     app.start()
     try:
-        app.run_until_quiet(SOON)
+        app.run_until_quiet(HANG)
         workers = app._running_workers()
         for hint in said:
             hears = [worker.life.id for worker in workers if _hears(worker, hint)]
@@ -277,11 +275,11 @@ def test_until_asks_all_shards_or_the_one_that_is_named(tmp_path: Path) -> None:
     app.start()
     try:
         held = Order.status == "packed"
-        assert asyncio.run(app.until(Order, key, held, timeout=SOON))
-        assert asyncio.run(app.until(Order, key, held, timeout=SOON, shard="south"))
+        assert asyncio.run(app.until(Order, key, held, timeout=HANG))
+        assert asyncio.run(app.until(Order, key, held, timeout=HANG, shard="south"))
         assert not asyncio.run(app.until(Order, key, held, timeout=timedelta(milliseconds=1), shard="north"))
         with pytest.raises(DeclarationError, match="there is no shard 'west': there are north, south"):
-            asyncio.run(app.until(Order, key, held, timeout=SOON, shard="west"))
+            asyncio.run(app.until(Order, key, held, timeout=HANG, shard="west"))
     finally:
         app.stop()
 
@@ -330,7 +328,7 @@ def test_a_record_that_moved_to_another_shard_keeps_the_key_of_its_calls(tmp_pat
     app.init(tables=True, accept=True)
     for url in urls:  # moved away between the two, as if it had to be charged anew
         write(url, Order(id=number))
-        app.run_until_quiet(SOON)
+        app.run_until_quiet(HANG)
         sql(url, "DELETE FROM orders")
     first, second = ledger.read_text().splitlines()
     assert first == second
@@ -351,7 +349,7 @@ def test_sequences_that_meet_are_refused_and_those_that_do_not_are_not(servers_d
     for number, url in enumerate(servers_databases):
         sql(url, f"ALTER SEQUENCE tickets_id_seq INCREMENT BY 2 RESTART WITH {101 + number}")
         write(url, Ticket(), Ticket(), Ticket())
-    app.run_until_quiet(SOON)
+    app.run_until_quiet(HANG)
     assert [count(url, "SELECT sum(id) FROM tickets WHERE sold") for url in servers_databases] == [101 + 103 + 105, 102 + 104 + 106]
     sql(servers_databases[0], "ALTER SEQUENCE tickets_id_seq RESTART WITH 200")
     with pytest.raises(StoreRefused, match=r"shard-\d and shard-\d give the same numbers"):
@@ -366,7 +364,7 @@ def test_numbers_of_the_apps_own_and_tables_without_calls_are_taken_as_they_are(
         ticket.sold = True
 
     app.init(tables=True, accept=True)
-    app.run_until_quiet(SOON)
+    app.run_until_quiet(HANG)
 
 
 def test_check_finds_keys_that_two_shards_have(tmp_path: Path) -> None:
@@ -440,7 +438,6 @@ def charged(ledger: Path) -> Counter[str]:
     return Counter(line.split()[0] for line in ledger.read_text().splitlines()) if ledger.exists() else Counter()
 
 
-@pytest.mark.timeout(120)
 def test_nothing_is_lost_or_doubled_when_a_worker_and_one_shards_server_are_killed(tmp_path: Path, postgres_url: str) -> None:
     ledger, name = tmp_path / "ledger", f"shards-{uuid.uuid4().hex[:8]}"
     with PostgresServer() as server, contextlib.ExitStack() as stack:
@@ -460,15 +457,15 @@ def test_nothing_is_lost_or_doubled_when_a_worker_and_one_shards_server_are_kill
             return count(url, "SELECT count(*) FROM orders WHERE status = 'paid'")
 
         first = started()
-        until(lambda: len(charged(ledger)) > 30, 30)
+        until(lambda: len(charged(ledger)) > 30)
         first.kill()  # in the middle, on all shards at once
         first.join()
         second = started()
-        until(lambda: paid(urls[2]) > 0, 30)
+        until(lambda: paid(urls[2]) > 0)
         server.kill()
-        until(lambda: [paid(url) for url in urls[:2]] == [ORDERS, ORDERS], 30)
+        until(lambda: [paid(url) for url in urls[:2]] == [ORDERS, ORDERS])
         server.start()
-        until(lambda: paid(urls[2]) == ORDERS, 60)
+        until(lambda: paid(urls[2]) == ORDERS)
         second.kill()
         second.join()
         assert charged(ledger) == Counter(str(one) for numbers in orders.values() for one in numbers)

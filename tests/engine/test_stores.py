@@ -23,9 +23,7 @@ from groundstate.app import crew
 from groundstate.engine.worker import Worker
 from groundstate.store.opening import settings_of
 from groundstate.testing.servers import PostgresServer
-from tests.store.children import until
-
-SOON = timedelta(seconds=20)
+from tests.patience import HANG, HANG_S, until
 
 
 class Shop(DeclarativeBase): ...
@@ -102,7 +100,7 @@ def both(sqlite_url: str, postgres_url: str) -> Iterator[App]:
 def test_each_store_is_carried_out_by_a_worker_of_its_own(both: App, sqlite_url: str, postgres_url: str) -> None:
     write(sqlite_url, *[Order() for _ in range(20)])
     write(postgres_url, *[Payment() for _ in range(20)])
-    rested = both.run_until_quiet(SOON)
+    rested = both.run_until_quiet(HANG)
     assert (rested.failed, rested.held) == (0, 0)
     assert count(sqlite_url, "SELECT count(*) FROM orders WHERE status = 'packed'") == 20
     assert count(postgres_url, "SELECT count(*) FROM payments WHERE booked") == 20
@@ -113,8 +111,8 @@ def test_until_asks_the_store_of_the_record(both: App, sqlite_url: str, postgres
     write(postgres_url, Payment(id=1))
     both.start()
     assert both.down == {}
-    assert asyncio.run(both.until(Order, 1, Order.status == "packed", timeout=SOON))
-    assert asyncio.run(both.until(Payment, 1, Payment.booked, timeout=SOON))
+    assert asyncio.run(both.until(Order, 1, Order.status == "packed", timeout=HANG))
+    assert asyncio.run(both.until(Payment, 1, Payment.booked, timeout=HANG))
     assert not asyncio.run(both.until(Payment, 2, Payment.booked, timeout=timedelta(milliseconds=1)))
 
 
@@ -142,7 +140,7 @@ def test_a_handlers_session_refuses_the_tables_of_the_other_store(sqlite_url: st
 
     app.init(tables=True, accept=True)
     write(sqlite_url, *[Order(status=status) for status in ("written", "read", "core")])
-    assert app.run_until_quiet(SOON).failed == 3
+    assert app.run_until_quiet(HANG).failed == 3
     assert set(tried) == {"adds", "reads", "core"}
     assert count(sqlite_url, "SELECT count(*) FROM orders WHERE status = 'done'") == 0
     assert count(sqlite_url, "SELECT count(*) FROM groundstate_attempt WHERE error LIKE '%payments lies in another store (bank)%'") == 3
@@ -162,7 +160,7 @@ def test_a_store_that_cannot_be_reached_at_the_start_keeps_no_other_from_its_wor
     with caplog.at_level(logging.WARNING, "groundstate"):
         app.start()
         try:
-            assert asyncio.run(app.until(Order, 1, Order.status == "packed", timeout=SOON))
+            assert asyncio.run(app.until(Order, 1, Order.status == "packed", timeout=HANG))
             assert list(app.down) == ["bank"]
             assert "OperationalError" in app.down["bank"]
             with pytest.raises(TimeoutError, match="bank is down: OperationalError"):
@@ -170,7 +168,7 @@ def test_a_store_that_cannot_be_reached_at_the_start_keeps_no_other_from_its_wor
             with pytest.raises(OperationalError):  # whether it holds there could not be asked
                 asyncio.run(app.until(Payment, 1, Payment.booked, timeout=timedelta(milliseconds=10)))
             led_to[0] = wanted
-            app.run_until_quiet(SOON)
+            app.run_until_quiet(HANG)
             assert app.down == {}
         finally:
             app.stop()
@@ -210,7 +208,7 @@ def test_a_stop_ends_a_start_that_waits_for_one_of_several_stores_and_the_life_o
         until(lambda: app._coming is not None and len(app._coming.workers) == 1)
         told = time.monotonic()
         app.stop()
-        starting.join(SOON.total_seconds())
+        starting.join(HANG_S)
         assert time.monotonic() - told < 5, "it would have waited for a minute"
     assert [str(one) for one in ended] == ["told to stop while it came up: nothing was carried out"]
     assert count(sqlite_url, "SELECT count(*) FROM groundstate_worker") == 0, "the one that was up did not end its life"
@@ -248,7 +246,7 @@ def test_a_store_that_is_refused_once_the_start_is_over_is_told_and_tried_again(
     def start(worker: Worker) -> None:
         if worker.database.settings.url.drivername.startswith("postgresql") and not tries:
             tries.append("one")
-            assert started.wait(20)  # as where somebody holds a lock on our tables
+            assert started.wait(HANG_S)  # as where somebody holds a lock on our tables
             worker.database.close()
             raise StoreRefused("somebody has held rows that must be looked at first")
         really(worker)
@@ -269,11 +267,11 @@ def test_a_second_start_at_the_same_moment_is_refused(sqlite_url: str, monkeypat
     begun, goes_on = _blocked_start(app, monkeypatch)
     first = threading.Thread(target=app.start)
     first.start()
-    assert begun.wait(20)
+    assert begun.wait(HANG_S)
     with pytest.raises(Stopped, match="runs in this process already"):
         app.start()
     goes_on.set()
-    first.join(20)
+    first.join(HANG_S)
     app.stop()
     app.start()
     app.stop()
@@ -290,7 +288,7 @@ def test_a_lifespan_that_is_cancelled_while_it_starts_leaves_nothing_that_runs(s
 
     async def cancelled() -> None:
         task = asyncio.create_task(served())
-        await asyncio.to_thread(begun.wait, 20)
+        await asyncio.to_thread(begun.wait, HANG_S)
         task.cancel()
         goes_on.set()
         with pytest.raises(asyncio.CancelledError):
@@ -308,7 +306,7 @@ def _blocked_start(app: App, monkeypatch: pytest.MonkeyPatch) -> tuple[threading
 
     def check() -> None:
         begun.set()
-        assert goes_on.wait(20)
+        assert goes_on.wait(HANG_S)
         really()
 
     monkeypatch.setattr(app, "check_declarations", check)
@@ -319,7 +317,7 @@ def test_databases_that_until_opens_are_few_and_closed_by_the_stop(both: App, po
     write(postgres_url, Payment(id=1, booked=True))
 
     async def many() -> list[bool]:
-        return await asyncio.gather(*[both.until(Payment, 1, Payment.booked, timeout=SOON) for _ in range(20)])
+        return await asyncio.gather(*[both.until(Payment, 1, Payment.booked, timeout=HANG) for _ in range(20)])
 
     both.start(hints_only=True)
     assert all(asyncio.run(many()))
@@ -361,7 +359,6 @@ def test_a_name_that_no_command_line_could_say_is_refused(name: str) -> None:
         Store("sqlite:///a.db", Shop, name=name)
 
 
-@pytest.mark.timeout(120)
 def test_a_server_that_dies_later_leaves_the_others_going_and_comes_back(sqlite_url: str) -> None:
     with PostgresServer() as server:
         app = declared(sqlite_url, server.url("postgres"))

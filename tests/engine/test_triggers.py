@@ -15,7 +15,7 @@ from groundstate.engine.messenger import Messenger
 from groundstate.engine.question import Question
 from groundstate.store import opening
 from groundstate.transport.postgres import PostgresTransport
-from tests.engine.kit import Order, World, until
+from tests.engine.kit import HANG_S, Order, World, until
 
 PLAIN = "INSERT INTO orders (id, status, round) VALUES ({}, 'placed', 1)"
 
@@ -51,7 +51,7 @@ class Shop:
         with psycopg.connect(self.address, autocommit=True) as other:
             other.execute("NOTIFY groundstate_rows, 'end'")
         said: list[str] = []
-        for one in self.listening.notifies(timeout=20):
+        for one in self.listening.notifies(timeout=HANG_S):
             if one.payload == "end":
                 return said
             said.append(one.payload.rpartition(" ")[0])

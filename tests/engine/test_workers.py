@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from groundstate.engine import adopt, succession
 from groundstate.engine.worker import Ended
 from groundstate.store import tables
 from tests.engine.charging import ASK, charging
-from tests.engine.kit import QUICK, Killed, Order, World, ms, until
+from tests.engine.kit import HANG_S, QUICK, Killed, Order, World, ms, until
+from tests.patience import HANG
 from tests.store.children import forked
 
 
@@ -246,7 +246,7 @@ def test_hazard_41_a_call_that_blocks_its_loop_delays_neither_liveness_nor_other
     @bank.call(in_doubt=again(), retry=QUICK)
     async def blocking(order: Order) -> str:
         gateway.waiting += 1
-        gateway.gate.wait(20)
+        gateway.gate.wait(HANG_S)
         return "r"
 
     @world.app.on(Order, Order.status == "placed", call=blocking)
@@ -323,7 +323,7 @@ def test_an_app_runs_until_all_is_quiet_and_stops(world: World) -> None:
     world.orders(20)
     world.app.start()
     try:
-        world.app.run_until_quiet(timedelta(seconds=20))
+        world.app.run_until_quiet(HANG)
     finally:
         world.app.stop()
     assert world.count(Order.status == "paid") == 20
@@ -341,7 +341,7 @@ def test_a_time_that_is_no_timedelta_is_refused_and_stops_nothing(world: World) 
                 asks(number)
         with pytest.raises(DeclarationError, match="timeout=20: give a timedelta"):
             asyncio.run(world.app.until(Order, 1, Order.status == "paid", timeout=number))
-        world.app.run_until_quiet(timedelta(seconds=20))
+        world.app.run_until_quiet(HANG)
     finally:
         world.app.stop()
     assert world.count(Order.status == "paid") == 1

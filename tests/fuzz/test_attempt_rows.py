@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -21,17 +20,10 @@ from groundstate.store.tables import attempt as table
 from tests.cli.conftest import Said, Shop
 from tests.fuzz.conftest import examples
 from tests.fuzz.nonsense import HELD, KEPT
+from tests.patience import HANG_S, until
 
-WAIT_S = 60.0
 STATES = [State.BEGUN, State.DOUBT, State.FAILED, State.HELD]
 NONSENSE = [(column, value) for column, values in {**HELD, **KEPT}.items() for value in values]
-
-
-def until(what: Callable[[], Any], said: Callable[[], object] = lambda: "") -> None:
-    end = time.monotonic() + WAIT_S
-    while not what():
-        assert time.monotonic() < end, said()
-        time.sleep(0.02)
 
 
 def rows(shop: Shop, statement: str, **given: Any) -> list[Any]:
@@ -194,7 +186,7 @@ def test_a_row_that_is_edited_while_its_call_is_in_the_air_is_concluded_with_the
 
     def slowly(order: Any, **_: Any) -> str:
         gone.set()
-        assert go.wait(WAIT_S)
+        assert go.wait(HANG_S)
         return f"r{order.id}"
 
     function = spec.call.function
@@ -203,7 +195,7 @@ def test_a_row_that_is_edited_while_its_call_is_in_the_air_is_concluded_with_the
     shop.order("placed", 1)
     try:
         with working(shop):
-            assert gone.wait(WAIT_S)
+            assert gone.wait(HANG_S)
             edit(shop, "1", "since", "when it was")
             until(lambda: len(_held_by_the_worker(shop)) == 1)
             go.set()

@@ -28,7 +28,8 @@ from groundstate.store import sqlite
 from groundstate.values.errors import GroundstateError
 from tests.cli.conftest import Said, Shop
 from tests.fuzz.conftest import examples
-from tests.fuzz.test_attempt_rows import packed, rows, until, working
+from tests.fuzz.test_attempt_rows import packed, rows, working
+from tests.patience import until
 
 NOBODY = 65534
 READS = [["pending", "--states"], ["pending", "--json"], ["why", "orders", "1"], ["held", "--long"], ["check"]]

@@ -13,7 +13,8 @@ from groundstate.store import tables
 from groundstate.values.errors import NotInitialised, StoreRefused
 from tests.cli.conftest import Shop
 from tests.fuzz.nonsense import COUNTS, TEXTS, TIMES
-from tests.fuzz.test_attempt_rows import in_words, packed, rows, until, working
+from tests.fuzz.test_attempt_rows import in_words, packed, rows, working
+from tests.patience import until
 
 READS = [["pending"], ["pending", "--json"], ["why", "orders", "1"], ["held"], ["check"]]
 LIVES: dict[str, tuple[Any, ...]] = {

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import Instant, Outside, Retry, hold
 from groundstate.rules.attempt import State
 from groundstate.values.errors import Conflict
-from tests.engine.kit import LONG_S, World, until
+from tests.engine.kit import HANG_S, World, until
 from tests.engine.test_persons import retry
 
 ONCE = Retry(first=timedelta(hours=1), longest=timedelta(hours=1))
@@ -76,7 +76,7 @@ def labelling(world: World, retry: Retry = ONCE) -> Any:
 
     @carrier.call(in_doubt=hold(), retry=retry)
     def label(parcel: Parcel) -> str:
-        assert gate.wait(LONG_S)
+        assert gate.wait(HANG_S)
         return f"label {parcel.id}"
 
     @world.app.on(Parcel, Parcel.status == "new", call=label, name="paid")

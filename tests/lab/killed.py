@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from groundstate.testing.stage import Stage
 from groundstate.testing.trial import Trial
 from groundstate.testing.wires import Kept
 from tests.lab.shops import Order, shop
+from tests.patience import until
 
 COLUMNS = {
     "orders": "*",
@@ -86,9 +86,7 @@ def killed(lab: Lab, trial: Trial, number: int) -> tuple[Any, bool]:
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    end = time.monotonic() + 20
-    while not is_file(place) and place.ask(0, BESIDE)[0][0]:
-        assert time.monotonic() < end, "the server still has connections of a killed process"
+    until(lambda: is_file(place) or not place.ask(0, BESIDE)[0][0], lambda: "the server still has connections of a killed process")
     return left(lab), os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 

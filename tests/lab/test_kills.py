@@ -8,11 +8,12 @@ import sys
 from typing import Any
 
 from tests.docs.blocks import ROOT
+from tests.patience import LONG_RUN_S
 
 
 def compared(*arguments: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.lab.killed", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG_RUN_S, check=False)
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found

@@ -18,7 +18,7 @@ from groundstate.testing.postgres_place import PostgresPlace
 from groundstate.testing.schedule import parsed
 from groundstate.testing.sqlite_place import SqlitePlace
 from tests.lab.shops import Order, calling, cancel, plain, shop
-from tests.store.children import until
+from tests.patience import HANG_S, until
 
 
 def pack(order: Order) -> None:
@@ -123,7 +123,7 @@ def test_what_waits_for_a_lock_is_known_and_what_left_lets_go_of_it(postgres_url
         driver: Any = holds.connection.driver_connection
         with place.leaving([driver]):
             driver.close()
-        thread.join(20)
+        thread.join(HANG_S)
         assert not thread.is_alive()
         waits.commit()
         holds.invalidate()

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import HANG_S
+
 APP = """
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import App, Store
@@ -32,7 +34,7 @@ def packed(order: Order) -> None:
 def run(folder: Path, code: str, *command: str) -> subprocess.CompletedProcess[str]:
     (folder / "app.py").write_text(APP)
     (folder / "test_app.py").write_text(code)
-    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 def test_pytest_has_the_fixture_under_warnings_as_errors_and_without_the_drivers_of_postgresql(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from groundstate.testing.servers import PostgresServer
-from tests.store.children import until
+from tests.patience import until
 
 
 class Pair:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from tests.patience import HANG_S
+
 SSL_REQUEST = 80877103
 GSS_REQUEST = 80877104
 READY = b"Z"
@@ -176,5 +178,5 @@ def pooling(port: int, size: int = 4) -> Iterator[int]:
     finally:
         asyncio.run_coroutine_threadsafe(end(server), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(HANG_S)
         loop.close()

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.patience import HANG_S
+
 SSL_REQUEST = 80877103
 GSS_REQUEST = 80877104
 
@@ -43,7 +45,7 @@ def refusing(port: int, state: str, words: str) -> Iterator[Refusals]:
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
-        thread.join(5)
+        thread.join(HANG_S)
 
 
 def _read_startup(client: socket.socket) -> None:

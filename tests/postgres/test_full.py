@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
-from tests.engine.kit import Order, World, until
+from tests.engine.kit import HANG_S, Order, World, until
 from tests.postgres.pairs import asked
 from tests.postgres.roles import role
 
@@ -62,7 +62,7 @@ def test_a_start_on_a_full_server_is_told_the_cure_and_waits(world: World, caplo
     with caplog.at_level(logging.WARNING, "groundstate"), full(world.url):
         starting.start()
         until(lambda: "raise max_connections" in caplog.text)
-    starting.join(20)
+    starting.join(HANG_S)
     until(lambda: world.count(Order.status == "paid") == 3)
     assert life.worker.failure is None
 
@@ -98,7 +98,7 @@ def test_too_many_connections_of_a_role_are_told_and_waited_out(narrow: World, c
         starting.start()
         until(lambda: "too many connections for role" in caplog.text and "limit of the role" in caplog.text)
     may_have(narrow, 3)
-    starting.join(20)
+    starting.join(HANG_S)
     until(lambda: narrow.count(Order.status == "paid") == 3)
 
 

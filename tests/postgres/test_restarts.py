@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from groundstate.engine import succession
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
-from tests.engine.kit import Life, Order, World, ms, until
+from tests.engine.kit import HANG_S, Life, Order, World, ms, until
 from tests.postgres.pooler import pooling
 from tests.postgres.starting import refusing
 
@@ -124,7 +124,7 @@ def test_a_lock_on_our_tables_is_waited_out_by_a_start(world: World, caplog: pyt
         starting = threading.Thread(target=life.worker.start)
         starting.start()
         until(lambda: any(vars(one).get("event") == "database_trouble" for one in caplog.records))
-    starting.join(30)
+    starting.join(HANG_S)
     assert life.worker.failure is None
     assert life.worker.life.sound
 
@@ -244,5 +244,5 @@ def test_a_worker_waits_for_a_server_that_is_coming_up(server: PostgresServer, w
         until(lambda: refused.count > 2)
     server.start()
     world.engine.dispose()
-    starting.join(20)
+    starting.join(HANG_S)
     until(lambda: world.order().status == "paid")

@@ -14,6 +14,7 @@ import pytest
 
 from groundstate import Cron, DeclarationError
 from tests.docs.blocks import ROOT
+from tests.patience import HANG_S
 from tests.rules import brute, cron_check
 
 
@@ -169,5 +170,5 @@ def test_an_app_without_a_cron_loads_neither_the_library_nor_zones() -> None:
         "assert not {'cronsim', 'zoneinfo'} & set(sys.modules)\n"
         "app.every('0 * * * *', name='each')(lambda: None)\nassert 'cronsim' in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stderr

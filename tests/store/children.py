@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,11 +58,3 @@ def forked(does: Callable[[], str]) -> Iterator[str]:
     finally:
         os.close(ends)
         os.waitpid(child, 0)
-
-
-def until(holds: Callable[[], bool], within_s: float = 20) -> None:
-    """Returns once it holds; fails the test where it does not in time."""
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)

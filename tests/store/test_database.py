@@ -17,7 +17,8 @@ from groundstate.store.port import Database
 from groundstate.store.tables import Instant
 from groundstate.testing.servers import PostgresServer
 from groundstate.values.errors import Stopped, StoreRefused
-from tests.store.children import forked, until
+from tests.patience import until
+from tests.store.children import forked
 
 metadata = MetaData()
 thing = Table("thing", metadata, Column("id", Integer, primary_key=True), Column("at", Instant))

@@ -16,7 +16,8 @@ from groundstate.store.opening import open_store, settings_of
 from groundstate.store.port import SLOTS_FROM, Lives
 from groundstate.store.session_locks import SessionLives
 from groundstate.values.errors import Stopped, StoreRefused
-from tests.store.children import forked, holder, until
+from tests.patience import until
+from tests.store.children import forked, holder
 
 ONE, OTHER = 2**62 - 1, 2**61 + 7
 

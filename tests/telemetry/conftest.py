@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,17 +14,9 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Absent, App, Instant, Key, NotDone, Outside, Store, Unknown, after, ask, hold
+from tests.patience import HANG_S
 
 _numbers = itertools.count()
-LONG_S = 20.0
-
-
-def until(what: Callable[[], Any]) -> None:
-    """Waits for it, within a bound."""
-    end = time.monotonic() + LONG_S
-    while not what():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.005)
 
 
 @dataclass
@@ -78,7 +69,7 @@ def made(url: str) -> Shop:  # noqa: C901  # an app is many small functions
         if shop.bank == "break":
             raise ConnectionResetError("in the middle of card 4111")
         if shop.bank == "block":
-            shop.gate.wait(LONG_S)
+            shop.gate.wait(HANG_S)
         return f"r{order.id}"
 
     @charge.find
@@ -106,7 +97,7 @@ def made(url: str) -> Shop:  # noqa: C901  # an app is many small functions
             raise ValueError("card 4111")
         if order.note == "block":
             shop.handled.set()
-            shop.gate.wait(LONG_S)
+            shop.gate.wait(HANG_S)
         order.status = "packed"
 
     @app.on(Order, Order.status == "packed", due=after(Order.at, timedelta(days=1)))

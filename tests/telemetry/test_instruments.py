@@ -9,7 +9,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from groundstate.telemetry.instruments import measure
 from groundstate.telemetry.measures import MEASURES
-from tests.telemetry.conftest import Shop, until
+from tests.patience import until
+from tests.telemetry.conftest import Shop
 
 
 def read(reader: InMemoryMetricReader) -> dict[str, Any]:

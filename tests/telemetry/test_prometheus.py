@@ -21,7 +21,8 @@ from groundstate.telemetry.measures import MEASURES
 from groundstate.telemetry.prometheus import Collector, Page
 from tests.docs.blocks import ROOT
 from tests.engine.test_stores import unused_url
-from tests.telemetry.conftest import Shop, ended, made, until
+from tests.patience import until
+from tests.telemetry.conftest import Shop, ended, made
 
 
 class Scraped:

@@ -16,7 +16,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from groundstate.engine.flight import Flight, Word
 from groundstate.engine.watching import Where
 from groundstate.telemetry.traces import trace
-from tests.telemetry.conftest import Shop, until
+from tests.patience import until
+from tests.telemetry.conftest import Shop
 
 
 class Spans:

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 from groundstate.testing.torture.disk import FileLimit
+from tests.patience import HANG_S
 
 WRITER = """
 import sys
@@ -58,7 +59,7 @@ def test_a_tmpfs_of_its_own_is_full_and_free_again_and_nobody_else_sees_it(tmp_p
         unmount(folder)
         """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=HANG_S, check=False
     )
     told = done.stdout.splitlines()
     if os.geteuid() == 0 and told[:1] == ["a tmpfs"]:
@@ -73,7 +74,7 @@ def test_a_zygote_sends_no_signal_to_a_process_that_is_not_its_child(tmp_path: P
     environment = os.environ | {"TORTURE_DATABASE": f"sqlite:///{tmp_path / 'none.db'}"}
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         told = f"signal {other.pid} 9\nperson\n".encode()
-        done = subprocess.run(command, env=environment, input=told, capture_output=True, timeout=100, check=True)
+        done = subprocess.run(command, env=environment, input=told, capture_output=True, timeout=HANG_S, check=True)
         assert done.stdout.startswith(b"born "), done.stderr  # it obeyed what came after
         assert other.stdin is not None
         assert other.poll() is None

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from groundstate.testing.torture.plan import troubles
+from tests.patience import LONG_RUN_S
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(300)  # a whole run in a process of its own, which a busy machine makes long
 
 
 def torture(folder: Path, *arguments: str, planted: str = "") -> tuple[int, dict[str, Any], str]:
@@ -22,7 +22,7 @@ def torture(folder: Path, *arguments: str, planted: str = "") -> tuple[int, dict
     report = folder / "report.json"
     command = [sys.executable, "-m", "groundstate.testing.torture", *arguments, "--report", str(report), "--seed", "7"]
     environment = os.environ | {"TORTURE_PLANTED": planted, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONG_RUN_S, check=False)
     said = done.stdout + done.stderr
     assert report.exists(), said
     return done.returncode, json.loads(report.read_text())["torture"][0], said

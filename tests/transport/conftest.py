@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from groundstate.testing import watchdog
 from groundstate.testing.brokers import NatsServer, RedisServer
 from groundstate.testing.servers import PostgresServer
 from groundstate.transport.opening import transport_of
-from tests.store.children import until
+from tests.patience import until
 from tests.transport import rabbitmq
 from tests.transport.rabbitmq import AmqpServer
 
@@ -84,8 +83,8 @@ class Heard:
         self.all.append(hint)
         self.any.set()
 
-    def wait_for(self, hint: bytes, within_s: float = 20.0) -> None:
-        until(lambda: hint in self.all, within_s)
+    def wait_for(self, hint: bytes) -> None:
+        until(lambda: hint in self.all, lambda: self.all)
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +144,3 @@ def _cut_postgres(server: PostgresServer) -> None:
     """Ends every connection of a transport, as an administrator does."""
     with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'groundstate hints'")
-
-
-def soon(within_s: float = 20.0) -> float:
-    return time.monotonic() + within_s

@@ -16,7 +16,7 @@ from groundstate.transport import connecting, pulse
 from groundstate.transport.connecting import FIRST_S, LONGEST_S, Connecting
 from groundstate.transport.opening import transport_of
 from groundstate.transport.port import HINT_MOST
-from tests.store.children import until
+from tests.patience import HANG_S, until
 from tests.transport.conftest import Heard, Place
 from tests.transport.rabbitmq import AmqpServer
 
@@ -187,7 +187,7 @@ def test_who_hears_slowly_or_raises_stops_nobody(place: Place) -> None:
 
     def hears_slowly(_hint: bytes) -> None:
         slow.set()
-        assert gate.wait(30)
+        assert gate.wait(HANG_S)
 
     def raises(_hint: bytes) -> None:
         raised.set()
@@ -199,7 +199,7 @@ def test_who_hears_slowly_or_raises_stops_nobody(place: Place) -> None:
     transport, heard = place.open()
     transport.send(HINT)
     heard.wait_for(HINT)
-    assert raised.wait(20)
+    assert raised.wait(HANG_S)
     gate.set()
 
 

@@ -14,7 +14,7 @@ from groundstate.testing.brokers import NatsServer, RedisServer
 from groundstate.transport.opening import transport_of
 from groundstate.transport.redis import _of_itself
 from groundstate.values.errors import DeclarationError, TransportDown, TransportRefused
-from tests.store.children import until
+from tests.patience import until
 from tests.transport.conftest import Heard
 from tests.transport.rabbitmq import AmqpServer
 

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SAMPLES = sorted([HERE / "good.py", *HERE.glob("bad_*.py")])
@@ -44,12 +42,10 @@ def test_there_are_marks_in_each_wrong_sample_and_none_in_the_right_one() -> Non
     assert {name for name, _ in _marked()} == {path.name for path in SAMPLES if path.name != "good.py"}
 
 
-@pytest.mark.timeout(300)
 def test_mypy_refuses_the_marked_lines_and_no_others() -> None:
     assert _by_mypy() == _marked()
 
 
-@pytest.mark.timeout(300)
 def test_pyright_refuses_the_marked_lines_and_no_others() -> None:
     assert _by_pyright() == _marked()
 
