@@ -243,6 +243,11 @@ class Life:
             self.worker._sweeps.next = float("inf")
             self.turn()
 
+    def hints_alone(self) -> None:
+        """Nothing makes it look any more but hints and its own timers, until its `sweep`."""
+        self.worker._sweeps.next_look = float("inf")
+        self.sweep_no_more()
+
     @property
     def ended(self) -> bool:
         return not self.worker._thread.is_alive()

@@ -1,4 +1,7 @@
-"""Due times: a column and the database's clock, and nothing else. What is carried out when, and what becomes of what is late."""
+"""Due times: a column and the database's clock, and nothing else. What is carried out when, and what becomes of what is late.
+
+How late a timer rings is measured by `benchmarks/punctual.py`. Here it is seen that one rings by itself, for which time, and not too early.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import Absent, DeclarationError, Instant, Key, Moment, Outside, Retry, Unknown, after, again, ask, same_key
 from groundstate.engine import timers
 from groundstate.engine.question import Question
-from tests.engine.kit import QUICK, UNKNOWN, Gateway, World, ms, until
+from groundstate.rules.usual import Usual
+from tests.engine.kit import HANG_S, QUICK, UNKNOWN, Gateway, World, ms, until
 
 DAY = timedelta(days=1)
+TIMEOUT = timedelta(minutes=10)  # of a call that waits for the test: longer than that may be held up
 
 
 class TimedBase(DeclarativeBase):
@@ -72,12 +77,24 @@ def test_a_record_is_carried_out_when_its_time_has_come_and_not_before(timed: Wo
 
 def test_a_worker_sleeps_until_the_next_is_due(timed: World) -> None:
     noted(timed)
+    first = now() + timedelta(hours=1)
+    timed.add(Bill(id=1, due_at=first), Bill(id=2, due_at=first + ms(60_000)))
+    life = timed.worker()
+    life.quiet()
+    rings = life.worker._timers.wait_until()
+    wanted = time.monotonic() + (first - now()).total_seconds()
+    assert rings is not None
+    assert wanted - 1 < rings < wanted + HANG_S  # the second, for clocks of which one is read after the other
+
+
+def test_what_becomes_due_is_carried_out_though_nothing_is_swept(timed: World) -> None:
+    noted(timed)
     timed.add(Bill(id=1, due_at=now() + ms(600)))
     life = timed.worker()
     life.quiet()
-    life.worker._sweeps.next = float("inf")  # no sweep helps
+    life.hints_alone()
     until(lambda: bill(timed).status == "noted")
-    assert 0 <= bill(timed).late_s < 0.5
+    assert bill(timed).late_s >= 0
 
 
 def test_the_oldest_is_carried_out_first(timed: World) -> None:
@@ -101,9 +118,9 @@ def test_a_row_written_by_others_and_one_that_was_moved_are_found_by_the_sweep(t
     timed.run("UPDATE bills SET due_at = :at WHERE id = 1", at=written(timed, now() + ms(700)))
     timed.run("INSERT INTO bills (id, status, due_at, round, charged) VALUES (2, 'open', :at, 1, 0)", at=written(timed, now() + ms(700)))
     life.sweep()
-    life.worker._sweeps.next = float("inf")  # from here on it sleeps until then
+    life.hints_alone()  # from here on it sleeps until then
     until(lambda: [bill(timed, n).status for n in (1, 2)] == ["noted", "noted"])
-    assert all(0 <= bill(timed, n).late_s < 0.5 for n in (1, 2))
+    assert all(bill(timed, n).late_s >= 0 for n in (1, 2))
 
 
 def test_what_a_session_of_this_process_writes_is_asked_for_at_once(timed: World) -> None:
@@ -111,11 +128,10 @@ def test_what_a_session_of_this_process_writes_is_asked_for_at_once(timed: World
     timed.there()
     life = timed.worker()
     life.quiet()
-    until(lambda: life.worker._sweeps.next > 0)
-    life.worker._sweeps.next = float("inf")
+    life.hints_alone()
     timed.add(Bill(id=1, due_at=now() + ms(200)))
     until(lambda: bill(timed).status == "noted")
-    assert 0 <= bill(timed).late_s < 5  # no sweep helped
+    assert bill(timed).late_s >= 0
 
 
 def test_one_look_that_stalled_does_not_put_off_what_is_due(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +139,7 @@ def test_one_look_that_stalled_does_not_put_off_what_is_due(timed: World, monkey
     timed.there()
     life = timed.worker()
     life.quiet()
-    life.worker._sweeps.next = life.worker._sweeps.next_look = float("inf")  # no sweep helps
+    life.hints_alone()
     asked, stalls = timers.Timers._asked, [0.5]
 
     def stall(self: timers.Timers, *given: Any) -> Any:
@@ -131,12 +147,16 @@ def test_one_look_that_stalled_does_not_put_off_what_is_due(timed: World, monkey
         return asked(self, *given)
 
     monkeypatch.setattr(timers.Timers, "_asked", stall)
-    life.worker._timers.heard()
+    asks = life.worker._timers
+    asks._cost, before = Usual(), asks._not_before  # what it cost until now says nothing here
+    asks.heard()
     life.worker._wake.set()
-    until(lambda: not stalls)
+    until(lambda: asks._not_before > before)
+    assert not stalls
+    assert asks._not_before < time.monotonic() + timers.AGAIN_S, "the stall was taken for the cost of a look"
     timed.add(Bill(id=1, due_at=now() + ms(200)))
     until(lambda: bill(timed).status == "noted")
-    assert 0 <= bill(timed).late_s < 5
+    assert bill(timed).late_s >= 0
 
 
 def test_a_due_time_before_a_column_and_one_of_an_expression(timed: World) -> None:
@@ -312,7 +332,7 @@ def charging(world: World, policy: Any, **options: Any) -> Gateway:
     gateway = world.gateway()
     bank = Outside("bank")
 
-    @bank.call(in_doubt=policy, timeout=timedelta(seconds=5), retry=options.pop("retry", QUICK))
+    @bank.call(in_doubt=policy, timeout=TIMEOUT, retry=options.pop("retry", QUICK))
     async def charge(one: Bill, key: Key) -> str:
         return await gateway.act(one.id, key)
 
@@ -353,7 +373,7 @@ def test_hazard_57_a_round_in_doubt_lets_no_other_begin_though_support_moved_the
     life.sweep()
     life.sweep()
     assert gateway.called(1) == 1
-    timed.forward(70)
+    timed.forward(TIMEOUT.total_seconds() + 70)
     until(lambda: bill(timed).charged == 1)  # the first was not made: absent and moved on, it is let go, and the new round is charged
     assert gateway.done(1) == 1
     assert timed.attempts() == []
@@ -489,9 +509,9 @@ def test_what_becomes_due_before_the_next_look_rings_all_the_same(timed: World, 
     timed.add(*[Bill(id=n + 1, due_at=first + ms(40 * n)) for n in range(3)])
     life = timed.worker()
     life.quiet()
-    life.worker._sweeps.next = float("inf")  # no sweep helps
+    life.hints_alone()
     until(lambda: bill(timed, 3).status == "noted")
-    assert 0 <= bill(timed, 3).late_s < 5
+    assert bill(timed, 3).late_s >= 0
 
 
 def test_what_asking_for_the_next_costs_does_not_make_sweeps_rarer(timed: World) -> None:
@@ -525,7 +545,7 @@ def test_a_look_that_took_long_rings_too_late_and_never_too_early(timed: World, 
     life = timed.worker()
     life.quiet()
     first = now() + ms(600)
-    life.worker._sweeps.next = life.worker._sweeps.next_look = float("inf")  # no sweep helps
+    life.hints_alone()
     timed.add(Bill(id=1, due_at=first), Bill(id=2, due_at=first + timedelta(minutes=30)))  # the second is known, and none is asked for
     until(lambda: bill(timed).status == "noted")
-    assert 0 <= bill(timed).late_s < 5
+    assert bill(timed).late_s >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -32,6 +33,7 @@ def test_hazard_5_absent_is_not_believed_because_the_clock_leapt_ahead(world: Wo
     first = world.worker()
     until(lambda: gateway.waiting == 1)
     first.kill()
+    started = time.monotonic()
     life = world.worker()
     life.quiet()
     before = world.attempts()[0]
@@ -41,7 +43,8 @@ def test_hazard_5_absent_is_not_believed_because_the_clock_leapt_ahead(world: Wo
     life.quiet()
     [after] = world.attempts()
     assert (after.state, gateway.called(1)) == (State.DOUBT, 1)
-    assert timedelta() <= after.deadline - before.deadline - YEAR < timedelta(seconds=10)
+    took = timedelta(seconds=time.monotonic() - started)  # whoever looks at two clocks may be wrong by what his looks took
+    assert timedelta() <= after.deadline - before.deadline - YEAR <= NOTICED + took
 
 
 def test_what_failed_while_the_clock_stood_ahead_does_not_wait_for_it_when_it_is_set_right(world: World) -> None:
