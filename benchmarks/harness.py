@@ -153,7 +153,7 @@ def expect(what: str, found: int, wanted: int) -> None:
         raise NotDone(f"{what}: {found:,} of {wanted:,}")
 
 
-def wait_until(what: str, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(what: str, condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Waits for it, or refuses."""
     end = time.monotonic() + seconds
     while not condition():

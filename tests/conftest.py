@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from groundstate.app import crew
+from groundstate.engine import deeds, succession, sweeps, traffic, worker
+from groundstate.telemetry import looking
 from groundstate.testing.servers import PostgresServer
 from tests.databases import Databases
+from tests.patience import HANG_S
 
 _TESTS = Path(__file__).parent
 
@@ -33,6 +37,23 @@ def _state_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     """What SQLite stores leave in the user's state folder is in one of the tests, for their subprocesses as well."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDSTATE_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unhurried() -> Iterator[None]:
+    """What the product waits for no longer than some seconds, it waits for as long as a test does: a busy machine may need that.
+
+    And what it would do by itself after less than a test waits, it does not do within a test, which would pass by that alone.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "START_S", HANG_S)  # for a store that does not come up beside one that does
+        patch.setattr(succession, "LOCKED_OUT_S", 10 * HANG_S)  # for locks of others, and for a server that takes nobody just now
+        patch.setattr(worker, "LEAVES_S", HANG_S)  # at a stop, for its thread
+        patch.setattr(traffic, "LAST_WORDS_S", HANG_S)  # at a stop, to write down what is in doubt
+        patch.setattr(deeds, "PATIENCE_S", HANG_S)  # for a person's word, while a record is locked
+        patch.setattr(looking, "WAIT_S", HANG_S)  # for an answer to whoever scrapes
+        patch.setattr(sweeps, "SWEEP_LED_S", 10 * HANG_S)  # until it sweeps by itself beside another one that sweeps
         yield
 
 

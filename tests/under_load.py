@@ -41,7 +41,7 @@ def busy(loops: int) -> Iterator[None]:
 
 @contextmanager
 def stalling(process: subprocess.Popen[bytes], longest_s: float, dice: random.Random) -> Iterator[None]:
-    """Meanwhile one of the processes below this one, chosen anew each time, stands still for a while, as if the system gave it no time."""
+    """Meanwhile one process below this one, chosen anew each time, stands still for a while, as if the system gave it no time."""
     over = threading.Event()
 
     def stall() -> None:
@@ -58,9 +58,15 @@ def stalling(process: subprocess.Popen[bytes], longest_s: float, dice: random.Ra
 
 
 def stall_one(root: int, longest_s: float, dice: random.Random) -> None:
-    """Stops one process below `root` for a time of at most `longest_s`, and lets it go on. Does nothing where there is none."""
+    """Stops one process below `root` for a time of at most `longest_s`, and lets it go on. Does nothing where there is none.
+
+    The program is chosen first and then its process: or else the many processes of a server would be chosen nearly always.
+    """
     try:
-        chosen = dice.choice(psutil.Process(root).children(recursive=True))
+        by_program: dict[str, list[psutil.Process]] = {}
+        for one in psutil.Process(root).children(recursive=True):
+            by_program.setdefault(one.name(), []).append(one)
+        chosen = dice.choice(by_program[dice.choice(sorted(by_program))])
         chosen.send_signal(signal.SIGSTOP)
     except (IndexError, psutil.Error):  # none is there, or it has just ended
         return
@@ -82,7 +88,7 @@ def run_once(arguments: Sequence[str], stalls_s: float, dice: random.Random) -> 
 
 def main(given: Sequence[str]) -> int:
     """0 where every round passed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.under_load", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.under_load", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--loops", type=int, default=4, help="so many processes only compute meanwhile (4)")
     parser.add_argument("--times", type=int, default=1, help="so many rounds (1)")
     parser.add_argument("--stalls", type=float, default=0.0, metavar="SECONDS", help="processes of the tests stand still for up to so long")
@@ -95,11 +101,9 @@ def main(given: Sequence[str]) -> int:
         started = time.monotonic()
         with busy(options.loops):
             status = run_once(arguments, options.stalls, dice)
-        load = os.getloadavg()[0]
         failed += [number] if status else []
-        print(
-            f"round {number} of {options.times}: {'failed' if status else 'passed'} in {time.monotonic() - started:.0f} s, load {load:.1f}"
-        )
+        said = f"{'failed' if status else 'passed'} in {time.monotonic() - started:.0f} s, load {os.getloadavg()[0]:.1f}"
+        print(f"round {number} of {options.times}: {said}", flush=True)
     print(f"{options.times - len(failed)} of {options.times} rounds passed" + (f"; failed: {failed}" if failed else ""), flush=True)
     if failed and options.stalls:
         print(f"the dice of the stalls: --seed {seed}", flush=True)

@@ -15,7 +15,7 @@ from benchmarks.crash.contenders import PEERS
 
 REQUIREMENTS = PEERS / "requirements.txt"
 INSTALLED = "installed.txt"
-UP_WITHIN_S = 20
+UP_WITHIN_S = 60
 
 
 def prepare(folder: Path) -> None:

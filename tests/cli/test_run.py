@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,12 +121,12 @@ def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt(sqlite_shop: 
 def test_a_signal_ends_a_start_that_waits_for_its_database_at_once_and_with_0(folder: Path, postgres_url: str) -> None:
     with role(postgres_url, options="connection limit 0") as login:
         shop = made(folder, login)
+        module = Path(f"{shop.module}.py")
+        module.write_text(f"{module.read_text()}\nfrom groundstate.engine import succession\nsuccession.LOCKED_OUT_S = 3600.0\n")
         with worker(shop) as process:
             until(lambda: said("err.txt").count("the database is in trouble, tried again") > 1)
-            told = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert process.wait(HANG_S) == 0
-            assert time.monotonic() - told < 5, "it would have waited for a minute"
         shop.engine.dispose()
     assert "SIGTERM: nothing new is begun" in said("err.txt")
     assert "is carried out by process" not in said("err.txt")

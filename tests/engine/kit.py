@@ -102,8 +102,8 @@ class Gateway:
             self._in_air.discard(record)
 
     async def _act(self, record: int, key: str) -> str:
+        step = self._arrive(record, key)  # at once: a time limit of some milliseconds may be over before it is called again
         await asyncio.sleep(0)
-        step = self._arrive(record, key)
         if step == "done_hang":
             self._land(record, key)
         if step in ("hang", "done_hang"):

@@ -206,10 +206,13 @@ def test_hazard_7_hung_threads_stop_their_own_reaction_and_not_the_worker(world:
     for number in range(1, 6):
         gateway.plan(number, "hang")
     world.orders(5)
-    world.worker()
+    life = world.worker()
     until(lambda: world.states().count("doubt") + world.states().count("held") == 2)
     world.add(Order(id=99, status="other"))
     until(lambda: world.order(99).status == "done")
+    until(lambda: gateway.waiting == 2)
+    life.sweep()
+    life.sweep()
     assert gateway.waiting == 2, "more threads hang than the outside's limit"
 
 

@@ -66,7 +66,7 @@ class RabbitServer(AmqpServer):
             self._process = subprocess.Popen(
                 [str(PROGRAM)], cwd=folder, env=self._settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        end = time.monotonic() + 6 * START_WITHIN_S
+        end = time.monotonic() + 2 * START_WITHIN_S
         while not all(_takes(port) for port in (self.port, self.management)):
             if self._process.poll() is not None or time.monotonic() > end:
                 raise ServerError((folder / "log").read_text(errors="replace")[-2000:])

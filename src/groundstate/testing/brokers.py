@@ -21,7 +21,7 @@ from typing import Self
 from groundstate.testing import watchdog
 from groundstate.testing.servers import PORTS, STOP_WITHIN_S, ServerError, is_free
 
-START_WITHIN_S = 20
+START_WITHIN_S = 60
 
 
 class Broker:

@@ -23,7 +23,7 @@ from groundstate.store.port import Settings
 from groundstate.testing.place import add, binds, committed, stores_at, stores_of
 
 LOCK_MS = 20  # for so long someone else waits for a row that a process of the run has locked
-GONE_WITHIN_S = 10.0
+GONE_WITHIN_S = 60.0
 
 _LEFT = text("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)")
 _END = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY(:pids)")

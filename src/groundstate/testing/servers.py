@@ -29,8 +29,8 @@ from groundstate.testing import watchdog
 # Below the ports that systems hand out for outgoing connections: a client that tries to reconnect while the server is down
 # would else, once in a while, be given the server's port as its own and connect to itself.
 PORTS = range(15_000, 30_000)
-START_WITHIN_S = 60
-STOP_WITHIN_S = 30
+START_WITHIN_S = 120
+STOP_WITHIN_S = 60
 
 
 class ServerError(Exception):
