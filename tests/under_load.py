@@ -24,8 +24,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-# It ends with whoever started it, also where that was killed.
-LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"
+# It ends with whoever started it, also where that was killed, and even before this one came to run.
+LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
 PAUSE_S = 0.3  # between two stalls
 
 
@@ -34,7 +34,7 @@ def busy(loops: int) -> Iterator[None]:
     """So many processes that only compute."""
     with ExitStack() as started:
         for _ in range(loops):
-            loop = started.enter_context(subprocess.Popen([sys.executable, "-c", LOOP]))
+            loop = started.enter_context(subprocess.Popen([sys.executable, "-c", LOOP, str(os.getpid())]))
             started.callback(loop.kill)
         yield
 

@@ -35,7 +35,7 @@ class Seen:
     store: Store
     name: str
     answer: Overview | None = None
-    at: float = 0.0
+    at: float = float("-inf")  # never: the monotonic clock of a host that has just come up shows little more than 0
     waits: dict[str, tuple[str, float]] = field(default_factory=dict)
     database: Database | None = None
     questions: Sequence[Question] = ()
