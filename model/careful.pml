@@ -3,7 +3,7 @@
  * two worker processes that are restarted, and killed from outside as well. After two unclean ends batches are begun before they are
  * carried out, come again in half the company, and the record that killed alone twice is held. The transitions are table.pml's.
  *
- * Parameters: KILLS kills from outside; CALM clean stretches that end careful mode; N records.
+ * Parameters: KILLS kills from outside; CUT connections cut under a living worker; CALM clean stretches that end careful mode; N records.
  * Invariants: Innocent (nobody is held but the one that kills, while fewer than two kills come from outside), Unsure (what makes no call
  * is never in doubt), Progress (so many deaths and no more), OthersGoOn, NotLost and NothingAtRest where nothing moves any more.
  * Calls in careful mode are not modelled, nor handlers that raise.
@@ -66,7 +66,11 @@ bit done[N];
 byte bad;                     /* the record that kills */
 byte inc[2], ninc = 1, size, half; bit up[2], busy[2], fresh[2];
 bit lock[MAXI], row[MAXI];    /* the lock of a life; its row: it began and did not end */
-byte ends, deaths, kills = KILLS, calm = CALM;
+#ifndef CUT
+#define CUT 0
+#endif
+byte ends, deaths, kills = KILLS, calm = CALM, cuts = CUT;
+#define mine(o) (A_st[o] == BEGUN && A_inc[o] == inc[p])
 #define careful (ends >= 2)
 #define free(o) (!done[o] && (A_st[o] == NONE || A_st[o] == FAILED))
 #define any_free (free(0) || free(1) || free(2) || free(3))
@@ -156,6 +160,10 @@ end: do
           do :: i < N -> if :: A_st[i] == BEGUN && A_inc[i] == inc[p] -> done[i] = 1; wipe(i) :: else fi; i++ :: else -> break od;
           busy[p] = 0
        fi
+  /* its connection is cut, and the transaction rolled back: the worker lives, and knows nothing of what is begun */
+  :: up[p] && busy[p] && cuts > 0 -> cuts--; busy[p] = 0
+  :: up[p] && !busy[p] && (mine(0) || mine(1) || mine(2) || mine(3)) ->
+       i = 0; do :: i < N -> if :: mine(i) -> not_in_memory(i) :: else fi; i++ :: else -> break od
   /* a dead life: its attempts change hands, and its end is remembered */
   :: up[p] && dead_life ->
        limit = 0;

@@ -127,6 +127,7 @@ CASES = [
     _pass("careful", CAREFUL, "KILLS=1", "four records, one of which kills; one kill from outside"),
     _pass("careful, quick", CAREFUL, "KILLS=0", "no kill from outside", quick=True),
     _pass("careful, calm", CAREFUL, "KILLS=0 CALM=1", "careful mode ends once, and begins again"),
+    _pass("careful, cut", CAREFUL, "KILLS=0 CUT=1", "a connection is cut, so that a living worker finds begun what it does not carry out"),
     _caught("M_NOHALVING", CAREFUL, "KILLS=0", "the company stays as large as it was"),
     _caught("M_NOATTEMPTS", CAREFUL, "KILLS=0", "nothing is written before the batch"),
     _caught("M_COMPANYHELD", CAREFUL, "KILLS=0", "whoever was in the company counts as having killed"),
@@ -146,6 +147,8 @@ CASES = [
     # ---- the server is started anew, and every lock on it is free
     *[_pass(f"{p.lower()}, server", PROTOCOL, f"POL={p} SERVER=2 NOLOCKLOSS TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "the server is started anew twice under two workers, and one fault", quick=p in ("ASK", "SAMEKEY")) for p in POLICIES],
     _pass("hold, server, person", PROTOCOL, "POL=HOLD SERVER=1 NOLOCKLOSS TROUBLE=1 WBUD=1 PBUD=1 MAXC=4", "and the writer and a person once"),
+    *[_pass(f"{p.lower()}, failover", PROTOCOL, f"POL={p} RESTORE SERVER=1 FAILOVER NOLOCKLOSS TROUBLE={int(p in ('HOLD', 'ASK'))} WBUD=0 PBUD=0 MAXC=5", "a failover loses conclusions and no begin, and shows no sign", quick=p == "ASK") for p in POLICIES],
+    _caught("M_GONEBEGUN", PROTOCOL, "POL=ASK RESTORE SERVER=1 FAILOVER NOLOCKLOSS TROUBLE=0 WBUD=0 PBUD=0 MAXC=5", "what its living worker does not know did not go out, though its conclusion may be lost"),
     _caught("M_NOGRACE", PROTOCOL, "POL=ASK SERVER=1 NOLOCKLOSS TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "a lock that the server's end freed is taken for a death at once"),
     _caught("M_NEWNUMBER", PROTOCOL, "POL=ASK SERVER=1 NOLOCKLOSS TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "who lives comes back under another number"),
     # ---- holes: the table as it was first written

@@ -16,6 +16,7 @@ inline one_of_several(o) { if R(4) OR_NO_ROW fi }
 inline not_done(o) { if R(5) R(6) OR_NO_ROW fi }
 inline unclear(o) { if R(7) OR_NO_ROW fi }
 inline adopted(o) { if R(8) R(9) R(10) R(11) OR_NO_ROW fi }
+inline not_in_memory(o) { if R(78) R(79) R(80) OR_NO_ROW fi }
 inline did_not_go_out(o) { if R(12) R(13) R(14) OR_NO_ROW fi }
 inline settle(o) { if R(15) R(16) R(17) R(18) R(19) R(72) R(20) R(21) R(22) R(23) R(24) R(25) OR_NO_ROW fi }
 inline absent(o) { if R(26) R(27) R(28) R(29) OR_NO_ROW fi }

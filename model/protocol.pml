@@ -10,6 +10,7 @@
  *   SAMEOCC    the writer may re-enter the condition without changing the occurrence
  *   RESTORE    one backup is taken and put back, each at some moment
  *   SERVER     the database server is started anew, so many times: every lock is free at once, and no worker died of it
+ *   FAILOVER   with RESTORE and SERVER: what is put back lost no begin and shows no sign, as a failover that was said to lose nothing
  *   STUCK      a sync call may hang in its thread before its request goes out (no lock is lost then)
  *   TROUBLE    faults in all: crash, lost lock, NotDone, lost request, timeout though done, pause past the deadline, stop, handler
  *              raises, COMMIT unknown, find that answers Unknown, Unknown for too long
@@ -399,6 +400,14 @@ end: do
   :: i_am(p) && A_st[o] == BEGUN && A_inc[o] == inc[p] && t_st[A_c[o]-1] == 3 && r_st[A_c[o]-1] == 0 ->
        did_not_go_out(o)
 #endif
+#ifdef FAILOVER   /* it is said to be begun by this very life, which knows of its end, or of nothing: its conclusion is lost */
+  :: i_am(p) && lock[inc[p]] && A_st[o] == BEGUN && A_inc[o] == inc[p] && t_st[A_c[o]-1] == 3 && r_st[A_c[o]-1] != 0 ->
+#ifdef M_GONEBEGUN        /* what is not in memory did not go out */
+       did_not_go_out(o)
+#else
+       not_in_memory(o)
+#endif
+#endif
   :: i_am(p) && (A_st[o] == BEGUN || A_st[o] == DOUBT) && adoptable(p,o) -> MUST(LivingKept, !lives(o)); adopted(o)
 #ifdef M_SKIPSETTLE      /* an attempt whose condition is gone is not settled, just deleted */
   :: settles(p,o) && !holds(o) -> wipe2(o)
@@ -644,19 +653,29 @@ end: do
 /* ---- the database goes back ---- */
 #ifdef RESTORE
 proctype Ops() {
-  byte i;
+  byte i, s_calls;
   if
-  :: atomic { snapped = 1; s_rx = rx; s_rc = rc; s_ro = ro; s_taken = taken; i = 0;
+  :: atomic { snapped = 1; s_calls = ncalls; s_rx = rx; s_rc = rc; s_ro = ro; s_taken = taken; i = 0;
        do :: i < NOCC -> s_st[i] = A_st[i]; s_inc[i] = A_inc[i]; s_no[i] = A_no[i]; s_c[i] = A_c[i]; s_un[i] = A_un[i];
              s_dl[i] = A_dl[i]; s_fail[i] = A_fail[i]; s_out[i] = A_out[i]; s_old[i] = A_old[i]; s_entries[i] = entries[i]; i++
           :: else -> break od; i = 0 }
   :: goto done
   fi;
   if
-  :: atomic { restored = 1; idch = 1; rx = s_rx; rc = s_rc; ro = s_ro; taken = s_taken; heard = 0; i = 0;
+#ifdef FAILOVER
+#define RESTORABLE (ncalls == s_calls && restarts > 0)
+#define SIGN 0
+#else
+#define RESTORABLE true
+#define SIGN 1
+#endif
+  :: atomic { RESTORABLE -> restored = 1; idch = SIGN; rx = s_rx; rc = s_rc; ro = s_ro; taken = s_taken; heard = 0; i = 0;
        do :: i < NOCC -> A_st[i] = s_st[i]; A_inc[i] = s_inc[i]; A_no[i] = s_no[i]; A_c[i] = s_c[i]; A_un[i] = s_un[i];
              A_dl[i] = s_dl[i]; A_fail[i] = s_fail[i]; A_out[i] = s_out[i]; A_old[i] = s_old[i]; entries[i] = s_entries[i]; sent[i] = 0; i++
           :: else -> break od; i = 0;
+#ifdef FAILOVER
+       restarts--; server++; graced = 0;
+#endif
        do :: i < MAXI -> lock[i] = 0; i++ :: else -> break od; i = 0 }   /* every connection, and so every lock, is gone */
   :: goto done
   fi;

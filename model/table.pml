@@ -91,6 +91,16 @@ bit  A_old[N], A_alone[N];
 #define on_11(o) (A_st[o] == DOUBT)
 #define do_11(o) A_inc[o] = me; deadline_not_before_now(o)
 
+/* ROW 78 | not in memory | not in its worker's memory, a call | begun | doubt | state unsure failures deadline [next_at] [error] */
+#define on_78(o) (A_st[o] == BEGUN && made_a_call(o))
+#define do_78(o) A_st[o] = DOUBT; A_un[o] = 1; A_fail[o] = A_fail[o] + 1; deadline_not_before_now(o)
+/* ROW 79 | not in memory | not in its worker's memory, no call, failed before | begun | failed | state [next_at] */
+#define on_79(o) (A_st[o] == BEGUN && !made_a_call(o) && A_fail[o] > 0)
+#define do_79(o) A_st[o] = FAILED
+/* ROW 80 | not in memory | not in its worker's memory, no call | begun | gone | */
+#define on_80(o) (A_st[o] == BEGUN && !made_a_call(o) && A_fail[o] == 0)
+#define do_80(o) wipe(o)
+
 /* ROW 12 | did not go out | did not go out, unsure | begun | doubt | state [next_at] */
 #define on_12(o) (A_st[o] == BEGUN && A_un[o])
 #define do_12(o) A_st[o] = DOUBT
