@@ -51,7 +51,7 @@ def init(  # noqa: PLR0913  # the options of a command
     said = acceptance(accept or [], {**found.reactions, **found.schedules})
     accepted = sorted(found.reactions) if said.all else list(said.named)
     setting_up = partial(found.init, tables=tables, accept=accept or [], after_restore=after_restore, new_database=new_database)
-    created, counts = _init(setting_up, accepted, baseline or [], quiet=as_json)
+    created, counts = _init(setting_up, baseline or [], quiet=as_json)
     held = {name: counts.get(name, 0) for name in baseline or []}
     doubts = {name: count for name, count in counts.items() if name not in held}
     left = _newcomers(found)
@@ -70,7 +70,8 @@ def init(  # noqa: PLR0913  # the options of a command
         named = "every reaction" if said.all else ", ".join(plain(name) for name in accepted)
         out.print(f"Started on the rows that are there: {named}.", soft_wrap=True)
     for name, count in doubts.items():
-        out.print(f"{plain(name)}: {count:,} rows that match now are in doubt (`groundstate pending`).", soft_wrap=True)
+        which = "1 row that matches now is" if count == 1 else f"{count:,} rows that match now are"
+        out.print(f"{plain(name)}: {which} in doubt (`groundstate pending`).", soft_wrap=True)
     if after_restore:
         then = "see `groundstate pending`, and say `groundstate trust` once nothing is in doubt any more"
         out.print(f"Rows that would be called are in doubt, and so is what is taken from now on: {then}.", soft_wrap=True)
@@ -78,23 +79,26 @@ def init(  # noqa: PLR0913  # the options of a command
         out.print(Text(plain(one.words), style="yellow"), soft_wrap=True)
 
 
-def _init(
-    setting_up: Callable[..., list[str]], accepted: list[str], baseline: list[str], *, quiet: bool
-) -> tuple[list[str], dict[str, int]]:
+def _init(setting_up: Callable[..., list[str]], baseline: list[str], *, quiet: bool) -> tuple[list[str], dict[str, int]]:
     """What was created; and of each reaction how many rows were written down, as a baseline or in doubt."""
     counts: dict[str, int] = {}
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
-    silent = quiet or not (baseline or accepted)
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=silent) as progress:
-        tasks: dict[str, TaskID] = {}
+    progress = Progress(*columns, console=console(stderr=True), transient=True, disable=quiet)
+    tasks: dict[str, TaskID] = {}
 
-        def tell(name: str, count: int) -> None:
-            counts[name] = count
-            if name not in tasks:
-                tasks[name] = progress.add_task(f"{'baseline' if name in baseline else 'doubts'} of {plain(name)}", total=None)
-            progress.update(tasks[name], completed=count)
+    def tell(name: str, count: int) -> None:
+        counts[name] = count
+        if not tasks:
+            progress.start()
+        if name not in tasks:
+            tasks[name] = progress.add_task(f"{'baseline' if name in baseline else 'doubts'} of {plain(name)}", total=None)
+        progress.update(tasks[name], completed=count)
 
+    try:
         return setting_up(baseline=baseline, progress=tell), counts
+    finally:
+        if tasks:
+            progress.stop()
 
 
 def _newcomers(app: App) -> list[Newcomer]:

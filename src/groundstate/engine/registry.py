@@ -23,6 +23,7 @@ from groundstate.store.tables import reaction as table
 
 log = logging.getLogger("groundstate")
 BASELINE = blocking.BASELINE
+MATCHES_NOTHING = "1 = 0"  # as what a reaction is written down after a restore that was not known before: it counts as new
 COUNTED_MAX = 100_000  # beyond this 'at least so many' is said
 
 
@@ -41,7 +42,8 @@ class Newcomer:
     """A reaction that would match rows present before it: not started until somebody says so.
 
     calls: of those rows, how many have no attempt of its own, so that it would make its call for them; 0 where it makes none. call: that
-    call's name. in_doubt: what becomes of each of them if it is accepted as a doubt.
+    call's name. in_doubt: what becomes of them if they are accepted as doubts. suspect: since the database went back each row that it takes
+    is in doubt first, whatever is said.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Newcomer:
     calls: int = 0
     call: str = ""
     in_doubt: str = ""
+    suspect: bool = False
 
     @property
     def words(self) -> str:
@@ -61,7 +64,8 @@ class Newcomer:
         """What a person can say, and what each of it does."""
         leave = f"Leave them and start with new ones: groundstate init --baseline {self.name}"
         if not self.calls:
-            return f"Carry them out: groundstate init --accept {self.name}. {leave}"
+            what = "Go on with them, each of which is in doubt first" if self.suspect else "Carry them out"
+            return f"{what}: groundstate init --accept {self.name}. {leave}"
         return f"{self.asks} {leave}"
 
     @property
@@ -72,7 +76,7 @@ class Newcomer:
             return f"`groundstate init --accept {self.name}` to carry out the {_many(self.rows)} rows that were there before, {leave}"
         return (
             f"`groundstate init --accept {self.name}=call` to call {self.call} for {_many(self.calls)} of the {_many(self.rows)} rows that"
-            f" were there before, `--accept {self.name}=doubt` where that may have been done (each begins as a doubt: {self.in_doubt}),"
+            f" were there before, `--accept {self.name}=doubt` where that may have been done (each begins as a doubt, so {self.in_doubt}),"
             f" {leave}"
         )
 
@@ -83,7 +87,7 @@ class Newcomer:
             f"{self.call} would be called for {_many(self.calls)} of them, and nothing here tells whether that was done before."
             f" Surely never: groundstate init --accept {self.name}=call."
             f" Perhaps, as after groundstate's tables were dropped, or where another system called before:"
-            f" groundstate init --accept {self.name}=doubt, by which each begins as a doubt: {self.in_doubt}."
+            f" groundstate init --accept {self.name}=doubt, by which each begins as a doubt, so {self.in_doubt}."
         )
 
 
@@ -136,11 +140,13 @@ def newcomer(connection: Connection, question: Question, before: Known | None) -
     """What is told of a new or changed reaction; its `rows` are 0 where it matches nothing that was there before."""
     spec, newly = question.spec, newly_matching(connection, question, before)
     rows = count(connection, question, question.come, *newly)
+    changed = before is not None and before.condition != MATCHES_NOTHING
     if not rows or spec.call is None:
-        return Newcomer(spec.name, rows, changed=before is not None)
-    calls = 0 if before is not None and before.suspect else count(connection, question, question.come, question.of_no_own_attempt, *newly)
-    becomes = wording.accepted_in_doubt(spec.terms)
-    return Newcomer(spec.name, rows, changed=before is not None, calls=calls, call=spec.call.function.name, in_doubt=becomes)
+        return Newcomer(spec.name, rows, changed)
+    suspect = before is not None and before.suspect
+    calls = 0 if suspect else count(connection, question, question.come, question.of_no_own_attempt, *newly)
+    becomes = wording.accepted_in_doubt(spec.terms, _many(calls))
+    return Newcomer(spec.name, rows, changed, calls, spec.call.function.name, becomes, suspect)
 
 
 def newly_matching(connection: Connection, question: Question, before: Known | None) -> tuple[ColumnElement[bool], ...]:

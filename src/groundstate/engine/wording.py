@@ -75,17 +75,17 @@ def settling(terms: Terms | None) -> str:
             return f"called again under the same key; once that is too old {'its find is asked' if terms.has_find else 'a person decides'}"
 
 
-def accepted_in_doubt(terms: Terms) -> str:
-    """What becomes of a row that is accepted as a doubt, whose key counts as too old."""
+def accepted_in_doubt(terms: Terms, many: str) -> str:
+    """What becomes of so many rows that are accepted as doubts, whose keys count as too old."""
     match None if terms.policy is None else terms.policy.kind:
         case "again":
-            return "its policy is again(), so it is called all the same"
+            return "it is called all the same, since its policy is again()"
         case "ask":
             return "its find is asked, and it is called where that says Absent"
         case "same_key" if terms.has_find:
             return "its find is asked, since nobody knows how old its key is, and it is called where that says Absent"
         case _:
-            return "it is held, and a person says what became of it (`groundstate settle`)"
+            return f"{many} would be held, each until a person says what became of it (`groundstate settle`)"
 
 
 def settled_from(attempt: Attempt, terms: Terms | None) -> datetime | None:
