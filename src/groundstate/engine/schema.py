@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Connection, Inspector, MetaData, Table, inspect, select
+from sqlalchemy import Column, Connection, MetaData, Table, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateColumn
 
@@ -35,25 +35,29 @@ def _say_what_is_missing(database: Database, table: Table, error: DBAPIError) ->
                 f"{table.name} is missing in {where}: run `groundstate init` once. Where it was here before and is gone, what was known of"
                 " calls in doubt is gone with it: say so, by `groundstate init --after-restore`"
             ) from error
-        missing = sorted({column.name for column in table.columns} - {column["name"] for column in looked.get_columns(table.name)})
-    if not missing:
+        there = {column["name"] for column in looked.get_columns(table.name)}
+        lacking = sorted((column for column in table.columns if column.name not in there), key=lambda column: column.name)
+        statements = [_addition(connection, column) for column in lacking if column.nullable]
+    if not lacking:
         raise error
+    by_hand = f", or by hand: {'; '.join(statements)};" if len(statements) == len(lacking) else ""
     raise NotInitialised(
-        f"{table.name} in {where} has no column {', '.join(missing)}: it was made by another version. "
-        "Add it, by `groundstate init` or by your migrations (groundstate.store.migrations.metadata is the target), and drop nothing: what"
-        " stands there tells which calls may have been made"
+        f"{table.name} in {where} has no column {', '.join(column.name for column in lacking)}: it was made by another version. "
+        f"Add it by your migrations (groundstate.store.migrations.metadata is the target){by_hand} and do not make the table anew:"
+        " what stands in it tells which calls may have been made"
     ) from error
 
 
-def create(database: Database, *users: MetaData) -> list[str]:
-    """Creates what is missing of our tables, and of the user's metadata where given; returns the names of what was created.
+def _addition(connection: Connection, column: Column[Any]) -> str:
+    quoted = connection.dialect.identifier_preparer.quote(column.table.name)
+    return f"ALTER TABLE {quoted} ADD COLUMN {CreateColumn(column).compile(dialect=connection.dialect)}"
 
-    Columns that a table of ours of an older version lacks are added, as `table.column`.
-    """
+
+def create(database: Database, *users: MetaData) -> list[str]:
+    """Creates what is missing of our tables, and of the user's metadata where given; returns the names of what was created."""
     created: list[str] = []
     with database.reading() as connection:
         looked = inspect(connection)
-        lacking = [column for table in tables.metadata.sorted_tables for column in _lacking(looked, table)]
         wanted = [
             (meta, [t for t in meta.sorted_tables if not looked.has_table(t.name, schema=t.schema)]) for meta in (tables.metadata, *users)
         ]
@@ -62,20 +66,4 @@ def create(database: Database, *users: MetaData) -> list[str]:
             if missing:
                 meta.create_all(connection, tables=missing)
                 created += [table.fullname for table in missing]
-        for column in lacking:
-            connection.exec_driver_sql(_addition(connection, column))
-            created.append(f"{column.table.name}.{column.name}")
     return created
-
-
-def _lacking(looked: Inspector, table: Table) -> list[Column[Any]]:
-    """The columns that a table which is there lacks, and that a table with rows can be given."""
-    if not looked.has_table(table.name):
-        return []
-    there = {column["name"] for column in looked.get_columns(table.name)}
-    return [column for column in table.columns if column.name not in there and (column.nullable or column.server_default is not None)]
-
-
-def _addition(connection: Connection, column: Column[Any]) -> str:
-    quoted = connection.dialect.identifier_preparer.quote(column.table.name)
-    return f"ALTER TABLE {quoted} ADD COLUMN {CreateColumn(column).compile(dialect=connection.dialect)}"
