@@ -41,7 +41,8 @@ def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: 
             kept.append(operation)
     if spared:
         upgrade_ops.ops[:] = kept
-        log.info("groundstate's own tables are left as they are: %s", ", ".join(sorted(spared)))
+        left = sorted(spared)
+        log.info("groundstate's own tables are left as they are: %s", ", ".join(left), extra={"event": "tables_left_alone", "tables": left})
     return PriorityDispatchResult.CONTINUE
 
 
