@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from groundstate import InDoubt, again, hold
 from tests.lab import apps
+from tests.lab import timed_apps as timed
 from tests.lab import user_apps as users
 from tests.lab.apps import Case
 from tests.lab.engine_faults import CANCELS, LOST_ANSWERS
@@ -109,6 +110,7 @@ SLIPS = [
         "OncePerKey",
     ),
     Slip(NO_AGAIN, users.charged(f"wrong: {NO_AGAIN}", again()), users.charged(f"right: {NO_AGAIN}", hold()), LOST_ANSWERS, "assertion"),
+    _two("a due time that may be moved, and no word on whether each is a round", timed.moved_while_it_goes_out, CANCELS, "AtMostOnce"),
     _two("an overtaken handler that sets a state over a cancel", users.overtaken_by_the_same_handler, CANCELS, "assertion"),
     _two("a handler that does not look at what was taken", users.edited, CANCELS, "assertion"),
     _packing("a condition that never becomes false", users.counted_only, users.packed, nothing),

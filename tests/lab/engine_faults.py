@@ -118,6 +118,16 @@ FAULTS = [
         ],
     ),
     Fault(
+        "what is held with an outcome keeps its own reaction from no other round",
+        apps.ROUNDS,
+        CANCELS,
+        "AtMostOnce",
+        [
+            Change(blocking, "blocker", "if mine and not again and one.keeps_own_reaction:", "if False:"),
+            Change(Question, "unattempted", "blocking if self.spec.again else keeps_own_reaction", "blocking"),
+        ],
+    ),
+    Fault(
         "a doubt is settled by another worker than its own, which lives",
         apps.ASKED,
         HANGS_BESIDE_ANOTHER,

@@ -260,3 +260,35 @@ SANTIAGO_OVERLAP = nightly(
     "santiago-overlap", Cron("30 23 * * *", zone="America/Santiago", overlap="first"), datetime(2027, 4, 3, 12, tzinfo=SANTIAGO), ticks=2
 )
 NIGHTS = [BERLIN_GAP, BERLIN_OVERLAP, SANTIAGO_GAP, SANTIAGO_OVERLAP]
+
+
+# ---- a due time that somebody moves while the call of it is on its way -------------------------------------------------------------
+def moved_while_it_goes_out(name: str, *, wrong: bool) -> Case:
+    """A reminder that is to go out once more where it was put off meanwhile. Right where the author says that each time is a round."""
+    app = App(name, Store("sqlite:///timed.db", Base))
+
+    @Outside("mail").call(in_doubt=hold(), timeout=TIMEOUT, retry=RETRY)
+    def remind(one: Bill) -> str:
+        raise AssertionError("the lab's fake is called instead")
+
+    said: dict[str, Any] = {} if wrong else {"occurrence": [Bill.due_at]}
+
+    @app.on(Bill, Bill.status == "open", due=after(Bill.due_at), call=remind, overtaken="same", **said)
+    def reminded(one: Bill, message: str, at: Moment) -> None:
+        one.note = message
+        if one.due_at == at.due:
+            one.status = "reminded"
+
+    def put_off(session: Session) -> None:
+        one = bill(session)
+        if one.status == "open":
+            one.due_at += DAY
+
+    return Case(
+        app,
+        [remind],
+        rows=lambda: [Bill(id=1, due_at=NOON - HOUR)],
+        meanwhile=[put_off],
+        answer=lambda one: f"reminded of {one.due_at}",
+        clock=leaping(),
+    )

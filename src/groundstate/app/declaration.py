@@ -95,6 +95,7 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
         sends=_sends(what, mapper, given, call),
         due=due,
         occurrence=occurrence,
+        occurrence_said=given.occurrence is not None,
         fact=None if fact is None else fact.key,
         children=children.found_in(clauses),
         in_order=lines.in_order_of(what, mapper, given.in_order),

@@ -210,7 +210,8 @@ class Conclusion:
         self.tx.touched.add(self.question.entity, [standing.key], None)
 
     def _hold(self, attempt: Attempt, given: InHand, why: str, error: str | None) -> None:
-        self.saved.append((attempt, rules.outcome_refused(attempt, why, error, self._written(attempt, given)).attempt))
+        written = self._written(attempt, given)
+        self.saved.append((attempt, rules.outcome_refused(attempt, why, error, written).attempt))
 
     def _written(self, attempt: Attempt, given: InHand) -> str:
         """The JSON array of the attempt's outcomes, with this one among them."""

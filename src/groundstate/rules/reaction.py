@@ -103,6 +103,7 @@ class ReactionSpec:
     call: CallSpec | None = None
     sends: Function | None = None
     occurrence: tuple[InstrumentedAttribute[Any], ...] = ()
+    occurrence_said: bool = False  # by the author, and not taken from the due time
     due: DueSpec | None = None
     fact: str | None = None  # the attribute's name
     children: tuple[EveryChild, ...] = ()

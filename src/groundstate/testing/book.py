@@ -101,7 +101,10 @@ class Book:
         self._times = Times(place, self._plain)
         self.schedules: Sequence[Sequence[ScheduleSpec]] = ()  # of each store
         self._policies = {spec.name: spec.call.in_doubt.kind for _, spec in self._plain if spec.call is not None}
+        self._declared = {spec.name: spec for _, spec in self._plain}
         self._entries: Counter[Condition] = Counter()
+        self._rounds: Counter[tuple[str, str]] = Counter()  # by reaction and record: how often it is to be called for, at most
+        self._moved_on: set[tuple[str, str]] = set()  # whose own handlers moved the occurrence since rounds were counted last
         self._holding: frozenset[Condition] = frozenset()
         self._restored = False
         self._brought: list[tuple[Process, Effect[Any]]] = []
@@ -118,6 +121,8 @@ class Book:
         """The run begins: what holds now has entered once."""
         self.stage = stage
         self._entries.clear()
+        self._rounds.clear()
+        self._moved_on.clear()
         self._brought.clear()
         self._holding, self._restored = frozenset(), False
         self._enter(self._now_holding())
@@ -162,6 +167,7 @@ class Book:
             raise Violation(
                 name, f"{reaction} of {effect.identity[2]} was done {len(same)} times, and {times}; keys {[one.key for one in same]}"
             )
+        self._no_second_call_for_the_record(effect)
         self._every_effect_is_listed(self._standing())
 
     def copied(self) -> Known:
@@ -237,6 +243,31 @@ class Book:
                         f"{one.identity[1]} of {one.identity[2]} was done ({one.answer!r}), no record says so, and no attempt stands",
                     )
 
+    def _no_second_call_for_the_record(self, effect: Effect[Any]) -> None:
+        """One reaction acts for a record once more only where its first outcome is in the record, whatever the occurrence says; and where
+        the due time alone tells the rounds, only where the record entered its condition anew, or the reaction's own handlers moved it.
+        """
+        reaction, record = effect.identity[1:3]
+        spec = self._declared[reaction]
+        earlier = [one for fake in self._fakes for one in fake.ledger.entries if one.identity[:3] == effect.identity[:3]]
+        earlier = [one for one in earlier if one is not effect and one.identity != effect.identity]
+        if self._restored or not earlier or spec.when_overtaken == "drop":
+            return
+        for one in earlier:
+            if not one.taken:
+                raise Violation(
+                    "AtMostOnce",
+                    f"{reaction} of {record} was done for round {effect.identity[3]}, while the outcome of round {one.identity[3]}"
+                    f" ({one.answer!r}) is in no record: a person must say first whether both are meant",
+                )
+        rounds = max(self._rounds[reaction, record], 1)
+        if spec.due is not None and not spec.occurrence_said and len(earlier) >= rounds:
+            raise Violation(
+                "AtMostOnce",
+                f"{reaction} of {record} was done {len(earlier) + 1} times, since somebody moved its due time: say by occurrence= what"
+                " tells one round from the next, or occurrence=() where it is to be done once",
+            )
+
     def _every_outcome_is_kept(self, standing: Sequence[Standing]) -> None:
         """What came back to a process that was not killed is in the record, or held with the attempt."""
         if self._restored:
@@ -272,6 +303,10 @@ class Book:
 
     def _enter(self, now: frozenset[Condition]) -> None:
         self._entries.update(now - self._holding)
+        before, after = {one[:2] for one in self._holding}, {one[:2] for one in now}
+        self._rounds.update(after - before)
+        self._rounds.update(self._moved_on & before & after)
+        self._moved_on.clear()
         self._holding = now
 
     # ---- between the engine and the handlers -----------------------------------------------------------------------------------------
@@ -302,6 +337,11 @@ class Book:
         with self._watching(spec):
             handler(record, *more, **supplied)
         if transaction is not None:
+            values = inspect(record).dict  # and not the attributes, which may be of a row that the handler deleted
+            if round_ != keys.occurrence_text([values.get(column.key) for column in spec.occurrence]):
+                moved = partial(self._moved_on.add, (spec.name, text))
+                transaction.append(moved)
+                _forget_where_rolled_back(transaction, moved, inspect(record).session)
             took = partial(self._took, (spec.name, text, round_), more[0] if concludes else None, concludes, ordinary)
             transaction.append(took)
             _forget_where_rolled_back(transaction, took, inspect(record).session)
@@ -334,7 +374,8 @@ class Book:
         for one in [one for one in same if one.identity[3] == round_] or same:
             entered = self._entries[one.identity[1:]]
             earlier = one.identity[3] != round_ or (one.taken and entered > one.taken_in)
-            if ordinary and earlier and self._policies[reaction] != "again" and self.stage is not None:
+            written_as_same = self._declared[reaction].when_overtaken == "same"
+            if ordinary and earlier and not written_as_same and self._policies[reaction] != "again" and self.stage is not None:
                 self.stage.wrong = Violation(
                     "NotLost",
                     f"{reaction} of {record}: the outcome of an earlier round ({outcome!r}) was taken for this one's, which was not done",
