@@ -87,6 +87,7 @@ def _of_policies() -> list[Case]:
 CASES = [
     *_of_policies(),
     _pass("ask, overtaken", PROTOCOL, "POL=ASK WITH_OVERTAKEN TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "with an overtaken handler, or a fact"),
+    _pass("ask, dropped", PROTOCOL, "POL=ASK DROP TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "an overtaken outcome is dropped, since its author said so"),
     _pass("again, gave up", PROTOCOL, "POL=AGAIN GAVEUP TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "with a gave_up handler"),
     _pass("ask, busy", PROTOCOL, "POL=ASK BUSY TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "Busy does not count as a failure"),
     _pass("same_key, forgotten", PROTOCOL, "POL=SAMEKEY FORGET TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "the provider forgets the key as soon as it may"),

@@ -5,7 +5,8 @@
  * Parameters (-D)
  *   POL        AGAIN SAMEKEY ASK HOLD
  *   KEYASK     same_key has a find to fall back to        FORGET     the provider forgets a key some time after kept_for
- *   WITH_OVERTAKEN an overtaken handler, or a fact            GAVEUP     a gave_up handler
+ *   WITH_OVERTAKEN an overtaken handler, a fact, or overtaken="same"    DROP       overtaken="drop"
+ *   GAVEUP     a gave_up handler
  *   BUSY       NotDone may be Busy, which does not count  SHORT      one call has an earlier deadline than the one before it
  *   SAMEOCC    the writer may re-enter the condition without changing the occurrence
  *   RESTORE    one backup is taken and put back, each at some moment
@@ -298,11 +299,22 @@ inline begin(o) {
 }
 inline wipe2(o) { wipe(o); sent[o] = 0 }
 
+#ifdef DROP
+#define let_go true
+#else
+#define let_go (POL == AGAIN && rx && !HAS_OVERTAKEN)     /* what may be done twice is not held when it is no longer wanted */
+#endif
 /* ---- what the table leaves to this world: `to`, in the same commit; e is the effect whose outcome is in hand ---- */
 inline answer(o) {
   if :: to == CONCLUDE -> returned(o) :: else fi;      /* whoever brings it: by the handler where the condition holds, else overtaken */
   if
-  :: to == CONCLUDE || to == OVERTAKEN ->
+  :: to == OVERTAKEN && let_go ->                      /* its author said so: a line in the log */
+     taken = taken | BIT(e) | (all_of_it -> A_out[o] | effects_of(o) : 0);
+     if
+     :: !all_of_it && (A_out[o] & ~BIT(e)) != 0 -> given = A_out[o] & ~BIT(e); one_of_several(o)
+     :: else -> wipe2(o)
+     fi
+  :: to == CONCLUDE || (to == OVERTAKEN && !let_go) ->
      if
      :: to == CONCLUDE || (rx && HAS_OVERTAKEN) ->     /* the handler, or the overtaken one */
         if :: to == CONCLUDE -> MUST(NoWorkLost, !(taken & BIT(e))); rc = 0 :: else fi;     /* no old outcome taken for new work */
@@ -319,7 +331,7 @@ inline answer(o) {
      fi
   :: to == HELDNEW ->                                  /* the overtaken handler compares; without one it is held anew */
      if
-     :: rx && HAS_OVERTAKEN -> taken = taken | BIT(e)
+     :: let_go || (rx && HAS_OVERTAKEN) -> taken = taken | BIT(e)
      :: else -> A_st[o] = HELD; A_out[o] = BIT(e)
      fi
   :: to == FORGOTTEN -> taken = taken | effects_of(o) | A_out[o]; wipe2(o)
