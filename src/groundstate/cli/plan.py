@@ -24,6 +24,7 @@ from groundstate.cli.common import (
     title_of,
 )
 from groundstate.engine import plan as engine
+from groundstate.engine import put_back
 from groundstate.engine.plan import Plan, Planned
 from groundstate.engine.question import Question
 from groundstate.engine.registry import COUNTED_MAX
@@ -69,6 +70,8 @@ def _show(out: Console, store: str, found: Plan) -> None:
     _schedules(out, found)
     for why in found.refused:
         out.print(Text.assemble(("A start is refused: ", "red"), plain(why)), soft_wrap=True)
+    if found.waiting:
+        out.print(Text(plain(put_back.in_words(found.waiting)), style="yellow"), soft_wrap=True)
     for one in found.reactions:
         if one.lacks:
             out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(one.lacks)), soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from groundstate.cli.common import at, plain
+from groundstate.engine import put_back
 from groundstate.engine.living import is_in_words
 from groundstate.engine.pending import Open, Pending
 from groundstate.engine.registry import COUNTED_MAX
@@ -163,6 +164,8 @@ def _others(console: Console, report: Pending) -> None:
             f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until"
             " `groundstate trust`, for which wait until nothing is in doubt"
         )
+    if report.waiting:
+        warn.append(put_back.in_words(report.waiting))
     warn += [
         f"{count:,} attempts are of reaction {name!r}, which this code does not declare, so it starts with --leave-undeclared alone:"
         " rename or settle them"

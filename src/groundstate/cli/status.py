@@ -26,7 +26,7 @@ from groundstate.cli.common import (
     say_json,
     title_of,
 )
-from groundstate.engine import fitting, overview
+from groundstate.engine import fitting, overview, put_back
 from groundstate.engine.living import is_in_words
 from groundstate.engine.overview import Overview, ReactionSeen
 from groundstate.engine.question import Question
@@ -123,6 +123,8 @@ def _state(one: ReactionSeen) -> str:
         return "not carried out"
     if not one.on:
         return "not started"
+    if one.waits:
+        return "waits for a person"
     if one.suspect:
         return "suspect"
     return "schedule" if one.makes == "rows" else "on"
@@ -138,6 +140,9 @@ def _warnings(seen: Overview) -> Sequence[str]:
             f"The database went back in time: {suspects} start each call as a doubt, until"
             " `groundstate trust`, for which wait until nothing is in doubt."
         )
+    waits = [one.name for one in seen.reactions if one.waits]
+    if waits:
+        found.append(put_back.in_words(waits))
     found += [f"{count:,} attempts are of reaction {name!r}, which this code does not declare." for name, count in seen.undeclared.items()]
     if seen.careful:
         found.append("Careful mode: two workers ended uncleanly, so batches are small until the record that does it is found.")

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import accepting, barred, check, registry, trouble, unfit
+from groundstate.engine import accepting, barred, check, put_back, registry, trouble, unfit
 from groundstate.engine.lane import Lane
 from groundstate.engine.pulse import Pulse
+from groundstate.engine.put_back import Waiting
 from groundstate.engine.registry import Known, Newcomer
 from groundstate.engine.shift import Shift
 from groundstate.rules.acceptance import Acceptance
@@ -80,7 +81,8 @@ class Admission:
         registry.write(shift.life, silent)
         started = accepting.start(shift.life, {question.spec.name: question for question in pending}, loud, self._accept, seen)
         for question in [*silent, *started]:
-            shift.lane(question.spec.name).start()
+            if question.spec.name not in shift.life.waiting:
+                shift.lane(question.spec.name).start()
         if started:
             shift.look_for_due()
         names = {question.spec.name for question in started}
@@ -93,18 +95,27 @@ class Admission:
         """What a person may have said meanwhile by a command: trust, accept; and baselines that are over."""
         if pulse.known == self._known and not pulse.attempts:
             return
-        self._known = pulse.known
+        news, self._known = pulse.known != self._known, pulse.known
         shift = self._shift
         with shift.database.reading() as connection:
             seen = registry.known(connection, shift.app)
             baselines = registry.with_baselines(connection, shift.app)
+            waiting = put_back.waiting(shift.database, connection, shift.app) if news else None
         self._remember(seen)
+        if waiting is not None:
+            self._hold_back(waiting)
         for lane in shift.lanes:
-            if not lane.on and _accepted(seen, lane):
+            if not lane.on and lane.name not in shift.life.waiting and _accepted(seen, lane):
                 self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
                 lane.start()
             if lane.name in baselines and lane.lacks is None:
                 self._let_baselines_go(lane)
+
+    def _hold_back(self, waiting: Waiting) -> None:
+        names = waiting.among(lane.question.spec for lane in self._shift.lanes)
+        if names - self._shift.life.waiting:
+            put_back.say(names)
+        self._shift.hold_back(names)
 
     def look_again(self) -> bool:
         """At what a migration may have mended; whether any of it can go on."""

@@ -162,6 +162,7 @@ def _mend_others(tx: Transaction, table: Table, instead: dict[str, Any]) -> int:
             tx.connection.execute(delete(table).where(_identity(table, row)))
             continue
         values = {cell.column.name: instead.get(cell.column.name, _plain(cell)) for cell in faults}
+        values["wrote"] = None  # written in a savepoint, and nobody knows what it said: it says nothing
         _update(tx, table, row, values, "name" if "name" in row else "host", " (edited)")
     return count
 

@@ -16,17 +16,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
+from sqlalchemy import Boolean, ColumnElement, and_, delete, insert, or_, select, update
 
 from groundstate.engine import leaps, transaction
 from groundstate.engine.cells import lives_among
 from groundstate.engine.inside_call import REDACT_CURE, inside
 from groundstate.engine.store_begins import StoreBegins
 from groundstate.engine.transaction import Transaction
-from groundstate.engine.trouble import Illegible, OtherServer
+from groundstate.engine.trouble import Illegible, OtherServer, RowRewritten
 from groundstate.rules.careful import Care
 from groundstate.store import tables
 from groundstate.store.port import Database, Lives, Witness
+from groundstate.store.written import OnPostgres
 from groundstate.values.errors import StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
@@ -58,6 +59,7 @@ class Life:
     taken: int = 0  # how often its lock was taken: what died with the lock is another's after that
     past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
+    waiting: frozenset[str] = frozenset()  # reactions that wait for a person, since the database may have been put back
     store_begins: StoreBegins | None = field(init=False)  # how many calls were ever begun here: where the database has no identity itself
 
     def __post_init__(self) -> None:
@@ -175,16 +177,21 @@ class Life:
         return seen
 
     def count_begins(self, tx: Transaction, new: int) -> None:
-        """Counts calls in the begin's own transaction. Raises WentBack where the database remembers fewer than we do."""
-        counted = tx.connection.execute(
+        """Counts calls in the begin's own transaction. Raises WentBack where the database remembers fewer than we do, or may have gone
+        back.
+        """
+        row = tx.connection.execute(
             update(tables.worker)
             .where(tables.worker.c.life == self.id)
             .values(begins=tables.worker.c.begins + new)
-            .returning(tables.worker.c.begins)
-        ).scalar_one_or_none()
+            .returning(tables.worker.c.begins, _ROW_IS_OURS)
+        ).first()
+        counted = None if row is None else row[0]
         self.told = counted or 0
         if counted is None or counted < self.begins + new:
             raise WentBack(f"this life began {self.begins} calls and the database knows of {0 if counted is None else counted - new}")
+        if row is not None and not row[1] and self.database.settings.failover != "lossless":
+            raise RowRewritten("the row of this life was written by somebody else: the database may have been put back")
         if self.store_begins is not None:
             self.store_begins.count(tx, new)
 
@@ -221,6 +228,8 @@ class Life:
             self.lives.release()
 
 
+# After the UPDATE: this transaction is written where the row was as we had left it.
+_ROW_IS_OURS = OnPostgres("coalesce(groundstate_worker.wrote = pg_current_xact_id(), true)", "(1 = 1)", Boolean())
 _APART = (
     "the lock of this life is on another server than the tables: direct= must lead to the server that the store's own URL leads to"
     " (while a failover is under way, both may lead there a moment later)"

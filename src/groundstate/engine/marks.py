@@ -139,4 +139,4 @@ def _new(spec: ScheduleSpec, tx: Transaction) -> Any:
 
 
 _KEY = ["app", "name"]
-_SAID = ("condition", "mark", "seen_at")
+_SAID = ("condition", "mark", "seen_at", "wrote")

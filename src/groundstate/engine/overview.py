@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, func, not_, null, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, fitting, living, pending, registry, trouble, upcoming
+from groundstate.engine import attempts, fitting, living, pending, put_back, registry, trouble, upcoming
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.pending import Looked
 from groundstate.engine.question import Question
@@ -48,6 +48,7 @@ class ReactionSeen:
     attempts: Mapping[str, Standing] = field(default_factory=dict)  # by state
     on: bool = True  # False: it is new or changed, and a person must accept it
     suspect: bool = False  # the database went back: it starts each call as a doubt
+    waits: bool = False  # the database may have been put back, and a person must say whether it was
     asked: bool = True  # False: its condition cannot be asked here, such as of a table that is gone
     lacks: str | None = None  # what its record has and this database has not, so that it is not carried out; looked for with the lives
 
@@ -99,6 +100,7 @@ def _asked(  # noqa: PLR0913  # as overview
         by_name, nobody = {question.spec.name: question for question in questions}, living.WhoLives([])
         looked = Looked(app, database, connection, by_name, nobody, {spec.name: spec for spec in schedules})
         known = registry.known(connection, app)
+        waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
         loud = registry.newcomers(connection, questions, known, others_go_on=apart)[1] if lives is not None else []
         # Rows before attempts, and those before lives: what is begun meanwhile is seen twice, and never not at all.
         reactions = [(_reaction_apart if apart else _reaction)(looked, one, most) for one in questions]
@@ -110,7 +112,7 @@ def _asked(  # noqa: PLR0913  # as overview
         return Overview(
             now=now,
             standby=pending.is_standby(connection),
-            reactions=tuple(_stands(one, open_, known, loud) for one in reactions),
+            reactions=tuple(replace(_stands(one, open_, known, loud), waits=one.name in waiting) for one in reactions),
             undeclared=undeclared,
             lives=seen,
             careful=seen is not None and living.is_careful(seen, now),

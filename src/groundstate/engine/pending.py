@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from groundstate.engine import attempts, line, living, locked, registry, states, upcoming, wording
+from groundstate.engine import attempts, line, living, locked, put_back, registry, states, upcoming, wording
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.locked import Locked
@@ -101,6 +101,7 @@ class Pending:
     locked: tuple[Locked, ...]
     newcomers: tuple[Newcomer, ...]
     suspects: tuple[str, ...]
+    waiting: tuple[str, ...]  # not carried out before a person has said whether the database was put back
     undeclared: Mapping[str, int]  # reactions with open attempts that this code does not declare
     baseline: int
     lives: tuple[LifeSeen, ...]
@@ -148,7 +149,8 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
         ticks = tuple(scheduled(app, database, connection, schedules, then))
         known = registry.known(connection, app)
         _, loud = registry.newcomers(connection, questions, known)
-        off = {one.name for one in loud}
+        waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
+        off = {*(one.name for one in loud), *waiting}
         to_do = tuple(_to_do(looked, question, starts=question.spec.name not in off) for question in questions)
         counts, baseline = _counts(looked)
         names = list(looked.questions)
@@ -169,6 +171,7 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
             locked=tuple(locked.locked(connection, questions)),
             newcomers=tuple(loud),
             suspects=tuple(sorted(name for name, one in known.items() if one.suspect and name not in looked.schedules)),
+            waiting=tuple(sorted(waiting)),
             undeclared=dict(registry.removed(connection, app, names, list(looked.schedules))),
             baseline=baseline,
             lives=tuple(seen),

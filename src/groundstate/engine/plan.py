@@ -12,7 +12,7 @@ from typing import Literal
 from sqlalchemy import Connection, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import fitting, marks, registry, trouble
+from groundstate.engine import fitting, marks, put_back, registry, trouble
 from groundstate.engine.attempts import is_baseline
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Known
@@ -62,11 +62,12 @@ class Plan:
     reactions: tuple[Planned, ...]
     schedules: tuple[PlannedSchedule, ...]
     refused: tuple[str, ...]
+    waiting: tuple[str, ...] = ()  # reactions that wait for a person, since the database may have been put back
 
     @property
     def needs_somebody(self) -> bool:
         """Whether a person has to say something before all of it runs."""
-        return bool(self.refused) or any(one.needs or one.lacks for one in self.reactions)
+        return bool(self.refused or self.waiting) or any(one.needs or one.lacks for one in self.reactions)
 
 
 def plan(app: str, database: Database, questions: Sequence[Question], schedules: Sequence[ScheduleSpec]) -> Plan:
@@ -78,6 +79,7 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
         declared = {question.spec.name for question in questions} | {spec.name for spec in schedules}
         marked = _marked(connection, app)
         lacks = fitting.missing(connection, questions)
+        waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
         planned = [
             (_unfit if question.spec.name in lacks else _one)(connection, question, known.get(question.spec.name), attempts)
             for question in questions
@@ -87,6 +89,7 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
         gone = [PlannedSchedule(name, "gone", None, known[name].condition) for name in sorted(marked - declared) if name in known]
         names = [question.spec.name for question in questions]
         left = registry.removed(connection, app, names, [spec.name for spec in schedules])
+    planned = [replace(one, starts=one.starts and one.reaction not in waiting) for one in planned]
     planned = [_with_its_old_name(one, planned, questions) for one in planned]
     refused = tuple(
         f"{count} attempts of {name or repr(name)} are open, and this code does not declare it: `groundstate rename {name} NEW` where it"
@@ -95,7 +98,7 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
         for name, count in left
     )
     found = [_schedule(spec, written.get(spec.name)) for spec in schedules]
-    return Plan(not known, tuple(planned), (*found, *gone), refused)
+    return Plan(not known, tuple(planned), (*found, *gone), refused, tuple(sorted(waiting)))
 
 
 def _one(connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:

@@ -11,13 +11,14 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 
-from groundstate.engine import illegible, living
+from groundstate.engine import illegible, living, put_back
 from groundstate.engine.cells import lives_among
 from groundstate.engine.deeds import Person
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, reading_ours
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt, rate, reaction, worker
+from groundstate.store.written import THIS_TRANSACTION, WAITS
 from groundstate.values import keys
 from groundstate.values.errors import Conflict, NotFound
 
@@ -46,6 +47,8 @@ class Trusted:
 def trust(person: Person, name: str | None = None) -> Trusted:
     """After a restore was looked into: what is taken from now on is called, and no longer starts as a doubt. None: every reaction.
 
+    Of a database that may have been put back it says that it was not: reactions that waited for a person go on.
+
     Raises:
         NotFound: the app has no such reaction.
     """
@@ -56,7 +59,9 @@ def trust(person: Person, name: str | None = None) -> Trusted:
             raise NotFound(f"app {person.app!r} has no reaction {name!r} here: there are {', '.join(known) or 'none'}")
         suspect = reaction.c.suspect.is_not(False)
         those = and_(mine, suspect) if name is None else and_(mine, suspect, reaction.c.name == name)
-        cleared = sorted(tx.connection.execute(update(reaction).where(those).values(suspect=False).returning(reaction.c.name)).scalars())
+        answered = put_back.answer(tx, mine if name is None else and_(mine, reaction.c.name == name))
+        trusted = tx.connection.execute(update(reaction).where(those).values(suspect=False).returning(reaction.c.name)).scalars()
+        cleared = sorted({*answered, *trusted})
         concerned = [name] if name is not None else known
         doubts = _count(tx.connection, person.app, concerned, attempt.c.state == State.DOUBT.value)
         held = _count(tx.connection, person.app, concerned, and_(attempt.c.state == State.HELD.value, attempt.c.unsure))
@@ -173,6 +178,7 @@ def _take_over(tx: Transaction, old: tuple[str, str], new: tuple[str, str], key_
             suspect=any(row.suspect for row in rows),
             seen_at=max(seen, default=tx.now),
             mark=next((row.mark for row in rows if row.mark is not None), None),
+            wrote=WAITS if any(row.wrote == 0 for row in rows) else THIS_TRANSACTION,
         )
     )
 

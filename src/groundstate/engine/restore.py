@@ -11,7 +11,7 @@ from functools import partial
 
 from sqlalchemy import ColumnElement, and_, insert, inspect, select, update
 
-from groundstate.engine import attempts, claim
+from groundstate.engine import attempts, claim, put_back
 from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
@@ -65,8 +65,10 @@ def keep_identity(life: Life) -> None:
     if life.store_begins is not None:
         if not life.store_begins.confirm(life.database):
             remember(life)
-    elif remembered(life) != life.database.identity():
+        return
+    if remembered(life) != life.database.identity():
         remember(life)
+    put_back.sign_from_now_on(life)
 
 
 def remember(life: Life) -> None:
@@ -168,6 +170,8 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
         count += _doubt_attempts(life, table.c.reaction == question.spec.name, question.spec.terms.timeout)
         count += doubt_each(life, question, WHY)
     _forget_old_witnesses(life)
+    with life.transaction() as tx:
+        put_back.answer(tx)
     remember(life)
     return count
 

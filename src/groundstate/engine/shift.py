@@ -42,6 +42,14 @@ class Shift:
     def embedded(self) -> bool:
         return not self.database.locks_rows
 
+    def hold_back(self, names: frozenset[str]) -> None:
+        """These reactions wait for a person; the lanes of the others are as they were."""
+        for lane in self.lanes:
+            if lane.name in names:
+                for part in filter(None, (lane, lane.late)):
+                    part.on = False
+        self.life.waiting = names
+
     def lane(self, name: str) -> Lane:
         """Raises KeyError."""
         return next(lane for lane in self.lanes if lane.name == name)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import adopt, ahead, illegible, pulse, restore, trouble
+from groundstate.engine import adopt, ahead, illegible, pulse, put_back, restore, trouble
 from groundstate.engine.life import Life
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
@@ -44,6 +44,7 @@ class Succession:
         fresh = self._make()
         if old is not None:
             fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
+            fresh.waiting = old.waiting
             fresh.past = {*old.past, old.id}
             fresh.met = old.met
         return fresh
@@ -141,6 +142,12 @@ class Succession:
         shift.life.sound = False
         self.next_check = 0.0
 
+    def begin_another(self, shift: Shift, why: str) -> None:
+        """Something is wrong with this life's own row: the next one looks back before it does anything else."""
+        log.error("no call goes out until a new life has begun: %s", why, extra={"event": "row_rewritten", "life": f"{shift.life.id:x}"})
+        shift.life.sound = False
+        self.next_check = 0.0
+
     def _look_back(self, shift: Shift) -> None:
         said = "a person said so (--after-restore)" if self.after_restore else None
         why = said or self._went_back or restore.sign(shift.life)
@@ -149,8 +156,13 @@ class Succession:
             restore.went_back(shift.life, [lane.question for lane in shift.lanes], why)
             shift.enrolled = False
             self.after_restore, self._went_back = False, None  # only now: what was cut short is done again
-        else:
-            restore.keep_identity(shift.life)
+            shift.hold_back(frozenset())
+            return
+        waiting = put_back.look(shift.life, [lane.question.spec for lane in shift.lanes])
+        if waiting - shift.life.waiting:
+            put_back.say(waiting)
+        shift.hold_back(waiting)
+        restore.keep_identity(shift.life)
 
 
 def patiently(shift: Shift, step: Callable[[], object]) -> None:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 
+from groundstate.values.errors import WentBack
+
 _STATES = ("40", "08", "53", "57")  # serialisation and deadlock, connection, resources, operator intervention
 _LOCK_NOT_AVAILABLE = "55P03"
 _NO_COLUMN, _NO_TABLE = "42703", "42P01"
@@ -55,6 +57,10 @@ def locked(error: BaseException) -> bool:
 
 NO_COLUMN = "this code knows a column that the table has not: run your migrations, or the code that fits the table"
 NO_TABLE = "this code knows a table that is not there: run your migrations, or the code that fits the database"
+
+
+class RowRewritten(WentBack):
+    """The row of this life was written by somebody else: perhaps by a restore of data alone. The next life looks who waits for a person."""
 
 
 def undefined(error: BaseException) -> bool:

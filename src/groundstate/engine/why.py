@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, inspect, select
 from sqlalchemy.exc import DataError
 
-from groundstate.engine import attempts, line, living, registry, wording
+from groundstate.engine import attempts, line, living, put_back, registry, wording
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.pending import Open, open_of
 from groundstate.engine.question import PrimaryKey, Question, sql_text
@@ -91,6 +91,7 @@ class _Looked:
     known: Mapping[str, registry.Known]
     standing: Sequence[Attempt]
     now: datetime
+    waiting: frozenset[str]
 
 
 def why(app: str, database: Database, questions: Sequence[Question], lives: Lives, table_name: str, record: str) -> Why:
@@ -123,6 +124,7 @@ def why(app: str, database: Database, questions: Sequence[Question], lives: Live
             registry.known(connection, app),
             mine,
             now,
+            put_back.waiting(database, connection, app).among(question.spec for question in questions),
         )
         exists = _is_there(connection, first, key)
         if not exists and not mine:
@@ -271,6 +273,8 @@ def _kept_out_by(looked: _Looked, spec: ReactionSpec, blocker: Attempt) -> Waits
 def _next(
     looked: _Looked, question: Question, exists: bool, holds: bool, mine: Attempt | None, waits: Sequence[WaitsFor]
 ) -> tuple[str, datetime | None]:
+    if question.spec.name in looked.waiting and (holds or mine is not None):
+        return f"waits for a person, since the database may have been put back: {put_back.CURE}", None
     if mine is not None:
         if mine.state is State.FAILED and not holds:
             return "its condition does not hold any more, so its failed attempt is deleted", None

@@ -53,7 +53,7 @@ from groundstate.engine.threads import stack_of
 from groundstate.engine.ticks import Ticks
 from groundstate.engine.timers import Timers
 from groundstate.engine.traffic import Traffic
-from groundstate.engine.trouble import Illegible
+from groundstate.engine.trouble import Illegible, RowRewritten
 from groundstate.engine.vitals import Vitals
 from groundstate.engine.watching import Watch, Watched, Where
 from groundstate.rules.acceptance import Accept, acceptance
@@ -337,6 +337,8 @@ class Worker:
                 if not self._counted:
                     self._admission.count_newcomers()  # after the first turn: what is known is under way before anything is counted
                     self._counted = True
+            except RowRewritten as error:
+                self._succession.begin_another(self._shift, str(error))
             except WentBack as error:
                 self._succession.went_back(self._shift, str(error))
             except Illegible as error:

@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import BigInteger, Boolean, Column, DateTime, Dialect, Index, Integer, MetaData, Table, Text, or_, text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from groundstate.store.written import wrote
+
 VERSION = 2  # of the tables' shape; kept in the identity row
 
 
@@ -83,6 +85,7 @@ reaction = Table(
     Column("seen_at", Instant, nullable=False),
     Column("mark", Text),
     Column("begins", BigInteger),  # of the store's own row on SQLite alone: how many calls were ever begun here
+    wrote("groundstate_reaction"),
 )
 
 worker = Table(
@@ -98,6 +101,7 @@ worker = Table(
     # JSON of the server on which its lock was taken (its start, its last crash recovery, its timeline): on another one a free lock may be
     # that of a living worker which has not come back yet. NULL: SQLite, or written by older code.
     Column("server", Text),
+    wrote("groundstate_worker"),
 )
 
 rate = Table(

@@ -61,7 +61,7 @@ UNDECLARED = _gauge(
     "groundstate_undeclared_attempts", "store reaction", "Attempts of reactions that this code does not declare.", whole=True
 )
 SUSPECT = _gauge(
-    "groundstate_reaction_suspect", "store reaction", "1: the database went back, and nobody has trusted it since.", whole=True
+    "groundstate_reaction_suspect", "store reaction", "1: the database went back, or may have, and nobody has trusted it since.", whole=True
 )
 ANSWERS = _gauge("groundstate_store_answers", "store", "1: the database answered lately; 0: what is told of it alone is missing.")
 ANSWERED = _gauge("groundstate_store_answer_age_seconds", "store", "How old that answer is.", unit="s")
@@ -153,7 +153,7 @@ def of_store(seen: Seen, now: float) -> Told:
         yield PENDING, one.rows, *labels
         yield OLDEST, max(seen.waited_s(one.name, now), _since(seen.answer, one.overdue_since)), *labels
         yield TOO_LATE, one.too_late, *labels
-        yield SUSPECT, one.suspect, *labels
+        yield SUSPECT, one.suspect or one.waits, *labels
 
 
 def of_worker(vitals: Vitals, outsides: Sequence[str]) -> Told:
