@@ -414,8 +414,10 @@ def test_where_no_failover_can_lose_a_commit_it_is_no_sign(postgres_server: Post
         shop.world.worker(held=True).kill()
         file = shop.dump()
         shop.load(file)
+        assert len(shop.says()) == 2
         shop.world.settled()
         assert shop.charged() == [1] * MANY
+        assert shop.says() == []
     finally:
         shop.close()
 

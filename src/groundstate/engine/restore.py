@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from sqlalchemy import ColumnElement, and_, insert, inspect, select, update
+from sqlalchemy import ColumnElement, and_, insert, inspect, or_, select, update
 
 from groundstate.engine import attempts, claim, put_back
 from groundstate.engine.begin import LONG_AGO
@@ -160,14 +160,18 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
                 tx.connection.execute(
                     insert(reaction_table).values(app=life.app, name=name, key_name=name, condition="1 = 0", suspect=True, seen_at=tx.now)
                 )
-        # Those of other code, which may come back after a rollback.
-        others = (reaction_table.c.app == life.app, reaction_table.c.name.not_in(life.declared))
-        tx.connection.execute(update(reaction_table).where(*others).values(suspect=True))
+        # Those of other code, which may come back after a rollback; and of other apps on this database, since the sign is answered by this
+        # one. Not their schedules, which call nobody.
+        others = or_(reaction_table.c.app != life.app, reaction_table.c.name.not_in(life.declared))
+        called = and_(reaction_table.c.name != "", reaction_table.c.mark.is_(None))
+        tx.connection.execute(update(reaction_table).where(others, called).values(suspect=True))
     life.suspects |= {question.spec.name for question in with_call}
     table = tables.attempt
-    count += _doubt_attempts(life, and_(table.c.reaction.not_in(life.declared), table.c.call_no > 0), ARRIVES_WITHIN, mine=False)
+    others_attempts = or_(table.c.app != life.app, table.c.reaction.not_in(life.declared))
+    count += _doubt_attempts(life, and_(others_attempts, table.c.call_no > 0), ARRIVES_WITHIN, mine=False)
     for question in with_call:
-        count += _doubt_attempts(life, table.c.reaction == question.spec.name, question.spec.terms.timeout)
+        those = and_(table.c.app == life.app, table.c.reaction == question.spec.name)
+        count += _doubt_attempts(life, those, question.spec.terms.timeout)
         count += doubt_each(life, question, WHY)
     _forget_old_witnesses(life)
     with life.transaction() as tx:
@@ -192,11 +196,11 @@ def _doubt_attempts(life: Life, those: ColumnElement[bool], timeout: timedelta, 
     """
     table = tables.attempt
     count = 0
-    order = (table.c.reaction, table.c.record, table.c.occurrence)
-    cursor: tuple[str, str, str] = ("", "", "")
+    order = (table.c.app, table.c.reaction, table.c.record, table.c.occurrence)
+    cursor: attempts.Identity = ("", "", "", "")
     while True:
         with life.transaction() as tx:
-            statement = attempts.rows(table.c.app == life.app, those, attempts.after(order, cursor)).order_by(*order).limit(AT_ONCE)
+            statement = attempts.rows(those, attempts.after(order, cursor)).order_by(*order).limit(AT_ONCE)
             some = attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
             if not some:
                 return count
@@ -209,7 +213,7 @@ def _doubt_attempts(life: Life, those: ColumnElement[bool], timeout: timedelta, 
                 changed.append((one, replace(after, first_at=LONG_AGO, deadline=arrived, next_at=next_at, why=one.why or WHY)))
             attempts.save(tx.connection, changed)
             count += len(changed)
-            cursor = (some[-1].reaction, some[-1].record, some[-1].occurrence)
+            cursor = some[-1].identity
 
 
 def doubt_each(life: Life, question: Question, why: str, *only: ColumnElement[bool], tell: Callable[[int], None] | None = None) -> int:
