@@ -173,8 +173,8 @@ def test_the_report_has_the_documented_shape(shop: Shop) -> None:
     said = shop.run("pending", "--json", "--states").json
     assert (said["groundstate"], said["command"], said["app"]) == (1, "pending", shop.name)
     assert set(said["stores"][0]["report"]) == {
-        "now", "at", "standby", "to_do", "counts", "in_doubt", "failed", "held", "waits", "locked", "newcomers", "suspects", "undeclared",
-        "baseline", "lives", "careful", "last_end", "in_flight", "lock", "schedules", "states", "left",
+        "now", "at", "standby", "to_do", "counts", "in_doubt", "failed", "held", "waits", "locked", "newcomers", "suspects", "waiting",
+        "undeclared", "baseline", "lives", "careful", "last_end", "in_flight", "lock", "schedules", "states", "left",
     }  # fmt: skip
     assert set(said["stores"][0]["report"]["held"][0]) == {
         "reaction", "record", "occurrence", "standing", "next", "next_at", "settled_from", "key_kept_until", "since", "tries", "error",

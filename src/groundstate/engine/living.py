@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -46,6 +46,9 @@ class LifeSeen:
         return self.host is None and self.pid is None and self.began_at is None
 
 
+_TOLD = {one.name for one in fields(LifeSeen)}  # of a row's columns
+
+
 def is_in_words(one: LifeSeen) -> str:
     """What became of a life."""
     if one.ended_at is not None:
@@ -66,7 +69,12 @@ def lives_of(database: Database, connection: Connection, lives: Lives) -> list[L
     strangers = sorted(cells.lives_among(list(left)) - {row["life"] for row in rows})
     seen = alive_of(lives, [row["life"] for row in rows if row["ended_at"] is None] + strangers)
     found = [
-        LifeSeen(alive=False if row["ended_at"] is not None else seen[row["life"]], left=left.get(row["life"], 0), **row) for row in rows
+        LifeSeen(
+            alive=False if row["ended_at"] is not None else seen[row["life"]],
+            left=left.get(row["life"], 0),
+            **{name: value for name, value in row.items() if name in _TOLD},
+        )
+        for row in rows
     ]
     found = may_return(database, connection, found)
     return [*found, *(LifeSeen(life, seen[life], left=left.get(life, 0)) for life in strangers)]
