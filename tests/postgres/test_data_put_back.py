@@ -303,6 +303,16 @@ def test_a_renamed_reaction_waits_under_its_new_name(shop: Shop) -> None:
     assert shop.ask("select name from groundstate_reaction where wrote = '0'::xid8") == [("charged",)]
 
 
+def test_a_database_that_is_said_to_be_new_waits_for_nobody(shop: Shop) -> None:
+    """As one that is filled from a template's data, with our rows among them."""
+    shop.load(shop.dump())
+    assert shop.says() == [("own row",)]
+    shop.world.app.init(new_database=True)
+    assert shop.says() == []
+    shop.world.settled()
+    assert shop.charged() == [1] * MANY
+
+
 # ---- living workers ----------------------------------------------------------------------------------------------------------------
 def test_a_living_worker_that_began_nothing_sees_at_its_first_begin_that_its_row_was_written(shop: Shop) -> None:
     idle = shop.world.worker(held=True)

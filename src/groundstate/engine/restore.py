@@ -94,8 +94,10 @@ def remember_as_new(life: Life) -> None:
     if life.store_begins is not None:
         with life.transaction() as tx:
             life.store_begins.begin_anew(tx)
-    else:
-        remember(life)
+        return
+    with life.transaction() as tx:
+        put_back.answer(tx)  # as of rows that a template's data brought along
+    remember(life)
 
 
 def _lost_count(life: Life) -> str | None:
