@@ -234,7 +234,7 @@ def test_a_reaction_without_a_call_goes_on_meanwhile(shop: Shop) -> None:
 
 def test_each_app_on_the_database_waits_for_its_own_person(shop: Shop) -> None:
     other, gateway = shop.another_app("mailer")
-    other.app.init(accept=True)
+    other.app.init(accept={"paid": "call"})
     file = shop.dump()
     shop.world.settled()
     shop.load(file)
@@ -282,7 +282,7 @@ def test_trust_of_one_reaction_leaves_the_others_waiting(shop: Shop) -> None:
 def test_a_reaction_that_was_accepted_in_the_lost_time_waits_and_is_new(shop: Shop) -> None:
     shop.world.run("delete from groundstate_reaction where name = 'paid'")
     file = shop.dump()
-    shop.world.app.init(accept=True)
+    shop.world.app.init(accept={"paid": "call"})
     _charge_and_kill(shop)
     shop.load(file)
     life = _waits(shop)
