@@ -364,7 +364,7 @@ FAULTS = [
         apps.ASKED,
         GOES_BACK,
         "AtMostOnce",
-        [Change(succession.Succession, "_look_back", "if why:", "if False:")],
+        [Change(succession.Succession, "_look_back", "if why:", "if why and restore.remember(shift.life):")],  # which returns None
     ),
     Fault(
         "what a backup tells of its failed attempts is believed",
