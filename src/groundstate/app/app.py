@@ -234,6 +234,11 @@ class App(Running):
             if spec.call is not None and spec.call.in_doubt.kind == "ask" and spec.call.find is None:
                 name = spec.call.function.name
                 raise DeclarationError(f"call {name} is settled by ask(), and has no find: declare it with @{name}.find, or choose hold()")
+            if spec.call is not None and spec.call.answers_for and not spec.call.asks_its_find:
+                raise DeclarationError(
+                    f"call {spec.call.function.name} says answers_for={list(spec.call.answers_for)!r}, and has no find that is asked:"
+                    f" declare one with @{spec.call.function.name}.find, under ask() or same_key(), or leave answers_for out"
+                )
             if spec.due is not None and spec.due.valid_for is not None and spec.expired is None:
                 raise DeclarationError(
                     f"reaction {spec.name} is valid for {spec.due.valid_for}, and nothing says what becomes of a record after that: declare"

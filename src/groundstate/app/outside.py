@@ -150,7 +150,7 @@ class Outside:
     def __repr__(self) -> str:
         return f"<outside {self.name}>"
 
-    def call(
+    def call(  # noqa: PLR0913  # a call has these
         self,
         *,
         in_doubt: InDoubt,
@@ -158,6 +158,8 @@ class Outside:
         retry: Retry = _RETRY,
         load: Sequence[Any] = (),
         stop_when_overtaken: bool = False,
+        name: str | None = None,
+        answers_for: Sequence[str] = (),
     ) -> _CallOf:
         """Declares a call: a function, sync or async, of a read-only snapshot of the record or of what `sends` made of it.
 
@@ -167,6 +169,9 @@ class Outside:
             retry: when it is tried again.
             load: SQLAlchemy loader options for the snapshot, such as `selectinload(Order.items)`.
             stop_when_overtaken: an async call under `again()` is cancelled when the condition no longer holds.
+            name: by which attempts know it; the function's name where left out. A function that is renamed, and calls the same, keeps
+                its old name here: a doubt that was begun under another name is held for a person.
+            answers_for: names of outsides: its find knows of calls to them as well, which earlier code of the reaction has left in doubt.
 
         Raises:
             DeclarationError: the call could not keep what its policy promises.
@@ -182,12 +187,22 @@ class Outside:
                     f"{read.what}: stop_when_overtaken= is for async calls under again(): stopped elsewhere it would be in doubt"
                 )
             made = CallSpec(self.spec, read.function, in_doubt, timeout, retry, tuple(load), stop_when_overtaken)
+            made.name, made.answers_for = _call_name(read, name), _outside_names(read, answers_for)
             made.outcome_type, made.argument_type = _outcome(read.returns), read.first[0]
             return Call(made)
 
         return declare
 
-    def call_many(self, *, size: int, in_doubt: InDoubt, timeout: timedelta = _SECONDS_30, retry: Retry = _RETRY) -> _ManyOf:
+    def call_many(
+        self,
+        *,
+        size: int,
+        in_doubt: InDoubt,
+        timeout: timedelta = _SECONDS_30,
+        retry: Retry = _RETRY,
+        name: str | None = None,
+        answers_for: Sequence[str] = (),
+    ) -> _ManyOf:
         """Declares one outside call for many records, an attempt each. A record missing from the answer is in doubt.
 
         It takes a sequence of records and returns a mapping from them, or their outcomes in the same order; `NotDone` for one that
@@ -198,6 +213,8 @@ class Outside:
             in_doubt: as for `call`.
             timeout: as for `call`, for all of them.
             retry: as for `call`, for each.
+            name: as for `call`.
+            answers_for: as for `call`.
 
         Raises:
             DeclarationError: the call could not keep what its policy promises.
@@ -214,6 +231,7 @@ class Outside:
                     f"{read.what}: under same_key() it must take the keys and send them: add a parameter `keys: Sequence[Key]`"
                 )
             made = CallSpec(self.spec, read.function, in_doubt, timeout, retry, many=size, wants_keys=keys)
+            made.name, made.answers_for = _call_name(read, name), _outside_names(read, answers_for)
             made.outcome_type, made.argument_type = _outcome_of_many(read.returns), _element(read.first[0])
             return Call(made)
 
@@ -222,6 +240,21 @@ class Outside:
 
 def _is_name(given: Any) -> bool:
     return isinstance(given, str) and bool(given.strip()) and given.isprintable()
+
+
+def _call_name(read: signature.Signature, given: Any) -> str:
+    if given is None:
+        return read.function.plain_name
+    if not _is_name(given):
+        raise DeclarationError(f"{read.what}: name={given!r}: give it a name of printable characters")
+    return str(given)
+
+
+def _outside_names(read: signature.Signature, given: Any) -> tuple[str, ...]:
+    names = () if isinstance(given, str) else tuple(given)
+    if (given and not names) or not all(_is_name(one) for one in names):
+        raise DeclarationError(f"{read.what}: answers_for={given!r}: give a list of names of outsides, such as answers_for=['stripe']")
+    return names
 
 
 def _is_count(given: Any) -> bool:

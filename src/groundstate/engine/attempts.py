@@ -33,6 +33,7 @@ from groundstate.engine import listed
 from groundstate.engine.cells import LATEST, LIFE_MOST, NUMBER_MOST
 from groundstate.engine.question import blocking
 from groundstate.engine.trouble import Illegible, reading_ours
+from groundstate.rules import kind
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.blocking import BASELINE
 from groundstate.store.port import Database
@@ -62,7 +63,7 @@ if hasattr(os, "register_at_fork"):
 def from_row(row: Any) -> Attempt:
     """Raises Illegible where something stands in it that nothing of ours writes."""
     (app, reaction, record, occurrence, state, worker, call, call_no, _unsure, since, first_at, deadline, failures, _next_at,
-     error, why, outcome, blocks, together) = row  # fmt: skip
+     error, why, outcome, blocks, together, begun_with) = row  # fmt: skip
     if not (
         app.__class__ is reaction.__class__ is record.__class__ is occurrence.__class__ is str
         and worker.__class__ is call.__class__ is call_no.__class__ is failures.__class__ is together.__class__ is int
@@ -77,6 +78,7 @@ def from_row(row: Any) -> Attempt:
         and (why is None or why.__class__ is str)
         and (outcome is None or outcome.__class__ is str)
         and (blocks is None or blocks.__class__ is str)
+        and (begun_with is None or (begun_with.__class__ is str and kind.is_legible(begun_with)))
     ):
         raise Illegible(f"the attempt of {reaction!r} on {record!r} cannot be read")
     return Attempt(app, reaction, record, occurrence, _STATES[state], *row[5:])

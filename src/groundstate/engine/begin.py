@@ -294,7 +294,15 @@ def _flight(  # noqa: PLR0913  # each differs from call to call
     """The attempt with a new call, and its flight; or the attempt failed, where `sends` raised: surely not done."""
     spec = question.spec
     deadline = tx.now + spec.terms.timeout + MARGIN
-    after = rules.begun(before, worker=life.id, call=attempts.new_call(), now=tx.now, deadline=deadline, together=together)
+    after = rules.begun(
+        before,
+        worker=life.id,
+        call=attempts.new_call(),
+        now=tx.now,
+        deadline=deadline,
+        together=together,
+        begun_with=question.begun_with,
+    )
     try:
         argument = _argument(tx, question, record, due)
     except Exception as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, ColumnElement, Integer, LargeBinary, Text, and_, bindparam, cast, func, literal
 
+from groundstate.rules.kind import is_legible
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant
 
@@ -54,7 +55,8 @@ class Cell:
             return None
         kind = self.column.type
         if isinstance(kind, Text):
-            if self.kind == "text" and (not isinstance(self.raw, bytes) or _is_utf8(self.raw)):
+            sound = self.kind == "text" and (not isinstance(self.raw, bytes) or _is_utf8(self.raw))
+            if sound and (self.column.name != "begun_with" or is_legible(text)):
                 return text
         elif isinstance(kind, Instant):
             return self._instant(text)

@@ -161,7 +161,7 @@ class _Words:
     def _late(self, word: Word, standing: Standing, value: Any) -> None:
         spec = self.question.spec
         attempt = standing.attempt
-        decision = rules.late(attempt, spec.terms.policy, spec.when_overtaken)
+        decision = rules.late(attempt, spec.terms.policy, spec.when_overtaken, own=spec.kind)
         where = f"{spec.name} on {spec.table_name} {word.flight.identity[2]}"
         match decision:
             case rules.Drop(say):

@@ -64,6 +64,8 @@ class _Row:
     def _value(self, cell: Cell) -> Any:
         if cell.readable:
             return cell.value()
+        if cell.column.name == "begun_with":
+            return None  # what it was begun with is not known any more
         if isinstance(cell.column.type, Text):
             return cell.text or ""
         if cell.column.nullable:

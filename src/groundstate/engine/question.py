@@ -39,7 +39,7 @@ from sqlalchemy.types import TypeDecorator
 
 from groundstate.engine import listed
 from groundstate.engine.timing import Timing
-from groundstate.rules import equality
+from groundstate.rules import equality, kind
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant, attempt
@@ -82,6 +82,12 @@ class Question:
         if self.spec.due is None or self.spec.due.valid_for is None or self.spec.due.expires:
             return None
         return Question(self.spec.late, self.database, self.moment)
+
+    @cached_property
+    def begun_with(self) -> str | None:
+        """What each of its calls is begun with, as attempts remember it; None where it makes no call."""
+        own = self.spec.kind
+        return None if own is None else kind.text_of(own)
 
     # ---- texts ---------------------------------------------------------------------------------------------------------------
     def key_of(self, record: Any) -> PrimaryKey:

@@ -7,10 +7,13 @@ clock, no dice, no table. A deleted record comes before every other row, and set
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from groundstate.rules import kind
+from groundstate.rules.kind import Kind
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import MARGIN, InDoubt, Retry
 from groundstate.rules.retry import UNKNOWN_HELD_AFTER, last_try_used
@@ -53,6 +56,7 @@ class Attempt:
     outcome: str | None = None  # JSON array; None where there is none
     blocks: str | None = None
     together: int = 0  # careful mode: how many were begun together; 0 outside it
+    begun_with: str | None = None  # JSON: what its latest call was begun with (rules/kind.py); None where that is not known
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
@@ -80,6 +84,8 @@ class Terms:
     retry: Retry
     timeout: timedelta = timedelta()
     has_find: bool = False
+    kind: Kind | None = None  # what its calls are begun with
+    answers_for: Collection[str] = ()  # services of whose calls, begun by whatever code, its find knows
 
     @property
     def repeats_under_its_key(self) -> bool:
@@ -270,12 +276,21 @@ def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decis
         return held_as(attempt, "the reaction makes no call any more: settle what became of this one")
     if not facts.exists:
         return held_as(attempt, "the record was deleted while its call was in doubt")
+    reason = of_other_code(attempt, terms)
+    if reason is not None:
+        return held_as(attempt, f"{kind.HELD_FOR}: {reason}")
+    if kind.other_call(attempt.begun_with, terms.kind) is not None and policy.kind != "again":
+        return Ask()  # whatever the policy is: its find alone knows of calls of other code
+    return _by_policy(attempt, policy, terms, facts, now)
+
+
+def _by_policy(attempt: Attempt, policy: InDoubt, terms: Terms, facts: Facts, now: datetime) -> Decision:
     spent = last_try_used(terms.retry, attempt.failures, attempt.since, now)
     match policy.kind:
         case "hold":
             return held_as(attempt, "in doubt, and its policy is hold(): a person decides")
         case "ask":
-            return Ask()
+            return _ask(attempt, terms)
         case "again":
             if facts.gone:
                 return Delete("in doubt under again(), and its condition no longer holds: let go")
@@ -288,8 +303,18 @@ def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decis
                     return held_as(attempt, "in doubt, and the last try was used")
                 return Begin(attempt)
             if terms.has_find:
-                return Ask()
+                return _ask(attempt, terms)
             return held_as(attempt, f"in doubt, and {_no_second_call(facts)}")
+
+
+def _ask(attempt: Attempt, terms: Terms) -> Ask | Keep:
+    reason = None if kind.kind_in(attempt.begun_with).service in terms.answers_for else kind.other_find(attempt.begun_with, terms.kind)
+    return Ask() if reason is None else held_as(attempt, f"{kind.HELD_FOR}: {reason}")
+
+
+def of_other_code(attempt: Attempt, terms: Terms) -> str | None:
+    """Why a doubt, or what may become one, cannot be settled by the code of today; None: it can, by its policy."""
+    return kind.not_to_settle(attempt.begun_with, terms.kind, terms.answers_for if terms.has_find else ())
 
 
 def _no_second_call(facts: Facts) -> str:
@@ -366,8 +391,13 @@ def held_as(attempt: Attempt, why: str, *, error: str | None = None) -> Keep:
 
 
 # ---- a call is begun -----------------------------------------------------------------------------------------------------------
-def begun(attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: datetime, together: int = 0) -> Attempt:
-    """The attempt with a new call: unsure, the key's age and a later deadline stay where an earlier call may have been made."""
+def begun(  # noqa: PLR0913  # what a call has
+    attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: datetime, together: int = 0, begun_with: str | None = None
+) -> Attempt:
+    """The attempt with a new call: unsure, the key's age and a later deadline stay where an earlier call may have been made.
+
+    Such an earlier call was of the same kind, or both are under again(): `settle` begins no other one.
+    """
     return replace(
         attempt,
         state=State.BEGUN,
@@ -378,6 +408,7 @@ def begun(attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: 
         deadline=max(deadline, attempt.deadline) if attempt.unsure else deadline,
         next_at=None,
         together=together,
+        begun_with=begun_with,
     )
 
 
@@ -405,10 +436,11 @@ class Drop:
 Late = Conclude | HoldNew | AddOutcome | Drop
 
 
-def late(attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | None = None) -> Late:
+def late(attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | None = None, *, own: Kind | None = None) -> Late:
     """An outcome of a call that is no longer the attempt's latest: evidence that the outside was acted on, whoever asks.
 
-    said: what the reaction's author said of outcomes that are overtaken.
+    said: what the reaction's author said of outcomes that are overtaken. own: what the call whose outcome this is was begun with; of
+    another kind it says nothing of the attempt's latest call.
     """
     if attempt is None:
         if said == "drop":
@@ -416,6 +448,8 @@ def late(attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | 
         if said is None and policy is not None and policy.kind == "again":
             return Drop("an outcome came after its attempt was settled, under again(): let go")
         return HoldNew()
+    if attempt.blocking and kind.other_call(attempt.begun_with, own) is not None:
+        return AddOutcome(unsure=True, loudly="an outcome of another call came while what became of the latest one is not known: held")
     match attempt.state:
         case State.DOUBT:
             return Conclude()
@@ -457,6 +491,9 @@ def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclu
     policy = terms.policy
     if policy is None or policy.kind == "hold" or (key_too_old(attempt, terms, now) and not terms.has_find):
         return Refuse("nobody can say what became of its call: settle it as absent or with its outcome first")
+    reason = of_other_code(attempt, terms)
+    if reason is not None:
+        return Refuse(f"this code cannot settle it ({reason}): settle it as absent or with its outcome, or let the code that began it run")
     return Keep(replace(fresh, state=State.DOUBT))
 
 

@@ -8,17 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import Column, ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
 
+from groundstate.rules import kind
 from groundstate.rules.attempt import Terms
 from groundstate.rules.due import DueSpec
+from groundstate.rules.kind import Kind
 from groundstate.rules.order import InOrder
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import InDoubt, Retry
 from groundstate.rules.rate import Rate
+
+
+def _column_name(attribute: InstrumentedAttribute[Any]) -> str:
+    column = attribute.property.columns[0] if hasattr(attribute.property, "columns") else None
+    return column.name if isinstance(column, Column) else attribute.key
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +49,14 @@ class Function:
     @property
     def name(self) -> str:
         return getattr(self.call, "__qualname__", repr(self.call))
+
+    @property
+    def plain_name(self) -> str:
+        """The function's name without its module and class, the same in each process: for what is compared with what a row says."""
+        call: Any = self.call
+        while isinstance(call, partial):
+            call = call.func
+        return str(getattr(call, "__name__", None) or type(call).__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +92,13 @@ class CallSpec:
     outcome_type: Any = Any  # the annotation of what it returns, resolved; of a call_many that of one record's outcome
     argument_type: Any = Any  # the annotation of what it takes, resolved; of a call_many that of one
     wants_keys: str | None = None  # call_many: the name of the parameter that takes the Sequence[Key]
+    name: str = ""  # by which its attempts know it; the function's own where nothing else was said
+    answers_for: Sequence[str] = ()  # services of whose calls, begun by earlier code, its find knows as well
+
+    @property
+    def asks_its_find(self) -> bool:
+        """Whether it has a find, and a policy that ever asks it."""
+        return self.find is not None and self.in_doubt.kind in kind.ASKING
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +150,23 @@ class ReactionSpec:
         """What the transitions depend on."""
         if self.call is None:
             return Terms(policy=None, retry=self.retry)
-        return Terms(self.call.in_doubt, self.call.retry, self.call.timeout, self.call.find is not None)
+        call = self.call
+        return Terms(call.in_doubt, call.retry, call.timeout, call.find is not None, self.kind, call.answers_for)
+
+    @property
+    def kind(self) -> Kind | None:
+        """What its calls are begun with, as attempts remember it; None where it makes no call."""
+        call = self.call
+        if call is None:
+            return None
+        find = None if call.find is None else call.find.plain_name
+        gives_key = "key" in call.function.wants.values() or call.wants_keys is not None
+        return Kind(call.outside.name, call.name or call.function.plain_name, find, gives_key, call.in_doubt.kind, self.occurrence_columns)
+
+    @property
+    def occurrence_columns(self) -> tuple[str, ...]:
+        """The names of the occurrence's columns in the database: an attribute's new name is no other occurrence."""
+        return tuple(_column_name(one) for one in self.occurrence)
 
     @property
     def late(self) -> ReactionSpec:

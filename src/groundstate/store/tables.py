@@ -66,6 +66,7 @@ attempt = Table(
     Column("outcome", Text),
     Column("blocks", Text),
     Column("together", Integer, nullable=False),
+    Column("begun_with", Text),  # JSON: what its latest call was begun with, or under what a baseline was left (rules/kind.py)
     sqlite_with_rowid=False,
 )
 
