@@ -160,7 +160,7 @@ def _start_reactions(site: _Site, wishes: Wishes, told: dict[str, int]) -> None:
 
     left_out = [question for name, question in site.questions.items() if name in wishes.baseline]
     for question in left_out:
-        registry.baseline(life, question, tell=partial(tell, question.spec.name))
+        baselines.hold(life, question, tell=partial(tell, question.spec.name))
     registry.write(life, left_out)
     marks.baseline(life, [spec for spec in site.place.schedules if spec.name in wishes.baseline])
     silent, loud, seen = _newcomers(site, site.questions.__contains__)

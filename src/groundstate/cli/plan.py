@@ -80,6 +80,8 @@ def _show(out: Console, store: str, found: Plan) -> None:
                 Text.assemble((f"{plain(one.reaction)} is not started before a person says so: ", "yellow"), plain(one.needs)),
                 soft_wrap=True,
             )
+        for words in one.would_hold:
+            out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(words)), soft_wrap=True)
     if not found.needs_somebody:
         out.print("All of it runs without a word from anybody. `groundstate check` tells of missing indexes.")
 

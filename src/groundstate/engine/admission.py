@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import accepting, barred, check, put_back, registry, trouble, unfit
+from groundstate.engine import accepting, barred, baselines, check, put_back, registry, trouble, unfit
 from groundstate.engine.lane import Lane
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.put_back import Waiting
@@ -34,6 +34,7 @@ class Admission:
         self._accept = accept
         self._leave_undeclared = leave_undeclared
         self._known = ""
+        self._unasked: set[str] = set()  # conditions of baselines that this database cannot be asked any more
         self.refused: list[Newcomer] = []  # what is not started until a person accepts it
 
     def read(self) -> None:
@@ -99,7 +100,7 @@ class Admission:
         shift = self._shift
         with shift.database.reading() as connection:
             seen = registry.known(connection, shift.app)
-            baselines = registry.with_baselines(connection, shift.app)
+            left = baselines.reactions_with_some(connection, shift.app)
             waiting = put_back.waiting(shift.database, connection, shift.app) if news else None
         self._remember(seen)
         if waiting is not None:
@@ -108,7 +109,7 @@ class Admission:
             if not lane.on and lane.name not in shift.life.waiting and _accepted(seen, lane):
                 self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
                 lane.start()
-            if lane.name in baselines and lane.lacks is None:
+            if lane.name in left and lane.lacks is None:
                 self._let_baselines_go(lane)
 
     def _hold_back(self, waiting: Waiting) -> None:
@@ -126,7 +127,7 @@ class Admission:
 
     def _let_baselines_go(self, lane: Lane) -> None:
         try:
-            registry.let_baselines_go(self._shift.life, lane.question)
+            baselines.let_go(self._shift.life, lane.question, self._unasked)
         except DBAPIError as error:
             if trouble.transient(error) or not unfit.met(self._shift, lane, error):
                 raise

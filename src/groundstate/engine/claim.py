@@ -139,12 +139,12 @@ def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadab
         return []
     spec = question.spec
     found = attempts.concerning(tx, spec.app, spec.name, None, [one.text for one in bad])
-    free = []
+    free, columns = [], spec.occurrence_columns
     for one in bad:
         standing = found.get(one.text, ())
         one.attempt = blocking.own(spec.app, spec.name, one.occurrence, standing)
         mine = one.attempt is None or (one.attempt.state is State.FAILED and blocking.due(one.attempt, tx.now))
-        if mine and blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=True, again=spec.again) is None:
+        if mine and blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=True, again=spec.again, columns=columns) is None:
             free.append(one)
     return free
 
@@ -172,10 +172,10 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
         return taken
     table_name = None if spec.fact else spec.table_name
     found = attempts.concerning(tx, spec.app, spec.name, table_name, [one.text for one in taken])
-    free = []
+    free, kept_out_by = [], spec.kept_out_by
     for one in taken:
         standing = found.get(one.text, ())
-        if blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=spec.fact is not None, again=spec.again):
+        if blocking.blocker(spec.app, spec.name, one.occurrence, standing, **kept_out_by):
             continue
         own = blocking.own(spec.app, spec.name, one.occurrence, standing)
         # What is too late waits for no further try, but for one of its own handler that failed.
@@ -250,6 +250,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
     ours = [text for text in texts if text not in busy]
     by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, ours, lock=True)
     due_of = _dues_of(question, tx, [record for record, _ in found.values()])
+    kept_out_by = spec.kept_out_by
     for identity in identities:
         text, occurrence = identity[2], identity[3]
         if text in busy:
@@ -263,7 +264,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         due = question.due_in(occurrence) or due_of.get(text)
         late = due is not None and spec.due is not None and spec.due.expired(due, tx.now)
         facts = Facts(exists=record is not None, holds=holds and same, expired=late)
-        others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), fact=spec.fact is not None, again=spec.again)
+        others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), **kept_out_by)
         standing = attempts.by_identity(by_record, identity)
         early = (now_due := due_of.get(text)) is not None and now_due > tx.now
         result.standing[identity] = Standing(standing, facts, record, keys_of.get(text, ()), others, due, early)

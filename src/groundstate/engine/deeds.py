@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
-from groundstate.engine import attempts, claim, illegible, outcomes, registry, trouble
+from groundstate.engine import attempts, baselines, claim, illegible, outcomes, registry, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
 from groundstate.engine.in_hand import Conclusion, InHand
@@ -89,8 +89,9 @@ def retry(
         case rules.Conclude():
             return _in_hand_again(person, question, attempt)
         case rules.Keep(after):
-            # What was left out as baseline keeps nobody off its record; from now on it must.
-            return rules.Keep(replace(after, blocks=None if question.spec.fact else question.spec.table_name))
+            # What was left out as baseline keeps nobody off its record, and is of no call; from now on it must keep them off.
+            after = replace(after, blocks=None if question.spec.fact else question.spec.table_name)
+            return rules.Keep(replace(after, begun_with=None) if attempt.why == registry.BASELINE else after)
         case rules.Refuse():
             return decision
 
@@ -157,6 +158,8 @@ def forget(person: Person, tx: Transaction, question: Question | None, standing:
     if question is None and attempt.reaction not in person.schedules and attempt.state is State.FAILED:
         return rules.Delete()  # no code could ever carry it out, and no call of it was made
     decision = rules.person_forget(attempt, _terms(question, attempt), standing.facts, tx.now)
+    if isinstance(decision, rules.Delete) and question is not None and baselines.still_left(tx.connection, question, [attempt]):
+        return rules.Refuse("a condition under which it was left holds, so forgetting it would be a new call by code that says so")
     if isinstance(decision, rules.Delete) and question is None and attempt.reaction not in person.schedules:
         # Nobody can say here whether its condition holds. Code that declares it again would carry the row out, and call once more what was
         # called, were it not to ask first.

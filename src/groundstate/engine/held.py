@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, registry, trouble
+from groundstate.engine import attempts, baselines, registry, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.question import Question
@@ -147,6 +147,7 @@ def _holding(connection: Connection, declared: Mapping[str, Question | ScheduleS
                 raise
             rounds = {(one.record, one.occurrence) for one in mine}  # its table, or a row, cannot be read: `forget` could not ask either
         holding.update(one.identity for one in mine if (one.record, one.occurrence) in rounds)
+        holding |= baselines.still_left(connection, question, mine)
     return holding
 
 

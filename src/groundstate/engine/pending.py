@@ -344,7 +344,7 @@ def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[At
         mine = [one for one in standing.get(text, ()) if one.blocks in (None, spec.table_name)]
         if blocking.own(spec.app, spec.name, occurrence, mine) is not None:
             continue
-        other = blocking.blocker(spec.app, spec.name, occurrence, mine, fact=spec.fact is not None, again=spec.again)
+        other = blocking.blocker(spec.app, spec.name, occurrence, mine, **spec.kept_out_by)
         if other is not None:
             found.append(_waits_for(looked, question, text, other))
     return found

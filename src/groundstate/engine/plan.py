@@ -5,6 +5,7 @@ SELECTs alone; works on a standby and with SELECT grants. Compares what was acce
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,8 +15,12 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import fitting, marks, put_back, registry, trouble
 from groundstate.engine.attempts import is_baseline
-from groundstate.engine.question import Question
+from groundstate.engine.question import Question, blocking
 from groundstate.engine.registry import Known
+from groundstate.rules import kind
+from groundstate.rules.attempt import Terms
+from groundstate.rules.kind import Kind
+from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt, reaction
@@ -29,6 +34,7 @@ class Planned:
 
     rows: that it would take now, attempts left aside. more, fewer: rows that a changed condition matches and the old one did not, and the
     other way round; None where the old condition is no longer valid here. lacks: what its record has and this database has not.
+    would_hold: of its calls that are in the air or in doubt, those that this code cannot settle, with the reason and the cure.
     """
 
     reaction: str
@@ -42,6 +48,7 @@ class Planned:
     starts: bool = True
     needs: str | None = None
     lacks: str | None = None
+    would_hold: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Plan:
     @property
     def needs_somebody(self) -> bool:
         """Whether a person has to say something before all of it runs."""
-        return bool(self.refused or self.waiting) or any(one.needs or one.lacks for one in self.reactions)
+        return bool(self.refused or self.waiting) or any(one.needs or one.lacks or one.would_hold for one in self.reactions)
 
 
 def plan(app: str, database: Database, questions: Sequence[Question], schedules: Sequence[ScheduleSpec]) -> Plan:
@@ -85,6 +92,9 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
             for question in questions
         ]
         planned = [replace(one, lacks=fitting.with_cure(lacks[one.reaction])) if one.reaction in lacks else one for one in planned]
+        begun = _may_have_been_called(connection, app)
+        specs = {question.spec.name: question.spec for question in questions}
+        planned = [replace(one, would_hold=_would_hold(specs[one.reaction], begun.get(one.reaction, {}))) for one in planned]
         planned += [_gone(one, attempts) for name, one in known.items() if name not in declared and name not in marked]
         gone = [PlannedSchedule(name, "gone", None, known[name].condition) for name in sorted(marked - declared) if name in known]
         names = [question.spec.name for question in questions]
@@ -109,11 +119,10 @@ def _one(connection: Connection, question: Question, before: Known | None, attem
         return Planned(name, "unchanged", question.shown_text, None, rows, open_attempts=opened)
     more, fewer = (rows, None) if was is None else _differences(connection, question, was)
     took = rows if more is None else more
-    needs = None
-    if took:
-        needs = registry.newcomer(connection, question, before).needs
+    found = registry.newcomer(connection, question, before) if took else None
+    needs = found.needs if found is not None and found.rows else None
     standing: Standing = "new" if was is None else "changed"
-    return Planned(name, standing, now if was else question.shown_text, was, rows, more, fewer, opened, starts=not took, needs=needs)
+    return Planned(name, standing, now if was else question.shown_text, was, rows, more, fewer, opened, starts=needs is None, needs=needs)
 
 
 def _unfit(connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:
@@ -162,6 +171,46 @@ def _open_attempts(connection: Connection, app: str) -> dict[str, int]:
     mine = (attempt.c.app == app, not_(is_baseline))
     counted = select(attempt.c.reaction, func.count()).where(*mine).group_by(attempt.c.reaction)
     return {str(row[0]): int(row[1]) for row in connection.execute(counted)}
+
+
+def _may_have_been_called(connection: Connection, app: str) -> dict[str, dict[str | None, int]]:
+    """By reaction, and by what they were begun with: how many calls are in the air or in doubt, held ones too."""
+    told = select(attempt.c.reaction, attempt.c.begun_with, func.count()).where(attempt.c.app == app, blocking)
+    found: dict[str, dict[str | None, int]] = {}
+    for name, said, count in connection.execute(told.group_by(attempt.c.reaction, attempt.c.begun_with)):
+        found.setdefault(str(name), {})[said if isinstance(said, str) else None] = int(count)
+    return found
+
+
+def _would_hold(spec: ReactionSpec, begun: Mapping[str | None, int]) -> tuple[str, ...]:
+    """What this code would hold of them, each kind with its reason, as rules/kind.py has it."""
+    terms, counts = spec.terms, Counter[tuple[str, str]]()
+    for said, count in begun.items():
+        reason = kind.not_to_settle(said, terms.kind, terms.answers_for if terms.has_find else ())
+        if reason is None and terms.has_find and kind.kind_in(said).service not in terms.answers_for:
+            reason = kind.other_find(said, terms.kind)
+        if reason is not None:
+            counts[reason, _cures(kind.kind_in(said), terms)] += count
+    return tuple(_held_in_words(reason, cures, count) for (reason, cures), count in sorted(counts.items()))
+
+
+def _cures(was: Kind, terms: Terms) -> str:
+    """What can be done beside waiting until the old code has settled them."""
+    today = terms.kind
+    if today is None or was.service is None or was.occurrence != today.occurrence:
+        return ""
+    same_by_another_name = was.service == today.service and was.key == today.key and was.call != today.call
+    renamed = f"; or where the call has only another name now, say the old one: name={was.call!r}" if same_by_another_name else ""
+    beside = f"; or keep the old find beside the new one, and say so: answers_for=[{was.service!r}]" if today.policy in kind.ASKING else ""
+    return renamed + beside
+
+
+def _held_in_words(reason: str, cures: str, count: int) -> str:
+    calls = "1 call is" if count == 1 else f"{count:,} calls are"
+    return (
+        f"{calls} in the air, in doubt, or held unsure, and begun by other code: {reason}. This code would hold what is left of them, each"
+        f" with its record. Let workers of the code that began them settle them first (`groundstate pending` lists them){cures}"
+    )
 
 
 def _marked(connection: Connection, app: str) -> set[str]:

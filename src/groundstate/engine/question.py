@@ -40,6 +40,7 @@ from sqlalchemy.types import TypeDecorator
 from groundstate.engine import listed
 from groundstate.engine.timing import Timing
 from groundstate.rules import equality, kind
+from groundstate.rules.blocking import BASELINE
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant, attempt
@@ -190,6 +191,11 @@ class Question:
         """The condition as SQL with its values, its due time among it, as it is compared with what was accepted."""
         come = self.condition if self.timing is None else and_(self.condition, Timing(self.spec, self.database).come)
         return sql_text(come, self.database)
+
+    @cached_property
+    def clauses_text(self) -> str:
+        """The clauses alone as SQL with their values: what a baseline remembers that it was left under."""
+        return sql_text(self.condition, self.database)
 
     @cached_property
     def shown_text(self) -> str:
@@ -403,6 +409,13 @@ class Question:
         """It is ready, and no attempt keeps it from being taken, as far as SQL can say that."""
         return self.ready if self.unattempted is None else and_(self.ready, self.unattempted)
 
+    @property
+    def _left_under_other_rounds(self) -> ColumnElement[bool]:
+        """A baseline that was written when the occurrence was made of other columns."""
+        ending = kind.ending_of_baseline(self.spec.occurrence_columns)
+        said_otherwise = and_(attempt.c.begun_with.is_not(None), not_(attempt.c.begun_with.endswith(ending, autoescape=True)))
+        return and_(attempt.c.state == "held", attempt.c.why == BASELINE, said_otherwise)
+
     @cached_property
     def unattempted(self) -> ColumnElement[bool] | None:
         written = self.text_in_sql
@@ -411,7 +424,7 @@ class Question:
         mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
         if self.spec.occurrence:
             same = self._occurrence_in_sql
-            others_too = blocking if self.spec.again else keeps_own_reaction
+            others_too = or_(blocking if self.spec.again else keeps_own_reaction, self._left_under_other_rounds)
             mine = mine.where(others_too if same is None else or_(others_too, attempt.c.occurrence == same))
         if self.answers_late:
             mine = mine.where(attempt.c.state != "failed")  # what is too late waits for no further try
@@ -420,6 +433,18 @@ class Question:
             others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)
             clause = and_(clause, not_(others.exists()))
         return clause
+
+    @cached_property
+    def has_own_attempt(self) -> ColumnElement[bool] | None:
+        """An attempt of this reaction stands on its present round, or on all of its rounds; None where SQL cannot say that."""
+        written = self.text_in_sql
+        if written is None:
+            return None
+        mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
+        if self.spec.occurrence:
+            same, of_all = self._occurrence_in_sql, or_(blocking, self._left_under_other_rounds)
+            mine = mine.where(of_all if same is None else or_(of_all, attempt.c.occurrence == same))
+        return mine.exists()
 
     @cached_property
     def of_no_own_attempt(self) -> ColumnElement[bool]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, column, delete, func, insert, literal_column, not_, or_, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, and_, column, func, insert, literal_column, not_, or_, select, text, true, update
 from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, claim, trouble, wording
-from groundstate.engine.claim import Taken, Unreadable
+from groundstate.engine import attempts, trouble, wording
 from groundstate.engine.life import Life
-from groundstate.engine.plain import new_attempt
-from groundstate.engine.question import PrimaryKey, Question, sql_name
-from groundstate.rules import attempt as rules
+from groundstate.engine.question import Question, sql_name
 from groundstate.rules import blocking
 from groundstate.store import tables
 from groundstate.store.port import Database
@@ -137,8 +134,13 @@ def newcomers(
 
 
 def newcomer(connection: Connection, question: Question, before: Known | None) -> Newcomer:
-    """What is told of a new or changed reaction; its `rows` are 0 where it matches nothing that was there before."""
+    """What is told of a new or changed reaction; its `rows` are 0 where it would start on nothing that was there before.
+
+    A row on which an attempt of it stands, a baseline too, is none that it starts on: it was begun, or a person spoke of it, before.
+    """
     spec, newly = question.spec, newly_matching(connection, question, before)
+    if question.has_own_attempt is not None:
+        newly = (*newly, not_(question.has_own_attempt))
     rows = count(connection, question, question.come, *newly)
     changed = before is not None and before.condition != MATCHES_NOTHING
     if not rows or spec.call is None:
@@ -197,59 +199,6 @@ def accept_no_more(connection: Connection, app: str, name: str) -> None:
     """Code that declares it (again) asks a person before it starts on rows that are there. Its calls keep their keys."""
     mine = (table.c.app == app, table.c.name == name, table.c.condition != "")
     connection.execute(update(table).where(*mine).values(condition=""))
-
-
-def baseline(life: Life, question: Question, *, at_once: int = 1000, tell: Callable[[int], None] | None = None) -> int:
-    """Holds each row that matches now, why 'baseline' (rules.md 32); tells how many so far, and returns how many.
-
-    The sweep lets go of those whose condition is gone.
-    """
-    count, cursor = 0, None
-    while True:
-        with life.transaction() as tx:
-            places = [tuple(row) for row in tx.connection.execute(question.places_after(cursor, at_once, crowded=False))]
-            if not places:
-                return count
-            records, unreadable = claim.readable(question, tx, [question.key_in(place) for place in places])
-            matching: list[Taken | Unreadable] = [*(_taken(question, record) for record in records), *unreadable]
-            held = [rules.held_as(new_attempt(life, question, one.text, one.occurrence, tx.now), BASELINE).attempt for one in matching]
-            attempts.insert(tx, [replace(one, blocks=None) for one in held])
-            count += len(held)
-            cursor = places[-1]
-        if tell is not None:
-            tell(count)
-
-
-def let_baselines_go(life: Life, question: Question) -> int:
-    """Deletes held baselines whose condition is gone, so that the record is carried out when it holds again; returns how many."""
-    table = tables.attempt
-    mine = (
-        table.c.app == life.app,
-        table.c.reaction == question.spec.name,
-        table.c.state == "held",
-        table.c.why == BASELINE,
-        ~table.c.unsure,
-    )
-    written = question.text_in_sql
-    with life.transaction() as tx:
-        if written is not None:
-            gone = table.c.record.not_in(select(written).where(question.condition))
-            return tx.connection.execute(delete(table).where(*mine, gone)).rowcount
-        some = attempts.fetch(tx.connection, attempts.rows(*mine))
-        looked = claim.look(question, tx, [one.identity for one in some])
-        over = [s.attempt for s in looked.standing.values() if s.attempt is not None and not s.facts.holds]
-        return attempts.remove(tx.database, tx.connection, over)
-
-
-def with_baselines(connection: Connection, app: str) -> set[str]:
-    """Reactions that have held baselines."""
-    table = tables.attempt
-    return set(connection.execute(select(table.c.reaction).where(table.c.app == app, table.c.why == BASELINE).distinct()).scalars())
-
-
-def _taken(question: Question, record: object) -> Taken:
-    key: PrimaryKey = question.key_of(record)
-    return Taken(key, question.record_text(key), question.occurrence_text(record), record)
 
 
 def removed(connection: Connection, app: str, names: Sequence[str], schedules: Sequence[str] = ()) -> list[tuple[str, int]]:

@@ -226,7 +226,7 @@ def _answer(looked: _Looked, question: Question, key: PrimaryKey) -> Answer:
     own = [one for one in looked.standing if one.app == spec.app and one.reaction == spec.name]
     mine = blocking.own(spec.app, spec.name, occurrence, own)
     on_table = [one for one in looked.standing if one in own or one.blocks == spec.table_name]
-    blocker = blocking.blocker(spec.app, spec.name, occurrence, on_table, fact=spec.fact is not None, again=spec.again)
+    blocker = blocking.blocker(spec.app, spec.name, occurrence, on_table, **spec.kept_out_by)
     holds = row is not None and all(clause.holds for clause in clauses)
     waits = [_kept_out_by(looked, spec, blocker)] if blocker is not None and holds else []
     if row is not None and not holds:

@@ -6,7 +6,8 @@ import math
 import shlex
 from datetime import datetime
 
-from groundstate.rules.attempt import Attempt, State, Terms
+from groundstate.rules.attempt import Attempt, State, Terms, of_other_code
+from groundstate.rules.blocking import is_baseline
 from groundstate.rules.policy import MARGIN
 
 IN_DOUBT, IN_THE_AIR, ALIVE_OR_IN_DOUBT, CARRIED_OUT = "in doubt", "in the air", "alive or in doubt", "being carried out"
@@ -28,6 +29,8 @@ def on_what(record: str, occurrence: str) -> str:
 def settled_by_a_person(attempt: Attempt) -> str:
     """How a person settles a held attempt whose call was made or may have been, as the commands are typed."""
     which = f"{attempt.reaction} {shlex.quote(attempt.record)} --occurrence {shlex.quote(attempt.occurrence)}"
+    if is_baseline(attempt):
+        return f"it is left as a baseline: `groundstate retry {which}` carries it out"
     if attempt.outcome is None:
         return f"`groundstate settle {which}`, with --absent or --outcome"
     return (
@@ -130,4 +133,5 @@ def comes_next(attempt: Attempt, terms: Terms | None, *, alive: bool | None, kno
         case State.BEGUN if terms is not None and terms.policy is None:
             return "its worker concludes it" if alive else "carried out again"
         case _:
-            return settling(terms)
+            reason = None if terms is None else of_other_code(attempt, terms)
+            return settling(terms) if reason is None else f"held, since other code began it ({reason}): a person says what became of it"

@@ -57,6 +57,11 @@ def text_of_baseline(conditions: Sequence[str], occurrence: Sequence[str]) -> st
     return _dump({"conditions": list(dict.fromkeys(conditions)), "occurrence": list(occurrence)})
 
 
+def ending_of_baseline(occurrence: Sequence[str]) -> str:
+    """With what each such text ends that is of these columns: for who asks in SQL."""
+    return text_of_baseline((), occurrence).removeprefix('{"conditions":[]')
+
+
 def _dump(said: dict[str, Any]) -> str:
     return json.dumps(said, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 

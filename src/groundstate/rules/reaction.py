@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from sqlalchemy import Column, ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
@@ -22,6 +22,14 @@ from groundstate.rules.order import InOrder
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import InDoubt, Retry
 from groundstate.rules.rate import Rate
+
+
+class KeptOutBy(TypedDict):
+    """See `blocking.blocker`."""
+
+    fact: bool
+    again: bool
+    columns: tuple[str, ...]
 
 
 def _column_name(attribute: InstrumentedAttribute[Any]) -> str:
@@ -162,6 +170,11 @@ class ReactionSpec:
         find = None if call.find is None else call.find.plain_name
         gives_key = "key" in call.function.wants.values() or call.wants_keys is not None
         return Kind(call.outside.name, call.name or call.function.plain_name, find, gives_key, call.in_doubt.kind, self.occurrence_columns)
+
+    @property
+    def kept_out_by(self) -> KeptOutBy:
+        """What decides which attempts keep it from a record, as `blocking.blocker` wants it."""
+        return {"fact": self.fact is not None, "again": self.again, "columns": self.occurrence_columns}
 
     @property
     def occurrence_columns(self) -> tuple[str, ...]:
