@@ -21,6 +21,18 @@ HELD: dict[str, tuple[Any, ...]] = {
     "failures": COUNTS,
     "next_at": ("soon", "", 5, b"\xff"),
     "together": COUNTS,
+    "begun_with": (
+        b"\xff\xfe",
+        "",
+        "x",
+        "[]",
+        "5",
+        "null",
+        '{"service": 5}',
+        '{"occurrence": "round"}',
+        "[" * 10_000,
+        "\x1b[31mred\u202e\x00",
+    ),
 }
 # Words, and what names no record: the attempt stays what it is.
 KEPT: dict[str, tuple[Any, ...]] = {

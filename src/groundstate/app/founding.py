@@ -14,7 +14,7 @@ from functools import partial
 from sqlalchemy import MetaData
 
 from groundstate.app.store import Store
-from groundstate.engine import accepting, marks, registry, restore, schema, vanished
+from groundstate.engine import accepting, baselines, marks, registry, restore, schema, vanished
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer

@@ -215,6 +215,7 @@ class Standing:
     blocked: Attempt | None
     due: datetime | None = None  # when its occurrence became due; None where nothing says
     early: bool = False  # its time is still to come: it was moved, or the clock stepped back
+    condition: bool = False  # whether the condition holds, whatever the occurrence is
 
 
 @dataclass
@@ -267,7 +268,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), **kept_out_by)
         standing = attempts.by_identity(by_record, identity)
         early = (now_due := due_of.get(text)) is not None and now_due > tx.now
-        result.standing[identity] = Standing(standing, facts, record, keys_of.get(text, ()), others, due, early)
+        result.standing[identity] = Standing(standing, facts, record, keys_of.get(text, ()), others, due, early, holds)
     return result
 
 

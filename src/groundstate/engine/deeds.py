@@ -21,6 +21,7 @@ from groundstate.engine.life import Life, describe
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
+from groundstate.rules import kind
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
 from groundstate.rules.policy import MARGIN, Retry
 from groundstate.rules.schedule import ScheduleSpec
@@ -248,7 +249,7 @@ def _put(conclusion: Conclusion, identity: Identity, standing: Standing, deed: D
         case rules.Refuse(why):
             return said("refused", why)
         case InHand() as given:
-            conclusion.outcome(given, standing, attempt)
+            conclusion.outcome(given, _as_a_person_takes_it(conclusion.question, standing, attempt), attempt)
             if attempt in conclusion.dropped:
                 return said("deleted", "its condition or occurrence no longer holds, and such an outcome is dropped: it is in the log")
             if attempt in conclusion.removed:
@@ -258,6 +259,13 @@ def _put(conclusion: Conclusion, identity: Identity, standing: Standing, deed: D
         case decision:
             conclusion.apply(attempt, decision)
             return said(*_became(decision))
+
+
+def _as_a_person_takes_it(question: Question, standing: Standing, attempt: Attempt) -> Standing:
+    """Where the occurrence was made of other columns then, its text tells nothing of today's: a person says that it is of the record."""
+    if not kind.is_of_other_rounds(attempt.begun_with, question.spec.occurrence_columns):
+        return standing
+    return replace(standing, facts=replace(standing.facts, holds=standing.condition))
 
 
 def _without_code(tx: Transaction, identities: Sequence[Identity], deed: Deed) -> dict[Identity, Did]:
