@@ -24,6 +24,9 @@ from groundstate.rules.policy import InDoubt, Retry
 from groundstate.rules.rate import Rate
 
 
+UNNAMED = "_"  # a find of this name has none to be known by
+
+
 class KeptOutBy(TypedDict):
     """See `blocking.blocker`."""
 
@@ -167,7 +170,7 @@ class ReactionSpec:
         call = self.call
         if call is None:
             return None
-        find = None if call.find is None else call.find.plain_name
+        find = None if call.find is None or call.find.plain_name == UNNAMED else call.find.plain_name
         gives_key = "key" in call.function.wants.values() or call.wants_keys is not None
         return Kind(call.outside.name, call.name or call.function.plain_name, find, gives_key, call.in_doubt.kind, self.occurrence_columns)
 
