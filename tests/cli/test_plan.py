@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,58 @@ def test_a_table_that_is_not_there_needs_the_migrations(shop: Shop) -> None:
     found = planned(shop, 1)
     assert found["seen"]["lacks"] == "table items is missing: run your migrations"
     assert found["paid"]["starts"]
+
+
+# ---- calls that the new code could not settle --------------------------------------------------------------------------------------
+def begun(shop: Shop, record: str, state: State = State.DOUBT, **said: Any) -> None:
+    """A call of this record is open, which was begun with what is said here, and else with what the shop's code of today says."""
+    today = {"service": "bank", "call": "charge", "key": True, "policy": "ask", "occurrence": []}
+    held = {"why": "by the test", "unsure": True} if state is State.HELD else {}
+    shop.attempt("paid", record, state, begun_with=json.dumps(today | said), **held)
+
+
+def test_calls_that_this_code_would_hold_need_somebody_and_are_told_with_the_reason_and_the_cure(shop: Shop) -> None:
+    shop.order("placed", 6)
+    begun(shop, "1", service="psp")
+    begun(shop, "2", State.BEGUN, service="psp")
+    begun(shop, "3", State.HELD, service="psp")
+    begun(shop, "4", State.FAILED, service="psp")
+    begun(shop, "5")
+    shop.attempt("paid", "6", State.DOUBT)  # of older code, which does not say
+    (words,) = planned(shop, 1)["paid"]["would_hold"]
+    assert words.startswith("3 calls are in the air, in doubt, or held unsure, and begun by other code: it was a call to psp, and")
+    assert "Let workers of the code that began them settle them first" in words
+    assert "answers_for=['psp']" in words
+    assert words in shop.run("plan").out.replace("\n", " ")
+    assert "All of it runs" not in shop.run("plan").out
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "cure"),
+    [
+        ({"call": "charged"}, "it was the call charged of bank", "name='charged'"),
+        ({"key": False}, "it was given no key", "answers_for=['bank']"),
+        ({"occurrence": ["status"]}, "its occurrence was made of status, and is none now", ""),
+    ],
+)
+def test_each_difference_is_told_with_what_helps_there(shop: Shop, said: dict[str, Any], reason: str, cure: str) -> None:
+    shop.order("placed", 1)
+    begun(shop, "1", **said)
+    (words,) = planned(shop, 1)["paid"]["would_hold"]
+    assert reason in words
+    assert cure in words
+    assert bool(cure) == ("; or " in words)
+
+
+def test_calls_that_this_code_settles_need_nobody(shop: Shop) -> None:
+    shop.order("placed", 2)
+    begun(shop, "1")
+    begun(shop, "2", policy="hold")
+    assert planned(shop, 0)["paid"]["would_hold"] == []
+
+
+def test_pending_says_that_a_doubt_of_other_code_will_be_held(shop: Shop) -> None:
+    shop.order("placed", 1)
+    begun(shop, "1", service="psp")
+    (doubt,) = shop.run("pending", "--json").json["stores"][0]["report"]["in_doubt"]
+    assert doubt["next"].startswith("held, since other code began it (it was a call to psp")

@@ -343,3 +343,42 @@ def test_alternatives_that_can_be_told_apart(app: App, bank: Outside) -> None:
 def test_states_at_rest(app: App) -> None:
     app.rests(Order, Order.status.in_(["packed", "cancelled"]))
     assert [record for record, _ in app.rested] == [Order]
+
+
+def test_a_call_is_known_by_its_function_or_by_the_name_that_is_said(app: App, bank: Outside) -> None:
+    class Charger:
+        def __call__(self, order: Order) -> Receipt:
+            return Receipt(str(order.id))
+
+    def charge(order: Order, *, twice: bool = False) -> Receipt:
+        return Receipt(str(twice))
+
+    calls: dict[str, Any] = {
+        "charge": bank.call(in_doubt=hold())(charge),
+        "of old": bank.call(in_doubt=hold(), name="of old")(charge),
+        "Charger": bank.call(in_doubt=hold())(Charger()),  # and not where it stands in memory, which is new in each process
+    }
+    for number, (name, call) in enumerate(calls.items()):
+
+        @app.on(Order, Order.status == str(number), call=call, name=name)
+        def paid(order: Order, outcome: Receipt) -> None: ...
+
+    assert {name: spec.kind.call for name, spec in app.reactions.items() if spec.kind is not None} == {name: name for name in calls}
+
+
+def test_the_occurrence_is_known_by_its_columns_and_a_find_without_a_name_by_none(app: App, bank: Outside) -> None:
+    @bank.call(in_doubt=ask(settle_after=SECONDS), answers_for=["stripe"])
+    def charge(order: Order, key: Key) -> str:
+        return str(key)
+
+    @charge.find
+    def _(order: Order, key: Key) -> str | Absent | Unknown:
+        return Absent()
+
+    @app.on(Order, Order.status == "placed", call=charge, occurrence=[Order.status])
+    def paid(order: Order, outcome: str) -> None: ...
+
+    app.check_declarations()
+    own = app.reactions["paid"].kind
+    assert own is not None
+    assert (own.service, own.find, own.key, own.policy, own.occurrence) == ("bank", None, True, "ask", ("status",))

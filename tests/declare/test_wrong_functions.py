@@ -224,6 +224,25 @@ def test_a_call_is_stopped_only_where_that_leaves_no_doubt(bank: Outside) -> Non
         bank.call(in_doubt=again(), stop_when_overtaken=True)(_charge)
 
 
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", 5])
+def test_the_name_of_a_call_is_one_that_can_be_read(bank: Outside, name: Any) -> None:
+    with pytest.raises(DeclarationError, match="give it a name of printable characters"):
+        bank.call(in_doubt=hold(), name=name)(_charge)
+
+
+@pytest.mark.parametrize("names", ["stripe", [""], [5], ["a\nb"]])
+def test_outsides_that_a_find_answers_for_are_a_list_of_names(bank: Outside, names: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"such as answers_for=\['stripe'\]"):
+        bank.call(in_doubt=ask(settle_after=SECOND), answers_for=names)(_charge)
+
+
+def test_a_call_without_a_find_that_is_asked_answers_for_nobody(app: App, bank: Outside) -> None:
+    charge = bank.call(in_doubt=hold(), answers_for=["stripe"])(_charge)
+    app.on(Order, Order.status == "placed", call=charge)(_charged)
+    with pytest.raises(DeclarationError, match="has no find that is asked"):
+        app.check_declarations()
+
+
 # ---- what an overtaken outcome means -------------------------------------------------------------------------------------------
 def test_what_an_overtaken_outcome_means_is_one_word_of_three(app: App, bank: Outside) -> None:
     charge = bank.call(in_doubt=hold())(_charge)

@@ -8,7 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from groundstate.rules import kind
 from groundstate.rules.attempt import IN_VAIN, KILLED, Attempt, Facts, State, Terms
+from groundstate.rules.kind import Kind
 from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -21,6 +23,7 @@ HOLDS = Facts(exists=True, holds=True)
 GONE = Facts(exists=True, holds=False)
 DELETED = Facts(exists=False, holds=False)
 LATE = Facts(exists=True, holds=True, expired=True)
+CHARGE = Kind("bank", "charge", "charged", key=True, policy="ask", occurrence=())  # what calls are begun with
 LATE_AND_GONE = Facts(exists=True, holds=False, expired=True)
 ALL_FACTS = (HOLDS, GONE, DELETED, LATE, LATE_AND_GONE)
 
@@ -28,7 +31,8 @@ ALL_FACTS = (HOLDS, GONE, DELETED, LATE, LATE_AND_GONE)
 def terms(policy: InDoubt | None, *, find: bool | None = None, retry: Retry = RETRY) -> Terms:
     """`ask` has a find, and nothing else unless it is said."""
     has_find = find if find is not None else policy is not None and policy.kind == "ask"
-    return Terms(policy, retry, TIMEOUT, has_find)
+    own = None if policy is None else replace(CHARGE, policy=policy.kind)
+    return Terms(policy, retry, TIMEOUT, has_find, own)
 
 
 AGAIN = terms(again())
@@ -82,6 +86,10 @@ all_terms = st.builds(
 )
 
 
+_OTHERS = (CHARGE, replace(CHARGE, policy="again"), replace(CHARGE, service="psp"), replace(CHARGE, occurrence=("round",)))
+_BEGUN_WITH = (None, *(kind.text_of(one) for one in _OTHERS))
+
+
 @st.composite
 def attempts(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Attempt:
     """Any attempt that can stand in the table."""
@@ -107,4 +115,5 @@ def attempts(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Attem
         outcome=draw(st.none() | st.just('["paid"]')) if state is State.HELD else None,
         blocks=draw(st.none() | st.just("order")),
         together=draw(st.integers(0, 4)),
+        begun_with=draw(st.sampled_from(_BEGUN_WITH)),
     )

@@ -5,6 +5,7 @@ A row is met where its event happened to an attempt in one of its states and its
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +18,7 @@ from tests.rules.making import ALL_TERMS, HOLDS, NOW
 BEGUN, DOUBT, FAILED, HELD = State
 WORDS = object()  # whatever is said there, something is
 NEW_CALL, ADOPTER, SAID = 999, 77, "it said no"
+NEW_WITH = '{"service":"a new call"}'
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,33 @@ class Case:
     @property
     def holds(self) -> bool:
         return self.facts.exists and self.facts.holds
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What its row says that its latest call was begun with."""
+        return json.loads(self.one.begun_with) if self.one.begun_with is not None else {}
+
+    @property
+    def other_call(self) -> bool:
+        """Whether that call was another than that of today, by what both say."""
+        today = self.terms.kind
+        if today is None:
+            return False
+        own = {"service": today.service, "call": today.call, "key": today.key, "occurrence": list(today.occurrence or ())}
+        return any(name in self.said and self.said[name] != value for name, value in own.items())
+
+    @property
+    def other_find(self) -> bool:
+        today = self.terms.kind
+        return today is not None and None not in (today.find, self.said.get("find")) and self.said["find"] != today.find
+
+    @property
+    def of_other_code(self) -> bool:
+        """Whether the code of today cannot settle its doubt."""
+        was = self.said.get("policy")
+        if self.terms.kind is None or was == self.kind == "again":
+            return False
+        return self.other_call or (self.kind == "again" and was is not None)
 
     @property
     def in_time(self) -> bool:
@@ -116,6 +145,7 @@ def new_call(case: Case) -> Changes:
         "state": BEGUN, "worker": ADOPTER, "call": NEW_CALL, "call_no": case.one.call_no + 1,
         "deadline": max(its_own, case.one.deadline) if case.one.unsure else its_own,
         "first_at": case.one.first_at if case.one.unsure else case.now, "next_at": None, "together": 0,
+        "begun_with": NEW_WITH,
     }  # fmt: skip
 
 
@@ -193,7 +223,9 @@ TABLE = [
     # ---- doubt
     Row("in doubt, record deleted", "settle", (DOUBT,), lambda c: not c.facts.exists, "held", held),
     Row("in doubt, and the reaction makes no call any more", "settle", (DOUBT,), lambda c: c.kind is None, "held", held),
+    Row("in doubt, begun by other code", "settle", (DOUBT,), lambda c: c.of_other_code, "held", held),
     Row("hold", "settle", (DOUBT,), lambda c: c.kind == "hold", "held", held),
+    Row("ask, another find", "settle", (DOUBT,), lambda c: c.kind == "ask" and c.other_find, "held", held),
     Row("ask", "settle", (DOUBT,), lambda c: c.kind == "ask", "ask"),
     Row("again, gone", "settle", (DOUBT,), lambda c: c.kind == "again" and not c.holds, "gone, said"),
     Row("again, too late", "settle", (DOUBT,), lambda c: c.kind == "again" and c.facts.expired, "expired, unsure"),
@@ -201,6 +233,7 @@ TABLE = [
     Row("again", "settle", (DOUBT,), lambda c: c.kind == "again", "begun", new_call),
     Row("same_key, the last try used", "settle", (DOUBT,), lambda c: c.in_time and c.key_is_young and c.spent, "held", held),
     Row("same_key", "settle", (DOUBT,), lambda c: c.in_time and c.key_is_young, "begun", new_call),
+    Row("same_key, gone, too late or too old, another find", "settle", (DOUBT,), lambda c: c.terms.has_find and c.other_find, "held", held),
     Row("same_key, gone, too late or too old, with a find", "settle", (DOUBT,), lambda c: c.terms.has_find, "ask"),
     Row("same_key, gone, too late or too old", "settle", (DOUBT,), always, "held", held),
     Row("Absent, record deleted", "absent", (DOUBT,), lambda c: not c.facts.exists, "held", held),
@@ -224,6 +257,8 @@ TABLE = [
     # ---- an outcome that comes late
     Row("late, attempt gone, again", "late", (None,), lambda c: c.kind == "again", "dropped, said"),
     Row("late, attempt gone", "late", (None,), always, "held anew"),
+    Row("late, of another call", "late", (BEGUN, DOUBT, HELD), lambda c: (c.one.state is BEGUN or c.one.unsure) and c.other_call,
+        "held, loudly", with_outcome(unsure=True)),
     Row("late, in doubt", "late", (DOUBT,), always, "conclude"),
     Row("late, failed", "late", (FAILED,), always, "conclude, loudly"),
     Row("late, begun unsure", "late", (BEGUN,), lambda c: c.one.unsure, "conclude"),
@@ -241,6 +276,7 @@ TABLE = [
     Row("retry, sure", "retry", (HELD,), lambda c: not c.one.unsure, "failed", lambda c: {"state": FAILED, **fresh_start(c)}),
     Row("retry, unsure, and nobody can tell", "retry", (HELD,),
         lambda c: c.kind in (None, "hold") or (not c.key_is_young and not c.terms.has_find), "not now"),
+    Row("retry, unsure, begun by other code", "retry", (HELD,), lambda c: c.of_other_code, "not now"),
     Row("retry, unsure", "retry", (HELD,), always, "doubt", lambda c: {"state": DOUBT, **fresh_start(c)}),
     Row("settle as absent, not held", "settle as absent", (BEGUN, DOUBT, FAILED), always, "not now"),
     Row("settle as absent, sure", "settle as absent", (HELD,), lambda c: not c.one.unsure, "not now"),

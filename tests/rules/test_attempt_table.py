@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundstate.rules import attempt as rules
+from groundstate.rules import kind
 from groundstate.rules.attempt import KILLED, Attempt
+from groundstate.rules.kind import Kind
 from tests.rules.making import (
     ALL_FACTS,
     ALL_TERMS,
+    CHARGE,
     NOW,
     RETRY,
     SECOND,
@@ -25,12 +28,12 @@ from tests.rules.making import (
     moments,
     well_formed,
 )
-from tests.rules.table import ADOPTER, BEGUN, DOUBT, FAILED, HELD, NEW_CALL, SAID, TABLE, WORDS, Case, row_of
+from tests.rules.table import ADOPTER, BEGUN, DOUBT, FAILED, HELD, NEW_CALL, NEW_WITH, SAID, TABLE, WORDS, Case, row_of
 
 EVENTS = sorted({row.event for row in TABLE})
 
 DECIDE: dict[str, Callable[[Case], Any]] = {
-    "late": lambda c: rules.late(c.attempt, c.terms.policy),
+    "late": lambda c: rules.late(c.attempt, c.terms.policy, own=c.terms.kind),
     "returned": lambda c: rules.returned(c.facts),
     "refused": lambda c: rules.outcome_refused(c.one, "the handler raised", SAID, '["paid"]'),
     "one of several": lambda c: rules.one_of_several(c.one, '["paid"]'),
@@ -59,7 +62,8 @@ def happen(event: str, case: Case) -> tuple[str, Attempt | None]:
             return after.state.value, after
         case rules.Begin(before):
             deadline = case.now + case.terms.timeout
-            return "begun", rules.begun(before, worker=ADOPTER, call=NEW_CALL, now=case.now, deadline=deadline)
+            after = rules.begun(before, worker=ADOPTER, call=NEW_CALL, now=case.now, deadline=deadline, begun_with=NEW_WITH)
+            return "begun", after
         case rules.AddOutcome(unsure=unsure, loudly=loudly):
             kept = replace(case.one, state=HELD, unsure=unsure, outcome='["paid", "paid"]', why=case.one.why or "late", next_at=None)
             return "held, loudly" if loudly else "held", kept
@@ -119,8 +123,22 @@ def shapes() -> Iterator[Attempt | None]:
                 yield attempt(HELD, unsure=unsure, outcome=outcome, why="for a reason", **columns)
 
 
+def shapes_that_say_their_call() -> Iterator[Attempt]:
+    """Attempts whose row says what they were begun with: under each policy, of the call of today and of others."""
+    others = [replace(CHARGE, policy=policy) for policy in ("again", "same_key", "ask", "hold")]
+    others += [replace(CHARGE, service="psp"), replace(CHARGE, call="pay"), replace(CHARGE, find="looked_up")]
+    others += [replace(CHARGE, key=False), replace(CHARGE, occurrence=("round",)), Kind(), replace(CHARGE, service="psp", policy="again")]
+    for other, first_at in itertools.product(others, (NOW, NOW - 7200 * SECOND)):
+        columns: dict[str, Any] = {"begun_with": kind.text_of(other), "first_at": first_at, "deadline": NOW - SECOND}
+        yield attempt(DOUBT, **columns)
+        yield attempt(FAILED, **columns)
+        for unsure in (False, True):
+            yield attempt(BEGUN, unsure=unsure, **columns)
+            yield attempt(HELD, unsure=unsure, why="for a reason", **columns)
+
+
 def all_cases() -> Iterator[tuple[str, Case]]:
-    for one, terms, facts in itertools.product(shapes(), ALL_TERMS, ALL_FACTS):
+    for one, terms, facts in itertools.product([*shapes(), *shapes_that_say_their_call()], ALL_TERMS, ALL_FACTS):
         case = Case(one, terms, facts)
         for event in EVENTS:
             yield event, case
@@ -195,7 +213,8 @@ def test_a_new_call_has_a_new_fence_and_the_next_number_and_a_key_as_old_as_the_
     assert (after.next_at, after.together) == (None, 2)
     assert after.deadline == (max(one.deadline, now + RETRY.first) if one.unsure else now + RETRY.first)
     assert after.first_at == (one.first_at if one.unsure else now)
-    assert set(differences(one, after)) <= {"state", "worker", "call", "call_no", "first_at", "deadline", "next_at", "together"}
+    changed = {"state", "worker", "call", "call_no", "first_at", "deadline", "next_at", "together", "begun_with"}
+    assert set(differences(one, after)) <= changed
 
 
 @given(attempts((BEGUN, DOUBT)), moments, moments)

@@ -21,8 +21,8 @@ HELD_FOR = "in doubt, and begun by other code"  # the beginning of the reason wh
 class Kind:
     """What a reaction's calls are begun with. What is None says nothing: it is compared with nothing.
 
-    service: the outside's name. call: the call's name. find: the name of its find; None where it has no find, or that has no name. key: whether it is given one.
-    policy: the policy's kind. occurrence: the names of the occurrence's columns, in order.
+    service: the outside's name. call: the call's name. find: the name of its find; None where it has no find, or that has no name.
+    key: whether it is given one. policy: the policy's kind. occurrence: the names of the occurrence's columns, in order.
     """
 
     service: str | None = None

@@ -23,7 +23,6 @@ from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import InDoubt, Retry
 from groundstate.rules.rate import Rate
 
-
 UNNAMED = "_"  # a find of this name has none to be known by
 
 
