@@ -22,9 +22,8 @@ from groundstate.rules.kind import HELD_FOR
 from groundstate.store import opening
 from tests.engine import rolled
 from tests.engine.rolled import Books, Order
-from tests.store.children import until
+from tests.patience import HANG_S, until
 
-FRAME_S = 120.0  # only a hang takes longer
 SIZE = 3
 HANGING = 6  # of 18 orders
 
@@ -55,11 +54,11 @@ class Fleet:
             assert old.pid is not None
             os.kill(old.pid, how)
             if how == signal.SIGTERM:
-                old.join(FRAME_S)
+                old.join(HANG_S)
                 assert old.exitcode == 0
             self.start(version, 1)
         for old in self.workers[:-SIZE]:
-            old.join(FRAME_S)
+            old.join(HANG_S)
         self.workers = self.workers[-SIZE:]
 
     def orders(self, first: int, last: int, status: str = "placed") -> None:
@@ -82,7 +81,7 @@ class Fleet:
     def close(self) -> None:
         for one in self.workers:
             one.kill()
-            one.join(FRAME_S)
+            one.join(HANG_S)
         self.engine.dispose()
 
 
@@ -127,15 +126,15 @@ def test_a_fleet_that_is_rolled_forward_and_back_with_calls_in_the_air_does_noth
     here.init(1, tables=True, accept=True)
     here.orders(1, 18)
     here.start(1)
-    until(lambda: here.hanging(1, 18) == HANGING, FRAME_S)
+    until(lambda: here.hanging(1, 18) == HANGING)
     here.roll(2, how)
-    until(lambda: _settled(here), FRAME_S)
+    until(lambda: _settled(here))
     _nothing_twice_and_all_of_it_told(here, 18)
     here.orders(19, 36)
-    until(lambda: here.hanging(19, 36) == HANGING, FRAME_S)
+    until(lambda: here.hanging(19, 36) == HANGING)
     here.roll(1, how)
     here.books.gate.touch()
-    until(lambda: _settled(here), FRAME_S)
+    until(lambda: _settled(here))
     _nothing_twice_and_all_of_it_told(here, 36)
     assert sum(here.books.done().values()) == 36
 
@@ -154,6 +153,6 @@ def test_rows_that_a_person_left_are_left_by_a_fleet_that_is_rolled_forward_and_
         if version == 2:
             here.init(2, accept=["swept"])  # once more after a rollback: a person carries out what is there, but for what was left
         here.orders(swept + 8, swept + 10, "archived" if version == 1 else "closed")
-        until(lambda: here.count("swept") == swept, FRAME_S)  # noqa: B023  # asked within the round
+        until(lambda: here.count("swept") == swept)  # noqa: B023  # asked within the round
         assert here.count("closed") == 10
         assert [one.why for one in here.attempts()] == ["baseline"] * 10
