@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from groundstate import Absent, InDoubt, Key, Outside, Retry, Unknown, ask, same_key
-from tests.engine.kit import QUICK, Gateway, Order, World, ms
+from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Order, World, ms
 
 ASK = ask(settle_after=ms(100))
 SAME_KEY = same_key(kept_for=timedelta(hours=24))
@@ -17,7 +17,7 @@ def charging(
     in_doubt: InDoubt,
     *,
     sync: bool = False,
-    timeout: timedelta = timedelta(seconds=20),
+    timeout: timedelta = CALL_LIMIT,
     retry: Retry = QUICK,
     limit: int | None = None,
     handler: Any = None,

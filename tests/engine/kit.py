@@ -29,13 +29,15 @@ from groundstate.store.tables import Instant, attempt
 from groundstate.testing.wires import Moment
 from tests.patience import HANG_S, until
 
-__all__ = ["HANG_S", "QUICK", "Base", "Gateway", "Killed", "Life", "Order", "World", "ms", "until"]
+__all__ = ["CALL_LIMIT", "HANG_S", "QUICK", "Base", "Gateway", "Killed", "Life", "Order", "World", "ms", "until"]
 
 
 def ms(count: float) -> timedelta:
     return timedelta(milliseconds=count)
 
 
+# The time limit of calls that a test holds up, which may take long. What is in doubt by it can be settled after `forward(60)`.
+CALL_LIMIT = timedelta(seconds=50)
 QUICK = Retry(times=10, first=ms(5), longest=ms(20))
 sweeps.SWEEP_LONGEST_S = 2.0  # a busy machine makes sweeps dear, and tests wait for the next one
 

@@ -145,7 +145,7 @@ def test_hazard_5_absent_is_believed_after_that_and_the_call_is_made_again(world
     life = world.worker()
     life.quiet()
     assert gateway.called(1) == 1
-    world.forward(70)
+    world.forward(100)
     life.quiet()
     assert gateway.called(1) == 2
     assert gateway.done(1) == 1

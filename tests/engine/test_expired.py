@@ -20,7 +20,7 @@ from groundstate.rules.attempt import IN_VAIN, KILLED
 from groundstate.store import opening
 from groundstate.values import keys
 from tests.engine.charging import ASK
-from tests.engine.kit import QUICK, Gateway, Killed, Life, World, ms, until
+from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Killed, Life, World, ms, until
 
 HOUR = timedelta(hours=1)
 SLOW = Retry(times=10, first=timedelta(hours=3), longest=timedelta(hours=9))
@@ -88,7 +88,7 @@ def charged(world: World, in_doubt: InDoubt, *, retry: Retry = QUICK, find: bool
     world.gateways.append(gateway)
     bank = Outside("bank")
 
-    @bank.call(in_doubt=in_doubt, timeout=timedelta(seconds=20), retry=retry)
+    @bank.call(in_doubt=in_doubt, timeout=CALL_LIMIT, retry=retry)
     async def charge(one: Bill, key: Key) -> str:
         return await gateway.act(one.id, key)
 

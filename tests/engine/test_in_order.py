@@ -18,7 +18,7 @@ from groundstate.engine import numbers
 from groundstate.engine.pending import pending
 from groundstate.engine.why import why
 from groundstate.store import opening
-from tests.engine.kit import HANG_S, QUICK, World, ms, until
+from tests.engine.kit import CALL_LIMIT, HANG_S, QUICK, World, ms, until
 from tests.lab.planting import Change, planted
 
 ONCE = Retry(times=1)
@@ -92,7 +92,7 @@ def sending(
 ) -> None:
     outside = Outside("sms", limit=limit)
 
-    @outside.call(in_doubt=in_doubt or again(), timeout=timedelta(seconds=20), retry=retry)
+    @outside.call(in_doubt=in_doubt or again(), timeout=CALL_LIMIT, retry=retry)
     def send(one: Message) -> str:
         return line.send(one)
 

@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import Absent, InDoubt, Key, NotDone, Outside, Rate, Retry, Unknown, again, ask
 from groundstate.engine import slots
 from groundstate.rules import breaker
-from tests.engine.kit import QUICK, World, ms, until
+from tests.engine.kit import CALL_LIMIT, QUICK, World, ms, until
 from tests.lab.planting import Change, planted
 
 
@@ -146,7 +146,7 @@ def tenant(request: Request) -> object:
 def delivering(
     world: World, outside: Outside, provider: Provider, in_doubt: InDoubt | None = None, retry: Retry = QUICK, **options: Any
 ) -> None:
-    @outside.call(in_doubt=in_doubt or again(), timeout=timedelta(seconds=20), retry=retry)
+    @outside.call(in_doubt=in_doubt or again(), timeout=CALL_LIMIT, retry=retry)
     async def deliver(one: Delivery, key: Key) -> str:
         return await provider.deliver(one)
 
@@ -188,7 +188,7 @@ def test_two_workers_together_never_have_more_calls_in_the_air_than_the_limit(sh
     delivering(shop, Outside("hooks", limit=3), provider)
     deliveries(shop, 60)
     one, two = shop.worker(), shop.worker()
-    until(lambda: len(provider.requests) == 3)
+    until(lambda: len(provider.requests) >= 3)
     one.sweep()
     two.sweep()
     provider.gate.set()
@@ -201,7 +201,7 @@ def test_each_part_has_a_limit_of_its_own_in_two_workers_together(shop: World) -
     delivering(shop, Outside("hooks", limit_per=2), provider, per=Delivery.tenant)
     deliveries(shop, 60, "a", "b", None)
     one, two = shop.worker(), shop.worker()
-    until(lambda: Counter(map(tenant, provider.requests)) == {"a": 2, "b": 2, None: 20})  # what has no part is not limited by it
+    until(lambda: Counter(map(tenant, provider.requests)) >= Counter({"a": 2, "b": 2, None: 20}))  # what has no part is not limited by it
     one.sweep()
     two.sweep()
     provider.gate.set()

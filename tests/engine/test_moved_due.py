@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import Absent, Instant, Key, Outside, Unknown, after, ask, hold
 from groundstate.engine import persons
 from groundstate.rules.attempt import State
-from tests.engine.kit import QUICK, Gateway, Life, World, ms, until
+from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Life, World, ms, until
 from tests.engine.test_persons import acting
 
 HOUR = timedelta(hours=1)
@@ -40,7 +40,7 @@ def mailing(world: World, policy: Any = None, **options: Any) -> Gateway:
     gateway = world.gateway()
     server = Outside("mail server")
 
-    @server.call(in_doubt=policy or ask(settle_after=ms(100)), timeout=timedelta(seconds=20), retry=QUICK)
+    @server.call(in_doubt=policy or ask(settle_after=ms(100)), timeout=CALL_LIMIT, retry=QUICK)
     async def send(mail: Mail, key: Key) -> str:
         return await gateway.act(mail.id, key)
 
