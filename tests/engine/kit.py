@@ -245,10 +245,17 @@ class Life:
             self.worker._sweeps.next = float("inf")
             self.turn()
 
+    def beat_no_more(self) -> None:
+        """It looks no more who else is there, or died. A turn that is on, and just does so, would say when it does again."""
+        while self.worker._fleet.next_beat != float("inf"):
+            self.worker._fleet.next_beat = float("inf")
+            self.turn()
+
     def hints_alone(self) -> None:
         """Nothing makes it look any more but hints and its own timers, until its `sweep`."""
         self.worker._sweeps.next_look = float("inf")
         self.sweep_no_more()
+        self.beat_no_more()
 
     @property
     def ended(self) -> bool:

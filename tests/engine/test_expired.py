@@ -256,7 +256,7 @@ def test_a_failed_attempt_does_not_expire_beside_a_call_in_the_air_on_its_record
     def mailed(one: Bill, receipt: str) -> None:
         one.mailed = receipt
 
-    timed.there()
+    timed.app.init(accept=["mailed=call"])
     life = timed.worker()
     until(lambda: mail.waiting == 1)
     timed.forward(TOO_LATE_S)

@@ -34,8 +34,7 @@ def no_sweeps(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
     def stop(life: Any) -> None:
         life.quiet()
-        life.worker._sweeps.next = life.worker._sweeps.next_look = time.monotonic() + 3600
-        life.turn()
+        life.hints_alone()
 
     monkeypatch.setattr(sweeps, "LOOK_S", 3600)
     monkeypatch.setattr(sweeps, "LOOK_BUSY_S", 3600)

@@ -200,7 +200,7 @@ def test_a_worker_hears_of_what_another_program_wrote(shop: Shop) -> None:
         life = shop.world.worker(messenger=told)
         told.serves(life.worker)
         life.quiet()
-        life.worker._sweeps.next = life.worker._fleet.next_beat = float("inf")  # no sweep helps
+        life.hints_alone()
         shop.world.run(PLAIN.format(7))
         until(lambda: shop.world.order(7).status == "packed")
         with Session(shop.world.engine) as session:
