@@ -81,6 +81,8 @@ class Shop:
 
     def sql(self, statement: str, **given: Any) -> None:
         with self.engine.begin() as connection:
+            if connection.dialect.name == "postgresql" and "groundstate_attempt" in statement:
+                connection.execute(text("SET LOCAL groundstate.ours = 'on'"))  # the word that the trigger there asks for
             connection.execute(text(statement), given)
 
     def order(self, status: str, count: int = 1, **columns: Any) -> None:

@@ -20,6 +20,7 @@ from groundstate.store import opening, tables
 from groundstate.values import keys
 from tests.cli import persons_shop
 from tests.cli.persons_shop import Order, app
+from tests.engine.kit import forcing
 
 APP = "tests.cli.persons_shop:app"
 LONG_AGO = datetime.now(UTC) - timedelta(days=1)
@@ -360,7 +361,7 @@ def test_trust_says_what_is_trusted_again_and_what_is_still_open(shop: Shop) -> 
 
 def test_rename_carries_attempts_over_and_keeps_the_key(shop: Shop) -> None:
     shop.held(1)
-    with shop.engine.begin() as connection:
+    with forcing(shop.engine) as connection:
         connection.execute(update(tables.attempt).values(reaction="charged"))
         connection.execute(update(tables.reaction).where(tables.reaction.c.name == "paid").values(name="charged", key_name="charged"))
     said = shop.run("rename", "charged", "paid")
@@ -378,7 +379,7 @@ def test_rename_to_a_name_that_this_code_does_not_say_is_noted(shop: Shop) -> No
 
 def test_the_whole_app_is_renamed(shop: Shop) -> None:
     shop.held(1)
-    with shop.engine.begin() as connection:
+    with forcing(shop.engine) as connection:
         connection.execute(update(tables.attempt).values(app="old-shop"))
         connection.execute(update(tables.reaction).where(tables.reaction.c.name == "paid").values(app="old-shop"))
     said = shop.run("rename", "--whole-app", "old-shop", "persons-shop", "--json").json

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from tests.engine.charging import ASK, charging
-from tests.engine.kit import Order, World, until
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from groundstate import Key, Outside, hold
+from tests.engine.charging import ASK, SAME_KEY, charging
+from tests.engine.kit import QUICK, Gateway, Life, Order, World, ms, until
 
 
 def test_an_attempt_that_is_put_back_under_its_living_worker_is_in_doubt_and_not_called_again(world: World) -> None:
@@ -25,3 +31,233 @@ def test_an_attempt_that_is_put_back_under_its_living_worker_is_in_doubt_and_not
     assert gateway.called(1) == gateway.done(1) == 1
     assert gateway.asked == [1]
     assert world.attempts() == []
+
+
+# ---- deleted while its call is in the air --------------------------------------------------------------------------------------
+def charging_many(world: World) -> Gateway:
+    """One call for several orders."""
+    gateway = world.gateway()
+    bank = Outside("bank")
+
+    @bank.call_many(size=10, in_doubt=SAME_KEY, retry=QUICK)
+    async def charge(orders: Sequence[Order], keys: Sequence[Key]) -> list[str]:
+        return [await gateway.act(order.id, key) for order, key in zip(orders, keys, strict=True)]
+
+    @world.app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str) -> None:
+        order.status, order.receipt = "paid", outcome
+
+    return gateway
+
+
+def declared(world: World, kind: str) -> Gateway:
+    return charging_many(world) if kind == "call_many" else charging(world, SAME_KEY, sync=kind == "sync")
+
+
+def in_the_air(world: World, kind: str, step: str) -> tuple[Gateway, Life]:
+    """One call, which waits for the gate."""
+    gateway = declared(world, kind)
+    gateway.plan(1, step)
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    return gateway, life
+
+
+@pytest.mark.parametrize("step", ["hang", "done_hang"])
+@pytest.mark.parametrize("kind", ["async", "sync", "call_many"])
+def test_a_worker_begins_nothing_on_a_record_for_which_its_own_call_flies_and_concludes_it(world: World, kind: str, step: str) -> None:
+    gateway, life = in_the_air(world, kind, step)
+    world.force("delete from groundstate_attempt")
+    for _ in range(3):
+        life.sweep()
+    assert gateway.called(1) == 1
+    assert world.attempts() == []
+    gateway.gate.set()
+    until(lambda: world.order().status == "paid")
+    life.quiet()
+    assert gateway.called(1) == gateway.done(1) == 1
+    assert world.attempts() == []
+
+
+def test_an_outcome_of_a_deleted_attempt_whose_handler_fails_is_held_with_it(world: World) -> None:
+    def broken(order: Order, outcome: str) -> None:
+        raise RuntimeError("a bug in the handler")
+
+    gateway = charging(world, SAME_KEY, handler=broken)
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    world.force("delete from groundstate_attempt")
+    gateway.gate.set()
+    until(lambda: world.states() == ["held"])
+    life.quiet()
+    assert world.attempt().outcome == '["r1"]'
+    assert gateway.called(1) == 1
+
+
+def test_an_outcome_of_a_deleted_attempt_whose_record_moved_on_is_held_as_the_table_says(world: World) -> None:
+    gateway, life = in_the_air(world, "async", "done_hang")
+    world.force("delete from groundstate_attempt")
+    world.set(status="cancelled")
+    gateway.gate.set()
+    until(lambda: world.states() == ["held"])
+    life.quiet()
+    assert (world.attempt().outcome, world.attempt().unsure) == ('["r1"]', False)
+    assert world.order().status == "cancelled"
+
+
+def test_a_call_that_ends_without_an_outcome_after_its_attempt_was_deleted_is_in_doubt_and_not_called_again(world: World) -> None:
+    gateway = charging(world, ASK, timeout=ms(300))
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    world.force("delete from groundstate_attempt")
+    until(lambda: world.order().status == "paid")
+    life.quiet()
+    assert gateway.called(1) == gateway.done(1) == 1
+    assert gateway.asked == [1], "its find was asked"
+
+
+def test_a_call_that_was_surely_not_done_leaves_nothing_and_is_made_again(world: World) -> None:
+    gateway = world.gateway()
+    bank = Outside("bank", not_done=["builtins.ConnectionRefusedError"])
+
+    @bank.call(in_doubt=hold(), retry=QUICK)
+    def charge(order: Order, key: Key) -> str:
+        if gateway.called(order.id):
+            return gateway.act_sync(order.id, key)
+        gateway.calls.append((order.id, key))
+        assert gateway.gate.wait(20)
+        raise ConnectionRefusedError("no route")
+
+    @world.app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str) -> None:
+        order.status = "paid"
+
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.called(1) == 1)
+    world.force("delete from groundstate_attempt")
+    gateway.gate.set()
+    until(lambda: world.order().status == "paid")
+    life.quiet()
+    assert gateway.done(1) == 1
+    assert world.attempts() == []
+
+
+def test_a_thread_that_was_given_up_keeps_its_record_though_its_doubt_was_deleted(world: World) -> None:
+    gateway = charging(world, SAME_KEY, sync=True, timeout=ms(200))
+    gateway.plan(1, "hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: world.states() == ["doubt"])
+    world.force("delete from groundstate_attempt")
+    for _ in range(3):
+        life.sweep()
+    assert gateway.called(1) == 1
+    gateway.gate.set()
+    until(lambda: world.order().status == "paid")
+    life.quiet()
+    assert gateway.called(1) == gateway.done(1) == 1
+
+
+def test_no_other_reaction_and_no_batch_takes_the_record_and_a_fact_goes_on(world: World) -> None:
+    gateway, life = _with_others(world)
+    world.force("delete from groundstate_attempt")
+    for _ in range(2):
+        life.sweep()
+    until(lambda: world.order().mailed is not None)
+    assert world.order().note is None, "a batch of another reaction took it"
+    gateway.gate.set()
+    until(lambda: world.order().note == "noted")
+    life.quiet()
+    assert gateway.called(1) == 1
+
+
+def _with_others(world: World) -> tuple[Gateway, Life]:
+    gateway = charging(world, SAME_KEY)
+
+    @world.app.on(Order, Order.note.is_(None))
+    def noted(order: Order) -> None:
+        order.note = "noted"
+
+    @world.app.on(Order, fact=Order.mailed)
+    def mailed(order: Order) -> None:
+        order.mailed = "yes"
+
+    world.there()
+    gateway.plan(1, "hang")
+    world.add(Order(id=1, note="wait", mailed="wait"))
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    world.set(note=None, mailed=None)
+    return gateway, life
+
+
+def test_a_fact_is_not_begun_beside_its_own_call(world: World) -> None:
+    gateway = world.gateway()
+    post = Outside("post")
+
+    @post.call(in_doubt=SAME_KEY, retry=QUICK)
+    async def send(order: Order, key: Key) -> str:
+        return await gateway.act(order.id, key)
+
+    @world.app.on(Order, fact=Order.mailed, call=send)
+    def mailed(order: Order, outcome: str) -> None:
+        order.mailed = outcome
+
+    gateway.plan(1, "hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    world.force("delete from groundstate_attempt")
+    for _ in range(3):
+        life.sweep()
+    assert gateway.called(1) == 1
+    gateway.gate.set()
+    until(lambda: world.order().mailed == "r1")
+    life.quiet()
+    assert gateway.called(1) == 1
+
+
+def test_a_record_whose_call_was_concluded_goes_on_to_its_next_call_in_the_same_turn(world: World) -> None:
+    gateway = charging(world, SAME_KEY)
+
+    @gateway.outside.call(in_doubt=SAME_KEY, retry=QUICK)
+    async def ship(order: Order, key: Key) -> str:
+        return await gateway.act(order.id + 100, key)
+
+    @world.app.on(Order, Order.status == "paid", call=ship)
+    def shipped(order: Order, outcome: str) -> None:
+        order.status = "shipped"
+
+    world.orders(20)
+    world.settled()
+    assert world.count(Order.status == "shipped") == 20
+    assert {gateway.called(number) for number in (*range(1, 21), *range(101, 121))} == {1}
+
+
+# ---- changed by hand -------------------------------------------------------------------------------------------------------------
+CHANGES: dict[str, Any] = {
+    "failed": "state = 'failed', next_at = since",
+    "failed, unsure no": "state = 'failed', unsure = false, next_at = null",
+    "another fence": "call = 12345",
+    "another occurrence": "occurrence = 'elsewhere'",
+    "another worker": "worker = 77",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_attempt_that_is_changed_while_its_call_flies_makes_no_second_call(world: World, change: str) -> None:
+    gateway, life = in_the_air(world, "async", "hang")
+    world.force(f"update groundstate_attempt set {CHANGES[change]}")
+    for _ in range(3):
+        life.sweep()
+    assert gateway.called(1) == 1
+    gateway.gate.set()
+    until(lambda: gateway.done(1) == 1 and (world.order().status == "paid" or "held" in world.states()))
+    life.sweep()
+    assert gateway.called(1) == 1

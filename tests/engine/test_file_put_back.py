@@ -212,7 +212,7 @@ def test_a_start_that_dies_while_it_answers_is_made_good_by_the_next(shop: Shop,
         patch.setattr(StoreBegins, "write_down", _dies)
         with pytest.raises(RuntimeError, match="dies before"):
             shop.world.worker()
-    shop.world.run("delete from groundstate_attempt")  # as if it had died before its doubts were written
+    shop.world.force("delete from groundstate_attempt")  # as if it had died before its doubts were written
     shop.world.run("update groundstate_reaction set suspect = false")
     _all_in_doubt_and_settled_by_their_finds(shop)
 

@@ -265,7 +265,7 @@ def test_what_a_person_tries_again_goes_before_those_behind_it(chats: World) -> 
     write(chats, (1, "a", 1), (2, "a", 2))
     chats.worker()
     until(lambda: chats.states() == ["held"])
-    chats.run("update groundstate_attempt set state = 'failed', failures = 0, next_at = since, why = null")
+    chats.force("update groundstate_attempt set state = 'failed', failures = 0, next_at = since, why = null")
     all_sent(chats, 1, 2)
     assert line.sent == [1, 2]
 

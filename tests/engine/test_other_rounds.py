@@ -255,7 +255,7 @@ def test_an_outcome_that_comes_when_its_attempt_is_gone_is_held_and_keeps_the_ne
     life = world.worker()
     until(lambda: gateway.waiting == 1)
     world.set(1, status="elsewhere", round=2)
-    world.run("delete from groundstate_attempt")
+    world.force("delete from groundstate_attempt")
     gateway.gate.set()
     until(lambda: world.states() == ["held"])
     world.set(1, status="placed")
@@ -282,7 +282,7 @@ def test_gave_up_does_not_answer_for_a_round_while_the_call_of_another_is_held_a
     life.turn()
     assert (told, gateway.calls, world.order().status) == ([], [], "placed")
     assert [one.state for one in world.attempts()] == [State.HELD, State.FAILED]
-    world.run("delete from groundstate_attempt where occurrence = '1'")
+    world.force("delete from groundstate_attempt where occurrence = '1'")
     life.sweep()
     until(lambda: world.order().status == "declined")
     assert len(told) == 1

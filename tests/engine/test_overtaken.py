@@ -139,7 +139,7 @@ def test_same_takes_the_outcome_that_a_person_gives(world: World) -> None:
 
 def test_same_takes_an_outcome_whose_attempt_is_gone_while_its_worker_kept_its_lock(world: World) -> None:
     gateway, life = flying(world, overtaken="same")
-    world.run("delete from groundstate_attempt")
+    world.force("delete from groundstate_attempt")
     world.set(1, status="cancelled")
     lands(gateway, life)
     assert (world.order().status, world.order().receipt, gateway.called(1)) == ("paid", "r1", 1)
@@ -203,7 +203,7 @@ def test_drop_of_a_deleted_record_holds_nothing(world: World) -> None:
 def test_drop_where_the_attempt_is_gone_holds_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "groundstate")
     gateway, life = flying(world, overtaken="drop")
-    world.run("delete from groundstate_attempt")
+    world.force("delete from groundstate_attempt")
     world.set(1, status="cancelled")
     lands(gateway, life)
     assert any(getattr(one, "event", "") == "late_outcome_dropped" for one in caplog.records)
@@ -230,7 +230,7 @@ def test_hold_is_held_whatever_the_handler_would_write(world: World, in_doubt: I
 
 def test_hold_where_the_attempt_is_gone_is_held_anew_even_where_the_call_may_be_made_twice(world: World) -> None:
     gateway, _ = flying(world, again(), overtaken="hold")
-    world.run("delete from groundstate_attempt")
+    world.force("delete from groundstate_attempt")
     world.set(1, status="cancelled")
     gateway.gate.set()
     until(lambda: world.states() == ["held"])

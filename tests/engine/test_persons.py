@@ -25,7 +25,7 @@ from groundstate.store import opening, tables
 from groundstate.values import keys
 from groundstate.values.errors import Conflict, NotFound
 from tests.engine.charging import ASK, SAME_KEY, charging
-from tests.engine.kit import HANG_S, Gateway, Order, World, ms, until
+from tests.engine.kit import HANG_S, Gateway, Order, World, forcing, ms, until
 
 HOUR = 3600.0
 MONTH = 30 * 24 * HOUR
@@ -118,7 +118,7 @@ def held_with_outcome(world: World, policy: InDoubt = ASK) -> tuple[Gateway, Swi
 
 def change(world: World, **values: Any) -> None:
     """What somebody else did to the attempts meanwhile."""
-    with world.engine.begin() as connection:
+    with forcing(world.engine) as connection:
         connection.execute(update(tables.attempt).values(**values))
 
 
@@ -582,7 +582,7 @@ def test_an_attempt_that_was_concluded_meanwhile_is_gone_and_its_outcome_stands(
     in_doubt_and_held(world)
 
     def concluded() -> None:
-        world.run("delete from groundstate_attempt")
+        world.force("delete from groundstate_attempt")
         world.set(1, status="paid", receipt="late")
 
     after_the_look(monkeypatch, concluded)
@@ -664,7 +664,7 @@ def test_all_held_attempts_of_a_reaction_are_retried_but_no_baseline(world: Worl
     world.settled()
     assert world.states() == ["held"] * 7
     switch.broken = False
-    with world.engine.begin() as connection:
+    with forcing(world.engine) as connection:
         connection.execute(update(tables.attempt).where(tables.attempt.c.record == "3").values(why="baseline", outcome=None))
     monkeypatch.setattr(persons, "AT_ONCE", 2)
     with acting(world) as person:
@@ -911,7 +911,7 @@ def test_one_reaction_is_trusted_and_the_others_stay_suspect(world: World) -> No
 # ---- rename ------------------------------------------------------------------------------------------------------------------------
 def formerly(world: World, name: str = "charged") -> None:
     """The database knows the reaction under an old name, since the code was changed."""
-    with world.engine.begin() as connection:
+    with forcing(world.engine) as connection:
         connection.execute(update(tables.attempt).values(reaction=name))
         connection.execute(update(tables.reaction).where(tables.reaction.c.name == "paid").values(name=name, key_name=name))
 
@@ -981,7 +981,7 @@ def test_a_renamed_app_keeps_the_keys_that_were_made_of_its_old_name(world: Worl
     gateway = charging(world, SAME_KEY)
     world.orders(2)
     stored(world, record="1", unsure=True)
-    with world.engine.begin() as connection:
+    with forcing(world.engine) as connection:
         connection.execute(update(tables.attempt).values(app="store"))
         connection.execute(update(tables.reaction).where(tables.reaction.c.name != "").values(app="store"))
         long_ago = {"began_at": _now(world), "ended_at": _now(world)}

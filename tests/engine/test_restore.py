@@ -67,7 +67,7 @@ def test_hazard_46_a_cold_start_on_an_older_snapshot_is_seen_by_the_witness(witn
     until(lambda: gateway.waiting == 1 and world.order(1).status == "paid")
     life.kill()
     world.run("update groundstate_worker set begins = 0")  # the snapshot is from before the two begins
-    world.run("delete from groundstate_attempt")
+    world.force("delete from groundstate_attempt")
     world.set(1, status="placed", receipt=None)
     cold = world.worker()
     assert world.states() == ["doubt", "doubt"]

@@ -240,7 +240,7 @@ def test_what_was_believed_absent_is_called_though_its_reaction_is_suspect(world
     inner, question = life.worker.life, life.worker.lanes[0].question
     with inner.transaction() as tx:
         begin.begin(inner, tx, question, Feed(keys=[(1,)]), clocks())
-    world.run("update groundstate_attempt set state = 'failed', unsure = false, next_at = since")  # as a believed Absent leaves it
+    world.force("update groundstate_attempt set state = 'failed', unsure = false, next_at = since")  # as a believed Absent leaves it
     inner.suspects = {"paid"}
     with inner.transaction() as tx:
         begun = begin.begin(inner, tx, question, Feed(keys=[(1,)]), clocks())

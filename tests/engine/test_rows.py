@@ -95,7 +95,7 @@ def test_hazard_17_an_attempt_that_was_committed_while_we_waited_for_the_lock_ke
     until(lambda: bool(done))
     life.quiet()
     assert world.order().status == "placed", "a record was taken though an attempt on it had been committed meanwhile"
-    world.run("delete from groundstate_attempt")
+    world.force("delete from groundstate_attempt")
     life.quiet()
     assert world.order().status == "packed"
 

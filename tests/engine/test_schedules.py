@@ -523,7 +523,7 @@ def test_a_tick_whose_time_somebody_edited_is_tried_and_then_held_and_the_next_o
     clock.acts = failing
     clock.gone(1.1)
     clock.acts = lambda _at: None
-    world.run("update groundstate_attempt set occurrence = 'tomorrow', state = 'failed', failures = 0")
+    world.force("update groundstate_attempt set occurrence = 'tomorrow', state = 'failed', failures = 0")
     clock.gone(1)
     clock.gone(1)
     assert world.attempt().state == "held"

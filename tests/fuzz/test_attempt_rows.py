@@ -18,6 +18,7 @@ from sqlalchemy import bindparam, delete, insert, select, text
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt as table
 from tests.cli.conftest import Said, Shop
+from tests.engine.kit import forcing
 from tests.fuzz.conftest import examples
 from tests.fuzz.nonsense import HELD, KEPT
 from tests.patience import HANG_S, until
@@ -36,7 +37,7 @@ def edit(shop: Shop, record: str, column: str, value: Any) -> None:
 
 
 def edit_each(shop: Shop, edits: Iterable[tuple[str, str, Any]]) -> None:
-    with shop.engine.begin() as connection:
+    with forcing(shop.engine) as connection:
         for record, column, value in edits:
             statement = text(f"UPDATE groundstate_attempt SET {column} = :value WHERE record = :record")
             connection.execute(statement, {"value": value, "record": record})
@@ -50,7 +51,7 @@ def all_stand(shop: Shop, bad: Sequence[tuple[str, Any]]) -> None:
     """One attempt for each, in each state in turn, and then its nonsense."""
     shop.sql("INSERT INTO orders (status) " + " UNION ALL ".join(["SELECT 'placed'"] * (len(bad) + 5)))
     stands(shop, "0", State.DOUBT)
-    with shop.engine.begin() as connection:
+    with forcing(shop.engine) as connection:
         for number in range(1, len(bad) + 1):
             state = STATES[number % 4]
             own = {"record": str(number), "state": str(state), "unsure": state is State.DOUBT, "failures": number % 2, "call": number}

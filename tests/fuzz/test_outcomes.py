@@ -133,7 +133,7 @@ def test_an_order_is_paid_or_declined_by_what_a_person_says_or_stays_held_as_it_
     world = charged
     with world.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM orders")
-        connection.exec_driver_sql("DELETE FROM groundstate_attempt")
+    world.force("DELETE FROM groundstate_attempt")
     world.orders(1)
     stored(world, unsure=True)
     try:

@@ -170,6 +170,15 @@ def test_a_batch_without_a_call_of_which_its_living_worker_knows_nothing_leaves_
     assert rules.not_in_memory(attempt(BEGUN, call_no=0), NOW) == Delete()
 
 
+@pytest.mark.parametrize("facts", [rules.Facts(*both) for both in ((True, True), (True, False), (False, False))])
+@pytest.mark.parametrize("blocked", [True, False])
+def test_what_somebody_deleted_while_its_call_was_made_stands_again_unless_its_outcome_belongs_to_nothing_any_more(
+    facts: rules.Facts, blocked: bool
+) -> None:
+    assert rules.comes_back(facts, outcome=True, blocked=blocked) == (facts.holds and not blocked)
+    assert rules.comes_back(facts, outcome=False, blocked=blocked)
+
+
 # ---- doubt ---------------------------------------------------------------------------------------------------------------------
 def test_found_in_doubt_it_goes_on_as_if_the_call_had_returned() -> None:
     assert rules.returned(HOLDS) == Conclude()

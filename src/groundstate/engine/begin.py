@@ -149,8 +149,10 @@ class _Decided:
 
     @property
     def wants_to_fly(self) -> bool:
-        """Not before its due time: that was moved, or the clock stepped back."""
-        return isinstance(self.decision, rules.Ask) or (isinstance(self.decision, rules.Begin) and not self.standing.early)
+        """Not before its due time: that was moved, or the clock stepped back. Nor beside a call of ours for the same record."""
+        if isinstance(self.decision, rules.Ask):
+            return True
+        return isinstance(self.decision, rules.Begin) and not self.standing.early and not self.standing.in_the_air
 
 
 def _in_their_turn(tx: Transaction, question: Question, some: list[_Decided]) -> list[_Decided]:

@@ -16,6 +16,7 @@ from groundstate.rules import equality, suspicion
 from groundstate.rules.cron import Cron
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.silence import silent_from
+from groundstate.store import kept_rows
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant
 from groundstate.store.tables import metadata as our_tables
@@ -58,6 +59,8 @@ def check(
         found += _datetimes(database, questions, metadatas)
         found += _silent_hours(database, connection, schedules)
         found += _triggers(database, connection, questions)
+        if database.name == "postgresql":
+            found += _kept_rows(connection)
         if database.name == "sqlite":
             found += _reused_keys(connection, questions)
             found += _other_times(connection, questions)
@@ -124,6 +127,18 @@ def _silent_hours(database: Database, connection: Connection, schedules: Sequenc
                 f" overlap={cron.overlap!r} takes one of the two: an hour of silence"
             )
             yield Finding("advice", "overlap", spec.name, words, "overlap='both', or a timedelta instead of a cron expression")
+
+
+# ---- our own rows --------------------------------------------------------------------------------------------------------------
+def _kept_rows(connection: Connection) -> Iterator[Finding]:
+    """The trigger that keeps rows of calls: missing where our tables were made by migrations, or by older code."""
+    if not kept_rows.are_there(connection):
+        words = (
+            "the trigger groundstate_keep, which refuses to delete by hand the row of a call that may have been made, is missing, edited or"
+            " switched off: without its row such a call is made once more"
+        )
+        cure = ";\n".join(kept_rows.STATEMENTS) + ";"
+        yield Finding("advice", "kept rows", "groundstate_attempt", words, cure)
 
 
 # ---- triggers ------------------------------------------------------------------------------------------------------------------

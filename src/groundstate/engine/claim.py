@@ -138,6 +138,8 @@ def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadab
     if not bad:
         return []
     spec = question.spec
+    if tx.air:
+        bad = [one for one in bad if not tx.air.holds(spec, one.text)]
     found = attempts.concerning(tx, spec.app, spec.name, None, [one.text for one in bad])
     free, columns = [], spec.occurrence_columns
     for one in bad:
@@ -168,6 +170,8 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
     if question.timing is not None:
         for one, due in zip(taken, dues(question, tx, records), strict=True):
             one.due = due
+    if tx.air:
+        taken = [one for one in taken if not tx.air.holds(spec, one.text)]
     if not taken or not _some_attempts(tx):
         return taken
     table_name = None if spec.fact else spec.table_name
@@ -214,6 +218,7 @@ class Standing:
     key: PrimaryKey
     blocked: Attempt | None
     due: datetime | None = None  # when its occurrence became due; None where nothing says
+    in_the_air: bool = False  # this worker has a call in the air for the record, whatever the table says
     early: bool = False  # its time is still to come: it was moved, or the clock stepped back
     condition: bool = False  # whether the condition holds, whatever the occurrence is
 
@@ -268,7 +273,8 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), **kept_out_by)
         standing = attempts.by_identity(by_record, identity)
         early = (now_due := due_of.get(text)) is not None and now_due > tx.now
-        result.standing[identity] = Standing(standing, facts, record, keys_of.get(text, ()), others, due, early, holds)
+        flies = tx.air is not None and tx.air.holds(spec, text)
+        result.standing[identity] = Standing(standing, facts, record, keys_of.get(text, ()), others, due, flies, early, holds)
     return result
 
 

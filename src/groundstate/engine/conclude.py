@@ -18,6 +18,7 @@ from groundstate.engine.claim import Standing
 from groundstate.engine.flight import FoundAbsent, FoundUnknown, NothingHappened, NotSent, Returned, ThreadEnded, Unclear, Word
 from groundstate.engine.in_hand import Conclusion, InHand, SomeHandlerFailed
 from groundstate.engine.life import Life
+from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -82,6 +83,12 @@ class _Words:
 
     # ---- by word -------------------------------------------------------------------------------------------------------------
     def _word(self, word: Word, standing: Standing) -> None:
+        if standing.attempt is None:
+            if self.was_ours(word):
+                self.result.outcomes += isinstance(word, Returned)
+                return  # our own commit landed after all
+            if self._was_deleted_by_hand(word):
+                standing = self._put_back(word, standing)
         attempt = standing.attempt
         ours = attempt is not None and attempt.call == word.flight.call
         if word.flight.is_find:
@@ -94,8 +101,6 @@ class _Words:
                 self.result.outcomes += 1
                 if attempt is not None and ours and attempt.state is State.BEGUN:
                     self.conclusion.outcome(_in_hand(word, value), standing, attempt)
-                elif attempt is None and self.was_ours(word):
-                    return  # our own commit landed after all
                 else:
                     self._late(word, standing, value)
             case NothingHappened() | Unclear() | NotSent() | ThreadEnded():
@@ -188,6 +193,35 @@ class _Words:
                 self.conclusion.outcome(_in_hand(word, value), standing, attempt, loudly=loudly)
             case _:
                 raise AssertionError(decision)
+
+    # ---- its row was deleted by hand ---------------------------------------------------------------------------------------------
+    def _was_deleted_by_hand(self, word: Word) -> bool:
+        """Where the attempt is gone: whether nobody of ours can have removed it, and its call is not surely undone."""
+        surely_not_done = isinstance(word, NothingHappened | NotSent) and not word.flight.moment.restarted
+        return not surely_not_done and self._never_adopted(word)
+
+    def _put_back(self, word: Word, standing: Standing) -> Standing:
+        """The attempt as it was, where it must not stay away: its call was made, or may have been, and without it the record would be
+        called once more. An outcome whose record moved on, or waits for another call, is what `rules.late` says.
+        """
+        flight, spec = word.flight, self.question.spec
+        if not rules.comes_back(standing.facts, outcome=isinstance(word, Returned), blocked=standing.blocked is not None):
+            return standing
+        fresh = new_attempt(self.life, self.question, flight.identity[2], flight.identity[3], self.tx.now)
+        state = State.DOUBT if flight.is_find or isinstance(word, ThreadEnded) else State.BEGUN
+        unsure = state is State.DOUBT or flight.moment.restarted
+        again = replace(fresh, state=state, unsure=unsure, call=flight.call, call_no=flight.moment.call_no, first_at=flight.moment.now)
+        if state is State.DOUBT:
+            again = replace(again, next_at=self.tx.now)
+        if not attempts.insert(self.tx, [again]):
+            return standing
+        log.error(
+            "%s on %s: its attempt was deleted by hand while its call was made: put back, since the record would be called once more",
+            spec.name,
+            flight.identity[2],
+            extra={"event": "attempt_put_back", "reaction": spec.name, "record": flight.identity[2]},
+        )
+        return replace(standing, attempt=again)
 
     def _never_adopted(self, word: Word) -> bool:
         """Whether the life that made the call still goes on and has kept its lock: asked of its row as well, since a lock that is lost

@@ -19,6 +19,7 @@ from datetime import timedelta
 from sqlalchemy import Boolean, ColumnElement, and_, delete, insert, or_, select, update
 
 from groundstate.engine import leaps, transaction
+from groundstate.engine.air import Air
 from groundstate.engine.cells import lives_among
 from groundstate.engine.inside_call import REDACT_CURE, inside
 from groundstate.engine.store_begins import StoreBegins
@@ -56,6 +57,7 @@ class Life:
     server: str | None = None  # on which the lock is; None: nobody has begun, or there is no server
     incarnation: str | None = None  # of that server, as this life's row says it
     met: dict[str, float] = field(default_factory=dict)  # incarnations of the server, and when this worker first had a lock there
+    air: Air = field(default_factory=Air)  # of this worker, all its lives long
     taken: int = 0  # how often its lock was taken: what died with the lock is another's after that
     past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
@@ -138,6 +140,7 @@ class Life:
         with transaction.writing(self.database, wait=wait) as tx:
             if embedded and self.database.someone_wrote():  # asked under the write lock: surely not us
                 self.others_wrote = True
+            tx.air = self.air
             self._stay_with(tx.server)
             leapt = self.pace.leapt(tx.now, asked_s)
             if leapt:

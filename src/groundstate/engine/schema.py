@@ -9,9 +9,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateColumn
 
 from groundstate.engine import trouble
-from groundstate.store import tables
+from groundstate.store import kept_rows, tables
 from groundstate.store.port import Database
 from groundstate.values.errors import NotInitialised
+
+_NOT_ALLOWED = "42501"
 
 
 def check(database: Database) -> None:
@@ -66,4 +68,19 @@ def create(database: Database, *users: MetaData) -> list[str]:
             if missing:
                 meta.create_all(connection, tables=missing)
                 created += [table.fullname for table in missing]
+    if database.name == "postgresql":
+        _keep_rows(database)
     return created
+
+
+def _keep_rows(database: Database) -> None:
+    """The trigger on a table that was made without it: by older code, or by migrations. Who may not make it is told by `check`."""
+    with database.reading() as connection:
+        if kept_rows.are_there(connection):
+            return
+    try:
+        with database.writing() as connection:
+            kept_rows.create(None, connection)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _NOT_ALLOWED:
+            raise

@@ -113,9 +113,10 @@ class Traffic:
         started = time.monotonic()
         told, came = shift.watched.transaction(words), Committed()
         try:
-            with shift.life.transaction() as tx:
+            with shift.life.air.landing(), shift.life.transaction() as tx:
                 done = self._conclude_all(tx, words, one_by_one=set())
                 self._tried |= {word.flight.call for word in done}
+                shift.life.air.lands(word.flight for word in done if self._ends(word))
                 self.limits.open(tx, self._freed_by(done))
                 begun = self._departures.begin_all(tx, shift.in_turn(wanting), clock)
                 self._unanswered.update((flight.call, None) for flight in begun.flights if not flight.is_find)
@@ -264,11 +265,16 @@ class Traffic:
                 self._said[flight.identity] = word.value
                 if len(self._said) > SAID_MOST:
                     del self._said[next(iter(self._said))]
-            if not (isinstance(word, Unclear) and word.running):
+            if self._ends(word):
                 self._landed(flight)
             self.limits.heard(word, now)
             if not isinstance(word, Returned) or shift.life.care.careful:
                 shift.look_for_due()
+
+    def _ends(self, word: Word) -> bool:
+        """Whether nothing of its flight is in the air any more once this word is concluded."""
+        flying = (word.flight.call, word.flight.is_find) in self._flying
+        return flying and not (isinstance(word, Unclear) and word.running)
 
     # ---- calls are begun -----------------------------------------------------------------------------------------------------------
     def _freed_by(self, words: Sequence[Word]) -> Counter[Place]:
@@ -295,6 +301,7 @@ class Traffic:
         for flight in begun.flights:
             self._unanswered.pop(flight.call, None)
             self._flying[(flight.call, flight.is_find)] = flight
+            self._shift.life.air.sent(flight)
             self.limits.sent(flight)
         self._shift.tally.sent(begun.flights)
         self.caller.start(begun.flights)
@@ -304,6 +311,7 @@ class Traffic:
 
     def _landed(self, flight: Flight) -> None:
         if self._flying.pop((flight.call, flight.is_find), None) is not None:
+            self._shift.life.air.landed(flight)
             self.limits.landed(flight)
 
     # ---- at each sweep ---------------------------------------------------------------------------------------------------------------
@@ -347,6 +355,7 @@ class Traffic:
                     self.cut_off += 1
                     self._words.append(Unclear(flight, "the worker stopped while it was in the air"))
             self._flying.clear()
+            self._shift.life.air.clear()
             self.limits.clear()
         return self.quiet or late_s > LAST_WORDS_S
 

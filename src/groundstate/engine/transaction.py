@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
 
 from groundstate.engine import hints
+from groundstate.engine.air import Air
 from groundstate.rules.statements import what_it_writes
 from groundstate.store.naming import name_of
 from groundstate.store.port import Database
@@ -38,6 +39,7 @@ class Transaction:
     session: Session
     now: datetime
     server: str | None = None  # what `Database.server` says where this runs
+    air: Air | None = None  # for which records this worker has a call in the air; None: there is no worker
     touched: hints.Touched = field(default_factory=hints.Touched)
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
@@ -124,7 +126,7 @@ def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Tr
     info = {OURS: True, ELSEWHERE: _elsewhere.get(database)}
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info=info) as session:
         now, some, server = connection.execute(_opening(database)).one()
-        transaction = Transaction(database, connection, session, now, server, touched, some_attempts=bool(some))
+        transaction = Transaction(database, connection, session, now, server, touched=touched, some_attempts=bool(some))
         marks = connection.info  # a connection that broke in the block gives them no more, and would hide by that what broke it
         marks[OURS] = transaction
         try:

@@ -433,6 +433,16 @@ class Drop:
     say: str
 
 
+def comes_back(facts: Facts, *, outcome: bool, blocked: bool) -> bool:
+    """The attempt is gone though its worker lives, never lost its lock, and has not removed it: somebody deleted its row by hand. Whether
+    it stands again, as it was, before its word is put to it.
+
+    outcome: an outcome is there; it is concluded where condition and occurrence still hold and nothing else was begun on the record. Else
+    the call ended without one, so that nobody knows what became of it: a doubt, whatever its record is.
+    """
+    return not outcome or (facts.exists and facts.holds and not blocked)
+
+
 Late = Conclude | HoldNew | AddOutcome | Drop
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import NotSupportedError
 
-from groundstate.store import tables
+from groundstate.store import kept_rows, tables
 from groundstate.store.session_locks import INCARNATION, STARTED, UP_S
 from groundstate.store.transactions import Manner, begin_with, transaction
 from groundstate.values import keepalive
@@ -72,6 +72,8 @@ def dress_tables() -> None:
     # Each transaction inserts and deletes there: dead rows must go long before a fifth of the table is dead.
     tables.attempt.dialect_options["postgresql"]["with"] = {"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "5000"}
     tables.rate.dialect_options["postgresql"]["with"] = tables.attempt.dialect_options["postgresql"]["with"]
+    if not event.contains(tables.attempt, "after_create", kept_rows.create):
+        event.listen(tables.attempt, "after_create", kept_rows.create)
     tables.blocks_index.dialect_options["postgresql"]["where"] = tables.blocking
 
 

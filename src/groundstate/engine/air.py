@@ -1,0 +1,71 @@
+"""The records for which this worker has a call in the air. In memory alone: what the table says may have been changed by hand.
+
+Nobody takes such a record, whatever stands in `groundstate_attempt`: its row may have been deleted while the call goes on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from groundstate.rules.reaction import ReactionSpec
+
+if TYPE_CHECKING:
+    from groundstate.engine.flight import Flight
+
+# A record of a table; for a reaction with a fact, which neither keeps others off nor is kept off by them, of that reaction alone.
+Key = tuple[str, str]
+
+
+@dataclass
+class Air:
+    """Of one worker, for its transactions' thread. Counted, since a find may be asked while the thread of a call goes on."""
+
+    _flying: Counter[Key] = field(default_factory=Counter)
+    _landing: Counter[Key] = field(default_factory=Counter)  # of those: concluded by the transaction under way
+
+    def __bool__(self) -> bool:
+        return bool(self._flying)
+
+    def holds(self, spec: ReactionSpec, record: str) -> bool:
+        """Whether this reaction must leave the record alone."""
+        key = _key(spec, record)
+        return self._flying[key] > self._landing[key]
+
+    def sent(self, flight: Flight) -> None:
+        """It goes out."""
+        self._flying[_of(flight)] += 1
+
+    def landed(self, flight: Flight) -> None:
+        """What it brought is committed."""
+        key = _of(flight)
+        self._flying[key] -= 1
+        if self._flying[key] <= 0:
+            del self._flying[key]
+
+    def clear(self) -> None:
+        """Nothing is waited for any more."""
+        self._flying.clear()
+
+    @contextmanager
+    def landing(self) -> Iterator[None]:
+        """Around a transaction, in which `lands` says what it concludes."""
+        try:
+            yield
+        finally:
+            self._landing.clear()
+
+    def lands(self, flights: Iterable[Flight]) -> None:
+        """The transaction under way has concluded these: what it takes after that may be their records."""
+        self._landing.update(_of(flight) for flight in flights)
+
+
+def _of(flight: Flight) -> Key:
+    return _key(flight.question.spec, flight.identity[2])
+
+
+def _key(spec: ReactionSpec, record: str) -> Key:
+    return (spec.table_name if spec.fact is None else f"fact {spec.name}", record)
