@@ -47,7 +47,7 @@ class Shop:
 
     def load(self, file: str, *tables: str) -> None:
         """Tables are emptied, and get the data of the dump."""
-        self.world.run(f"truncate {', '.join(tables or ('orders', *OURS))}")
+        self.world.force(f"truncate {', '.join(tables or ('orders', *OURS))}")
         self.server.run("pg_restore", *self._at, "--data-only", "--dbname", self.database, file)
 
     def another_app(self, name: str) -> tuple[World, Gateway]:

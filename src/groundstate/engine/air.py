@@ -9,12 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from groundstate.rules.reaction import ReactionSpec
-
-if TYPE_CHECKING:
-    from groundstate.engine.flight import Flight
 
 # A record of a table; for a reaction with a fact, which neither keeps others off nor is kept off by them, of that reaction alone.
 Key = tuple[str, str]
@@ -35,13 +31,13 @@ class Air:
         key = _key(spec, record)
         return self._flying[key] > self._landing[key]
 
-    def sent(self, flight: Flight) -> None:
-        """It goes out."""
-        self._flying[_of(flight)] += 1
+    def sent(self, spec: ReactionSpec, record: str) -> None:
+        """A call, or a find, goes out."""
+        self._flying[_key(spec, record)] += 1
 
-    def landed(self, flight: Flight) -> None:
+    def landed(self, spec: ReactionSpec, record: str) -> None:
         """What it brought is committed."""
-        key = _of(flight)
+        key = _key(spec, record)
         self._flying[key] -= 1
         if self._flying[key] <= 0:
             del self._flying[key]
@@ -58,13 +54,9 @@ class Air:
         finally:
             self._landing.clear()
 
-    def lands(self, flights: Iterable[Flight]) -> None:
+    def lands(self, concluded: Iterable[tuple[ReactionSpec, str]]) -> None:
         """The transaction under way has concluded these: what it takes after that may be their records."""
-        self._landing.update(_of(flight) for flight in flights)
-
-
-def _of(flight: Flight) -> Key:
-    return _key(flight.question.spec, flight.identity[2])
+        self._landing.update(_key(spec, record) for spec, record in concluded)
 
 
 def _key(spec: ReactionSpec, record: str) -> Key:

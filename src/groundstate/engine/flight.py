@@ -12,6 +12,7 @@ from groundstate.engine.leaps import boot_s
 from groundstate.engine.question import Question
 from groundstate.rules.leap import NOTICED
 from groundstate.rules.policy import MARGIN
+from groundstate.rules.reaction import ReactionSpec
 from groundstate.values import keys
 from groundstate.values.answers import Key, Moment, Occurrence
 
@@ -52,6 +53,11 @@ class Flight:
     @property
     def is_find(self) -> bool:
         return self.asked_at is not None
+
+    @property
+    def subject(self) -> tuple[ReactionSpec, str]:
+        """Whose call it is, and for which record."""
+        return self.question.spec, self.identity[2]
 
     @property
     def timeout(self) -> timedelta:

@@ -116,7 +116,7 @@ class Traffic:
             with shift.life.air.landing(), shift.life.transaction() as tx:
                 done = self._conclude_all(tx, words, one_by_one=set())
                 self._tried |= {word.flight.call for word in done}
-                shift.life.air.lands(word.flight for word in done if self._ends(word))
+                shift.life.air.lands(word.flight.subject for word in done if self._ends(word))
                 self.limits.open(tx, self._freed_by(done))
                 begun = self._departures.begin_all(tx, shift.in_turn(wanting), clock)
                 self._unanswered.update((flight.call, None) for flight in begun.flights if not flight.is_find)
@@ -301,7 +301,7 @@ class Traffic:
         for flight in begun.flights:
             self._unanswered.pop(flight.call, None)
             self._flying[(flight.call, flight.is_find)] = flight
-            self._shift.life.air.sent(flight)
+            self._shift.life.air.sent(*flight.subject)
             self.limits.sent(flight)
         self._shift.tally.sent(begun.flights)
         self.caller.start(begun.flights)
@@ -311,7 +311,7 @@ class Traffic:
 
     def _landed(self, flight: Flight) -> None:
         if self._flying.pop((flight.call, flight.is_find), None) is not None:
-            self._shift.life.air.landed(flight)
+            self._shift.life.air.landed(*flight.subject)
             self.limits.landed(flight)
 
     # ---- at each sweep ---------------------------------------------------------------------------------------------------------------
