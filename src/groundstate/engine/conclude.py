@@ -213,6 +213,8 @@ class _Words:
         again = replace(fresh, state=state, unsure=unsure, call=flight.call, call_no=flight.moment.call_no, first_at=flight.moment.now)
         if state is State.DOUBT:
             again = replace(again, next_at=self.tx.now)
+        if not flight.is_find:  # what a doubt was begun with is not known any more
+            again = replace(again, begun_with=self.question.begun_with)
         if not attempts.insert(self.tx, [again]):
             return standing
         log.error(
