@@ -145,6 +145,14 @@ CASES = [
     _caught("L_NOWITNESS", WITNESS, "POL=ASK TROUBLE=1", "a limit: without a witness a cold start shows no sign"),
     _caught("L_APART", WITNESS, "POL=ASK TROUBLE=1", "a limit: a witness folder that the other worker does not see"),
     _caught("L_TORN", WITNESS, "POL=ASK TROUBLE=0", "a limit: stopped between a begin's commit and its witness"),
+    # ---- code is deployed, whose calls go to another service
+    *[_pass(f"{p.lower()}, other code", PROTOCOL, f"POL={p} OTHERCODE=2 NOLOCKLOSS TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "another service, forward and back, and two faults", quick=p == "ASK") for p in ("SAMEKEY", "ASK", "HOLD")],
+    _pass("same_key, other code, asks", PROTOCOL, "POL=SAMEKEY KEYASK FORGET OTHERCODE=1 NOLOCKLOSS TROUBLE=1 WBUD=1 PBUD=0 MAXC=5", "with a find to fall back to"),
+    _pass("ask, other code, person", PROTOCOL, "POL=ASK OTHERCODE=1 NOLOCKLOSS TROUBLE=1 WBUD=1 PBUD=1 MAXC=5", "and the writer and a person once"),
+    *[_pass(f"{n}, other find", PROTOCOL, f"{p} OTHERCODE=2 OTHERFIND NOLOCKLOSS TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "the find asks another service, forward and back") for n, p in (("ask", "POL=ASK"), ("same_key", "POL=SAMEKEY KEYASK FORGET"))],
+    _pass("again, other code", PROTOCOL, "POL=AGAIN OTHERCODE=1 TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "under again(), and locks are lost"),
+    _caught("M_NEWFIND", PROTOCOL, "POL=SAMEKEY KEYASK FORGET OTHERCODE=2 OTHERFIND NOLOCKLOSS TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "a second call under one key forgets which find knows of the first", quick=False),
+    _caught("M_OTHERCODE", PROTOCOL, "POL=ASK OTHERCODE=1 NOLOCKLOSS TROUBLE=2 WBUD=0 PBUD=0 MAXC=5", "nobody looks with which service a call was begun"),
     # ---- the server is started anew, and every lock on it is free
     *[_pass(f"{p.lower()}, server", PROTOCOL, f"POL={p} SERVER=2 NOLOCKLOSS TROUBLE=1 WBUD=0 PBUD=0 MAXC=5", "the server is started anew twice under two workers, and one fault", quick=p in ("ASK", "SAMEKEY")) for p in POLICIES],
     _pass("hold, server, person", PROTOCOL, "POL=HOLD SERVER=1 NOLOCKLOSS TROUBLE=1 WBUD=1 PBUD=1 MAXC=4", "and the writer and a person once"),

@@ -12,6 +12,8 @@
  *   RESTORE    one backup is taken and put back, each at some moment
  *   SERVER     the database server is started anew, so many times: every lock is free at once, and no worker died of it
  *   FAILOVER   with RESTORE and SERVER: what is put back lost no begin and shows no sign, as a failover that was said to lose nothing
+ *   OTHERCODE  so many deploys, forward and back: code whose calls go to another service. Each process goes on with its code until it dies
+ *   OTHERFIND  with OTHERCODE: the calls go where they went, and it is the find that asks elsewhere
  *   STUCK      a sync call may hang in its thread before its request goes out (no lock is lost then)
  *   TROUBLE    faults in all: crash, lost lock, NotDone, lost request, timeout though done, pause past the deadline, stop, handler
  *              raises, COMMIT unknown, find that answers Unknown, Unknown for too long
@@ -59,6 +61,21 @@
 #define WAITS false
 #endif
 #define N NOCC
+#ifdef OTHERCODE
+#ifdef M_OTHERCODE        /* nobody looks what an attempt was begun with */
+#define other_code(o) false
+#define other_find(o) false
+#define other_call(o) false
+#elif defined(OTHERFIND)
+#define other_code(o) false
+#define other_call(o) false
+#define other_find(o) (A_st[o] != NONE && A_code[o] != own_code)
+#else
+#define other_code(o) (POL != AGAIN && other_call(o))     /* by what the code says that looks at it, or by what the late call was begun with */
+#define other_find(o) false
+#define other_call(o) (A_st[o] != NONE && A_code[o] != own_code)
+#endif
+#endif
 #include "table.pml"
 #include "mutations.pml"
 #if POL == ASK || defined(KEYASK)
@@ -122,6 +139,24 @@ byte inc[2];  bit up[2];
 byte server, on[MAXI];    /* which start of the server it is; on which each life took its lock */
 bit graced = 1;           /* 5 s have passed since the server came up, and since the adopter's first connection to it */
 byte restarts = SERVER;
+#endif
+#ifdef OTHERCODE
+byte deploys = OTHERCODE; bit newest, code[2], of_code[MAXC], own_code; byte A_code[NOCC];   /* own_code: whose code looks, within a step */
+byte at[2];               /* effects at each service */
+#define code_of(p) code[p]
+#define with_code(k) own_code = k
+#define whoever own_code = 0
+#define seen_by(p, o) (effects_of(o) & at[code[p]])
+#ifdef OTHERFIND
+#define key_of(o) o
+#else
+#define key_of(o) (o + NOCC * code[p])
+#endif
+#else
+#define with_code(k) skip
+#define whoever skip
+#define seen_by(p, o) effects_of(o)
+#define key_of(o) o
 #endif
 /* ---- calls: the task in the worker, the request outside ---- */
 byte ncalls;
@@ -281,7 +316,7 @@ inline call_prepared(o) {
 #elif defined(H_FAILEDOCC)
   t_key[ncalls] = ro
 #else
-  t_key[ncalls] = o           /* from the attempt's columns, and from nothing that a new call or a life changes */
+  t_key[ncalls] = key_of(o)   /* from the attempt's columns, and from nothing that a new call or a life changes */
 #endif
 }
 
@@ -295,9 +330,23 @@ inline call_prepared(o) {
 #endif
 inline begin(o) {
   MUST(NothingStale, !expired(o)); MUST(NoSecondCall, POL == AGAIN || restored || no_other_open(o));
-  call_prepared(o); new_call(o); ncalls++
+  call_prepared(o);
+#ifdef OTHERCODE
+#if defined(OTHERFIND) && !defined(M_NEWFIND)
+  if :: A_un[o] && A_code[o] != code[p] -> A_code[o] = 2 :: else -> A_code[o] = code[p] fi;     /* two calls may have been made: no find knows of both */
+#else
+  A_code[o] = code[p];
+#endif
+  of_code[ncalls] = code[p];
+#endif
+  new_call(o);
+  ncalls++
 }
+#ifdef OTHERCODE
+inline wipe2(o) { wipe(o); sent[o] = 0; A_code[o] = 0 }
+#else
 inline wipe2(o) { wipe(o); sent[o] = 0 }
+#endif
 
 #ifdef DROP
 #define let_go true
@@ -424,7 +473,7 @@ end: do
 #ifdef M_SKIPSETTLE      /* an attempt whose condition is gone is not settled, just deleted */
   :: settles(p,o) && !holds(o) -> wipe2(o)
 #endif
-  :: settles(p,o) -> settle(o)
+  :: settles(p,o) -> with_code(code_of(p)); settle(o); whoever
   /* a find's answer, put to the attempt that it was asked for */
   :: f_st[p] == 2 && f_occ[p] == o && i_am(p) ->
        late_enough = f_late[p];
@@ -465,6 +514,11 @@ end: do
 #define before_deadline(c) (ph[c] == 0)
 #endif
 
+#ifdef OTHERCODE
+#define lands_at(c) at[of_code[c]] = at[of_code[c]] | BIT(c)
+#else
+#define lands_at(c) skip
+#endif
 proctype Call(byte c) {
 end: do
   :: atomic { if
@@ -486,7 +540,7 @@ end: do
        r_st[c] = 2;
        if
        :: POL == SAMEKEY && mem[t_key[c]] != 0 -> r_rep[c] = mem[t_key[c]]
-       :: else -> landed = landed | BIT(c); made[t_occ[c]]++; r_rep[c] = c + 1; mem[t_key[c]] = c + 1
+       :: else -> landed = landed | BIT(c); made[t_occ[c]]++; lands_at(c); r_rep[c] = c + 1; mem[t_key[c]] = c + 1
        fi
   :: r_st[c] == 1 && trouble > 0 -> trouble--; r_st[c] = 3   /* refused, surely */
   :: r_st[c] == 1 && trouble > 0 -> trouble--; r_st[c] = 4   /* lost on the way */
@@ -499,7 +553,7 @@ end: do
 #ifdef L_TOLD             /* hazard 6: called twice, and the doubt of the second call ends by the outcome of the first */
           MUST(Told, !(A_st[t_occ[c]] == DOUBT && A_c[t_occ[c]] != c + 1 && (landed & BIT(A_c[t_occ[c]] - 1))));
 #endif
-          late(t_occ[c])
+          with_code(of_code[c]); late(t_occ[c]); whoever
        fi
   /* raised NotDone */
   :: r_st[c] == 3 && (t_st[c] == 2 || t_st[c] == 4) && i_can(c) ->
@@ -556,12 +610,12 @@ proctype Provider() {
 end: do
 #ifdef FINDS
   :: atomic { f_st[0] == 1 -> f_st[0] = 2;
-       if :: effects_of(f_occ[0]) == 0 -> f_ans[0] = 1
-          :: else -> x = 0; do :: (effects_of(f_occ[0]) & BIT(x)) -> break :: else -> x++ od; f_ans[0] = x + 2; x = 0
+       if :: seen_by(0, f_occ[0]) == 0 -> f_ans[0] = 1
+          :: else -> x = 0; do :: (seen_by(0, f_occ[0]) & BIT(x)) -> break :: else -> x++ od; f_ans[0] = x + 2; x = 0
           :: trouble > 0 -> trouble--; f_ans[0] = 0 fi }
   :: atomic { f_st[1] == 1 -> f_st[1] = 2;
-       if :: effects_of(f_occ[1]) == 0 -> f_ans[1] = 1
-          :: else -> x = 0; do :: (effects_of(f_occ[1]) & BIT(x)) -> break :: else -> x++ od; f_ans[1] = x + 2; x = 0
+       if :: seen_by(1, f_occ[1]) == 0 -> f_ans[1] = 1
+          :: else -> x = 0; do :: (seen_by(1, f_occ[1]) & BIT(x)) -> break :: else -> x++ od; f_ans[1] = x + 2; x = 0
           :: trouble > 0 -> trouble--; f_ans[1] = 0 fi }
 #endif
 #ifdef FORGET
@@ -602,6 +656,11 @@ end: do
 #define cut_by_the_server(p) false
 #endif
 inline new_life(p) { MUST(RaiseMAXI, ninc < MAXI); inc[p] = ninc; took_its_lock(ninc); ninc++ }
+#ifdef OTHERCODE
+#define starts_with_the_newest(p) code[p] = newest
+#else
+#define starts_with_the_newest(p) skip
+#endif
 inline tasks_die(p) {
   d_step {
   i = 0;
@@ -612,7 +671,7 @@ proctype Life(bit p) {
   byte i;
 end: do
   :: atomic { up[p] && trouble > 0 -> trouble--; up[p] = 0; lock[inc[p]] = 0; tasks_die(p) }       /* kill -9 at any point */
-  :: atomic { !up[p] -> up[p] = 1; new_life(p) }                                                   /* restarted by its supervisor */
+  :: atomic { !up[p] -> up[p] = 1; new_life(p); starts_with_the_newest(p) }                                                   /* restarted by its supervisor */
 #if !defined(STUCK) && !defined(NOLOCKLOSS)
   :: atomic { up[p] && lock[inc[p]] && trouble > 0 -> trouble--; lock[inc[p]] = 0 }                /* alive, lock lost, unaware */
 #endif
@@ -710,6 +769,9 @@ end: do
 #ifdef CHANGED
   :: changes -> changes = 0; pol = NOCALL
 #endif
+#ifdef OTHERCODE
+  :: deploys > 0 -> deploys--; newest = !newest
+#endif
      fi; check() }
   od
 }
@@ -732,7 +794,7 @@ end: do
   :: pbud > 0 && spoken_to(o) ->
        pbud--; sent[o] = 0;
        if
-       :: x = 0; do :: x == MAXC || (A_out[o] & BIT(x)) -> break :: else -> x++ od; e = x; x = 0; retry(o)
+       :: x = 0; do :: x == MAXC || (A_out[o] & BIT(x)) -> break :: else -> x++ od; e = x; x = 0; with_code(newest); retry(o); whoever
        :: right(o) -> settle_absent(o)
        :: open_effects(o) != 0 ->
           x = 0; do :: (open_effects(o) & BIT(x)) -> break :: else -> x++ od; e = x; x = 0; all_of_it = 1; settle_outcome(o)

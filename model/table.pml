@@ -11,7 +11,7 @@
  * Columns: A_st state, A_un unsure, A_inc worker, A_c call, A_no call_no, A_fail failures, A_dl deadline, A_out outcome,
  * A_old first_at (1: too old to call again under it), A_tog together, A_alone why (1: 'killed alone').
  * The model that includes this says what these mean in its world: exists holds expired spent spent_then (with one failure more)
- * lands_over asked_late blocked, `counts` (0 for Busy), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
+ * lands_over asked_late blocked other_code (today's code cannot settle it) other_call other_find (than what it was begun with), `counts` (0 for Busy), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
  * deadline_not_before_now.
  */
 mtype = { NONE, BEGUN, DOUBT, FAILED, HELD };
@@ -118,35 +118,44 @@ bit  A_old[N], A_alone[N];
 /* ROW 16 | settle | in doubt, and the reaction makes no call any more | doubt | held | state [why] [next_at] */
 #define on_16(o) (A_st[o] == DOUBT && POL == NOCALL && exists(o))
 #define do_16(o) A_st[o] = HELD
+/* ROW 81 | settle | in doubt, begun by other code | doubt | held | state [why] [next_at] */
+#define on_81(o) (A_st[o] == DOUBT && POL != NOCALL && exists(o) && other_code(o))
+#define do_81(o) A_st[o] = HELD
 /* ROW 17 | settle | hold | doubt | held | state [why] [next_at] */
-#define on_17(o) (A_st[o] == DOUBT && POL == HOLD && exists(o))
+#define on_17(o) (A_st[o] == DOUBT && POL == HOLD && exists(o) && !other_code(o))
 #define do_17(o) A_st[o] = HELD
+/* ROW 82 | settle | ask, another find | doubt | held | state [why] [next_at] */
+#define on_82(o) (A_st[o] == DOUBT && POL == ASK && exists(o) && !other_code(o) && other_find(o))
+#define do_82(o) A_st[o] = HELD
 /* ROW 18 | settle | ask | doubt | ask | */
-#define on_18(o) (A_st[o] == DOUBT && POL == ASK && exists(o))
+#define on_18(o) (A_st[o] == DOUBT && POL == ASK && exists(o) && !other_code(o) && !other_find(o))
 #define do_18(o) to = ASKED
 /* ROW 19 | settle | again, gone | doubt | gone, said | */
-#define on_19(o) (A_st[o] == DOUBT && POL == AGAIN && exists(o) && !holds(o))
+#define on_19(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && exists(o) && !holds(o))
 #define do_19(o) wipe(o)
 /* ROW 72 | settle | again, too late | doubt | expired, unsure | */
-#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && expired(o))
+#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && holds(o) && expired(o))
 #define do_72(o) to = EXPIRED
 /* ROW 20 | settle | again, the last try used | doubt | gave up, unsure | */
-#define on_20(o) (A_st[o] == DOUBT && POL == AGAIN && in_time(o) && spent(o))
+#define on_20(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && in_time(o) && spent(o))
 #define do_20(o) to = GIVEN_UP
-/* ROW 21 | settle | again | doubt | begun | state worker call call_no deadline first_at together [next_at] */
-#define on_21(o) (A_st[o] == DOUBT && POL == AGAIN && in_time(o) && !spent(o))
+/* ROW 21 | settle | again | doubt | begun | state worker call call_no deadline first_at together [next_at] [begun_with] */
+#define on_21(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && in_time(o) && !spent(o))
 #define do_21(o) to = CALLED
 /* ROW 22 | settle | same_key, the last try used | doubt | held | state [why] [next_at] */
-#define on_22(o) (A_st[o] == DOUBT && POL == SAMEKEY && in_time(o) && key_young(o) && spent(o))
+#define on_22(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && in_time(o) && key_young(o) && spent(o))
 #define do_22(o) A_st[o] = HELD
-/* ROW 23 | settle | same_key | doubt | begun | state worker call call_no deadline first_at together [next_at] */
-#define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && in_time(o) && key_young(o) && !spent(o))
+/* ROW 23 | settle | same_key | doubt | begun | state worker call call_no deadline first_at together [next_at] [begun_with] */
+#define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && in_time(o) && key_young(o) && !spent(o))
 #define do_23(o) to = CALLED
+/* ROW 83 | settle | same_key, gone, too late or too old, another find | doubt | held | state [why] [next_at] */
+#define on_83(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && exists(o) && !(in_time(o) && key_young(o)) && HAS_FIND && other_find(o))
+#define do_83(o) A_st[o] = HELD
 /* ROW 24 | settle | same_key, gone, too late or too old, with a find | doubt | ask | */
-#define on_24(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(in_time(o) && key_young(o)) && HAS_FIND)
+#define on_24(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && exists(o) && !(in_time(o) && key_young(o)) && HAS_FIND && !other_find(o))
 #define do_24(o) to = ASKED
 /* ROW 25 | settle | same_key, gone, too late or too old | doubt | held | state [why] [next_at] */
-#define on_25(o) (A_st[o] == DOUBT && POL == SAMEKEY && exists(o) && !(in_time(o) && key_young(o)) && !HAS_FIND)
+#define on_25(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && exists(o) && !(in_time(o) && key_young(o)) && !HAS_FIND)
 #define do_25(o) A_st[o] = HELD
 
 /* ROW 26 | absent | Absent, record deleted | doubt | held | state [why] [next_at] */
@@ -182,7 +191,7 @@ bit  A_old[N], A_alone[N];
 /* ROW 34 | due | failed, blocked | failed | wait | */
 #define on_34(o) (A_st[o] == FAILED && holds(o) && blocked(o))
 #define do_34(o) skip
-/* ROW 35 | due | failed, due | failed | begun | state worker call call_no deadline first_at together [next_at] */
+/* ROW 35 | due | failed, due | failed | begun | state worker call call_no deadline first_at together [next_at] [begun_with] */
 #define on_35(o) (A_st[o] == FAILED && in_time(o) && !spent(o) && !blocked(o))
 #define do_35(o) to = CALLED
 
@@ -213,23 +222,26 @@ bit  A_old[N], A_alone[N];
 /* ROW 37 | late | late, attempt gone | none | held anew | */
 #define on_37(o) (A_st[o] == NONE && POL != AGAIN)
 #define do_37(o) to = HELDNEW
+/* ROW 84 | late | late, of another call | begun doubt held | held, loudly | state unsure outcome [why] [next_at] */
+#define on_84(o) ((A_st[o] == BEGUN || A_st[o] == DOUBT || A_st[o] == HELD) && blocks(o) && other_call(o))
+#define do_84(o) A_st[o] = HELD; A_un[o] = 1; A_out[o] = given
 /* ROW 38 | late | late, in doubt | doubt | conclude | */
-#define on_38(o) (A_st[o] == DOUBT)
+#define on_38(o) (A_st[o] == DOUBT && !(blocks(o) && other_call(o)))
 #define do_38(o) to = CONCLUDE
 /* ROW 39 | late | late, failed | failed | conclude, loudly | */
 #define on_39(o) (A_st[o] == FAILED)
 #define do_39(o) to = CONCLUDE
 /* ROW 40 | late | late, begun unsure | begun | conclude | */
-#define on_40(o) (A_st[o] == BEGUN && A_un[o])
+#define on_40(o) (A_st[o] == BEGUN && A_un[o] && !other_call(o))
 #define do_40(o) to = CONCLUDE
 /* ROW 41 | late | late, begun sure | begun | held, loudly | state unsure outcome [why] [next_at] */
-#define on_41(o) (A_st[o] == BEGUN && !A_un[o])
+#define on_41(o) (A_st[o] == BEGUN && !A_un[o] && !other_call(o))
 #define do_41(o) A_st[o] = HELD; A_un[o] = 1; A_out[o] = given
 /* ROW 42 | late | late, held with an outcome | held | held | state unsure outcome [why] [next_at] */
-#define on_42(o) (A_st[o] == HELD && A_out[o] != 0)
+#define on_42(o) (A_st[o] == HELD && A_out[o] != 0 && !(A_un[o] && other_call(o)))
 #define do_42(o) A_st[o] = HELD; A_un[o] = A_un[o]; A_out[o] = given
 /* ROW 43 | late | late, held unsure | held | conclude | */
-#define on_43(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o])
+#define on_43(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o] && !other_call(o))
 #define do_43(o) to = CONCLUDE
 /* ROW 44 | late | late, held sure | held | held | state unsure outcome [why] [next_at] */
 #define on_44(o) (A_st[o] == HELD && A_out[o] == 0 && !A_un[o])
@@ -255,8 +267,11 @@ bit  A_old[N], A_alone[N];
 /* ROW 50 | retry | retry, unsure, and nobody can tell | held | not now | */
 #define on_50(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o] && nobody_can_tell(o))
 #define do_50(o) skip
+/* ROW 85 | retry | retry, unsure, begun by other code | held | not now | */
+#define on_85(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o] && !nobody_can_tell(o) && other_code(o))
+#define do_85(o) skip
 /* ROW 51 | retry | retry, unsure | held | doubt | state failures why [next_at] [since] */
-#define on_51(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o] && !nobody_can_tell(o))
+#define on_51(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o] && !nobody_can_tell(o) && !other_code(o))
 #define do_51(o) A_st[o] = DOUBT; A_fail[o] = 0; A_alone[o] = 0
 
 /* ROW 52 | settle as absent | settle as absent, not held | begun doubt failed | not now | */

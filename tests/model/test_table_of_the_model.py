@@ -46,8 +46,10 @@ def world_of(case: Case) -> dict[str, Any]:
     }
     world |= {"NEW_CALL": NEW_CALL, "NEW_DEADLINE": case.now + case.terms.timeout}
     world |= dict.fromkeys(COLUMNS, 0) | {"A_st": "none", "spent": False, "spent_then": False, "lands_over": True, "asked_late": True}
+    world |= {"other_code": False, "other_call": False, "other_find": False}
     if one is not None:
         world |= {"spent": case.spent, "spent_then": case.spent_then}
+        world |= {"other_code": case.of_other_code, "other_call": case.other_call, "other_find": case.other_find}
         world |= {"lands_over": case.now > case.lands_until, "asked_late": case.asked_at > case.lands_until}
         world |= {"A_st": one.state.value, "A_un": int(one.unsure), "A_inc": one.worker, "A_c": one.call, "A_no": one.call_no}
         world |= {"A_fail": one.failures, "A_dl": one.deadline, "A_out": int(one.outcome is not None), "A_tog": one.together}
@@ -199,8 +201,8 @@ SLIPS: list[tuple[str, str]] = [
     ("#define do_41(o) A_st[o] = HELD; A_un[o] = 1;", "#define do_41(o) A_st[o] = HELD; A_un[o] = 0;"),
     ("| held | failed | state failures why [next_at] [since] */", "| held | doubt | state failures why [next_at] [since] */"),
     ("| doubt | held | state [why] [next_at] */\n#define on_17", "| doubt | held | state unsure [why] [next_at] */\n#define on_17"),
-    ("#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && expired(o))",
-     "#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && exists(o) && expired(o))"),
+    ("#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && holds(o) && expired(o))",
+     "#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && exists(o) && expired(o))"),
     ("#define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o) && !blocked(o))",
      "#define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o) && !spent(o) && !blocked(o))"),
     ("#define do_75(o) A_st[o] = DOUBT; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0", "#define do_75(o) A_st[o] = DOUBT; A_alone[o] = 0"),

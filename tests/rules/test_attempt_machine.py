@@ -158,7 +158,7 @@ MISTAKES: list[tuple[str, Kind, str, Callable[..., Any]]] = [
     ("Absent is believed at once", ASK, "absent", _absent_at_once),
     ("Absent is as late as its answer", ASK, "absent", _absent_by_the_time_of_its_answer),
     ("a doubt is settled only while its condition holds", ASK, "settle", _settles_only_while_it_holds),
-    ("a late outcome is dropped", ASK, "late", lambda *_: rules.Drop("no")),
+    ("a late outcome is dropped", ASK, "late", lambda *_, **__: rules.Drop("no")),
     ("retry forgets the outcome in hand", HOLD, "person_retry", _retry_forgets_the_outcome),
     ("a person need not wait", HOLD, "person_absent", _person_need_not_wait),
     ("a failed attempt is tried again however late", ASK_LATE, "retry_failed", _tries_again_however_late),

@@ -132,6 +132,19 @@ def test_a_person_gives_a_doubt_back_only_to_code_that_can_settle_it() -> None:
     assert given_back.attempt.state is State.DOUBT
 
 
+def test_no_find_is_asked_of_two_calls_under_one_key_that_had_a_find_each() -> None:
+    doubt = attempt(State.DOUBT, begun_with=kind.text_of(BANK))
+    other_find = kind.text_of(replace(BANK, find="looked_up_elsewhere"))
+    again = rules.begun(doubt, worker=1, call=2, now=NOW, deadline=NOW, begun_with=other_find)
+    for today in (BANK, kind.kind_in(other_find)):
+        assert kind.other_call(again.begun_with, today) is None
+        assert kind.other_find(again.begun_with, today) is not None
+    once_more = rules.begun(again, worker=1, call=3, now=NOW, deadline=NOW, begun_with=other_find)
+    assert once_more.begun_with == again.begun_with
+    sure = rules.begun(replace(doubt, state=State.FAILED, unsure=False), worker=1, call=2, now=NOW, deadline=NOW, begun_with=other_find)
+    assert sure.begun_with == other_find
+
+
 def test_each_call_that_is_begun_says_anew_what_it_was_begun_with() -> None:
     failed = attempt(State.FAILED, begun_with=kind.text_of(BANK))
     other = kind.text_of(replace(BANK, service="psp"))

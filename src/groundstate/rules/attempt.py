@@ -396,7 +396,7 @@ def begun(  # noqa: PLR0913  # what a call has
 ) -> Attempt:
     """The attempt with a new call: unsure, the key's age and a later deadline stay where an earlier call may have been made.
 
-    Such an earlier call was of the same kind, or both are under again(): `settle` begins no other one.
+    Such an earlier call was the same call, or both are under again(): `settle` begins no other one. Its find may have been another.
     """
     return replace(
         attempt,
@@ -408,7 +408,7 @@ def begun(  # noqa: PLR0913  # what a call has
         deadline=max(deadline, attempt.deadline) if attempt.unsure else deadline,
         next_at=None,
         together=together,
-        begun_with=begun_with,
+        begun_with=kind.begun_again(attempt.begun_with, begun_with) if attempt.unsure else begun_with,
     )
 
 

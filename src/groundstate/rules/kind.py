@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -161,6 +161,21 @@ def other_find(written: str | None, today: Kind | None) -> str | None:
     if not _differ(was.find, today.find):
         return None
     return f"its find was {was.find}, and is {today.find} now"
+
+
+def begun_again(written: str | None, today: str | None) -> str | None:
+    """What a row says once a call is begun while an earlier one of it may have been made.
+
+    Where the same call has another find by now, the row names both: neither is known to know of all of its calls, so neither is asked.
+    """
+    was, now = kind_in(written), kind_in(today)
+    if next(_differences(was, now), None) is not None or was.find is None or now.find is None:
+        return today
+    finds = was.find.split(_AND)
+    return today if finds == [now.find] else text_of(replace(now, find=_AND.join(dict.fromkeys([*finds, now.find]))))
+
+
+_AND = " and "
 
 
 def not_to_settle(written: str | None, today: Kind | None, answers_for: Collection[str] = ()) -> str | None:
