@@ -19,10 +19,12 @@ class ProviderProcess:
     """The outside, in a `with`."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.door, self.ledger, self._seed = folder / "provider.sock", folder / "ledger.jsonl", seed
+        self.door, self.ledger, self.requests = folder / "provider.sock", folder / "ledger.jsonl", folder / "requests.jsonl"
+        self._seed = seed
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "groundstate.testing.torture.provider", str(self.door), str(self.ledger), str(self._seed)]
+        files = (str(self.door), str(self.ledger), str(self.requests))
+        command = [sys.executable, "-m", "groundstate.testing.torture.provider", *files, str(self._seed)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         waited = threading.Event()
         for _ in range(OPENS_WITHIN_S * 20):
@@ -78,6 +80,10 @@ class ProxyProcess:
     def stall(self, count: int, seconds: float) -> None:
         """Stalls some connections, after so many bytes."""
         self._command(f"stall {count} {seconds:.2f}")
+
+    def calm(self) -> None:
+        """What was to be cut or stalled, and was not yet, is not."""
+        self._command("calm")
 
     def _command(self, words: str) -> None:
         if self._process.stdin is not None:

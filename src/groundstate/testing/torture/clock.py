@@ -44,6 +44,10 @@ class Clock:
         """Whether the machine stood still at some time between the two (Unix time)."""
         return any(begun < until and ended > since for begun, ended in tuple(self._still))
 
+    def standstills(self) -> tuple[tuple[float, float], ...]:
+        """When it stood still, of late: from and to (Unix time)."""
+        return tuple(self._still)
+
     def _run(self) -> None:
         before = time.monotonic()
         while not self._end.wait(TICK_S):

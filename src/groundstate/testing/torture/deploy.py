@@ -1,23 +1,28 @@
-"""The versions of the shop's code, as they follow each other, and the commands that a deploy needs, given as an operator gives them."""
+"""The codes of the shop as they follow each other, and the commands that a deploy needs, given as an operator gives them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
+from groundstate.testing.torture.fleet import Code
 from groundstate.testing.torture.judge import Judge
 
 GIVES_UP_AFTER = 5
 IN_TROUBLE = 4  # the command line's own exit code: the database cannot be used just now
+DIFFERS = 1  # `groundstate plan`: something is to be done before this code is deployed
 APP = "groundstate.testing.torture.shop:app"
+# What each variant declares in another way.
+REDECLARED = {"service": ("insured", "mailed"), "occurrence": ("labelled", "stickered"), "wider": ()}
 
 
 class Deploys:
-    """1, then 2, and from then on 3 and 2 in turn. environment: where the database is."""
+    """Versions 1, then 2, and from then on 3 and 2 in turn; each in a variant, or none. environment: where the database is."""
 
     def __init__(self, environment: Mapping[str, str], judge: Judge) -> None:
-        self.version = 1
+        self.code = Code()
         self._environment, self._judge = dict(environment), judge
 
     def begin(self) -> None:
@@ -28,17 +33,33 @@ class Deploys:
 
     def next_is_a_rename(self) -> bool:
         """Whether all workers must have ended before the next version can start."""
-        return self.version != 1
+        return self.code.version != 1
 
     def roll(self) -> None:
         """To version 2: a reaction more, which is accepted on the orders that are there; workers of both versions go on."""
-        self.version = 2
+        self.code = replace(self.code, version=2)
         self._surely("init", "--accept", "surveyed")
 
     def rename(self) -> None:
         """Between 2 and 3: one reaction has another name. All workers have ended."""
-        self.version = 5 - self.version
-        self._surely("rename", *(("labelled", "stickered") if self.version == 3 else ("stickered", "labelled")))
+        self.code = replace(self.code, version=5 - self.code.version)
+        self._surely("rename", *(("labelled", "stickered") if self.code.version == 3 else ("stickered", "labelled")))
+
+    def turn(self, variant: str) -> None:
+        """To this variant, or, where it is the present one, to the plain code; workers of both go on."""
+        self.code = replace(self.code, variant="" if self.code.variant == variant else variant)
+
+    def plan(self) -> int:
+        """`groundstate plan`: the exit status of what it says of the present code, with what is open just now."""
+        return self._command("plan")[0]
+
+    def leave_what_is_there(self, reaction: str) -> None:
+        """A person says that the rows which match already are to be left as they are."""
+        self._surely("init", "--baseline", reaction)
+
+    def trust(self) -> bool:
+        """A person says that the lost time is dealt with. Returns whether it could be said."""
+        return self._command("trust")[0] == 0
 
     def _surely(self, *words: str) -> None:
         tries = GIVES_UP_AFTER
@@ -49,7 +70,7 @@ class Deploys:
             self._judge.fault("Deploy", f"`groundstate {' '.join(words)}` ended with {status}: {said}")
 
     def _command(self, *words: str) -> tuple[int, str]:
-        environment = self._environment | {"TORTURE_VERSION": str(self.version), "GROUNDSTATE_APP": APP}
+        environment = self._environment | self.code.environment | {"GROUNDSTATE_APP": APP}
         command = [sys.executable, "-m", "groundstate.cli.main", *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         return done.returncode, (done.stdout + done.stderr).strip()[-500:]

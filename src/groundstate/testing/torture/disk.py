@@ -15,6 +15,7 @@ from pathlib import Path
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE, MNT_DETACH = 0x20000, 0x4000, 0x40000, 2
 LEAST_FILE = 4096  # bytes of a file that still fit under the limit
+BALLAST = "ballast"  # the file that takes what room there is
 LEFT_FREE = (0, 4096, 65536)  # bytes that a full disk still has: one commit may fit, and the next does not
 
 
@@ -25,7 +26,7 @@ class Tmpfs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._ballast = folder / "ballast"
+        self._ballast = folder / BALLAST
 
     def fill(self, left: int) -> None:
         """No room for more than `left` bytes."""

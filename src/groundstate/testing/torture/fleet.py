@@ -18,26 +18,43 @@ BORN_WITHIN_S = 120
 DIES_WITHIN_S = 120
 
 
+@dataclass(frozen=True)
+class Code:
+    """Which of the shop's codes a process runs: a version, and a variant of it."""
+
+    version: int = 1
+    variant: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells a process."""
+        return {"TORTURE_VERSION": str(self.version), "TORTURE_VARIANT": self.variant}
+
+    def __str__(self) -> str:
+        return f"{self.version}, {self.variant}" if self.variant else str(self.version)
+
+
 @dataclass(eq=False)
 class Seen:
     """One process of the shop, as the judge knows it."""
 
     pid: int
-    version: int
-    what: str = "worker"  # or "person"
+    code: Code
+    what: str = "worker"  # or "restorer", a worker that is told of a backup put back; or "person"
     since: float = field(default_factory=time.monotonic)
     told: str = ""  # what we did to it last: "killed", "drained"
     told_at: float = 0.0
+    up: bool = False  # whether it said that it carries out
     status: int | None = None
     wakes_at: float | None = None  # a stopped one: when it is let go on
     cold: subprocess.Popen[bytes] | None = None  # a whole interpreter of its own, and no zygote's child
 
 
 class Zygote:
-    """One zygote: the code of one version, and the children that were forked of it."""
+    """One zygote: one code, and the children that were forked of it."""
 
-    def __init__(self, version: int, environment: Mapping[str, str], log: Path, changed: threading.Condition) -> None:
-        self.version = version
+    def __init__(self, code: Code, environment: Mapping[str, str], log: Path, changed: threading.Condition) -> None:
+        self.code = code
         self.children: dict[int, Seen] = {}
         self.ended: list[Seen] = []
         self.born: list[Seen] = []
@@ -45,12 +62,12 @@ class Zygote:
         self._wanted: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "groundstate.testing.torture.zygote", str(log)],
-            env=dict(environment) | {"TORTURE_VERSION": str(version)},
+            env=dict(environment) | code.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), name=f"zygote {version}", daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), name=f"zygote {code}", daemon=True)
         self._listener.start()
 
     def bear(self, what: str) -> None:
@@ -83,8 +100,10 @@ class Zygote:
             with self._changed:
                 pid = int(words[1])
                 if words[0] == b"born":
-                    self.children[pid] = Seen(pid, self.version, self._wanted.pop(0))
+                    self.children[pid] = Seen(pid, self.code, self._wanted.pop(0))
                     self.born.append(self.children[pid])
+                elif words[0] == b"up":
+                    self.children[pid].up = True
                 else:
                     gone = self.children.pop(pid)
                     gone.status = int(words[2])
@@ -100,7 +119,7 @@ class Fleet:
 
     def __init__(self, environment: Mapping[str, str], cold: Mapping[str, str], log: Path) -> None:
         self._environment, self._cold, self._log = dict(environment), dict(cold), log
-        self._zygotes: dict[int, Zygote] = {}
+        self._zygotes: dict[Code, Zygote] = {}
         self._colds: list[Seen] = []
         self._cold_ended: list[Seen] = []
         self._changed = threading.Condition()
@@ -116,29 +135,29 @@ class Fleet:
             zygote.close()
 
     # ---- what is done to processes -------------------------------------------------------------------------------------------------
-    def bear(self, version: int, what: str = "worker") -> Seen:
+    def bear(self, code: Code, what: str = "worker") -> Seen:
         """Forks one; returns once its process is there, long before it carries out."""
-        zygote = self._zygotes.get(version)
+        zygote = self._zygotes.get(code)
         if zygote is None:
-            zygote = self._zygotes[version] = Zygote(version, self._environment, self._log, self._changed)
+            zygote = self._zygotes[code] = Zygote(code, self._environment, self._log, self._changed)
         before = len(zygote.born)
         zygote.bear(what)
         if not self.wait(lambda: len(zygote.born) > before, BORN_WITHIN_S):
             raise TimeoutError("the zygote bears no child")
         return zygote.born[before]
 
-    def bear_cold(self, version: int) -> Seen:
+    def bear_cold(self, code: Code) -> Seen:
         """A whole interpreter, as a user would start it."""
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "groundstate.testing.torture.worker"],
-                env=self._cold | {"TORTURE_VERSION": str(version)},
+                env=self._cold | code.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        seen = Seen(process.pid, version, cold=process)
+        seen = Seen(process.pid, code, cold=process)
         self._colds.append(seen)
         return seen
 
@@ -153,6 +172,12 @@ class Fleet:
         """SIGSTOP, until `wake_due` is called later than that."""
         one.wakes_at = time.monotonic() + for_s
         self._send(one, signal.SIGSTOP)
+
+    def halt(self) -> None:
+        """SIGSTOP to all that run, and returns once they stand still; `wake_due` with `all_of_them` lets them go on."""
+        for one in self.all():
+            self.stop(one, 60)
+        self.wait(lambda: all(_stands_still(one.pid) for one in self.all()), DIES_WITHIN_S)
 
     def wake_due(self, *, all_of_them: bool = False) -> list[Seen]:
         """SIGCONT to those whose time has come."""
@@ -176,7 +201,7 @@ class Fleet:
 
     def living(self) -> list[Seen]:
         """The workers that nobody told to end."""
-        return [one for one in self.all() if one.what == "worker" and not one.told]
+        return [one for one in self.all() if one.what != "person" and not one.told]
 
     def ended(self) -> list[Seen]:
         """Those that ended since this was last asked."""
@@ -214,4 +239,12 @@ class Fleet:
                 if one.cold.poll() is None:
                     os.kill(one.pid, number)
         else:
-            self._zygotes[one.version].send(one, number)
+            self._zygotes[one.code].send(one, number)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether the system says so; where it has no /proc, it is taken to be quick."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZX"
+    except OSError:
+        return True

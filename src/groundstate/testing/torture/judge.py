@@ -1,130 +1,40 @@
 """The judge: what the outside's ledger says against what the database says, at any instant and at the end. Faults go by invariants' names.
 
 It reads the user's tables, `groundstate_attempt` and `groundstate_worker` alone, by plain SQL: nothing of the framework takes part in
-the verdict. One thing it excuses, and counts: an effect that was sent later than its call's deadline plus settle_after, by a process that
-we had stopped, or that the machine did not let run (hazard 6, which no framework can close; a provider that keeps keys for ever does).
+the verdict. What it excuses, and counts, is in excuses.py.
 """
 
 from __future__ import annotations
 
-import json
+import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from sqlalchemy import Engine, bindparam, text
+from sqlalchemy import Engine
 
 from groundstate.testing.torture.clock import Clock
+from groundstate.testing.torture.excuses import IN_THE_AIR_S, VANISHED, Excuses
 from groundstate.testing.torture.ledger import Effect, Reader
-from groundstate.testing.torture.shop import FINAL
+from groundstate.testing.torture.seen import DELETED, KILLED, OLD_KEY, REACTIONS, AttemptSeen, Books, OrderSeen
 
-REACTIONS = {"charge": ("paid",), "label": ("labelled", "stickered"), "mail": ("mailed",), "announce": ("announced",)}
-ONCE = {"charge": "AtMostOnce", "mail": "AtMostOnce", "label": "OncePerKey", "announce": "OncePerKey"}
-INVARIANTS = ("Listed", "NotLost", "AtMostOnce", "OncePerKey", "Fenced", "NothingAtRest", "Progress", "HeldForAReason", "OthersGoOn")
-KILLED = "its worker ended while this record alone was carried out"  # careful mode's own reason (hazard 25)
-OLD_KEY = "in doubt, and its key is too old to call again"
-DELETED = "the record was deleted while its call was in doubt"
+ONCE = {
+    "charge": "AtMostOnce",
+    "mail": "AtMostOnce",
+    "label": "OncePerKey",
+    "announce": "OncePerKey",
+    "insure": "AtMostOnce",
+    "thank": "AtMostOnce",
+}
+INVARIANTS = (
+    *("Listed", "NotLost", "AtMostOnce", "OncePerKey", "Fenced", "NothingAtRest", "Progress", "HeldForAReason", "OthersGoOn"),
+    *("OtherRounds", "LeftAlone", "Guarded", "NoSecondCall"),
+)
 # An order that nobody touched for so long, as the machine let us run, and while so much was done for others, is stuck. The second is for
 # a fleet that is killed faster than it works: what waits for its turn then is not stuck.
 PATIENCE_S = 120.0
 PASSED_OVER = 2000  # effects
 STILL_WITHIN_S = 15.0  # before a late effect: a call's time from its begin to deadline + settle_after, and more
-
-
-@dataclass(frozen=True)
-class OrderSeen:
-    """An order as it stands in the database, or as it stood when it was deleted."""
-
-    id: int
-    status: str
-    round: int
-    rounds: int
-    charged_round: int
-    receipt: str | None
-    label: str | None
-    listing: str | None
-    mailed: str | None
-    announced: str | None
-    surveyed: int | None
-
-    def concluded(self, effect: Effect) -> bool:
-        """Whether this effect's own call is in the record."""
-        match effect.call:
-            case "charge":
-                return self.charged_round >= int(effect.occurrence)
-            case "label":
-                return self.label is not None
-            case "mail":
-                return self.mailed is not None
-            case "announce":
-                return self.announced is not None
-            case _:
-                return True
-
-    def owes(self, *, surveys: bool) -> list[str]:
-        """What is still to be done for it."""
-        owed = [] if self.status in FINAL else [f"is {self.status}"]
-        if self.receipt is not None and self.mailed is None:
-            owed.append("has no mail")
-        if self.label is not None and self.announced is None:
-            owed.append("is not announced")
-        if surveys and self.status == "done" and self.surveyed is None:
-            owed.append("is not surveyed")
-        return owed
-
-
-@dataclass(frozen=True)
-class AttemptSeen:
-    """A row of `groundstate_attempt`."""
-
-    reaction: str
-    record: str
-    occurrence: str
-    state: str
-    unsure: bool
-    failures: int
-    call_no: int
-    why: str | None
-    error: str | None
-    outcome: str | None
-    worker: int
-    next_at: str | None
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Which one it is."""
-        return (self.reaction, self.record, self.occurrence)
-
-    def may_be_held(self, order: OrderSeen | None) -> bool:
-        """Whether this shop and what is done to it give a reason to hold it."""
-        why = self.why or ""
-        if order is None or why in (KILLED, DELETED):
-            return True
-        match self.reaction:
-            case "mailed":
-                return self.unsure or self._says_what_is_in(order.mailed)
-            case "announced":
-                return why == OLD_KEY or self._says_what_is_in(order.announced)
-            case "listed":  # again(): called twice, and its outcomes may come late or for an order that was cancelled meanwhile
-                return self.outcome is not None
-            case _:
-                return False
-
-    def _says_what_is_in(self, column: str | None) -> bool:
-        """An outcome that came once more after its attempt was gone, and that the record has: held, since no overtaken handler compares."""
-        return self.outcome is not None and column is not None and set(json.loads(self.outcome)) == {column}
-
-
-_COLUMNS = "id, status, round, rounds, charged_round, receipt, label, listing, mailed, announced, surveyed"
-_ATTEMPTS = (
-    "SELECT reaction, record, occurrence, state, unsure, failures, call_no, why, error, outcome, worker, CAST(next_at AS TEXT)"
-    " FROM groundstate_attempt"
-)
-_UNFINISHED = (
-    "status NOT IN ('done', 'cancelled') OR (receipt IS NOT NULL AND mailed IS NULL) OR (label IS NOT NULL AND announced IS NULL)"
-    " OR (status = 'done' AND surveyed IS NULL)"
-)
 
 
 @dataclass
@@ -138,17 +48,23 @@ class Judge:
     faults: list[str] = field(default_factory=list)
     checks: Counter[str] = field(default_factory=Counter)  # how often each invariant was looked at, by things looked at
     samples: int = 0
-    excused: int = 0  # effects of hazard 6
+    excuses: Excuses = field(default_factory=Excuses)
     surveys: bool = False  # whether the reaction of the second version is declared by now
     stopped: set[int] = field(default_factory=set)  # processes that we stopped past deadlines
+    moved: set[str] = field(default_factory=set)  # orders whose term was moved while their insurance was under way
+    left: set[str] = field(default_factory=set)  # orders of which a person said that they are not to be thanked for
+    redeclared: set[str] = field(default_factory=set)  # reactions whose call, policy or occurrence some deploy changed
     effects: Counter[str] = field(default_factory=Counter)  # by call
     doubts: Counter[str] = field(default_factory=Counter)  # calls that were seen in doubt, by reaction
     held: Counter[str] = field(default_factory=Counter)  # attempts that were seen held, by reaction and reason
     _open: list[Effect] = field(default_factory=list)  # effects not yet seen concluded
     _first: dict[tuple[str, str, str], Effect] = field(default_factory=dict)
+    _terms: dict[str, list[Effect]] = field(default_factory=dict)  # the insurances of an order
     _noted: set[tuple[object, ...]] = field(default_factory=set)
-    _late: set[tuple[str, str]] = field(default_factory=set)  # (call, record) of excused effects
     _since: dict[int, tuple[object, float, int]] = field(default_factory=dict)  # unfinished order -> how it looked, since when, after what
+
+    def __post_init__(self) -> None:
+        self.books = Books(self.engine)
 
     def fault(self, invariant: str, words: str) -> None:
         """Notes a fault, once."""
@@ -158,29 +74,36 @@ class Judge:
 
     # ---- at any instant ----------------------------------------------------------------------------------------------------------
     def sample(self) -> None:
-        """Listed, AtMostOnce and OncePerKey, for every effect that the ledger had before the database is read."""
-        self._take_in(self.ledger.new())
-        attempts = self.attempts()  # before the orders: what is concluded in between is seen there
-        standing = {one.key for one in attempts}
+        """Listed, AtMostOnce, OncePerKey and OtherRounds, for every effect that the ledger had before the database is read."""
+        new = self._take_in(self.ledger.new())
+        attempts = self.books.attempts()  # before the orders: what is concluded in between is seen there
         self.samples += 1
         self._look_at_doubts(attempts)
+        self._look_at_rounds(new, attempts)
         if not self._open:
             return
         among = {int(effect.record) for effect in self._open}
-        orders = {order.id: order for order in self.orders(among)}
-        gone = {order.id: order for order in self.orders(among - orders.keys(), table="gone_orders")}
+        orders = self.books.orders(among)
+        gone = self.books.orders(among - orders.keys(), table="gone_orders")
         self.checks["Listed"] += len(self._open)
+        standing = _standing(attempts)
+        lost = self.excuses.lost
         still: list[Effect] = []
         for effect in self._open:
             number = int(effect.record)
             order = orders.get(number) or gone.get(number)
             if order is None:
                 self.fault("NotLost", f"order {effect.record} is gone")
-            elif not order.concluded(effect):
+            elif order.concluded(effect):
+                lost.effects.pop(effect.id, None)
+            else:
                 still.append(effect)
-                if not any((name, effect.record, effect.occurrence) in standing for name in REACTIONS[effect.call]):
+                if _is_listed(effect, standing):
+                    lost.effects.pop(effect.id, None)  # from now on as any other
+                elif not self.excuses.unlisted(effect):
                     deleted = " (deleted)" if number in gone else ""
-                    self.fault("Listed", f"{effect} is in no record, and no attempt stands for it; {order}{deleted}")
+                    lost_time = "; of the lost time" if effect.id in lost.effects else ""
+                    self.fault("Listed", f"{effect} is in no record, and no attempt stands for it; {order}{deleted}{lost_time}")
         self._open = still
 
     def _look_at_doubts(self, attempts: Sequence[AttemptSeen]) -> None:
@@ -189,7 +112,7 @@ class Judge:
         new = {which: one for which, one in new.items() if which not in self._noted}
         self._noted |= new.keys()
         held = [one for one in new.values() if one.state == "held"]
-        orders = {order.id: order for order in self.orders({int(one.record) for one in held})}
+        orders = self.books.orders({int(one.record) for one in held})
         for one in new.values():
             if one.state != "held":
                 self.doubts[one.reaction] += 1
@@ -197,41 +120,93 @@ class Judge:
             self.held[f"{one.reaction}: {one.why}"] += 1
             self.checks["HeldForAReason"] += 1
             order = orders.get(int(one.record))
-            if not one.may_be_held(order) and not self._was_late(one):
+            if not self._may_be_held(one, order):
                 self.fault("HeldForAReason", f"{one}: nothing in this shop gives a reason; {order}")
 
-    def _take_in(self, new: Sequence[Effect]) -> None:
+    def _may_be_held(self, one: AttemptSeen, order: OrderSeen | None) -> bool:
+        """Whether this shop and what is done to it give a reason to hold it."""
+        why = one.why or ""
+        if order is None or why in (KILLED, DELETED) or self.excuses.holds(one):
+            return True
+        if one.reaction in self.redeclared and one.is_open:
+            return True
+        match one.reaction:
+            case "mailed":
+                return one.unsure or one.says_what_is_in(order.mailed)
+            case "announced":
+                return why == OLD_KEY or one.says_what_is_in(order.announced)
+            case "insured":
+                return one.record in self.moved and one.is_open
+            case "listed":  # again(): called twice, and its outcomes may come late or for an order that was cancelled meanwhile
+                return one.outcome is not None
+            case _:
+                return False
+
+    def _look_at_rounds(self, new: Sequence[Effect], attempts: Sequence[AttemptSeen]) -> None:
+        """OtherRounds: while a call for one term is open, none is made for another one of the same order."""
+        insured = {(one.record, one.occurrence): one for one in attempts if one.reaction == "insured" and one.is_open}
+        for effect in new:
+            if effect.call != "insure":
+                continue
+            self.checks["OtherRounds"] += 1
+            for before in self._terms.setdefault(effect.record, []):
+                one = insured.get((effect.record, before.occurrence))
+                if one is not None and before.occurrence != effect.occurrence:
+                    self.fault("OtherRounds", f"{effect} though {before} waits: {one}")
+            self._terms[effect.record].append(effect)
+
+    def _take_in(self, new: Sequence[Effect]) -> list[Effect]:
+        """Looks at effects that landed; returns those that are to be listed."""
+        taken: list[Effect] = []
         for effect in new:
             self.effects[effect.call] += 1
             if effect.call not in ONCE:
                 continue
+            of_lost_time = self.excuses.lost.is_of_it(effect)
+            if int(effect.record) in self.excuses.vanished:
+                if of_lost_time:
+                    self.excuses.count(VANISHED, effect)
+                else:
+                    self.fault("NotLost", f"{effect}, and its order is none any more")
+                continue
             if effect.late_s and (effect.pid in self.stopped or self.clock.stood_still(effect.at - STILL_WITHIN_S, effect.at)):
-                self.excused += 1
-                self._late.add((effect.call, effect.record))
+                self.excuses.late(effect)
                 continue
             if effect.late_s:
                 self.fault("Deadline", f"{effect} was sent later than deadline + settle_after, and nobody had stopped its process")
-            self._open.append(effect)
-            which = (effect.call, effect.record, effect.occurrence)  # and not by key: a second key is a fault as well
-            self.checks[ONCE[effect.call]] += 1
-            first = self._first.setdefault(which, effect)
-            if first is not effect and (effect.call, effect.record) not in self._late:
-                self.fault(ONCE[effect.call], f"done again: first {first}, now {effect}")
+            if of_lost_time:
+                self.excuses.lost.effects[effect.id] = effect
+            taken.append(effect)
+            self._look_at_once(effect)
+        self._open += taken
+        return taken
+
+    def _look_at_once(self, effect: Effect) -> None:
+        """AtMostOnce and OncePerKey; LeftAlone."""
+        which = (effect.call, effect.record, effect.occurrence)  # and not by key: a second key is a fault as well
+        self.checks[ONCE[effect.call]] += 1
+        first = self._first.setdefault(which, effect)
+        if first is not effect and not self.excuses.again(effect):
+            self.fault(ONCE[effect.call], f"done again: first {first}, now {effect}")
+        if effect.call == "thank":
+            self.checks["LeftAlone"] += 1
+            if effect.record in self.left:
+                self.fault("LeftAlone", f"{effect}, and a person had said to leave this order as it is")
 
     def look_deeper(self) -> None:
         """NotLost and Progress, now and then: every order that was placed is there, and none stands still."""
         placed = self.placed[:]  # before the database is read
-        there = {row[0] for row in self.rows("SELECT id FROM orders UNION ALL SELECT id FROM gone_orders")}
+        there = self._there()
         for number in placed:
             self.checks["NotLost"] += 1
             if number not in there:
                 self.fault("NotLost", f"order {number} is gone")
         attempts: dict[str, list[AttemptSeen]] = {}
-        for one in self.attempts():
+        for one in self.books.attempts():
             attempts.setdefault(one.record, []).append(one)
         now, effects = self.clock.awake_s, self.effects.total()
         before, self._since = self._since, {}
-        for order in self.unfinished_orders():
+        for order in self.books.unfinished(surveys=self.surveys):
             its = attempts.get(str(order.id), [])
             if any(one.state == "held" for one in its):
                 continue
@@ -241,35 +216,104 @@ class Judge:
             self._since[order.id] = same if same[0] == looks else (looks, now, effects)
             if same[0] == looks and now - same[1] > PATIENCE_S and effects - same[2] >= PASSED_OVER:
                 self.fault("Progress", f"{order} was not touched for {PATIENCE_S:g} s and {PASSED_OVER} effects, with {its}")
+        self._look_at_left()
+
+    def _look_at_left(self) -> None:
+        """LeftAlone: what a person said to leave stays written down, whatever code runs meanwhile."""
+        if not self.left:
+            return
+        baselines = {record for reaction, record in self.books.baselines() if reaction == "thanked"}
+        there = {str(number) for number in self.books.orders({int(record) for record in self.left})}
+        for record in self.left & there:
+            self.checks["LeftAlone"] += 1
+            if record not in baselines:
+                self.fault("LeftAlone", f"order {record} is not marked any more as one that is to be left as it is")
+
+    def _there(self) -> set[int]:
+        return {row[0] for row in self.books.rows("SELECT id FROM orders UNION ALL SELECT id FROM gone_orders")}
 
     def forgive_the_time(self) -> None:
         """After nothing could go on for a while by our own doing: patience begins anew."""
         self._since = {}
 
+    # ---- what was done to it -------------------------------------------------------------------------------------------------------
+    def went_back(self, ended: Iterable[int]) -> int:
+        """The database was put back from a copy, and nobody works on it yet. ended: all processes that there were.
+
+        Returns how many orders were lost with the time.
+        """
+        self._take_in(self.ledger.new())
+        there = self._there()
+        vanished = {number for number in self.placed if number not in there}
+        self.placed[:] = [number for number in self.placed if number in there]
+        self.excuses.vanished |= vanished
+        orders = self.books.orders()
+        both = orders | self.books.orders(table="gone_orders")
+        standing = _standing(self.books.attempts())
+        self._open, lost = [], []
+        for effect in self.ledger.effects:
+            if effect.call not in ONCE or self.excuses.spoils(effect.call, effect.record):
+                continue
+            if int(effect.record) in self.excuses.vanished:
+                self.excuses.count(VANISHED, effect)
+                continue
+            order = both.get(int(effect.record))
+            if order is not None and order.concluded(effect):
+                continue
+            self._open.append(effect)
+            if not _is_listed(effect, standing):
+                lost.append(effect)
+        self.excuses.went_back(orders, lost, set(ended), time.time() + IN_THE_AIR_S)
+        self.left &= {record for _, record in self.books.baselines()}
+        self.forgive_the_time()
+        return len(vanished)
+
+    def knows_that_it_went_back(self) -> None:
+        """From now on the workers know of it: what a condition matches is in doubt."""
+        self.excuses.lost.told = True
+
+    def all_through(self, *, wider: bool) -> bool:
+        """Whether each order that was put back is through: no condition can match one any more whose call was made in the lost time.
+
+        wider: the code thanks for more orders than those that must be thanked for.
+        """
+        waiting = {order.id for order in self.books.unfinished(surveys=False)}
+        if wider and any(effect.call == "thank" for effect in self.excuses.lost.effects.values()):
+            return False
+        return not waiting & self.excuses.lost.orders.keys()
+
+    def erased(self, reaction: str, record: str, occurrence: str, pid: int) -> None:
+        """Somebody deleted this attempt's row by hand, while that process had its call in the air."""
+        for call, names in REACTIONS.items():
+            if reaction in names:
+                which = (call, record, "" if call == "label" else occurrence)
+                self.excuses.erased.setdefault(which, set()).add(pid)
+
     # ---- at rest -----------------------------------------------------------------------------------------------------------------
     def unfinished(self) -> list[str]:
         """What keeps it from being quiet: orders on their way, and attempts that are not held."""
-        attempts = self.attempts()
+        attempts = self.books.attempts()
         held = {one.record for one in attempts if one.state == "held"}
         waiting = [f"{one}" for one in attempts if one.state != "held"]
-        return waiting + [f"{order}" for order in self.unfinished_orders() if str(order.id) not in held]
+        return waiting + [f"{order}" for order in self.books.unfinished(surveys=self.surveys) if str(order.id) not in held]
 
     def helpable(self) -> int:
         """How much is held that a person may help: all but what is held for an order that is gone."""
-        return sum(one.state == "held" and one.why != DELETED for one in self.attempts())
+        return sum(one.state == "held" and one.why != DELETED for one in self.books.attempts())
 
     def verdict(self, living: Collection[int] = ()) -> Counter[str]:
         """All invariants, when all is quiet and the workers `living` alone run. Returns what is held, by reason."""
         self.sample()
-        attempts = self.attempts()
-        orders = {order.id: order for order in self.orders()}
-        gone = {order.id: order for order in self.orders(table="gone_orders")}
+        self._look_at_left()
+        attempts = self.books.attempts()
+        orders = self.books.orders()
+        gone = self.books.orders(table="gone_orders")
         held = {one.key: one for one in attempts if one.state == "held"}
         for one in attempts:
             if one.state != "held":
                 self.fault("NothingAtRest", f"{one} stands though nothing is to be done")
         self.checks["NothingAtRest"] += 1
-        for row in self.rows("SELECT pid, life, began_at FROM groundstate_worker WHERE ended_at IS NULL"):
+        for row in self.books.rows("SELECT pid, life, began_at FROM groundstate_worker WHERE ended_at IS NULL"):
             if row[0] not in living:
                 self.fault("NothingAtRest", f"the life {row} is over and its row stays")
         done: dict[tuple[str, int], list[Effect]] = {}
@@ -288,9 +332,6 @@ class Judge:
             self._balance(order, done)
         return Counter(f"{one.reaction}: {one.why}" for one in held.values())
 
-    def _was_late(self, one: AttemptSeen) -> bool:
-        return any((call, one.record) in self._late for call, names in REACTIONS.items() if one.reaction in names)
-
     def _is_through(self, order: OrderSeen) -> None:
         owed = order.owes(surveys=self.surveys)
         if order.status == "done" and (order.charged_round != order.rounds or order.label is None or order.listing is None):
@@ -302,37 +343,27 @@ class Judge:
         charges = done.get(("charge", order.id), [])
         times = Counter(one.occurrence for one in charges)
         for number in range(1, order.charged_round + 1):
-            if times[str(number)] != 1 and ("charge", str(order.id)) not in self._late:
+            if times[str(number)] != 1 and not self.excuses.spoils("charge", str(order.id)):
                 self.fault("NotLost", f"{order} says that its instalment {number} was charged; the ledger has {charges}")
         if order.charged_round and order.receipt not in [one.id for one in charges if one.occurrence == str(order.charged_round)]:
             self.fault("Fenced", f"{order} has a receipt that is not of its last charge: {charges}")
-        named = (("label", order.label), ("mail", order.mailed), ("listing", order.listing), ("announce", order.announced))
-        for call, column in named:
+        insured = done.get(("insure", order.id), [])
+        if order.insured_term and order.policy not in [one.id for one in insured if one.occurrence == str(order.insured_term)]:
+            self.fault("Fenced", f"{order} has a policy that is not of its last term: {insured}")
+        named = {"label": order.label, "mail": order.mailed, "listing": order.listing, "announce": order.announced, "thank": order.thanked}
+        for call, column in named.items():
             if column is not None and column not in [one.id for one in done.get((call, order.id), [])]:
                 self.fault("Fenced", f"{order} has an outcome that the ledger does not know: {column}")
 
-    # ---- reading -----------------------------------------------------------------------------------------------------------------
-    def rows(self, sql: str) -> Sequence[Any]:
-        """Plain SQL's rows."""
-        with self.engine.connect() as connection:
-            return connection.execute(text(sql)).all()
 
-    def attempts(self) -> list[AttemptSeen]:
-        """All that stand."""
-        return [AttemptSeen(row[0], row[1], row[2], row[3], bool(row[4]), *row[5:]) for row in self.rows(_ATTEMPTS)]
+def _standing(attempts: Iterable[AttemptSeen]) -> set[tuple[str, ...]]:
+    """What an effect is looked up in: by reaction, record and occurrence, and by reaction and record alone."""
+    return {one.key for one in attempts} | {(one.reaction, one.record) for one in attempts}
 
-    def unfinished_orders(self) -> list[OrderSeen]:
-        """Those for which something is still to be done."""
-        found = [OrderSeen(*row) for row in self.rows(f"SELECT {_COLUMNS} FROM orders WHERE {_UNFINISHED}")]  # noqa: S608  # our own words
-        return [order for order in found if order.owes(surveys=self.surveys)]
 
-    def orders(self, among: Collection[int] | None = None, table: str = "orders") -> list[OrderSeen]:
-        """These orders, or all."""
-        sql = f"SELECT {_COLUMNS} FROM {table}"  # noqa: S608  # our own words
-        if among is None:
-            return [OrderSeen(*row) for row in self.rows(sql)]
-        if not among:
-            return []
-        statement = text(f"{sql} WHERE id IN :ids").bindparams(bindparam("ids", expanding=True))
-        with self.engine.connect() as connection:
-            return [OrderSeen(*row) for row in connection.execute(statement, {"ids": sorted(among)})]
+def _is_listed(effect: Effect, standing: set[tuple[str, ...]]) -> bool:
+    """Whether an attempt stands for it. Labels have an occurrence in one variant of the shop's code, and none in the others."""
+    names = REACTIONS[effect.call]
+    if effect.call == "label":
+        return any((name, effect.record) in standing for name in names)
+    return any((name, effect.record, effect.occurrence) in standing for name in names)

@@ -1,4 +1,6 @@
-"""What was done to the outside, in the order in which it landed: the provider writes it to a file, the judge reads that. No verdict."""
+"""What was done to the outside, in the order in which it landed, and what it was asked to do: the provider writes both to files, the judge
+reads those. No verdict.
+"""
 
 from __future__ import annotations
 
@@ -86,13 +88,52 @@ class Reader:
 
     def new(self) -> list[Effect]:
         """The effects that were written since the last look, all of which landed before this call."""
-        if not self.file.exists():
-            return []
-        with self.file.open("rb") as source:
-            source.seek(self._offset)
-            written = source.read()
-        whole = written[: written.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        new = [Effect(**json.loads(line)) for line in whole.splitlines()]
+        lines, self._offset = _lines_after(self.file, self._offset)
+        new = [Effect(**json.loads(line)) for line in lines]
         self.effects += new
         return new
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call as the outside heard it, whatever came of it. trick: what the provider did with it."""
+
+    key: str
+    call: str
+    record: str
+    occurrence: str
+    pid: int
+    sent: float
+    trick: str
+
+    @property
+    def surely_not_done(self) -> bool:
+        """Whether its worker was told so, and may let anybody call again."""
+        return self.trick in ("refused", "busy")
+
+
+@dataclass
+class Requests:
+    """Reads the file of requests: what was heard since `skip`."""
+
+    file: Path
+    _offset: int = 0
+
+    def skip(self) -> None:
+        """From now on."""
+        self._offset = self.file.stat().st_size if self.file.exists() else 0
+
+    def heard(self) -> list[Request]:
+        """Those since then, in the order in which they were heard."""
+        return [Request(**json.loads(line)) for line in _lines_after(self.file, self._offset)[0]]
+
+
+def _lines_after(file: Path, offset: int) -> tuple[list[bytes], int]:
+    """Whole lines, and where they end."""
+    if not file.exists():
+        return [], offset
+    with file.open("rb") as source:
+        source.seek(offset)
+        written = source.read()
+    whole = written[: written.rfind(b"\n") + 1]
+    return whole.splitlines(), offset + len(whole)

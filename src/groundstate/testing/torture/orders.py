@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 _INSERT = text(
-    "INSERT INTO orders (id, status, round, rounds, charged_round) VALUES (:id, 'placed', 1, :rounds, 0) ON CONFLICT (id) DO NOTHING"
+    "INSERT INTO orders (id, status, round, rounds, charged_round, term, insured_term) VALUES (:id, 'placed', 1, :rounds, 0, 1, 0)"
+    " ON CONFLICT (id) DO NOTHING"
 )
 _CANCEL = text("UPDATE orders SET status = 'cancelled' WHERE id = :id AND status NOT IN ('done', 'cancelled')")
 _COPY = text("INSERT INTO gone_orders SELECT * FROM orders WHERE id = :id")
@@ -39,46 +40,44 @@ class Orders:
     deleted: int = 0
     failure: BaseException | None = None
     _end: threading.Event = field(default_factory=threading.Event)
-    _open: threading.Event = field(default_factory=threading.Event)
+    _at_work: threading.Lock = field(default_factory=threading.Lock)
+    _last: int = 0  # the last number that was given: none is given twice, though its order may be lost
 
     @contextmanager
     def coming_in(self) -> Iterator[None]:
         """Orders come in while the block runs. Raises what stopped them."""
-        self._open.set()
         thread = threading.Thread(target=self._run, name="orders", daemon=True)
         thread.start()
         try:
             yield
         finally:
             self._end.set()
-            self._open.set()
             thread.join(60)
         if self.failure is not None:
             raise self.failure
 
-    def pause(self) -> None:
-        """The shop is closed, until `open`."""
-        self._open.clear()
-
-    def open(self) -> None:
-        """Orders come in again."""
-        self._open.set()
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """No order comes in while the block runs, and nobody cancels one."""
+        with self._at_work:
+            yield
 
     def _run(self) -> None:
         try:
             while not self._end.wait(self.dice.uniform(0.02, 0.15)):
-                self._open.wait()
-                self._some()
+                with self._at_work:
+                    self._some()
         except BaseException as error:  # noqa: BLE001  # told to who waits for this thread
             self.failure = error
 
     def _some(self) -> None:
         if self._surely(lambda connection: int(connection.execute(_UNDER_WAY).scalar_one())) >= self.most:
             return
-        new = range(len(self.placed) + 1, len(self.placed) + 1 + self.dice.randint(1, 5))
+        new = range(self._last + 1, self._last + 1 + self.dice.randint(1, 5))
         rows = [{"id": number, "rounds": self.dice.choice([1, 1, 2])} for number in new]
         self._surely(lambda connection: connection.execute(_INSERT, rows).rowcount)
         self.placed += new
+        self._last = new[-1]
         chance = self.dice.random() * 100
         one = {"id": self.dice.choice(self.placed[-40:])}
         if chance < self.cancels:

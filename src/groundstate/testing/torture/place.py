@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.testing.servers import PostgresServer
 from groundstate.testing.torture.beside import ProxyProcess
+from groundstate.testing.torture.copies import Copy, DataCopy, FolderCopy
 from groundstate.testing.torture.disk import LEFT_FREE, Disk, disk_in, unmount
 
 SIZE_MB = {"sqlite": 128, "postgres": 400}
@@ -28,7 +29,8 @@ RECOVERS_WITHIN_S = 60
 class Place:
     """The database: where the judge finds it, where the workers do, and what can be done to it.
 
-    url: for the judge and for workers that start cold. through: for those that are forked; on PostgreSQL, by the proxy.
+    url: for the judge and for workers that start cold. through: for those that are forked; on PostgreSQL, by the proxy. copy: of all that
+    is in it, to be put back later.
     """
 
     store: str
@@ -38,6 +40,7 @@ class Place:
     disk: Disk | None
     engine: Engine
     dice: Random
+    copy: Copy
     server: PostgresServer | None = None
     proxy: ProxyProcess | None = None
     done: Counter[str] = field(default_factory=Counter)
@@ -72,6 +75,12 @@ class Place:
         if self.server is not None and (backends := self.server.backends()):
             with suppress(ProcessLookupError):
                 os.kill(self.dice.choice(backends), signal.SIGKILL)
+            self.recover()
+
+    def restart_server(self, how: str) -> None:
+        """`fast` or `immediate`, as PostgreSQL calls them: it is started again at once."""
+        if self.server is not None:
+            (self.server.stop if how == "fast" else self.server.stop_at_once)()
             self.recover()
 
     def recover(self) -> None:
@@ -116,7 +125,8 @@ def _sqlite(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
         connection.execute("PRAGMA synchronous = OFF")  # the judge's own writes need not be quick to last
 
     try:
-        yield Place("sqlite", url, url, f"SQLite {sqlite3.sqlite_version}", disk, engine, dice)
+        copy = FolderCopy(room, room.parent / "copy", engine)
+        yield Place("sqlite", url, url, f"SQLite {sqlite3.sqlite_version}", disk, engine, dice, copy)
     finally:
         engine.dispose()
 
@@ -134,7 +144,7 @@ def _postgres(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
         try:
             with ProxyProcess(server.port, dice.randrange(2**32)) as proxy:
                 through = url.replace(f":{server.port}/", f":{proxy.port}/")
-                yield Place("postgres", url, through, f"PostgreSQL {version}", disk, engine, dice, server, proxy)
+                yield Place("postgres", url, through, f"PostgreSQL {version}", disk, engine, dice, DataCopy(engine), server, proxy)
         finally:
             engine.dispose()
             if disk is not None:

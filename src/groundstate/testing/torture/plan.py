@@ -17,10 +17,17 @@ ONE_IN = {
     "start cold": 150,
     "fill the disk": 120,
     "deploy": 400,
+    "put a copy back": 500,
+    "delete an attempt": 60,
+    "move an occurrence": 40,
+    "roll another service": 400,
+    "roll another occurrence": 400,
+    "roll a wider condition": 400,
 }
-ONE_IN_POSTGRES = {"cut connections": 12, "stall connections": 60, "kill PostgreSQL": 150, "kill a backend": 120}
+ONE_IN_POSTGRES = {"cut connections": 12, "stall connections": 60, "kill PostgreSQL": 150, "kill a backend": 120, "restart PostgreSQL": 250}
+FORWARD_AND_BACK = ("deploy", "roll another service", "roll another occurrence", "roll a wider condition")
 CHUNK = 400  # kills that are planned at once
-IN_A_RUN = 40  # from so many kills on, a chunk has at least one of each trouble, and two deploys
+IN_A_RUN = 40  # from so many kills on, a chunk has at least one of each trouble, and two of each deploy
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ def chunk(dice: Random, kills: int, store: str) -> list[str]:
     """What is done, one after the other: at least so many kills, and the troubles between them."""
     done = dice.choices(KILLS, (86, 8, 1.5, 3), k=kills)
     for trouble, one_in in troubles(store).items():
-        count = max(round(kills / one_in * dice.uniform(0.7, 1.3)), 2 if trouble == "deploy" and kills >= IN_A_RUN else 1)
+        count = max(round(kills / one_in * dice.uniform(0.7, 1.3)), 2 if trouble in FORWARD_AND_BACK and kills >= IN_A_RUN else 1)
         for place in [dice.randrange(len(done) + 1) for _ in range(count)]:
             done.insert(place, trouble)
     return done

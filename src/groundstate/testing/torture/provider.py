@@ -1,7 +1,7 @@
 """The outside, as a process of its own: all endpoints behind one socket, with a ledger in a file, which no kill of a worker reaches.
 
 Slow, refusing, busy, losing answers, and acting on a call as late as the contract allows. It never invents or hides for longer than
-that. Run as `python -m groundstate.testing.torture.provider DOOR LEDGER SEED`, until its stdin is closed.
+that. Run as `python -m groundstate.testing.torture.provider DOOR LEDGER REQUESTS SEED`, until its stdin is closed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import IO, Any
 
 from groundstate.testing.torture.ledger import Effect, Ledger
-from groundstate.testing.torture.shop import KEPT_FOR, TIMEOUT
+from groundstate.testing.torture.shop import TIMEOUT
 
 Request = dict[str, Any]
 GIVEN_UP_S = TIMEOUT.total_seconds()
-KEPT_S = {"label": KEPT_FOR.total_seconds(), "announce": KEPT_FOR.total_seconds()}  # these know keys; the others act each time
 TRICKS = {"prompt": 70, "slow": 10, "answer lost": 5, "answer late": 3, "lands late": 5, "never arrives": 3, "refused": 3, "busy": 1}
 # A find is asked when no call is in the air any more: this long before `until` the last one lands.
 AHEAD_S = 0.1
@@ -30,13 +29,15 @@ AHEAD_S = 0.1
 class Provider:
     """Answers requests; `serve` until it is cancelled."""
 
-    def __init__(self, door: Path, ledger: Ledger, dice: Random, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, door: Path, ledger: Ledger, dice: Random, clock: Callable[[], float] = time.time, requests: IO[str] | None = None
+    ) -> None:
         self.ledger = ledger
         self.tricks: Counter[str] = Counter()
         self.finds: Counter[str] = Counter()
         self.known: Counter[str] = Counter()  # calls under a key that it knew, answered with what was done before
         self.late = 0  # calls on which it acted later than their deadline + settle_after
-        self._door, self._dice, self._clock = door, dice, clock
+        self._door, self._dice, self._clock, self._requests = door, dice, clock, requests
         self._landing: dict[asyncio.Task[None], str] = {}  # the keys of calls that it has heard and not acted on yet
         self._heard: Counter[str] = Counter()  # keys of requests that are being answered just now
 
@@ -110,8 +111,12 @@ class Provider:
 
     async def _do(self, asked: Request) -> Request | None:
         self._heard[asked["key"]] += 1
+        trick = self._dice.choices(list(TRICKS), list(TRICKS.values()))[0]
+        if self._requests is not None:
+            told = ("key", "call", "record", "occurrence", "pid", "sent")
+            self._requests.write(json.dumps({name: asked[name] for name in told} | {"trick": trick}) + "\n")
         try:
-            return await self._tricked(asked, self._dice.choices(list(TRICKS), list(TRICKS.values()))[0])
+            return await self._tricked(asked, trick)
         finally:
             self._heard[asked["key"]] -= 1
             if not self._heard[asked["key"]]:
@@ -153,7 +158,7 @@ class Provider:
         self.late += late_s > 0
         hidden = self._dice.uniform(0, 0.9) if self._dice.random() < 0.25 else 0.0
         shown_at = max(now, now + (asked["until"] - AHEAD_S - now) * hidden)
-        effect = self.ledger.land(asked, shown_at, now, kept_s=KEPT_S.get(asked["call"], 0.0), late_s=late_s)
+        effect = self.ledger.land(asked, shown_at, now, kept_s=asked["kept"], late_s=late_s)
         self.known[asked["call"]] += effect.at < now
         return effect
 
@@ -173,11 +178,12 @@ class Provider:
 
 async def main() -> None:
     """Serves until stdin is closed."""
-    door, ledger, seed = sys.argv[1:]
+    door, ledger, requests, seed = sys.argv[1:]
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin.fileno(), ended.set)  # nobody writes to it: readable means closed
-    await Provider(Path(door), Ledger(Path(ledger)), Random(int(seed))).serve(ended)
+    heard = Path(requests).open("a", buffering=1)  # noqa: SIM115, ASYNC230  # once, before anything is served, until this process ends
+    await Provider(Path(door), Ledger(Path(ledger)), Random(int(seed)), requests=heard).serve(ended)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A TCP proxy before PostgreSQL, as a process of its own, that cuts connections after so many bytes, or stalls them for a while.
 
 `python -m groundstate.testing.torture.proxy PORT SEED`: stands before 127.0.0.1:PORT, and says its own port in its first line. Commands
-on stdin: `cut COUNT`, `stall COUNT SECONDS`; each picks connections by dice, a direction, and how many bytes still pass. It says
-`cut` or `stall` in a line for each that came to pass. It changes no byte.
+on stdin: `cut COUNT`, `stall COUNT SECONDS`; each picks connections by dice, a direction, and how many bytes still pass. `calm`: what
+did not come to pass yet does not. It says `cut` or `stall` in a line for each that came to pass. It changes no byte.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ class Proxy:
 
     def obey(self, words: list[str]) -> None:
         """A command."""
+        if words[0] == "calm":
+            for pair in self._pipes:
+                for pipe in pair:
+                    pipe.left = None
+            return
         for pair in self._dice.sample(self._pipes, min(int(words[1]), len(self._pipes))):
             pipe = self._dice.choice(pair)
             pipe.left = self._dice.randint(0, BYTES_MOST)

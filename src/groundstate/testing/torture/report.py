@@ -11,11 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from groundstate.testing.torture import seen
 from groundstate.testing.torture.judge import INVARIANTS
 from groundstate.testing.torture.run import State
 
-POLICIES = {"charge": "ask", "label": "same_key, with a find", "announce": "same_key, without", "listing": "again", "mail": "hold"}
-REACTIONS = {"paid": "charge", "labelled": "label", "stickered": "label", "announced": "announce", "listed": "listing", "mailed": "mail"}
+POLICIES = {
+    "charge": "ask",
+    "label": "same_key, with a find",
+    "announce": "same_key, without",
+    "listing": "again",
+    "mail": "hold, or same_key",
+    "insure": "ask, at one of two insurers",
+    "thank": "ask",
+}
+REACTIONS = {name: call for call, names in (seen.REACTIONS | {"listing": ("listed",)}).items() for name in names}
 LONGEST_FAULT = 2000  # characters
 
 
@@ -58,7 +67,7 @@ def content(state: State) -> dict[str, Any]:
         "held at some time": _sorted(state.held),
         "held at the end": _sorted(state.held_at_the_end),
         "looked at": {name: state.checks.get(name, 0) for name in INVARIANTS},
-        "later than any contract, from stopped processes": state.excused,
+        "excused": _sorted(state.excused),
         "errors logged, explained by the troubles": _sorted(state.said.explained),
     }
 

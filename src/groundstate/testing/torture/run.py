@@ -20,10 +20,11 @@ from groundstate.testing.torture.beside import ProviderProcess
 from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.deploy import Deploys
 from groundstate.testing.torture.fleet import Fleet
+from groundstate.testing.torture.hands import Hands
 from groundstate.testing.torture.judge import Judge
-from groundstate.testing.torture.ledger import Reader
+from groundstate.testing.torture.ledger import Reader, Requests
 from groundstate.testing.torture.orders import Orders
-from groundstate.testing.torture.place import Place, place_in
+from groundstate.testing.torture.place import place_in
 from groundstate.testing.torture.plan import KILLS, Plan, chunks
 from groundstate.testing.torture.said import Said, said
 from groundstate.testing.torture.tormentor import Tormentor
@@ -52,7 +53,7 @@ class State:
     held: Counter[str] = field(default_factory=Counter)
     held_at_the_end: Counter[str] = field(default_factory=Counter)
     checks: Counter[str] = field(default_factory=Counter)
-    excused: int = 0
+    excused: Counter[str] = field(default_factory=Counter)
     provider: dict[str, Any] = field(default_factory=dict)
     said: Said = field(default_factory=Said)
     faults: list[str] = field(default_factory=list)
@@ -83,11 +84,12 @@ def run(plan: Plan, tell: Callable[[State], None] = lambda _: None) -> State:
         deploys.begin()
         fleet = stack.enter_context(Fleet(cold | {"TORTURE_DATABASE": place.through}, cold, log))
         orders = Orders(place.engine, Random(dice.random()), plan.under_way, CANCELS, DELETES, judge.placed)
-        tormentor = Tormentor(plan, dice, place, fleet, judge, deploys)
-        show = _Showing(state, place, judge, tormentor, orders, tell)
-        _torment(plan, tormentor, orders, show)
-        _settle(plan, tormentor, provider, show)
-        _end(tormentor, provider, log, show)
+        hands = Hands(plan, dice, place, fleet, judge, deploys, orders)
+        tormentor = Tormentor(hands, Requests(provider.requests))
+        show = _Showing(state, hands, tell)
+        _torment(hands, tormentor, show)
+        _settle(hands, tormentor, provider, show)
+        _end(hands, provider, log, show)
         if plan.keep is not None and plan.store == "sqlite":
             shutil.copytree(folder / "disk", folder / "database")
     return state
@@ -96,11 +98,9 @@ def run(plan: Plan, tell: Callable[[State], None] = lambda _: None) -> State:
 class _Showing:
     """Tells how far it is."""
 
-    def __init__(  # all that there is to show
-        self, state: State, place: Place, judge: Judge, tormentor: Tormentor, orders: Orders, tell: Callable[[State], None]
-    ) -> None:
+    def __init__(self, state: State, hands: Hands, tell: Callable[[State], None]) -> None:
         self.state = state
-        self._place, self._judge, self._tormentor, self._orders, self._tell = place, judge, tormentor, orders, tell
+        self._hands, self._tell = hands, tell
         self._began = self._told = time.monotonic()
 
     def tell(self, phase: str, *, every_s: float = 0.5) -> None:
@@ -109,72 +109,72 @@ class _Showing:
         if now - self._told < every_s and phase == state.phase:
             return
         self._told, state.phase, state.passed_s = now, phase, now - self._began
-        judge, tormentor, orders = self._judge, self._tormentor, self._orders
-        done = self._place.proxy.done if self._place.proxy else Counter[str]()
-        state.kills, state.troubles, state.ends = tormentor.kills, +(tormentor.done + self._place.done), +tormentor.ends
+        hands, judge, orders, place = self._hands, self._hands.judge, self._hands.orders, self._hands.place
+        done = place.proxy.done if place.proxy else Counter[str]()
+        state.kills, state.troubles, state.ends = hands.kills, +(hands.done + place.done), +hands.ends
         state.troubles += Counter({f"connections that were {'cut' if name == 'cut' else 'stalled'}": n for name, n in done.items()})
         state.orders = Counter({"placed": len(orders.placed), "cancelled on their way": orders.cancelled, "deleted": orders.deleted})
         state.effects = +judge.effects
         state.doubts, state.held, state.checks = +judge.doubts, +judge.held, +judge.checks
-        state.excused, state.faults = judge.excused, list(judge.faults)
+        state.excused, state.faults = +judge.excuses.counts, list(judge.faults)
         self._tell(state)
 
 
-def _torment(plan: Plan, tormentor: Tormentor, orders: Orders, show: _Showing) -> None:
-    began = time.monotonic()
+def _torment(hands: Hands, tormentor: Tormentor, show: _Showing) -> None:
+    plan, orders, began = hands.plan, hands.orders, time.monotonic()
     end = began + plan.minutes * 60 if plan.minutes is not None else float("inf")
     enough = plan.kills if plan.kills is not None else float("inf")
 
     def over() -> bool:
-        return time.monotonic() > end or orders.failure is not None or len(tormentor.judge.faults) >= FAULTS_ENOUGH
+        return time.monotonic() > end or orders.failure is not None or len(hands.judge.faults) >= FAULTS_ENOUGH
 
     with orders.coming_in():
-        for some in chunks(plan, tormentor.dice):
+        for some in chunks(plan, hands.dice):
             for what in some:
-                if (what in KILLS and tormentor.kills >= enough) or over():
+                if (what in KILLS and hands.kills >= enough) or over():
                     continue  # the other troubles of a chunk come to pass, however soon its kills were made
                 tormentor.act(what)
                 show.tell("torments")
-            if tormentor.kills >= enough or over():
+            if hands.kills >= enough or over():
                 break
         show.state.tormented_s = time.monotonic() - began
-        tormentor.end_troubles()  # before the last orders are placed: they wait for the database
+        hands.end_troubles()  # before the last orders are placed: they wait for the database
 
 
-def _settle(plan: Plan, tormentor: Tormentor, provider: ProviderProcess, show: _Showing) -> None:
+def _settle(hands: Hands, tormentor: Tormentor, provider: ProviderProcess, show: _Showing) -> None:
     """Nobody is killed any more: all orders become final, and what is held after that no person can help."""
-    clock = tormentor.judge.clock
-    end = clock.awake_s + plan.settles_within_s
+    judge, clock = hands.judge, hands.judge.clock
+    end = clock.awake_s + hands.plan.settles_within_s
     helped_until: float | None = None
     while True:
-        tormentor.staff()
-        tormentor.fleet.wait(lambda: False, 0.2)
+        hands.staff()
+        hands.fleet.wait(lambda: False, 0.2)
         tormentor.look()
         show.tell("settles")
         try:
-            left, helpable = tormentor.judge.unfinished(), tormentor.judge.helpable()
+            left, helpable = judge.unfinished(), judge.helpable()
         except DBAPIError:
             left, helpable = ["the database is in trouble"], 0
-        if not left and not provider.figures()["in the air"]:
+        if not left and not tormentor.restores.suspect and not provider.figures()["in the air"]:
             helped_until = helped_until or clock.awake_s + HELPED_WITHIN_S
             if not helpable or clock.awake_s > helped_until:
                 return
-            tormentor.wait_for_person()
-        if len(tormentor.judge.faults) >= FAULTS_ENOUGH:
+            hands.wait_for_person()
+        if len(judge.faults) >= FAULTS_ENOUGH:
             return
         if clock.awake_s > end:
-            since = f"{plan.settles_within_s:g} s after the last kill"
-            tormentor.judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")
+            since = f"{hands.plan.settles_within_s:g} s after the last kill"
+            judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")
             return
 
 
-def _end(tormentor: Tormentor, provider: ProviderProcess, log: Path, show: _Showing) -> None:
+def _end(hands: Hands, provider: ProviderProcess, log: Path, show: _Showing) -> None:
     show.tell("ends")
-    tormentor.drain_all()
-    show.state.held_at_the_end = tormentor.judge.verdict()
-    show.state.said = said(log)
+    hands.drain_all()
+    show.state.held_at_the_end = hands.judge.verdict()
+    show.state.said = said(log, went_back=bool(hands.done["put a copy back"]))
     for line, count in show.state.said.unexplained.items():
-        tormentor.judge.fault("OthersGoOn", f"the processes said {count} times: {line}")
+        hands.judge.fault("OthersGoOn", f"the processes said {count} times: {line}")
     show.state.provider = provider.figures()
     show.tell("is judged", every_s=0)
 

@@ -21,6 +21,7 @@ _EXPLAINED = (
     "is held now, and waits for a person",  # likewise
     "matches rows that were there before",  # of a reaction that is new, before a person accepts it
 )
+_WENT_BACK = ("the database went back in time",)  # where it did
 _LATE = re.compile(r"ERROR \S+ on \S+: ")  # a word that came late, which is said loudly
 _PERSON = re.compile(r"the person's round: (.*)")
 _LEVEL = re.compile(r"^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (.*)")
@@ -37,18 +38,18 @@ class Said:
     deeds: Counter[str] = field(default_factory=Counter)  # what persons did
 
 
-def said(log: Path) -> Said:
-    """All that is in the log."""
+def said(log: Path, *, went_back: bool = False) -> Said:
+    """All that is in the log. went_back: the database was put back from a copy, so that to say so is no error."""
     found = Said()
     if not log.exists():
         return found
     with log.open(errors="replace") as lines:
         for line in lines:
-            _take(found, line.rstrip("\n"))
+            _take(found, line.rstrip("\n"), (*_EXPLAINED, *(_WENT_BACK if went_back else ())))
     return found
 
 
-def _take(found: Said, line: str) -> None:
+def _take(found: Said, line: str, explained: tuple[str, ...]) -> None:
     words = re.sub(r"\d+", "#", line)[:300]
     level = _LEVEL.match(line)
     if level is None:
@@ -64,5 +65,5 @@ def _take(found: Said, line: str) -> None:
     elif level[1] == "WARNING":
         found.warnings[said_so] += 1
     else:
-        known = any(part in line for part in _EXPLAINED) or _LATE.search(line)
+        known = any(part in line for part in explained) or _LATE.search(line)
         (found.explained if known else found.unexplained)[said_so] += 1

@@ -1,7 +1,9 @@
 """The shop that is tortured: one order's way through all four policies, facts, an occurrence, and steps that touch the database alone.
 
 Its outside is provider.py. It is declared in three versions of its code, chosen by TORTURE_VERSION, for deploys midway:
-2 has a changed handler and one reaction more; 3 has a reaction renamed besides. Timings are short, but a call's deadline is its
+2 has a changed handler and one reaction more; 3 has a reaction renamed besides. Each version comes in variants, chosen by
+TORTURE_VARIANT: `service` makes two of the calls at another service, one of them by another policy besides, `occurrence` gives a
+reaction an occurrence that it had not, `wider` has a condition that matches more. Timings are short, but a call's deadline is its
 begin + TIMEOUT + 5 s all the same. Each column that a call's handler writes is written once and never emptied, so that the judge can
 see what was concluded.
 """
@@ -33,7 +35,11 @@ RETRY = Retry(times=None, first=timedelta(seconds=0.1), longest=timedelta(second
 AT_ONCE = 8  # announcements in one call
 DOOR = os.environ.get("TORTURE_PROVIDER", "")
 VERSION = int(os.environ.get("TORTURE_VERSION", "1"))
+VARIANT = os.environ.get("TORTURE_VARIANT", "")
+THANKED_OF = 8  # every so manieth order is thanked for; twice as many in the variant `wider`
 FINAL = ("done", "cancelled")
+KEEPS = ("label", "announce")  # calls whose service acts once under a key, for KEPT_FOR
+INSURER, POST = "another insurer", "another post"  # services of the variant `service`; this post looks at keys, as the first one does not
 
 Answer = dict[str, Any]
 
@@ -59,6 +65,10 @@ class Order(Base):
     announced: Mapped[str | None] = mapped_column(default=None)
     packed_by: Mapped[int | None] = mapped_column(default=None)  # the version of the code
     surveyed: Mapped[int | None] = mapped_column(default=None)
+    term: Mapped[int] = mapped_column(default=1)  # for which it is insured: the occurrence that an enemy moves
+    insured_term: Mapped[int] = mapped_column(default=0)  # the last term whose insurance is in this record
+    policy: Mapped[str | None] = mapped_column(default=None)
+    thanked: Mapped[str | None] = mapped_column(default=None)
 
 
 class GoneOrder(Base):
@@ -78,12 +88,18 @@ class GoneOrder(Base):
     announced: Mapped[str | None]
     packed_by: Mapped[int | None]
     surveyed: Mapped[int | None]
+    term: Mapped[int]
+    insured_term: Mapped[int]
+    policy: Mapped[str | None]
+    thanked: Mapped[str | None]
 
 
 for _name, _clause in {
     "orders_to_mail": Order.receipt.is_not(None) & Order.mailed.is_(None),
     "orders_to_announce": Order.label.is_not(None) & Order.announced.is_(None),
     "orders_to_survey": (Order.status == "done") & Order.surveyed.is_(None),
+    "orders_to_insure": Order.receipt.is_not(None) & (Order.insured_term < Order.term),
+    "orders_to_thank": (Order.status == "done") & Order.thanked.is_(None),
 }.items():
     Index(_name, Order.id, sqlite_where=_clause, postgresql_where=_clause)
 
@@ -94,14 +110,27 @@ courier = Outside("courier", limit=8)
 catalogue = Outside("catalogue", limit=20)
 post = Outside("post", limit=20)
 station = Outside("station", limit=4)
+insurer = Outside("insurer", limit=20)
+other_insurer = Outside("other_insurer", limit=20)
+other_post = Outside("other_post", limit=20)
+florist = Outside("florist", limit=10)
 
 
 # ---- the wire to the provider ----------------------------------------------------------------------------------------------------
 def request(ask_for: str, call: str, key: str, order: Order, at: Moment, occurrence: str = "") -> dict[str, Any]:
-    """One request to the provider. `until`: the last moment at which it may act on this call, by the contract of settling."""
+    """One request to the provider. `until`: the last moment at which it may act on this call, by the contract of settling.
+
+    key: as the books of the service have it, see `key_at`.
+    """
     until = at.now + TIMEOUT + MARGIN + SETTLE_AFTER
-    asked = {"ask": ask_for, "call": call, "key": key, "record": str(order.id), "occurrence": occurrence}
+    kept = KEPT_FOR.total_seconds() if call in KEEPS or key.startswith(POST) else 0
+    asked = {"ask": ask_for, "call": call, "key": key, "record": str(order.id), "occurrence": occurrence, "kept": kept}
     return asked | {"until": until.timestamp(), "pid": os.getpid()}
+
+
+def key_at(service: str, key: str) -> str:
+    """A key in a service's own books; '' is the first service of its kind. No service knows what was done at another."""
+    return f"{service}:{key}" if service else key
 
 
 def sent(asked: Any) -> bytes:
@@ -207,7 +236,13 @@ def _(order: Order, key: Key, at: Moment) -> str | Absent | Unknown:
     return found(told_in_thread(request("find", "label", key, order, at)))
 
 
-@app.on(Order, Order.status == "packed", call=label, name="labelled" if VERSION < 3 else "stickered")
+@app.on(
+    Order,
+    Order.status == "packed",
+    call=label,
+    name="labelled" if VERSION < 3 else "stickered",
+    occurrence=(Order.rounds,) if VARIANT == "occurrence" else (),
+)
 def labelled(order: Order, outcome: str) -> None:
     """The label is in the record."""
     order.status, order.label = "labelled", outcome
@@ -261,10 +296,74 @@ async def mail(order: Order, key: Key, at: Moment) -> str:
     return receipt_in(await told(request("do", "mail", key, order, at)))
 
 
-@app.on(Order, Order.receipt.is_not(None), call=mail, fact=Order.mailed)
+@other_post.call(in_doubt=same_key(kept_for=KEPT_FOR), timeout=TIMEOUT, retry=RETRY)
+async def mail_elsewhere(order: Order, key: Key, at: Moment) -> str:
+    """Once per key, of which the first post knows nothing."""
+    return receipt_in(await told(request("do", "mail", key_at(POST, key), order, at)))
+
+
+@app.on(Order, Order.receipt.is_not(None), call=mail_elsewhere if VARIANT == "service" else mail, fact=Order.mailed)
 def mailed(order: Order, outcome: str) -> None:
     """A fact, beside whatever else becomes of the order."""
     order.mailed = outcome
+
+
+# ---- ask, under an occurrence that somebody may move; and a condition that a deploy makes wider --------------------------------------
+@insurer.call(in_doubt=ask(settle_after=SETTLE_AFTER), timeout=TIMEOUT, retry=RETRY)
+async def insure(order: Order, key: Key, at: Moment) -> str:
+    """At most once for each term."""
+    return receipt_in(await told(request("do", "insure", key, order, at, str(order.term))))
+
+
+@insure.find
+async def _(order: Order, key: Key, at: Moment) -> str | Absent | Unknown:
+    return found(await told(request("find", "insure", key, order, at)))
+
+
+@other_insurer.call(in_doubt=ask(settle_after=SETTLE_AFTER), timeout=TIMEOUT, retry=RETRY)
+async def insure_elsewhere(order: Order, key: Key, at: Moment) -> str:
+    """At another insurer."""
+    return receipt_in(await told(request("do", "insure", key_at(INSURER, key), order, at, str(order.term))))
+
+
+@insure_elsewhere.find
+async def _(order: Order, key: Key, at: Moment) -> str | Absent | Unknown:
+    return found(await told(request("find", "insure", key_at(INSURER, key), order, at)))
+
+
+@app.on(
+    Order,
+    Order.receipt.is_not(None),
+    Order.insured_term < Order.term,
+    call=insure_elsewhere if VARIANT == "service" else insure,
+    occurrence=(Order.term,),
+)
+def insured(order: Order, outcome: str) -> None:
+    """Without an `overtaken`: where its term was moved meanwhile, a person decides."""
+    order.insured_term, order.policy = order.term, outcome
+
+
+@florist.call(in_doubt=ask(settle_after=SETTLE_AFTER), timeout=TIMEOUT, retry=RETRY)
+async def thank(order: Order, key: Key, at: Moment) -> str:
+    """Flowers, at most once."""
+    return receipt_in(await told(request("do", "thank", key, order, at)))
+
+
+@thank.find
+async def _(order: Order, key: Key, at: Moment) -> str | Absent | Unknown:
+    return found(await told(request("find", "thank", key, order, at)))
+
+
+@app.on(
+    Order,
+    Order.status == "done",
+    Order.id % (THANKED_OF // 2 if VARIANT == "wider" else THANKED_OF) == 0,
+    call=thank,
+    fact=Order.thanked,
+)
+def thanked(order: Order, outcome: str) -> None:
+    """For every so manieth order. Where the condition is made wider, the orders that are there already are left as they are."""
+    order.thanked = outcome
 
 
 app.rests(Order, Order.status.in_(FINAL))

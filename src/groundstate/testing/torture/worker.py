@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 from sqlalchemy.exc import DBAPIError
@@ -25,18 +26,22 @@ REFUSED = 5  # of one whose start was refused, with the reason in its log
 ORPHAN = 6  # of one whose parent is gone
 
 
-def run() -> int:
-    """Carries out until SIGTERM, or until the parent is gone. Returns the exit status."""
+def run(up: Callable[[], None] = lambda: None, *, after_restore: bool = False) -> int:
+    """Carries out until SIGTERM, or until the parent is gone. Returns the exit status.
+
+    up: called once it carries out. after_restore: as `groundstate run --after-restore`.
+    """
     parent, told = os.getppid(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
     try:
-        shop.app.start()
+        shop.app.start(after_restore=after_restore)
     except DBAPIError as error:
         log.warning("the worker could not start: %s", str(error.orig).strip())
         return NO_DATABASE
     except StoreRefused as refused:
         log.warning("the worker was refused: %s", refused)
         return REFUSED
+    up()
     while not told.wait(0.5):
         if os.getppid() != parent:
             os._exit(ORPHAN)

@@ -1,8 +1,8 @@
 """A process with everything imported, of which workers are forked, so that ten thousand of them need not import anew.
 
-It has one thread, and opens no database. Commands on stdin: `worker`, `person`, `signal PID NUMBER`. Answers on stdout: `born PID`,
-`ended PID STATUS` as waitpid tells it. A signal goes to a child through its parent, so that a number can never have become another
-process's. `python -m groundstate.testing.torture.zygote LOG`.
+It has one thread, and opens no database. Commands on stdin: `worker`, `restorer`, `person`, `signal PID NUMBER`. Answers on stdout:
+`born PID`, `up PID` from a worker that carries out, `ended PID STATUS` as waitpid tells it. A signal goes to a child through its
+parent, so that a number can never have become another process's. `python -m groundstate.testing.torture.zygote LOG`.
 """
 
 from __future__ import annotations
@@ -41,19 +41,33 @@ def act_as_person() -> int:
     return 0
 
 
-def child(log_file: str, life: Callable[[], int]) -> None:
+def _say_up(answers: int) -> None:
+    """To who reads what the zygote says; less than a pipe writes at once, so that no line is torn."""
+    os.write(answers, b"up %d\n" % os.getpid())
+    os.close(answers)
+
+
+LIVES: dict[str, Callable[[Callable[[], None]], int]] = {
+    "worker": worker.run,
+    "restorer": lambda up: worker.run(up, after_restore=True),
+    "person": lambda _: act_as_person(),
+}
+
+
+def child(log_file: str, life: Callable[[Callable[[], None]], int]) -> None:
     """The forked process: a group of its own, and what it says goes to the log."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     said = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    answers = os.dup(1)
     os.dup2(said, 1)
     os.dup2(said, 2)
     os.close(0)
     status = worker.BY_ITSELF
     logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s {os.getpid()} %(levelname)s %(message)s")
     try:
-        status = life()
+        status = life(lambda: _say_up(answers))
     except Exception:
         log.exception("ended by an error")
     os._exit(status)
@@ -101,7 +115,7 @@ def _obey(words: list[str], children: set[int], log_file: str) -> None:
         return
     born = os.fork()
     if born == 0:
-        child(log_file, worker.run if words[0] == "worker" else act_as_person)
+        child(log_file, LIVES[words[0]])
     children.add(born)
     os.write(1, b"born %d\n" % born)
 
