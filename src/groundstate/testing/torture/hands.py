@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from sqlalchemy import text
@@ -40,6 +41,7 @@ class Hands:
     judge: Judge
     deploys: Deploys
     orders: Orders
+    story: Path  # a file, in which each act stands with its time
     kills: int = 0
     done: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
@@ -50,6 +52,11 @@ class Hands:
     _trouble_at: float = -IN_TROUBLE_S
     _person_at: float = field(default_factory=time.monotonic)
     _deeper_at: float = field(default_factory=time.monotonic)
+
+    def tell(self, what: str) -> None:
+        """Writes down what is done now, so that what the ledger says can be laid beside it."""
+        with self.story.open("a") as story:
+            story.write(f"{time.time():.3f} {what}\n")
 
     # ---- processes -----------------------------------------------------------------------------------------------------------------
     def staff(self) -> None:
@@ -93,6 +100,7 @@ class Hands:
         """SIGKILL, one after the other."""
         for one in workers:
             self.kills += one.what != "person"
+            self.tell(f"SIGKILL to {one.what} {one.pid} of version {one.code}")
             self.done["killed while stopped"] += one.wakes_at is not None
             self.done["killed cold"] += one.cold is not None
             self.fleet.kill(one)

@@ -43,6 +43,7 @@ class Restores:
             hands.end_all(drained=clean)
             place.recover()
             place.copy.put_back()
+            hands.tell("the copy is back")
             hands.done["orders lost with the time"] += hands.judge.went_back(hands.codes)
             self.suspect = True
             if place.store == "sqlite":
@@ -50,6 +51,7 @@ class Restores:
             else:
                 self._start_waiting()
             hands.judge.knows_that_it_went_back()
+            hands.tell("the workers know of it")
         hands.done[f"copies put back after {'a clean end' if clean else 'kills'}"] += 1
 
     def look(self) -> None:
@@ -60,6 +62,7 @@ class Restores:
         with suppress(DBAPIError):
             if self._hands.judge.all_through(wider=self._hands.deploys.code.variant == "wider") and self._hands.deploys.trust():
                 self.suspect = False
+                self._hands.tell("trusted")
                 self._hands.done["trusted after a copy was put back"] += 1
 
     def _take(self) -> None:
@@ -69,6 +72,7 @@ class Restores:
                 hands.judge.stopped |= {one.pid for one in hands.fleet.all()}
                 hands.fleet.halt()
             hands.place.copy.take()
+            hands.tell("a copy is taken")
             hands.fleet.wake_due(all_of_them=True)
 
     def _start_untold(self) -> None:

@@ -41,6 +41,7 @@ class Rolls:
             self._look_at_plan(variant)
         if variant == "wider" and forward:
             self._leave_what_is_there()
+        hands.tell(f"{how}: now version {hands.deploys.code}")
         for one in old[: max(len(old) // 2, 1)]:
             if how == "some killed" and one.status is None:
                 hands.kill([one])

@@ -78,13 +78,13 @@ def run(plan: Plan, tell: Callable[[State], None] = lambda _: None) -> State:
         provider = stack.enter_context(ProviderProcess(folder, dice.randrange(2**32)))
         log = folder / "processes.log"
         cold = {**os.environ, "TORTURE_DATABASE": place.url, "TORTURE_PROVIDER": str(provider.door)}
-        cold["GROUNDSTATE_STATE"] = str(folder / "state")
+        cold["GROUNDSTATE_STATE"] = str(folder / "state")  # beside the database and not in it: no copy takes it along
         judge = Judge(place.engine, Reader(provider.ledger), stack.enter_context(Clock()))
         deploys = Deploys(cold, judge)
         deploys.begin()
         fleet = stack.enter_context(Fleet(cold | {"TORTURE_DATABASE": place.through}, cold, log))
         orders = Orders(place.engine, Random(dice.random()), plan.under_way, CANCELS, DELETES, judge.placed)
-        hands = Hands(plan, dice, place, fleet, judge, deploys, orders)
+        hands = Hands(plan, dice, place, fleet, judge, deploys, orders, folder / "acts.log")
         tormentor = Tormentor(hands, Requests(provider.requests))
         show = _Showing(state, hands, tell)
         _torment(hands, tormentor, show)

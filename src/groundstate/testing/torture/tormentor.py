@@ -54,6 +54,7 @@ class Tormentor:
         hands.staff()
         if what.startswith("kill") and hands.dice.random() < WORKING:
             hands.until_effects(hands.dice.randint(1, 8))
+        hands.tell(f"{what}, version {hands.deploys.code}")
         self._acts[what]()
         hands.done[what] += 1
         self.look()
