@@ -128,6 +128,15 @@ def test_a_call_whose_attempt_was_deleted_is_excused_and_counted_and_so_is_anoth
     assert books.judge.excuses.counts == {UNLISTED: 1, AGAIN: 1}
 
 
+def test_what_an_earlier_worker_had_done_is_excused_with_the_attempt_that_stood_for_it(books: Books) -> None:
+    books.order("packed")
+    books.effect("label", occurrence="", pid=DEAD, kept_s=20)
+    books.judge.erased("labelled", "1", "", LIVING)
+    books.judge.sample()
+    assert books.judge.faults == []
+    assert books.judge.excuses.counts == {UNLISTED: 1}
+
+
 def test_a_worker_that_calls_again_beside_its_own_call_whose_attempt_was_deleted_is_named(books: Books) -> None:
     books.order("placed")
     books.effect(pid=LIVING)

@@ -15,6 +15,7 @@ from groundstate.store import tables
 from groundstate.testing.torture.copies import DataCopy, FolderCopy
 from groundstate.testing.torture.disk import BALLAST
 from groundstate.testing.torture.enemy import Enemy
+from groundstate.testing.torture.excuses import Erased
 from groundstate.testing.torture.orders import Orders
 from groundstate.testing.torture.person import BOOKED
 from groundstate.testing.torture.place import Place
@@ -33,7 +34,7 @@ def test_an_enemy_deletes_an_attempt_whose_call_is_in_the_air_and_the_judge_know
     books.attempt("doubt", record=2)
     assert enemy(books).delete_attempt() == "attempts deleted while their call was in the air"
     assert [one.record for one in books.judge.books.attempts()] == ["2"]
-    assert books.judge.excuses.erased == {("charge", "1", "1"): {8}}
+    assert books.judge.excuses.erased == {("charge", "1", "1"): Erased({8})}
     assert books.judge.faults == []
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.testing.servers import ServerError
 from groundstate.testing.torture import report
-from groundstate.testing.torture.plan import Plan
+from groundstate.testing.torture.plan import Plan, troubles
 from groundstate.testing.torture.run import State, run
 from groundstate.testing.torture.table import Show
 
@@ -35,7 +35,7 @@ def main(given: list[str] | None = None) -> int:
     _check(parser, asked)
     kills = asked.kills if asked.kills is not None or asked.minutes is not None else 1000
     seed = asked.seed if asked.seed is not None else secrets.randbelow(1_000_000)
-    plan = Plan("", kills, asked.minutes, seed, asked.workers, asked.orders, asked.rate)
+    plan = Plan("", kills, asked.minutes, seed, asked.workers, asked.orders, asked.rate, only=tuple(asked.only or ()))
     stores = ["sqlite", "postgres"] if asked.store == "both" else [asked.store]
     console, states = Console(), list[State]()
     for store in stores:
@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=6, metavar="N", help="at once (default: 6)")
     parser.add_argument("--orders", type=int, default=250, metavar="N", help="on their way at once (default: 250)")
     parser.add_argument("--rate", type=float, default=25.0, metavar="N", help="kills a second, at most (default: 25)")
+    moves = sorted(troubles("postgres"))
+    parser.add_argument("--only", action="append", choices=moves, metavar="MOVE", help=f"beside the kills; repeatable: {', '.join(moves)}")
     parser.add_argument("--report", type=Path, metavar="FILE", help="writes a report: JSON where its name ends in .json, else Markdown")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a new folder, in which the ledger, the log and the SQLite file stay")
     return parser

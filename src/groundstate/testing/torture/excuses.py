@@ -50,13 +50,21 @@ class LostTime:
 
 
 @dataclass
+class Erased:
+    """An attempt's row that was deleted by hand, perhaps more than once: whose call was in the air, and what had landed by then."""
+
+    pids: set[int] = field(default_factory=set)
+    effects: set[str] = field(default_factory=set)
+
+
+@dataclass
 class Excuses:
     """Counted by reason, each effect once a reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     lost: LostTime = field(default_factory=LostTime)
     vanished: set[int] = field(default_factory=set)  # orders that were placed after a copy that was put back
-    erased: dict[tuple[str, str, str], set[int]] = field(default_factory=dict)  # call, record, occurrence -> whose call was in the air
+    erased: dict[tuple[str, str, str], Erased] = field(default_factory=dict)  # by call, record and occurrence
     _spoilt: set[tuple[str, str]] = field(default_factory=set)  # call and record of effects that nobody could prevent
     _noted: set[tuple[str, str]] = field(default_factory=set)
 
@@ -75,8 +83,8 @@ class Excuses:
         """Whether nobody could know, when it was done again, that it had been done before."""
         if (effect.call, effect.record) in self._spoilt:
             return True
-        whose = self.erased.get((effect.call, effect.record, effect.occurrence), set())
-        if not whose or effect.pid in whose:
+        erased = self.erased.get((effect.call, effect.record, effect.occurrence))
+        if erased is None or effect.pid in erased.pids:
             return False
         self.count(AGAIN, effect)
         self._spoilt.add((effect.call, effect.record))
@@ -84,7 +92,8 @@ class Excuses:
 
     def unlisted(self, effect: Effect) -> bool:
         """Whether it may be in no record without an attempt that stands for it."""
-        if effect.pid in self.erased.get((effect.call, effect.record, effect.occurrence), ()):
+        erased = self.erased.get((effect.call, effect.record, effect.occurrence))
+        if erased is not None and (effect.pid in erased.pids or effect.id in erased.effects):
             self.count(UNLISTED, effect)
             return True
         if effect.id not in self.lost.effects:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from groundstate.testing.torture.clock import Clock
-from groundstate.testing.torture.excuses import IN_THE_AIR_S, VANISHED, Excuses
+from groundstate.testing.torture.excuses import IN_THE_AIR_S, VANISHED, Erased, Excuses
 from groundstate.testing.torture.ledger import Effect, Reader
 from groundstate.testing.torture.seen import DELETED, KILLED, OLD_KEY, REACTIONS, AttemptSeen, Books, OrderSeen
 
@@ -284,10 +284,13 @@ class Judge:
 
     def erased(self, reaction: str, record: str, occurrence: str, pid: int) -> None:
         """Somebody deleted this attempt's row by hand, while that process had its call in the air."""
+        self._take_in(self.ledger.new())
         for call, names in REACTIONS.items():
             if reaction in names:
                 which = (call, record, "" if call == "label" else occurrence)
-                self.excuses.erased.setdefault(which, set()).add(pid)
+                erased = self.excuses.erased.setdefault(which, Erased())
+                erased.pids.add(pid)
+                erased.effects |= {one.id for one in self._open if (one.call, one.record, one.occurrence) == which}
 
     # ---- at rest -----------------------------------------------------------------------------------------------------------------
     def unfinished(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -36,7 +36,7 @@ class Plan:
 
     store: sqlite or postgres. kills: of workers; None: until the time is over. minutes: at most; None: until the kills were made.
     workers: at once. under_way: orders on their way at once. a_second: kills, at most. settles_within_s: for so long at the end all
-    may take to become quiet. keep: a folder for what the run wrote.
+    may take to become quiet. keep: a folder for what the run wrote. only: the troubles beside the kills; where none is named, all.
     """
 
     store: str
@@ -48,6 +48,7 @@ class Plan:
     a_second: float = 25.0
     settles_within_s: float = 180.0
     keep: Path | None = None
+    only: tuple[str, ...] = ()
 
 
 def troubles(store: str) -> dict[str, int]:
@@ -55,10 +56,12 @@ def troubles(store: str) -> dict[str, int]:
     return ONE_IN | ONE_IN_POSTGRES if store == "postgres" else dict(ONE_IN)
 
 
-def chunk(dice: Random, kills: int, store: str) -> list[str]:
-    """What is done, one after the other: at least so many kills, and the troubles between them."""
+def chunk(dice: Random, kills: int, store: str, only: Collection[str] = ()) -> list[str]:
+    """What is done, one after the other: at least so many kills, and the troubles between them, all or some."""
     done = dice.choices(KILLS, (86, 8, 1.5, 3), k=kills)
     for trouble, one_in in troubles(store).items():
+        if only and trouble not in only:
+            continue
         count = max(round(kills / one_in * dice.uniform(0.7, 1.3)), 2 if trouble in FORWARD_AND_BACK and kills >= IN_A_RUN else 1)
         for place in [dice.randrange(len(done) + 1) for _ in range(count)]:
             done.insert(place, trouble)
@@ -68,4 +71,4 @@ def chunk(dice: Random, kills: int, store: str) -> list[str]:
 def chunks(plan: Plan, dice: Random) -> Iterator[list[str]]:
     """All that is done in a run, without an end: who asks stops when the plan is fulfilled."""
     for size in repeat(min(plan.kills or CHUNK, CHUNK)):
-        yield chunk(dice, size, plan.store)
+        yield chunk(dice, size, plan.store, plan.only)
