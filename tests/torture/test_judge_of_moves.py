@@ -269,3 +269,14 @@ def test_the_judge_reads_moduli_as_they_are_meant(books: Books) -> None:
     with books.engine.begin() as connection:
         connection.execute(text("UPDATE orders SET thanked = 'thank-1'"))
     assert books.judge.books.unfinished(surveys=False) == []
+
+
+def test_an_order_that_a_person_left_as_it_is_is_owed_no_flowers_and_another_one_is(books: Books) -> None:
+    books.whole(8)
+    books.whole(16)
+    books.judge.left.add("8")
+    books.attempt("held", reaction="thanked", occurrence="", record=8, why="baseline")
+    books.judge.verdict()
+    assert books.named == {"NotLost"}
+    assert "id=16" in books.judge.faults[0]
+    assert len(books.judge.faults) == 1

@@ -206,7 +206,7 @@ class Judge:
             attempts.setdefault(one.record, []).append(one)
         now, effects = self.clock.awake_s, self.effects.total()
         before, self._since = self._since, {}
-        for order in self.books.unfinished(surveys=self.surveys):
+        for order in self.books.unfinished(surveys=self.surveys, left=self.left):
             its = attempts.get(str(order.id), [])
             if any(one.state == "held" for one in its):
                 continue
@@ -277,7 +277,7 @@ class Judge:
 
         wider: the code thanks for more orders than those that must be thanked for.
         """
-        waiting = {order.id for order in self.books.unfinished(surveys=False)}
+        waiting = {order.id for order in self.books.unfinished(surveys=False, left=self.left)}
         if wider and any(effect.call == "thank" for effect in self.excuses.lost.effects.values()):
             return False
         return not waiting & self.excuses.lost.orders.keys()
@@ -298,7 +298,7 @@ class Judge:
         attempts = self.books.attempts()
         held = {one.record for one in attempts if one.state == "held"}
         waiting = [f"{one}" for one in attempts if one.state != "held"]
-        return waiting + [f"{order}" for order in self.books.unfinished(surveys=self.surveys) if str(order.id) not in held]
+        return waiting + [f"{order}" for order in self.books.unfinished(surveys=self.surveys, left=self.left) if str(order.id) not in held]
 
     def helpable(self) -> int:
         """How much is held that a person may help: all but what is held for an order that is gone."""
@@ -336,7 +336,7 @@ class Judge:
         return Counter(f"{one.reaction}: {one.why}" for one in held.values())
 
     def _is_through(self, order: OrderSeen) -> None:
-        owed = order.owes(surveys=self.surveys)
+        owed = order.owes(surveys=self.surveys, left=str(order.id) in self.left)
         if order.status == "done" and (order.charged_round != order.rounds or order.label is None or order.listing is None):
             owed.append("is done and lacks something")
         if owed:

@@ -75,7 +75,9 @@ class Rolls:
         """A person says so of the orders that the wider condition matches and the narrow one did not."""
         hands = self._hands
         hands.kill([one for one in hands.fleet.all() if one.code.variant == "wider"])  # what they would still match is not to be left
-        left = {str(row[0]) for row in hands.judge.books.rows(_TO_BE_LEFT, all=THANKED_OF, half=THANKED_OF // 2)}
+        judge, before = hands.judge, len(hands.judge.left)
+        left = {str(row[0]) for row in judge.books.rows(_TO_BE_LEFT, all=THANKED_OF, half=THANKED_OF // 2)}
         hands.deploys.leave_what_is_there("thanked")
-        hands.judge.left |= left
-        hands.done["orders left as they are"] += len(left)
+        # Whatever matched is left, also what the narrow condition had matched and nobody had begun.
+        judge.left |= left | {record for reaction, record in judge.books.baselines() if reaction == "thanked"}
+        hands.done["orders left as they are"] += len(judge.left) - before

@@ -83,8 +83,8 @@ class OrderSeen:
             case _:
                 return False
 
-    def owes(self, *, surveys: bool) -> list[str]:
-        """What is still to be done for it."""
+    def owes(self, *, surveys: bool, left: bool = False) -> list[str]:
+        """What is still to be done for it. surveys: the second version's reaction is there. left: a person said not to thank for it."""
         owed = [] if self.status in FINAL else [f"is {self.status}"]
         if self.receipt is not None and self.mailed is None:
             owed.append("has no mail")
@@ -94,7 +94,7 @@ class OrderSeen:
             owed.append("is not announced")
         if surveys and self.status == "done" and self.surveyed is None:
             owed.append("is not surveyed")
-        if self.status == "done" and self.id % THANKED_OF == 0 and self.thanked is None:
+        if self.status == "done" and self.id % THANKED_OF == 0 and self.thanked is None and not left:
             owed.append("has no flowers")
         return owed
 
@@ -165,10 +165,10 @@ class Books:
         rows = self.rows("SELECT reaction, record FROM groundstate_attempt WHERE state = 'held' AND why = :why", why=BASELINE)
         return {(row[0], row[1]) for row in rows}
 
-    def unfinished(self, *, surveys: bool) -> list[OrderSeen]:
-        """The orders for which something is still to be done."""
+    def unfinished(self, *, surveys: bool, left: Collection[str] = ()) -> list[OrderSeen]:
+        """The orders for which something is still to be done. left: numbers of those of which a person said not to thank for them."""
         found = [OrderSeen(*row) for row in self.rows(f"SELECT {_COLUMNS} FROM orders WHERE {_UNFINISHED}")]  # noqa: S608  # our own words
-        return [order for order in found if order.owes(surveys=surveys)]
+        return [order for order in found if order.owes(surveys=surveys, left=str(order.id) in left)]
 
     def orders(self, among: Collection[int] | None = None, table: str = "orders") -> dict[int, OrderSeen]:
         """These orders, or all, by their number."""

@@ -250,7 +250,10 @@ def labelled(order: Order, outcome: str) -> None:
 
 @labelled.overtaken
 def _(order: Order, outcome: str) -> None:
+    """It was cancelled meanwhile; or the code gave its reaction another occurrence, and it still waits for this label."""
     order.label = outcome
+    if order.status == "packed":
+        order.status = "labelled"
 
 
 @station.call_many(size=AT_ONCE, in_doubt=same_key(kept_for=KEPT_FOR), timeout=TIMEOUT, retry=RETRY)
