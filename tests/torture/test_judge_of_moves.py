@@ -173,7 +173,7 @@ def test_a_call_under_another_term_while_the_first_one_waits_is_named(books: Boo
 def test_a_call_under_another_term_after_a_person_settled_the_first_is_no_fault(books: Books) -> None:
     books.order("labelled", term=2, insured_term=0)
     books.effect("insure", occurrence="1")
-    books.attempt("held", reaction="insured", occurrence="1", unsure=True)
+    books.attempt("held", reaction="insured", occurrence="1", unsure=True, why="its occurrence changed")
     books.judge.moved.add("1")
     books.judge.sample()
     books.run("UPDATE groundstate_attempt SET occurrence = '2', state = 'begun'")
@@ -186,6 +186,18 @@ def test_a_call_under_another_term_after_a_person_settled_the_first_is_no_fault(
 def test_an_insurance_is_held_for_no_reason_where_nobody_moved_its_term(books: Books) -> None:
     books.order("labelled", insured_term=0)
     books.attempt("held", reaction="insured", unsure=True, why="anything")
+    books.judge.sample()
+    assert books.named == {"HeldForAReason"}
+
+
+def test_what_other_code_had_begun_is_held_for_a_reason_only_where_a_deploy_declared_its_reaction_otherwise(books: Books) -> None:
+    books.order("packed")
+    books.attempt("held", reaction="labelled", occurrence="", unsure=True, why="in doubt, and begun by other code: its occurrence was none")
+    books.judge.redeclared.add("labelled")
+    books.judge.sample()
+    assert books.judge.faults == []
+    books.judge.redeclared.clear()
+    books.run("UPDATE groundstate_attempt SET call_no = 2")
     books.judge.sample()
     assert books.named == {"HeldForAReason"}
 

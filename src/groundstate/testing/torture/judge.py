@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.excuses import IN_THE_AIR_S, VANISHED, Erased, Excuses
 from groundstate.testing.torture.ledger import Effect, Reader
-from groundstate.testing.torture.seen import DELETED, KILLED, OLD_KEY, REACTIONS, AttemptSeen, Books, OrderSeen
+from groundstate.testing.torture.seen import DELETED, KILLED, OLD_KEY, OTHER_CODE, OTHER_ROUND, REACTIONS, AttemptSeen, Books, OrderSeen
 
 ONCE = {
     "charge": "AtMostOnce",
@@ -128,7 +128,7 @@ class Judge:
         why = one.why or ""
         if order is None or why in (KILLED, DELETED) or self.excuses.holds(one):
             return True
-        if one.reaction in self.redeclared and one.is_open:
+        if one.reaction in self.redeclared and (OTHER_CODE in why or OTHER_ROUND in why):
             return True
         match one.reaction:
             case "mailed":
@@ -136,7 +136,7 @@ class Judge:
             case "announced":
                 return why == OLD_KEY or one.says_what_is_in(order.announced)
             case "insured":
-                return one.record in self.moved and one.is_open
+                return one.record in self.moved and OTHER_ROUND in why
             case "listed":  # again(): called twice, and its outcomes may come late or for an order that was cancelled meanwhile
                 return one.outcome is not None
             case _:

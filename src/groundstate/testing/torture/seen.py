@@ -23,6 +23,8 @@ REACTIONS = {
 KILLED = "its worker ended while this record alone was carried out"  # careful mode's own reason (hazard 25)
 OLD_KEY = "in doubt, and its key is too old to call again"
 DELETED = "the record was deleted while its call was in doubt"
+OTHER_CODE = "begun by other code"
+OTHER_ROUND = "its occurrence changed"
 BASELINE = "baseline"  # it was there before a person said to leave what was there
 MANY = 5000  # of more orders than so many all are read
 
