@@ -148,3 +148,10 @@ def test_an_error_of_the_database_is_explained_by_the_troubles_and_any_other_is_
     assert sum(read.explained.values()) == 2
     assert read.warnings == {"the database is in trouble, tried again in #.# s: OperationalError": 2}
     assert read.deeds == {"retry": 3, "settle --outcome": 3}
+
+
+def test_that_the_database_went_back_is_explained_where_it_was_put_back(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(LOG)
+    read = said(tmp_path / "log", went_back=True)
+    assert "the database went back in time: a life began # calls" in read.explained
+    assert sum(read.unexplained.values()) == 2

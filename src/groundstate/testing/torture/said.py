@@ -21,7 +21,7 @@ _EXPLAINED = (
     "is held now, and waits for a person",  # likewise
     "matches rows that were there before",  # of a reaction that is new, before a person accepts it
 )
-_WENT_BACK = ("the database went back in time",)  # where it did
+_WENT_BACK = ("the database went back in time", "the database may have been put back")  # where it was
 _LATE = re.compile(r"ERROR \S+ on \S+: ")  # a word that came late, which is said loudly
 _PERSON = re.compile(r"the person's round: (.*)")
 _LEVEL = re.compile(r"^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (.*)")
