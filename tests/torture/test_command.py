@@ -14,7 +14,7 @@ from rich.console import Console
 from groundstate.testing.servers import ServerError
 from groundstate.testing.torture import __main__ as command
 from groundstate.testing.torture import report
-from groundstate.testing.torture.plan import Plan, chunk, troubles
+from groundstate.testing.torture.plan import KILLS, Plan, chunk, troubles
 from groundstate.testing.torture.run import State
 from groundstate.testing.torture.said import said
 from groundstate.testing.torture.table import Show
@@ -32,6 +32,7 @@ from groundstate.testing.torture.table import Show
         (["--store", "mysql"], "invalid choice: 'mysql'"),
         (["--report", "/no/such/folder/report.md"], "--report: /no/such/folder/report.md cannot be written"),
         (["--keep", "/"], "--keep: / is there already"),
+        (["--only", "nothing"], "invalid choice: 'nothing'"),
         (["--kil", "3"], "unrecognized arguments: --kil"),
     ],
 )
@@ -72,6 +73,12 @@ def test_a_short_run_has_each_trouble_once_at_least_and_the_same_seed_gives_the_
     assert done == chunk(Random(5), 10, store)
     assert done != chunk(Random(6), 10, store)
     assert chunk(Random(5), 400, store).count("deploy") >= 2
+
+
+def test_of_a_run_with_some_moves_alone_the_others_are_left_out() -> None:
+    done = chunk(Random(5), 50, "postgres", ("put a copy back", "drain"))
+    assert {"put a copy back", "drain"} <= set(done) <= {"put a copy back", "drain", *KILLS}
+    assert sum(one in KILLS for one in done) == 50
 
 
 def state(*faults: str) -> State:

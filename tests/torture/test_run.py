@@ -39,10 +39,14 @@ def test_nothing_is_lost_doubled_or_unlisted_whatever_is_done_to_the_workers_and
     assert all(row["effects"] > 10 for row in report["calls"].values()), report["calls"]
     possible = {name for name in troubles(store) if name != "fill the disk" or report["disk made full by"] != "not possible here"}
     assert possible <= report["troubles"].keys()
+    assert report["looked at"]["OtherRounds"] > 10
+    assert report["troubles"]["trusted after a copy was put back"] == 1
+    if store == "postgres":
+        assert report["looked at"]["NoSecondCall"] > 0
 
 
 def test_a_worker_that_forgets_what_a_dead_one_had_begun_is_found_out(tmp_path: Path) -> None:
-    arguments = ("--store", "sqlite", "--kills", "12", "--workers", "4", "--orders", "40")
+    arguments = ("--store", "sqlite", "--kills", "12", "--workers", "4", "--orders", "40", "--only", "drain")
     status, report, _ = torture(tmp_path, *arguments, planted="tests.torture.planted_forgetting")
     assert status == 1
     named = {fault.split(":")[0] for fault in report["faults"]}
@@ -50,7 +54,7 @@ def test_a_worker_that_forgets_what_a_dead_one_had_begun_is_found_out(tmp_path: 
 
 
 def test_a_key_for_each_call_is_found_out(tmp_path: Path) -> None:
-    arguments = ("--store", "sqlite", "--kills", "12", "--workers", "4", "--orders", "40")
+    arguments = ("--store", "sqlite", "--kills", "12", "--workers", "4", "--orders", "40", "--only", "drain")
     status, report, _ = torture(tmp_path, *arguments, planted="tests.torture.planted_keys")
     assert status == 1
     assert "OncePerKey" in {fault.split(":")[0] for fault in report["faults"]}
