@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,10 +63,11 @@ class Place:
             self.disk.free()
         self.recover()
 
-    def kill_server(self) -> None:
-        """SIGKILL to all processes of PostgreSQL, a moment without, and a start."""
+    def kill_server(self, also: Callable[[], None] = lambda: None) -> None:
+        """SIGKILL to all processes of PostgreSQL, a moment without, and a start. also: what ends with it."""
         if self.server is not None:
             self.server.kill()
+            also()
             time.sleep(self.dice.choice([0, 0, 0.3, 1.0]))
             self.recover()
 

@@ -24,7 +24,14 @@ ONE_IN = {
     "roll another occurrence": 400,
     "roll a wider condition": 400,
 }
-ONE_IN_POSTGRES = {"cut connections": 12, "stall connections": 60, "kill PostgreSQL": 150, "kill a backend": 120, "restart PostgreSQL": 250}
+ONE_IN_POSTGRES = {
+    "cut connections": 12,
+    "stall connections": 60,
+    "kill PostgreSQL": 150,
+    "kill a backend": 120,
+    "cut the power": 300,
+    "restart PostgreSQL": 250,
+}
 FORWARD_AND_BACK = ("deploy", "roll another service", "roll another occurrence", "roll a wider condition")
 CHUNK = 400  # kills that are planned at once
 IN_A_RUN = 40  # from so many kills on, a chunk has at least one of each trouble, and two of each deploy

@@ -42,6 +42,7 @@ class Tormentor:
             "cut connections": lambda: place.proxy.cut(dice.randint(1, 6)) if place.proxy else None,
             "stall connections": lambda: place.proxy.stall(dice.randint(1, 4), dice.uniform(0.2, 7)) if place.proxy else None,
             "kill PostgreSQL": lambda: self._break(place.kill_server),
+            "cut the power": lambda: self._break(lambda: place.kill_server(lambda: hands.kill(hands.fleet.all()))),
             "kill a backend": lambda: self._break(place.kill_backend),
             "restart PostgreSQL": restarts.restart,
         }
