@@ -234,8 +234,8 @@ def test_what_is_left_as_it_is_keeps_nothing_from_being_quiet_and_waits_for_nobo
 
 
 # ---- restarts of the server ------------------------------------------------------------------------------------------------------
-def heard(key: str, pid: int, trick: str = "prompt") -> Request:
-    return Request(key, "charge", "1", "1", pid, 0.0, trick)
+def heard(key: str, pid: int, trick: str = "prompt", sent: float = 0.0, call: str = "charge") -> Request:
+    return Request(key, call, "1", "1", pid, sent, trick)
 
 
 def test_a_call_that_goes_out_beside_a_living_workers_is_named(books: Books) -> None:
@@ -249,6 +249,13 @@ def test_a_call_after_a_dead_workers_a_refused_one_and_ones_own_are_no_fault(boo
     judge_restart(books.judge, "fast", [first, heard("one", 9)], {LIVING, 9}, ())
     assert books.judge.faults == []
     assert books.judge.checks["NoSecondCall"] == 2
+
+
+def test_a_call_after_a_find_may_have_said_absent_is_no_fault_and_one_that_is_called_again_unasked_is(books: Books) -> None:
+    judge_restart(books.judge, "fast", [heard("one", LIVING), heard("one", 9, sent=6.5)], {LIVING, 9}, ())
+    assert books.judge.faults == []
+    judge_restart(books.judge, "fast", [heard("one", LIVING, call="label"), heard("one", 9, sent=6.5, call="label")], {LIVING, 9}, ())
+    assert books.named == {"NoSecondCall"}
 
 
 def test_a_worker_that_is_said_to_have_ended_and_lives_is_named(books: Books) -> None:

@@ -10,15 +10,19 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy.exc import DBAPIError
 
+from groundstate.rules.policy import MARGIN
 from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.hands import Hands
 from groundstate.testing.torture.judge import Judge
 from groundstate.testing.torture.ledger import Request, Requests
+from groundstate.testing.torture.shop import SETTLE_AFTER, TIMEOUT
 
 WAYS = ("fast", "immediate", "killed", "a backend killed")
 BEFORE_S = 2.5  # in which what was done to connections before is noticed
 AFTER_S = 8.0  # adoption waits for 5 s after a server's start
 STOOD_STILL_S = 2.0  # a machine on which workers may not have come back in time: then nothing is judged
+FOUND_ABSENT_S = (TIMEOUT + MARGIN + SETTLE_AFTER).total_seconds()
+CALLED_AGAIN = ("label", "announce", "listing")  # while they are in doubt, by the worker whose doubt it is, and nobody is asked first
 _LIVES = "SELECT life, pid FROM groundstate_worker WHERE ended_at IS NULL"
 _ENDED = "SELECT life, pid FROM groundstate_worker WHERE ended_at IS NOT NULL"
 
@@ -76,6 +80,11 @@ def stood_still(clock: Clock, since: float, until: float) -> float:
     return sum(max(0.0, min(ended, until) - max(begun, since)) for begun, ended in clock.standstills())
 
 
+def is_settled(first: Request, later: Request) -> bool:
+    """Whether somebody may have found out meanwhile that the first one was surely not done: then anybody may call."""
+    return first.surely_not_done or (first.call not in CALLED_AGAIN and later.sent - first.sent > FOUND_ABSENT_S)
+
+
 def judge_restart(judge: Judge, how: str, heard: Sequence[Request], alive: Collection[int], ended: Collection[int]) -> None:
     """NoSecondCall and OthersGoOn. alive: the workers that lived through it. ended: those of their lives that are said to have ended."""
     for life in ended:
@@ -84,6 +93,6 @@ def judge_restart(judge: Judge, how: str, heard: Sequence[Request], alive: Colle
     for one in heard:
         judge.checks["NoSecondCall"] += 1
         first = before.get(one.key)
-        if first is not None and first.pid != one.pid and first.pid in alive and not first.surely_not_done:
+        if first is not None and first.pid != one.pid and first.pid in alive and not is_settled(first, one):
             judge.fault("NoSecondCall", f"after a restart ({how}) {one} was called, and {first} was another living worker's")
         before[one.key] = one
