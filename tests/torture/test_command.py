@@ -159,6 +159,6 @@ def test_an_error_of_the_database_is_explained_by_the_troubles_and_any_other_is_
 
 def test_that_the_database_went_back_is_explained_where_it_was_put_back(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(LOG)
-    read = said(tmp_path / "log", went_back=True)
+    read = said(tmp_path / "log", ["put a copy back"])
     assert "the database went back in time: a life began # calls" in read.explained
     assert sum(read.unexplained.values()) == 2

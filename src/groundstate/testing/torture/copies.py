@@ -13,6 +13,8 @@ from sqlalchemy import Connection, Engine, text
 
 from groundstate.testing.torture.disk import BALLAST
 
+OURS = "groundstate.ours"  # the setting by which PostgreSQL lets somebody write rows of calls that are open
+
 
 class Copy(Protocol):
     """A database that can be copied and put back. Raises OSError or DBAPIError where there is no room."""
@@ -63,6 +65,7 @@ class DataCopy:
     def put_back(self) -> None:
         """TRUNCATE and COPY, in one transaction."""
         with self._engine.begin() as connection:
+            connection.execute(text(f"SET LOCAL {OURS} = 'on'"))  # as docs/restoring.md tells it: else rows of open calls are kept
             connection.execute(text(f"TRUNCATE {', '.join(self._rows)}"))
             for table, rows in self._rows.items():
                 with _cursor(connection) as cursor, cursor.copy(f"COPY {table} FROM STDIN") as copied:

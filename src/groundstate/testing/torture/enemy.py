@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from groundstate.testing.torture.copies import OURS
 from groundstate.testing.torture.judge import Judge
 from groundstate.testing.torture.place import Place
 
 LOOKS_FOR_S = 1.0  # for a call in the air
 KNOWS_THE_MARK = 0.4  # of the deletes on PostgreSQL say that they are ours, and are let through
-MARK = "groundstate.ours"
 _IN_THE_AIR = (
     "SELECT a.reaction, a.record, a.occurrence, a.call, w.pid FROM groundstate_attempt AS a"
     " JOIN groundstate_worker AS w ON w.life = a.worker WHERE a.state = 'begun' AND a.call_no > 0 AND w.ended_at IS NULL"
@@ -45,7 +45,7 @@ class Enemy:
 
         def delete(connection: Connection) -> int:
             if marked:
-                connection.execute(text("SELECT set_config(:mark, 'on', true)"), {"mark": MARK})
+                connection.execute(text("SELECT set_config(:mark, 'on', true)"), {"mark": OURS})
             row = {"reaction": reaction, "record": record, "occurrence": occurrence, "call": call}
             return connection.execute(_DELETE, row).rowcount
 

@@ -172,7 +172,7 @@ def _end(hands: Hands, provider: ProviderProcess, log: Path, show: _Showing) -> 
     show.tell("ends")
     hands.drain_all()
     show.state.held_at_the_end = hands.judge.verdict()
-    show.state.said = said(log, went_back=bool(hands.done["put a copy back"]))
+    show.state.said = said(log, hands.done)
     for line, count in show.state.said.unexplained.items():
         hands.judge.fault("OthersGoOn", f"the processes said {count} times: {line}")
     show.state.provider = provider.figures()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,11 @@ _EXPLAINED = (
     "is held now, and waits for a person",  # likewise
     "matches rows that were there before",  # of a reaction that is new, before a person accepts it
 )
-_WENT_BACK = ("the database went back in time", "the database may have been put back")  # where it was
+# And of what only some runs do.
+_EXPLAINED_BY = {
+    "put a copy back": ("the database went back in time", "the database may have been put back"),
+    "delete an attempt": ("its attempt was deleted by hand", "an outcome of an earlier call came while a new one is in the air"),
+}
 _LATE = re.compile(r"ERROR \S+ on \S+: ")  # a word that came late, which is said loudly
 _PERSON = re.compile(r"the person's round: (.*)")
 _LEVEL = re.compile(r"^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (.*)")
@@ -38,14 +43,15 @@ class Said:
     deeds: Counter[str] = field(default_factory=Counter)  # what persons did
 
 
-def said(log: Path, *, went_back: bool = False) -> Said:
-    """All that is in the log. went_back: the database was put back from a copy, so that to say so is no error."""
+def said(log: Path, done: Collection[str] = ()) -> Said:
+    """All that is in the log. done: the names of what was done, some of which explain what is said of it."""
     found = Said()
     if not log.exists():
         return found
+    explained = (*_EXPLAINED, *(words for act in done for words in _EXPLAINED_BY.get(act, ())))
     with log.open(errors="replace") as lines:
         for line in lines:
-            _take(found, line.rstrip("\n"), (*_EXPLAINED, *(_WENT_BACK if went_back else ())))
+            _take(found, line.rstrip("\n"), explained)
     return found
 
 
