@@ -33,6 +33,8 @@ class Restores:
         """The act."""
         hands, place, dice = self._hands, self._hands.place, self._hands.dice
         hands.end_troubles()
+        # What other code called in the lost time, at a service that this one does not ask, nobody could find (docs/limits.md).
+        hands.kill([one for one in hands.fleet.all() if one.code != hands.deploys.code])
         self._take()
         hands.go_on(dice.uniform(0.5, 2))
         if dice.random() < 0.5:
