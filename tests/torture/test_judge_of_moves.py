@@ -104,13 +104,31 @@ def test_a_copy_that_is_put_back_makes_what_was_concluded_open_again(books: Book
     assert books.named == {"Listed"}
 
 
-def test_a_person_may_trust_once_each_order_that_was_put_back_is_through(books: Books) -> None:
-    books.order("packed", number=1)
-    books.judge.went_back([])
-    books.order("placed", number=2)
-    assert not books.judge.all_through(wider=False)
-    books.run("UPDATE orders SET status = 'cancelled' WHERE id = 1")
-    assert books.judge.all_through(wider=False)
+def test_a_person_may_trust_once_each_call_of_the_lost_time_is_listed_or_can_be_met_no_more(books: Books) -> None:
+    books.order("paid", charged_round=1, receipt=books.effect())
+    books.effect("label", occurrence="", pid=DEAD)
+    books.judge.went_back([DEAD])
+    assert not books.judge.lost_time_is_over(wider=False)
+    books.judge.knows_that_it_went_back()
+    books.judge.excuses.lost.until = 0.0
+    assert not books.judge.lost_time_is_over(wider=False)
+    books.run("UPDATE orders SET status = 'cancelled'")
+    assert books.judge.lost_time_is_over(wider=False)
+    books.run("UPDATE orders SET status = 'packed'")
+    books.attempt("doubt", reaction="labelled", occurrence="")
+    assert not books.judge.lost_time_is_over(wider=False)
+    books.judge.sample()
+    assert books.judge.lost_time_is_over(wider=False)
+
+
+def test_a_person_waits_for_flowers_that_wider_code_would_send_again(books: Books) -> None:
+    books.whole(4)
+    books.effect("thank", 4, "", pid=DEAD)
+    books.judge.went_back([DEAD])
+    books.judge.knows_that_it_went_back()
+    books.judge.excuses.lost.until = 0.0
+    assert books.judge.lost_time_is_over(wider=False)
+    assert not books.judge.lost_time_is_over(wider=True)
 
 
 # ---- an attempt deleted by hand --------------------------------------------------------------------------------------------------

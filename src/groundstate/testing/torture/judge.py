@@ -17,6 +17,7 @@ from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.excuses import IN_THE_AIR_S, VANISHED, Erased, Excuses
 from groundstate.testing.torture.ledger import Effect, Reader
 from groundstate.testing.torture.seen import DELETED, KILLED, OLD_KEY, OTHER_CODE, OTHER_ROUND, REACTIONS, AttemptSeen, Books, OrderSeen
+from groundstate.testing.torture.shop import FINAL
 
 ONCE = {
     "charge": "AtMostOnce",
@@ -272,15 +273,22 @@ class Judge:
         """From now on the workers know of it: what a condition matches is in doubt."""
         self.excuses.lost.told = True
 
-    def all_through(self, *, wider: bool) -> bool:
-        """Whether each order that was put back is through: no condition can match one any more whose call was made in the lost time.
+    def lost_time_is_over(self, *, wider: bool) -> bool:
+        """Whether each call of the lost time is in its record or listed, or no condition can match its order any more.
 
         wider: the code thanks for more orders than those that must be thanked for.
         """
-        waiting = {order.id for order in self.books.unfinished(surveys=False, left=self.left)}
-        if wider and any(effect.call == "thank" for effect in self.excuses.lost.effects.values()):
+        lost = self.excuses.lost
+        if not lost.told or time.time() < lost.until:
             return False
-        return not waiting & self.excuses.lost.orders.keys()
+        orders = self.books.orders({int(effect.record) for effect in lost.effects.values()})
+        for effect in lost.effects.values():
+            order = orders.get(int(effect.record))
+            if order is None or order.concluded(effect):
+                continue
+            if order.status not in FINAL or order.asks_for(effect) or (wider and effect.call == "thank"):
+                return False
+        return True
 
     def erased(self, reaction: str, record: str, occurrence: str, pid: int) -> None:
         """Somebody deleted this attempt's row by hand, while that process had its call in the air."""

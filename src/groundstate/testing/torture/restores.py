@@ -1,7 +1,7 @@
 """The database is put back from a copy, under nobody's eyes: a SQLite file's whole folder, or the rows alone of a PostgreSQL.
 
 On SQLite the workers are started without being told, and are to notice. On PostgreSQL the reactions with a call are to wait for a person,
-who starts a worker with --after-restore. On both a person says `trust` when each order of the copy is through.
+who starts a worker with --after-restore. On both a person says `trust` when each call of the lost time is in its order, or listed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Restores:
             return
         self._looks_at = time.monotonic() + LOOKS_EVERY_S
         with suppress(DBAPIError):
-            if self._hands.judge.all_through(wider=self._hands.deploys.code.variant == "wider") and self._hands.deploys.trust():
+            if self._hands.judge.lost_time_is_over(wider=self._hands.deploys.code.variant == "wider") and self._hands.deploys.trust():
                 self.suspect = False
                 self._hands.tell("trusted")
                 self._hands.done["trusted after a copy was put back"] += 1

@@ -137,6 +137,8 @@ def _torment(hands: Hands, tormentor: Tormentor, show: _Showing) -> None:
                 show.tell("torments")
             if hands.kills >= enough or over():
                 break
+        if not over():
+            tormentor.catch_up()
         show.state.tormented_s = time.monotonic() - began
         hands.end_troubles()  # before the last orders are placed: they wait for the database
 

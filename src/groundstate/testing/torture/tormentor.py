@@ -12,6 +12,7 @@ from groundstate.testing.torture.restores import Restores
 from groundstate.testing.torture.rolls import Rolls
 
 STOPPED_AT_MOST = 3  # at once
+AFTER_TRUST = ("roll another service", "roll another occurrence", "roll a wider condition")  # not before: see docs/limits.md
 
 
 class Tormentor:
@@ -20,6 +21,7 @@ class Tormentor:
     def __init__(self, hands: Hands, requests: Requests) -> None:
         self._hands = hands
         self.restores = Restores(hands)
+        self._put_off: list[str] = []
         place, dice = hands.place, hands.dice
         enemy, restarts, rolls = Enemy(place, hands.judge, dice), Restarts(hands, requests), Rolls(hands)
         self._acts: dict[str, Callable[[], object]] = {
@@ -52,6 +54,11 @@ class Tormentor:
         hands = self._hands
         if not hands.place.can(what):
             return
+        if what in AFTER_TRUST and self.restores.suspect:
+            self._put_off.append(what)
+            return
+        if self._put_off and not self.restores.suspect:
+            self.act(self._put_off.pop(0))
         hands.staff()
         if what.startswith("kill") and hands.dice.random() < WORKING:
             hands.until_effects(hands.dice.randint(1, 8))
@@ -60,6 +67,19 @@ class Tormentor:
         hands.done[what] += 1
         self.look()
         hands.pause(hands.dice.uniform(0, 2 / hands.plan.a_second))
+
+    def catch_up(self) -> None:
+        """What was put off is done."""
+        clock, patience_s = self._hands.judge.clock, self._hands.plan.settles_within_s
+        end = clock.awake_s + patience_s
+        while self._put_off:
+            while self.restores.suspect:
+                self._hands.go_on(0.5)
+                self.look()
+                if clock.awake_s > end:
+                    self._hands.judge.fault("NotLost", f"{patience_s:g} s after a copy was put back calls of the lost time are not settled")
+                    return
+            self.act(self._put_off.pop(0))
 
     def look(self) -> None:
         """The judge's look, and a person's at what was put back."""
