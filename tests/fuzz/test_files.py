@@ -45,7 +45,10 @@ def filled(sqlite_shop: Shop) -> Shop:
     )
     for number, state in enumerate((State.FAILED, State.HELD, State.HELD, State.DOUBT, State.BEGUN), 1):
         shop.attempt("mailed" if number == 3 else "paid", str(number), state, why="by the test", unsure=number == 2, failures=1)
-    shop.sql("INSERT INTO groundstate_worker VALUES (7, 'x', 'h', 1, '2026-01-01 00:00:00.000000', NULL, 0)")
+    shop.sql(
+        "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins)"
+        " VALUES (7, 'x', 'h', 1, '2026-01-01 00:00:00.000000', NULL, 0)"
+    )
     for database in shop.opened:
         database.close()
     shop.engine.dispose()
@@ -269,7 +272,10 @@ def test_rubbish_in_place_of_the_lock_file_is_refused_or_locked_all_the_same(sql
 def test_rubbish_in_place_of_a_witness_stops_nobody(sqlite_shop: Shop, kind: str) -> None:
     shop = sqlite_shop
     _spoilt(_path(shop).with_name("test.db-groundstate-witness-7"), kind)
-    shop.sql("INSERT INTO groundstate_worker VALUES (7, 'x', 'h', 1, '2026-01-01 00:00:00.000000', NULL, 0)")
+    shop.sql(
+        "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins)"
+        " VALUES (7, 'x', 'h', 1, '2026-01-01 00:00:00.000000', NULL, 0)"
+    )
     shop.order("placed", 2)
     with working(shop):
         until(lambda: packed(shop, 1, 2))

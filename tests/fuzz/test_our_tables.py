@@ -56,7 +56,11 @@ def test_lives_that_make_no_sense_are_told_as_what_they_are_and_no_worker_stumbl
 def test_on_postgresql_a_life_whose_number_is_none_is_forgotten(postgres_shop: Shop) -> None:
     shop = postgres_shop
     for life in (-5, 2**63 - 1):
-        shop.sql("INSERT INTO groundstate_worker VALUES (:life, 'x', 'h', 1, 'infinity', NULL, -1)", life=life)
+        shop.sql(
+            "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins)"
+            " VALUES (:life, 'x', 'h', 1, 'infinity', NULL, -1)",
+            life=life,
+        )
     for command in READS:
         assert in_words(shop.run(*command)), (command, shop.run(*command))
     shop.order("placed", 1)

@@ -245,7 +245,7 @@ def test_on_the_same_server_a_free_lock_is_a_death_at_once(world: World) -> None
 @pytest.mark.usefixtures("patient")
 def test_a_life_of_older_code_which_did_not_say_its_server_is_adopted_at_once(server: PostgresServer, world: World) -> None:
     gateway, (dead,) = in_the_air(world, ASK, 2, 1, done=True)
-    world.run("update groundstate_worker set server = null")
+    world.run("update groundstate_worker set server = null, wrote = null")
     dead.kill()
     killed(server)
     world.engine.dispose()
