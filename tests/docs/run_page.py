@@ -24,7 +24,7 @@ from typing import Any
 
 from groundstate import App, DeclarationError, DeclarationWarning
 from tests.docs.blocks import SHELLS, Block, blocks_of, commands_of
-from tests.patience import HANG, HANG_S
+from tests.patience import HANG, HANG_S, LONG_RUN_S
 
 PORTS = ("8001", "1025")  # those that the pages name; each becomes one that is free
 PROGRAMS = {
@@ -106,7 +106,7 @@ class Page:
             _until_served(words, self.running[-1])
             return
         expected = re.search(r"# exit (\d+)", command)
-        done = subprocess.run(arguments, check=False, timeout=HANG_S)
+        done = subprocess.run(arguments, check=False, timeout=LONG_RUN_S)
         assert done.returncode == int(expected[1] if expected else 0), f"{where}: {command} ended with {done.returncode}"
 
 
