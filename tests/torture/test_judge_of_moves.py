@@ -121,6 +121,24 @@ def test_a_person_may_trust_once_each_call_of_the_lost_time_is_listed_or_can_be_
     assert books.judge.lost_time_is_over(wider=False)
 
 
+def test_a_person_does_not_wait_for_what_was_deleted_by_hand_or_is_left_as_it_is(books: Books) -> None:
+    books.order("packed", number=1)
+    books.effect("label", 1, "", pid=LIVING)
+    books.judge.erased("labelled", "1", "", LIVING)
+    books.whole(4)
+    books.judge.left.add("4")
+    books.attempt("held", reaction="thanked", occurrence="", record=4, why="baseline")
+    books.effect("thank", 4, "", pid=DEAD)
+    books.judge.sample()
+    books.judge.faults.clear()  # of flowers for an order that is left: not what this is about
+    books.judge.went_back([DEAD])
+    books.judge.knows_that_it_went_back()
+    books.judge.excuses.lost.until = 0.0
+    assert books.judge.lost_time_is_over(wider=True)
+    books.judge.sample()
+    assert books.judge.faults == []
+
+
 def test_a_person_waits_for_flowers_that_wider_code_would_send_again(books: Books) -> None:
     books.whole(4)
     books.effect("thank", 4, "", pid=DEAD)

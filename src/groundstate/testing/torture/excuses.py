@@ -92,8 +92,7 @@ class Excuses:
 
     def unlisted(self, effect: Effect) -> bool:
         """Whether it may be in no record without an attempt that stands for it."""
-        erased = self.erased.get((effect.call, effect.record, effect.occurrence))
-        if erased is not None and (effect.pid in erased.pids or effect.id in erased.effects):
+        if self.is_erased(effect):
             self.count(UNLISTED, effect)
             return True
         if effect.id not in self.lost.effects:
@@ -102,6 +101,11 @@ class Excuses:
             return not self.lost.told
         self.count(UNMATCHED, effect)
         return True
+
+    def is_erased(self, effect: Effect) -> bool:
+        """Whether the attempt that stood for it was deleted by hand."""
+        erased = self.erased.get((effect.call, effect.record, effect.occurrence))
+        return erased is not None and (effect.pid in erased.pids or effect.id in erased.effects)
 
     def spoils(self, call: str, record: str) -> bool:
         """Whether this call may have been made twice for the record without a fault of anybody's."""

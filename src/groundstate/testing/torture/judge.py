@@ -262,7 +262,7 @@ class Judge:
             if order is not None and order.concluded(effect):
                 continue
             self._open.append(effect)
-            if not _is_listed(effect, standing):
+            if not _is_listed(effect, standing) and not self.excuses.is_erased(effect):
                 lost.append(effect)
         self.excuses.went_back(orders, lost, set(ended), time.time() + IN_THE_AIR_S)
         self.left &= {record for _, record in self.books.baselines()}
@@ -284,7 +284,7 @@ class Judge:
         orders = self.books.orders({int(effect.record) for effect in lost.effects.values()})
         for effect in lost.effects.values():
             order = orders.get(int(effect.record))
-            if order is None or order.concluded(effect):
+            if order is None or order.concluded(effect) or (effect.call == "thank" and effect.record in self.left):
                 continue
             if order.status not in FINAL or order.asks_for(effect) or (wider and effect.call == "thank"):
                 return False

@@ -138,7 +138,7 @@ def _torment(hands: Hands, tormentor: Tormentor, show: _Showing) -> None:
             if hands.kills >= enough or over():
                 break
         if not over():
-            tormentor.catch_up()
+            tormentor.catch_up(lambda: show.tell("catches up"))
         show.state.tormented_s = time.monotonic() - began
         hands.end_troubles()  # before the last orders are placed: they wait for the database
 

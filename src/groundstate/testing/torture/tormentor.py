@@ -68,14 +68,15 @@ class Tormentor:
         self.look()
         hands.pause(hands.dice.uniform(0, 2 / hands.plan.a_second))
 
-    def catch_up(self) -> None:
-        """What was put off is done."""
+    def catch_up(self, tell: Callable[[], None]) -> None:
+        """What was put off is done; `tell` is called meanwhile."""
         clock, patience_s = self._hands.judge.clock, self._hands.plan.settles_within_s
         end = clock.awake_s + patience_s
         while self._put_off:
             while self.restores.suspect:
                 self._hands.go_on(0.5)
                 self.look()
+                tell()
                 if clock.awake_s > end:
                     self._hands.judge.fault("NotLost", f"{patience_s:g} s after a copy was put back calls of the lost time are not settled")
                     return
