@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, obje
 from groundstate import Absent, App, DeclarationError, Key, NotDone, Outside, Retry, StateRefused, Store, Unknown, ask, call_writes, hold
 from tests.databases import Databases
 from tests.engine.kit import QUICK, Base, Order, World, ms, until
+from tests.patience import HANG
 
 
 class Own(DeclarativeBase):
@@ -553,7 +553,7 @@ def test_a_call_may_read(world: World) -> None:
 
 def test_a_call_may_wait_for_another_record_of_the_app(world: World) -> None:
     async def waits() -> bool:
-        return await world.app.until(Order, 1, Order.status == "placed", timeout=timedelta(seconds=20))
+        return await world.app.until(Order, 1, Order.status == "placed", timeout=HANG)
 
     tried = in_an_async_call(world, waits)
     assert (tried.error, tried.value) == (None, True)

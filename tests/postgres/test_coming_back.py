@@ -29,7 +29,7 @@ from groundstate.store import opening
 from groundstate.store.tables import worker as worker_table
 from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, SAME_KEY, charging
-from tests.engine.kit import Gateway, Life, Order, World, ms, until
+from tests.engine.kit import HANG_S, Gateway, Life, Order, World, ms, until
 
 LONG = timedelta(minutes=10)
 
@@ -112,7 +112,7 @@ def asleep(*some: Life) -> Iterator[None]:
     for life, stands in zip(some, still, strict=True):
         vars(life.worker)["_turn"] = _standing(life, stands, awake)
         life.worker._wake.set()
-    assert all(stands.wait(20) for stands in still)
+    assert all(stands.wait(HANG_S) for stands in still)
     try:
         yield
     finally:

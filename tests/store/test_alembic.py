@@ -16,6 +16,7 @@ MODELS = """
 from datetime import datetime
 from groundstate import Instant
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from tests.patience import HANG_S
 
 class Base(DeclarativeBase): ...
 
@@ -53,7 +54,7 @@ class Project:
 
     def alembic(self, *words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "alembic", *words], cwd=self.folder, capture_output=True, text=True, timeout=100, check=False
+            [sys.executable, "-m", "alembic", *words], cwd=self.folder, capture_output=True, text=True, timeout=HANG_S, check=False
         )
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
