@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import create_engine, inspect
 
 from groundstate.store.tables import metadata as ours
+from tests.patience import HANG_S
 
 MODELS = """
 from datetime import datetime
 from groundstate import Instant
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from tests.patience import HANG_S
 
 class Base(DeclarativeBase): ...
 
