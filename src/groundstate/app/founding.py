@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sqlalchemy import MetaData
@@ -22,6 +22,7 @@ from groundstate.rules.acceptance import Acceptance
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import opening
+from groundstate.store.port import Settings
 from groundstate.values.errors import StateRefused
 
 log = logging.getLogger("groundstate")
@@ -79,9 +80,18 @@ def found(app: str, places: Sequence[Place], wishes: Wishes) -> list[str]:
     return created
 
 
+def _unprepared(settings: Settings) -> Settings:
+    """Without prepared statements: its URL may lead through a pooler of which nobody has told yet, and where a worker's start is refused
+    with the cure, `init` is not to fail by a statement that another session of the server has prepared.
+    """
+    if not settings.url.drivername.startswith("postgresql"):
+        return settings
+    return replace(settings, connect_args={"prepare_threshold": None, **settings.connect_args})
+
+
 @contextmanager
 def _opened(app: str, place: Place, wishes: Wishes) -> Iterator[_Site]:
-    database, make_lives, witness = opening.open_store(place.store.settings())
+    database, make_lives, witness = opening.open_store(_unprepared(place.store.settings()))
     try:
         if database.missing() is None:
             database.connect()
