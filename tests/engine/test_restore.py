@@ -58,6 +58,22 @@ def test_hazard_46_what_is_taken_while_suspect_starts_as_a_doubt(world: World) -
     assert gateway.done(2) == 1
 
 
+def test_rows_that_a_person_left_alone_are_left_alone_after_a_restore_and_let_go_as_ever(world: World) -> None:
+    gateway = charging(world, ASK)
+    world.orders(2)
+    world.app.init(baseline=["paid"])
+    life = world.worker(after_restore=True)
+    life.quiet()
+    assert [(one.why, one.unsure) for one in world.attempts()] == [("baseline", False)] * 2
+    world.set(1, status="cancelled")
+    life.sweep()
+    until(lambda: [one.record for one in world.attempts()] == ["2"])
+    world.set(1, status="placed")
+    life.sweep()
+    until(lambda: {one.record: one.state.value for one in world.attempts()} == {"1": "doubt", "2": "held"})
+    assert gateway.called(1) == 0, "it may have been charged in the lost time"
+
+
 def test_hazard_46_a_cold_start_on_an_older_snapshot_is_seen_by_the_witness(witnessed: World) -> None:
     world = witnessed
     gateway = charging(world, ASK)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from sqlalchemy import ColumnElement, and_, insert, inspect, or_, select, update
+from sqlalchemy import ColumnElement, and_, insert, inspect, not_, or_, select, update
 
 from groundstate.engine import attempts, claim, put_back
 from groundstate.engine.begin import LONG_AGO
@@ -195,6 +195,8 @@ def suspect_known(life: Life) -> None:
 def _doubt_attempts(life: Life, those: ColumnElement[bool], timeout: timedelta, *, mine: bool = True) -> int:
     """Attempts that came back with the backup know nothing of the lost time either. mine: for this life to settle, and else for one of the
     code that declares them.
+
+    Baselines stay as they are: a person left these rows alone, and one that matches again later is taken as a doubt until `trust`.
     """
     table = tables.attempt
     count = 0
@@ -202,7 +204,8 @@ def _doubt_attempts(life: Life, those: ColumnElement[bool], timeout: timedelta, 
     cursor: attempts.Identity = ("", "", "", "")
     while True:
         with life.transaction() as tx:
-            statement = attempts.rows(those, attempts.after(order, cursor)).order_by(*order).limit(AT_ONCE)
+            known = and_(those, not_(attempts.is_baseline), attempts.after(order, cursor))
+            statement = attempts.rows(known).order_by(*order).limit(AT_ONCE)
             some = attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
             if not some:
                 return count
