@@ -182,6 +182,8 @@ class PostgresPlace:
             if rows:
                 with driver.cursor().copy(f"COPY {table} FROM STDIN") as into:
                     into.write(rows)
+        for table in (ours.reaction.name, ours.worker.name):  # as in a snapshot of the disk: nothing tells that rows were written anew
+            connection.exec_driver_sql(f"UPDATE {table} SET wrote = pg_current_xact_id() WHERE wrote IS NOT NULL")  # noqa: S608  # ours
         for name, start, last in content.sequences:
             connection.exec_driver_sql("SELECT setval(%s, %s, %s)", (name, start if last is None else last, last is not None))
         for table in with_triggers:
