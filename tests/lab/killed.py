@@ -27,8 +27,8 @@ from tests.patience import until
 COLUMNS = {
     "orders": "*",
     "groundstate_attempt": "*",
-    "groundstate_reaction": "*",
-    # Not the process's id, which is another in each.
+    # Not the number of the transaction, nor the process's id, which are others in each.
+    "groundstate_reaction": "app, name, key_name, condition, suspect, seen_at, mark, begins",
     "groundstate_worker": "life, app, host, began_at, begins, ended_at",
 }
 
@@ -55,7 +55,8 @@ def left(lab: Lab) -> Any:
     """What stands in the database and beside it."""
     place: Any = lab._places[-1]
     tables = {name: sorted(str(list(row)) for row in place.ask(0, f"SELECT {columns} FROM {name}")) for name, columns in COLUMNS.items()}
-    beside = [(path.name, path.read_bytes().hex()) for path in sorted(place.folder.glob("*-witness-*"))] if is_file(place) else []
+    outside = [*sorted(place.folder.glob("*-witness-*")), *sorted(place._state.glob("*"))] if is_file(place) else []
+    beside = [(path.name, path.read_bytes().hex()) for path in outside]
     return tables, beside
 
 
