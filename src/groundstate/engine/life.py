@@ -58,6 +58,7 @@ class Life:
     incarnation: str | None = None  # of that server, as this life's row says it
     met: dict[str, float] = field(default_factory=dict)  # incarnations of the server, and when this worker first had a lock there
     air: Air = field(default_factory=Air)  # of this worker, all its lives long
+    awaits_until: float | None = None  # monotonic: until when others may take their numbers again; None: nobody is awaited
     taken: int = 0  # how often its lock was taken: what died with the lock is another's after that
     past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
@@ -265,12 +266,17 @@ def may_return(life: Life, dead: Sequence[int]) -> set[int]:
     What was this worker's own life is over, and so is one of which somebody wrote that it ended.
     """
     here = life.incarnation
-    if here is None or not dead or time.monotonic() - life.met.get(here, 0.0) >= RECONNECT.total_seconds():
+    life.awaits_until = None
+    until = life.met[here] + RECONNECT.total_seconds() if here in life.met else 0.0
+    if here is None or not dead or time.monotonic() >= until:
         return set()
     row = tables.worker.c
     elsewhere = select(row.life).where(row.life.in_(dead), row.ended_at.is_(None), row.server != here)  # NULL: of older code
     with life.database.reading() as connection:
-        return set(connection.execute(elsewhere).scalars()) - life.past
+        found = set(connection.execute(elsewhere).scalars()) - life.past
+    if found:
+        life.awaits_until = until
+    return found
 
 
 def lives_seen(life: Life) -> list[int]:

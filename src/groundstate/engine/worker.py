@@ -462,6 +462,8 @@ class Worker:
         else:
             self._next_dead = now + DEAD_EACH_S * (self._fleet.size - 1)
         take_over(self._shift, seen)
+        if self._shift.life.awaits_until is not None:
+            self._sweeps.next = min(self._sweeps.next, max(self._shift.life.awaits_until, self._next_dead, now))
         if seen.attempts:
             self._traffic.find_unknown()
         if seen.old_rates:
