@@ -261,3 +261,16 @@ def test_an_attempt_that_is_changed_while_its_call_flies_makes_no_second_call(wo
     until(lambda: gateway.done(1) == 1 and (world.order().status == "paid" or "held" in world.states()))
     life.sweep()
     assert gateway.called(1) == 1
+
+
+def test_while_its_reaction_is_suspect_a_call_in_the_air_that_the_database_lost_is_listed_as_a_doubt(world: World) -> None:
+    gateway, life = in_the_air(world, "async", "done_hang")
+    life.worker.life.suspects.add("paid")
+    world.force("delete from groundstate_attempt")
+    life.sweep()
+    until(lambda: world.states() == ["doubt"])
+    gateway.gate.set()
+    until(lambda: world.order().status == "paid")
+    life.quiet()
+    assert gateway.called(1) == gateway.done(1) == 1
+    assert world.attempts() == []

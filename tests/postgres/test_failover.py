@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from groundstate import InDoubt
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import Gateway, Life, Order, World, until
 from tests.postgres.pairs import Pair, pair
+
+LONG, SHORT = timedelta(minutes=10), timedelta(seconds=20)
 
 
 @dataclass
@@ -65,10 +68,11 @@ class Shops:
     stack: ExitStack
     all: list[Shop] = field(default_factory=list)
 
-    def shop(self, in_doubt: InDoubt, way: str = "libpq", **store: Any) -> Shop:
+    def shop(self, in_doubt: InDoubt, way: str = "libpq", *, timeout: timedelta = LONG, **store: Any) -> Shop:
+        """timeout: of its calls, some of which are in the air for as long as the test of another shop takes."""
         world = World(self.pair.create_database(way), **store)
         self.stack.callback(world.close)
-        self.all.append(Shop(world, charging(world, in_doubt)))
+        self.all.append(Shop(world, charging(world, in_doubt, timeout=timeout)))
         return self.all[-1]
 
     def fail_over(self) -> None:
@@ -92,7 +96,9 @@ def lost() -> Iterator[Lost]:
     """Order 1 was paid before, 4 was in the air then; 2 was paid and 3 in the air in the time that was lost."""
     with ExitStack() as stack:
         shops = Shops(stack.enter_context(pair()), stack)
-        made = Lost(shops.shop(ASK), shops.shop(SAME_KEY), shops.shop(ASK, "sqlalchemy", failover="lossless"), shops.shop(ASK))
+        made = Lost(
+            shops.shop(ASK), shops.shop(SAME_KEY), shops.shop(ASK, "sqlalchemy", failover="lossless"), shops.shop(ASK, timeout=SHORT)
+        )
         living = (made.ask, made.same_key, made.called_lossless)
         for shop in living:
             shop.world.orders(1)

@@ -153,7 +153,7 @@ class Batches:
     def _doubted(self, late: Question, called: Question, feed: Feed) -> plain.Done:
         """What may have been called in the lost time is settled before it is too late for it: a doubt each, and no handler runs."""
         with self._shift.life.transaction() as tx:
-            found = feed.claim(late, tx)
+            found = begin.claim_for_doubts(tx, late, feed)
             count = begin.doubt(self._shift.life, tx, called, [*found.taken, *found.unreadable])
             count += no_call.looked_at_now(tx, [one.attempt for one in found.taken if one.attempt is not None])
         if count:

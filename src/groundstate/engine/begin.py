@@ -71,13 +71,14 @@ def begin(  # each differs from call to call
     life: Life, tx: Transaction, question: Question, feed: Feed, clock: tuple[float, float], gate: Gate = unlimited
 ) -> Begun:
     """Takes records by their condition and begins a call for each that the gate lets through, at most `feed.limit`."""
-    found = feed.claim(question, tx)
+    spec, suspect = question.spec, question.spec.name in life.suspects
+    found = claim_for_doubts(tx, question, feed) if suspect else feed.claim(question, tx)
     result = Begun(claimed=found)
-    spec = question.spec
     chosen = [one for one in found.taken if one.attempt is None or not _left_to_consider(life, question, one.attempt, tx.now)][: feed.limit]
-    if spec.name in life.suspects:
+    if suspect:
         result.changed = doubt(life, tx, question, [*chosen, *found.unreadable])
-        chosen = [one for one in chosen if one.attempt is not None]  # its doubt was settled since: it is surely not done
+        # Its doubt was settled since: it is surely not done.
+        chosen = [one for one in chosen if one.attempt is not None and not life.air.holds(spec, one.text)]
     else:
         result.changed = put_off(life, question, tx, found.unreadable)
     may = gate([one.record for one in chosen])
@@ -102,6 +103,15 @@ def begin(  # each differs from call to call
     result.flights = [flight for flight in flights if flight.call in written]  # no attempt, no call
     result.new_calls = len(result.flights)
     return result
+
+
+def claim_for_doubts(tx: Transaction, question: Question, feed: Feed) -> Claim:
+    """Also records for which this worker has a call in the air: a doubt begins nothing, and lists a call that the database lost."""
+    air, tx.air = tx.air, None
+    try:
+        return feed.claim(question, tx)
+    finally:
+        tx.air = air
 
 
 def doubt(life: Life, tx: Transaction, question: Question, found: Sequence[Taken | Unreadable]) -> int:
