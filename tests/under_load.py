@@ -81,6 +81,7 @@ def run_once(arguments: Sequence[str], stalls_s: float, dice: random.Random) -> 
     """One run of pytest, as `./gs test` starts it; its exit status."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", *arguments]
     with subprocess.Popen(command, cwd=ROOT) as process, ExitStack() as around:
+        around.callback(process.terminate)  # where this one is ended first
         if stalls_s:
             around.enter_context(stalling(process, stalls_s, dice))
         return process.wait()
@@ -111,4 +112,5 @@ def main(given: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(sys.argv[1:]))
