@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from groundstate.engine import adopt, begin, claim, conclude, due, flight, handling, in_hand, restore, succession, sweeps, traffic
+from groundstate.engine.air import Air
 from groundstate.engine.question import Question
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
@@ -113,8 +114,8 @@ FAULTS = [
         ANSWERS_LATE_BESIDE_ANOTHER,
         "assertion",
         [
-            Change(adopt, "adopt_all", "if seen.get(stranger) is True:", "if False:"),
-            Change(adopt, "adopt_all", "with life.lives.adopting(stranger) as dead:", "for dead in [stranger]:"),
+            Change(adopt, "adopt_all", " if seen.get(stranger) is not True]", "]"),
+            Change(adopt, "adopt_all", "with life.lives.adopting(stranger) as is_dead:", "for is_dead in [stranger]:"),
         ],
     ),
     Fault(
@@ -123,7 +124,7 @@ FAULTS = [
         CANCELS,
         "AtMostOnce",
         [
-            Change(blocking, "blocker", "if mine and not again and one.keeps_own_reaction:", "if False:"),
+            Change(blocking, "blocker", "if mine and one.keeps_own_reaction and not (", "if False and not ("),
             Change(Question, "unattempted", "blocking if self.spec.again else keeps_own_reaction", "blocking"),
         ],
     ),
@@ -154,7 +155,8 @@ FAULTS = [
                 "_in_air",
                 "for flight in self._flying.values()}",
                 "for flight in self._flying.values() if not flight.given_up}",
-            )
+            ),
+            Change(Air, "holds", "return self._flying[key] > self._landing[key]", "return False"),  # else this hides it
         ],
     ),
     Fault(
@@ -211,7 +213,7 @@ FAULTS = [
         apps.CANCELLED,
         CANCELS_IN_DOUBT,
         "Listed",
-        [Change(rules, "settle", "spent = last_try_used(", "if facts.gone:\n        return Delete()\n    spent = last_try_used(")],
+        [Change(rules, "_by_policy", "spent = last_try_used(", "if facts.gone:\n        return Delete()\n    spent = last_try_used(")],
     ),
     Fault(
         "an outcome in hand becomes a new call when its handler raised",
@@ -316,7 +318,10 @@ FAULTS = [
         "AtMostOnce",
         [
             Change(
-                rules, "settle", 'return held_as(attempt, "in doubt, and its policy is hold(): a person decides")', "return Begin(attempt)"
+                rules,
+                "_by_policy",
+                'return held_as(attempt, "in doubt, and its policy is hold(): a person decides")',
+                "return Begin(attempt)",
             )
         ],
     ),
@@ -325,7 +330,7 @@ FAULTS = [
         apps.ASKED,
         LOST_ANSWERS,
         "AtMostOnce",
-        [Change(rules, "settle", 'case "ask":\n            return Ask()', 'case "ask":\n            return Begin(attempt)')],
+        [Change(rules, "_by_policy", "return _ask(attempt, terms)\n        case", "return Begin(attempt)\n        case")],
     ),
     Fault(
         "a key is used for longer than the provider keeps it",
@@ -385,7 +390,7 @@ FAULTS = [
         apps.APPROVED,
         GOES_BACK,
         "AtMostOnce",
-        [Change(begin, "begin", "if spec.name in life.suspects:", "if False:")],
+        [Change(begin, "begin", "question.spec.name in life.suspects", "False")],
     ),
     Fault(
         "a record that another worker is calling for is taken once more",

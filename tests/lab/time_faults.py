@@ -59,7 +59,7 @@ FAULTS = [
         timed.MESSAGES,
         moods(["lost"] * 3),
         "assertion",
-        [Change(rules, "settle", "if facts.holds and not facts.expired and not key_too_old", "if facts.holds and not key_too_old")],
+        [Change(rules, "_by_policy", "if facts.holds and not facts.expired and not key_too_old", "if facts.holds and not key_too_old")],
     ),
     Fault(
         "the key of a month's charge leaves the month out",
