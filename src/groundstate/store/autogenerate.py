@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import Table
 
 from groundstate.store.tables import Instant, metadata
+from groundstate.store.written import Xid8
 
 OURS = frozenset(metadata.tables)
 TableName = tuple[str | None, str]  # schema, None for the connection's default one; and name
@@ -26,13 +27,16 @@ def include_name(name: str | None, type_: str, parent_names: MutableMapping[str,
 
 
 def render_item(type_: str, item: object, context: Any) -> str | Literal[False]:
-    """For `context.configure(render_item=...)` in env.py: an `Instant` is written as `sa.DateTime(timezone=True)`, all else as usual.
+    """For `context.configure(render_item=...)` in env.py: an `Instant` is written as `sa.DateTime(timezone=True)`, and PostgreSQL's xid8,
+    for which SQLAlchemy has no type, with the import that it needs; all else as usual. Needed where `include_name` is.
 
-    A migration is kept for years: it is to import nothing of groundstate, and its columns come out the same. Needed where `include_name`
-    is.
+    A migration is kept for years, so it is to import as little of groundstate as can be, and its columns come out the same.
     """
     if type_ == "type" and isinstance(item, Instant):
         return f"{context.opts.get('sqlalchemy_module_prefix') or ''}DateTime(timezone=True)"
+    if type_ == "type" and isinstance(item, Xid8):
+        context.imports.add(f"from {Xid8.__module__} import Xid8")
+        return "Xid8()"
     return False
 
 
