@@ -78,8 +78,10 @@ def test_what_is_surely_not_done_may_be_deleted_and_an_empty_table_truncated(wor
     gateway = charging(world, hold())
     gateway.plan(1, *["refuse"] * 20)
     world.orders(1)
-    world.settled()
-    assert (world.states(), world.attempt().unsure) == (["held"], False)
+    life = world.worker()
+    until(lambda: world.states() == ["held"])  # after its last try
+    life.stop()
+    assert not world.attempt().unsure
     world.run("update groundstate_attempt set state = 'failed', failures = 0")
     world.run(DELETE)
     world.run("truncate groundstate_attempt")
