@@ -105,7 +105,9 @@ def test_removed_nothing_of_them_stays_and_nothing_is_told(shop: Shop) -> None:
     shop.world.run(PLAIN.format(1))
     assert shop.heard() == []
     with shop.world.engine.connect() as connection:
-        left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'groundstate%' AND tgname NOT LIKE 'groundstate_keep%' AND NOT tgisinternal"
+        left = (
+            "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'groundstate%' AND tgname NOT LIKE 'groundstate_keep%' AND NOT tgisinternal"
+        )
         assert connection.execute(text(left)).scalar_one() == 0
         functions = "SELECT proname FROM pg_proc WHERE proname LIKE 'groundstate%'"
         assert connection.execute(text(functions)).scalars().all() == ["groundstate_keep"]  # which keeps the rows of open calls
