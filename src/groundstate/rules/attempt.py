@@ -255,17 +255,7 @@ def not_in_memory(attempt: Attempt, now: datetime) -> Keep | Delete:
     """
     if not attempt.unsure and attempt.call_no == 0:
         return did_not_go_out(attempt, now)
-    return Keep(
-        replace(
-            attempt,
-            state=State.DOUBT,
-            unsure=True,
-            failures=attempt.failures + 1,
-            next_at=now,
-            error="its worker knows nothing of this call, though the database says that it began it",
-            deadline=max(attempt.deadline, now),
-        )
-    )
+    return unclear(attempt, "its worker knows nothing of this call, though the database says that it began it", now, now)
 
 
 # ---- doubt ---------------------------------------------------------------------------------------------------------------------
