@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from groundstate import Absent, InDoubt, Key, Outside, Unknown, again, hold, same_key
+from groundstate import Absent, InDoubt, Key, Outside, Retry, Unknown, again, hold, same_key
 from groundstate.engine import deeds
 from groundstate.engine.deeds import Did, Person
 from groundstate.engine.life import Life
@@ -32,12 +32,13 @@ class Code:
         self.call: str = other.pop("call", "charge")
         self.find: str = other.pop("find", "charged")
         self.key: bool = other.pop("key", True)
+        self.retry: Retry = other.pop("retry", QUICK)
         self.said: dict[str, Any] = {name: other.pop(name) for name in ("name", "answers_for") if name in other}
         self.also: Gateway | None = other.pop("also", None)  # the old service's books, in which the find looks as well
         self.options = other
 
     def declare(self, world: World) -> World:
-        made: Any = Outside(self.service).call(in_doubt=self.in_doubt, timeout=LONG, retry=QUICK, **self.said)(self._call())
+        made: Any = Outside(self.service).call(in_doubt=self.in_doubt, timeout=LONG, retry=self.retry, **self.said)(self._call())
         if self.in_doubt.kind in ("ask", "same_key") and self.find:
             made.find(_named(self._find, self.find))
 
@@ -308,8 +309,8 @@ def test_an_occurrence_that_is_taken_away_leaves_its_doubts_to_a_person(leaves: 
 
 def test_what_failed_under_old_code_was_surely_not_done_and_is_called_where_it_is_called_now(world: World) -> None:
     bank, psp = world.gateway(), world.gateway()
-    Code(bank).declare(world).there()
-    bank.plan(1, *["refuse"] * 50)
+    Code(bank, retry=Retry(times=2, first=timedelta(hours=1))).declare(world).there()  # it dies between two tries, and not in one
+    bank.plan(1, "refuse")
     world.orders(1)
     old = world.worker()
     until(lambda: world.states() == ["failed"])
@@ -318,8 +319,9 @@ def test_what_failed_under_old_code_was_surely_not_done_and_is_called_where_it_i
     new._there = True
     try:
         Code(psp, "psp").declare(new)
+        new.forward(3600)  # when its next try is due
         life = new.worker()
-        until(lambda: new.order().status == "paid")  # when its next try is due
+        until(lambda: new.order().status == "paid")
         life.stop()
         assert (new.attempts(), bank.ledger, len(psp.ledger)) == ([], [], 1)
     finally:
