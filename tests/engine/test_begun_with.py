@@ -34,6 +34,7 @@ class Code:
         self.key: bool = other.pop("key", True)
         self.retry: Retry = other.pop("retry", QUICK)
         self.said: dict[str, Any] = {name: other.pop(name) for name in ("name", "answers_for") if name in other}
+        self.moves: bool = other.pop("moves", True)  # whether its handler moves the order on
         self.also: Gateway | None = other.pop("also", None)  # the old service's books, in which the find looks as well
         self.options = other
 
@@ -44,7 +45,9 @@ class Code:
 
         @world.app.on(Order, Order.status == "placed", call=made, name="paid", **self.options)
         def paid(order: Order, outcome: str) -> None:
-            order.status, order.receipt = "paid", outcome
+            order.receipt = outcome
+            if self.moves:
+                order.status = "paid"
 
         return world
 
@@ -285,6 +288,16 @@ def test_an_occurrence_that_is_added_leaves_its_doubts_to_a_person_and_is_called
     assert as_person(new, partial(settle, '"r1"')).became == "concluded"  # of the round that stands there now, as the person says
     new.settled()
     assert (new.order().status, new.attempts(), len(bank.calls)) == ("paid", [], 1)
+
+
+def test_a_person_s_outcome_under_an_added_occurrence_is_held_where_the_handler_moves_nothing(leaves: Leaves) -> None:
+    bank = Gateway()
+    left = leaves(Code(bank), orders=1)
+    new = left.then(Code(bank, moves=False, occurrence=[Order.round]))
+    did = as_person(new, partial(settle, '"r1"'))
+    assert (did.became, did.words.partition(":")[0]) == ("held", "made no progress")
+    new.settled()
+    assert (new.order().status, new.states(), len(bank.calls)) == ("placed", ["held"], 1)
 
 
 def test_an_occurrence_that_is_added_calls_what_a_person_says_was_not_done(leaves: Leaves, world: World) -> None:

@@ -20,7 +20,7 @@ from groundstate.engine.plain import new_attempt, say_held, say_let_go
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
-from groundstate.rules import overtaken
+from groundstate.rules import kind, overtaken
 from groundstate.rules.attempt import Attempt
 from groundstate.values.answers import Key, Occurrence
 
@@ -238,4 +238,7 @@ class Conclusion:
     def _work(self, given: InHand, standing: Standing, attempt: Attempt) -> Work:
         moment = self.tx.moment(due=standing.due, call_no=attempt.call_no, restarted=given.restarted)
         supplies = {"at": moment, "key": given.key, "occurrence": given.occurrence}
-        return Work(standing.key, standing.record, attempt.occurrence, (given.value,), supplies)
+        # Where other columns made it then, progress is of the round that stands now: the old text is that of no round of today.
+        other = kind.is_of_other_rounds(attempt.begun_with, self.question.spec.occurrence_columns)
+        round_ = self.question.occurrence_text(standing.record) if other else attempt.occurrence
+        return Work(standing.key, standing.record, round_, (given.value,), supplies)
