@@ -12,6 +12,7 @@ from groundstate.app import crew
 from groundstate.engine import deeds, succession, sweeps, traffic, worker
 from groundstate.telemetry import looking
 from groundstate.testing.servers import PostgresServer
+from tests import compiled
 from tests.databases import Databases
 from tests.patience import HANG_S
 
@@ -37,6 +38,12 @@ def _state_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     """What SQLite stores leave in the user's state folder is in one of the tests, for their subprocesses as well."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDSTATE_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    with compiled.once_for_all_engines():
         yield
 
 
