@@ -82,6 +82,15 @@ class ModelTable:
 
     def written_out(self, text: str) -> str:
         """With each macro of the table's own in its place."""
+        if text not in self._written_out:
+            self._written_out[text] = self._write_out(text)
+        return self._written_out[text]
+
+    @cached_property
+    def _written_out(self) -> dict[str, str]:
+        return {}
+
+    def _write_out(self, text: str) -> str:
         for _ in range(5):
             before = text
             for name, body in self.macros.items():
@@ -146,10 +155,9 @@ def as_kept() -> ModelTable:
 def _value(text: str, world: Mapping[str, object]) -> object:
     """A Promela expression in this world. Its words are the table's own, so that an unknown one is an error and not a guess."""
     code, words = _compiled(text)
-    unknown = words - set(world)
-    if unknown:
-        raise NotOfTheTable(f"{text!r} speaks of {', '.join(sorted(unknown))}")
-    return eval(code, {"__builtins__": {}}, dict(world))  # of our own file, and of names that were looked at
+    if not words <= world.keys():
+        raise NotOfTheTable(f"{text!r} speaks of {', '.join(sorted(words - world.keys()))}")
+    return eval(code, {"__builtins__": {}}, world)  # of our own file, and of names that were looked at
 
 
 @cache

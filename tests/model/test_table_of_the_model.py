@@ -28,25 +28,22 @@ def too_old(first_at: Any, now: Any) -> bool:
     return bool(first_at + KEPT_FOR <= now + TIMEOUT + MARGIN + SETTLE_AFTER)
 
 
+ALIKE: dict[str, Any] = {  # in each world; the last ones as they are where nothing stands
+    **{name: name.lower() for name in STATES},
+    **{"NOCALL": 0, "AGAIN": 1, "SAMEKEY": 2, "ASK": 3, "HOLD": 4, "NEW_CALL": NEW_CALL},
+    **{"me": ADOPTER, "given": True, "later": max, "TOGETHER": 0, "true": True, "false": False},
+    **dict.fromkeys(COLUMNS, 0),
+    **{"A_st": "none", "spent": False, "spent_then": False, "lands_over": True, "asked_late": True},
+    **{"other_code": False, "other_call": False, "other_find": False},
+}
+
+
 def world_of(case: Case) -> dict[str, Any]:
     """What a guard, or a deed, of the model may ask, by its own words."""
     one = case.attempt
-    world: dict[str, Any] = {name: name.lower() for name in STATES}
-    world |= {"NOCALL": 0, "AGAIN": 1, "SAMEKEY": 2, "ASK": 3, "HOLD": 4, "POL": POLICIES[case.kind], "HAS_FIND": case.terms.has_find}
+    world = ALIKE | {"POL": POLICIES[case.kind], "HAS_FIND": case.terms.has_find, "counts": int(case.counts), "now": case.now}
     world |= {"exists": case.facts.exists, "holds": case.holds, "blocked": case.blocked, "expired": case.facts.expired}
-    world |= {
-        "counts": int(case.counts),
-        "me": ADOPTER,
-        "given": True,
-        "later": max,
-        "TOGETHER": 0,
-        "now": case.now,
-        "true": True,
-        "false": False,
-    }
-    world |= {"NEW_CALL": NEW_CALL, "NEW_DEADLINE": case.now + case.terms.timeout}
-    world |= dict.fromkeys(COLUMNS, 0) | {"A_st": "none", "spent": False, "spent_then": False, "lands_over": True, "asked_late": True}
-    world |= {"other_code": False, "other_call": False, "other_find": False}
+    world |= {"NEW_DEADLINE": case.now + case.terms.timeout}
     if one is not None:
         world |= {"spent": case.spent, "spent_then": case.spent_then}
         world |= {"other_code": case.of_other_code, "other_call": case.other_call, "other_find": case.other_find}

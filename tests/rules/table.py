@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from groundstate.rules.attempt import KILLED, Attempt, Facts, State, Terms
@@ -19,6 +20,9 @@ BEGUN, DOUBT, FAILED, HELD = State
 WORDS = object()  # whatever is said there, something is
 NEW_CALL, ADOPTER, SAID = 999, 77, "it said no"
 NEW_WITH = '{"service":"a new call"}'
+
+
+_read: Callable[[str], dict[str, Any]] = lru_cache(json.loads)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Case:
     @property
     def said(self) -> dict[str, Any]:
         """What its row says that its latest call was begun with."""
-        return json.loads(self.one.begun_with) if self.one.begun_with is not None else {}
+        return _read(self.one.begun_with) if self.one.begun_with is not None else {}
 
     @property
     def other_call(self) -> bool:
