@@ -164,6 +164,46 @@ def test_a_call_whose_attempt_was_deleted_is_excused_and_counted_and_so_is_anoth
     assert books.judge.excuses.counts == {UNLISTED: 1, AGAIN: 1}
 
 
+def test_a_call_whose_attempt_was_deleted_may_land_after_another_workers_call(books: Books) -> None:
+    books.order("placed")
+    books.judge.erased("paid", "1", "1", LIVING)
+    books.attempt("begun")
+    books.effect(pid=9)
+    books.effect(pid=LIVING)
+    books.judge.sample()
+    assert books.judge.faults == []
+    assert books.judge.excuses.counts == {AGAIN: 1}
+
+
+def test_two_calls_each_of_whose_attempts_was_deleted_are_excused(books: Books) -> None:
+    books.order("placed")
+    books.judge.erased("paid", "1", "1", LIVING)
+    books.judge.erased("paid", "1", "1", 9)
+    books.effect(pid=9)
+    books.effect(pid=LIVING)
+    books.judge.sample()
+    assert books.judge.faults == []
+
+
+def test_a_call_that_was_made_though_an_earlier_one_had_landed_is_named_though_its_attempt_was_deleted(books: Books) -> None:
+    books.order("placed")
+    books.effect(pid=DEAD)
+    books.judge.erased("paid", "1", "1", LIVING)
+    books.effect(pid=LIVING)
+    books.judge.sample()
+    assert books.named == {"AtMostOnce"}
+
+
+def test_two_others_that_call_after_an_attempt_was_deleted_are_named(books: Books) -> None:
+    books.order("placed")
+    books.judge.erased("paid", "1", "1", LIVING)
+    books.attempt("begun")
+    books.effect(pid=9)
+    books.effect(pid=10)
+    books.judge.sample()
+    assert books.named == {"AtMostOnce"}
+
+
 def test_what_an_earlier_worker_had_done_is_excused_with_the_attempt_that_stood_for_it(books: Books) -> None:
     books.order("packed")
     books.effect("label", occurrence="", pid=DEAD, kept_s=20)

@@ -79,16 +79,23 @@ class Excuses:
         self.count(LATE, effect)
         self._spoilt.add((effect.call, effect.record))
 
-    def again(self, effect: Effect) -> bool:
-        """Whether nobody could know, when it was done again, that it had been done before."""
+    def again(self, first: Effect, effect: Effect) -> bool:
+        """Whether nobody could know that it was called for twice. Which of the two calls landed first says nothing of which was made first."""
         if (effect.call, effect.record) in self._spoilt:
             return True
-        erased = self.erased.get((effect.call, effect.record, effect.occurrence))
-        if erased is None or effect.pid in erased.pids:
+        if not self._has_no_attempt_of_the_other(first, effect):
             return False
         self.count(AGAIN, effect)
         self._spoilt.add((effect.call, effect.record))
         return True
+
+    def _has_no_attempt_of_the_other(self, one: Effect, other: Effect) -> bool:
+        """Whether one worker made its call after the attempt of the other one's was deleted. A worker knows its own calls without any."""
+        erased = self.erased.get((one.call, one.record, one.occurrence))
+        if erased is None or one.pid == other.pid:
+            return False
+        each_deleted = {one.pid, other.pid} <= erased.pids
+        return each_deleted or self.is_erased(one) != self.is_erased(other)
 
     def unlisted(self, effect: Effect) -> bool:
         """Whether it may be in no record without an attempt that stands for it."""

@@ -187,7 +187,7 @@ class Judge:
         which = (effect.call, effect.record, effect.occurrence)  # and not by key: a second key is a fault as well
         self.checks[ONCE[effect.call]] += 1
         first = self._first.setdefault(which, effect)
-        if first is not effect and not self.excuses.again(effect):
+        if first is not effect and not self.excuses.again(first, effect):
             self.fault(ONCE[effect.call], f"done again: first {first}, now {effect}")
         if effect.call == "thank":
             self.checks["LeftAlone"] += 1
