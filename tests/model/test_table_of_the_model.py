@@ -28,14 +28,11 @@ def too_old(first_at: Any, now: Any) -> bool:
     return bool(first_at + KEPT_FOR <= now + TIMEOUT + MARGIN + SETTLE_AFTER)
 
 
-ALIKE: dict[str, Any] = {  # in each world; the last ones as they are where nothing stands
-    **{name: name.lower() for name in STATES},
-    **{"NOCALL": 0, "AGAIN": 1, "SAMEKEY": 2, "ASK": 3, "HOLD": 4, "NEW_CALL": NEW_CALL},
-    **{"me": ADOPTER, "given": True, "later": max, "TOGETHER": 0, "true": True, "false": False},
-    **dict.fromkeys(COLUMNS, 0),
-    **{"A_st": "none", "spent": False, "spent_then": False, "lands_over": True, "asked_late": True},
-    **{"other_code": False, "other_call": False, "other_find": False},
-}
+ALIKE: dict[str, Any] = {name: name.lower() for name in STATES}  # what is so in each world, and at the end what is where nothing stands
+ALIKE |= {"NOCALL": 0, "AGAIN": 1, "SAMEKEY": 2, "ASK": 3, "HOLD": 4, "NEW_CALL": NEW_CALL}
+ALIKE |= {"me": ADOPTER, "given": True, "later": max, "TOGETHER": 0, "true": True, "false": False}
+ALIKE |= dict.fromkeys(COLUMNS, 0) | {"A_st": "none", "spent": False, "spent_then": False, "lands_over": True, "asked_late": True}
+ALIKE |= {"other_code": False, "other_call": False, "other_find": False}
 
 
 def world_of(case: Case) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Excuses:
         self._spoilt.add((effect.call, effect.record))
 
     def again(self, first: Effect, effect: Effect) -> bool:
-        """Whether nobody could know that it was called for twice. Which of the two calls landed first says nothing of which was made first."""
+        """Whether nobody could know that it was called for twice. Which call landed first does not say which was made first."""
         if (effect.call, effect.record) in self._spoilt:
             return True
         if not self._has_no_attempt_of_the_other(first, effect):
