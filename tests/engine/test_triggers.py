@@ -196,8 +196,8 @@ def test_our_triggers_count_for_none_that_change_rows(shop: Shop) -> None:
 
 def test_a_worker_hears_of_what_another_program_wrote(shop: Shop) -> None:
     shop.install()
-    arguments: Any = opening.listening(shop.world.app.stores[0].settings())
-    told = Messenger("shop", PostgresTransport(arguments, also=(triggers.NAME,)), shop.questions)
+    way: Any = opening.listening(shop.world.app.stores[0].settings())
+    told = Messenger("shop", PostgresTransport(way[0], also=(triggers.NAME,)), shop.questions)
     told.start()
     try:
         life = shop.world.worker(messenger=told)

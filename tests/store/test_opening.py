@@ -113,8 +113,9 @@ def test_one_connection_for_all_is_refused(tmp_path: Path) -> None:
     assert "StaticPool" in refusal(create_engine(f"sqlite:///{tmp_path}/shop.db", poolclass=StaticPool))
 
 
-def test_a_connection_made_elsewhere_is_refused() -> None:
-    engine = create_engine(f"postgresql+psycopg://me:{SECRET}@host/shop", creator=lambda: None)
+def test_a_connection_of_another_driver_made_elsewhere_is_refused() -> None:
+    pytest.importorskip("greenlet")
+    engine = create_async_engine(f"postgresql+asyncpg://me:{SECRET}@host/shop", async_creator=lambda: None)
     assert "creator=" in refusal(engine)
 
 

@@ -27,7 +27,7 @@ class Store:
     """One database and the tables it owns. Connects when the app starts, not when it is declared.
 
     Args:
-        database: a URL, an engine of yours (its URL and connect_args are taken), or a function that returns one, called at the start.
+        database: a URL, an engine of yours (our connections are made as its own are), or a function that returns one, called at the start.
         owns: declarative bases, SQLModel, or MetaData whose tables lie in this database.
         failover: "lossy"; "lossless" where no failover of this database can lose a commit.
         direct: PostgreSQL behind a pooler: a URL past it, for the lock that tells who is alive.

@@ -134,10 +134,11 @@ class Messengers:
 
 def _own_transport(store: Store) -> Transport | None:
     """A PostgreSQL's own, not opened, which hears triggers as well; None for SQLite."""
-    arguments = stores.listening(store.settings())
-    if arguments is None:
+    way = stores.listening(store.settings())
+    if way is None:
         return None
-    made: Transport = import_module("groundstate.transport.postgres").PostgresTransport(arguments, also=(triggers.NAME,))
+    arguments, connect = way
+    made: Transport = import_module("groundstate.transport.postgres").PostgresTransport(arguments, (triggers.NAME,), connect)
     return made
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from groundstate.engine import trouble
 from groundstate.engine.question import Question
+from groundstate.store.carried import schema_of
 
 CURE = "run your migrations"
 
@@ -61,8 +62,9 @@ def _named(connection: Connection, question: Question) -> Iterator[tuple[str, st
         if not isinstance(table, Table):
             continue
         try:
-            there = {column["name"].lower() for column in looked.get_columns(table.name, schema=table.schema)}  # SQLite takes either case
+            columns = looked.get_columns(table.name, schema=schema_of(connection, table))
         except NoSuchTableError:
             yield "table", table.fullname
             continue
+        there = {column["name"].lower() for column in columns}  # SQLite takes either case
         yield from (("column", f"{table.fullname}.{column.name}") for column in table.columns if column.name.lower() not in there)

@@ -21,6 +21,7 @@ from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store import tables
+from groundstate.store.carried import schema_of
 from groundstate.store.port import Database, Witness
 from groundstate.store.tables import reaction as reaction_table
 
@@ -185,7 +186,7 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
 def suspect_known(life: Life) -> None:
     """Makes each reaction of the app suspect that is written down, if our table of them is there: what is taken starts as a doubt."""
     with life.database.reading() as connection:
-        if not inspect(connection).has_table(reaction_table.name):
+        if not inspect(connection).has_table(reaction_table.name, schema=schema_of(connection, reaction_table)):
             return
     with life.database.writing() as connection:
         mine = (reaction_table.c.app == life.app, reaction_table.c.name != "")

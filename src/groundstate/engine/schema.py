@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateColumn
 
 from groundstate.engine import trouble
 from groundstate.store import kept_rows, tables
+from groundstate.store.carried import schema_of
 from groundstate.store.port import Database
 from groundstate.values.errors import NotInitialised
 
@@ -32,12 +33,12 @@ def _say_what_is_missing(database: Database, table: Table, error: DBAPIError) ->
     where = database.settings.url.render_as_string()
     with database.reading() as connection:
         looked = inspect(connection)
-        if not looked.has_table(table.name):
+        if not looked.has_table(table.name, schema=schema_of(connection, table)):
             raise NotInitialised(
                 f"{table.name} is missing in {where}: run `groundstate init` once. Where it was here before and is gone, what was known of"
                 " calls in doubt is gone with it: say so, by `groundstate init --after-restore`"
             ) from error
-        there = {column["name"] for column in looked.get_columns(table.name)}
+        there = {column["name"] for column in looked.get_columns(table.name, schema=schema_of(connection, table))}
         lacking = sorted((column for column in table.columns if column.name not in there), key=lambda column: column.name)
         statements = [_addition(connection, column) for column in lacking if column.nullable]
     if not lacking:
@@ -61,7 +62,8 @@ def create(database: Database, *users: MetaData) -> list[str]:
     with database.reading() as connection:
         looked = inspect(connection)
         wanted = [
-            (meta, [t for t in meta.sorted_tables if not looked.has_table(t.name, schema=t.schema)]) for meta in (tables.metadata, *users)
+            (meta, [t for t in meta.sorted_tables if not looked.has_table(t.name, schema=schema_of(connection, t))])
+            for meta in (tables.metadata, *users)
         ]
     with database.writing() as connection:
         for meta, missing in wanted:

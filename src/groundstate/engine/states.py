@@ -14,6 +14,7 @@ from sqlalchemy.sql import operators
 
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
+from groundstate.store.carried import schema_of
 
 SCANNED_MOST = 100_000  # rows of a table that may be read where no index helps
 VALUES_MOST = 100  # a column with more values is no state
@@ -119,7 +120,7 @@ def _is_indexed(connection: Connection, column: Any) -> bool:
     table, looked = column.table, inspect(connection)
     if next(iter(table.primary_key.columns), None) is column:
         return True
-    for index in looked.get_indexes(table.name, schema=table.schema):
+    for index in looked.get_indexes(table.name, schema=schema_of(connection, table)):
         partial = any(key.endswith("_where") for key in index.get("dialect_options", {}))
         if index["column_names"][:1] == [column.name] and not partial:
             return True

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, inspect, select
 
 from groundstate.engine import restore
 from groundstate.store import tables
+from groundstate.store.carried import schema_of
 from groundstate.store.port import Database, Lives, Witness
 from groundstate.values.errors import StoreRefused
 
@@ -41,7 +42,7 @@ def traces(database: Database, witness: Witness | None) -> Traces:
         return Traces(tuple(unknown_lives(database, witness)))
     with database.reading() as connection:
         looked = inspect(connection)
-        missing = tuple(table.name for table in CORE if not looked.has_table(table.name))
+        missing = tuple(table.name for table in CORE if not looked.has_table(table.name, schema=schema_of(connection, table)))
         if not missing and _knows_somebody(connection):
             return Traces()
     left = len(missing) < len(CORE)
@@ -56,7 +57,7 @@ def unknown_lives(database: Database, witness: Witness | None) -> list[tuple[int
         if database.missing() is not None:
             return {}
         with database.reading() as connection:
-            there = inspect(connection).has_table(tables.worker.name)
+            there = inspect(connection).has_table(tables.worker.name, schema=schema_of(connection, tables.worker))
         return restore.begins_in(database) if there else {}
 
     return [(life, count) for life, count, _ in restore.lost_lives(witness, begins)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -13,6 +12,7 @@ from urllib.parse import parse_qsl
 from sqlalchemy import URL, Engine, StaticPool, make_url
 from sqlalchemy.exc import ArgumentError
 
+from groundstate.store.carried import Carried, carried_by, connect_args_of, connector
 from groundstate.store.file_locks import file_lives
 from groundstate.store.port import Lives, Opened, Settings
 from groundstate.store.witness import FileWitness
@@ -37,6 +37,7 @@ _POSTGRES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "postgresql+psycopg_async": from_psycopg,
     "postgresql+asyncpg": from_asyncpg,
 }
+Way = tuple[dict[str, Any], Callable[..., Any] | None]  # arguments of psycopg's connect, and what is called with them instead of it
 _SQLITE_REFUSED = {  # parameters of SQLite's file: URIs, and what each does to us
     "immutable": "takes the file for one that nobody writes",
     "nolock": "turns locks off",
@@ -55,7 +56,7 @@ def settings_of(
     """What a `Store` was given, resolved to a URL and arguments of a driver that we use: pysqlite or psycopg.
 
     Args:
-        database: a URL, or an engine, whose URL and connect_args are taken: groundstate connects by an engine of its own.
+        database: a URL, or an engine: groundstate connects by an engine of its own, which takes over what that one carries.
         direct: PostgreSQL alone: a URL past a pooler, for the lock that tells who is alive.
         witness: a folder on another disk than the database, for what each life remembers.
         failover: "lossy", or "lossless" where no failover of this database can lose a commit.
@@ -68,14 +69,21 @@ def settings_of(
     if failover not in {"lossy", "lossless"}:
         message = f"failover={failover!r}: it is 'lossy', or 'lossless' where no failover can lose a commit"
         raise DeclarationError(message)
-    url, arguments = _given(database)
+    url, arguments, carried = _given(database)
+    if carried.source is not None and arguments is None and direct is not None:
+        message = (
+            f"{_shown(url)}: the engine connects by a function of yours (creator= or a do_connect listener), and direct= is connected to"
+            " by its URL alone: give an engine that leads past the pooler, and no direct="
+        )
+        raise StoreRefused(message)
+    arguments = arguments or {}
     folder = None if witness is None else str(Path(witness).resolve())
     if url.drivername in _SQLITE:
         if direct is not None:
             message = "direct= leads past a pooler, and SQLite has none: leave it out"
             raise DeclarationError(message)
         kept = None if state is None else str(Path(state).resolve())
-        return Settings(_sqlite_url(url, arguments), _sqlite_arguments(arguments), None, folder, failover, kept)
+        return Settings(_sqlite_url(url, arguments), _sqlite_arguments(arguments), None, folder, failover, kept, carried)
     if state is not None:
         message = "state= is a folder for what SQLite cannot know of itself, and PostgreSQL has signs of its own: leave it out"
         raise DeclarationError(message)
@@ -84,7 +92,7 @@ def settings_of(
         raise StoreRefused(message)
     past = None if direct is None else _postgres_url(_parsed(direct))[0]
     ours, by_url = _postgres_url(url)
-    return Settings(ours, {**by_url, **_POSTGRES[url.drivername](arguments)}, past, folder, failover)
+    return Settings(ours, {**by_url, **_POSTGRES[url.drivername](arguments)}, past, folder, failover, carried=carried)
 
 
 def open_store(settings: Settings) -> Opened:
@@ -97,20 +105,23 @@ def open_store(settings: Settings) -> Opened:
     if settings.url.get_backend_name() == "sqlite":
         return _open_sqlite(settings)
     _need_psycopg()
-    arguments = _past_poolers(settings)
+    way = _past_poolers(settings)
     witness = None if settings.witness is None else FileWitness(settings.witness, settings.url.database or "")
     postgres, session_locks = import_module("groundstate.store.postgres"), import_module("groundstate.store.session_locks")
-    return postgres.PostgresDatabase(settings), lambda: session_locks.SessionLives(arguments), witness
+    return postgres.PostgresDatabase(settings), lambda: session_locks.SessionLives(*way), witness
 
 
-def listening(settings: Settings) -> dict[str, Any] | None:
-    """Psycopg's arguments for a connection on which hints come; None for SQLite, which tells by itself that somebody wrote."""
+def listening(settings: Settings) -> Way | None:
+    """The way to a connection on which hints come; None for SQLite, which tells by itself that somebody wrote."""
     return None if settings.url.get_backend_name() == "sqlite" else _past_poolers(settings)
 
 
-def _past_poolers(settings: Settings) -> dict[str, Any]:
-    path = settings.direct or settings.url
-    return {**path.get_dialect()().create_connect_args(path)[1], **settings.connect_args}
+def _past_poolers(settings: Settings) -> Way:
+    """For a connection of psycopg's past any pooler."""
+    carried, path = settings.carried, settings.direct or settings.url
+    if carried.source is not None and settings.direct is None:
+        return {}, lambda **arguments: connector(carried, arguments)()
+    return {**path.get_dialect()().create_connect_args(path)[1], **settings.connect_args}, None
 
 
 def _open_sqlite(settings: Settings) -> Opened:
@@ -131,9 +142,10 @@ def _need_psycopg() -> None:
         raise StoreRefused(message) from error
 
 
-def _given(database: str | URL | Engine | AsyncEngineLike) -> tuple[URL, Mapping[str, Any]]:
+def _given(database: str | URL | Engine | AsyncEngineLike) -> tuple[URL, Mapping[str, Any] | None, Carried]:
+    """The URL, the connect_args (None where a function of the user's connects), and what an engine carries besides."""
     if isinstance(database, (str, URL)):
-        return _parsed(database), {}
+        return _parsed(database), {}, Carried()
     engine = cast("Engine | None", getattr(database, "sync_engine", database))
     if not isinstance(engine, Engine):
         message = f"a store is made from a URL or a SQLAlchemy engine, not from a {type(database).__name__}"
@@ -141,21 +153,14 @@ def _given(database: str | URL | Engine | AsyncEngineLike) -> tuple[URL, Mapping
     if isinstance(engine.pool, StaticPool):
         message = f"{_shown(engine.url)}: StaticPool has one connection for all, and groundstate's must be its own: use another pool"
         raise StoreRefused(message)
-    return engine.url, _connect_args(engine)
-
-
-def _connect_args(engine: Engine) -> Mapping[str, Any]:
-    """The connect_args that `create_engine` was given. It keeps them in the function that connects, and nowhere else."""
-    creator = engine.pool._creator  # noqa: SLF001
-    kept = inspect.getclosurevars(creator).nonlocals if inspect.isfunction(creator) else {}
-    if "cparams" not in kept or creator.__module__ != "sqlalchemy.engine.create" or engine.dialect.dispatch.do_connect:
+    carried, arguments = carried_by(engine, _shown(engine.url)), connect_args_of(engine)
+    if arguments is None and carried.source is None:
         message = (
             f"{_shown(engine.url)}: the engine connects by a function of yours (creator= or a do_connect listener), and groundstate"
-            " connects by itself: give Store the URL with all that is needed, or create_engine's connect_args"
+            " does not use its driver: give Store a sync engine of sqlite:/// or postgresql+psycopg://, or the URL with all that is needed"
         )
         raise StoreRefused(message)
-    by_url = engine.dialect.create_connect_args(engine.url)[1]
-    return {name: value for name, value in kept["cparams"].items() if name not in by_url or by_url[name] != value}
+    return engine.url, arguments, carried
 
 
 def _parsed(url: str | URL) -> URL:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Select, Table
 
+from groundstate.store.carried import Carried
 from groundstate.values.errors import StoreRefused
 
 # Lives, slots and the locks of one transaction are numbered apart: a life has 62 random bits, and no lock may end past 2^63 - 1.
@@ -26,6 +27,7 @@ class Settings:
 
     direct: the URL for the lock, past a pooler; `url` where None. witness: the folder for witness files; None: beside the SQLite file,
     none on PostgreSQL. state: SQLite alone: the folder for the high-water mark of begins; None: in the user's state folder.
+    carried: what the user's engine carries besides; connect_args are in it already where it makes our connections.
     """
 
     url: URL
@@ -34,6 +36,7 @@ class Settings:
     witness: str | None = None
     failover: str = "lossy"
     state: str | None = None
+    carried: Carried = field(default_factory=Carried)
 
 
 class Database(Protocol):

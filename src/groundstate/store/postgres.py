@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, Float, QueuePool, Select, Text, create_engine, event, func, literal_column
+from sqlalchemy import ColumnElement, Connection, Float, Select, Text, event, func, literal_column
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import NotSupportedError
 
 from groundstate.store import kept_rows, tables
+from groundstate.store.carried import engine_of
 from groundstate.store.session_locks import INCARNATION, STARTED, UP_S
 from groundstate.store.transactions import Manner, begin_with, transaction
 from groundstate.values import keepalive
@@ -52,7 +53,7 @@ _FOUND = sql("""
     SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS words,
            current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS durable,
            current_setting('DateStyle') AS dates, current_setting('IntervalStyle') AS intervals,
-           current_setting('server_encoding') AS encoding
+           current_setting('server_encoding') AS encoding, current_setting('search_path') AS path
 """)
 _NOT_KEPT = sql("""
     SELECT relname FROM pg_class
@@ -99,7 +100,7 @@ class PostgresDatabase:
         if settings.direct is not None:
             # `direct` is given because `url` leads through a pooler, where a prepared statement may meet a server that has none.
             arguments.setdefault("prepare_threshold", None)
-        self.engine = create_engine(settings.url, connect_args=arguments, poolclass=QueuePool)
+        self.engine = engine_of(settings.url, settings.carried, arguments)
         event.listen(self.engine, "connect", self._prepare)
         begin_with(self.engine, self._begin("READ WRITE", WAIT))
         forsake_in_child(self)
@@ -117,9 +118,10 @@ class PostgresDatabase:
                 return
             with self.reading() as connection:
                 found = connection.execute(_FOUND).one()
-                _check_server(found.version, found.words, found.fsync)
+            _check_server(found.version, found.words, found.fsync)
+            self._more = _more(found, self.settings.failover) + self._in_its_schema(found.path)
+            with self.reading() as connection:
                 _check_tables(connection)
-            self._more = _more(found, self.settings.failover)
             self.codec = _CODECS.get(found.encoding, "utf-8")
             self._checked = True
 
@@ -207,6 +209,13 @@ class PostgresDatabase:
     def _prepare(self, connection: Any, _record: object) -> None:
         connection.autocommit = True  # the BEGIN is ours
         self._open.add(connection)
+
+    def _in_its_schema(self, path: str) -> str:
+        """Where the user's engine translates tables without a schema: names in SQL of ours are looked for there first."""
+        schema = (self.settings.carried.options.get("schema_translate_map") or {}).get(None)
+        if schema is None:
+            return ""
+        return f"; SET LOCAL search_path = {self.engine.dialect.identifier_preparer.quote_identifier(schema)}, {path}"
 
     def _begin(self, access: str, wait: timedelta, statement: timedelta = STATEMENT) -> str:
         """With every time limit of our own: what a DBA set for the role or the database is for others. No `statement`: no limit."""

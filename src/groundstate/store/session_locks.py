@@ -9,7 +9,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from typing import Any
@@ -65,11 +65,12 @@ _SHARED = (
 class SessionLives:
     """Each life holds pg_advisory_lock of its number, by the promises of `port.Lives`.
 
-    connect: psycopg's arguments for a connection past any pooler.
+    arguments: psycopg's, for a connection past any pooler. connect: what is called with them; psycopg itself where None.
     """
 
-    def __init__(self, connect: Mapping[str, Any]) -> None:
-        self._arguments = {**_CLIENT, **connect}
+    def __init__(self, arguments: Mapping[str, Any], connect: Callable[..., psycopg.Connection[Any]] | None = None) -> None:
+        self._arguments = {**_CLIENT, **arguments}
+        self._connect = connect or psycopg.connect
         self._connection: psycopg.Connection[Any] | None = None
         self._life: int | None = None
         self._adopted: set[int] = set()
@@ -196,7 +197,7 @@ class SessionLives:
 
     def _connected(self) -> psycopg.Connection[Any]:
         try:
-            connection = psycopg.connect(**self._arguments, autocommit=True)
+            connection = self._connect(**self._arguments, autocommit=True)
         except psycopg.Error as error:
             raise _unreachable(error) from error
         return connection

@@ -1,7 +1,7 @@
 """The driver for SQLite: one file on a local disk, in WAL mode with synchronous=FULL, written by BEGIN IMMEDIATE.
 
-Never waits for a lock longer than it was told, and never changes `foreign_keys`: that stays as SQLite was built, or as a listener on the
-class `Engine` sets it, since a listener on the user's own engine does not reach ours.
+Never waits for a lock longer than it was told, and never changes `foreign_keys`: that stays as SQLite was built, or as a listener sets it,
+on the class `Engine` or on the user's own engine.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from sqlalchemy import URL, ColumnElement, Connection, Float, QueuePool, Select, Text, create_engine, event, literal_column
+from sqlalchemy import URL, ColumnElement, Connection, Float, Select, Text, event, literal_column
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
+from groundstate.store.carried import connector, engine_of
 from groundstate.store.high_water import HighWaterFile, state_folder
 from groundstate.store.mounts import MOUNTINFO, refuse_network
 from groundstate.store.tables import Instant
@@ -73,7 +74,7 @@ class SqliteDatabase:
         self._version: int | None = None
         given = {key: value for key, value in settings.connect_args.items() if key != "autocommit"}
         self._arguments = {**given, "isolation_level": None, "check_same_thread": False}
-        self.engine = create_engine(settings.url, connect_args=self._arguments, poolclass=QueuePool)
+        self.engine = engine_of(settings.url, settings.carried, self._arguments)
         event.listen(self.engine, "connect", _prepare)
         begin_with(self.engine, "BEGIN")
         forsake_in_child(self)
@@ -133,12 +134,20 @@ class SqliteDatabase:
         refuse_child(self._pid)
         watching = self._watching
         if watching is None:
-            arguments, options = self.engine.dialect.create_connect_args(self.settings.url)
-            connect: Any = sqlite3.connect  # SQLAlchemy's arguments for it are not typed
-            watching = self._watching = connect(*arguments, **{**options, **self._arguments})
+            watching = self._watching = self._connect()
         (version,) = watching.execute("PRAGMA data_version").fetchone()
         before, self._version = self._version, version
         return bool(before != version)
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection outside of the pool."""
+        carried = self.settings.carried
+        if carried.source is not None:
+            made: sqlite3.Connection = connector(carried, self._arguments)()
+            return made
+        arguments, options = self.engine.dialect.create_connect_args(self.settings.url)
+        connect: Any = sqlite3.connect  # SQLAlchemy's arguments for it are not typed
+        return connect(*arguments, **{**options, **self._arguments})  # type: ignore[no-any-return]  # as above
 
     def identity(self) -> str | None:
         """None: nothing in a SQLite file tells it from an older copy of itself. The witness does, and the high-water mark."""

@@ -11,8 +11,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -27,6 +28,7 @@ with suppress(ImportError):  # `opening` refuses with the cure before anything h
     import psycopg
     from psycopg import sql
 
+Connect = Callable[..., Any]  # which makes a connection of psycopg's
 PROBE = "probe "
 PROBED_WITHIN_S = 3.0
 ANSWERS_WITHIN_S = 5.0  # so long each connection may take until it is as it is to be: libpq's own limit is for connecting alone
@@ -43,10 +45,13 @@ def channel_of(subject: str) -> str:
 
 
 class PostgresTransport(Connecting):
-    """LISTEN/NOTIFY. arguments: psycopg's, for a connection past any pooler. also: further channels, whose payloads come after `rows:`."""
+    """LISTEN/NOTIFY. arguments: psycopg's, for a connection past any pooler. also: further channels, whose payloads come after `rows:`.
+    connect: what is called with the arguments; psycopg itself where None.
+    """
 
-    def __init__(self, arguments: Mapping[str, Any], also: Sequence[str] = ()) -> None:
-        super().__init__("postgresql", _Driver({**_CLIENT, **arguments, "application_name": _CLIENT["application_name"]}, tuple(also)))
+    def __init__(self, arguments: Mapping[str, Any], also: Sequence[str] = (), connect: Connect | None = None) -> None:
+        given = {**_CLIENT, **arguments, "application_name": _CLIENT["application_name"]}
+        super().__init__("postgresql", _Driver(partial(connect or psycopg.connect, **given, autocommit=True), tuple(also)))
 
 
 def of_url(url: str, *, by_asyncpg: bool = False) -> PostgresTransport:
@@ -65,8 +70,8 @@ def of_url(url: str, *, by_asyncpg: bool = False) -> PostgresTransport:
 
 
 class _Driver:
-    def __init__(self, arguments: Mapping[str, Any], also: tuple[str, ...]) -> None:
-        self._arguments = arguments
+    def __init__(self, connect: Connect, also: tuple[str, ...]) -> None:
+        self._connect = connect
         self._also = also
 
     def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # whatever the subject
@@ -74,18 +79,18 @@ class _Driver:
         return []
 
     def listen(self, subject: str) -> _Listening:
-        return _Listening(self._arguments, channel_of(subject), self._also)
+        return _Listening(self._connect, channel_of(subject), self._also)
 
     def speak(self, subject: str) -> _Speaking:
-        return _Speaking(self._arguments, channel_of(subject))
+        return _Speaking(self._connect, channel_of(subject))
 
 
 class _Connection:
     """One connection of ours, which a forked child leaves alone."""
 
-    def __init__(self, arguments: Mapping[str, Any], channel: str) -> None:
+    def __init__(self, connect: Connect, channel: str) -> None:
         self._channel = channel
-        self.connection: psycopg.Connection[Any] = psycopg.connect(**arguments, autocommit=True)
+        self.connection: psycopg.Connection[Any] = connect()
         self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))  # our own end of it, which libpq does not close
         forsake_in_child(self)
 
@@ -115,13 +120,13 @@ class _Connection:
 
 
 class _Listening(_Connection):
-    def __init__(self, arguments: Mapping[str, Any], channel: str, also: tuple[str, ...]) -> None:
-        super().__init__(arguments, channel)
+    def __init__(self, connect: Connect, channel: str, also: tuple[str, ...]) -> None:
+        super().__init__(connect, channel)
         try:
             with limited(ANSWERS_WITHIN_S, self.cut):
                 for one in (channel, *also):
                     self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(one)))
-                self._prove(arguments)
+                self._prove(connect)
                 self._settle()
         except BaseException:
             self.close()
@@ -137,10 +142,10 @@ class _Listening(_Connection):
                 found.append(_read(one.payload))
         return found
 
-    def _prove(self, arguments: Mapping[str, Any]) -> None:
+    def _prove(self, connect: Connect) -> None:
         """A pooler in transaction mode lets LISTEN go to one session and hears none: what is said once must come back."""
         mark = PROBE + secrets.token_hex(8)
-        other = _Connection(arguments, self._channel)
+        other = _Connection(connect, self._channel)
         try:
             with limited(PROBED_WITHIN_S, other.cut):
                 other.connection.execute("SELECT pg_notify(%s, %s)", (self._channel, mark))
@@ -155,10 +160,10 @@ class _Listening(_Connection):
 
 
 class _Speaking(_Connection):
-    """Opened where a listening one has been proved, by the same arguments."""
+    """Opened where a listening one has been proved, in the same way."""
 
-    def __init__(self, arguments: Mapping[str, Any], channel: str) -> None:
-        super().__init__(arguments, channel)
+    def __init__(self, connect: Connect, channel: str) -> None:
+        super().__init__(connect, channel)
         with limited(ANSWERS_WITHIN_S, self.cut):
             self._settle()
 

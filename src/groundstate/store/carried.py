@@ -1,0 +1,199 @@
+"""What a user's engine carries besides its URL, taken over by ours: the dialect's settings, execution options, listeners, `creator=`.
+
+Where the driver is one that we use, our connections are made by the user's engine as its own are, and belong to no pool of it. Where it is
+another one (psycopg2, an async one) we connect by the URL, and what is in the way of that is refused by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import URL, Connection, Dialect, Engine, QueuePool, Table, create_engine, event
+
+from groundstate.values.errors import StoreRefused
+
+OURS = {("sqlite", "pysqlite"), ("postgresql", "psycopg")}
+# Options of an engine that would change how a transaction of ours runs, or what a statement of ours returns.
+_NOT_TAKEN = frozenset({
+    "autocommit", "compiled_cache", "isolation_level", "logging_token", "max_row_buffer", "no_parameters", "postgresql_deferrable",
+    "postgresql_readonly", "preserve_rowcount", "stream_results", "yield_per",
+})  # fmt: skip
+_OURS_ALONE = frozenset({"check_same_thread", "isolation_level"})  # arguments of sqlite3 on which our connections depend
+_LISTENED = ("connect", "first_connect", "checkout")  # events of a pool that a user may prepare his connections in
+_WATCHES = ("opentelemetry", "sentry_sdk", "ddtrace")  # their listeners look on, and prepare nothing
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is taken over from one engine.
+
+    source: the engine that makes our connections, and whose dialect is ours; None where we connect by its URL. dialect: arguments of
+    `create_engine` for a dialect of our own, where there is no source. options: execution options.
+    """
+
+    source: Engine | None = None
+    dialect: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    hide_parameters: bool = False
+
+
+def carried_by(engine: Engine, shown: str) -> Carried:
+    """What this engine carries. shown: its URL for people.
+
+    Raises:
+        StoreRefused: something of it cannot be taken over, with its name and the cure.
+    """
+    options = {name: value for name, value in engine.get_execution_options().items() if name not in _NOT_TAKEN}
+    _check_schemas(engine.dialect, options.get("schema_translate_map") or {}, shown)
+    if (engine.dialect.name, engine.dialect.driver) in OURS and not engine.dialect.is_async:
+        if not engine.url.database:
+            message = f"{shown}: its URL names no database, by which it is told from others: write it into the URL as well, beside creator="
+            raise StoreRefused(message)
+        return Carried(engine, {}, options, engine.hide_parameters)
+    _refuse_listeners(engine, shown)
+    return Carried(None, _json_of(engine.dialect), options, engine.hide_parameters)
+
+
+def engine_of(url: URL, carried: Carried, arguments: Mapping[str, Any]) -> Engine:
+    """Our engine, with a pool of our own. arguments: the driver's, ours and the user's connect_args."""
+    if carried.source is None:
+        more = {"execution_options": dict(carried.options), "hide_parameters": carried.hide_parameters, **carried.dialect}
+        return create_engine(url, connect_args=dict(arguments), poolclass=QueuePool, **more)
+    source = carried.source
+    pool = QueuePool(connector(carried, arguments), dialect=source.dialect)
+    return Engine(pool, source.dialect, url, execution_options=dict(carried.options), hide_parameters=carried.hide_parameters)
+
+
+def connector(carried: Carried, arguments: Mapping[str, Any]) -> Callable[[], Any]:
+    """What makes connections of the driver as the source's own are made: by its creator and its listeners. They are in no pool.
+
+    arguments: the driver's, for what the source leaves open. A `creator=` is not told of them.
+    """
+    source = carried.source
+    assert source is not None  # noqa: S101  # who connects by a URL has no use for this
+    pool = source.pool.recreate()  # so that we never wait for one of the user's connections, nor he for one of ours
+    _tell_the_creator(source)
+
+    def connect() -> Any:
+        with _saying(arguments):
+            lent = pool.connect()
+        lent.detach()
+        connection: Any = lent.dbapi_connection
+        (_rest_sqlite if source.dialect.name == "sqlite" else _rest_psycopg)(connection, arguments)
+        return connection
+
+    return connect
+
+
+def _rest_sqlite(connection: Any, _arguments: Mapping[str, Any]) -> None:
+    """Between two transactions, whose BEGIN is ours to send."""
+    connection.commit()  # what a listener began
+    if hasattr(connection, "autocommit"):  # Python 3.12
+        connection.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined]  # of a newer Python than is checked with
+    connection.isolation_level = None
+
+
+def _rest_psycopg(connection: Any, arguments: Mapping[str, Any]) -> None:
+    connection.commit()
+    connection.autocommit = True
+    if "prepare_threshold" in arguments:
+        connection.prepare_threshold = arguments["prepare_threshold"]
+
+
+def schema_of(connection: Connection, table: Table) -> str | None:
+    """Where this table lies for this connection, as its engine translates schemas: for who asks the database for it by name."""
+    translated: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
+    return translated.get(table.schema, table.schema)
+
+
+# ---- arguments of ours, while one of our connections is made ----------------------------------------------------------------------
+_said: ContextVar[Mapping[str, Any] | None] = ContextVar("groundstate_connects", default=None)
+_told: WeakSet[Dialect] = WeakSet()
+
+
+@contextmanager
+def _saying(arguments: Mapping[str, Any]) -> Iterator[None]:
+    token = _said.set(arguments)
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
+def _tell_the_creator(engine: Engine) -> None:
+    if engine.dialect not in _told:
+        _told.add(engine.dialect)
+        event.listen(engine, "do_connect", _add_what_is_said)
+
+
+def _add_what_is_said(_dialect: Any, _record: object, _cargs: list[Any], cparams: dict[str, Any]) -> None:
+    """Where it is not for a connection of ours, nothing is said."""
+    for name, value in (_said.get() or {}).items():
+        if name in _OURS_ALONE or name not in cparams:
+            cparams[name] = value
+
+
+def listens_to_connecting(dialect: Dialect) -> bool:
+    """Whether the user has a listener that makes this dialect's connections, or what they are made with."""
+    return any(fn is not _add_what_is_said for fn in dialect.dispatch.do_connect)
+
+
+# ---- what cannot be taken over -----------------------------------------------------------------------------------------------------
+def _check_schemas(dialect: Dialect, schemas: Mapping[str | None, str | None], shown: str) -> None:
+    for name, schema in schemas.items():
+        if name not in (None, "_none", schema):  # the second is what SQLAlchemy itself puts beside None, once it was used
+            message = (
+                f"{shown}: schema_translate_map puts {schema!r} in the place of {name!r}, and groundstate asks for tables by the schema"
+                " that they are declared with: declare them without one, and translate None"
+            )
+            raise StoreRefused(message)
+        if schema not in (name, None, "main") and dialect.name == "sqlite":
+            message = (
+                f"{shown}: schema_translate_map leads to {schema!r}, and on SQLite groundstate works in the file's own schema: leave it out"
+            )
+            raise StoreRefused(message)
+
+
+def _refuse_listeners(engine: Engine, shown: str) -> None:
+    for name in _LISTENED:
+        theirs = [fn for fn in getattr(engine.pool.dispatch, name) if fn.__module__ != "sqlalchemy.engine.create"]
+        if name == "connect":
+            theirs = theirs[1:]  # create_engine's own, once for the first connection
+        for fn in theirs:
+            if not fn.__module__.startswith(_WATCHES):
+                message = (
+                    f"{shown}: {fn.__module__}.{fn.__qualname__} listens to {name!r} of an engine whose driver groundstate does not use,"
+                    f" so that our connections would go without: give Store a sync engine ({_of_ours(engine.dialect)}) that it listens to,"
+                    " or, where groundstate does not need it, the URL"
+                )
+                raise StoreRefused(message)
+
+
+def _of_ours(dialect: Dialect) -> str:
+    return "sqlite:///" if dialect.name == "sqlite" else "postgresql+psycopg://"
+
+
+def _json_of(dialect: Dialect) -> dict[str, Any]:
+    found = {name: getattr(dialect, f"_{name}", None) for name in ("json_serializer", "json_deserializer")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+# ---- connect_args ------------------------------------------------------------------------------------------------------------------
+def connect_args_of(engine: Engine) -> Mapping[str, Any] | None:
+    """The connect_args that `create_engine` was given, which keeps them in the function that connects, and nowhere else.
+
+    None where connections are made by a function of the user's.
+    """
+    creator = engine.pool._creator  # noqa: SLF001
+    kept = inspect.getclosurevars(creator).nonlocals if inspect.isfunction(creator) else {}
+    if "cparams" not in kept or creator.__module__ != "sqlalchemy.engine.create" or listens_to_connecting(engine.dialect):
+        return None
+    by_url = engine.dialect.create_connect_args(engine.url)[1]
+    return {name: value for name, value in kept["cparams"].items() if name not in by_url or by_url[name] != value}
