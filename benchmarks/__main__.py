@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from rich.console import Console
 from rich.table import Table
@@ -86,6 +87,8 @@ def places(names: Sequence[str]) -> Iterator[tuple[dict[str, Any], list[Place]]]
     """What the machine is, and where databases of these stores can be made. All is gone afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundstate-benchmarks-")))
+        # What SQLite stores leave in the user's state folder is in this one, also that of processes beside ours.
+        stack.enter_context(mock.patch.dict(os.environ, {"GROUNDSTATE_STATE": str(folder / "state")}))
         machine = describe(folder)
         made = [Place(name, folder, stack.enter_context(PostgresServer()) if name == "postgres" else None) for name in names]
         yield machine, made
