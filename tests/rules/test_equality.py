@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import ColumnElement, inspect, or_
+from sqlalchemy import JSON, ColumnElement, String, TypeDecorator, inspect, literal, or_
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate.rules.equality import constants, falsifies
@@ -16,6 +16,19 @@ from groundstate.rules.equality import constants, falsifies
 
 class Base(DeclarativeBase):
     pass
+
+
+class Lower(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str:  # noqa: ARG002  # what a type is given
+        return (value or "").lower()[:3]
+
+
+class Plain(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
 
 
 class Order(Base):
@@ -26,6 +39,10 @@ class Order(Base):
     tries: Mapped[int]
     price: Mapped[Decimal]
     note: Mapped[str | None]
+    lower: Mapped[str] = mapped_column(Lower)
+    varied: Mapped[str] = mapped_column(String().with_variant(Lower(), "sqlite"))
+    plain: Mapped[str] = mapped_column(Plain)
+    json: Mapped[Any] = mapped_column(JSON)
 
 
 class Line(Base):
@@ -42,6 +59,10 @@ def test_what_a_clause_demands_is_read_by_the_attribute_and_not_the_column_s_nam
     assert demanded(Order.state == "new", Order.tries == 3) == {"state": "new", "tries": 3}
 
 
+def test_a_type_that_only_wraps_another_is_as_good_as_that() -> None:
+    assert demanded(Order.plain == "new") == {"plain": "new"}
+
+
 @pytest.mark.parametrize(
     "clause",
     [
@@ -53,6 +74,10 @@ def test_what_a_clause_demands_is_read_by_the_attribute_and_not_the_column_s_nam
         Order.state == Order.note,
         Order.price == Decimal("1.0"),
         Line.state == "new",
+        Order.price == literal("1"),
+        Order.lower == "new",
+        Order.varied == "new",
+        Order.json == "new",
     ],
     ids=str,
 )

@@ -6,8 +6,9 @@ beside this UPDATE: no mapper hook, no version column, no onupdate, one table, c
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Connection,
     Date,
     DateTime,
+    Dialect,
     Double,
     Integer,
     SmallInteger,
@@ -36,27 +38,26 @@ from sqlalchemy.orm.base import NO_VALUE
 from groundstate.engine import listed
 from groundstate.store.port import Database
 
-_SAME_IF_EQUAL = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, UUID, type(None)})
 _HOOKS = ("before_update", "after_update", "before_insert", "after_insert", "before_delete", "after_delete")
 _SHARED = 8  # so many records with the same new values are written by one statement
 _IN_ARRAYS = frozenset({Integer, BigInteger, SmallInteger, String, Text, Boolean, DateTime, Date, Double, Uuid})
 
 
 def changed(record: Any) -> dict[str, Any]:
-    """Attributes that were set to something else since the record was loaded, with their old values."""
+    """Attributes that a flush would write, with their old values: told as SQLAlchemy tells it, by the column type's own comparison."""
     state: Any = instance_state(record)
-    values = state.dict
-    return {name: old for name, old in state.committed_state.items() if name not in values or not _same(values[name], old)}
+    values, attributes = state.dict, state.manager
+    found = {}
+    for name, old in state.committed_state.items():
+        implementation = attributes[name].impl
+        if implementation.uses_objects or name not in values or implementation.is_equal(values[name], old) is not True:
+            found[name] = old
+    return found
 
 
-def _same(new: Any, old: Any) -> bool:
-    """Whether setting it changed nothing. Only for values that cannot change in place."""
-    kind: type = type(old)
-    return kind in _SAME_IF_EQUAL and type(new) is kind and bool(new == old)
-
-
-def was_null(old: Any) -> bool:
-    return old is None or old is NO_VALUE
+def unknown_before(old: Any) -> bool:
+    """Whether nobody knows what it was: it was not loaded when it was set, or it was changed in place."""
+    return old is NO_VALUE
 
 
 @lru_cache(maxsize=128)
@@ -115,24 +116,81 @@ def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) 
 def write(
     database: Database, connection: Connection, mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]], changes: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes the changes: records that get the same values by one statement, the others by one executemany for each set of columns."""
-    groups: dict[tuple[tuple[str, Any], ...], list[tuple[Any, ...]]] = {}
+    """Writes the changes: records that get the same values by one statement, the others by one executemany for each set of columns.
+
+    The same is what no type and no driver could tell apart, and not what is `==`: True is not 1, nor is 1 the decimal 1.0.
+    """
+    binds = _binds(mapper, connection.dialect)
+    groups: dict[tuple[Any, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
     for key, change in zip(keys, changes, strict=True):
         if not change:
             continue
-        try:
-            groups.setdefault(tuple(change.items()), []).append(key)
-        except TypeError:  # an unhashable value (JSON)
-            _write_each(database, connection, mapper, [(key, change)])
+        kinds, told = tuple(map(type, change.values())), tuple(change.items())
+        if binds or not _SAME_IF_EQUAL.issuperset(kinds):
+            told = tuple([(name, _bound(binds[name], value) if name in binds else _told(value)) for name, value in told])
+        groups.setdefault((kinds, told), []).append((key, change))
     single: dict[tuple[str, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
-    for values, group in groups.items():
+    for group in groups.values():
+        values = group[0][1]
         if len(group) >= _SHARED and len(mapper.primary_key) == 1:
-            statement, parameter = _write_alike(database, mapper, tuple(name for name, _ in values))
-            connection.execute(statement, {f"v_{name}": value for name, value in values} | {"k": parameter([key[0] for key in group])})
+            statement, parameter = _write_alike(database, mapper, tuple(values))
+            connection.execute(
+                statement, {f"v_{name}": value for name, value in values.items()} | {"k": parameter([key[0] for key, _ in group])}
+            )
         else:
-            single.setdefault(tuple(name for name, _ in values), []).extend((key, dict(values)) for key in group)
+            single.setdefault(tuple(values), []).extend(group)
     for some in single.values():
         _write_each(database, connection, mapper, some)
+
+
+@lru_cache(maxsize=128)
+def _binds(mapper: Mapper[Any], dialect: Dialect) -> Mapping[str, Callable[[Any], Any]]:
+    """Attribute -> what makes of its value what the driver gets, for types that are neither SQLAlchemy's nor ours.
+
+    Theirs depend on nothing but the value. Another one may map two values to one, make two of values that are `==`, or roll dice.
+    """
+    found = {}
+    for name, column in (plain_columns(mapper) or {}).items():
+        kind = column.type.dialect_impl(dialect)
+        if not type(kind).__module__.startswith(("sqlalchemy.", "groundstate.")):
+            process = kind.bind_processor(dialect)
+            if process is not None:
+                found[name] = process
+    return found
+
+
+def _bound(process: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return _told(process(value))
+    except Exception:  # the type refuses it, and does so again when it is written
+        return object()
+
+
+def _told(value: Any) -> Any:
+    """What is equal for values alone that are the same in every way; of a type that is not known here, for no two."""
+    kind = value.__class__
+    if kind in _SAME_IF_EQUAL:
+        return (kind, value)
+    told = _TOLD.get(kind)
+    if told is not None:
+        return (kind, *told(value))
+    if isinstance(value, enum.Enum):
+        return (kind, id(value))  # there is one of each
+    return object()
+
+
+def _told_time(value: Any) -> Any:
+    # What is equal in two zones may be two dates, and an hour comes twice where clocks are put back.
+    return (value, id(value.tzinfo), value.fold)
+
+
+_SAME_IF_EQUAL = frozenset({str, bytes, bool, int, UUID, date, timedelta, type(None)})  # of one type
+_TOLD: Mapping[type, Callable[[Any], Any]] = {
+    float: lambda value: (value, repr(value)),  # 0.0 == -0.0
+    Decimal: lambda value: (str(value),),  # 1.0 == 1.00
+    datetime: _told_time,
+    time: _told_time,
+}
 
 
 @lru_cache(maxsize=128)
@@ -148,7 +206,7 @@ def _write_each(
     database: Database, connection: Connection, mapper: Mapper[Any], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
 ) -> None:
     names = tuple(some[0][1])
-    if database.locks_rows and len(some) >= _SHARED and _fits_arrays(mapper, names):
+    if database.locks_rows and len(some) >= _SHARED and _fits_arrays(mapper, names) and _of_their_types(mapper, names, some):
         given: dict[str, Any] = {f"k_{number}": [key[number] for key, _ in some] for number in range(len(mapper.primary_key))}
         given |= {f"v_{name}": [change[name] for _, change in some] for name in names}
         connection.execute(_write_arrays(mapper, names), given)
@@ -175,6 +233,19 @@ def _fits_arrays(mapper: Mapper[Any], names: tuple[str, ...]) -> bool:
     """Whether arrays bring these values as they are: of types whose element the driver writes like the value alone."""
     columns = plain_columns(mapper) or {}
     return all(type(column.type) in _IN_ARRAYS for column in [*mapper.primary_key, *(columns[name] for name in names)])
+
+
+def _of_their_types(mapper: Mapper[Any], names: Sequence[str], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> bool:
+    """Whether the values are of the columns' own Python types: the elements of one array are sent alike, and True beside 1 not at all."""
+    columns = plain_columns(mapper) or {}
+    for name in names:
+        values = [change[name] for _, change in some]
+        kind = columns[name].type.python_type
+        if not {value.__class__ for value in values} <= {kind, type(None)}:
+            return False
+        if kind is datetime and len({value.tzinfo is None for value in values if value is not None}) > 1:
+            return False
+    return True
 
 
 @lru_cache(maxsize=128)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import null as sql_null
+from sqlalchemy import select
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 
@@ -148,7 +150,7 @@ def run_overtaken(question: Question, tx: Transaction, work: Work, *, same_occur
         columns = {property_.key for property_ in question.mapper.column_attrs}
         why = overtaken.kept(
             set(written),
-            {name for name, old in written.items() if changes.was_null(old)},
+            _null_before(question, tx, work.key, written),
             false,
             wrote_else=wrote_else(tx, [work.record]) or not set(written) <= columns,
             same_occurrence=same_occurrence,
@@ -159,6 +161,18 @@ def run_overtaken(question: Question, tx: Transaction, work: Work, *, same_occur
             tx.session.flush()
         except Exception as error:
             raise HandlerFailed(f"its flush was refused: {error}", error) from error
+
+
+def _null_before(question: Question, tx: Transaction, key: PrimaryKey, written: Mapping[str, Any]) -> set[str]:
+    """Those that were NULL. Asked of the database, before the flush, where the record does not tell: it is so after a change in place."""
+    null = {name for name, old in written.items() if old is None}
+    columns = question.mapper.column_attrs
+    unknown = [name for name, old in written.items() if changes.unknown_before(old) and name in columns]
+    if unknown:
+        asked = [getattr(question.entity, name).is_(sql_null()) for name in unknown]
+        row = tx.connection.execute(select(*asked).where(question.among([key]))).one()
+        null |= {name for name, was_null in zip(unknown, row, strict=True) if was_null}
+    return null
 
 
 def _false_clauses(question: Question, tx: Transaction, key: PrimaryKey) -> list[overtaken.FalseClause]:

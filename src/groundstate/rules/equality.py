@@ -7,13 +7,13 @@ from functools import lru_cache
 from typing import Any
 from unicodedata import normalize
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import Boolean, ColumnElement, Integer, String, TypeDecorator
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter
 from sqlalchemy.sql.schema import Column
 
-_COMPARABLE = (str, int, bool)
+_COMPARABLE: Mapping[type, type] = {str: String, int: Integer, bool: Boolean}
 
 
 def constants(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> dict[str, Any]:
@@ -26,9 +26,25 @@ def constants(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> di
         left, right = clause.left, clause.right
         if isinstance(left, Column) and isinstance(right, BindParameter) and type(right.value) in _COMPARABLE:
             name = by_column.get(left)
-            if name is not None:
+            if name is not None and _stored_as_it_is(left.type, _COMPARABLE[type(right.value)]):
                 found[name] = right.value
     return found
+
+
+def _stored_as_it_is(kind: Any, wanted: type) -> bool:
+    """Whether two values that differ are stored as two: a type of the user's may make one of them, or something of NULL."""
+    while isinstance(kind, TypeDecorator):
+        own: type[TypeDecorator[Any]] = type(kind)
+        if (own.process_bind_param, own.bind_processor, own.bind_expression) != _NOTHING_OF_ITS_OWN:
+            return False
+        kind = kind.impl_instance
+    plain: Any = kind
+    if not type(kind).__module__.startswith("sqlalchemy.") or not isinstance(kind, wanted):
+        return False
+    return all(_stored_as_it_is(variant, wanted) for variant in plain._variant_mapping.values())  # noqa: SLF001  # no public name
+
+
+_NOTHING_OF_ITS_OWN = (TypeDecorator.process_bind_param, TypeDecorator.bind_processor, TypeDecorator.bind_expression)
 
 
 def falsifies(demanded: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
