@@ -360,7 +360,10 @@ FAULTS = [
         "NotLost",
         [
             Change(
-                claim, "look", "same = record is not None and question.occurrence_text(record) == occurrence", "same = record is not None"
+                claim,
+                "look",
+                "same = record is not None and question.is_round(occurrence, question.occurrence_text(record))",
+                "same = record is not None",
             )
         ],
     ),

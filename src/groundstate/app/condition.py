@@ -64,7 +64,14 @@ def occurrence_of(what: str, mapper: Mapper[Any], occurrence: Iterable[Any]) -> 
     """The attributes that tell one round from the next."""
     if hasattr(occurrence, "__clause_element__") or isinstance(occurrence, (str, ColumnElement)):
         raise DeclarationError(f"{what}: occurrence={occurrence!s}: give a sequence of columns, as in occurrence=[{occurrence!s}]")
-    return tuple(column_of(what, mapper, one, "occurrence") for one in occurrence)
+    found = tuple(column_of(what, mapper, one, "occurrence") for one in occurrence)
+    for one in found:
+        if isinstance(one.type, JSON | ARRAY | PickleType):
+            raise DeclarationError(
+                f"{what}: occurrence={one}: a value of {type(one.type).__name__} has no one text, and 1, true and '1' would be one round:"
+                " give a column of text, integer, UUID, date, time or decimal that each round changes"
+            )
+    return found
 
 
 def has_insides(mapper: Mapper[Any]) -> bool:

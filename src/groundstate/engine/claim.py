@@ -14,7 +14,6 @@ from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import blocking
 from groundstate.rules.attempt import IN_VAIN, Attempt, Facts, State
-from groundstate.values import keys
 
 
 @dataclass
@@ -126,7 +125,7 @@ def _unreadable(question: Question, tx: Transaction, key: PrimaryKey, error: Bas
     if question.spec.occurrence:
         try:
             row = tx.connection.execute(select(*question.spec.occurrence).where(question.among([key]))).first()
-            occurrence = keys.occurrence_text(tuple(row)) if row is not None else ""
+            occurrence = question.round_text(tuple(row)) if row is not None else ""
         except Exception as same:
             if not trouble.unreadable(same):
                 raise
@@ -144,7 +143,7 @@ def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadab
     free, columns = [], spec.occurrence_columns
     for one in bad:
         standing = found.get(one.text, ())
-        one.attempt = blocking.own(spec.app, spec.name, one.occurrence, standing)
+        one.attempt = blocking.own(spec.app, spec.name, one.occurrence, standing, spec.occurrence_columns)
         mine = one.attempt is None or (one.attempt.state is State.FAILED and blocking.due(one.attempt, tx.now))
         if mine and blocking.blocker(spec.app, spec.name, one.occurrence, standing, fact=True, again=spec.again, columns=columns) is None:
             free.append(one)
@@ -181,7 +180,7 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
         standing = found.get(one.text, ())
         if blocking.blocker(spec.app, spec.name, one.occurrence, standing, **kept_out_by):
             continue
-        own = blocking.own(spec.app, spec.name, one.occurrence, standing)
+        own = blocking.own(spec.app, spec.name, one.occurrence, standing, spec.occurrence_columns)
         # What is too late waits for no further try, but for one of its own handler that failed.
         waits_no_more = question.answers_late and own is not None and own.why != IN_VAIN
         tried_now = own is not None and own.state is State.FAILED and (blocking.due(own, tx.now) or waits_no_more)
@@ -266,7 +265,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
             result.unreadable[identity] = (attempts.by_identity(by_record, identity), bad[text])
             continue
         record, holds = found.get(text, (None, False))
-        same = record is not None and question.occurrence_text(record) == occurrence
+        same = record is not None and question.is_round(occurrence, question.occurrence_text(record))
         due = question.due_in(occurrence) or due_of.get(text)
         late = due is not None and spec.due is not None and spec.due.expired(due, tx.now)
         facts = Facts(exists=record is not None, holds=holds and same, expired=late)

@@ -17,7 +17,6 @@ from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import equality, overtaken
 from groundstate.rules.reaction import Function
-from groundstate.values import keys as key_texts
 
 
 class HandlerFailed(Exception):
@@ -79,7 +78,7 @@ def without_progress(question: Question, tx: Transaction, works: Sequence[Work],
     rows = tx.connection.execute(question.still_holding([work.key for work in doubtful]))
     width = len(question.key_attributes)
     before = {work.key: work.occurrence for work in doubtful}
-    return [tuple(row[:width]) for row in rows if key_texts.occurrence_text(row[width:]) == before[tuple(row[:width])]]
+    return [tuple(row[:width]) for row in rows if question.is_round(before[tuple(row[:width])], question.round_text(row[width:]))]
 
 
 def run_one(question: Question, tx: Transaction, function: Function, work: Work, *, progress: bool = True) -> None:

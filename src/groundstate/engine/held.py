@@ -141,12 +141,13 @@ def _holding(connection: Connection, declared: Mapping[str, Question | ScheduleS
             continue  # a schedule has no condition, and of what this code does not declare nobody knows one
         try:
             with connection.begin_nested():
-                rounds = set(_rounds(connection, question, mine))
+                now = dict(_rounds(connection, question, mine))
         except Exception as error:
             if trouble.transient(error) or not (isinstance(error, DBAPIError) or trouble.unreadable(error)):
                 raise
-            rounds = {(one.record, one.occurrence) for one in mine}  # its table, or a row, cannot be read: `forget` could not ask either
-        holding.update(one.identity for one in mine if (one.record, one.occurrence) in rounds)
+            now = {}
+            holding.update(one.identity for one in mine)  # its table, or a row, cannot be read: `forget` could not ask either
+        holding.update(one.identity for one in mine if one.record in now and question.is_round(one.occurrence, now[one.record]))
         holding |= baselines.still_left(connection, question, mine)
     return holding
 
@@ -157,7 +158,7 @@ def _rounds(connection: Connection, question: Question, found: Sequence[Attempt]
     size = len(question.key_attributes)
     for first in range(0, len(wanted), ASKED_AT_ONCE):
         for row in connection.execute(question.rounds_holding(wanted[first : first + ASKED_AT_ONCE])):
-            yield question.record_text(tuple(row[:size])), keys.occurrence_text(tuple(row[size:]))
+            yield question.record_text(tuple(row[:size])), question.round_text(tuple(row[size:]))
 
 
 def _held(one: Attempt, declared: Question | ScheduleSpec | None, names: Mapping[str, str], now: datetime, *, holds: bool) -> Held:

@@ -156,7 +156,7 @@ class Conclusion:
                 return
         work = self._work(given, standing, attempt)
         if isinstance(decision, overtaken.WriteFact):
-            same = self.question.occurrence_text(standing.record) == attempt.occurrence
+            same = self.question.is_round(attempt.occurrence, self.question.occurrence_text(standing.record))
             run = partial(handling.run_overtaken, self.question, self.tx, work, same_occurrence=same)
             self._try(attempt, given, run, standing, drops=decision.drops)
             return

@@ -25,7 +25,6 @@ from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
 from groundstate.store.tables import attempt as table
-from groundstate.values import keys
 
 SHOWN = 20  # attempts of each kind that are listed; all are counted
 OLDEST = 3
@@ -340,9 +339,9 @@ def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[At
     size = len(question.key_attributes)
     found = []
     for row in looked.connection.execute(select(*columns).where(question.ready, question.among(list(wanted.values())))):
-        text, occurrence = question.record_text(tuple(row[:size])), keys.occurrence_text(tuple(row[size:]))
+        text, occurrence = question.record_text(tuple(row[:size])), question.round_text(tuple(row[size:]))
         mine = [one for one in standing.get(text, ()) if one.blocks in (None, spec.table_name)]
-        if blocking.own(spec.app, spec.name, occurrence, mine) is not None:
+        if blocking.own(spec.app, spec.name, occurrence, mine, spec.occurrence_columns) is not None:
             continue
         other = blocking.blocker(spec.app, spec.name, occurrence, mine, **spec.kept_out_by)
         if other is not None:

@@ -35,11 +35,10 @@ from sqlalchemy import (
 from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import visitors
-from sqlalchemy.types import TypeDecorator
 
 from groundstate.engine import listed
 from groundstate.engine.timing import Timing
-from groundstate.rules import equality, kind
+from groundstate.rules import equality, kind, rounds
 from groundstate.rules.blocking import BASELINE
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
@@ -74,6 +73,7 @@ class Question:
         self.ready: ColumnElement[bool] = self.condition if self.timing is None else and_(self.condition, self.timing.ready)
         self._key_getters = [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
         self._occurrence_getters = [column.key for column in spec.occurrence]
+        self._may_be_empty = [rounds.may_be_empty(column.type) for column in spec.occurrence]
         self.has_triggers = False  # set when the app starts
         self.options = tuple(spec.call.load) if spec.call else ()
 
@@ -136,7 +136,15 @@ class Question:
     def occurrence_text(self, record: Any) -> str:
         if not self._occurrence_getters:
             return ""
-        return keys.occurrence_text([getattr(record, name) for name in self._occurrence_getters])
+        return self.round_text([getattr(record, name) for name in self._occurrence_getters])
+
+    def round_text(self, values: Sequence[Any]) -> str:
+        """The text of an occurrence with these values."""
+        return keys.occurrence_text(values, self._may_be_empty)
+
+    def is_round(self, written: str, occurrence: str) -> bool:
+        """Whether what an attempt has as its occurrence is this one."""
+        return keys.is_round(written, occurrence, len(self._may_be_empty))
 
     def key_from_text(self, written: str) -> PrimaryKey:
         """The primary key of which this is the canonical text. Raises ValueError with what was expected."""
@@ -179,7 +187,7 @@ class Question:
 
     @cached_property
     def key_types(self) -> tuple[type, ...]:
-        return tuple(_python_type(column) for column in self.mapper.primary_key)
+        return tuple(rounds.python_type(column.type) for column in self.mapper.primary_key)
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -494,17 +502,3 @@ def sql_name(table: Any, database: Database) -> str:
     preparer: Any = database.engine.dialect.identifier_preparer
     said = str(preparer.format_table(table))
     return said.replace("%%", "%") if getattr(preparer, "_double_percents", False) else said
-
-
-def _python_type(column: Any) -> type:
-    kind = column.type
-    while True:
-        try:
-            found: type = kind.python_type
-        except NotImplementedError:
-            found = object
-        if found is not object:
-            return found
-        if not isinstance(kind, TypeDecorator):
-            return str
-        kind = kind.impl_instance  # a decorated type says nothing of its own: what it decorates does

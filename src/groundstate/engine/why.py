@@ -15,7 +15,7 @@ from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.pending import Open, open_of
 from groundstate.engine.question import PrimaryKey, Question, sql_text
 from groundstate.engine.schedules import Scheduled, scheduled
-from groundstate.rules import blocking
+from groundstate.rules import blocking, rounds
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
@@ -220,11 +220,11 @@ def _answer(looked: _Looked, question: Question, key: PrimaryKey) -> Answer:
     occurrence = ""
     if row is not None:
         size = len(spec.occurrence)
-        occurrence = keys.occurrence_text(tuple(row[:size]))
+        occurrence = rounds.text_of(spec, tuple(row[:size]))
         said = [None if value is None else bool(value) for value in row[size : size + len(truths)]]
         clauses = tuple(Clause(sql_text(clause, looked.database), holds) for clause, holds in zip(spec.clauses, said, strict=True))
     own = [one for one in looked.standing if one.app == spec.app and one.reaction == spec.name]
-    mine = blocking.own(spec.app, spec.name, occurrence, own)
+    mine = blocking.own(spec.app, spec.name, occurrence, own, spec.occurrence_columns)
     on_table = [one for one in looked.standing if one in own or one.blocks == spec.table_name]
     blocker = blocking.blocker(spec.app, spec.name, occurrence, on_table, **spec.kept_out_by)
     holds = row is not None and all(clause.holds for clause in clauses)

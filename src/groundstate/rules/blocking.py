@@ -7,6 +7,7 @@ from datetime import datetime
 
 from groundstate.rules import kind
 from groundstate.rules.attempt import Attempt, State
+from groundstate.values.keys import is_round
 
 BASELINE = "baseline"  # why a record is held that was there before its reaction, and is left alone
 
@@ -32,7 +33,7 @@ def blocker(  # noqa: PLR0913  # who asks, and what of his declaration matters
     """
     for one in attempts:
         mine = one.app == app and one.reaction == reaction
-        if mine and one.occurrence == occurrence:
+        if mine and is_round(one.occurrence, occurrence, len(columns)):
             continue
         if one.blocking and (mine or (not fact and one.blocks is not None)):
             return one
@@ -48,12 +49,16 @@ def is_baseline(attempt: Attempt) -> bool:
     return attempt.state is State.HELD and attempt.why == BASELINE and not attempt.unsure
 
 
-def own(app: str, reaction: str, occurrence: str, attempts: Iterable[Attempt]) -> Attempt | None:
-    """The reaction's own attempt for this occurrence."""
+def own(app: str, reaction: str, occurrence: str, attempts: Iterable[Attempt], columns: Sequence[str] = ()) -> Attempt | None:
+    """The reaction's own attempt for this occurrence of these columns."""
+    formerly = None
     for one in attempts:
-        if one.app == app and one.reaction == reaction and one.occurrence == occurrence:
-            return one
-    return None
+        if one.app == app and one.reaction == reaction:
+            if one.occurrence == occurrence:
+                return one
+            if is_round(one.occurrence, occurrence, len(columns)):
+                formerly = one
+    return formerly
 
 
 def due(attempt: Attempt, now: datetime) -> bool:

@@ -18,6 +18,7 @@ from sqlalchemy import event, inspect, select
 from sqlalchemy.orm import Session, SessionTransaction
 
 from groundstate.engine.flight import Flight
+from groundstate.rules import rounds
 from groundstate.rules.reaction import Function, ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import tables
@@ -298,7 +299,7 @@ class Book:
             statement, width = self._asked[spec.name]
             with self._place.connect(number) as connection:
                 for row in connection.execute(statement):
-                    found.add((spec.name, keys.record_text(tuple(row[:width])), keys.occurrence_text(row[width:])))
+                    found.add((spec.name, keys.record_text(tuple(row[:width])), rounds.text_of(spec, row[width:])))
         return frozenset(found)
 
     def _enter(self, now: frozenset[Condition]) -> None:
@@ -331,14 +332,14 @@ class Book:
         self, spec: ReactionSpec, handler: Callable[..., Any], concludes: bool, ordinary: bool, record: Any, *more: Any, **supplied: Any
     ) -> None:
         text = keys.record_text(inspect(record).identity)
-        round_ = keys.occurrence_text([getattr(record, column.key) for column in spec.occurrence])
+        round_ = rounds.text_of(spec, [getattr(record, column.key) for column in spec.occurrence])
         assert self.stage is not None  # noqa: S101  # handlers run on a stage
         transaction = self.stage.transaction_of_me()
         with self._watching(spec):
             handler(record, *more, **supplied)
         if transaction is not None:
             values = inspect(record).dict  # and not the attributes, which may be of a row that the handler deleted
-            if round_ != keys.occurrence_text([values.get(column.key) for column in spec.occurrence]):
+            if round_ != rounds.text_of(spec, [values.get(column.key) for column in spec.occurrence]):
                 moved = partial(self._moved_on.add, (spec.name, text))
                 transaction.append(moved)
                 _forget_where_rolled_back(transaction, moved, inspect(record).session)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import zip_longest
 from typing import Any
 
 from groundstate.values.answers import Key, Occurrence
@@ -38,7 +40,7 @@ def text(value: object) -> str:
         case date() | time():
             return value.isoformat()
         case timedelta():
-            return f"{value.total_seconds():.6f}"
+            return _seconds(value)
         case Decimal():
             return _decimal(value)
         case float():
@@ -52,6 +54,16 @@ def instant(value: datetime) -> str:
     """A datetime in UTC, to the microsecond; naive ones mean UTC (rules.md 10)."""
     aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     return aware.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _seconds(value: timedelta) -> str:
+    microseconds = value // timedelta(microseconds=1)  # and not total_seconds(), a float, which rounds those of some centuries
+    whole, rest = divmod(abs(microseconds), 1_000_000)
+    return f"{'-' if microseconds < 0 else ''}{whole}.{rest:06}"
+
+
+def _seconds_of(written: str) -> timedelta:
+    return timedelta(microseconds=int(Decimal(written).scaleb(6).to_integral_value()))
 
 
 def _decimal(value: Decimal) -> str:
@@ -68,13 +80,54 @@ def record_text(values: Sequence[object]) -> str:
     return json.dumps([value if type(value) in (int, str) else text(value) for value in values], separators=(",", ":"), ensure_ascii=False)
 
 
-def occurrence_text(values: Sequence[object]) -> str:
-    """The canonical text of the occurrence columns: empty for none, of several a JSON array."""
+_NULL, _EMPTY = ":null:", ":empty:"  # in an occurrence; of a column of times or numbers NULL has always been ''
+_LIKE_THEM = re.compile(":+(null|empty):+")  # a text that looks like one has a colon more at each end
+
+
+def occurrence_text(values: Sequence[object], may_be_empty: Sequence[bool] = ()) -> str:
+    """The canonical text of the occurrence columns: empty for none, of several a JSON array. Different for different values.
+
+    may_be_empty: of each column, whether it could hold an empty text beside NULL.
+    """
     if not values:
         return ""
-    if len(values) == 1:
-        return text(values[0])
-    return json.dumps([text(value) for value in values], separators=(",", ":"), ensure_ascii=False)
+    parts = [_part(value, may_be) for value, may_be in zip_longest(values, may_be_empty, fillvalue=False)]
+    return parts[0] if len(parts) == 1 else _array(parts)
+
+
+def _part(value: object, may_be_empty: object) -> str:
+    if value is None:
+        return _NULL if may_be_empty else ""
+    written = text(value)
+    if not written:
+        return _EMPTY
+    return f":{written}:" if written[0] == ":" and _LIKE_THEM.fullmatch(written) else written
+
+
+def _array(parts: Sequence[str]) -> str:
+    return json.dumps(parts, separators=(",", ":"), ensure_ascii=False)
+
+
+def is_round(written: str, occurrence: str, columns: int) -> bool:
+    """Whether an attempt of `written` stands for this occurrence of so many columns.
+
+    Older code wrote '' for NULL and for an empty text: an attempt of its which is still there may be that of either.
+    """
+    return written == occurrence or (":" in occurrence and written == _formerly(occurrence, columns))
+
+
+def _formerly(occurrence: str, columns: int) -> str:
+    if not (_NULL in occurrence or _EMPTY in occurrence):
+        return occurrence
+    if columns <= 1:
+        return _part_formerly(occurrence)
+    return _array([_part_formerly(part) for part in occurrence_of(occurrence, columns)])
+
+
+def _part_formerly(part: str) -> str:
+    if part in (_NULL, _EMPTY):
+        return ""
+    return part[1:-1] if _LIKE_THEM.fullmatch(part) else part
 
 
 def occurrence_of(written: str, columns: int) -> Occurrence:
@@ -129,7 +182,7 @@ _READ: Mapping[type, Callable[[str], Any]] = {
     date: date.fromisoformat,
     time: time.fromisoformat,
     bytes: bytes.fromhex,
-    timedelta: lambda written: timedelta(seconds=float(written)),
+    timedelta: _seconds_of,
 }
 
 

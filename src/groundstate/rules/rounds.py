@@ -1,0 +1,35 @@
+"""The text of a record's occurrence: which columns' NULL has a text of its own, and what older code wrote. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.types import TypeDecorator
+
+from groundstate.rules.reaction import ReactionSpec
+from groundstate.values import keys
+
+
+def text_of(spec: ReactionSpec, values: Sequence[object]) -> str:
+    """The canonical text of an occurrence with these values, no two of which have one."""
+    return keys.occurrence_text(values, [may_be_empty(one.type) for one in spec.occurrence])
+
+
+def may_be_empty(kind: Any) -> bool:
+    """Whether such a column could hold an empty text beside NULL. Of a time or a number NULL has always been written as ''."""
+    return python_type(kind) in (str, bytes)
+
+
+def python_type(kind: Any) -> type:
+    """What a column of this type holds; text where nothing tells."""
+    while True:
+        try:
+            found: type = kind.python_type
+        except NotImplementedError:
+            found = object
+        if found is not object:
+            return found
+        if not isinstance(kind, TypeDecorator):
+            return str
+        kind = kind.impl_instance  # a decorated type says nothing of its own: what it decorates does
