@@ -21,8 +21,8 @@ from urllib.request import urlopen
 
 import httpx
 import pytest
-from sqlalchemy import create_engine, func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import JSON, create_engine, func, insert, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, Failure, Key, Moment, Outside, Retry, Store, Unknown, ask, hold
 from groundstate.testing import Client, Crashed, Lab
@@ -149,6 +149,36 @@ def test_a_call_or_a_find_that_writes_to_the_apps_own_database_fails(tmp_path: P
     with Session(engine) as session:
         assert session.scalars(select(Order.id)).all() == []
     engine.dispose()
+
+
+class Notes(DeclarativeBase):
+    pass
+
+
+class Note(Notes):
+    __tablename__ = "guarded_note"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="new")
+    more: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+
+
+def test_a_call_that_edits_its_snapshot_in_place_fails() -> None:
+    app = App("lab-edits", Store("sqlite:///never-opened.db", Notes))
+
+    @Outside("mail", client=never).call(in_doubt=hold())
+    def send(note: Note, key: Key, client: Client) -> str:
+        note.more["sent"] = True
+        return str(client.request(key, note.id))
+
+    @app.on(Note, Note.status == "new", call=send)
+    def sent(note: Note, outcome: str) -> None:
+        note.status = outcome
+
+    with Lab() as lab:
+        lab.fake(send, "sent", through=lambda client: client)
+        with pytest.raises(Crashed, match="send edited more of its snapshot in place") as caught:
+            lab.crash_everywhere(app, Note(id=1), only="nothing")
+    assert caught.value.invariant == "NothingWritten"
 
 
 def test_gave_up_that_reaches_outside_fails_as_well() -> None:

@@ -18,6 +18,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from groundstate.engine import snapshot
 from groundstate.engine.call_loop import new_call_loop
 from groundstate.engine.flight import (
     Flight,
@@ -61,6 +62,7 @@ class Caller:
         self._sync_lock = threading.Lock()
         self.threads = Threads()
         self.draining = False
+        self._told_of: set[tuple[str, str]] = set()  # reactions, and the attributes of their snapshots that were edited
 
     # ---- from the transactions' thread ---------------------------------------------------------------------------------------
     def start(self, flights: Sequence[Flight]) -> None:
@@ -342,10 +344,33 @@ class Caller:
 
     def _back(self, *words: Word) -> None:
         if words:
+            for word in words:
+                if word.flight.given is not None:
+                    self._tell_edits(word.flight, word.flight.given)
             self._say(words)
 
+    def _tell_edits(self, flight: Flight, given: snapshot.Given) -> None:
+        """What a call edited in place of its snapshot is lost. Once for each attribute: it does so each time."""
+        edited: list[str] = []
+        with suppress(Exception):  # likewise
+            edited = given.edited()
+        reaction = flight.question.spec.name
+        new = [name for name in edited if (reaction, name) not in self._told_of]
+        if new:
+            self._told_of.update((reaction, name) for name in new)
+            log.error(
+                "%s",
+                snapshot.edit_of(f"the {'find' if flight.is_find else 'call'} {self._function(flight).name} of {reaction}", new),
+                extra={"event": "snapshot_edited", "reaction": reaction, "record": flight.identity[2]},
+            )
+
     def _may_go(self, flight: Flight) -> bool:
-        return not self.draining and self._sound(flight.life) and flight.may_go_out()
+        if self.draining or not self._sound(flight.life) or not flight.may_go_out():
+            return False
+        if flight.given is None:
+            with suppress(Exception):  # of a type of the user's, which cannot be looked into
+                flight.given = snapshot.given(flight.argument)
+        return True
 
     def _function(self, flight: Flight) -> Function:
         call = flight.question.spec.call

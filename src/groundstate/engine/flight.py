@@ -10,6 +10,7 @@ from typing import Any
 from groundstate.engine.attempts import Identity
 from groundstate.engine.leaps import boot_s
 from groundstate.engine.question import Question
+from groundstate.engine.snapshot import Given
 from groundstate.rules.leap import NOTICED
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import ReactionSpec
@@ -49,6 +50,7 @@ class Flight:
     cut_off: bool = False  # ended by ourselves: that says nothing of its endpoint
     part: str | None = None  # of the outside, by `per`
     line: str | None = None  # `in_order`: of whose value there is one at a time
+    given: Given | None = None  # the snapshot, as it was before it went out; None before that, and where `sends` made something else
 
     @property
     def is_find(self) -> bool:

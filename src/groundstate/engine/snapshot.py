@@ -1,12 +1,28 @@
-"""The read-only record that a call is given: detached, loaded, and refusing writes (rules.md 12)."""
+"""The read-only record that a call is given: detached, loaded, and refusing writes (rules.md 12).
+
+What is edited in place (a dict of JSON, a pickled object, a list of loaded records) cannot refuse it without being another type than the
+user's code expects. It is looked at before the call and after it, and an edit is told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import enum
+from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from functools import cache
 from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy.orm import InstanceState
+from sqlalchemy.orm.attributes import instance_state
 
 from groundstate.values.errors import StateRefused
+
+CURE = "Return it as the outcome, and let the handler write it"
+_FIXED = frozenset({str, bytes, int, float, bool, Decimal, date, datetime, time, timedelta, UUID, type(None)})
 
 
 def take(record: Any) -> Any:
@@ -22,8 +38,7 @@ def _read_only(model: Any) -> type:
             object.__setattr__(self, name, value)
             return
         raise StateRefused(
-            f"{model.__name__}.{name} was set inside a call: a call gets a read-only snapshot, and what it writes would be lost. "
-            "Return it as the outcome, and let the handler write it"
+            f"{model.__name__}.{name} was set inside a call: a call gets a read-only snapshot, and what it writes would be lost. {CURE}"
         )
 
     def refuse_delete(self: Any, name: str) -> None:
@@ -31,5 +46,144 @@ def _read_only(model: Any) -> type:
 
     # Made by `type` itself: a declarative metaclass would map it, and SQLModel's would build fields for it.
     names = {"__setattr__": refuse, "__delattr__": refuse_delete, "__abstract__": True, "__module__": model.__module__, "__slots__": ()}
+    names["__groundstate_snapshot__"] = True
     made: type = type.__new__(type(model), model.__name__, (model,), names)
     return made
+
+
+# ---- edits in place --------------------------------------------------------------------------------------------------------------
+@dataclass(eq=False, slots=True)
+class _Before:
+    """One record: the path to it, a copy of what of it can be edited, and the attributes that count as changed."""
+
+    path: str
+    state: InstanceState[Any]
+    copies: dict[str, Any]
+    changed: frozenset[str]
+
+
+@dataclass(eq=False, slots=True)
+class Given:
+    """A snapshot as a call was given it, with the records that are loaded beside it."""
+
+    records: list[_Before]
+
+    def edited(self) -> list[str]:
+        """The attributes that differ from what was given, by their paths."""
+        found: list[str] = []
+        for one in self.records:
+            names = {name for name, copy in one.copies.items() if not _same(copy, one.state.dict.get(name))}
+            names |= set(one.state.committed_state) - one.changed  # a related record was set, or a list of them edited
+            names.update(_edited_composites(one.state))
+            found += [f"{one.path}{name}" for name in sorted(names)]
+        return found
+
+
+def edit_of(what: str, names: list[str]) -> str:
+    """Words for it. what: who did it, such as 'the call charge'."""
+    return (
+        f"{what} edited {', '.join(names)} of its snapshot in place: a call gets a read-only snapshot, and what it writes there is lost."
+        f" {CURE}; what it changes for itself alone, it copies first"
+    )
+
+
+def given(argument: Any) -> Given | None:
+    """None for what is no snapshot, but what `sends` made."""
+    if _is_one(cast("Hashable", type(argument))):
+        return Given([_Before(path, state, _copies(state), frozenset(state.committed_state)) for path, state in _loaded(argument)])
+    return None
+
+
+@cache
+def _is_one(kind: Any) -> bool:
+    return "__groundstate_snapshot__" in vars(kind)
+
+
+def _loaded(record: Any) -> Iterator[tuple[str, InstanceState[Any]]]:
+    """The record, and what is loaded beside it."""
+    seen: set[int] = set()
+    left = [("", record)]
+    while left:
+        path, one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        state = instance_state(one)
+        yield path, state
+        for relation in state.mapper.relationships:
+            name = relation.key
+            related = state.dict.get(name)
+            if related is not None:
+                many = related.values() if isinstance(related, Mapping) else related if hasattr(related, "__iter__") else (related,)
+                left += [(f"{path}{name}.", each) for each in many if hasattr(each, "_sa_instance_state")]
+
+
+def _copies(state: InstanceState[Any]) -> dict[str, Any]:
+    columns = state.mapper.column_attrs
+    held = [(name, value) for name, value in state.dict.items() if value.__class__ not in _FIXED]
+    return {name: _copied(value) for name, value in held if name in columns}
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return _copy(value, ())
+    except RuntimeError:  # too deep, or somebody edits it just now
+        return _UNKNOWN
+
+
+def _same(copy: Any, value: Any) -> bool:
+    now = _copied(value)
+    try:
+        return copy is _UNKNOWN or now is _UNKNOWN or bool(copy == now)
+    except RuntimeError:
+        return True
+
+
+_UNKNOWN = object()
+
+
+def _copy(value: Any, within: tuple[int, ...]) -> Any:
+    """Its insides in dicts, lists and pairs of a type and a plain value, which are equal as long as nobody edits it."""
+    kind = value.__class__
+    if kind in _FIXED:
+        return value if kind is str else (kind, value if value == value else None)  # noqa: PLR0124  # nan
+    if isinstance(value, enum.Enum | type) or callable(value) or id(value) in within:
+        return (kind, id(value))
+    within = (*within, id(value))
+    if isinstance(value, Mapping):
+        return (kind, {(key.__class__, key): _copy(each, within) for key, each in value.items()})
+    if isinstance(value, list | tuple):
+        return (kind, [_copy(each, within) for each in value])
+    if isinstance(value, AbstractSet):
+        return (kind, {(each.__class__, each) for each in value})
+    if isinstance(value, bytearray):
+        return (kind, bytes(value))
+    slots = {name for one in kind.__mro__ for name in _names(vars(one).get("__slots__", ()))}
+    held = getattr(value, "__dict__", {}) | {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return (kind, {name: _copy(each, within) for name, each in held.items() if not _caches(kind, name)})
+
+
+@cache
+def _caches(kind: type, name: str) -> bool:
+    """Whether the value is only kept there by what computes it, such as a cached_property."""
+    found = next((vars(one)[name] for one in kind.__mro__ if name in vars(one)), None)
+    return hasattr(found, "__get__") and not hasattr(found, "__set__")
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _edited_composites(state: InstanceState[Any]) -> Iterator[str]:
+    """Composite values are made of their columns when they are read: one that was edited says something else than those."""
+    for composite in state.mapper.composites:
+        value = state.dict.get(composite.key)
+        if value is not None:
+            made: Any = composite.composite_class
+            columns = [state.dict.get(attribute.key) for attribute in composite.props]
+            try:
+                fresh = _copied(made(*columns))
+            except Exception:  # noqa: S112  # what the user's class refuses cannot be compared
+                continue
+            if not _same(fresh, value):
+                yield composite.key

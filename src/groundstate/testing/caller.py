@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from groundstate.engine import snapshot
 from groundstate.engine.calling import Caller
 from groundstate.engine.flight import Flight, NotSent, Returned, Unclear, Word
 from groundstate.engine.inside_call import outside
@@ -145,13 +146,15 @@ class LabCaller(Caller):
         def seen() -> list[Effect[Any]]:
             return [one for one in fake.ledger.entries if one.visible_s <= stage.time.now_s]
 
-        function, client = self._function(flight), through(Client(request, seen))
+        function, given, client = self._function(flight), snapshot.given(flight.argument), through(Client(request, seen))
         fake.ledger.asked += flight.is_find
         try:
             with self._inside(flight):
                 answer = function(flight.argument, **self._supplies(flight, client))
                 if function.is_async:
                     answer = asyncio.run(answer)
+            if edited := given.edited() if given is not None else ():
+                raise StateRefused(snapshot.edit_of(f"the {'find' if flight.is_find else 'call'} {function.name}", edited))
             word = self._answered(flight, answer)
         except Buried:
             return
