@@ -20,6 +20,7 @@ from groundstate.app.reaction import Plain, Reaction
 from groundstate.app.running import Running
 from groundstate.app.store import Store
 from groundstate.rules import clause as look
+from groundstate.rules import miscomputed
 from groundstate.rules.cron import Gap, Overlap
 from groundstate.rules.due import Due
 from groundstate.rules.order import InOrder
@@ -217,8 +218,12 @@ class App(Running):
         mapper = declaration.mapper_of(record)
         what = f"rests({mapper.class_.__name__}, ...)"
         condition.check_source(what)
-        declaration.store_of(self.name, self.stores, mapper)
-        self.rested.extend((mapper.class_, one) for one in [_joined(condition.clauses_of(what, mapper, [clause]))])
+        store = declaration.store_of(self.name, self.stores, mapper)
+        rested = _joined(condition.clauses_of(what, mapper, [clause]))
+        why = None if store.sqlite_dialect is None else miscomputed.refused(rested, store.sqlite_dialect)
+        if why is not None:
+            raise DeclarationError(f"{what}: {why}")
+        self.rested.append((mapper.class_, rested))
 
     def check_declarations(self) -> None:
         """Checks what can be known only when everything is declared; called at each start.

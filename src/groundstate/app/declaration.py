@@ -16,7 +16,7 @@ from groundstate.app import due as timing
 from groundstate.app.outside import Call
 from groundstate.app.reaction import IN_TRANSACTION, read_handler
 from groundstate.app.store import Store
-from groundstate.rules import overtaken, suspicion
+from groundstate.rules import miscomputed, overtaken, suspicion
 from groundstate.rules.due import Due, DueSpec
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
@@ -107,6 +107,10 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
     if call is not None:
         spec.outcome_type = outcome.check(read.first[1], f"{what}: its handler {read.function.name}")
         outcome.check_covers(spec.outcome_type, call.outcome_type, what)
+    sqlite = store.sqlite_dialect
+    why = None if sqlite is None else miscomputed.of_reaction(spec, sqlite)
+    if why is not None:
+        raise DeclarationError(why)
     _warn(spec)
     return spec
 

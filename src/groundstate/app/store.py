@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from sqlalchemy import URL, Engine, MetaData, Table, inspect
+from sqlalchemy import URL, Dialect, Engine, MetaData, Table, inspect
 from sqlalchemy.sql.expression import FromClause
 
-from groundstate.store.opening import AsyncEngineLike, settings_of
+from groundstate.store.opening import AsyncEngineLike, settings_of, sqlite_dialect
 from groundstate.store.port import Settings
 from groundstate.values.errors import DeclarationError
 
@@ -140,6 +140,11 @@ class Store:
         """Whether this mapped class has its table in this store's database."""
         mapper: Any = inspect(cls, raiseerr=False)
         return mapper is not None and hasattr(mapper, "local_table") and self.owns_table(mapper.local_table)
+
+    @property
+    def sqlite_dialect(self) -> Dialect | None:
+        """SQLAlchemy's dialect where one of its databases is surely SQLite; None where none is, or it will be known at the start alone."""
+        return next((known for part in self.parts if (known := sqlite_dialect(part._database)) is not None), None)  # noqa: SLF001 - of this class
 
     def settings(self) -> Settings:
         """The database, resolved; a function that was given is called now.

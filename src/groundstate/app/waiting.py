@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.telling import Messengers
 from groundstate.engine import hints, trouble
+from groundstate.rules import miscomputed
 from groundstate.store.port import Database
 from groundstate.values.errors import DeclarationError
 
@@ -106,7 +107,11 @@ class Asked:
     def look(self) -> None:
         """Asks. What says nothing about the record is kept in `error`; the rest is raised."""
         try:
-            with self._open().reading() as connection:
+            database = self._open()
+            why = miscomputed.refused(self._statement.whereclause, database.engine.dialect)
+            if why is not None:
+                raise DeclarationError(f"until(...): {why}")
+            with database.reading() as connection:
                 self.holds = connection.execute(self._statement).first() is not None
             self.error = None
         except DBAPIError as error:

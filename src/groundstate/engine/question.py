@@ -38,12 +38,13 @@ from sqlalchemy.sql import visitors
 
 from groundstate.engine import listed
 from groundstate.engine.timing import Timing
-from groundstate.rules import equality, kind, rounds
+from groundstate.rules import equality, kind, miscomputed, rounds
 from groundstate.rules.blocking import BASELINE
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant, attempt
 from groundstate.values import keys
+from groundstate.values.errors import DeclarationError
 
 PrimaryKey = tuple[Any, ...]
 Place = tuple[Any, ...]  # a key, or a due time as the database writes it and a key: the cursor of a pass
@@ -56,9 +57,15 @@ class Question:
     asked of what is to be taken. Once a call is begun its due time is asked no more, but through the occurrence: a host's clock may step
     back while it is in the air.
     `moment`: instead of the database's clock, to ask what would be due then.
+
+    Raises:
+        DeclarationError: this database would compute the condition or the due time, and not as it is meant; the message names the cure.
     """
 
     def __init__(self, spec: ReactionSpec, database: Database, moment: datetime | None = None) -> None:
+        why = miscomputed.of_reaction(spec, database.engine.dialect)
+        if why is not None:
+            raise DeclarationError(why)
         self.spec = spec
         self.database = database
         self.moment = moment

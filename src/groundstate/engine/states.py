@@ -14,7 +14,9 @@ from sqlalchemy.sql import operators
 
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
+from groundstate.rules import miscomputed
 from groundstate.store.carried import schema_of
+from groundstate.values.errors import DeclarationError
 
 SCANNED_MOST = 100_000  # rows of a table that may be read where no index helps
 VALUES_MOST = 100  # a column with more values is no state
@@ -36,6 +38,10 @@ def unanswered(
     connection: Connection, questions: Sequence[Question], rested: Sequence[tuple[type, ColumnElement[bool]]]
 ) -> list[Unanswered]:
     """For each column that conditions test by equality: its values that no condition admits, but for records declared to rest."""
+    for record, clause in rested:
+        why = miscomputed.refused(clause, connection.dialect)
+        if why is not None:
+            raise DeclarationError(f"rests({record.__name__}, ...): {why}")
     found: list[Unanswered] = []
     for column, asking in _tested(questions).items():
         found += _of_column(connection, column, asking, [clause for record, clause in rested if _same_table(record, column)])

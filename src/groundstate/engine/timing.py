@@ -5,24 +5,20 @@ A column is compared as it stands, so that its index is used: what it holds must
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, DateTime, Interval, Text, and_, cast, func, literal, literal_column, type_coerce
 from sqlalchemy.sql import visitors
-from sqlalchemy.sql.elements import BinaryExpression, BindParameter
-from sqlalchemy.sql.operators import add, gt, le, sub
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.sql.elements import BindParameter
+from sqlalchemy.sql.operators import gt, le
 
-from groundstate.rules import clause as look
+from groundstate.rules import miscomputed
 from groundstate.rules.due import FARTHEST, DueSpec
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant
 from groundstate.values.errors import DeclarationError
-
-_SAMPLE = datetime(2001, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)
-_WRITTEN = "2001-02-03 04:05:06"  # how a column on SQLite must begin that holds it
 
 
 class Timing:
@@ -124,9 +120,9 @@ class Timing:
     # ---- whether it compares -----------------------------------------------------------------------------------------------------
     def _refused(self) -> str | None:
         if self._due.attribute is None:
-            return self._refused_expression()
+            return None  # `miscomputed` has looked at it
         kind = self._due.base.type
-        stored = self._stored(kind)
+        stored = miscomputed.stored(kind, self._database.engine.dialect)
         if self._embedded and isinstance(kind, DateTime) and kind.timezone:
             return (
                 "is a DateTime(timezone=True), and SQLite drops the zone of what is written there, so that it may be due hours off: map it"
@@ -138,32 +134,11 @@ class Timing:
                 " into a time by an SQL expression, as in func.datetime(column, 'unixepoch') on SQLite, func.to_timestamp(column) on"
                 " PostgreSQL"
             )
-        if isinstance(stored, str) and not _WRITTEN.startswith(stored[: len(_WRITTEN)]):
-            return f"stores {_WRITTEN}Z as {stored!r}, which does not sort as time does: map it as groundstate.Instant"
-        if isinstance(stored, datetime) and stored.tzinfo is None and stored != _SAMPLE.replace(tzinfo=None):
-            return f"stores {_WRITTEN}Z as {stored}: what has no zone must be in UTC; map it as groundstate.Instant"
+        if isinstance(stored, str) and not miscomputed.WRITTEN.startswith(stored[: len(miscomputed.WRITTEN)]):
+            return f"stores {miscomputed.WRITTEN}Z as {stored!r}, which does not sort as time does: map it as groundstate.Instant"
+        if isinstance(stored, datetime) and stored.tzinfo is None and stored != miscomputed.SAMPLE.replace(tzinfo=None):
+            return f"stores {miscomputed.WRITTEN}Z as {stored}: what has no zone must be in UTC; map it as groundstate.Instant"
         return None
-
-    def _refused_expression(self) -> str | None:
-        for one in look.parts(self._due.base) if self._embedded else ():
-            if isinstance(one, BinaryExpression) and one.operator in (add, sub) and any(_is_time(side) for side in (one.left, one.right)):
-                return (
-                    "adds to a time, which SQLite does not know how to do: write after(column, timedelta(...)), or"
-                    " func.datetime(column, '+1 day')"
-                )
-        return None
-
-    def _stored(self, kind: Any) -> object:
-        """What becomes of a time on its way into this column."""
-        sample: Any = _SAMPLE if _python(kind) is not date else _SAMPLE.date()
-        dialect = self._database.engine.dialect
-        if isinstance(kind, DateTime):
-            sample = _SAMPLE.replace(tzinfo=_SAMPLE.tzinfo if kind.timezone else None)
-        convert = kind.dialect_impl(dialect).bind_processor(dialect)
-        try:
-            return sample if convert is None else convert(sample)
-        except Exception as error:  # a type of the user's own may raise anything
-            return f"{type(error).__name__}: {error}"
 
 
 def _span(delta: timedelta) -> str:
@@ -179,17 +154,3 @@ def _written_out(element: Any, **_: Any) -> Any:
     if isinstance(element.value, timedelta):
         return literal_column(f"interval '{element.value / timedelta(seconds=1):.6f} seconds'", type_=Interval())
     return element.render_literal_execute()
-
-
-def _python(kind: Any) -> type:
-    while isinstance(kind, TypeDecorator):
-        kind = kind.impl_instance
-    try:
-        found: type = kind.python_type
-    except NotImplementedError:
-        return object
-    return found
-
-
-def _is_time(side: Any) -> bool:
-    return isinstance(getattr(side, "type", None), DateTime) or isinstance(getattr(side, "value", None), timedelta)

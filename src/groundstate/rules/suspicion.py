@@ -34,6 +34,7 @@ _AGGREGATES = {
     "json_agg", "jsonb_agg", "json_group_array", "json_group_object", "aggregate_strings", "stddev", "variance",
 }  # fmt: skip
 _CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "clock_timestamp", "statement_timestamp", "sysdate"}
+_OF_SQLITE = {"date", "time", "datetime", "julianday", "unixepoch", "strftime"}  # the clock where they are asked for 'now'
 _TRUTHS = (operators.inv, operators.is_true, operators.is_false)
 _NEGATIVE = (operators.ne, operators.not_in_op, operators.not_like_op, operators.not_ilike_op)
 _NULL_SAFE = (operators.is_, operators.is_not, operators.is_distinct_from, operators.is_not_distinct_from)
@@ -205,4 +206,7 @@ def tells_time(clause: ColumnElement[bool]) -> bool:
 
 
 def _is_clock(one: Any) -> bool:
-    return isinstance(one, FunctionElement) and str(getattr(one, "name", "")).lower() in _CLOCKS
+    if not isinstance(one, FunctionElement):
+        return False
+    name = str(getattr(one, "name", "")).lower()
+    return name in _CLOCKS or (name in _OF_SQLITE and any("now" in look.bound(part) for part in one.clauses))

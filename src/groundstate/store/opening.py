@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl
 
-from sqlalchemy import URL, Engine, StaticPool, make_url
+from sqlalchemy import URL, Dialect, Engine, StaticPool, make_url
 from sqlalchemy.exc import ArgumentError
 
 from groundstate.store.carried import Carried, carried_by, connect_args_of, connector
@@ -93,6 +94,22 @@ def settings_of(
     past = None if direct is None else _postgres_url(_parsed(direct))[0]
     ours, by_url = _postgres_url(url)
     return Settings(ours, {**by_url, **_POSTGRES[url.drivername](arguments)}, past, folder, failover, carried=carried)
+
+
+def sqlite_dialect(database: object) -> Dialect | None:
+    """SQLAlchemy's dialect where this surely is SQLite; None where it is not, or is a function that is yet to be called."""
+    given = getattr(database, "sync_engine", database)
+    try:
+        url = given if isinstance(given, URL) else make_url(given) if isinstance(given, str) else getattr(given, "url", None)
+    except ArgumentError:  # refused when it is opened
+        return None
+    return _sqlite() if isinstance(url, URL) and url.drivername in _SQLITE else None
+
+
+@lru_cache(maxsize=1)
+def _sqlite() -> Dialect:
+    dialect: Dialect = make_url("sqlite://").get_dialect()()
+    return dialect
 
 
 def open_store(settings: Settings) -> Opened:

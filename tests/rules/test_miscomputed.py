@@ -1,0 +1,212 @@
+"""What SQLite computes and not as it is meant: each refusal is held against what SQLite says, and each thing that is let through too."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Date,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Integer,
+    create_engine,
+    func,
+    insert,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+)
+from sqlalchemy import case as case_of
+from sqlalchemy import cast as cast_of
+from sqlalchemy import extract as part_of
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+from groundstate import Instant
+from groundstate.rules.miscomputed import refused
+
+HOUR = timedelta(hours=1)
+POSTGRES: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # of SQLAlchemy
+NOW = datetime.now(UTC)
+THEN = datetime(2000, 1, 1)  # noqa: DTZ001  # as a plain DateTime has it
+
+
+class Base(DeclarativeBase): ...
+
+
+class Size(enum.Enum):
+    small = 1
+    medium = 2
+    large = 3
+
+
+class Seconds(TypeDecorator[datetime]):
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002  # SQLAlchemy's
+        return int(value.timestamp()) if isinstance(value, datetime) else value
+
+
+class Row(Base):
+    __tablename__ = "rows"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    plain: Mapped[datetime]
+    midnight: Mapped[datetime]
+    day: Mapped[date]
+    clock: Mapped[time]
+    span: Mapped[timedelta]
+    size: Mapped[Size]
+    epoch: Mapped[datetime] = mapped_column(Seconds)
+    number: Mapped[int]
+    total: Mapped[Decimal]
+    text: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    parts: Mapped[list[Part]] = relationship()
+
+
+class Part(Base):
+    __tablename__ = "parts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    row_id: Mapped[int] = mapped_column(ForeignKey("rows.id"))
+    at: Mapped[datetime]
+
+
+@pytest.fixture(scope="module")
+def sqlite() -> Iterator[Connection]:
+    """One row, of 48 hours ago, whose values are told by `WRONG` and `RIGHT`."""
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    then = (NOW - timedelta(hours=48)).replace(tzinfo=None)
+    with engine.connect() as connection:
+        data = {"n": 10, "low": -1, "yes": True, "text": "x", "list": [1, 2], "object": {"a": 1}, "nothing": None, "none": []}
+        values = {
+            "at": then.replace(tzinfo=UTC),
+            "plain": then,
+            "day": then.date(),
+            "clock": time(12),
+            "span": 3 * HOUR,
+            "size": Size.large,
+            "epoch": then,
+        }
+        values |= {
+            "midnight": then.replace(hour=0, minute=0, second=0, microsecond=0),
+            "number": 7,
+            "total": Decimal("10.5"),
+            "text": "7",
+            "data": data,
+        }
+        connection.execute(insert(Row).values(id=1, **values))
+        connection.execute(insert(Part).values(id=1, row_id=1, at=then))
+        yield connection
+    engine.dispose()
+
+
+def holds(connection: Connection, clause: Any) -> bool:
+    return connection.execute(select(Row.id).where(clause)).first() is not None
+
+
+# Each is true of the row and false on SQLite, or the other way round.
+WRONG: dict[str, tuple[Any, bool]] = {
+    "the clock less an interval": (Row.plain < func.now() - HOUR, True),
+    "the same, of an Instant": (Row.at < func.now() - HOUR, True),
+    "the same, as older": (Row.at > func.now() - HOUR, False),
+    "a time and an interval": (Row.plain + 72 * HOUR > func.now(), True),
+    "the same, longer": (Row.plain + 36 * HOUR + 36 * HOUR > func.now(), True),
+    "two times": (func.now() - Row.plain > HOUR, True),
+    "their difference in seconds": (part_of("epoch", func.now() - Row.plain) > 3600, True),
+    "a column of intervals": (Row.plain + Row.span > Row.plain, True),
+    "an interval twice": (Row.span.op("*")(2) > 5 * HOUR, True),
+    "an operator of one's own": (func.now().op("-")(Row.plain) > literal(HOUR), True),
+    "within or": (or_(Row.number == 0, Row.plain < func.now() - HOUR), True),
+    "between": (Row.plain.between(func.now() - 72 * HOUR, func.now() - HOUR), True),
+    "within any": (Row.parts.any(Part.at < func.now() - HOUR), True),
+    "within a subquery": (
+        select(func.count(Part.id)).where(Part.row_id == Row.id, Part.at < func.now() - HOUR).scalar_subquery() > 0,
+        True,
+    ),
+    "days": (Row.day - date(2020, 1, 1) > 366, True),
+    "a day and a number": (Row.day + 1 > Row.day, True),
+    "a time of the day": (Row.clock + HOUR > time(12, 30), True),
+    "a sum of intervals": (select(func.sum(Row.span)).scalar_subquery() > HOUR, True),
+    "a day by cast": (cast_of(Row.plain, Date) == Row.day, True),
+    "a time by cast": (cast_of(Row.plain, DateTime) > THEN, True),
+    "a timedelta as a modifier": (Row.plain < func.datetime("now", HOUR), True),
+    "a text of seconds with a number": (func.strftime("%s", Row.plain) < 99_999_999_999, True),
+    "a day with a time": (Row.day == Row.midnight, True),
+    "an enum's order": (Row.size > Size.small, True),
+    "the same by name": (Row.size >= "medium", True),
+    "between two of an enum": (Row.size.between(Size.small, Size.large), True),
+    "json and a number": (Row.data["n"] == 10, True),
+    "json less than a number": (Row.data["low"] < 0, True),
+    "json among numbers": (Row.data["n"].in_([10, 11]), True),
+    "json and text": (Row.data["text"] == "x", True),
+    "json and a truth": (Row.data["yes"].is_(True), True),
+    "json and a list": (Row.data["list"] == [1, 2], True),
+    "json and an object": (Row.data["object"] == {"a": 1}, True),
+    "json that is not there": (Row.data["nowhere"].is_(None), True),
+    "a path in json": (Row.data["object", "a"] == 1, True),
+    "a type that keeps seconds, and the clock": (Row.epoch.between(func.datetime("now", "-72 hours"), func.now()), True),
+    "a number and the clock": (Row.number < func.now(), False),
+}
+RIGHT: dict[str, tuple[Any, bool]] = {
+    "the clock": (Row.plain < func.now(), True),
+    "the clock and an Instant": (Row.at < func.now(), True),
+    "an interval": (Row.span > HOUR, True),
+    "a longer interval": (Row.span < 5 * HOUR, True),
+    "an interval or another": (func.coalesce(Row.span, HOUR) > 2 * HOUR, True),
+    "the greatest interval": (select(func.max(Row.span)).scalar_subquery() > HOUR, True),
+    "an interval in seconds": (part_of("epoch", Row.span) == 10_800, True),
+    "SQLite's own modifier": (Row.plain < func.datetime("now", "-1 hour"), True),
+    "its own modifier of an Instant": (Row.at > func.datetime("now", "-1 hour"), False),
+    "days by julianday": (func.julianday("now") - func.julianday(Row.plain) > 1 / 24, True),
+    "seconds by unixepoch": (func.unixepoch("now") - func.unixepoch(Row.plain) > 3600, True),
+    "seconds as a number": (cast_of(func.strftime("%s", Row.plain), Integer) < 99_999_999_999, True),
+    "an hour as text": (func.strftime("%H", Row.plain) < "30", True),
+    "seconds that are part of a time": (part_of("epoch", Row.plain) < 99_999_999_999, True),
+    "a day": (Row.day < func.current_date(), True),
+    "a day and a date": (Row.day > date(2000, 1, 1), True),
+    "a day of a time": (func.date(Row.plain) == Row.day, True),
+    "a day that begins before a time": (Row.day <= Row.plain, True),
+    "a time that is not": (Row.plain.is_(None), False),
+    "a typed NULL": (case_of((Row.number == 7, Row.plain), else_=cast_of(null(), DateTime)) < func.now(), True),
+    "arithmetic of numbers": (Row.number * 2 + 1 == 15, True),
+    "arithmetic of decimals": (Row.total / 2 > Decimal(5), True),
+    "text that is joined": (Row.text + "a" == "7a", True),
+    "seconds of a type that keeps numbers": (Row.epoch + 3600 < literal_column("99999999999"), True),
+    "one of an enum": (Row.size.in_([Size.large, Size.medium]), True),
+    "json by its kind": (Row.data["n"].as_integer() > 5, True),
+    "json that is not there, as text": (Row.data["nowhere"].as_string().is_(None), True),
+    "json's null": (Row.data["nothing"] == JSON.NULL, True),
+    "an empty list": (Row.data["none"] == [], True),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_sqlite_computes_wrongly_is_refused_with_a_cure_and_on_postgresql_it_is_not(sqlite: Connection, name: str) -> None:
+    clause, meant = WRONG[name]
+    why = refused(clause, sqlite.dialect)
+    assert why is not None
+    assert why.startswith("on SQLite ")
+    assert ": " in why, "the cure"
+    assert refused(clause, POSTGRES) is None
+    assert holds(sqlite, clause) is not meant, "it is right, and must not be refused"
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_sqlite_computes_rightly_is_not_refused(sqlite: Connection, name: str) -> None:
+    clause, meant = RIGHT[name]
+    assert refused(clause, sqlite.dialect) is None
+    assert holds(sqlite, clause) is meant
