@@ -60,7 +60,8 @@ def _field(dice: random.Random, least: int, most: int) -> tuple[str, frozenset[i
             last = dice.randint(first, most)
             return f"{first}-{last}", frozenset(range(first, last + 1))
         case 3:
-            first, last, step = least, dice.randint(least + 3, most), dice.randint(2, 9)
+            first = dice.randint(least, most)
+            last, step = dice.randint(first, most), dice.randint(2, 9)
             return f"{first}-{last}/{step}", frozenset(range(first, last + 1, step))
         case 4:
             some = sorted(dice.sample(range(least, most + 1), dice.randint(2, 4)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import islice, pairwise
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -111,6 +111,66 @@ def test_a_leap_day_on_a_sunday_is_found_and_so_is_the_end_of_the_calendar() -> 
         Cron("0 0 1 1 *").next(at("9999-06-01T00:00"))
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("5-5/10 * * * *", "5 * * * *"),
+        ("1,5-5/10,7-20/5 * * * *", "1,5,7-20/5 * * * *"),
+        ("0 7-7/2 * * *", "0 7 * * *"),
+        ("0 0 31-31/7 * *", "0 0 31 * *"),
+        ("0 0 * MAR-3/2 *", "0 0 * MAR *"),
+        ("0 0 * * 5-FRI/2", "0 0 * * 5"),
+        ("0 0 13-13/2 * FRI", "0 0 13 * FRI"),
+    ],
+)
+def test_a_range_of_one_value_is_that_value_whatever_its_step(written: str, meant: str) -> None:
+    assert Cron(written) == Cron(meant)
+    assert Cron(written).next(at("2026-01-31T23:59")) == Cron(meant).next(at("2026-01-31T23:59"))
+
+
+# ---- the ends of the calendar ----------------------------------------------------------------------------------------------------------
+HOURLY = [ZoneInfo("UTC"), ZoneInfo("America/New_York"), ZoneInfo("Asia/Tokyo"), ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Pacific/Niue")]
+
+
+def hours(zone: ZoneInfo, first: datetime) -> list[datetime]:
+    """The full hours of the zone's clock within two days from `first` on, that are within the calendar there and in UTC: minute by minute."""
+    found = []
+    for minute in range(2 * 24 * 60):
+        wall = first + timedelta(minutes=minute)
+        if wall.minute == 0:
+            try:
+                found.append(wall.replace(tzinfo=zone).astimezone(UTC))
+            except OverflowError:
+                continue
+    return found
+
+
+@pytest.mark.parametrize("zone", HOURLY, ids=str)
+@pytest.mark.parametrize("first", [datetime(1, 1, 1), datetime(9999, 12, 30)], ids=["first", "last"])  # noqa: DTZ001  # of a wall clock
+def test_in_the_first_and_the_last_days_of_the_calendar_each_tick_is_found(zone: ZoneInfo, first: datetime) -> None:
+    cron = Cron("0 * * * *", str(zone))
+    wanted = hours(zone, first)
+    for before, after in pairwise(wanted):
+        assert cron.next(before) == after == cron.next(after - timedelta(microseconds=1))
+        assert cron.latest(before) == before == cron.latest(after - timedelta(microseconds=1))
+    if first.year == 1:
+        assert cron.next(datetime.min) == (wanted[0] if wanted[0].replace(tzinfo=None) > datetime.min else wanted[1])
+        assert list(cron.backwards(wanted[2])) == wanted[2::-1]
+        if wanted[0].replace(tzinfo=None) > datetime.min:
+            assert cron.latest(datetime.min) is None
+            assert cron.latest(wanted[0] - timedelta(microseconds=1)) is None
+    else:
+        assert cron.latest(datetime.max) == wanted[-1]
+        with pytest.raises(OverflowError, match="before the calendar ends"):
+            cron.next(wanted[-1])
+
+
+def test_a_moment_beyond_the_calendar_of_utc_has_the_ticks_of_its_end() -> None:
+    far = datetime.max.replace(tzinfo=timezone(timedelta(hours=-12)))
+    assert Cron("0 0 * * *").latest(far) == at("9999-12-31T00:00")
+    assert Cron("0 7 * * *").latest(datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))) is None
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("expression", "told"),
@@ -122,6 +182,15 @@ def test_a_leap_day_on_a_sunday_is_found_and_so_is_the_end_of_the_calendar() -> 
         ("* * * * FRI-MON", "field 5, day of week, is 'FRI-MON': .*a range begins before it ends"),
         ("*/90 * * * *", "for each 90 of something give a timedelta"),
         ("*/0 * * * *", "field 1, minute"),
+        ("5/15 * * * *", "field 1, minute, is '5/15', and 5/15 is 5-59/15 in some crons and 5 alone in others, such as Debian's"),
+        ("0 1,4/6 * * *", "field 2, hour, is '1,4/6', and 4/6 is 4-23/6 in some"),
+        ("0 0 * * MON/2", "field 5, day of week, .* MON/2 is MON-7/2 in some"),
+        ("75/2 * * * *", "field 1, minute, is '75/2': give 0 to 59"),
+        ("5-5/90 * * * *", "for each 90 of something give a timedelta"),
+        ("0 0 L/2 * *", "field 3, day of month, .* L is one day, from which no step goes on: leave /2 out"),
+        ("0 0 1,LW/3 * *", "LW is one day"),
+        ("0 0 * * 5L/2", "field 5, day of week"),
+        ("0 0 * * MON#2/2", "field 5, day of week"),
         ("* * * *", "has 4 fields, and it has to have 5"),
         ("0 * * * * *", "has 6 fields, .* for less than a minute give a timedelta"),
         ("0 0 30 2 *", "never comes: no day has 30 as day of month and 2 as month"),

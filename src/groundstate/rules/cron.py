@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, takewhile
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ _INSTANT = timedelta(microseconds=1)
 _HOUR = timedelta(hours=1)
 _AROUND = timedelta(hours=40)  # a clock shows at most 15 hours from UTC, and no change moves it by more than 24
 _DAY = timedelta(days=1)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _ANY_DAY = datetime(2000, 1, 1)  # noqa: DTZ001  # of a wall clock
 
 
@@ -50,8 +52,8 @@ class Cron:
 
     Args:
         expression: minute, hour, day of month, month, day of week; names (JAN, MON), ranges, steps and lists, `L`, `LW`, `5L`, `MON#2`, or
-            `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. Where one of the two fields of days begins with a star both must match,
-            else one of them, as in Debian's cron.
+            `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. A step is of a range or of a star. Where one of the two fields of days begins with a
+            star both must match, else one of them, as in Debian's cron.
         zone: a name of the IANA time zone database.
         gap: what becomes of a wall time that the clock skips. "shift": it is taken with the offset before the change, as RFC 5545 3.3.5
             says it, so that 02:30 comes at 03:30, which is when it would have come without the change; "skip": it does not come.
@@ -103,6 +105,8 @@ class Cron:
         at = _utc(until)
         while (found := self._nearest(at, forwards=False)) is not None:
             yield found.astimezone(self.tzinfo)
+            if found == _FIRST:
+                return
             at = found - _INSTANT
 
     def following(self, mark: datetime) -> datetime:
@@ -123,7 +127,7 @@ class Cron:
         best: datetime | None = None
         try:
             lowest, highest = _offsets(self.zone, at.date())
-            start = at.replace(tzinfo=None) + (lowest if forwards else highest)
+            start = _moved(at, lowest if forwards else highest).replace(tzinfo=None)
             for wall in _walls(self.expression, start, forwards=forwards):
                 low, high = _offsets(self.zone, wall.date())
                 if best is not None and _is_nearer(best, _at(wall, high if forwards else low), forwards=forwards):
@@ -134,14 +138,17 @@ class Cron:
                         best = tick
                 if best is not None and low == high:
                     return best
-        except (OverflowError, ValueError):  # the calendar ends
+        except (OverflowError, ValueError):  # the library has walked past an end of the calendar
             pass
         return best
 
     def _ticks(self, wall: datetime) -> Iterator[datetime]:
         """The instants that a wall time stands for, by the policies."""
         zone = self.tzinfo
-        first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+        try:
+            first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+        except OverflowError:  # on the first or the last day of the calendar, and outside of it in UTC
+            return
         if first == second:
             yield first
         elif first > second:  # skipped: fold 0 is read with the offset before the change
@@ -159,31 +166,59 @@ def _is_nearer(one: datetime, other: datetime, *, forwards: bool) -> bool:
 
 
 def _at(wall: datetime, offset: timedelta) -> datetime:
-    return (wall - offset).replace(tzinfo=UTC)
+    return _moved(wall.replace(tzinfo=UTC), -offset)
 
 
 def _utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    return _moved(moment.replace(tzinfo=UTC), -(moment.utcoffset() or timedelta()))
+
+
+def _moved(moment: datetime, by: timedelta) -> datetime:
+    """So much later, or the end of the calendar on that side."""
+    try:
+        return moment + by
+    except OverflowError:
+        return _FIRST if by < timedelta() else _LAST
 
 
 def _walls(expression: str, start: datetime, *, forwards: bool) -> Iterator[datetime]:
-    """Wall times of the expression after `start`, or those not after it, latest first."""
+    """Wall times of the expression after `start`, or those not after it, latest first. Raises OverflowError or ValueError at an end of the
+    calendar. The calendar's very first is among those after it: nothing is before it from where one could start.
+    """
     from cronsim import CronSim
 
-    return CronSim(expression, start) if forwards else CronSim(expression, start + _INSTANT, reverse=True)
+    if not forwards:  # the library takes what is finer than a second for later than that second
+        return CronSim(expression, start if start.microsecond else start + _INSTANT, reverse=True)
+    if start == _FIRST.replace(tzinfo=None):
+        return _with_the_first(expression, start)
+    return CronSim(expression, start)
+
+
+def _with_the_first(expression: str, start: datetime) -> Iterator[datetime]:
+    from cronsim import CronSim
+
+    with suppress(OverflowError, ValueError):
+        yield next(CronSim(expression, start + _INSTANT, reverse=True))
+    yield from CronSim(expression, start)
 
 
 @lru_cache(maxsize=4096)
 def _offsets(zone: str, day: date) -> tuple[timedelta, timedelta]:
     """The lowest and the highest offset from UTC that the zone has around this day, asked each hour: no two changes are so close."""
-    start = datetime(day.year, day.month, day.day, tzinfo=UTC) - _AROUND
-    hours = (_AROUND + _DAY + _AROUND) // _HOUR
-    found = {_offset(start + number * _HOUR, zone) for number in range(hours + 1)}
+    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    hours = range(-(_AROUND // _HOUR), (_AROUND + _DAY) // _HOUR + 1)
+    found = {offset for number in hours if (offset := _offset(midnight, number, zone)) is not None}
     return min(found), max(found)
 
 
-def _offset(moment: datetime, zone: str) -> timedelta:
-    return moment.astimezone(_zone(zone)).utcoffset() or timedelta()
+def _offset(midnight: datetime, hours: int, zone: str) -> timedelta | None:
+    """Of so many hours later; None where that is outside of the calendar, in UTC or in the zone."""
+    try:
+        return (midnight + hours * _HOUR).astimezone(_zone(zone)).utcoffset() or timedelta()
+    except OverflowError:
+        return None
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------------------
@@ -235,7 +270,7 @@ def _read(expression: str) -> str:
         )
     for number, field in enumerate(written):
         _check_field(f"cron {expression!r}: field {number + 1}, {_FIELDS[number]}, is {field!r}", number, field)
-    joined = " ".join(written)
+    joined = " ".join(_OF_ONE.sub(partial(_one, number), field) for number, field in enumerate(written))
     if not _comes(joined):
         raise DeclarationError(
             f"cron {expression!r} never comes: no day has {written[2]} as day of month and {written[3]} as month"
@@ -252,7 +287,43 @@ def _of_alias(expression: str) -> str:
         raise DeclarationError(f"cron {expression!r}: there are {known}, and else five fields, as '0 7 * * MON'") from None
 
 
+_OF_ONE = re.compile(r"(?<![^,])(\w+)-(\w+)/\d+(?![^,])")  # a range with a step
+_FROM = re.compile(r"(?<![^,])(\w+)/(\d+)(?![^,])")  # a step from one value on
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_ENDS = (59, 23, 31, 12, 7)
+_DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+
+
+def _one(number: int, found: re.Match[str]) -> str:
+    """A range of one value is that value, whatever its step: the library would take it for one that goes on to the field's end."""
+    first, last = found.group(1), found.group(2)
+    return first if _number(number, first) == _number(number, last) else found.group()
+
+
+def _number(number: int, written: str) -> int | None:
+    """What a number or a name stands for in this field; None for neither."""
+    if number == 3 and written in _MONTHS:
+        return _MONTHS.index(written) + 1
+    if number == 4 and written in _DAYS:
+        return _DAYS.index(written)
+    return int(written) if written.isascii() and written.isdigit() else None
+
+
+def _check_step(where: str, number: int, start: str, step: str) -> None:
+    """A step after one value. Quartz and most libraries count on to the field's end; Vixie's cron and Debian's take the value alone."""
+    if start in ("L", "LW"):
+        raise DeclarationError(f"{where}, and {start} is one day, from which no step goes on: leave /{step} out")
+    first = _number(number, start)
+    if first is not None and first <= _ENDS[number]:
+        range_ = f"{start}-{_ENDS[number]}/{step}"
+        raise DeclarationError(
+            f"{where}, and {start}/{step} is {range_} in some crons and {start} alone in others, such as Debian's: write the one that is meant"
+        )
+
+
 def _check_field(where: str, number: int, field: str) -> None:
+    for start, step in _FROM.findall(field):
+        _check_step(where, number, start, step)
     for step in re.findall(r"/(\d+)", field):
         if int(step[:9]) > _SIZES[number]:
             raise DeclarationError(f"{where}, and a step goes on within the field: for each {step} of something give a timedelta")
