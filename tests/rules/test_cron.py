@@ -128,12 +128,15 @@ def test_a_range_of_one_value_is_that_value_whatever_its_step(written: str, mean
     assert Cron(written).next(at("2026-01-31T23:59")) == Cron(meant).next(at("2026-01-31T23:59"))
 
 
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
 # ---- the ends of the calendar ----------------------------------------------------------------------------------------------------------
-HOURLY = [ZoneInfo("UTC"), ZoneInfo("America/New_York"), ZoneInfo("Asia/Tokyo"), ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Pacific/Niue")]
+HOURLY = [ZoneInfo(name) for name in ("UTC", "America/New_York", "Asia/Tokyo", "Pacific/Kiritimati", "Pacific/Niue")]
 
 
 def hours(zone: ZoneInfo, first: datetime) -> list[datetime]:
-    """The full hours of the zone's clock within two days from `first` on, that are within the calendar there and in UTC: minute by minute."""
+    """The full hours of the zone's clock in two days from `first` on, that are within the calendar there and in UTC: minute by minute."""
     found = []
     for minute in range(2 * 24 * 60):
         wall = first + timedelta(minutes=minute)
@@ -154,21 +157,21 @@ def test_in_the_first_and_the_last_days_of_the_calendar_each_tick_is_found(zone:
         assert cron.next(before) == after == cron.next(after - timedelta(microseconds=1))
         assert cron.latest(before) == before == cron.latest(after - timedelta(microseconds=1))
     if first.year == 1:
-        assert cron.next(datetime.min) == (wanted[0] if wanted[0].replace(tzinfo=None) > datetime.min else wanted[1])
+        assert cron.next(FIRST) == (wanted[0] if wanted[0] > FIRST else wanted[1])
         assert list(cron.backwards(wanted[2])) == wanted[2::-1]
-        if wanted[0].replace(tzinfo=None) > datetime.min:
-            assert cron.latest(datetime.min) is None
+        if wanted[0] > FIRST:
+            assert cron.latest(FIRST) is None
             assert cron.latest(wanted[0] - timedelta(microseconds=1)) is None
     else:
-        assert cron.latest(datetime.max) == wanted[-1]
+        assert cron.latest(LAST) == wanted[-1]
         with pytest.raises(OverflowError, match="before the calendar ends"):
             cron.next(wanted[-1])
 
 
 def test_a_moment_beyond_the_calendar_of_utc_has_the_ticks_of_its_end() -> None:
-    far = datetime.max.replace(tzinfo=timezone(timedelta(hours=-12)))
+    far = LAST.replace(tzinfo=timezone(timedelta(hours=-12)))
     assert Cron("0 0 * * *").latest(far) == at("9999-12-31T00:00")
-    assert Cron("0 7 * * *").latest(datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))) is None
+    assert Cron("0 7 * * *").latest(FIRST.replace(tzinfo=timezone(timedelta(hours=12)))) is None
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ class Cron:
     zones for equal where one lies in an hour that comes twice: compare `tick.astimezone(UTC)`, and store ticks in `Instant` columns.
 
     Args:
-        expression: minute, hour, day of month, month, day of week; names (JAN, MON), ranges, steps and lists, `L`, `LW`, `5L`, `MON#2`, or
-            `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. A step is of a range or of a star. Where one of the two fields of days begins with a
+        expression: minute, hour, day of month, month, day of week; names (JAN, MON), ranges, lists, steps of a star or a range, `L`, `LW`,
+            `5L`, `MON#2`, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. Where one of the two fields of days begins with a
             star both must match, else one of them, as in Debian's cron.
         zone: a name of the IANA time zone database.
         gap: what becomes of a wall time that the clock skips. "shift": it is taken with the offset before the change, as RFC 5545 3.3.5
@@ -317,7 +317,7 @@ def _check_step(where: str, number: int, start: str, step: str) -> None:
     if first is not None and first <= _ENDS[number]:
         range_ = f"{start}-{_ENDS[number]}/{step}"
         raise DeclarationError(
-            f"{where}, and {start}/{step} is {range_} in some crons and {start} alone in others, such as Debian's: write the one that is meant"
+            f"{where}, and {start}/{step} is {range_} in some crons and {start} alone in others, such as Debian's: write which is meant"
         )
 
 
