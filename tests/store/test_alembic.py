@@ -16,6 +16,7 @@ from tests.patience import HANG_S
 MODELS = """
 from datetime import datetime
 from groundstate import Instant
+from sqlalchemy import String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 class Base(DeclarativeBase): ...
@@ -25,6 +26,44 @@ class Order(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     placed_at: Mapped[datetime] = mapped_column(Instant)
 
+"""
+RICH = """
+from sqlalchemy import ARRAY, DateTime, ForeignKey, JSON, String, func
+from sqlalchemy.dialects import postgresql
+
+class Tick(Base):
+    __tablename__ = "ticks"
+    at: Mapped[datetime] = mapped_column(Instant, primary_key=True)
+    old: Mapped[datetime | None] = mapped_column(Instant(naive="utc"), index=True)
+    made: Mapped[datetime] = mapped_column(Instant, server_default=func.now())
+    many: Mapped[list[datetime]] = mapped_column(ARRAY(Instant).with_variant(JSON(), "sqlite"))
+    more: Mapped[list[datetime]] = mapped_column(JSON().with_variant(postgresql.ARRAY(Instant(naive="utc")), "postgresql"))
+    either: Mapped[datetime] = mapped_column(Instant(naive="utc").with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql"))
+    other: Mapped[datetime] = mapped_column(DateTime(timezone=True).with_variant(Instant(), "sqlite"))
+
+class Tock(Base):
+    __tablename__ = "tocks"
+    tick: Mapped[datetime] = mapped_column(ForeignKey(Tick.at), primary_key=True)
+"""
+WRITES = """
+from datetime import UTC, datetime
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+import models, sys
+
+at = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+many = [at] if sys.argv[1].startswith("postgresql") else ["x"]
+engine = create_engine(sys.argv[1])
+with Session(engine) as session, session.begin():
+    session.add(models.Tick(at=at, old=at.replace(tzinfo=None), many=many, more=many, either=at, other=at))
+    session.flush()
+    session.add(models.Tock(tick=at))
+with Session(engine) as session:
+    tick = session.get_one(models.Tick, at)
+    assert tick.at == tick.old == tick.either == tick.other == at, tick.__dict__
+    assert tick.many == tick.more == many
+    assert abs(tick.made - datetime.now(UTC)).total_seconds() < 600
+    assert session.get_one(models.Tock, at).tick == at
 """
 BY_THEIR_OWN = "models.Base.metadata"
 WITHOUT_OURS = "autogenerate_plugins=['alembic.autogenerate.*', '~alembic.autogenerate.groundstate'],"  # as in an older Alembic
@@ -53,9 +92,10 @@ class Project:
         (self.folder / "migrations" / "env.py").write_text(told)
 
     def alembic(self, *words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "alembic", *words], cwd=self.folder, capture_output=True, text=True, timeout=HANG_S, check=False
-        )
+        return self.run("-m", "alembic", *words)
+
+    def run(self, *words: str) -> str:
+        done = subprocess.run([sys.executable, *words], cwd=self.folder, capture_output=True, text=True, timeout=HANG_S, check=False)
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
@@ -94,12 +134,43 @@ def test_an_env_that_knows_the_projects_metadata_alone_leaves_our_tables_as_they
     project.env(BY_THEIR_OWN)
     revision = project.revise()
     assert "create_table('orders'" in revision
-    assert "'placed_at', sa.DateTime(timezone=True)" in revision
-    assert "import groundstate" not in revision, "a migration is kept for longer than a name inside of groundstate"
+    assert "'placed_at', groundstate.Instant()" in revision
+    assert "import groundstate\n" in revision
+    assert "groundstate.store" not in revision, "a migration is kept for longer than a name inside of groundstate"
     assert does_nothing_to_ours(revision), revision
     assert project.tables == {"orders", *ours.tables}
     assert "left as they are" in revision, "who reads Alembic's log must be told why"
     assert "No new upgrade operations" in project.alembic("check")
+
+
+@pytest.mark.parametrize("configured", ["", OURS_FOR_OLDER], ids=["by_the_plugin", "by_hand"])
+def test_an_instant_is_named_with_its_import_wherever_a_model_has_it(project: Project, configured: str) -> None:
+    (project.folder / "models.py").write_text(MODELS + RICH)
+    project.env(BY_THEIR_OWN, configured)
+    revision = project.revise()
+    assert "groundstate.store" not in revision
+    assert "sa.Column('at', groundstate.Instant(), nullable=False)" in revision
+    assert "groundstate.Instant(naive='utc').with_variant(postgresql.TIMESTAMP(timezone=True), 'postgresql')" in revision
+    assert "sa.DateTime(timezone=True).with_variant(groundstate.Instant(), 'sqlite')" in revision
+    assert "sa.ARRAY(groundstate.Instant()).with_variant(sa.JSON(), 'sqlite')" in revision
+    assert ".with_variant(postgresql.ARRAY(groundstate.Instant(naive='utc')), 'postgresql')" in revision
+    project.run("-c", WRITES, project.url)
+    assert "No new upgrade operations" in project.alembic("check")
+    project.alembic("downgrade", "base")
+    assert project.tables == set(ours.tables)
+
+
+def test_a_column_that_becomes_an_instant_is_altered_by_its_public_name(project: Project) -> None:
+    (project.folder / "models.py").write_text(
+        MODELS.replace("mapped_column(Instant)", "mapped_column(String)").replace("Mapped[datetime]", "Mapped[str]")
+    )
+    project.env(BY_THEIR_OWN, "render_as_batch=True,")
+    project.revise()
+    (project.folder / "models.py").write_text(MODELS)
+    project.alembic("revision", "--autogenerate", "-m", "altered")
+    newest = max((project.folder / "migrations" / "versions").glob("*_altered.py"))
+    assert "type_=groundstate.Instant()" in newest.read_text()
+    assert "import groundstate\n" in newest.read_text()
 
 
 def test_a_table_of_the_project_that_is_gone_is_still_dropped(project: Project) -> None:

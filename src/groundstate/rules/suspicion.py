@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
-from datetime import datetime, time
+from datetime import date, datetime, time
 from typing import Any
 
 from sqlalchemy import Boolean, Enum
@@ -137,7 +137,11 @@ def _wrong_value(clause: Any) -> str | None:
     for one in look.parts(clause):
         if isinstance(one, BindParameter) and one.required and one.value is None and one.callable is None:
             return f"nobody gives the parameter {one.key!r} of the condition its value: write the value into it"
+        refuses = getattr(getattr(one, "type", None), "refuses", None)  # of an Instant, which is of another layer
         for value in look.bound(one):
+            why = refuses(value) if refuses is not None and isinstance(value, date) else None
+            if why is not None:
+                return f"the condition compares with a value that is refused: {why}"
             if (isinstance(value, datetime) and value.microsecond) or (isinstance(value, time) and value.microsecond):
                 return (
                     f"the condition compares with {value.isoformat()}, which is the clock of the import and stays so for as long as the"

@@ -2,7 +2,7 @@
 
 Alembic knows the tables of `target_metadata`, and takes every other table of the database for one that is to be dropped. Where env.py names
 groundstate's metadata as a target, alone or in a list, its tables are compared like all others. And an `Instant` column, ours or the
-project's, is written as the plain type that it is in the database. Only Alembic imports this module.
+project's, is written by its public name, with the import that it needs. Only Alembic imports this module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("alembic.autogenerate.groundstate")  # beside Alembic's 
 def setup(plugin: Plugin) -> None:
     """What Alembic calls once, when it starts. Ours is the last comparison: what the others found is there by then."""
     plugin.add_autogenerate_comparator(leave_ours_alone, "schema", "groundstate_tables", priority=DispatchPriority.LAST)
-    plugin.add_autogenerate_comparator(write_instants_plainly, "schema", "groundstate_types")
+    plugin.add_autogenerate_comparator(name_our_types, "schema", "groundstate_types")
 
 
 def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic's form
@@ -46,7 +46,7 @@ def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: 
     return PriorityDispatchResult.CONTINUE
 
 
-def write_instants_plainly(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # as above
+def name_our_types(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # as above
     """Adds `render_item` to the project's own, which comes first."""
     theirs = context.opts.get("render_item")
 

@@ -6,33 +6,71 @@ What is PostgreSQL's alone is added by its driver, so that an app on SQLite load
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Dialect, Index, Integer, MetaData, Table, Text, or_, text
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Dialect, Index, Integer, Interval, MetaData, Table, Text, or_, text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from groundstate.store.written import wrote
+from groundstate.values.errors import DeclarationError, StateRefused
 
 VERSION = 2  # of the tables' shape; kept in the identity row
 
+Naive = Literal["refuse", "utc"]
+
 
 class Instant(TypeDecorator[datetime]):
-    """A point in time: aware datetimes in and out, stored in UTC. Naive ones are taken as UTC.
+    """A point in time: aware datetimes in and out, stored in UTC.
 
     PostgreSQL: `timestamp with time zone`. SQLite: text in UTC with microseconds, which sorts as time does. Plain
     `DateTime(timezone=True)` gives naive datetimes back on SQLite, and comparing those with `Moment.now` raises.
+
+    Args:
+        naive: what becomes of a datetime without a zone. "refuse": it is not written, since `datetime.now()` is the host's own wall clock,
+            hours off where that is not in UTC; "utc": it is taken as UTC, which is what somebody means who has such values of old.
+
+    Raises:
+        DeclarationError: there is no such choice.
     """
 
     impl = DateTime
     cache_ok = True
 
+    def __init__(self, naive: Naive = "refuse") -> None:  # of what is by name alone SQLAlchemy makes no part of its cache key
+        if naive not in ("refuse", "utc"):
+            raise DeclarationError(f"Instant(naive={naive!r}): choose 'refuse', or 'utc' where all that has no zone is in UTC")
+        super().__init__()
+        self.naive = naive
+
+    def __repr__(self) -> str:
+        return "Instant()" if self.naive == "refuse" else f"Instant(naive={self.naive!r})"
+
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(DateTime(timezone=dialect.name != "sqlite"))
+
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        """What a value beside it is bound as: a duration is none of its own kind."""
+        return Interval() if isinstance(value, timedelta) else super().coerce_compared_value(op, value)
+
+    def refuses(self, value: object) -> str | None:
+        """Why a value is not written, with the cure; None where it is."""
+        if not isinstance(value, datetime):
+            return f"an Instant column is given {value!r}: give an aware datetime, such as datetime.now(UTC)"
+        if value.tzinfo is None and self.naive == "refuse":
+            return (
+                f"an Instant column is given {value.isoformat(sep=' ')}, which has no zone, so that nobody knows when that was: write"
+                " datetime.now(UTC), or value.astimezone(UTC) for the host's own time, or value.replace(tzinfo=UTC) for one in UTC; where all"
+                " that has no zone is in UTC, map the column as Instant(naive='utc')"
+            )
+        return None
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
+        why = self.refuses(value)
+        if why is not None:
+            raise StateRefused(why)
         aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return aware.replace(tzinfo=None) if dialect.name == "sqlite" else aware
 

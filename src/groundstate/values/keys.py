@@ -144,7 +144,9 @@ def occurrence_of(written: str, columns: int) -> Occurrence:
 
 
 def _instant_of(written: str) -> datetime:
-    return datetime.fromisoformat(written.replace("Z", "+00:00"))
+    """As `instant` writes it; a person may have left out the zone."""
+    value = datetime.fromisoformat(written.replace("Z", "+00:00"))
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
 
 def tick_text(written: str) -> str:
