@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, DateTime, Integer, MetaData, Text, func, not_, or_, select, text, type_coerce
+from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, Text, func, not_, or_, select, text, type_coerce
 from sqlalchemy.exc import CompileError
 
-from groundstate.engine import fitting, hidden, plans, schema, triggers
+from groundstate.engine import fitting, hidden, plans, schema, stored, triggers
 from groundstate.engine.handwriting import constants_set
 from groundstate.engine.question import Question
+from groundstate.rules import clause as look
 from groundstate.rules import equality, suspicion
 from groundstate.rules.cron import Cron
 from groundstate.rules.schedule import ScheduleSpec
@@ -53,6 +55,8 @@ def check(
         for question in questions:
             found += _indexes(database, connection, question)
         found += hidden_rows(database, connection, questions)
+        found += _stored(connection, questions)
+        found += _local_defaults(database, connection, questions)
         found += _same_keys_again(questions)
         found += _clocks(questions)
         found += _writers(questions)
@@ -235,6 +239,68 @@ def _other_times(connection: Connection, questions: Sequence[Question]) -> Itera
 
 
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
+
+
+def _stored(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
+    """What was written past SQLAlchemy, or by a default that SQLite took as text: it is loaded, and no condition finds it."""
+    for one in stored.odd(connection, questions):
+        words = (
+            f"at least {one.rows} rows hold {one.shown}: no clause of type {one.kind} matches that, so that {', '.join(one.reactions)} does"
+            " not find them"
+        )
+        cure = "UPDATE them to what SQLAlchemy writes; as a server default for Boolean give sqlalchemy.true(), for Enum its name"
+        yield Finding("problem", "stored", f"{one.table}.{one.column}", words, cure)
+
+
+def _local_defaults(database: Database, connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
+    """A due column without a zone whose default is the host's wall clock: taken for UTC, so that it is due hours off."""
+    now = connection.execute(select(database.now())).scalar_one()
+    for question in questions:
+        due = question.spec.due
+        if due is None or due.attribute is None:
+            continue
+        column = look.base_column(look.element(due.attribute))
+        if not isinstance(column.type, DateTime) or column.type.timezone:
+            continue
+        for given in (_from_python(column), _from_sqlite(database, connection, column)):
+            off = None if given is None else given - now.replace(tzinfo=None)
+            if off is not None and abs(off) > _A_MOMENT and abs(off - (now.astimezone().utcoffset() or timedelta())) < _A_MOMENT:
+                hours = f"{round(off / timedelta(minutes=1)) / 60:+g} h"
+                words = (
+                    f"the default of {due.attribute} is {hours} off the database's clock, which is this host's zone, and a due time"
+                    " without a zone is in UTC"
+                )
+                cure = (
+                    "mapped_column(groundstate.Instant, default=lambda: datetime.now(UTC)); for local times that stand there already,"
+                    " due=func.timezone('Europe/Berlin', column) on PostgreSQL"
+                )
+                yield Finding("problem", "time", question.spec.name, words, cure)
+
+
+_A_MOMENT = timedelta(minutes=2)  # between the database's clock and this host's
+
+
+def _from_python(column: Any) -> datetime | None:
+    """What its default gives, without a zone."""
+    default = column.default
+    if default is None or not default.is_callable:
+        return None
+    try:
+        value = default.arg(None)
+    except Exception:  # it wants a statement's context, or is not ours to call
+        return None
+    return value.replace(tzinfo=None) if isinstance(value, datetime) else None
+
+
+def _from_sqlite(database: Database, connection: Connection, column: Any) -> datetime | None:
+    """The same of a default of the database; on PostgreSQL that depends on the session that writes."""
+    default = column.server_default
+    if database.name != "sqlite" or not isinstance(default, DefaultClause) or isinstance(default.arg, str):
+        return None
+    try:
+        return datetime.fromisoformat(str(connection.execute(select(type_coerce(default.arg, Text()))).scalar_one()))
+    except (ValueError, CompileError):
+        return None
 
 
 # ---- models --------------------------------------------------------------------------------------------------------------------

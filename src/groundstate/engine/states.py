@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, inspect, literal_column, not_, or_, select, true
 from sqlalchemy.sql import operators
 
+from groundstate.engine import stored
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
 from groundstate.rules import miscomputed
@@ -45,6 +46,8 @@ def unanswered(
     found: list[Unanswered] = []
     for column, asking in _tested(questions).items():
         found += _of_column(connection, column, asking, [clause for record, clause in rested if _same_table(record, column)])
+    for one in stored.odd(connection, questions):
+        found.append(Unanswered(one.table, one.column, f"{one.shown}: no clause of its type matches it", one.rows))
     return found
 
 
@@ -77,7 +80,12 @@ def _same_table(record: type, column: Any) -> bool:
 
 def _of_column(connection: Connection, column: Any, asking: Sequence[Question], rested: Sequence[ColumnElement[bool]]) -> list[Unanswered]:
     name = column.table.fullname
-    values = _values(connection, column)
+    try:
+        values = _values(connection, column)
+    except (LookupError, ValueError, TypeError) as error:  # of its type, by a value that is named below
+        return [
+            Unanswered(name, column.name, None, why=f"{name}.{column.name} holds what cannot be loaded ({error}): no value was looked at")
+        ]
     if values is None:
         why = f"{name} has more than {SCANNED_MOST:,} rows and no index that begins with {column.name}: its values were not looked at"
         return [Unanswered(name, column.name, None, why=why)]

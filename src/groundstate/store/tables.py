@@ -37,7 +37,7 @@ class Instant(TypeDecorator[datetime]):
     impl = DateTime
     cache_ok = True
 
-    def __init__(self, naive: Naive = "refuse") -> None:  # of what is by name alone SQLAlchemy makes no part of its cache key
+    def __init__(self, naive: Naive = "refuse") -> None:  # what is by name alone is in no cache key of SQLAlchemy
         if naive not in ("refuse", "utc"):
             raise DeclarationError(f"Instant(naive={naive!r}): choose 'refuse', or 'utc' where all that has no zone is in UTC")
         super().__init__()
@@ -60,8 +60,8 @@ class Instant(TypeDecorator[datetime]):
         if value.tzinfo is None and self.naive == "refuse":
             return (
                 f"an Instant column is given {value.isoformat(sep=' ')}, which has no zone, so that nobody knows when that was: write"
-                " datetime.now(UTC), or value.astimezone(UTC) for the host's own time, or value.replace(tzinfo=UTC) for one in UTC; where all"
-                " that has no zone is in UTC, map the column as Instant(naive='utc')"
+                " datetime.now(UTC), or value.astimezone(UTC) for the host's own time, or value.replace(tzinfo=UTC) for one in UTC;"
+                " where all that has no zone is in UTC, map the column as Instant(naive='utc')"
             )
         return None
 

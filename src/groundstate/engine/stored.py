@@ -1,0 +1,141 @@
+"""Stored values that no clause of their column's type can match: written past SQLAlchemy, or by a default that SQLite took as text.
+
+A value is right where what it is loaded as, asked for by `==`, finds it again. A sample is looked at, by SELECTs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, String, Table, func, literal, select, type_coerce
+from sqlalchemy.exc import DataError, DBAPIError, NotSupportedError, ProgrammingError, StatementError
+from sqlalchemy.sql.elements import Null
+from sqlalchemy.sql.sqltypes import ARRAY, JSON, Date, DateTime, Float, Interval, LargeBinary, NullType, Numeric, PickleType, Time
+from sqlalchemy.types import TypeDecorator
+
+from groundstate.engine.question import Question
+from groundstate.rules import clause as look
+
+ROWS_MOST = 10_000  # of a table are looked at
+VALUES_MOST = 100  # of a column
+_OF_NO_EQUALITY = (JSON, ARRAY, PickleType, LargeBinary)
+_TIMES = (DateTime, Date, Time, Interval)
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A stored value that no clause of its type matches. rows: how many of those looked at have it; of times: have one of its form."""
+
+    table: str
+    column: str
+    shown: str
+    kind: str
+    rows: int
+    reactions: tuple[str, ...]
+
+
+def odd(connection: Connection, questions: Sequence[Question]) -> list[Odd]:
+    """All that are found in the columns that conditions compare with something."""
+    asked: dict[Any, list[str]] = {}
+    for question in questions:
+        for column in _compared(question):
+            names = asked.setdefault(column, [])
+            names += [] if question.spec.name in names else [question.spec.name]
+    found: list[Odd] = []
+    for column, names in asked.items():
+        with suppress(ProgrammingError, DataError, NotSupportedError), connection.begin_nested():  # a type that has no order or no equality
+            found += list(_of_column(connection, column, tuple(names), _asked_for(questions, column)))
+    return found
+
+
+def _compared(question: Question) -> Iterator[Any]:
+    """The columns of tables that clauses read, but those that are asked alone whether they are NULL."""
+    for clause in question.spec.clauses:
+        by_null = [left for left, _, right in look.operands_of(look.parts(clause)) if isinstance(right, Null)]
+        for one in look.columns(look.parts(clause)):
+            column = look.base_column(one)
+            if isinstance(column.table, Table) and not any(one is left for left in by_null):
+                yield column
+
+
+def _asked_for(questions: Sequence[Question], column: Any) -> set[object]:
+    """The texts that clauses compare the column with."""
+    clauses = [clause for question in questions for clause in question.spec.clauses]
+    found = [look.operands_of(look.parts(clause)) for clause in clauses]
+    return {
+        value
+        for operands in found
+        for left, _, right in operands
+        if look.base_column(left) is column
+        for value in look.bound(right)
+        if isinstance(value, str)
+    }
+
+
+def _of_column(connection: Connection, column: Any, reactions: tuple[str, ...], asked_for: Collection[object]) -> Iterator[Odd]:
+    dialect = connection.dialect
+    kept_as = _kept_as(column.type, dialect)
+    loose = dialect.name == "sqlite"
+    if isinstance(kept_as, _OF_NO_EQUALITY) or (isinstance(kept_as, _TIMES) and not loose):
+        return
+    some = select(column).where(column.is_not(None)).limit(ROWS_MOST).subquery()
+    held: Any = some.c[column.key]
+    raw = type_coerce(held, NullType())
+    kind = func.typeof(raw) if loose else literal("value", String())
+    form = [kind, func.length(raw), func.substr(raw, 11, 1)] if loose and isinstance(kept_as, _TIMES) else [kind, raw]
+    found = select(func.min(raw, type_=NullType()) if len(form) > 2 else raw, kind, func.count()).group_by(*form).limit(VALUES_MOST)
+    for value, name, rows in connection.execute(found):
+        why = _why_odd(connection, column, (held, raw, kind), (value, name), kept_as, asked_for)
+        if why is not None:
+            yield Odd(column.table.fullname, column.name, f"{value!r}{why}", type(column.type).__name__, rows, reactions)
+
+
+def _why_odd(
+    connection: Connection, column: Any, sides: tuple[Any, Any, Any], stored: tuple[Any, str], kept_as: Any, asked_for: Collection[object]
+) -> str | None:
+    """Why nothing finds it, in words that go on from the value; None where something does."""
+    (held, raw, kind), (value, name) = sides, stored
+    dialect = connection.dialect
+    convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
+    try:
+        loaded = value if convert is None else convert(value)
+    except Exception as error:  # of a type that may be the user's own
+        return f", which cannot be loaded ({error})"
+    if isinstance(kept_as, Numeric | Float):
+        return ", which is text" if name == "text" else None
+    if _of_another_type(column.type, loaded):
+        return f", which is {name}"
+    here = select(literal(1)).where(raw == literal(value, NullType()), kind == name).limit(1)
+    bare = loaded.strip() if isinstance(loaded, str) else loaded
+
+    def finds(asked: object) -> bool:
+        return connection.execute(here.where(type_coerce(held, column.type) == asked)).first() is not None
+
+    try:
+        if not finds(loaded):
+            return f" ({name}), which is loaded as {loaded!r} and kept otherwise"
+        padded = bare != loaded and bare in asked_for and not finds(bare)
+    except StatementError as error:  # its type does not take what it has loaded
+        if isinstance(error, DBAPIError):
+            raise
+        return f", which is loaded as {loaded!r}, and that is refused by its type ({error.orig})"
+    return f" with spaces around it, and clauses ask for {bare!r}" if padded else None
+
+
+def _of_another_type(kind: Any, loaded: object) -> bool:
+    if isinstance(kind, TypeDecorator):
+        return False
+    try:
+        return not isinstance(loaded, kind.python_type)
+    except NotImplementedError:
+        return False
+
+
+def _kept_as(kind: Any, dialect: Any) -> Any:
+    kind = kind.dialect_impl(dialect)
+    while isinstance(kind, TypeDecorator):
+        kind = kind.impl_instance
+    return kind
