@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from groundstate.engine import hints
 from groundstate.engine.hints import Touched
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.rules import equality
@@ -32,6 +33,12 @@ def concern(question: Question, touched: Touched) -> Concern:
         elif _reads(question, record) and not _by_parent(question, record):
             found.whole = True
     return found
+
+
+def wake_parents(question: Question) -> None:
+    """From now on a child that is touched in this process wakes its own parent, by whatever session, and whoever carries that out."""
+    for every in question.spec.children:
+        hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
 
 
 def _of_its_own(question: Question, keys: Mapping[PrimaryKey, Mapping[str, Any] | None]) -> list[PrimaryKey]:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 
-from groundstate.engine import changes
+from groundstate.engine import changes, hints
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import equality, overtaken
@@ -63,6 +63,8 @@ def flush_all(question: Question, tx: Transaction, works: Sequence[Work]) -> lis
         tx.session.flush()
         return None
     changes.write(tx.database, tx.connection, question.mapper, [work.key for work in works], found)
+    for work in works:  # of what goes by the unit of work, the session tells
+        hints.add_parents(tx.touched, work.record)
     tx.session.expunge_all()  # nothing is left for a flush
     return found
 

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from sqlalchemy import Engine, event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, UOWTransaction
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.base import NO_VALUE
 
 from groundstate.store.naming import name_of
 
@@ -115,13 +117,28 @@ def wakes_parent(child: type, parent: type, names: tuple[str, ...]) -> None:
 
 
 def add_parents(touched: Touched, record: Any) -> None:
-    """The parents of a touched child, by what the child says of them."""
+    """The parents of a touched child, by what the child says of them: of one that changed its parent, both."""
     for child, parents in list(_parents.items()) if _parents else ():
         if isinstance(record, child):
             for parent, names in parents:
-                key = tuple(record.__dict__.get(name) for name in names)
-                if None not in key:
-                    touched.add(parent, [key], None)
+                for key in _keys_in(record, names):
+                    if _NOT_LOADED in key:
+                        touched.add_whole(parent)
+                    elif None not in key:
+                        touched.add(parent, [key], None)
+
+
+_NOT_LOADED = object()
+
+
+def _keys_in(record: Any, names: tuple[str, ...]) -> set[tuple[Any, ...]]:
+    """What stands in these attributes, and what stood there before. For after_flush, and where nothing was flushed."""
+    state: Any = instance_state(record)
+    if state.key is None:  # a new one: what was never set is NULL
+        return {tuple(state.dict.get(name) for name in names)}
+    now = tuple(state.dict.get(name, _NOT_LOADED) for name in names)
+    before = (state.committed_state.get(name, value) for name, value in zip(names, now, strict=True))
+    return {now, tuple(_NOT_LOADED if value is NO_VALUE else value for value in before)}
 
 
 def collected(session: Session) -> Touched:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from groundstate.engine import hints
-from groundstate.engine.concern import concern
+from groundstate.engine.concern import concern, wake_parents
 from groundstate.engine.hints import Touched
 from groundstate.engine.part import Part, may_be_one
 from groundstate.engine.question import Question
@@ -63,6 +63,8 @@ class Messenger:
         self.transport = transport
         self._subject = f"groundstate.{subject_word(app)}"
         self._questions = questions
+        for question in questions:
+            wake_parents(question)
         self._names = {question.spec.name for question in questions}
         self._with_keys = with_keys
         self._tells = tells

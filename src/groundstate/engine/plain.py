@@ -14,7 +14,7 @@ from datetime import datetime
 from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, claim, groups, handling, hints, line, trouble
+from groundstate.engine import attempts, claim, groups, handling, line, trouble
 from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
@@ -152,8 +152,6 @@ def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Don
         raise _AnyHandlerFailed(found)
     attempts.remove(tx.database, tx.connection, [one.attempt for one in found.taken if one.attempt is not None])
     done.done = len(works)
-    for work in works:
-        hints.add_parents(tx.touched, work.record)
     tx.touched.add(question.entity, [work.key for work in works], new)
     return done
 

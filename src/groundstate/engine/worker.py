@@ -35,6 +35,7 @@ from groundstate.engine import (
 from groundstate.engine.admission import Admission
 from groundstate.engine.afar import Afar
 from groundstate.engine.batches import Batches
+from groundstate.engine.concern import wake_parents
 from groundstate.engine.crowd import Crowd
 from groundstate.engine.fleet import Fleet
 from groundstate.engine.hints import Touched
@@ -310,8 +311,7 @@ class Worker:
         questions = [lane.question for lane in lanes]
         for question in questions:
             guards.guard(question)
-            for every in question.spec.children:
-                hints.wakes_parent(every.child, question.entity, tuple(column.key for column in every.parent_key))
+            wake_parents(question)
         self._shift.lanes = lanes
         self._fleet.lock = numbers.sweeper(self._app, self._code())
         patiently(self._shift, self._admission.read)
