@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, bindparam, literal_column, not_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, bindparam, literal_column, not_, or_, select, tuple_
 from sqlalchemy.orm import aliased
 
-from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.question import PrimaryKey, Question, blocking, keeps_own_reaction
 from groundstate.rules.blocking import BASELINE
 from groundstate.store.tables import attempt
 from groundstate.values import keys
@@ -41,6 +41,11 @@ class Groups:
             raise DeclarationError(
                 f"reaction {spec.name}: past_held= needs a primary key of one integer or text column (UUID: on PostgreSQL), since held"
                 " attempts are told by its text: leave it out"
+            )
+        if self.ordered and self.order is not None and self.order.past_held and spec.occurrence and question.round_in_sql is None:
+            raise DeclarationError(
+                f"reaction {spec.name}: past_held= needs an occurrence of one column, Instant, integer or text, since a record that is held"
+                " steps aside in that round alone: leave it out, or give occurrence= such a column"
             )
 
     @property
@@ -175,7 +180,7 @@ class Groups:
 
     @property
     def _not_stepped_aside(self) -> ColumnElement[bool] | None:
-        """Without who is left alone as a baseline, and, `past_held`, who is held and sure."""
+        """Without who is left alone as a baseline, and, `past_held`, who is held and sure: in this round, as far as SQL can say that."""
         written = self.question.text_in_sql
         if written is None:
             return None
@@ -189,6 +194,9 @@ class Groups:
         )
         if self.order is not None and not self.order.past_held:
             aside = aside.where(attempt.c.why == BASELINE)
+        if spec.occurrence and (same := self.question.round_in_sql) is not None:
+            of_all = or_(blocking if spec.again else keeps_own_reaction, self.question.left_under_other_rounds)
+            aside = aside.where(or_(of_all, attempt.c.occurrence == same))
         return not_(aside.exists())
 
 

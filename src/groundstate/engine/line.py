@@ -11,14 +11,15 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, select
 
-from groundstate.engine import attempts, groups
+from groundstate.engine import attempts, groups, trouble
 from groundstate.engine.numbers import try_turns
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import blocking
-from groundstate.rules.attempt import State
+from groundstate.rules.attempt import Attempt, State
 from groundstate.store.tables import attempt
 from groundstate.store.tables import blocking as stands_in_the_way
+from groundstate.values import keys
 
 LOOKED_AT_MOST = 1_000  # calls that are looked through for people, to say who waits for whom
 
@@ -86,13 +87,39 @@ def _in_the_way(connection: Connection, question: Question, most: int | None = N
 
 
 def free(tx: Transaction, question: Question, wanted: Sequence[PrimaryKey]) -> list[PrimaryKey]:
-    """Without those whose own attempt waits: who is first in line stays there meanwhile, and is not to be locked at each look."""
-    if question.spec.in_order is None or not wanted or not tx.some_attempts:
+    """Without those whose own attempt of the present round waits, or that one of another round keeps out: who is first in line stays
+    there meanwhile, and is not to be locked at each look.
+    """
+    spec = question.spec
+    if spec.in_order is None or not wanted or not tx.some_attempts:
         return list(wanted)
     texts = {key: question.record_text(key) for key in wanted}
-    found = attempts.concerning(tx, question.spec.app, question.spec.name, None, list(texts.values()))
-    waits = {text for text, some in found.items() if any(not blocking.due(one, tx.now) or one.state is not State.FAILED for one in some)}
-    return [key for key in wanted if texts[key] not in waits]
+    found = attempts.concerning(tx, spec.app, spec.name, None, list(texts.values()))
+    rounds = _rounds_of(tx.connection, question, [key for key in wanted if texts[key] in found])
+    return [key for key in wanted if key not in rounds or not _waits(tx, question, rounds[key], found[texts[key]])]
+
+
+def _waits(tx: Transaction, question: Question, occurrence: str, standing: Sequence[Attempt]) -> bool:
+    spec = question.spec
+    own = blocking.own(spec.app, spec.name, occurrence, standing)
+    if own is not None and (own.state is not State.FAILED or not blocking.due(own, tx.now)):
+        return True
+    return blocking.blocker(spec.app, spec.name, occurrence, standing, **spec.kept_out_by) is not None
+
+
+def _rounds_of(connection: Connection, question: Question, wanted: Sequence[PrimaryKey]) -> dict[PrimaryKey, str]:
+    """The present rounds of these records. Without those of which it cannot be told here: who takes them will see."""
+    columns = question.spec.occurrence
+    if not columns or not wanted:
+        return dict.fromkeys(wanted, "")
+    size = len(question.key_attributes)
+    try:
+        rows = connection.execute(select(*question.key_attributes, *columns).where(question.among(wanted))).all()
+    except Exception as error:
+        if not trouble.unreadable(error):
+            raise
+        return {}
+    return {tuple(row[:size]): keys.occurrence_text(tuple(row[size:])) for row in rows}
 
 
 def who_is_before(connection: Connection, question: Question, key: PrimaryKey) -> PrimaryKey | None:

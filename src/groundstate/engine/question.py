@@ -25,6 +25,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    collate,
     func,
     not_,
     or_,
@@ -420,12 +421,24 @@ class Question:
         return func.to_char(func.timezone("UTC", at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 
     @cached_property
+    def round_in_sql(self) -> ColumnElement[str] | None:
+        """The canonical text of the occurrence, where it is one column of which SQL can say it: to tell an attempt of the present round."""
+        said = self._occurrence_in_sql
+        if said is None and len(self.spec.occurrence) == 1:
+            column, kind = self.spec.occurrence[0], self.spec.occurrence[0].type
+            if isinstance(kind, Integer):
+                said = cast(column, Text)
+            elif isinstance(kind, String) and not isinstance(kind, Enum):
+                said = collate(column, "C" if self.database.locks_rows else "BINARY")  # and not as the column compares
+        return None if said is None else func.coalesce(said, keys.occurrence_text([None]))
+
+    @cached_property
     def takeable(self) -> ColumnElement[bool]:
         """It is ready, and no attempt keeps it from being taken, as far as SQL can say that."""
         return self.ready if self.unattempted is None else and_(self.ready, self.unattempted)
 
     @property
-    def _left_under_other_rounds(self) -> ColumnElement[bool]:
+    def left_under_other_rounds(self) -> ColumnElement[bool]:
         """A baseline that was written when the occurrence was made of other columns."""
         ending = kind.ending_of_baseline(self.spec.occurrence_columns)
         said_otherwise = and_(attempt.c.begun_with.is_not(None), not_(attempt.c.begun_with.endswith(ending, autoescape=True)))
@@ -439,7 +452,7 @@ class Question:
         mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
         if self.spec.occurrence:
             same = self._occurrence_in_sql
-            others_too = or_(blocking if self.spec.again else keeps_own_reaction, self._left_under_other_rounds)
+            others_too = or_(blocking if self.spec.again else keeps_own_reaction, self.left_under_other_rounds)
             mine = mine.where(others_too if same is None else or_(others_too, attempt.c.occurrence == same))
         if self.answers_late:
             mine = mine.where(attempt.c.state != "failed")  # what is too late waits for no further try
@@ -457,7 +470,7 @@ class Question:
             return None
         mine = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction == self.spec.name, attempt.c.record == written)
         if self.spec.occurrence:
-            same, of_all = self._occurrence_in_sql, or_(blocking, self._left_under_other_rounds)
+            same, of_all = self._occurrence_in_sql, or_(blocking, self.left_under_other_rounds)
             mine = mine.where(of_all if same is None else or_(of_all, attempt.c.occurrence == same))
         return mine.exists()
 
