@@ -32,6 +32,17 @@ def test_a_false_clause_over_other_tables_holds() -> None:
     assert kept({"receipt"}, {"receipt"}, [CANCELLED, other], wrote_else=False, same_occurrence=True) is not None
 
 
+def test_a_false_clause_over_other_tables_does_not_hold_what_is_declared_a_fact() -> None:
+    other = FalseClause({"id"}, own_columns_only=False)
+    assert kept({"receipt"}, {"receipt"}, [CANCELLED, other], wrote_else=False, same_occurrence=True, fact=True) is None
+
+
+def test_what_is_declared_a_fact_is_none_where_it_had_a_value_or_a_false_clause_tests_it() -> None:
+    for false in (FalseClause({"receipt"}, own_columns_only=False), FalseClause({"receipt"}, own_columns_only=True)):
+        assert kept({"receipt"}, {"receipt"}, [false], wrote_else=False, same_occurrence=True, fact=True) is not None
+    assert kept({"receipt"}, set(), [CANCELLED], wrote_else=False, same_occurrence=True, fact=True) is not None
+
+
 def test_whatever_else_it_wrote_holds() -> None:
     assert kept({"receipt"}, {"receipt"}, [CANCELLED], wrote_else=True, same_occurrence=True) is not None
 
@@ -48,20 +59,21 @@ columns = st.sets(st.sampled_from(["status", "receipt", "paid_at", "note"]))
 clauses = st.lists(st.builds(FalseClause, columns, st.booleans()), max_size=3)
 
 
-@given(columns, columns, clauses, st.booleans(), st.booleans())
+@given(columns, columns, clauses, st.booleans(), st.booleans(), st.booleans())
 def test_it_is_kept_exactly_where_all_of_it_is_a_fact(
-    written: set[str], null_before: set[str], false: list[FalseClause], wrote_else: bool, same_occurrence: bool
+    written: set[str], null_before: set[str], false: list[FalseClause], wrote_else: bool, same_occurrence: bool, fact: bool
 ) -> None:
     tested = {column for clause in false for column in clause.columns}
     a_fact = (
         bool(written)
         and written <= null_before
         and not written & tested
-        and all(clause.own_columns_only for clause in false)
+        and (fact or all(clause.own_columns_only for clause in false))
         and not wrote_else
         and same_occurrence
     )
-    assert (kept(written, null_before, false, wrote_else=wrote_else, same_occurrence=same_occurrence) is None) == a_fact
+    said = kept(written, null_before, false, wrote_else=wrote_else, same_occurrence=same_occurrence, fact=fact)
+    assert (said is None) == a_fact
 
 
 # ---- what the author said ------------------------------------------------------------------------------------------------------

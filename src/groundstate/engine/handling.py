@@ -155,6 +155,7 @@ def run_overtaken(question: Question, tx: Transaction, work: Work, *, same_occur
             false,
             wrote_else=wrote_else(tx, [work.record]) or not set(written) <= columns,
             same_occurrence=same_occurrence,
+            fact=question.spec.fact is not None,
         )
         if why is not None:
             raise HandlerFailed(why)
@@ -187,9 +188,9 @@ def _false_clauses(question: Question, tx: Transaction, key: PrimaryKey) -> list
 
 
 def _names(question: Question, one: Any) -> set[str]:
+    """The columns of this record that it names: another row's column of the same name is another column."""
     by_column = {column: property_.key for property_ in question.mapper.column_attrs for column in property_.columns}
-    found = [part for part in visitors.iterate(one) if isinstance(part, Column)]
-    return {by_column.get(column, column.key) for column in found}
+    return {by_column[part] for part in visitors.iterate(one) if isinstance(part, Column) and part in by_column}
 
 
 def _own_columns_only(question: Question, one: Any) -> bool:

@@ -15,23 +15,33 @@ WORDS: tuple[str, ...] = get_args(WhenOvertaken)
 
 @dataclass(frozen=True, slots=True)
 class FalseClause:
-    """A clause that does not hold any more: the columns it names, and whether it reads this record's columns alone."""
+    """A clause that does not hold any more: the columns of this record that it names, and whether it reads these alone."""
 
     columns: Collection[str]
     own_columns_only: bool
 
 
-def kept(
-    written: Collection[str], null_before: Collection[str], false_clauses: Sequence[FalseClause], *, wrote_else: bool, same_occurrence: bool
+def kept(  # noqa: PLR0913  # what was written, and what is true of it
+    written: Collection[str],
+    null_before: Collection[str],
+    false_clauses: Sequence[FalseClause],
+    *,
+    wrote_else: bool,
+    same_occurrence: bool,
+    fact: bool = False,
 ) -> str | None:
-    """None where it is kept, else why it is held with its outcome."""
+    """None where it is kept, else why it is held with its outcome.
+
+    fact: the reaction said by `fact=` that what it writes is one. Then it is one whatever other tables say now; of another reaction nobody
+    knows whether the clause that asked them speaks of the same.
+    """
     if not same_occurrence:
         return "overtaken: its occurrence changed while the call was made"
     if wrote_else:
         return "overtaken: the handler wrote more than columns of this record"
     if not written:
         return "overtaken: the condition no longer held and the handler wrote nothing"
-    if any(not clause.own_columns_only for clause in false_clauses):
+    if not fact and any(not clause.own_columns_only for clause in false_clauses):
         return "overtaken: a clause over other tables no longer held"
     tested = {column for clause in false_clauses for column in clause.columns}
     for column in sorted(written):
