@@ -13,6 +13,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.operators import gt, le
 
+from groundstate.engine.one_moment import OneMoment
 from groundstate.rules import miscomputed
 from groundstate.rules.due import FARTHEST, DueSpec
 from groundstate.rules.reaction import ReactionSpec
@@ -41,9 +42,9 @@ class Timing:
 
     # ---- SQL ---------------------------------------------------------------------------------------------------------------------
     def now(self, ahead: timedelta) -> ColumnElement[datetime]:
-        """The clock that due times are compared with, moved ahead."""
+        """The clock that due times are compared with, moved ahead: in a transaction one value for all of its statements."""
         if self._moment is None:
-            return self._database.now(ahead)
+            return OneMoment(self._database, ahead) if self._embedded else self._database.now(ahead)
         return type_coerce(self._moment + ahead, Instant())
 
     @property

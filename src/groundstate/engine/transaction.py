@@ -5,6 +5,7 @@ Inside it a handler may not commit, and what it writes past the unit of work is 
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from sqlalchemy import Connection, MetaData, Table, event, exists, inspect, lite
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
 
-from groundstate.engine import hints
+from groundstate.engine import hints, one_moment
 from groundstate.engine.air import Air
 from groundstate.rules.statements import what_it_writes
 from groundstate.store.naming import name_of
@@ -38,6 +39,7 @@ class Transaction:
     connection: Connection
     session: Session
     now: datetime
+    began_s: float = field(default_factory=time.monotonic)  # when that was read, for what has to know how long ago that is
     server: str | None = None  # what `Database.server` says where this runs
     air: Air | None = None  # for which records this worker has a call in the air; None: there is no worker
     touched: hints.Touched = field(default_factory=hints.Touched)
@@ -126,12 +128,13 @@ def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Tr
     info = {OURS: True, ELSEWHERE: _elsewhere.get(database)}
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info=info) as session:
         now, some, server = connection.execute(_opening(database)).one()
-        transaction = Transaction(database, connection, session, now, server, touched=touched, some_attempts=bool(some))
+        transaction = Transaction(database, connection, session, now, server=server, touched=touched, some_attempts=bool(some))
         marks = connection.info  # a connection that broke in the block gives them no more, and would hide by that what broke it
         marks[OURS] = transaction
         try:
-            yield transaction
-            session.flush()
+            with one_moment.held(database, now):
+                yield transaction
+                session.flush()
         finally:
             marks.pop(OURS, None)
         touched.merge(hints.collected(session))

@@ -21,7 +21,7 @@ class FalseClause:
     own_columns_only: bool
 
 
-def kept(  # noqa: PLR0913  # what was written, and what is true of it
+def kept(  # what was written, and what is true of it
     written: Collection[str],
     null_before: Collection[str],
     false_clauses: Sequence[FalseClause],

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, bindparam, event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from groundstate.engine.one_moment import moment_of
 from groundstate.engine.question import Question
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store import opening
@@ -107,7 +108,8 @@ class Wired:
         return self._stage, self._process
 
     def _now(self, ahead: timedelta) -> datetime:
-        return self._of()[0].time.now() + ahead
+        """In a transaction one moment for all of its statements, whatever the lab's clock does meanwhile, as on PostgreSQL."""
+        return (moment_of(self.opened[0]) or self._of()[0].time.now()) + ahead
 
     # ---- wires -------------------------------------------------------------------------------------------------------------------
     def _wire(self, database: Any) -> None:
