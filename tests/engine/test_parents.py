@@ -159,7 +159,7 @@ def _overtaken(world: World) -> Callable[[], None]:
     gateway.plan(1, "done_hang")
 
     @encoded.overtaken
-    def _(one: Rendition, file: str) -> None:
+    def when_overtaken(one: Rendition, file: str) -> None:
         one.file = file
 
     def then() -> None:
@@ -198,7 +198,7 @@ def _gave_up(world: World) -> Callable[[], None]:
     gateway.plan(1, "refuse")
 
     @encoded.gave_up
-    def _(one: Rendition, failure: Failure) -> None:
+    def when_gave_up(one: Rendition, failure: Failure) -> None:
         one.state, one.file = "failed", failure.error
 
     return lambda: None
@@ -210,7 +210,7 @@ def _plain_gave_up(world: World) -> Callable[[], None]:
         raise RuntimeError("no")
 
     @cut.gave_up
-    def _(one: Rendition, failure: Failure) -> None:
+    def when_gave_up(one: Rendition, failure: Failure) -> None:
         one.state, one.file = "failed", failure.error
 
     return lambda: None
@@ -220,7 +220,7 @@ def _expired(world: World) -> Callable[[], None]:
     _, encoded = _call(world, hold(), due=after(Rendition.due_at, timedelta(hours=1), valid_for=timedelta(hours=1)))
 
     @encoded.expired
-    def _(one: Rendition) -> None:
+    def when_expired(one: Rendition) -> None:
         one.state, one.file = "late", "none"
 
     return lambda: None
@@ -232,7 +232,7 @@ def _plain_expired(world: World) -> Callable[[], None]:
         one.state, one.file = "done", "f"
 
     @cut.expired
-    def _(one: Rendition) -> None:
+    def when_expired(one: Rendition) -> None:
         one.state, one.file = "late", "none"
 
     return lambda: None
