@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from groundstate import Key, Outside, hold
+from groundstate.engine.flight import Unclear
 from tests.engine.charging import ASK, SAME_KEY, charging
-from tests.engine.kit import QUICK, Gateway, Life, Order, World, ms, until
+from tests.engine.kit import HANG_S, QUICK, Gateway, Life, Order, World, ms, until
 
 
 def test_an_attempt_that_is_put_back_under_its_living_worker_is_in_doubt_and_not_called_again(world: World) -> None:
@@ -31,6 +36,68 @@ def test_an_attempt_that_is_put_back_under_its_living_worker_is_in_doubt_and_not
     assert gateway.called(1) == gateway.done(1) == 1
     assert gateway.asked == [1]
     assert world.attempts() == []
+
+
+# ---- nobody deleted anything ------------------------------------------------------------------------------------------------------
+@contextmanager
+def kept_out(world: World) -> Iterator[None]:
+    """While it lasts nothing can be written to the order: somebody else writes it just now."""
+    with world.engine.connect() as connection:
+        connection.execute(text("update orders set receipt = receipt"))
+        yield
+        connection.rollback()
+
+
+@pytest.mark.parametrize("policy", [ASK, SAME_KEY], ids=["ask", "same_key"])
+def test_an_outcome_that_waits_for_its_record_beyond_its_calls_time_is_concluded_once(world: World, policy: Any) -> None:
+    gateway = charging(world, policy, sync=True, timeout=ms(300))
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    (flight,) = life.worker._traffic._flying.values()
+    with kept_out(world):
+        gateway.gate.set()
+        until(lambda: flight.answered or flight.given_up)
+        until(lambda: flight.ends_s is not None and time.monotonic() > flight.ends_s + 0.1)
+        life.worker._wake.set()
+    until(lambda: world.order().status == "paid")
+    life.sweep()
+    life.quiet()
+    assert (world.attempts(), gateway.called(1), gateway.asked) == ([], 1, [])
+
+
+def test_an_outcome_that_waits_for_its_record_beyond_a_drain_s_end_is_concluded(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    gateway = charging(world, ASK)
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    (flight,) = life.worker._traffic._flying.values()
+    with ThreadPoolExecutor(1) as pool:
+        with kept_out(world):
+            gateway.gate.set()
+            until(lambda: flight.answered)
+            stopping = pool.submit(life.stop, 0.01)
+            until(lambda: not life.worker._traffic._flying)
+        stopping.result(HANG_S)
+    assert (world.order().status, world.attempts(), gateway.asked) == ("paid", [], [])
+    assert "in the air" not in caplog.text
+    assert "by hand" not in caplog.text
+
+
+def test_a_second_word_of_a_call_whose_outcome_was_concluded_changes_nothing(world: World) -> None:
+    gateway = charging(world, ASK)
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    (flight,) = life.worker._traffic._flying.values()
+    gateway.gate.set()
+    until(lambda: world.order().status == "paid")
+    life.worker._traffic._say([Unclear(flight, "it said something else as well")])
+    life.quiet()
+    assert (world.attempts(), gateway.asked) == ([], [])
 
 
 # ---- deleted while its call is in the air --------------------------------------------------------------------------------------

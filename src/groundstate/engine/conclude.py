@@ -38,6 +38,7 @@ class Concluded:
     done: list[Word] = field(default_factory=list)
     later: list[Word] = field(default_factory=list)  # the record is locked by somebody else
     outcomes: int = 0
+    removed: set[int] = field(default_factory=set)  # calls whose attempts are gone with it
 
 
 def conclude(  # noqa: PLR0913  # all of it differs from call to call
@@ -79,6 +80,7 @@ class _Words:
             self._word(word, looked.standing[identity])
             self.result.done.append(word)
         self.conclusion.write()
+        self.result.removed = {attempt.call for attempt in self.conclusion.removed}
         return self.result
 
     # ---- by word -------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ class Flight:
     together: int = 0  # careful mode: among at most how many it may be in the air; 0 outside it
     ends_s: float | None = None  # a sync call: the monotonic time at which it is given up
     given_up: bool = False  # a sync call whose thread went on past its timeout
+    answered: bool = False  # what it said is in hand, though perhaps not yet in the database
     counted: bool = False  # its end was counted
     cut_off: bool = False  # ended by ourselves: that says nothing of its endpoint
     part: str | None = None  # of the outside, by `per`

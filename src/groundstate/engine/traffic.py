@@ -49,6 +49,8 @@ class Traffic:
         self._inbox: deque[Word] = deque()
         self._words: list[Word] = []  # in hand, not yet concluded
         self._tried: set[int] = set()  # calls of words whose commit was begun and whose outcome is unknown
+        self._removing: set[int] = set()  # of these, whose attempts it removes
+        self._removed: dict[int, None] = {}  # calls whose attempts were removed by a commit that was answered
         self._unanswered: dict[int, None] = {}  # calls whose begin's COMMIT brought no answer (yet): no such call went out
         self._flying: dict[tuple[int, bool], Flight] = {}
         self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key: a call that was given up may bring the same
@@ -168,8 +170,9 @@ class Traffic:
             word = self._inbox.popleft()
             self._shift.tally.heard(word)
             self._words.append(word)
+            word.flight.answered = True
         for flight in list(self._flying.values()):
-            if flight.ends_s is not None and now > flight.ends_s and not flight.given_up:
+            if flight.ends_s is not None and now > flight.ends_s and not (flight.given_up or flight.answered):
                 flight.given_up = True
                 self.limits.hangs(flight)
                 error = f"timed out after {flight.timeout.total_seconds():g} s, and its thread still runs"
@@ -192,11 +195,12 @@ class Traffic:
                 self._shift.life, tx, question, some, one_by_one=question.spec.name in one_by_one, was_ours=self._was_ours, refused=refused
             )
             done += result.done
+            self._removing |= result.removed
         return done
 
     def _was_ours(self, word: Word) -> bool:
-        """Where the attempt is gone: whether a commit of this very word may have landed (it was tried, and the lock was never lost), or
-        the same outcome was concluded before, under the same key.
+        """Where the attempt is gone: whether a commit of this very word may have landed (it was tried, and the lock was never lost), an
+        earlier word of the same call removed it, or the same outcome was concluded before, under the same key.
         """
         life = self._shift.life
         if isinstance(word, Returned) and word.flight.identity in self._said and self._said[word.flight.identity] == word.value:
@@ -206,6 +210,8 @@ class Traffic:
                 word.flight.identity[2],
                 extra={"event": "outcome_repeated", "reaction": word.flight.identity[1], "record": word.flight.identity[2]},
             )
+            return True
+        if word.flight.call in self._removed:
             return True
         return word.flight.call in self._tried and life.id == word.flight.life and life.sound
 
@@ -261,6 +267,11 @@ class Traffic:
         for word in done:
             flight = word.flight
             self._tried.discard(flight.call)
+            if flight.call in self._removing:
+                self._removing.discard(flight.call)
+                self._removed[flight.call] = None
+                if len(self._removed) > REMOVED_MOST:
+                    del self._removed[next(iter(self._removed))]
             if isinstance(word, Returned) and flight.question.spec.terms.repeats_under_its_key:
                 self._said[flight.identity] = word.value
                 if len(self._said) > SAID_MOST:
@@ -350,7 +361,7 @@ class Traffic:
         late_s = time.monotonic() - stopping if stopping is not None else 0.0
         if late_s > 0 and self._flying:
             for flight in self._flying.values():
-                if not flight.given_up and not flight.is_find:
+                if not (flight.given_up or flight.answered or flight.is_find):
                     flight.cut_off = True
                     self.cut_off += 1
                     self._words.append(Unclear(flight, "the worker stopped while it was in the air"))
@@ -361,6 +372,7 @@ class Traffic:
 
 
 SAID_MOST = 1000
+REMOVED_MOST = 10_000  # a second word of an older call comes too late to be told from one whose attempt was deleted by hand
 UNANSWERED_MOST = 10_000  # an older one that landed after all is taken for a doubt
 LINGER_S = 0.001
 LINGER_SHARE = 4  # a turn is worth it once a quarter of those in the air came back

@@ -195,7 +195,8 @@ class Hands:
         """A worker ends when it is told to, and only then; in trouble one may not come up."""
         in_trouble = self.full_until is not None or time.monotonic() - self._trouble_at < IN_TROUBLE_S
         for one in self.fleet.ended():
-            expected = {"killed": (-signal.SIGKILL,), "drained": (0, -signal.SIGTERM, worker.NO_DATABASE)}.get(one.told, ())
+            by_itself = (0, -signal.SIGTERM, worker.NO_DATABASE) if one.told_at else ()  # it may have ended as the kill came
+            expected = {"killed": (-signal.SIGKILL, *by_itself), "drained": by_itself}.get(one.told, ())
             if one.what == "person":
                 expected = (0, -signal.SIGKILL)
             may_not_start = one.status == worker.NO_DATABASE and (in_trouble or self.place.store == "postgres")
