@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, literal, null, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.visitors import replacement_traverse
 
 from groundstate import DeclarationError, InOrder, Instant, NotDone, Outside, Retry, hold
+from groundstate.engine.question import Question
 from groundstate.engine.why import Answer, why
 from groundstate.store import opening
+from groundstate.store.tables import attempt
 from tests.engine.kit import CALL_LIMIT, World, until
 
 LATER = Retry(first=timedelta(hours=1))
@@ -174,3 +178,30 @@ def test_past_held_needs_an_occurrence_whose_rounds_sql_can_tell(lines: World) -
     Sent(lines, PAST_HELD, occurrence=(Step.round, Step.name))
     with pytest.raises(DeclarationError, match="past_held= needs an occurrence of one column"):
         lines.worker()
+
+
+TEXTS = [None, "", ":", ":null:", "::null::", ":empty:", ":empty", "null", "one", "ONE", "a:null:"]
+
+
+def _in_its_place(written: Any, one: Any) -> Any:
+    return written if one is attempt.c.occurrence else None
+
+
+def test_sql_tells_an_attempt_of_the_present_round_as_python_does(lines: World) -> None:
+    """Of what is written today and of what older code wrote, for texts that look like the text of none as well."""
+
+    @lines.app.on(Step, Step.status == "new", occurrence=[Step.name], name="told")
+    def told(step: Step) -> None:
+        step.status = "told"
+
+    lines.add(*[Step(id=number, name=null() if text is None else text) for number, text in enumerate(TEXTS)])
+    database = opening.open_store(opening.settings_of(lines.url))[0]
+    question = Question(lines.app.reactions["told"], database)
+    is_of_this_round: ColumnElement[bool] | None = question.is_of_this_round
+    assert is_of_this_round is not None
+    with database.reading() as connection:
+        for written in ["", *[question.round_text([text]) for text in TEXTS]]:
+            asked = replacement_traverse(is_of_this_round, {}, partial(_in_its_place, literal(written)))
+            by_sql = set(connection.execute(select(Step.id).where(asked)).scalars())
+            assert by_sql == {number for number, text in enumerate(TEXTS) if question.is_round(written, question.round_text([text]))}
+    database.close()

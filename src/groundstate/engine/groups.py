@@ -42,7 +42,7 @@ class Groups:
                 f"reaction {spec.name}: past_held= needs a primary key of one integer or text column (UUID: on PostgreSQL), since held"
                 " attempts are told by its text: leave it out"
             )
-        if self.ordered and self.order is not None and self.order.past_held and spec.occurrence and question.round_in_sql is None:
+        if self.ordered and self.order is not None and self.order.past_held and spec.occurrence and question.is_of_this_round is None:
             raise DeclarationError(
                 f"reaction {spec.name}: past_held= needs an occurrence of one column, Instant, integer or text, since a record that is held"
                 " steps aside in that round alone: leave it out, or give occurrence= such a column"
@@ -194,9 +194,9 @@ class Groups:
         )
         if self.order is not None and not self.order.past_held:
             aside = aside.where(attempt.c.why == BASELINE)
-        if spec.occurrence and (same := self.question.round_in_sql) is not None:
+        if spec.occurrence and (same := self.question.is_of_this_round) is not None:
             of_all = or_(blocking if spec.again else keeps_own_reaction, self.question.left_under_other_rounds)
-            aside = aside.where(or_(of_all, attempt.c.occurrence == same))
+            aside = aside.where(or_(of_all, same))
         return not_(aside.exists())
 
 

@@ -19,7 +19,6 @@ from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 from groundstate.store.tables import attempt
 from groundstate.store.tables import blocking as stands_in_the_way
-from groundstate.values import keys
 
 LOOKED_AT_MOST = 1_000  # calls that are looked through for people, to say who waits for whom
 
@@ -101,7 +100,7 @@ def free(tx: Transaction, question: Question, wanted: Sequence[PrimaryKey]) -> l
 
 def _waits(tx: Transaction, question: Question, occurrence: str, standing: Sequence[Attempt]) -> bool:
     spec = question.spec
-    own = blocking.own(spec.app, spec.name, occurrence, standing)
+    own = blocking.own(spec.app, spec.name, occurrence, standing, spec.occurrence_columns)
     if own is not None and (own.state is not State.FAILED or not blocking.due(own, tx.now)):
         return True
     return blocking.blocker(spec.app, spec.name, occurrence, standing, **spec.kept_out_by) is not None
@@ -119,7 +118,7 @@ def _rounds_of(connection: Connection, question: Question, wanted: Sequence[Prim
         if not trouble.unreadable(error):
             raise
         return {}
-    return {tuple(row[:size]): keys.occurrence_text(tuple(row[size:])) for row in rows}
+    return {tuple(row[:size]): question.round_text(tuple(row[size:])) for row in rows}
 
 
 def who_is_before(connection: Connection, question: Question, key: PrimaryKey) -> PrimaryKey | None:

@@ -24,9 +24,11 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    case,
     cast,
     collate,
     func,
+    literal,
     not_,
     or_,
     select,
@@ -421,16 +423,25 @@ class Question:
         return func.to_char(func.timezone("UTC", at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 
     @cached_property
-    def round_in_sql(self) -> ColumnElement[str] | None:
-        """The canonical text of the occurrence, where it is one column of which SQL can say it: to tell an attempt of the present round."""
-        said = self._occurrence_in_sql
-        if said is None and len(self.spec.occurrence) == 1:
-            column, kind = self.spec.occurrence[0], self.spec.occurrence[0].type
-            if isinstance(kind, Integer):
-                said = cast(column, Text)
-            elif isinstance(kind, String) and not isinstance(kind, Enum):
-                said = collate(column, "C" if self.database.locks_rows else "BINARY")  # and not as the column compares
-        return None if said is None else func.coalesce(said, keys.occurrence_text([None]))
+    def is_of_this_round(self) -> ColumnElement[bool] | None:
+        """Whether an attempt is one of the present round, as `is_round` tells it; None where SQL cannot say that of the occurrence."""
+        if len(self.spec.occurrence) != 1:
+            return None
+        column, kind = self.spec.occurrence[0], self.spec.occurrence[0].type
+        said = cast(column, Text) if isinstance(kind, Integer) else self._occurrence_in_sql
+        if said is not None:
+            return attempt.c.occurrence == func.coalesce(said, self.round_text([None]))
+        if not isinstance(kind, String) or isinstance(kind, Enum):
+            return None
+        said = collate(column, "C" if self.database.locks_rows else "BINARY")  # and not as the column compares
+        text = case(
+            (said.is_(None), self.round_text([None])),
+            (said == "", self.round_text([""])),
+            (said.regexp_match(keys.LIKE_EMPTY), literal(":") + said + literal(":")),
+            else_=said,
+        )
+        formerly = func.coalesce(said, "")  # as older code wrote it
+        return or_(attempt.c.occurrence == text, attempt.c.occurrence == formerly)
 
     @cached_property
     def takeable(self) -> ColumnElement[bool]:

@@ -81,7 +81,8 @@ def record_text(values: Sequence[object]) -> str:
 
 
 _NULL, _EMPTY = ":null:", ":empty:"  # in an occurrence; of a column of times or numbers NULL has always been ''
-_LIKE_THEM = re.compile(":+(null|empty):+")  # a text that looks like one has a colon more at each end
+LIKE_EMPTY = "^:+(null|empty):+$"  # a text that looks like one has a colon more at each end; read by databases as well
+_LIKE_THEM = re.compile(LIKE_EMPTY.strip("^$"))
 
 
 def occurrence_text(values: Sequence[object], may_be_empty: Sequence[bool] = ()) -> str:
