@@ -162,3 +162,10 @@ def test_that_the_database_went_back_is_explained_where_it_was_put_back(tmp_path
     read = said(tmp_path / "log", ["put a copy back"])
     assert "the database went back in time: a life began # calls" in read.explained
     assert sum(read.unexplained.values()) == 2
+
+
+def test_whose_attempts_were_taken_for_deleted_by_hand_is_read_each_once(tmp_path: Path) -> None:
+    words = "its attempt was deleted by hand while its call was made: put back, since the record would be called once more"
+    lines = [f"2026-01-01 10:00:0{number},000 9 ERROR paid on {record}: {words}" for number, record in enumerate([7, 8, 7])]
+    (tmp_path / "log").write_text("\n".join(lines))
+    assert said(tmp_path / "log", ["delete an attempt"]).put_back == {"paid on 7", "paid on 8"}

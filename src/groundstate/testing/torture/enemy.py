@@ -14,6 +14,7 @@ from groundstate.testing.torture.copies import OURS
 from groundstate.testing.torture.judge import Judge
 from groundstate.testing.torture.place import Place
 
+DELETED_IN_THE_AIR = "attempts deleted while their call was in the air"
 LOOKS_FOR_S = 1.0  # for a call in the air
 KNOWS_THE_MARK = 0.4  # of the deletes on PostgreSQL say that they are ours, and are let through
 _IN_THE_AIR = (
@@ -61,7 +62,7 @@ class Enemy:
         self._judge.erased(reaction, record, occurrence, pid)
         if postgres and not marked:
             self._judge.fault("Guarded", f"an attempt that is begun could be deleted by plain SQL: {found}")
-        return "attempts deleted while their call was in the air"
+        return DELETED_IN_THE_AIR
 
     def move_occurrence(self) -> str:
         """The term of an order, while its insurance is in the air or in doubt."""

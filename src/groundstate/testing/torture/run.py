@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.testing.torture.beside import ProviderProcess
 from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.deploy import Deploys
+from groundstate.testing.torture.enemy import DELETED_IN_THE_AIR
 from groundstate.testing.torture.fleet import Fleet
 from groundstate.testing.torture.hands import Hands
 from groundstate.testing.torture.judge import Judge
@@ -177,6 +178,9 @@ def _end(hands: Hands, provider: ProviderProcess, log: Path, show: _Showing) -> 
     show.state.said = said(log, hands.done)
     for line, count in show.state.said.unexplained.items():
         hands.judge.fault("OthersGoOn", f"the processes said {count} times: {line}")
+    deleted, put_back = hands.done[DELETED_IN_THE_AIR], show.state.said.put_back
+    if len(put_back) > deleted:
+        hands.judge.fault("Guarded", f"{deleted} attempts were deleted by hand, and {len(put_back)} were taken for it: {sorted(put_back)[:20]}")
     show.state.provider = provider.figures()
     show.tell("is judged", every_s=0)
 

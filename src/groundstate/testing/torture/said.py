@@ -28,6 +28,7 @@ _EXPLAINED_BY = {
     "delete an attempt": ("its attempt was deleted by hand", "an outcome of an earlier call came while a new one is in the air"),
 }
 _LATE = re.compile(r"ERROR \S+ on \S+: ")  # a word that came late, which is said loudly
+_PUT_BACK = re.compile(r"ERROR (\S+ on \S+): its attempt was deleted by hand")
 _PERSON = re.compile(r"the person's round: (.*)")
 _LEVEL = re.compile(r"^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (.*)")
 _END_OF_TRACEBACK = re.compile(r"^[A-Za-z_][A-Za-z_.]*(Error|Exception|Refused|Back|Interrupt)\b.*")
@@ -41,6 +42,7 @@ class Said:
     explained: Counter[str] = field(default_factory=Counter)
     unexplained: Counter[str] = field(default_factory=Counter)
     deeds: Counter[str] = field(default_factory=Counter)  # what persons did
+    put_back: set[str] = field(default_factory=set)  # whose attempts were taken for deleted by hand: reaction and record
 
 
 def said(log: Path, done: Collection[str] = ()) -> Said:
@@ -63,6 +65,8 @@ def _take(found: Said, line: str, explained: tuple[str, ...]) -> None:
             (found.explained if _DATABASE.match(line) else found.unexplained)[words] += 1
         return
     said_so = re.sub(r"\d+", "#", level[2])[:200]
+    if (deleted := _PUT_BACK.search(line)) is not None:
+        found.put_back.add(deleted[1])
     person = _PERSON.search(line)
     if person is not None:
         for deed in person[1].split(", "):
