@@ -180,7 +180,8 @@ def _end(hands: Hands, provider: ProviderProcess, log: Path, show: _Showing) -> 
         hands.judge.fault("OthersGoOn", f"the processes said {count} times: {line}")
     deleted, put_back = hands.done[DELETED_IN_THE_AIR], show.state.said.put_back
     if len(put_back) > deleted:
-        hands.judge.fault("Guarded", f"{deleted} attempts were deleted by hand, and {len(put_back)} were taken for it: {sorted(put_back)[:20]}")
+        words = f"{deleted} attempts were deleted by hand, and {len(put_back)} were taken for it: {sorted(put_back)[:20]}"
+        hands.judge.fault("Guarded", words)
     show.state.provider = provider.figures()
     show.tell("is judged", every_s=0)
 
