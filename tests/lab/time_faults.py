@@ -31,7 +31,7 @@ FAULTS = [
         timed.REMINDERS,
         leap(3, after=70),
         "assertion",
-        [Change(Timing, "now", "return self._database.now(ahead)", OWN_CLOCK)],
+        [Change(Timing, "now", "return OneMoment(self._database, ahead) if self._embedded else self._database.now(ahead)", OWN_CLOCK)],
     ),
     Fault(
         "a record is taken before its time has come",

@@ -341,7 +341,10 @@ def test_a_redis_is_reached_by_its_socket_and_heard_in_bytes_whatever_its_url_sa
 def test_asyncpgs_options_are_said_to_libpq_as_those_of_a_store_are() -> None:
     transport: Any = transport_of("postgresql+asyncpg://user:secret@db/shop?ssl=require&timeout=3&statement_cache_size=0")
     said = {"sslmode": "require", "connect_timeout": 3, "prepare_threshold": None}
-    assert transport._driver._arguments.items() >= {"host": "db", "user": "user", "password": "secret", "dbname": "shop", **said}.items()
+    assert (
+        transport._driver._connect.keywords.items()
+        >= {"host": "db", "user": "user", "password": "secret", "dbname": "shop", **said}.items()
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class Transaction:
     connection: Connection
     session: Session
     now: datetime
-    began_s: float = field(default_factory=time.monotonic)  # when that was read, for what has to know how long ago that is
+    began_s: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108  # the lab puts its own clock there; when that was read, for what has to know how long ago that is
     server: str | None = None  # what `Database.server` says where this runs
     air: Air | None = None  # for which records this worker has a call in the air; None: there is no worker
     touched: hints.Touched = field(default_factory=hints.Touched)

@@ -101,7 +101,7 @@ def sqlite_dialect(database: object) -> Dialect | None:
     given = getattr(database, "sync_engine", database)
     try:
         url = given if isinstance(given, URL) else make_url(given) if isinstance(given, str) else getattr(given, "url", None)
-    except ArgumentError:  # refused when it is opened
+    except (ArgumentError, ValueError):  # several hosts, or what is refused when it is opened
         return None
     return _sqlite() if isinstance(url, URL) and url.drivername in _SQLITE else None
 

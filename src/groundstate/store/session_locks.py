@@ -70,7 +70,7 @@ class SessionLives:
 
     def __init__(self, arguments: Mapping[str, Any], connect: Callable[..., psycopg.Connection[Any]] | None = None) -> None:
         self._arguments = {**_CLIENT, **arguments}
-        self._connect = connect or psycopg.connect
+        self._connect_by = connect
         self._connection: psycopg.Connection[Any] | None = None
         self._life: int | None = None
         self._adopted: set[int] = set()
@@ -197,7 +197,7 @@ class SessionLives:
 
     def _connected(self) -> psycopg.Connection[Any]:
         try:
-            connection = self._connect(**self._arguments, autocommit=True)
+            connection = (self._connect_by or psycopg.connect)(**self._arguments, autocommit=True)
         except psycopg.Error as error:
             raise _unreachable(error) from error
         return connection
