@@ -13,7 +13,8 @@ from tests.lab.engine_faults import Fault
 from tests.lab.planting import Change
 from tests.lab.searching import around_the_first_find, at, leap, moods, nothing, sampled, there_and_back
 
-OWN_CLOCK = """from groundstate.engine import leaps
+OWN_CLOCK = """from datetime import UTC, datetime, timedelta
+    from groundstate.engine import leaps
     from sqlalchemy import bindparam
     began = datetime(2027, 10, 31, 0, 30, tzinfo=UTC)
     own = lambda: began + timedelta(seconds=leaps.boot_s()) + ahead

@@ -39,9 +39,13 @@ class Tokens:
     shift: Shift
     tx: Transaction
     free_at: dict[Place, float]
+    _opened: float = field(init=False)
     _counts: dict[Place, Counted] = field(default_factory=dict)
     _written: dict[Place, str] = field(default_factory=dict)
     _spent: Counter[Place] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._opened = time.monotonic()
 
     def left(self, places: Iterable[Place]) -> dict[Place, int]:
         """How many calls may be begun at each of these places that have a rate; none where another worker counts just now."""
@@ -73,7 +77,7 @@ class Tokens:
 
     def _now(self) -> int:
         """The transaction's moment, as its conditions are asked with, and what has passed since, which may be long where it had to wait."""
-        return rules.microseconds(self.tx.now) + int((time.monotonic() - self.tx.began_s) * 1e6)
+        return rules.microseconds(self.tx.now) + int((time.monotonic() - self._opened) * 1e6)
 
     def _left_at(self, place: Place) -> int:
         rate, found = rate_of(place), self._counts.get(place)

@@ -5,7 +5,6 @@ Inside it a handler may not commit, and what it writes past the unit of work is 
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +38,6 @@ class Transaction:
     connection: Connection
     session: Session
     now: datetime
-    began_s: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108  # the lab puts its own clock there; when that was read, for what has to know how long ago that is
     server: str | None = None  # what `Database.server` says where this runs
     air: Air | None = None  # for which records this worker has a call in the air; None: there is no worker
     touched: hints.Touched = field(default_factory=hints.Touched)
