@@ -38,6 +38,15 @@ def test_an_attempt_that_is_put_back_under_its_living_worker_is_in_doubt_and_not
     assert world.attempts() == []
 
 
+def flown(world: World, gateway: Gateway, step: str) -> Life:
+    """A worker whose one call waits for the gate."""
+    gateway.plan(1, step)
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    return life
+
+
 # ---- nobody deleted anything ------------------------------------------------------------------------------------------------------
 @contextmanager
 def kept_out(world: World) -> Iterator[None]:
@@ -51,10 +60,7 @@ def kept_out(world: World) -> Iterator[None]:
 @pytest.mark.parametrize("policy", [ASK, SAME_KEY], ids=["ask", "same_key"])
 def test_an_outcome_that_waits_for_its_record_beyond_its_calls_time_is_concluded_once(world: World, policy: Any) -> None:
     gateway = charging(world, policy, sync=True, timeout=ms(300))
-    gateway.plan(1, "done_hang")
-    world.orders(1)
-    life = world.worker()
-    until(lambda: gateway.waiting == 1)
+    life = flown(world, gateway, "done_hang")
     (flight,) = life.worker._traffic._flying.values()
     with kept_out(world):
         gateway.gate.set()
@@ -69,10 +75,7 @@ def test_an_outcome_that_waits_for_its_record_beyond_its_calls_time_is_concluded
 
 def test_an_outcome_that_waits_for_its_record_beyond_a_drain_s_end_is_concluded(world: World, caplog: pytest.LogCaptureFixture) -> None:
     gateway = charging(world, ASK)
-    gateway.plan(1, "done_hang")
-    world.orders(1)
-    life = world.worker()
-    until(lambda: gateway.waiting == 1)
+    life = flown(world, gateway, "done_hang")
     (flight,) = life.worker._traffic._flying.values()
     with ThreadPoolExecutor(1) as pool:
         with kept_out(world):
@@ -88,10 +91,7 @@ def test_an_outcome_that_waits_for_its_record_beyond_a_drain_s_end_is_concluded(
 
 def test_a_second_word_of_a_call_whose_outcome_was_concluded_changes_nothing(world: World) -> None:
     gateway = charging(world, ASK)
-    gateway.plan(1, "done_hang")
-    world.orders(1)
-    life = world.worker()
-    until(lambda: gateway.waiting == 1)
+    life = flown(world, gateway, "done_hang")
     (flight,) = life.worker._traffic._flying.values()
     gateway.gate.set()
     until(lambda: world.order().status == "paid")
@@ -124,11 +124,7 @@ def declared(world: World, kind: str) -> Gateway:
 def in_the_air(world: World, kind: str, step: str) -> tuple[Gateway, Life]:
     """One call, which waits for the gate."""
     gateway = declared(world, kind)
-    gateway.plan(1, step)
-    world.orders(1)
-    life = world.worker()
-    until(lambda: gateway.waiting == 1)
-    return gateway, life
+    return gateway, flown(world, gateway, step)
 
 
 @pytest.mark.parametrize("step", ["hang", "done_hang"])
