@@ -306,7 +306,7 @@ def test_an_occurrence_that_is_added_calls_what_a_person_says_was_not_done(leave
     bank.ledger.clear()
     new = left.then(Code(bank, occurrence=[Order.round]))
     new.forward(120)
-    new.run("update groundstate_attempt set deadline = since")
+    new.run("update groundstate_attempt set deadline = '2026-01-01 00:00:00.000000'")
     did = as_person(new, lambda person, one: deeds.act(person, one.reaction, [one.identity], deeds.absent)[0])
     assert did.became == "deleted"
     new.settled()
