@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from groundstate.store import tables
+from groundstate.testing.servers import ServerError
 from groundstate.testing.torture.copies import DataCopy, FolderCopy
 from groundstate.testing.torture.disk import BALLAST
 from groundstate.testing.torture.enemy import Enemy
@@ -150,3 +151,33 @@ def test_a_person_writes_an_outcome_into_an_order_that_lacks_it_and_into_no_othe
     columns = {"insured": "policy", "labelled": "label", "stickered": "label", "mailed": "mailed", "thanked": "thanked"}
     assert getattr(orders[1], columns[reaction]) == "first"
     assert getattr(orders[2], columns[reaction]) is None
+
+
+class Cramped:
+    """A server that writes when it starts, and the disk that it writes to."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self.room = False
+
+    def start(self) -> None:
+        if not self.room:
+            raise ServerError("No space left on device")
+        self.running = True
+
+    def free(self) -> None:
+        self.room = True
+
+
+def test_a_server_that_was_killed_on_a_full_disk_is_given_room_to_recover(books: Books) -> None:
+    cramped: Any = Cramped()
+    place = Place("postgres", "", "", "", cramped, books.engine, Random(1), cast("DataCopy", None), cramped)
+    place.recover()
+    assert cramped.running
+    assert place.done["PostgreSQL had no room to start"] == 1
+
+
+def test_a_server_that_does_not_start_for_another_reason_ends_the_run(books: Books) -> None:
+    cramped: Any = Cramped()
+    with pytest.raises(ServerError):
+        Place("postgres", "", "", "", None, books.engine, Random(1), cast("DataCopy", None), cramped).recover()

@@ -162,6 +162,7 @@ def _busy(question: Question, tx: Transaction, missing: set[PrimaryKey]) -> list
 def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int | None = None) -> list[Taken]:
     """Without those that an attempt keeps us from. Asked after the lock, in a statement of its own (hazard 17)."""
     spec = question.spec
+    tx.claimed(records)
     taken = []
     for record in records:
         key = question.key_of(record)
@@ -248,6 +249,7 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         if locked:
             for record, holds in _truths(question, tx, locked, bad):
                 found[question.record_text(question.key_of(record))] = (record, bool(holds))
+            tx.claimed([record for record, _ in found.values()])
         if tx.database.locks_rows and len(found) < len(wanted):
             missing = {key for text, key in keys_of.items() if text not in found and text not in bad}
             busy = {question.record_text(key) for key in _busy(question, tx, missing)}

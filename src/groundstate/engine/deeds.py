@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
-from groundstate.engine import attempts, baselines, claim, illegible, outcomes, registry, trouble
+from groundstate.engine import attempts, baselines, beside, claim, illegible, outcomes, registry, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
 from groundstate.engine.in_hand import Conclusion, InHand
 from groundstate.engine.life import Life, describe
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.trouble import Row
 from groundstate.rules import attempt as rules
 from groundstate.rules import kind
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
@@ -229,9 +230,21 @@ def _patiently(person: Person, question: Question | None, identities: Sequence[I
 def _in_one(
     person: Person, question: Question | None, identities: Sequence[Identity], deed: Deed, refused: str | None
 ) -> dict[Identity, Did]:
+    return beside.again(partial(_in_one_transaction, person, question, identities, deed, refused))
+
+
+def _in_one_transaction(
+    person: Person,
+    question: Question | None,
+    identities: Sequence[Identity],
+    deed: Deed,
+    refused: str | None,
+    first: frozenset[Row],
+) -> dict[Identity, Did]:
     with person.life.transaction() as tx:
         if question is None:
             return _without_code(tx, identities, deed)
+        tx.lock_first(first)
         looked = claim.look(question, tx, identities)
         conclusion = Conclusion(person.life, tx, question, one_by_one=True, refused=refused)
         done = {one: _put(conclusion, one, standing, deed) for one, standing in looked.standing.items()}

@@ -14,12 +14,13 @@ from datetime import datetime
 from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, claim, groups, handling, line, trouble
+from groundstate.engine import attempts, beside, claim, groups, handling, line, trouble
 from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
 from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.trouble import Row
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import Retry
@@ -38,8 +39,10 @@ class Feed:
     limit: int = 500
     crowded: bool = False
     mine: int | None = None  # careful mode: the call of begun attempts that are ours to carry out
+    first: frozenset[Row] = beside.NO_ROWS  # beside the records: locked before them
 
     def claim(self, question: Question, tx: Transaction) -> Claim:
+        tx.lock_first(self.first)
         if self.keys is not None:
             found = claim.by_keys(question, tx, self.keys, mine=self.mine)
         else:
@@ -67,6 +70,10 @@ class Done:
 
 def carry_out(life: Life, question: Question, feed: Feed) -> Done:
     """One batch. The database's own trouble comes out; what a record or its handler did is written down."""
+    return beside.again(lambda first: _carry_out(life, question, replace(feed, first=first)))
+
+
+def _carry_out(life: Life, question: Question, feed: Feed) -> Done:
     try:
         return _together(life, question, feed)
     except _AnyHandlerFailed as failed:

@@ -15,13 +15,13 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, union_all
 
-from groundstate.engine import attempts, careful, marks, plain, trouble
+from groundstate.engine import attempts, beside, careful, marks, plain, trouble
 from groundstate.engine.illegible import WITHOUT_TIME
 from groundstate.engine.life import describe
 from groundstate.engine.marks import Mark
 from groundstate.engine.shift import Shift
 from groundstate.engine.transaction import Transaction
-from groundstate.engine.trouble import Illegible, reading_ours
+from groundstate.engine.trouble import Illegible, Row, reading_ours
 from groundstate.rules import schedule
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.schedule import LeftOut, ScheduleSpec
@@ -244,13 +244,18 @@ class Ticks:
 
     def _run(self, plan: _Plan, mark: Mark, tick: datetime) -> Mark | None:
         """The tick and its mark in one transaction; where the handler fails, its attempt and the mark. None: another worker has it."""
-        try:
+
+        def run(first: frozenset[Row]) -> Mark | None:
             with self._shift.life.transaction() as tx:
+                tx.lock_first(first)
                 if not marks.taken(tx, plan.spec, mark):
                     return None
                 if not _stands(tx, plan.spec, tick):
                     _handle(plan.spec, tx, tick)
                 return marks.move(tx, plan.spec, tick)
+
+        try:
+            return beside.again(run)
         except Exception as error:
             if trouble.transient(error):
                 raise
@@ -279,13 +284,20 @@ class Ticks:
                     return plan.busy()
                 if before.state is not State.BEGUN:
                     attempts.save(tx.connection, [(before, self._begun(before, tx))])
-        try:
+
+        def run(first: frozenset[Row]) -> bool:
             with life.transaction() as tx:
+                tx.lock_first(first)
                 before = self._standing(tx, spec, occurrence)
                 if before is None:
-                    return plan.busy()
+                    return False
                 _handle(spec, tx, keys.value_of(occurrence, datetime))
                 attempts.remove(tx.database, tx.connection, [before])
+                return True
+
+        try:
+            if not beside.again(run):
+                return plan.busy()
         except Exception as error:
             if trouble.transient(error):
                 raise

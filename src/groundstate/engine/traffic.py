@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, barred, begin, conclude, no_call, trouble, unfit
+from groundstate.engine import attempts, barred, begin, beside, conclude, no_call, trouble, unfit
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
 from groundstate.engine.departures import Departures, LaneTrouble
@@ -32,6 +32,7 @@ from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.slots import Place
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.trouble import LostUpdate, Row
 from groundstate.engine.watching import Committed
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt as table
@@ -122,8 +123,8 @@ class Traffic:
                 self.limits.open(tx, self._freed_by(done))
                 begun = self._departures.begin_all(tx, shift.in_turn(wanting), clock)
                 self._unanswered.update((flight.call, None) for flight in begun.flights if not flight.is_find)
-        except conclude.SomeHandlerFailed:
-            self._conclude_apart(words)
+        except (conclude.SomeHandlerFailed, LostUpdate) as failed:
+            self._conclude_again(words, failed)
         except LaneTrouble as error:
             if unfit.met(shift, error.lane, error.__cause__):
                 return  # a turn without it follows at once
@@ -219,11 +220,23 @@ class Traffic:
         """With a savepoint a record; and where even the commit is refused, a transaction each. What is not done stays in hand."""
         for question, some in _by_question(words).items():
             try:
-                self._conclude_in_one(question, some, None)
+                self._conclude_in_one(some, one_by_one={question.spec.name})
             except Exception as error:
                 if trouble.transient(error):
                     raise
                 self._conclude_each(question, some)
+
+    def _conclude_again(self, words: Sequence[Word], failed: conclude.SomeHandlerFailed | LostUpdate) -> None:
+        """With the rows beside the records locked before them, or each record apart. What is not done stays in hand."""
+        try:
+            if isinstance(failed, LostUpdate):
+                self._conclude_in_one(words, one_by_one=set(), first=failed.rows)
+            else:
+                self._conclude_apart(words)
+        except conclude.SomeHandlerFailed:
+            self._conclude_apart(words)
+        except LostUpdate as lost:
+            log.warning("%s, so far in vain", lost, extra={"event": "conclude_crossed"})
 
     def _conclude_each(self, question: Question, words: Sequence[Word]) -> None:
         try:
@@ -242,19 +255,25 @@ class Traffic:
                 extra={"event": "conclude_failed", "reaction": question.spec.name},
             )
 
-    def _conclude_in_one(self, question: Question, words: Sequence[Word], refused: str | None) -> None:
-        with self._shift.life.transaction() as tx:
-            done = self._conclude_all(tx, words, one_by_one={question.spec.name}, refused=refused)
-            self._tried |= {word.flight.call for word in done}
-        self._concluded(done)
+    def _conclude_in_one(
+        self, words: Sequence[Word], *, one_by_one: set[str], refused: str | None = None, first: frozenset[Row] = beside.NO_ROWS
+    ) -> None:
+        def put(met: frozenset[Row]) -> list[Word]:
+            with self._shift.life.transaction() as tx:
+                tx.lock_first(first | met)
+                done = self._conclude_all(tx, words, one_by_one=one_by_one, refused=refused)
+                self._tried |= {word.flight.call for word in done}
+            return done
+
+        self._concluded(beside.again(put))
 
     def _conclude_alone(self, question: Question, word: Word) -> None:
         try:
-            self._conclude_in_one(question, [word], None)
+            self._conclude_in_one([word], one_by_one={question.spec.name})
         except Exception as error:
             if trouble.transient(error):
                 raise
-            self._conclude_in_one(question, [word], f"its commit was refused: {describe(error)}")
+            self._conclude_in_one([word], one_by_one={question.spec.name}, refused=f"its commit was refused: {describe(error)}")
 
     def _concluded(self, done: Sequence[Word]) -> None:
         """After the commit: what is done leaves our hands; what could not be locked stays."""

@@ -6,7 +6,7 @@ Inside it a handler may not commit, and what it writes past the unit of work is 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,11 +14,13 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, MetaData, Table, event, exists, inspect, literal_column, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.sql import visitors
 
 from groundstate.engine import hints, one_moment
 from groundstate.engine.air import Air
+from groundstate.engine.beside import Beside
+from groundstate.engine.trouble import Row
 from groundstate.rules.statements import what_it_writes
 from groundstate.store.naming import name_of
 from groundstate.store.port import Database
@@ -28,6 +30,7 @@ from groundstate.values.errors import StateRefused
 
 OURS = "groundstate"  # in session.info: a session of the engine, whose commits give their hints themselves
 ELSEWHERE = "groundstate_elsewhere"  # in session.info: the tables of other stores
+BESIDE = "groundstate_beside"  # in session.info: the rows beside the records that are locked; None on SQLite
 
 
 @dataclass
@@ -44,7 +47,18 @@ class Transaction:
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
     _moments: dict[tuple[int, bool, datetime | None], Moment] = field(default_factory=dict)
+    beside: Beside | None = None  # None on SQLite, where nobody else writes meanwhile
     some_attempts: bool = True  # whether any attempt row may be there: at the start, or by what this transaction inserted since
+
+    def claimed(self, records: Iterable[Any]) -> None:
+        """These are in our hands: they were locked before they were read."""
+        if self.beside is not None:
+            self.beside.claimed(records)
+
+    def lock_first(self, rows: frozenset[Row]) -> None:
+        """Of a transaction that is done again: rows beside the records which somebody else had changed."""
+        if self.beside is not None:
+            self.beside.lock_first(self.session, rows)
 
     def moment(self, *, due: datetime | None = None, call_no: int = 0, restarted: bool = False) -> Moment:
         """The same for all records of a batch of which the same is known. due: None where nothing was due."""
@@ -70,6 +84,13 @@ class OurSession(Session):
             "a handler runs inside our transaction and cannot roll it back: remove session.rollback(), and raise what went wrong"
         )
 
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        """As ever, but that rows beside the records are locked and looked at first. Raises LostUpdate."""
+        beside: Beside | None = self.info.get(BESIDE)
+        if beside is not None:
+            beside.before_flush(self)
+        super().flush(objects)
+
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **more: Any) -> Any:
         """SQLAlchemy asks it where each statement goes. Raises StateRefused for a table of another store."""
         elsewhere: Mapping[MetaData, str] = self.info.get(ELSEWHERE) or {}
@@ -82,6 +103,22 @@ class OurSession(Session):
                         " of call_writes"
                     )
         return super().get_bind(mapper, clause=clause, **more)
+
+
+def _made(session: Session, record: Any) -> None:
+    beside: Beside | None = session.info.get(BESIDE)
+    if beside is not None:
+        beside.made(record)
+
+
+def _given_up(session: Session, savepoint: SessionTransaction) -> None:
+    beside: Beside | None = session.info.get(BESIDE)
+    if beside is not None:
+        beside.given_up(savepoint)
+
+
+event.listen(OurSession, "pending_to_persistent", _made)
+event.listen(OurSession, "after_soft_rollback", _given_up)
 
 
 def _tables_of(mapper: Any, clause: Any) -> Iterator[Table]:
@@ -125,8 +162,11 @@ def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Tr
     touched = hints.Touched(ours=True)
     info = {OURS: True, ELSEWHERE: _elsewhere.get(database)}
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info=info) as session:
+        beside = session.info[BESIDE] = Beside(database) if database.locks_rows else None
         now, some, server = connection.execute(_opening(database)).one()
-        transaction = Transaction(database, connection, session, now, server=server, touched=touched, some_attempts=bool(some))
+        transaction = Transaction(
+            database, connection, session, now, server=server, touched=touched, beside=beside, some_attempts=bool(some)
+        )
         marks = connection.info  # a connection that broke in the block gives them no more, and would hide by that what broke it
         marks[OURS] = transaction
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Mapper
 
 from groundstate.values.errors import WentBack
 
@@ -21,6 +23,21 @@ _SQLITE = ("database is locked", "disk is full", "disk I/O error", "database tab
 
 class Illegible(Exception):
     """A row of our tables has something in it that nothing of ours writes: somebody edited it. `illegible.mend` makes it readable."""
+
+
+class Row(NamedTuple):
+    """A row beside the record that a handler changed."""
+
+    mapper: Mapper[Any]
+    identity: tuple[Any, ...]
+
+
+class LostUpdate(Exception):
+    """Somebody else wrote to rows that a handler read and changed: nothing was written, and it is done again with these locked first."""
+
+    def __init__(self, rows: frozenset[Row]) -> None:
+        super().__init__("rows beside the record were changed by somebody else since they were read: done again")
+        self.rows = rows
 
 
 class OtherServer(Exception):
@@ -48,6 +65,11 @@ def reading_ours() -> Iterator[None]:
         if not unreadable(error):
             raise
         raise Illegible(f"a row of ours cannot be read: {error}") from error
+
+
+def crossed(error: BaseException) -> bool:
+    """Whether this transaction and another one wait for each other, or came to one row at once: it is rolled back."""
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None)).startswith("40")
 
 
 def locked(error: BaseException) -> bool:
@@ -113,7 +135,7 @@ def told(error: BaseException) -> str:
 
 def transient(error: BaseException) -> bool:
     """What says nothing about the record: the same transaction may succeed a moment later, or once our own rows are mended."""
-    if isinstance(error, Illegible | OtherServer):
+    if isinstance(error, Illegible | OtherServer | LostUpdate):
         return True
     if not isinstance(error, DBAPIError):
         return False

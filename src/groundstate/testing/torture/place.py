@@ -16,13 +16,14 @@ from random import Random
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.testing.servers import PostgresServer
+from groundstate.testing.servers import PostgresServer, ServerError
 from groundstate.testing.torture.beside import ProxyProcess
 from groundstate.testing.torture.copies import Copy, DataCopy, FolderCopy
 from groundstate.testing.torture.disk import LEFT_FREE, Disk, disk_in, unmount
 
 SIZE_MB = {"sqlite": 128, "postgres": 400}
 RECOVERS_WITHIN_S = 60
+WAITS_S = 10  # for a lock of SQLite
 
 
 @dataclass
@@ -53,7 +54,9 @@ class Place:
         """From now on the disk is full, but for a few bytes."""
         if self.store == "sqlite":
             with suppress(DBAPIError), self.engine.connect() as connection:  # else its log has room that it fills again and again
+                connection.execute(text("PRAGMA busy_timeout = 200"))  # a stopped worker may have the lock, and waits for us to go on
                 connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+                connection.execute(text(f"PRAGMA busy_timeout = {WAITS_S * 1000}"))
         if self.disk is not None:
             self.disk.fill(self.dice.choice(LEFT_FREE))
 
@@ -90,7 +93,7 @@ class Place:
         while True:
             if self.server is not None and not self.server.running:
                 self.done["PostgreSQL started again"] += 1
-                self.server.start()
+                self._start(self.server)
             try:
                 with self.engine.connect() as connection:
                     connection.execute(text("SELECT 1")).scalar_one()
@@ -100,6 +103,17 @@ class Place:
                 time.sleep(0.05)
             else:
                 return
+
+    def _start(self, server: PostgresServer) -> None:
+        """It writes while it recovers. Where the disk has no room for that, somebody makes some, and starts it once more."""
+        try:
+            server.start()
+        except ServerError:
+            if self.disk is None:
+                raise
+            self.done["PostgreSQL had no room to start"] += 1
+            self.disk.free()
+            server.start()
 
 
 @contextmanager
@@ -119,7 +133,7 @@ def place_in(folder: Path, store: str, dice: Random) -> Iterator[Place]:
 @contextmanager
 def _sqlite(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
     url = f"sqlite:///{room / 'torture.db'}"
-    engine = create_engine(url, connect_args={"timeout": 10})
+    engine = create_engine(url, connect_args={"timeout": WAITS_S})
 
     @event.listens_for(engine, "connect")
     def _(connection: sqlite3.Connection, _record: object) -> None:
