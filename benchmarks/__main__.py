@@ -35,6 +35,7 @@ from benchmarks import (
     punctual,
     restart,
     sharded,
+    shared,
     snapshot,
     steps,
     telling,
@@ -45,7 +46,7 @@ from groundstate.testing.servers import PostgresServer
 
 WORKLOADS: dict[str, Workload] = {
     "T": steps, "E": calls, "L": latency, "R": restart, "I": idle, "F": fresh, "W": neighbour, "B": leftover, "K": failing, "S": snapshot,
-    "D": due, "P": punctual, "O": tenants, "M": fleet, "N": telling, "H": sharded, "C": limits,
+    "D": due, "P": punctual, "O": tenants, "M": fleet, "N": telling, "H": sharded, "C": limits, "J": shared,
 }  # fmt: skip
 
 

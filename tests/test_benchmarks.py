@@ -15,7 +15,18 @@ TINY = Size(
     rounds=1, orders=300, calls=200, limits=(50,), samples=10, finished=(500,), unfinished=60, backlog=100_000, failed=300, line=300,
     idle_s=0.2, beside_s=0.3, snapshot_s=0.5, timers=2_000, rates=(200,), rate_s=0.2, shards=(2,), written_before_s=0.5,
 )  # fmt: skip
-WORK = {"T": 900, "E": 200, "L": 10, "R": 60, "I": 500, "B": 400, "K": 300, "D": 2_000, "H": 900}  # the rest: as much as the time allowed
+WORK = {
+    "T": 900,
+    "E": 200,
+    "L": 10,
+    "R": 60,
+    "I": 500,
+    "B": 400,
+    "K": 300,
+    "D": 2_000,
+    "H": 900,
+    "J": 300,
+}  # the rest: as much as the time allowed
 COUNTS = {"rows", "bytes", "errors", "% of a core"}  # may be 0
 
 

@@ -25,7 +25,7 @@ from groundstate.values.errors import Stopped
 log = logging.getLogger("groundstate")
 FIRST_S = 0.5  # so soon a database is tried again, and then each time after twice as long
 LONGEST_S = 30.0
-START_S = 10.0  # so long the start waits for those that neither come up nor are refused, once one is up
+START_S = 10.0  # so long the start waits for those that neither come up nor are refused, once one is up; and for what each finds then
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Post:
     store: Store
     sharded: Sequence[ReactionSpec]
     shards: Sequence[str]  # all of its sharded store
+    reactions: Sequence[str] = ()
     worker: Worker | None = None
     coming: Worker | None = None  # that is to be it
     error: BaseException | None = None
@@ -81,6 +82,17 @@ class Crew:
     def down(self) -> dict[str, str]:
         """By the name of each database on which nothing is carried out just now, why."""
         return {post.store.label: post.trouble for post in self.posts if post.trouble is not None}
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """By the name of each reaction that is not carried out somewhere just now, why."""
+        found: dict[str, str] = {}
+        for post in self.posts:
+            if post.worker is not None:
+                found |= post.worker.waiting
+            else:
+                found |= dict.fromkeys(post.reactions, f"{post.store.label} is down: {post.trouble}")
+        return found
 
     # ---- coming up -------------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -148,6 +160,8 @@ class Crew:
             self._admit(post, worker)
         worker.start()
         self._greet(post.store, worker)
+        if not self._held:
+            worker.until_registered(START_S)
         with self._changed:
             late, post.worker, post.coming, post.error, post.tried = post.tried, worker, None, None, True
             over = self.is_over()

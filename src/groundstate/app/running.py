@@ -78,7 +78,8 @@ class Running:
         trust_transport: bool = False,
         leave_undeclared: bool = False,
     ) -> None:
-        """Starts carrying out, in threads of its own, and returns once it is under way.
+        """Starts carrying out, in threads of its own. Returns once each reaction is registered, so that rows which are written from then
+        on are its rows, or refused, or waits for something: see `waiting`. What takes long to count is not waited for.
 
         Of several databases one that cannot be reached keeps no other from its work: it is tried again until it can be, see `down`.
 
@@ -130,7 +131,12 @@ class Running:
 
     def _posts(self) -> list[Post]:
         return [
-            Post(part, self.reactions_of(part) if len(store.parts) > 1 else (), [one.label for one in store.parts])
+            Post(
+                part,
+                self.reactions_of(part) if len(store.parts) > 1 else (),
+                [one.label for one in store.parts],
+                [spec.name for spec in self.reactions_of(part)],
+            )
             for store in self.stores
             for part in store.parts
         ]
@@ -209,6 +215,14 @@ class Running:
     def refused(self) -> list[registry.Newcomer]:
         """New and changed reactions that were not started, since they match rows that were there before."""
         return [newcomer for worker in self._running_workers() for newcomer in worker.refused]
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """By the name of each reaction that is not carried out just now, why: its database is down or in trouble, it waits for a migration,
+        or for a person. Raises Stopped where it does not run.
+        """
+        self._running_workers()
+        return {} if self._crew is None else self._crew.waiting
 
     @property
     def failure(self) -> BaseException | None:

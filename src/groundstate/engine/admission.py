@@ -79,6 +79,8 @@ class Admission:
         with shift.database.reading() as connection:
             seen = registry.known(connection, shift.app)
             silent, loud = registry.newcomers(connection, pending, seen, others_go_on=True)
+        if len(silent) + len(loud) < len(pending):
+            unfit.look_over(shift)  # so that it is known what they wait for
         registry.write(shift.life, silent)
         started = accepting.start(shift.life, {question.spec.name: question for question in pending}, loud, self._accept, seen)
         for question in [*silent, *started]:

@@ -24,6 +24,7 @@ from sqlalchemy.ext.mutable import MutableBase
 from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
 from groundstate.engine import changes, listed, trouble
+from groundstate.engine.question import sql_name
 from groundstate.engine.trouble import LostUpdate, Row
 from groundstate.store.port import Database
 
@@ -208,9 +209,7 @@ _tables: weakref.WeakKeyDictionary[Database, dict[str, bool]] = weakref.WeakKeyD
 
 def _is_table(database: Database, connection: Connection, table: Table) -> bool:
     """Whether rows of it can be locked. A view is written by triggers, or by the server's rules: they lock what they write."""
-    known = _tables.setdefault(database, {})
-    quoted, schema = connection.dialect.identifier_preparer.quote, connection.schema_for_object(table)
-    name = quoted(table.name) if schema is None else f"{quoted(schema)}.{quoted(table.name)}"
+    known, name = _tables.setdefault(database, {}), sql_name(table, database)
     if name not in known:
         kind = connection.execute(text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)"), {"name": name}).scalar()
         known[name] = kind in ("r", "p")

@@ -531,5 +531,9 @@ def sql_text(expression: ColumnElement[Any], database: Database) -> str:
 def sql_name(table: Any, database: Database) -> str:
     """A table's name as SQL, with its schema; as it stands there, and not as a driver with parameters wants it."""
     preparer: Any = database.engine.dialect.identifier_preparer
-    said = str(preparer.format_table(table))
+    translated = database.engine.get_execution_options().get("schema_translate_map") or {}
+    schema = translated.get(table.schema, table.schema)
+    said = str(preparer.format_table(table, use_schema=False))
+    if schema is not None:
+        said = f"{preparer.quote_schema(schema)}.{said}"
     return said.replace("%%", "%") if getattr(preparer, "_double_percents", False) else said

@@ -20,6 +20,7 @@ from sqlalchemy.sql import visitors
 from groundstate.engine import hints, one_moment
 from groundstate.engine.air import Air
 from groundstate.engine.beside import Beside
+from groundstate.engine.by_key import ByKey
 from groundstate.engine.trouble import Row
 from groundstate.rules.statements import what_it_writes
 from groundstate.store.naming import name_of
@@ -30,6 +31,7 @@ from groundstate.values.errors import StateRefused
 
 OURS = "groundstate"  # in session.info: a session of the engine, whose commits give their hints themselves
 ELSEWHERE = "groundstate_elsewhere"  # in session.info: the tables of other stores
+BY_KEY = "groundstate_by_key"  # in session.info: what was asked for by its key
 BESIDE = "groundstate_beside"  # in session.info: the rows beside the records that are locked; None on SQLite
 
 
@@ -83,6 +85,21 @@ class OurSession(Session):
         raise StateRefused(
             "a handler runs inside our transaction and cannot roll it back: remove session.rollback(), and raise what went wrong"
         )
+
+    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+        """As ever, but that a row which no flush could change is read without one, and is not forgotten after the next."""
+        by_key: ByKey = self.info[BY_KEY]
+        found = None
+        if by_key.is_there(self, entity, ident):
+            return super().get(entity, ident, **options)
+        if not any(options.values()) and by_key.needs_no_flush(self, entity):
+            with self.no_autoflush:
+                found = super().get(entity, ident)
+        if found is None:  # or it has this key by a change that is not flushed yet
+            found = super().get(entity, ident, **options)
+        if found is not None:
+            by_key.keep(found)
+        return found
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         """As ever, but that rows beside the records are locked and looked at first. Raises LostUpdate."""
@@ -160,7 +177,7 @@ def _opening(database: Database) -> Any:
 def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Transaction]:
     """A transaction that commits at the end of the block, and rolls back on any exception. Its hints go out after the commit."""
     touched = hints.Touched(ours=True)
-    info = {OURS: True, ELSEWHERE: _elsewhere.get(database)}
+    info = {OURS: True, ELSEWHERE: _elsewhere.get(database), BY_KEY: ByKey(database)}
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info=info) as session:
         beside = session.info[BESIDE] = Beside(database) if database.locks_rows else None
         now, some, server = connection.execute(_opening(database)).one()

@@ -25,6 +25,7 @@ from groundstate.engine import (
     illegible,
     inside_call,
     numbers,
+    put_back,
     schema,
     tokens,
     transaction,
@@ -152,6 +153,7 @@ class Worker:
         self._batches = Batches(self._shift, self._crowd)
         self._looks = Looks(self._shift, self._fleet, self._timers)
         self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
+        self._registered = threading.Event()  # that happened, or something stands in the way of it
         self._counted = False  # whether new and changed reactions were: before that nobody knows whether all is quiet
         self._next_watch = 0.0
         self._next_dead = 0.0
@@ -171,6 +173,22 @@ class Worker:
     def refused(self) -> list[Newcomer]:
         """New and changed reactions that are not started until a person accepts them."""
         return self._admission.refused
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """By the name of each reaction that is not carried out here just now, why."""
+        found = {
+            lane.name: lane.lacks or "it is not known yet which rows it would begin with"
+            for lane in self.lanes
+            if lane.lacks or not lane.on
+        }
+        found |= dict.fromkeys(
+            self.life.waiting, f"the database may have been put back, and a person must say what it was: {put_back.CURE}"
+        )
+        found |= {newcomer.name: newcomer.words for newcomer in self.refused}
+        if self.trouble is not None:
+            found |= {lane.name: f"its database is in trouble: {self.trouble}" for lane in self.lanes if lane.name not in found}
+        return found
 
     @property
     def expired(self) -> Mapping[str, int]:
@@ -215,12 +233,17 @@ class Worker:
         if self.failure is not None:
             raise self.failure
 
+    def until_registered(self, timeout_s: float) -> None:
+        """Returns once it is known of each reaction whether it is carried out: what is written from then on is its, or waits with it."""
+        self._registered.wait(timeout_s)
+
     def stop(self, limit_s: float) -> Ended:
         """Begins nothing new, lets calls end within the limit, leaves the rest in doubt, and ends this life. A start ends at once."""
         self._shift.stopping = time.monotonic() + limit_s
         self._traffic.caller.draining = True
         self._go.set()
         self._wake.set()
+        self._registered.set()
         up = self._up
         if not up:
             self._started.set()
@@ -300,6 +323,7 @@ class Worker:
             self.failure = error
             self._shift.life.sound = False
         finally:
+            self._registered.set()
             hints.stop_listening(self)
             self._leave()
 
@@ -337,6 +361,7 @@ class Worker:
                 if not self._counted:
                     self._admission.count_newcomers()  # after the first turn: what is known is under way before anything is counted
                     self._counted = True
+                    self._registered.set()
             except RowRewritten as error:
                 self._succession.begin_another(self._shift, str(error))
             except WentBack as error:
@@ -370,6 +395,7 @@ class Worker:
             self._troubled_at = time.monotonic()
         self._trouble = min(self._trouble + 1, 6)
         self._troubled_by = describe(error)
+        self._registered.set()
         wait = 0.1 * 2**self._trouble
         if not self._shift.life.sound:
             wait = min(wait, RETURNS_S)
