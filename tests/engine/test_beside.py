@@ -20,6 +20,9 @@ from sqlalchemy.types import JSON
 
 from groundstate import Outside, hold
 from groundstate.engine import beside, trouble
+from groundstate.engine.check import check
+from groundstate.engine.question import Question
+from groundstate.store import opening
 from tests.engine.kit import CALL_LIMIT, Life, World, until
 from tests.patience import HANG_S
 
@@ -472,3 +475,24 @@ def test_a_transaction_that_is_outrun_again_and_again_is_let_out() -> None:
     with pytest.raises(trouble.LostUpdate):
         beside.again(outrun)
     assert [len(first) for first in tries] == list(range(beside.AGAIN_MOST + 1))
+
+
+def test_check_says_what_is_cheaper_than_reading_a_shared_row_and_writing_it_back(on_postgres: Ledger) -> None:
+    def reads(_line: Line, session: Session) -> None:
+        account = session.get_one(Account, 1)
+        account.balance += 1
+
+    def computes(_line: Line, session: Session) -> None:
+        session.get_one(Account, 1).balance = Account.balance + 1
+
+    on_postgres.world.app.on(Line, Line.status == "new")(reads)
+    on_postgres.world.app.on(Line, Line.status == "other")(computes)
+    on_postgres.world.there()
+    database, _, _ = opening.open_store(on_postgres.world.app.stores[0].settings())
+    try:
+        questions = [Question(spec, database) for spec in on_postgres.world.app.reactions.values()]
+        found = [one for one in check(database, questions, [Base.metadata]) if one.kind == "shared rows"]
+    finally:
+        database.close()
+    assert [(one.level, one.subject) for one in found] == [("advice", "reads")]
+    assert "account.balance = TheClass.balance + ..." in (found[0].cure or "")

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, T
 from sqlalchemy.exc import CompileError
 
 from groundstate.engine import fitting, hidden, plans, schema, stored, triggers
-from groundstate.engine.handwriting import constants_set
+from groundstate.engine.handwriting import constants_set, counted_beside
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
 from groundstate.rules import equality, suspicion
@@ -65,6 +65,7 @@ def check(
         found += _triggers(database, connection, questions)
         if database.name == "postgresql":
             found += _kept_rows(connection)
+            found += _counted_beside(questions)
         if database.name == "sqlite":
             found += _reused_keys(connection, questions)
             found += _other_times(connection, questions)
@@ -91,6 +92,23 @@ def hidden_rows(database: Database, connection: Connection, questions: Sequence[
         )
         for name in hidden.hidden(database, connection, [*asked, *our_tables.sorted_tables])
     ]
+
+
+def _counted_beside(questions: Sequence[Question]) -> Iterator[Finding]:
+    for question in questions:
+        handler = question.spec.handler
+        session = next((name for name, what in handler.wants.items() if what == "session"), None)
+        counted = counted_beside(handler.call, session)
+        if counted is not None:
+            yield Finding(
+                "advice",
+                "shared rows",
+                question.spec.name,
+                f"its handler reads {counted}, of a row beside its record, and writes it back: where another worker does so meanwhile,"
+                " nothing is lost, but the whole batch is done again",
+                f"let the database compute it ({counted} = TheClass.{counted.rpartition('.')[2]} + ...), or lock the row as you read it:"
+                " session.get(TheClass, key, with_for_update=True)",
+            )
 
 
 # ---- indexes -------------------------------------------------------------------------------------------------------------------
