@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.mutable import MutableBase
 from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
-from groundstate.engine import changes, listed, trouble
+from groundstate.engine import changes, trouble
 from groundstate.engine.question import sql_name
 from groundstate.engine.trouble import LostUpdate, Row
 from groundstate.store.port import Database
@@ -132,14 +132,9 @@ class Beside:
         self, connection: Connection, table: Table, rows: Sequence[Row], asked: Sequence[Column[Any]], *, deleting: bool
     ) -> dict[Any, Mapping[Any, Any]]:
         keys = _keys(rows[0].mapper, table)
-        statement = select(*keys, *asked).order_by(*keys).with_for_update(key_share=not deleting)
-        given: dict[str, Any] = {}
-        if len(keys) == 1:
-            among = listed.one_of(self.database, keys[0], "k")
-            statement, given = statement.where(among.expression), {"k": among.parameter([row.identity[0] for row in rows])}
-        else:
-            statement = statement.where(tuple_(*keys).in_([row.identity for row in rows]))
-        found = connection.execute(statement, given)
+        # By the columns' own types, as the flush will ask for them.
+        among = keys[0].in_([row.identity[0] for row in rows]) if len(keys) == 1 else tuple_(*keys).in_([row.identity for row in rows])
+        found = connection.execute(select(*keys, *asked).where(among).order_by(*keys).with_for_update(key_share=not deleting))
         return {tuple(row[: len(keys)]): row._mapping for row in found}  # noqa: SLF001  # its documented name
 
 
