@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import inspect
 import itertools
 import typing
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
+from groundstate.app import told
+from groundstate.app.shapes import alternatives_of, fields_of, is_model, is_root, name_of, without_names
 from groundstate.app.signature import Unresolved, bare, members
 from groundstate.values.errors import DeclarationError
 
@@ -38,12 +39,13 @@ def check(annotation: Any, what: str) -> Any:
             " TYPE_CHECKING:`, and"
             " define it above"
         )
-    for member in members(annotation):
+    for member in alternatives_of(annotation):
         if member is Any or member is object:
-            raise DeclarationError(f"{what}: an outcome of type {_name(member)} would come back as a dict where it was kept: {_CURE}")
+            raise DeclarationError(f"{what}: an outcome of type {name_of(member)} would come back as a dict where it was kept: {_CURE}")
     if not all(member in _PLAIN for member in members(annotation)):
         _check_by_pydantic(annotation, what)
-    _check_unions(annotation, what, set())
+    _check_unions(annotation, what, {})
+    told.check(annotation, what)
     return annotation
 
 
@@ -56,43 +58,56 @@ def _check_by_pydantic(annotation: Any, what: str) -> None:
         adapter.json_schema(mode="validation")
     except Exception as error:
         first = str(error).strip().splitlines()[0]
-        raise DeclarationError(f"{what}: an outcome of type {_name(annotation)} cannot be kept as JSON ({first}): {_CURE}") from error
+        raise DeclarationError(f"{what}: an outcome of type {name_of(annotation)} cannot be kept as JSON ({first}): {_CURE}") from error
 
 
-def _check_unions(annotation: Any, what: str, seen: set[int]) -> None:
+def _check_unions(annotation: Any, what: str, seen: dict[int, Any]) -> None:
     if id(annotation) in seen:
         return
-    seen.add(id(annotation))
-    alternatives = members(annotation)
+    seen[id(annotation)] = annotation  # kept alive, so that no other one gets its number
+    alternatives = alternatives_of(annotation)
     for one, other in itertools.permutations(alternatives, 2):
         if _taken_for(one, other):
             raise DeclarationError(
-                f"{what}: an outcome {_name(one)} that was kept as JSON could come back as {_name(other)}: give each of them a field"
+                f"{what}: an outcome {name_of(one)} that was kept as JSON could come back as {name_of(other)}: give each of them a field"
                 " that tells,"
-                f' such as `kind: Literal["{_name(one).lower()}"] = "{_name(one).lower()}"`'
+                f' such as `kind: Literal["{name_of(one).lower()}"] = "{name_of(one).lower()}"`'
             )
     for member in alternatives:
-        for inner in [*typing.get_args(bare(member)), *(kind for kind, _ in _fields(member).values())]:
+        for inner in [*typing.get_args(bare(member)), *(kind for kind, _ in fields_of(typing.get_origin(member) or member).values())]:
             if not isinstance(inner, (str, int, bytes)) and typing.get_origin(member) is not Literal:
                 _check_unions(inner, what, seen)
 
 
 def _taken_for(one: Any, other: Any) -> bool:
     """Whether the JSON of one is as good a JSON of the other."""
-    if one is other or not (_kinds(one) & _kinds(other)):
+    kinds = _kinds(one)
+    if one is other or kinds != _kinds(other) or len(kinds) != 1 or _literals_apart(one, other):
         return False
-    ours, theirs = _fields(one), _fields(other)
-    if _is_model(one) and _is_model(other):
+    if typing.get_origin(one) is Literal or one in _AS_THEY_ARE:
+        return False
+    first, second = (typing.get_origin(kind) or kind for kind in (one, other))
+    if first is second:
+        return False
+    if kinds == {"object"} and is_model(first) and is_model(second) and not (is_root(first) or is_root(second)):
+        ours, theirs = fields_of(first), fields_of(second)
         if any(required and name not in ours for name, (_, required) in theirs.items()) or not set(ours) <= set(theirs):
             return False
         return not any(_apart(ours[name][0], theirs[name][0]) for name in ours)
-    texts = _kinds(one) == {"text"} and _kinds(other) == {"text"}
-    return texts and one not in (str, Literal) and not _literals_apart(one, other) and _never_text(one)
+    return kinds != {"object"} or not _is_told_from_dict(one, other)
 
 
-def _never_text(one: Any) -> bool:
-    """Whether a value of it is not the same as its text, so that coming back as another text type matters."""
-    return typing.get_origin(one) is not Literal and one is not str
+def _is_told_from_dict(one: Any, other: Any) -> bool:
+    """Of a dict and what has fields: whether a field that is always there is of a kind that the dict's values are not."""
+    if typing.is_typeddict(one) or typing.is_typeddict(other):
+        return True  # it is a dict
+    fields, mapping = (fields_of(one), other) if is_model(one) and not is_root(one) else (fields_of(other), one)
+    values = typing.get_args(mapping)[-1:]
+    written = is_model(one)  # all of its fields are, where it is the one that is kept
+    return any(_apart(kind, value) for kind, required in fields.values() if required or written for value in values)
+
+
+_AS_THEY_ARE = (str, int, float)  # JSON has these, and pydantic takes them before what is made of them
 
 
 def _literals_apart(one: Any, other: Any) -> bool:
@@ -110,13 +125,15 @@ def _values(one: Any) -> set[Any] | None:
 
 def _apart(one: Any, other: Any) -> bool:
     """Whether no value of one field can be one of the other."""
-    ours, theirs = members(one), members(other)
+    ours, theirs = alternatives_of(one), alternatives_of(other)
     return all(not (_kinds(a) & _kinds(b)) or _literals_apart(a, b) for a in ours for b in theirs)
 
 
 def _kinds(one: Any) -> set[str]:
     """Which kinds of JSON a value of this type becomes."""
-    one = bare(one)
+    one = without_names(one)
+    if is_root(one):
+        return {kind for inner in alternatives_of(one.model_fields["root"].annotation) for kind in _kinds(inner)}
     values = _values(one)
     if values is not None:
         return {kind for value in values for kind in _kinds(type(value))}
@@ -129,32 +146,9 @@ def _kinds(one: Any) -> set[str]:
         return {"number"}
     if issubclass(origin, _TEXTS):
         return {"text"}
-    if _is_model(one) or issubclass(origin, dict):
+    if is_model(origin) or issubclass(origin, Mapping):
         return {"object"}
     return {"array"} if issubclass(origin, Collection) else {"text", "number", "array", "object"}
-
-
-def _is_model(one: Any) -> bool:
-    return isinstance(one, type) and (dataclasses.is_dataclass(one) or typing.is_typeddict(one) or hasattr(one, "model_fields"))
-
-
-def _fields(one: Any) -> dict[str, tuple[Any, bool]]:
-    """Field -> (type, whether it must be there), of a dataclass, TypedDict or pydantic model."""
-    if not _is_model(one):
-        return {}
-    if hasattr(one, "model_fields"):
-        return {name: (field.annotation, field.is_required()) for name, field in one.model_fields.items()}
-    try:
-        hints = typing.get_type_hints(one)
-    except Exception:  # noqa: BLE001 - names local to where it was defined; compared by name alone then
-        hints = dict(one.__annotations__)
-    if typing.is_typeddict(one):
-        return {name: (kind, name in one.__required_keys__) for name, kind in hints.items()}
-    return {
-        field.name: (hints.get(field.name, Any), field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
-        for field in dataclasses.fields(one)
-        if field.init
-    }
 
 
 def check_covers(handled: Any, called: Any, what: str) -> None:
@@ -163,11 +157,13 @@ def check_covers(handled: Any, called: Any, what: str) -> None:
     if not all(isinstance(one, type) and typing.get_origin(one) is None for one in (*ours, *members(called))):
         return
     for one in members(called):
-        if not issubclass(one, tuple(ours)) and not (one is int and float in ours):
+        if one in ours or (one is int and float in ours):
+            continue
+        if issubclass(one, tuple(ours)):
             raise DeclarationError(
-                f"{what}: its call can return {_name(one)}, and the handler's outcome is annotated {_name(handled)} only: add it"
+                f"{what}: its call can return {name_of(one)}, which would come back as another type where it was kept, since the handler's"
+                f" outcome is annotated {name_of(handled)}: annotate it with {name_of(one)}"
             )
-
-
-def _name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) and typing.get_origin(annotation) is None else str(annotation)
+        raise DeclarationError(
+            f"{what}: its call can return {name_of(one)}, and the handler's outcome is annotated {name_of(handled)} only: add it"
+        )

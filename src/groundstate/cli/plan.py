@@ -28,6 +28,7 @@ from groundstate.engine import put_back
 from groundstate.engine.plan import Plan, Planned
 from groundstate.engine.question import Question
 from groundstate.engine.registry import COUNTED_MAX
+from groundstate.engine.wording import on_what
 
 _COLOURS = {"new": "green", "changed": "yellow", "gone": "red", "unchanged": "dim"}
 _ORDER = ("new", "changed", "gone", "unchanged")
@@ -82,8 +83,25 @@ def _show(out: Console, store: str, found: Plan) -> None:
             )
         for words in one.would_hold:
             out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(words)), soft_wrap=True)
+        _not_loaded(out, one)
     if not found.needs_somebody:
         out.print("All of it runs without a word from anybody. `groundstate check` tells of missing indexes.")
+
+
+def _not_loaded(out: Console, one: Planned) -> None:
+    """The held outcomes that this code cannot load, each by its record; --json lists them all."""
+    for held in one.not_loaded[:_SHOWN]:
+        where = on_what(held.record, held.occurrence)
+        words = f"the outcome held for {where} cannot be given to this code's handler: {held.why}"
+        out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(words)), soft_wrap=True)
+    if one.not_loaded:
+        more = len(one.not_loaded) - _SHOWN
+        others = f"{plain(one.reaction)}: and {more:,} more (--json lists them). " if more > 0 else ""
+        out.print(f"{others}{_CURE}", soft_wrap=True)
+
+
+_SHOWN = 20
+_CURE = "Retry them with the code that runs now, let the new type still read them, or settle each with its outcome by hand."
 
 
 def _reactions(out: Console, found: Plan) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from groundstate.engine import attempts, claim, outcomes
 from groundstate.engine.claim import Standing
 from groundstate.engine.flight import FoundAbsent, FoundUnknown, NothingHappened, NotSent, Returned, ThreadEnded, Unclear, Word
-from groundstate.engine.in_hand import Conclusion, InHand, SomeHandlerFailed
+from groundstate.engine.in_hand import Conclusion, InHand, SomeHandlerFailed, pen_of
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import Question
@@ -187,8 +187,8 @@ class _Words:
                     say,
                     extra={"event": "late_outcome_kept", "reaction": spec.name, "record": word.flight.identity[2]},
                 )
-                written = outcomes.add(spec.outcome_type, attempt.outcome, value)
-                why = attempt.why or loudly or "an outcome came late"
+                written = outcomes.add(spec.outcome_type, attempt.outcome, value, pen=pen_of(self.life))
+                why = outcomes.with_what_was_kept(attempt.why or loudly or "an outcome came late", written)
                 held = replace(attempt, state=State.HELD, unsure=unsure, outcome=written, why=why, next_at=None)
                 self.conclusion.saved.append((attempt, held))
             case rules.Conclude(loudly=loudly) if attempt is not None:

@@ -16,7 +16,7 @@ from functools import partial
 from groundstate.engine import attempts, baselines, beside, claim, illegible, outcomes, registry, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
-from groundstate.engine.in_hand import Conclusion, InHand
+from groundstate.engine.in_hand import Conclusion, InHand, pen_of
 from groundstate.engine.life import Life, describe
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
@@ -101,7 +101,7 @@ def retry(
 def _in_hand_again(person: Person, question: Question, attempt: Attempt) -> InHand | rules.Refuse:
     kind = question.spec.outcome_type
     written = attempt.outcome if attempt.outcome is not None else "[]"
-    first, rest = outcomes.first_and_rest(written)
+    first, rest = outcomes.first_and_rest(written, pen=pen_of(person.life))
     if outcomes.is_text_only(first):
         return rules.Refuse("its outcome could be kept as text only, and no handler can be given that: settle it with its outcome by hand")
     try:
@@ -109,7 +109,7 @@ def _in_hand_again(person: Person, question: Question, attempt: Attempt) -> InHa
     except Conflict as refused:
         return rules.Refuse(f"its outcome does not fit the handler any more ({refused}): settle it with its outcome by hand")
     if question.spec.terms.policy is not None and question.spec.terms.policy.kind == "same_key":
-        rest = outcomes.without(rest, first)
+        rest = outcomes.without(rest, first, pen=pen_of(person.life))
     return InHand(value, _key(person, attempt), _occurrence(question, attempt), restarted=True, written=written, remaining=rest)
 
 
@@ -132,7 +132,7 @@ def absent(tx: Transaction, question: Question | None, standing: Standing, attem
 def outcome(  # a deed, and whose, with what
     person: Person, written: str, tx: Transaction, question: Question | None, _standing: Standing, attempt: Attempt
 ) -> rules.Refuse | InHand:
-    """`groundstate settle --outcome`. Raises Conflict where it is no JSON of the handler's type."""
+    """`groundstate settle --outcome`. Raises Conflict where it is no JSON of the handler's type, or says what nothing there reads."""
     if attempt.reaction in person.schedules:
         return rules.Refuse(_NO_CALL)
     if question is None:
@@ -141,7 +141,7 @@ def outcome(  # a deed, and whose, with what
     if isinstance(decision, rules.Refuse):
         return decision
     kind = question.spec.outcome_type
-    value = outcomes.load(kind, written)
+    value = outcomes.load_all(kind, written)
     if attempt.outcome:
         had = person.life.shorten(attempt.outcome)
         log.warning(
@@ -151,7 +151,7 @@ def outcome(  # a deed, and whose, with what
             had,
             extra={"event": "outcomes_replaced", "reaction": attempt.reaction, "record": attempt.record},
         )
-    kept = outcomes.before(kind, attempt.outcome, value)
+    kept = outcomes.before(kind, attempt.outcome, value, pen=pen_of(person.life), given=written)
     return InHand(value, _key(person, attempt), _occurrence(question, attempt), restarted=True, written=kept)
 
 

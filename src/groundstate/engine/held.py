@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, baselines, registry, trouble
+from groundstate.engine import attempts, baselines, outcomes, registry, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.question import Question
@@ -187,7 +187,8 @@ def _held(one: Attempt, declared: Question | ScheduleSpec | None, names: Mapping
 def _possible(one: Attempt, terms: Terms, now: datetime, *, declared: bool, holds: bool) -> tuple[str, ...]:
     """As the rules say it."""
     can, facts = [], rules.Facts(exists=holds, holds=holds)
-    if declared and not isinstance(rules.person_retry(one, terms, now), rules.Refuse):
+    as_text = one.outcome is not None and outcomes.is_text_only(outcomes.first_and_rest(one.outcome)[0])
+    if declared and not as_text and not isinstance(rules.person_retry(one, terms, now), rules.Refuse):
         can.append("retry")
     if not isinstance(rules.person_absent(one, terms, facts, now), rules.Refuse):
         can.append("settle --absent")

@@ -5,11 +5,15 @@ Whoever brings it - a call, a find, a person - the same happens to it here. What
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from groundstate.engine import attempts, handling, outcomes, trouble
 from groundstate.engine.attempts import Identity
@@ -124,6 +128,8 @@ class Conclusion:
                 return
         else:
             why = "an outcome came after its attempt was gone"
+        written = outcomes.dump(spec.outcome_type, [given.value], pen=pen_of(self.life))
+        why = outcomes.with_what_was_kept(why, written)
         log.error(
             "%s on %s is held with its outcome: %s",
             spec.name,
@@ -131,7 +137,6 @@ class Conclusion:
             why,
             extra={"event": "outcome_held", "reaction": spec.name, "record": text},
         )
-        written = outcomes.dump(spec.outcome_type, [given.value])
         self.new.append(rules.outcome_refused(fresh, why, None, written).attempt)
 
     def write(self) -> None:
@@ -211,11 +216,15 @@ class Conclusion:
 
     def _hold(self, attempt: Attempt, given: InHand, why: str, error: str | None) -> None:
         written = self._written(attempt, given)
+        kept = outcomes.with_what_was_kept(why, written, last=given.written is None)
+        if kept != why:
+            say_text_alone(attempt, kept)
+            why = kept
         self.saved.append((attempt, rules.outcome_refused(attempt, why, error, written).attempt))
 
     def _written(self, attempt: Attempt, given: InHand) -> str:
         """The JSON array of the attempt's outcomes, with this one among them."""
-        return given.written or outcomes.add(self.question.spec.outcome_type, attempt.outcome, given.value)
+        return given.written or outcomes.add(self.question.spec.outcome_type, attempt.outcome, given.value, pen=pen_of(self.life))
 
     def _run_together(self) -> None:
         """All conclusions that look ordinary, without savepoints: one handler that fails makes the whole be done one by one."""
@@ -241,4 +250,33 @@ class Conclusion:
         # Where other columns made it then, progress is of the round that stands now: the old text is that of no round of today.
         other = kind.is_of_other_rounds(attempt.begun_with, self.question.spec.occurrence_columns)
         round_ = self.question.occurrence_text(standing.record) if other else attempt.occurrence
-        return Work(standing.key, standing.record, round_, (given.value,), supplies)
+        return Work(standing.key, standing.record, round_, (_for_a_handler(given.value),), supplies)
+
+
+def pen_of(life: Life) -> outcomes.Pen:
+    """How this life writes outcomes down."""
+    return outcomes.Pen(life.outcome_as_text, life.database.codec)
+
+
+def say_text_alone(attempt: Attempt, why: str) -> None:
+    """No handler can be given the outcome any more: a person should know at once."""
+    log.error(
+        "%s on %s: %s",
+        attempt.reaction,
+        attempt.record,
+        why,
+        extra={"event": "outcome_as_text", "reaction": attempt.reaction, "record": attempt.record},
+    )
+
+
+def _for_a_handler(value: Any) -> Any:
+    """A copy: a handler that takes it apart and then fails is run again, or its outcome is held, and both are of the outcome as it came."""
+    if value.__class__ in _CANNOT_BE_EDITED:
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # it holds what cannot be copied, such as a lock
+        return value
+
+
+_CANNOT_BE_EDITED = frozenset({str, bytes, int, float, bool, Decimal, date, datetime, time, timedelta, UUID, type(None)})

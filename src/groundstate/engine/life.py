@@ -32,6 +32,8 @@ from groundstate.store.written import OnPostgres
 from groundstate.values.errors import StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
+ERROR_LENGTH = 2000
+OUTCOME_LENGTH = 20_000
 
 
 @dataclass
@@ -210,13 +212,17 @@ class Life:
         if self.store_begins is not None:
             self.store_begins.counted()
 
-    def shorten(self, error: str) -> str:
+    def shorten(self, error: str, most: int = ERROR_LENGTH) -> str:
         """An error's text as it is kept: redacted, bounded, without control characters (hazard 54)."""
         codec = self.database.codec  # a letter that the database's encoding lacks would be refused with the whole attempt
         with inside(self.app, "`redact`", REDACT_CURE, may_say=False):
             said = self.redact(error).encode(codec, "replace").decode(codec)
         plain = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in said)
-        return plain if len(plain) <= ERROR_LENGTH else plain[: ERROR_LENGTH - 3] + "..."
+        return plain if len(plain) <= most else plain[: most - 3] + "..."
+
+    def outcome_as_text(self, words: str) -> str:
+        """A text of an outcome that JSON cannot bring back: as an error's, and longer, since there may be nothing else of it."""
+        return self.shorten(words, OUTCOME_LENGTH)
 
     def end(self, *, with_past: bool = False) -> None:
         """A clean end: no row stays. Attempts of calls still in the air were written as doubts before. with_past: nor one of its past."""
@@ -238,7 +244,6 @@ _APART = (
     "the lock of this life is on another server than the tables: direct= must lead to the server that the store's own URL leads to"
     " (while a failover is under way, both may lead there a moment later)"
 )
-ERROR_LENGTH = 2000
 LONG_S = 1.0  # a transaction of ours that took longer is told of (hazard 26)
 
 

@@ -13,8 +13,9 @@ from typing import Literal
 from sqlalchemy import Connection, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import fitting, marks, put_back, registry, trouble
+from groundstate.engine import fitting, marks, not_loaded, put_back, registry, trouble
 from groundstate.engine.attempts import is_baseline
+from groundstate.engine.not_loaded import NotLoaded
 from groundstate.engine.question import Question, blocking
 from groundstate.engine.registry import Known
 from groundstate.rules import kind
@@ -35,6 +36,7 @@ class Planned:
     rows: that it would take now, attempts left aside. more, fewer: rows that a changed condition matches and the old one did not, and the
     other way round; None where the old condition is no longer valid here. lacks: what its record has and this database has not.
     would_hold: of its calls that are in the air or in doubt, those that this code cannot settle, with the reason and the cure.
+    not_loaded: of its held outcomes those that this code cannot give to its handler, with the reason.
     """
 
     reaction: str
@@ -49,6 +51,7 @@ class Planned:
     needs: str | None = None
     lacks: str | None = None
     would_hold: tuple[str, ...] = ()
+    not_loaded: tuple[NotLoaded, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ class Plan:
     @property
     def needs_somebody(self) -> bool:
         """Whether a person has to say something before all of it runs."""
-        return bool(self.refused or self.waiting) or any(one.needs or one.lacks or one.would_hold for one in self.reactions)
+        return bool(self.refused or self.waiting) or any(
+            one.needs or one.lacks or one.would_hold or one.not_loaded for one in self.reactions
+        )
 
 
 def plan(app: str, database: Database, questions: Sequence[Question], schedules: Sequence[ScheduleSpec]) -> Plan:
@@ -95,6 +100,7 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
         begun = _may_have_been_called(connection, app)
         specs = {question.spec.name: question.spec for question in questions}
         planned = [replace(one, would_hold=_would_hold(specs[one.reaction], begun.get(one.reaction, {}))) for one in planned]
+        planned = [replace(one, not_loaded=not_loaded.find(specs[one.reaction], database, connection)) for one in planned]
         planned += [_gone(one, attempts) for name, one in known.items() if name not in declared and name not in marked]
         gone = [PlannedSchedule(name, "gone", None, known[name].condition) for name in sorted(marked - declared) if name in known]
         names = [question.spec.name for question in questions]
