@@ -26,7 +26,7 @@ def edit(shop: Shop, before: str, after: str) -> None:
     text = path.read_text()
     assert before in text
     path.write_text(text.replace(before, after))
-    del sys.modules[shop.module]
+    sys.modules.pop(shop.module, None)
 
 
 def test_code_that_stands_as_it_was_accepted_changes_nothing(shop: Shop) -> None:
@@ -91,6 +91,26 @@ def test_a_reaction_that_is_gone_with_nothing_but_rows_it_left_out_keeps_no_code
         f"INSERT INTO groundstate_reaction (name, {columns}) SELECT 'shipped', {columns} FROM groundstate_reaction WHERE name = 'packed'"
     )
     assert planned(shop, 0)["shipped"]["open_attempts"] == 0
+
+
+def test_held_outcomes_that_the_new_code_cannot_load_are_named_and_end_with_1(shop: Shop) -> None:
+    shop.attempt("paid", "1", State.HELD, why="a bug", outcome='["r1"]')
+    shop.attempt("paid", "2", State.HELD, why="a bug", outcome='["r2", "r3"]')
+    shop.attempt("mailed", "1", State.HELD, why="a bug", outcome='["m1"]')
+    assert planned(shop, 0)["paid"]["not_loaded"] == []
+    edit(shop, '-> str:\n    return f"r{order.id}"', "-> int:\n    return order.id")
+    edit(shop, "-> str | Absent | Unknown:", "-> int | Absent | Unknown:")
+    edit(shop, "def paid(order: Order, outcome: str)", "def paid(order: Order, outcome: int)")
+    found = planned(shop, 1)
+    assert [one["record"] for one in found["paid"]["not_loaded"]] == ["1", "2"]
+    assert "no outcome of type int" in found["paid"]["not_loaded"][0]["why"]
+    assert found["mailed"]["not_loaded"] == []
+    said = shop.run("plan")
+    assert said.code == 1
+    assert "paid: the outcome held for 1 cannot be given to this code's handler: this JSON is no outcome of type int" in said.out
+    assert "paid: the outcome held for 2 cannot" in said.out
+    assert "settle each with its outcome by hand" in said.out
+    assert "All of it runs" not in said.out
 
 
 def test_it_writes_nothing(shop: Shop) -> None:

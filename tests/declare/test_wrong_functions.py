@@ -6,14 +6,18 @@ import gc
 import smtplib
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import InitVar, dataclass, field
 from datetime import timedelta
-from typing import Any
+from decimal import Decimal
+from enum import Enum, IntEnum
+from typing import Annotated, Any, Literal, NamedTuple, NewType
 
 import httpx
 import pytest
 import sqlmodel
+from pydantic import BaseModel, Field, PlainSerializer, RootModel, SecretBytes, SecretStr, field_serializer
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from sqlalchemy import MetaData, create_engine
 from sqlalchemy.orm import Session
 
@@ -412,6 +416,174 @@ def test_hazard_16_an_outcome_that_cannot_go_to_json_and_back(app: App, bank: Ou
     call: Any = bank.call(in_doubt=hold())(_any)
     with pytest.raises(DeclarationError, match=why):
         app.on(Order, Order.status == "placed", call=call)(handler)
+
+
+class Excluding(BaseModel):
+    id: str
+    token: str = Field(default="", exclude=True)
+
+
+@dataclass
+class ExcludingByHand:
+    id: Annotated[str, Field(exclude=True)]
+
+
+@pydantic_dataclass
+class ExcludingOurs:
+    id: str = Field(default="", exclude=True)
+
+
+class Secretive(BaseModel):
+    id: str
+    password: SecretStr
+
+
+class Secret(BaseModel):
+    inner: list[Secretive]
+
+
+class Written(BaseModel):
+    password: SecretStr
+
+    @field_serializer("password", when_used="json")
+    def _written(self, value: SecretStr) -> str:
+        return value.get_secret_value()
+
+
+@dataclass
+class NotRead:
+    id: str
+    total: int = field(default=0, init=False)
+
+
+@dataclass
+class Computed:
+    id: str
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = len(self.id)
+
+
+@dataclass
+class OnlyOnce:
+    id: str
+    raw: InitVar[str]
+
+    def __post_init__(self, raw: str) -> None: ...
+
+
+@dataclass
+class Defaulting:
+    id: str
+    raw: InitVar[str] = ""
+
+    def __post_init__(self, raw: str) -> None: ...
+
+
+class Pair(Enum):
+    BOTH = (1, 2)
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Numbers(RootModel[list[int]]): ...
+
+
+class Row(NamedTuple):
+    password: SecretStr
+
+
+Named = NewType("Named", Secretive)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Excluding, r"token of an outcome .*left out of the JSON \(exclude=True\). Keep it"),
+        (list[Excluding] | None, "left out of the JSON"),
+        (ExcludingByHand, "left out of the JSON"),
+        (ExcludingOurs, "left out of the JSON"),
+        (Secretive, "password of an outcome .* written as asterisks. Give the field a serializer"),
+        (Secret, r"inner\.password"),
+        (Row, "written as asterisks"),
+        (Named, "written as asterisks"),
+        (dict[str, SecretBytes], "written as asterisks"),
+        (NotRead, r"total of an outcome .*\(init=False\)"),
+        (OnlyOnce, r"raw of an outcome .*\(InitVar\)"),
+        (Pair, r"\(1, 2\).* does not come back from JSON"),
+        (Literal[b"x"], "does not come back from JSON"),
+        (dict[Pair, int], "does not come back from JSON"),
+        (Iterable[int], "used up when it is written down. Make it a list"),
+        (dict[tuple[int, int], str], "keys of type .* cannot be read again"),
+        (dict[str | None, int], "keys of type NoneType"),
+        (dict[int | str, str], "written as the same texts"),
+        (Level | int, "Level that was kept as JSON could come back as int"),
+        (int | Level, "Level that was kept as JSON could come back as int"),
+        (list[int] | tuple[int, ...], "could come back as"),
+        (set[int] | list[int], "could come back as"),
+        (Numbers | list[int], "Numbers that was kept as JSON could come back as"),
+        (Receipt | dict[str, str], "Receipt that was kept as JSON could come back as"),
+    ],
+)
+def test_hazard_16_what_the_type_of_an_outcome_tells_is_refused(app: App, bank: Outside, kind: Any, why: str) -> None:
+    def handler(order: Order, outcome: Any) -> None: ...
+
+    handler.__annotations__["outcome"] = kind
+    call: Any = bank.call(in_doubt=hold())(_any)
+    with pytest.raises(DeclarationError, match=why):
+        app.on(Order, Order.status == "placed", call=call)(handler)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Written,
+        Computed,
+        Defaulting,
+        Numbers,
+        Annotated[SecretStr, PlainSerializer(lambda value: value.get_secret_value())],
+        Literal["a", 1] | None,
+        dict[Level, Receipt],
+        dict[Literal["a", "b"], int],
+        int | str | None,
+        bool | int | float,
+        float | Decimal,
+        Receipt | dict[str, int],
+        Receipt | list[str] | None,
+        NewType("Number", int),
+    ],
+    ids=str,
+)
+def test_hazard_16_what_may_come_back_is_taken(app: App, bank: Outside, kind: Any) -> None:
+    def handler(order: Order, outcome: Any) -> None: ...
+
+    def called(order: Order) -> Any: ...
+
+    handler.__annotations__["outcome"] = called.__annotations__["return"] = kind
+    call: Any = bank.call(in_doubt=hold())(called)
+    assert app.on(Order, Order.status == "placed", call=call)(handler)
+
+
+@dataclass(frozen=True)
+class Detailed(Receipt):
+    voucher: str = ""
+
+
+def test_hazard_16_a_call_that_returns_a_subclass_of_what_its_handler_takes(app: App, bank: Outside) -> None:
+    @bank.call(in_doubt=hold())
+    def charge(order: Order) -> Detailed:
+        raise AssertionError
+
+    with pytest.raises(DeclarationError, match="can return Detailed, which would come back as another type"):
+
+        @app.on(Order, Order.status == "placed", call=charge)
+        def paid(order: Order, outcome: Receipt) -> None: ...
+
+    @app.on(Order, Order.status == "placed", call=charge)
+    def paid_in_detail(order: Order, outcome: Detailed) -> None: ...
 
 
 def _any(order: Order) -> Any: ...

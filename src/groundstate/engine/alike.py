@@ -23,6 +23,8 @@ def alike(one: Any, other: Any) -> bool:
 
     NaN is NaN here, and an int is as good as the equal float where a float was annotated, as everywhere in Python's types.
     """
+    if one is other:
+        return True
     if type(one) is not type(other):
         return type(one) is int and type(other) is float and bool(one == other)
     if isinstance(one, float):
@@ -31,7 +33,7 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(one, Decimal):
         return bool(one.as_tuple() == other.as_tuple())
     if isinstance(one, datetime | time):
-        return one.replace(tzinfo=None) == other.replace(tzinfo=None) and one.utcoffset() == other.utcoffset()
+        return bool(one.replace(tzinfo=None) == other.replace(tzinfo=None)) and one.utcoffset() == other.utcoffset()
     if isinstance(one, Mapping):
         return _mappings_alike(one, other)
     if isinstance(one, list | tuple):
