@@ -564,7 +564,8 @@ def test_hazard_16_what_may_come_back_is_taken(app: App, bank: Outside, kind: An
 
     handler.__annotations__["outcome"] = called.__annotations__["return"] = kind
     call: Any = bank.call(in_doubt=hold())(called)
-    assert app.on(Order, Order.status == "placed", call=call)(handler)
+    app.on(Order, Order.status == "placed", call=call)(handler)
+    assert app.reactions["handler"].outcome_type == kind
 
 
 @dataclass(frozen=True)
