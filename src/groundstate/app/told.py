@@ -54,7 +54,7 @@ class _Looking:
                 self.at(annotation, f"{path}.{name}" if path else name, serialized=serialized or by_hand)
 
     def _plain(self, kind: Any, origin: Any, path: str) -> None:
-        if origin in _RUN_OUT:
+        if any(origin is one for one in _RUN_OUT):
             self._refuse(path, f"{name_of(kind)} is read once, and would be used up when it is written down", "make it a list")
         if hasattr(origin, "get_secret_value"):
             cure = "give the field a serializer that writes what is needed, or leave the secret out of the outcome"
@@ -140,8 +140,8 @@ def _fields_of(kind: type) -> Iterator[_Field]:
     stored = {one.name for one in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set(hints)
     for name, hint in hints.items():
         one = declared.get(name)
-        default = dataclasses.MISSING if one is None else one.default
-        infos = [info for info in (*getattr(hint, "__metadata__", ()), default) if hasattr(info, "exclude")]
+        default: Any = dataclasses.MISSING if one is None else one.default
+        infos: list[Any] = [info for info in (*getattr(hint, "__metadata__", ()), default) if hasattr(info, "exclude")]
         if isinstance(hint, dataclasses.InitVar):
             none = default is dataclasses.MISSING and (one is None or one.default_factory is dataclasses.MISSING)
             required = none or any(info.is_required() for info in infos)
