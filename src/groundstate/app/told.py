@@ -59,10 +59,11 @@ class _Looking:
         if hasattr(origin, "get_secret_value"):
             cure = "give the field a serializer that writes what is needed, or leave the secret out of the outcome"
             self._refuse(path, f"{name_of(kind)} is written as asterisks", cure)
-        if origin is Literal or (isinstance(origin, type) and issubclass(origin, enum.Enum)):
+        if origin is Literal or isinstance(kind, enum.EnumType):
             self._values(kind, origin, path)
-        if isinstance(origin, type) and issubclass(origin, Mapping) and typing.get_args(kind):
-            self._keys(typing.get_args(kind)[0], path)
+        given = typing.get_args(kind)
+        if given and _is_mapping(origin):
+            self._keys(given[0], path)
 
     def _values(self, kind: Any, origin: Any, path: str) -> None:
         """Each value of an enum or a Literal, tried."""
@@ -105,6 +106,10 @@ class _Looking:
     def _refuse(self, path: str, why: str, cure: str) -> None:
         of = f"{path} of an outcome" if path else "an outcome"
         raise DeclarationError(f"{self.what}: {of} would not come back as it was where it was kept: {why}. {cure[0].upper()}{cure[1:]}")
+
+
+def _is_mapping(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Mapping)
 
 
 def _is_text_literal(kind: Any) -> bool:
