@@ -38,6 +38,8 @@ class Batches:
         """A batch of fresh rows for each reaction, then what is due, then one of the backlog for one that has some."""
         lanes = [lane for lane in self._shift.parts if lane.question.spec.call is None and lane.on]
         now = time.monotonic()
+        if self._shift.life.rings:
+            self._look_at_slowed(lanes, now)
         for lane in lanes:
             if lane.fresh and lane.not_before <= now and (room := lane.failing.room(lane.batch, 0, now)) > 0:
                 self._batch(lane, Feed(keys=lane.take_fresh(min(room, lane.batch))))
@@ -55,6 +57,13 @@ class Batches:
             if done is not None:
                 moved_on(lane, done.cursor, done.read, limit, done.taken)
                 self._crowd.did(done.taken, now)
+
+    def _look_at_slowed(self, lanes: list[Lane], now: float) -> None:
+        """Records that go round, and whose pause is over."""
+        by_question = {lane.question: lane for lane in lanes}
+        for question, key in self._shift.life.rings.ready(now):
+            if question in by_question:
+                by_question[question].fresh[key] = None
 
     def _by_groups(self, lane: Lane, groups: Round, limit: int) -> None:
         """One page of the pass: who is first of many values. Those behind them come with the next pass."""

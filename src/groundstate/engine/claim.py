@@ -173,7 +173,7 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
     if tx.air:
         taken = [one for one in taken if not tx.air.holds(spec, one.text)]
     if not taken or not _some_attempts(tx):
-        return taken
+        return _at_full_pace(question, tx, taken)
     table_name = None if spec.fact else spec.table_name
     found = attempts.concerning(tx, spec.app, spec.name, table_name, [one.text for one in taken])
     free, kept_out_by = [], spec.kept_out_by
@@ -188,7 +188,14 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
         if own is None or tried_now or (own.call == mine and own.state is State.BEGUN):
             one.attempt = own
             free.append(one)
-    return free
+    return _at_full_pace(question, tx, free)
+
+
+def _at_full_pace(question: Question, tx: Transaction, taken: list[Taken]) -> list[Taken]:
+    """Without those that go round and are slowed down just now. What failed waits for its next try anyway."""
+    if not tx.rings:
+        return taken
+    return [one for one in taken if one.attempt is not None or not tx.rings.holds(question, one.key, one.occurrence)]
 
 
 def dues(question: Question, tx: Transaction, records: Sequence[Any]) -> list[datetime | None]:

@@ -22,6 +22,7 @@ from groundstate.engine import leaps, transaction
 from groundstate.engine.air import Air
 from groundstate.engine.cells import lives_among
 from groundstate.engine.inside_call import REDACT_CURE, inside
+from groundstate.engine.rings import Rings
 from groundstate.engine.store_begins import StoreBegins
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, OtherServer, RowRewritten
@@ -60,6 +61,7 @@ class Life:
     incarnation: str | None = None  # of that server, as this life's row says it
     met: dict[str, float] = field(default_factory=dict)  # incarnations of the server, and when this worker first had a lock there
     air: Air = field(default_factory=Air)  # of this worker, all its lives long
+    rings: Rings = field(default_factory=Rings)  # the same
     awaits_until: float | None = None  # monotonic: until when others may take their numbers again; None: nobody is awaited
     taken: int = 0  # how often its lock was taken: what died with the lock is another's after that
     past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand
@@ -143,7 +145,7 @@ class Life:
         with transaction.writing(self.database, wait=wait) as tx:
             if embedded and self.database.someone_wrote():  # asked under the write lock: surely not us
                 self.others_wrote = True
-            tx.air = self.air
+            tx.air, tx.rings = self.air, self.rings
             self._stay_with(tx.server)
             leapt = self.pace.leapt(tx.now, asked_s)
             if leapt:

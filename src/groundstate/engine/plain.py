@@ -19,6 +19,7 @@ from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
 from groundstate.engine.question import Place, PrimaryKey, Question
+from groundstate.engine.rings import Round, Watch
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Row
 from groundstate.rules import attempt as rules
@@ -66,6 +67,8 @@ class Done:
     next_at: datetime | None = None  # the earliest time at which something of it is to be looked at again
     last_due: datetime | None = None  # of those that were taken
     left_begun: bool = False  # careful mode: attempts that were begun for it may stand without having been carried out
+    rounds: set[Round] = field(default_factory=set)  # that were carried out together
+    watch: Watch | None = None  # where some of them are looked at more closely
 
 
 def carry_out(life: Life, question: Question, feed: Feed) -> Done:
@@ -134,11 +137,14 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
         with life.transaction() as tx:
             found = feed.claim(question, tx)
             tx.touched.of_a_backlog = feed.keys is None
-            return _batch(life, question, tx, found)
+            done = _batch(life, question, tx, found)
     except DBAPIError as error:  # refused at COMMIT
         if trouble.transient(error) or found is None or not found.taken:
             raise
         raise _AnyHandlerFailed(found) from error
+    if done.rounds:
+        life.rings.carried_out(question, done.rounds, done.watch)
+    return done
 
 
 def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Done:
@@ -148,6 +154,7 @@ def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Don
         return done
     if any(_spent(question, one, tx.now) for one in found.taken):
         raise _AnyHandlerFailed(found)  # gave_up answers for those
+    done.watch = life.rings.watch(question, tx.connection, found.taken)
     try:
         works = _run(question, tx, found)
         new = handling.flush_all(question, tx, works)
@@ -158,7 +165,10 @@ def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Don
     if handling.without_progress(question, tx, works, new):
         raise _AnyHandlerFailed(found)
     attempts.remove(tx.database, tx.connection, [one.attempt for one in found.taken if one.attempt is not None])
+    if done.watch is not None:
+        life.rings.look(done.watch, tx.connection)
     done.done = len(works)
+    done.rounds = {(work.key, work.occurrence) for work in works}
     tx.touched.add(question.entity, [work.key for work in works], new)
     return done
 

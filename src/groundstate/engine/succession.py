@@ -46,7 +46,7 @@ class Succession:
             fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
             fresh.waiting = old.waiting
             fresh.past = {*old.past, old.id}
-            fresh.met, fresh.air = old.met, old.air
+            fresh.met, fresh.air, fresh.rings = old.met, old.air, old.rings
         return fresh
 
     def begin(self, shift: Shift) -> None:

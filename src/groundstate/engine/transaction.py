@@ -21,6 +21,7 @@ from groundstate.engine import hints, one_moment
 from groundstate.engine.air import Air
 from groundstate.engine.beside import Beside
 from groundstate.engine.by_key import ByKey
+from groundstate.engine.rings import Rings
 from groundstate.engine.trouble import Row
 from groundstate.rules.statements import what_it_writes
 from groundstate.store.naming import name_of
@@ -45,6 +46,7 @@ class Transaction:
     now: datetime
     server: str | None = None  # what `Database.server` says where this runs
     air: Air | None = None  # for which records this worker has a call in the air; None: there is no worker
+    rings: Rings | None = None  # which records this worker slows down; None: there is no worker
     touched: hints.Touched = field(default_factory=hints.Touched)
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False

@@ -467,7 +467,8 @@ class Worker:
         times = [self._sweeps.wait_until(), now + SWEEP_S, self._afar.wait_until()]
         if self._ticks_here:
             times.append(self._ticks.wait_until())
-        times += [at for at in (self._shift.next_due, self._timers.wait_until(), self._crowd.wait_until()) if at is not None]
+        known = (self._shift.next_due, self._timers.wait_until(), self._crowd.wait_until(), self._shift.life.rings.wait_until())
+        times += [at for at in known if at is not None]
         times += [lane.not_before for lane in self._shift.parts if (lane.wants or lane.lacks) and lane.not_before > now]
         times += [lane.failing.until for lane in self._shift.parts if lane.wants and lane.failing.until > now]
         traffic = self._traffic.wait_s(now)
@@ -545,6 +546,7 @@ class Worker:
             or not self._counted
             or not self._traffic.quiet
             or self._ticks.wants
+            or self._shift.life.rings.wait
             or any(lane.wants or (lane.on and lane.backlog) for lane in self._shift.parts)
         ):
             return

@@ -28,6 +28,7 @@ from groundstate.engine import (
     life,
     limits,
     looks,
+    rings,
     shift,
     succession,
     sweeps,
@@ -44,8 +45,8 @@ EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
 _WITH_TIME = (
-    batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, shift, succession, sweeps, ticks, timers, tokens, traffic,
-    worker,
+    batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, rings, shift, succession, sweeps, ticks, timers, tokens,
+    traffic, worker,
 )  # fmt: skip
 
 

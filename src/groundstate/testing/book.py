@@ -139,6 +139,7 @@ class Book:
         for one in standing:
             if one.error and one.error.startswith(_HANDLERS_FAULT) and one.reaction not in self._may_fail:
                 raise Violation("Progress", f"{one.reaction} of {one.record}: {one.error}")
+        self._nothing_goes_round()
         if self._always is not None:
             with self._place.session() as session:
                 self._always(session)
@@ -243,6 +244,13 @@ class Book:
                         "Listed",
                         f"{one.identity[1]} of {one.identity[2]} was done ({one.answer!r}), no record says so, and no attempt stands",
                     )
+
+    def _nothing_goes_round(self) -> None:
+        assert self.stage is not None  # noqa: S101  # there is a run
+        for worker in (worker for process in self.stage.processes for worker in process.workers):
+            for one in worker.life.rings.told:
+                if not self._may_fail.issuperset(one.reactions):
+                    raise Violation("Progress", one.words)
 
     def _no_second_call_for_the_record(self, effect: Effect[Any]) -> None:
         """One reaction acts for a record once more only where its first outcome is in the record, whatever the occurrence says; and where
