@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
 from groundstate.engine import rings
+from groundstate.engine.handling import Work
 from groundstate.engine.question import Question
 from groundstate.engine.rings import Rings
 from tests.engine.kit import HANG_S, Order, World, until
 
 
 @pytest.fixture(autouse=True)
-def _a_minute_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _a_minute_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """For twenty rounds of a busy machine."""
     monkeypatch.setattr(rings, "WITHIN_S", 10 * HANG_S)
-    yield
 
 
 def undoing_each_other(world: World) -> list[str]:
@@ -43,9 +42,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[Any]:
     return [one for one in caplog.records if getattr(one, "event", None) == "record_goes_round"]
 
 
-def test_a_record_that_two_reactions_undo_is_told_once_slowed_down_and_others_go_on(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_record_that_two_reactions_undo_is_told_once_slowed_down_and_others_go_on(world: World, caplog: pytest.LogCaptureFixture) -> None:
     runs = undoing_each_other(world)
 
     @world.app.on(Order, Order.status == "new")
@@ -218,7 +215,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Rings()
     question: Question = object.__new__(Question)
     for number in range(0, 10_000, 10):
-        some = {((number + one,), "") for one in range(10)}
+        some = [Work((number + one,), None, "", (), {}) for one in range(10)]
         known.carried_out(question, some, None)
         known.carried_out(question, some, None)
     assert len(known._again) == 100

@@ -19,7 +19,7 @@ from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
 from groundstate.engine.question import Place, PrimaryKey, Question
-from groundstate.engine.rings import Round, Watch
+from groundstate.engine.rings import Watch
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Row
 from groundstate.rules import attempt as rules
@@ -67,7 +67,7 @@ class Done:
     next_at: datetime | None = None  # the earliest time at which something of it is to be looked at again
     last_due: datetime | None = None  # of those that were taken
     left_begun: bool = False  # careful mode: attempts that were begun for it may stand without having been carried out
-    rounds: set[Round] = field(default_factory=set)  # that were carried out together
+    works: Sequence[Work] = ()  # that were carried out together
     watch: Watch | None = None  # where some of them are looked at more closely
 
 
@@ -142,8 +142,8 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
         if trouble.transient(error) or found is None or not found.taken:
             raise
         raise _AnyHandlerFailed(found) from error
-    if done.rounds:
-        life.rings.carried_out(question, done.rounds, done.watch)
+    if done.works:
+        life.rings.carried_out(question, done.works, done.watch)
     return done
 
 
@@ -168,7 +168,7 @@ def _batch(life: Life, question: Question, tx: Transaction, found: Claim) -> Don
     if done.watch is not None:
         life.rings.look(done.watch, tx.connection)
     done.done = len(works)
-    done.rounds = {(work.key, work.occurrence) for work in works}
+    done.works = works
     tx.touched.add(question.entity, [work.key for work in works], new)
     return done
 

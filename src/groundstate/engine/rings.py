@@ -23,7 +23,7 @@ WITHIN_S = 60.0
 TIMES = 20  # so often within that time, with the same occurrence, and it is told of
 TRACED_AFTER = 10  # so often, and it is found out who makes it hold again
 PROVEN = 5  # so often it was seen, at least, and of each other run
-REMEMBERED = 10_000  # rounds of a generation, of which there are two: more than that a worker does not see come again 20 times a minute
+REMEMBERED = 10_000  # records of a generation, of which there are two: more than that a worker does not see come again 20 times a minute
 COUNTED_MOST = 10_000
 TRACED_MOST = 200  # at once
 SLOWED_MOST = 10_000
@@ -33,12 +33,14 @@ FORGOTTEN_S = 120.0  # after its pause: who comes then goes round anew
 TOLD_MOST = 10  # lines a minute; further records are told at DEBUG
 KEPT_TOLD = 100
 
-Round = tuple[PrimaryKey, str]  # a record and its occurrence, of one reaction
-Step = tuple[Question, PrimaryKey, str]  # the same, and the reaction's question, which is that of what is too late where that has one
-_NONE: frozenset[Round] = frozenset()
+# One round of a record: the reaction's question (of what is too late another one than of the rest), the key and the occurrence.
+Step = tuple[Question, PrimaryKey, str]
+_NONE: frozenset[PrimaryKey] = frozenset()
 
 
-class _Taken(Protocol):
+class Taken(Protocol):
+    """A record in our hands."""
+
     @property
     def key(self) -> PrimaryKey: ...
     @property
@@ -48,7 +50,8 @@ class _Taken(Protocol):
 @dataclass
 class _Count:
     since: float
-    times: int = 2
+    occurrence: str
+    times: int
     acquitted_until: float = 0.0
 
 
@@ -98,11 +101,11 @@ class Rings:
 
     def __init__(self) -> None:
         self.told: list[Told] = []
-        self._recent: dict[Question, set[Round]] = {}
-        self._before: dict[Question, set[Round]] = {}
+        self._recent: dict[Question, set[PrimaryKey]] = {}
+        self._before: dict[Question, set[PrimaryKey]] = {}
         self._remembered = 0
         self._turned_at = 0.0
-        self._again: dict[Step, _Count] = {}
+        self._again: dict[tuple[Question, PrimaryKey], _Count] = {}
         self._cleaned_at = 0.0
         self._traced: dict[Step, _Trace] = {}
         self._slowed: dict[Step, _Slow] = {}
@@ -126,7 +129,7 @@ class Rings:
         self._met[slow] = None
         return True
 
-    def watch(self, question: Question, connection: Connection, taken: Iterable[_Taken]) -> Watch | None:
+    def watch(self, question: Question, connection: Connection, taken: Iterable[Taken]) -> Watch | None:
         """Before the handlers run on these; None where none of them is traced."""
         if not self._traced:
             return None
@@ -153,48 +156,49 @@ class Rings:
             watch.made.append((step, own or list(watch.mine)))
 
     # ---- after its commit --------------------------------------------------------------------------------------------------------
-    def carried_out(self, question: Question, rounds: set[Round], watch: Watch | None) -> None:
+    def carried_out(self, question: Question, works: Sequence[Taken], watch: Watch | None) -> None:
         """These were, and it is committed."""
-        now = time.monotonic()
+        now, found = time.monotonic(), {one.key for one in works}
         recent = self._recent.get(question)
         if recent is None:
             recent = self._recent[question] = set()
-        again = recent & rounds
+        again = recent & found
         before = self._before.get(question, _NONE)
         if before:
-            again |= before & rounds
-        recent |= rounds
-        self._remembered += len(rounds)
+            again |= before & found
+        recent |= found
+        self._remembered += len(found)
         if self._remembered > REMEMBERED or now - self._turned_at > WITHIN_S / 2:
             self._before, self._recent, self._remembered, self._turned_at = self._recent, {}, 0, now
         if self._slowed:
-            self._pause(question, rounds, now)
+            self._pause(question, works, now)
         if again:
-            self._count([(question, *one) for one in again], now)
+            self._count([(question, one.key, one.occurrence) for one in works if one.key in again], now)
         if watch is not None:
             self._judge(watch, now)
 
     def _count(self, steps: Sequence[Step], now: float) -> None:
         for step in steps:
-            count = self._again.get(step)
             if step in self._slowed:
                 continue
+            question, key, occurrence = step
+            count = self._again.get((question, key))
             if count is None:
                 if len(self._again) >= COUNTED_MOST:
                     self._forget_old(now)
                 if len(self._again) < COUNTED_MOST:
-                    self._again[step] = _Count(now)
-            elif now - count.since > WITHIN_S:
-                count.since, count.times = now, 2
-                self._traced.pop(step, None)
+                    self._again[question, key] = _Count(now, occurrence, 1 if occurrence else 2)
+            elif count.occurrence != occurrence or now - count.since > WITHIN_S:
+                self._traced.pop((question, key, count.occurrence), None)
+                count.since, count.occurrence, count.times = now, occurrence, 1
             else:
                 count.times += 1
                 if count.times >= TRACED_AFTER and now >= count.acquitted_until and len(self._traced) < TRACED_MOST:
                     self._traced.setdefault(step, _Trace())
 
-    def _pause(self, question: Question, rounds: Iterable[Round], now: float) -> None:
-        for one in rounds:
-            slow = self._slowed.get((question, *one))
+    def _pause(self, question: Question, works: Iterable[Taken], now: float) -> None:
+        for one in works:
+            slow = self._slowed.get((question, one.key, one.occurrence))
             if slow is not None:
                 slow.until, slow.pause_s = now + slow.pause_s, min(slow.pause_s * 2, LONGEST_S)
 
@@ -203,7 +207,7 @@ class Rings:
             return
         self._cleaned_at = now
         self._again = {one: count for one, count in self._again.items() if now - count.since <= WITHIN_S or now < count.acquitted_until}
-        self._traced = {one: trace for one, trace in self._traced.items() if one in self._again}
+        self._traced = {one: trace for one, trace in self._traced.items() if one[:2] in self._again}
 
     def _judge(self, watch: Watch, now: float) -> None:
         for step in watch.mine:
@@ -215,7 +219,7 @@ class Rings:
                 trace.made += 1
                 trace.makers.update(dict.fromkeys(makers))
         for step in watch.mine:
-            trace, count = self._traced.get(step), self._again.get(step)
+            trace, count = self._traced.get(step), self._again.get(step[:2])
             if trace is None or count is None:
                 continue
             ring = self._ring(step) if count.times >= TIMES else None
@@ -246,7 +250,7 @@ class Rings:
         slow = _Slow(now + FIRST_S, min(2 * FIRST_S, LONGEST_S))
         for one in ring:
             self._traced.pop(one, None)
-            self._again.pop(one, None)
+            self._again.pop(one[:2], None)
             if len(self._slowed) < SLOWED_MOST:
                 self._slowed[one] = slow
 
