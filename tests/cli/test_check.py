@@ -127,6 +127,97 @@ def test_an_event_that_comes_again_under_one_key_is_told(folder: Path, sqlite_ur
     assert key["level"] == "advice"
 
 
+NEW = """
+@app.on(Bill, Bill.status == "new")
+def due(bill: Bill) -> None:
+    bill.status = "due"
+"""
+ROUND_ABOUT = """
+import enum
+
+class Step(enum.Enum):
+    ASKED = 1
+
+AGAIN = "due"
+
+@app.on(Bill, Bill.status == "paid", Bill.naive.is_(None))
+def looked_at(bill: Bill) -> None:
+    if bill.id > 3:
+        bill.status = "kept"
+        return
+    bill.status, bill.naive = "reviewed", datetime.now()
+
+@app.on(Bill, Bill.status.in_(["reviewed", "sent back"]), Bill.naive.is_not(None))
+def sent_back(bill: Bill) -> None:
+    bill.status = AGAIN
+"""
+UNDO = """
+@app.on(Bill, Bill.status == "kept")
+def let_go(bill: Bill) -> None:
+    bill.status = "gone"
+
+@app.on(Bill, Bill.status.in_(["gone", "lost"]))
+def kept(bill: Bill) -> None:
+    bill.status = "kept"
+"""
+BOUNDED = """
+@app.on(Bill, Bill.status == "kept", Bill.id < 5)
+def let_go(bill: Bill) -> None:
+    bill.status = "gone"
+
+@app.on(Bill, Bill.status == "gone")
+def kept(bill: Bill) -> None:
+    bill.status = "kept"
+
+@app.on(Bill, Bill.status == "sought")
+def sought(bill: Bill) -> None:
+    bill.status = "found" if bill.id > 3 else "lost"
+
+@app.on(Bill, Bill.status == "lost")
+def lost(bill: Bill) -> None:
+    bill.status = "sought"
+
+@app.on(Bill, Bill.status == "asleep")
+def woken(bill: Bill) -> None:
+    bill.status = "awake"
+
+@app.on(Bill, Bill.status == "awake", due=Bill.right)
+def tired(bill: Bill) -> None:
+    bill.status = "asleep"
+"""
+
+
+def test_a_state_that_leads_to_the_call_without_coming_again_is_not_told(folder: Path, sqlite_url: str) -> None:
+    _, found = of(folder, sqlite_url, APP + NEW)
+    assert [one for one in found if one["kind"] in ("key", "ring")] == []
+
+
+def test_a_call_whose_state_comes_again_by_way_of_others_is_told(folder: Path, sqlite_url: str) -> None:
+    _, found = of(folder, sqlite_url, APP + ROUND_ABOUT)
+    (key,) = [one for one in found if one["kind"] == "key"]
+    assert key["subject"] == "paid"
+    assert "sent_back sets status to 'due' again, by way of looked_at" in key["words"]
+
+
+def test_a_call_with_rounds_of_its_own_may_come_again(folder: Path, sqlite_url: str) -> None:
+    rounds = APP.replace("call=charge)", "call=charge, occurrence=())") + AGAIN
+    _, found = of(folder, sqlite_url, rounds)
+    assert [one for one in found if one["kind"] == "key"] == []
+
+
+def test_two_reactions_that_undo_each_other_are_a_problem(folder: Path, sqlite_url: str) -> None:
+    code, found = of(folder, sqlite_url, APP + UNDO)
+    assert code == 1
+    (ring,) = [one for one in found if one["kind"] == "ring"]
+    assert ring["level"] == "problem"
+    assert "let_go, kept undo each other" in ring["words"]
+
+
+def test_a_ring_that_something_may_end_or_that_waits_for_its_time_is_not_told(folder: Path, sqlite_url: str) -> None:
+    _, found = of(folder, sqlite_url, APP + BOUNDED)
+    assert [one for one in found if one["kind"] == "ring"] == []
+
+
 def test_missing_tables_of_ours_are_a_problem(shop: Shop) -> None:
     shop.sql("DROP TABLE groundstate_worker")
     (found,) = findings(shop, "tables", code=1)

@@ -11,8 +11,8 @@ from sqlalchemy import bindparam, exists, func, join, or_, select, text
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from groundstate import App, DeclarationError, DeclarationWarning, Outside, Store, every_child, hold
-from tests.declare.models import Base, Hero, Item, Order, Parcel, Size
+from groundstate import App, DeclarationError, DeclarationWarning, Key, Moment, Outside, Store, again, every_child, hold, same_key
+from tests.declare.models import Base, Hero, Item, Order, Parcel, Rush, Size
 
 DAY = timedelta(days=1)
 ANY: Any = Order.gift
@@ -171,11 +171,104 @@ def test_w12_a_recurring_condition_whose_key_never_changes(app: App, bank: Outsi
         @app.on(Order, Order.next_at <= func.now(), call=charge)
         def charged(order: Order, outcome: str) -> None: ...
 
-    @app.on(Order, Order.next_at <= func.now(), Order.gift.is_(True), call=charge, occurrence=[Order.next_at])
+    @app.on(Order, Order.next_at < func.now(), Order.gift.is_(True), call=charge, occurrence=[Order.next_at])
     def by_occurrence(order: Order, outcome: str) -> None: ...
 
     @app.on(Order, Order.next_at <= func.now(), call=charge, fact=Order.mailed_at)
     def by_fact(order: Order, outcome: str) -> None: ...
+
+    @app.on(Order, Order.next_at < func.now(), Order.gift.is_(False), call=charge, occurrence=())
+    def once(order: Order, outcome: str) -> None: ...
+
+
+def _both(order: Order, outcome: str) -> None:
+    order.refunded = order.total
+
+
+def _approved(order: Order, outcome: str) -> None:
+    order.status = "approved"
+
+
+@pytest.mark.parametrize(
+    "clauses",
+    [
+        (Order.refunded < Order.total,),
+        (Order.total - Order.refunded > 0,),
+        (Order.refunded != Order.total, Order.gift.is_(True), Order.refunded.is_not(None)),
+    ],
+)
+def test_a_call_that_compares_two_columns_of_its_record_needs_to_know_its_rounds(app: App, bank: Outside, clauses: Any) -> None:
+    charge = bank.call(in_doubt=same_key(kept_for=timedelta(hours=1)))(_with_a_key)
+    with pytest.warns(DeclarationWarning, match=r"compares Order\.(total|refunded) with Order\.(total|refunded).*add occurrence=") as told:
+        app.on(Order, *clauses, call=charge)(_both)
+    assert told[0].filename == __file__
+
+
+def test_what_compares_two_columns_and_leaves_a_state_has_no_rounds(app: App, bank: Outside) -> None:
+    charge = bank.call(in_doubt=same_key(kept_for=timedelta(hours=1)))(_with_a_key)
+    app.on(Order, Order.status == "placed", Order.total > Order.refunded, call=charge)(_approved)
+    app.on(Order, Order.refunded < Order.total, call=charge, occurrence=[Order.refunded], name="rounds")(_both)
+    app.on(Order, Order.refunded < Order.total, Order.gift.is_(True), call=charge, occurrence=(), name="once", due=Order.next_at)(_both)
+    app.on(Order, Order.refunded < Order.total, call=charge, fact=Order.mailed_at, name="fact")(_fact)
+    without_key = bank.call(in_doubt=again())(_plain_call)
+    app.on(Item, Item.weight > Item.order_id, call=without_key, name="no_key")(_weighed)
+
+
+def _with_a_key(order: Order, key: Key) -> str:
+    return ""
+
+
+def _plain_call(item: Item) -> str:
+    return ""
+
+
+def _weighed(item: Item, outcome: str) -> None:
+    item.weight = item.order_id
+
+
+def _fact(order: Order, outcome: str, at: Moment) -> None:
+    order.mailed_at = at.now
+
+
+# ---- one that holds wherever another does ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        ((Order.status == "placed",), (Order.status == "placed", Order.total > 100)),
+        ((Order.status.in_(["placed", "paid"]),), (Order.status == "placed", Order.gift.is_(True))),
+        ((Order.status.is_distinct_from("cancelled"),), (Order.status == "placed",)),
+        ((Order.size == Size.SMALL,), (Order.size == Size.SMALL, Order.status == "placed")),
+    ],
+)
+@pytest.mark.parametrize("other_way", [False, True])
+def test_two_reactions_of_which_one_holds_wherever_the_other_does(app: App, wide: Any, narrow: Any, other_way: bool) -> None:
+    first, second = (("narrow", narrow), ("wide", wide)) if other_way else (("wide", wide), ("narrow", narrow))
+    app.on(Order, *first[1], name=first[0])(_done)
+    with pytest.warns(DeclarationWarning, match="reaction narrow: wherever it holds, reaction wide holds as well") as told:
+        app.on(Order, *second[1], name=second[0])(_done)
+    assert told[0].filename == __file__
+
+
+def test_a_record_of_a_subclass_is_taken_by_a_reaction_on_all_of_them(app: App) -> None:
+    app.on(Order, Order.status == "placed", name="all")(_done)
+    with pytest.warns(DeclarationWarning, match="reaction rush: wherever it holds, reaction all holds as well"):
+        app.on(Rush, Rush.status == "placed", Rush.courier.is_(None), name="rush")(_done)
+
+
+def test_no_word_where_each_has_a_part_of_its_own_or_a_time_or_a_fact(app: App) -> None:
+    app.on(Order, Order.status == "placed", Order.total > 100, name="large")(_done)
+    app.on(Order, Order.status == "placed", Order.total <= 100, name="small")(_done)
+    app.on(Order, Order.status == "placed", due=Order.next_at, name="timed")(_done)
+    app.on(Order, Order.status == "placed", fact=Order.mailed_at, name="mailed")(_mailed)
+    app.on(Item, Item.packed.is_(True), name="packed")(_item_done)
+    app.on(Item, Item.packed.is_not(True), name="unpacked")(_item_done)
+
+
+def _mailed(order: Order, at: Moment) -> None:
+    order.mailed_at = at.now
+
+
+def _item_done(item: Item) -> None: ...
 
 
 def test_w15_json_that_changes_inside_is_not_written(app: App) -> None:

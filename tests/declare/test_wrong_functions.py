@@ -197,6 +197,26 @@ def test_a_find_that_is_never_asked_is_warned_of(bank: Outside, policy: Any) -> 
     assert told[0].filename == __file__
 
 
+def _maybe(order: Order) -> str | None:
+    return None
+
+
+def _found_or_none(order: Order) -> str | Absent | None:
+    return None
+
+
+def test_a_find_that_may_return_none_is_warned_of_where_none_is_no_outcome(bank: Outside) -> None:
+    charge = bank.call(in_doubt=ask(settle_after=SECOND))(_charge)
+    with pytest.warns(DeclarationWarning, match=r"its find .* None is taken for the outcome.*return Absent\(\)") as told:
+        charge.find(_found_or_none)
+    assert told[0].filename == __file__
+
+
+def test_a_find_may_return_none_where_that_is_an_outcome(bank: Outside) -> None:
+    charge = bank.call(in_doubt=ask(settle_after=SECOND))(_maybe)
+    charge.find(_found_or_none)
+
+
 def test_w11_a_find_must_be_able_to_say_absent(bank: Outside) -> None:
     charge = bank.call(in_doubt=ask(settle_after=SECOND))(_charge)
     found: Any = _none_for_absent

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from groundstate import App, DeclarationError, DeclarationWarning
+from groundstate.engine.circles import Steps
 from tests.docs.blocks import SHELLS, Block, blocks_of, commands_of
 from tests.patience import HANG, HANG_S, LONG_RUN_S
 
@@ -51,6 +52,7 @@ class Page:
                 self._block(block)
             self._keep_apps()
             for app in self.apps:
+                nothing_comes_again(app)
                 app.init(tables=True, accept=True)
                 app.run_until_quiet(HANG)
         finally:
@@ -108,6 +110,16 @@ class Page:
         expected = re.search(r"# exit (\d+)", command)
         done = subprocess.run(arguments, check=False, timeout=LONG_RUN_S)
         assert done.returncode == int(expected[1] if expected else 0), f"{where}: {command} ended with {done.returncode}"
+
+
+def nothing_comes_again(app: App) -> None:
+    """What `check` tells of states that come again, and of rings, is told of no app that is right."""
+    steps = Steps(list(app.reactions.values()))
+    for spec in app.reactions.values():
+        way = None if spec.call is None or spec.occurrence else steps.comes_again(spec)
+        assert way is None, f"{app.name}: {spec.name} comes again by {way}"
+    rings = list(steps.endless())
+    assert not rings, f"{app.name}: {rings} go round for ever"
 
 
 def _free_port() -> str:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from benchmarks.shop import steps_app
 
 import groundstate
+from groundstate import DeclarationWarning
+from groundstate.demo import shop as demo
 from tests.docs.blocks import PAGES, ROOT, anchors_of, blocks_of, links_of
+from tests.docs.run_page import nothing_comes_again
 from tests.patience import LONG_RUN_S
 
 SHOP = ROOT / "src" / "groundstate" / "demo" / "shop.py"
@@ -59,6 +65,15 @@ def test_the_shop_of_the_readme_is_the_demos_own() -> None:
     own = [line for line in own if line.strip() and not line.startswith(("# ruff:", "from __future__"))]
     told = [line for code in shown for line in code.splitlines() if line.strip() and not line.startswith("from __future__")]
     assert told == own
+
+
+def test_nothing_that_is_right_is_told_to_come_again() -> None:
+    """The shop of the README, which is the demo's, and those of the benchmarks and the torture run; of the pages' own apps each says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeclarationWarning)
+        for app in (importlib.reload(demo).app, steps_app("sqlite:///never-opened.db")):
+            app.check_declarations()
+            nothing_comes_again(app)
 
 
 def test_each_public_name_is_told_of_in_some_page() -> None:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from groundstate import Failure, Outside, Retry, StateRefused, again, hold
+from groundstate import DeclarationWarning, Failure, Outside, Retry, StateRefused, again, hold
 from groundstate.engine import outcomes, persons
 from groundstate.store import opening
 from tests.engine.charging import ASK, SAME_KEY, charging
@@ -131,9 +131,11 @@ def test_hazard_12_without_overtaken_it_is_held_with_the_outcome(world: World) -
 def test_hazard_13_no_other_reaction_takes_a_record_whose_charge_is_in_the_air_but_a_fact(world: World) -> None:
     gateway = charging(world, hold())
 
-    @world.app.on(Order, Order.status == "placed", Order.note == "late")
-    def cancelled(order: Order) -> None:
-        order.status = "cancelled"
+    with pytest.warns(DeclarationWarning, match="the first to run takes the record"):
+
+        @world.app.on(Order, Order.status == "placed", Order.note == "late")
+        def cancelled(order: Order) -> None:
+            order.status = "cancelled"
 
     @world.app.on(Order, Order.note == "late", fact=Order.mailed)
     def mailed(order: Order) -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from groundstate import Absent, App, InDoubt, Key, Moment, NotDone, Outside, Store, Unknown, again, hold
+from groundstate import Absent, App, DeclarationWarning, InDoubt, Key, Moment, NotDone, Outside, Store, Unknown, again, hold
 from groundstate.testing import Client
 from tests.lab.apps import RETRY, TIMEOUT, Base, Case, Order, order
 
@@ -249,7 +250,8 @@ def two_on_one_state(name: str, *, wrong: bool) -> Case:
     app = App(name, Store("sqlite:///planted.db", Base))
     app.on(Order, Order.status == "placed", name="packed")(packed)
     if wrong:
-        app.on(Order, Order.status == "placed", Order.wish.is_(None), name="noted")(noted_by_its_state)
+        with pytest.warns(DeclarationWarning, match="reaction noted: wherever it holds, reaction packed holds as well"):
+            app.on(Order, Order.status == "placed", Order.wish.is_(None), name="noted")(noted_by_its_state)
     else:
         app.on(Order, Order.status == "packed", fact=Order.wish, name="noted")(noted)
     return Case(app)

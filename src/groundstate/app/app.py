@@ -260,6 +260,7 @@ class App(Running):
                     f" give each a column of its own that says whether it was done, by fact={spec.record.__name__}.<column>, or do both in"
                     " one handler"
                 )
+            declaration.warn_of_another(spec, other)
         self.reactions[spec.name] = spec
 
     def _check_new(self, name: str) -> None:

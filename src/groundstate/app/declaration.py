@@ -16,7 +16,7 @@ from groundstate.app import due as timing
 from groundstate.app.outside import Call
 from groundstate.app.reaction import IN_TRANSACTION, read_handler
 from groundstate.app.store import Store
-from groundstate.rules import miscomputed, overtaken, suspicion
+from groundstate.rules import demands, miscomputed, overtaken, suspicion
 from groundstate.rules.due import Due, DueSpec
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
@@ -201,13 +201,56 @@ def _warn(spec: ReactionSpec) -> None:
     what = f"reaction {spec.name}"
     told = [f"{what}: {why}" for why in suspicion.suspected(spec.clauses)]
     recurring = suspicion.recurs(spec.clauses)
-    if spec.call is not None and not spec.occurrence and recurring is not None:
+    if spec.call is not None and not spec.occurrence and not spec.occurrence_said and recurring is not None:
         told.append(
             f"{what}: where its condition holds again later, the call's key is that of the first time, and a provider answers as it did"
             f" then: add occurrence=[{spec.record.__name__}.{recurring}]"
         )
+    compared = _compared(spec)
+    if compared is not None:
+        told.append(
+            f"{what}: its condition compares {' with '.join(compared)}, and holds again when one of them moves, and the call's key is that"
+            f" of the first time, so that a provider answers as it did then: add occurrence=[{spec.record.__name__}.<column>], of the one"
+            " that the handler writes, or occurrence=() where a record is called for once"
+        )
     for one in told:
         warnings.warn(one, DeclarationWarning, stacklevel=source.stacklevel())
+
+
+def _compared(spec: ReactionSpec) -> list[str] | None:
+    """The columns that the condition of a call compares with each other, where that alone ends it, and nothing tells its rounds apart."""
+    kind = spec.kind
+    if spec.call is None or kind is None or spec.occurrence or spec.occurrence_said or spec.fact is not None:
+        return None
+    if not kind.key and spec.call.in_doubt.kind not in ("same_key", "ask"):
+        return None  # no key, and nothing is found by one
+    found = suspicion.compares_own(spec.clauses, spec.mapper)
+    if found is None:
+        return None
+    names, others = found
+    handler = spec.handler.call
+    if any(writes.writes(handler, name, spec.record) for name in others):
+        return None  # it leaves a state, and not only catches up
+    if others and not any(writes.writes(handler, name, spec.record) for name in names):
+        return None  # nothing is seen of how it ends
+    return [f"{spec.record.__name__}.{name}" for name in names]
+
+
+def warn_of_another(spec: ReactionSpec, other: ReactionSpec) -> None:
+    """Warns where one of two reactions holds wherever the other one does: whichever comes first takes the record from the other."""
+    if spec.fact is not None or other.fact is not None or spec.due is not None or other.due is not None:
+        return
+    for narrow, wide in ((spec, other), (other, spec)):
+        if issubclass(narrow.record, wide.record) and demands.covered(wide.clauses, narrow.clauses, narrow.mapper):
+            shown = narrow.record.__name__
+            warnings.warn(
+                f"reaction {narrow.name}: wherever it holds, reaction {wide.name} holds as well, and the first to run takes the record from"
+                f" the other: say in the condition of {wide.name} what it leaves to {narrow.name}, as in ~({shown}.<column> > ...), or give"
+                f" each a column of its own that says whether it was done, by fact={shown}.<column>",
+                DeclarationWarning,
+                stacklevel=source.stacklevel(),
+            )
+            return
 
 
 def warn_when_configured(spec: ReactionSpec) -> None:

@@ -63,6 +63,14 @@ class Call(Generic[A, O]):
             raise DeclarationError(f"call {self.__name__} has a find already ({spec.find.name})")
         read = signature.read(find, f"call {self.__name__}: its find", ["what the call takes"], _supplied(_TO_FIND, spec.outside))
         _must_say_absent(read)
+        if _says_none(read.returns) and not _may_be_none(spec.outcome_type):
+            warnings.warn(
+                f"call {self.__name__}: its find {read.function.name} is annotated to return None, and None is taken for the outcome of a"
+                " call that was made: return Absent() where the outside was not acted on, and Unknown() where it cannot tell; or annotate"
+                " the call so that None is an outcome of it",
+                DeclarationWarning,
+                stacklevel=source.stacklevel(),
+            )
         if spec.in_doubt.kind == "same_key" and spec.in_doubt.settle_after is None:
             raise DeclarationError(
                 f"call {self.__name__} has a find, which needs to know when Absent can be believed: same_key(kept_for=...,"
@@ -309,6 +317,19 @@ def _must_say_absent(read: signature.Signature) -> None:
             " where the"
             " outside was not acted on; None or False would be taken for an outcome"
         )
+
+
+def _says_none(returns: Any) -> bool:
+    return not isinstance(returns, signature.Unresolved) and type(None) in [*map(_class_of_none, signature.members(returns))]
+
+
+def _may_be_none(outcome: Any) -> bool:
+    """Whether None is an outcome of the call; Any, where it does not say what it returns."""
+    return outcome is not Any and _says_none(outcome)
+
+
+def _class_of_none(member: Any) -> Any:
+    return type(None) if member is None else member
 
 
 def _can_be_absent(member: Any) -> bool:

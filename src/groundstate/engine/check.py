@@ -11,11 +11,13 @@ from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, T
 from sqlalchemy.exc import CompileError
 
 from groundstate.engine import fitting, hidden, plans, schema, stored, triggers
-from groundstate.engine.handwriting import constants_set, counted_beside
+from groundstate.engine.circles import Steps
+from groundstate.engine.handwriting import counted_beside
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
-from groundstate.rules import equality, suspicion
+from groundstate.rules import suspicion
 from groundstate.rules.cron import Cron
+from groundstate.rules.demands import OTHER
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.silence import silent_from
 from groundstate.store import kept_rows
@@ -58,6 +60,7 @@ def check(
         found += _stored(connection, questions)
         found += _local_defaults(database, connection, questions)
         found += _same_keys_again(questions)
+        found += _rings(questions)
         found += _clocks(questions)
         found += _writers(questions)
         found += _datetimes(database, questions, metadatas)
@@ -180,30 +183,36 @@ def _triggers(database: Database, connection: Connection, questions: Sequence[Qu
 
 # ---- keys ----------------------------------------------------------------------------------------------------------------------
 def _same_keys_again(questions: Sequence[Question]) -> Iterator[Finding]:
-    """A call whose event comes again on the same record under the same key: some handler sets the column back."""
-    for question in questions:
-        spec = question.spec
-        if spec.call is None or spec.occurrence or spec.call.in_doubt.kind not in ("same_key", "ask"):
+    """A call whose event comes again on the same record under the same key: other reactions lead back to its condition."""
+    steps = Steps([question.spec for question in questions])
+    for spec in steps.specs:
+        call, kind = spec.call, spec.kind
+        if call is None or kind is None or spec.occurrence or spec.occurrence_said:
             continue
-        demanded = equality.constants(spec.clauses, spec.mapper)
-        for other in questions:
-            if other.spec.mapper.base_mapper is not spec.mapper.base_mapper:
-                continue
-            for column, value in _sets(other):
-                if column in demanded and demanded[column] == value:
-                    words = (
-                        f"{other.spec.name} sets {column} to {value!r} again, so that {spec.name} comes a second time on one record, and"
-                        f" its call {spec.call.function.name} goes out under the same key as the first: the provider gives the first answer"
-                        " again, or its find finds the first"
-                    )
-                    yield Finding("advice", "key", spec.name, words, "give `occurrence=[column]` a column that each round changes")
+        if not kind.key and call.in_doubt.kind not in ("same_key", "ask"):
+            continue
+        way = steps.comes_again(spec)
+        if way is None:
+            continue
+        through = f", by way of {', '.join(way.reactions[:-1])}" if way.reactions[:-1] else ""
+        to = "" if way.value is OTHER else f" to {way.value!r}"
+        words = (
+            f"{way.reactions[-1]} sets {way.column}{to} again{through}, so that {spec.name} comes a second time on one record, and its call"
+            f" {call.function.name} goes out under the same key as the first: the provider gives the first answer again, or its find finds"
+            " the first"
+        )
+        cure = "give `occurrence=[column]` a column that each round changes, or `occurrence=()` where all of them are one round"
+        yield Finding("advice", "key", spec.name, words, cure)
 
 
-def _sets(question: Question) -> Iterator[tuple[str, Any]]:
-    spec = question.spec
-    for function in (spec.handler, spec.overtaken, spec.gave_up, spec.expired):
-        for column, values in constants_set(function.call).items() if function else ():
-            yield from ((column, value) for value in values)
+def _rings(questions: Sequence[Question]) -> Iterator[Finding]:
+    """Reactions that undo each other for ever, and nothing fails."""
+    for names in Steps([question.spec for question in questions]).endless():
+        words = (
+            f"{', '.join(names)} undo each other: each makes the next one's condition hold, and the last the first one's, so that a record"
+            " that comes to one of them goes round for ever"
+        )
+        yield Finding("problem", "ring", names[0], words, "let one of them leave a state that no other of them undoes, or give it `due=`")
 
 
 def _reused_keys(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:

@@ -1,21 +1,40 @@
-"""What a handler's source tells: constants that it sets, rows beside its record that it counts on. Runs nothing; silent without source."""
+"""Which values a handler leaves on its record, path by path, and which rows beside it it counts on, as far as its source tells. Runs nothing.
+
+Where something cannot be followed, as a function that is handed the record, nothing is told of the handler at all: who asks stays silent
+then, and says nothing that need not be so.
+"""
 
 from __future__ import annotations
 
 import ast
+import builtins
+import enum
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
 from typing import Any
 
+from groundstate.rules.demands import ANY, OTHER
 
-def constants_set(handler: Callable[..., Any]) -> dict[str, set[Any]]:
-    """Attribute -> the constants that `record.attribute = constant` sets, also in `record.a, record.b = "x", y`."""
-    function, record = _read(handler)
-    found: dict[str, set[Any]] = {}
-    for name, value in _pairs(function, record) if function and record else ():
-        found.setdefault(name, set()).add(value)
-    return found
+PATHS_MOST = 64
+_HARMLESS = {"isinstance", "print", "len", "str", "repr", "id", "type", "format", "hash", "bool"}
+_OF_A_SESSION = {"add", "add_all", "get", "get_one", "scalar", "scalars", "flush"}
+
+
+def endings(handler: Callable[..., Any]) -> list[dict[str, Any]] | None:
+    """For each way through the handler that does not raise: attribute -> the constant that it was set to last, OTHER where it is something
+    else than NULL that nobody can tell, ANY where not even that. None where the handler cannot be followed.
+    """
+    function, written = _source(handler)
+    taken = [*written.args.posonlyargs, *written.args.args] if written else []
+    if written is None or not taken or not isinstance(function, FunctionType) or len(written.decorator_list) > 1:
+        return None
+    try:
+        return _Reader(taken[0].arg, function).of(written)
+    except _NotFollowed:
+        return None
 
 
 def counted_beside(handler: Callable[..., Any], session: str | None) -> str | None:
@@ -23,48 +42,189 @@ def counted_beside(handler: Callable[..., Any], session: str | None) -> str | No
 
     session: the name under which it takes the session.
     """
-    function, record = _read(handler)
+    _, written = _source(handler)
+    if written is None:
+        return None
+    taken = [*written.args.posonlyargs, *written.args.args]
+    from_here = {session, *(one.arg for one in taken[:1])}
     rows: set[str] = set()
-    for one in ast.walk(function) if function else ():
+    for one in ast.walk(written):
         match one:
             case ast.Assign(targets=[ast.Name(name)], value=source) | ast.For(target=ast.Name(name), iter=source):
-                if {record, session} & {part.id for part in ast.walk(source) if isinstance(part, ast.Name)}:
+                if from_here & {part.id for part in ast.walk(source) if isinstance(part, ast.Name)}:
                     rows.add(name)
-    for one in ast.walk(function) if function else ():
+    for one in ast.walk(written):
         match one:
             case ast.AugAssign(target=ast.Attribute(value=ast.Name(name)) as target) if name in rows:
                 return ast.unparse(target)
     return None
 
 
-def _read(handler: Callable[..., Any]) -> tuple[ast.FunctionDef | None, str]:
-    """Its source, and the name under which it takes its record."""
+def _source(handler: Callable[..., Any]) -> tuple[Any, ast.FunctionDef | None]:
+    """The function that it is, and how that is written; None where nobody can read it."""
+    function = inspect.unwrap(handler)
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(handler)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError):
-        return None, ""
-    function = next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)
-    taken = [*function.args.posonlyargs, *function.args.args] if function else []
-    return function, taken[0].arg if taken else ""
+        return function, None
+    return function, next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)
 
 
-def _pairs(function: ast.FunctionDef, record: str) -> Iterator[tuple[str, Any]]:
-    for one in ast.walk(function):
-        if not isinstance(one, ast.Assign):
-            continue
-        for target in one.targets:
-            targets = target.elts if isinstance(target, ast.Tuple) else [target]
-            values = one.value.elts if isinstance(target, ast.Tuple) and isinstance(one.value, ast.Tuple) else [one.value]
-            if len(targets) != len(values):
-                continue
-            for to, value in zip(targets, values, strict=True):
-                name = _attribute(to, record)
-                if name is not None and isinstance(value, ast.Constant) and isinstance(value.value, str | int | bool):
-                    yield name, value.value
+class _NotFollowed(Exception):
+    pass
 
 
-def _attribute(target: ast.expr, record: str) -> str | None:
-    """The name, where the target is an attribute of the record."""
-    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == record:
-        return target.attr
-    return None
+@dataclass
+class _Reader:
+    record: str
+    function: FunctionType
+    _returned: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, written: ast.FunctionDef) -> list[dict[str, Any]]:
+        falls = self._through(written.body, [{}])
+        return [*self._returned, *falls]
+
+    def _through(self, body: Sequence[ast.stmt], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What was set where the end of these statements is reached."""
+        falls = [dict(one) for one in before]
+        for one in body:
+            falls = self._after(one, falls)
+            if len(falls) + len(self._returned) > PATHS_MOST:
+                raise _NotFollowed
+            if not falls:
+                break
+        return falls
+
+    def _after(self, one: ast.stmt, falls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        match one:
+            case ast.Return():
+                self._look_into(one)
+                self._returned += falls
+                return []
+            case ast.Raise():
+                return []
+            case ast.If():
+                self._look_into(one.test)
+                return self._through(one.body, falls) + self._through(one.orelse, falls)
+            case ast.For() | ast.While():
+                self._look_into(one.iter if isinstance(one, ast.For) else one.test)
+                return falls + self._through([*one.body, *one.orelse], falls)
+            case ast.With():
+                for item in one.items:
+                    self._look_into(item.context_expr)
+                return self._through(one.body, falls)
+            case ast.Match():
+                self._look_into(one.subject)
+                found = [path for case in one.cases for path in self._through(case.body, falls)]
+                last = one.cases[-1]
+                whole = last.guard is None and isinstance(last.pattern, ast.MatchAs) and last.pattern.pattern is None
+                return found if whole else found + falls
+            case (
+                ast.Try() | ast.Break() | ast.Continue() | ast.FunctionDef() | ast.ClassDef() | ast.Delete() | ast.Global() | ast.Nonlocal()
+            ):
+                raise _NotFollowed
+        self._look_into(one)
+        for name, value in self._set_by(one):
+            for path in falls:
+                path[name] = value
+        return falls
+
+    def _set_by(self, one: ast.stmt) -> Iterator[tuple[str, Any]]:
+        if isinstance(one, ast.AugAssign) and (name := self._attribute(one.target)) is not None:
+            yield name, OTHER
+        elif isinstance(one, ast.AnnAssign) and one.value is not None and (name := self._attribute(one.target)) is not None:
+            yield name, self._value(one.value)
+        elif isinstance(one, ast.Assign):
+            for target in one.targets:
+                yield from self._pairs(target, one.value)
+
+    def _pairs(self, target: ast.expr, value: ast.expr) -> Iterator[tuple[str, Any]]:
+        if not isinstance(target, ast.Tuple | ast.List):
+            name = self._attribute(target)
+            if name is not None:
+                yield name, self._value(value)
+        elif isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts):
+            for to, given in zip(target.elts, value.elts, strict=True):
+                yield from self._pairs(to, given)
+        else:
+            yield from ((name, ANY) for to in target.elts if (name := self._attribute(to)) is not None)
+
+    def _attribute(self, target: ast.expr) -> str | None:
+        """The name, where the target is an attribute of the record."""
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == self.record:
+            return target.attr
+        return None
+
+    # ---- values --------------------------------------------------------------------------------------------------------------------
+    def _value(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.IfExp | ast.BoolOp):
+            return ANY
+        known, value = self._resolved(node)
+        if not known:
+            return OTHER
+        return value if value is None or isinstance(value, str | int | bool | enum.Enum) else OTHER
+
+    def _resolved(self, node: ast.expr) -> tuple[bool, Any]:
+        """A constant, or a name of the module that stands for one: a member of an enum, too."""
+        if isinstance(node, ast.Constant):
+            return True, node.value
+        if isinstance(node, ast.Name):
+            return self._named(node.id)
+        if isinstance(node, ast.Attribute):
+            known, base = self._resolved(node.value)
+            if known and isinstance(base, ModuleType):
+                return node.attr in vars(base), vars(base).get(node.attr)
+            if known and isinstance(base, type) and issubclass(base, enum.Enum):
+                return node.attr in base.__members__, base.__members__.get(node.attr)
+            if known and isinstance(base, enum.Enum) and node.attr in ("value", "name"):
+                return True, getattr(base, f"_{node.attr}_")
+        return False, None
+
+    def _named(self, name: str) -> tuple[bool, Any]:
+        code = self.function.__code__
+        if name in (*code.co_varnames, *code.co_cellvars):
+            return False, None
+        if name in code.co_freevars:
+            cell = (self.function.__closure__ or ())[code.co_freevars.index(name)]
+            try:
+                return True, cell.cell_contents
+            except ValueError:
+                return False, None
+        known: Mapping[str, Any] = {**vars(builtins), **self.function.__globals__}
+        return name in known, known.get(name)
+
+    # ---- what cannot be followed -----------------------------------------------------------------------------------------------------
+    def _look_into(self, part: ast.AST) -> None:
+        """Raises where the record goes where it may be written unseen, or gets another name."""
+        for one in ast.walk(part):
+            if isinstance(one, ast.Lambda | ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom):
+                raise _NotFollowed
+            if isinstance(one, ast.Assign | ast.AnnAssign | ast.Return) and one.value is not None and self._is_record(one.value):
+                raise _NotFollowed
+            if isinstance(one, ast.Call) and not self._is_harmless(one):
+                raise _NotFollowed
+
+    def _is_harmless(self, call: ast.Call) -> bool:
+        function = call.func
+        if isinstance(function, ast.Attribute) and self._is_record(function.value):
+            return False  # a method of it
+        if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id in self._parameters:
+            return function.attr in _OF_A_SESSION or not self._is_session(function.value.id)
+        given = [*call.args, *(one.value for one in call.keywords)]
+        if not any(self._is_record(one) for one in given):
+            return True
+        known, called = self._resolved(function)
+        return known and (isinstance(called, type) or (isinstance(function, ast.Name) and function.id in _HARMLESS))
+
+    @property
+    def _parameters(self) -> Sequence[str]:
+        code = self.function.__code__
+        return code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+
+    def _is_session(self, name: str) -> bool:
+        annotation = self.function.__annotations__.get(name)
+        return "Session" in (annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
+
+    def _is_record(self, one: ast.expr) -> bool:
+        inner = one.value if isinstance(one, ast.Starred) else one
+        return isinstance(inner, ast.Name) and inner.id == self.record

@@ -31,8 +31,12 @@ def constants(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> di
     return found
 
 
+def stored_as_it_is(kind: Any, wanted: type) -> bool:
+    """Whether two values of this type that differ are stored as two: a type of the user's may make one of them, or something of NULL."""
+    return wanted in _COMPARABLE and _stored_as_it_is(kind, _COMPARABLE[wanted])
+
+
 def _stored_as_it_is(kind: Any, wanted: type) -> bool:
-    """Whether two values that differ are stored as two: a type of the user's may make one of them, or something of NULL."""
     while isinstance(kind, TypeDecorator):
         own: type[TypeDecorator[Any]] = type(kind)
         if (own.process_bind_param, own.bind_processor, own.bind_expression) != _NOTHING_OF_ITS_OWN:

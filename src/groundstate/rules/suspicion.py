@@ -14,6 +14,7 @@ from sqlalchemy import Boolean, Enum
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import (
+    BinaryExpression,
     BindParameter,
     BooleanClauseList,
     ColumnElement,
@@ -202,6 +203,23 @@ def recurs(clauses: Sequence[ColumnElement[bool]]) -> str | None:
             if operator in (operators.lt, operators.le) and any(_is_clock(one) for one in look.own_parts(right)):
                 found = str(column.key)
     return found
+
+
+def compares_own(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> tuple[tuple[str, ...], frozenset[str]] | None:
+    """The attributes of the record that some clause compares with each other, and those that the other clauses name; None where none does.
+
+    What compares two columns holds again whenever somebody moves one of them.
+    """
+    by_column = {column: one.key for one in mapper.column_attrs for column in one.columns}
+    found: dict[str, None] = {}
+    others: set[str] = set()
+    for clause in clauses:
+        own = {by_column[base]: None for one in look.columns(look.own_parts(clause)) if (base := look.base_column(one)) in by_column}
+        if isinstance(clause, BinaryExpression) and operators.is_comparison(clause.operator) and len(own) > 1:
+            found.update(own)
+        else:
+            others |= set(own)
+    return (tuple(found), frozenset(others - set(found))) if found else None
 
 
 def tells_time(clause: ColumnElement[bool]) -> bool:
