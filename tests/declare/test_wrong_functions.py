@@ -207,8 +207,9 @@ def _found_or_none(order: Order) -> str | Absent | None:
 
 def test_a_find_that_may_return_none_is_warned_of_where_none_is_no_outcome(bank: Outside) -> None:
     charge = bank.call(in_doubt=ask(settle_after=SECOND))(_charge)
+    found: Any = _found_or_none
     with pytest.warns(DeclarationWarning, match=r"its find .* None is taken for the outcome.*return Absent\(\)") as told:
-        charge.find(_found_or_none)
+        charge.find(found)
     assert told[0].filename == __file__
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
-from benchmarks.shop import steps_app
 
 import groundstate
-from groundstate import DeclarationWarning
-from groundstate.demo import shop as demo
 from tests.docs.blocks import PAGES, ROOT, anchors_of, blocks_of, links_of
-from tests.docs.run_page import nothing_comes_again
 from tests.patience import LONG_RUN_S
 
 SHOP = ROOT / "src" / "groundstate" / "demo" / "shop.py"
@@ -67,13 +61,14 @@ def test_the_shop_of_the_readme_is_the_demos_own() -> None:
     assert told == own
 
 
-def test_nothing_that_is_right_is_told_to_come_again() -> None:
-    """The shop of the README, which is the demo's, and those of the benchmarks and the torture run; of the pages' own apps each says so."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", DeclarationWarning)
-        for app in (importlib.reload(demo).app, steps_app("sqlite:///never-opened.db")):
-            app.check_declarations()
-            nothing_comes_again(app)
+@pytest.mark.parametrize("module", ["groundstate.demo.shop", "groundstate.testing.torture.shop", "tests.docs.shop_of_the_design"])
+def test_of_a_shop_that_is_right_nothing_is_told(module: str) -> None:
+    """The README's own is the demo's. Of the apps of the pages the runner of each says so, and warnings are errors there."""
+    program = f"from {module} import app; from tests.docs import run_page; app.check_declarations(); run_page.nothing_comes_again(app)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program]  # in a process of its own: each declares its one app
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG_RUN_S, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_each_public_name_is_told_of_in_some_page() -> None:

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from groundstate import App, DeclarationError
+from groundstate import App, DeclarationError, Store
 from groundstate.testing import Crashed, Lab, NeverTaken
 from groundstate.testing.schedule import parsed
-from tests.lab.shops import Order, calling, cancel, many, never, plain, shop
+from tests.lab.shops import Base, Order, calling, cancel, many, never, plain, shop
 
 
 def right_shop(lab: Lab) -> App:
@@ -51,6 +51,36 @@ def test_a_handler_that_raises_is_found_in_the_clean_run_already() -> None:
         lab.crash_everywhere(plain("raises", counts), Order(id=1))
     assert caught.value.invariant == "Progress"
     assert str(caught.value.schedule) == "nothing"
+
+
+def undoing_each_other(name: str, *, rounds: int | None = None) -> App:
+    app = App(name, Store("sqlite:///undoing.db", Base))
+    bounds = () if rounds is None else (Order.count < rounds,)
+
+    @app.on(Order, Order.status == "placed")
+    def ping(order: Order) -> None:
+        order.status, order.count = "packed", order.count + 1
+
+    @app.on(Order, Order.status == "packed", *bounds)
+    def pong(order: Order) -> None:
+        order.status = "placed"
+
+    return app
+
+
+def test_reactions_that_undo_each_other_are_found_in_the_clean_run_already() -> None:
+    with (
+        Lab() as lab,
+        pytest.raises(Crashed, match=r"orders 1 goes round: .* without a new occurrence, which p[io]ng makes hold again") as caught,
+    ):
+        lab.crash_everywhere(undoing_each_other("undoing"), Order(id=1))
+    assert caught.value.invariant == "Progress"
+    assert str(caught.value.schedule) == "nothing"
+
+
+def test_a_loop_of_some_rounds_is_no_fault() -> None:
+    with Lab() as lab:
+        assert lab.crash_everywhere(undoing_each_other("some rounds", rounds=6), Order(id=1), budget=0).runs > 3
 
 
 def test_a_handler_that_is_meant_to_raise_is_no_fault() -> None:

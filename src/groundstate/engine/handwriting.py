@@ -1,4 +1,4 @@
-"""Which values a handler leaves on its record, path by path, and which rows beside it it counts on, as far as its source tells. Runs nothing.
+"""Which values a handler leaves on its record, path by path, and which rows beside it it counts on, as its source tells. Runs nothing.
 
 Where something cannot be followed, as a function that is handed the record, nothing is told of the handler at all: who asks stays silent
 then, and says nothing that need not be so.
