@@ -228,7 +228,7 @@ def add(kind: Any, written: str | None, value: Any, *, pen: Pen = PLAIN) -> str:
 def before(kind: Any, written: str | None, value: Any, *, pen: Pen = PLAIN, given: str | None = None) -> str:
     """The array with this one as its first, once. given: the JSON that it was loaded from."""
     mine = part_of(kind, value, pen=pen, given=given)
-    return pen.array([mine, *(part for part in _parts(written) if part != mine)])
+    return pen.array([mine, *(part for part in _parts(written) if _told(part) != _told(mine))])
 
 
 def first_and_rest(written: str, *, pen: Pen = PLAIN) -> tuple[Any, str | None]:
@@ -239,8 +239,13 @@ def first_and_rest(written: str, *, pen: Pen = PLAIN) -> tuple[Any, str | None]:
 
 def without(written: str | None, concluded: Any, *, pen: Pen = PLAIN) -> str | None:
     """The array without those that equal this one (under `same_key` an equal outcome is the same effect told twice)."""
-    parts = [part for part in _parts(written) if part != concluded]
+    parts = [part for part in _parts(written) if _told(part) != _told(concluded)]
     return pen.array(parts) if parts else None
+
+
+def _told(part: Any) -> str:
+    """The same for outcomes that are one. To Python 1 is True and 1.0 as well."""
+    return json.dumps(part, sort_keys=True)
 
 
 def load_first(kind: Any, written: str) -> Any:
