@@ -77,7 +77,7 @@ class Anything(sa.TypeDecorator[Any]):
 class Kind:
     """A type of column. outcome: how a call's outcome of it is annotated; None where none may be one.
 
-    occurrence, key: whether it may be an occurrence, or a primary key; where it may not, that is refused at the declaration.
+    has_text: whether it may be an occurrence, or a primary key; where it may not, that is refused at the declaration.
     """
 
     name: str
@@ -85,18 +85,18 @@ class Kind:
     made: st.SearchStrategy[Any]
     edges: Sequence[Any]
     outcome: Any = None
-    occurrence: bool = True
-    key: bool = True
+    has_text: bool = True
     stores: tuple[str, ...] = ("sqlite", "postgres")
 
 
 BERLIN = ZoneInfo("Europe/Berlin")
 ZONES = [UTC, BERLIN, timezone(timedelta(hours=1)), timezone(timedelta(hours=-9, minutes=-30))]
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+FIRST, LAST = datetime.min, datetime.max  # noqa: DTZ901  # there are such columns
 NAIVE_NOON = datetime(2026, 3, 1, 12)  # noqa: DTZ001  # there are such columns
 TWICE = [datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN, fold=fold) for fold in (0, 1)]
 AWARE = [*[NOON.astimezone(zone) for zone in ZONES], *TWICE, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
-NAIVE = [NAIVE_NOON, NAIVE_NOON.replace(fold=1), NAIVE_NOON.replace(microsecond=1), datetime.min, datetime.max]
+NAIVE = [NAIVE_NOON, NAIVE_NOON.replace(fold=1), NAIVE_NOON.replace(microsecond=1), FIRST, LAST]
 ACROSS = [datetime.min.replace(tzinfo=ZONES[2]), datetime.max.replace(tzinfo=ZONES[3])]  # their days in UTC are in no calendar
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
@@ -109,7 +109,25 @@ jsons = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
     max_leaves=4,
 )
-JSONS = [None, True, 1, 1.0, False, 0, 0.0, -0.0, "1", "", [True], [1], [1.0], {"a": True}, {"a": 1}, {"b": 0, "a": None}, {"a": None, "b": 0}]
+JSONS: list[Any] = [
+    None,
+    True,
+    1,
+    1.0,
+    False,
+    0,
+    0.0,
+    -0.0,
+    "1",
+    "",
+    [True],
+    [1],
+    [1.0],
+    {"a": True},
+    {"a": 1},
+    {"b": 0, "a": None},
+    {"a": None, "b": 0},
+]
 JSONS += [sa.JSON.NULL, float("nan"), {"a": [float("nan"), float("-inf")]}]
 FLOATS = [0.0, -0.0, 1, 1.0, True, 0.1, 1e-300, 1.7976931348623157e308, 5e-324, float("inf"), float("-inf"), float("nan"), Decimal("1.0")]
 DECIMALS = [Decimal(one) for one in ("0", "-0", "1", "1.0", "1.00", "1E+2", "100", "0.1", "-2.50", "123456.78", "NaN")] + [1, True, 1.0]
@@ -125,13 +143,13 @@ def _integer(name: str, make: Callable[[], Any], bits: int, **options: Any) -> K
 def _range(name: str, make: Callable[[], Any], values: Sequence[Any]) -> Kind:
     low, high = values
     given = [pg.Range(low, high), pg.Range(low, high, bounds="[]"), pg.Range(low, None), pg.Range(None, None), pg.Range(empty=True)]
-    return Kind(name, make, st.sampled_from(given), given, occurrence=False, key=False, stores=("postgres",))
+    return Kind(name, make, st.sampled_from(given), given, has_text=False, stores=("postgres",))
 
 
 def _multirange(name: str, make: Callable[[], Any], values: Sequence[Any]) -> Kind:
     low, high = values
     given = [[], [pg.Range(low, high)], [pg.Range(low, low, bounds="[]"), pg.Range(high, None)]]
-    return Kind(name, make, st.sampled_from(given), given, occurrence=False, key=False, stores=("postgres",))
+    return Kind(name, make, st.sampled_from(given), given, has_text=False, stores=("postgres",))
 
 
 def _of_postgres(name: str, make: Callable[[], Any], edges: Sequence[Any], made: Any = None, **options: Any) -> Kind:
@@ -147,7 +165,7 @@ def _values(of: Any) -> list[str]:
 
 
 _ENUMS = [Word.A, Word.B, "A", Size.SMALL]
-NO_KEY: dict[str, Any] = {"occurrence": False, "key": False}
+NO_TEXT: dict[str, Any] = {"has_text": False}
 
 GENERIC = [
     _integer("integer", sa.Integer, 32),
@@ -175,27 +193,40 @@ GENERIC = [
     Kind("unicode_text", sa.UnicodeText, texts, TEXTS, outcome=str),
     Kind("binary", sa.LargeBinary, st.binary(max_size=4), [b"", b"\x00", b"\xff", b"a", "a"], outcome=bytes),
     Kind("uuid", sa.Uuid, st.uuids(), [uuid.UUID(int=0), uuid.UUID(int=1)], outcome=uuid.UUID),
-    Kind("uuid_text", lambda: sa.Uuid(as_uuid=False), st.uuids().map(str), [str(uuid.UUID(int=10)), str(uuid.UUID(int=10)).upper()], outcome=str),
+    Kind(
+        "uuid_text",
+        lambda: sa.Uuid(as_uuid=False),
+        st.uuids().map(str),
+        [str(uuid.UUID(int=10)), str(uuid.UUID(int=10)).upper()],
+        outcome=str,
+    ),
     Kind("uuid_plain", lambda: sa.Uuid(native_uuid=False), st.uuids(), [uuid.UUID(int=10)], outcome=uuid.UUID),
     Kind("enum", lambda: sa.Enum(Word, name="word_by_name"), st.sampled_from(Word), _ENUMS, outcome=Word),
     Kind("enum_value", lambda: sa.Enum(Word, name="word_by_value", values_callable=_values), st.sampled_from(Word), _ENUMS, outcome=Word),
     Kind("enum_plain", lambda: sa.Enum(Size, native_enum=False), st.sampled_from(Size), [*Size, "SMALL", 1], outcome=Size),
-    Kind("enum_plain_value", lambda: sa.Enum(Word, native_enum=False, values_callable=_values), st.sampled_from(Word), _ENUMS, outcome=Word),
+    Kind(
+        "enum_plain_value", lambda: sa.Enum(Word, native_enum=False, values_callable=_values), st.sampled_from(Word), _ENUMS, outcome=Word
+    ),
     Kind("enum_text", lambda: sa.Enum("a", "b b", name="words"), st.sampled_from(["a", "b b"]), ["a", "b b", Word.A, "c"], outcome=str),
-    Kind("json", sa.JSON, jsons, JSONS, outcome=list[int | bool | float], **NO_KEY),
-    Kind("json_null", lambda: sa.JSON(none_as_null=True), jsons, JSONS, outcome=dict[str, Any], **NO_KEY),
-    Kind("pickle", sa.PickleType, jsons, [True, 1, 1.0, (1,), (True,), Decimal("1.0"), Decimal("1.00"), Word.A, "a", -0.0, 0.0], **NO_KEY),
+    Kind("json", sa.JSON, jsons, JSONS, outcome=list[int | bool | float], **NO_TEXT),
+    Kind("json_null", lambda: sa.JSON(none_as_null=True), jsons, JSONS, outcome=dict[str, Any], **NO_TEXT),
+    Kind("pickle", sa.PickleType, jsons, [True, 1, 1.0, (1,), (True,), Decimal("1.0"), Decimal("1.00"), Word.A, "a", -0.0, 0.0], **NO_TEXT),
     Kind("yes", Yes, st.sampled_from([True, 1, "yes", "no", 0]), [True, 1, 1.0, "yes", "Y", "no"], outcome=bool),
     Kind("zoned", Zoned, aware, AWARE, outcome=datetime),
     Kind("guid", Guid, st.uuids(), [uuid.UUID(int=10), str(uuid.UUID(int=10))], outcome=uuid.UUID),
-    Kind("anything", Anything, jsons, JSONS, outcome=list[Any], **NO_KEY),
+    Kind("anything", Anything, jsons, JSONS, outcome=list[Any], **NO_TEXT),
 ]
 
 SQLITE = [
-    _of_sqlite("sqlite_json", sqlite.JSON, JSONS, jsons, **NO_KEY),
-    _of_sqlite("sqlite_date", lambda: sqlite.DATE(storage_format="%(day)02d.%(month)02d.%(year)04d", regexp=r"(?P<day>\d+)\.(?P<month>\d+)\.(?P<year>\d+)"), [date.min, date.max], st.dates()),
-    _of_sqlite("sqlite_time", lambda: sqlite.TIME(truncate_microseconds=True), [time(), time.max, time(1, 2, 3)], st.times()),
-    _of_sqlite("sqlite_datetime", lambda: sqlite.DATETIME(truncate_microseconds=True), NAIVE, naive),
+    _of_sqlite("sqlite_json", sqlite.JSON, JSONS, jsons, **NO_TEXT),
+    _of_sqlite(
+        "sqlite_date",
+        lambda: sqlite.DATE(storage_format="%(day)02d.%(month)02d.%(year)04d", regexp=r"(?P<day>\d+)\.(?P<month>\d+)\.(?P<year>\d+)"),  # type: ignore[no-untyped-call]
+        [date.min, date.max],
+        st.dates(),
+    ),
+    _of_sqlite("sqlite_time", lambda: sqlite.TIME(truncate_microseconds=True), [time(), time.max, time(1, 2, 3)], st.times()),  # type: ignore[no-untyped-call]
+    _of_sqlite("sqlite_datetime", lambda: sqlite.DATETIME(truncate_microseconds=True), NAIVE, naive),  # type: ignore[no-untyped-call]
 ]
 
 _MACS = ["08:00:2b:01:02:03", "08-00-2B-01-02-03"]
@@ -203,20 +234,25 @@ _NETS = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::/0"), "10.0
 _HOSTS = [ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("::1"), ipaddress.ip_interface("10.0.0.1/8"), "10.0.0.1/32"]
 
 POSTGRES = [
-    _of_postgres("array", lambda: pg.ARRAY(sa.Integer), [[], [1], [True], [None], [1, 2]], st.lists(st.integers(-9, 9), max_size=3), outcome=list[int], **NO_KEY),
-    _of_postgres("array_text", lambda: sa.ARRAY(sa.Text), [[], [""], ["NULL"], [None], ['{"a'], ["a", "A"]], st.lists(texts, max_size=2), outcome=list[str], **NO_KEY),
-    _of_postgres("array_numeric", lambda: pg.ARRAY(sa.Numeric), [[Decimal("1.0")], [Decimal("1.00")], [Decimal(1)]], outcome=list[Decimal], **NO_KEY),
-    _of_postgres("array_deep", lambda: pg.ARRAY(sa.Integer, dimensions=2), [[[1, 2], [3, 4]], [[1], [2]]], outcome=list[list[int]], **NO_KEY),
-    _of_postgres("array_enum", lambda: pg.ARRAY(sa.Enum(Word, name="word_in_array")), [[Word.A], [Word.A, Word.B], []], outcome=list[Word], **NO_KEY),
-    _of_postgres("jsonb", pg.JSONB, JSONS, jsons, outcome=dict[str, Any], **NO_KEY),
-    _of_postgres("pg_json", pg.JSON, JSONS, jsons, **NO_KEY),
+    _of_postgres("array", lambda: pg.ARRAY(sa.Integer), [[], [1], [True], [None], [1, 2]], st.lists(st.integers(-9, 9), max_size=3),
+        outcome=list[int], **NO_TEXT),
+    _of_postgres("array_text", lambda: sa.ARRAY(sa.Text), [[], [""], ["NULL"], [None], ['{"a'], ["a", "A"]], st.lists(texts, max_size=2),
+        outcome=list[str], **NO_TEXT),
+    _of_postgres("array_numeric", lambda: pg.ARRAY(sa.Numeric), [[Decimal("1.0")], [Decimal("1.00")], [Decimal(1)]],
+        outcome=list[Decimal], **NO_TEXT),
+    _of_postgres("array_deep", lambda: pg.ARRAY(sa.Integer, dimensions=2), [[[1, 2], [3, 4]], [[1], [2]]],
+        outcome=list[list[int]], **NO_TEXT),
+    _of_postgres("array_enum", lambda: pg.ARRAY(sa.Enum(Word, name="word_in_array")), [[Word.A], [Word.A, Word.B], []],
+        outcome=list[Word], **NO_TEXT),
+    _of_postgres("jsonb", pg.JSONB, JSONS, jsons, outcome=dict[str, Any], **NO_TEXT),
+    _of_postgres("pg_json", pg.JSON, JSONS, jsons, **NO_TEXT),
     _of_postgres("bytea", pg.BYTEA, [b"", b"\x00\xff", b"a"], st.binary(max_size=4), outcome=bytes),
-    _of_postgres("cidr", pg.CIDR, _NETS, **NO_KEY),
-    _of_postgres("inet", pg.INET, _HOSTS, **NO_KEY),
+    _of_postgres("cidr", pg.CIDR, _NETS),
+    _of_postgres("inet", pg.INET, _HOSTS),
     _of_postgres("macaddr", pg.MACADDR, _MACS, outcome=str),
     _of_postgres("macaddr8", pg.MACADDR8, ["08:00:2b:01:02:03:04:05"], outcome=str),
     _of_postgres("money", pg.MONEY, ["$1.00", "1", "-$1,000.50", Decimal("1.5")], outcome=str),
-    _of_postgres("hstore", pg.HSTORE, [{}, {"a": "1"}, {"a": None}, {"": ""}], outcome=dict[str, str | None], **NO_KEY),
+    _of_postgres("hstore", pg.HSTORE, [{}, {"a": "1"}, {"a": None}, {"": ""}], outcome=dict[str, str | None], **NO_TEXT),
     _of_postgres("bit", lambda: pg.BIT(4), [pg.BitString("0101"), "0101", pg.BitString("1111")]),
     _of_postgres("bit_varying", lambda: pg.BIT(varying=True), [pg.BitString("01"), "01", "1", ""]),
     _range("int4range", pg.INT4RANGE, [1, 5]),
@@ -243,11 +279,12 @@ POSTGRES = [
     _of_postgres("pg_enum", lambda: pg.ENUM(Size, name="pg_size"), [*Size, "SMALL"], outcome=Size),
     _of_postgres("timestamp", lambda: pg.TIMESTAMP(precision=0), NAIVE, naive, outcome=datetime),
     _of_postgres("timestamp_zone", lambda: pg.TIMESTAMP(timezone=True, precision=3), AWARE, aware, outcome=datetime),
-    _of_postgres("time_zone", lambda: pg.TIME(timezone=True), [time(1), time(1, tzinfo=UTC), time(2, tzinfo=ZONES[2]), time.max], outcome=time),
+    _of_postgres("time_zone", lambda: pg.TIME(timezone=True), [time(1), time(1, tzinfo=UTC), time(2, tzinfo=ZONES[2]), time.max],
+        outcome=time),
     _of_postgres("oid", pg.OID, [0, 1, 2**32 - 1]),
     _of_postgres("regclass", pg.REGCLASS, ["pg_class", "pg_type"]),
     _of_postgres("regconfig", pg.REGCONFIG, ["simple", "english"]),
-    _of_postgres("jsonb_null", lambda: pg.JSONB(none_as_null=True), JSONS, jsons, **NO_KEY),
+    _of_postgres("jsonb_null", lambda: pg.JSONB(none_as_null=True), JSONS, jsons, **NO_TEXT),
 ]  # fmt: skip
 
 

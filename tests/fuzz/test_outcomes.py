@@ -110,6 +110,22 @@ def test_whatever_stands_in_the_outcome_column_another_one_can_be_added_and_none
     outcomes.without(written, value)
 
 
+def test_outcomes_are_one_where_their_json_is_and_not_where_python_calls_them_equal() -> None:
+    assert outcomes.without("[1, true, 1.0, NaN]", True) == "[1, 1.0, NaN]"
+    assert outcomes.without("[NaN]", float("nan")) is None
+    assert outcomes.before(bool | int, "[1]", True) == "[true, 1]"
+
+
+@pytest.mark.parametrize(("kind", "value"), [(float | None, float("nan")), (float, float("-inf")), (dict[str, Any], {"a": [float("inf")]})])
+def test_a_number_for_which_json_has_no_word_comes_back_as_it_was(kind: Any, value: Any) -> None:
+    assert repr(outcomes.load_first(kind, outcomes.dump(kind, [value]))) == repr(value)
+
+
+def test_a_set_with_such_a_number_is_kept_as_text_since_nobody_knows_which_it_was() -> None:
+    first, _ = outcomes.first_and_rest(outcomes.dump(set[float | None], [{float("nan"), None}]))
+    assert outcomes.is_text_only(first)
+
+
 @pytest.fixture
 def charged(sqlite_url: str) -> Iterator[World]:
     world = World(sqlite_url)

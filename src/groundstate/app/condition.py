@@ -12,7 +12,7 @@ from sqlalchemy.sql.sqltypes import ARRAY, JSON, PickleType
 
 from groundstate.app import source
 from groundstate.rules import clause as look
-from groundstate.rules import suspicion
+from groundstate.rules import rounds, suspicion
 from groundstate.values.errors import DeclarationError
 
 
@@ -66,12 +66,23 @@ def occurrence_of(what: str, mapper: Mapper[Any], occurrence: Iterable[Any]) -> 
         raise DeclarationError(f"{what}: occurrence={occurrence!s}: give a sequence of columns, as in occurrence=[{occurrence!s}]")
     found = tuple(column_of(what, mapper, one, "occurrence") for one in occurrence)
     for one in found:
-        if isinstance(one.type, JSON | ARRAY | PickleType):
+        if not rounds.has_one_text(one.type):
             raise DeclarationError(
                 f"{what}: occurrence={one}: a value of {type(one.type).__name__} has no one text, and 1, true and '1' would be one round:"
                 " give a column of text, integer, UUID, date, time or decimal that each round changes"
             )
     return found
+
+
+def check_key(what: str, mapper: Mapper[Any]) -> None:
+    """Refuses records that have no text by which an attempt could name them: nobody would find them again."""
+    for column in mapper.primary_key:
+        if not rounds.has_one_text(column.type):
+            raise DeclarationError(
+                f"{what}: the primary key {column} of {mapper.class_.__name__} is of type {type(column.type).__name__}, whose values have"
+                " no one text, and an attempt names its record by that: give the table a key of text, integer, UUID, date, time or"
+                " decimal, and make this column unique"
+            )
 
 
 def has_insides(mapper: Mapper[Any]) -> bool:

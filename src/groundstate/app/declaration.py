@@ -74,6 +74,7 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
     what = f"reaction {name}"
     mapper = mapper_of(record)
     store = store_of(app, stores, mapper)
+    condition.check_key(what, mapper)
     clauses = condition.clauses_of(what, mapper, given_clauses)
     fact = None if given.fact is None else condition.fact_of(what, mapper, given.fact)
     if fact is not None:

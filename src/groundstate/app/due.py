@@ -11,11 +11,11 @@ from typing import Any
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
 from sqlalchemy.sql.elements import TextClause
-from sqlalchemy.sql.sqltypes import ARRAY, JSON, Date, DateTime, Integer, Interval, Numeric, PickleType, String, Time
+from sqlalchemy.sql.sqltypes import Date, DateTime, Integer, Interval, Numeric, String, Time
 
 from groundstate.app import condition
 from groundstate.rules import clause as look
-from groundstate.rules import suspicion
+from groundstate.rules import rounds, suspicion
 from groundstate.rules.due import Due, DueSpec
 from groundstate.values.errors import DeclarationError
 
@@ -82,7 +82,7 @@ def _check_kind(what: str, base: Any, shown: Any) -> None:
 
 
 def _can_be_in_a_key(kind_of_column: Any) -> bool:
-    if isinstance(kind_of_column, (JSON, PickleType, ARRAY)):
+    if not rounds.has_one_text(kind_of_column):
         return False
     try:
         kind = kind_of_column.python_type

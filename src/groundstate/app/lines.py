@@ -6,10 +6,11 @@ import warnings
 from typing import Any
 
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
-from sqlalchemy.sql.sqltypes import ARRAY, JSON, LargeBinary, PickleType
+from sqlalchemy.sql.sqltypes import LargeBinary
 
 from groundstate.app import condition, source
 from groundstate.rules import clause as look
+from groundstate.rules import rounds
 from groundstate.rules.order import InOrder
 from groundstate.rules.reaction import CallSpec
 from groundstate.values.errors import DeclarationError, DeclarationWarning
@@ -61,7 +62,7 @@ def per_of(what: str, mapper: Mapper[Any], call: CallSpec | None, given: Any) ->
 def _column(what: str, mapper: Mapper[Any], given: Any, option: str) -> InstrumentedAttribute[Any]:
     attribute = condition.column_of(what, mapper, given, option)
     kind = look.base_column(look.element(attribute)).type
-    if isinstance(kind, JSON | ARRAY | LargeBinary | PickleType):
+    if isinstance(kind, LargeBinary) or not rounds.has_one_text(kind):
         raise DeclarationError(
             f"{what}: {option}={attribute} is of type {type(kind).__name__}, whose values have no order that two databases agree on: use a"
             " column of text, integer, UUID, date or time"

@@ -34,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import NO_VALUE
+from sqlalchemy.orm.exc import StaleDataError
 
 from groundstate.engine import listed
 from groundstate.store.port import Database
@@ -119,6 +120,9 @@ def write(
     """Writes the changes: records that get the same values by one statement, the others by one executemany for each set of columns.
 
     The same is what no type and no driver could tell apart, and not what is `==`: True is not 1, nor is 1 the decimal 1.0.
+
+    Raises:
+        StaleDataError: rows were not found by their keys, as where a value that was read of a column is not equal to what is in it.
     """
     binds = _binds(mapper, connection.dialect)
     groups: dict[tuple[Any, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
@@ -134,9 +138,8 @@ def write(
         values = group[0][1]
         if len(group) >= _SHARED and len(mapper.primary_key) == 1:
             statement, parameter = _write_alike(database, mapper, tuple(values))
-            connection.execute(
-                statement, {f"v_{name}": value for name, value in values.items()} | {"k": parameter([key[0] for key, _ in group])}
-            )
+            given = {f"v_{name}": value for name, value in values.items()} | {"k": parameter([key[0] for key, _ in group])}
+            _check(mapper, connection.execute(statement, given).rowcount, len(group))
         else:
             single.setdefault(tuple(values), []).extend(group)
     for some in single.values():
@@ -209,12 +212,20 @@ def _write_each(
     if database.locks_rows and len(some) >= _SHARED and _fits_arrays(mapper, names) and _of_their_types(mapper, names, some):
         given: dict[str, Any] = {f"k_{number}": [key[number] for key, _ in some] for number in range(len(mapper.primary_key))}
         given |= {f"v_{name}": [change[name] for _, change in some] for name in names}
-        connection.execute(_write_arrays(mapper, names), given)
+        _check(mapper, connection.execute(_write_arrays(mapper, names), given).rowcount, len(some))
         return
     parameters = [
         {f"k_{number}": value for number, value in enumerate(key)} | {f"v_{name}": change[name] for name in names} for key, change in some
     ]
-    connection.execute(_write_one(mapper, names), parameters)
+    written = connection.execute(_write_one(mapper, names), parameters)
+    if len(some) == 1 or connection.dialect.supports_sane_multi_rowcount:
+        _check(mapper, written.rowcount, len(some))
+
+
+def _check(mapper: Mapper[Any], written: int, wanted: int) -> None:
+    """As the unit of work does: an UPDATE that finds no row is no error for the database."""
+    if written != wanted:
+        raise StaleDataError(f"an UPDATE of {mapper.local_table} wrote {written} of {wanted} rows by their keys")
 
 
 @lru_cache(maxsize=128)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Enum, Integer, String, Text, Uuid, any_, bindparam, column, func, literal_column, select
+from sqlalchemy import ARRAY, CHAR, ColumnElement, Enum, Integer, String, Text, Uuid, any_, bindparam, column, func, literal_column, select
 
 from groundstate.store.port import Database
 
@@ -28,6 +28,8 @@ def one_of(database: Database, of: ColumnElement[Any], name: str, kind: Any = No
     """`of` is one of the values that are given under `name` when the statement is executed."""
     kind = of.type if kind is None else kind
     simple = isinstance(kind, Integer | String) and not isinstance(kind, Enum)
+    if database.locks_rows and is_padded(kind):
+        simple = False  # beside an array of texts its blanks would be cut off, and theirs not
     if database.locks_rows and (simple or isinstance(kind, Uuid)):
         among: Any = any_(bindparam(name, type_=ARRAY(Text() if isinstance(kind, String) else kind)))
         return Listed(of == among, list)
@@ -35,6 +37,11 @@ def one_of(database: Database, of: ColumnElement[Any], name: str, kind: Any = No
         values: Any = select(literal_column("value")).select_from(func.json_each(bindparam(name, type_=Text())))
         return Listed(of.in_(values), _as_json)
     return Listed(of.in_(bindparam(name, expanding=True)), list)
+
+
+def is_padded(kind: Any) -> bool:
+    """Whether PostgreSQL fills such a column with blanks up to its length, and leaves them out where it is compared with a text."""
+    return isinstance(kind, CHAR)
 
 
 def unnested(name: str, columns: Mapping[str, Any]) -> Any:

@@ -410,7 +410,11 @@ class Question:
         kind = self.mapper.primary_key[0].type
         if isinstance(kind, Integer) or (isinstance(kind, Uuid) and self.database.name == "postgresql"):
             return cast(self.key_attributes[0], Text)
-        return self.key_attributes[0] if isinstance(kind, String) and not isinstance(kind, Enum) else None
+        return self.key_attributes[0] if self._is_text(kind) else None
+
+    def _is_text(self, kind: Any) -> bool:
+        """Whether a column is for SQL the text that it is for Python."""
+        return isinstance(kind, String) and not isinstance(kind, Enum) and not (self.database.locks_rows and listed.is_padded(kind))
 
     @cached_property
     def _occurrence_in_sql(self) -> ColumnElement[str] | None:
@@ -431,7 +435,7 @@ class Question:
         said = cast(column, Text) if isinstance(kind, Integer) else self._occurrence_in_sql
         if said is not None:
             return attempt.c.occurrence == func.coalesce(said, self.round_text([None]))
-        if not isinstance(kind, String) or isinstance(kind, Enum):
+        if not self._is_text(kind):
             return None
         said = collate(column, "C" if self.database.locks_rows else "BINARY")  # and not as the column compares
         text = case(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import ARRAY, JSON, PickleType, TypeDecorator
 
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.values import keys
@@ -21,13 +21,29 @@ def may_be_empty(kind: Any) -> bool:
     return python_type(kind) in (str, bytes)
 
 
+def has_one_text(kind: Any) -> bool:
+    """Whether the values of such a column have a canonical text each: those of a list, of a range or of JSON have none."""
+    while not isinstance(kind, JSON | ARRAY | PickleType):
+        if kind.__visit_name__ == "HSTORE" or kind.__visit_name__.endswith("RANGE"):  # PostgreSQL's: nothing of it is loaded here
+            return False
+        if not isinstance(kind, TypeDecorator) or _own_python_type(kind) is not object:
+            return True
+        kind = kind.impl_instance
+    return False
+
+
+def _own_python_type(kind: Any) -> type:
+    try:
+        found: type = kind.python_type
+    except NotImplementedError:
+        return object
+    return found
+
+
 def python_type(kind: Any) -> type:
     """What a column of this type holds; text where nothing tells."""
     while True:
-        try:
-            found: type = kind.python_type
-        except NotImplementedError:
-            found = object
+        found = _own_python_type(kind)
         if found is not object:
             return found
         if not isinstance(kind, TypeDecorator):

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import zip_longest
 from typing import Any
 
@@ -47,6 +48,8 @@ def text(value: object) -> str:
             return repr(value)
         case bytes():
             return value.hex()
+        case IPv4Address() | IPv6Address() | IPv4Network() | IPv6Network():
+            return str(value)
     raise GroundstateError(f"{type(value).__name__} cannot be part of a key: use a column of text, integer, UUID, date, time or decimal")
 
 
