@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -70,7 +71,7 @@ def part_of(kind: Any, value: Any, *, pen: Pen = PLAIN, given: str | None = None
     first: dict[str, Any] = {}
     for form in _forms(kind, value, given):
         try:
-            back = load(kind, json.dumps(form, allow_nan=False))
+            back = load(kind, json.dumps(form))
         except Conflict as refused:
             first = first or {JSON: form, COMES_BACK: pen.shorten(f"not at all: {refused}")}
             continue
@@ -96,6 +97,7 @@ def _forms(kind: Any, value: Any, given: str | None) -> Iterator[Any]:
         # pydantic writes null for NaN and infinity, and reads them from texts.
         lambda: _numbers_as_texts(adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False)),
         lambda: _numbers_as_texts(adapter.dump_python(value, mode="json", by_alias=False, round_trip=True, warnings=False)),
+        lambda: _with_its_numbers(json.loads(adapter.dump_json(value, warnings=False)), adapter.dump_python(value, warnings=False)),
     ]
     if given is not None:
         ways.append(lambda: json.loads(given))
@@ -121,6 +123,22 @@ def _numbers_as_texts(form: Any) -> Any:
     if isinstance(form, float) and not math.isfinite(form):
         return "NaN" if math.isnan(form) else "Infinity" if form > 0 else "-Infinity"
     return form
+
+
+def _with_its_numbers(part: Any, plain: Any) -> Any:
+    """The same with NaN and the infinities of `plain`, as Python's JSON has them: to a type that says nothing, as Any, a text is a text.
+
+    Raises ValueError for a set with such numbers, which has no order: its text is kept.
+    """
+    if part is None:
+        return plain if isinstance(plain, float) else None
+    if isinstance(part, dict) and isinstance(plain, dict) and len(part) == len(plain):
+        return {name: _with_its_numbers(each, own) for (name, each), own in zip(part.items(), plain.values(), strict=True)}
+    if isinstance(plain, AbstractSet) and any(isinstance(one, float) and not math.isfinite(one) for one in plain):
+        raise ValueError(f"which null of {part!r} is which number is not known")
+    if isinstance(part, list) and isinstance(plain, list | tuple) and len(part) == len(plain):
+        return [_with_its_numbers(each, own) for each, own in zip(part, plain, strict=True)]
+    return part
 
 
 def _words(value: Any) -> str:
