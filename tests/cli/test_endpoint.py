@@ -122,7 +122,8 @@ def test_a_handler_that_hangs_is_told_by_both_and_by_the_log_once_each_time(
     for times in (1, 2):
         log.look()
         log.look()
-        assert [vars(one)["event"] for one in caplog.records] == ["worker_stuck"] * times
+        events = [vars(one)["event"] for one in caplog.records]
+        assert [event for event in events if event != "transaction_long"] == ["worker_stuck"] * times
         if times == 1:
             watched.gate.set()
             until(lambda: served.stuck() == [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import count
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -25,6 +26,9 @@ class Order(Base):
     status: Mapped[str] = mapped_column(default="placed")
 
 
+_numbers = count()
+
+
 class Migrated:
     """A database whose tables, ours among them, were made by migrations; nobody has said `init`."""
 
@@ -32,7 +36,7 @@ class Migrated:
         self.engine = create_engine(url)
         Base.metadata.create_all(self.engine)
         our_tables.create_all(self.engine)
-        self.app = App("shop", Store(url, Base))
+        self.app = App(f"first {next(_numbers)}", Store(url, Base))
 
         @self.app.on(Order, Order.status == "placed")
         def packed(order: Order) -> None:

@@ -117,8 +117,8 @@ FAULTS = [
             Change(
                 Ticks,
                 "_run",
-                "            return marks.move(tx, plan.spec, tick)\n    except",
-                "        with self._shift.life.transaction() as tx:\n            return marks.move(tx, plan.spec, tick)\n    except",
+                "            return marks.move(tx, plan.spec, tick)\n\n    try:",
+                "        with self._shift.life.transaction() as tx:\n            return marks.move(tx, plan.spec, tick)\n\n    try:",
             )
         ],
     ),

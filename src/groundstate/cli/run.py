@@ -99,7 +99,7 @@ def run(  # noqa: PLR0913  # the options of a command
             found.start,
             accept=accept if accept_as is None else accept_as,
             after_restore=after_restore,
-            held=held,
+            held=True,  # so that the line which says that it runs comes before those of what it does
             trust_transport=trust_transport,
             leave_undeclared=leave_undeclared,
         )
@@ -112,6 +112,8 @@ def run(  # noqa: PLR0913  # the options of a command
                 log.info(started, found.name, os.getpid(), extra={"event": "run_started", "app": found.name, "pid": os.getpid()})
                 if held:
                     _wait_for_go(found, events)
+                else:
+                    found.go()
                 failure = _wait(found, events, StuckLog(found, health, manager.stuck_s(stuck)))
         finally:
             health.draining = True

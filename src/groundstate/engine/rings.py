@@ -269,8 +269,10 @@ class Rings:
         if now - self._lines_since > WITHIN_S:
             self._lines, self._lines_since = 0, now
         self._lines += 1
-        level = logging.WARNING if self._lines <= TOLD_MOST else logging.DEBUG
-        log.log(level, "%s", words, extra={"event": "record_goes_round", "reactions": list(names), "record": record})
+        if self._lines <= TOLD_MOST:
+            log.warning("%s", words, extra={"event": "record_goes_round", "reactions": list(names), "record": record})
+        else:
+            log.debug("%s", words, extra={"event": "record_goes_round", "reactions": list(names), "record": record})
 
     @property
     def wait(self) -> bool:
