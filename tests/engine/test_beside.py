@@ -90,6 +90,14 @@ class Ledger:
     def lines(self, count: int, first: int = 1) -> None:
         self.world.add(*[Line(id=number) for number in range(first, first + count)])
 
+    def carry_out(self, handler: Handler, *rows: Any) -> None:
+        """One line, beside these rows, by one worker."""
+        self.declare(handler)
+        self.world.add(*rows)
+        self.lines(1)
+        self.world.worker()
+        until(self.all_done)
+
     def all_done(self) -> bool:
         with self.world.session() as session:
             return session.scalars(select(Line.id).where(Line.status == "new")).first() is None
@@ -262,11 +270,7 @@ def test_what_was_changed_between_read_and_write_is_read_again(on_postgres: Ledg
         meddled.once()
         write(row)
 
-    on_postgres.declare(book)
-    on_postgres.world.add(Account(id=1), Savings(id=2))
-    on_postgres.lines(1)
-    on_postgres.world.worker()
-    until(on_postgres.all_done)
+    on_postgres.carry_out(book, Account(id=1), Savings(id=2))
     assert getattr(on_postgres.of(Savings if key == 2 else Account, key), name) == expected
     assert on_postgres.ran == [1, 1]
 
@@ -280,11 +284,7 @@ def test_a_row_with_a_key_of_two_columns_is_compared_too(on_postgres: Ledger) ->
         for pair in pairs:
             pair.count += 1
 
-    on_postgres.declare(book)
-    on_postgres.world.add(Pair(left=1, right="a"), Pair(left=1, right="b"))
-    on_postgres.lines(1)
-    on_postgres.world.worker()
-    until(on_postgres.all_done)
+    on_postgres.carry_out(book, Pair(left=1, right="a"), Pair(left=1, right="b"))
     assert [on_postgres.of(Pair, (1, name)).count for name in "ab"] == [1, 11]
 
 
@@ -299,11 +299,7 @@ def test_a_row_that_somebody_deleted_meanwhile_is_looked_for_anew(on_postgres: L
         else:
             pair.count += 1
 
-    on_postgres.declare(book)
-    on_postgres.world.add(Pair(left=1, right="a"))
-    on_postgres.lines(1)
-    on_postgres.world.worker()
-    until(on_postgres.all_done)
+    on_postgres.carry_out(book, Pair(left=1, right="a"))
     assert on_postgres.of(Pair, (1, "a")).count == 100
 
 
@@ -318,11 +314,7 @@ def test_a_row_is_not_deleted_by_what_was_read_of_it_before_it_changed(on_postgr
         if empty:
             session.delete(pair)
 
-    on_postgres.declare(book)
-    on_postgres.world.add(Pair(left=1, right="a"))
-    on_postgres.lines(1)
-    on_postgres.world.worker()
-    until(on_postgres.all_done)
+    on_postgres.carry_out(book, Pair(left=1, right="a"))
     assert on_postgres.of(Pair, (1, "a")).count == 5
 
 
@@ -388,11 +380,7 @@ UNTOUCHED: dict[str, Handler] = {
 
 @pytest.mark.parametrize("which", UNTOUCHED)
 def test_what_nobody_else_has_changed_is_done_once(on_postgres: Ledger, which: str) -> None:
-    on_postgres.declare(UNTOUCHED[which])
-    on_postgres.world.add(Account(id=1, price=Decimal("1.5")), Account(id=3, rate=float("nan")))
-    on_postgres.lines(1)
-    on_postgres.world.worker()
-    until(on_postgres.all_done)
+    on_postgres.carry_out(UNTOUCHED[which], Account(id=1, price=Decimal("1.5")), Account(id=3, rate=float("nan")))
     assert on_postgres.ran == [1]
 
 
@@ -410,11 +398,7 @@ def test_a_lock_that_a_savepoint_gave_up_is_taken_again(on_postgres: Ledger) -> 
         meddled.once()
         account.balance = before + 1
 
-    on_postgres.declare(book)
-    on_postgres.world.add(Account(id=1))
-    on_postgres.lines(1)
-    on_postgres.world.worker()
-    until(on_postgres.all_done)
+    on_postgres.carry_out(book, Account(id=1))
     assert on_postgres.of(Account, 1).balance == 11
 
 
@@ -456,11 +440,7 @@ def test_rows_that_keep_changing_are_locked_first_and_it_ends(on_postgres: Ledge
             if account is not None:
                 account.balance = before + 1
 
-    on_postgres.declare(book)
-    on_postgres.world.add(*[Account(id=key) for key in range(1, 4)])
-    on_postgres.lines(1)
-    on_postgres.world.worker()
-    until(on_postgres.all_done)
+    on_postgres.carry_out(book, *[Account(id=key) for key in range(1, 4)])
     assert [on_postgres.of(Account, key).balance for key in range(1, 4)] == [11, 1, 1]
     assert on_postgres.ran == [1, 1]
 
