@@ -453,7 +453,7 @@ def test_a_transaction_that_is_outrun_again_and_again_is_let_out() -> None:
         raise trouble.LostUpdate(frozenset({trouble.Row(Account.__mapper__, (len(tries),))}))
 
     with pytest.raises(trouble.LostUpdate):
-        beside.again(outrun)
+        beside.redo_lost_updates(outrun)
     assert [len(first) for first in tries] == list(range(beside.AGAIN_MOST + 1))
 
 

@@ -34,7 +34,7 @@ NO_ROWS: frozenset[Row] = frozenset()
 AGAIN_MOST = 5  # each time all rows that were met so far are locked first; beyond that it is tried again later
 
 
-def again(body: Callable[[frozenset[Row]], T]) -> T:
+def redo_lost_updates(body: Callable[[frozenset[Row]], T]) -> T:
     """Runs a transaction, once more for each time that it met rows which somebody else has changed: those are to be locked first.
 
     Raises LostUpdate where it met other such rows each time.
@@ -61,11 +61,11 @@ class Beside:
         """These were locked before they were read."""
         self._claimed.append(records)
 
-    def made(self, record: Any) -> None:
+    def row_inserted(self, record: Any) -> None:
         """This one was inserted here, and nobody else sees it."""
         self._locked[row_of(record)] = None
 
-    def given_up(self, savepoint: SessionTransaction) -> None:
+    def savepoint_rolled_back(self, savepoint: SessionTransaction) -> None:
         """What was locked in this savepoint, and in those within it, is locked no more."""
         self._locked = {row: taken_in for row, taken_in in self._locked.items() if not _within(taken_in, savepoint)}
 

@@ -230,7 +230,7 @@ def _patiently(person: Person, question: Question | None, identities: Sequence[I
 def _in_one(
     person: Person, question: Question | None, identities: Sequence[Identity], deed: Deed, refused: str | None
 ) -> dict[Identity, Did]:
-    return beside.again(partial(_in_one_transaction, person, question, identities, deed, refused))
+    return beside.redo_lost_updates(partial(_in_one_transaction, person, question, identities, deed, refused))
 
 
 def _in_one_transaction(

@@ -73,7 +73,7 @@ class Done:
 
 def carry_out(life: Life, question: Question, feed: Feed) -> Done:
     """One batch. The database's own trouble comes out; what a record or its handler did is written down."""
-    return beside.again(lambda first: _carry_out(life, question, replace(feed, first=first)))
+    return beside.redo_lost_updates(lambda first: _carry_out(life, question, replace(feed, first=first)))
 
 
 def _carry_out(life: Life, question: Question, feed: Feed) -> Done:

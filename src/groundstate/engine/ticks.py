@@ -255,7 +255,7 @@ class Ticks:
                 return marks.move(tx, plan.spec, tick)
 
         try:
-            return beside.again(run)
+            return beside.redo_lost_updates(run)
         except Exception as error:
             if trouble.transient(error):
                 raise
@@ -296,7 +296,7 @@ class Ticks:
                 return True
 
         try:
-            if not beside.again(run):
+            if not beside.redo_lost_updates(run):
                 return plan.busy()
         except Exception as error:
             if trouble.transient(error):

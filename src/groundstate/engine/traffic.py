@@ -265,7 +265,7 @@ class Traffic:
                 self._tried |= {word.flight.call for word in done}
             return done
 
-        self._concluded(beside.again(put))
+        self._concluded(beside.redo_lost_updates(put))
 
     def _conclude_alone(self, question: Question, word: Word) -> None:
         try:

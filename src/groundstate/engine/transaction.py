@@ -124,20 +124,20 @@ class OurSession(Session):
         return super().get_bind(mapper, clause=clause, **more)
 
 
-def _made(session: Session, record: Any) -> None:
+def _row_inserted(session: Session, record: Any) -> None:
     beside: Beside | None = session.info.get(BESIDE)
     if beside is not None:
-        beside.made(record)
+        beside.row_inserted(record)
 
 
-def _given_up(session: Session, savepoint: SessionTransaction) -> None:
+def _savepoint_rolled_back(session: Session, savepoint: SessionTransaction) -> None:
     beside: Beside | None = session.info.get(BESIDE)
     if beside is not None:
-        beside.given_up(savepoint)
+        beside.savepoint_rolled_back(savepoint)
 
 
-event.listen(OurSession, "pending_to_persistent", _made)
-event.listen(OurSession, "after_soft_rollback", _given_up)
+event.listen(OurSession, "pending_to_persistent", _row_inserted)
+event.listen(OurSession, "after_soft_rollback", _savepoint_rolled_back)
 
 
 def _tables_of(mapper: Any, clause: Any) -> Iterator[Table]:
