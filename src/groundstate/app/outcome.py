@@ -107,7 +107,7 @@ def _is_told_from_dict(one: Any, other: Any) -> bool:
     return any(_apart(kind, value) for kind, required in fields.values() if required or written for value in values)
 
 
-_AS_THEY_ARE = (str, int, float)  # JSON has these, and pydantic takes them before what is made of them
+_AS_THEY_ARE = (str, int, float)  # JSON has a value of each; in a union pydantic tries them before types that it builds from such a value
 
 
 def _literals_apart(one: Any, other: Any) -> bool:

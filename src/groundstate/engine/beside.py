@@ -31,13 +31,13 @@ from groundstate.store.port import Database
 log = logging.getLogger("groundstate")
 T = TypeVar("T")
 NO_ROWS: frozenset[Row] = frozenset()
-AGAIN_MOST = 5  # each time all rows that were met so far are locked first; beyond that it is tried again later
+AGAIN_MOST = 5  # runs after the first one; then the caller tries again later
 
 
 def redo_lost_updates(body: Callable[[frozenset[Row]], T]) -> T:
-    """Runs a transaction, once more for each time that it met rows which somebody else has changed: those are to be locked first.
+    """Runs a transaction; where it raises LostUpdate, runs it again, and gives it the rows that it has to lock first.
 
-    Raises LostUpdate where it met other such rows each time.
+    Raises LostUpdate where each of AGAIN_MOST more runs lost to somebody else as well.
     """
     first = NO_ROWS
     for _ in range(AGAIN_MOST):
