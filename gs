@@ -110,8 +110,8 @@ case ${1:-} in
         shift
         set_up dev
         cd "$root"
-        # Three at a time, a file each: much of a test is waiting for a disk or a server. Options given later win, such as -n 0.
-        exec "$venv/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+        # Five at a time, a file each: much of a test is waiting for a disk or a server, so that two cores have time for so many. Options given later win, such as -n 0.
+        exec "$venv/bin/python" -m pytest -n 5 --dist loadfile --no-loadscope-reorder "$@"
         ;;
     -h | --help | help)
         usage

@@ -36,6 +36,7 @@ from benchmarks import (
     restart,
     sharded,
     shared,
+    slots,
     snapshot,
     steps,
     telling,
@@ -47,6 +48,7 @@ from groundstate.testing.servers import PostgresServer
 WORKLOADS: dict[str, Workload] = {
     "T": steps, "E": calls, "L": latency, "R": restart, "I": idle, "F": fresh, "W": neighbour, "B": leftover, "K": failing, "S": snapshot,
     "D": due, "P": punctual, "O": tenants, "M": fleet, "N": telling, "H": sharded, "C": limits, "J": shared,
+    "Q": slots,
 }  # fmt: skip
 
 

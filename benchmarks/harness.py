@@ -53,6 +53,7 @@ class Size:
     workers: tuple[int, ...] = (1, 2, 4, 8, 16)
     telling_s: float = 3.0
     shards: tuple[int, ...] = (1, 2, 4)
+    tenants: tuple[int, ...] = (1, 4, 40, 1_000)
     written_before_s: float = 2.0  # a timer is written so long before it is due: at least one sweep
 
 
@@ -243,10 +244,10 @@ def fill_timers(url: str, count: int, due: float, each_s: float = 0.0, *, first:
             driver.execute("VACUUM ANALYZE timers")
 
 
-def timers_done(url: str) -> int:
-    """How many were carried out."""
+def timers_done(url: str, *, last: int | None = None) -> int:
+    """How many were carried out, of those up to this number."""
     with driver_on(url) as driver:
-        return driver.number("SELECT count(*) FROM timers WHERE done_at IS NOT NULL")
+        return driver.number(f"SELECT count(*) FROM timers WHERE done_at IS NOT NULL{'' if last is None else f' AND id <= {last}'}")
 
 
 def with_status(url: str, status: str) -> int:

@@ -48,9 +48,9 @@ def _rate(place: Place, seconds: float, statement: str, count: int, *, told: boo
         if told:
             database, _, _ = opening.open_store(app.stores[0].settings())
             wanted = triggers.tables_read([Question(spec, database) for spec in app.reactions.values()])
-            triggers.carry_out(database, triggers.to_install(database, wanted))
+            triggers.carry_out(database, triggers.to_install(app.name, database, wanted))
             database.close()
-        with _listening(address):
+        with _listening(address, triggers.channel(app.name)):
             done = [0] * count
             end = time.monotonic() + seconds
             writers = [threading.Thread(target=_write, args=(address, statement, end, done, number)) for number in range(count)]
@@ -74,11 +74,11 @@ def _write(address: str, statement: str, end: float, done: list[int], number: in
 
 
 @contextmanager
-def _listening(address: str) -> Iterator[None]:
+def _listening(address: str, channel: str) -> Iterator[None]:
     """Somebody who hears, as a worker does."""
     ended = threading.Event()
     with psycopg.connect(address, autocommit=True) as connection:
-        connection.execute(f"LISTEN {triggers.NAME}")
+        connection.execute(f"LISTEN {channel}")
 
         def listen() -> None:
             while not ended.is_set():

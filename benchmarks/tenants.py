@@ -137,10 +137,10 @@ def _look_ms(place: Place, waiting: int) -> float:
 def _look_s(question: Question, waiting: int) -> float:
     found = groups.round_of(question)
     last = (waiting,)
-    with writing(question.database) as tx:
+    with writing(question.database, question.spec.app) as tx:
         record = tx.session.get(Hook, waiting)
         started = time.perf_counter()
-        page = found.page(tx.connection, None, LIMIT, lambda _value: True) if found is not None else groups.Page()
+        page = found.page(tx.connection, None, LIMIT) if found is not None else groups.Page()
         may = line.of_their_turn(tx, question, [(last, record)])
         took = time.perf_counter() - started
     expect("keys of the line's head", len(page.keys), 1)

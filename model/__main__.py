@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 from model import run
 from model.cases import CASES, Case
@@ -42,6 +43,15 @@ def line(case: Case, result: Result) -> str:
     )
 
 
+def in_markdown(case: Case, result: Result) -> str:
+    """One line of the table as docs/model.md has it."""
+    expected = "caught" if case.caught else "pass"
+    return (
+        f"| {case.name} | {case.model.removesuffix('.pml')} | {expected} | {result.verdict} | {result.states:,} |"
+        f" {result.megabytes:,} | {result.seconds:.1f} | {case.says} |"
+    )
+
+
 def carried_out(cases: list[Case], jobs: int, limit_s: float, memory_mb: int) -> Iterator[tuple[Case, Result]]:
     """Each case with what came of it, as it comes."""
     with ThreadPoolExecutor(jobs) as pool:
@@ -61,6 +71,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--memory", type=int, default=MEMORY_MB, metavar="MB", help=f"for each run ({MEMORY_MB})")
     parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="SECONDS", help=f"for each search ({LIMIT_S:g})")
     parser.add_argument("--list", action="store_true", help="what would be checked, and what each shows")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="the same as a table in Markdown, in the order of --list")
     parser.add_argument("--story", metavar="NAME", help="how one case comes to its violation, step by step")
     return parser.parse_args(words)
 
@@ -96,12 +107,17 @@ def judged(cases: list[Case], asked: argparse.Namespace) -> int:
     print(f"{'case':30} | {'model':8} | {'must':6} | {'did':14} | {'states':>10} | {'MB':>6} | {'s':>6}")
     surprises: list[str] = []
     rows: set[int] = set()
+    came: dict[Case, Result] = {}
     for case, result in carried_out(cases, asked.jobs, asked.limit, asked.memory):
         print(line(case, result), flush=True)
+        came[case] = result
         if surprising(case, result):
             surprises.append(case.name)
         if not case.caught:
             rows |= result.rows
+    if asked.report:
+        head = "| case | model | must | came out | states | MB | seconds | shows |\n| --- | --- | --- | --- | ---: | ---: | ---: | --- |\n"
+        asked.report.write_text(head + "".join(f"{in_markdown(case, came[case])}\n" for case in cases))
     unmet = all_rows() - rows
     whole = len(cases) == len(CASES)
     told = f": {', '.join(surprises)}" if surprises else ""

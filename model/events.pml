@@ -9,7 +9,7 @@
 #endif
 inline wipe(o) {
   A_st[o] = NONE; A_un[o] = 0; A_inc[o] = 0; A_c[o] = 0; A_no[o] = 0; A_fail[o] = 0; A_dl[o] = 0; A_out[o] = 0; A_tog[o] = 0;
-  A_old[o] = 0; A_alone[o] = 0
+  A_old[o] = 0; A_ends[o] = 0
 }
 inline new_call(o) {
   begun_state(o); begun_worker(o); begun_call(o); begun_call_no(o); begun_first_at(o); begun_deadline(o); begun_together(o)
@@ -20,7 +20,7 @@ inline refused(o) { if R(3) OR_NO_ROW fi }
 inline one_of_several(o) { if R(4) OR_NO_ROW fi }
 inline not_done(o) { if R(5) R(6) OR_NO_ROW fi }
 inline unclear(o) { if R(7) OR_NO_ROW fi }
-inline adopted(o) { if R(8) R(9) R(10) R(11) OR_NO_ROW fi }
+inline adopted(o) { if R(86) R(8) R(9) R(10) R(11) OR_NO_ROW fi }
 inline not_in_memory(o) { if R(78) R(79) R(80) OR_NO_ROW fi }
 inline did_not_go_out(o) { if R(12) R(13) R(14) OR_NO_ROW fi }
 inline settle(o) { if R(15) R(16) R(81) R(17) R(82) R(18) R(19) R(72) R(20) R(21) R(22) R(23) R(83) R(24) R(25) OR_NO_ROW fi }

@@ -116,7 +116,7 @@
 #undef do_76
 #define on_75(o) (false)
 #define on_76(o) ((A_st[o] == DOUBT || A_st[o] == FAILED || (A_st[o] == BEGUN && !A_un[o])) && !spent_then(o))
-#define do_76(o) A_st[o] = FAILED; A_un[o] = 0; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0
+#define do_76(o) A_st[o] = FAILED; A_un[o] = 0; A_fail[o] = A_fail[o] + 1; A_ends[o] = 0
 #endif
 #ifdef M_LATEDROPPED      /* a late outcome is dropped wherever its attempt is */
 #undef do_37

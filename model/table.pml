@@ -9,9 +9,10 @@
  *     do_n(o)   what is written.  A column in brackets is not modelled (time of the next look, words).
  *
  * Columns: A_st state, A_un unsure, A_inc worker, A_c call, A_no call_no, A_fail failures, A_dl deadline, A_out outcome,
- * A_old first_at (1: too old to call again under it), A_tog together, A_alone why (1: 'killed alone').
+ * A_old first_at (1: too old to call again under it), A_tog together, A_ends why (at how many unclean ends it was under way; hidden, and so no part
+ * of a state, where nobody is ever careful).
  * The model that includes this says what these mean in its world: exists holds expired spent spent_then (with one failure more)
- * lands_over asked_late blocked other_code (today's code cannot settle it) other_call other_find (than what it was begun with), `counts` (0 for Busy), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
+ * lands_over asked_late blocked other_code (today's code cannot settle it) other_call other_find (than what it was begun with), `counts` (0 for Busy, and for an end that was no unclean one), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
  * deadline_not_before_now.
  */
 mtype = { NONE, BEGUN, DOUBT, FAILED, HELD };
@@ -41,7 +42,11 @@ mtype to = NONE;
 mtype A_st[N] = NONE;
 bit  A_un[N];
 byte A_inc[N], A_c[N], A_no[N], A_fail[N], A_dl[N], A_out[N], A_tog[N];
-bit  A_old[N], A_alone[N];
+bit  A_old[N];
+#ifndef SUSPECTS
+hidden
+#endif
+byte A_ends[N];
 
 #define blocks(o) (A_st[o] == BEGUN || A_un[o])
 /* what keeps its own reaction from the record under every other occurrence, until a person settles it */
@@ -78,15 +83,20 @@ bit  A_old[N], A_alone[N];
 #define do_7(o) A_st[o] = DOUBT; A_un[o] = 1; A_fail[o] = A_fail[o] + 1; deadline_not_before_now(o)
 
 #define made_a_call(o) (A_no[o] > 0 || A_un[o])
-/* ROW 8 | adopted | its worker is no more | begun | doubt | state unsure worker failures deadline [next_at] [error] */
-#define on_8(o) (A_st[o] == BEGUN && made_a_call(o))
-#define do_8(o) A_st[o] = DOUBT; A_un[o] = 1; A_inc[o] = me; A_fail[o] = A_fail[o] + (A_tog[o] < 2); deadline_not_before_now(o)
-/* ROW 9 | adopted | its worker is no more, no call, killed alone twice | begun | held | state worker failures why [next_at] [error] */
-#define on_9(o) (A_st[o] == BEGUN && !made_a_call(o) && A_tog[o] == 1 && A_alone[o])
-#define do_9(o) A_st[o] = HELD; A_inc[o] = me; A_fail[o] = A_fail[o] + 1; A_alone[o] = 1
+#define alone(o) (A_tog[o] == 1)
+#define killed_alone(o) (counts && alone(o) && (A_ends[o] >= 2 || (!made_a_call(o) && A_ends[o] >= 1)))
+/* ROW 86 | adopted | its worker is no more, a third time, alone | begun | held | state unsure worker failures deadline why [next_at] [error] */
+#define on_86(o) (A_st[o] == BEGUN && made_a_call(o) && killed_alone(o))
+#define do_86(o) A_st[o] = HELD; A_un[o] = 1; A_inc[o] = me; A_fail[o] = A_fail[o] + (A_tog[o] < 2); A_ends[o] = A_ends[o] + counts; deadline_not_before_now(o)
+/* ROW 8 | adopted | its worker is no more | begun | doubt | state unsure worker failures deadline why [next_at] [error] */
+#define on_8(o) (A_st[o] == BEGUN && made_a_call(o) && !killed_alone(o))
+#define do_8(o) A_st[o] = DOUBT; A_un[o] = 1; A_inc[o] = me; A_fail[o] = A_fail[o] + (A_tog[o] < 2); A_ends[o] = A_ends[o] + counts; deadline_not_before_now(o)
+/* ROW 9 | adopted | its worker is no more, no call, a second time, alone | begun | held | state worker failures why [next_at] [error] */
+#define on_9(o) (A_st[o] == BEGUN && !made_a_call(o) && killed_alone(o))
+#define do_9(o) A_st[o] = HELD; A_inc[o] = me; A_fail[o] = A_fail[o] + (A_tog[o] == 1); A_ends[o] = A_ends[o] + counts
 /* ROW 10 | adopted | its worker is no more, no call | begun | failed | state worker failures why [next_at] [error] */
-#define on_10(o) (A_st[o] == BEGUN && !made_a_call(o) && !(A_tog[o] == 1 && A_alone[o]))
-#define do_10(o) A_st[o] = FAILED; A_inc[o] = me; A_fail[o] = A_fail[o] + (A_tog[o] == 1); A_alone[o] = (A_tog[o] == 1)
+#define on_10(o) (A_st[o] == BEGUN && !made_a_call(o) && !killed_alone(o))
+#define do_10(o) A_st[o] = FAILED; A_inc[o] = me; A_fail[o] = A_fail[o] + (A_tog[o] == 1); A_ends[o] = A_ends[o] + counts
 /* ROW 11 | adopted | its worker is no more, in doubt | doubt | doubt | worker deadline */
 #define on_11(o) (A_st[o] == DOUBT)
 #define do_11(o) A_inc[o] = me; deadline_not_before_now(o)
@@ -161,7 +171,7 @@ bit  A_old[N], A_alone[N];
 /* ROW 26 | absent | Absent, record deleted | doubt | held | state [why] [next_at] */
 #define on_26(o) (A_st[o] == DOUBT && !exists(o))
 #define do_26(o) A_st[o] = HELD
-/* ROW 27 | absent | Absent, asked too early | doubt | doubt | [next_at] [error] */
+/* ROW 27 | absent | Absent, asked too early | doubt | doubt | [next_at] */
 #define on_27(o) (A_st[o] == DOUBT && exists(o) && !asked_late(o))
 #define do_27(o) skip
 /* ROW 28 | absent | Absent, holds | doubt | failed | state unsure [next_at] */
@@ -198,13 +208,13 @@ bit  A_old[N], A_alone[N];
 /* ---- the expired handler raised or made no progress; begun, in careful mode, for that handler alone ---- */
 /* ROW 74 | expired in vain | expired in vain, the last try used | begun doubt failed | held | state failures why [next_at] [error] */
 #define on_74(o) ((A_st[o] == DOUBT || A_st[o] == FAILED || (A_st[o] == BEGUN && !A_un[o])) && spent_then(o))
-#define do_74(o) A_st[o] = HELD; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0
+#define do_74(o) A_st[o] = HELD; A_fail[o] = A_fail[o] + 1; A_ends[o] = 0
 /* ROW 75 | expired in vain | expired in vain, in doubt | doubt | doubt | state failures why [next_at] [error] */
 #define on_75(o) (A_st[o] == DOUBT && !spent_then(o))
-#define do_75(o) A_st[o] = DOUBT; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0
+#define do_75(o) A_st[o] = DOUBT; A_fail[o] = A_fail[o] + 1; A_ends[o] = 0
 /* ROW 76 | expired in vain | expired in vain | begun failed | failed | state failures why [next_at] [error] */
 #define on_76(o) ((A_st[o] == FAILED || (A_st[o] == BEGUN && !A_un[o])) && !spent_then(o))
-#define do_76(o) A_st[o] = FAILED; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0
+#define do_76(o) A_st[o] = FAILED; A_fail[o] = A_fail[o] + 1; A_ends[o] = 0
 
 /* A call is begun: what is unsure, the key's age and a later deadline stay where an earlier call may have been made. */
 #define begun_state(o) A_st[o] = BEGUN
@@ -263,7 +273,7 @@ bit  A_old[N], A_alone[N];
 #define do_48(o) to = CONCLUDE
 /* ROW 49 | retry | retry, sure | held | failed | state failures why [next_at] [since] */
 #define on_49(o) (A_st[o] == HELD && A_out[o] == 0 && !A_un[o])
-#define do_49(o) A_st[o] = FAILED; A_fail[o] = 0; A_alone[o] = 0
+#define do_49(o) A_st[o] = FAILED; A_fail[o] = 0; A_ends[o] = 0
 /* ROW 50 | retry | retry, unsure, and nobody can tell | held | not now | */
 #define on_50(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o] && nobody_can_tell(o))
 #define do_50(o) skip
@@ -272,7 +282,7 @@ bit  A_old[N], A_alone[N];
 #define do_85(o) skip
 /* ROW 51 | retry | retry, unsure | held | doubt | state failures why [next_at] [since] */
 #define on_51(o) (A_st[o] == HELD && A_out[o] == 0 && A_un[o] && !nobody_can_tell(o) && !other_code(o))
-#define do_51(o) A_st[o] = DOUBT; A_fail[o] = 0; A_alone[o] = 0
+#define do_51(o) A_st[o] = DOUBT; A_fail[o] = 0; A_ends[o] = 0
 
 /* ROW 52 | settle as absent | settle as absent, not held | begun doubt failed | not now | */
 #define on_52(o) (A_st[o] != NONE && A_st[o] != HELD)
@@ -288,7 +298,7 @@ bit  A_old[N], A_alone[N];
 #define do_55(o) A_un[o] = 0
 /* ROW 56 | settle as absent | settle as absent, holds | held | failed | state unsure failures why [next_at] [since] */
 #define on_56(o) (A_st[o] == HELD && A_un[o] && lands_over(o) && A_out[o] == 0 && holds(o))
-#define do_56(o) A_st[o] = FAILED; A_un[o] = 0; A_fail[o] = 0; A_alone[o] = 0
+#define do_56(o) A_st[o] = FAILED; A_un[o] = 0; A_fail[o] = 0; A_ends[o] = 0
 /* ROW 57 | settle as absent | settle as absent, gone | held | gone | */
 #define on_57(o) (A_st[o] == HELD && A_un[o] && lands_over(o) && A_out[o] == 0 && !holds(o))
 #define do_57(o) wipe(o)

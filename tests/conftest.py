@@ -23,7 +23,8 @@ _TESTS = Path(__file__).parent
 _FIRST = (
     "torture/test_run.py", "docs/test_pages.py", "test_crash_benchmark.py", "lab/test_limited.py", "model/test_table_of_the_model.py",
     "lab/test_kills.py", "engine/test_fleet.py", "engine/test_persons.py", "test_timers_benchmark.py", "engine/test_limits.py",
-    "lab/test_lab.py", "test_benchmarks.py", "typing/test_typing.py", "postgres/test_failover.py",
+    "lab/test_lab.py", "test_benchmarks.py", "typing/test_typing.py", "postgres/test_failover.py", "cli/test_run.py",
+    "store/test_alembic.py", "fuzz/test_files.py", "fuzz/test_column_types.py", "engine/test_begun_with.py", "postgres/test_restarts.py",
 )  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def unhurried() -> Iterator[None]:
         patch.setattr(crew, "START_S", HANG_S)  # for a store that does not come up beside one that does
         patch.setattr(succession, "LOCKED_OUT_S", 10 * HANG_S)  # for locks of others, and for a server that takes nobody just now
         patch.setattr(worker, "LEAVES_S", HANG_S)  # at a stop, for its thread
+        patch.setattr(worker, "CALLS_END_S", HANG_S)  # at a stop, for its async calls
         patch.setattr(traffic, "LAST_WORDS_S", HANG_S)  # at a stop, to write down what is in doubt
         patch.setattr(deeds, "PATIENCE_S", HANG_S)  # for a person's word, while a record is locked
         patch.setattr(looking, "WAIT_S", HANG_S)  # for an answer to whoever scrapes

@@ -14,6 +14,7 @@ from benchmarks.harness import NotDone, Place, Size, expect
 TINY = Size(
     rounds=1, orders=300, calls=200, limits=(50,), samples=10, finished=(500,), unfinished=60, backlog=100_000, failed=300, line=300,
     idle_s=0.2, beside_s=0.3, snapshot_s=0.5, timers=2_000, rates=(200,), rate_s=0.2, shards=(2,), written_before_s=0.5,
+    workers=(1,), tenants=(4,),
 )  # fmt: skip
 WORK = {
     "T": 900,

@@ -79,7 +79,7 @@ def stall_one(root: int, longest_s: float, dice: random.Random) -> None:
 
 def run_once(arguments: Sequence[str], stalls_s: float, dice: random.Random) -> int:
     """One run of pytest, as `./gs test` starts it; its exit status."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "5", "--dist", "loadfile", "--no-loadscope-reorder", *arguments]
     with subprocess.Popen(command, cwd=ROOT) as process, ExitStack() as around:
         around.callback(process.terminate)  # where this one is ended first
         if stalls_s:

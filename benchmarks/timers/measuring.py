@@ -30,6 +30,7 @@ COMMITTED = """
 """
 WARM = 0  # the id of the timer by which a worker is seen to work
 PLACING_S = 0.012  # allowed for placing one
+PLACING_TIMES = 4  # as long as placing one took, placing all may take besides: a machine may be busy
 FAR_S = 6 * 3600.0
 SHORT_VISIBILITY_S = 60
 LATEST_START_S = 1800.0
@@ -91,6 +92,11 @@ class Run:
 
     def __init__(self, shop: Shop, contender: Contender, engine: Engine) -> None:
         self.shop, self._contender, self._engine = shop, contender, engine
+        self._placing_s = 0.0  # what a process takes that places one
+
+    def soon(self, least_s: float, count: int) -> float:
+        """When the first of so many timers may be due that are to be there before; Unix time. Asked once a worker is up."""
+        return time.time() + max(least_s, PLACING_TIMES * self._placing_s) + count * PLACING_S
 
     def place(self, first: int, count: int, due: float, each_s: float) -> None:
         """Timers with ids from `first` on. Raises RuntimeError where one was due before all were there."""
@@ -100,8 +106,10 @@ class Run:
 
     def start(self) -> float:
         """A worker that has carried out one timer: seconds from its start until then."""
+        began = time.monotonic()
         self.place(WARM, 1, 0.0, 0.0)
         started = time.monotonic()
+        self._placing_s = started - began
         self.shop.keep_a_worker()
         while self.number("SELECT count(*) FROM timers WHERE id = 0 AND times > 0") == 0:
             self.shop.keep_a_worker()
@@ -166,7 +174,7 @@ def late(contender: Contender, setting: Setting, each_second: float, count: int)
     """So many timers, so many of them due each second, beside a worker that is up."""
     with run_of(contender, setting, int(FAR_S)) as run:
         run.start()
-        due = time.time() + setting.soon_s + count * PLACING_S
+        due = run.soon(setting.soon_s, count)
         run.place(1, count, due, 1 / each_second)
         return run.lateness(count, each_second, due + count / each_second)
 
@@ -175,7 +183,7 @@ def killed(contender: Contender, setting: Setting, each_second: float, count: in
     """The same, with the worker killed before the first is due, and started again at once."""
     with run_of(contender, setting, SHORT_VISIBILITY_S) as run:
         run.start()
-        due = time.time() + setting.soon_s + setting.up_s + count * PLACING_S
+        due = run.soon(setting.soon_s, count) + setting.up_s
         run.place(1, count, due, 1 / each_second)
         time.sleep(max(due - setting.up_s - time.time(), 0))  # what is prefetched is in its memory by then
         run.shop.kill()

@@ -100,9 +100,25 @@ class Shop:
             "blocks": blocks, **other,
         })  # fmt: skip
         database, _ = self.open()
-        with transaction.writing(database) as tx:
+        with transaction.writing(database, self.name) as tx:
             attempts.insert(tx, [made])
         return made
+
+    @contextlib.contextmanager
+    def a_worker(self, says: str | None = None) -> Iterator[None]:
+        """While it lasts, a worker lives: by its lock, with a row that says this of it. It carries out nothing."""
+        _, lives = self.open()
+        lives.take(77)
+        self.sql(
+            "INSERT INTO groundstate_worker (life, app, host, pid, began_at, begins, says)"
+            " VALUES (77, :app, 'h', 1, '2026-01-01 00:00:00.000000', 0, :says)",
+            app=self.name, says=says,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            self.sql("DELETE FROM groundstate_worker WHERE life = 77")
+            lives.release()
 
     def open(self) -> tuple[Database, Lives]:
         database, make_lives, _ = opening.open_store(opening.settings_of(self.url))
@@ -136,8 +152,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def made(folder: Path, url: str) -> Shop:
-    name, module = module_named(folder, url)
+def made(folder: Path, url: str, words: str = shop_text.TEXT) -> Shop:
+    name, module = module_named(folder, url, words)
     driver = make_url(url)
     return Shop(url, name, module, create_engine(driver.set(drivername="postgresql+psycopg") if url.startswith("postgres") else driver))
 

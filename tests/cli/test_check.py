@@ -247,3 +247,46 @@ def test_a_column_that_the_code_has_and_the_table_has_not_is_a_problem(shop: Sho
         ("problem", "column orders.mailed is missing", "run your migrations")
     }
     assert findings(shop, "index", "seen", code=1)  # of the others all is told
+
+
+HELD = """
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from groundstate import App, Outside, Store, hold
+
+class Base(DeclarativeBase): ...
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    mailed: Mapped[str | None]
+    noted: Mapped[str | None]
+
+app = App(NAME, Store(URL, Base))
+smtp = Outside("smtp")
+
+@smtp.call(in_doubt=hold())
+def send(order: Order) -> str: return "sent"
+
+@app.on(Order, Order.status == "paid", CLAUSES)
+def mailed(order: Order, outcome: str) -> None: order.mailed = outcome
+
+@app.on(Order, Order.status == "paid", Order.mailed.is_not(None))
+def packed(order: Order) -> None: order.status = "packed"
+
+@app.on(Order, Order.status != "new", fact=Order.noted)
+def noted(order: Order) -> None: order.noted = "yes"
+"""
+
+
+@pytest.mark.parametrize(("clauses", "found"), [
+    ("Order.mailed.is_(None), call=send", ["mailed"]),
+    ("call=send, fact=Order.mailed", []),
+], ids=["without a fact", "with one"])  # fmt: skip
+def test_a_doubt_that_waits_for_a_person_and_keeps_others_waiting_is_advice(
+    folder: Path, sqlite_url: str, clauses: str, found: list[str]
+) -> None:
+    _, said = of(folder, sqlite_url, HELD.replace("CLAUSES", clauses))
+    held = [one for one in said if one["kind"] == "held record"]
+    assert [one["subject"] for one in held] == found
+    assert all("keeps packed from the same record" in one["words"] for one in held)

@@ -110,6 +110,7 @@ def test_a_handler_that_hangs_is_told_by_both_and_by_the_log_once_each_time(
 ) -> None:
     served = impatient
     log = StuckLog(watched.app, served.health, 1.0)
+    caplog.set_level("INFO", "groundstate")
     watched.app.start()
     served.health.started = True
     until(lambda: served.unready() == [])
@@ -123,7 +124,11 @@ def test_a_handler_that_hangs_is_told_by_both_and_by_the_log_once_each_time(
         log.look()
         log.look()
         events = [vars(one)["event"] for one in caplog.records]
-        assert [event for event in events if event != "transaction_long"] == ["worker_stuck"] * times
+        assert [event for event in events if event in ("worker_stuck", "worker_comes_round")] == [
+            "worker_stuck",
+            "worker_comes_round",
+            "worker_stuck",
+        ][: 2 * times - 1]
         if times == 1:
             watched.gate.set()
             until(lambda: served.stuck() == [])
@@ -206,10 +211,20 @@ def test_a_reaction_that_waits_for_a_migration_is_told_and_the_worker_is_ready_f
     watched.sql("ALTER TABLE orders RENAME COLUMN receipt TO gone")
     watched.app.start()
     served.health.started = True
-    until(lambda: "paid" in content(served.address, "/readyz")["stores"][0]["lacking"])
+    until(lambda: "paid" in content(served.address, "/readyz")["stores"][0]["waiting"])
     until(lambda: served.unready() == [])
-    assert "run your migrations" in content(served.address, "/readyz")["stores"][0]["lacking"]["paid"]
+    assert "run your migrations" in content(served.address, "/readyz")["stores"][0]["waiting"]["paid"]
     assert "paid is not: " in served.health.in_words(5.0)
     assert 'groundstate_reaction_unfit{app="' in get(served.address, "/metrics")[1]
     watched.sql("ALTER TABLE orders RENAME COLUMN gone TO receipt")
-    until(lambda: content(served.address, "/readyz")["stores"][0]["lacking"] == {})
+    until(lambda: content(served.address, "/readyz")["stores"][0]["waiting"] == {})
+
+
+def test_a_reaction_that_waits_for_a_person_is_told_and_the_worker_is_ready_for_the_others(watched: Watched, served: Served) -> None:
+    watched.sql("DELETE FROM groundstate_reaction WHERE name = 'paid'")
+    watched.order()
+    watched.app.start()
+    served.health.started = True
+    until(lambda: served.unready() == [])
+    assert "matches 1 row" in content(served.address, "/readyz")["stores"][0]["waiting"]["paid"]
+    assert "paid is not: " in served.health.in_words(5.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import secrets
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 
+from groundstate.cli import report
 from groundstate.engine import living, locked, wording
 from groundstate.engine.pending import pending
 from groundstate.engine.question import Question
@@ -173,8 +176,9 @@ def test_the_report_has_the_documented_shape(shop: Shop) -> None:
     said = shop.run("pending", "--json", "--states").json
     assert (said["groundstate"], said["command"], said["app"]) == (1, "pending", shop.name)
     assert set(said["stores"][0]["report"]) == {
-        "now", "at", "standby", "to_do", "counts", "in_doubt", "failed", "held", "waits", "locked", "newcomers", "suspects", "waiting",
-        "undeclared", "baseline", "lives", "careful", "last_end", "in_flight", "lock", "schedules", "states", "left",
+        "now", "at", "standby", "to_do", "counts", "in_doubt", "failed", "held", "waits", "locked", "unseen", "lacks", "newcomers",
+        "suspects", "waiting", "undeclared", "gone", "baseline", "others", "lives", "careful", "last_end", "in_flight", "lock", "schedules",
+        "states", "left",
     }  # fmt: skip
     assert set(said["stores"][0]["report"]["held"][0]) == {
         "reaction", "record", "occurrence", "standing", "next", "next_at", "settled_from", "key_kept_until", "since", "tries", "error",
@@ -285,6 +289,50 @@ def test_hazard_19_a_row_that_a_long_transaction_locks_is_listed_with_its_pid(po
     other.dispose()
 
 
+def test_a_locked_table_hides_its_own_reactions_alone_and_who_locks_it_is_named(
+    postgres_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locked, "SEEN_WITHIN", timedelta(milliseconds=50))
+    shop = postgres_shop
+    shop.order("paid", 2)
+    other = create_engine(make_url(shop.url).set(drivername="postgresql+psycopg"), connect_args={"application_name": "migration"})
+    with other.begin() as theirs:
+        pid = theirs.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        theirs.execute(text("LOCK TABLE items IN ACCESS EXCLUSIVE MODE"))
+        report = shop.report()
+        hidden = set(report["unseen"])
+        assert hidden, "no reaction of the shop asks for items"
+        assert all(f"pid {pid} (migration, idle in transaction) has locked the table items" in words for words in report["unseen"].values())
+        assert {one["reaction"] for one in report["to_do"]}.isdisjoint(hidden)
+        assert any(one["rows"] for one in report["to_do"]), "the others are seen"
+        assert "cannot be seen" in shop.run("pending").out
+        status = shop.run("status", "--json").json["stores"][0]["status"]
+        assert {one["name"] for one in status["reactions"] if one["unseen"]} == hidden
+        assert any(one["rows"] for one in status["reactions"])
+        theirs.execute(text("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"))
+        why = shop.run("why", "orders", "2", "--json").json["why"]
+        assert all(f"pid {pid}" in one["next"] for one in why["answers"])
+    other.dispose()
+
+
+def test_a_row_that_another_transaction_locks_is_not_told_as_carried_out_now(postgres_shop: Shop) -> None:
+    shop = postgres_shop
+    shop.order("paid", 2)
+    _, lives = shop.open()
+    lives.take(77)
+    shop.sql("INSERT INTO groundstate_worker (life, app, host, pid, began_at, begins) VALUES (77, :app, 'h', 1, now(), 0)", app=shop.name)
+    other = create_engine(make_url(shop.url).set(drivername="postgresql+psycopg"), connect_args={"application_name": "console"})
+    with other.begin() as theirs:
+        before = {one["reaction"]: one["next"] for one in shop.run("why", "orders", "2", "--json").json["why"]["answers"]}
+        pid = theirs.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        theirs.execute(text("SELECT id FROM orders WHERE id = 2 FOR UPDATE")).all()
+        after = {one["reaction"]: one["next"] for one in shop.run("why", "orders", "2", "--json").json["why"]["answers"]}
+    other.dispose()
+    lives.release()
+    assert before["packed"] == "carried out now"
+    assert f"waits until pid {pid} (console, idle in transaction) lets go of its row" in after["packed"]
+
+
 def test_a_writer_of_the_sqlite_file_does_not_stop_it(sqlite_shop: Shop) -> None:
     sqlite_shop.order("placed")
     with sqlite_shop.engine.connect() as connection:
@@ -298,8 +346,9 @@ def test_a_writer_of_the_sqlite_file_does_not_stop_it(sqlite_shop: Shop) -> None
 def test_two_unclean_ends_are_careful_mode(shop: Shop) -> None:
     for life in (11, 12):
         shop.sql(
-            "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins) VALUES (:life, 'x', 'h', 1, :now, :now, 0)",
-            life=life, now=datetime.now(UTC).replace(tzinfo=None if shop.url.startswith("sqlite") else UTC).isoformat(" ", "microseconds"),
+            "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins) VALUES (:life, :app, 'h', 1, :now, :now, 0)",
+            life=life, app=shop.name,
+            now=datetime.now(UTC).replace(tzinfo=None if shop.url.startswith("sqlite") else UTC).isoformat(" ", "microseconds"),
         )  # fmt: skip
     report = shop.report()
     assert report["careful"] is True
@@ -367,3 +416,15 @@ def test_where_no_lock_can_be_seen_it_says_so(shop: Shop) -> None:
     assert begun.standing == "alive or in doubt"
     assert "from here no lock tells who is alive" in report.in_flight
     assert report.last_end == "whether the last life ended cleanly cannot be seen from here"
+
+
+def test_a_key_as_long_as_a_uuid_is_in_one_line_however_narrow_the_terminal_is() -> None:
+    made = report.table("reaction", "record", "since", "why", "error")
+    key = "0f3a1c5e-9d7b-4e2a-8c61-5b9e7d2f4a10"
+    made.add_row("charged", f"{key} (a round of some length)", "2026-11-30 03:40:00 UTC", "its outcome cannot be taken " * 5, "x" * 80)
+    report.fit(made)
+    out = io.StringIO()
+    Console(width=80, file=out).print(made)
+    lines = out.getvalue().splitlines()
+    assert any(key in line for line in lines)
+    assert max(map(len, lines)) <= 80

@@ -125,7 +125,7 @@ def test_nothing_held_is_said_so(shop: Shop) -> None:
     said = shop.run("held")
     assert (said.code, said.out) == (0, "Nothing is held.\n")
     assert shop.run("held", "--json").json == {
-        "groundstate": 1, "command": "held", "held": [], "total": 0, "baselines": 0, "more": None,
+        "groundstate": 1, "command": "held", "held": [], "total": 0, "baselines": 0, "more": None, "others": [],
     }  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_held_comes_in_pages_and_filtered(shop: Shop) -> None:
     assert ([one["record"] for one in rest["held"]], rest["more"]) == (["3"], None)
     assert [one["record"] for one in shop.run("held", "--baseline", "--json").json["held"]] == ["4"]
     assert shop.run("held", "--sure").out.startswith("Nothing is held that matches.")
-    assert "1 rows are left out as baseline" in shop.run("held").out
+    assert "1 row is left out as baseline" in shop.run("held").out
 
 
 def test_a_bad_cursor_and_a_bad_limit_are_refused(shop: Shop) -> None:
@@ -309,7 +309,7 @@ def test_at_a_terminal_yes_goes_on(shop: Shop, at_a_terminal: Callable[[str], li
     shop.held(1, unsure=False)
     asked = at_a_terminal("y")
     assert shop.run("retry", "--all", "--reaction", "paid").code == 0
-    assert asked == ["retry 1 attempts of paid?"]
+    assert asked == ["retry 1 attempt of paid?"]
     assert shop.states() == {"1": "failed"}
 
 
@@ -365,7 +365,7 @@ def test_rename_carries_attempts_over_and_keeps_the_key(shop: Shop) -> None:
         connection.execute(update(tables.attempt).values(reaction="charged"))
         connection.execute(update(tables.reaction).where(tables.reaction.c.name == "paid").values(name="charged", key_name="charged"))
     said = shop.run("rename", "charged", "paid")
-    assert (said.code, "charged is paid now, with 1 attempts" in said.out) == (0, True)
+    assert (said.code, "charged is paid now, with 1 attempt." in said.out) == (0, True)
     (one,) = shop.run("held", "--json").json["held"]
     assert (one["reaction"], one["key"]) == ("paid", keys.call_key("persons-shop", "charged", "1", ""))
     assert shop.run("rename", "charged", "paid").code == 3

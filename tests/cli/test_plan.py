@@ -135,7 +135,7 @@ def test_triggers_are_installed_shown_and_removed(postgres_shop: Shop) -> None:
     assert postgres_shop.run("triggers", "install").code == 0
     assert states() == {"installed"}
     assert "heard at their commit" in postgres_shop.run("triggers").out
-    postgres_shop.sql("ALTER TABLE orders DISABLE TRIGGER groundstate_rows")
+    postgres_shop.sql(f"ALTER TABLE orders DISABLE TRIGGER groundstate_rows_{postgres_shop.name}")
     assert postgres_shop.run("triggers").code == 1
     assert postgres_shop.run("triggers", "--json").code == 1
     assert postgres_shop.run("triggers", "remove").code == 0
@@ -152,7 +152,7 @@ def test_check_tells_of_triggers_that_are_stale_or_needless(postgres_shop: Shop)
     assert told() == {}
     postgres_shop.sql("CREATE TABLE old (id int)")
     postgres_shop.sql("CREATE TRIGGER groundstate_rows AFTER INSERT ON old EXECUTE FUNCTION groundstate_rows('old')")
-    postgres_shop.sql("ALTER TABLE orders DISABLE TRIGGER groundstate_rows")
+    postgres_shop.sql(f"ALTER TABLE orders DISABLE TRIGGER groundstate_rows_{postgres_shop.name}")
     found = told()
     assert set(found) == {"old", "orders"}
     assert found["orders"] == "groundstate triggers install"
@@ -252,3 +252,31 @@ def test_pending_says_that_a_doubt_of_other_code_will_be_held(shop: Shop) -> Non
     begun(shop, "1", service="psp")
     (doubt,) = shop.run("pending", "--json").json["stores"][0]["report"]["in_doubt"]
     assert doubt["next"].startswith("held, since other code began it (it was a call to psp")
+
+
+# ---- what other apps left ----------------------------------------------------------------------------------------------------------
+def test_what_an_app_without_a_worker_left_on_our_tables_needs_somebody_and_is_told_by_each_list(shop: Shop) -> None:
+    shop.attempt("paid", "1", State.DOUBT, app="old shop")
+    shop.attempt("paid", "2", State.HELD, app="old shop", unsure=True, why="by the test")
+    told = "2 attempts are open of app 'old shop' (1 in doubt, 1 held: paid)"
+    cure = f"groundstate rename --whole-app 'old shop' {shop.name}"
+    for command, code in (("plan", 1), ("pending", 0), ("held", 0)):
+        said = shop.run(command)
+        assert said.code == code
+        assert told in said.out, command
+        assert cure in said.out, command
+    assert [one["app"] for one in planned(shop, 1)[""]["others"]] == ["old shop"]
+    assert [one["app"] for one in shop.report()["others"]] == ["old shop"]
+    assert [(one["app"], one["in_doubt"], one["held"]) for one in shop.run("held", "--json").json["others"]] == [("old shop", 1, 1)]
+
+
+def test_what_an_app_that_is_stopped_left_on_its_own_tables_is_one_line(shop: Shop) -> None:
+    shop.attempt("mailed_out", "1", State.DOUBT, app="mailer", blocks="mails")
+    shop.attempt("billed", "1", State.HELD, app="billing", blocks="bills", why="by the test", unsure=True)
+    line = "Other apps on this database of which no worker lives have open attempts: billing (1 held), mailer (1 in doubt)."
+    for command in ("plan", "pending", "held"):
+        said = shop.run(command)
+        assert said.code == 0
+        assert line in said.out, command
+    assert "All of it runs" in shop.run("plan").out
+    assert "Nothing is left to do" in shop.run("pending").out

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy import text
 
 from groundstate.rules.attempt import State
@@ -21,12 +22,13 @@ from tests.postgres.roles import role
 
 
 @contextmanager
-def worker(shop: Shop, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`groundstate run` in a process of its own; its output is in out.txt and err.txt."""
+def worker(shop: Shop, *arguments: str, shell: str = '"$@"') -> Iterator[subprocess.Popen[str]]:
+    """`groundstate run` in a process of its own; its output is in out.txt and err.txt. shell: how a shell starts it."""
     with Path("out.txt").open("w") as out, Path("err.txt").open("w") as err:
+        path = os.pathsep.join([str(Path.cwd()), *sys.path])  # the same code as here
         process = subprocess.Popen(
-            [sys.executable, "-m", "groundstate.cli.main", "run", shop.app, *arguments],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+            ["sh", "-c", f"exec {shell}", "sh", sys.executable, "-m", "groundstate.cli.main", "run", shop.app, *arguments],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
     try:
         yield process
@@ -58,6 +60,49 @@ def test_it_carries_out_what_is_left_and_ends_with_0_at_sigterm(shop: Shop) -> N
     assert "SIGTERM: nothing new is begun" in said("err.txt")
     assert "Traceback" not in said("err.txt")
     assert shop.report()["lives"] == []
+
+
+def configured(shop: Shop, config: str) -> None:
+    """Its module sets logging up when it is imported, as an app does that was written without us in mind."""
+    path = Path(f"{shop.module}.py")
+    text, line = path.read_text(), f"__import__('logging.config').config.dictConfig({config})"
+    path.write_text(text.replace("from __future__ import annotations\n", f"from __future__ import annotations\n\n{line}\n", 1))
+    assert line in path.read_text()
+
+
+def test_an_app_that_configures_logging_by_its_defaults_does_not_silence_it(sqlite_shop: Shop) -> None:
+    configured(sqlite_shop, '{"version": 1}')
+    with worker(sqlite_shop) as process:
+        until(lambda: "is carried out by process" in said("err.txt"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG_S) == 0
+    assert "SIGTERM: nothing new is begun" in said("err.txt")
+
+
+def test_log_json_holds_whatever_the_app_configures(sqlite_shop: Shop) -> None:
+    console = '{"class": "logging.StreamHandler"}'
+    configured(
+        sqlite_shop, f'{{"version": 1, "handlers": {{"console": {console}}}, "root": {{"handlers": ["console"], "level": "ERROR"}}}}'
+    )
+    with worker(sqlite_shop, "--log-json") as process:
+        until(lambda: "run_started" in said("err.txt"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG_S) == 0
+    events = [json.loads(line)["event"] for line in said("err.txt").splitlines()]
+    assert {"run_started", "life_began", "run_ended"} <= set(events)
+    assert len(events) == len(set(events)), "lines are written twice"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_it_runs_where_its_streams_are_closed_and_nothing_else_gets_their_numbers(sqlite_shop: Shop, closed: str) -> None:
+    sqlite_shop.order("placed")
+    with worker(sqlite_shop, shell=f'"$@" {closed}') as process:
+        until(lambda: statuses(sqlite_shop) == ["packed"])
+        if Path("/proc").exists():
+            for number in range(closed.count("&")):
+                assert Path(f"/proc/{process.pid}/fd/{2 - number}").readlink() == Path(os.devnull)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG_S) == 0
 
 
 def test_sigint_drains_as_well(sqlite_shop: Shop) -> None:
@@ -98,12 +143,14 @@ def test_a_second_sigint_ends_with_130(sqlite_shop: Shop) -> None:
         assert process.wait(HANG_S) == 130
 
 
-def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt(sqlite_shop: Shop) -> None:
+@pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
+def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt_and_that_is_no_unclean_end(sqlite_shop: Shop, sync: bool) -> None:
     slow(sqlite_shop)
     sqlite_shop.order("placed")
     path = Path(f"{sqlite_shop.module}.py")
     awaited = '    await __import__("asyncio").sleep'
-    path.write_text(path.read_text().replace("def charge(", "async def charge(").replace('    __import__("time").sleep', awaited))
+    if not sync:
+        path.write_text(path.read_text().replace("def charge(", "async def charge(").replace('    __import__("time").sleep', awaited))
     with worker(sqlite_shop, "--drain", "0.2") as process:
         until(lambda: sqlite_shop.report()["counts"]["in the air"] == 1)
         process.send_signal(signal.SIGTERM)
@@ -115,7 +162,7 @@ def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt(sqlite_shop: 
         shown = sqlite_shop.run(command).out
         assert "ended, and left 1 call in doubt" in shown
         assert "uncleanly" not in shown
-    assert "cleanly; calls put in doubt: 1" in said("err.txt")
+    assert "cleanly; calls left in doubt: 1" in said("err.txt")
 
 
 def test_a_signal_ends_a_start_that_waits_for_its_database_at_once_and_with_0(folder: Path, postgres_url: str) -> None:

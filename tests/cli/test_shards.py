@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class Sharded:
             "call_no": 1, "unsure": False, "since": now, "first_at": now, "deadline": now, "blocks": "orders", **more,
         })  # fmt: skip
         database = opening.open_store(opening.settings_of(self.urls[shard]))[0]
-        with transaction.writing(database) as tx:
+        with transaction.writing(database, self.name) as tx:
             attempts.insert(tx, [made])
         database.close()
 
@@ -106,9 +107,9 @@ def test_pending_and_status_tell_of_each_shard_by_its_name(sharded: Sharded) -> 
     sharded.sql("south", "INSERT INTO orders (id, status) VALUES (1, 'placed'), (2, 'placed')")
     stores = sharded.run("pending", "--json").json["stores"]
     assert [(one["store"], one["report"]["to_do"][0]["rows"]) for one in stores] == [("north", 0), ("south", 2)]
-    for named in ("south", name_of(opening.settings_of(sharded.urls["south"]).url)):  # and as a metric's label names it
+    for named in ("south", name_of(opening.settings_of(sharded.urls["south"]).url)):
         assert [one["store"] for one in sharded.run("pending", "--store", named, "--json").json["stores"]] == ["south"]
-    assert f"south (sqlite+pysqlite:///{sharded.urls['south'].removeprefix('sqlite:///')})" in sharded.run("pending").out
+    assert f"south ({sharded.urls['south']})" in sharded.run("pending").out
     assert [one["store"] for one in sharded.run("status", "--json").json["stores"]] == ["north", "south"]
 
 
@@ -210,3 +211,16 @@ def test_check_finds_records_that_two_shards_have(sharded: Sharded) -> None:
     assert between["store"] == "north, south"
     assert [one["kind"] for one in between["findings"]] == ["shards"]
     assert "north and south both have a record 7" in sharded.run("check").out
+
+
+def test_plan_and_init_tell_of_shards_that_number_their_rows_alike(folder: Path) -> None:
+    numbered = TEXT.replace("primary_key=True, autoincrement=False", "primary_key=True")
+    _, module = module_named(folder, {name: f"sqlite:///{folder / name}.db" for name in ("north", "south")}, numbered)  # type: ignore[arg-type]  # a mapping
+    app, words = f"{module}:app", "give the same numbers to rows of orders"
+    made = groundstate("init", "--tables", "--accept", "all", "--app", app)
+    assert (made.code, words in made.out, "A start is refused" in made.out) == (0, True, True), made.out
+    planned = groundstate("plan", "--app", app)
+    assert (planned.code, words in planned.out) == (1, True), planned.out
+    assert words in groundstate("run", "--app", app).err
+    refused = json.loads(groundstate("init", "--json", "--app", app).out)["refused"]
+    assert [words in one for one in refused] == [True, True]

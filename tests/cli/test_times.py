@@ -146,7 +146,7 @@ def test_why_tells_when_it_is_due_and_that_it_never_is_or_is_too_late(timed: Tim
     assert "next: carried out when it is due" in first
     assert "due: never, since its due time is NULL" in first
     assert "next: nothing: its due time is NULL" in first
-    assert "next: too late: its expired handler answers" in second
+    assert "next: too late: its expired handler answers, as soon as a worker runs" in second
 
 
 def test_check_prints_the_index_that_finds_what_is_due_next(timed: Timed) -> None:
@@ -169,4 +169,18 @@ def test_check_tells_of_a_clock_in_a_clause_and_of_times_that_do_not_sort(folder
     assert said.code == 1
     assert found["by_the_clock"]["level"] == "advice"
     assert (found["reminded"]["level"], "'2026-12-24T18:00:00Z'" in found["reminded"]["words"]) == ("problem", True)
+    timed.engine.dispose()
+
+
+def test_a_due_time_that_does_not_sort_as_a_time_is_told_by_each_report(folder: Path) -> None:
+    timed = Timed(folder, f"sqlite:///{folder}/odd.db")
+    timed.order(1, -20 * HOUR, -HOUR)
+    with timed.engine.begin() as connection:
+        connection.execute(text("UPDATE orders SET remind_at = replace(remind_at, ' ', 'T')"))
+    words, cure = "which does not sort as a time among others", "write it as 2026-12-24 18:00:00.000000, in UTC"
+    for report in (("pending",), ("status",), ("why", "orders", "1"), ("check",)):
+        said = timed.run(*report).out
+        assert (words in said, cure in said, "carried out now" in said) == (True, True, False), said
+    assert timed.to_do()["reminded"]["odd_time"].startswith("Order.remind_at holds '")
+    assert timed.to_do()["cancel_unpaid"]["odd_time"] is None
     timed.engine.dispose()

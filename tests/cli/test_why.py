@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
 from groundstate.rules.attempt import State
+from groundstate.rules.careful import ended_under
 from tests.cli.conftest import Shop, module_named
 
 
@@ -83,7 +85,7 @@ def test_a_composite_key_is_a_json_array(shop: Shop) -> None:
     [
         ("nix", "1", 3, "no reaction is on a table 'nix'; tables with reactions are: items, orders"),
         ("orders", "1", 3, "orders has no record '1'"),
-        ("orders", "x", 2, "'x' is no key of orders (id)"),
+        ("orders", "x", 2, "'x' is no key of orders (id): 'x' is not a whole number"),
         ("orders", "", 2, "is no key of orders"),
         ("items", "1", 2, "is no key of items (order_id, number)"),
         ("items", "[1]", 2, "a JSON array of 2 values"),
@@ -119,6 +121,100 @@ def test_a_number_too_large_for_the_column_is_told_without_a_traceback(shop: Sho
 def test_arguments_that_are_missing_are_told(shop: Shop) -> None:
     assert shop.run("why").code == 2
     assert shop.run("why", "orders").code == 2
+
+
+# ---- what is not carried out now -------------------------------------------------------------------------------------------------
+def test_with_a_worker_that_can_it_is_carried_out_now(shop: Shop) -> None:
+    shop.order("placed")
+    shop.order("paid")
+    with shop.a_worker():
+        assert answers(shop, "orders", "1")["paid"]["next"] == "carried out now"
+        assert answers(shop, "orders", "2")["packed"]["next"] == "carried out now"
+
+
+def test_a_reaction_whose_record_has_a_column_that_the_table_has_not_says_so_and_the_others_are_shown(shop: Shop) -> None:
+    shop.order("paid")
+    shop.sql("ALTER TABLE orders DROP COLUMN mailed")
+    with shop.a_worker():
+        found = answers(shop, "orders", "1")
+    assert found["packed"]["next"] == "not carried out: column orders.mailed is missing: run your migrations"
+    assert found["packed"]["holds"] is True
+    assert found["mailed"]["next"] == "not carried out: column orders.mailed is missing: run your migrations"
+    assert found["mailed"]["clauses"] == [], "its condition names the column"
+
+
+def test_a_failed_attempt_whose_time_has_come_waits_for_what_a_new_one_would_wait_for(shop: Shop) -> None:
+    shop.order("placed")
+    past = datetime.now(UTC) - timedelta(minutes=1)
+    shop.attempt("paid", "1", State.FAILED, failures=1, next_at=past)
+    assert answers(shop, "orders", "1")["paid"]["next"] == "tried again, as soon as a worker runs"
+    with shop.a_worker():
+        assert answers(shop, "orders", "1")["paid"]["next"] == "tried again"
+    with shop.a_worker('{"drains":true}'):
+        assert "tried again, but it waits for a worker" in answers(shop, "orders", "1")["paid"]["next"]
+    shop.sql("UPDATE groundstate_reaction SET condition = '1 = 0' WHERE name = 'paid'")
+    with shop.a_worker():
+        assert answers(shop, "orders", "1")["paid"]["next"].startswith("tried again, but not now: ")
+
+
+def test_a_doubt_waits_for_its_outside_where_that_is_to_be_asked(shop: Shop) -> None:
+    shop.order("placed")
+    past, later = datetime.now(UTC) - timedelta(minutes=1), datetime.now(UTC) + timedelta(hours=1)
+    shop.attempt("paid", "1", State.DOUBT, next_at=past)
+    pause = {"outside": "bank", "part": None, "since": past.isoformat(), "until": later.isoformat(), "answered": "NotDone: closed"}
+    with shop.a_worker(json.dumps({"paused": [pause]})):
+        paid = answers(shop, "orders", "1")["paid"]
+        said = shop.run("why", "orders", "1").out
+    assert paid["next"].startswith("by its find;")
+    assert "but it waits for the outside bank, which is paused (its last answer: NotDone: closed)" in paid["next"]
+    assert "the next call probes it, " in said
+    assert "(in 60 min)" in said
+
+
+def test_in_careful_mode_and_while_a_reaction_is_suspect_it_says_how_it_is_carried_out(shop: Shop) -> None:
+    shop.order("placed")
+    shop.order("paid")
+    shop.sql("UPDATE groundstate_reaction SET suspect = (1 = 1) WHERE name = 'paid'")
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
+    with shop.a_worker():
+        assert answers(shop, "orders", "1")["paid"]["next"].startswith("carried out in doubt first, since the database went back in time")
+        for life in (5, 6):
+            shop.sql(
+                "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins)"
+                " VALUES (:life, :app, 'h', 1, :now, :now, 0)",
+                life=life, app=shop.name, now=now,
+            )  # fmt: skip
+        shop.attempt("packed", "2", State.FAILED, failures=2, next_at=datetime.now(UTC), why=ended_under([5, 6]), call_no=0)
+        assert answers(shop, "orders", "2")["packed"]["next"].startswith("tried again, alone, once nothing else is under way")
+        shop.order("paid")
+        assert answers(shop, "orders", "3")["packed"]["next"].startswith("carried out in careful mode: among few others")
+
+
+@pytest.mark.parametrize("table", ["orders", "groundstate_attempt"])
+def test_a_table_that_somebody_keeps_from_being_written_is_named(postgres_shop: Shop, table: str) -> None:
+    shop = postgres_shop
+    shop.order("paid")
+    other = create_engine(shop.engine.url, connect_args={"application_name": "index"})
+    with shop.a_worker(), other.begin() as theirs:
+        theirs.execute(text(f"LOCK TABLE {table} IN SHARE MODE"))
+        found = answers(shop, "orders", "1")["packed"]["next"]
+    other.dispose()
+    assert "waits: pid " in found
+    assert f"(index, idle in transaction) has locked the table {table}" in found
+
+
+def test_a_record_in_a_ring_is_told_of_once_for_each_reaction_of_it(shop: Shop) -> None:
+    shop.order("paid")
+    steps = [{"reaction": name, "table": "orders", "record": "1", "occurrence": ""} for name in ("packed", "paid")]
+    with shop.a_worker(json.dumps({"rings": [{"since": "2026-01-01T00:00:00+00:00", "steps": steps}]})):
+        found = answers(shop, "orders", "1")
+        said = shop.run("why", "orders", "1").out
+    words = "goes round, since paid undoes it, and is slowed down: it is carried out after pauses of up to a minute"
+    assert (found["packed"]["next"], found["packed"]["goes_round"]) == (words, words)
+    assert found["paid"]["next"] == "nothing: its condition does not hold"
+    assert found["noted"]["goes_round"] is None
+    assert said.count(words) == 1
+    assert "goes round, since packed undoes it" in said
 
 
 VIDEOS = """

@@ -67,10 +67,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a rate in no time": (lambda: Outside("a", rate=Rate(5, timedelta())), "give a span of more than zero"),
     "a rate in a number of seconds": (lambda: Outside("a", rate=Rate(5, 1)), "such as each=timedelta(minutes=1)"),  # type: ignore[arg-type]
     "an order that is a column": (lambda: declared(in_order=Hook.tenant), "give InOrder(by, order), such as InOrder(Hook.account)"),
-    "an order by another record's column": (lambda: declared(in_order=InOrder(Other.tenant)), "is no column of Hook"),
+    "an order by another record's column": (
+        lambda: declared(in_order=InOrder(Other.tenant)),
+        "in_order=InOrder(by=Other.tenant) is no column of Hook",
+    ),
     "an order by a text": (lambda: declared(in_order=InOrder("tenant")), "is no column of Hook"),  # type: ignore[arg-type]
     "an order by what can be null": (lambda: declared(in_order=InOrder(Hook.tenant, Hook.later)), "order by a column that cannot be NULL"),
-    "an order by what has none": (lambda: declared(in_order=InOrder(Hook.body)), "use a column of text, integer"),
+    "an order by what has none": (lambda: declared(in_order=InOrder(Hook.body)), "InOrder(by=Hook.body) is of type"),
     "past_held without an order": (
         lambda: declared(in_order=InOrder(Hook.tenant, past_held=True)),
         "as in InOrder(by, order, past_held=True)",

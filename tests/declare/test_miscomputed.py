@@ -79,7 +79,7 @@ def test_where_the_store_is_known_at_the_start_alone_it_is_refused_there(tmp_pat
 
 
 def test_until_refuses_it_when_it_asks(tmp_path: Path) -> None:
-    app = App("declared", Store(f"sqlite:///{tmp_path}/asked.db", Base))
+    app = App("asked", Store(f"sqlite:///{tmp_path}/asked.db", Base))
     app.init(tables=True)
     with pytest.raises(DeclarationError, match=r"until\(...\): on SQLite"):
         asyncio.run(app.until(Order, 1, LATE, timeout=HOUR))

@@ -90,15 +90,28 @@ def test_w10b_what_is_no_exception_type() -> None:
         given: Any = [wrong]
         with pytest.raises(DeclarationError, match="dotted path"):
             Outside("bank", not_done=given)
-    alone: Any = ConnectionRefusedError
-    with pytest.raises(DeclarationError, match="give a list"):
-        Outside("bank", not_done=alone)
+    for alone in (ConnectionRefusedError, "httpx.ConnectError", bool):
+        given = alone
+        with pytest.raises(DeclarationError, match="give a list"):
+            Outside("bank", not_done=given)
+
+
+def test_a_function_that_tells_what_was_not_done_is_a_plain_one() -> None:
+    async def tells(error: Exception) -> bool:
+        return False
+
+    given: Any = [tells]
+    with pytest.raises(DeclarationError, match="cannot be awaited"):
+        Outside("bank", not_done=given)
+    Outside("bank", not_done=[lambda error: "refused" in str(error)])
 
 
 def test_the_ready_made_lists_are_accepted_and_exist() -> None:
     outside = Outside("all", not_done=[*HTTPX, *REQUESTS, *SMTPLIB, *BOTOCORE, httpx.ConnectError, smtplib.SMTPConnectError])
     assert len(outside.spec.not_done) > 20
     for path in (*HTTPX, *SMTPLIB):
+        if not isinstance(path, str):
+            continue
         module, _, name = path.rpartition(".")
         kind = getattr(__import__(module), name)
         assert issubclass(kind, Exception)
@@ -632,6 +645,39 @@ def test_a_handler_that_is_not_annotated_for_all_that_its_call_returns(app: App,
         def paid(order: Order, outcome: Receipt) -> None: ...
 
 
+@pytest.mark.parametrize(
+    ("found", "refused"),
+    [
+        (str | Absent, "the find of its call can return str"),
+        (Detailed | Absent | Unknown, "the find of its call can return Detailed, which would come back as another type"),
+        (Receipt | Absent | Unknown, None),
+        (Receipt | type[Absent] | type[Unknown], None),
+        (Absent | Unknown, None),
+        (Any, None),
+    ],
+    ids=["another type", "a subclass", "the outcome", "classes", "no outcome", "anything"],
+)
+def test_a_find_that_returns_what_the_handler_does_not_take(app: App, bank: Outside, found: Any, refused: str | None) -> None:
+    def charge(order: Order) -> Receipt:
+        raise AssertionError
+
+    def lookup(order: Order) -> Any:
+        raise AssertionError
+
+    lookup.__annotations__["return"] = found
+    call = bank.call(in_doubt=ask(settle_after=timedelta(minutes=1)))(charge)
+    call.find(lookup)
+
+    def paid(order: Order, outcome: Receipt) -> None: ...
+
+    declare = app.on(Order, Order.status == "placed", call=call)
+    if refused is None:
+        declare(paid)
+    else:
+        with pytest.raises(DeclarationError, match=refused):
+            declare(paid)
+
+
 # ---- options -------------------------------------------------------------------------------------------------------------------
 def test_options_that_do_not_go_together(app: App, bank: Outside) -> None:
     charge = bank.call(in_doubt=hold())(_charge)
@@ -760,3 +806,46 @@ def test_every_public_name_is_there() -> None:
     assert set(groundstate.__all__) <= set(dir(groundstate))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = groundstate.nothing
+
+
+# ---- outsides of one name, and what gave_up takes -----------------------------------------------------------------------------------
+def _two_outsides(app: App, **options: Any) -> None:
+    @Outside("bank", limit=1).call(in_doubt=hold())
+    def charge(order: Order) -> str:
+        return ""
+
+    @Outside("bank", **options).call(in_doubt=hold())
+    def refund(order: Order) -> str:
+        return ""
+
+    @app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str) -> None: ...
+
+    @app.on(Order, Order.status == "returned", call=refund)
+    def refunded(order: Order, outcome: str) -> None: ...
+
+
+@pytest.mark.parametrize("options", [{"limit": 5}, {}, {"limit": 1, "rate": groundstate.Rate(1, SECOND)}], ids=["limit", "none", "rate"])
+def test_two_outsides_of_one_name_with_different_limits_are_refused(app: App, options: dict[str, Any]) -> None:
+    _two_outsides(app, **options)
+    with pytest.raises(DeclarationError, match=r"two outsides are named 'bank', with .* give each a name of its own"):
+        app.check_declarations()
+
+
+def test_two_outsides_of_one_name_with_the_same_limits_are_one(app: App) -> None:
+    _two_outsides(app, limit=1)
+    app.check_declarations()
+
+
+def test_gave_up_takes_a_failure_and_no_exception(app: App) -> None:
+    @app.on(Order, Order.status == "placed")
+    def paid(order: Order) -> None: ...
+
+    def of_an_exception(order: Order, error: Exception) -> None: ...
+
+    def of_anything(order: Order, error: object) -> None: ...
+
+    wrong: Any = of_an_exception
+    with pytest.raises(DeclarationError, match="takes an exception, and is given a Failure"):
+        paid.gave_up(wrong)
+    paid.gave_up(of_anything)

@@ -195,10 +195,11 @@ def test_the_image_runs_as_nobody_that_is_root() -> None:
     assert f"--uid {last[1].split(':')[0]} " in made
 
 
-def test_signals_arrive_at_groundstate_itself() -> None:
+def test_signals_arrive_at_groundstate_and_what_calls_leave_behind_is_buried() -> None:
     found = dict(instructions())
     entrypoint, command = json.loads(found["ENTRYPOINT"]), json.loads(found["CMD"])  # exec form is JSON; shell form is none
-    assert entrypoint == ["groundstate"]
+    assert entrypoint == ["tini", "--", "groundstate"]
+    assert any("install" in given and " tini " in given for name, given in instructions() if name == "RUN")
     check_arguments(command)
     assert found["STOPSIGNAL"] == "SIGTERM"
     probe = json.loads(found["HEALTHCHECK"].partition("CMD ")[2])

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from groundstate import Absent, InDoubt, Key, Outside, Retry, Unknown, ask, same_key
-from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Order, World, ms
+from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Order, World, ms, until
 
 ASK = ask(settle_after=ms(100))
 SAME_KEY = same_key(kept_for=timedelta(hours=24))
@@ -50,5 +50,16 @@ def charging(
     def paid(order: Order, outcome: str) -> None:
         order.status, order.receipt = "paid", outcome
 
-    gateway.reaction = world.app.on(Order, Order.status == "placed", call=charge, name="paid", **options)(handler or paid)
+    gateway.reaction = world.app.on(Order, Order.status == "placed", call=charge, **{"name": "paid"} | options)(handler or paid)
     return gateway
+
+
+def left_in_doubt(world: World, gateway: Gateway, record: Any) -> None:
+    """The first record is charged, and its worker dies before it hears of that."""
+    world.there()
+    gateway.plan(1, "done_hang")
+    world.add(record)
+    life = world.worker()
+    until(lambda: gateway.waiting == 1)
+    life.kill()
+    gateway.gate.set()

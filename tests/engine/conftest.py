@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from groundstate.engine import own_words, rings
+from groundstate.rules import breaker
 from tests.engine.kit import World
+from tests.patience import HANG_S
 
 
 @pytest.fixture
@@ -23,3 +26,12 @@ def postgres_world(postgres_url: str) -> Iterator[World]:
     made = World(postgres_url)
     yield made
     made.close()
+
+
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker looks often whether it has something new to say of itself, and a pause lasts as long as the test."""
+    monkeypatch.setattr(own_words, "EACH_S", 0.02)
+    monkeypatch.setattr(breaker, "FIRST_S", 3600.0)
+    monkeypatch.setattr(breaker, "LONGEST_S", 3600.0)
+    monkeypatch.setattr(rings, "WITHIN_S", 10 * HANG_S)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 from unittest import mock
 
 from sqlalchemy import Connection, Engine, Interval, bindparam, create_engine, event, func, select, text, type_coerce
@@ -21,11 +21,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, Busy, NotDone, Retry, Store, Unknown
 from groundstate.engine import attempts, leaps, sweeps
+from groundstate.engine.inside_call import outside
 from groundstate.engine.messenger import Messenger
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.attempt import Attempt
 from groundstate.store import opening
-from groundstate.store.tables import Instant, attempt
+from groundstate.store.tables import Instant, attempt, worker
 from groundstate.testing.wires import Moment
 from tests.patience import HANG_S, until
 
@@ -204,6 +205,8 @@ class Life:
                 if self.lose_word_of:
                     event.listen(connection, "after_cursor_execute", hear)
                 yield connection
+                if self.dead:  # in a handler of it
+                    raise Killed
             if self.lose_word_of and any(one.startswith(self.lose_word_of) for one in said):
                 self.lose_word_of = ""
                 self.lost += 1
@@ -221,8 +224,9 @@ class Life:
         self.worker.life.lives.release()  # of one that never started; a thread that died has let go of it
         self.database.close()
 
-    def lose_lock(self, *, notices: bool = True) -> None:
-        """The lock is gone beneath the living worker, as by a reset connection."""
+    def lose_lock(self, *, notices: bool = True, for_good: bool = False) -> None:
+        """The lock is gone beneath the living worker, as by a reset connection. for_good: its number is not to be had again."""
+        self.worker.life.over = for_good
         self.worker._succession.next_check = 0.0 if notices else float("inf")
         self.worker.life.lives.release()
         self.worker._wake.set()
@@ -348,7 +352,7 @@ class World:
     def add(self, *records: Any) -> None:
         if not self._there:
             self.there()
-        with self.session() as session, session.begin():
+        with outside(), self.session() as session, session.begin():
             session.add_all(records)
 
     def orders_from(self, first: int, last: int) -> None:
@@ -369,18 +373,18 @@ class World:
             return session.execute(select(func.count()).select_from(Order).where(*clauses)).scalar_one()
 
     def set(self, number: int = 1, **values: Any) -> None:
-        """An UPDATE by somebody of whom the engine hears nothing."""
-        with self.engine.begin() as connection:
+        """An UPDATE by somebody of whom the engine hears nothing, also in the middle of a handler."""
+        with outside(), self.engine.begin() as connection:
             table: Any = Order.__table__
             connection.execute(table.update().where(table.c.id == number).values(**values))
 
     def run(self, statement: str, **values: Any) -> None:
-        with self.engine.begin() as connection:
+        with outside(), self.engine.begin() as connection:
             connection.execute(text(statement), values)
 
     def force(self, statement: str, **values: Any) -> None:
         """On rows of ours, against the trigger that refuses it on PostgreSQL: by the word that it asks for."""
-        with forcing(self.engine) as connection:
+        with outside(), forcing(self.engine) as connection:
             connection.execute(text(statement), values)
 
     def attempts(self) -> list[Attempt]:
@@ -395,6 +399,11 @@ class World:
     def states(self) -> list[str]:
         return [one.state.value for one in self.attempts()]
 
+    def lives_written(self) -> list[int]:
+        """The lives that have a row."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(select(worker.c.life)).scalars())
+
     # ---- workers -------------------------------------------------------------------------------------------------------------
     def worker(
         self, *, start: bool = True, redact: Callable[[str], str] | None = None, messenger: Messenger | None = None, **options: Any
@@ -407,6 +416,11 @@ class World:
         if start:
             life.worker.start()
         return life
+
+    def die(self) -> NoReturn:
+        """In a handler: the worker that runs it dies, and nothing of its transaction is committed."""
+        self.lives[-1].dead = True
+        raise Killed
 
     def settled(self) -> None:
         """A worker that runs until all is quiet, and ends cleanly."""

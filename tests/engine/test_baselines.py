@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import ForeignKey, or_
+from sqlalchemy import ForeignKey, or_, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate.engine import deeds
@@ -17,8 +18,9 @@ from groundstate.engine.question import Question
 from groundstate.rules import kind
 from groundstate.rules.attempt import Attempt
 from groundstate.store import opening
-from tests.engine.kit import Life, Order, World, until
+from tests.engine.kit import HANG_S, Base, Life, Order, World, until
 
+WAITS_FOR_A_LOCK = text("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
 NARROW = (Order.status == "archived",)
 WIDE = (or_(Order.status == "archived", Order.status == "closed"),)
 
@@ -272,3 +274,22 @@ def test_a_baseline_stands_and_goes_for_keys_and_tables_of_any_shape(database_ur
     finally:
         for world in (old, new):
             world.close()
+
+
+def _somebody_waits(world: World) -> bool:
+    with world.engine.connect() as connection:  # of its own: a transaction sees one state of it all along
+        return bool(connection.execute(WAITS_FOR_A_LOCK).scalar_one())
+
+
+def test_a_record_that_moves_on_while_the_rows_that_are_there_are_left_is_none_of_them(postgres_world: World) -> None:
+    world = sweeping(postgres_world, NARROW)
+    Base.metadata.create_all(world.engine)
+    world._there = True
+    world.orders(2, status="archived")
+    with world.engine.connect() as other, ThreadPoolExecutor(1) as pool:
+        other.execute(text("UPDATE orders SET status = 'swept' WHERE id = 1"))  # as a call that is concluded just now
+        leaving = pool.submit(world.app.init, tables=True, baseline=["swept"])
+        until(lambda: leaving.done() or _somebody_waits(world))
+        other.commit()
+        leaving.result(HANG_S)
+    assert [(one.record, one.why) for one in world.attempts()] == [("2", "baseline")]

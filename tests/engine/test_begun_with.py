@@ -18,7 +18,7 @@ from groundstate.rules import kind
 from groundstate.rules.attempt import Attempt, State
 from groundstate.store import opening
 from tests.engine.charging import ASK
-from tests.engine.kit import QUICK, Gateway, Order, World, ms, until
+from tests.engine.kit import QUICK, Base, Gateway, Order, World, ms, until
 
 LONG = timedelta(seconds=20)
 SAME_KEY = same_key(kept_for=timedelta(hours=24), settle_after=ms(100))
@@ -170,6 +170,41 @@ def test_a_call_that_is_moved_to_another_service_leaves_its_doubts_to_a_person_a
     new.orders_from(4, 4)  # what comes new is called where it is called now
     new.settled()
     assert [record for record, _ in psp.ledger] == [4]
+
+
+@pytest.mark.parametrize("way", ["taken while its reaction is suspect", "matched when the time was lost", "accepted as a doubt"])
+def test_a_doubt_of_a_lost_time_is_asked_after_where_the_code_called_that_wrote_it_and_nowhere_else(world: World, way: str) -> None:
+    bank, psp = Gateway(), Gateway()
+    bank.finds[1] = [Unknown()] * 1_000  # the doubt stays one
+    Code(bank, retry=Retry(times=None, first=ms(5), longest=ms(5))).declare(world)
+    if way == "accepted as a doubt":
+        Base.metadata.create_all(world.engine)
+        world._there = True
+        world.orders(1)
+        world.app.init(accept=["paid=doubt"])
+        life = world.worker()
+    else:
+        world.orders(1, status="new")
+        life = world.worker()
+        if way == "matched when the time was lost":
+            life.stop()
+            world.set(status="placed")
+            world.app.init(after_restore=True)
+            life = world.worker()
+        else:
+            life.quiet()
+            life.worker.life.suspects.add("paid")
+            world.set(status="placed")
+            life.sweep()
+    until(lambda: world.states() == ["doubt"] and bank.asked != [])
+    life.kill()
+    new = World(world.url)
+    new._there = True
+    Code(psp, "psp").declare(new)
+    new.settled()
+    _held(new, 1, "it was a call to bank, and the reaction calls psp now")
+    assert (bank.ledger, psp.ledger, psp.asked) == ([], [], [])
+    new.close()
 
 
 def test_the_old_code_settles_its_doubts_when_it_is_put_back_and_a_person_gives_them_back(leaves: Leaves) -> None:

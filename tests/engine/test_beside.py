@@ -21,6 +21,7 @@ from sqlalchemy.types import JSON
 from groundstate import Outside, hold
 from groundstate.engine import beside, trouble
 from groundstate.engine.check import check
+from groundstate.engine.inside_call import outside
 from groundstate.engine.question import Question
 from groundstate.store import opening
 from tests.engine.kit import CALL_LIMIT, Life, World, until
@@ -220,7 +221,7 @@ class Meddled:
     def once(self) -> None:
         if not self._done:
             self._done = True
-            with self._ledger.other.begin() as connection:
+            with outside(), self._ledger.other.begin() as connection:
                 connection.execute(self._statement)
 
 
@@ -429,7 +430,7 @@ def test_rows_that_keep_changing_are_locked_first_and_it_ends(on_postgres: Ledge
         balances = [account.balance for account in accounts if account is not None]
         if len(changed) < 3:
             changed.append(len(changed) + 1)
-            with on_postgres.other.connect() as connection:
+            with outside(), on_postgres.other.connect() as connection:
                 connection.exec_driver_sql("set lock_timeout = '200ms'")
                 try:
                     connection.execute(update(Account).where(Account.id == changed[-1]).values(balance=10))

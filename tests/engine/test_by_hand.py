@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from groundstate import Key, Outside, hold
+from groundstate import Key, Outside, again, hold
+from groundstate.engine.conclude import OR_CONCLUDED
 from groundstate.engine.flight import Unclear
 from tests.engine.charging import ASK, SAME_KEY, charging
-from tests.engine.kit import HANG_S, QUICK, Gateway, Life, Order, World, ms, until
+from tests.engine.kit import CALL_LIMIT, HANG_S, QUICK, Gateway, Life, Order, World, ms, until
 
 
 def test_an_attempt_that_is_put_back_under_its_living_worker_is_in_doubt_and_not_called_again(world: World) -> None:
@@ -98,6 +100,41 @@ def test_a_second_word_of_a_call_whose_outcome_was_concluded_changes_nothing(wor
     life.worker._traffic._say([Unclear(flight, "it said something else as well")])
     life.quiet()
     assert (world.attempts(), gateway.asked) == ([], [])
+
+
+@pytest.mark.parametrize(("policy", "left"), [(again(), []), (SAME_KEY, ["held"])], ids=["again", "same_key"])
+def test_a_call_whose_attempt_an_earlier_calls_late_outcome_concluded_says_so_and_is_no_doubt_under_again(
+    world: World, caplog: pytest.LogCaptureFixture, policy: Any, left: list[str]
+) -> None:
+    calls: list[Key] = []
+    ends = [threading.Event(), threading.Event()]
+
+    @Outside("bank").call(in_doubt=policy, timeout=CALL_LIMIT, retry=QUICK)
+    def charge(_order: Order, key: Key) -> str:
+        number = len(calls)
+        calls.append(key)
+        assert ends[number].wait(HANG_S)
+        if number:
+            raise RuntimeError("the line went dead")
+        return "r1"
+
+    @world.app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str) -> None:
+        order.status, order.receipt = "paid", outcome
+
+    world.orders(1)
+    life = world.worker()
+    until(lambda: len(calls) == 1)
+    life.lose_lock(notices=False)
+    other = world.worker()
+    until(lambda: len(calls) == 2)
+    ends[0].set()
+    until(lambda: world.order().status == "paid")
+    ends[1].set()
+    other.quiet()
+    assert (world.states(), world.order().receipt, len(calls)) == (left, "r1", 2)
+    told = [record.getMessage() for record in caplog.records if getattr(record, "event", "") == "attempt_put_back"]
+    assert [OR_CONCLUDED in one for one in told] == [True] * len(left)
 
 
 # ---- deleted while its call is in the air --------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import ForeignKey, event
+from sqlalchemy import Engine, ForeignKey, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from tests.engine.kit import World, until
+from groundstate.engine import shift
+from tests.engine.kit import HANG_S, World, until
 
 
 class Base(DeclarativeBase):
@@ -27,6 +28,7 @@ class Terminal(Base):
 
     __tablename__ = "key_terminals"
     id: Mapped[int] = mapped_column(primary_key=True)
+    gates: Mapped[int] = mapped_column(default=0)
     flights: Mapped[list[Flight]] = relationship(lazy="selectin")
 
 
@@ -68,6 +70,11 @@ class Airport:
         self.world.worker()
         until(lambda: len(self.seen) >= flights)
 
+    def counted(self) -> int:
+        """How many flights are, as it was committed."""
+        with self.world.session() as session:
+            return session.scalar(select(func.count()).where(Flight.status == "counted")) or 0
+
 
 @pytest.fixture
 def airport(database_url: str) -> Iterator[Airport]:
@@ -100,6 +107,43 @@ def test_a_row_is_loaded_once_for_all_handlers_of_a_batch(airport: Airport) -> N
     finally:
         event.remove(Carrier, "load", listener)
     assert len(loaded) < 20
+
+
+def test_records_are_written_by_one_statement_also_where_rows_beside_them_are_changed(
+    airport: Airport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shift.Shift, "hold_s", HANG_S)  # a busy machine ends no batch in its middle
+    updates: list[str] = []
+
+    def hear(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("UPDATE key_flights"):
+            updates.extend([statement] * (len(parameters) if isinstance(parameters, list) else 1))
+
+    def count(flight: Flight, session: Session) -> None:
+        session.get_one(Carrier, flight.id % 2 + 1).flights += 1
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    try:
+        airport.run(count, flights=20)
+        until(lambda: airport.counted() == 20)
+    finally:
+        event.remove(Engine, "before_cursor_execute", hear)
+    with airport.world.session() as session:
+        assert [session.get_one(Carrier, key).flights for key in (1, 2)] == [10, 10]
+    assert len(updates) == 1
+
+
+def test_a_record_that_was_put_into_a_collection_is_written_with_it(airport: Airport) -> None:
+    def park(flight: Flight, session: Session) -> None:
+        terminal = session.get_one(Terminal, 1)
+        terminal.gates += 1
+        terminal.flights.append(flight)
+
+    airport.run(park, flights=3)
+    until(lambda: airport.counted() == 3)
+    with airport.world.session() as session:
+        terminal = session.get_one(Terminal, 1)
+        assert (terminal.gates, sorted(one.id for one in terminal.flights)) == (3, [1, 2, 3])
 
 
 @pytest.mark.parametrize("asked", ["after it changed", "after another change"])

@@ -290,5 +290,8 @@ def test_absent_to_a_question_that_was_long_on_its_way_is_asked_for_once_more_at
 
     world.orders(1)
     world.worker()
+    until(lambda: world.states() == ["failed"])
+    assert (len(asked), len(called)) == (2, 1), "it is called again by its backoff, though asked for at once"
+    world.forward(4 * 3600)
     until(lambda: world.order().status == "paid")
     assert (len(asked), len(called)) == (2, 2)

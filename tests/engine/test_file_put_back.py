@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from groundstate import hold
+from groundstate.engine.hints import Touched
 from groundstate.engine.life import Life as EngineLife
 from groundstate.engine.store_begins import StoreBegins
+from groundstate.values.errors import StoreRefused
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Gateway, Order, World, until
 
@@ -222,6 +224,38 @@ def _dies(*_: object) -> None:
 
 
 # ---- no sign ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("removed", [False, True], ids=["replaced", "removed"])
+def test_a_file_that_is_replaced_or_removed_under_a_running_worker_is_told_and_nothing_is_carried_out(
+    shop: Shop, removed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.world.there()
+    backup = shop.base / "backup.db"
+    _copy(shop.file, backup)
+    life = shop.world.worker()
+    life.quiet()
+    shop.world.engine.dispose()
+    (shop.base / "old").mkdir()
+    for file in list(shop.folder.glob("shop.db*")):
+        if "groundstate" not in file.name:
+            file.rename(shop.base / "old" / file.name)
+    if not removed:
+        shutil.copy(backup, shop.file)
+    life.worker._wake.set()
+    until(lambda: "while it was open" in caplog.text)
+    what = "was removed" if removed else "was replaced by another file"
+    assert f"{shop.file} {what} while it was open" in caplog.text
+    until(lambda: what in life.worker.waiting.get("paid", ""))
+    if not removed:
+        shop.world.add(Order(id=900))
+        life.worker.hear(Touched(whole={Order}))
+        with pytest.raises(StoreRefused, match="replaced"), life.database.writing():
+            raise AssertionError
+        life.stop(0)
+        assert shop.gateway.called(900) == 0
+        shop.world.settled()
+        assert shop.gateway.called(900) == 1
+
+
 def test_a_copy_at_another_path_is_no_sign_there_nor_here(shop: Shop) -> None:
     old = shop.snapshot() / "shop.db"
     shop.world.settled()

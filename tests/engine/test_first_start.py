@@ -88,7 +88,7 @@ def test_rows_from_before_the_first_start_are_left_to_a_person_and_the_reaction_
     migrated.add(1)
     migrated.app.start()
     assert list(migrated.app.waiting) == ["packed"]
-    assert "rows that were there before" in migrated.app.waiting["packed"]
+    assert "1 row that was there before" in migrated.app.waiting["packed"]
     assert [one.name for one in migrated.app.refused] == ["packed"]
 
 

@@ -17,7 +17,8 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from groundstate import Moment, Outside, again
-from groundstate.engine import attempts, crowd, due, fleet, plain
+from groundstate.cli import status
+from groundstate.engine import attempts, crowd, due, fleet, own_words, plain
 from groundstate.engine.hints import Touched
 from groundstate.engine.messenger import Messenger
 from groundstate.engine.question import Question
@@ -565,6 +566,20 @@ def test_who_leaves_a_backlog_to_others_still_carries_out_what_is_fresh(made: Fl
     until(lambda: made.world.order().status == "packed")
     assert life.worker.lanes[0].left_to_others
     assert by == {life.worker._thread.ident}
+
+
+def test_who_leaves_a_backlog_to_others_says_so(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "KEPT_OUT_S", 3600.0)
+    monkeypatch.setattr(own_words, "EACH_S", 0.02)
+    _packed(made.world)
+    made.workers(2)
+    life = _kept_out(made)
+
+    def leaving() -> dict[int, tuple[str, ...]]:
+        seen = status.ask(made.world.app, made.world.app.stores[0]).status.lives or ()
+        return {one.life: one.says.leaves for one in seen if one.says.leaves}
+
+    until(lambda: leaving() == {life.worker.life.id: ("packed",)}, leaving)
 
 
 @pytest.mark.parametrize(("kept_out_s", "cut"), [(0.2, False), (3600.0, True)], ids=["once nobody says who is to", "without hints"])

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import InOrder, Instant, Outside, hold
 from groundstate.engine import plans
-from groundstate.engine.groups import Round, round_of
+from groundstate.engine.groups import Groups, Round, round_of
 from groundstate.engine.question import Question
 from groundstate.store import opening
 from tests.engine.kit import World
@@ -74,19 +74,28 @@ class _Closed:
 
 
 def passed(question: Question, room: int, but: tuple[str, ...] = ()) -> list[list[Any]]:
-    """The pages of one whole pass."""
+    """The pages of passes that take nothing, until no other is to follow."""
     groups = round_of(question)
     assert isinstance(groups, Round)
+    pages: list[list[Any]] = []
+    while True:
+        pages += one_pass(question, groups, room, lambda value: value not in but)
+        if not groups.over():
+            return pages
+        assert len(pages) < 1000
+
+
+def one_pass(question: Question, groups: Round, room: int, *allowed: Any, **more: Any) -> list[list[Any]]:
+    """The pages of one pass."""
     pages: list[list[Any]] = []
     cursor: Any = None
     with question.database.reading() as connection:
         while True:
-            page = groups.page(connection, cursor, room, lambda value: value not in but)
+            page = groups.page(connection, cursor, room, *allowed, **more)
             pages.append(page.keys)
             cursor = page.cursor
             if cursor is None:
                 return pages
-            assert len(pages) < 1000
 
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -136,3 +145,46 @@ def test_the_index_that_check_proposes_is_the_one_that_a_pass_goes_by(world: Wor
     asked.database.engine.dispose()  # EXPLAIN goes by the schema that its connection read last
     with asked.database.reading() as connection:
         assert plans.ungrouped(asked.database, connection, asked) is None
+
+
+def test_parts_that_may_not_go_are_passed_by_hundreds_at_a_time_and_those_that_may_a_few_rows_each(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = question(world, Leg, per=Leg.tenant)
+    world.add(*[Leg(trip=trip, leg=leg, tenant=f"{trip:04}", at=NOON) for trip in range(500) for leg in "ab"])
+    looks: list[int] = []
+    real = Groups.of_values
+
+    def counted(self: Groups, connection: Any, after: Any, most: int, each: int) -> Any:
+        looks.append(most)
+        return real(self, connection, after, most, each)
+
+    monkeypatch.setattr(Groups, "of_values", counted)
+    found = round_of(asked)
+    assert found is not None
+    for most in (10, 6):  # the second pass knows how many to read
+        pages = one_pass(asked, found, 1, lambda value: value == "0490")
+        found.over()
+        assert [key for page in pages for key in page][:1] == [(490, "a")]
+        assert len(looks) <= most
+        looks.clear()
+
+
+def test_rows_without_a_part_take_turns_with_those_that_have_one(world: World) -> None:
+    asked = question(world, Leg, per=Leg.tenant)
+    world.add(*[Leg(trip=trip, leg="a", tenant=None, at=NOON) for trip in range(5)])
+    world.add(*[Leg(trip=10 + trip, leg="a", tenant=f"{trip}", at=NOON) for trip in range(2)])
+    met = [key[0] for page in passed(asked, 1) for key in page]
+    assert met[:6] == [10, 11, 0, 10, 11, 1]
+
+
+def test_as_many_rows_of_a_part_are_met_as_may_go_of_it(world: World) -> None:
+    asked = question(world, Leg, per=Leg.tenant)
+    world.add(*[Leg(trip=trip, leg=leg, tenant=f"{trip}", at=NOON) for trip in range(2) for leg in "abcdefgh"])
+    found = round_of(asked)
+    assert found is not None
+    one_pass(asked, found, 100)
+    found.over()
+    left = {"0": 3, "1": 0}
+    pages = one_pass(asked, found, 100, left_of=lambda values: {value: left[value] for value in values})
+    assert pages[0] == [(0, "a"), (0, "b"), (0, "c")]

@@ -92,6 +92,12 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Label:
+    id: str
+    pdf: bytes
+
+
+@dataclass(frozen=True)
 class Special(Receipt):
     voucher: str = "v1"
 
@@ -199,6 +205,12 @@ SAME: list[tuple[Any, Any]] = [
     (UUID, uuid1()),
     (Decimal, Decimal("1.500")),
     (bytes, b"plain"),
+    (bytes, b"\xff\xfe"),
+    (bytes | None, b"\xff"),
+    (list[bytes], [b"a", b"\xff"]),
+    (Label, Label("l1", b"%PDF\xff")),
+    (dict[str, str], {outcomes.BASE64: "as if"}),
+    (dict[str, str], {outcomes.REPR: "as if"}),
     (int, 2**80),
     (timedelta, -timedelta(microseconds=1)),
     (datetime, ZURICH),
@@ -238,13 +250,11 @@ DIFFERENT: list[tuple[Any, Any]] = [
     (dict[str, Any], {"a": Decimal(1)}),
     (dict[float, int], {math.nan: 1}),
     (Decimal, Decimal("NaN")),
-    (bytes, b"\xff\xfe"),
     (str, "\ud800"),
     (int, 10**5000),
     (str, 5),
     (Receipt, None),
     (Receipt, Shouting()),
-    (dict[str, str], {outcomes.REPR: "as if"}),
 ]
 
 
@@ -302,8 +312,8 @@ def test_an_outcome_by_aliases_is_held_and_comes_back(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value"),
-    [(Receipt, Special("r1", 5.0)), (Rounding, Rounding(price=10.005)), (Stamped, Stamped("r1")), (bytes, b"\xff"), (Receipt, Shouting())],
-    ids=["a subclass", "a serializer that rounds", "made anew", "no text", "no words"],
+    [(Receipt, Special("r1", 5.0)), (Rounding, Rounding(price=10.005)), (Stamped, Stamped("r1")), (Receipt, Shouting())],
+    ids=["a subclass", "a serializer that rounds", "made anew", "no words"],
 )
 def test_an_outcome_that_would_come_back_as_something_else_is_held_and_its_why_says_so(world: World, kind: Any, value: Any) -> None:
     failing(world, kind, value)

@@ -237,15 +237,16 @@ def test_a_worker_that_needs_its_slots_no_more_gives_them_to_another(shop: World
     until(lambda: not one.worker._traffic.limits._slots._held and not two.worker._traffic.limits._slots._held)
 
 
-def test_a_life_that_lost_its_lock_has_lost_its_slots_and_counts_what_still_flies(shop: World) -> None:
+@pytest.mark.parametrize("for_good", [True, False], ids=["another_life", "the_same_life_where_it_can"])
+def test_a_life_that_lost_its_lock_has_lost_its_slots_and_counts_what_still_flies(shop: World, for_good: bool) -> None:
     provider = Provider(hangs=True)
     delivering(shop, Outside("hooks", limit=2), provider)
     deliveries(shop, 5)
     one = shop.worker()
     until(lambda: len(provider.requests) == 2)
     old = one.worker.life
-    one.lose_lock()
-    until(lambda: one.worker.life is not old and one.worker.life.sound)
+    one.lose_lock(for_good=for_good)
+    until(lambda: (one.worker.life is not old or old.taken == 2) and one.worker.life.sound)
     one.sweep()
     assert provider.at_once() == 2, "it takes what still flies for nothing"
     provider.gate.set()
@@ -424,6 +425,29 @@ def test_w24_one_tenants_dead_endpoint_pauses_that_tenant_alone(
     all_delivered(shop, 10)
     assert "the outside hooks, dead fails: it pauses" in caplog.text
     assert len([one for one in provider.requests if one.tenant == "dead"]) < 15
+
+
+def test_a_find_that_answers_absent_does_not_end_the_pause_of_an_endpoint_whose_calls_fail(
+    shop: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING, "groundstate")
+    monkeypatch.setattr(breaker, "FIRST_S", 0.01)
+    monkeypatch.setattr(breaker, "LONGEST_S", 0.01)
+    provider = Provider(unclear=set(range(1, 7)))
+    delivering(shop, Outside("hooks", limit=8), provider, in_doubt=ask(settle_after=ms(1)), retry=SLOW)
+    deliveries(shop, 6)
+    life = shop.worker()
+    until(lambda: shop.states() == ["doubt"] * 6)
+    shop.forward(60)
+    until(lambda: shop.states() == ["failed"] * 6)
+    assert life.pauses
+    assert "answers again" not in caplog.text
+    waiting = shop.attempts()
+    assert all(one.next_at is not None and one.next_at - one.deadline >= SLOW.first / 2 for one in waiting), "called again at once"
+    shop.forward(60)
+    all_delivered(shop, 6)
+    assert "the outside hooks answers again" in caplog.text
+    assert not shop.attempts()
 
 
 def test_calls_that_a_stop_cuts_off_say_nothing_of_their_endpoint(shop: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Absent, Instant, Key, Outside, Unknown, after, ask, hold
+from groundstate import Absent, Conflict, Instant, Key, Outside, Unknown, after, ask, hold
 from groundstate.engine import persons
 from groundstate.rules.attempt import State
 from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Life, World, ms, until
@@ -91,10 +91,36 @@ def test_each_new_time_is_a_round_and_the_call_of_the_old_one_is_settled_by_a_pe
     life.quiet()
     assert (mails.attempt().outcome, gateway.called(1), a_mail(mails).sent) == ('["r1"]', 1, None)
     with acting(mails) as person:
-        assert persons.forget(person, "sent", "1").became == "deleted"
+        did = persons.forget(person, "sent", "1")
+    assert did.became == "deleted"
+    assert "holds for another round by now" in did.words
     life.sweep()
     until(lambda: a_mail(mails).sent == "r2")
     assert gateway.called(1) == 2
+
+
+def test_a_doubt_is_not_forgotten_while_its_record_is_to_be_called_for_another_round(mails: World) -> None:
+    gateway = mailing(mails, hold(), occurrence=[Mail.send_at])
+    life = in_the_air(mails, gateway, "done_raise")
+    until(lambda: mails.states() == ["held"])
+    moved(mails)
+    with acting(mails) as person:
+        with pytest.raises(Conflict, match="`settle` it first"):
+            persons.forget(person, "sent", "1")
+        life.sweep()
+        life.quiet()
+        assert (mails.states(), gateway.called(1)) == (["held"], 1)
+        until(lambda: _is_settled_as_absent(person))
+    life.sweep()
+    until(lambda: a_mail(mails).sent == "r2")
+
+
+def _is_settled_as_absent(person: persons.Person) -> bool:
+    """False while its call may still be on its way."""
+    try:
+        return persons.settle_absent(person, "sent", "1").became == "deleted"
+    except Conflict:
+        return False
 
 
 def _expires(world: World) -> None:

@@ -935,7 +935,7 @@ def test_a_new_name_with_attempts_of_its_own_is_refused(world: World) -> None:
     stored(world, record="1")
     formerly(world)
     stored(world, record="2")
-    with acting(world) as person, pytest.raises(Conflict, match="paid has 1 attempts of its own"):
+    with acting(world) as person, pytest.raises(Conflict, match="paid has 1 attempt of its own"):
         renaming.rename(person, "charged", "paid")
     assert sorted(one.reaction for one in world.attempts()) == ["charged", "paid"]
 

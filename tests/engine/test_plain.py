@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from groundstate import Failure, Moment, Retry
@@ -109,6 +110,19 @@ def test_a_record_whose_condition_is_gone_takes_its_failed_attempt_with_it(world
     until(lambda: world.attempts() == [])
     life.quiet()
     assert world.order().status == "cancelled"
+
+
+def test_a_handler_of_a_fact_that_writes_other_rows_by_a_statement_fails(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed", fact=Order.mailed, retry=Retry(times=1))
+    def mailed(order: Order, session: Session) -> None:
+        order.mailed = "now"
+        if order.id == 1:
+            session.execute(text("UPDATE orders SET note = 'beside' WHERE id = 2"))
+
+    world.orders(2)
+    world.settled()
+    assert (world.order(1).mailed, world.order(2).mailed, world.order(2).note) == (None, "now", None)
+    assert "its handler wrote other rows too" in (world.attempt().error or "")
 
 
 def test_a_session_commit_in_a_handler_is_refused_with_the_cure(world: World) -> None:

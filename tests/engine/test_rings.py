@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
+from groundstate import Outside, again
 from groundstate.engine import rings
 from groundstate.engine.handling import Work
 from groundstate.engine.question import Question
 from groundstate.engine.rings import Rings
-from tests.engine.kit import HANG_S, Order, World, until
+from tests.engine.kit import CALL_LIMIT, HANG_S, Order, World, until
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +120,35 @@ def test_a_ring_of_three_reactions_names_all_of_them(world: World, caplog: pytes
     world.worker()
     until(lambda: told(caplog))
     assert set(told(caplog)[0].reactions) == {"paid", "noted", "unnoted"}
+
+
+def test_a_ring_that_leads_through_a_call_is_slowed_down_and_others_are_called(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    bank, calls = Outside("bank"), []
+
+    @bank.call(in_doubt=again(), timeout=CALL_LIMIT)
+    def charge(order: Order) -> str:
+        calls.append(order.id)
+        return "receipt"
+
+    @world.app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, _receipt: str) -> None:
+        order.status = "paid" if order.note is None else "over"
+
+    @world.app.on(Order, Order.status == "paid")
+    def reopened(order: Order) -> None:
+        order.status = "placed"
+
+    world.orders(1)
+    life = world.worker()
+    until(lambda: told(caplog))
+    assert set(told(caplog)[0].reactions) == {"paid", "reopened"}
+    assert life.worker.vitals().going_round == 1
+    before = len(calls)
+    assert before < 60, "it was called for long before it was slowed down"
+    world.add(*[Order(id=number, note="once") for number in range(2, 22)])
+    until(lambda: world.count(Order.status == "over") == 20)
+    until(lambda: calls.count(1) > before)  # by itself, after its pauses
+    assert len(told(caplog)) == 1
 
 
 def test_a_ring_over_two_records_is_found(world: World, caplog: pytest.LogCaptureFixture) -> None:

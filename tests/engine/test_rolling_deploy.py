@@ -140,8 +140,8 @@ def test_a_condition_that_changed_is_answered_by_both_and_each_record_once(deplo
 
 
 def test_a_call_that_has_another_policy_now_keeps_its_key(deploy: Deploy) -> None:
-    gateway = charging(deploy.old, ASK)
-    charging(deploy.new, SAME_KEY, gateway=gateway)
+    gateway = charging(deploy.old, SAME_KEY)
+    charging(deploy.new, ASK, gateway=gateway)
     deploy.accepted()
     old = _with_a_call_in_the_air(deploy, gateway, "done_hang")
     old.kill()
@@ -150,6 +150,19 @@ def test_a_call_that_has_another_policy_now_keeps_its_key(deploy: Deploy) -> Non
     new.stop()
     gateway.gate.set()
     assert len({key for _, key in gateway.ledger}) == 1  # the provider has seen one
+
+
+def test_a_doubt_whose_key_nothing_was_promised_of_is_held_where_the_policy_is_same_key_now(deploy: Deploy) -> None:
+    gateway = charging(deploy.old, ASK)
+    charging(deploy.new, SAME_KEY, gateway=gateway)
+    deploy.accepted()
+    old = _with_a_call_in_the_air(deploy, gateway, "done_hang")
+    old.kill()
+    new = deploy.new.worker()
+    until(lambda: deploy.old.states() == ["held"])
+    new.stop()
+    gateway.gate.set()
+    assert (gateway.called(1), "promises nothing of its key" in (deploy.old.attempt().why or "")) == (1, True)
 
 
 def test_a_removed_reaction_with_open_attempts_keeps_the_new_code_from_starting_and_the_old_goes_on(deploy: Deploy) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, text
+from sqlalchemy import Column, Integer, MetaData, Table, event, text
 from sqlalchemy.orm import Session
 
 from groundstate.engine import registry, triggers
@@ -28,28 +29,31 @@ class Shop:
         self.database, _, _ = opening.open_store(world.app.stores[0].settings())
         self.address = world.url.replace("+psycopg", "")
         self.listening = psycopg.connect(self.address, autocommit=True)
-        self.listening.execute("LISTEN groundstate_rows")
+        self.listening.execute("LISTEN groundstate_rows_shop")
 
     @property
     def questions(self) -> list[Question]:
         return [Question(spec, self.database) for spec in self.world.app.reactions.values()]
 
     def install(self) -> None:
-        triggers.carry_out(self.database, triggers.to_install(self.database, triggers.tables_read(self.questions)))
+        triggers.carry_out(self.database, triggers.to_install(self.world.app.name, self.database, triggers.tables_read(self.questions)))
 
     def remove(self) -> None:
         with self.database.reading() as connection:
-            statements = triggers.to_remove(connection)
+            statements = triggers.to_remove(self.world.app.name, connection)
         triggers.carry_out(self.database, statements)
 
     def found(self) -> dict[str, str]:
         with self.database.reading() as connection:
-            return {one.table: one.state for one in triggers.found(self.database, connection, triggers.tables_read(self.questions))}
+            return {
+                one.table: one.state
+                for one in triggers.found(self.world.app.name, self.database, connection, triggers.tables_read(self.questions))
+            }
 
     def heard(self) -> list[str]:
         """What came so far: whatever was sent before a word of our own."""
         with psycopg.connect(self.address, autocommit=True) as other:
-            other.execute("NOTIFY groundstate_rows, 'end'")
+            other.execute("NOTIFY groundstate_rows_shop, 'end'")
         said: list[str] = []
         for one in self.listening.notifies(timeout=HANG_S):
             if one.payload == "end":
@@ -116,9 +120,9 @@ def test_removed_nothing_of_them_stays_and_nothing_is_told(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("edit", "state"),
     [
-        ("ALTER TABLE orders DISABLE TRIGGER groundstate_rows", "stale"),
+        ("ALTER TABLE orders DISABLE TRIGGER groundstate_rows_shop", "stale"),
         ("CREATE OR REPLACE FUNCTION groundstate_rows() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", "stale"),
-        ("DROP TRIGGER groundstate_rows ON orders", "missing"),
+        ("DROP TRIGGER groundstate_rows_shop ON orders", "missing"),
     ],
 )
 def test_what_somebody_did_to_them_is_seen_and_mended(shop: Shop, edit: str, state: str) -> None:
@@ -146,9 +150,11 @@ def test_tables_in_schemas_in_parts_and_with_quoted_names_are_told_of(shop: Shop
         table.create(connection)
         connection.exec_driver_sql('CREATE TABLE part PARTITION OF "It\'s"."Half ""50%%""" FOR VALUES FROM (0) TO (9)')
     wanted = {table.fullname: table}
-    triggers.carry_out(shop.database, triggers.to_install(shop.database, wanted))
+    triggers.carry_out(shop.database, triggers.to_install(shop.world.app.name, shop.database, wanted))
     with shop.database.reading() as connection:
-        assert [(one.table, one.state) for one in triggers.found(shop.database, connection, wanted)] == [(table.fullname, "installed")]
+        assert [(one.table, one.state) for one in triggers.found(shop.world.app.name, shop.database, connection, wanted)] == [
+            (table.fullname, "installed")
+        ]
     with shop.world.engine.begin() as connection:
         connection.execute(table.insert().values(id=1))
     assert shop.heard() == [table.fullname]
@@ -197,7 +203,7 @@ def test_our_triggers_count_for_none_that_change_rows(shop: Shop) -> None:
 def test_a_worker_hears_of_what_another_program_wrote(shop: Shop) -> None:
     shop.install()
     way: Any = opening.listening(shop.world.app.stores[0].settings())
-    told = Messenger("shop", PostgresTransport(way[0], also=(triggers.NAME,)), shop.questions)
+    told = Messenger("shop", PostgresTransport(way[0], also=(triggers.channel("shop"),)), shop.questions)
     told.start()
     try:
         life = shop.world.worker(messenger=told)
@@ -210,3 +216,52 @@ def test_a_worker_hears_of_what_another_program_wrote(shop: Shop) -> None:
             assert session.get(Order, 7) is not None
     finally:
         told.stop()
+
+
+def test_whose_writes_fire_no_trigger_is_told_with_the_cure_where_there_is_one(shop: Shop) -> None:
+    def unheard() -> tuple[str, ...]:
+        with shop.database.reading() as connection:
+            [one] = triggers.found(shop.world.app.name, shop.database, connection, triggers.tables_read(shop.questions))
+            return one.unheard
+
+    shop.install()
+    assert unheard() == ()
+    role, name = f"loader_{uuid4().hex[:8]}", f"from_afar_{uuid4().hex[:8]}"
+    with psycopg.connect(shop.address, autocommit=True) as person:
+        person.execute(f"CREATE ROLE {role}")
+        try:
+            person.execute(f"ALTER ROLE {role} SET session_replication_role = replica")
+            person.execute(f"CREATE SUBSCRIPTION {name} CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false, slot_name = NONE)")
+            person.execute("SET allow_system_table_mods = on")  # as ALTER SUBSCRIPTION ... REFRESH writes it, with a publisher
+            person.execute(
+                "INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)"
+                " SELECT oid, 'orders'::regclass, 'r' FROM pg_subscription WHERE subname = %s",
+                [name],
+            )
+            by_subscription, by_role = unheard()
+            assert f"subscription {name} writes" in by_subscription
+            cure = "ALTER TABLE orders ENABLE ALWAYS TRIGGER groundstate_rows_shop"
+            assert (f"what role {role} writes" in by_role, by_role.endswith(cure)) == (True, True)
+            person.execute(cure)
+            assert unheard() == (by_subscription,)
+            with psycopg.connect(shop.address) as writer:
+                writer.execute("SET session_replication_role = replica")
+                writer.execute(PLAIN.format(1))
+            assert shop.heard() == ["orders"]
+        finally:
+            person.execute(f"DROP SUBSCRIPTION IF EXISTS {name}")
+            person.execute(f"DROP ROLE {role}")
+    assert shop.found() == {"orders": "installed"}
+
+
+def test_it_is_asked_once_for_all_tables_whose_writes_fire_no_trigger(shop: Shop) -> None:
+    metadata = MetaData()
+    wanted = {name: Table(name, metadata, Column("id", Integer)) for name in ("first", "second", "third")}
+    metadata.create_all(shop.world.engine)
+    triggers.carry_out(shop.database, triggers.to_install(shop.world.app.name, shop.database, wanted))
+    asked: list[str] = []
+    event.listen(shop.database.engine, "before_cursor_execute", lambda _connection, _cursor, statement, *_: asked.append(statement))
+    with shop.database.reading() as connection:
+        found = triggers.found(shop.world.app.name, shop.database, connection, wanted)
+    assert [one.state for one in found] == ["installed"] * 3
+    assert sum("pg_db_role_setting" in statement for statement in asked) == 1

@@ -26,6 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, ma
 
 from groundstate import App, Key, Outside, Store, hold
 from groundstate.engine import begin, changes, conclude
+from groundstate.engine.inside_call import outside
 from groundstate.engine.question import Question
 from groundstate.store import opening
 from tests.engine.charging import ASK, charging
@@ -105,6 +106,7 @@ def test_a_life_whose_call_still_runs_in_a_thread_keeps_its_lock_after_the_stop(
     first.stop(limit_s=0.05)
     assert first.ended
     assert world.states() == ["doubt"]
+    assert world.lives_written() == [], "whoever adopts it would take this for an unclean end"
     world.forward(3600)
     second = world.worker()
     second.sweep()
@@ -222,7 +224,7 @@ def test_a_record_that_a_handler_read_before_its_lock_is_read_again_under_it(wor
     def paid(order: Order, outcome: str, session: Session) -> None:
         order.status, order.receipt = "paid", outcome
         session.get(Order, 2)  # unlocked
-        with create_engine(world.engine.url).begin() as other:
+        with outside(), create_engine(world.engine.url).begin() as other:
             if world.postgres:
                 other.execute(text("update orders set note = 'new', status = 'listed' where id = 2"))
         if not world.postgres:

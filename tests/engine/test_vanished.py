@@ -185,7 +185,7 @@ def test_what_says_that_a_column_is_missing_says_how_to_add_it_and_to_keep_the_t
     """Whoever made the table anew, to be rid of 'has no column', would lose the doubts that stand in it."""
     gateway = one_in_doubt(world)
     world.engine.dispose()
-    world.run("alter table groundstate_attempt drop column outcome")
+    world.run("alter table groundstate_attempt drop column error")
     with pytest.raises(NotInitialised, match="do not make the table anew") as refused:
         world.worker()
     (statement,) = re.findall(r"by hand: (ALTER TABLE [^;]*);", str(refused.value))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+import os
+import re
+import socket
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from groundstate import DeclarationError, Outside, Retry, Stopped, StoreRefused, again, hold
+from groundstate import DeclarationError, Outside, Stopped, StoreRefused, again, hold
 from groundstate.engine import adopt, succession
 from groundstate.engine.worker import Ended
 from groundstate.store import tables
 from tests.engine.charging import ASK, charging
-from tests.engine.kit import HANG_S, QUICK, Killed, Order, World, ms, until
+from tests.engine.kit import HANG_S, QUICK, Killed, Order, World, until
 from tests.patience import HANG
 from tests.store.children import forked
 
@@ -49,29 +51,6 @@ def test_several_workers_share_the_work_and_nothing_is_done_twice(world: World) 
         life.quiet()
     assert len(gateway.ledger) == 200
     assert world.attempts() == []
-
-
-def test_hazard_25_a_record_that_kills_its_worker_is_found_and_held_and_the_others_go_on(world: World) -> None:
-    @world.app.on(Order, Order.status == "placed", retry=Retry(times=None, first=ms(5), longest=ms(5)))
-    def packed(order: Order) -> None:
-        if order.id == 17:
-            raise Killed
-        order.status = "packed"
-
-    def lives() -> bool:
-        """Whether one more life found the record that kills, and did not die of it."""
-        with suppress(Killed):  # it may die before who started it looks
-            world.worker()
-        life = world.lives[-1]
-        until(lambda: life.ended or world.states() == ["held"])
-        return not life.ended
-
-    world.orders(60)
-    assert any(lives() for _ in range(20))
-    world.lives[-1].quiet()
-    attempt = world.attempt()
-    assert (attempt.record, attempt.state, attempt.unsure) == ("17", "held", False)
-    assert world.count(Order.status == "packed") == 59
 
 
 def test_hazard_25_one_unclean_end_is_a_deploy_and_makes_nobody_careful(world: World) -> None:
@@ -113,7 +92,7 @@ def test_hazard_30_a_worker_that_lost_its_lock_begins_a_new_life_and_its_outcome
     life = world.worker()
     until(lambda: gateway.waiting == 1)
     before = life.worker.life.id
-    life.lose_lock()
+    life.lose_lock(for_good=True)
     until(lambda: life.worker.life.id != before and life.worker.life.sound)
     until(lambda: world.attempt().unsure)
     gateway.gate.set()
@@ -161,6 +140,9 @@ def test_hazard_38_an_adopter_that_dies_while_adopting_counts_nothing_twice(
     until(lambda: world.states() == ["doubt"] * 10)
     assert {one.failures for one in world.attempts()} == {1}
     assert ("WARNING", "unclean") in ends_adopted(caplog)
+    (line,) = [one.getMessage() for one in caplog.records if vars(one).get("end") == "unclean"]
+    assert f"(process {os.getpid()} on {socket.gethostname()}) ended while" in line
+    assert re.search(r"attempts? (was|were) under way \(paid on \d+", line)
 
 
 def test_hazard_39_a_drain_lets_calls_end_and_leaves_the_rest_in_doubt(world: World, caplog: pytest.LogCaptureFixture) -> None:

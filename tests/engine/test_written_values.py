@@ -106,6 +106,22 @@ class MoneyType(TypeDecorator[Money]):
         return None if value is None else f"{value.amount} {value.currency}"
 
 
+class Lower(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:  # noqa: ARG002  # what a type is given
+        return None if value is None else value.lower()
+
+
+class Cents(TypeDecorator[int]):
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Any) -> int | None:  # noqa: ARG002  # what a type is given
+        return None if value is None else value * 100
+
+
 class Base(DeclarativeBase):
     pass
 
@@ -141,6 +157,9 @@ class Cell(Base):
     written: Mapped[Any] = mapped_column(Written)
     money: Mapped[Any] = mapped_column(MoneyType)
     salted: Mapped[Any] = mapped_column(Salted)
+    lower: Mapped[Any] = mapped_column(String().with_variant(Lower(), "postgresql", "sqlite"))
+    cents: Mapped[Any] = mapped_column(Integer().with_variant(Cents(), "postgresql", "sqlite"))
+    wide: Mapped[Any] = mapped_column(Integer().with_variant(BigInteger(), "postgresql"))
 
 
 class Note(Base):
@@ -178,6 +197,9 @@ VALUES: dict[str, list[Any]] = {
     "pickled": [True, 1, 1.0, (1,), (True,), Decimal("1.0"), Decimal("1.00"), Word.A, "a"],
     "zoned": [*INSTANTS, *TWICE],
     "written": [True, 1, 1.0, Decimal("1.0"), Decimal("1.00"), 0.0, -0.0, Word.A, "a"],
+    "lower": [f"{letter}x" for letter in "ABCDEFGHIJ"],  # more than are written one by one
+    "cents": list(range(10)),
+    "wide": [2**40 + number for number in range(10)],
     "money": [Money(1, "EUR"), Money(1, "USD")],
 }
 
@@ -212,14 +234,14 @@ def _declare(world: World, column: str) -> None:
     world.app.on(Cell, Cell.status == "new", Cell.filled == column, name=f"fill_{column}", retry=Retry(times=1, first=ms(5)))(_fill)
 
 
-@pytest.mark.parametrize("before", ["NULL", "the first of them"])
-def test_a_batch_writes_what_plain_sqlalchemy_would(cells: World, before: str) -> None:
+@pytest.mark.parametrize(("before", "each"), [("NULL", EACH), ("the first of them", EACH), ("NULL", 1)])
+def test_a_batch_writes_what_plain_sqlalchemy_would(cells: World, before: str, each: int) -> None:
     for column in VALUES:
         _declare(cells, column)
     filled = []
     for column, values in VALUES.items():
         first = {} if before == "NULL" else {column: values[0]}
-        for number in range(EACH * len(values)):
+        for number in range(each * len(values)):
             filled.append(Cell(status="plain", owner="theirs", filled=column, number=number, **first))
             filled.append(Cell(status="new", owner="ours", filled=column, number=number, **first))
     cells.add(*filled)
@@ -234,7 +256,7 @@ def test_a_batch_writes_what_plain_sqlalchemy_would(cells: World, before: str) -
     for column, values in VALUES.items():
         ours, theirs = _stored(cells, column, "ours"), _stored(cells, column, "theirs")
         if ours != theirs:
-            pairs = zip(values * EACH, ours, theirs, strict=True)
+            pairs = zip(values * each, ours, theirs, strict=True)
             wrong[column] = list({repr(value): (mine, right) for value, mine, right in pairs if mine != right}.items())
     assert wrong == {}
 

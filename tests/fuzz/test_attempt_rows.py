@@ -20,11 +20,11 @@ from groundstate.store.tables import attempt as table
 from tests.cli.conftest import Said, Shop
 from tests.engine.kit import forcing
 from tests.fuzz.conftest import examples
-from tests.fuzz.nonsense import HELD, KEPT
+from tests.fuzz.nonsense import HELD, KEPT, STATES_UNKNOWN
 from tests.patience import HANG_S, until
 
 STATES = [State.BEGUN, State.DOUBT, State.FAILED, State.HELD]
-NONSENSE = [(column, value) for column, values in {**HELD, **KEPT}.items() for value in values]
+NONSENSE = [(column, value) for column, values in {**HELD, **KEPT, "state": STATES_UNKNOWN}.items() for value in values]
 
 
 def rows(shop: Shop, statement: str, **given: Any) -> list[Any]:
@@ -90,10 +90,9 @@ def test_others_are_carried_out_beside_rows_that_make_no_sense_and_those_are_hel
         until(lambda: packed(shop, len(bad) + 1, len(bad) + 5))
         until(lambda: len(_held_by_the_worker(shop)) == len(bad), lambda: _held_by_the_worker(shop))
     for number, (column, _) in enumerate(bad, 1):
-        (row,) = rows(shop, "SELECT why, unsure, next_at, typeof(since) FROM groundstate_attempt WHERE record = :n", n=str(number))
+        (row,) = rows(shop, "SELECT why, next_at, typeof(since) FROM groundstate_attempt WHERE record = :n", n=str(number))
         assert row[0].startswith(f"somebody edited its row, which cannot be read: {column} ")
-        assert row[2:] == (None, "text")
-        assert row[1] or column != "state"  # what it was is not known: it may have been called
+        assert row[1:] == (None, "text")
     assert rows(shop, "SELECT count(*) FROM orders WHERE status = 'placed'")[0][0] == len(bad)  # none of them was called
     assert {one["record"] for one in shop.run("held", "--json", "--limit", "1000").json["held"]} == {str(n) for n in range(1, len(bad) + 1)}
 
@@ -102,14 +101,13 @@ def _held_by_the_worker(shop: Shop) -> list[Any]:
     return rows(shop, "SELECT record FROM groundstate_attempt WHERE state = 'held' AND why LIKE 'somebody edited%'")
 
 
-def test_on_postgresql_times_that_python_has_not_and_states_that_are_none_are_held_as_well(postgres_shop: Shop) -> None:
+def test_on_postgresql_times_that_python_has_not_are_held_as_well(postgres_shop: Shop) -> None:
     shop = postgres_shop
     bad: list[tuple[str, Any]] = [
         ("since", "infinity"),
         ("first_at", "-infinity"),
         ("deadline", "20000-01-01"),
         ("next_at", "infinity"),
-        ("state", "gone"),
     ]
     bad += [("worker", -5), ("call_no", -1), ("failures", -1), ("together", -1), ("since", "0044-03-15 BC")]
     all_stand(shop, bad)
@@ -118,6 +116,53 @@ def test_on_postgresql_times_that_python_has_not_and_states_that_are_none_are_he
     with working(shop):
         until(lambda: packed(shop, len(bad) + 1, len(bad) + 5))
         until(lambda: len(_held_by_the_worker(shop)) == len(bad), lambda: _held_by_the_worker(shop))
+
+
+def test_a_state_that_is_none_is_told_once_keeps_its_record_and_is_never_rewritten(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    unknown = ["gone", "BEGUN", "", "zzz"] if shop.engine.dialect.name == "postgresql" else list(STATES_UNKNOWN)
+    count = len(unknown)
+    shop.order("placed", count + 3, note="please")
+    for number, state in enumerate(unknown, 1):
+        shop.attempt("paid", str(number), STATES[number % 4], failures=0, unsure=False)
+        edit(shop, str(number), "state", state)
+    before = rows(shop, "SELECT * FROM groundstate_attempt ORDER BY record")
+    with working(shop) as app:
+        until(lambda: _packed_or_noted(shop, count + 1, count + 3))
+        told = [one for one in caplog.records if getattr(one, "event", "") == "attempt_state_unknown"]
+        assert sorted(one.record for one in told) == [str(number) for number in range(1, count + 1)]  # type: ignore[attr-defined]  # extra=
+        assert app.failure is None
+    assert rows(shop, "SELECT * FROM groundstate_attempt ORDER BY record") == before
+    assert not [one for one in caplog.records if getattr(one, "event", "") == "attempt_illegible"]
+    left = rows(shop, "SELECT id FROM orders WHERE status = 'placed' AND note = 'please' ORDER BY id")
+    assert [row[0] for row in left] == list(range(1, count + 1))  # no reaction took their records
+    for one in shop.report()["held"]:
+        assert "which this version does not know" in one["why"]
+    assert "which this version does not know" in shop.run("why", "orders", "1").out
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["settle", "paid", "1", "--outcome", '"r7"'], "concluded"),
+        (["retry", "paid", "1"], "doubt"),
+        (["forget", "paid", "1"], "refused"),
+    ],
+)
+def test_a_person_settles_an_attempt_in_a_state_that_is_none_and_is_told_that_it_is_taken_as_held(
+    shop: Shop, command: list[str], word: str
+) -> None:
+    shop.order("placed", 1)
+    shop.attempt("paid", "1", State.BEGUN)
+    edit(shop, "1", "state", "gone")
+    said = shop.run(*command)
+    (state,) = [row[0] for row in rows(shop, "SELECT state FROM groundstate_attempt")] or ["concluded"]
+    assert state == ("gone" if word == "refused" else word)
+    assert ("was taken as held" in said.out) is (word != "refused"), said
+
+
+def _packed_or_noted(shop: Shop, first: int, last: int) -> bool:
+    found = rows(shop, f"SELECT count(*) FROM orders WHERE id BETWEEN {first} AND {last} AND (status = 'packed' OR note = 'noted')")
+    return bool(found[0][0] == last - first + 1)
 
 
 COMMANDS = [
@@ -179,7 +224,8 @@ def test_an_attempt_whose_record_is_no_key_does_not_keep_others_that_are_due_wai
         until(lambda: rows(shop, "SELECT * FROM groundstate_attempt") == [])  # of what is not there nothing is left to be done
 
 
-def test_a_row_that_is_edited_while_its_call_is_in_the_air_is_concluded_with_the_outcome(sqlite_shop: Shop) -> None:
+@pytest.mark.parametrize("column", ["since", "state"])
+def test_a_row_that_is_edited_while_its_call_is_in_the_air_is_concluded_with_the_outcome(sqlite_shop: Shop, column: str) -> None:
     shop = sqlite_shop
     module = importlib.import_module(shop.module)
     spec = module.app.reactions["paid"]
@@ -197,8 +243,8 @@ def test_a_row_that_is_edited_while_its_call_is_in_the_air_is_concluded_with_the
     try:
         with working(shop):
             assert gone.wait(HANG_S)
-            edit(shop, "1", "since", "when it was")
-            until(lambda: len(_held_by_the_worker(shop)) == 1)
+            edit(shop, "1", column, "when it was")
+            until(lambda: column == "state" or len(_held_by_the_worker(shop)) == 1)
             go.set()
             until(lambda: packed(shop, 1, 1))
     finally:

@@ -328,7 +328,6 @@ def _is_of(kind: Any, value: Any) -> bool:
 _ONE_INSTANT = {"zoned"}  # whatever the zone: it is one round
 _EQUAL = {"zoned", "time_zone"}  # what is one instant is equal in Python, so that as a key it is one record for SQLAlchemy itself
 _ALIKE = [{"0.0", "-0.0"}]  # one number for PostgreSQL, and two texts since ever: the keys of calls are made of them
-_BYTES = {"binary", "bytea"}  # an outcome of bytes that are no UTF-8 is no JSON: it is kept as its text, which is said
 EDGES: Given = {name: [*kind.edges, None] for name, kind in KINDS.items()}
 OUTCOME_EDGES: Given = {name: [one for one in EDGES[name] if _is_of(kind.outcome | None, one)] for name, kind in OUTCOMES.items()}
 
@@ -386,8 +385,8 @@ def test_an_outcome_that_was_held_is_written_as_if_it_never_was(place: Place, gi
         refused = [did for did in retried if not did.done and did.record in values]
     told = [(did.reaction, values[did.record]) for did in refused if "could be kept as text only" in did.words]
     assert len(told) == len(refused)
-    # Of another type than the handler's annotation, or bytes that are no UTF-8.
-    assert [one for one in told if one[0] not in _BYTES and type(one[1]) is place.kinds[one[0]].outcome] == []
+    # Of another type than the handler's annotation.
+    assert [one for one in told if type(one[1]) is place.kinds[one[0]].outcome] == []
     place.compare([one for one in pairs if str(one.ours) not in {did.record for did in refused}])
 
 

@@ -10,8 +10,8 @@ from tests.lab import apps
 from tests.lab import timed_apps as timed
 from tests.lab import user_apps as users
 from tests.lab.apps import Case
-from tests.lab.engine_faults import CANCELS, LOST_ANSWERS
-from tests.lab.searching import Search, at, nothing
+from tests.lab.engine_faults import CANCELS, LATE, LOST_ANSWERS
+from tests.lab.searching import Search, at, both, nothing
 
 NEVER_TAKEN = "never taken"
 
@@ -28,11 +28,19 @@ class Slip:
 
 
 def _gateway(
-    words: str, call: users.Call, find: users.Find | None, in_doubt: InDoubt, search: Search, invariant: str, **more: bool
+    words: str,
+    call: users.Call,
+    find: users.Find | None,
+    in_doubt: InDoubt,
+    search: Search,
+    invariant: str,
+    *,
+    rounds: bool = False,
+    told_apart: bool = True,
 ) -> Slip:
-    wrong = users.gateway(f"wrong: {words}", call, find, in_doubt, **more)
+    wrong = users.gateway(f"wrong: {words}", call, find, in_doubt, rounds=rounds, told_apart=told_apart)
     rightly = users.right_find if find is not None else None
-    right = users.gateway(f"right: {words}", users.right_call, rightly, in_doubt, rounds=more.get("rounds", False))
+    right = users.gateway(f"right: {words}", users.right_call, rightly, in_doubt, rounds=rounds)
     return Slip(words, wrong, right, search, invariant)
 
 
@@ -51,6 +59,12 @@ def _two(words: str, make: Callable[..., Case], search: Search, invariant: str) 
     return Slip(words, make(f"wrong: {words}", wrong=True), make(f"right: {words}", wrong=False), search, invariant)
 
 
+def _played(words: str, wrong: users.Call, right: users.Call, invariant: str) -> Slip:
+    """With a plain fake: the lab looks into the call by itself."""
+    return Slip(words, users.played(f"wrong: {words}", wrong), users.played(f"right: {words}", right), TIME_OUTS, invariant)
+
+
+TIME_OUTS = both(LOST_ANSWERS, LATE)
 NEXT_ROUND = at("meanwhile", "committed", after_first_call=True)
 NEXT_ROUND_LOST = at("meanwhile", "committed", after_first_call=True, beside=["done", "lost"])
 DEATHS_AT_COMMITS = at("die", "commit")
@@ -65,6 +79,24 @@ SLIPS = [
         apps.ASK,
         LOST_ANSWERS,
         "StickyDoubt",
+    ),
+    _played(
+        "a plain fake's call that takes a time-out for NotDone",
+        users.call_that_takes_a_time_out_for_not_done,
+        users.call_that_looks_for_it_itself,
+        "StickyDoubt",
+    ),
+    _played(
+        "an async one that takes its client's own time-out for NotDone",
+        users.call_that_takes_its_clients_time_out_for_not_done,
+        users.right_async_call,
+        "StickyDoubt",
+    ),
+    _played(
+        "a plain fake's call that returns a time-out as a refusal",
+        users.call_that_takes_a_time_out_for_a_refusal,
+        users.right_call,
+        "Listed",
     ),
     _gateway(
         "a call that repeats itself after a time-out",

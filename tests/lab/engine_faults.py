@@ -71,7 +71,7 @@ FAULTS = [
         apps.HELD,
         DEATHS_IN_CALLS,
         "StickyDoubt",
-        [Change(rules, "adopted", "state=State.DOUBT,\n            unsure=True,", "state=State.FAILED,")],
+        [Change(rules, "adopted", "state=State.DOUBT, unsure=True,", "state=State.FAILED,")],
     ),
     Fault(
         "the key of a call is made of its number",
@@ -124,7 +124,7 @@ FAULTS = [
         CANCELS,
         "AtMostOnce",
         [
-            Change(blocking, "blocker", "if mine and one.keeps_own_reaction and not (", "if False and not ("),
+            Change(blocking, "blocker", "if same and one.keeps_own_reaction and not (", "if False and not ("),
             Change(Question, "unattempted", "blocking if self.spec.again else keeps_own_reaction", "blocking"),
         ],
     ),
@@ -362,7 +362,7 @@ FAULTS = [
             Change(
                 claim,
                 "look",
-                "same = record is not None and question.is_round(occurrence, question.occurrence_text(record))",
+                "same = record is not None and _is_this_round(question, occurrence, record)",
                 "same = record is not None",
             )
         ],
@@ -386,7 +386,7 @@ FAULTS = [
         apps.ASKED,
         back_in_time("late", restored=("call", 8)),
         "AtMostOnce",
-        [Change(restore, "_doubt_matching", "deadline=tx.now + spec.terms.timeout + MARGIN, next_at", "deadline=tx.now, next_at")],
+        [Change(restore, "_doubt_matching", "deadline=tx.now + called.spec.terms.timeout + MARGIN, next_at", "deadline=tx.now, next_at")],
     ),
     Fault(
         "a reaction is trusted again once what matched at the restart is in doubt",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from groundstate import App, DeclarationError, Store
-from groundstate.testing import Crashed, Lab, NeverTaken
+from groundstate import App, DeclarationError, Retry, Store
+from groundstate.testing import Crashed, Lab, NeverTaken, trial
 from groundstate.testing.schedule import parsed
 from tests.lab.shops import Base, Order, calling, cancel, many, never, plain, shop
 
@@ -181,6 +182,57 @@ def test_a_reaction_that_no_run_carried_out_is_reported() -> None:
             lab.crash_everywhere(app, Order(id=1, status="cancelled"), budget=0)
 
 
+def test_what_nothing_can_bring_about_is_reported_after_the_clean_run_and_what_may_yet_come_is_said() -> None:
+    app = undoing_each_other("one way", rounds=0)
+    with Lab() as lab, pytest.raises(NeverTaken, match="pong: never carried out in the run without mischief, and no crash can change that"):
+        lab.crash_everywhere(app, Order(id=1))
+
+    def somebody_undoes(session: Session) -> None:
+        session.execute(update(Order).where(Order.status == "packed", Order.count == 1).values(count=-1))
+
+    said: list[str] = []
+    with Lab(say=said.append) as lab:
+        lab.meanwhile(somebody_undoes)
+        assert lab.crash_everywhere(app, Order(id=1), budget=0).runs > 3
+    assert said[0] == "crash lab: pong not carried out in the run without mischief; others may bring it about"
+
+
+def test_a_handler_that_always_raises_and_may_was_tried() -> None:
+    def never(_order: Order) -> None:
+        raise ValueError("never")
+
+    with Lab() as lab:
+        assert lab.crash_everywhere(plain("never", never), Order(id=1), may_fail=["never"], budget=0).runs > 3
+
+
+def test_a_part_of_an_app_is_tested_as_if_the_rest_were_not_declared() -> None:
+    with Lab() as lab:
+        right_shop(lab)
+        app = right_shop(Lab())
+        lab._fakes.clear()
+        lab._meanwhile.clear()
+        row = Order(id=1, status="paid")
+        assert lab.crash_everywhere(app, row, reactions=["packed"], budget=0).runs > 3
+        assert "has no fake, and would be made for real" in refused(lab, app, row, reactions=["packed", "mailed"])
+        assert "there is no such reaction; there are mailed, packed, paid" in refused(lab, app, row, reactions=["sent"])
+        assert "nothing would take part" in refused(lab, app, row, reactions=[])
+
+
+def test_a_long_wait_is_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "CLEAN_MOST", 500)
+    app = App("waits long", Store("sqlite:///waits.db", Base))
+
+    @app.on(Order, Order.status == "placed", retry=Retry(times=None, first=timedelta(hours=1), longest=timedelta(hours=1)))
+    def packed(order: Order) -> None:
+        if lab.clock.passed < timedelta(hours=8):
+            raise ValueError("not yet")
+        order.status = "packed"
+
+    with Lab() as lab:
+        found = lab.crash_everywhere(app, Order(id=1), may_fail=["packed"], only="nothing")
+    assert found.crossings > 500
+
+
 # ---- what has no meaning -------------------------------------------------------------------------------------------------------
 def refused(lab: Lab, *given: object, **more: object) -> str:
     with pytest.raises(DeclarationError) as caught:
@@ -225,6 +277,11 @@ def test_less_than_no_mixture_is_refused() -> None:
 def test_a_call_for_many_records_is_not_run_by_the_lab() -> None:
     with Lab() as lab, pytest.raises(DeclarationError, match="a call for many records at once is not run"):
         lab.fake(many().call, "r1", through=lambda client: client)
+
+
+def test_no_time_at_all_is_refused() -> None:
+    with Lab() as lab:
+        assert "give how long runs may begin" in refused(lab, plain("seconds", pack), Order(id=1), seconds=0)
 
 
 def test_only_a_call_can_be_faked_and_only_a_function_comes_meanwhile() -> None:

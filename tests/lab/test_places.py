@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import JSON, create_engine, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import App
+from groundstate import App, Store
 from groundstate.testing import Lab
 from groundstate.testing.place import Place
 from groundstate.testing.postgres_place import PostgresPlace
@@ -83,6 +86,17 @@ def test_a_copy_is_put_back(place: Place) -> None:
     place.someone_else(change)
     place.put_back(copy)
     assert statuses(place) == FILLED
+
+
+def test_the_same_content_is_the_same_state_in_each_run_and_another_is_another(place: Place) -> None:
+    states = []
+    for _ in range(2):
+        place.begin_anew()
+        filled = place.state()
+        place.someone_else(change)
+        assert place.state() != filled
+        states.append((filled, place.state()))
+    assert repr(states[0]) == repr(states[1])
 
 
 def test_someone_else_is_kept_out_by_a_lock_and_comes_in_after_it(place: Place) -> None:
@@ -180,3 +194,33 @@ def test_the_same_schedule_is_the_same_run_on_each(postgres: str | None) -> None
         trial = lab.trial(made.app, Order(id=1))
         told = [(stage.story, [str(one) for one in stage.crossings]) for stage in (trial.run(parsed("die@30")) for _ in range(2))]
     assert told[0] == told[1]
+
+
+class Parcels(DeclarativeBase):
+    pass
+
+
+class Parcel(Parcels):
+    __tablename__ = "lab_parcels"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="new")
+    weight: Mapped[Any] = mapped_column(JSON, default=dict)
+
+
+def test_a_lab_writes_and_reads_json_as_the_users_engine_does(postgres: str | None) -> None:
+    engine = create_engine("sqlite:///never-made.db", json_serializer=partial(json.dumps, default=str), json_deserializer=_with_decimals)
+    app = App("places_of_json", Store(engine, Parcels))
+    seen = []
+
+    @app.on(Parcel, Parcel.status == "new")
+    def weighed(parcel: Parcel) -> None:
+        seen.append(parcel.weight["kg"])
+        parcel.weight, parcel.status = {"kg": Decimal("2.50")}, "weighed"
+
+    with Lab(postgres=postgres) as lab:
+        lab.crash_everywhere(app, Parcel(id=1, weight={"kg": Decimal("1.10")}), only="die@3")
+    assert {repr(one) for one in seen} == {"Decimal('1.10')"}
+
+
+def _with_decimals(text_: str) -> Any:
+    return {name: Decimal(value) for name, value in json.loads(text_).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from groundstate import Absent, App, DeclarationWarning, InDoubt, Key, Moment, NotDone, Outside, Store, Unknown, again, hold
 from groundstate.testing import Client
-from tests.lab.apps import RETRY, TIMEOUT, Base, Case, Order, order
+from tests.lab.apps import ASK, RETRY, TIMEOUT, Base, Case, Order, order
 
 Made = Callable[[str], Case]
-Call = Callable[..., str]
+Call = Callable[..., Any]  # sync or async
 Find = Callable[..., "str | Absent | Unknown"]
 
 
@@ -39,6 +40,50 @@ def call_that_takes_all_for_not_done(order: Order, key: Key, client: Client) -> 
         return str(client.request(key, order))
     except Exception as error:
         raise NotDone(str(error)) from error
+
+
+def call_that_takes_a_time_out_for_not_done(order: Order, key: Key, client: Client) -> str:
+    try:
+        return str(client.request(key, order))
+    except TimeoutError as error:
+        raise NotDone("it timed out") from error
+
+
+class GatewayTimeout(Exception):
+    """As a provider's library has its own."""
+
+
+async def call_that_takes_its_clients_time_out_for_not_done(order: Order, key: Key, client: Any) -> str:
+    try:
+        async with asyncio.timeout(9):
+            answer = await client.post("/charges", headers={"Idempotency-Key": f"charge-{key}"})
+    except GatewayTimeout as error:
+        raise NotDone("it timed out") from error
+    return str(answer.json()["id"])
+
+
+def call_that_takes_a_time_out_for_a_refusal(order: Order, key: Key, client: Any) -> str:
+    try:
+        return str(client.charge(key=str(key), cents=order.stock))
+    except TimeoutError:
+        return "refused"
+
+
+async def right_async_call(order: Order, key: Key, client: Any) -> str:
+    await client.login()
+    try:
+        async with asyncio.timeout(9):
+            answer = await client.post("/charges", headers={"Idempotency-Key": f"charge-{key}"})
+    except ConnectionRefusedError as error:
+        raise NotDone("it was not even reached") from error
+    return str(answer.json()["id"])
+
+
+def call_that_looks_for_it_itself(order: Order, key: Key, client: Any) -> str:
+    try:
+        return str(client.charge(key=str(key), cents=order.stock))
+    except TimeoutError:
+        return str(client.charge_of(str(key)))
 
 
 def call_that_repeats_itself(order: Order, key: Key, client: Client) -> str:
@@ -84,6 +129,11 @@ def gateway(name: str, call: Call, find: Find | None, in_doubt: InDoubt, *, roun
             one.status, one.round = "placed", one.round + 1
 
     return Case(app, [charge], meanwhile=[next_round] if rounds else [], through=lambda client: client)
+
+
+def played(name: str, call: Call) -> Case:
+    """The same with a plain fake: the functions are given no line to it."""
+    return replace(gateway(name, call, right_find, ASK), through=None)
 
 
 def failing_on_one(name: str) -> Case:

@@ -15,7 +15,7 @@ from types import CodeType
 MODEL = Path(__file__).parents[2] / "model"
 COLUMNS = {
     "A_st": "state", "A_un": "unsure", "A_inc": "worker", "A_c": "call", "A_no": "call_no", "A_fail": "failures", "A_dl": "deadline",
-    "A_out": "outcome", "A_old": "first_at", "A_tog": "together", "A_alone": "why",
+    "A_out": "outcome", "A_old": "first_at", "A_tog": "together", "A_ends": "why",
 }  # fmt: skip
 NOT_MODELLED = {
     "next_at",
@@ -23,7 +23,7 @@ NOT_MODELLED = {
     "since",
     "why",
     "begun_with",
-}  # a `why` is a column of the model where it says KILLED, or no longer does
+}  # a `why` is a column of the model where it says at which ends it was under way, or no longer does
 _ROW = re.compile(
     r"^/\* ROW (?P<number>\d+) \| (?P<event>[^|]+) \| (?P<says>[^|]+) \| (?P<states>[^|]+) \| (?P<to>[^|]+) \|(?P<columns>[^|]*)\*/\n"
     r"#define on_(?P<on>\d+)\(o\) \((?P<guard>.*)\)\n#define do_(?P<do>\d+)\(o\) (?P<deed>.*)$",

@@ -13,6 +13,7 @@ from model.run import Result
 from model import __main__ as command
 from model import run
 
+DOCS = Path(run.HERE).parent / "docs" / "model.md"
 TEXTS = {file.name: file.read_text() for file in Path(run.HERE).glob("*.pml")}
 
 
@@ -89,3 +90,18 @@ def test_a_case_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(run, "missing", lambda: None)
     assert command.main(["--only", "no such case"]) == 2
     assert command.main(["--story", "no such case"]) == 2
+
+
+def test_a_report_has_every_case_in_the_order_of_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run, "missing", lambda: None)
+    monkeypatch.setattr(run, "check", lambda *_words, **_settings: result("pass"))
+    command.main(["--report", str(tmp_path / "report.md")])
+    assert [line.split(" | ")[0] for line in (tmp_path / "report.md").read_text().splitlines()[2:]] == [f"| {case.name}" for case in CASES]
+
+
+def test_the_docs_tell_what_came_of_every_case() -> None:
+    told = [line.strip("| ").split(" | ") for line in DOCS.read_text().splitlines() if re.match(r"\| .* \| (pass|caught) \| ", line)]
+    assert [(name, model, must, shows) for name, model, must, *_figures, shows in told] == [
+        (case.name, case.model.removesuffix(".pml"), "caught" if case.caught else "pass", case.says) for case in CASES
+    ]
+    assert not [name for name, _model, must, came, *_rest in told if (must == "pass") is not (came == "pass")]

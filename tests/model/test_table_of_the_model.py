@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from groundstate.rules import attempt as rules
-from groundstate.rules.attempt import KILLED, Attempt
+from groundstate.rules.attempt import Attempt
+from groundstate.rules.careful import ends_met
 from groundstate.rules.policy import MARGIN
 from tests.model.pml import COLUMNS, MODEL, NOT_MODELLED, ModelRow, ModelTable, NotOfTheTable, as_kept, read
 from tests.rules.making import KEPT_FOR, SETTLE_AFTER, TIMEOUT
@@ -47,7 +48,7 @@ def world_of(case: Case) -> dict[str, Any]:
         world |= {"lands_over": case.now > case.lands_until, "asked_late": case.asked_at > case.lands_until}
         world |= {"A_st": one.state.value, "A_un": int(one.unsure), "A_inc": one.worker, "A_c": one.call, "A_no": one.call_no}
         world |= {"A_fail": one.failures, "A_dl": one.deadline, "A_out": int(one.outcome is not None), "A_tog": one.together}
-        world |= {"A_old": too_old(one.first_at, case.now), "A_alone": int(one.why == KILLED)}
+        world |= {"A_old": too_old(one.first_at, case.now), "A_ends": len(ends_met(one.why))}
     return world
 
 
@@ -58,7 +59,7 @@ def seen(one: Attempt, now: Any) -> dict[str, Any]:
         "state": one.state.value,
         "outcome": one.outcome is not None,
         "first_at": too_old(one.first_at, now),
-        "why": one.why == KILLED,
+        "why": len(ends_met(one.why)),
     }
     return found
 
@@ -188,7 +189,10 @@ def test_a_hole_in_the_model_is_seen(name: str) -> None:
 
 SLIPS: list[tuple[str, str]] = [
     ("#define do_7(o) A_st[o] = DOUBT; A_un[o] = 1;", "#define do_7(o) A_st[o] = DOUBT;"),
-    ("A_fail[o] = A_fail[o] + (A_tog[o] < 2)", "A_fail[o] = A_fail[o] + 1"),
+    ("do_8(o) A_st[o] = DOUBT; A_un[o] = 1; A_inc[o] = me; A_fail[o] = A_fail[o] + (A_tog[o] < 2)",
+     "do_8(o) A_st[o] = DOUBT; A_un[o] = 1; A_inc[o] = me; A_fail[o] = A_fail[o] + 1"),
+    ("(counts && alone(o) && (A_ends[o] >= 2 ||", "(counts && alone(o) && (A_ends[o] >= 1 ||"),
+    ("#define killed_alone(o) (counts && alone(o) &&", "#define killed_alone(o) (counts &&"),
     ("#define do_11(o) A_inc[o] = me; deadline_not_before_now(o)", "#define do_11(o) A_inc[o] = me"),
     ("#define do_11(o) A_inc[o] = me;", "#define do_11(o) A_inc[o] = me; A_fail[o] = A_fail[o] + 1;"),
     ("later(NEW_CALL, A_dl[o])", "A_dl[o]"),
@@ -199,8 +203,8 @@ SLIPS: list[tuple[str, str]] = [
      "#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && exists(o) && expired(o))"),
     ("#define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o) && !blocked(o))",
      "#define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o) && !spent(o) && !blocked(o))"),
-    ("#define do_75(o) A_st[o] = DOUBT; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0", "#define do_75(o) A_st[o] = DOUBT; A_alone[o] = 0"),
-    ("#define do_76(o) A_st[o] = FAILED; A_fail[o] = A_fail[o] + 1; A_alone[o] = 0",
+    ("#define do_75(o) A_st[o] = DOUBT; A_fail[o] = A_fail[o] + 1; A_ends[o] = 0", "#define do_75(o) A_st[o] = DOUBT; A_ends[o] = 0"),
+    ("#define do_76(o) A_st[o] = FAILED; A_fail[o] = A_fail[o] + 1; A_ends[o] = 0",
      "#define do_76(o) A_st[o] = FAILED; A_fail[o] = A_fail[o] + 1"),
     ("#define in_time(o) (holds(o) && !expired(o))", "#define in_time(o) (holds(o))"),
     ("/* ROW 30 | unknown | Unknown |", "/* ROW 30 | unknown | Nobody knows |"),

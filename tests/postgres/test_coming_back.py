@@ -1,7 +1,7 @@
 """Workers that live through a start of their server, each under its own number: their calls stay theirs, and nobody is taken for dead.
 
-A start of the server frees every lock at once. Tests that say who is not adopted let nobody adopt for ten minutes: on a busy machine the
-seconds of real life are soon over.
+A start of the server frees every lock at once, and so does whoever cuts all connections to it. Tests that say who is not adopted let nobody
+adopt for ten minutes: on a busy machine the seconds of real life are soon over.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from groundstate import hold
+from groundstate.engine import adopt
 from groundstate.engine import life as lives
 from groundstate.engine.pending import pending
 from groundstate.engine.question import Question
 from groundstate.engine.why import why
 from groundstate.rules.policy import InDoubt
 from groundstate.store import opening
+from groundstate.store.port import Lives
+from groundstate.store.session_locks import INCARNATION
 from groundstate.store.tables import worker as worker_table
 from groundstate.testing.servers import PostgresServer
+from groundstate.values.errors import LifeTaken
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import HANG_S, Gateway, Life, Order, World, ms, until
 
@@ -68,26 +73,33 @@ def stopped_at_once(server: PostgresServer) -> None:
 def one_backend_crashes(server: PostgresServer) -> None:
     """The server ends all sessions and recovers; its start stays the same."""
     world = World(server.create_database())
+    before = _incarnation(world)
     connection = world.engine.connect()
     try:
         os.kill(int(connection.exec_driver_sql("select pg_backend_pid()").scalar_one()), signal.SIGKILL)
         with pytest.raises(OperationalError):
             until(lambda: connection.exec_driver_sql("select 1").scalar_one() == 2)
         connection.close()
-        until(lambda: _answers(world))
+        until(lambda: _incarnation(world) not in (None, before))  # it may answer before it has missed the one that was killed
     finally:
         world.close()
 
 
-def _answers(world: World) -> bool:
+def all_are_cut(server: PostgresServer) -> None:
+    """As by a pooler in session mode that is restarted: the server stays up."""
+    with psycopg.connect(server.url("postgres").replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname like 'test%' and pid <> pg_backend_pid()")
+
+
+def _incarnation(world: World) -> str | None:
     try:
         with world.engine.connect() as connection:
-            return bool(connection.exec_driver_sql("select 1").scalar_one() == 1)
+            return str(connection.exec_driver_sql(f"select {INCARNATION}").scalar_one())
     except OperationalError:
-        return False
+        return None
 
 
-ANEW = pytest.mark.parametrize("starts_anew", [killed, stopped_at_once, one_backend_crashes])
+ANEW = pytest.mark.parametrize("starts_anew", [killed, stopped_at_once, one_backend_crashes, all_are_cut])
 
 
 def in_the_air(world: World, policy: InDoubt, orders: int, workers: int, *, done: bool = False) -> tuple[Gateway, list[Life]]:
@@ -256,14 +268,116 @@ def test_a_life_of_older_code_which_did_not_say_its_server_is_adopted_at_once(se
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_connection_that_is_lost_alone_begins_another_life_as_the_lock_was_free_for_all(world: World) -> None:
-    charging(world, ASK)
-    life = world.worker()
+def test_a_worker_that_loses_its_connection_alone_goes_on_where_nobody_adopted_it_meanwhile(world: World) -> None:
+    gateway, (life,) = in_the_air(world, hold(), 2, 1)
     first = life.worker.life.id
     world.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'groundstate life'")
+    came_back(life)
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 2)
+    assert life.worker.life.id == first
+    assert world.attempts() == []
+
+
+@pytest.mark.usefixtures("patient")
+def test_and_is_another_life_where_somebody_whose_connection_stood_took_it_for_dead(world: World) -> None:
+    gateway, (cut, other) = in_the_air(world, ASK, 4, 2, done=True)
+    first = cut.worker.life.id
+    with asleep(cut):
+        cut.lose_lock()
+        until(lambda: first in ended(world))
+    until(lambda: cut.worker.life.id != first and cut.worker.life.sound)
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 4)
+    assert [gateway.called(number) for number in range(1, 5)] == [1] * 4
+    assert other.worker.life.taken == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_lost_its_own_lock_takes_nobody_for_dead_and_who_did_not_does_at_once(world: World) -> None:
+    gateway, (cut, dead) = in_the_air(world, ASK, 4, 2, done=True)
+    cut.lose_lock()
+    came_back(cut)
+    gone = dead.worker.life.id
+    dead.kill()
+    for _ in range(3):
+        cut.sweep()
+    assert ended(world) == []
+    assert [one.worker for one in world.attempts()].count(gone) == 2
+    world.worker()
+    until(lambda: ended(world) == [gone])
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 4)
+    assert [gateway.done(number) for number in range(1, 5)] == [1] * 4
+
+
+def test_a_life_waits_for_its_lock_while_its_own_last_session_still_has_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groundstate.engine.succession.RECONNECT", LONG)
+    gateway, (life,) = in_the_air(world, hold(), 2, 1)
+    first = life.worker.life.id
+    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    session = make_lives()
+    with asleep(life):
+        life.lose_lock()
+        until(lambda: _took(session, first))
+    until(lambda: "not free yet" in str(life.worker.trouble))
+    assert life.worker.life.id == first
+    session.release()
+    came_back(life)
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 2)
+    assert life.worker.life.id == first
+    database.close()
+
+
+def test_and_begins_another_life_where_that_lasts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groundstate.engine.succession.RECONNECT", ms(300))
+    gateway, (life,) = in_the_air(world, ASK, 2, 1, done=True)
+    first = life.worker.life.id
+    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    session = make_lives()
+    with asleep(life):
+        life.lose_lock()
+        until(lambda: _took(session, first))
     until(lambda: life.worker.life.id != first and life.worker.life.sound)
-    world.orders(1)
-    until(lambda: world.order().status == "paid")
+    session.release()
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 2)
+    assert [gateway.called(number) for number in (1, 2)] == [1, 1]
+    database.close()
+
+
+def _took(session: Lives, life: int) -> bool:
+    """Its last session ends a moment after it was closed."""
+    try:
+        session.take(life)
+    except LifeTaken:
+        return False
+    return True
+
+
+def test_an_adopter_that_loses_its_own_lock_meanwhile_takes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, (adopter, dead) = in_the_air(world, ASK, 4, 2, done=True)
+    gone, seen = dead.worker.life.id, list[list[str]]()
+    real = adopt._remember_its_end
+
+    def cut(life: Any, tx: Any, of: int) -> bool:
+        found = real(life, tx, of)
+        if of == gone and not seen:
+            seen.append([])
+            adopter.worker.life.lives.release()  # so that who was dead may have its lock, and go on
+        elif of == gone and len(seen) == 1:
+            seen.append([one.state.value for one in world.attempts() if one.worker == gone])
+        return found
+
+    monkeypatch.setattr(adopt, "_remember_its_end", cut)
+    monkeypatch.setattr(lives, "RECONNECT", ms(300))
+    dead.kill()
+    until(lambda: ended(world) == [gone])
+    assert seen == [[], ["begun", "begun"]], "the first time nothing was written"
+    gateway.gate.set()
+    until(lambda: world.count(Order.status == "paid") == 4)
+    assert [gateway.done(number) for number in range(1, 5)] == [1] * 4
 
 
 @pytest.mark.usefixtures("patient")

@@ -396,7 +396,7 @@ def test_nothing_that_we_do_is_a_sign(shop: Shop) -> None:
     shop.world.forward(60)
     until(lambda: shop.world.count(Order.status == "paid") == MANY)
     assert shop.says() == []
-    second.lose_lock()
+    second.lose_lock(for_good=True)
     shop.world.orders_from(MANY + 1, MANY + 3)
     until(lambda: shop.world.count(Order.status == "paid") == MANY + 3)
     second.stop()

@@ -74,6 +74,22 @@ def test_so_is_a_row_that_is_unsure(world: World, state: str) -> None:
     assert world.attempt().unsure
 
 
+def test_so_is_a_row_that_is_held_with_its_outcome(world: World) -> None:
+    def raises(_order: Order, outcome: str) -> None:
+        raise RuntimeError(f"a bug, and {outcome} in hand")
+
+    gateway = charging(world, hold(), handler=raises)
+    world.orders(1)
+    world.settled()
+    kept = world.attempt()
+    assert (kept.state, kept.unsure, kept.outcome is not None) == ("held", False, True)
+    for statement in (DELETE, "truncate groundstate_attempt", "update groundstate_attempt set outcome = null"):
+        with pytest.raises(IntegrityError, match="the call would be made once more"):
+            world.run(statement)
+    world.settled()
+    assert (world.attempt(), gateway.called(1)) == (kept, 1)
+
+
 def test_what_is_surely_not_done_may_be_deleted_and_an_empty_table_truncated(world: World) -> None:
     gateway = charging(world, hold())
     gateway.plan(1, *["refuse"] * 20)

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from groundstate.engine import kept_answers, why
+from groundstate.engine.question import Question
+from groundstate.store import opening
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Base, Order, World, until
 
@@ -54,12 +57,20 @@ def test_a_locked_table_is_waited_for_and_said_and_others_go_on(world: World, ca
     else:
         life.quiet()
     locked = "orders" if calls else "tickets"
-    with caplog.at_level(logging.WARNING, "groundstate"), world.engine.begin() as migration:
+    with caplog.at_level(logging.INFO, "groundstate"), world.engine.begin() as migration:
         migration.exec_driver_sql(f"lock table {locked} in access exclusive mode")
         gateway.gate.set()
         life.worker._sweeps.next = 0.0
         life.worker._wake.set()
-        until(lambda: "lock" in caplog.text)
+        until(lambda: told(caplog, "reaction_barred"))
+        pid = migration.exec_driver_sql("select pg_backend_pid()").scalar_one()
+        name, other = ("paid", "closed") if calls else ("closed", "paid")
+        (line,) = told(caplog, "reaction_barred")
+        assert line.startswith(f"{name} waits: pid {pid} (")
+        assert f"has locked the table {locked}, in a transaction since" in line
+        assert line.endswith("; the others go on")
+        until(lambda: f"the table {locked}" in life.worker.waiting.get(name, ""))
+        assert other not in life.worker.waiting
         if calls:
             world.add(Ticket(id=1))
             until(lambda: shows(world, "select status from tickets") == "closed")
@@ -68,6 +79,7 @@ def test_a_locked_table_is_waited_for_and_said_and_others_go_on(world: World, ca
             until(lambda: shows(world, "select status from orders where id = 2") == "paid")
     world.add(Ticket(id=3))
     until(lambda: shows(world, "select count(*) from tickets where status = 'open'") == 0)
+    until(lambda: name not in life.worker.waiting)
     if calls:
         until(lambda: world.order().status == "paid")
         assert gateway.called(1) == 1
@@ -103,6 +115,38 @@ def test_a_row_that_a_long_transaction_has_locked_is_left_and_the_others_are_car
         assert gateway.called(7) == 0
     until(lambda: world.order(7).status == "paid")
     assert world.order(7).note == "mine"
+
+
+def test_an_answer_that_waits_for_a_locked_row_is_told_with_who_has_it_and_when_it_is_over(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "groundstate")
+    monkeypatch.setattr(kept_answers, "TOLD_AFTER_S", 0.05)
+    gateway = charging(world, ASK)
+    gateway.plan(1, "done_hang")
+    world.orders(1)
+    world.worker()
+    until(lambda: gateway.waiting == 1)
+    with world.engine.begin() as somebody:
+        somebody.exec_driver_sql("set application_name = 'a forgotten psql'")
+        somebody.exec_driver_sql("select * from orders for update")
+        pid = somebody.exec_driver_sql("select pg_backend_pid()").scalar_one()
+        gateway.gate.set()
+        until(lambda: told(caplog, "answer_waits"))
+        (line,) = told(caplog, "answer_waits")
+        assert f"paid on 1: what its call said cannot be written down, since pid {pid} (a forgotten psql, idle in transaction)" in line
+        database, lives, _witness = opening.open_store(world.app.stores[0].settings())
+        questions = [Question(one, database) for one in world.app.reactions.values()]
+        (answer,) = why.why(world.app.name, database, questions, lives(), "orders", "1").answers
+        database.close()
+        assert f"pid {pid} (a forgotten psql" in answer.next
+    until(lambda: told(caplog, "answer_written"))
+    assert world.order().status == "paid"
+    assert len(told(caplog, "answer_waits")) == 1
+
+
+def told(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
+    return [one.getMessage() for one in caplog.records if getattr(one, "event", None) == event]
 
 
 def test_a_column_that_is_added_while_a_worker_runs_disturbs_nothing(world: World) -> None:

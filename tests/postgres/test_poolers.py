@@ -7,8 +7,10 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from groundstate import StoreRefused
+from groundstate.store.postgres import PostgresDatabase
 from groundstate.testing.servers import PostgresServer
 from groundstate.transport.opening import transport_of
 from groundstate.values import keepalive
@@ -124,3 +126,22 @@ def test_a_direct_url_that_leads_to_another_server_is_refused(postgres_server: P
         finally:
             world.close()
             other.kill()
+
+
+@pytest.mark.parametrize("kind", ["its words", *(["pgbouncer-statement"] if bouncers.PROGRAM else [])])
+def test_a_pooler_in_statement_mode_is_refused_at_once_with_the_cure(
+    kind: str, postgres_server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_database: object) -> None:
+        raise OperationalError("BEGIN", None, Exception("FATAL: transaction blocks not allowed in statement pooling mode"))
+
+    if kind == "its words":
+        monkeypatch.setattr(PostgresDatabase, "connect", refuse)
+    with nullcontext(postgres_server.port or 0) if kind == "its words" else bouncers.bouncing(postgres_server.port or 0, kind) as port:
+        world = World(at(postgres_url, port))
+        try:
+            charging(world, ASK)
+            with pytest.raises(StoreRefused, match="pool_mode = session"):
+                world.app.start()
+        finally:
+            world.close()

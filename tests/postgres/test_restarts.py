@@ -232,16 +232,20 @@ def test_a_server_that_is_down_for_a_while_is_waited_for_and_the_log_says_when_a
     assert max(events.index(one) for one in ("lock_lost", "database_trouble")) < events.index("database_back")
 
 
-def test_a_worker_waits_for_a_server_that_is_coming_up(server: PostgresServer, world: World) -> None:
-    """It answers as it does while it recovers: it is there, and takes nobody yet."""
+@pytest.mark.parametrize("says", ["the database system is starting up", "the database system is shutting down"])
+def test_a_worker_waits_for_a_server_that_is_restarted(
+    server: PostgresServer, world: World, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers as it does while it recovers, or stops: it is there, and takes nobody just now. Then nobody answers for a while."""
     charging(world, ASK)
     world.orders(1)
     life = world.worker(start=False)
     server.kill()
     starting = threading.Thread(target=life.worker.start)
-    with refusing(server.port or 0, "57P03", "the database system is starting up") as refused:
+    with refusing(server.port or 0, "57P03", says) as refused:
         starting.start()
         until(lambda: refused.count > 2)
+    until(lambda: "refused" in caplog.text)
     server.start()
     world.engine.dispose()
     starting.join(HANG_S)

@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from groundstate.rules import kind
-from groundstate.rules.attempt import IN_VAIN, KILLED, Attempt, Facts, State, Terms
+from groundstate.rules.attempt import IN_VAIN, Attempt, Facts, State, Terms
+from groundstate.rules.careful import ended_under
 from groundstate.rules.kind import Kind
 from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
 
@@ -90,6 +91,9 @@ _OTHERS = (CHARGE, replace(CHARGE, policy="again"), replace(CHARGE, service="psp
 _BEGUN_WITH = (None, *(kind.text_of(one) for one in _OTHERS))
 
 
+WHYS = (None, ended_under([5]), ended_under([5, 6]), IN_VAIN)
+
+
 @st.composite
 def attempts(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Attempt:
     """Any attempt that can stand in the table."""
@@ -111,7 +115,7 @@ def attempts(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Attem
         failures=draw(st.integers(0, 5)),
         next_at=None if state is State.HELD else draw(st.none() | moments),
         error=draw(st.none() | st.just("it said no")),
-        why=draw(st.sampled_from((None, KILLED, IN_VAIN))) if state is not State.HELD else "held for a reason",
+        why=draw(st.sampled_from(WHYS)) if state is not State.HELD else "held for a reason",
         outcome=draw(st.none() | st.just('["paid"]')) if state is State.HELD else None,
         blocks=draw(st.none() | st.just("order")),
         together=draw(st.integers(0, 4)),

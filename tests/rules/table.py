@@ -12,9 +12,10 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from groundstate.rules.attempt import KILLED, Attempt, Facts, State, Terms
+from groundstate.rules.attempt import Attempt, Facts, State, Terms
+from groundstate.rules.careful import ended_under, ends_met
 from groundstate.rules.policy import MARGIN
-from tests.rules.making import ALL_TERMS, HOLDS, NOW
+from tests.rules.making import ALL_TERMS, HOLDS, NOW, SECOND
 
 BEGUN, DOUBT, FAILED, HELD = State
 WORDS = object()  # whatever is said there, something is
@@ -35,6 +36,7 @@ class Case:
     now: datetime = NOW
     asked_at: datetime = NOW
     next_at: datetime = NOW
+    asks_at: datetime = NOW + SECOND
     blocked: bool = False
     counts: bool = True
 
@@ -76,7 +78,8 @@ class Case:
         was = self.said.get("policy")
         if self.terms.kind is None or was == self.kind == "again":
             return False
-        return self.other_call or (self.kind == "again" and was is not None)
+        promised_less = self.kind == "same_key" and was in ("ask", "hold")
+        return self.other_call or promised_less or (self.kind == "again" and was is not None)
 
     @property
     def in_time(self) -> bool:
@@ -106,6 +109,15 @@ class Case:
     def made_a_call(self) -> bool:
         """Of a begun one: begun for a call, and not by careful mode for a batch; by whatever code."""
         return self.one.call_no > 0 or self.one.unsure
+
+    @property
+    def ends(self) -> list[int]:
+        """The unclean ends at which it was under way, this one among them; none where this one was no unclean end."""
+        return [*ends_met(self.one.why), self.one.worker] if self.counts else []
+
+    def is_killer(self, before: int) -> bool:
+        """Whether it alone was under way at this unclean end, and was at so many before."""
+        return self.one.together == 1 and len(self.ends) > before
 
     @property
     def key_is_young(self) -> bool:
@@ -162,23 +174,26 @@ def with_outcome(*, unsure: bool) -> Callable[[Case], Changes]:
 
 
 def died(case: Case) -> Changes:
-    """Its worker is no more. In careful mode only the one that was alone counts."""
+    """Its worker is no more. In careful mode only the one that was alone counts as having failed; an unclean end is remembered of each."""
     return {
         "state": DOUBT, "unsure": True, "worker": ADOPTER, "failures": case.one.failures + (case.one.together < 2), "next_at": case.now,
-        "error": WORDS, "deadline": later_deadline(case),
+        "error": WORDS, "deadline": later_deadline(case), "why": ended_under(case.ends) if case.ends else case.one.why,
     }  # fmt: skip
 
 
 def died_without_call(case: Case) -> Changes:
-    alone = case.one.together == 1
     return {
-        "state": FAILED, "worker": ADOPTER, "failures": case.one.failures + alone, "next_at": case.now, "error": WORDS,
-        "why": KILLED if alone else None,
+        "state": FAILED, "worker": ADOPTER, "failures": case.one.failures + (case.one.together == 1), "next_at": case.now, "error": WORDS,
+        "why": ended_under(case.ends) if case.ends else case.one.why,
     }  # fmt: skip
 
 
-def killed_alone_again(case: Case) -> Changes:
-    return {"state": HELD, "worker": ADOPTER, "failures": case.one.failures + 1, "next_at": None, "error": WORDS, "why": KILLED}
+def killed_alone(case: Case) -> Changes:
+    return {**died(case), "state": HELD, "next_at": None, "why": ended_under(case.ends, alone=True)}
+
+
+def killed_alone_without_call(case: Case) -> Changes:
+    return {**died_without_call(case), "state": HELD, "next_at": None, "why": ended_under(case.ends, alone=True)}
 
 
 def fresh_start(case: Case) -> Changes:
@@ -207,9 +222,11 @@ TABLE = [
     Row("timed out, or raised anything else", "unclear", (BEGUN,), always, "doubt",
         lambda c: {"state": DOUBT, "unsure": True, "failures": c.one.failures + 1, "next_at": c.next_at, "error": SAID,
                    "deadline": later_deadline(c)}),
+    Row("its worker is no more, a third time, alone", "adopted", (BEGUN,), lambda c: c.made_a_call and c.is_killer(2), "held",
+        killed_alone),
     Row("its worker is no more", "adopted", (BEGUN,), lambda c: c.made_a_call, "doubt", died),
-    Row("its worker is no more, no call, killed alone twice", "adopted", (BEGUN,), lambda c: c.one.together == 1 and c.one.why == KILLED,
-        "held", killed_alone_again),
+    Row("its worker is no more, no call, a second time, alone", "adopted", (BEGUN,), lambda c: c.is_killer(1), "held",
+        killed_alone_without_call),
     Row("its worker is no more, no call", "adopted", (BEGUN,), always, "failed", died_without_call),
     Row("its worker is no more, in doubt", "adopted", (DOUBT,), always, "doubt",
         lambda c: {"worker": ADOPTER, "deadline": later_deadline(c)}),
@@ -242,8 +259,9 @@ TABLE = [
     Row("same_key, gone, too late or too old", "settle", (DOUBT,), always, "held", held),
     Row("Absent, record deleted", "absent", (DOUBT,), lambda c: not c.facts.exists, "held", held),
     Row("Absent, asked too early", "absent", (DOUBT,), lambda c: c.asked_at <= c.lands_until, "doubt",
-        lambda c: {"next_at": c.next_at, "error": WORDS}),
-    Row("Absent, holds", "absent", (DOUBT,), lambda c: c.holds, "failed", lambda c: {"state": FAILED, "unsure": False, "next_at": c.now}),
+        lambda c: {"next_at": c.asks_at}),
+    Row("Absent, holds", "absent", (DOUBT,), lambda c: c.holds, "failed",
+        lambda c: {"state": FAILED, "unsure": False, "next_at": c.next_at}),
     Row("Absent, gone", "absent", (DOUBT,), always, "gone"),
     Row("Unknown", "unknown", (DOUBT,), always, "doubt", lambda c: {"next_at": c.next_at, "error": SAID}),
     Row("Unknown for too long", "unknown for too long", (DOUBT,), always, "held", held),

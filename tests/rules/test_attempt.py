@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import (
     IN_VAIN,
-    KILLED,
     Ask,
     Attempt,
     Begin,
@@ -23,6 +23,7 @@ from groundstate.rules.attempt import (
     Terms,
     Wait,
 )
+from groundstate.rules.careful import DIED, ended_under, ends_met
 from groundstate.rules.policy import MARGIN, Retry, ask
 from tests.rules.making import (
     AGAIN,
@@ -129,11 +130,30 @@ def test_a_batch_without_calls_whose_worker_is_no_more_has_failed_and_is_never_u
     assert (after.state, after.unsure, after.failures, after.next_at) == (FAILED, False, 0, NOW)
 
 
-def test_the_record_that_was_alone_when_its_worker_died_counts_and_is_held_when_it_does_so_again() -> None:
-    once = kept(rules.adopted(attempt(BEGUN, call_no=0, together=1), 8, NOW, alone=True))
-    assert (once.state, once.failures, once.why) == (FAILED, 1, KILLED)
-    twice = kept(rules.adopted(replace(once, state=BEGUN), 9, NOW, alone=True))
-    assert (twice.state, twice.failures, twice.unsure, twice.why) == (HELD, 2, False, KILLED)
+def test_what_makes_no_call_is_held_after_two_unclean_ends_the_second_with_it_alone() -> None:
+    once = kept(rules.adopted(attempt(BEGUN, call_no=0, together=4), 8, NOW, alone=False, ends=[5]))
+    assert (once.state, ends_met(once.why)) == (FAILED, [5])
+    in_company = kept(rules.adopted(replace(once, state=BEGUN), 9, NOW, alone=False, ends=[5, 6]))
+    assert (in_company.state, ends_met(in_company.why)) == (FAILED, [5, 6])
+    alone = kept(rules.adopted(replace(once, state=BEGUN, together=1), 9, NOW, alone=True, ends=[5, 6]))
+    assert (alone.state, alone.failures, alone.unsure, alone.worker, ends_met(alone.why)) == (HELD, 1, False, 9, [5, 6])
+
+
+def test_a_call_is_held_after_three_unclean_ends_the_last_with_it_alone() -> None:
+    twice = kept(rules.adopted(attempt(BEGUN), 8, NOW, alone=False, ends=[5, 6]))
+    assert (twice.state, ends_met(twice.why)) == (DOUBT, [5, 6])
+    in_company = kept(rules.adopted(replace(twice, state=BEGUN, together=4), 9, NOW, alone=False, ends=[5, 6, 7]))
+    assert in_company.state is DOUBT
+    second = kept(rules.adopted(attempt(BEGUN, together=1), 8, NOW, alone=True, ends=[5, 6]))
+    assert second.state is DOUBT
+    alone = kept(rules.adopted(replace(twice, state=BEGUN, together=1), 9, NOW, alone=True, ends=[5, 6, 7]))
+    assert (alone.state, alone.unsure, alone.why) == (HELD, True, f"{DIED}, 3 times, the last time alone (lives 5, 6, 7)")
+
+
+def test_an_end_that_was_no_unclean_one_makes_nobody_suspected_and_forgets_no_earlier_one() -> None:
+    one = attempt(BEGUN, call_no=0, together=1, why=ended_under([5, 6]))
+    after = kept(rules.adopted(one, 8, NOW, alone=True))
+    assert (after.state, after.why) == (FAILED, one.why)
 
 
 def test_a_call_of_a_reaction_that_makes_none_in_the_adopter_s_code_is_in_doubt_all_the_same() -> None:
@@ -172,11 +192,13 @@ def test_a_batch_without_a_call_of_which_its_living_worker_knows_nothing_leaves_
 
 @pytest.mark.parametrize("facts", [rules.Facts(*both) for both in ((True, True), (True, False), (False, False))])
 @pytest.mark.parametrize("blocked", [True, False])
+@pytest.mark.parametrize("again", [True, False])
 def test_what_somebody_deleted_while_its_call_was_made_stands_again_unless_its_outcome_belongs_to_nothing_any_more(
-    facts: rules.Facts, blocked: bool
+    facts: rules.Facts, blocked: bool, again: bool
 ) -> None:
-    assert rules.comes_back(facts, outcome=True, blocked=blocked) == (facts.holds and not blocked)
-    assert rules.comes_back(facts, outcome=False, blocked=blocked)
+    would_be_called = facts.holds and not blocked
+    assert rules.comes_back(facts, outcome=True, again=again, blocked=blocked) == would_be_called
+    assert rules.comes_back(facts, outcome=False, again=again, blocked=blocked) == (would_be_called or not again)
 
 
 # ---- doubt ---------------------------------------------------------------------------------------------------------------------
@@ -197,10 +219,11 @@ def test_a_believed_absent_whose_condition_is_gone_leaves_nothing() -> None:
 def test_absent_counts_from_when_it_was_asked_and_only_later_than_deadline_and_settle_after() -> None:
     one = attempt(DOUBT, deadline=NOW)
     limit = NOW + SETTLE_AFTER
-    early = kept(rules.absent(one, ASK, HOLDS, limit, limit + 9 * SECOND, LATER))
-    assert (early.state, early.unsure, early.next_at) == (DOUBT, True, LATER)
-    believed = kept(rules.absent(one, ASK, HOLDS, limit + SECOND / 1000, limit + 9 * SECOND, LATER))
-    assert (believed.state, believed.unsure) == (FAILED, False)
+    asks_at, called_at = LATER, LATER + 9 * SECOND
+    early = kept(rules.absent(one, ASK, HOLDS, limit, asks_at, called_at))
+    assert (early.state, early.unsure, early.next_at) == (DOUBT, True, asks_at)
+    believed = kept(rules.absent(one, ASK, HOLDS, limit + SECOND / 1000, asks_at, called_at))
+    assert (believed.state, believed.unsure, believed.next_at) == (FAILED, False, called_at)
 
 
 def test_unknown_is_asked_again_later() -> None:
@@ -242,6 +265,15 @@ def test_same_key_is_too_old_when_the_new_call_could_land_after_the_provider_for
     assert rules.settle(last, SAME_KEY, HOLDS, NOW) == Begin(last)
     assert "too old" in held(rules.settle(too_old, SAME_KEY, HOLDS, NOW))
     assert rules.settle(too_old, SAME_KEY_AND_FIND, HOLDS, NOW) == Ask()
+
+
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # as the engine writes it, of a key of which nobody knows how old it is
+
+
+def test_a_doubt_of_a_lost_time_is_held_for_that_and_not_for_the_age_of_its_key() -> None:
+    lost = attempt(DOUBT, first_at=LONG_AGO, why="the database went back in time: it may have been called in the lost time")
+    assert held(rules.settle(lost, SAME_KEY, HOLDS, NOW)) == f"in doubt, and {lost.why}"
+    assert "too old" in held(rules.settle(attempt(DOUBT, first_at=LONG_AGO), SAME_KEY, HOLDS, NOW))
 
 
 def test_same_key_whose_condition_is_gone_is_asked_or_held() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from groundstate.rules import attempt as rules
 from groundstate.rules import kind
-from groundstate.rules.attempt import KILLED, Attempt
+from groundstate.rules.attempt import Attempt
 from groundstate.rules.kind import Kind
 from tests.rules.making import (
     ALL_FACTS,
@@ -21,6 +21,7 @@ from tests.rules.making import (
     NOW,
     RETRY,
     SECOND,
+    WHYS,
     all_facts,
     all_terms,
     attempt,
@@ -39,11 +40,11 @@ DECIDE: dict[str, Callable[[Case], Any]] = {
     "one of several": lambda c: rules.one_of_several(c.one, '["paid"]'),
     "not done": lambda c: rules.not_done(c.one, SAID, c.next_at, counts=c.counts),
     "unclear": lambda c: rules.unclear(c.one, SAID, c.next_at, c.now),
-    "adopted": lambda c: rules.adopted(c.one, ADOPTER, c.now, alone=c.one.together == 1),
+    "adopted": lambda c: rules.adopted(c.one, ADOPTER, c.now, alone=c.one.together == 1, ends=c.ends),
     "did not go out": lambda c: rules.did_not_go_out(c.one, c.now),
     "not in memory": lambda c: rules.not_in_memory(c.one, c.now),
     "settle": lambda c: rules.settle(c.one, c.terms, c.facts, c.now),
-    "absent": lambda c: rules.absent(c.one, c.terms, c.facts, c.asked_at, c.now, c.next_at),
+    "absent": lambda c: rules.absent(c.one, c.terms, c.facts, c.asked_at, c.asks_at, c.next_at),
     "unknown": lambda c: rules.unknown(c.one, c.next_at, SAID),
     "unknown for too long": lambda c: rules.unknown_for_too_long(c.one, "nobody could say"),
     "due": lambda c: rules.retry_failed(c.one, c.terms, c.facts, c.now, blocked=c.blocked),
@@ -117,7 +118,7 @@ def shapes() -> Iterator[Attempt | None]:
         yield attempt(DOUBT, **columns)
         yield attempt(FAILED, **columns)
         for unsure in (False, True):
-            for together, why, call_no in itertools.product((0, 1, 2), (None, KILLED), (0, 1)):
+            for together, why, call_no in itertools.product((0, 1, 2), WHYS[:3], (0, 1)):
                 yield attempt(BEGUN, unsure=unsure, together=together, why=why, call_no=call_no, **columns)
             for outcome in (None, '["paid"]'):
                 yield attempt(HELD, unsure=unsure, outcome=outcome, why="for a reason", **columns)
@@ -127,6 +128,7 @@ def shapes_that_say_their_call() -> Iterator[Attempt]:
     """Attempts whose row says what they were begun with: under each policy, of the call of today and of others."""
     others = [replace(CHARGE, policy=policy) for policy in ("again", "same_key", "ask", "hold")]
     others += [replace(CHARGE, service="psp"), replace(CHARGE, call="pay"), replace(CHARGE, find="looked_up")]
+    others += [replace(CHARGE, find="looked_up", policy="same_key")]
     others += [replace(CHARGE, key=False), replace(CHARGE, occurrence=("round",)), Kind(), replace(CHARGE, service="psp", policy="again")]
     for other, first_at in itertools.product(others, (NOW, NOW - 7200 * SECOND)):
         columns: dict[str, Any] = {"begun_with": kind.text_of(other), "first_at": first_at, "deadline": NOW - SECOND}
@@ -144,6 +146,7 @@ def all_cases() -> Iterator[tuple[str, Case]]:
             yield event, case
         yield "due", replace(case, blocked=True)
         yield "not done", replace(case, counts=False)
+        yield "adopted", replace(case, counts=False)
 
 
 def test_what_the_code_can_reach_is_the_table_and_all_of_it() -> None:

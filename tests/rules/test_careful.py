@@ -1,13 +1,14 @@
-"""Careful mode: who is suspected after unclean ends, and in how small a company."""
+"""Careful mode: who is suspected after unclean ends, and carried out alone."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundstate.rules.careful import STRETCH, TOGETHER, Care, care
+from groundstate.rules.careful import DIED, STRETCH, Care, care, ended_under, ends_met
 from tests.rules.making import NOW, SECOND
 
 MINUTE = 60 * SECOND
@@ -31,19 +32,32 @@ def test_less_than_ten_clean_minutes_do_not_end_it() -> None:
     assert care([NOW - 10 * MINUTE, NOW - MINUTE], NOW).careful
 
 
-def test_careful_mode_starts_with_a_small_batch_and_halves_it_at_each_death() -> None:
-    sizes, size = [], 0
-    for _ in range(9):
-        size = Care(careful=True).together(size)
-        sizes.append(size)
-    assert sizes == [64, 32, 16, 8, 4, 2, 1, 1, 1]
+ENDS = frozenset([1, 2, 3])
 
 
-@given(st.integers(1, 10_000))
-def test_a_record_comes_again_in_at_most_half_the_company_and_never_in_none(before: int) -> None:
-    again = Care(careful=True).together(before)
-    assert 1 <= again <= max(before / 2, 1)
-    assert Care(careful=True).together(0) == TOGETHER
+def test_a_call_that_was_under_way_at_two_ends_is_alone_at_its_next_try() -> None:
+    care = Care(careful=True, ends=ENDS)
+    assert [care.alone(ended_under(ends), has_call=True) for ends in ([1], [1, 2], [1, 2, 3])] == [False, True, True]
+
+
+def test_what_makes_no_call_is_alone_after_the_first_end_that_tells_of_it() -> None:
+    care = Care(careful=True, ends=ENDS)
+    assert [care.alone(why, has_call=False) for why in (None, "another reason (lives 1)", ended_under([1]))] == [False, False, True]
+
+
+def test_ends_that_are_forgotten_make_nobody_suspected_and_nor_do_any_once_careful_mode_is_over() -> None:
+    assert not Care(careful=True, ends=ENDS).alone(ended_under([1, 8]), has_call=True)
+    assert not Care(ends=ENDS).alone(ended_under([1, 2, 3]), has_call=True)
+
+
+@given(st.lists(st.integers(0, 2**62 - 1), min_size=1, max_size=20), st.booleans())
+def test_what_an_attempt_says_of_ends_is_read_back(ends: list[int], alone: bool) -> None:
+    assert ends_met(ended_under(ends, alone=alone)) == ends[-8:]
+
+
+@pytest.mark.parametrize("why", [None, "", DIED, f"{DIED} (lives )", f"{DIED} (lives 1,, 2)", f"{DIED} (lives x)", "(lives 1)"])
+def test_what_somebody_edited_tells_of_no_end(why: str | None) -> None:
+    assert ends_met(why) == []
 
 
 @given(st.lists(st.integers(0, 3600), max_size=8))

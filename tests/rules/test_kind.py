@@ -30,8 +30,8 @@ BANK = Kind("bank", "charge", "charged", key=True, policy="ask", occurrence=("ro
 TABLE = {
     ("again", "again"): "begun", ("again", "same_key"): "begun", ("again", "ask"): "ask", ("again", "hold"): "held",
     ("same_key", "again"): "other code", ("same_key", "same_key"): "begun", ("same_key", "ask"): "ask", ("same_key", "hold"): "held",
-    ("ask", "again"): "other code", ("ask", "same_key"): "begun", ("ask", "ask"): "ask", ("ask", "hold"): "held",
-    ("hold", "again"): "other code", ("hold", "same_key"): "begun", ("hold", "ask"): "ask", ("hold", "hold"): "held",
+    ("ask", "again"): "other code", ("ask", "same_key"): "other code", ("ask", "ask"): "ask", ("ask", "hold"): "held",
+    ("hold", "again"): "other code", ("hold", "same_key"): "other code", ("hold", "ask"): "ask", ("hold", "hold"): "held",
 }  # fmt: skip
 OTHER_CALLS = {
     "service": "it was a call to bank, and the reaction calls psp now",
@@ -96,7 +96,8 @@ def test_a_row_of_older_code_says_nothing_and_is_settled_as_ever(policy: str) ->
 def test_another_find_is_asked_for_nothing_that_the_old_one_was_to_be_asked_for() -> None:
     other = replace(BANK, find="looked_up")
     assert becomes(doubt(BANK), today("ask", other)) == "other code"
-    assert becomes(doubt(BANK), today("same_key", other)) == "begun"  # the key answers, whichever find there is
+    keyed = doubt(replace(BANK, policy="same_key"))
+    assert becomes(keyed, today("same_key", other)) == "begun"  # the key answers, whichever find there is
     old = replace(doubt(replace(BANK, policy="same_key")), first_at=NOW - 2 * KEPT_FOR)
     assert becomes(old, today("same_key", other)) == "other code"
     assert becomes(doubt(replace(BANK, find=None)), today("ask", other)) == "ask"  # there was none: this one is the first
@@ -109,6 +110,15 @@ def test_a_find_that_knows_the_old_service_is_asked_and_nothing_is_called_by_its
     one, terms = doubt(replace(BANK, policy="ask")), today(policy, own, "bank")
     asks = policy in ("ask", "same_key") and what != "occurrence"
     assert becomes(one, terms) == ("ask" if asks else "other code")
+
+
+@pytest.mark.parametrize("was", ["ask", "hold"])
+def test_a_key_that_nothing_was_promised_of_is_called_under_once_more_by_no_leave_and_a_find_that_knows_it_is_asked(was: str) -> None:
+    one = doubt(replace(BANK, policy=was))
+    held = rules.settle(one, today("same_key"), HOLDS, NOW)
+    assert isinstance(held, rules.Keep)
+    assert f"begun under {was}(), which promises nothing of its key" in (held.attempt.why or "")
+    assert becomes(one, today("same_key", BANK, "bank")) == "ask"
 
 
 @pytest.mark.parametrize("facts", ALL_FACTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -160,10 +160,18 @@ WRONG: dict[str, tuple[Any, bool]] = {
     "a path in json": (Row.data["object", "a"] == 1, True),
     "a type that keeps seconds, and the clock": (Row.epoch.between(func.datetime("now", "-72 hours"), func.now()), True),
     "a number and the clock": (Row.number < func.now(), False),
+    "a day by SQLite's own function, less one": (Row.day < func.date("now") - 1, True),
+    "days between two of them": (func.date("now") - func.date(Row.plain) >= 2, True),
+    "seconds off SQLite's own time": (Row.plain < func.datetime("now") - 3600, True),
+    "a time of another zone": (Row.at < literal((NOW - 49 * HOUR).astimezone(timezone(14 * HOUR))), False),
+    "the same within case": (Row.at < case_of((Row.number == 7, (NOW - 49 * HOUR).astimezone(timezone(14 * HOUR))), else_=Row.at), False),
 }
 RIGHT: dict[str, tuple[Any, bool]] = {
     "the clock": (Row.plain < func.now(), True),
     "the clock and an Instant": (Row.at < func.now(), True),
+    "a time of another zone, as an Instant": (Row.at < literal((NOW - 49 * HOUR).astimezone(timezone(14 * HOUR)), Instant()), False),
+    "a time of another zone beside the column": (Row.at < (NOW - 47 * HOUR).astimezone(timezone(-12 * HOUR)), True),
+    "a time in UTC by no type": (Row.at < literal(NOW), True),
     "an interval": (Row.span > HOUR, True),
     "a longer interval": (Row.span < 5 * HOUR, True),
     "an interval or another": (func.coalesce(Row.span, HOUR) > 2 * HOUR, True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from groundstate.rules.statements import what_it_writes
+from groundstate.rules.statements import what_ends_it, what_it_writes
 
 WRITES = {
     "INSERT INTO notes VALUES (1)": "INSERT INTO notes",
@@ -18,6 +18,13 @@ WRITES = {
     "WITH some AS (SELECT 1) INSERT INTO notes SELECT * FROM some": "INSERT INTO notes",
     "WITH some AS (SELECT 1), new AS (INSERT INTO notes SELECT * FROM some RETURNING id) TABLE new": "INSERT INTO notes",
     "(WITH new AS (UPDATE notes SET words = '' RETURNING id) SELECT id FROM new)": "UPDATE notes",
+    "WITH RECURSIVE t(n) AS (SELECT 1) CYCLE n SET isc USING path UPDATE notes SET words = '' FROM t": "UPDATE notes",
+    "WITH RECURSIVE t(n) AS (SELECT 1) CYCLE n SET c TO 1 DEFAULT 0 USING p MERGE INTO notes USING t ON true": "MERGE INTO notes",
+    "WITH RECURSIVE t(n) AS (SELECT 1) SEARCH DEPTH FIRST BY n SET o DELETE FROM notes USING t": "DELETE FROM notes",
+    "WITH RECURSIVE t AS (SELECT 1) SEARCH BREADTH FIRST BY n SET o CYCLE n SET c USING p INSERT INTO notes TABLE t": "INSERT INTO notes",
+    "WITH a AS (WITH RECURSIVE t(n) AS (SELECT 1) CYCLE n SET c USING p DELETE FROM notes RETURNING 1) TABLE a": "DELETE FROM notes",
+    "COPY (WITH RECURSIVE t(n) AS (SELECT 1) CYCLE n SET c USING p DELETE FROM notes RETURNING 1) TO STDOUT": "DELETE FROM notes",
+    "EXPLAIN ANALYZE WITH RECURSIVE t(n) AS (SELECT 1) CYCLE n SET c USING p UPDATE notes SET words = ''": "UPDATE notes",
     "SELECT 1; DROP TABLE notes": "DROP TABLE notes",
     ";; TRUNCATE notes": "TRUNCATE notes",
     "CREATE TABLE IF NOT EXISTS notes (id int)": "CREATE TABLE IF NOT EXISTS notes",
@@ -65,6 +72,9 @@ READS = [
     "SELECT * FROM notes WHERE id = %(update)s AND words = :insert",
     "SELECT * FROM notes FOR UPDATE",
     "WITH some AS (SELECT * FROM notes FOR NO KEY UPDATE OF notes SKIP LOCKED) SELECT * FROM some",
+    "WITH RECURSIVE t(n) AS (SELECT 1) CYCLE n SET isc USING path SELECT * FROM t, notes FOR UPDATE OF notes",
+    "WITH RECURSIVE t(n) AS (SELECT 1) SEARCH DEPTH FIRST BY n SET o SELECT n FROM unnest(t) WITH ORDINALITY AS u FOR UPDATE OF notes",
+    "WITH update AS (SELECT 1 AS n), merge AS (SELECT 2) SELECT update.n FROM update, merge FOR NO KEY UPDATE OF notes",
     "VALUES (1), (2)",
     "BEGIN",
     "SAVEPOINT sa_savepoint_1",
@@ -118,3 +128,33 @@ def test_a_long_text_is_read_to_its_end() -> None:
     numbers = ", ".join(str(number) for number in range(20_000))
     assert what_it_writes(f"SELECT * FROM notes WHERE id IN ({numbers})", postgres=True) is None
     assert what_it_writes(f"SELECT * FROM notes WHERE id IN ({numbers}); DELETE FROM notes", postgres=True) == "DELETE FROM notes"
+
+
+ENDS = {
+    "COMMIT": "COMMIT",
+    "-- a comment\ncommit work": "COMMIT",
+    "SELECT 1; END": "END",
+    "rollback": "ROLLBACK",
+    "ROLLBACK AND CHAIN": "ROLLBACK",
+    "begin immediate": "BEGIN",
+    "START TRANSACTION": "START",
+    "ABORT": "ABORT",
+    "PREPARE TRANSACTION 'x'": "PREPARE TRANSACTION",
+}
+ENDS_NOTHING = [
+    "ROLLBACK TO SAVEPOINT one",
+    "ROLLBACK WORK TO one",
+    "RELEASE one",
+    "SELECT CASE WHEN a THEN b END FROM commit",
+    "UPDATE notes SET words = '; COMMIT'",
+    "PREPARE later AS SELECT 1",
+    "CREATE TRIGGER one AFTER INSERT ON notes BEGIN DELETE FROM notes; END",
+    "DO $$ BEGIN PERFORM 1; COMMIT; END $$",
+]
+
+
+@pytest.mark.parametrize("postgres", [False, True], ids=["sqlite", "postgresql"])
+def test_what_ends_a_transaction_is_told_from_savepoints_and_names(postgres: bool) -> None:
+    assert {one: what_ends_it(one, postgres=postgres) for one in ENDS} == ENDS
+    told = {one: what_ends_it(one, postgres=True) for one in ENDS_NOTHING}
+    assert not any(told.values()), told

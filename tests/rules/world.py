@@ -328,7 +328,7 @@ class World:
         later = self.now + SECOND
         match asked.answer:
             case "absent":
-                self.put(at, rules.absent(one, self.terms, self.facts(at), asked.at, self.now, later))
+                self.put(at, rules.absent(one, self.terms, self.facts(at), asked.at, later, self.now))
             case "unknown":
                 self.put(at, rules.unknown(one, later, None))
             case int(effect):

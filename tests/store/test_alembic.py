@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -72,14 +73,20 @@ OURS_FOR_OLDER = f"{WITHOUT_OURS} include_name={FROM_OURS}.include_name, render_
 BUILT_IN = ["schemas", "tables", "types", "constraints", "defaults", "comments"]
 
 
-class Project:
-    """A folder that `alembic init` made, for one database. Each step is a process of its own, as somebody would type it."""
+def run_in(folder: Path, *words: str) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
 
-    def __init__(self, folder: Path, url: str) -> None:
+
+class Project:
+    """A folder that `alembic init` made, for one database."""
+
+    def __init__(self, folder: Path, url: str, template: Path) -> None:
         self.folder, self.url = folder, url
         self.engine = create_engine(url)
+        shutil.copytree(template, folder, dirs_exist_ok=True)
         (folder / "models.py").write_text(MODELS)
-        self.alembic("init", "migrations")
         ini = folder / "alembic.ini"
         lines = ini.read_text().splitlines()
         ini.write_text("\n".join(f"sqlalchemy.url = {url}" if line.startswith("sqlalchemy.url") else line for line in lines))
@@ -91,20 +98,18 @@ class Project:
         told = told.replace("connection=connection,", f"connection=connection, {configured}")
         (self.folder / "migrations" / "env.py").write_text(told)
 
-    def alembic(self, *words: str) -> str:
-        return self.run("-m", "alembic", *words)
+    def alembic(self, *commands: Sequence[str]) -> str:
+        """Each command's words; all of them by one process, since importing takes longer than what they do."""
+        return self.run("-c", f"from alembic.config import main\nfor words in {commands!r}: main(words)")
 
     def run(self, *words: str) -> str:
-        done = subprocess.run([sys.executable, *words], cwd=self.folder, capture_output=True, text=True, timeout=HANG_S, check=False)
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        return run_in(self.folder, *words)
 
-    def revise(self) -> str:
-        """A revision by autogenerate, carried out; returns what it does."""
+    def revise(self, *then: Sequence[str]) -> str:
+        """A revision by autogenerate, carried out, and further commands; returns what it does, and all that was said."""
         before = set((self.folder / "migrations" / "versions").glob("*.py"))
-        said = self.alembic("revision", "--autogenerate", "-m", "next")
+        said = self.alembic(["revision", "--autogenerate", "-m", "next"], ["upgrade", "head"], *then)
         (made,) = set((self.folder / "migrations" / "versions").glob("*.py")) - before
-        self.alembic("upgrade", "head")
         return made.read_text() + said
 
     @property
@@ -115,10 +120,18 @@ class Project:
         ours.create_all(self.engine)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `alembic init` makes."""
+    folder = tmp_path_factory.mktemp("alembic")
+    run_in(folder, "-m", "alembic", "init", "migrations")
+    return folder
+
+
 @pytest.fixture
-def project(tmp_path: Path, database_url: str) -> Iterator[Project]:
+def project(tmp_path: Path, database_url: str, template: Path) -> Iterator[Project]:
     """On each store in turn, with groundstate's tables there already, as after `groundstate init`."""
-    made = Project(tmp_path, database_url)
+    made = Project(tmp_path, database_url, template)
     made.make_ours()
     yield made
     made.engine.dispose()
@@ -132,7 +145,7 @@ def does_nothing_to_ours(revision: str) -> bool:
 
 def test_an_env_that_knows_the_projects_metadata_alone_leaves_our_tables_as_they_are(project: Project) -> None:
     project.env(BY_THEIR_OWN)
-    revision = project.revise()
+    revision = project.revise(["check"])
     assert "create_table('orders'" in revision
     assert "'placed_at', groundstate.Instant()" in revision
     assert "import groundstate\n" in revision
@@ -140,7 +153,7 @@ def test_an_env_that_knows_the_projects_metadata_alone_leaves_our_tables_as_they
     assert does_nothing_to_ours(revision), revision
     assert project.tables == {"orders", *ours.tables}
     assert "left as they are" in revision, "who reads Alembic's log must be told why"
-    assert "No new upgrade operations" in project.alembic("check")
+    assert "No new upgrade operations" in revision
 
 
 @pytest.mark.parametrize("configured", ["", OURS_FOR_OLDER], ids=["by_the_plugin", "by_hand"])
@@ -155,8 +168,7 @@ def test_an_instant_is_named_with_its_import_wherever_a_model_has_it(project: Pr
     assert "sa.ARRAY(groundstate.Instant()).with_variant(sa.JSON(), 'sqlite')" in revision
     assert ".with_variant(postgresql.ARRAY(groundstate.Instant(naive='utc')), 'postgresql')" in revision
     project.run("-c", WRITES, project.url)
-    assert "No new upgrade operations" in project.alembic("check")
-    project.alembic("downgrade", "base")
+    assert "No new upgrade operations" in project.alembic(["check"], ["downgrade", "base"])
     assert project.tables == set(ours.tables)
 
 
@@ -167,7 +179,7 @@ def test_a_column_that_becomes_an_instant_is_altered_by_its_public_name(project:
     project.env(BY_THEIR_OWN, "render_as_batch=True,")
     project.revise()
     (project.folder / "models.py").write_text(MODELS)
-    project.alembic("revision", "--autogenerate", "-m", "altered")
+    project.alembic(["revision", "--autogenerate", "-m", "altered"])
     newest = max((project.folder / "migrations" / "versions").glob("*_altered.py"))
     assert "type_=groundstate.Instant()" in newest.read_text()
     assert "import groundstate\n" in newest.read_text()
@@ -183,16 +195,16 @@ def test_a_table_of_the_project_that_is_gone_is_still_dropped(project: Project) 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "in_a_list"])
 def test_an_env_that_targets_our_metadata_makes_our_tables_and_then_finds_no_difference(
-    tmp_path: Path, database_url: str, *, alone: bool
+    tmp_path: Path, database_url: str, template: Path, *, alone: bool
 ) -> None:
-    project = Project(tmp_path, database_url)
+    project = Project(tmp_path, database_url, template)
     our_target = f"{FROM_OURS}.metadata"
     project.env(our_target if alone else f"[{BY_THEIR_OWN}, {our_target}]")
-    revision = project.revise()
+    revision = project.revise(["check"])
     for name in ours.tables:
         assert f"create_table('{name}'" in revision
     assert project.tables >= set(ours.tables)
-    assert "No new upgrade operations" in project.alembic("check")
+    assert "No new upgrade operations" in revision
     project.engine.dispose()
 
 
@@ -212,7 +224,7 @@ def test_an_env_that_sets_its_plugins_names_ours(project: Project, configured: s
 
 def test_without_the_plugin_our_tables_would_be_dropped_and_include_name_leaves_them(project: Project) -> None:
     project.env(BY_THEIR_OWN, WITHOUT_OURS)
-    project.alembic("revision", "--autogenerate", "-m", "careless")
+    project.alembic(["revision", "--autogenerate", "-m", "careless"])
     (careless,) = (project.folder / "migrations" / "versions").glob("*.py")
     assert "drop_table('groundstate_attempt')" in careless.read_text(), "or else this test tells nothing of the filter"
     careless.unlink()
@@ -221,9 +233,9 @@ def test_without_the_plugin_our_tables_would_be_dropped_and_include_name_leaves_
     assert project.tables == {"orders", *ours.tables}
 
 
-def test_in_another_schema_our_tables_are_left_alone_too(tmp_path: Path, postgres_url: str) -> None:
+def test_in_another_schema_our_tables_are_left_alone_too(tmp_path: Path, postgres_url: str, template: Path) -> None:
     """As where the worker's role finds them by its own search_path, and Alembic's role sees all schemas."""
-    project = Project(tmp_path, postgres_url)
+    project = Project(tmp_path, postgres_url, template)
     with project.engine.begin() as connection:
         connection.exec_driver_sql("create schema ours")
         connection.exec_driver_sql("set local search_path = ours")

@@ -169,7 +169,7 @@ def test_a_database_whose_worker_never_came_up_is_told_as_not_up(tmp_path: Path)
     app.start()
     page = Page(app)
     try:
-        up = [Scraped(page).value("groundstate_worker_up", store=name_of(part.settings().url)) for part in app.parts]
+        up = [Scraped(page).value("groundstate_worker_up", store=part.label) for part in app.parts]
         assert up == [1, 0]
     finally:
         page.close()

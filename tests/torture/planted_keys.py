@@ -1,4 +1,6 @@
-"""A fault on purpose, in the workers of a torture run: each call has a key of its own, so that no provider knows it again (hazard 2)."""
+"""A fault on purpose, in the workers of a torture run: each call of a label or an announcement has a key of its own, so that the provider
+does not know it again (hazard 2). Those alone: they go by their key, and what the others did twice would end the run before it is seen.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ import secrets
 from groundstate.engine import begin
 from groundstate.values import keys
 from groundstate.values.answers import Key
+
+BY_THEIR_KEY = ("labelled", "stickered", "announced")
 
 
 class _Keys:
@@ -18,8 +22,10 @@ class _Keys:
     def __getattr__(self, name: str) -> object:
         return getattr(self._module, name)
 
-    def call_key(self, *_: str) -> Key:
-        return Key(secrets.token_hex(8))
+    def call_key(self, app: str, reaction: str, record: str, occurrence: str) -> Key:
+        if reaction in BY_THEIR_KEY:
+            return Key(secrets.token_hex(8))
+        return keys.call_key(app, reaction, record, occurrence)
 
 
 setattr(begin, "keys", _Keys(keys))  # noqa: B010  # of another type than the module, on purpose

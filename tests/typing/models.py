@@ -37,7 +37,7 @@ class Item(Base):
 
 
 class Hero(SQLModel, table=True):
-    __tablename__ = "typed_heroes"
+    __tablename__ = "typed_heroes"  # pyright: ignore[reportAssignmentType]  # SQLModel's own type of it
     id: int | None = Field(default=None, primary_key=True)
     state: str
     saved_at: datetime | None = Field(default=None, sa_type=Instant)

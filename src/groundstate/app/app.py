@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from groundstate.rules.due import Due
 from groundstate.rules.order import InOrder
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
-from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.reaction import OutsideSpec, ReactionSpec
 from groundstate.rules.schedule import Missed, ScheduleSpec
 from groundstate.values.errors import DeclarationError
 
@@ -41,6 +42,7 @@ OC = TypeVar("OC")
 Column = SQLCoreOperations[Any]  # and not InstrumentedAttribute: SQLModel's col() works too
 Clause = SQLCoreOperations[bool]  # and not bool: it would let `Order.mailed_at is None` through
 
+_LIMITS = ("limit", "rate", "limit_per", "rate_per")
 _apps: weakref.WeakValueDictionary[str, App] = weakref.WeakValueDictionary()
 
 
@@ -108,6 +110,7 @@ class App(Running):
         fact: Column | None = None,
         overtaken: WhenOvertaken | None = None,
         name: str | None = None,
+        key_name: str | tuple[str, str] | None = None,
     ) -> _OnCall[R, O]: ...
     @overload
     def on(
@@ -123,6 +126,7 @@ class App(Running):
         fact: Column | None = None,
         overtaken: WhenOvertaken | None = None,
         name: str | None = None,
+        key_name: str | tuple[str, str] | None = None,
     ) -> _OnCall[R, O]: ...
     def on(self, record: type, *clauses: Any, **given: Any) -> Any:
         """Answers the event 'the clauses hold for a record' until a commit makes one of them false.
@@ -146,10 +150,17 @@ class App(Running):
                     and any other outcome is held; under `again()` it is dropped.
                 retry: when a handler that failed is tried again; of a reaction with a call, its call says so.
                 name: the handler's name where it is not given. Keys are made of it.
+                key_name: the name that keys are made of, where the reaction had another one when its first call was made: then the code
+                    says what a rename left in the database. `("shop", "paid")` where the app had another name too.
 
         Raises:
             DeclarationError: declared so, it would lose or double something, or never run; the message names the cure.
         """
+        if inspect.isroutine(record):
+            raise DeclarationError(
+                f"on({getattr(record, '__name__', record)}) is given a function for the record, and would declare nothing: write"
+                " @app.on(Order, Order.status == 'placed') above it"
+            )
         unknown = sorted(set(given) - set(declaration.Given.__dataclass_fields__))
         if unknown:
             known = ", ".join(f"{one}=" for one in declaration.Given.__dataclass_fields__)
@@ -199,6 +210,11 @@ class App(Running):
         Raises:
             DeclarationError: that cannot be meant; the message names the cure.
         """
+        if callable(cron):
+            raise DeclarationError(
+                f"every({getattr(cron, '__name__', cron)}) is given a function for the schedule, and would declare nothing: write"
+                " @app.every('0 7 * * *') or @app.every(timedelta(hours=1)) above it"
+            )
 
         def declare(handler: Callable[P, None], /) -> Callable[P, None]:
             given = every.Given(cron, zone, missed, most, gap, overlap, retry, store, name)
@@ -235,6 +251,7 @@ class App(Running):
             configure_mappers()
         except InvalidRequestError as error:
             raise DeclarationError(f"the models do not fit together: {error}") from error
+        self._check_outsides()
         for spec in self.reactions.values():
             if spec.call is not None and spec.call.in_doubt.kind == "ask" and spec.call.find is None:
                 name = spec.call.function.name
@@ -250,10 +267,32 @@ class App(Running):
                     f" @{spec.name}.expired, which moves the record on"
                 )
             declaration.warn_when_configured(spec)
+            spec.same_call = tuple(other.name for other in self.reactions.values() if other is not spec and _calls_alike(other, spec))
+
+    def _check_outsides(self) -> None:
+        """What is counted in all workers together is counted by the outside's name: two of one name would each count the other's calls."""
+        seen: dict[str, OutsideSpec] = {}
+        for spec in self.reactions.values():
+            outside = None if spec.call is None else spec.call.outside
+            if outside is None:
+                continue
+            other = seen.setdefault(outside.name, outside)
+            differ = [one for one in _LIMITS if getattr(other, one) != getattr(outside, one)]
+            if differ:
+                said = " and ".join(f"{differ[0]}={getattr(one, differ[0])!r}" for one in (other, outside))
+                raise DeclarationError(
+                    f"two outsides are named {outside.name!r}, with {said}: calls are counted by that name, in all workers together."
+                    " Declare one Outside and import it where its calls are, or give each a name of its own"
+                )
 
     def _add(self, spec: ReactionSpec) -> None:
         self._check_new(spec.name)
         for other in self.reactions.values():
+            if spec.call is not None and other.call is not None and (spec.key_name or spec.name) == (other.key_name or other.name):
+                raise DeclarationError(
+                    f"reaction {spec.name} would make the keys of reaction {other.name}, and a provider takes the call of one for that of"
+                    " the other: key_name= is for the one that had the name when its first call was made"
+                )
             if other.record is spec.record and look.same_all(other.clauses, spec.clauses) and _due_alike(other, spec):
                 raise DeclarationError(
                     f"reaction {spec.name} has the same condition as reaction {other.name}, and the first to run takes it from the other:"
@@ -264,11 +303,23 @@ class App(Running):
         self.reactions[spec.name] = spec
 
     def _check_new(self, name: str) -> None:
+        if self._carries_out:
+            raise DeclarationError(
+                f"{name} is declared while App({self.name!r}) runs in this process, which would never carry it out: import the module that"
+                " declares it before app.start()"
+            )
         for kind, known in (("reaction", self.reactions.get(name)), ("schedule", self.schedules.get(name))):
             if known is not None:
                 raise DeclarationError(
                     f"App({self.name!r}) has a {kind} {name!r} already ({known.handler.name}): rename the handler, or give name='...'"
                 )
+
+
+def _calls_alike(one: ReactionSpec, other: ReactionSpec) -> bool:
+    """Whether they make the same call on rows of the same table."""
+    if one.kind is None or other.kind is None:
+        return False
+    return (one.kind.service, one.kind.call, one.table_name) == (other.kind.service, other.kind.call, other.table_name)
 
 
 def _due_alike(one: ReactionSpec, other: ReactionSpec) -> bool:

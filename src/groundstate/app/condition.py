@@ -34,17 +34,18 @@ def clauses_of(what: str, mapper: Mapper[Any], given: Sequence[Any]) -> tuple[Co
 
 
 def column_of(what: str, mapper: Mapper[Any], column: Any, option: str) -> InstrumentedAttribute[Any]:
-    """The mapped attribute of this record that was given as a column."""
+    """The mapped attribute of this record that was given as a column. option: where, as it is written before the column's name."""
     inner = look.element(column)
+    given = f"{option}={column!s}{')' * option.count('(')}"
     table = getattr(inner, "table", None)
     if table is None or table not in mapper.tables:
-        raise DeclarationError(f"{what}: {option}={column!s} is no column of {mapper.class_.__name__}: give one of its columns")
+        raise DeclarationError(f"{what}: {given} is no column of {mapper.class_.__name__}: give one of its columns")
     base = look.base_column(inner)
     for candidate in (base, *(one for other in mapper.tables for one in other.c if one.key == base.key)):
         if mapper.columns.contains_column(candidate):
             attribute: InstrumentedAttribute[Any] = mapper.get_property_by_column(candidate).class_attribute
             return getattr(mapper.class_, attribute.key, attribute)
-    raise DeclarationError(f"{what}: {option}={column!s} is no mapped column of {mapper.class_.__name__}: map it, or give another")
+    raise DeclarationError(f"{what}: {given} is no mapped column of {mapper.class_.__name__}: map it, or give another")
 
 
 def fact_of(what: str, mapper: Mapper[Any], fact: Any) -> InstrumentedAttribute[Any]:

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.store import Store
 from groundstate.engine import trouble
 from groundstate.engine.apart import Admitted
-from groundstate.engine.life import describe
+from groundstate.engine.guarded import describe
 from groundstate.engine.succession import WHILE_IT_CAME_UP
 from groundstate.engine.worker import Ended, Worker
 from groundstate.rules.reaction import ReactionSpec
@@ -40,6 +41,9 @@ class Post:
     coming: Worker | None = None  # that is to be it
     error: BaseException | None = None
     tried: bool = field(default=False)
+    ended: BaseException | None = None  # what ended its worker by itself; None once another one is up
+    pause_s: float = 0.0  # before another one was made
+    since: float = 0.0  # monotonic: when its worker came up
 
     @property
     def up(self) -> bool:
@@ -51,14 +55,16 @@ class Post:
         """Why nothing is carried out there just now."""
         if self.worker is not None:
             return self.worker.trouble
-        return _in_words(self.error) if self.error is not None else "its database did not answer yet"
+        if self.error is None:
+            return "its database did not answer yet"
+        return f"its worker ended by itself: {_in_words(self.error)}" if self.error is self.ended else _in_words(self.error)
 
 
 class Crew:
-    """For any thread. `make` makes a worker that is not started yet (True: to be held); `greet` is told of each that came up."""
+    """For any thread. make: a worker that is not started yet (held; in another's place). greet: is told of each that came up."""
 
     def __init__(
-        self, posts: Sequence[Post], make: Callable[[Store, bool], Worker], greet: Callable[[Store, Worker], None], *, held: bool
+        self, posts: Sequence[Post], make: Callable[[Store, bool, bool], Worker], greet: Callable[[Store, Worker], None], *, held: bool
     ) -> None:
         self.posts = posts
         self._make = make
@@ -77,6 +83,11 @@ class Crew:
     def is_over(self) -> bool:
         """Whether it was stopped."""
         return self._over.is_set()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended a worker by itself in whose place no other one is yet."""
+        return next((post.ended for post in self.posts if post.ended is not None), None)
 
     @property
     def down(self) -> dict[str, str]:
@@ -103,6 +114,7 @@ class Crew:
             what stands in the way: of a database that was reached, or of the first where none can be.
         """
         if len(self.posts) == 1:
+            self._starting = False
             self._bring_up(self.posts[0])
             return
         for post in self.posts:
@@ -151,7 +163,8 @@ class Crew:
         log.warning(words, store, wait_s, error, extra={"event": "store_down", "store": store, "wait_s": wait_s, "error": error})
 
     def _bring_up(self, post: Post) -> None:
-        worker = self._make(post.store, self._held)
+        worker = self._make(post.store, self._held, post.ended is not None)
+        worker.when_ended = partial(self._replace, post)
         with self._changed:
             if self.is_over():
                 raise Stopped(WHILE_IT_CAME_UP)
@@ -163,7 +176,9 @@ class Crew:
         if not self._held:
             worker.until_registered(START_S)
         with self._changed:
-            late, post.worker, post.coming, post.error, post.tried = post.tried, worker, None, None, True
+            late, replaced = post.tried and post.ended is None, post.ended is not None
+            post.worker, post.coming, post.error, post.ended, post.tried = worker, None, None, None, True
+            post.since = time.monotonic()
             over = self.is_over()
             self._changed.notify_all()
         if over:
@@ -173,6 +188,21 @@ class Crew:
         if late:
             words = "%s: can be reached, and is carried out"
             log.warning(words, post.store.label, extra={"event": "store_reached", "store": post.store.label})
+        if replaced:
+            words = "%s: another worker carries it out, in the place of the one that ended"
+            log.warning(words, post.store.label, extra={"event": "worker_replaced", "store": post.store.label})
+
+    def _replace(self, post: Post, worker: Worker) -> None:
+        """Another one in its place, by the very thread that ends: there may be no other to be had."""
+        with self._changed:
+            self._changed.wait_for(lambda: post.worker is worker or post.coming is not worker or self.is_over())
+            if post.worker is not worker or self.is_over():
+                return
+            post.worker, post.error, post.ended = None, worker.failure, worker.failure
+            lasted = time.monotonic() - post.since
+            post.pause_s = FIRST_S if lasted > 2 * LONGEST_S else min(max(post.pause_s * 2, FIRST_S), LONGEST_S)
+        self._over.wait(post.pause_s)
+        self._keep_trying(post)
 
     def _admit(self, post: Post, worker: Worker) -> None:
         try:
@@ -214,7 +244,11 @@ class Crew:
             thread.start()
         for thread in threads:
             thread.join()
-        return Ended(sum(one.in_doubt for one in ends), clean=all(one.clean for one in ends), hangs=any(one.hangs for one in ends))
+        return Ended(
+            sum(one.in_doubt for one in ends),
+            clean=self.failure is None and all(one.clean for one in ends),
+            hangs=any(one.hangs for one in ends),
+        )
 
 
 def _stop(worker: Worker, limit_s: float, ends: list[Ended]) -> None:

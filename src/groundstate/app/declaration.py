@@ -21,6 +21,7 @@ from groundstate.rules.due import Due, DueSpec
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
 from groundstate.rules.reaction import CallSpec, Function, ReactionSpec
+from groundstate.values import keys
 from groundstate.values.errors import DeclarationError, DeclarationWarning
 
 LONGEST_NAME = 200
@@ -40,6 +41,7 @@ class Given:
     overtaken: Any = None
     retry: Retry | None = None
     name: str | None = None
+    key_name: Any = None
 
 
 def checked_name(name: Any, what: str) -> str:
@@ -104,16 +106,30 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
         when_overtaken=_overtaken(what, given),
         retry=_retry(what, given),
         store=store,
+        key_name=_key_name(what, given),
     )
     if call is not None:
         spec.outcome_type = outcome.check(read.first[1], f"{what}: its handler {read.function.name}")
-        outcome.check_covers(spec.outcome_type, call.outcome_type, what)
+        outcome.check_covers(spec.outcome_type, call.outcome_type, f"{what}: its call")
+        outcome.check_covers(spec.outcome_type, call.found_type, f"{what}: the find of its call")
     sqlite = store.sqlite_dialect
     why = None if sqlite is None else miscomputed.of_reaction(spec, sqlite)
     if why is not None:
         raise DeclarationError(why)
     _warn(spec)
     return spec
+
+
+def _key_name(what: str, given: Given) -> str:
+    """The name that keys are made of; '' where it is the reaction's own."""
+    said = given.key_name
+    if said is None:
+        return ""
+    if given.call is None:
+        raise DeclarationError(f"{what}: key_name= is of the keys of its calls, and there is no call=")
+    if isinstance(said, tuple) and len(said) == 2:
+        return keys.key_name_under(checked_name(said[0], f"{what}: key_name="), checked_name(said[1], f"{what}: key_name="))
+    return checked_name(said, f"{what}: key_name=")
 
 
 def _occurrence(

@@ -63,8 +63,9 @@ def _column(what: str, mapper: Mapper[Any], given: Any, option: str) -> Instrume
     attribute = condition.column_of(what, mapper, given, option)
     kind = look.base_column(look.element(attribute)).type
     if isinstance(kind, LargeBinary) or not rounds.has_one_text(kind):
+        given = f"{option}={attribute}{')' * option.count('(')}"
         raise DeclarationError(
-            f"{what}: {option}={attribute} is of type {type(kind).__name__}, whose values have no order that two databases agree on: use a"
-            " column of text, integer, UUID, date or time"
+            f"{what}: {given} is of type {type(kind).__name__}, whose values have no order that two databases agree on: use a column of"
+            " text, integer, UUID, date or time"
         )
     return attribute

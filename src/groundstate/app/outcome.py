@@ -152,18 +152,19 @@ def _kinds(one: Any) -> set[str]:
 
 
 def check_covers(handled: Any, called: Any, what: str) -> None:
-    """Refuses a handler that is not annotated for all that the call returns. Looks at plain classes alone."""
+    """Refuses a handler that is not annotated for all that the call returns, or its find. Looks at plain classes alone.
+
+    what: the reaction, and which of the two.
+    """
     ours = members(handled)
-    if not all(isinstance(one, type) and typing.get_origin(one) is None for one in (*ours, *members(called))):
+    if called is Any or not all(isinstance(one, type) and typing.get_origin(one) is None for one in (*ours, *members(called))):
         return
     for one in members(called):
         if one in ours or (one is int and float in ours):
             continue
         if issubclass(one, tuple(ours)):
             raise DeclarationError(
-                f"{what}: its call can return {name_of(one)}, which would come back as another type where it was kept, since the handler's"
+                f"{what} can return {name_of(one)}, which would come back as another type where it was kept, since the handler's"
                 f" outcome is annotated {name_of(handled)}: annotate it with {name_of(one)}"
             )
-        raise DeclarationError(
-            f"{what}: its call can return {name_of(one)}, and the handler's outcome is annotated {name_of(handled)} only: add it"
-        )
+        raise DeclarationError(f"{what} can return {name_of(one)}, and the handler's outcome is annotated {name_of(handled)} only: add it")

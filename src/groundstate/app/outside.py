@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
@@ -13,7 +13,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, over
 from groundstate.app import signature, source, trust
 from groundstate.rules.policy import MARGIN, InDoubt, Retry
 from groundstate.rules.rate import Rate
-from groundstate.rules.reaction import CallSpec, OutsideSpec
+from groundstate.rules.reaction import CallSpec, NotDoneWhen, OutsideSpec
 from groundstate.values.answers import Absent, NotDone, Unknown
 from groundstate.values.errors import DeclarationError, DeclarationWarning
 
@@ -22,6 +22,7 @@ O = TypeVar("O")  # its outcome  # noqa: E741 - as R and P in the other signatur
 Q = ParamSpec("Q")  # what is supplied by annotation
 
 _Found = Absent | Unknown | type[Absent] | type[Unknown]
+_FOUND_NOTHING = (Absent, Unknown, type[Absent], type[Unknown], type[Absent | Unknown], type[Unknown | Absent])
 _TO_CALL = ("key", "at", "client")
 _TO_CALL_MANY = ("keys", "at", "client")
 _TO_FIND = ("key", "at", "occurrence", "client")
@@ -32,6 +33,11 @@ _RETRY = Retry()
 
 class Call(Generic[A, O]):
     """A call to the outside, still callable as the function it was made of."""
+
+    DECLARED_AS = (
+        "a call to the outside: given as a function it would run with no attempt written before it, and again after each crash. Give it"
+        " by call=, as in @app.on(..., call=...) above a handler that takes its outcome"
+    )
 
     def __init__(self, spec: CallSpec) -> None:
         self.spec = spec
@@ -83,7 +89,7 @@ class Call(Generic[A, O]):
                 DeclarationWarning,
                 stacklevel=source.stacklevel(),
             )
-        spec.find = read.function
+        spec.find, spec.found_type = read.function, _without(_outcome(read.returns), _FOUND_NOTHING)
 
 
 class _CallOf(Protocol):
@@ -113,7 +119,8 @@ class Outside:
         rate: how many of its calls and finds are begun in any span of time, in all workers together.
         limit_per: as `limit`, for each value of the `per` column of a reaction: a tenant's endpoint.
         rate_per: as `rate`, for each such value.
-        not_done: exception types, or dotted paths of such, after which surely nothing was sent: `HTTPX`, `SMTPLIB`, ...
+        not_done: exceptions after which surely nothing was done: types, dotted paths of such, and functions that are given an exception
+            and return True for one; ready-made: `HTTPX`, `REQUESTS`, `SMTPLIB`, `BOTOCORE`.
         client: makes a client, as a context manager; opened in the worker, and given to a parameter named `client`.
 
     Raises:
@@ -128,7 +135,7 @@ class Outside:
         rate: Rate | None = None,
         limit_per: int | None = None,
         rate_per: Rate | None = None,
-        not_done: Sequence[type[Exception] | str] = (),
+        not_done: Sequence[NotDoneWhen] = (),
         client: Callable[[], AbstractAsyncContextManager[Any] | AbstractContextManager[Any]] | None = None,
     ) -> None:
         if not _is_name(name):
@@ -214,7 +221,8 @@ class Outside:
         """Declares one outside call for many records, an attempt each. A record missing from the answer is in doubt.
 
         It takes a sequence of records and returns a mapping from them, or their outcomes in the same order; `NotDone` for one that
-        surely was not done. By annotation it takes `keys: Sequence[Key]`, in the records' order.
+        surely was not done. A list of another length says nothing of any of them. By annotation it takes `keys: Sequence[Key]`, in the
+        records' order.
 
         Args:
             size: how many records one call is made for, at most.
@@ -354,5 +362,10 @@ def _outcome_of_many(returns: Any) -> Any:
     arguments = typing.get_args(signature.bare(_outcome(returns)))
     if not arguments:
         return Any
-    kept = [one for one in signature.members(arguments[-1]) if one is not NotDone]
+    return _without(arguments[-1], (NotDone,))
+
+
+def _without(annotation: Any, said: Collection[Any]) -> Any:
+    """The type of the outcome alone, without what else is said; Any, where nothing is left."""
+    kept = [one for one in signature.members(annotation) if one not in said]
     return typing.Union[tuple(kept)] if kept else Any  # noqa: UP007 - of members that are known here alone

@@ -22,6 +22,8 @@ _OVERTAKEN = ("session", "at", "key", "occurrence")
 class _Declared(Generic[R]):
     """What both kinds share."""
 
+    DECLARED_AS = "a reaction already: give it a function of its own, or declare the plain function for each by app.on(...)(function)"
+
     def __init__(self, spec: ReactionSpec) -> None:
         self.spec = spec
         self.__name__ = signature.name_of(spec.handler.call)
@@ -33,7 +35,14 @@ class _Declared(Generic[R]):
 
     def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
         """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
-        self.spec.gave_up = self._ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
+        read = self._read_ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
+        kinds = [one for one in signature.members(read.first[1]) if isinstance(one, type)]
+        if any(issubclass(one, BaseException) for one in kinds) and not any(issubclass(Failure, one) for one in kinds):
+            raise DeclarationError(
+                f"{read.what} takes an exception, and is given a Failure: what raised was in another process, perhaps. Annotate it"
+                " `failure: Failure`, whose `error` has the words"
+            )
+        self.spec.gave_up = read.function
         return handler
 
     def expired(self, handler: Callable[Concatenate[R, Q], None], /) -> Callable[Concatenate[R, Q], None]:
@@ -56,10 +65,12 @@ class _Declared(Generic[R]):
             )
 
     def _ending(self, handler: Any, name: str, first: tuple[str, ...], supplied: tuple[str, ...]) -> Function:
+        return self._read_ending(handler, name, first, supplied).function
+
+    def _read_ending(self, handler: Any, name: str, first: tuple[str, ...], supplied: tuple[str, ...]) -> signature.Signature:
         if getattr(self.spec, name) is not None:
             raise DeclarationError(f"reaction {self.spec.name} has a {name} handler already ({getattr(self.spec, name).name})")
-        read = read_handler(handler, f"reaction {self.spec.name}: its {name} handler", first, supplied)
-        return read.function
+        return read_handler(handler, f"reaction {self.spec.name}: its {name} handler", first, supplied)
 
 
 class Plain(_Declared[R], Generic[R, P]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ from groundstate.store.port import Database
 from groundstate.store.same_database import Place
 from groundstate.values.errors import DeclarationError, Stopped
 
+log = logging.getLogger("groundstate")
 DRAIN = timedelta(seconds=10)
 _one_start = threading.Lock()  # held for a look at whether an app runs
 
@@ -106,6 +108,8 @@ class Running:
 
     def _start(self, options: Options, *, hints_only: bool, trusted: bool) -> None:
         self.check_declarations()
+        if not hints_only and self.declares_nothing is not None:
+            log.warning("%s", self.declares_nothing, extra={"event": "nothing_declared", "app": self.name})
         # Those too of which no worker runs here, or whose worker is not up yet: a call of one store may not write to another.
         self._watched = [inside_call.watch(self.name, part.settings().url) for part in self.parts]
         told = {part: self.reactions_of(part) for part in self.parts}
@@ -129,6 +133,19 @@ class Running:
         finally:
             self._coming = None
 
+    @property
+    def _carries_out(self) -> bool:
+        """Whether workers run in this process, or come up: they know what was declared before."""
+        crew = self._crew or self._coming
+        return crew is not None and bool(crew.posts)
+
+    @property
+    def declares_nothing(self) -> str | None:
+        """Why nothing will ever be carried out, where this is so: the module that declares reactions was not imported."""
+        if self.reactions or self.schedules:
+            return None
+        return f"app {self.name} declares no reaction: is the module that declares them imported?"
+
     def _posts(self) -> list[Post]:
         return [
             Post(
@@ -141,8 +158,8 @@ class Running:
             for part in store.parts
         ]
 
-    def _worker(self, options: Options, messengers: Messengers, names: Mapping[str, str], store: Store, held: bool) -> Worker:
-        """Of one database, not started yet: for the crew."""
+    def _worker(self, options: Options, messengers: Messengers, names: Mapping[str, str], store: Store, held: bool, again: bool) -> Worker:
+        """Of one database, not started yet: for the crew. again: in the place of another, which looked back when it came up."""
         opened = opening.open_store(store.settings())
         transaction.keep_out(opened[0], self.elsewhere(store))
         return Worker(
@@ -150,7 +167,7 @@ class Running:
             self.reactions_of(store),
             opened,
             schedules=self.schedules_of(store),
-            options=replace(options, held=held),
+            options=replace(options, held=held, after_restore=options.after_restore and not again),
             redact=store.redact,
             messenger=messengers.of(store),
             watch=self._watch,
@@ -226,8 +243,11 @@ class Running:
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended a worker by itself, a fault of ours or of the machine; None while all go on. Raises Stopped where it does not run."""
-        return next((worker.failure for worker in self._running_workers() if worker.failure is not None), None)
+        """What ended a worker by itself, a fault of ours or of the machine, in whose place no other one has come up yet; None while all go
+        on. Raises Stopped where it does not run.
+        """
+        self._running_workers()
+        return None if self._crew is None else self._crew.failure
 
     @property
     def expired(self) -> dict[str, int]:
@@ -253,22 +273,23 @@ class Running:
         see `start`.
         """
         _seconds("limit", limit)
+        waiting.asyncio_loop("app.running()")
         begin = partial(
             self.start, accept=accept, hints_only=hints_only, trust_transport=trust_transport, leave_undeclared=leave_undeclared
         )
-        start = asyncio.create_task(asyncio.to_thread(begin))
+        start = waiting.in_a_thread(begin)
         try:
             await asyncio.shield(start)
         except asyncio.CancelledError:
-            await asyncio.to_thread(self.stop, timedelta())
+            await waiting.in_a_thread(partial(self.stop, timedelta()))
             await asyncio.wait([start])
             if start.exception() is None:  # it was over already, or not to be ended yet
-                await asyncio.to_thread(self.stop, timedelta())
+                await waiting.in_a_thread(partial(self.stop, timedelta()))
             raise
         try:
             yield
         finally:
-            await asyncio.to_thread(self.stop, limit)
+            await waiting.in_a_thread(partial(self.stop, limit))
 
     def run_until_quiet(self, timeout: timedelta | None = None) -> Rested:
         """Carries out all that can be now, and returns what remains: for scripts and tests. Starts and stops the app if it does not run.
@@ -304,8 +325,12 @@ class Running:
     ) -> bool:
         """Waits until the clauses hold for one record, or the timeout is over: for web requests. Woken by hints, answered by SELECTs.
 
-        key: the primary key; a tuple where it has several columns. shard: where the record is, by name; else all shards are asked.
+        key: the primary key, or its text, as in a URL; a tuple where it has several columns. shard: where the record is, by name; else all
+        shards are asked.
         Returns whether they hold. A database that cannot be reached is asked again, and its error raised once the timeout is over.
+
+        Raises:
+            DeclarationError: that is no primary key of it, or no loop of asyncio runs here, as under trio.
         """
         timeout_s = _seconds("timeout", timeout)
         statement = waiting.statement(record, key, clauses)

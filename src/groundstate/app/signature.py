@@ -62,6 +62,9 @@ def read(call: Any, what: str, first: Sequence[str], supplied: Sequence[str]) ->
     if not callable(call):
         raise DeclarationError(f"{what} is no function but {call!r}")
     what = f"{what} {name_of(call)}"
+    declared = _declared_as(call)
+    if declared is not None:
+        raise DeclarationError(f"{what} is {declared}")
     if _is_generator(call):
         raise DeclarationError(f"{what} is a generator function, and its body would never run: return instead of yield")
     try:
@@ -75,6 +78,16 @@ def read(call: Any, what: str, first: Sequence[str], supplied: Sequence[str]) ->
     wants = {one.name: supply for one in rest if (supply := _wanted(one, hints.get(one.name), what, supplied)) is not None}
     annotations = tuple(hints.get(one.name, inspect.Parameter.empty) for one in by_position)
     return Signature(Function(call, wants, is_async(call)), what, annotations, hints.get("return", inspect.Parameter.empty))
+
+
+def _declared_as(call: Any) -> str | None:
+    """What it is already, with the cure, where it is no plain function but a call or a reaction, or is made of one."""
+    while call is not None:
+        said: str | None = getattr(type(call), "DECLARED_AS", None)
+        if said is not None:
+            return said
+        call = call.func if isinstance(call, functools.partial) else getattr(call, "__wrapped__", None)
+    return None
 
 
 def name_of(call: Any) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import URL, Dialect, Engine, MetaData, Table, inspect
 from sqlalchemy.sql.expression import FromClause
 
+from groundstate.store.naming import name_of
 from groundstate.store.opening import AsyncEngineLike, settings_of, sqlite_dialect
 from groundstate.store.port import Settings
 from groundstate.values.errors import DeclarationError
@@ -18,9 +19,9 @@ Database = str | URL | Engine | AsyncEngineLike
 
 
 class _Base(Protocol):
-    """A declarative base, SQLModel, or whatever else has tables in a MetaData."""
+    """A declarative base, SQLModel, or whatever else has tables in a MetaData: the class itself, and no instance of it."""
 
-    metadata: ClassVar[MetaData]
+    metadata: MetaData
 
 
 class Store:
@@ -43,7 +44,7 @@ class Store:
     def __init__(  # noqa: PLR0913  # the options of a store
         self,
         database: Database | Callable[[], Database],
-        *owns: type[_Base] | MetaData,
+        *owns: _Base | MetaData,
         failover: Literal["lossy", "lossless"] = "lossy",
         direct: str | URL | None = None,
         witness: str | os.PathLike[str] | None = None,
@@ -68,7 +69,7 @@ class Store:
     def shards(  # noqa: PLR0913  # as above
         cls,
         databases: Mapping[str, Database | Callable[[], Database]] | Sequence[Database | Callable[[], Database]],
-        *owns: type[_Base] | MetaData,
+        *owns: _Base | MetaData,
         name: str = "shard",
         failover: Literal["lossy", "lossless"] = "lossy",
         redact: Callable[[str], str] | None = None,
@@ -121,8 +122,8 @@ class Store:
 
     @property
     def label(self) -> str:
-        """By which it is shown: its name, or its URL without the password."""
-        return self.name or self.settings().url.render_as_string()
+        """By which it is shown: its name, or its URL without user, password and driver."""
+        return self.name or name_of(self.settings().url)
 
     def shard(self, name: str) -> Store:
         """One of its databases, by name. Raises DeclarationError."""
@@ -145,6 +146,12 @@ class Store:
     def sqlite_dialect(self) -> Dialect | None:
         """SQLAlchemy's dialect where one of its databases is surely SQLite; None where none is, or it will be known at the start alone."""
         return next((known for part in self.parts if (known := sqlite_dialect(part._database)) is not None), None)  # noqa: SLF001 - of this class
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine that it was given, of an async one the engine inside; None where it was given a URL, or a function."""
+        given = getattr(self._database, "sync_engine", self._database)
+        return given if isinstance(given, Engine) else None
 
     def settings(self) -> Settings:
         """The database, resolved; a function that was given is called now.

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.store import Store
 from groundstate.engine import triggers
+from groundstate.engine.guarded import describe
 from groundstate.engine.messenger import STOP_S, Messenger
 from groundstate.engine.part import Part
 from groundstate.engine.question import Question
@@ -44,6 +45,17 @@ def transport_of(chosen: Chosen) -> Transport | None:
     return None if url is None else transports.transport_of(url)
 
 
+def hints_in_words(chosen: Chosen, *, postgres: bool) -> str:
+    """By what hints about a store go, whose database is PostgreSQL or not. Connects to nothing, and raises nothing."""
+    try:
+        transport = transport_of(chosen)
+    except Exception as error:  # noqa: BLE001  # a function of the user gives the URL
+        return f"Hints: by nothing that can be told here ({describe(error)})"
+    if transport is not None:
+        return f"Hints: by {transport.name}"
+    return "Hints: by PostgreSQL's NOTIFY" if postgres else "Hints: within each process; what another one writes is found by looking"
+
+
 class Messengers:
     """Of one running app."""
 
@@ -61,10 +73,10 @@ class Messengers:
             self._of = dict.fromkeys(reactions, Messenger(app, self._chosen, every, with_keys=with_keys, part=Part("", names)))
             return
         for store, specs in reactions.items():
-            own = _own_transport(store)
+            own = _own_transport(app, store)
             if own is not None:
                 part = Part(store.name or "", names)
-                self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys, part=part)
+                self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys, part=part, store=store.label)
 
     @property
     def _all(self) -> list[Messenger]:
@@ -99,9 +111,13 @@ class Messengers:
         """From now on this store's worker, which is up, hears what is told of it, and what triggers tell that are there."""
         if store in self._of:
             self._of[store].serves(worker, store.name or "")
-        own = None if self._chosen is None else _own_transport(store)
+        known = self._of_rows.get(store)
+        if known is not None:  # of a worker that was there before this one
+            known.serves(worker)
+            return
+        own = None if self._chosen is None else _own_transport(self._app, store)
         if own is not None and _has_triggers(store):
-            told = Messenger(self._app, own, _questions(store, self._reactions[store]), tells=False)
+            told = Messenger(self._app, own, _questions(store, self._reactions[store]), tells=False, store=store.label)
             told.serves(worker)
             with self._lock:
                 if not self._ended:
@@ -132,13 +148,13 @@ class Messengers:
             one.rings_no_more(bell)
 
 
-def _own_transport(store: Store) -> Transport | None:
+def _own_transport(app: str, store: Store) -> Transport | None:
     """A PostgreSQL's own, not opened, which hears triggers as well; None for SQLite."""
     way = stores.listening(store.settings())
     if way is None:
         return None
     arguments, connect = way
-    made: Transport = import_module("groundstate.transport.postgres").PostgresTransport(arguments, (triggers.NAME,), connect)
+    made: Transport = import_module("groundstate.transport.postgres").PostgresTransport(arguments, (triggers.channel(app),), connect)
     return made
 
 

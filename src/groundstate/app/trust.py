@@ -1,11 +1,13 @@
-"""Which exceptions an outside may take for 'surely not done'. Refuses those that a time-out, or a broken connection, can be."""
+"""Which exceptions an outside may take for 'surely not done'. Refuses types that a time-out, or a broken connection, can be."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from groundstate.rules.reaction import NotDoneWhen
 from groundstate.values.errors import DeclarationError
 
 _BROKEN = (ConnectionError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # raised after bytes went out, too
@@ -15,12 +17,15 @@ _CURE = (
 )
 
 
-def checked(not_done: Sequence[type[Exception] | str]) -> tuple[type[Exception] | str, ...]:
+def checked(not_done: Sequence[NotDoneWhen]) -> tuple[NotDoneWhen, ...]:
     """The list as it was given. Raises DeclarationError for a type that says nothing about what was sent."""
-    if isinstance(not_done, (str, type)):
-        raise DeclarationError(f"not_done={not_done!r}: give a list of exception types, not one")
+    if isinstance(not_done, (str, type)) or callable(not_done):
+        raise DeclarationError(f"not_done={not_done!r}: give a list, not one alone")
     for one in not_done:
-        _check(one)
+        if inspect.iscoroutinefunction(one):
+            raise DeclarationError(f"not_done={one!r}: it is asked in the midst of a turn, and cannot be awaited: make it a plain function")
+        if isinstance(one, type) or not callable(one):
+            _check(one)
     return tuple(not_done)
 
 
@@ -31,12 +36,12 @@ def _check(one: Any) -> None:
             raise DeclarationError(f"not_done={one!r}: write the exception's dotted path, such as 'httpx.ConnectError'")
         known = getattr(sys.modules.get(module), name, None)
         if known is None:
-            if _time_out(name) or name in ("Exception", "BaseException", "OSError", "IOError", "RequestException", "HTTPError"):
+            if names_a_time_out(name) or name in ("Exception", "BaseException", "OSError", "IOError", "RequestException", "HTTPError"):
                 raise DeclarationError(f"not_done={one!r} can mean a time-out, after which nobody knows whether it was done: {_CURE}")
             return
         one = known
     if not isinstance(one, type) or not issubclass(one, BaseException):
-        raise DeclarationError(f"not_done={one!r}: give exception types, or dotted paths of such")
+        raise DeclarationError(f"not_done={one!r}: give exception types, dotted paths of such, or functions that are given an exception")
     if not issubclass(one, Exception):
         raise DeclarationError(f"not_done={one.__name__}: that is no Exception but what ends a program: {_CURE}")
     if issubclass(one, TimeoutError) or issubclass(TimeoutError, one):
@@ -44,7 +49,7 @@ def _check(one: Any) -> None:
     if one in _BROKEN:
         raise DeclarationError(f"not_done={one.__name__} can be a connection that broke after sending: {_CURE}")
     for kind in _kinds(one):
-        if _time_out(kind.__name__):
+        if names_a_time_out(kind.__name__):
             raise DeclarationError(
                 f"not_done={one.__name__} can be a {kind.__name__}, after which nobody knows whether it was done: {_CURE}"
             )
@@ -57,7 +62,7 @@ def _kinds(one: type) -> Iterator[type]:
         yield from _kinds(kind)
 
 
-def _time_out(name: str) -> bool:
+def names_a_time_out(name: str) -> bool:
     """Whether an exception of this name is a time-out of anything but reaching the other side."""
     plain = name.lower()
     return ("timeout" in plain or "timedout" in plain) and not any(word in plain for word in ("connect", "pool"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from sqlalchemy import inspect, select
@@ -13,13 +15,16 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.telling import Messengers
 from groundstate.engine import hints, trouble
-from groundstate.rules import miscomputed
+from groundstate.engine.threads import Threads
+from groundstate.rules import miscomputed, rounds
 from groundstate.store.port import Database
+from groundstate.values import keys
 from groundstate.values.errors import DeclarationError
 
 LOOKS_S = 0.5  # how often `until` asks where no hint came: another process may have written
 ASKS_S = 0.05  # and so long, at least, it waits for an answer
 GAP_S = 0.02  # between two looks, whatever rings: a busy fleet tells of all that it does
+_threads = Threads("groundstate-beside-a-loop")
 
 
 def statement(record: type, key: object, clauses: Sequence[Any]) -> Any:
@@ -28,12 +33,33 @@ def statement(record: type, key: object, clauses: Sequence[Any]) -> Any:
     values = key if isinstance(key, tuple) else (key,)
     if len(values) != len(columns):
         raise DeclarationError(f"until({record.__name__}, {key!r}): its primary key has {len(columns)} columns")
-    return select(1).select_from(record).where(*[column == value for column, value in zip(columns, values, strict=True)], *clauses)
+    try:
+        key_is = [column == _as_its_type(column, value) for column, value in zip(columns, values, strict=True)]
+    except ValueError as error:
+        raise DeclarationError(f"until({record.__name__}, {key!r}): that is no primary key of it: {error}") from None
+    return select(1).select_from(record).where(*key_is, *clauses)
+
+
+def _as_its_type(column: Any, value: object) -> object:
+    """A text stands for the value that it is the text of, as in a URL: some databases take it for that, and others refuse it."""
+    kind = rounds.python_type(column.type)
+    return keys.value_of(value, kind) if isinstance(value, str) and not issubclass(kind, str) else value
+
+
+def asyncio_loop(what: str) -> asyncio.AbstractEventLoop:
+    """The loop that runs here. Raises DeclarationError where none of asyncio's does, as under trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise DeclarationError(
+            f"{what} needs asyncio's loop, and none runs here: under trio, start the app by app.start() and app.stop(), and ask for a"
+            " record by a SELECT of your own, again and again"
+        ) from None
 
 
 async def until(asked: Sequence[Asked], messengers: Messengers | None, timeout_s: float) -> bool:
     """Whether it held on one of these databases before the time was over. Raises what one of them met last, where none said so."""
-    bell = _Bell(asyncio.get_running_loop())
+    bell = _Bell(asyncio_loop("until"))
     hints.listen(bell)
     if messengers is not None:
         messengers.ring(bell.ring)
@@ -67,8 +93,8 @@ async def _look(asked: Sequence[Asked], end: float) -> None:
     looks = []
     for one in asked:
         if not one.looking:
-            one.looking = True  # from here on: a thread may not be free for it yet
-            looks.append(asyncio.ensure_future(asyncio.to_thread(one.look)))
+            one.looking = True
+            looks.append(in_a_thread(one.look))
     while looks and not any(one.holds for one in asked):
         wait = max(end - time.monotonic(), ASKS_S)
         done, _ = await asyncio.wait(looks, timeout=min(wait, LOOKS_S), return_when=asyncio.FIRST_COMPLETED)
@@ -77,6 +103,32 @@ async def _look(asked: Sequence[Asked], end: float) -> None:
             looks.remove(look)
         if not done:
             return
+
+
+def in_a_thread(act: Callable[[], object]) -> asyncio.Future[None]:
+    """In one of our own: those of the loop may all wait for something, and then it would never be done."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        error = None
+        try:
+            act()
+        except BaseException as met:  # noqa: BLE001  # raised by who waits for it
+            error = met
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, error)
+
+    _threads.run(partial(contextvars.copy_context().run, work))
+    return done
 
 
 class _Bell:

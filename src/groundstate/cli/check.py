@@ -22,6 +22,7 @@ from groundstate.cli.common import (
     plain,
     refuse_missing,
     say_json,
+    tell_of_an_empty,
     title_of,
 )
 from groundstate.engine import apart
@@ -41,6 +42,7 @@ def check(
     Ends with 1 where a problem was found; advice alone ends with 0.
     """
     found = find_app(app)
+    tell_of_an_empty(found)
     asked = Asked(found.parts)
     answers = asked.each(lambda store: _ask(found, store))
     told = [(store.label, title_of(store), findings) for store, findings in answers]

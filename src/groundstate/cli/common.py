@@ -29,6 +29,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from groundstate.app.app import App
 from groundstate.app.store import Store
 from groundstate.engine import schema, trouble
+from groundstate.engine.apart import Admitted
+from groundstate.engine.guarded import describe, text_of
 from groundstate.store import naming, opening
 from groundstate.store.port import Database, Lives
 from groundstate.values.errors import (
@@ -102,6 +104,12 @@ def find_app(given: str | None) -> App:
     return found
 
 
+def tell_of_an_empty(app: App) -> None:
+    """On stderr, where nothing is declared: every answer would look healthy."""
+    if app.declares_nothing is not None:
+        print(plain(app.declares_nothing), file=sys.stderr)
+
+
 def _named(given: str | None) -> tuple[str, str]:
     if given is not None:
         return given, "--app"
@@ -130,7 +138,7 @@ def _imported(module_name: str, place: str) -> Any:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise CommandFailed(f"{place}: {module_name} cannot be imported: {error} ({_line_of(error)})") from error
+            raise CommandFailed(f"{place}: {module_name} cannot be imported: {text_of(error)} ({_line_of(error)})") from error
         raise CommandFailed(f"{place}: there is no module {module_name!r} in {here} or on Python's path") from error
     except DeclarationError:
         raise
@@ -138,7 +146,7 @@ def _imported(module_name: str, place: str) -> Any:
         why = f"ends the process when it is imported (exit {error.code}); keep what runs under __main__"
         raise CommandFailed(f"{place}: {module_name} {why}") from None
     except Exception as error:
-        raise CommandFailed(f"{place}: {module_name} cannot be imported: {type(error).__name__}: {error} ({_line_of(error)})") from error
+        raise CommandFailed(f"{place}: {module_name} cannot be imported: {describe(error)} ({_line_of(error)})") from error
 
 
 def _line_of(error: BaseException) -> str:
@@ -182,6 +190,21 @@ def looking(store: Store) -> Iterator[tuple[Database, Lives]]:
         database.close()
 
 
+REFUSED = "A start is refused: "
+
+
+def not_apart(app: App, store: Store, database: Database, admitted: Admitted) -> str | None:
+    """Why a start would refuse this database beside those that were let in before it, with the cure; None where it would not."""
+    if len(app.parts) < 2:
+        return None
+    shards = next(one.parts for one in app.stores if store in one.parts)
+    try:
+        admitted.admit(store.label, database, app.reactions_of(store) if len(shards) > 1 else (), [one.label for one in shards])
+    except StoreRefused as error:
+        return str(error)
+    return None
+
+
 def refuse_missing(database: Database) -> None:
     """Looking makes no file. Raises NotInitialised."""
     path = database.missing()
@@ -192,15 +215,9 @@ def refuse_missing(database: Database) -> None:
         )
 
 
-def name_of(store: Store) -> str:
-    """The store's name; its URL without the password where it has none."""
-    return store.label
-
-
 def title_of(store: Store) -> str:
-    """The same for people: its name, and its URL."""
-    url = store.settings().url.render_as_string()
-    return url if store.name is None else f"{store.name} ({url})"
+    """A store's label for people: with its URL, where it has a name."""
+    return store.label if store.name is None else f"{store.name} ({naming.name_of(store.settings().url)})"
 
 
 def chosen(stores: Sequence[Store], name: str | None) -> list[Store]:
@@ -261,14 +278,25 @@ class Asked:
 # ---- what is said --------------------------------------------------------------------------------------------------------------
 def plain(words: object) -> str:
     """Text from data as it may go to a terminal: control characters, escapes and direction marks are written out (hazard 54)."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode() for one in str(words))
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode()
+        for one in (words if isinstance(words, str) else text_of(words))
+    )
 
 
 class Neutral(logging.Formatter):
     """A line of the log: nothing from data reaches the terminal as an escape, or looks like a line of its own. Tracebacks have several."""
 
+    def __init__(self, fmt: str, *, stores: bool = False) -> None:
+        """stores: there are several, and each line says which one it is about."""
+        super().__init__(fmt)
+        self._stores = stores
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
         """The line, without the traceback. Where a thread stands is told in lines of its own, indented as in one."""
+        store = getattr(record, "store", None) if self._stores else None
+        if store and store not in record.message:
+            record.message = f"{store}: {record.message}"
         said, stack = super().formatMessage(record), getattr(record, "stack", None)
         if not stack or not said.endswith(stack):
             return plain(said)

@@ -9,19 +9,18 @@ from dataclasses import dataclass, field
 from groundstate.app.app import App
 from groundstate.engine.threads import stack_of
 from groundstate.engine.vitals import Vitals
-from groundstate.store.naming import name_of
 
 log = logging.getLogger("groundstate")
 
 
 @dataclass(frozen=True)
 class StoreHealth:
-    """Whether the worker of one store carries out; if not, why. lacking: reactions alone that it does not, and why."""
+    """Whether the worker of one store carries out; if not, why. waiting: reactions alone that it does not, and why."""
 
     store: str
     ready: bool
     why: str | None = None
-    lacking: Mapping[str, str] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)
 
 
 class Health:
@@ -29,7 +28,7 @@ class Health:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._labels = {name_of(store.settings().url): store.label for store in app.parts}
+        self._names = [store.label for store in app.parts]
         self.started = False
         self.draining = False  # set in a signal's handler: at once
 
@@ -43,10 +42,10 @@ class Health:
         """Each store, and whether its worker is up."""
         if not self.started or self.draining:
             why = "the process drains" if self.draining else "the process comes up"
-            return [StoreHealth(name, ready=False, why=why) for name in self._labels]
+            return [StoreHealth(name, ready=False, why=why) for name in self._names]
         vitals = {one.store: one for one in self._app.vitals()}
         down = self._app.down
-        return [_store_health(name, vitals.get(name), within_s, down.get(label)) for name, label in self._labels.items()]
+        return [_store_health(name, vitals.get(name), within_s, down.get(name)) for name in self._names]
 
     def in_words(self, within_s: float) -> str:
         """One line for people."""
@@ -57,8 +56,8 @@ class Health:
             return "; ".join(stuck)
         stores = self.stores(within_s)
         down = [f"{one.store}: {one.why}" for one in stores if not one.ready]
-        lacking = [f"{name} is not: {why}" for one in stores for name, why in one.lacking.items()]
-        return "; ".join([*(down or [f"{self._app.name} is carried out"]), *lacking])
+        waiting = [f"{name} is not: {why}" for one in stores if one.ready for name, why in one.waiting.items()]
+        return "; ".join([*(down or [f"{self._app.name} is carried out"]), *waiting])
 
 
 class StuckLog:
@@ -68,7 +67,7 @@ class StuckLog:
         self._app = app
         self._health = health
         self._within_s = within_s
-        self._told: set[str] = set()  # stores whose worker is stuck
+        self._told: dict[str, float] = {}  # stores whose worker is stuck, and for how long, as far as that was seen
 
     def look(self) -> None:
         """Looks now. Coming up and draining have limits of their own."""
@@ -76,22 +75,41 @@ class StuckLog:
             return
         for one in self._app.vitals():
             if one.ended is not None or one.turned_s <= self._within_s:
-                self._told.discard(one.store)
-            elif one.store not in self._told:
-                self._told.add(one.store)
+                self._say_over(one)
+            elif one.store in self._told:
+                self._told[one.store] = one.turned_s
+            else:
+                self._told[one.store] = one.turned_s
                 stack = stack_of(one.thread)
                 log.error(
-                    "the worker of %s has not come round for %.0f s: a handler that waits for something? It stands at:\n%s",
+                    "the worker of %s has not come round for %.0f s: a handler%s that waits for something? It stands at:\n%s",
                     one.store,
                     one.turned_s,
+                    "" if one.at_work is None else f" of {one.at_work}",
                     stack,
-                    extra={"event": "worker_stuck", "store": one.store, "stuck_s": round(one.turned_s, 3), "stack": stack},
+                    extra={
+                        "event": "worker_stuck",
+                        "store": one.store,
+                        "stuck_s": round(one.turned_s, 3),
+                        "reaction": one.at_work,
+                        "stack": stack,
+                    },
                 )
+
+    def _say_over(self, one: Vitals) -> None:
+        stuck_s = self._told.pop(one.store, None)
+        if stuck_s is not None and one.ended is None:
+            log.info(
+                "the worker of %s comes round again, after %.0f s",
+                one.store,
+                stuck_s,
+                extra={"event": "worker_comes_round", "store": one.store, "stuck_s": round(stuck_s, 3)},
+            )
 
 
 def _stuck(vitals: Vitals, within_s: float) -> str | None:
     if vitals.ended is not None:
-        return f"the worker of {vitals.store} ended by itself"
+        return None  # another one is started
     if vitals.turned_s > within_s:
         return f"the worker of {vitals.store} has not come round for {vitals.turned_s:.0f} s"
     if vitals.loop_late_s > within_s:
@@ -102,9 +120,11 @@ def _stuck(vitals: Vitals, within_s: float) -> str | None:
 def _store_health(name: str, vitals: Vitals | None, within_s: float, down: str | None) -> StoreHealth:
     if vitals is None:
         return StoreHealth(name, ready=False, why=f"no worker runs for it: {down}" if down else "no worker runs for it")
-    why = _stuck(vitals, within_s)
+    why = _stuck(vitals, within_s) if vitals.ended is None else "its worker ended by itself, and another one is to be started"
     if why is None and vitals.held:
         why = "it is held, and waits for a go"
     if why is None and not vitals.sound:
         why = "the lock of its life is lost, or its database cannot be reached"
-    return StoreHealth(name, ready=why is None, why=why, lacking=vitals.lacking)
+    if why is None and vitals.trouble is not None:
+        why = f"its database is in trouble: {vitals.trouble}"
+    return StoreHealth(name, ready=why is None, why=why, waiting=vitals.waiting)

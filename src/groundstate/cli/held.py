@@ -26,15 +26,16 @@ from groundstate.cli.common import (
     console,
     find_app,
     looking,
-    name_of,
     plain,
     refuse_no_text,
     say_json,
 )
 from groundstate.engine import held as listing
+from groundstate.engine import left_by_others
 from groundstate.engine.held import Cursor, Filter, Held, Page
+from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.question import Question
-from groundstate.engine.wording import on_what
+from groundstate.engine.wording import counted, on_what
 from groundstate.rules.schedule import ScheduleSpec
 
 
@@ -51,6 +52,7 @@ class _Listed:
     total: int = 0
     baselines: int = 0
     more: str | None = None
+    others: list[tuple[str, LeftByOther]] = field(default_factory=list)
 
 
 def held(  # noqa: PLR0913  # the options of a command
@@ -80,9 +82,12 @@ def held(  # noqa: PLR0913  # the options of a command
     listed = _list(the_app, asked, which, _cursor(after), limit)
     if as_json:
         shown = [{"store": store, **asdict(one)} for store, one in listed.held]
-        say_json("held", {"held": shown, "total": listed.total, "baselines": listed.baselines, "more": listed.more, **asked.said})
+        others = [{"store": store, **asdict(one)} for store, one in listed.others]
+        counts = {"total": listed.total, "baselines": listed.baselines, "more": listed.more}
+        say_json("held", {"held": shown, **counts, "others": others, **asked.said})
     else:
         _show_held(listed, which, long=long)
+        report.left_by(console(), the_app.name, [one for _, one in listed.others])
     asked.end()
 
 
@@ -106,13 +111,18 @@ def _list(app: App, asked: Asked, which: Filter, cursor: tuple[int, Cursor] | No
         number = asked.stores.index(store)
         room = limit - len(listed.held)
         passed = cursor is not None and number < cursor[0]
-        with looking(store) as (database, _):
+        with looking(store) as (database, lives):
             database.connect()
             declared: dict[str, Question | ScheduleSpec] = {spec.name: Question(spec, database) for spec in app.reactions_of(store)}
             declared |= {spec.name: spec for spec in app.schedules_of(store)}
+            if cursor is None and which == Filter():
+                questions = [one for one in declared.values() if isinstance(one, Question)]
+                with database.reading() as connection:
+                    found = left_by_others.look(app.name, database, connection, questions, lives)
+                listed.others += [(store.label, one) for one in found]
             after = cursor[1] if cursor is not None and number == cursor[0] else None
             page = listing.held(app.name, database, declared, which, after=after, limit=0 if passed else room)
-        _add(listed, page, name_of(store), number, last=after, passed=passed)
+        _add(listed, page, store.label, number, last=after, passed=passed)
 
     asked.each(list_one)
     return listed
@@ -141,15 +151,16 @@ def _show_held(listed: _Listed, which: Filter, *, long: bool) -> None:
     if listed.more is not None:
         out.print(f"The next page: groundstate held --after '{plain(listed.more)}'", soft_wrap=True)
     if listed.baselines and not which.baseline:
-        out.print(f"{listed.baselines:,} rows are left out as baseline: --baseline lists them.")
+        out.print(f"{counted(listed.baselines, 'row is', 'rows are')} left out as baseline: --baseline lists them.")
 
 
 def _held_table(listed: _Listed) -> Table:
-    table = report.table("reaction", "record", "held because", "call", "since", "you can")
+    table = report.table("reaction", "record", "held because", "call", "begun", "you can")
     for _, one in listed.held:
         record = on_what(one.record, one.occurrence)
         since = at(one.since)
         table.add_row(plain(one.reaction), plain(record), plain(report.brief(one.why)), _call_of(one), since, ", ".join(one.can) or "-")
+    report.fit(table)
     return table
 
 
@@ -169,7 +180,7 @@ def _show_one(out: Console, store: str, one: Held) -> None:
         ("call", _call_of(one)),
         ("outcome", one.outcome),
         ("key", one.key),
-        ("since", f"{at(one.since, now)}, calls {one.calls}, failures {one.failures}"),
+        ("begun", f"first at {at(one.since, now)}, calls {one.calls}, failures {one.failures}"),
         ("absent", f"can be believed from {at(one.absent_from, now)}" if one.absent_from is not None else None),
         ("you can", ", ".join(one.can) or "wait until its call can no longer be on its way"),
         ("store", store),

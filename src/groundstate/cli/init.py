@@ -11,10 +11,12 @@ from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from groundstate.app.app import App
-from groundstate.cli.common import AppOption, DebugOption, JsonOption, console, find_app, looking, plain, say_json
+from groundstate.cli.common import REFUSED, AppOption, DebugOption, JsonOption, console, find_app, looking, not_apart, plain, say_json
 from groundstate.engine import registry
+from groundstate.engine.apart import Admitted
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
+from groundstate.engine.wording import counted
 from groundstate.rules.acceptance import acceptance
 
 
@@ -54,10 +56,10 @@ def init(  # noqa: PLR0913  # the options of a command
     created, counts = _init(setting_up, baseline or [], quiet=as_json)
     held = {name: counts.get(name, 0) for name in baseline or []}
     doubts = {name: count for name, count in counts.items() if name not in held}
-    left = _newcomers(found)
+    left, refused = _what_is_left(found)
     if as_json:
         content = {"app": found.name, "created": created, "accepted": accepted, "in_doubt": doubts}
-        say_json("init", content | {"baseline": held, "not_started": left})
+        say_json("init", content | {"baseline": held, "not_started": left, "refused": refused})
         return
     out = console()
     out.print(f"Created {', '.join(plain(one) for one in created)}." if created else "All tables are there already.", soft_wrap=True)
@@ -70,13 +72,15 @@ def init(  # noqa: PLR0913  # the options of a command
         named = "every reaction" if said.all else ", ".join(plain(name) for name in accepted)
         out.print(f"Started on the rows that are there: {named}.", soft_wrap=True)
     for name, count in doubts.items():
-        which = "1 row that matches now is" if count == 1 else f"{count:,} rows that match now are"
+        which = counted(count, "row that matches now is", "rows that match now are")
         out.print(f"{plain(name)}: {which} in doubt (`groundstate pending`).", soft_wrap=True)
     if after_restore:
         then = "see `groundstate pending`, and say `groundstate trust` once nothing is in doubt any more"
         out.print(f"Rows that would be called are in doubt, and so is what is taken from now on: {then}.", soft_wrap=True)
     for one in left:
         out.print(Text(plain(one.words), style="yellow"), soft_wrap=True)
+    for why in refused:
+        out.print(Text.assemble((REFUSED, "red"), plain(why)), soft_wrap=True)
 
 
 def _init(setting_up: Callable[..., list[str]], baseline: list[str], *, quiet: bool) -> tuple[list[str], dict[str, int]]:
@@ -101,11 +105,15 @@ def _init(setting_up: Callable[..., list[str]], baseline: list[str], *, quiet: b
             progress.stop()
 
 
-def _newcomers(app: App) -> list[Newcomer]:
-    """Reactions that a worker would not start."""
+def _what_is_left(app: App) -> tuple[list[Newcomer], list[str]]:
+    """Reactions that a worker would not start, or not in whole; and why a start is refused, since the databases are not apart."""
     left: list[Newcomer] = []
+    admitted, refused = Admitted(), list[str]()
     for store in app.parts:
-        with looking(store) as (database, _), database.reading() as connection:
-            questions = [Question(spec, database) for spec in app.reactions_of(store)]
-            left += registry.newcomers(connection, questions, registry.known(connection, app.name))[1]
-    return left
+        with looking(store) as (database, _):
+            with database.reading() as connection:
+                questions = [Question(spec, database) for spec in app.reactions_of(store)]
+                left += registry.newcomers(connection, questions, registry.known(connection, app.name))[1]
+            why = not_apart(app, store, database, admitted)
+            refused += [] if why is None else [why]
+    return left, refused

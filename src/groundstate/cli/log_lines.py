@@ -7,6 +7,8 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
+from groundstate.engine.guarded import text_of
+
 OURS = ("time", "level", "logger", "event", "message", "traceback")
 _OF_ANY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -31,4 +33,4 @@ class JsonLines(logging.Formatter):
         line |= fields
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True, default=str)
+        return json.dumps(line, ensure_ascii=True, default=text_of)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,11 +36,25 @@ UNGUARDED = {"demo"}  # ends by codes of its own
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its exit code (`groundstate.cli.common.Code`)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal of few letters cannot show is written out
     asked = next((one for one in given if not one.startswith("-")), None)
     _line(asked)(args=given, prog_name="groundstate")
+
+
+def _open_what_is_closed() -> None:
+    """Who closed stdout or stderr wants nothing of it. Left closed, its number would be the next file's or connection's, and whatever some
+    library writes there would go into that.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)  # takes the lowest number that is free
+        if number and getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
 
 
 def _line(asked: str | None) -> typer.Typer:

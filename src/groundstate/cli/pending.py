@@ -21,8 +21,8 @@ from groundstate.cli.common import (
     find_app,
     looking,
     moment_of,
-    name_of,
     say_json,
+    tell_of_an_empty,
     title_of,
 )
 from groundstate.engine import pending as engine
@@ -47,15 +47,16 @@ def pending(  # noqa: PLR0913  # the options of a command
     Ends with 0 also where there is work left.
     """
     found = find_app(app)
+    tell_of_an_empty(found)
     moment = None if then is None else moment_of("--at", then)
     asked = Asked(chosen(found.parts, only))
     reports = asked.each(lambda store: ask(found, store, states=states, shown=limit, then=moment))
     if as_json:
-        said = [{"store": name_of(store), "report": one} for store, one in reports]
+        said = [{"store": store.label, "report": one} for store, one in reports]
         say_json("pending", {"app": found.name, "stores": said, **asked.said})
     else:
         for store, one in reports:
-            report.show(console(), title_of(store), one)
+            report.show(console(), found.name, title_of(store), one)
     asked.end()
 
 

@@ -32,7 +32,7 @@ from groundstate.cli.common import (
 from groundstate.cli.held import held, stores_of
 from groundstate.engine import persons, renaming, transaction
 from groundstate.engine.deeds import Did, Person
-from groundstate.engine.wording import on_what
+from groundstate.engine.wording import counted, on_what
 from groundstate.values.errors import Conflict, NotFound
 
 __all__ = ["forget", "held", "rename", "retry", "settle", "trust"]
@@ -282,7 +282,7 @@ def _bulk(  # noqa: PLR0913, PLR0917  # what is done, to what, and how it is tol
     def act(person: Person) -> None:
         total = how_many(person)
         if total and not yes and sys.stdin.isatty():
-            typer.confirm(f"{command} {total:,} attempts of {plain(name)}?", abort=True, err=True)
+            typer.confirm(f"{command} {counted(total, 'attempt', 'attempts')} of {plain(name)}?", abort=True, err=True)
         for did in _with_progress(command, total, all_of(person)):
             counts[did.became] += 1
             if not did.done and len(left) < SAID_JSON_MAX:
@@ -341,7 +341,7 @@ def trust(
     out = console()
     out.print(f"Trusted again: {plain(', '.join(cleared))}" if cleared else "Nothing was suspect.", soft_wrap=True)
     if in_doubt:
-        are = "1 attempt is" if in_doubt == 1 else f"{in_doubt:,} attempts are"
+        are = counted(in_doubt, "attempt is", "attempts are")
         out.print(f"{are} in doubt still: workers settle what is, each by its policy.")
         if cleared:
             again = "Nothing that follows from them is a doubt any more: to be careful, start once more with --after-restore."
@@ -374,7 +374,8 @@ def rename(  # noqa: PLR0913  # the options of a command
         say_json("rename", content | asked.said)
         asked.end()
         return
-    what = f"{reactions:,} reactions and {count:,} attempts" if whole_app else f"{count:,} attempts"
+    what = counted(count, "attempt", "attempts")
+    what = f"{counted(reactions, 'reaction', 'reactions')} and {what}" if whole_app else what
     console().print(f"{plain(old)} is {plain(new)} now, with {what}. The keys of its calls stay the same.", soft_wrap=True)
     if not known:
         where = f"this code's app is {the_app.name!r}" if whole_app else f"this code declares no reaction {new!r}"

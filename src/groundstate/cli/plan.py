@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +11,9 @@ from rich.text import Text
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
+from groundstate.cli import report
 from groundstate.cli.common import (
+    REFUSED,
     AppOption,
     Asked,
     Code,
@@ -18,17 +22,19 @@ from groundstate.cli.common import (
     console,
     find_app,
     looking,
-    name_of,
+    not_apart,
     plain,
     say_json,
+    tell_of_an_empty,
     title_of,
 )
 from groundstate.engine import plan as engine
 from groundstate.engine import put_back
+from groundstate.engine.apart import Admitted
 from groundstate.engine.plan import Plan, Planned
 from groundstate.engine.question import Question
 from groundstate.engine.registry import COUNTED_MAX
-from groundstate.engine.wording import on_what
+from groundstate.engine.wording import counted, on_what
 
 _COLOURS = {"new": "green", "changed": "yellow", "gone": "red", "unchanged": "dim"}
 _ORDER = ("new", "changed", "gone", "unchanged")
@@ -44,46 +50,53 @@ def plan(
     Ends with 1 where a person has to say something first, or to run the migrations, and with 0 where all would run silently.
     """
     found = find_app(app)
-    asked = Asked(found.parts)
-    plans = asked.each(lambda store: _ask(found, store))
+    tell_of_an_empty(found)
+    asked, admitted = Asked(found.parts), Admitted()
+    plans = asked.each(lambda store: _ask(found, store, admitted))
     waits = any(one.needs_somebody for _, one in plans)
     if as_json:
-        content = [{"store": name_of(store), "needs_somebody": one.needs_somebody, "plan": one} for store, one in plans]
+        content = [{"store": store.label, "needs_somebody": one.needs_somebody, "plan": one} for store, one in plans]
         say_json("plan", {"app": found.name, "needs_somebody": waits, "stores": content, **asked.said})
     else:
         for store, one in plans:
-            _show(console(), title_of(store), one)
+            _show(console(), found.name, title_of(store), one)
     asked.end()
     raise typer.Exit(Code.FINDINGS if waits else Code.OK)
 
 
-def _ask(app: App, store: Store) -> Plan:
-    with looking(store) as (database, _):
+def _ask(app: App, store: Store, admitted: Admitted) -> Plan:
+    """admitted: the databases before it, which a start compares it with."""
+    with looking(store) as (database, lives):
         questions = [Question(spec, database) for spec in app.reactions_of(store)]
-        return engine.plan(app.name, database, questions, app.schedules_of(store))
+        found = engine.plan(app.name, database, questions, app.schedules_of(store), lives)
+        why = not_apart(app, store, database, admitted)
+        return found if why is None else replace(found, refused=(*found.refused, why))
 
 
-def _show(out: Console, store: str, found: Plan) -> None:
+def _show(out: Console, app: str, store: str, found: Plan) -> None:
     out.print(Text(plain(store), style="bold"), soft_wrap=True)
     if found.first:
         out.print("No reaction was ever accepted here: this is the first deployment.")
     _reactions(out, found)
     _schedules(out, found)
     for why in found.refused:
-        out.print(Text.assemble(("A start is refused: ", "red"), plain(why)), soft_wrap=True)
+        out.print(Text.assemble((REFUSED, "red"), plain(why)), soft_wrap=True)
     if found.waiting:
         out.print(Text(plain(put_back.in_words(found.waiting)), style="yellow"), soft_wrap=True)
     for one in found.reactions:
         if one.lacks:
             out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(one.lacks)), soft_wrap=True)
         if one.needs:
+            does = "carries out only what the accepted condition matches as well," if one.both else "is not started"
             out.print(
-                Text.assemble((f"{plain(one.reaction)} is not started before a person says so: ", "yellow"), plain(one.needs)),
-                soft_wrap=True,
+                Text.assemble((f"{plain(one.reaction)} {does} before a person says so: ", "yellow"), plain(one.needs)), soft_wrap=True
             )
         for words in one.would_hold:
             out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(words)), soft_wrap=True)
         _not_loaded(out, one)
+    for words in found.elsewhere:
+        out.print(Text(plain(words), style="red"), soft_wrap=True)
+    report.left_by(out, app, found.others)
     if not found.needs_somebody:
         out.print("All of it runs without a word from anybody. `groundstate check` tells of missing indexes.")
 
@@ -119,7 +132,12 @@ def _condition(one: Planned) -> Text:
     if one.standing == "changed":
         return Text.assemble(("was ", "dim"), plain(one.was), "\n", ("is  ", "dim"), plain(one.condition))
     words = plain(one.condition if one.condition is not None else one.was)
-    return Text.assemble(words, (f"\n{one.open_attempts} attempts are open", "red") if one.standing == "gone" and one.open_attempts else "")
+    return Text.assemble(
+        words,
+        (f"\n{counted(one.open_attempts, 'attempt is', 'attempts are')} open", "red")
+        if one.standing == "gone" and one.open_attempts
+        else "",
+    )
 
 
 def _schedules(out: Console, found: Plan) -> None:

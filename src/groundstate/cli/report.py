@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from groundstate.cli.common import at, plain
-from groundstate.engine import put_back
+from groundstate.engine import left_by_others, odd_times, put_back
+from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.living import is_in_words
-from groundstate.engine.pending import Open, Pending
-from groundstate.engine.registry import COUNTED_MAX
+from groundstate.engine.pending import Open, Pending, ToDo
+from groundstate.engine.registry import COUNTED_MAX, gone_in_words
 from groundstate.engine.states import COUNTED_MOST
-from groundstate.engine.wording import on_what
+from groundstate.engine.wording import counted, on_what
 
 
 def table(*columns: str) -> Table:
@@ -28,7 +29,19 @@ def table(*columns: str) -> Table:
     return made
 
 
-def show(console: Console, store: str, report: Pending) -> None:
+def fit(made: Table) -> None:
+    """Keys as long as a UUID are in one line, so that they can be copied, however narrow the terminal is."""
+    for column in made.columns:
+        if str(column.header) in KEYS:
+            words = [word for cell in column.cells for word in str(cell).split()]
+            column.min_width = min(max(map(len, words), default=0), UUID_LETTERS)
+
+
+KEYS = ("record", "first keys")
+UUID_LETTERS = 36
+
+
+def show(console: Console, app: str, store: str, report: Pending) -> None:
     """The whole report on one store."""
     console.print(Text(f"{plain(store)} at {at(report.now)}{', a standby' if report.standby else ''}", style="bold"), soft_wrap=True)
     if report.at is not None:
@@ -38,7 +51,7 @@ def show(console: Console, store: str, report: Pending) -> None:
     _doubts(console, report)
     _failed(console, report)
     _held(console, report)
-    _others(console, report)
+    _others(console, app, report)
     _states(console, report)
     _lives(console, report)
     console.print(Text(report.in_flight, style="green"), soft_wrap=True)
@@ -58,6 +71,7 @@ CELL = 160  # letters
 def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         made.add_row(*(one if isinstance(one, Text) else plain(one) for one in row))
+    fit(made)
     if made.row_count:
         console.print(Text(title, style="bold"), soft_wrap=True)
         console.print(made)
@@ -68,11 +82,23 @@ def _to_do(console: Console, report: Pending) -> None:
     made = table("reaction", "on", "rows", "first keys", "condition")
     for one in report.to_do:
         if one.rows:
-            name = one.reaction if one.starts else f"{one.reaction} (not started)"
+            state = _state(one, report)
+            name = one.reaction if state is None else f"{one.reaction} ({state})"
             made.add_row(plain(name), plain(one.table), _many(one.rows), plain(", ".join(one.oldest)), plain(one.condition))
     _put(console, "To be carried out", made, ())
     _timers(console, report)
     _schedules(console, report)
+
+
+def _state(one: ToDo, report: Pending) -> str | None:
+    """Why these rows are not all carried out, in the words of `status`; None where they are."""
+    if one.reaction in report.lacks:
+        return "not carried out"
+    if one.starts:
+        return None
+    if one.reaction in report.waiting:
+        return "waits for a person"
+    return "on in part" if any(new.both for new in report.newcomers if new.name == one.reaction) else "not started"
 
 
 def _schedules(console: Console, report: Pending) -> None:
@@ -140,16 +166,26 @@ def _failed(console: Console, report: Pending) -> None:
 
 
 def _held(console: Console, report: Pending) -> None:
-    made = table("reaction", "record", "since", "why", "error")
+    made = table("reaction", "record", "begun", "why", "error")
     title = _title("Held for a person", _count(report, "held"), report.held)
     rows = ((one.reaction, record(one), at(one.since, report.now), brief(one.why), brief(one.error)) for one in report.held)
     _put(console, title, made, rows)
 
 
-def _others(console: Console, report: Pending) -> None:
+def left_by(console: Console, app: str, others: Sequence[LeftByOther]) -> None:
+    """What other apps left of which no worker lives: with the cure where it concerns this app, else one line."""
+    for one in others:
+        if one.ours:
+            console.print(Text(plain(one.words(app)), style="yellow"), soft_wrap=True)
+    quiet = left_by_others.quiet_words(others)
+    if quiet is not None:
+        console.print(Text(plain(quiet)), soft_wrap=True)
+
+
+def _others(console: Console, app: str, report: Pending) -> None:
     made = table("reaction", "record", "waits for", "which is")
     waits = ((one.reaction, one.record, one.waits_for, one.standing) for one in report.waits)
-    _put(console, "Waiting for another call on the same record", made, waits)
+    _put(console, "Waiting for another call on the same record, or for another record of its line", made, waits)
     for one in report.waits:
         if one.person is not None:
             words = f"{one.reaction} on {one.record} goes on when a person has settled its held round {one.round}: {one.person}"
@@ -158,7 +194,10 @@ def _others(console: Console, report: Pending) -> None:
     locked = ((one.reaction, one.record, one.pid, at(one.since, report.now), one.who) for one in report.locked)
     whose = "" if any(one.ours for one in report.locked) else " of somebody else"
     _put(console, f"Locked by a long transaction{whose}", made, locked)
-    warn = [one.words for one in report.newcomers]
+    warn = [f"{name} cannot be seen: {words}" for name, words in report.unseen.items()]
+    warn += [f"{name} is not carried out: {words}" for name, words in report.lacks.items()]
+    warn += [f"{one.reaction}: {one.odd_time}: {odd_times.CURE}" for one in report.to_do if one.odd_time]
+    warn += [one.words for one in report.newcomers]
     if report.suspects:
         warn.append(
             f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until"
@@ -167,14 +206,18 @@ def _others(console: Console, report: Pending) -> None:
     if report.waiting:
         warn.append(put_back.in_words(report.waiting))
     warn += [
-        f"{count:,} attempts are of reaction {name!r}, which this code does not declare, so it starts with --leave-undeclared alone:"
-        " rename or settle them"
+        f"{counted(count, 'attempt is', 'attempts are')} of reaction {name!r}, which this code does not declare, so it starts with"
+        " --leave-undeclared alone: rename or settle them"
         for name, count in report.undeclared.items()
     ]
+    if report.gone:
+        warn.append(gone_in_words(report.gone))
     for words in warn:
         console.print(Text(plain(words), style="yellow"), soft_wrap=True)
+    left_by(console, app, report.others)
     if report.baseline:
-        console.print(Text(f"{report.baseline:,} rows were there before their reaction, and are left as they are (--baseline)."))
+        left = counted(report.baseline, "row was there before its reaction, and is", "rows were there before their reaction, and are")
+        console.print(Text(f"{left} left alone (--baseline)."))
 
 
 def _states(console: Console, report: Pending) -> None:
@@ -196,11 +239,11 @@ def _states_counted(rows: int) -> str:
 
 
 def _lives(console: Console, report: Pending) -> None:
-    made = table("life", "it", "on", "since", "calls begun")
+    made = table("life", "of app", "it", "on", "since", "calls begun")
     for one in report.lives:
         where = f"{one.host} (process {one.pid})" if one.host else "-"
         begun = f"{one.begins:,}" if one.begins is not None else "?"
-        made.add_row(f"{one.life:x}", is_in_words(one), plain(where), at(one.began_at, report.now), begun)
+        made.add_row(f"{one.life:x}", plain(one.app or "-"), is_in_words(one), plain(where), at(one.began_at, report.now), begun)
     _put(console, "Workers", made, ())
     console.print(Text(f"Before: {report.last_end}. Who is alive is told by {report.lock}."), soft_wrap=True)
     if report.careful:

@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 
 from groundstate.app.app import App
 from groundstate.cli import pending, report
-from groundstate.cli.common import AppOption, Asked, Code, CommandFailed, DebugOption, Neutral, console, find_app, plain, title_of, words_of
+from groundstate.cli.common import AppOption, Asked, Code, CommandFailed, DebugOption, Neutral, console, find_app, plain, title_of
 from groundstate.cli.endpoint import Endpoint
 from groundstate.cli.health import Health, StuckLog
 from groundstate.cli.log_lines import JsonLines
@@ -74,8 +74,7 @@ def run(  # noqa: PLR0913  # the options of a command
     debug: DebugOption = False,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT. A second signal ends it at once. With --held it says first what is left to do."""
-    if log_json:
-        _log(JsonLines(), debug=debug)
+    lines = _log(JsonLines(), debug=debug, stores=False) if log_json else None
     if module is not None and app is not None and module != app:
         raise CommandFailed(f"two apps are named: {module} and --app {app}; give one")
     if accept_as not in {None, "call", "doubt"}:
@@ -86,7 +85,8 @@ def run(  # noqa: PLR0913  # the options of a command
         raise CommandFailed("--stuck nan is no number of seconds")
     found = find_app(module or app)
     if not log_json:
-        _log(None, debug=debug)  # after the app was imported: where it set its own logging up, that holds
+        _log(None, debug=debug, stores=len(found.parts) > 1)  # after the app was imported: where it set its own logging up, that holds
+    _be_heard(lines)
     if otel:
         _observe(found)
     events: Events = queue.SimpleQueue()
@@ -103,9 +103,9 @@ def run(  # noqa: PLR0913  # the options of a command
             trust_transport=trust_transport,
             leave_undeclared=leave_undeclared,
         )
-        failure = None
         try:
             if _come_up(start, events):
+                _be_heard(lines)  # what a start imports or opens may set logging up as well
                 health.started = True
                 manager.ready()
                 started = "%s is carried out by process %d; `groundstate pending` tells what is left"
@@ -114,13 +114,13 @@ def run(  # noqa: PLR0913  # the options of a command
                     _wait_for_go(found, events)
                 else:
                     found.go()
-                failure = _wait(found, events, StuckLog(found, health, manager.stuck_s(stuck)))
+                _wait(events, StuckLog(found, health, manager.stuck_s(stuck)))
         finally:
             health.draining = True
             manager.stopping()
             told_at = time.monotonic()
             ended = found.stop(timedelta(seconds=drain))
-    _end(found, failure, ended, time.monotonic() - told_at)
+    _end(ended, time.monotonic() - told_at)
 
 
 # ---- who is told ---------------------------------------------------------------------------------------------------------------
@@ -193,37 +193,31 @@ def _say_stopping(number: int) -> None:
     log.info(words, name, extra={"event": "run_stopping", "signal": name})
 
 
-def _end(app: App, failure: BaseException | None, ended: Ended, took_s: float) -> None:
+def _end(ended: Ended, took_s: float) -> None:
     """The last line of the log, and the exit code."""
-    if failure is not None:
-        log.error("groundstate run: the worker ended by itself: %s", words_of(failure), extra={"event": "run_failed", "app": app.name})
     how = "cleanly" if ended.clean else "but a life could not say so, and the next worker sees that by its lock"
     log.info(
-        "Ended after %.1f s, %s; calls put in doubt: %d",
+        "Ended after %.1f s, %s; calls left in doubt: %d",
         took_s,
         how,
         ended.in_doubt,
         extra={"event": "run_ended", "in_doubt": ended.in_doubt, "took_s": round(took_s, 3), "clean": ended.clean},
     )
-    if failure is not None:
-        raise typer.Exit(Code.FAILED)
     if ended.hangs:
         raise typer.Exit(Code.LEFT_BEHIND)
 
 
-def _wait(app: App, events: Events, stuck: StuckLog) -> BaseException | None:
-    """Until a signal comes; or what ended the worker by itself. Meanwhile it is looked whether one is stuck."""
+def _wait(events: Events, stuck: StuckLog) -> None:
+    """Until a signal comes. Meanwhile it is looked whether a worker is stuck."""
     while True:
         try:
             number = events.get(timeout=LOOKS_S)
         except queue.Empty:
-            if app.failure is not None:
-                return app.failure
             stuck.look()
             continue
         if number != GO:
             _say_stopping(number)
-            return None
+            return
 
 
 def _wait_for_go(app: App, events: Events) -> None:
@@ -233,17 +227,12 @@ def _wait_for_go(app: App, events: Events) -> None:
         threading.Thread(target=_read_enter, args=(events,), daemon=True).start()
     enter = "Enter, or " if by_enter else ""
     log.info("Held: nothing is carried out until %s`kill -USR1 %d`", enter, os.getpid(), extra={"event": "run_held", "pid": os.getpid()})
-    while app.failure is None:
-        try:
-            number = events.get(timeout=LOOKS_S)
-        except queue.Empty:
-            continue
-        if number == GO:
-            log.info("Carrying out from now on", extra={"event": "run_goes"})
-            app.go()
-        else:
-            events.put(number)  # for `_wait`: told to stop before it was told to go
-        return
+    number = events.get()
+    if number == GO:
+        log.info("Carrying out from now on", extra={"event": "run_goes"})
+        app.go()
+    else:
+        events.put(number)  # for `_wait`: told to stop before it was told to go
 
 
 def _read_enter(events: Events) -> None:
@@ -257,22 +246,35 @@ def _report(app: App) -> None:
     out = console()
     asked = Asked(app.parts)
     for store, one in asked.each(lambda store: pending.ask(app, store)):
-        report.show(out, title_of(store), one)
+        report.show(out, app.name, title_of(store), one)
     for left_out in asked.unusable:
         print(f"{plain(left_out.store)} could not be asked: {left_out.message}", file=sys.stderr)
     sys.stdout.flush()
 
 
-def _log(lines: logging.Formatter | None, *, debug: bool) -> None:
-    """Logs on stderr: as these lines, else in colours at a terminal, and in plain lines elsewhere."""
+def _log(lines: logging.Formatter | None, *, debug: bool, stores: bool) -> logging.Handler:
+    """Logs on stderr: as these lines, else in colours at a terminal, and in plain lines elsewhere. Returns what writes them."""
     handler: logging.Handler = logging.StreamHandler()
     if lines is not None:
         handler.setFormatter(lines)
         logging.captureWarnings(True)  # Python's warnings are lines as well
     elif sys.stderr.isatty():
         handler = RichHandler(console=console(stderr=True), show_path=False, markup=False, highlighter=None, log_time_format="%X")
-        handler.setFormatter(Neutral("%(message)s"))
+        handler.setFormatter(Neutral("%(message)s", stores=stores))
     else:
-        handler.setFormatter(Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s", stores=stores))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])  # others' info (a line for each HTTP request) stays out
     logging.getLogger("groundstate").setLevel(logging.DEBUG if debug else logging.INFO)
+    return handler
+
+
+def _be_heard(lines: logging.Handler | None) -> None:
+    """After code of the app's that may have called `logging.config.dictConfig`, which by its defaults silences every logger that is there
+    already, as ours are. lines: writes JSON on stderr, as a person asked for, and in the place of what the app lets write there.
+    """
+    for name in ("groundstate", "groundstate.store", "py.warnings"):
+        logging.getLogger(name).disabled = False
+    root = logging.getLogger()
+    if lines is not None and lines not in root.handlers:
+        others = [one for one in root.handlers if getattr(one, "stream", None) is not sys.stderr]
+        root.handlers = [lines, *others]

@@ -22,7 +22,6 @@ from groundstate.cli.common import (
     console,
     find_app,
     looking,
-    name_of,
     plain,
     say_json,
 )
@@ -52,13 +51,14 @@ def timers(
     asked = Asked(chosen(found.parts, only))
     answers = asked.each(lambda store: _of(found, store, reaction, limit))
     several = len(found.parts) > 1
-    said = sorted(((name_of(store), now, one) for store, (now, some) in answers for one in some), key=lambda one: one[2].due)[:limit]
+    said = sorted(((store.label, now, one) for store, (now, some) in answers for one in some), key=lambda one: one[2].due)[:limit]
     if as_json:
         say_json("timers", {"app": found.name, "timers": [{"store": name, "timer": one} for name, _, one in said], **asked.said})
     else:
         made = report.table("due", "reaction", "on", "record", *(["store"] if several else []))
         for name, now, one in said:
             made.add_row(at(one.due, now), *map(plain, (one.reaction, one.table, one.record)), *([plain(name)] if several else []))
+        report.fit(made)
         console().print(made if said else Text("Nothing is to become due."))
     asked.end()
 

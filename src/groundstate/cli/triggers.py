@@ -20,7 +20,6 @@ from groundstate.cli.common import (
     JsonOption,
     console,
     find_app,
-    name_of,
     plain,
     refuse_missing,
     say_json,
@@ -65,7 +64,7 @@ def triggers(
             f"{found.name} has no store on PostgreSQL: on SQLite a worker sees by PRAGMA data_version that another process wrote"
         )
     asked = Asked(stores)
-    told = [(name_of(store), *one) for store, one in asked.each(lambda store: _carried_out(found, store, action, sql=sql))]
+    told = [(store.label, *one) for store, one in asked.each(lambda store: _carried_out(found, store, action, sql=sql))]
     if as_json:
         content = [{"store": name, "statements": statements, "tables": seen} for name, statements, seen in told]
         say_json("triggers", {"app": found.name, "action": action, "stores": content, **asked.said})
@@ -85,14 +84,14 @@ def _carried_out(app: App, store: Store, action: Action, *, sql: bool) -> tuple[
         wanted = engine.tables_read([Question(spec, database) for spec in app.reactions_of(store)])
         statements: list[str] = []
         if action is Action.INSTALL:
-            statements = engine.to_install(database, wanted)
+            statements = engine.to_install(app.name, database, wanted)
         elif action is Action.REMOVE:
             with database.reading() as connection:
-                statements = engine.to_remove(connection)
+                statements = engine.to_remove(app.name, connection)
         if not sql:
             engine.carry_out(database, statements)
         with database.reading() as connection:
-            return statements, engine.found(database, connection, wanted)
+            return statements, engine.found(app.name, database, connection, wanted)
     finally:
         database.close()
 
@@ -110,3 +109,6 @@ def _show(store: str, statements: list[str], seen: list[Found]) -> None:
     for one in seen:
         table.add_row(plain(one.table), Text(one.state, style=_COLOURS[one.state]), _MEANS[one.state])
     out.print(table)
+    for one in seen:
+        for words in one.unheard:
+            out.print(Text(plain(f"{one.table}: {words}"), style="yellow"), soft_wrap=True)

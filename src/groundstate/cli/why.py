@@ -156,6 +156,8 @@ def _show_answer(out: Console, said: Why, one: Answer) -> None:
         out.print(Text(f"  due: {at(one.due, said.now) if one.due else 'never, since its due time is NULL'}"), soft_wrap=True)
     for attempt in one.attempts:
         _show_attempt(out, said.now, attempt)
+    if one.goes_round is not None and one.goes_round not in one.next:
+        out.print(Text(f"  {plain(one.goes_round)}", style="yellow"), soft_wrap=True)
     for other in one.waits_for:
         why_ = f": {plain(other.why)}" if other.why else ""
         rounds = "" if other.round is None else f" (round {plain(other.round)})"

@@ -20,8 +20,9 @@ WHY = "accepted as a doubt: it may have been called before"
 
 
 def unsaid(newcomers: Sequence[Newcomer], said: Acceptance) -> list[Newcomer]:
-    """Those that are accepted, and of whose calls nothing was said."""
-    return [one for one in newcomers if one.calls and said.covers(one.name) and said.way(one.name) is None]
+    """Those that are accepted, and of whose calls nothing was said, or nothing can be yet."""
+    accepted = [one for one in newcomers if said.covers(one.name)]
+    return [one for one in accepted if one.known_before or (one.calls and said.way(one.name) is None)]
 
 
 def start(

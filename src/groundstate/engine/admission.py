@@ -1,13 +1,15 @@
 """Which reactions a worker carries out: those whose condition stands as it was accepted. New and changed ones wait for a person.
 
-(Hazards 49 and 50.) Reads what was accepted, and says what was not; carries nothing out.
+(Hazards 49 and 50.) Of a changed one the rows that the accepted condition matches as well are carried out all the same, so that neither a
+new version nor an older one beside it stands still. Reads what was accepted, and says what was not; carries nothing out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.exc import DBAPIError
 
@@ -18,9 +20,11 @@ from groundstate.engine.put_back import Waiting
 from groundstate.engine.registry import Known, Newcomer
 from groundstate.engine.shift import Shift
 from groundstate.rules.acceptance import Acceptance
+from groundstate.rules.reaction import ReactionSpec
 from groundstate.values.errors import StoreRefused
 
 log = logging.getLogger("groundstate")
+OLDER_EACH_S = 600.0
 
 
 class Admission:
@@ -34,6 +38,8 @@ class Admission:
         self._accept = accept
         self._leave_undeclared = leave_undeclared
         self._known = ""
+        self._looks_at_older = 0.0
+        self._of_unsaid_records: list[ReactionSpec] = []  # that older code accepted
         self._unasked: set[str] = set()  # conditions of baselines that this database cannot be asked any more
         self.refused: list[Newcomer] = []  # what is not started until a person accepts it
 
@@ -45,12 +51,21 @@ class Admission:
             if left:
                 self._refuse_or_leave(left)
             seen = registry.known(connection, shift.app)
+            specs = [lane.question.spec for lane in shift.lanes]
+            clashes = registry.key_clashes(connection, specs)
+            if clashes:
+                raise StoreRefused("; ".join(clashes))
+            _say_key_names(registry.unsaid_key_names(connection, shift.app, specs))
             for lane in shift.parts:
                 lane.question.has_triggers = registry.has_triggers(connection, shift.database, lane.question)
         self._remember(seen)
+        gone = registry.gone(seen, {*(lane.name for lane in shift.lanes), *shift.schedules})
+        if gone:
+            log.warning("%s", registry.gone_in_words(gone), extra={"event": "reactions_gone", "reactions": list(gone)})
         for lane in shift.lanes:
-            for part in filter(None, (lane, lane.late)):
+            for part in _parts(lane):
                 part.on = _accepted(seen, lane)
+        self._of_unsaid_records = [lane.question.spec for lane in shift.lanes if lane.on and seen[lane.name].record is None]
 
     def _refuse_or_leave(self, left: Sequence[tuple[str, int]]) -> None:
         listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
@@ -73,26 +88,56 @@ class Admission:
         """
         shift = self._shift
         counted = {one.name for one in self.refused}
+        if self._of_unsaid_records:
+            registry.remember_records(shift.life, self._of_unsaid_records)
+            self._of_unsaid_records = []
         pending = [lane.question for lane in shift.lanes if not lane.on and lane.name not in counted]
         if not pending:
             return
         with shift.database.reading() as connection:
             seen = registry.known(connection, shift.app)
             silent, loud = registry.newcomers(connection, pending, seen, others_go_on=True)
-        if len(silent) + len(loud) < len(pending):
+            told = {*(one.name for one in loud), *(question.spec.name for question in silent)}
+            others = [question for question in pending if question.spec.name not in told]
+            older = [one for one in others if registry.is_quietly_older(connection, one, seen.get(one.spec.name))]
+        if len(older) < len(others):
             unfit.look_over(shift)  # so that it is known what they wait for
         registry.write(shift.life, silent)
         started = accepting.start(shift.life, {question.spec.name: question for question in pending}, loud, self._accept, seen)
         for question in [*silent, *started]:
+            question.widen()
             if question.spec.name not in shift.life.waiting:
                 shift.lane(question.spec.name).start()
         if started:
             shift.look_for_due()
         names = {question.spec.name for question in started}
         refused = [newcomer for newcomer in loud if newcomer.name not in names]
+        both = {one.name for one in refused if one.both}
+        for question in [*older, *(one for one in pending if one.spec.name in both)]:
+            if not question.narrowed:
+                question.narrow(seen[question.spec.name].condition)
+            if question.spec.name not in shift.life.waiting:
+                shift.lane(question.spec.name).start()
         self.refused = [*self.refused, *refused]
         for newcomer in refused:
             log.error("%s", newcomer.words, extra={"event": "reaction_refused", "reaction": newcomer.name, "rows": newcomer.rows})
+
+    def look_at_older(self) -> None:
+        """Whether this is older code that has run for so long beside, or after, what was accepted since that it must be what is meant."""
+        if time.monotonic() < self._looks_at_older:
+            return
+        self._looks_at_older = time.monotonic() + OLDER_EACH_S
+        shift, refused = self._shift, {one.name for one in self.refused}
+        older = [lane for lane in shift.lanes if lane.on and lane.question.narrowed and lane.name not in refused]
+        if not older:
+            return
+        with shift.database.reading() as connection:
+            seen = registry.known(connection, shift.app)
+            over = [lane for lane in older if not registry.is_older(connection, lane.question, seen.get(lane.name))]
+        for lane in over:
+            lane.on = False
+        if over:
+            self.count_newcomers()
 
     def read_again(self, pulse: Pulse) -> None:
         """What a person may have said meanwhile by a command: trust, accept; and baselines that are over."""
@@ -107,12 +152,32 @@ class Admission:
         self._remember(seen)
         if waiting is not None:
             self._hold_back(waiting)
+        self._stop_those_of_other_records(seen)
         for lane in shift.lanes:
-            if not lane.on and lane.name not in shift.life.waiting and _accepted(seen, lane):
+            if lane.name not in shift.life.waiting and _accepted(seen, lane) and (not lane.on or lane.question.narrowed):
                 self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
+                lane.question.widen()
+                lane.start()
+            elif lane.name not in shift.life.waiting and lane.question.narrowed and not lane.on:
                 lane.start()
             if lane.name in left and lane.lacks is None:
                 self._let_baselines_go(lane)
+
+    def _stop_those_of_other_records(self, seen: dict[str, Known]) -> None:
+        """Newer code, whose records are known by another table or key, was accepted beside this one: neither sees the other's attempts."""
+        for lane in self._shift.lanes:
+            before = seen.get(lane.name)
+            if before is None or not before.has_other_records(lane.question) or not any(part.on for part in _parts(lane)):
+                continue
+            for part in _parts(lane):
+                part.on = False
+            log.error(
+                "%s is carried out here no more: code was accepted for which its records are %s, and here they are %s. Stop this worker",
+                lane.name,
+                before.record,
+                lane.question.spec.records,
+                extra={"event": "records_moved", "reaction": lane.name},
+            )
 
     def _hold_back(self, waiting: Waiting) -> None:
         names = waiting.among(lane.question.spec for lane in self._shift.lanes)
@@ -152,6 +217,21 @@ class Admission:
         self._shift.life.suspects = {known.name for known in seen.values() if known.suspect}
 
 
+def _say_key_names(unsaid: Mapping[str, str]) -> None:
+    for name, key_name in unsaid.items():
+        log.warning(
+            "%s was renamed, and this database alone knows of which name the keys of its calls are made: say key_name=%s in App.on, so that"
+            " they stay the same where groundstate's tables are lost, or put back from before",
+            name,
+            key_name,
+            extra={"event": "key_name_unsaid", "reaction": name},
+        )
+
+
+def _parts(lane: Lane) -> list[Lane]:
+    return [part for part in (lane, lane.late) if part is not None]
+
+
 def _accepted(seen: dict[str, Known], lane: Lane) -> bool:
     before = seen.get(lane.name)
-    return before is not None and before.condition == lane.question.condition_text
+    return before is not None and before.is_as(lane.question)

@@ -22,14 +22,15 @@ class Air:
 
     _flying: Counter[Key] = field(default_factory=Counter)
     _landing: Counter[Key] = field(default_factory=Counter)  # of those: concluded by the transaction under way
+    _kept_out: frozenset[Key] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self._flying)
+        return bool(self._flying or self._kept_out)
 
     def holds(self, spec: ReactionSpec, record: str) -> bool:
         """Whether this reaction must leave the record alone."""
         key = _key(spec, record)
-        return self._flying[key] > self._landing[key]
+        return self._flying[key] > self._landing[key] or key in self._kept_out
 
     def sent(self, spec: ReactionSpec, record: str) -> None:
         """A call, or a find, goes out."""
@@ -41,6 +42,10 @@ class Air:
         self._flying[key] -= 1
         if self._flying[key] <= 0:
             del self._flying[key]
+
+    def keep_out(self, records: Iterable[Key]) -> None:
+        """These, by table and record, and no others: what was done with them is not known."""
+        self._kept_out = frozenset(records)
 
     def clear(self) -> None:
         """Nothing is waited for any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from functools import lru_cache
 from operator import attrgetter
@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from groundstate.engine import listed
 from groundstate.engine.cells import LATEST, LIFE_MOST, NUMBER_MOST
-from groundstate.engine.question import blocking
+from groundstate.engine.question import Question, blocking
 from groundstate.engine.trouble import Illegible, reading_ours
 from groundstate.rules import kind
 from groundstate.rules.attempt import Attempt, State
@@ -67,7 +67,6 @@ def from_row(row: Any) -> Attempt:
     if not (
         app.__class__ is reaction.__class__ is record.__class__ is occurrence.__class__ is str
         and worker.__class__ is call.__class__ is call_no.__class__ is failures.__class__ is together.__class__ is int
-        and state in _STATES
         and 0 <= worker <= LIFE_MOST
         and 0 <= call_no <= NUMBER_MOST
         and 0 <= failures <= NUMBER_MOST
@@ -81,10 +80,28 @@ def from_row(row: Any) -> Attempt:
         and (begun_with is None or (begun_with.__class__ is str and kind.is_legible(begun_with)))
     ):
         raise Illegible(f"the attempt of {reaction!r} on {record!r} cannot be read")
+    if state not in _STATES:
+        return replace(Attempt(app, reaction, record, occurrence, State.HELD, *row[5:]), **as_held(state))
     return Attempt(app, reaction, record, occurrence, _STATES[state], *row[5:])
 
 
 _STATES = {state.value: state for state in State}
+
+
+def as_held(state: object) -> dict[str, Any]:
+    """As what an attempt in a state that is none is read: its call may have been made. It is never written by who only read it: the fence
+    of each write asks for the state that was read.
+    """
+    return {"state": State.HELD, "unsure": True, "next_at": None, "why": unknown_state(state)}
+
+
+def unknown_state(state: object) -> str:
+    """Why such an attempt waits for a person, in words."""
+    shown = state[:80] if isinstance(state, str) else state
+    return (
+        f"its state is {shown!r}, which this version does not know: newer code wrote it, or somebody edited it. It is left"
+        " as it is, and its record alone, until that code or a person has settled it (settle, retry or forget take it as held)"
+    )
 
 
 def fetch(connection: Connection, statement: Select[Any], given: Mapping[str, Any] | None = None) -> list[Attempt]:
@@ -125,13 +142,20 @@ def rows(*where: ColumnElement[bool]) -> Select[Any]:
 
 
 def concerning(
-    tx: Reader, app: str, reaction: str, table_name: str | None, records: Sequence[str], *, lock: bool = False
+    tx: Reader, question: Question, records: Sequence[str], *, lock: bool = False, own: bool = False
 ) -> dict[str, list[Attempt]]:
-    """Attempts that matter for taking these records: those of the reaction itself, and, unless table_name is None, what blocks."""
+    """Attempts that matter for taking these records: those of the reaction itself, and, unless own or where it has a fact, what blocks."""
     if not records:
         return {}
-    statement, parameter = _concerning(tx.database, table_name is not None, lock)
-    given = {"app": app, "reaction": reaction, "blocks": table_name, "records": parameter(records)}
+    spec = question.spec
+    alone = own or spec.fact is not None
+    same_call = () if alone else spec.same_call
+    statement, parameter = _concerning(tx.database, not alone, lock, bool(same_call))
+    given: dict[str, Any] = {"app": spec.app, "reaction": spec.name, "records": parameter(records)}
+    if not alone:
+        given["blocks"] = question.spellings
+    if same_call:
+        given["same_call"] = list(same_call)
     by_record: dict[str, list[Attempt]] = {}
     for one in fetch(tx.connection, statement, given):
         by_record.setdefault(one.record, []).append(one)
@@ -139,12 +163,16 @@ def concerning(
 
 
 @lru_cache(maxsize=128)
-def _concerning(database: Database, blocks: bool, lock: bool) -> tuple[Select[Any], Callable[[Sequence[Any]], Any]]:
+def _concerning(database: Database, blocks: bool, lock: bool, same_call: bool) -> tuple[Select[Any], Callable[[Sequence[Any]], Any]]:
     records = listed.one_of(database, table.c.record, "records")
     wanted = and_(table.c.app == bindparam("app"), table.c.reaction == bindparam("reaction"), records.expression)
     if blocks:
         # Two conditions, each with an index of its own: what is ours by the primary key, and what blocks by the partial one.
-        wanted = or_(wanted, and_(table.c.blocks == bindparam("blocks"), records.expression, blocking))
+        wanted = or_(wanted, and_(table.c.blocks.in_(bindparam("blocks", expanding=True)), records.expression, blocking))
+        if same_call:
+            names = table.c.reaction.in_(bindparam("same_call", expanding=True))
+            made = and_(table.c.state == "held", table.c.outcome.is_not(None), table.c.blocks.is_not(None))
+            wanted = or_(wanted, and_(table.c.app == bindparam("app"), names, records.expression, made))
     statement = rows(wanted)
     return (locked(database, statement) if lock else statement), records.parameter
 

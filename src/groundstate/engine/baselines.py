@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Connection, delete, or_, select
 from sqlalchemy.exc import DBAPIError
@@ -18,8 +19,7 @@ from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Taken, Unreadable
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
-from groundstate.engine.question import PrimaryKey, Question
-from groundstate.engine.registry import held_under
+from groundstate.engine.question import PrimaryKey, Question, held_under
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking, kind
@@ -28,6 +28,7 @@ from groundstate.rules.blocking import BASELINE
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
+PATIENCE = timedelta(seconds=20)  # so long a person's command waits for records that somebody has locked
 ASKED_AT_ONCE = 1000  # records of which it is asked at once whether a condition holds
 
 
@@ -39,11 +40,12 @@ def hold(life: Life, question: Question, *, at_once: int = 1000, tell: Callable[
     count, cursor = 0, None
     left_under = kind.text_of_baseline([question.clauses_text], question.spec.occurrence_columns)
     while True:
-        with life.transaction() as tx:
+        with life.transaction(wait=PATIENCE) as tx:
             places = [tuple(row) for row in tx.connection.execute(question.places_after(cursor, at_once, crowded=False))]
             if not places:
                 return count
-            records, unreadable = claim.readable(question, tx, [question.key_in(place) for place in places])
+            # Or a call that is concluded just now leaves a baseline on a record that matches no more.
+            records, unreadable = claim.readable_under_lock(question, tx, [question.key_in(place) for place in places])
             matching: list[Taken | Unreadable] = [*(_taken(question, record) for record in records), *unreadable]
             new = [new_attempt(life, question, one.text, one.occurrence, tx.now) for one in matching]
             held = [replace(rules.held_as(one, BASELINE).attempt, blocks=None, begun_with=left_under) for one in new]
@@ -63,7 +65,7 @@ def _taken(question: Question, record: object) -> Taken:
 def _leave_under_this_too(tx: Transaction, question: Question, wanted: Sequence[Attempt]) -> None:
     """Adds today's condition to those of the baselines that stood already."""
     spec, today = question.spec, question.clauses_text
-    standing = attempts.concerning(tx, spec.app, spec.name, None, [one.record for one in wanted], lock=True)
+    standing = attempts.concerning(tx, question, [one.record for one in wanted], lock=True, own=True)
     changed = []
     for new in wanted:
         one = attempts.by_identity(standing, new.identity)

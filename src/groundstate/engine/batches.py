@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import barred, begin, careful, due, no_call, plain, trouble, unfit
+from groundstate.engine import aside, barred, begin, careful, due, locked, no_call, plain, trouble, unfit
 from groundstate.engine.crowd import Crowd
 from groundstate.engine.groups import Round
+from groundstate.engine.guarded import describe
 from groundstate.engine.lane import Lane
-from groundstate.engine.life import describe
 from groundstate.engine.plain import Feed
 from groundstate.engine.question import Question
 from groundstate.engine.shift import Shift, moved_on, postpone
 from groundstate.engine.trouble import Illegible
 from groundstate.engine.watching import Ran
+from groundstate.rules.attempt import Attempt
+from groundstate.rules.careful import TOGETHER
 
 log = logging.getLogger("groundstate")
-HOLD_S = 0.05  # how long a batch aims to hold its locks
-HOLD_EMBEDDED_S = 0.012  # the lock is over the whole database there
-HOLD_BESIDE_OTHERS_S = 0.004  # and this while another process writes (rules.md 18)
 
 
 class Batches:
@@ -30,6 +30,7 @@ class Batches:
     def __init__(self, shift: Shift, crowd: Crowd) -> None:
         self._shift = shift
         self._crowd = crowd
+        self._last: Lane | None = None  # which had a batch last
 
     def can_go_on(self, lane: Lane, now: float) -> bool:
         return lane.failing.room(1, 0, now) > 0
@@ -39,8 +40,8 @@ class Batches:
         lanes = [lane for lane in self._shift.parts if lane.question.spec.call is None and lane.on]
         now = time.monotonic()
         if self._shift.life.rings:
-            self._look_at_slowed(lanes, now)
-        for lane in lanes:
+            self._look_at_slowed(now)
+        for lane in sorted(lanes, key=lambda lane: lane is self._last):  # it lets the others go first
             if lane.fresh and lane.not_before <= now and (room := lane.failing.room(lane.batch, 0, now)) > 0:
                 self._batch(lane, Feed(keys=lane.take_fresh(min(room, lane.batch))))
         for lane in lanes:
@@ -55,12 +56,27 @@ class Batches:
                 return
             done = self._batch(lane, Feed(cursor=lane.cursor, limit=limit, crowded=lane.crowded))
             if done is not None:
-                moved_on(lane, done.cursor, done.read, limit, done.taken)
+                if done.let_go:
+                    lane.long = True  # the pass goes on where it was: who is done is not found again
+                else:
+                    moved_on(lane, done.cursor, done.read, limit, done.taken)
                 self._crowd.did(done.taken, now)
 
-    def _look_at_slowed(self, lanes: list[Lane], now: float) -> None:
-        """Records that go round, and whose pause is over."""
-        by_question = {lane.question: lane for lane in lanes}
+    def carry_out_alone(self, one: Attempt) -> None:
+        """Careful mode: one that is suspected, by its handler, or that of what is too late."""
+        lane = self._shift.lane(one.reaction)
+        key = lane.question.key_of_text(one.record)
+        if key is None:
+            return
+        feed = Feed(keys=[key], limit=1, alone=True)
+        if lane.question.spec.call is None:
+            self._batch(lane, feed)
+        if lane.late is not None:
+            self._batch(lane.late, feed)
+
+    def _look_at_slowed(self, now: float) -> None:
+        """Records that go round, and whose pause is over. Those with a call are begun by the traffic."""
+        by_question = {lane.question: lane for lane in self._shift.parts if lane.on}
         for question, key in self._shift.life.rings.ready(now):
             if question in by_question:
                 by_question[question].fresh[key] = None
@@ -68,9 +84,11 @@ class Batches:
     def _by_groups(self, lane: Lane, groups: Round, limit: int) -> None:
         """One page of the pass: who is first of many values. Those behind them come with the next pass."""
         try:
-            with self._shift.database.reading() as connection:
-                page = groups.page(connection, lane.cursor, limit, lambda _value: True)
-        except DBAPIError as error:
+            with self._shift.database.reading() as connection, aside.limited(self._shift, lane, connection):
+                page = groups.page(connection, lane.cursor, limit)
+        except Exception as error:
+            if not isinstance(error, DBAPIError) and not trouble.unloadable(error):
+                raise
             if self._waits_by_itself(lane, error):
                 return
             if trouble.transient(error):
@@ -80,10 +98,9 @@ class Batches:
             return
         lane.cursor = page.cursor
         if page.cursor is None:
-            lane.swept()
-        done = self._batch(lane, Feed(keys=page.keys)) if page.keys else None
-        if done is not None and done.busy:
-            groups.met_busy()
+            lane.swept(again=groups.over())
+        if page.keys:
+            self._batch(lane, Feed(keys=page.keys))
 
     def _look_at_due(self, lane: Lane) -> None:
         try:
@@ -101,7 +118,8 @@ class Batches:
     def _due(self, lane: Lane) -> None:
         """Failed attempts whose time has come: let go where their condition is gone, else carried out once more."""
         with self._shift.life.transaction() as tx:
-            identities = due.identities(self._shift, tx, lane, min(lane.batch, due.AT_ONCE), ())
+            most = min(lane.batch, TOGETHER if self._shift.life.care.careful else due.AT_ONCE)
+            identities = due.identities(self._shift, tx, lane, most, ())
             if identities:
                 self._shift.took += no_call.let_go(tx, lane.question, identities)
         if identities:
@@ -111,21 +129,24 @@ class Batches:
                 self._batch(lane.late, Feed(keys=keys))
 
     def _batch(self, lane: Lane, feed: Feed) -> plain.Done | None:
-        told = self._shift.watched.batch(lane.question.spec)
+        told, self._last = self._shift.watched.batch(lane.question.spec), lane
         started = time.monotonic()
+        self._shift.life.at_work = lane.name
         try:
-            done = self._carried_out(lane, feed)
+            done = self._carried_out(lane, replace(feed, hold_s=self._shift.hold_s, claim_s=aside.claim_s(lane)))
         except Exception as error:
             told(Ran(error=error))
             passing = trouble.transient(error)
-            if feed.keys and passing:
+            if feed.keys and trouble.cut(error):
+                aside.cut_by_keys(lane, feed.keys, time.monotonic() - started)
+            elif feed.keys and passing:
                 lane.fresh.update(dict.fromkeys(feed.keys))
             elif feed.keys:
                 lane.sweep()  # not these keys again, of which one may be wrong: the condition itself tells what is to be done
             if self._waits_by_itself(lane, error):
                 return None
             postpone(lane)
-            if isinstance(error, Illegible):
+            if isinstance(error, Illegible) or (passing and self._nobody_goes_on(error)):
                 raise
             if passing:
                 log.warning(
@@ -134,17 +155,29 @@ class Batches:
             else:
                 log.exception("%s could not be carried out, tried again", lane.name, extra={"event": "batch_failed", "reaction": lane.name})
             return None
+        finally:
+            self._shift.life.at_work = None
         told(Ran(done.done, done.failed))
+        if feed.keys is not None and done.let_go:
+            lane.fresh = dict.fromkeys(done.let_go) | lane.fresh
         took = time.monotonic() - started
         self._after(lane, done, took)
         self._shift.stay_out(took)
         return done
 
     def _waits_by_itself(self, lane: Lane, error: BaseException) -> bool:
-        """Whether it was a locked table that this lane met, and no row that its handler wanted, or one that is not as its record is."""
+        """Whether it was a locked table that this lane met, and no row that its handler wanted, or one that is not as its record is; or its
+        condition takes long.
+        """
+        if aside.met(lane, error):
+            return True
         if isinstance(error, DBAPIError) and trouble.locked(error):
             return barred.are_barred(self._shift, [lane])
         return unfit.met(self._shift, lane, error)
+
+    def _nobody_goes_on(self, error: BaseException) -> bool:
+        """Whether this is not the lane's own trouble: the lock of an embedded store is over all of it, and our tables are everybody's."""
+        return self._shift.embedded or (trouble.locked(error) and locked.who_locks_ours(self._shift.database) is not None)
 
     def _carried_out(self, lane: Lane, feed: Feed) -> plain.Done:
         life = self._shift.life
@@ -174,13 +207,13 @@ class Batches:
         lane.trouble = 0
         if done.taken:
             unfit.over(lane)
-            lane.took(took, self._hold_s())
+            lane.took(done.taken, done.rows_s, done.rows_s if done.again else took, self._shift.hold_s, cut=done.cut)
         if done.done:
-            lane.failing.succeeded(done.done)
+            lane.failing.succeeded(time.monotonic(), done.done)
             if lane.groups is not None:
                 lane.sweep()  # those behind them
         for number in range(done.failed):
-            lane.failing.went_wrong((self._shift.turn, number), time.monotonic())
+            lane.failing.went_wrong((self._shift.tally.batches, number), time.monotonic())
         if done.done and lane.question.answers_late:
             self._shift.tally.expired[lane.name] += done.done
             log.info(
@@ -198,8 +231,3 @@ class Batches:
         if not lane.question.answers_late:
             tally.done[lane.name] += done.done
         tally.failed[lane.name] += done.failed
-
-    def _hold_s(self) -> float:
-        if not self._shift.embedded:
-            return HOLD_S
-        return HOLD_BESIDE_OTHERS_S if self._shift.beside_others else HOLD_EMBEDDED_S

@@ -6,6 +6,7 @@ Also looks at attempts that stand: failed ones that are due, and doubts of ours,
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,18 +16,20 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from groundstate.engine import attempts, claim, groups, handling, line, snapshot, trouble
+from groundstate.engine import attempts, careful, claim, groups, handling, line, snapshot, trouble
 from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
 from groundstate.engine.flight import Flight, part_of
+from groundstate.engine.guarded import describe, user_code
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.inside_call import SENDS_CURE, inside
-from groundstate.engine.life import Life, describe
-from groundstate.engine.plain import Feed, new_attempt, put_off, say_held, say_kept, say_let_go, unread
+from groundstate.engine.life import Life
+from groundstate.engine.plain import Feed, new_attempt, put_off, say_given_up, say_held, say_kept, say_let_go, unread
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.careful import TOGETHER
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import Function
 from groundstate.rules.retry import last_try_used, next_try
@@ -47,6 +50,8 @@ class Begun:
     changed: int = 0  # attempts that became something else without a call
     busy: list[attempts.Identity] = field(default_factory=list)
     new_calls: int = 0
+    sends_s: float = 0.0  # what `sends` took
+    let_go: bool = False  # some of the attempts were not looked at, since handlers before them took long
     denied: list[PrimaryKey] = field(default_factory=list)  # taken, and then no slot or token was free for them
     expired: Counter[str] = field(default_factory=Counter)  # of the changed ones, by reaction
 
@@ -87,7 +92,8 @@ def begin(  # each differs from call to call
     new: list[Attempt] = []
     again: list[tuple[Attempt, Attempt]] = []
     flights: list[Flight] = []
-    together = life.care.together(0) if life.care.careful else 0
+    together = TOGETHER if life.care.careful else 0
+    began = time.monotonic()
     for one in chosen:
         before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
         flown = _flight(life, tx, question, before, one.record, clock, due=one.due, together=together)
@@ -98,6 +104,8 @@ def begin(  # each differs from call to call
             again.append((before, after))
         if not isinstance(flown, Attempt):
             flights.append(flown[1])
+    if spec.sends is not None:
+        result.sends_s = time.monotonic() - began
     written = attempts.insert(tx, new) | attempts.save(tx.connection, again)
     _detach(tx)
     result.flights = [flight for flight in flights if flight.call in written]  # no attempt, no call
@@ -122,11 +130,22 @@ def doubt(life: Life, tx: Transaction, question: Question, found: Sequence[Taken
 
 
 def consider(  # noqa: PLR0913  # each differs from call to call
-    life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity], clock: Clocks, *, room: int, gate: Gate
+    life: Life,
+    tx: Transaction,
+    question: Question,
+    identities: Sequence[attempts.Identity],
+    clock: Clocks,
+    *,
+    room: int,
+    gate: Gate,
+    alone: bool = False,
+    hold_s: float,
 ) -> Begun:
-    """Looks at attempts that stand, each by its row of the table; begins and asks as far as there is room."""
+    """Looks at attempts that stand, each by its row of the table; begins and asks as far as there is room. alone: careful mode, one that is
+    suspected and whose turn it is. hold_s: for so long handlers are run that answer in place of a call.
+    """
     looked = claim.look(question, tx, identities)
-    looking = _Looking(life, tx, question, clock)
+    looking = _Looking(life, tx, question, clock, time.monotonic() + hold_s)
     decided: list[_Decided] = []
     for standing in looked.standing.values():
         attempt = standing.attempt
@@ -135,7 +154,7 @@ def consider(  # noqa: PLR0913  # each differs from call to call
         if attempt.state is State.DOUBT and attempt.worker != life.id:
             continue  # whose doubt it is: the worker's that lives, or the adopter's
         decided.append(_Decided(attempt, standing, _decide(question, attempt, standing, tx.now)))
-    flying = _in_their_turn(tx, question, [one for one in decided if one.wants_to_fly])[:room]
+    flying = _in_their_turn(tx, question, [one for one in decided if one.wants_to_fly and (alone or not one.is_left_out(life))])[:room]
     through = {one.attempt.identity for one, may in zip(flying, gate([one.standing.record for one in flying]), strict=True) if may}
     for one in decided:
         looking.at(one, may_fly=one.attempt.identity in through)
@@ -164,6 +183,10 @@ class _Decided:
             return True
         return isinstance(self.decision, rules.Begin) and not self.standing.early and not self.standing.in_the_air
 
+    def is_left_out(self, life: Life) -> bool:
+        """Whether it is to be called while nothing else is under way. Asked after it may be at any time."""
+        return isinstance(self.decision, rules.Begin) and careful.is_suspected(life, self.attempt)
+
 
 def _in_their_turn(tx: Transaction, question: Question, some: list[_Decided]) -> list[_Decided]:
     """Without those whose turn it is not. What is asked after needs none."""
@@ -185,7 +208,9 @@ class _Looking:
     tx: Transaction
     question: Question
     clock: tuple[float, float]
+    until_s: float
     result: Begun = field(default_factory=Begun)
+    _ran: bool = False  # a handler, in place of a call
     saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
     removed: list[Attempt] = field(default_factory=list)
 
@@ -208,6 +233,8 @@ class _Looking:
             case rules.Delete(say):
                 self.removed.append(attempt)
                 say_let_go(attempt, say)
+            case rules.GaveUp() | rules.Expired() if self._ran and time.monotonic() >= self.until_s:
+                self.result.let_go = True
             case rules.GaveUp():
                 self._ended(attempt, _give_up(self.life, self.tx, self.question, standing, attempt))
             case rules.Expired(unsure=False) if self.life.care.careful and attempt.reaction not in self.life.suspects:
@@ -231,6 +258,7 @@ class _Looking:
         self._ended(attempt, failed)
 
     def _ended(self, attempt: Attempt, held: Attempt | None) -> None:
+        self._ran = True
         if held is None:
             self.removed.append(attempt)
         else:
@@ -250,8 +278,7 @@ class _Looking:
                 self.saved.append((attempt, rules.unanswered(attempt, terms, now, at, self.life.shorten(words)).attempt))
 
     def _begin(self, attempt: Attempt, standing: Standing) -> None:
-        care = self.life.care
-        together = care.together(attempt.together) if care.careful else 0
+        together = 1 if careful.is_suspected(self.life, attempt) else TOGETHER if self.life.care.careful else 0
         flown = _flight(self.life, self.tx, self.question, attempt, standing.record, self.clock, due=standing.due, together=together)
         if isinstance(flown, Attempt):
             self.saved.append((attempt, flown))
@@ -275,8 +302,8 @@ def _decide(question: Question, attempt: Attempt, standing: Standing, now: datet
 
 
 def _left_to_consider(life: Life, question: Question, attempt: Attempt, now: datetime) -> bool:
-    """A failed attempt that `consider` must look at: gave_up answers, or it is carried out among fewer."""
-    return _spent(question, attempt, now) or (life.care.careful and attempt.together > 0)
+    """A failed attempt that `consider` must look at: gave_up answers, or it is suspected."""
+    return _spent(question, attempt, now) or careful.is_suspected(life, attempt)
 
 
 def _spent(question: Question, attempt: Attempt, now: datetime) -> bool:
@@ -288,6 +315,7 @@ def _suspect(life: Life, question: Question, one: Taken | Unreadable, now: datet
     new = new_attempt(life, question, one.text, one.occurrence, now)
     return replace(
         new, state=State.DOUBT, unsure=True, next_at=now, first_at=LONG_AGO, deadline=now + question.spec.terms.timeout + MARGIN,
+        begun_with=question.begun_with,  # by code like this, for all that is known: other code asks elsewhere, and holds it
         why="the database went back in time: it may have been called in the lost time",
     )  # fmt: skip
 
@@ -359,7 +387,7 @@ def _argument(tx: Transaction, question: Question, record: Any, due: datetime | 
         return snapshot.take(record)
     session = tx.session
     session.flush()  # what is found in it afterwards was left there by `sends`
-    with inside(spec.app, f"`sends` of {spec.name}", SENDS_CURE, may_say=False):
+    with inside(spec.app, f"`sends` of {spec.name}", SENDS_CURE, may_say=False), user_code():
         # A statement of its own that fails would take the whole transaction with it.
         own = session.begin_nested() if "session" in spec.sends.wants.values() else nullcontext()
         try:
@@ -421,7 +449,10 @@ def _give_up(life: Life, tx: Transaction, question: Question, standing: Standing
         return rules.held_as(attempt, "the last try was used").attempt
     failure = Failure(attempt.error or "", attempt.call_no or attempt.failures, attempt.since)
     words = _end(life, tx, question, standing, attempt, handler=spec.gave_up, arguments=(failure,))
-    return None if words is None else rules.held_as(attempt, f"its gave_up handler failed: {words}").attempt
+    if words is None:
+        say_given_up(attempt)
+        return None
+    return rules.held_as(attempt, f"its gave_up handler failed: {words}").attempt
 
 
 def _expire(life: Life, tx: Transaction, question: Question, standing: Standing, attempt: Attempt) -> Attempt | None:

@@ -12,20 +12,21 @@ what becomes of the row as it is then.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Table, event, inspect, select, text, tuple_
+from sqlalchemy import Column, Connection, Dialect, Table, event, inspect, select, tuple_
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.mutable import MutableBase
-from sqlalchemy.orm import Mapper, Session, SessionTransaction
+from sqlalchemy.ext.mutable import MutableBase, MutableDict, MutableList, MutableSet
+from sqlalchemy.orm import ONETOMANY, Mapper, Session, SessionTransaction
+from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
 from groundstate.engine import changes, trouble
-from groundstate.engine.question import sql_name
+from groundstate.engine.alike import alike
 from groundstate.engine.trouble import LostUpdate, Row
+from groundstate.engine.views import is_table
 from groundstate.store.port import Database
 
 log = logging.getLogger("groundstate")
@@ -53,13 +54,15 @@ class Beside:
     """Of one transaction on PostgreSQL: which rows are locked in it, and until when."""
 
     database: Database
-    _claimed: list[Iterable[Any]] = field(default_factory=list)
+    _claimed: dict[int, tuple[Any, frozenset[Any]]] = field(default_factory=dict)  # records by their ids, and where their rows are locked
     _locked: dict[Row, SessionTransaction | None] = field(default_factory=dict)  # and in which savepoint, which would give it up again
     _listens: bool = False
+    lost: LostUpdate | None = None  # raised in this transaction, and perhaps caught by a handler: it must not be committed
 
-    def claimed(self, records: Iterable[Any]) -> None:
-        """These were locked before they were read."""
-        self._claimed.append(records)
+    def claimed(self, records: Iterable[Any], tables: Iterable[Any]) -> None:
+        """These were locked before they were read, in these tables. One of a subclass may have a row in another table as well."""
+        locked_in = frozenset(tables)
+        self._claimed.update({id(record): (record, locked_in) for record in records})
 
     def row_inserted(self, record: Any) -> None:
         """This one was inserted here, and nobody else sees it."""
@@ -76,19 +79,24 @@ class Beside:
             self._locked |= dict.fromkeys(rows - found.missing)
 
     def before_flush(self, session: Session) -> None:
-        """Locks what the flush would write beside the claimed records. Raises LostUpdate where somebody else has written to it."""
+        """Locks what the flush would write beside the claimed records. Raises LostUpdate where somebody else has written to it, and again
+        in each flush that follows: a handler may catch what its own flush raises.
+        """
+        if self.lost is not None:
+            raise self.lost
         if not self._listens and changes.flush_has_listeners(session):
             self._listens = True  # a listener of the user's may change more: asked once more after it
             event.listen(session, "before_flush", lambda *_: self._look(session))
         self._look(session)
 
     def _look(self, session: Session) -> None:
-        dirty = session.dirty
-        if not dirty and not session.deleted:
+        dirty, gone = session.dirty, session.deleted
+        if not dirty and not gone:
             return
-        mine = {id(record) for records in self._claimed for record in records}
-        deleted = [one for one in session.deleted if id(one) not in mine]
-        touched = [*deleted, *(one for one in dirty if id(one) not in mine and _writes_its_row(one))]
+        put_in, taken_out = _members_written(dirty, gone)
+        deleted = [one for one in (*gone, *taken_out) if not self._is_claimed(one)]
+        others = [one for one in dirty if not self._is_claimed(one) and _writes_its_row(one)]
+        touched = [*deleted, *others, *(one for one in put_in if not self._is_claimed(one))]
         read = {row: (inspect(one),) for one in touched if (row := row_of(one)) not in self._locked}
         if not read:
             return
@@ -98,12 +106,21 @@ class Beside:
             if not trouble.crossed(error):
                 raise
             log.debug("rows beside the record are locked by somebody who waits for us", extra={"event": "update_crossed"})
-            raise LostUpdate(frozenset(self._locked) | frozenset(read)) from error
+            raise self._has_lost(read) from error
         if found.missing or found.changed:
             lost = sorted(f"{row.mapper.local_table} {row.identity}" for row in found.missing | found.changed)
             log.debug("changed by somebody else since it was read: %s", ", ".join(lost), extra={"event": "update_lost"})
-            raise LostUpdate(frozenset(self._locked) | frozenset(read))
+            raise self._has_lost(read)
         self._locked |= dict.fromkeys(read, session.get_nested_transaction())
+
+    def _is_claimed(self, one: Any) -> bool:
+        """Whether all of its rows were locked before it was read."""
+        known = self._claimed.get(id(one))
+        return known is not None and known[1].issuperset(inspect(one).mapper.tables)
+
+    def _has_lost(self, read: Iterable[Row]) -> LostUpdate:
+        self.lost = LostUpdate(frozenset(self._locked) | frozenset(read))
+        return self.lost
 
     def _lock(self, session: Session, read: Mapping[Row, Sequence[Any]], *, deleting: bool) -> _Found:
         """Locks these rows in the one order, and compares them with the states that were read of them, where there are any."""
@@ -115,8 +132,8 @@ class Beside:
         result, connection = _Found(), session.connection()  # in its savepoint, where it has one
         for table in sorted(by_table, key=lambda one: one.fullname):
             rows = [row for row in by_table[table] if _keys(row.mapper, table)]
-            if not rows or not _is_table(self.database, connection, table):
-                continue
+            if not rows or not is_table(self.database, connection, table):
+                continue  # rows of a view cannot be locked: it is written by triggers, or by the server's rules, which lock what they write
             loaded = [(row, state, _loaded(state, table)) for row in rows for state in read[row]]
             asked = list(dict.fromkeys(column for _, _, columns in loaded for column in columns.values()))
             stands = self._ask(connection, table, rows, asked, deleting=deleting)
@@ -124,7 +141,9 @@ class Beside:
                 result.missing |= {row for row in rows if row.identity not in stands}
             for row, state, columns in loaded:
                 now = stands.get(row.identity)
-                if now is not None and any(_differs(state, name, column, now[column]) for name, column in columns.items()):
+                if now is not None and any(
+                    _differs(state, name, column, now[column], connection.dialect) for name, column in columns.items()
+                ):
                     result.changed.add(row)
         return result
 
@@ -161,6 +180,33 @@ def _writes_its_row(record: Any) -> bool:
     return any(not getattr(attributes[name].impl, "collection", False) for name in changes.changed(record))
 
 
+def _members_written(dirty: Iterable[Any], gone: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """Whose rows a flush writes because they were put into a collection, or are in one of what is deleted; and because they were taken out
+    of one, so that they may be deleted themselves. Where the member knows of its owner, it is among the dirty as well.
+    """
+    put_in: list[Any] = []
+    taken_out: list[Any] = []
+    for owners, deleted in ((dirty, False), (gone, True)):
+        for owner in owners:
+            state: Any = inspect(owner)
+            for name in _collections(state.mapper):
+                if deleted or name in state.committed_state:
+                    history = state.get_history(name, PASSIVE_NO_INITIALIZE)
+                    put_in += [*history.added, *(history.unchanged if deleted else ())]
+                    taken_out += history.deleted
+    return [one for one in put_in if _has_a_row(one)], [one for one in taken_out if _has_a_row(one)]
+
+
+def _has_a_row(member: Any) -> bool:
+    return member is not None and bool(inspect(member).persistent)
+
+
+@lru_cache(maxsize=512)
+def _collections(mapper: Mapper[Any]) -> tuple[str, ...]:
+    """Relationships whose members' own rows say to whom they belong, be it many or one."""
+    return tuple(one.key for one in mapper.relationships if one.direction is ONETOMANY and not one.viewonly)
+
+
 @lru_cache(maxsize=512)
 def _keys(mapper: Mapper[Any], table: Table) -> tuple[Column[Any], ...]:
     """The columns of this table by which the mapper finds its row there; none where it has none for each part of the key."""
@@ -189,23 +235,34 @@ def _is_sql(value: Any) -> bool:
     return hasattr(value, "__clause_element__") or hasattr(value, "compile")
 
 
-def _differs(state: Any, name: str, column: Column[Any], now: Any) -> bool:
+def _differs(state: Any, name: str, column: Column[Any], now: Any, dialect: Dialect) -> bool:
     old = state.committed_state.get(name, state.dict[name])
     if changes.unknown_before(old):
         return isinstance(state.dict[name], MutableBase)  # changed in place: nobody knows what it was; else it was set without a look
+    return not (old is now or _alike(_untracked(old), now, column, dialect))
+
+
+def _alike(old: Any, now: Any, column: Column[Any], dialect: Dialect) -> bool:
+    """Whether nobody could tell them apart, or both are the same for the driver. What `==` says, or a type of the user's, is not enough:
+    True is not 1 in a JSON value, and one letter may be as good as another.
+    """
     try:
-        return not (old is now or column.type.compare_values(old, now) or (old != old and now != now))  # noqa: PLR0124  # NaN
-    except Exception:  # what cannot be compared, a type of the user's says
+        same = alike(old, now)
+    except Exception:  # as of arrays, whose == is an array
+        same = False
+    if same:
         return True
+    try:
+        bind = column.type.dialect_impl(dialect).bind_processor(dialect)
+        return bind is not None and alike(bind(old), bind(now))
+    except Exception:  # what cannot be compared, a type of the user's says
+        return False
 
 
-_tables: weakref.WeakKeyDictionary[Database, dict[str, bool]] = weakref.WeakKeyDictionary()
+def _untracked(value: Any) -> Any:
+    """What tells of its changes is a type of its own, and the database's answer is not one yet."""
+    kind = next((one for one in _TRACKED if isinstance(value, one)), None)
+    return value if kind is None else _TRACKED[kind](value)
 
 
-def _is_table(database: Database, connection: Connection, table: Table) -> bool:
-    """Whether rows of it can be locked. A view is written by triggers, or by the server's rules: they lock what they write."""
-    known, name = _tables.setdefault(database, {}), sql_name(table, database)
-    if name not in known:
-        kind = connection.execute(text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)"), {"name": name}).scalar()
-        known[name] = kind in ("r", "p")
-    return known[name]
+_TRACKED: Mapping[type, Callable[[Any], Any]] = {MutableDict: dict, MutableList: list, MutableSet: set}

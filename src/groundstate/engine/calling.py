@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
+import re
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
+from datetime import timedelta
 from functools import partial
 from types import FrameType
 from typing import Any
 
-from groundstate.engine import snapshot
+from groundstate.engine import many, snapshot
 from groundstate.engine.call_loop import new_call_loop
 from groundstate.engine.flight import (
     Flight,
@@ -31,15 +34,18 @@ from groundstate.engine.flight import (
     Unclear,
     Word,
 )
+from groundstate.engine.guarded import describe, let_through, place_of, text_of
 from groundstate.engine.inside_call import inside
-from groundstate.engine.life import describe
 from groundstate.engine.threads import Threads
 from groundstate.engine.watching import NOBODY
 from groundstate.rules.policy import MARGIN
-from groundstate.rules.reaction import CallSpec, Function, OutsideSpec
+from groundstate.rules.reaction import CallSpec, Function, NotDoneWhen, OutsideSpec
+from groundstate.values import lines
 from groundstate.values.answers import Absent, Busy, NotDone, Unknown
 
 log = logging.getLogger("groundstate")
+UNWINDS_S = 1.0  # so long an async call may take to end after its time limit: what goes on past that swallows its cancellation
+LONGEST_WAIT = timedelta(days=365)  # that an endpoint may ask for
 
 
 class Caller:
@@ -52,13 +58,14 @@ class Caller:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._none_on_loop = threading.Event()  # at the end
         self._task_of: dict[Flight, asyncio.Task[None]] = {}
         self._clients = AsyncExitStack()
         self._opened: dict[OutsideSpec, asyncio.Future[Any]] = {}
         self._beat_asked = self._beat_heard = self._beat_told = 0
         self._asked_at: float | None = None  # when the loop was asked to come round, and has not yet
         self._sync_clients = ExitStack()
-        self._sync_opened: dict[OutsideSpec, Any] = {}
+        self._sync_opened: dict[OutsideSpec, Future[Any]] = {}
         self._sync_lock = threading.Lock()
         self.threads = Threads()
         self.draining = False
@@ -66,27 +73,39 @@ class Caller:
 
     # ---- from the transactions' thread ---------------------------------------------------------------------------------------
     def start(self, flights: Sequence[Flight]) -> None:
-        """Sends these out. What may not go out any more comes back as NotSent."""
+        """Sends these out. What may not go out any more comes back as NotSent, and what cannot be started as a call that was not made."""
         on_loop: list[Flight] = []
-        many: dict[CallSpec, list[Flight]] = {}
+        of_many: dict[CallSpec, list[Flight]] = {}
         for flight in flights:
             call = flight.question.spec.call
             if call is not None and call.many and not flight.is_find:
-                many.setdefault(call, []).append(flight)
+                of_many.setdefault(call, []).append(flight)
             elif self._function(flight).is_async:
                 on_loop.append(flight)
             else:
-                self.threads.run(partial(self._sync, flight))
+                self._start_in_thread([flight], partial(self._sync, flight))
         if on_loop:
-            self._ensure_loop().call_soon_threadsafe(self._start_async, on_loop)
-        for call, flights_of in many.items():
+            self._start_on_loop(on_loop, partial(self._start_async, on_loop))
+        for call, flights_of in of_many.items():
             size = call.many or 1
             for start in range(0, len(flights_of), size):
                 group = flights_of[start : start + size]
                 if call.function.is_async:
-                    self._ensure_loop().call_soon_threadsafe(self._start_many, call, group)
+                    self._start_on_loop(group, partial(self._start_many, call, group))
                 else:
-                    self.threads.run(partial(self._sync_many, call, group))
+                    self._start_in_thread(group, partial(self._sync_many, call, group))
+
+    def _start_in_thread(self, flights: Sequence[Flight], work: Callable[[], None]) -> None:
+        try:
+            self.threads.run(work)
+        except Exception as error:  # the system gives no more threads
+            self._back(*[self._failed_before(flight, error, "it could not be started") for flight in flights])
+
+    def _start_on_loop(self, flights: Sequence[Flight], work: Callable[[], None]) -> None:
+        try:
+            self._ensure_loop().call_soon_threadsafe(work)
+        except Exception as error:  # the system gives no more files, which a loop needs, or threads
+            self._back(*[self._failed_before(flight, error, "it could not be started") for flight in flights])
 
     def cancel(self, flights: Sequence[Flight]) -> None:
         """Ends async calls whose record moved on: each comes back in doubt, like any call that was cut off."""
@@ -134,10 +153,10 @@ class Caller:
         self._asked_at = None
 
     def stop(self, timeout_s: float) -> None:
-        """Cancels what still flies, ends the loop and closes the clients; threads that hang are left behind."""
+        """Cancels what still flies, ends the loop and closes the clients; what goes on all the same is left behind: see `busy`."""
         try:
             self._sync_clients.close()
-        except Exception:
+        except BaseException:
             log.exception("closing an outside's client failed", extra={"event": "client_close_failed"})
         if self._loop is None or self._thread is None:
             return
@@ -145,21 +164,49 @@ class Caller:
         asyncio.run_coroutine_threadsafe(self._shut(), loop).add_done_callback(lambda _done: loop.call_soon_threadsafe(loop.stop))
         self._thread.join(timeout_s)
 
+    @property
+    def busy(self) -> int:
+        """Calls and finds that go on."""
+        return self.threads.busy + len(self._tasks)
+
+    def wait(self) -> None:
+        """After `stop`: until none does."""
+        self.threads.wait()
+        if self._tasks:
+            self._none_on_loop.wait()
+
     # ---- the loop --------------------------------------------------------------------------------------------------------------
     def _ensure_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            self._loop = new_call_loop()
-            self._thread = threading.Thread(target=self._run_loop, args=(self._loop,), name="groundstate-calls", daemon=True)
-            self._thread.start()
+            loop = new_call_loop()
+            thread = threading.Thread(target=lines.as_here(partial(self._run_loop, loop)), name="groundstate-calls", daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                loop.close()
+                raise
+            self._loop, self._thread = loop, thread  # not before it runs: the next call tries again
         return self._loop
 
     def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
         try:
-            loop.run_forever()
+            while not self._runs(loop):
+                pass
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+
+    def _runs(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether it was stopped: SystemExit in a task that a call left behind ends the run of a loop too, and the other calls go on."""
+        try:
+            loop.run_forever()
+        except BaseException as error:
+            log.exception(
+                "a task that a call left behind raised %s: the calls go on", type(error).__name__, extra={"event": "call_task_raised"}
+            )
+            return False
+        return True
 
     def _start_async(self, flights: Sequence[Flight]) -> None:
         loop = asyncio.get_running_loop()
@@ -186,9 +233,10 @@ class Caller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._none_on_loop.set()
         try:
             await self._clients.aclose()
-        except Exception:
+        except BaseException:
             log.exception("closing an outside's client failed", extra={"event": "client_close_failed"})
 
     # ---- one flight ------------------------------------------------------------------------------------------------------------
@@ -204,17 +252,17 @@ class Caller:
         if not self._may_go(flight):  # opening the client took its time
             self._back(NotSent(flight))
             return
+        flight.ends_s = time.monotonic() + flight.timeout.total_seconds() + UNWINDS_S
         told = self.watched.calls([flight])
         try:
             with self._inside(flight):
                 async with asyncio.timeout(flight.timeout.total_seconds()):
                     value = await self._function(flight)(flight.argument, **self._supplies(flight, client))
-        except BaseException as error:  # SystemExit too: raised on, it would end the loop, and every other call with it
-            word = self._raised(flight, error)
-        else:
             word = self._answered(flight, value)
+        except BaseException as error:  # each flight ends in a word, whatever its task met
+            word = self._raised(flight, error)
         told([word])
-        self._back(word)
+        self._back(self._after_giving_up(word))
 
     async def _many(self, call: CallSpec, flights: Sequence[Flight]) -> None:
         """One outside call for many records: a word each. A record that the answer does not name is in doubt."""
@@ -226,6 +274,8 @@ class Caller:
         going = self._going(flights)
         if not going:
             return
+        for flight in going:
+            flight.ends_s = time.monotonic() + call.timeout.total_seconds() + UNWINDS_S
         told = self.watched.calls(going)
         try:
             with self._inside(going[0]):
@@ -234,15 +284,15 @@ class Caller:
         except BaseException as error:
             words = [self._raised(flight, error) for flight in going]
         else:
-            words = [self._of_many(flight, number, answers) for number, flight in enumerate(going)]
+            words = self._of_many(going, answers)
         told(words)
-        self._back(*words)
+        self._back(*[self._after_giving_up(word) for word in words])
 
     def _sync_many(self, call: CallSpec, flights: Sequence[Flight]) -> None:
         """The same in a thread."""
         try:
             client = self._sync_client(call.outside)
-        except Exception as error:
+        except BaseException as error:
             self._back(*[self._failed_before(flight, error) for flight in flights])
             return
         going = self._going(flights)
@@ -254,10 +304,10 @@ class Caller:
         try:
             with self._inside(going[0]):
                 answers = call.function([flight.argument for flight in going], **self._supplies_of_many(going, client))
-        except BaseException as error:  # each flight ends in a word, whatever its thread met
+        except BaseException as error:
             words = [self._raised(flight, error) for flight in going]
         else:
-            words = [self._of_many(flight, number, answers) for number, flight in enumerate(going)]
+            words = self._of_many(going, answers)
         told(words)
         self._back(*[self._after_giving_up(word) for word in words])
 
@@ -271,23 +321,28 @@ class Caller:
         return self._supplies(going[0], client) | {"keys": [flight.key for flight in going]}
 
     def _after_giving_up(self, word: Word) -> Word:
-        """A thread that was given up has nothing to say but an outcome, or that it has ended."""
+        """A call that was given up has nothing to say but an outcome, or that it has ended."""
         return word if isinstance(word, Returned) or not word.flight.given_up else ThreadEnded(word.flight)
 
-    def _of_many(self, flight: Flight, number: int, answers: Any) -> Word:
+    def _of_many(self, going: Sequence[Flight], answers: Any) -> list[Word]:
         try:
-            answer = answers[flight.argument] if isinstance(answers, Mapping) else answers[number]
-        except (KeyError, IndexError, TypeError):
+            outcomes = many.by_record(answers, [flight.argument for flight in going])
+        except many.Ambiguous as error:
+            return [Unclear(flight, text_of(error)) for flight in going]
+        except BaseException as error:  # what it answered with is of the user's own making
+            return [Unclear(flight, f"the answer of call_many cannot be read: {describe(error)}") for flight in going]
+        return [self._of_one(flight, outcome) for flight, outcome in zip(going, outcomes, strict=True)]
+
+    def _of_one(self, flight: Flight, outcome: Any) -> Word:
+        if outcome is many.NOTHING:
             return Unclear(flight, "the answer of call_many says nothing of this record")
-        if isinstance(answer, NotDone | Busy):
-            return self._raised(flight, answer)
-        return Returned(flight, answer)
+        return self._raised(flight, outcome) if isinstance(outcome, NotDone | Busy) else Returned(flight, outcome)
 
     def _sync(self, flight: Flight) -> None:
         call = flight.question.spec.call
         try:
             client = self._sync_client(call.outside) if call is not None else None
-        except Exception as error:
+        except BaseException as error:
             self._back(self._failed_before(flight, error))
             return
         if not self._may_go(flight):
@@ -298,10 +353,9 @@ class Caller:
         try:
             with self._inside(flight):
                 value = self._function(flight)(flight.argument, **self._supplies(flight, client))
-        except BaseException as error:  # each flight ends in a word, whatever its thread met
-            word = self._raised(flight, error)
-        else:
             word = self._answered(flight, value)
+        except BaseException as error:  # likewise
+            word = self._raised(flight, error)
         told([word])
         self._back(self._after_giving_up(word))
 
@@ -322,37 +376,38 @@ class Caller:
 
     def _raised(self, flight: Flight, error: BaseException) -> Word:
         if flight.is_find:
-            return FoundUnknown(flight, f"find raised {describe(error)}")
+            return FoundUnknown(flight, f"find raised {describe(error)}{place_of(error)}")
         if isinstance(error, Busy):
-            return NothingHappened(flight, describe(error), counts=False, retry_after=error.retry_after)
+            return NothingHappened(flight, describe(error), counts=False, retry_after=_wait_of(error))
         if isinstance(error, NotDone):
-            return NothingHappened(flight, describe(error), retry_after=error.retry_after)
+            return NothingHappened(flight, describe(error), retry_after=_wait_of(error))
         outside = flight.question.spec.call.outside if flight.question.spec.call else None
         if outside is not None and isinstance(error, Exception) and _surely_not_done(outside, error):
             return NothingHappened(flight, describe(error))
         if isinstance(error, TimeoutError):
-            return Unclear(flight, f"timed out after {flight.timeout.total_seconds():g} s" if not str(error) else describe(error))
+            return Unclear(flight, f"timed out after {flight.timeout.total_seconds():g} s" if not text_of(error) else describe(error))
         if type(error).__name__ == "DetachedInstanceError":
-            return Unclear(flight, f"{describe(error)}. Load it: @outside.call(load=[selectinload(...)]), or make the argument by `sends`")
-        return Unclear(flight, describe(error))
+            return Unclear(flight, f"{describe(error)}. {_how_to_load(flight, text_of(error))}")
+        return Unclear(flight, f"{describe(error)}{place_of(error)}")
 
-    def _failed_before(self, flight: Flight, error: BaseException) -> Word:
-        """The outside's client could not be opened: surely nothing was sent."""
-        if flight.is_find:
-            return FoundUnknown(flight, f"the outside's client could not be opened: {describe(error)}")
-        return NothingHappened(flight, f"the outside's client could not be opened: {describe(error)}")
+    def _failed_before(self, flight: Flight, error: BaseException, why: str = "the outside's client could not be opened") -> Word:
+        """Surely nothing was sent."""
+        words = f"{why}: {describe(error)}"
+        return FoundUnknown(flight, words) if flight.is_find else NothingHappened(flight, words)
 
     def _back(self, *words: Word) -> None:
-        if words:
+        try:
             for word in words:
                 if word.flight.given is not None:
                     self._tell_edits(word.flight, word.flight.given)
-            self._say(words)
+        finally:
+            if words:
+                self._say(words)
 
     def _tell_edits(self, flight: Flight, given: snapshot.Given) -> None:
         """What a call edited in place of its snapshot is lost. Once for each attribute: it does so each time."""
         edited: list[str] = []
-        with suppress(Exception):  # likewise
+        with suppress(BaseException):  # likewise
             edited = given.edited()
         reaction = flight.question.spec.name
         new = [name for name in edited if (reaction, name) not in self._told_of]
@@ -368,7 +423,7 @@ class Caller:
         if self.draining or not self._sound(flight.life) or not flight.may_go_out():
             return False
         if flight.given is None:
-            with suppress(Exception):  # of a type of the user's, which cannot be looked into
+            with suppress(BaseException):  # of a type of the user's, which cannot be looked into
                 flight.given = snapshot.given(flight.argument)
         return True
 
@@ -394,8 +449,10 @@ class Caller:
         try:
             async with asyncio.timeout(MARGIN.total_seconds()):  # past that none of these calls may go out any more
                 return await asyncio.shield(opened)
-        except Exception:
-            self._opened.pop(call.outside, None)
+        except BaseException as error:
+            ended_alone = not isinstance(error, Exception) and not opened.done()  # others wait on
+            if not ended_alone and self._opened.get(call.outside) is opened:
+                del self._opened[call.outside]  # the next call tries again
             raise
 
     async def _open(self, manager: Any) -> Any:
@@ -404,16 +461,31 @@ class Caller:
         return self._clients.enter_context(manager)
 
     def _sync_client(self, outside: OutsideSpec) -> Any:
-        """The outside's client for calls in threads, opened once and shared by them."""
+        """The outside's client for calls in threads, opened once and shared by them; in a thread of its own, which may hang."""
         if outside.client is None:
             return None
         with self._sync_lock:
-            if outside not in self._sync_opened:
-                manager = outside.client()
-                if not hasattr(manager, "__enter__"):
-                    raise TypeError("a sync call cannot use an async client: let `client` give a sync one, or make the call async")
-                self._sync_opened[outside] = self._sync_clients.enter_context(manager)
-            return self._sync_opened[outside]
+            opened = self._sync_opened.get(outside)
+            if opened is None:
+                opened = Future()
+                threading.Thread(target=self._open_sync, args=(outside, opened), name="groundstate-sync-client", daemon=True).start()
+                self._sync_opened[outside] = opened
+        try:
+            return opened.result(MARGIN.total_seconds())  # past that none of these calls may go out any more
+        except BaseException:
+            with self._sync_lock:
+                if self._sync_opened.get(outside) is opened:
+                    del self._sync_opened[outside]  # the next call tries again
+            raise
+
+    def _open_sync(self, outside: OutsideSpec, opened: Future[Any]) -> None:
+        try:
+            manager: Any = outside.client() if outside.client is not None else None
+            if not hasattr(manager, "__enter__"):
+                raise TypeError("a sync call cannot use an async client: let `client` give a sync one, or make the call async")
+            opened.set_result(self._sync_clients.enter_context(manager))
+        except BaseException as error:
+            opened.set_exception(error)
 
 
 def _within(frame: FrameType | None) -> str:
@@ -425,13 +497,42 @@ def _within(frame: FrameType | None) -> str:
     return "\n".join(inner) or "?"
 
 
+def _wait_of(error: BaseException) -> timedelta | None:
+    """How long the endpoint asks to wait, where the user's exception says so in a timedelta."""
+    wait = getattr(error, "retry_after", None)
+    return min(max(wait, timedelta()), LONGEST_WAIT) if isinstance(wait, timedelta) else None
+
+
+def _how_to_load(flight: Flight, words: str) -> str:
+    """What to do where a call reads of its record what was not loaded. words: SQLAlchemy's own."""
+    found = re.search(r"(deferred|lazy) load operation of attribute '(\w+)'", words)
+    option, name = ("undefer" if found[1] == "deferred" else "selectinload", found[2]) if found else ("selectinload", "...")
+    loads = f"from sqlalchemy.orm import {option}, and @outside.call(load=[{option}({flight.question.spec.record.__name__}.{name})])"
+    return f"Load it: {loads}; or make the argument by `sends`"
+
+
 def _surely_not_done(outside: OutsideSpec, error: Exception) -> bool:
-    """Whether the outside's author listed this type. Dotted paths are resolved now, so that a list imports nothing."""
-    for listed in outside.not_done:
-        kind = _resolve(listed) if isinstance(listed, str) else listed
-        if kind is not None and isinstance(error, kind):
-            return True
-    return False
+    """Whether the outside's author listed it. Dotted paths are resolved now, so that a list imports nothing."""
+    return any(_means(listed, error) for listed in outside.not_done)
+
+
+def _means(listed: NotDoneWhen, error: Exception) -> bool:
+    if isinstance(listed, str):
+        kind = _resolve(listed)
+        return kind is not None and isinstance(error, kind)
+    if isinstance(listed, type):
+        return isinstance(error, listed)
+    try:
+        return bool(listed(error))
+    except BaseException as failed:
+        let_through(failed)
+        log.exception(
+            "%r cannot tell whether %r means that nothing was done: it is in doubt",
+            listed,
+            type(error).__name__,
+            extra={"event": "not_done_failed"},
+        )
+        return False
 
 
 def _resolve(path: str) -> type[Exception] | None:

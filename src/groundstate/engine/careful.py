@@ -1,4 +1,6 @@
-"""Careful mode for DB-only batches: an attempt is written before the batch, so that a record that kills its worker is found (hazard 25)."""
+"""Careful mode: an attempt is written before DB-only batches too, so that a record that kills its worker is found; and who is suspected
+is carried out while nothing else is under way in its worker (hazard 25).
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,19 @@ from groundstate.engine.plain import Done, Feed, new_attempt
 from groundstate.engine.question import Question
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt
+from groundstate.rules.careful import TOGETHER
 
 
 def carry_out(life: Life, question: Question, feed: Feed) -> Done:
-    """Two transactions: begun attempts for a small batch, then the batch itself, which deletes them."""
-    most = life.care.together(0)
-    feed = replace(feed, limit=min(feed.limit, most))
+    """Two transactions: begun attempts for a batch, then the batch itself, which deletes them. Who is suspected is left out, but where
+    `feed.alone` says that it is his turn.
+    """
+    feed = replace(feed, limit=min(feed.limit, TOGETHER))
     with life.transaction() as tx:
         found = feed.claim(question, tx)
         failed = plain.put_off(life, question, tx, found.unreadable)
-        group = _group(life, found.taken, most)
+        free = [one for one in found.taken if feed.alone or not _suspected(life, one)]
+        group = free[:TOGETHER]
         call = attempts.new_call()
         pairs = [(one.attempt, begun(life, _before(life, question, one, tx.now), call, tx.now, len(group))) for one in group]
         attempts.insert(tx, [after for before, after in pairs if before is None])
@@ -29,23 +34,24 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
     if not group:
         return Done(read=found.read, cursor=found.cursor, busy=found.busy, failed=failed)
     done = plain.carry_out(life, question, Feed(keys=[one.key for one in group], limit=len(group), mine=call))
-    left = len(found.taken) - len(group)
+    left = len(free) - len(group)
     return replace(
         done,
         read=found.read,
         cursor=feed.cursor if left else found.cursor,  # those of the group are done, and the others come again
         failed=done.failed + failed,
-        busy=[*done.busy, *(one.key for one in found.taken[len(group) :])],
+        busy=[*done.busy, *(one.key for one in free[len(group) :])],
         left_begun=done.done + done.failed < len(group),  # somebody else has locked them, or moved them on
     )
 
 
-def _group(life: Life, taken: list[Taken], most: int) -> list[Taken]:
-    """Records that were among others when their worker ended come again in half that number, and with nothing else."""
-    suspects = [one for one in taken if one.attempt is not None and one.attempt.together > 0]
-    if not suspects:
-        return taken[:most]
-    return suspects[: min(life.care.together(one.attempt.together) for one in suspects if one.attempt is not None)]
+def _suspected(life: Life, one: Taken) -> bool:
+    return one.attempt is not None and is_suspected(life, one.attempt)
+
+
+def is_suspected(life: Life, one: Attempt) -> bool:
+    """Whether it is carried out by itself alone, as `next_suspect` says when."""
+    return life.care.alone(one.why, has_call=one.unsure or one.call_no > 0)
 
 
 def begun(life: Life, before: Attempt, call: int, now: datetime, together: int) -> Attempt:

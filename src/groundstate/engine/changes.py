@@ -63,13 +63,11 @@ def unknown_before(old: Any) -> bool:
 
 @lru_cache(maxsize=128)
 def plain_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
-    """Attribute name -> column for what a bulk UPDATE may write; None where this mapper needs the unit of work."""
+    """Attribute name -> column for what a bulk UPDATE may write; None where this mapper needs the unit of work, whoever listens to it."""
     if len(mapper.tables) != 1 or mapper.version_id_col is not None:
         return None
     table: Any = mapper.local_table
     if any(column.onupdate is not None or column.server_onupdate is not None or column.computed is not None for column in table.columns):
-        return None
-    if any(len(getattr(mapper.dispatch, hook)) for hook in _HOOKS):
         return None
     columns: dict[str, Any] = {}
     for property_ in mapper.column_attrs:
@@ -80,6 +78,11 @@ def plain_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
     return columns
 
 
+def is_heard(mapper: Mapper[Any]) -> bool:
+    """Whether somebody listens to what is written by this mapper, be it since a moment ago."""
+    return any(len(getattr(mapper.dispatch, hook)) for hook in _HOOKS)
+
+
 def flush_has_listeners(session: Session) -> bool:
     """Whether somebody but us listens to flushes: they would not hear of a bulk UPDATE."""
     dispatch: Any = session.dispatch
@@ -88,20 +91,28 @@ def flush_has_listeners(session: Session) -> bool:
 
 
 def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) -> list[dict[str, Any]] | None:
-    """For each record its new values by attribute, where all of them may be written by a bulk UPDATE; else None."""
+    """For each record its new values by attribute, where a bulk UPDATE may write all of them after a flush of the rest; else None."""
     columns = plain_columns(mapper)
     if columns is None or session.new or session.deleted or flush_has_listeners(session):
         return None
     known = {id(record) for record in records}
+    others: set[Any] = set()  # the states of what is to be flushed before the records, and without them
     for touched in session.identity_map._modified:  # noqa: SLF001  # session.dirty builds a set of all, each time
-        if id(touched.obj()) not in known:
-            return None
+        other = touched.obj()
+        if id(other) not in known:
+            if not _can_go_before(mapper, other):
+                return None
+            others.add(touched)
+    if others and _takes_along(mapper) and any(_goes_with(record, others) for record in records):
+        return None
     found: list[dict[str, Any]] = []
+    written_by = set()  # records of subclasses are written by mappers of their own
     for record in records:
         state: Any = instance_state(record)
         if not state.modified:
             found.append({})
             continue
+        written_by.add(state.manager.mapper)
         new = {}
         for name in changed(record):
             if name not in columns or name not in state.dict:
@@ -111,7 +122,31 @@ def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) 
                 return None  # a SQL expression as a value
             new[name] = value
         found.append(new)
-    return found
+    return None if any(is_heard(its) or its.version_id_col is not None for its in written_by) else found
+
+
+def _can_go_before(mapper: Mapper[Any], other: Any) -> bool:
+    """Whether this object, which is none of the records, may be flushed before them, while none of them is in the session.
+
+    It may where only plain columns of a row of another table are written: no order between the two, and no collection with a record in it.
+    """
+    its = instance_state(other).mapper
+    columns = plain_columns(its)
+    return (
+        columns is not None and not is_heard(its) and its.local_table is not mapper.local_table and columns.keys() >= changed(other).keys()
+    )
+
+
+@lru_cache(maxsize=128)
+def _takes_along(mapper: Mapper[Any]) -> bool:
+    """Whether a record that is taken out of the session may take others with it."""
+    return any(one.cascade.expunge for its in mapper.self_and_descendants for one in its.relationships)
+
+
+def _goes_with(record: Any, others: set[Any]) -> bool:
+    """Whether one of these goes out of the session with the record, and would not be flushed."""
+    state: Any = instance_state(record)
+    return any(reached in others for _, _, reached, _ in state.mapper.cascade_iterator("expunge", state))
 
 
 def write(
@@ -209,7 +244,12 @@ def _write_each(
     database: Database, connection: Connection, mapper: Mapper[Any], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
 ) -> None:
     names = tuple(some[0][1])
-    if database.locks_rows and len(some) >= _SHARED and _fits_arrays(mapper, names) and _of_their_types(mapper, names, some):
+    if (
+        database.locks_rows
+        and len(some) >= _SHARED
+        and _fits_arrays(mapper, names, connection.dialect)
+        and _of_their_types(mapper, names, some)
+    ):
         given: dict[str, Any] = {f"k_{number}": [key[number] for key, _ in some] for number in range(len(mapper.primary_key))}
         given |= {f"v_{name}": [change[name] for _, change in some] for name in names}
         _check(mapper, connection.execute(_write_arrays(mapper, names), given).rowcount, len(some))
@@ -240,10 +280,16 @@ def _write_one(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
 
 
 @lru_cache(maxsize=128)
-def _fits_arrays(mapper: Mapper[Any], names: tuple[str, ...]) -> bool:
+def _fits_arrays(mapper: Mapper[Any], names: tuple[str, ...], dialect: Dialect) -> bool:
     """Whether arrays bring these values as they are: of types whose element the driver writes like the value alone."""
     columns = plain_columns(mapper) or {}
-    return all(type(column.type) in _IN_ARRAYS for column in [*mapper.primary_key, *(columns[name] for name in names)])
+    kinds = [column.type for column in [*mapper.primary_key, *(columns[name] for name in names)]]
+    return all(type(kind) in _IN_ARRAYS and _is_itself(kind, dialect) for kind in kinds)
+
+
+def _is_itself(kind: Any, dialect: Dialect) -> bool:
+    """Whether a type stands for itself in this database, and not for a variant of it, which may be anybody's."""
+    return type(kind.dialect_impl(dialect)) is type(dialect.type_descriptor(kind))
 
 
 def _of_their_types(mapper: Mapper[Any], names: Sequence[str], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> bool:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, Text, func, not_, or_, select, text, type_coerce
-from sqlalchemy.exc import CompileError
+from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, Table, Text, select, text, type_coerce
+from sqlalchemy.exc import CompileError, DBAPIError
 
-from groundstate.engine import fitting, hidden, plans, schema, stored, triggers
+from groundstate.engine import fitting, hidden, key_columns, odd_times, plans, registry, rights, schema, stored, triggers, trouble
 from groundstate.engine.circles import Steps
 from groundstate.engine.handwriting import counted_beside
-from groundstate.engine.question import Question
+from groundstate.engine.question import Question, sql_name
 from groundstate.rules import clause as look
 from groundstate.rules import suspicion
 from groundstate.rules.cron import Cron
@@ -49,18 +49,38 @@ def check(
         schema.check(database)
     except (NotInitialised, StoreRefused) as error:
         return [Finding("problem", "tables", "groundstate", str(error))]
+    except DBAPIError as error:
+        if not trouble.denied(error):
+            raise
+        return [Finding("problem", "rights", "groundstate", trouble.told(error))]  # nothing else can be asked
     found: list[Finding] = []
     with database.reading() as connection:
         lacks = fitting.missing(connection, questions)
         found += [Finding("problem", "columns", name, words, fitting.CURE) for name, words in lacks.items()]
         questions = [question for question in questions if question.spec.name not in lacks]  # of those nothing else can be asked
+        denied = rights.missing(
+            database,
+            connection,
+            [table for one in questions for table in one.tables_loaded if isinstance(table, Table)],
+            our_tables.sorted_tables,
+        )
+        found += _rights(connection, denied)
+        unread = {name for name, some in denied.items() if "SELECT" in some}
+        questions = [
+            one
+            for one in questions
+            if not any(sql_name(table, database) in unread for table in one.tables_loaded if isinstance(table, Table))
+        ]
+        found += _keys(connection, questions)
         for question in questions:
             found += _indexes(database, connection, question)
         found += hidden_rows(database, connection, questions)
         found += _stored(connection, questions)
         found += _local_defaults(database, connection, questions)
         found += _same_keys_again(questions)
+        found += _key_names(connection, questions)
         found += _rings(questions)
+        found += _kept_out(questions)
         found += _clocks(questions)
         found += _writers(questions)
         found += _datetimes(database, questions, metadatas)
@@ -95,6 +115,25 @@ def hidden_rows(database: Database, connection: Connection, questions: Sequence[
         )
         for name in hidden.hidden(database, connection, [*asked, *our_tables.sorted_tables])
     ]
+
+
+def _rights(connection: Connection, denied: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """What a worker does and this role may not do; of a role that may write our tables, as a worker's may."""
+    for name, some in denied.items():
+        role, words = hidden.role(connection), ", ".join(some)
+        yield Finding(
+            "problem",
+            "rights",
+            name,
+            f"{role} has no {words} on {name}, which a worker needs: the reactions that meet it are not carried out",
+            f"GRANT {words} ON {name} TO {role}",
+        )
+
+
+def _keys(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
+    """Keys by whose text the database does not find their record again."""
+    refused = {question.spec.table_name: key_columns.refused(connection, question) for question in questions}
+    yield from (Finding("problem", "keys", name, why.words, key_columns.CURE) for name, why in refused.items() if why is not None)
 
 
 def _counted_beside(questions: Sequence[Question]) -> Iterator[Finding]:
@@ -169,16 +208,15 @@ def _kept_rows(connection: Connection) -> Iterator[Finding]:
 # ---- triggers ------------------------------------------------------------------------------------------------------------------
 def _triggers(database: Database, connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
     """Triggers that tell nobody, or tell what nobody asks: nothing is wrong by it, but writers pay for it, or rows wait for a sweep."""
-    if not triggers.are_there(connection):
+    if not questions or not triggers.are_there(connection):
         return
-    for one in triggers.found(database, connection, triggers.tables_read(questions)):
+    for one in triggers.found(questions[0].spec.app, database, connection, triggers.tables_read(questions)):
         if one.state == "stale":
             words = "its trigger groundstate_rows is of another version, edited or switched off, so that its writers may not be heard"
             yield Finding("advice", "triggers", one.table, words, "groundstate triggers install")
         elif one.state == "needless":
             words = "its trigger groundstate_rows tells of a table that no reaction of this app reads, and each who writes it pays for that"
-            cure = "groundstate triggers remove, then install, unless another app on this database wants it"
-            yield Finding("advice", "triggers", one.table, words, cure)
+            yield Finding("advice", "triggers", one.table, words, "groundstate triggers remove, then install")
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------------------
@@ -205,6 +243,16 @@ def _same_keys_again(questions: Sequence[Question]) -> Iterator[Finding]:
         yield Finding("advice", "key", spec.name, words, cure)
 
 
+def _key_names(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
+    """Keys that this database alone knows how to make."""
+    specs = [question.spec for question in questions]
+    for app in dict.fromkeys(spec.app for spec in specs):
+        unsaid = registry.unsaid_key_names(connection, app, [spec for spec in specs if spec.app == app])
+        for name, key_name in unsaid.items():
+            words = f"{name} was renamed, and this database alone knows of which name the keys of its calls are made"
+            yield Finding("advice", "key name", name, words, f"key_name={key_name} in App.on")
+
+
 def _rings(questions: Sequence[Question]) -> Iterator[Finding]:
     """Reactions that undo each other for ever, and nothing fails."""
     for names in Steps([question.spec for question in questions]).endless():
@@ -213,6 +261,25 @@ def _rings(questions: Sequence[Question]) -> Iterator[Finding]:
             " that comes to one of them goes round for ever"
         )
         yield Finding("problem", "ring", names[0], words, "let one of them leave a state that no other of them undoes, or give it `due=`")
+
+
+def _kept_out(questions: Sequence[Question]) -> Iterator[Finding]:
+    """Reactions whose doubts wait for a person, and keep the others of their record waiting meanwhile."""
+    for question in questions:
+        spec = question.spec
+        if spec.fact is not None or spec.terms.policy is None or spec.terms.policy.kind != "hold":
+            continue
+        base = question.mapper.base_mapper
+        others = [
+            one.spec.name for one in questions if one.mapper.base_mapper is base and one.spec.fact is None and one.spec.name != spec.name
+        ]
+        if others:
+            words = (
+                f"a call of it in doubt waits for a person (hold()), and keeps {', '.join(others)} from the same record until somebody has"
+                " settled it"
+            )
+            cure = "where they need not wait for it, give it `fact=column`, a column that its handler alone writes"
+            yield Finding("advice", "held record", spec.name, words, cure)
 
 
 def _reused_keys(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
@@ -253,19 +320,9 @@ def _clocks(questions: Sequence[Question]) -> Iterator[Finding]:
 def _other_times(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
     """Due times in SQLite that others wrote in another way: as text they do not sort among ours."""
     for question in questions:
-        due = question.spec.due
-        if due is None or due.attribute is None:
-            continue
-        some = select(due.attribute.label("at")).where(question.condition, due.attribute.is_not(None)).limit(plans.COUNTED_MOST).subquery()
-        at = type_coerce(some.c.at, Text())
-        ours = or_(at.op("GLOB")(_DAY), at.op("GLOB")(f"{_DAY} [0-9][0-9]:[0-9][0-9]:[0-9][0-9]*"))
-        other = connection.execute(select(at).where(or_(func.typeof(at) != "text", not_(ours))).limit(1)).scalar()
-        if other is not None:
-            words = f"{due.attribute} holds {other!r}, which does not sort as a time among others: it is not carried out when it is due"
-            yield Finding("problem", "time", question.spec.name, words, "write it as 2026-12-24 18:00:00.000000, in UTC")
-
-
-_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
+        words = odd_times.first(connection, question)
+        if words is not None:
+            yield Finding("problem", "time", question.spec.name, words, odd_times.CURE)
 
 
 def _stored(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:

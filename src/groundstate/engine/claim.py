@@ -9,11 +9,16 @@ from typing import Any
 
 from sqlalchemy import select
 
-from groundstate.engine import attempts, trouble
+from groundstate.engine import attempts, key_columns, trouble
+from groundstate.engine.guarded import describe, user_code
 from groundstate.engine.question import Place, PrimaryKey, Question
+from groundstate.engine.timing import Timing
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import blocking
 from groundstate.rules.attempt import IN_VAIN, Attempt, Facts, State
+from groundstate.rules.due import InNoCalendar
+from groundstate.values.errors import GroundstateError
+from groundstate.values.keys import NoValue
 
 
 @dataclass
@@ -48,40 +53,58 @@ class Unreadable:
     occurrence: str
     words: str
     attempt: Attempt | None = None  # its own, failed and due
+    nameless: bool = False  # its key itself cannot be read: no later try finds it by that
 
 
 def by_condition(question: Question, tx: Transaction, cursor: Place | None, limit: int, *, crowded: bool) -> Claim:
     """The next records, in the order of a pass, that are ready."""
     if not tx.database.locks_rows or question.reads_its_row_alone:
         try:
-            rows = tx.session.execute(question.records_after(cursor, limit, crowded=crowded)).unique().all()
+            with user_code():
+                rows = tx.session.execute(question.records_after(cursor, limit, crowded=crowded)).unique().all()
         except Exception as error:
-            if not trouble.unreadable(error):
+            if not trouble.unloadable(error):
                 raise
         else:
-            last = question.place_of(rows[-1]) if rows else cursor
-            return Claim(_free(question, tx, [row[0] for row in rows]), cursor=last, read=len(rows))
+            claim = Claim(cursor=question.place_of(rows[-1]) if rows else cursor, read=len(rows))
+            _take(question, tx, claim, [row[0] for row in rows])
+            return claim
     places = [tuple(row) for row in tx.connection.execute(question.lock(question.places_after(cursor, limit, crowded=crowded)))]
     claim = Claim(cursor=places[-1] if places else cursor, read=len(places))
     if places:
-        records, bad = _load(question, tx, [question.key_in(place) for place in places])
-        claim.taken, claim.unreadable = _free(question, tx, records), _free_unreadable(question, tx, bad)
+        found, nameless = _split(question, [question.key_in(place) for place in places])
+        records, bad = _load(question, tx, found) if found else ([], [])
+        _take(question, tx, claim, records, [*bad, *nameless])
     return claim
 
 
 def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
     """Those of these records that are ready."""
     claim = Claim()
+    wanted, nameless = _split(question, wanted)
     found = list(wanted)
     if tx.database.locks_rows:
         found = [tuple(row) for row in tx.connection.execute(question.keys_given, question.given(wanted))]
         if len(found) < len(wanted):
             claim.busy = _busy(question, tx, set(wanted) - set(found))
-    if found:
-        records, bad = _load(question, tx, found)
+    if found or nameless:
+        records, bad = _load(question, tx, found) if found else ([], [])
         claim.read = len(records) + len(bad)
-        claim.taken, claim.unreadable = _free(question, tx, records, mine), _free_unreadable(question, tx, bad)
+        _take(question, tx, claim, records, [*bad, *nameless], mine)
     return claim
+
+
+def _split(question: Question, wanted: Sequence[PrimaryKey]) -> tuple[Sequence[PrimaryKey], list[Unreadable]]:
+    """Those with which a record can be asked for, and those in which something stands that its type makes no value of."""
+    fine: list[PrimaryKey] = []
+    nameless: list[Unreadable] = []
+    for key in wanted:
+        why = next((value.why for value in key if type(value) is NoValue), None)
+        if why is None:
+            fine.append(key)
+        else:
+            nameless.append(Unreadable(key, question.record_text(key), "", f"its key cannot be read: {why}", nameless=True))
+    return fine, nameless
 
 
 def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
@@ -90,12 +113,23 @@ def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> t
     return readable(question, tx, found)
 
 
+def readable_under_lock(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
+    """As `readable`, asked once nobody can move them on any more before this transaction ends. Waits for who has locked one."""
+    wanted, nameless = _split(question, wanted)
+    if not wanted:
+        return [], nameless
+    if tx.database.locks_rows:
+        tx.connection.execute(question.keys_among(wanted).with_for_update(key_share=True))
+    records, bad = readable(question, tx, wanted)
+    return records, [*bad, *nameless]
+
+
 def readable(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
     """Of the records given those that are ready and can be loaded, and those that cannot: found by halves."""
     try:
         return _records(tx, question.records_given, question.given(wanted)), []
     except Exception as error:
-        if not trouble.unreadable(error):
+        if not trouble.unloadable(error):
             raise
         if len(wanted) == 1:
             there = _key_of(question, tx, wanted[0])
@@ -124,12 +158,13 @@ def _unreadable(question: Question, tx: Transaction, key: PrimaryKey, error: Bas
     occurrence = ""
     if question.spec.occurrence:
         try:
-            row = tx.connection.execute(select(*question.spec.occurrence).where(question.among([key]))).first()
+            with user_code():
+                row = tx.connection.execute(select(*question.spec.occurrence).where(question.among([key]))).first()
             occurrence = question.round_text(tuple(row)) if row is not None else ""
         except Exception as same:
-            if not trouble.unreadable(same):
+            if not trouble.unloadable(same):
                 raise
-    return Unreadable(key, question.record_text(key), occurrence, f"its record cannot be read: {type(error).__name__}: {error}")
+    return Unreadable(key, question.record_text(key), occurrence, f"its record cannot be read: {describe(error)}")
 
 
 def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadable]) -> list[Unreadable]:
@@ -139,7 +174,7 @@ def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadab
     spec = question.spec
     if tx.air:
         bad = [one for one in bad if not tx.air.holds(spec, one.text)]
-    found = attempts.concerning(tx, spec.app, spec.name, None, [one.text for one in bad])
+    found = attempts.concerning(tx, question, [one.text for one in bad], own=True)
     free, columns = [], spec.occurrence_columns
     for one in bad:
         standing = found.get(one.text, ())
@@ -151,7 +186,8 @@ def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadab
 
 
 def _records(tx: Transaction, statement: Any, given: dict[str, Any] | None) -> list[Any]:
-    return list(tx.session.execute(statement, given).unique().scalars())
+    with user_code():  # its types and its hooks make values of what was fetched
+        return list(tx.session.execute(statement, given).unique().scalars())
 
 
 def _busy(question: Question, tx: Transaction, missing: set[PrimaryKey]) -> list[PrimaryKey]:
@@ -159,23 +195,38 @@ def _busy(question: Question, tx: Transaction, missing: set[PrimaryKey]) -> list
     return [tuple(row) for row in tx.connection.execute(question.keys_among(list(missing)))]
 
 
-def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int | None = None) -> list[Taken]:
-    """Without those that an attempt keeps us from. Asked after the lock, in a statement of its own (hazard 17)."""
-    spec = question.spec
-    tx.claimed(records)
-    taken = []
-    for record in records:
+def _take(  # all of it differs from claim to claim
+    question: Question, tx: Transaction, claim: Claim, records: Sequence[Any], bad: Sequence[Unreadable] = (), mine: int | None = None
+) -> None:
+    """Puts those into the claim that no attempt keeps us from. Asked after the lock, in a statement of its own (hazard 17)."""
+    tx.claimed(records, question.mapper.tables)
+    if records and not question.finds_its_keys:
+        _prove_keys(question, tx, question.key_of(records[0]))
+    taken: list[Taken] = []
+    more: list[Unreadable] = []
+    for record, due in zip(records, dues(question, tx, records), strict=True):
         key = question.key_of(record)
-        taken.append(Taken(key, question.record_text(key), question.occurrence_text(record), record))
-    if question.timing is not None:
-        for one, due in zip(taken, dues(question, tx, records), strict=True):
-            one.due = due
+        text = question.record_text(key)
+        try:
+            occurrence = question.occurrence_text(record)
+        except (OverflowError, GroundstateError) as error:  # a time in no calendar; a value of a type that has no text
+            more.append(Unreadable(key, text, "", f"its occurrence has no text: {error}"))
+            continue
+        if isinstance(due, InNoCalendar):
+            more.append(Unreadable(key, text, occurrence, f"its due time cannot be told: {due}"))
+        else:
+            taken.append(Taken(key, text, occurrence, record, due=due))
+    claim.taken = _free(question, tx, taken, mine)
+    claim.unreadable = _free_unreadable(question, tx, [*bad, *more])
+
+
+def _free(question: Question, tx: Transaction, taken: list[Taken], mine: int | None) -> list[Taken]:
+    spec = question.spec
     if tx.air:
         taken = [one for one in taken if not tx.air.holds(spec, one.text)]
     if not taken or not _some_attempts(tx):
         return _at_full_pace(question, tx, taken)
-    table_name = None if spec.fact else spec.table_name
-    found = attempts.concerning(tx, spec.app, spec.name, table_name, [one.text for one in taken])
+    found = attempts.concerning(tx, question, [one.text for one in taken])
     free, kept_out_by = [], spec.kept_out_by
     for one in taken:
         standing = found.get(one.text, ())
@@ -191,6 +242,14 @@ def _free(question: Question, tx: Transaction, records: Sequence[Any], mine: int
     return _at_full_pace(question, tx, free)
 
 
+def _prove_keys(question: Question, tx: Transaction, key: PrimaryKey) -> None:
+    """Before the first record is taken whose table was empty at the start. Raises KeyRefused."""
+    why = key_columns.refused(tx.connection, question, key)
+    if why is not None:
+        raise why
+    question.finds_its_keys = True
+
+
 def _at_full_pace(question: Question, tx: Transaction, taken: list[Taken]) -> list[Taken]:
     """Without those that go round and are slowed down just now. What failed waits for its next try anyway."""
     if not tx.rings:
@@ -198,16 +257,38 @@ def _at_full_pace(question: Question, tx: Transaction, taken: list[Taken]) -> li
     return [one for one in taken if one.attempt is not None or not tx.rings.holds(question, one.key, one.occurrence)]
 
 
-def dues(question: Question, tx: Transaction, records: Sequence[Any]) -> list[datetime | None]:
-    """When each of these records became due; None where nothing says (any more)."""
+def dues(question: Question, tx: Transaction, records: Sequence[Any]) -> list[datetime | InNoCalendar | None]:
+    """When each of these records became due, or why that cannot be told; None where nothing says (any more)."""
     timing, due = question.timing, question.spec.due
     if timing is None or due is None:
         return [None] * len(records)
     if due.attribute is not None:
-        return [timing.due_of(getattr(record, due.attribute.key)) for record in records]
+        return [_told(timing, getattr(record, due.attribute.key)) for record in records]
     found = [question.key_of(record) for record in records]
-    base = {tuple(row[:-1]): row[-1] for row in tx.connection.execute(question.dues_among(found))} if found else {}
-    return [timing.due_of(base.get(key)) for key in found]
+    bases = _bases(question, tx, found) if found else {}
+    return [_told(timing, bases.get(key)) for key in found]
+
+
+def _told(timing: Timing, base: object) -> datetime | InNoCalendar | None:
+    if isinstance(base, InNoCalendar):
+        return base
+    try:
+        return timing.due_of(base)
+    except InNoCalendar as error:
+        return error
+
+
+def _bases(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) -> dict[PrimaryKey, object]:
+    """What the due times of these are made of, where an expression says so; those that no Python time is are found by halves."""
+    try:
+        return {tuple(row[:-1]): row[-1] for row in tx.connection.execute(question.dues_among(wanted))}
+    except Exception as error:
+        if not trouble.unreadable(error):
+            raise
+        if len(wanted) == 1:
+            return {wanted[0]: InNoCalendar(f"{type(error).__name__}: {error}")}
+    half = len(wanted) // 2
+    return _bases(question, tx, wanted[:half]) | _bases(question, tx, wanted[half:])
 
 
 def _some_attempts(tx: Transaction) -> bool:
@@ -256,14 +337,14 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
         if locked:
             for record, holds in _truths(question, tx, locked, bad):
                 found[question.record_text(question.key_of(record))] = (record, bool(holds))
-            tx.claimed([record for record, _ in found.values()])
+            tx.claimed([record for record, _ in found.values()], question.mapper.tables)
         if tx.database.locks_rows and len(found) < len(wanted):
             missing = {key for text, key in keys_of.items() if text not in found and text not in bad}
             busy = {question.record_text(key) for key in _busy(question, tx, missing)}
     # Who has the others' records has their attempts: we would wait for him, and he for us.
     ours = [text for text in texts if text not in busy]
-    by_record = attempts.concerning(tx, spec.app, spec.name, None if spec.fact else spec.table_name, ours, lock=True)
-    due_of = _dues_of(question, tx, [record for record, _ in found.values()])
+    by_record = attempts.concerning(tx, question, ours, lock=True)
+    due_now = _dues_of(question, tx, [record for record, _ in found.values()])
     kept_out_by = spec.kept_out_by
     for identity in identities:
         text, occurrence = identity[2], identity[3]
@@ -274,36 +355,50 @@ def look(question: Question, tx: Transaction, identities: Sequence[attempts.Iden
             result.unreadable[identity] = (attempts.by_identity(by_record, identity), bad[text])
             continue
         record, holds = found.get(text, (None, False))
-        same = record is not None and question.is_round(occurrence, question.occurrence_text(record))
-        due = question.due_in(occurrence) or due_of.get(text)
+        same = record is not None and _is_this_round(question, occurrence, record)
+        by_now = due_now.get(text)
+        undue = by_now if isinstance(by_now, InNoCalendar) else None
+        now_due = None if isinstance(by_now, InNoCalendar) else by_now
+        due = question.due_in(occurrence) or now_due
         late = due is not None and spec.due is not None and spec.due.expired(due, tx.now)
         facts = Facts(exists=record is not None, holds=holds and same, expired=late)
         others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), **kept_out_by)
         standing = attempts.by_identity(by_record, identity)
-        early = (now_due := due_of.get(text)) is not None and now_due > tx.now
+        if undue is not None and standing is not None and standing.state is State.FAILED and facts.holds:
+            result.unreadable[identity] = (standing, f"its due time cannot be told: {undue}")  # it would be carried out for no moment
+            continue
+        early = now_due is not None and now_due > tx.now
         flies = tx.air is not None and tx.air.holds(spec, text)
         result.standing[identity] = Standing(standing, facts, record, keys_of.get(text, ()), others, due, flies, early, holds)
     return result
 
 
-def _dues_of(question: Question, tx: Transaction, records: Sequence[Any]) -> dict[str, datetime]:
+def _dues_of(question: Question, tx: Transaction, records: Sequence[Any]) -> dict[str, datetime | InNoCalendar]:
     if question.timing is None:
         return {}
     texts = [question.record_text(question.key_of(record)) for record in records]
     return {text: due for text, due in zip(texts, dues(question, tx, records), strict=True) if due is not None}
 
 
+def _is_this_round(question: Question, occurrence: str, record: Any) -> bool:
+    try:
+        return question.is_round(occurrence, question.occurrence_text(record))
+    except (OverflowError, GroundstateError):  # it has none, with which its attempt was written
+        return occurrence == ""
+
+
 def _truths(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], bad: dict[str, str]) -> list[Any]:
     """Records with whether their condition holds; those that cannot be loaded go into `bad`, by text, with why."""
     try:
-        return list(tx.session.execute(question.truths_given, question.given(wanted)).unique())
+        with user_code():
+            return list(tx.session.execute(question.truths_given, question.given(wanted)).unique())
     except Exception as error:
-        if not trouble.unreadable(error):
+        if not trouble.unloadable(error):
             raise
         if len(wanted) == 1 and _key_of(question, tx, wanted[0]) is None:
             return []
         if len(wanted) == 1:
-            bad[question.record_text(wanted[0])] = f"its record cannot be read: {type(error).__name__}: {error}"
+            bad[question.record_text(wanted[0])] = f"its record cannot be read: {describe(error)}"
             return []
     half = len(wanted) // 2
     return _truths(question, tx, wanted[:half], bad) + _truths(question, tx, wanted[half:], bad)

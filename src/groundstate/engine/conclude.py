@@ -6,6 +6,7 @@ Locks are taken with others' skipped: an outcome whose record somebody has locke
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -13,20 +14,20 @@ from typing import Any
 
 from sqlalchemy import select
 
-from groundstate.engine import attempts, claim, outcomes
+from groundstate.engine import attempts, claim, outcomes, unknown_states
 from groundstate.engine.claim import Standing
 from groundstate.engine.flight import FoundAbsent, FoundUnknown, NothingHappened, NotSent, Returned, ThreadEnded, Unclear, Word
-from groundstate.engine.in_hand import Conclusion, InHand, SomeHandlerFailed, pen_of
+from groundstate.engine.handling import Work
+from groundstate.engine.in_hand import Conclusion, InHand, Some, pen_of
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import Question
+from groundstate.engine.rings import Watch
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.retry import next_question, next_try
 from groundstate.store.tables import worker
-
-__all__ = ["Concluded", "SomeHandlerFailed", "conclude"]
 
 log = logging.getLogger("groundstate")
 
@@ -36,9 +37,14 @@ class Concluded:
     """What a conclude wrote."""
 
     done: list[Word] = field(default_factory=list)
-    later: list[Word] = field(default_factory=list)  # the record is locked by somebody else
+    later: list[Word] = field(default_factory=list)  # not now: among them those whose record is locked by somebody else
+    locked: list[Word] = field(default_factory=list)  # those
+    doubts: list[Word] = field(default_factory=list)  # whose attempts are in doubt by them
+    let_go: list[Word] = field(default_factory=list)  # for which no time was left
     outcomes: int = 0
     removed: set[int] = field(default_factory=set)  # calls whose attempts are gone with it
+    works: Sequence[Work] = ()  # that were carried out together
+    watch: Watch | None = None  # where some of them are looked at more closely
 
 
 def conclude(  # noqa: PLR0913  # all of it differs from call to call
@@ -47,16 +53,20 @@ def conclude(  # noqa: PLR0913  # all of it differs from call to call
     question: Question,
     words: Sequence[Word],
     *,
-    one_by_one: bool,
+    one_by_one: Some,
     was_ours: Callable[[Word], bool],
     refused: str | None = None,
+    until_s: float = math.inf,
+    looks: bool = False,
 ) -> Concluded:
-    """Puts the words to their attempts. Raises SomeHandlerFailed where `one_by_one` is False and a handler failed.
+    """Puts the words to their attempts. Raises SomeHandlerFailed where a handler failed that `one_by_one` does not name.
 
+    looks: it is looked alone which of them fail, and SomeHandlerFailed says that.
     was_ours: whether a commit of this very word may have landed before (its outcome was unknown, and the lock was never lost).
     refused: why the handler's work cannot be committed: it is not run, and its outcome is held.
+    until_s: when to run no further handler, by the monotonic clock; one is run all the same.
     """
-    return _Words(life, tx, question, was_ours, Conclusion(life, tx, question, one_by_one, refused)).put(words)
+    return _Words(life, tx, question, was_ours, Conclusion(life, tx, question, one_by_one, refused, until_s, looks)).put(words)
 
 
 @dataclass
@@ -71,16 +81,26 @@ class _Words:
     def put(self, words: Sequence[Word]) -> Concluded:
         looked = claim.look(self.question, self.tx, list({word.flight.identity for word in words}))
         seen: set[attempts.Identity] = set()
+        waiting: list[Word] = []  # whose handlers are run together
         for word in words:
             identity = word.flight.identity
+            if identity in looked.busy:
+                self.result.locked.append(word)
             if identity in looked.busy or identity in looked.unreadable or identity in seen:
                 self.result.later.append(word)  # a second word on one attempt must see what the first made of it
                 continue
             seen.add(identity)
+            if self.conclusion.is_late and isinstance(word, Returned):
+                self.result.let_go.append(word)
+                continue
             self._word(word, looked.standing[identity])
-            self.result.done.append(word)
+            (waiting if len(self.conclusion.together) > len(waiting) else self.result.done).append(word)
         self.conclusion.write()
+        self.result.done += waiting[: self.conclusion.ran]
+        self.result.let_go += waiting[self.conclusion.ran :]
         self.result.removed = {attempt.call for attempt in self.conclusion.removed}
+        self.result.works = [work for work, _ in self.conclusion.together[: self.conclusion.ran]]
+        self.result.watch = self.conclusion.watch
         return self.result
 
     # ---- by word -------------------------------------------------------------------------------------------------------------
@@ -132,15 +152,8 @@ class _Words:
                     if terms.policy is not None and terms.policy.kind in ("hold", "ask")
                     else next_try(terms.retry, attempt.failures + 1, now, self.life.dice.random())
                 )
-                words = self.life.shorten(error)
-                decision = rules.unclear(attempt, words, at, now)
-                log.warning(
-                    "%s on %s is in doubt: %s",
-                    attempt.reaction,
-                    attempt.record,
-                    words,
-                    extra={"event": "call_in_doubt", "reaction": attempt.reaction, "record": attempt.record},
-                )
+                decision = rules.unclear(attempt, self.life.shorten(error), at, now)
+                self.result.doubts.append(word)
             case _:
                 return
         self.conclusion.apply(attempt, decision)
@@ -157,7 +170,20 @@ class _Words:
                 self.result.outcomes += 1
                 self.conclusion.outcome(_in_hand(word, value), standing, attempt)
             case FoundAbsent():
-                self.conclusion.apply(attempt, rules.absent(attempt, terms, standing.facts, asked, now, at))
+                if asked <= attempt.deadline + terms.settle_after:
+                    log.debug(
+                        "%s on %s: Absent is not believed before %s: its call could still be on its way when it was asked for",
+                        attempt.reaction,
+                        attempt.record,
+                        attempt.deadline + terms.settle_after,
+                        extra={"event": "absent_too_early", "reaction": attempt.reaction, "record": attempt.record},
+                    )
+                called_at = now
+                if attempt.failures:  # else no call of it went wrong, as that of a doubt after a restore
+                    called_at = max(
+                        next_try(terms.retry, attempt.failures, ends, self.life.dice.random()), now
+                    )  # asking was waiting as well
+                self.conclusion.apply(attempt, rules.absent(attempt, terms, standing.facts, asked, at, called_at))
             case FoundUnknown(error=error):
                 words = self.life.shorten(error) if error else None
                 self.conclusion.apply(attempt, rules.unanswered(attempt, terms, now, at, words))
@@ -187,6 +213,7 @@ class _Words:
                     say,
                     extra={"event": "late_outcome_kept", "reaction": spec.name, "record": word.flight.identity[2]},
                 )
+                unknown_states.take_as_held(self.tx, [word.flight.identity])  # an outcome is kept whatever somebody wrote there
                 written = outcomes.add(spec.outcome_type, attempt.outcome, value, pen=pen_of(self.life))
                 why = outcomes.with_what_was_kept(attempt.why or loudly or "an outcome came late", written)
                 held = replace(attempt, state=State.HELD, unsure=unsure, outcome=written, why=why, next_at=None)
@@ -198,7 +225,9 @@ class _Words:
 
     # ---- its row was deleted by hand ---------------------------------------------------------------------------------------------
     def _was_deleted_by_hand(self, word: Word) -> bool:
-        """Where the attempt is gone: whether nobody of ours can have removed it, and its call is not surely undone."""
+        """Where the attempt is gone: whether nobody of ours can have removed it, and its call is not surely undone. Of a call that was not
+        the first one, whoever made an earlier one may have: its outcome, which came late, concluded the attempt.
+        """
         surely_not_done = isinstance(word, NothingHappened | NotSent) and not word.flight.moment.restarted
         return not surely_not_done and self._never_adopted(word)
 
@@ -207,22 +236,25 @@ class _Words:
         called once more. An outcome whose record moved on, or waits for another call, is what `rules.late` says.
         """
         flight, spec = word.flight, self.question.spec
-        if not rules.comes_back(standing.facts, outcome=isinstance(word, Returned), blocked=standing.blocked is not None):
+        outcome, blocked = isinstance(word, Returned), standing.blocked is not None
+        if not rules.comes_back(standing.facts, outcome=outcome, again=spec.again, blocked=blocked):
             return standing
         fresh = new_attempt(self.life, self.question, flight.identity[2], flight.identity[3], self.tx.now)
         state = State.DOUBT if flight.is_find or isinstance(word, ThreadEnded) else State.BEGUN
         unsure = state is State.DOUBT or flight.moment.restarted
-        again = replace(fresh, state=state, unsure=unsure, call=flight.call, call_no=flight.moment.call_no, first_at=flight.moment.now)
+        again = replace(
+            fresh, state=state, unsure=unsure, call=flight.call, call_no=flight.moment.call_no, first_at=flight.moment.now,
+            begun_with=self.question.begun_with,
+        )  # fmt: skip
         if state is State.DOUBT:
             again = replace(again, next_at=self.tx.now)
-        if not flight.is_find:  # what a doubt was begun with is not known any more
-            again = replace(again, begun_with=self.question.begun_with)
         if not attempts.insert(self.tx, [again]):
             return standing
         log.error(
-            "%s on %s: its attempt was deleted by hand while its call was made: put back, since the record would be called once more",
+            "%s on %s: its attempt was deleted by hand while its call was made%s: put back, since the record would be called once more",
             spec.name,
             flight.identity[2],
+            OR_CONCLUDED if flight.moment.restarted else "",
             extra={"event": "attempt_put_back", "reaction": spec.name, "record": flight.identity[2]},
         )
         return replace(standing, attempt=again)
@@ -235,6 +267,9 @@ class _Words:
             return False
         row = self.tx.connection.execute(select(worker.c.ended_at).where(worker.c.life == self.life.id)).first()
         return row is not None and row.ended_at is None
+
+
+OR_CONCLUDED = ", or concluded by what an earlier call brought late"
 
 
 def _in_hand(word: Word, value: Any) -> InHand:

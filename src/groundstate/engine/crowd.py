@@ -73,6 +73,11 @@ class Crowd:
     def _keeps_the_door(self) -> bool:
         return self._fleet.sweeps and not self._fleet.alone
 
+    @property
+    def kept_out(self) -> list[str]:
+        """The reactions whose backlogs this worker leaves to others just now."""
+        return sorted(self._kept_out)
+
     def wait_until(self) -> float | None:
         """When this worker is to look at what it was kept from; None: it is kept from nothing."""
         return min(self._kept_out.values(), default=None)

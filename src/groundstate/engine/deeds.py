@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
-from groundstate.engine import attempts, baselines, beside, claim, illegible, outcomes, registry, trouble
+from groundstate.engine import attempts, baselines, beside, claim, illegible, outcomes, registry, trouble, unknown_states
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
-from groundstate.engine.in_hand import Conclusion, InHand, pen_of
-from groundstate.engine.life import Life, describe
+from groundstate.engine.guarded import describe
+from groundstate.engine.in_hand import Conclusion, InHand, everyone, pen_of
+from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Row
@@ -159,9 +160,16 @@ def forget(person: Person, tx: Transaction, question: Question | None, standing:
     """`groundstate forget`."""
     if question is None and attempt.reaction not in person.schedules and attempt.state is State.FAILED:
         return rules.Delete()  # no code could ever carry it out, and no call of it was made
+    if attempt.keeps_own_reaction and attempt.unsure and standing.condition and not standing.facts.holds:
+        return rules.Refuse(
+            "its condition holds for another round by now, so forgetting it would be a call beside one that may have been made:"
+            " `settle` it first, as absent or with its outcome"
+        )
     decision = rules.person_forget(attempt, _terms(question, attempt), standing.facts, tx.now)
     if isinstance(decision, rules.Delete) and question is not None and baselines.still_left(tx.connection, question, [attempt]):
         return rules.Refuse("a condition under which it was left holds, so forgetting it would be a new call by code that says so")
+    if isinstance(decision, rules.Delete) and attempt.keeps_own_reaction and standing.condition:
+        decision = rules.Delete("its condition holds for another round by now, and nothing keeps the reaction from that one any more")
     if isinstance(decision, rules.Delete) and question is None and attempt.reaction not in person.schedules:
         # Nobody can say here whether its condition holds. Code that declares it again would carry the row out, and call once more what was
         # called, were it not to ask first.
@@ -246,11 +254,18 @@ def _in_one_transaction(
             return _without_code(tx, identities, deed)
         tx.lock_first(first)
         looked = claim.look(question, tx, identities)
-        conclusion = Conclusion(person.life, tx, question, one_by_one=True, refused=refused)
+        conclusion = Conclusion(person.life, tx, question, one_by_one=everyone, refused=refused)
         done = {one: _put(conclusion, one, standing, deed) for one, standing in looked.standing.items()}
         done |= {one: Did(*one[1:], "refused", f"{words}: put the record right first") for one, (_, words) in looked.unreadable.items()}
-        conclusion.write()
-        return done
+        return _written(tx, done, conclusion.write)
+
+
+def _written(tx: Transaction, done: dict[Identity, Did], write: Callable[[], object]) -> dict[Identity, Did]:
+    """What became of them, written down; of a state that is none a person hears that it was taken as held."""
+    taken = unknown_states.take_as_held(tx, [one for one, did in done.items() if did.became != "refused"])
+    write()
+    words = "its state, which this version does not know, was taken as held: "
+    return {one: replace(did, words=f"{words}{did.words}") if one in taken else did for one, did in done.items()}
 
 
 def _put(conclusion: Conclusion, identity: Identity, standing: Standing, deed: Deed) -> Did:
@@ -292,17 +307,18 @@ def _without_code(tx: Transaction, identities: Sequence[Identity], deed: Deed) -
             continue
         attempt = found[0]
         decision = deed(tx, None, Standing(attempt, Facts(exists=False, holds=False), None, (), None), attempt)
-        match decision:
-            case rules.Keep(after):
-                attempts.save(tx.connection, [(attempt, after)])
-            case rules.Delete():
+        if isinstance(decision, rules.Refuse):
+            done[identity] = Did(*identity[1:], "refused", decision.why)
+            continue
+        assert not isinstance(decision, InHand)  # noqa: S101  # of no handler
+
+        def write(decision: rules.Keep | rules.Delete = decision, attempt: Attempt = attempt) -> None:
+            if isinstance(decision, rules.Keep):
+                attempts.save(tx.connection, [(attempt, decision.attempt)])
+            else:
                 attempts.remove(tx.database, tx.connection, [attempt])
-            case rules.Refuse(why):
-                done[identity] = Did(*identity[1:], "refused", why)
-                continue
-            case InHand():
-                raise AssertionError(decision)
-        done[identity] = Did(*identity[1:], *_became(decision))
+
+        done |= _written(tx, {identity: Did(*identity[1:], *_became(decision))}, write)
     return done
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, union_all
 
-from groundstate.engine import attempts
+from groundstate.engine import attempts, unknown_states
 from groundstate.engine.attempts import Identity
 from groundstate.engine.illegible import WITHOUT_TIME
 from groundstate.engine.lane import Lane
@@ -17,7 +17,6 @@ from groundstate.engine.shift import Shift
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, reading_ours
 from groundstate.rules.attempt import State
-from groundstate.rules.careful import Care
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
@@ -25,40 +24,21 @@ AT_ONCE = 200
 OVERDUE_AGAIN_S = 1.0  # doubts of ours that were met too early, too many or locked: nobody else settles them
 
 
-def identities(shift: Shift, tx: Transaction, lane: Lane, most: int, in_air: Container[Identity], *, beside: int = 0) -> list[Identity]:
-    """Failed attempts, and doubts of ours, whose time has come: the next of a pass that begins anew with each sweep.
-
-    beside: how many calls are in the air (careful mode: what was among n when its worker ended comes again among half of them).
-    """
+def identities(shift: Shift, tx: Transaction, lane: Lane, most: int, in_air: Container[Identity]) -> list[Identity]:
+    """Failed attempts, and doubts of ours, whose time has come: the next of a pass that begins anew with each sweep."""
     order = (table.c.next_at, table.c.record, table.c.occurrence)
-    statement = select(table.c.app, table.c.reaction, table.c.record, table.c.occurrence, table.c.next_at, table.c.together).where(
+    statement = select(table.c.app, table.c.reaction, table.c.record, table.c.occurrence, table.c.next_at).where(
         table.c.app == shift.app, table.c.reaction == lane.name, _ours(shift), table.c.next_at <= tx.now
     )
     if lane.due_cursor is not None:
         statement = statement.where(attempts.after(order, lane.due_cursor))
     with reading_ours():
         rows = tx.connection.execute(statement.order_by(*order).limit(most)).all()
-    free = [row for row in rows if (row[0], row[1], row[2], row[3]) not in in_air]
-    chosen = _among_few(free, shift.life.care, beside) if shift.life.care.careful else free
-    if len(chosen) < len(free):
-        lane.due, lane.due_cursor = bool(chosen), _place(chosen[-1]) if chosen else None  # what is left is asked when a call has ended
-    elif len(rows) == most:
+    if len(rows) == most:
         lane.due_cursor = _place(rows[-1])
     else:
         lane.due, lane.due_cursor = False, None
-    return [(row[0], row[1], row[2], row[3]) for row in chosen]
-
-
-def _among_few(rows: Sequence[Any], care: Care, beside: int) -> Sequence[Any]:
-    """The first of these, as many as may be carried out together with each other and with what is under way."""
-    most = care.together(0)
-    chosen: list[Any] = []
-    for row in rows:
-        most = min(most, care.together(row.together))
-        if len(chosen) + beside >= most:
-            break
-        chosen.append(row)
-    return chosen
+    return [identity for row in rows if (identity := (row[0], row[1], row[2], row[3])) not in in_air]
 
 
 def _ours(shift: Shift) -> ColumnElement[bool]:
@@ -77,7 +57,9 @@ def ask(shift: Shift) -> None:
     with shift.database.reading() as connection:
         if not shift.lanes or connection.execute(attempts.ANY).first() is None:
             shift.next_due = None
+            unknown_states.none(shift)
             return
+        unknown_states.look(shift, connection)
         now = connection.execute(select(shift.database.now())).scalar_one()
         earliest = [
             select(table.c.next_at)

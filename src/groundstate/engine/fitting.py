@@ -1,32 +1,34 @@
-"""Whether the database has what a reaction's record is mapped to. A deploy may come before its migration. Reads alone, and no row.
+"""Whether the database has what a reaction's record is mapped to, and finds records by their keys. A deploy may come before its migration.
 
 A condition that can be asked tells nothing of it: what loads the record names every column, and a new one is in no condition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from sqlalchemy import Connection, Table, inspect
+from sqlalchemy import Connection, Table, inspect, literal, select
 from sqlalchemy.exc import DBAPIError, NoSuchTableError
 from sqlalchemy.orm import Session
 
-from groundstate.engine import trouble
+from groundstate.engine import key_columns, trouble
 from groundstate.engine.question import Question
 from groundstate.store.carried import schema_of
 
 CURE = "run your migrations"
 
 
-def misfit(connection: Connection, questions: Sequence[Question]) -> DBAPIError | None:
-    """What the database said of a column or a table that these name and it has not; None where it has them all."""
+def misfit(connection: Connection, questions: Sequence[Question], *, rights: bool = False) -> DBAPIError | None:
+    """What the database said of a column or a table that these name and it has not; None where it has them all. rights: or of one that this
+    role may not read.
+    """
     try:
         with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
             for question in questions:
                 for statement in question.of_nothing:
                     session.execute(statement).close()
     except DBAPIError as error:
-        if trouble.undefined(error):
+        if trouble.undefined(error) or (rights and trouble.denied(error)):
             return error
         if trouble.transient(error):
             raise
@@ -41,8 +43,31 @@ def missing(connection: Connection, questions: Sequence[Question]) -> dict[str, 
     return {name: _words(connection, question, error) for name, (question, error) in each.items() if error is not None}
 
 
-def with_cure(words: str) -> str:
-    return f"{words}: {CURE}"
+def lacking(connection: Connection, questions: Sequence[Question]) -> dict[str, str]:
+    """Of each reaction that no worker carries out here, why, with the cure: what is missing, or a key that does not lead to its record."""
+    found = {name: f"{words}: {CURE}" for name, words in missing(connection, questions).items()}
+    for question in questions:
+        why = None if question.spec.name in found else key_columns.refused(connection, question)
+        if why is not None:
+            found[question.spec.name] = str(why)
+    return found
+
+
+def unaskable(connection: Connection, questions: Sequence[Question], lacks: Mapping[str, str]) -> dict[str, str]:
+    """Of those that lack something the ones whose condition names it, so that nothing can be asked of them, and why."""
+    found = {}
+    for question in questions:
+        name = question.spec.name
+        if name not in lacks:
+            continue
+        try:
+            with connection.begin_nested():
+                connection.execute(select(literal(1)).select_from(question.entity).where(question.ready).limit(0))
+        except DBAPIError as error:
+            if not trouble.undefined(error):
+                raise
+            found[name] = lacks[name]
+    return found
 
 
 def _words(connection: Connection, question: Question, error: DBAPIError) -> str:

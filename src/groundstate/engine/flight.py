@@ -44,8 +44,8 @@ class Flight:
     asked_at: datetime | None = None  # a find: the database's clock, read before asking
     life: int = 0  # whose begin it was
     together: int = 0  # careful mode: among at most how many it may be in the air; 0 outside it
-    ends_s: float | None = None  # a sync call: the monotonic time at which it is given up
-    given_up: bool = False  # a sync call whose thread went on past its timeout
+    ends_s: float | None = None  # the monotonic time at which it is given up; None before it went out
+    given_up: bool = False  # it went on past that, in its thread, or in its task in spite of its cancellation
     answered: bool = False  # what it said is in hand, though perhaps not yet in the database
     counted: bool = False  # its end was counted
     cut_off: bool = False  # ended by ourselves: that says nothing of its endpoint
@@ -109,7 +109,7 @@ class NothingHappened(Word):
 
 @dataclass(eq=False)
 class Unclear(Word):
-    """It timed out or raised what says nothing. `running`: its thread goes on."""
+    """It timed out or raised what says nothing. `running`: its thread or task goes on."""
 
     error: str
     running: bool = False
@@ -122,7 +122,7 @@ class NotSent(Word):
 
 @dataclass(eq=False)
 class ThreadEnded(Word):
-    """A thread that was given up has ended without an outcome."""
+    """A call that was given up has ended without an outcome."""
 
 
 @dataclass(eq=False)

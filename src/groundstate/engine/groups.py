@@ -1,17 +1,18 @@
 """The backlog of one reaction by groups: rows with one value of a column, so that none waits for the end of another's. Asks keys alone.
 
 A pass goes over the values in their order, by an index skip: the least value above the last one. Of each it takes the first few rows, so
-that a value with a million rows costs what any other does. Rows without a value come last, in key order.
+that a value with a million rows costs what any other does. Rows without a value come last, some with each pass, in key order. A pass
+that took something is followed by another at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, bindparam, literal_column, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, bindparam, literal_column, not_, or_, select, true, tuple_
 from sqlalchemy.orm import aliased
 
 from groundstate.engine.question import PrimaryKey, Question, blocking, keeps_own_reaction
@@ -20,9 +21,10 @@ from groundstate.store.tables import attempt
 from groundstate.values import keys
 from groundstate.values.errors import DeclarationError
 
-VALUES_MOST = 200  # values that are looked at in one turn
+VALUES_MOST = 200  # values in one look
+IN_VAIN_MOST = 3  # after so many passes that met locked rows alone, all rows are gone through for those behind them
 EACH = (1, 4, 16, 64)  # rows of each value in one look: more where there are few values
-Cursor = tuple[Any, ...]  # ("by", value) or ("rest", *key)
+Cursor = tuple[Any, ...]  # ("by", value) or ("rest",)
 
 
 class Groups:
@@ -55,10 +57,14 @@ class Groups:
 
     @property
     def most_of_one(self) -> int:
-        """How many rows of one value may be carried out in one transaction: without a call and in order, one after another."""
-        if self.order is None:
-            return EACH[-1]
-        return EACH[-1] if self.ordered and self.question.spec.call is None and self.question.spec.fact is None else 1
+        """How many rows of one value may be carried out in one transaction: of a part as many as its limit and rate ever allow; of a line
+        without a call and in order several, one after another.
+        """
+        call = self.question.spec.call
+        if self.order is None and call is not None:
+            at_once, rate = call.outside.limit_per, call.outside.rate_per
+            return min(EACH[-1], at_once or EACH[-1], rate.times if rate is not None else EACH[-1])
+        return EACH[-1] if self.ordered and call is None and self.question.spec.fact is None else 1
 
     @property
     def misses_some(self) -> bool:
@@ -75,19 +81,17 @@ class Groups:
         """So many values, from the beginning or after the one given, with the first keys of each."""
         given = {"most": most, "cursor": after[0]} if after else {"most": most}
         rows = connection.execute(self._paged(each, begins=not after), given).all()
-        size = len(self.question.key_attributes)
-        return [(row[0], _keys_in(row[1:], size)) for row in rows]
+        return [(value, some) for (value,), some in self._lines_in(rows, 1).items()]
 
-    def of_the_rest(self, connection: Connection, after: PrimaryKey, most: int, *, every: bool) -> list[PrimaryKey]:
-        """Keys in their order: of rows without a value, or of every one."""
-        return [tuple(row) for row in connection.execute(self._resting(after, most, every=every))]
+    def of_the_rest(self, connection: Connection, after: PrimaryKey, most: int, *, every: bool) -> list[tuple[Any, PrimaryKey]]:
+        """Values and keys, in the order of the keys: of rows without a value, or of every one."""
+        return [(row[0], tuple(row[1:])) for row in connection.execute(self._resting(after, most, every=every))]
 
     # ---- who is first in line ----------------------------------------------------------------------------------------------------
     def first_of(self, connection: Connection, wanted: Sequence[PrimaryKey], each: int = 1) -> dict[PrimaryKey, list[PrimaryKey]]:
         """For each of these records, whatever is true of it, the keys of so many that are first in its line."""
         size = len(self.question.key_attributes)
-        rows = connection.execute(self._firsts(each), self.question.given(wanted))
-        return {tuple(row[:size]): _keys_in(row[size:], size) for row in rows}
+        return self._lines_in(connection.execute(self._firsts(each), self.question.given(wanted)), size)
 
     def values_of(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[PrimaryKey, str]:
         """The values of these records, as they are named; without those that have none."""
@@ -124,8 +128,7 @@ class Groups:
         values = start.union_all(
             select(following, start.c.n + 1).where(start.c.value.is_not(None), start.c.n < bindparam("most", type_=Integer))
         )
-        found = self._columns(values.c.value, each, values)
-        return select(values.c.value, *found).where(values.c.value.is_not(None)).order_by(values.c.n)
+        return self._with_lines((values.c.value,), values.c.value, each, values, values.c.n).where(values.c.value.is_not(None))
 
     def least_after(self, value: Any) -> Select[Any]:
         """The least value above this one, or of all."""
@@ -139,7 +142,7 @@ class Groups:
     def _resting(self, after: PrimaryKey, most: int, *, every: bool) -> Select[Any]:
         """Rows in key order: those without a value, or every one."""
         columns = self.question.key_attributes
-        found = select(*columns).where(self.question.ready)
+        found = select(self.column, *columns).where(self.question.ready)
         if self.question.unattempted is not None:
             found = found.where(self.question.unattempted)
         if not every:
@@ -155,17 +158,33 @@ class Groups:
         if made is None:
             given: Any = aliased(self.question.entity, name="groundstate_given")
             mine = [getattr(given, column.key) for column in self.question.key_attributes]
-            firsts = self._columns(getattr(given, self.column.key), each, given)
-            made = self._first[each] = select(*mine, *firsts).where(self.question.among_given(mine))
+            found = self._with_lines(mine, getattr(given, self.column.key), each, given, *mine)
+            made = self._first[each] = found.where(self.question.among_given(mine))
         return made
 
-    def _columns(self, value: Any, each: int, source: Any) -> list[Any]:
-        """The keys of the first rows with a value, as columns of a statement over `source`."""
-        return [
-            self.line_of(value, one).offset(number).limit(1).correlate(source).scalar_subquery()
-            for number in range(each)
-            for one in self.question.key_attributes
-        ]
+    def _with_lines(self, chosen: Sequence[Any], value: Any, each: int, source: Any, *order: Any) -> Select[Any]:
+        """These columns of a source with the keys of the first rows with a value of it: a row for each key, or one with all of them.
+
+        PostgreSQL plans each subquery anew, which costs it more than to carry it out; SQLite has no LATERAL.
+        """
+        own = self.question.key_attributes
+        if not self.question.database.locks_rows:
+            lines = (self.line_of(value, one).offset(n).limit(1).correlate(source).scalar_subquery() for n in range(each) for one in own)
+            return select(*chosen, *lines).order_by(*order)
+        places = [column.label(f"groundstate_place_{n}") for n, column in enumerate(self.in_line)]
+        columns = [column.label(f"groundstate_key_{n}") for n, column in enumerate(own)]
+        line = self.line_of(value, *places, *columns).limit(each).correlate(source).lateral("groundstate_line")
+        in_line, found = list(line.c)[: len(places)], list(line.c)[len(places) :]
+        return select(*chosen, *found).select_from(source).outerjoin(line, true()).order_by(*order, *in_line)
+
+    def _lines_in(self, rows: Iterable[Any], head: int) -> dict[tuple[Any, ...], list[PrimaryKey]]:
+        """The keys in such rows, by the columns that come first."""
+        found: dict[tuple[Any, ...], list[PrimaryKey]] = {}
+        size = len(self.question.key_attributes)
+        for row in rows:
+            keys_found = (tuple(row[first : first + size]) for first in range(head, len(row), size))
+            found.setdefault(tuple(row[:head]), []).extend(key for key in keys_found if key[0] is not None)
+        return found
 
     @property
     def in_line(self) -> tuple[Any, ...]:
@@ -200,11 +219,6 @@ class Groups:
         return not_(aside.exists())
 
 
-def _keys_in(columns: Sequence[Any], size: int) -> list[PrimaryKey]:
-    found = [tuple(columns[first : first + size]) for first in range(0, len(columns), size)]
-    return [key for key in found if key[0] is not None]
-
-
 @lru_cache(maxsize=256)
 def statements(question: Question) -> Groups:
     """Built once. Raises DeclarationError where this database cannot tell what they need."""
@@ -219,42 +233,114 @@ class Page:
     cursor: Cursor | None = None
 
 
+MayGo = Callable[[str], bool]
+LeftOf = Callable[[Sequence[str]], Mapping[str, int]]
+
+
+def _all_may(_value: str) -> bool:
+    return True
+
+
+def _nothing_known(_values: Sequence[str]) -> Mapping[str, int]:
+    return {}
+
+
 @dataclass
 class Round:
-    """The passes of one lane, one after another."""
+    """The passes of one lane, one after another: over the values, and then over some of the rest."""
 
     groups: Groups
-    _every_row: bool = False  # after the values, all rows in key order: some could be missed else
-    _values: int = 0  # how many the last pass met
-    _met: int = 0
+    _going: int = 0  # values of which something could go in the last pass
+    _met: int = 0  # the same of this pass, so far
+    _read_for_one: int = 1  # so many values are read for each of which something may go
+    _rest: PrimaryKey = ()  # where the rest goes on with the next pass, so that the values do not wait for its end
+    _every_row: bool = field(init=False)  # the rest is all rows in key order: some could be missed else
+    _took: bool = False  # this pass took something
+    _number: int = 0  # of this pass
+    _in_vain: int = 0  # so many passes before this one took nothing
+    _page: dict[PrimaryKey, Any] = field(default_factory=dict)  # the values of the keys that were given last
+    _busy: dict[Any, dict[PrimaryKey, int]] = field(default_factory=dict)  # by value: what somebody had locked, and in which pass
 
-    def page(self, connection: Connection, cursor: Cursor | None, room: int, may_go: Callable[[str], bool]) -> Page:
-        """The next keys of a pass, about as many as there is room for. may_go: whether anything of this value may be taken now."""
-        if cursor is None:
-            self._every_row, self._values, self._met = self.groups.misses_some, self._met, 0
+    def __post_init__(self) -> None:
+        self._every_row = self.groups.misses_some
+
+    def page(
+        self, connection: Connection, cursor: Cursor | None, room: int, may_go: MayGo = _all_may, left_of: LeftOf = _nothing_known
+    ) -> Page:
+        """The next keys of a pass, no more than there is room for.
+
+        may_go: whether anything of this value may be taken now; left_of: how many of each of these, where that is known.
+        """
         if cursor is None or cursor[0] == "by":
-            return self._by_value(connection, cursor or ("by",), room, may_go)
-        most = max(room, 1)
-        found = self.groups.of_the_rest(connection, cursor[1:], most, every=self._every_row)
-        return Page(found, ("rest", *found[-1]) if len(found) == most else None)
+            return self._by_value(connection, cursor or ("by",), room, may_go, left_of)
+        return self._of_the_rest(connection, room, may_go)
 
-    def _by_value(self, connection: Connection, cursor: Cursor, room: int, may_go: Callable[[str], bool]) -> Page:
-        few = self.groups.most_of_one > 1 and self._met < self._values  # no more values than the last pass met, as far as it is seen
-        each = next((each for each in EACH if each * self._values >= room), EACH[-1]) if few else 1
-        most = max(min(room // each, VALUES_MOST), 1)
-        found = self.groups.of_values(connection, cursor[1:], most, each)
-        self._met += len(found)
-        going = [some for value, some in found if may_go(keys.text(value))]
-        taken = [some[number] for number in range(each) for some in going if number < len(some)]  # one of each value, then a second
-        return Page(taken, ("by", found[-1][0]) if len(found) == most else ("rest",))
+    def _by_value(self, connection: Connection, cursor: Cursor, room: int, may_go: MayGo, left_of: LeftOf) -> Page:
+        few = self._met < self._going  # no more than in the last pass, as far as it is seen
+        each = min(max(room // self._going, 1), self.groups.most_of_one) if few else 1
+        values, dense = max(room // each, 1), self._read_for_one == 1
+        most = min(max(values * self._read_for_one, 2), VALUES_MOST)  # of two the second tells that it is not the last
+        wanted = each + max(map(len, self._busy.values()), default=0)
+        deep = next((deep for deep in EACH if deep >= wanted), EACH[-1])
+        found = self.groups.of_values(connection, cursor[1:], most, deep if dense else 1)
+        going = [(value, some) for value, some in found if some and may_go(keys.text(value))]
+        if found:
+            self._read_for_one = max(len(found) // len(going), 1) if going else min(self._read_for_one * 4, VALUES_MOST)
+        more, going = going[values:], going[:values]
+        self._met += len(going)
+        if going and deep > 1 and not dense:  # more of the few that may go alone
+            firsts = self.groups.first_of(connection, [some[0] for _, some in going], deep)
+            going = [(value, firsts.get(some[0], [])) for value, some in going]
+        left = left_of([keys.text(value) for value, _ in going]) if going else {}
+        free = [self._free(value, some)[: min(each, left.get(keys.text(value), each))] for value, some in going]
+        self._page = dict(some[number] for number in range(each) for some in free if number < len(some))  # one of each, then a second
+        if more:
+            return Page(list(self._page), ("by", going[-1][0]))
+        return Page(list(self._page), ("by", found[-1][0]) if len(found) == most else ("rest",))
+
+    def _free(self, value: Any, some: Sequence[PrimaryKey]) -> list[tuple[PrimaryKey, Any]]:
+        """Without those that somebody had locked lately."""
+        return [(key, value) for key in some if key not in self._busy.get(value, ())]
+
+    def _of_the_rest(self, connection: Connection, room: int, may_go: MayGo) -> Page:
+        most = VALUES_MOST if self._every_row else max(room, 1)
+        found = self.groups.of_the_rest(connection, self._rest, most, every=self._every_row)
+        going = [(key, value) for value, key in found if value is None or may_go(keys.text(value))]
+        if len(going) > room:
+            self._rest = going[room - 1][0]
+        else:
+            self._rest = found[-1][1] if len(found) == most else ()
+        self._page = dict(going[:room])
+        return Page(list(self._page))
+
+    def went(self, *, took: bool, busy: Sequence[PrimaryKey] = ()) -> None:
+        """What became of a page. busy: somebody has locked these; those behind them must not wait for him, but in a line."""
+        self._took |= took
+        for key in busy if self.groups.order is None else ():
+            self._busy.setdefault(self._page.get(key), {})[key] = self._number
+
+    def over(self) -> bool:
+        """The pass came to its end. Whether another one is to follow: there may be more of what it took, or it left some out.
+
+        What was locked is passed over by the passes that follow, as many as a value has rows in a look, and then tried again.
+        """
+        self._in_vain = 0 if self._took else self._in_vain + 1
+        met_busy = any(number == self._number for some in self._busy.values() for number in some.values())
+        walks = bool(self._rest)
+        if not walks:
+            too_deep = any(len(some) >= EACH[-1] for some in self._busy.values())
+            self._every_row = self.groups.misses_some or (met_busy and (too_deep or self._in_vain == IN_VAIN_MOST))
+        goes_on = self._took or walks or (met_busy and self._in_vain <= IN_VAIN_MOST)
+        self._going, self._met, self._took, self._number = self._met, 0, False, self._number + 1
+        kept_since = self._number - EACH[-1] if goes_on else self._number
+        busy = {value: {key: number for key, number in some.items() if number >= kept_since} for value, some in self._busy.items()}
+        self._busy = {value: some for value, some in busy.items() if some}
+        self._in_vain = self._in_vain if goes_on else 0
+        return goes_on
 
     def probe(self, connection: Connection) -> Sequence[Any]:
         """One row to look at, if there is any."""
         return self.groups.of_values(connection, (), 1, 1) or self.groups.of_the_rest(connection, (), 1, every=False)
-
-    def met_busy(self) -> None:
-        """Somebody has locked rows of this pass: those behind them must not wait for him, but in a line."""
-        self._every_row = self._every_row or self.groups.order is None
 
 
 def round_of(question: Question) -> Round | None:

@@ -17,12 +17,13 @@ from groundstate.store.tables import attempt
 from groundstate.values import keys
 from groundstate.values.errors import GroundstateError, StateRefused
 
-_guarded: dict[str, str] = {}  # full name of a table with reactions -> the same, as attempts block by it
+_guarded: dict[str, frozenset[str]] = {}  # full name of a table with reactions -> the same, as attempts block by it
 
 
 def guard(question: Question) -> None:
     """From now on sessions of this process are watched for the records of this reaction."""
-    _guarded[question.spec.table_name] = question.spec.table_name
+    name = question.spec.table_name
+    _guarded[name] = _guarded.get(name, frozenset()).union(question.spellings)
     if not event.contains(Session, "before_flush", _before_flush):
         event.listen(Session, "before_flush", _before_flush)
 
@@ -56,8 +57,9 @@ def _refuse_under_attempt(session: Session, record: Any, what: str, standing: Co
     except GroundstateError:
         return
     with session.no_autoflush:
+        on_it = (attempt.c.blocks.in_(_guarded[table_name]), attempt.c.record == text)
         found = session.connection(bind_arguments={"mapper": state.mapper}).execute(
-            select(attempt.c.reaction, attempt.c.state).where(attempt.c.blocks == table_name, attempt.c.record == text, standing).limit(1)
+            select(attempt.c.reaction, attempt.c.state).where(*on_it, standing).limit(1)
         )
         row = found.first()
     if row is not None:

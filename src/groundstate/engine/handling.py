@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +14,14 @@ from sqlalchemy import select
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 
-from groundstate.engine import changes, hints
+from groundstate.engine import changes, hints, in_place
+from groundstate.engine.guarded import describe, place_of, text_of, user_code
+from groundstate.engine.inside_call import HANDLER_CURE, inside
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import equality, overtaken
-from groundstate.rules.reaction import Function
+from groundstate.rules.reaction import Function, ReactionSpec
+from groundstate.rules.schedule import ScheduleSpec
 
 
 class HandlerFailed(Exception):
@@ -39,33 +44,66 @@ class Work:
     supplies: dict[str, Any]
 
 
-def run_each(question: Question, tx: Transaction, function: Function, works: Sequence[Work]) -> None:
-    """Runs the handler on each record; what it raises comes out as it is. Raises HandlerFailed where a fact's handler wrote else."""
+def run_each(question: Question, tx: Transaction, function: Function, works: Sequence[Work], until_s: float = math.inf) -> int:
+    """Runs the handler on each record, and on none after `until_s` of the monotonic clock but the first; returns on how many it did.
+
+    What it raises comes out as it is. Raises HandlerFailed where a fact's handler wrote else, or a change of one would be lost.
+    """
     if question.spec.fact is None:
-        for work in works:
-            function(work.record, *work.arguments, session=tx.session, **work.supplies)
-        return
-    with _watched(tx):
-        for work in works:
-            function(work.record, *work.arguments, session=tx.session, **work.supplies)
-    for work in works:
+        with writes_by_its_session(question.spec, function, tx), user_code():
+            return _run_each(tx, function, works, until_s)
+    with _watched(tx), writes_by_its_session(question.spec, function, tx), user_code():
+        ran = _run_each(tx, function, works, until_s)
+    for work in works[:ran]:
         _check_fact_columns(question, work)
-    _check_nothing_else(question, tx, [work.record for work in works])
+    _check_nothing_else(question, tx, [work.record for work in works[:ran]])
+    return ran
+
+
+def _run_each(tx: Transaction, function: Function, works: Sequence[Work], until_s: float) -> int:
+    for number, work in enumerate(works):
+        if number and time.monotonic() >= until_s:
+            return number
+        _run(tx, function, work)
+    return len(works)
+
+
+def _run(tx: Transaction, function: Function, work: Work) -> None:
+    was = in_place.before(work.record)
+    function(work.record, *work.arguments, session=tx.session, **work.supplies)
+    why = None if was is None else in_place.lost(tx, work.key, work.record, was)
+    if why is not None:
+        raise HandlerFailed(why)
 
 
 def flush_all(question: Question, tx: Transaction, works: Sequence[Work]) -> list[dict[str, Any]] | None:
-    """Writes what the handlers changed: by bulk UPDATEs where nothing else would have happened, else by the unit of work.
+    """Writes what the handlers changed: the records by bulk UPDATEs where nothing else would have happened, the rest by the unit of work.
 
     Returns each record's new values where they are known, for the progress check and the hints.
     """
-    found = changes.bulk_changes(question.mapper, [work.record for work in works], tx.session)
+    found = take_out(question, tx, works)
     if found is None:
-        tx.session.flush()
+        with writes_by_its_session(question.spec, question.spec.handler, tx), user_code():
+            tx.session.flush()
         return None
     changes.write(tx.database, tx.connection, question.mapper, [work.key for work in works], found)
-    for work in works:  # of what goes by the unit of work, the session tells
-        hints.add_parents(tx.touched, work.record)
-    tx.session.expunge_all()  # nothing is left for a flush
+    return found
+
+
+def take_out(question: Question, tx: Transaction, works: Sequence[Work]) -> list[dict[str, Any]] | None:
+    """Takes the records out of the session, and flushes what the handlers changed beside them.
+
+    Returns what is to be written to each record; None, and nothing was done, where that is the unit of work's affair.
+    """
+    with writes_by_its_session(question.spec, question.spec.handler, tx), user_code():  # its types compare, its hooks hear of a flush
+        found = changes.bulk_changes(question.mapper, [work.record for work in works], tx.session)
+        if found is None:
+            return None
+        for work in works:  # of what goes by the unit of work, the session tells
+            hints.add_parents(tx.touched, work.record)
+            if work.record in tx.session:  # else another record of the batch has taken it along
+                tx.session.expunge(work.record)
+        tx.session.flush()  # rows beside the records, which are locked and compared before anything is written
     return found
 
 
@@ -86,28 +124,47 @@ def without_progress(question: Question, tx: Transaction, works: Sequence[Work],
 def run_one(question: Question, tx: Transaction, function: Function, work: Work, *, progress: bool = True) -> None:
     """One record in a savepoint. Raises HandlerFailed, with the savepoint rolled back, where it is not to be kept."""
     with tx.session.begin_nested():
-        _call(question, tx, function, work)
-        try:
-            tx.session.flush()
-        except Exception as error:
-            raise HandlerFailed(f"its flush was refused: {error}", error) from error
+        call(question, tx, function, work)
+        _flush(question, tx, function)
         if progress and without_progress(question, tx, [work], None):
             raise HandlerFailed(f"made no progress: {still_holds(question)}")
 
 
 def still_holds(question: Question) -> str:
-    return f"the condition still holds after the handler: {question.condition_text}"
+    return f"the condition still holds after the handler: {question.shown_text}"
 
 
-def _call(question: Question, tx: Transaction, function: Function, work: Work) -> None:
+def call(question: Question, tx: Transaction, function: Function, work: Work, *others: Any, looked_at: bool = False) -> None:
+    """One record, not flushed by us. Raises HandlerFailed where it raises, or wrote what a fact's handler may not.
+
+    others: records that were changed before, and are not flushed either. looked_at: what it wrote is looked at before anything of it is
+    flushed, as that of a fact's handler always is.
+    """
+    writes_fact = question.spec.fact is not None and function is question.spec.handler
     try:
-        with _watched(tx):
-            function(work.record, *work.arguments, session=tx.session, **work.supplies)
+        with _watched(tx) if looked_at or writes_fact else nullcontext(), writes_by_its_session(question.spec, function, tx), user_code():
+            _run(tx, function, work)
+    except HandlerFailed:
+        raise
     except Exception as error:
-        raise HandlerFailed(f"the handler raised {type(error).__name__}: {error}", error) from error
-    if question.spec.fact is not None and function is question.spec.handler:
+        lost = None if tx.beside is None else tx.beside.lost  # what it made of a lost update is no failure of its own
+        raise HandlerFailed(f"the handler raised {describe(error)}{place_of(error)}", lost or error) from error
+    if writes_fact:
         _check_fact_columns(question, work)
-        _check_nothing_else(question, tx, [work.record])
+        _check_nothing_else(question, tx, [work.record, *others])
+
+
+def _flush(question: Question, tx: Transaction, function: Function) -> None:
+    try:
+        with writes_by_its_session(question.spec, function, tx), user_code():
+            tx.session.flush()
+    except Exception as error:
+        raise HandlerFailed(f"its flush was refused: {text_of(error)}", error) from error
+
+
+def writes_by_its_session(spec: ReactionSpec | ScheduleSpec, function: Function, tx: Transaction) -> AbstractContextManager[None]:
+    """While it lasts, the handler writes to the stores of its app by its own session's connection alone."""
+    return inside(spec.app, f"the handler {function.plain_name} of {spec.name}", HANDLER_CURE, may_say=False, own=tx.connection)
 
 
 @contextmanager
@@ -127,12 +184,19 @@ def _check_fact_columns(question: Question, work: Work) -> None:
     fact = question.spec.fact
     others = sorted(set(changes.changed(work.record)) - {fact})
     if others:
-        raise HandlerFailed(f"a reaction with fact={fact} may write that column only, and its handler wrote {', '.join(others)} too")
+        raise HandlerFailed(_wrote_more(fact, ", ".join(others)))
 
 
 def _check_nothing_else(question: Question, tx: Transaction, records: Sequence[Any]) -> None:
     if wrote_else(tx, records):
-        raise HandlerFailed(f"a reaction with fact={question.spec.fact} may write that column only, and its handler wrote other rows too")
+        raise HandlerFailed(_wrote_more(question.spec.fact, "other rows"))
+
+
+def _wrote_more(fact: str | None, what: str) -> str:
+    return (
+        f"a reaction with fact={fact} may write that column only, and its handler wrote {what} too: let a reaction of its own write that"
+        f" where {fact} is not NULL, or leave fact= out"
+    )
 
 
 def wrote_else(tx: Transaction, records: Sequence[Any]) -> bool:
@@ -146,7 +210,7 @@ def run_overtaken(question: Question, tx: Transaction, work: Work, *, same_occur
     """The ordinary handler after its condition became false: kept only if it wrote a fact (rules.md 2). Raises HandlerFailed."""
     false = _false_clauses(question, tx, work.key)
     with tx.session.begin_nested():
-        _call(question, tx, question.spec.handler, work)
+        call(question, tx, question.spec.handler, work, looked_at=True)
         written = changes.changed(work.record)
         columns = {property_.key for property_ in question.mapper.column_attrs}
         why = overtaken.kept(
@@ -159,10 +223,7 @@ def run_overtaken(question: Question, tx: Transaction, work: Work, *, same_occur
         )
         if why is not None:
             raise HandlerFailed(why)
-        try:
-            tx.session.flush()
-        except Exception as error:
-            raise HandlerFailed(f"its flush was refused: {error}", error) from error
+        _flush(question, tx, question.spec.handler)
 
 
 def _null_before(question: Question, tx: Transaction, key: PrimaryKey, written: Mapping[str, Any]) -> set[str]:

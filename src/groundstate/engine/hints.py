@@ -32,7 +32,7 @@ class Touched:
     keys: dict[type, dict[PrimaryKey, Mapping[str, Any] | None]] = field(default_factory=dict)
     whole: set[type] = field(default_factory=set)  # classes of which some unknown records were touched
     place: str = ""  # the name of the database, by its URL; "" where it is not known, or where there were several
-    ours: bool = False  # by a handler of ours: who carries out here goes on with it
+    ours: str = ""  # by a handler of this app: who carries it out here goes on with it; "" of everybody else
     of_a_backlog: bool = False  # and these were the next of a pass, so that what follows them is a backlog as well
 
     def add(self, record: type, keys: Sequence[PrimaryKey], new: Sequence[Mapping[str, Any]] | None) -> None:

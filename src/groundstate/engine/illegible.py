@@ -39,7 +39,12 @@ class _Row:
 
     @property
     def faults(self) -> list[Cell]:
-        return [cell for cell in self.cells.values() if not cell.readable or (cell.column.name == "state" and cell.text not in _STATES)]
+        """Of what can be written anew: a state that is none stays what it is (`unknown_states`)."""
+        return [cell for cell in self.cells.values() if not cell.readable and cell.column.name != "state"]
+
+    @property
+    def _state_is_known(self) -> bool:
+        return self.cells["state"].text in _STATES
 
     def attempt(self) -> Attempt:
         """What it is read as: held, unsure but where that is ruled out. Where nothing but words is at fault it stays what it is."""
@@ -53,7 +58,14 @@ class _Row:
                 "next_at": None,
                 "why": f"somebody edited its row, which cannot be read: {said}",
             }
+        if not self._state_is_known:
+            values |= attempts.as_held(self.cells["state"].text)
         return Attempt(**{**values, "state": State(values["state"])})
+
+    def written(self) -> dict[str, Any]:
+        """The values with which it can be read."""
+        values = attempts.values_of(self.attempt())
+        return values if self._state_is_known else {cell.column.name: values[cell.column.name] for cell in self.faults}
 
     def _unsure(self) -> bool:
         state, unsure, calls = (self.cells[name] for name in ("state", "unsure", "call_no"))
@@ -124,7 +136,7 @@ def _write(life: Life, tx: Transaction, row: _Row) -> None:
         _said(life, row),
         extra={"event": "attempt_illegible", "reaction": after.reaction, "record": after.record},
     )
-    _update(tx, tables.attempt, row.cells, attempts.values_of(after), "record", f" ({after.call:x})")
+    _update(tx, tables.attempt, row.cells, {**row.written(), "record": after.record}, "record", f" ({after.call:x})")
 
 
 def _said(life: Life, row: _Row) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+import math
+import time as clock
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -15,13 +17,15 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from groundstate.engine import attempts, handling, outcomes, trouble
+from groundstate.engine import attempts, culprits, handling, outcomes, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
+from groundstate.engine.guarded import let_through
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt, say_held, say_let_go
-from groundstate.engine.question import Question
+from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.rings import Watch
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import kind, overtaken
@@ -32,7 +36,29 @@ log = logging.getLogger("groundstate")
 
 
 class SomeHandlerFailed(Exception):
-    """Handlers ran without a savepoint each and one failed: roll back, and conclude one by one."""
+    """Handlers ran without a savepoint each and one failed: roll back, and conclude one by one.
+
+    reaction: whose handler it was. apart: where it is known which ones failed, those; others: of which nothing shows that they would.
+    """
+
+    def __init__(self, reaction: str, apart: Collection[Identity] = (), others: Collection[Identity] = ()) -> None:
+        super().__init__()
+        self.reaction = reaction
+        self.apart = frozenset(apart)
+        self.others = frozenset(others)
+
+
+Some = Callable[[Identity], bool]
+
+
+def everyone(_: Identity) -> bool:
+    """All of them."""
+    return True
+
+
+def nobody(_: Identity) -> bool:
+    """None of them."""
+    return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +81,26 @@ class InHand:
 class Conclusion:
     """What one transaction makes of outcomes and their attempts, for one reaction. `write` writes the attempts.
 
+    one_by_one: whose handlers are run with a savepoint each; those of the others are run together.
     refused: why the handler's work cannot be committed: it is not run, and its outcome is held.
+    until_s: when to run no further handler, by the monotonic clock; one is run all the same.
+    looks: it is looked alone which of them fail together, and SomeHandlerFailed says that.
     """
 
     life: Life
     tx: Transaction
     question: Question
-    one_by_one: bool
+    one_by_one: Some
     refused: str | None = None
+    until_s: float = math.inf
+    looks: bool = False
     saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
     removed: list[Attempt] = field(default_factory=list)
     dropped: list[Attempt] = field(default_factory=list)  # those of the removed whose outcome is a line in the log, and in no record
     new: list[Attempt] = field(default_factory=list)
     together: list[tuple[Work, Attempt]] = field(default_factory=list)
+    watch: Watch | None = None  # where some of those that were run together are looked at more closely
+    ran: int = 0  # handlers
 
     def apply(self, attempt: Attempt, decision: rules.Decision) -> None:
         """What needs no handler: the attempt is kept as something else, or deleted."""
@@ -97,7 +130,7 @@ class Conclusion:
         decision = rules.returned(standing.facts)
         if isinstance(decision, rules.Conclude):
             work = self._work(given, standing, attempt)
-            if self.one_by_one:
+            if self.one_by_one(attempt.identity):
                 self._try(attempt, given, lambda: handling.run_one(self.question, self.tx, self.question.spec.handler, work), standing)
             else:
                 self.together.append((work, attempt))
@@ -115,8 +148,8 @@ class Conclusion:
         fresh = new_attempt(self.life, self.question, text, occurrence, self.tx.now)
         handler = spec.handler if spec.when_overtaken == "same" and same_life else spec.overtaken
         if handler is not None and standing.facts.exists:
-            if not self.one_by_one:
-                raise SomeHandlerFailed
+            if not self.one_by_one(identity):
+                raise SomeHandlerFailed(spec.name)
             try:
                 handling.run_one(self.question, self.tx, handler, self._work(given, standing, fresh), progress=False)
             except HandlerFailed as failure:
@@ -139,6 +172,11 @@ class Conclusion:
         )
         self.new.append(rules.outcome_refused(fresh, why, None, written).attempt)
 
+    @property
+    def is_late(self) -> bool:
+        """Whether no further handler is to be run."""
+        return self.ran > 0 and clock.monotonic() >= self.until_s
+
     def write(self) -> None:
         """Runs what was put off to be run together, then writes every attempt. Raises SomeHandlerFailed."""
         self._run_together()
@@ -147,8 +185,8 @@ class Conclusion:
         attempts.insert(self.tx, self.new)
 
     def _overtaken(self, given: InHand, standing: Standing, attempt: Attempt) -> None:
-        if not self.one_by_one:
-            raise SomeHandlerFailed  # what is said in the log is said once, and handlers run in a savepoint each
+        if not self.one_by_one(attempt.identity):
+            raise SomeHandlerFailed(self.question.spec.name)  # what is said in the log is said once, and handlers run in a savepoint each
         spec = self.question.spec
         exists, has_handler = standing.facts.exists, spec.overtaken is not None
         decision = overtaken.answer(spec.when_overtaken, has_handler=has_handler, again=spec.again, exists=exists)
@@ -168,12 +206,13 @@ class Conclusion:
         function = spec.overtaken or spec.handler
         self._try(attempt, given, partial(handling.run_one, self.question, self.tx, function, work, progress=False), standing)
 
-    def _hold_loudly(self, attempt: Attempt, given: InHand, why: str, error: str | None) -> None:
+    def _hold_loudly(self, attempt: Attempt, given: InHand, why: str, error: str | None, cause: BaseException | None = None) -> None:
         log.error(
             "%s on %s is held with its outcome: %s",
             attempt.reaction,
             attempt.record,
             why,
+            exc_info=self.life.tracebacks.of(attempt.reaction, cause),
             extra={"event": "outcome_held", "reaction": attempt.reaction, "record": attempt.record},
         )
         self._hold(attempt, given, why, error)
@@ -197,6 +236,7 @@ class Conclusion:
 
         drops: what is not kept is dropped instead.
         """
+        self.ran += 1
         try:
             run()
         except HandlerFailed as failure:
@@ -206,7 +246,7 @@ class Conclusion:
             if drops:
                 self._drop(attempt, given, f"let go under again(): {words}")
                 return
-            self._hold_loudly(attempt, given, words, words)
+            self._hold_loudly(attempt, given, words, words, failure.cause)
             return
         if given.remaining is None:
             self.removed.append(attempt)
@@ -227,22 +267,36 @@ class Conclusion:
         return given.written or outcomes.add(self.question.spec.outcome_type, attempt.outcome, given.value, pen=pen_of(self.life))
 
     def _run_together(self) -> None:
-        """All conclusions that look ordinary, without savepoints: one handler that fails makes the whole be done one by one."""
-        if not self.together:
-            return
+        """All conclusions that look ordinary, without savepoints: one handler that fails makes the whole be done again."""
         question, tx = self.question, self.tx
         works = [work for work, _ in self.together]
+        if self.looks:
+            looked = culprits.look(question, tx, question.spec.handler, works, self.until_s - clock.monotonic())
+            raise self._failed(looked.failed, looked.others)
+        if not works:
+            return
+        self.watch = self.life.rings.watch(question, tx.connection, works)
         try:
-            handling.run_each(question, tx, question.spec.handler, works)
+            self.ran = handling.run_each(question, tx, question.spec.handler, works, self.until_s)
+            works = works[: self.ran]
             new = handling.flush_all(question, tx, works)
         except Exception as error:
             if trouble.transient(error):
                 raise
-            raise SomeHandlerFailed from error
-        if handling.without_progress(question, tx, works, new):
-            raise SomeHandlerFailed
-        self.removed += [attempt for _, attempt in self.together]
+            raise self._failed() from error
+        still = handling.without_progress(question, tx, works, new)
+        if still:
+            raise self._failed(still, {work.key for work in works} - set(still))
+        if self.watch is not None:
+            reached = {work.key for work in works}
+            self.watch.mine = [step for step in self.watch.mine if step[1] in reached]
+            self.life.rings.look(self.watch, tx.connection)
+        self.removed += [attempt for _, attempt in self.together[: self.ran]]
         tx.touched.add(question.entity, [work.key for work in works], new)
+
+    def _failed(self, apart: Collection[PrimaryKey] = (), others: Collection[PrimaryKey] = ()) -> SomeHandlerFailed:
+        told = {work.key: attempt.identity for work, attempt in self.together}
+        return SomeHandlerFailed(self.question.spec.name, [told[key] for key in apart], [told[key] for key in others])
 
     def _work(self, given: InHand, standing: Standing, attempt: Attempt) -> Work:
         moment = self.tx.moment(due=standing.due, call_no=attempt.call_no, restarted=given.restarted)
@@ -275,7 +329,8 @@ def _for_a_handler(value: Any) -> Any:
         return value
     try:
         return copy.deepcopy(value)
-    except Exception:  # it holds what cannot be copied, such as a lock
+    except BaseException as error:  # it holds what cannot be copied, such as a lock
+        let_through(error)
         return value
 
 

@@ -1,5 +1,7 @@
 """While a call, a find or `sends` runs, nothing that it does writes to the app's stores: refused before it reaches the database.
 
+While a handler runs, its own session's connection writes, and no other: the two would wait for each other's locks.
+
 A crash makes the call again, and what it wrote beside its outcome would be done twice (hazard 65, W14). Which code runs inside a call is
 told by a context variable, which follows tasks, `asyncio.to_thread` and SQLAlchemy's greenlets. Which statements write is told by their
 text, as SQLAlchemy hands it to the driver. A read-only transaction would see what a function writes, too. But it would have to be set on
@@ -38,18 +40,24 @@ CALL_CURE = (
 )
 SENDS_CURE = "it may read any row and write none, since it runs again for each try and each find. Let the handler write it"
 
+HANDLER_CURE = (
+    "it is another connection than its session's: the two wait for each other's locks, and what is written there stays when the handler's"
+    " own transaction is rolled back, and is written again. Use the session that is given, by a parameter `session: Session`; what must be"
+    " written by itself belongs into a call, in a block of call_writes"
+)
 REDACT_CURE = "it makes one text of another, and writes nothing"
 
 
 class Inside:
     """What runs: words for it, the cure, and the stores that it may not write to."""
 
-    __slots__ = ("cure", "may_say", "places", "runs", "what")
+    __slots__ = ("cure", "may_say", "own", "places", "runs", "what")
 
-    def __init__(self, what: str, cure: str, places: Sequence[Place], *, may_say: bool) -> None:
+    def __init__(self, what: str, cure: str, places: Sequence[Place], *, may_say: bool, own: Connection | None) -> None:
         self.what = what
         self.cure = cure
         self.places = places
+        self.own = own  # the one connection by which it may write
         self.may_say = may_say  # whether `call_writes` lets it write
         self.runs = True  # False at its end: a task that it left behind, or whatever it opened for others, has its context for ever
 
@@ -72,10 +80,13 @@ def watch(app: str, url: URL, database: Database | None = None) -> Place:
 
 
 @contextmanager
-def inside(app: str, what: str, cure: str = CALL_CURE, *, may_say: bool = True) -> Iterator[None]:
-    """While the block runs, this context may not write to the stores of the app. what: words for what runs, such as 'the call charge'."""
+def inside(app: str, what: str, cure: str = CALL_CURE, *, may_say: bool = True, own: Connection | None = None) -> Iterator[None]:
+    """While the block runs, this context may not write to the stores of the app, but by `own`.
+
+    what: words for what runs, such as 'the call charge'.
+    """
     places = [place for known in _places.get(app, ()) if (place := known()) is not None]
-    here = Inside(what, cure, places, may_say=may_say)
+    here = Inside(what, cure, places, may_say=may_say, own=own)
     call, said = in_call.set(here), _said.set(())
     try:
         yield
@@ -130,7 +141,7 @@ def _refusing() -> Inside | None:
 
 def _before_statement(connection: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
     here = _refusing()
-    if here is None:
+    if here is None or connection is here.own:
         return
     writes = what_it_writes(statement, postgres=connection.dialect.name == "postgresql")
     if writes is not None and any(place.is_behind(connection) for place in here.places):
@@ -144,7 +155,7 @@ def refuse_flush(session: Session) -> None:
         StateRefused: inside a call, and it would write to a store of the app.
     """
     here = _refusing()
-    if here is None:
+    if here is None or (here.own is not None and session.bind is here.own):
         return
     for record in [*session.new, *session.deleted, *(one for one in session.dirty if session.is_modified(one))]:
         mapper = object_mapper(record)

@@ -17,11 +17,14 @@ from groundstate.engine.groups import Round, round_of
 from groundstate.engine.hints import Touched
 from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.rules.breaker import Breaker
+from groundstate.rules.usual import Usual
 
 FRESH_MAX = 20_000  # beyond this the backlog takes over
 BATCH_FIRST = 200
 BATCH_MAX = 500
-BATCH_LEAST = 50
+BATCH_LEAST = 50  # of records that are quick: what a transaction costs is shared among so many
+SLOW = 4  # times its aim: then it is the records, and not a machine that is busy just now, which take so long
+SENDS_FIRST = 8  # of calls with `sends`, of which nobody knows yet how long it takes
 
 
 @dataclass(eq=False)
@@ -44,10 +47,14 @@ class Lane:
     due_cursor: tuple[Any, ...] | None = None
     seen_full: bool = False  # in this pass attempts that are due were looked at without a free slot
     batch: int = BATCH_FIRST
+    aside: bool = False  # its condition takes so long that it is not asked by the worker's own thread
+    asking: Usual = field(default_factory=Usual)  # what one look at its condition takes
+    next_sweep: float = 0.0
+    first_at: int = 0  # the turn in which it was last the first
     failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=20))  # DB-only reactions (rules.md 15)
     not_before: float = 0.0  # after the database's own trouble
     trouble: int = 0
-    barred: bool = False  # somebody keeps a table of it locked
+    barred: str | None = None  # somebody keeps a table of it locked: who, in words
     lacks: str | None = None  # a column or a table that its record has and the database has not, in words
     seen_lacking: bool = False  # loading none of its records tells of that
     groups: Round | None = field(init=False)  # of a reaction with `per` or `in_order`: its backlog is gone through by their values
@@ -60,6 +67,8 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.groups = round_of(self.question)
+        if self.question.spec.sends is not None:
+            self.batch = SENDS_FIRST
 
     @property
     def name(self) -> str:
@@ -112,7 +121,7 @@ class Lane:
     def sweep(self) -> None:
         """A new pass over the condition; one that is on goes to its end, and then another begins."""
         if self.backlog:
-            self.look_again, self.newest = True, self.groups is None
+            self.look_again, self.newest = True, self.groups is None and not self.aside
         else:
             self.backlog, self.cursor, self.crowded, self.probed = True, None, False, False
 
@@ -129,10 +138,10 @@ class Lane:
         if row is not None:
             self.cursor, self.look_again = tuple(row), True
 
-    def swept(self) -> None:
-        """A pass came to its end."""
-        self.newest = self.probed = False
-        self.backlog = self.look_again
+    def swept(self, *, again: bool = False) -> None:
+        """A pass came to its end. again: another one follows, which need not be looked at first."""
+        self.newest, self.probed = False, again
+        self.backlog = self.look_again or again
         self.look_again = False
         self.cursor = None
 
@@ -166,18 +175,24 @@ class Lane:
 
     @property
     def passes(self) -> bool:
-        """Whether a pass is on that this worker is to go on with."""
-        return self.on and self.backlog and not self.left_to_others
+        """Whether a pass is on that this worker's own thread is to go on with."""
+        return self.on and self.backlog and not (self.left_to_others or self.aside)
 
     @property
     def wants(self) -> bool:
         return self.passes or (self.on and bool(self.fresh or self.due or self._heard or self._heard_whole))
 
-    def took(self, seconds: float, hold_s: float) -> None:
-        """Adapts the batch so that a write lock is held about `hold_s`."""
-        if seconds > hold_s:
-            self.batch = max(int(self.batch * max(hold_s / seconds, 0.7)), BATCH_LEAST)
-        elif seconds < hold_s / 2:
+    def took(self, count: int, rows_s: float, seconds: float, hold_s: float, *, cut: bool = False) -> None:
+        """Adapts the batch so that a write lock is held about `hold_s`: at once where the records are slow, and else by degrees.
+
+        count: of records, which took `rows_s`, in a transaction of so many seconds. cut: it ended in its middle.
+        """
+        least = 1 if self.aside else BATCH_LEAST  # else the seconds of a few are those of a busy machine, and say little of the records
+        if cut or rows_s > SLOW * hold_s:
+            self.batch = max(int(count * hold_s / rows_s), 1) if rows_s > hold_s else max(count, 1)
+        elif seconds > hold_s and self.batch > least:
+            self.batch = max(int(self.batch * max(hold_s / seconds, 0.7)), least)
+        elif count * 2 >= self.batch and (seconds if self.batch >= least else rows_s) < hold_s / 2:
             self.batch = min(self.batch * 2, BATCH_MAX)
 
 

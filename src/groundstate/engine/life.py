@@ -21,16 +21,18 @@ from sqlalchemy import Boolean, ColumnElement, and_, delete, insert, or_, select
 from groundstate.engine import leaps, transaction
 from groundstate.engine.air import Air
 from groundstate.engine.cells import lives_among
+from groundstate.engine.guarded import let_through
 from groundstate.engine.inside_call import REDACT_CURE, inside
 from groundstate.engine.rings import Rings
 from groundstate.engine.store_begins import StoreBegins
+from groundstate.engine.tracebacks import Tracebacks
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, OtherServer, RowRewritten
 from groundstate.rules.careful import Care
 from groundstate.store import tables
 from groundstate.store.port import Database, Lives, Witness
 from groundstate.store.written import OnPostgres
-from groundstate.values.errors import StoreRefused, WentBack
+from groundstate.values.errors import LifeTaken, StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
 ERROR_LENGTH = 2000
@@ -59,19 +61,27 @@ class Life:
     steps_back: int = 0  # of the database's clock, that were noticed
     server: str | None = None  # on which the lock is; None: nobody has begun, or there is no server
     incarnation: str | None = None  # of that server, as this life's row says it
-    met: dict[str, float] = field(default_factory=dict)  # incarnations of the server, and when this worker first had a lock there
+    met: dict[str, float] = field(default_factory=dict)  # incarnations of the server, and when this worker last took a lock there
+    cut: set[str] = field(default_factory=set)  # those of them on which it had lost one before
+    lost_at: float | None = None  # monotonic: since when it is without its lock
+    over: bool = False  # it must not go on, also where its lock is to be had again
     air: Air = field(default_factory=Air)  # of this worker, all its lives long
+    unknown_states: set[tuple[object, ...]] = field(default_factory=set)  # the attempts of which it was told that their state is none
     rings: Rings = field(default_factory=Rings)  # the same
     awaits_until: float | None = None  # monotonic: until when others may take their numbers again; None: nobody is awaited
     taken: int = 0  # how often its lock was taken: what died with the lock is another's after that
     past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
+    redact_failed: bool = False  # and that was told
+    at_work: str | None = None  # the reaction whose handlers run just now
     waiting: frozenset[str] = frozenset()  # reactions that wait for a person, since the database may have been put back
+    tracebacks: Tracebacks = field(init=False)  # of what handlers raised
     store_begins: StoreBegins | None = field(init=False)  # how many calls were ever begun here: where the database has no identity itself
 
     def __post_init__(self) -> None:
         self.store_begins = None if self.database.high_water is None else StoreBegins(self.database.high_water)
         self.dice = random.Random(self.id)  # noqa: S311  # jitter, no secret
+        self.tracebacks = Tracebacks(self.shorten)
 
     @property
     def holder(self) -> tuple[int, int]:
@@ -96,24 +106,27 @@ class Life:
         self.sound = True
 
     def resume(self) -> bool:
-        """After the lock was lost: takes the same number again where the server was started anew, or is another one, and everybody lost
-        their locks with it. This life goes on then, and what it began is still its own; `sound` is for the caller to set.
+        """After the lock was lost: takes the same number again. Everybody may have lost theirs with it: the server was started anew, or is
+        another one, or all connections to it were cut. This life goes on then, and what it began is still its own; `sound` is for the
+        caller to set.
 
-        False: the number is free on the same server, so that its end may have been seen; somebody adopts it, or has; or the database
-        remembers fewer begins than this life does. Then it is over.
+        False: somebody adopted it; or the database remembers fewer begins than this life does. Then it is over.
 
         Raises:
             OperationalError, OtherServer: the server cannot be reached, or was started anew once more.
+            LifeTaken: somebody has the lock.
         """
         before = self.incarnation
-        if before is None:
+        if before is None or self.over:
             return False
         try:
             self._take()
-        except StoreRefused:  # somebody has it; a standby, or a pooler, refuses the next life as well
+        except LifeTaken:
+            raise
+        except StoreRefused:  # a standby, or a pooler, refuses the next life as well
             return False
         try:
-            going_on = self.incarnation != before and self._said_to_go_on()
+            going_on = self._said_to_go_on()
         except BaseException:
             self.incarnation = before
             self.lives.release()
@@ -127,7 +140,9 @@ class Life:
         self.server, self.incarnation = self.lives.server, self.lives.incarnation
         self.taken += 1
         if self.incarnation is not None:
-            self.met.setdefault(self.incarnation, time.monotonic())
+            if self.incarnation in self.met:
+                self.cut.add(self.incarnation)
+            self.met[self.incarnation] = time.monotonic()
 
     def _said_to_go_on(self) -> bool:
         """Writes where the lock is now, while nobody has written that this life ended."""
@@ -142,7 +157,8 @@ class Life:
         """
         embedded = not self.database.locks_rows
         started, asked_s = time.monotonic(), leaps.boot_s()
-        with transaction.writing(self.database, wait=wait) as tx:
+        with transaction.writing(self.database, self.app, wait=wait) as tx:
+            waited_s = time.monotonic() - started  # an embedded store's lock, or for the server
             if embedded and self.database.someone_wrote():  # asked under the write lock: surely not us
                 self.others_wrote = True
             tx.air, tx.rings = self.air, self.rings
@@ -156,12 +172,14 @@ class Life:
             self.pace.followed()
         if embedded:
             self.database.someone_wrote()  # that was us
-        took = time.monotonic() - started
+        took = time.monotonic() - started - waited_s
         if took > LONG_S:
             log.warning(
-                "a transaction took %.1f s: a handler that waits for something keeps others out; let a call do that",
+                "a transaction%s took %.1f s: a handler that waits for something keeps others out (let a call do that), or it waited for"
+                " a row that somebody else had locked",
+                "" if self.at_work is None else f" of {self.at_work}",
                 took,
-                extra={"event": "transaction_long", "took_s": round(took, 3)},
+                extra={"event": "transaction_long", "took_s": round(took, 3), "reaction": self.at_work},
             )
 
     def _stay_with(self, server: str | None) -> None:
@@ -217,10 +235,23 @@ class Life:
     def shorten(self, error: str, most: int = ERROR_LENGTH) -> str:
         """An error's text as it is kept: redacted, bounded, without control characters (hazard 54)."""
         codec = self.database.codec  # a letter that the database's encoding lacks would be refused with the whole attempt
-        with inside(self.app, "`redact`", REDACT_CURE, may_say=False):
-            said = self.redact(error).encode(codec, "replace").decode(codec)
+        said = self._redacted(error).encode(codec, "replace").decode(codec)[: most + 1]
         plain = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in said)
         return plain if len(plain) <= most else plain[: most - 3] + "..."
+
+    def _redacted(self, words: str) -> str:
+        """Where `redact` fails, nothing is said of them: they may be what it is there to hide, and so may what it raised."""
+        try:
+            with inside(self.app, "`redact`", REDACT_CURE, may_say=False):
+                return str.__str__(self.redact(words))
+        except BaseException as error:
+            let_through(error)
+            failed = f"`redact` raised {type(error).__name__}"
+            if not self.redact_failed:
+                self.redact_failed = True
+                said = "%s: what it is given is left out, here and where it is kept"
+                log.error(said, failed, extra={"event": "redact_failed"})  # noqa: TRY400  # a traceback would tell what it hides
+            return f"(left out, since {failed})"
 
     def outcome_as_text(self, words: str) -> str:
         """A text of an outcome that JSON cannot bring back: as an error's, and longer, since there may be nothing else of it."""
@@ -228,16 +259,20 @@ class Life:
 
     def end(self, *, with_past: bool = False) -> None:
         """A clean end: no row stays. Attempts of calls still in the air were written as doubts before. with_past: nor one of its past."""
-        self.sound = False
-        over = {self.id, *self.past} if with_past else {self.id}
         try:
-            if self.witness:
-                for one in over:
-                    self.witness.erase(one)
-            with self.transaction() as tx:
-                tx.connection.execute(delete(tables.worker).where(tables.worker.c.life.in_(over)))
+            self.say_over(with_past=with_past)
         finally:
             self.lives.release()
+
+    def say_over(self, *, with_past: bool = False) -> None:
+        """The same, and its lock is kept: calls of it that are in doubt still run, and nobody is to settle them before they end."""
+        self.sound = False
+        over = {self.id, *self.past} if with_past else {self.id}
+        if self.witness:
+            for one in over:
+                self.witness.erase(one)
+        with self.transaction() as tx:
+            tx.connection.execute(delete(tables.worker).where(tables.worker.c.life.in_(over)))
 
 
 # After the UPDATE: this transaction is written where the row was as we had left it.
@@ -249,13 +284,6 @@ _APART = (
 LONG_S = 1.0  # a transaction of ours that took longer is told of (hazard 26)
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line: its type and words."""
-    words = str(error).strip()
-    name = type(error).__name__
-    return f"{name}: {words}" if words else name
-
-
 def left_by(life: Life) -> ColumnElement[bool]:
     """Attempts that this life adopts once their own is no more. A doubt that this code does not declare is left to code that does."""
     attempt = tables.attempt
@@ -263,12 +291,13 @@ def left_by(life: Life) -> ColumnElement[bool]:
     return or_(attempt.c.state == "begun", and_(attempt.c.state == "doubt", ours))
 
 
-RECONNECT = timedelta(seconds=5)  # so long the lives of a server that was started anew have to take their numbers again
+RECONNECT = timedelta(seconds=5)  # so long lives that lost their locks all at once have to take their numbers again
 
 
 def may_return(life: Life, dead: Sequence[int]) -> set[int]:
-    """Of lives whose lock is free those that may live all the same: their lock was on another server than ours, or on ours before it was
-    started anew, and this worker has not been there for long enough to know.
+    """Of lives whose lock is free those that may live all the same, where this worker has not been there for long enough to know: their
+    lock was on another server than ours, or on ours before it was started anew; or this worker lost its own lock on this server, and
+    others may have lost theirs with it.
 
     What was this worker's own life is over, and so is one of which somebody wrote that it ended.
     """
@@ -278,9 +307,9 @@ def may_return(life: Life, dead: Sequence[int]) -> set[int]:
     if here is None or not dead or time.monotonic() >= until:
         return set()
     row = tables.worker.c
-    elsewhere = select(row.life).where(row.life.in_(dead), row.ended_at.is_(None), row.server != here)  # NULL: of older code
+    freed = row.server.is_not(None) if here in life.cut else row.server != here  # NULL: of older code
     with life.database.reading() as connection:
-        found = set(connection.execute(elsewhere).scalars()) - life.past
+        found = set(connection.execute(select(row.life).where(row.life.in_(dead), row.ended_at.is_(None), freed)).scalars()) - life.past
     if found:
         life.awaits_until = until
     return found

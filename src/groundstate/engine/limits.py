@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from groundstate.engine.flight import Flight, FoundAbsent, FoundUnknown, NothingHappened, NotSent, Returned, ThreadEnded, Unclear, Word
 from groundstate.engine.lane import Lane
@@ -28,6 +29,17 @@ Freed = Mapping[Place, int]
 NOTHING_FREED: Freed = {}
 
 
+@dataclass(frozen=True)
+class Paused:
+    """An endpoint that is paused. since, until: by the monotonic clock; once `until` is past, one call at a time probes it. answered: the
+    last that was heard of it, in words that are not redacted yet.
+    """
+
+    since: float
+    until: float
+    answered: str
+
+
 def place_of(flight: Flight) -> Place:
     return _call(flight.question).outside, flight.part
 
@@ -42,8 +54,9 @@ class Limits:
     def __init__(self, shift: Shift) -> None:
         self._shift = shift
         self._air: Counter[Place] = Counter()  # calls and finds in the air, of each part and of the whole
-        self._hanging: Counter[Place] = Counter()  # of those, threads that hang: they use the limit up, and are no probe
+        self._hanging: Counter[Place] = Counter()  # of those, what went on past its time limit: they use the limit up, and are no probe
         self._breakers: dict[Place, Breaker] = {}
+        self.paused: dict[Place, Paused] = {}  # of those that are open what is told of it
         self._slots = Slots(shift)
         self._free_at: dict[Place, float] = {}  # tokens
         self._tokens: Tokens | None = None
@@ -61,10 +74,10 @@ class Limits:
         return min(room, self._pause_room((call.outside, None), room, now, freed)) if lane.question.spec.per is None else room
 
     def may_go(self, lane: Lane, value: str, now: float) -> bool:
-        """Whether anything of this value of `per` may be begun now; where not, it is passed by."""
+        """Whether anything of this value of `per` may be begun now, as far as memory knows; where not, it is passed by."""
         if lane.question.spec.in_order is not None:
             return True  # its groups are not the parts
-        room, at = self._room_of_part((_call(lane.question).outside, f"={value}"), now)
+        room, at = self._room_of_part((_call(lane.question).outside, f"={value}"), now, self._freed)
         if room <= 0:
             self.pass_by(lane, at)
         return room > 0
@@ -85,8 +98,8 @@ class Limits:
         room, at = self._room_at(place, now, freed)
         paused = self._pause_room(place, room, now, freed)
         if paused < room:
-            until = self._breakers[place].until
-            return paused, until if until > now else math.inf
+            more_at = self._breakers[place].more_at(now)
+            return paused, math.inf if more_at is None else more_at
         return room, at
 
     def _pause_room(self, place: Place, free: int, now: float, freed: Freed) -> int:
@@ -111,6 +124,20 @@ class Limits:
             return room
         place = whole(_call(lane.question).outside)
         return min(room, self._tokens.left([place]).get(place, room))
+
+    def left_of(self, lane: Lane, values: Sequence[str]) -> dict[str, int]:
+        """How many of each of these values of `per` may be begun in this transaction, with the tokens that the database counts; those
+        of which none may are passed by. Nothing where the values are not those of `per`.
+        """
+        if self._tokens is None or lane.question.spec.in_order is not None:
+            return {}
+        now, places = time.monotonic(), {value: (_call(lane.question).outside, f"={value}") for value in values}
+        tokens = self._tokens.left(places.values())
+        left = {value: min(self._room_of_part(place, now, self._freed)[0], tokens.get(place, AT_ONCE)) for value, place in places.items()}
+        for value, place in places.items():
+            if left[value] <= 0:
+                self.pass_by(lane, self._free_at.get(place, math.inf))
+        return left
 
     def admit(self, lane: Lane, parts: Sequence[str | None]) -> list[bool]:
         """Which of these may be begun in this transaction: one for each, in their order. Who may not is passed by."""
@@ -156,7 +183,7 @@ class Limits:
             self._air[place] += 1
 
     def hangs(self, flight: Flight) -> None:
-        """Its thread went on past its time limit."""
+        """It went on past its time limit."""
         self._hanging.update(places_of(flight))
 
     def landed(self, flight: Flight) -> None:
@@ -174,10 +201,10 @@ class Limits:
         self._air.clear()
         self._hanging.clear()
 
-    def heard(self, word: Word, now: float) -> None:
-        """What a word says of the endpoint."""
+    def heard(self, word: Word, now: float) -> bool:
+        """What a word says of the endpoint. Returns whether it begins a pause."""
         if isinstance(word, NotSent | ThreadEnded) or (isinstance(word, Unclear) and word.flight.cut_off):
-            return
+            return False
         place = place_of(word.flight)
         breaker = self._breakers.pop(place, None) or Breaker()
         was_open = breaker.open
@@ -187,11 +214,17 @@ class Limits:
             case NothingHappened() | Unclear():
                 breaker.went_wrong(word.flight.identity, now)
             case Returned():
-                breaker.succeeded()
+                breaker.succeeded(now)
             case FoundUnknown(error=error) if error is not None:
-                breaker.went_wrong(word.flight.identity, now)
-            case FoundAbsent() | FoundUnknown():  # the endpoint is there
-                breaker.succeeded()
+                breaker.went_wrong(word.flight.identity, now, find=True)
+            case FoundAbsent() | FoundUnknown():
+                breaker.answered_a_question(now)
+        if breaker.open:
+            since = self.paused[place].since if place in self.paused else now
+            error = word.error if isinstance(word, NothingHappened | Unclear | FoundUnknown) else None
+            self.paused[place] = Paused(since, breaker.until, error or "")
+        else:
+            self.paused.pop(place, None)
         if breaker != Breaker():  # of an endpoint that answers there is nothing to be known, and there may be a million parts
             self._breakers[place] = breaker
         if breaker.open != was_open:
@@ -203,15 +236,19 @@ class Limits:
                 what,
                 extra={"event": "outside_breaker", "outside": place[0].name, "open": breaker.open},
             )
+        return breaker.open and not was_open
 
     # ---- what was passed by ------------------------------------------------------------------------------------------------------
     def pass_by(self, lane: Lane, until: float) -> None:
         self._passed_by[lane] = min(self._passed_by.get(lane, math.inf), until)
 
     def turn(self, now: float) -> None:
-        """At each turn: lanes whose time has come are gone through again, and slots that nobody needs are given back."""
+        """At each turn: lanes whose time has come, or whose outside has a slot or a token again, are gone through again, and slots that
+        nobody needs are given back.
+        """
         self._slots.take_again(self._air, now)
         got = {outside for outside, _ in self._slots.retry(self._wanted, now)}
+        got |= {outside for (outside, _), at in self._free_at.items() if at <= now}
         for lane in self._passed_by if got else ():
             if _call(lane.question).outside in got:
                 self._passed_by[lane] = 0.0
@@ -225,7 +262,7 @@ class Limits:
 
     def times(self, now: float) -> list[float]:
         """When there is something to do for it, or to begin."""
-        found = [breaker.until for breaker in self._breakers.values() if breaker.until > now]
+        found = [at for breaker in self._breakers.values() if (at := breaker.more_at(now)) is not None]
         found += [at for at in self._passed_by.values() if at != math.inf]
         found += self._free_at.values()
         return [*found, *self._slots.times()]
@@ -242,7 +279,7 @@ class Limits:
 
     @property
     def hanging(self) -> int:
-        """Threads of calls that went on past their time limit."""
+        """Calls that went on past their time limit."""
         return sum(count for place, count in self._hanging.copy().items() if place[1] == WHOLE)
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, select
 
 from groundstate.engine import attempts, groups, trouble
+from groundstate.engine.guarded import user_code
 from groundstate.engine.numbers import try_turns
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
@@ -78,7 +79,7 @@ def _locked(tx: Transaction, question: Question, values: Sequence[str]) -> set[s
 def _in_the_way(connection: Connection, question: Question, most: int | None = None, *, begun: bool = False) -> set[PrimaryKey]:
     """Records for which a call is in the air, or may have been made; begun: the former alone."""
     spec = question.spec
-    blocks = attempt.c.blocks.is_(None) if spec.fact is not None else attempt.c.blocks == spec.table_name
+    blocks = attempt.c.blocks.is_(None) if spec.fact is not None else attempt.c.blocks.in_(question.spellings)
     mine = and_(attempt.c.app == spec.app, attempt.c.reaction == spec.name)
     chosen = attempt.c.state == State.BEGUN.value if begun else stands_in_the_way
     texts = connection.execute(select(attempt.c.record).where(blocks, mine, chosen).limit(most)).scalars()
@@ -93,7 +94,7 @@ def free(tx: Transaction, question: Question, wanted: Sequence[PrimaryKey]) -> l
     if spec.in_order is None or not wanted or not tx.some_attempts:
         return list(wanted)
     texts = {key: question.record_text(key) for key in wanted}
-    found = attempts.concerning(tx, spec.app, spec.name, None, list(texts.values()))
+    found = attempts.concerning(tx, question, list(texts.values()), own=True)
     rounds = _rounds_of(tx.connection, question, [key for key in wanted if texts[key] in found])
     return [key for key in wanted if key not in rounds or not _waits(tx, question, rounds[key], found[texts[key]])]
 
@@ -113,9 +114,10 @@ def _rounds_of(connection: Connection, question: Question, wanted: Sequence[Prim
         return dict.fromkeys(wanted, "")
     size = len(question.key_attributes)
     try:
-        rows = connection.execute(select(*question.key_attributes, *columns).where(question.among(wanted))).all()
+        with user_code():
+            rows = connection.execute(select(*question.key_attributes, *columns).where(question.among(wanted))).all()
     except Exception as error:
-        if not trouble.unreadable(error):
+        if not trouble.unloadable(error):
             raise
         return {}
     return {tuple(row[:size]): question.round_text(tuple(row[size:])) for row in rows}

@@ -11,7 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, CHAR, ColumnElement, Enum, Integer, String, Text, Uuid, any_, bindparam, column, func, literal_column, select
+from sqlalchemy import (
+    ARRAY,
+    CHAR,
+    NCHAR,
+    ColumnElement,
+    Enum,
+    Integer,
+    String,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    column,
+    func,
+    literal_column,
+    select,
+)
 
 from groundstate.store.port import Database
 
@@ -41,7 +57,7 @@ def one_of(database: Database, of: ColumnElement[Any], name: str, kind: Any = No
 
 def is_padded(kind: Any) -> bool:
     """Whether PostgreSQL fills such a column with blanks up to its length, and leaves them out where it is compared with a text."""
-    return isinstance(kind, CHAR)
+    return isinstance(kind, CHAR | NCHAR)
 
 
 def unnested(name: str, columns: Mapping[str, Any]) -> Any:

@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from groundstate.engine import cells, illegible, wording
+from groundstate.engine import cells, illegible, says, wording
 from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import RECONNECT
+from groundstate.engine.says import Says
 from groundstate.rules import careful
 from groundstate.store import tables
 from groundstate.store.port import Database, Lives
@@ -26,6 +27,7 @@ class LifeSeen:
     alive: by its lock; None where that cannot be seen (a standby, a lock file not readable), or not yet: `known_in_s`.
     known_in_s: in how many seconds at most it is known, where its lock was freed because the server was started anew, or is another one.
     server: on which its lock was taken, as JSON; None on SQLite, and of lives of older code.
+    says: what it says of itself, where it lives.
     """
 
     life: int
@@ -39,6 +41,7 @@ class LifeSeen:
     left: int = 0  # its attempts that are begun or in doubt
     server: str | None = None
     known_in_s: float | None = None
+    says: Says = says.NOTHING
 
     @property
     def said_so(self) -> bool:
@@ -46,7 +49,7 @@ class LifeSeen:
         return self.host is None and self.pid is None and self.began_at is None
 
 
-_TOLD = {one.name for one in fields(LifeSeen)}  # of a row's columns
+_TOLD = {one.name for one in fields(LifeSeen)} - {"says"}  # of a row's columns
 
 
 def is_in_words(one: LifeSeen) -> str:
@@ -55,8 +58,10 @@ def is_in_words(one: LifeSeen) -> str:
         return "ended uncleanly, adopted"
     if one.known_in_s is not None:
         return f"alive or ended: {wording.known_in(one.known_in_s)}"
-    if one.alive is not False:
-        return "lives" if one.alive else "cannot be seen"
+    if one.alive is None:
+        return "cannot be seen"
+    if one.alive:
+        return "lives, and drains" if one.says.drains else "lives, and waits for a go (--held)" if one.says.held else "lives"
     return f"ended, and left {_calls(one.left)} in doubt" if one.said_so else "ended uncleanly"
 
 
@@ -64,20 +69,28 @@ def lives_of(database: Database, connection: Connection, lives: Lives) -> list[L
     """Every life that left a row, or an attempt that is begun or in doubt."""
     attempt = tables.attempt
     rows = sorted(illegible.read_lives(database, connection), key=lambda row: row["began_at"] or LONG_AGO)
-    standing = select(attempt.c.worker, func.count()).where(attempt.c.state.in_(ADOPTABLE)).group_by(attempt.c.worker)
-    left: dict[Any, int] = dict(list(map(tuple, connection.execute(standing))))
+    standing = select(attempt.c.worker, func.count(), func.min(attempt.c.app), func.max(attempt.c.app))
+    left, apps = dict[Any, int](), dict[Any, str | None]()
+    for life, count, first, last in connection.execute(standing.where(attempt.c.state.in_(ADOPTABLE)).group_by(attempt.c.worker)):
+        left[life], apps[life] = count, str(first) if first == last else None
     strangers = sorted(cells.lives_among(list(left)) - {row["life"] for row in rows})
     seen = alive_of(lives, [row["life"] for row in rows if row["ended_at"] is None] + strangers)
     found = [
         LifeSeen(
             alive=False if row["ended_at"] is not None else seen[row["life"]],
             left=left.get(row["life"], 0),
+            says=says.read(row["says"]) if seen.get(row["life"]) else says.NOTHING,
             **{name: value for name, value in row.items() if name in _TOLD},
         )
         for row in rows
     ]
     found = may_return(database, connection, found)
-    return [*found, *(LifeSeen(life, seen[life], left=left.get(life, 0)) for life in strangers)]
+    return [*found, *(LifeSeen(life, seen[life], left=left.get(life, 0), app=apps.get(life)) for life in strangers)]
+
+
+def of_app(app: str, seen: Sequence[LifeSeen]) -> list[LifeSeen]:
+    """Those that are of this app, or of which that is not known. Others adopt what it left, and carry out nothing of it."""
+    return [one for one in seen if one.app is None or one.app == app]
 
 
 def may_return(database: Database, connection: Connection, found: Sequence[LifeSeen]) -> list[LifeSeen]:
@@ -124,7 +137,13 @@ def lock_in_words(database: Database) -> str:
 
 def is_careful(seen: Sequence[LifeSeen], now: datetime) -> bool:
     """Whether two lives ended uncleanly within some minutes, so that all are careful now (hazard 25)."""
-    return careful.care([one.ended_at for one in seen if one.ended_at is not None], now).careful
+    return care_of(seen, now).careful
+
+
+def care_of(seen: Sequence[LifeSeen], now: datetime) -> careful.Care:
+    """The same, with the lives that ended so."""
+    ends = {one.life: one.ended_at for one in seen if one.ended_at is not None}
+    return replace(careful.care(ends.values(), now), ends=frozenset(ends))
 
 
 def last_end_in_words(seen: Sequence[LifeSeen]) -> str:

@@ -1,20 +1,27 @@
-"""Records that somebody else's long transaction keeps locked, on PostgreSQL: they are skipped until it ends (hazard 19). Reads alone."""
+"""What somebody else's transaction keeps locked, on PostgreSQL: records, which are skipped until it ends (hazard 19), and whole tables,
+behind which nobody sees what is to be done. Reads alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, String, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, String, and_, literal_column, select, text
+from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine.question import Question
+from groundstate.engine import trouble
+from groundstate.engine.question import PrimaryKey, Question
+from groundstate.store import tables
+from groundstate.store.port import Database
 
 LONG = timedelta(seconds=5)
 OURS = "groundstate"  # the name of our sessions that write, as the store gives it
 _READ_MOST = 10_000  # records of one reaction that are looked at
 _SHOWN_MOST = 20
+SEEN_WITHIN = timedelta(seconds=1)  # so long a report waits for a table
 
 # A row's xmax is the transaction that locked it last, and each transaction that locks or writes holds the lock on its own number.
 _LONG = text("""
@@ -23,6 +30,20 @@ _LONG = text("""
     WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock' AND a.pid <> pg_backend_pid()
       AND a.datname = current_database() AND (a.xact_start IS NULL OR a.xact_start < now() - make_interval(secs => :age))
 """)
+
+
+# Also who waits for such a lock: everybody else waits behind him.
+_TABLES = text("""
+    SELECT c.relname AS "table", l.pid, l.granted, a.xact_start AS since, a.application_name AS name, a.state AS state
+    FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation JOIN pg_stat_activity AS a USING (pid)
+    WHERE l.locktype = 'relation' AND l.mode = ANY(:modes) AND l.pid <> pg_backend_pid()
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    ORDER BY l.granted DESC, a.xact_start
+""")
+
+
+_FOR_ITSELF = ["AccessExclusiveLock"]
+_AGAINST_WRITERS = [*_FOR_ITSELF, "ExclusiveLock", "ShareRowExclusiveLock", "ShareLock"]  # as CREATE INDEX takes one
 
 
 @dataclass(frozen=True)
@@ -37,27 +58,125 @@ class Locked:
     ours: bool = False  # by its name: a worker of groundstate, in a handler
 
 
-def locked(connection: Connection, questions: Sequence[Question], age: timedelta = LONG) -> list[Locked]:
-    """Records whose condition holds and that a transaction older than `age` keeps locked; nothing on SQLite, which locks no rows."""
+def unseen(connection: Connection, questions: Sequence[Question]) -> dict[str, str]:
+    """Reactions of which nothing can be asked, since a table that they ask is locked, and by whom; by name. None on SQLite."""
+    if connection.dialect.name != "postgresql":
+        return {}
+    holders = connection.execute(_TABLES, {"modes": _FOR_ITSELF}).all()
+    found: dict[str, str] = {}
+    met: set[str] = set()  # tables that were waited for in vain: once is enough
+    for question in questions if holders else ():
+        named = _holder(question, holders)
+        by = named or holders[0]  # what it asks by another name, such as that of a view
+        if named is not None and named.table in met:
+            found[question.spec.name] = f"{_held_by(by)}: nothing of it can be seen before that ends"
+            continue
+        try:
+            with connection.begin_nested():
+                connection.execute(select(*question.key_attributes).where(question.ready).limit(0))
+        except DBAPIError as error:
+            if not trouble.locked(error):
+                raise
+            met.add(by.table)
+            found[question.spec.name] = f"{_held_by(by)}: nothing of it can be seen before that ends"
+    return found
+
+
+def who_locks_ours(database: Database) -> str | None:
+    """Who keeps a table of ours locked, in words; None where nobody does, or it cannot be seen."""
+    if not database.locks_rows:
+        return None
+    try:
+        with database.reading() as connection:
+            words = against_writers(connection)
+    except DBAPIError:
+        return None
+    return f"{words}: nothing is carried out before that ends" if words is not None else None
+
+
+def against_writers(connection: Connection, names: Collection[str] = ()) -> str | None:
+    """Who keeps others from writing to one of these tables, or to one of ours, in words; None where nobody does, and on SQLite."""
+    if connection.dialect.name != "postgresql":
+        return None
+    found = connection.execute(_TABLES, {"modes": _AGAINST_WRITERS})
+    return next((_held_by(one) for one in found if one.table in names or one.table in tables.metadata.tables), None)
+
+
+def who_locks_tables_of(database: Database, question: Question) -> str | None:
+    """Who keeps a table locked that this asks, in words; None where nobody does, or it cannot be seen."""
+    if not database.locks_rows:
+        return None
+    try:
+        with database.reading() as connection:
+            holders = connection.execute(_TABLES, {"modes": _AGAINST_WRITERS}).all()
+    except DBAPIError:
+        return None
+    return _held_by(_holder(question, holders)) if holders else None
+
+
+def _holder(question: Question, holders: Sequence[Any]) -> Any:
+    """Of those who lock some table the first that locks one which this asks by its name."""
+    names = {name.rpartition(".")[2] for name in question.tables_named}
+    return next((one for one in holders if one.table in names), None)
+
+
+def _held_by(by: Any) -> str:
+    locks = "has locked" if by.granted else "waits to lock"
+    who = _who(by, ours=False)
+    return f"pid {by.pid} ({who}) {locks} the table {by.table}, in a transaction{since_in_words(by.since)}"
+
+
+def since_in_words(since: datetime | None) -> str:
+    """Such as ' since 2030-01-01 12:00:00 UTC'; nothing where it is not known."""
+    return "" if since is None else f" since {since:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def locked(connection: Connection, questions: Sequence[Question], age: timedelta = LONG, key: PrimaryKey | None = None) -> list[Locked]:
+    """Records whose condition holds and that a transaction older than `age` keeps locked; nothing on SQLite, which locks no rows.
+
+    key: of this record alone.
+    """
     if connection.dialect.name != "postgresql":
         return []
     long: dict[str, Any] = {row.xid: row for row in connection.execute(_LONG, {"age": age.total_seconds()})}
-    return [one for question in questions for one in _locked_of(connection, question, long)] if long else []
+    found: list[Locked] = []
+    for question in questions if long else ():
+        which = question.ready if key is None else and_(question.ready, question.among([key]))
+        found += _locked_of(connection, question, long, which)
+    return found
 
 
-def _locked_of(connection: Connection, question: Question, long: dict[str, Any]) -> list[Locked]:
+def who_has(connection: Connection, question: Question, key: PrimaryKey) -> str | None:
+    """Who keeps this record locked, whatever its condition, in words; None where nobody does, on SQLite, and where it cannot be seen."""
+    if connection.dialect.name != "postgresql":
+        return None
+    long: dict[str, Any] = {row.xid: row for row in connection.execute(_LONG, {"age": 0.0})}
+    for one in _locked_of(connection, question, long, question.among([key])) if long else ():
+        return f"pid {one.pid} ({one.who}) has locked its row, in a transaction{since_in_words(one.since)}"
+    return None
+
+
+def _locked_of(connection: Connection, question: Question, long: Mapping[str, Any], which: ColumnElement[bool]) -> list[Locked]:
     owner: Any = question.mapper.base_mapper.local_table
     table = connection.dialect.identifier_preparer.format_table(owner)
     xmax = literal_column(f"{table}.xmax::text", String).label("groundstate_xmax")
-    some = select(*question.key_attributes, xmax).where(question.ready).limit(_READ_MOST).subquery()
+    some = select(*question.keys_as_they_stand, xmax).where(which).limit(_READ_MOST).subquery()
     rows = connection.execute(select(some).where(some.c.groundstate_xmax.in_(list(long))).limit(_SHOWN_MOST)).all()
     found = []
     for row in rows:
         by = long[row[-1]]
         ours = by.name == OURS
-        locked_by = Locked(question.spec.name, question.record_text(tuple(row[:-1])), by.pid, by.since, _who(by, ours=ours), ours)
+        locked_by = Locked(question.spec.name, question.record_shown(tuple(row[:-1])), by.pid, by.since, _who(by, ours=ours), ours)
         found.append(locked_by)
     return found
+
+
+def in_long_ones(connection: Connection) -> list[str]:
+    """Workers of groundstate, of whichever app, that have been in one transaction for long, in words. None on SQLite."""
+    if connection.dialect.name != "postgresql":
+        return []
+    found = {by.pid: by for by in connection.execute(_LONG, {"age": LONG.total_seconds()}) if by.name == OURS and by.since is not None}
+    return [f"pid {by.pid} ({_who(by, ours=True)}), in one transaction since {by.since:%Y-%m-%d %H:%M:%S} UTC" for by in found.values()]
 
 
 def _who(by: Any, *, ours: bool) -> str:

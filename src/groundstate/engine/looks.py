@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, exists, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, barred, trouble, unfit
+from groundstate.engine import aside, attempts, barred, trouble, unfit
 from groundstate.engine.fleet import Fleet
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.timers import Timers
 
 log = logging.getLogger("groundstate")
+T = TypeVar("T")
 NEWEST_AT_ONCE = 50
 TOGETHER_FROM = 4  # so many conditions are asked by one statement
+TOGETHER_S = 1.0  # for so long conditions are asked one after another; the others follow at the next turn
 TOGETHER_MOST = 128  # and no more than so many: the database plans all of it at once
 APART_S = 60.0  # so long each is asked by itself, after one could not be asked
 
@@ -62,9 +64,10 @@ class Looks:
                         lane.due, lane.due_cursor = False, None
                 self._look_at(connection, beginning)
         except DBAPIError as error:
-            if (trouble.transient(error) and not trouble.locked(error)) or now < self._apart_until:
+            passing = trouble.transient(error) and not (trouble.locked(error) or trouble.cut(error))
+            if passing or now < self._apart_until:
                 raise
-            self._apart_until = now + APART_S  # one of them cannot be asked: which one is seen when each is asked by itself
+            self._apart_until = now + APART_S  # or takes long: one of them cannot be asked: which one is seen when each is asked by itself
 
     def _look_at(self, connection: Connection, beginning: list[Lane]) -> None:
         apart = time.monotonic() < self._apart_until
@@ -73,14 +76,18 @@ class Looks:
             plain = []
         for first in range(0, len(plain), TOGETHER_MOST):
             some = tuple(plain[first : first + TOGETHER_MOST])
-            for lane, found in zip(some, connection.execute(self._of_all(some)).one(), strict=True):
+            began = time.monotonic()
+            with self._shift.database.limit(connection, max(map(aside.limit_s, some))):
+                row = connection.execute(self._of_all(some)).one()
+            for lane, found in zip(some, row, strict=True):
+                lane.asking.took((time.monotonic() - began) / len(some))
                 self._looked_at(connection, lane, found=bool(found))
-        asked = set(plain)
+        asked, began = set(plain), time.monotonic()
         for lane in beginning:
             if lane in asked:
                 continue
-            rows = self._asked(lane, partial(lane.probe, connection))
-            if rows is None:
+            rows = self._asked(lane, connection, partial(lane.probe, connection))
+            if rows is None or time.monotonic() - began > TOGETHER_S:
                 return
             self._looked_at(connection, lane, found=bool(rows))
 
@@ -89,7 +96,8 @@ class Looks:
         if not found:
             lane.swept()
         elif lane.elsewhere:
-            lane.begin_elsewhere(connection, self._shift.life.dice.randrange(self._fleet.size))
+            size = self._fleet.size
+            self._asked(lane, connection, lambda: lane.begin_elsewhere(connection, self._shift.life.dice.randrange(size)))
 
     def _of_all(self, some: tuple[Lane, ...]) -> Any:
         """One row: for each of them whether there is anything that a pass would look at."""
@@ -102,13 +110,18 @@ class Looks:
             made = self._together[some] = select(*[found.label(f"found_{number}") for number, found in enumerate(each)])
         return made
 
-    def _asked(self, lane: Lane, ask: Callable[[], Sequence[Any]]) -> Sequence[Any] | None:
-        """Rows; None where this lane's condition cannot be asked: it waits, and the others go on."""
+    def _asked(self, lane: Lane, connection: Connection, ask: Callable[[], T]) -> T | None:
+        """The answer; None where this lane's condition cannot be asked: it waits, and the others go on."""
         try:
-            return ask()
-        except DBAPIError as error:
+            with aside.limited(self._shift, lane, connection):
+                return ask()
+        except Exception as error:
+            if not isinstance(error, DBAPIError) and not trouble.unloadable(error):
+                raise
+            if aside.met(lane, error):
+                return None
             if trouble.locked(error):
-                barred.bar(lane)
+                barred.are_barred(self._shift, [lane])
                 return None
             if trouble.transient(error):
                 raise
@@ -123,5 +136,5 @@ class Looks:
         lane.newest = False
         with self._shift.database.reading(wait=barred.WAIT) as connection:
             newest = lane.question.places_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
-            rows = self._asked(lane, lambda: connection.execute(newest).all())
+            rows = self._asked(lane, connection, lambda: connection.execute(newest).all())
             lane.fresh.update(dict.fromkeys(lane.question.key_in(tuple(row)) for row in rows or ()))

@@ -25,6 +25,7 @@ from groundstate.engine.question import Question
 from groundstate.rules import hint as rules
 from groundstate.rules.hint import Hint
 from groundstate.transport.port import HINT_MOST, Transport
+from groundstate.values import lines
 
 log = logging.getLogger("groundstate")
 GAP_S = 0.01  # between two hints of what is fresh
@@ -47,10 +48,11 @@ class Ear(Protocol):
 
 class Messenger:
     """Of one process, one app and one transport. questions: reactions that may be concerned. with_keys: hints name records. tells: False
-    where it is to hear alone. part: the database whose commits it tells, or all of them.
+    where it is to hear alone. part: the database whose commits it tells, or all of them. store: the name of the one whose own transport it
+    is.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # whose it is, and what of it is told
         self,
         app: str,
         transport: Transport,
@@ -59,8 +61,11 @@ class Messenger:
         with_keys: bool = False,
         tells: bool = True,
         part: Part | None = None,
+        store: str = "",
     ) -> None:
         self.transport = transport
+        self._store = store
+        self._app = app
         self._subject = f"groundstate.{subject_word(app)}"
         self._questions = questions
         for question in questions:
@@ -134,7 +139,7 @@ class Messenger:
         store = self._part.of(touched)
         if self._pid != os.getpid() or not self._part.concerns(store):
             return
-        in_hand = touched.ours or any(may_be_one(store, of) for of, _ in self._ears)
+        in_hand = touched.ours == self._app or any(may_be_one(store, of) for of, _ in self._ears)
         if in_hand and time.monotonic() > self._awaited_until:
             return
         with self._lock:
@@ -170,6 +175,7 @@ class Messenger:
 
     # ---- its thread ----------------------------------------------------------------------------------------------------------------
     def _run(self) -> None:
+        lines.are_of(self._store)
         try:
             self.transport.open(self._subject, self._heard, trusted=self._trusted)
         except BaseException as error:

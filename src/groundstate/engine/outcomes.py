@@ -17,10 +17,12 @@ from functools import cache
 from typing import Any
 
 from groundstate.engine.alike import alike, state
+from groundstate.engine.guarded import describe, let_through
 from groundstate.values.errors import Conflict
 
 REPR = "groundstate_repr"  # what it was, as a text
 JSON = "groundstate_json"  # what became of it as JSON, where anything did
+BASE64 = "groundstate_base64"  # a list of one outcome, whose bytes are no text: in base64, with the letters that are safe in URLs
 COMES_BACK = "groundstate_comes_back"  # what that JSON comes back as, as a text, or why it does not
 
 _NOTHING = {"groundstate": "stands here to see whether anything is read here"}
@@ -51,6 +53,14 @@ def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter  # a tenth of a second, and needed only where an outcome is held or given by hand
 
     return TypeAdapter(kind)
+
+
+@cache
+def _adapter_of_bytes(kind: Any) -> Any:
+    """Of lists of this type. A list hands its config on to a dataclass in it, which may not be given one itself."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(list[kind], config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
 
 
 @cache
@@ -99,19 +109,23 @@ def _forms(kind: Any, value: Any, given: str | None) -> Iterator[Any]:
         lambda: _numbers_as_texts(adapter.dump_python(value, mode="json", by_alias=False, round_trip=True, warnings=False)),
         lambda: _with_its_numbers(json.loads(adapter.dump_json(value, warnings=False)), adapter.dump_python(value, warnings=False)),
     ]
+    ways.append(lambda: {BASE64: json.loads(_adapter_of_bytes(kind).dump_json([value], by_alias=True, round_trip=True, warnings=False))})
     if given is not None:
         ways.append(lambda: json.loads(given))
     for way in ways:
         try:
-            yield way()
-        except Exception:  # noqa: S112  # any type a user's call may return: what can be kept is kept
+            form = way()
+        except BaseException as error:  # any type a user's call may return: what can be kept is kept
+            let_through(error)
             continue
+        yield form
 
 
 def _alike(value: Any, back: Any) -> bool:
     try:
         return alike(value, back)
-    except Exception:  # compared by a method of the user's own, which cannot tell
+    except BaseException as error:  # compared by a method of the user's own, which cannot tell
+        let_through(error)
         return False
 
 
@@ -144,8 +158,9 @@ def _with_its_numbers(part: Any, plain: Any) -> Any:
 def _words(value: Any) -> str:
     """What it shows itself as; where its `__repr__` fails, what it is made of."""
     try:
-        return repr(value)
-    except Exception:
+        return str.__str__(repr(value))
+    except BaseException as error:
+        let_through(error)
         if isinstance(value, int):
             return hex(value)  # too long for a decimal text
     try:
@@ -153,7 +168,8 @@ def _words(value: Any) -> str:
             return f"{type(value).__name__}({', '.join(map(_words, value))})"
         made_of = value if isinstance(value, dict) else state(value)
         return f"{type(value).__qualname__}({', '.join(f'{name}={_words(one)}' for name, one in made_of.items())})"
-    except Exception:
+    except BaseException as error:
+        let_through(error)
         return object.__repr__(value)
 
 
@@ -162,13 +178,22 @@ def load(kind: Any, written: str) -> Any:
     from pydantic import ValidationError
 
     try:
+        part: Any = json.loads(written) if BASE64 in written else None
+        if _is_of_bytes(part):
+            (value,) = _adapter_of_bytes(kind).validate_json(json.dumps(part[BASE64]), **_by_either_name())
+            return value
         return _adapter(kind).validate_json(written, **_by_either_name())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise Conflict(f"this JSON is no outcome of type {_name(kind)}: {first['msg']}{' at ' + where if where else ''}") from None
-    except Exception as error:  # what a validator of the user's own raises
-        raise Conflict(f"this JSON is no outcome of type {_name(kind)}: {type(error).__name__}: {error}") from None
+    except BaseException as error:  # what a validator of the user's own raises
+        let_through(error)
+        raise Conflict(f"this JSON is no outcome of type {_name(kind)}: {describe(error)}") from None
+
+
+def _is_of_bytes(part: Any) -> bool:
+    return isinstance(part, dict) and part.keys() == {BASE64}
 
 
 def _name(kind: Any) -> str:
@@ -192,7 +217,8 @@ def load_all(kind: Any, written: str) -> Any:
 
 def _unread(kind: Any, part: Any, value: Any) -> list[str]:
     """Paths of keys that have no say in what it is loaded as: with another thing in their place it is loaded as the same."""
-    left_over = [set(_left_over(form, part)) for form in _forms(kind, value, None)] or [set(_left_over(None, part))]
+    forms = [form for form in _forms(kind, value, None) if _is_of_bytes(form) == _is_of_bytes(part)]
+    left_over = [set(_left_over(form, part)) for form in forms] or [set(_left_over(None, part))]
     found: list[str] = []
     for path in sorted(set.intersection(*left_over), key=str)[:_PROBED_MOST]:
         other = copy.deepcopy(part)
@@ -203,8 +229,8 @@ def _unread(kind: Any, part: Any, value: Any) -> list[str]:
         try:
             if alike(load(kind, json.dumps(other)), value):
                 found.append(".".join(map(str, path)))
-        except Exception:  # noqa: S112  # it is read, and this does not fit
-            continue
+        except BaseException as error:  # it is read, and this does not fit
+            let_through(error)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, func, not_, null, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, fitting, living, pending, put_back, registry, trouble, upcoming
+from groundstate.engine import attempts, fitting, living, locked, odd_times, pending, put_back, registry, trouble, upcoming
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.pending import Looked
 from groundstate.engine.question import Question
@@ -47,15 +47,18 @@ class ReactionSeen:
     overdue_since: datetime | None = None  # of one with a due time: when the first that waits became due
     attempts: Mapping[str, Standing] = field(default_factory=dict)  # by state
     on: bool = True  # False: it is new or changed, and a person must accept it
+    partly: bool = False  # meanwhile what the accepted condition matches as well is carried out
     suspect: bool = False  # the database went back: it starts each call as a doubt
     waits: bool = False  # the database may have been put back, and a person must say whether it was
     asked: bool = True  # False: its condition cannot be asked here, such as of a table that is gone
-    lacks: str | None = None  # what its record has and this database has not, so that it is not carried out; looked for with the lives
+    unseen: str | None = None  # who keeps a table locked that it asks, so that nothing of it can be seen
+    odd_time: str | None = None  # a stored due time that does not sort as one, in words; looked for with the lives
+    lacks: str | None = None  # why no worker carries it out here, with the cure (`fitting.lacking`); looked for with the lives
 
 
 @dataclass(frozen=True)
 class Overview:
-    """One store. lives: None where nobody looked."""
+    """One store. lives: of every app there; None where nobody looked."""
 
     now: datetime
     standby: bool
@@ -64,6 +67,7 @@ class Overview:
     lives: tuple[LifeSeen, ...] | None = None
     careful: bool = False
     last_end: str | None = None
+    gone: tuple[str, ...] = ()  # reactions and schedules that were accepted here, and that this code does not declare
 
 
 def overview(
@@ -95,28 +99,34 @@ def _asked(  # noqa: PLR0913  # as overview
     apart: bool,
 ) -> Overview:
     """apart: each reaction in a savepoint, so that one which cannot be asked does not hide the others."""
-    with database.reading() as connection:
+    with database.reading(wait=locked.SEEN_WITHIN) as connection:
         now = upcoming.now(database, connection)
         by_name, nobody = {question.spec.name: question for question in questions}, living.WhoLives([])
         looked = Looked(app, database, connection, by_name, nobody, {spec.name: spec for spec in schedules})
         known = registry.known(connection, app)
         waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
-        loud = registry.newcomers(connection, questions, known, others_go_on=apart)[1] if lives is not None else []
+        unseen = locked.unseen(connection, questions)
+        seen_ones = [question for question in questions if question.spec.name not in unseen]
+        loud = registry.newcomers(connection, seen_ones, known, others_go_on=apart)[1] if lives is not None else []
         # Rows before attempts, and those before lives: what is begun meanwhile is seen twice, and never not at all.
-        reactions = [(_reaction_apart if apart else _reaction)(looked, one, most) for one in questions]
-        lacks = fitting.missing(connection, questions) if lives is not None else {}
-        reactions = [replace(one, lacks=lacks.get(one.name)) for one in reactions]
+        reactions = [(_reaction_apart if apart else _reaction)(looked, one, most) for one in seen_ones]
+        lacks = fitting.lacking(connection, seen_ones) if lives is not None else {}
+        odd = {one.spec.name: odd_times.first(connection, one) for one in seen_ones} if lives is not None and not apart else {}
+        reactions = [replace(one, lacks=lacks.get(one.name), odd_time=odd.get(one.name)) for one in reactions]
+        reactions += [replace(_not_asked(one), unseen=unseen[one.spec.name]) for one in questions if one.spec.name in unseen]
         reactions += [ReactionSeen(spec.name, "rows") for spec in schedules]
         open_, undeclared = _attempts(looked)
         seen = None if lives is None else tuple(living.lives_of(database, connection, lives))
+        ours = living.of_app(app, seen or ())
         return Overview(
             now=now,
             standby=pending.is_standby(connection),
             reactions=tuple(replace(_stands(one, open_, known, loud), waits=one.name in waiting) for one in reactions),
             undeclared=undeclared,
+            gone=registry.gone(known, {*by_name, *looked.schedules}),
             lives=seen,
-            careful=seen is not None and living.is_careful(seen, now),
-            last_end=None if seen is None else living.last_end_in_words(seen),
+            careful=living.is_careful(ours, now),
+            last_end=None if seen is None else living.last_end_in_words(ours),
         )
 
 
@@ -124,7 +134,8 @@ def _stands(
     one: ReactionSeen, open_: Mapping[str, Mapping[str, Standing]], known: Mapping[str, Known], loud: Sequence[Newcomer]
 ) -> ReactionSeen:
     suspect = one.makes != "rows" and one.name in known and known[one.name].suspect
-    return replace(one, attempts=open_.get(one.name, {}), on=all(new.name != one.name for new in loud), suspect=suspect)
+    new = next((new for new in loud if new.name == one.name), None)
+    return replace(one, attempts=open_.get(one.name, {}), on=new is None, partly=new is not None and new.both, suspect=suspect)
 
 
 def _reaction_apart(looked: Looked, question: Question, most: int) -> ReactionSeen:
@@ -134,7 +145,11 @@ def _reaction_apart(looked: Looked, question: Question, most: int) -> ReactionSe
     except DBAPIError as error:
         if trouble.transient(error):
             raise
-        return ReactionSeen(question.spec.name, "change" if question.spec.call is None else "call", asked=False)
+        return _not_asked(question)
+
+
+def _not_asked(question: Question) -> ReactionSeen:
+    return ReactionSeen(question.spec.name, "change" if question.spec.call is None else "call", asked=False)
 
 
 def _reaction(looked: Looked, question: Question, most: int) -> ReactionSeen:
@@ -146,7 +161,7 @@ def _reaction(looked: Looked, question: Question, most: int) -> ReactionSeen:
         rows=rows,
         at_least=rows >= most,
         too_late=pending.ready(looked, question.late, most)[0] if question.late is not None else 0,
-        first=question.record_text(question.key_in(oldest[0])) if oldest else None,
+        first=question.record_shown(question.key_in(oldest[0])) if oldest else None,
         overdue_since=upcoming.overdue_since(looked.connection, question) if rows and question.timing is not None else None,
     )
 

@@ -12,11 +12,26 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from groundstate.engine import attempts, line, living, locked, put_back, registry, states, upcoming, wording
+from groundstate.engine import (
+    attempts,
+    fitting,
+    left_by_others,
+    line,
+    living,
+    locked,
+    odd_times,
+    put_back,
+    registry,
+    states,
+    trouble,
+    upcoming,
+    wording,
+)
 from groundstate.engine.illegible import attempts_as_they_stand
+from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.locked import Locked
-from groundstate.engine.question import Place, Question
+from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.registry import BASELINE, COUNTED_MAX, Newcomer
 from groundstate.engine.schedules import Scheduled, scheduled
 from groundstate.engine.states import Unanswered
@@ -25,6 +40,7 @@ from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
 from groundstate.store.tables import attempt as table
+from groundstate.values.keys import NoValue
 
 SHOWN = 20  # attempts of each kind that are listed; all are counted
 OLDEST = 3
@@ -47,6 +63,7 @@ class ToDo:
     too_late: int = 0  # rows that were not carried out within `valid_for`: its `expired` handler answers those
     upcoming: int = 0  # rows that are still to become due
     next_due: datetime | None = None  # when the next of them does
+    odd_time: str | None = None  # a stored due time that does not sort as one, in words
 
 
 @dataclass(frozen=True)
@@ -98,11 +115,14 @@ class Pending:
     held: tuple[Open, ...]
     waits: tuple[Waits, ...]
     locked: tuple[Locked, ...]
+    unseen: Mapping[str, str]  # reactions of which nothing can be seen, since somebody has locked a table, or one is missing: why, in words
+    lacks: Mapping[str, str]  # reactions that no worker carries out here (`fitting.lacking`): why, with the cure
     newcomers: tuple[Newcomer, ...]
     suspects: tuple[str, ...]
     waiting: tuple[str, ...]  # not carried out before a person has said whether the database was put back
     undeclared: Mapping[str, int]  # reactions with open attempts that this code does not declare
     baseline: int
+    others: tuple[LeftByOther, ...]  # open attempts of apps of which no worker lives
     lives: tuple[LifeSeen, ...]
     careful: bool
     last_end: str
@@ -110,6 +130,7 @@ class Pending:
     lock: str
     schedules: tuple[Scheduled, ...] = ()
     states: tuple[Unanswered, ...] | None = None
+    gone: tuple[str, ...] = ()  # reactions and schedules that were accepted here, and that this code does not declare
     left: bool = field(default=False)  # whether anything is left to do, for anybody
 
 
@@ -123,6 +144,7 @@ class Looked:
     questions: Mapping[str, Question]
     alive: living.WhoLives
     schedules: Mapping[str, ScheduleSpec] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
 
 def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and how much is told
@@ -140,15 +162,21 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
 
     then: the moment that the questions were made for: what would be due then is told.
     """
-    with database.reading() as connection:
+    with database.reading(wait=locked.SEEN_WITHIN) as connection:
         now = connection.execute(select(database.now())).scalar_one()
         seen = living.lives_of(database, connection, lives)
+        ours = living.of_app(app, seen)
         alive = living.WhoLives(seen)
-        looked = Looked(app, database, connection, {q.spec.name: q for q in questions}, alive, {spec.name: spec for spec in schedules})
+        declared, unseen = {q.spec.name: q for q in questions}, locked.unseen(connection, questions)
+        lacks = fitting.lacking(connection, [question for question in questions if question.spec.name not in unseen])
+        unseen |= fitting.unaskable(connection, questions, lacks)
+        looked = Looked(app, database, connection, declared, alive, {spec.name: spec for spec in schedules}, unseen)
+        waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
+        others = left_by_others.left_by_others(connection, app, questions, left_by_others.alive_among(seen))
+        questions = [question for question in questions if question.spec.name not in unseen]
         ticks = tuple(scheduled(app, database, connection, schedules, then))
         known = registry.known(connection, app)
         _, loud = registry.newcomers(connection, questions, known)
-        waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
         off = {*(one.name for one in loud), *waiting}
         to_do = tuple(_to_do(looked, question, starts=question.spec.name not in off) for question in questions)
         counts, baseline = _counts(looked)
@@ -168,19 +196,27 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
             held=held,
             waits=waits,
             locked=tuple(locked.locked(connection, questions)),
+            unseen=unseen,
+            lacks=lacks,
             newcomers=tuple(loud),
             suspects=tuple(sorted(name for name, one in known.items() if one.suspect and name not in looked.schedules)),
             waiting=tuple(sorted(waiting)),
             undeclared=dict(registry.removed(connection, app, names, list(looked.schedules))),
+            gone=registry.gone(known, {*names, *looked.schedules}),
             baseline=baseline,
+            others=others,
             lives=tuple(seen),
-            careful=living.is_careful(seen, now),
-            last_end=living.last_end_in_words(seen),
-            in_flight=_in_flight(counts, seen),
+            careful=living.is_careful(ours, now),
+            last_end=living.last_end_in_words(ours),
+            in_flight=_in_flight(counts, ours, others),
             lock=living.lock_in_words(database),
             schedules=ticks,
             states=None if rested is None else tuple(states.unanswered(connection, questions, rested)),
-            left=any(one.rows or one.too_late for one in to_do) or any(counts.values()) or bool(waits) or any(one.missed for one in ticks),
+            left=any(one.rows or one.too_late for one in to_do)
+            or any(counts.values())
+            or bool(waits or unseen)
+            or any(one.ours for one in others)
+            or any(one.missed for one in ticks),
         )
 
 
@@ -196,7 +232,7 @@ def _not_baseline() -> ColumnElement[bool]:
 def _to_do(looked: Looked, question: Question, *, starts: bool) -> ToDo:
     rows, oldest = ready(looked, question)
     spec = question.spec
-    texts = tuple(question.record_text(question.key_in(place)) for place in oldest)
+    texts = tuple(question.record_shown(question.key_in(place)) for place in oldest)
     to_do = ToDo(spec.name, spec.table_name, question.shown_text, rows, rows >= COUNTED_MAX, texts, starts)
     return to_do if question.timing is None else _timed(looked, question, to_do)
 
@@ -219,6 +255,7 @@ def _timed(looked: Looked, question: Question, to_do: ToDo) -> ToDo:
         too_late=ready(looked, question.late)[0] if question.late is not None else 0,
         upcoming=upcoming.count(looked.connection, question) if next_ else 0,
         next_due=next_[0].due if next_ else None,
+        odd_time=odd_times.first(looked.connection, question),
     )
 
 
@@ -226,10 +263,10 @@ def _counted_here(looked: Looked, question: Question, most: int) -> tuple[int, l
     """Where the key's text cannot be said in SQL: keys are read, and those with attempts are left out here."""
     spec = question.spec
     mine = and_(table.c.app == spec.app, table.c.reaction == spec.name)
-    stands = mine if spec.fact else or_(mine, and_(table.c.blocks == spec.table_name, _blocks()))
+    stands = mine if spec.fact else or_(mine, and_(table.c.blocks.in_(question.spellings), _blocks()))
     taken = set(looked.connection.execute(select(table.c.record).where(stands).limit(COUNTED_MAX)).scalars())
     found = [tuple(row) for row in looked.connection.execute(question.places_after(None, most, crowded=False))]
-    free = [place for place in found if question.record_text(question.key_in(place)) not in taken] if taken else found
+    free = [place for place in found if question.record_shown(question.key_in(place)) not in taken] if taken else found
     return len(free), free[:OLDEST]
 
 
@@ -307,9 +344,10 @@ def _waits(looked: Looked, shown: int) -> tuple[Waits, ...]:
     for one in attempts_as_they_stand(looked.database, looked.connection, statement):
         standing.setdefault(one.record, []).append(one)
     found: list[Waits] = []
-    for question in looked.questions.values():
-        found += _waits_of(looked, question, standing)
-        found += _waits_in_line(looked, question)
+    for name, question in looked.questions.items():
+        if name not in looked.unseen:
+            found += _waits_of(looked, question, standing)
+            found += _waits_in_line(looked, question)
     return tuple(found[:shown])
 
 
@@ -318,18 +356,30 @@ def _waits_in_line(looked: Looked, question: Question) -> list[Waits]:
     if question.spec.in_order is None:
         return []
     rows = looked.connection.execute(question.places_after(None, IN_LINE_SHOWN, crowded=True))
-    some = {(key := question.key_in(tuple(row))): line.who_is_before(looked.connection, question, key) for row in rows}
+    some = {(key := question.key_in(tuple(row))): _who_is_before(looked, question, key) for row in rows}
     name, text = question.spec.name, question.record_text
     return [
         Waits(name, text(key), f"its turn behind record {text(one)}", "before it in line") for key, one in some.items() if one is not None
     ]
 
 
+def _who_is_before(looked: Looked, question: Question, key: PrimaryKey) -> PrimaryKey | None:
+    """None as well where the key of one of them cannot be read, of which the worker tells."""
+    if any(isinstance(value, NoValue) for value in key):
+        return None
+    try:
+        return line.who_is_before(looked.connection, question, key)
+    except Exception as error:
+        if not trouble.unloadable(error):
+            raise
+        return None
+
+
 def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[Attempt]]) -> list[Waits]:
     spec = question.spec
     wanted = {}
     for text, some in standing.items():
-        if any(one.blocks == spec.table_name or (one.app, one.reaction) == (spec.app, spec.name) for one in some):
+        if any(one.blocks in question.spellings or (one.app, one.reaction) == (spec.app, spec.name) for one in some):
             key = question.key_of_text(text)
             if key is not None:
                 wanted[text] = key
@@ -338,15 +388,25 @@ def _waits_of(looked: Looked, question: Question, standing: Mapping[str, list[At
     columns = (*question.key_attributes, *spec.occurrence)
     size = len(question.key_attributes)
     found = []
-    for row in looked.connection.execute(select(*columns).where(question.ready, question.among(list(wanted.values())))):
+    for row in _ready_among(looked, question, columns, list(wanted.values())):
         text, occurrence = question.record_text(tuple(row[:size])), question.round_text(tuple(row[size:]))
-        mine = [one for one in standing.get(text, ()) if one.blocks in (None, spec.table_name)]
+        mine = [one for one in standing.get(text, ()) if one.blocks in (None, *question.spellings)]
         if blocking.own(spec.app, spec.name, occurrence, mine, spec.occurrence_columns) is not None:
             continue
         other = blocking.blocker(spec.app, spec.name, occurrence, mine, **spec.kept_out_by)
         if other is not None:
             found.append(_waits_for(looked, question, text, other))
     return found
+
+
+def _ready_among(looked: Looked, question: Question, columns: Sequence[Any], wanted: Sequence[PrimaryKey]) -> list[Any]:
+    """These columns of those that are ready; without those in which something stands that is no value, which wait for that first."""
+    try:
+        return list(looked.connection.execute(select(*columns).where(question.ready, question.among(wanted))))
+    except Exception as error:
+        if not trouble.unreadable(error):
+            raise
+    return [] if len(wanted) == 1 else [row for key in wanted for row in _ready_among(looked, question, columns, [key])]
 
 
 def _waits_for(looked: Looked, question: Question, text: str, other: Attempt) -> Waits:
@@ -357,7 +417,7 @@ def _waits_for(looked: Looked, question: Question, text: str, other: Attempt) ->
     return Waits(spec.name, text, f"its own round {other.occurrence}", standing, other.occurrence, person)
 
 
-def _in_flight(counts: Mapping[str, int], seen: Sequence[LifeSeen]) -> str:
+def _in_flight(counts: Mapping[str, int], seen: Sequence[LifeSeen], others: Sequence[LeftByOther]) -> str:
     """The sentence on what is in flight, and by which proof."""
     keeps = "no transport here keeps anything, so no queue and no log holds work"
     alive = [one for one in seen if one.alive]
@@ -369,6 +429,8 @@ def _in_flight(counts: Mapping[str, int], seen: Sequence[LifeSeen]) -> str:
         return f"Nothing of ours is in flight but what a living worker has begun: {keeps}; from here no lock tells who is alive."
     if alive:
         flying = counts.get(wording.IN_THE_AIR, 0)
-        calls = "1 call is" if flying == 1 else f"{flying:,} calls are"
+        calls = wording.counted(flying, "call is", "calls are")
         return f"{calls} in the air, in {len(alive)} living {'worker' if len(alive) == 1 else 'workers'}; beside that {keeps}."
-    return f"Nothing of ours is in flight: {keeps}, and no worker lives, by its lock."
+    beside = [f"what app {one.app!r} left in doubt" for one in others if one.ours and one.in_doubt]
+    what = f"Nothing of ours is in flight, beside {' and '.join(beside)}" if beside else "Nothing of ours is in flight"
+    return f"{what}: {keeps}, and no worker lives, by its lock."

@@ -13,17 +13,20 @@ from typing import Literal
 from sqlalchemy import Connection, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import fitting, marks, not_loaded, put_back, registry, trouble
+from groundstate.engine import fitting, left_by_others, marks, moved_tables, not_loaded, put_back, registry, trouble
 from groundstate.engine.attempts import is_baseline
+from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.not_loaded import NotLoaded
-from groundstate.engine.question import Question, blocking
+from groundstate.engine.question import Question, blocking, held_under
 from groundstate.engine.registry import Known
+from groundstate.engine.shown import one_line
+from groundstate.engine.wording import counted
 from groundstate.rules import kind
 from groundstate.rules.attempt import Terms
 from groundstate.rules.kind import Kind
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
-from groundstate.store.port import Database
+from groundstate.store.port import Database, Lives
 from groundstate.store.tables import attempt, reaction
 
 Standing = Literal["unchanged", "new", "changed", "gone"]
@@ -32,6 +35,7 @@ Standing = Literal["unchanged", "new", "changed", "gone"]
 @dataclass(frozen=True)
 class Planned:
     """One reaction. Counts end at 100,000. starts: without a person's word. needs: what a person is to say first; None: nothing.
+    both: before that it carries out what the accepted condition matches as well.
 
     rows: that it would take now, attempts left aside. more, fewer: rows that a changed condition matches and the old one did not, and the
     other way round; None where the old condition is no longer valid here. lacks: what its record has and this database has not.
@@ -49,6 +53,7 @@ class Planned:
     open_attempts: int = 0
     starts: bool = True
     needs: str | None = None
+    both: bool = False
     lacks: str | None = None
     would_hold: tuple[str, ...] = ()
     not_loaded: tuple[NotLoaded, ...] = ()
@@ -73,30 +78,39 @@ class Plan:
     schedules: tuple[PlannedSchedule, ...]
     refused: tuple[str, ...]
     waiting: tuple[str, ...] = ()  # reactions that wait for a person, since the database may have been put back
+    others: tuple[LeftByOther, ...] = ()  # open attempts of apps of which no worker lives
+    elsewhere: tuple[str, ...] = ()  # of open calls on a table that is not today's, which is there as well, with what can be done
 
     @property
     def needs_somebody(self) -> bool:
         """Whether a person has to say something before all of it runs."""
-        return bool(self.refused or self.waiting) or any(
-            one.needs or one.lacks or one.would_hold or one.not_loaded for one in self.reactions
+        return (
+            bool(self.refused or self.waiting or self.elsewhere)
+            or any(one.ours for one in self.others)
+            or any(one.needs or one.lacks or one.would_hold or one.not_loaded for one in self.reactions)
         )
 
 
-def plan(app: str, database: Database, questions: Sequence[Question], schedules: Sequence[ScheduleSpec]) -> Plan:
-    """Asks what stands. Raises DBAPIError where a condition of this code cannot be asked here."""
+def plan(
+    app: str, database: Database, questions: Sequence[Question], schedules: Sequence[ScheduleSpec], lives: Lives | None = None
+) -> Plan:
+    """Asks what stands. lives: who tells of which app a worker lives; None: of other apps nothing is told.
+
+    Raises DBAPIError where a condition of this code cannot be asked here.
+    """
     with database.reading() as connection:
         known = registry.known(connection, app)
         attempts = _open_attempts(connection, app)
         written = marks.as_they_stand(database, connection, app, schedules)
         declared = {question.spec.name for question in questions} | {spec.name for spec in schedules}
         marked = _marked(connection, app)
-        lacks = fitting.missing(connection, questions)
+        lacks = fitting.lacking(connection, questions)
         waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
         planned = [
             (_unfit if question.spec.name in lacks else _one)(connection, question, known.get(question.spec.name), attempts)
             for question in questions
         ]
-        planned = [replace(one, lacks=fitting.with_cure(lacks[one.reaction])) if one.reaction in lacks else one for one in planned]
+        planned = [replace(one, lacks=lacks[one.reaction]) if one.reaction in lacks else one for one in planned]
         begun = _may_have_been_called(connection, app)
         specs = {question.spec.name: question.spec for question in questions}
         planned = [replace(one, would_hold=_would_hold(specs[one.reaction], begun.get(one.reaction, {}))) for one in planned]
@@ -105,30 +119,44 @@ def plan(app: str, database: Database, questions: Sequence[Question], schedules:
         gone = [PlannedSchedule(name, "gone", None, known[name].condition) for name in sorted(marked - declared) if name in known]
         names = [question.spec.name for question in questions]
         left = registry.removed(connection, app, names, [spec.name for spec in schedules])
+        clashes = registry.key_clashes(connection, [question.spec for question in questions])
+        others = () if lives is None else left_by_others.look(app, database, connection, questions, lives)
+        elsewhere = tuple(one.words for one in moved_tables.elsewhere(connection, app, questions) if not one.gone)
     planned = [replace(one, starts=one.starts and one.reaction not in waiting) for one in planned]
     planned = [_with_its_old_name(one, planned, questions) for one in planned]
     refused = tuple(
-        f"{count} attempts of {name or repr(name)} are open, and this code does not declare it: `groundstate rename {name} NEW` where it"
-        " was renamed, else settle or forget them first (`groundstate held`);"
+        f"{counted(count, 'attempt is', 'attempts are')} open of {name or repr(name)}, and this code does not declare it:"
+        f" `groundstate rename {name} NEW` where it was renamed, else settle or forget them first (`groundstate held`);"
         " `groundstate run --leave-undeclared` starts, and leaves them alone"
         for name, count in left
     )
     found = [_schedule(spec, written.get(spec.name)) for spec in schedules]
-    return Plan(not known, tuple(planned), (*found, *gone), refused, tuple(sorted(waiting)))
+    return Plan(not known, tuple(planned), (*found, *gone), (*refused, *clashes), tuple(sorted(waiting)), others, elsewhere)
 
 
 def _one(connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:
     name, now = question.spec.name, question.condition_text
     was = None if before is None else before.condition
     rows, opened = registry.count(connection, question, question.come), attempts.get(name, 0)
+    if before is not None and before.has_other_records(question):
+        moved = registry.newcomer(connection, question, before)
+        condition, was = _beside(question, before.condition)
+        needs = moved.needs if moved.rows or moved.known_before else None
+        return Planned(name, "changed", condition, was, rows, None, None, opened, starts=needs is None, needs=needs)
     if was == now:
         return Planned(name, "unchanged", question.shown_text, None, rows, open_attempts=opened)
     more, fewer = (rows, None) if was is None else _differences(connection, question, was)
     took = rows if more is None else more
     found = registry.newcomer(connection, question, before) if took else None
-    needs = found.needs if found is not None and found.rows else None
+    needs, both = (found.needs, found.both) if found is not None and found.rows else (None, False)
     standing: Standing = "new" if was is None else "changed"
-    return Planned(name, standing, now if was else question.shown_text, was, rows, more, fewer, opened, starts=needs is None, needs=needs)
+    condition, was = _beside(question, was)
+    return Planned(name, standing, condition, was, rows, more, fewer, opened, starts=needs is None, needs=needs, both=both)
+
+
+def _beside(question: Question, was: str | None) -> tuple[str, str | None]:
+    """The condition and the one that it was, where there is one, so that the eye sees where they differ."""
+    return (question.shown_text, None) if was is None else (one_line(question.condition_text), one_line(was))
 
 
 def _unfit(connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:
@@ -142,7 +170,8 @@ def _unfit(connection: Connection, question: Question, before: Known | None, att
     name, now = question.spec.name, question.condition_text
     was = None if before is None or before.condition == now else before.condition
     standing: Standing = "new" if before is None else "unchanged" if was is None else "changed"
-    return Planned(name, standing, now if was else question.shown_text, was, 0, open_attempts=attempts.get(name, 0), starts=False)
+    condition, was = _beside(question, was)
+    return Planned(name, standing, condition, was, 0, open_attempts=attempts.get(name, 0), starts=False)
 
 
 def _with_its_old_name(one: Planned, planned: Sequence[Planned], questions: Sequence[Question]) -> Planned:
@@ -159,7 +188,7 @@ def _with_its_old_name(one: Planned, planned: Sequence[Planned], questions: Sequ
 
 def _differences(connection: Connection, question: Question, was: str) -> tuple[int | None, int | None]:
     """Rows that match now and did not, and the other way round."""
-    old = registry.held_under(was)
+    old = held_under(was)
     now = func.coalesce(question.come, not_(true()))
     try:
         with connection.begin_nested():
@@ -212,7 +241,7 @@ def _cures(was: Kind, terms: Terms) -> str:
 
 
 def _held_in_words(reason: str, cures: str, count: int) -> str:
-    calls = "1 call is" if count == 1 else f"{count:,} calls are"
+    calls = counted(count, "call is", "calls are")
     return (
         f"{calls} in the air, in doubt, or held unsure, and begun by other code: {reason}. This code would hold what is left of them, each"
         f" with its record. Let workers of the code that began them settle them first (`groundstate pending` lists them){cures}"

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, cast, func, inspect, literal_column, null, select, text, type_coerce
+from sqlalchemy import ColumnElement, Connection, Select, and_, cast, func, inspect, literal_column, null, select, text
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BindParameter, ClauseElement
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import NullType
 
 from groundstate.engine import groups, partitions
 from groundstate.engine.question import Question, sql_name
+from groundstate.engine.shown import undoubled
 from groundstate.rules import clause as look
 from groundstate.rules.reaction import EveryChild
 from groundstate.store.port import Database
@@ -47,13 +47,14 @@ class _Explained(Executable, ClauseElement):
 
 @compiles(_Explained)
 def _compiled(element: _Explained, compiler: Any, **options: Any) -> str:
-    return f"{element.words} {compiler.process(element.statement, **options)}"
+    said = f"{element.words} {compiler.process(element.statement, **options)}"
+    compiler._result_columns.clear()  # noqa: SLF001  # what comes back is a plan, and of none of the types of the statement's columns
+    return said
 
 
 def scans(database: Database, connection: Connection, question: Question) -> list[Scan]:
     """The tables that the condition makes the database read as a whole, however small they are today."""
-    keys: Any = [type_coerce(one, NullType()) for one in question.key_attributes]  # what comes back is a plan, and no key of their types
-    statement = select(*keys).where(question.ready)
+    statement = select(*question.key_attributes).where(question.ready)
     found = set(_scanned(_plan(database, connection, statement)))
     if database.name == "postgresql":
         whole = partitions.roots(connection, sorted(found))
@@ -65,8 +66,7 @@ def unsorted(database: Database, connection: Connection, question: Question) -> 
     """The record's table, where no index gives what is due next without sorting all rows of which the condition holds."""
     if question.timing is None:
         return None
-    one: Any = type_coerce(question.key_attributes[0], NullType())
-    statement = select(one).where(question.condition, question.timing.early).order_by(question.timing.base).limit(1)
+    statement = select(question.key_attributes[0]).where(question.condition, question.timing.early).order_by(question.timing.base).limit(1)
     if not _sorts(_plan(database, connection, statement)):
         return None
     table: Any = question.mapper.base_mapper.local_table
@@ -78,9 +78,8 @@ def ungrouped(database: Database, connection: Connection, question: Question) ->
     if question.spec.per is None and question.spec.in_order is None:
         return None
     asked = groups.statements(question)
-    key: Any = type_coerce(question.key_attributes[0], NullType())
     unknown = select(cast(null(), asked.column.type)).scalar_subquery()  # a value that the planner cannot know
-    for statement in (asked.least_after(unknown), asked.line_of(unknown, key).limit(1)):
+    for statement in (asked.least_after(unknown), asked.line_of(unknown, question.key_attributes[0]).limit(1)):
         if _sorts(_plan(database, connection, statement)):
             table: Any = question.mapper.base_mapper.local_table
             where = [clause for clause in question.spec.clauses if _of_table_alone(clause, table)]
@@ -196,7 +195,8 @@ def _written(database: Database, base: Any, table: Any) -> str:
 
 
 def _said(database: Database, expression: Any) -> str:
-    return str(expression.compile(dialect=database.engine.dialect, compile_kwargs={"literal_binds": True, "include_table": False}))
+    dialect = database.engine.dialect
+    return undoubled(dialect, str(expression.compile(dialect=dialect, compile_kwargs={"literal_binds": True, "include_table": False})))
 
 
 def _plain_index(database: Database, table: Any, columns: list[Any]) -> str:

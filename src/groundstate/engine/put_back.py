@@ -77,9 +77,10 @@ def look(life: Life, specs: Iterable[ReactionSpec]) -> frozenset[str]:
     with life.transaction() as tx:
         mark(tx)
         known = set(tx.connection.execute(select(reaction.c.name).where(reaction.c.app == life.app)).scalars())
+        key_names = {spec.name: spec.key_name or spec.name for spec in given}
         for name in sorted(seen.among(given) - known):
             # Accepted in the time that may be lost: under a condition that matched nothing, so that it counts as new.
-            row = {"app": life.app, "name": name, "key_name": name, "condition": "1 = 0", "suspect": False, "seen_at": tx.now}
+            row = {"app": life.app, "name": name, "key_name": key_names[name], "condition": "1 = 0", "suspect": False, "seen_at": tx.now}
             tx.connection.execute(insert(reaction).values(**row, wrote=WAITS))
     return seen.among(given)
 

@@ -6,18 +6,19 @@ locked row, and subqueries keep the old snapshot (hazard 17, rules.md 14).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import date, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
+    Boolean,
     ColumnElement,
+    Dialect,
     Enum,
+    FromClause,
     Integer,
     Select,
-    SmallInteger,
     String,
     Table,
     Text,
@@ -29,17 +30,20 @@ from sqlalchemy import (
     collate,
     func,
     literal,
+    literal_column,
     not_,
     or_,
     select,
     true,
     tuple_,
 )
-from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import visitors
 
-from groundstate.engine import listed
+from groundstate.engine import listed, user_filters
+from groundstate.engine.key_columns import KeyColumn, as_it_stands
+from groundstate.engine.shown import sql_shown, sql_text, undoubled
+from groundstate.engine.spelled import spellings
 from groundstate.engine.timing import Timing
 from groundstate.rules import equality, kind, miscomputed, rounds
 from groundstate.rules.blocking import BASELINE
@@ -47,7 +51,8 @@ from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant, attempt
 from groundstate.values import keys
-from groundstate.values.errors import DeclarationError
+from groundstate.values.errors import DeclarationError, GroundstateError
+from groundstate.values.keys import NoValue
 
 PrimaryKey = tuple[Any, ...]
 Place = tuple[Any, ...]  # a key, or a due time as the database writes it and a key: the cursor of a pass
@@ -77,14 +82,17 @@ class Question:
         self.key_attributes = tuple(
             getattr(self.entity, self.mapper.get_property_by_column(column).key) for column in self.mapper.primary_key
         )
-        self.condition: ColumnElement[bool] = and_(true(), *spec.clauses)
+        self.seen = user_filters.seen(database, self.entity)
+        clauses = [user_filters.with_subqueries_filtered(database, self.mapper, clause) for clause in spec.clauses]
+        self.condition: ColumnElement[bool] = and_(true(), *clauses, *self._if_seen)
         self.timing = None if spec.due is None else Timing(spec, database, moment)
         self.come: ColumnElement[bool] = self.condition if self.timing is None else and_(self.condition, self.timing.come)
         self.ready: ColumnElement[bool] = self.condition if self.timing is None else and_(self.condition, self.timing.ready)
+        self.narrowed = False  # whether it takes only what another condition matches as well
         self._key_getters = [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
         self._occurrence_getters = [column.key for column in spec.occurrence]
-        self._may_be_empty = [rounds.may_be_empty(column.type) for column in spec.occurrence]
         self.has_triggers = False  # set when the app starts
+        self.finds_its_keys = all(column.is_plain for column in self.key_columns)  # set as well once the database has shown it
         self.options = tuple(spec.call.load) if spec.call else ()
 
     @cached_property
@@ -94,11 +102,31 @@ class Question:
             return None
         return Question(self.spec.late, self.database, self.moment)
 
+    def narrow(self, other: str) -> None:
+        """Until `widen` it takes only records for which this SQL holds as well. Said before anything is taken."""
+        self.narrowed = True
+        whole = bindparam("groundstate_whole", type_=Boolean(), callable_=lambda: not self.narrowed, unique=True)
+        self.ready = and_(self.ready, or_(whole, held_under(other)))
+        self.reads_its_row_alone = False  # nobody knows what that SQL reads
+        if self.late is not None:
+            self.late.narrow(other)
+
+    def widen(self) -> None:
+        """From now on it takes all that its condition matches."""
+        self.narrowed = False
+        if self.late is not None:
+            self.late.widen()
+
     @cached_property
     def begun_with(self) -> str | None:
         """What each of its calls is begun with, as attempts remember it; None where it makes no call."""
         own = self.spec.kind
         return None if own is None else kind.text_of(own)
+
+    @cached_property
+    def spellings(self) -> tuple[str, ...]:
+        """What attempts on its table may say in `blocks`."""
+        return spellings(self.database, self.mapper.base_mapper.local_table)
 
     # ---- texts ---------------------------------------------------------------------------------------------------------------
     def key_of(self, record: Any) -> PrimaryKey:
@@ -110,6 +138,13 @@ class Question:
 
     def record_text(self, key: PrimaryKey) -> str:
         return keys.record_text(key)
+
+    def record_shown(self, key: PrimaryKey) -> str:
+        """The same for people, also where its type has no text for us: such a reaction is refused, and its records are shown."""
+        try:
+            return self.record_text(key)
+        except GroundstateError:
+            return ", ".join(str(value) for value in key)
 
     @property
     def answers_late(self) -> bool:
@@ -125,6 +160,11 @@ class Question:
             return due.at(keys.value_of(occurrence, datetime if "T" in occurrence else date))
         except (ValueError, OverflowError):  # somebody edited it
             return None
+
+    @cached_property
+    def keys_as_they_stand(self) -> tuple[Any, ...]:
+        """The columns of the key where records are looked for: with NoValue among them, of which none can be loaded."""
+        return tuple(as_it_stands(attribute) for attribute in self.key_attributes)
 
     @cached_property
     def place_attributes(self) -> tuple[Any, ...]:
@@ -150,32 +190,20 @@ class Question:
 
     def round_text(self, values: Sequence[Any]) -> str:
         """The text of an occurrence with these values."""
-        return keys.occurrence_text(values, self._may_be_empty)
+        return rounds.text_of(self.spec, values)
 
     def is_round(self, written: str, occurrence: str) -> bool:
         """Whether what an attempt has as its occurrence is this one."""
-        return keys.is_round(written, occurrence, len(self._may_be_empty))
+        return keys.is_round(written, occurrence, len(self.spec.occurrence))
 
     def key_from_text(self, written: str) -> PrimaryKey:
         """The primary key of which this is the canonical text. Raises ValueError with what was expected."""
-        try:
-            key = keys.record_values(written, self.key_types)
-            self.record_text(key)  # a time near the end of the calendar may have none in UTC
-        except ArithmeticError as error:
-            raise ValueError(str(error)) from None
-        for value, column, bind in zip(key, self.mapper.primary_key, self._key_binds, strict=True):
-            self._check_bounds(value, column.type)
-            if bind is not None:
-                try:
-                    bind(value)  # of a type of the user's, which may refuse it
-                except Exception as error:
-                    raise ValueError(f"{value!r} is refused by the column's type: {error}") from None
-        return key
+        texts = keys.record_texts(written, len(self.key_columns))
+        return tuple([column.value_of(text) for column, text in zip(self.key_columns, texts, strict=True)])
 
     @cached_property
-    def _key_binds(self) -> list[Any]:
-        dialect = self.database.engine.dialect
-        return [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self.mapper.primary_key]
+    def key_columns(self) -> list[KeyColumn]:
+        return [KeyColumn(column, self.database) for column in self.mapper.primary_key]
 
     def key_of_text(self, written: str) -> PrimaryKey | None:
         """The same; None for what is no key, of which there is no record."""
@@ -183,21 +211,6 @@ class Question:
             return self.key_from_text(written)
         except ValueError:
             return None
-
-    def _check_bounds(self, value: Any, kind: Any) -> None:
-        """What no such column can hold is no key, and must not reach a statement that asks for others as well. Raises ValueError."""
-        if isinstance(value, str):
-            value.encode()  # raises UnicodeEncodeError, which is one
-            if "\x00" in value and self.database.locks_rows:
-                raise ValueError("PostgreSQL's text has no NUL")
-        elif isinstance(value, int) and not isinstance(value, bool):
-            bits = 63 if not self.database.locks_rows or isinstance(kind, BigInteger) else 15 if isinstance(kind, SmallInteger) else 31
-            if not -(2**bits) <= value < 2**bits:
-                raise ValueError(f"{value} is out of the column's range")
-
-    @cached_property
-    def key_types(self) -> tuple[type, ...]:
-        return tuple(rounds.python_type(column.type) for column in self.mapper.primary_key)
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -207,21 +220,38 @@ class Question:
     @cached_property
     def condition_text(self) -> str:
         """The condition as SQL with its values, its due time among it, as it is compared with what was accepted."""
-        come = self.condition if self.timing is None else and_(self.condition, Timing(self.spec, self.database).come)
-        return sql_text(come, self.database)
+        come = self._clauses if self.timing is None else and_(self._clauses, Timing(self.spec, self.database).come)
+        return self._sql(sql_text, come)
 
     @cached_property
     def clauses_text(self) -> str:
         """The clauses alone as SQL with their values: what a baseline remembers that it was left under."""
-        return sql_text(self.condition, self.database)
+        return self._sql(sql_text, self._clauses)
+
+    @property
+    def _clauses(self) -> ColumnElement[bool]:
+        """As they were declared."""
+        return and_(true(), *self.spec.clauses)
+
+    @property
+    def _if_seen(self) -> list[ColumnElement[bool]]:
+        """No filter of the user's hides the record: one that is hidden is deleted for us."""
+        return [] if self.seen is None else [self.seen]
 
     @cached_property
     def shown_text(self) -> str:
         """The same for people: the clauses, and when it is due in words."""
         if self.timing is None:
-            return self.condition_text
-        clauses = f"{sql_text(and_(*self.spec.clauses), self.database)}, " if self.spec.clauses else ""
+            return self.shown(self.condition)
+        clauses = f"{self.shown(and_(*self.spec.clauses))}, " if self.spec.clauses else ""
         return f"{clauses}due {self.timing.words}"
+
+    def shown(self, condition: ColumnElement[Any]) -> str:
+        """A condition on its record as SQL for people."""
+        return self._sql(sql_shown, condition)
+
+    def _sql(self, as_: Callable[[Dialect, FromClause, ColumnElement[Any]], str], condition: ColumnElement[Any]) -> str:
+        return as_(self.database.engine.dialect, self.mapper.selectable, condition)
 
     # ---- statements ----------------------------------------------------------------------------------------------------------
     def places_after(self, cursor: Place | None, limit: int, *, crowded: bool, newest: bool = False) -> Select[Any]:
@@ -229,7 +259,7 @@ class Question:
 
         crowded: leave out those with attempts by SQL as well, since reading past them again and again would cost.
         """
-        statement = select(*self._written_due, *self.key_attributes).where(self.ready)
+        statement = select(*self._written_due, *self.keys_as_they_stand).where(self.ready)
         return self._after_cursor(statement, cursor, limit, crowded=crowded, newest=newest)
 
     def records_after(self, cursor: Place | None, limit: int, *, crowded: bool) -> Select[Any]:
@@ -270,7 +300,7 @@ class Question:
             return False
         own = set(mapper.tables)
         due = () if self.spec.due is None else (self.spec.due.base,)
-        read = [*self.spec.clauses, *due, *(column for attribute in mapper.column_attrs for column in attribute.columns)]
+        read = [*self.spec.clauses, *self._if_seen, *due, *(column for attribute in mapper.column_attrs for column in attribute.columns)]
         return all(_is_plain(part, own) for clause in read for part in visitors.iterate(clause))
 
     def children_of(self, wanted: Sequence[PrimaryKey]) -> list[Select[Any]]:
@@ -296,9 +326,8 @@ class Question:
     def among(self, wanted: Sequence[PrimaryKey]) -> ColumnElement[bool]:
         """The record's key is one of these: for a statement that is made once."""
         if len(self.key_attributes) > 1:
-            return tuple_(*self.key_attributes).in_(wanted)
-        one: ColumnElement[bool] = self.key_attributes[0].in_([key[0] for key in wanted])
-        return one
+            return and_(tuple_(*self.key_attributes).in_(wanted), *self._if_seen)
+        return and_(self.key_attributes[0].in_([key[0] for key in wanted]), *self._if_seen)
 
     def given(self, wanted: Sequence[PrimaryKey]) -> dict[str, Any]:
         """The parameters of `keys_given` and its like, which are built once."""
@@ -312,7 +341,7 @@ class Question:
 
     @cached_property
     def _among_given(self) -> ColumnElement[bool]:
-        return self.among_given(self.key_attributes)
+        return and_(self.among_given(self.key_attributes), *self._if_seen)
 
     def among_given(self, columns: Sequence[Any]) -> ColumnElement[bool]:
         """These columns, of the record's table or an alias of it, are the key of a record given."""
@@ -394,10 +423,13 @@ class Question:
         return select(self.timing.read.label("at")).where(self.condition, when).order_by(self.timing.base).limit(most)
 
     def _after(self, cursor: Place) -> ColumnElement[bool]:
-        if len(cursor) == 1:
-            return self.key_attributes[0] > cursor[0]  # type: ignore[no-any-return]  # as above
         key = self.key_in(cursor)
-        values = [bindparam(None, value, type_=column.type) for value, column in zip(key, self.mapper.primary_key, strict=True)]
+        values: list[Any] = [
+            literal(value.raw) if isinstance(value, NoValue) else bindparam(None, value, type_=column.type)
+            for value, column in zip(key, self.mapper.primary_key, strict=True)
+        ]
+        if len(cursor) == 1:
+            return self.key_attributes[0] > values[0]  # type: ignore[no-any-return]  # as above
         due = [] if self.timing is None else [self.timing.as_written(cursor[0])]
         return tuple_(*self.place_attributes) > tuple_(*due, *values)
 
@@ -421,10 +453,14 @@ class Question:
         """The canonical text of the occurrence likewise, where it is one time in UTC as we store it."""
         if len(self.spec.occurrence) != 1 or not isinstance(self.spec.occurrence[0].type, Instant):
             return None
-        at = self.spec.occurrence[0]
-        if not self.database.locks_rows:
-            return func.replace(cast(at, Text), " ", "T").op("||")("Z")
-        return func.to_char(func.timezone("UTC", at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        at: Any = self.spec.occurrence[0]
+        if self.database.locks_rows:
+            text: Any = func.to_char(func.timezone("UTC", at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+            is_a_time = at.between(*_CALENDAR)
+        else:
+            text = func.replace(cast(at, Text), " ", "T").op("||")("Z")
+            is_a_time = func.julianday(at).is_not(None)
+        return case((is_a_time, text), else_="")  # with which what cannot be read is held
 
     @cached_property
     def is_of_this_round(self) -> ColumnElement[bool] | None:
@@ -473,8 +509,12 @@ class Question:
             mine = mine.where(attempt.c.state != "failed")  # what is too late waits for no further try
         clause = not_(mine.exists())
         if self.spec.fact is None:
-            others = select(1).where(attempt.c.blocks == self.spec.table_name, attempt.c.record == written, blocking)
+            others = select(1).where(attempt.c.blocks.in_(self.spellings), attempt.c.record == written, blocking)
             clause = and_(clause, not_(others.exists()))
+        if self.spec.same_call and self.spec.fact is None and not self.spec.again:
+            made = and_(keeps_own_reaction, attempt.c.blocks.is_not(None))
+            theirs = select(1).where(attempt.c.app == self.spec.app, attempt.c.reaction.in_(self.spec.same_call))
+            clause = and_(clause, not_(theirs.where(attempt.c.record == written, made).exists()))
         return clause
 
     @cached_property
@@ -508,6 +548,7 @@ def _is_plain(part: Any, own: set[Any]) -> bool:
 
 
 _WANTED = "groundstate_wanted"
+_CALENDAR = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # what Python's has
 _AT_ONCE = (False, "joined", "selectin", "subquery", "immediate")  # how relationships are loaded that wait for no access
 
 
@@ -521,15 +562,9 @@ blocking: ColumnElement[bool] = or_(attempt.c.state == "begun", attempt.c.unsure
 keeps_own_reaction: ColumnElement[bool] = or_(blocking, and_(attempt.c.state == "held", attempt.c.outcome.is_not(None)))
 
 
-def sql_text(expression: ColumnElement[Any], database: Database) -> str:
-    """An expression as SQL text in the database's dialect, values written out; with their list beside it where a type cannot be written."""
-    dialect = database.engine.dialect
-    try:
-        said = str(expression.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
-        return said.replace("%%", "%") if getattr(dialect.identifier_preparer, "_double_percents", False) else said
-    except (CompileError, NotImplementedError):
-        compiled = expression.compile(dialect=dialect)
-        return f"{compiled} -- {compiled.params}"
+def held_under(old: str) -> ColumnElement[bool]:
+    """Whether a condition holds that was accepted as this SQL."""
+    return func.coalesce(literal_column(f"({old})"), not_(true()))
 
 
 def sql_name(table: Any, database: Database) -> str:
@@ -540,4 +575,4 @@ def sql_name(table: Any, database: Database) -> str:
     said = str(preparer.format_table(table, use_schema=False))
     if schema is not None:
         said = f"{preparer.quote_schema(schema)}.{said}"
-    return said.replace("%%", "%") if getattr(preparer, "_double_percents", False) else said
+    return undoubled(database.engine.dialect, said)

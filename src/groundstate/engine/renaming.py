@@ -16,6 +16,7 @@ from groundstate.engine.cells import lives_among
 from groundstate.engine.deeds import Person
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible, reading_ours
+from groundstate.engine.wording import counted
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt, rate, reaction, worker
 from groundstate.store.written import THIS_TRANSACTION, WAITS
@@ -90,7 +91,7 @@ def _rename(person: Person, old: str, new: str) -> Renamed:
         standing = _count(tx.connection, person.app, [new])
         if standing:
             raise Conflict(
-                f"{new} has {standing} attempts of its own: settle or forget them first"
+                f"{new} has {counted(standing, 'attempt', 'attempts')} of its own: settle or forget them first"
                 f" (`groundstate held --reaction {new}`, and with `--baseline` the rows that were left out)"
             )
         before = rows.get(old)
@@ -131,7 +132,7 @@ def _rename_app(person: Person, old: str, new: str) -> Renamed:
             raise NotFound(f"nothing is known of an app {old!r} here: there are {', '.join(apps) or 'none'}")
         standing = _count(tx.connection, new)
         if standing:
-            raise Conflict(f"app {new!r} has {standing} attempts of its own: settle or forget them first")
+            raise Conflict(f"app {new!r} has {counted(standing, 'attempt', 'attempts')} of its own: settle or forget them first")
         for name in names:
             row = before.get(name)
             key_name = keys.key_name_under(old, row.key_name if row is not None else name)
@@ -175,6 +176,7 @@ def _take_over(tx: Transaction, old: tuple[str, str], new: tuple[str, str], key_
             name=new[1],
             key_name=key_name,
             condition=rows[-1].condition if rows else "",
+            record=rows[-1].record if rows else None,
             suspect=any(row.suspect for row in rows),
             seen_at=max(seen, default=tx.now),
             mark=next((row.mark for row in rows if row.mark is not None), None),

@@ -19,7 +19,6 @@ from groundstate.engine.question import Question
 from groundstate.engine.trouble import Illegible
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import MARGIN
-from groundstate.rules.reaction import ReactionSpec
 from groundstate.store import tables
 from groundstate.store.carried import schema_of
 from groundstate.store.port import Database, Witness
@@ -161,7 +160,14 @@ def went_back(life: Life, questions: Sequence[Question], why: str) -> int:
             if not tx.connection.execute(update(reaction_table).where(*mine).values(suspect=True)).rowcount:
                 # The backup is from before it was written down: under a condition that matched nothing, so that it counts as new.
                 tx.connection.execute(
-                    insert(reaction_table).values(app=life.app, name=name, key_name=name, condition="1 = 0", suspect=True, seen_at=tx.now)
+                    insert(reaction_table).values(
+                        app=life.app,
+                        name=name,
+                        key_name=question.spec.key_name or name,
+                        condition="1 = 0",
+                        suspect=True,
+                        seen_at=tx.now,
+                    )
                 )
         # Those of other code, which may come back after a rollback; and of other apps on this database, since the sign is answered by this
         # one. Not their schedules, which call nobody.
@@ -230,7 +236,7 @@ def doubt_each(life: Life, question: Question, why: str, *only: ColumnElement[bo
     count = 0
     for part in filter(None, (question, question.late)):
         tell_more = None if tell is None else partial(_tell_more, tell, count)
-        count += _doubt_matching(life, part, question.spec, why, *only, tell=tell_more)
+        count += _doubt_matching(life, part, question, why, *only, tell=tell_more)
     return count
 
 
@@ -241,12 +247,15 @@ def _tell_more(tell: Callable[[int], None], before: int, some: int) -> None:
 def _doubt_matching(
     life: Life,
     question: Question,
-    spec: ReactionSpec,
+    called: Question,
     why: str = WHY,
     *only: ColumnElement[bool],
     tell: Callable[[int], None] | None = None,
 ) -> int:
-    """A doubt for each record that matches: it may have been called before. Those that are too late now, too."""
+    """A doubt for each record that matches: it may have been called before. Those that are too late now, too.
+
+    called: the reaction whose call that was; by code like this, for all that is known.
+    """
     count, cursor = 0, None
     while True:
         with life.transaction() as tx:
@@ -254,17 +263,14 @@ def _doubt_matching(
             places = [tuple(row) for row in tx.connection.execute(asked)]
             if not places:
                 return count
-            keys = [question.key_in(place) for place in places]
-            if tx.database.locks_rows:
-                tx.connection.execute(question.keys_among(keys).with_for_update(key_share=True))
             new = []
-            records, unreadable = claim.readable(question, tx, keys)
+            records, unreadable = claim.readable_under_lock(question, tx, [question.key_in(place) for place in places])
             found = [(question.record_text(question.key_of(record)), question.occurrence_text(record)) for record in records]
             for text, occurrence in [*found, *((one.text, one.occurrence) for one in unreadable)]:
                 fresh = new_attempt(life, question, text, occurrence, tx.now)
                 new.append(replace(
-                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO,
-                    deadline=tx.now + spec.terms.timeout + MARGIN, next_at=tx.now, why=why
+                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO, begun_with=called.begun_with,
+                    deadline=tx.now + called.spec.terms.timeout + MARGIN, next_at=tx.now, why=why
                 ))  # fmt: skip
             count += len(attempts.insert(tx, new))
             cursor = places[-1]

@@ -1,4 +1,4 @@
-"""Records that go round: DB-only reactions that make each other's conditions hold again, for ever, and nothing fails. Tells and slows.
+"""Records that go round: reactions that make each other's conditions hold again, for ever, and nothing fails. Tells and slows.
 
 In memory alone, and of one worker. A reaction that carries out one record again and again is no ring by itself, since a program may ask
 for that. So a record that came ten times within a minute is traced: within our own transactions it is asked which conditions they made
@@ -30,6 +30,7 @@ SLOWED_MOST = 10_000
 FIRST_S = 1.0
 LONGEST_S = 60.0
 FORGOTTEN_S = 120.0  # after its pause: who comes then goes round anew
+LATELY_S = 10.0  # after its pause: who has not come by then does not go round any more, as far as is told
 TOLD_MOST = 10  # lines a minute; further records are told at DEBUG
 KEPT_TOLD = 100
 
@@ -74,6 +75,8 @@ class _Slow:
 
     until: float
     pause_s: float = FIRST_S
+    steps: Sequence[Step] = ()
+    since: float = 0.0
     met: dict[Step, None] = field(default_factory=dict)  # that were there to be carried out, in the pause
 
 
@@ -117,6 +120,16 @@ class Rings:
     def __bool__(self) -> bool:
         """Whether any record is slowed down."""
         return bool(self._slowed)
+
+    @property
+    def slowed(self) -> int:
+        """How many rings are slowed down. From any thread."""
+        return len(set(self._slowed.values()))
+
+    def going(self, now: float) -> list[tuple[float, Sequence[Step]]]:
+        """The rings that went on lately, the oldest first: since when each is slowed down, and its steps. For who is told of them."""
+        some = dict.fromkeys(self._slowed.values())
+        return [(slow.since, slow.steps) for slow in some if slow.met or slow.until > now - LATELY_S]
 
     # ---- in a transaction --------------------------------------------------------------------------------------------------------
     def holds(self, question: Question, key: PrimaryKey, occurrence: str) -> bool:
@@ -247,7 +260,7 @@ class Rings:
     # ---- slowed down -------------------------------------------------------------------------------------------------------------
     def _slow_down(self, ring: Sequence[Step], now: float) -> None:
         self._tell(ring, now)
-        slow = _Slow(now + FIRST_S, min(2 * FIRST_S, LONGEST_S))
+        slow = _Slow(now + FIRST_S, min(2 * FIRST_S, LONGEST_S), tuple(ring), now)
         for one in ring:
             self._traced.pop(one, None)
             self._again.pop(one[:2], None)

@@ -11,6 +11,7 @@ from sqlalchemy.schema import CreateColumn
 from groundstate.engine import trouble
 from groundstate.store import kept_rows, tables
 from groundstate.store.carried import schema_of
+from groundstate.store.naming import name_of
 from groundstate.store.port import Database
 from groundstate.values.errors import NotInitialised
 
@@ -30,7 +31,7 @@ def check(database: Database) -> None:
 
 
 def _say_what_is_missing(database: Database, table: Table, error: DBAPIError) -> None:
-    where = database.settings.url.render_as_string()
+    where = name_of(database.settings.url)
     with database.reading() as connection:
         looked = inspect(connection)
         if not looked.has_table(table.name, schema=schema_of(connection, table)):

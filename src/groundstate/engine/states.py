@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, inspect, l
 from sqlalchemy.sql import operators
 
 from groundstate.engine import stored
+from groundstate.engine.guarded import text_of
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
 from groundstate.rules import miscomputed
@@ -84,7 +85,9 @@ def _of_column(connection: Connection, column: Any, asking: Sequence[Question], 
         values = _values(connection, column)
     except (LookupError, ValueError, TypeError) as error:  # of its type, by a value that is named below
         return [
-            Unanswered(name, column.name, None, why=f"{name}.{column.name} holds what cannot be loaded ({error}): no value was looked at")
+            Unanswered(
+                name, column.name, None, why=f"{name}.{column.name} holds what cannot be loaded ({text_of(error)}): no value was looked at"
+            )
         ]
     if values is None:
         why = f"{name} has more than {SCANNED_MOST:,} rows and no index that begins with {column.name}: its values were not looked at"

@@ -5,7 +5,7 @@ A value is right where what it is loaded as, asked for by `==`, finds it again. 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from sqlalchemy.sql.elements import Null
 from sqlalchemy.sql.sqltypes import ARRAY, JSON, Date, DateTime, Float, Interval, LargeBinary, NullType, Numeric, PickleType, Time
 from sqlalchemy.types import TypeDecorator
 
+from groundstate.engine.guarded import shown, text_of
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
 
@@ -87,23 +88,31 @@ def _of_column(connection: Connection, column: Any, reactions: tuple[str, ...], 
     kind = func.typeof(raw) if loose else literal("value", String())
     form = [kind, func.length(raw), func.substr(raw, 11, 1)] if loose and isinstance(kept_as, _TIMES) else [kind, raw]
     found = select(func.min(raw, type_=NullType()) if len(form) > 2 else raw, kind, func.count()).group_by(*form).limit(VALUES_MOST)
-    for value, name, rows in connection.execute(found):
-        why = _why_odd(connection, column, (held, raw, kind), (value, name), kept_as, asked_for)
+    result = connection.execute(found)
+    sent_as = None if loose else result.cursor.description[0][1]  # by which PostgreSQL's own types choose what makes a value of it
+    convert = column.type.dialect_impl(dialect).result_processor(dialect, sent_as)
+    for value, name, rows in result:
+        why = _why_odd(connection, column, (held, raw, kind), (value, name), kept_as, asked_for, convert=convert)
         if why is not None:
             yield Odd(column.table.fullname, column.name, f"{value!r}{why}", type(column.type).__name__, rows, reactions)
 
 
-def _why_odd(
-    connection: Connection, column: Any, sides: tuple[Any, Any, Any], stored: tuple[Any, str], kept_as: Any, asked_for: Collection[object]
+def _why_odd(  # noqa: PLR0913  # a value, and all that tells how it is kept
+    connection: Connection,
+    column: Any,
+    sides: tuple[Any, Any, Any],
+    stored: tuple[Any, str],
+    kept_as: Any,
+    asked_for: Collection[object],
+    *,
+    convert: Callable[[Any], Any] | None,
 ) -> str | None:
-    """Why nothing finds it, in words that go on from the value; None where something does."""
+    """Why nothing finds it, in words that go on from the value; None where something does. convert: loads a value of the column."""
     (held, raw, kind), (value, name) = sides, stored
-    dialect = connection.dialect
-    convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
     try:
         loaded = value if convert is None else convert(value)
     except Exception as error:  # of a type that may be the user's own
-        return f", which cannot be loaded ({error})"
+        return f", which cannot be loaded ({text_of(error)})"
     if isinstance(kept_as, Numeric | Float):
         return ", which is text" if name == "text" else None
     if _of_another_type(column.type, loaded):
@@ -116,12 +125,12 @@ def _why_odd(
 
     try:
         if not finds(loaded):
-            return f" ({name}), which is loaded as {loaded!r} and kept otherwise"
+            return f" ({name}), which is loaded as {shown(loaded)} and kept otherwise"
         padded = bare != loaded and bare in asked_for and not finds(bare)
     except StatementError as error:  # its type does not take what it has loaded
         if isinstance(error, DBAPIError):
             raise
-        return f", which is loaded as {loaded!r}, and that is refused by its type ({error.orig})"
+        return f", which is loaded as {shown(loaded)}, and that is refused by its type ({text_of(error.orig or error)})"
     return f" with spaces around it, and clauses ask for {bare!r}" if padded else None
 
 

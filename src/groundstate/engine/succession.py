@@ -1,6 +1,7 @@
 """The lives of one worker, one after another: each takes its lock, looks back, and adopts what dead lives left. Carries nothing out.
 
-A life that lost its lock calls nobody any more, and the next one begins (hazard 30).
+A life that lost its lock calls nobody any more. It goes on once it has its lock again, where nobody adopted it meanwhile; else the next one
+begins (hazard 30).
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from collections.abc import Callable
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import adopt, ahead, illegible, pulse, put_back, restore, trouble
-from groundstate.engine.life import Life
+from groundstate.engine.life import RECONNECT, Life
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.shift import Shift
-from groundstate.engine.trouble import OtherServer
-from groundstate.store.naming import name_of
-from groundstate.values.errors import Stopped, StoreRefused
+from groundstate.engine.trouble import LockNotFree, OtherServer
+from groundstate.values.errors import LifeTaken, Stopped, StoreRefused
 
 log = logging.getLogger("groundstate")
 CHECK_S = 1.0  # how often it is asked whether the lock is still ours
@@ -46,7 +46,7 @@ class Succession:
             fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
             fresh.waiting = old.waiting
             fresh.past = {*old.past, old.id}
-            fresh.met, fresh.air, fresh.rings = old.met, old.air, old.rings
+            fresh.met, fresh.cut, fresh.air, fresh.rings = old.met, old.cut, old.air, old.rings
         return fresh
 
     def begin(self, shift: Shift) -> None:
@@ -106,14 +106,22 @@ class Succession:
         take_over(shift)
 
     def _goes_on(self, life: Life) -> bool:
-        """Whether the life that lost its lock has it again, on a server that was started anew, or on another one."""
+        """Whether the life that lost its lock has it again, and nobody adopted it meanwhile.
+
+        Raises LockNotFree for some seconds while somebody has that lock: a server ends a session a while after its client was cut off.
+        """
         if self._resumed is life and life.lives.held():
             return True  # looking back was cut short
         self._resumed = None
         with contextlib.suppress(Exception):
             life.lives.release()
-        if self._went_back is None and life.resume():
-            self._resumed = life
+        since = life.lost_at = life.lost_at or time.monotonic()
+        try:
+            if self._went_back is None and life.resume():
+                self._resumed, life.lost_at = life, None
+        except LifeTaken as error:
+            if time.monotonic() < since + RECONNECT.total_seconds():
+                raise LockNotFree("the lock of this life is not free yet: its last session has not ended, or it is adopted") from error
         return self._resumed is not None
 
     def _resume(self, shift: Shift) -> None:
@@ -122,19 +130,17 @@ class Succession:
         self._look_back(shift)
         self._resumed, life.sound = None, True
         shift.left_begun = True  # begins whose commit brought no answer, and which landed
-        store = name_of(shift.database.settings.url)
         log.info(
-            "%s was started anew, or is another server: this life has its lock again, and goes on with what it began",
-            store,
-            extra={"event": "life_resumed", "life": f"{life.id:x}", "store": store},
+            "%s: this life has its lock again, nobody had adopted it, and it goes on with what it began",
+            shift.store,
+            extra={"event": "life_resumed", "life": f"{life.id:x}", "store": shift.store},
         )
         take_over(shift)
 
     def _say_begun(self, shift: Shift) -> None:
         life = shift.life
         words = "a life has begun on %s: its lock is taken, and calls may go out"
-        store = name_of(shift.database.settings.url)
-        log.info(words, store, extra={"event": "life_began", "life": f"{life.id:x}", "store": store})
+        log.info(words, shift.store, extra={"event": "life_began", "life": f"{life.id:x}", "store": shift.store})
 
     def went_back(self, shift: Shift, why: str) -> None:
         """The database went back under a living worker: the next life looks back before it does anything else."""
@@ -145,7 +151,7 @@ class Succession:
     def begin_another(self, shift: Shift, why: str) -> None:
         """Something is wrong with this life's own row: the next one looks back before it does anything else."""
         log.error("no call goes out until a new life has begun: %s", why, extra={"event": "row_rewritten", "life": f"{shift.life.id:x}"})
-        shift.life.sound = False
+        shift.life.sound, shift.life.over = False, True
         self.next_check = 0.0
 
     def _look_back(self, shift: Shift) -> None:
@@ -167,22 +173,26 @@ class Succession:
 
 def patiently(shift: Shift, step: Callable[[], object]) -> None:
     """A step of a start, tried again for a while where somebody else is in its way: a lock, or a server that takes no connection just now,
-    or that was started anew since the step began, or cut its connection. One that cannot be reached then is said at once.
+    or that was started anew since the step began, or cut its connection. One that cannot be reached is said at once, unless it answered
+    before that it goes down or comes up.
 
     Raises:
-        StoreRefused: that lasted too long; with the cure.
+        StoreRefused: that lasted too long, or a pooler in statement mode is in between; with the cure.
         Stopped: the worker was told to stop meanwhile.
         DBAPIError: anything else.
     """
     began, pause = time.monotonic(), PAUSE_S
-    troubled = False
+    troubled = restarts = False
     while True:
         if shift.stopping is not None:
             raise Stopped(WHILE_IT_CAME_UP)
         try:
             step()
         except (DBAPIError, OtherServer) as error:
-            refused = _in_the_way(shift, error)
+            if trouble.by_statement(error):
+                raise StoreRefused(f"{shift.store}: {trouble.BY_STATEMENT}") from error
+            restarts = restarts or trouble.coming_up(error)
+            refused = _in_the_way(shift, error, restarts=restarts)
             if refused is None or shift.stopping is not None:
                 raise
             if time.monotonic() - began > LOCKED_OUT_S:
@@ -201,8 +211,7 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
 def say_back(shift: Shift, took_s: float) -> None:
     """After trouble that was told of: it is over."""
     words = "%s: well again, after %.1f s of trouble"
-    store = name_of(shift.database.settings.url)
-    log.info(words, store, took_s, extra={"event": "database_back", "store": store, "took_s": round(took_s, 3)})
+    log.info(words, shift.store, took_s, extra={"event": "database_back", "store": shift.store, "took_s": round(took_s, 3)})
 
 
 def _rest(shift: Shift, seconds: float) -> None:
@@ -212,8 +221,8 @@ def _rest(shift: Shift, seconds: float) -> None:
         time.sleep(min(left, LOOKS_S))
 
 
-def _in_the_way(shift: Shift, error: DBAPIError | OtherServer) -> str | None:
-    """What to say if it stays so; None where nothing says that it passes."""
+def _in_the_way(shift: Shift, error: DBAPIError | OtherServer, *, restarts: bool) -> str | None:
+    """What to say if it stays so; None where nothing says that it passes. restarts: the server has said that it goes down or comes up."""
     if isinstance(error, OtherServer):
         return f"the server was started anew again and again for {LOCKED_OUT_S:g} s: see its log, and start again"
     if error.connection_invalidated:
@@ -221,13 +230,13 @@ def _in_the_way(shift: Shift, error: DBAPIError | OtherServer) -> str | None:
         return f"{words} ({trouble.told(error)})"
     if trouble.full(error):
         return trouble.FULL
-    if trouble.coming_up(error):
+    if restarts and trouble.transient(error) and not trouble.locked(error):
         return f"the server has not come up within {LOCKED_OUT_S:g} s: see its log, and start again ({trouble.told(error)})"
     if not (trouble.transient(error) if shift.embedded else trouble.locked(error)):
         return None
     what = "the write lock" if shift.embedded else "rows or tables that must be looked at first"
     return (
-        f"somebody has held {what} of {shift.database.settings.url.render_as_string()} for "
+        f"somebody has held {what} of {shift.store} for "
         f"{LOCKED_OUT_S:g} s: end that transaction (a stopped process, a shell that has not committed), and start again"
     )
 

@@ -20,6 +20,8 @@ from groundstate.rules.usual import Usual
 SWEEP_S = 1.0
 SWEEP_SHARE = 0.01  # of the wall time, at most, goes into sweeps
 SWEEP_LONGEST_S = 30.0
+SWEEP_LANE_S = 5.0  # no reaction waits longer for a sweep than so long, or
+SWEEP_LANE_TIMES = 20  # than so many times as long as its own condition takes to ask
 SWEEP_LED_S = 60.0  # of a worker for which another one sweeps: a net under the net
 BY_ITSELF_S = 30.0  # for so long after trouble each sweeps for itself
 LOOK_S = 0.1  # how often an embedded store is asked whether another process wrote
@@ -41,6 +43,7 @@ class Sweeps:
         self.next_look = 0.0
         self.heard_here = False  # a session of this process committed since the last look
         self.idle_s = 0.0  # spent in turns of the last sweep that did nothing: what sweeping costs
+        self._left_out_s = 0.0  # what those cost which that sweep left out
         self._cost = Usual()
         self._led = False
         self._by_itself_until = 0.0
@@ -61,18 +64,33 @@ class Sweeps:
         full = now >= self.next
         if not (full or others):
             return False
-        for lane in shift.parts:
+        wanted = others or self.next <= 0.0
+        swept = [lane for lane in shift.parts if wanted or lane.next_sweep <= now]
+        for lane in swept:
             if lane.on:
                 lane.sweep()
         self._look_at_attempts([lane for lane in shift.lanes if lane.on])
         self._timers.heard()
         if full:
             shift.tally.sweep_begins(now)
-            self.next = now + self._pause_s(now) * (0.9 + shift.life.dice.random() / 5)
+            self._pause(now, swept)
             keep_house(self._look_around(now))
         shift.took = 0
         self.idle_s = 0.0
+        self._left_out_s = sum(lane.asking.seconds for lane in shift.parts if lane not in swept and not lane.aside)
         return True
+
+    def _pause(self, now: float, swept: list[Lane]) -> None:
+        """Says when these are swept again, and so when the next sweep begins."""
+        pause_s, dice = self._pause_s(now), 0.9 + self._shift.life.dice.random() / 5
+        for lane in swept:
+            lane.next_sweep = now + dice * (pause_s if self._is_led(now) else self._pause_of(lane, pause_s))
+        self.next = min([now + pause_s * dice, *(lane.next_sweep for lane in self._shift.parts)])
+
+    def _pause_of(self, lane: Lane, pause_s: float) -> float:
+        own_s = lane.asking.seconds
+        longest_s = max(SWEEP_LANE_S, SWEEP_LANE_TIMES * own_s)
+        return min(max(SWEEP_LONGEST_S, own_s) if lane.aside else pause_s, longest_s)
 
     def _look_around(self, now: float) -> Pulse:
         seen = pulse.take(self._shift)
@@ -91,19 +109,28 @@ class Sweeps:
     def by_itself(self, now: float) -> None:
         """After trouble: a commit of which nobody knows may land yet, and only whose it is looks for it (hazard 47)."""
         self._by_itself_until = now + BY_ITSELF_S
-        self.next = min(self.next, now + SWEEP_S)
+        self._all_by(now)  # it begins with a look at all of our tables: who may not see them is still in trouble
+
+    def _all_by(self, at: float) -> None:
+        self.next = min(self.next, at)
+        for lane in self._shift.parts:
+            lane.next_sweep = min(lane.next_sweep, at)
+
+    def _is_led(self, now: float) -> bool:
+        return not self._fleet.sweeps and now >= self._by_itself_until
 
     def _pause_s(self, now: float) -> float:
-        if not self._fleet.sweeps and now >= self._by_itself_until:
+        if self._is_led(now):
             return SWEEP_LED_S
-        cost_s = self._cost.took(self.idle_s) if self.idle_s else 0.0  # one that found work goes on with the next at once
+        # One that found work goes on with the next at once.
+        cost_s = self._cost.took(self.idle_s + self._left_out_s) if self.idle_s else 0.0
         return min(max(SWEEP_S, cost_s / SWEEP_SHARE), SWEEP_LONGEST_S)
 
     def _follow_the_fleet(self, now: float) -> None:
         """Whoever is to sweep from now on, for all or since hints no longer come, does so at once, or as soon as it may."""
         led = not self._fleet.sweeps
         if self._led and not led:
-            self.next = min(self.next, now + (0.0 if self._fleet.leads else SWEEP_S * self._shift.life.dice.random()))
+            self._all_by(now + (0.0 if self._fleet.leads else SWEEP_S * self._shift.life.dice.random()))
         self._led = led
 
     def _look_at_attempts(self, lanes: list[Lane]) -> None:

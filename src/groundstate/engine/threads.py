@@ -1,4 +1,4 @@
-"""Daemon threads for sync calls, kept for the next one while they are idle; and where a thread stands. Knows nothing of calls."""
+"""Daemon threads, kept for the next work while they are idle; and where a thread stands. Knows nothing of calls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import threading
 import traceback
 from collections.abc import Callable
 
+from groundstate.values import lines
+
 
 def stack_of(thread: int | None) -> str:
     """Where another thread stands, by its number: from its beginning on, as in a traceback."""
@@ -16,9 +18,10 @@ def stack_of(thread: int | None) -> str:
 
 
 class Threads:
-    """Daemon threads for sync calls. Not concurrent.futures: its exit hook waits for hung threads, and ours must not."""
+    """Daemon threads, such as those of sync calls. Not concurrent.futures: its exit hook waits for hung threads, and ours must not."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "groundstate-sync-call") -> None:
+        self._name = name
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._idle = 0
         self._busy = 0
@@ -36,12 +39,13 @@ class Threads:
             self._none_busy.wait_for(lambda: self._busy == 0)
 
     def run(self, work: Callable[[], None]) -> None:
+        """In a thread. Raises RuntimeError where the system gives no more of them."""
         with self._lock:
-            self._busy += 1
             if self._idle > 0:
                 self._idle -= 1
             else:
-                threading.Thread(target=self._loop, name="groundstate-sync-call", daemon=True).start()
+                threading.Thread(target=lines.as_here(self._loop), name=self._name, daemon=True).start()
+            self._busy += 1
         self._work.put(work)
 
     def _loop(self) -> None:
@@ -54,8 +58,13 @@ class Threads:
                         continue  # work was promised to this thread
                     self._idle -= 1
                 return
-            work()
-            with self._none_busy:
-                self._busy -= 1
-                self._idle += 1
-                self._none_busy.notify_all()
+            ended = False
+            try:
+                work()
+                ended = True
+            finally:  # where it raised, this thread ends with it
+                del work  # whatever it holds on to may go while this thread waits for more
+                with self._none_busy:
+                    self._busy -= 1
+                    self._idle += ended
+                    self._none_busy.notify_all()

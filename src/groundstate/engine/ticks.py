@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, union_all
 
-from groundstate.engine import attempts, beside, careful, marks, plain, trouble
+from groundstate.engine import attempts, beside, careful, handling, marks, plain, trouble
+from groundstate.engine.guarded import describe, place_of, user_code
 from groundstate.engine.illegible import WITHOUT_TIME
-from groundstate.engine.life import describe
 from groundstate.engine.marks import Mark
 from groundstate.engine.shift import Shift
 from groundstate.engine.transaction import Transaction
@@ -327,12 +327,13 @@ class Ticks:
         return attempts.new((spec.app, spec.name, RECORD, keys.instant(tick)), self._shift.life.id, tx.now)
 
     def _after_failure(self, spec: ScheduleSpec, before: Attempt, error: Exception, tx: Transaction) -> Attempt:
-        words = self._shift.life.shorten(f"the handler raised {describe(error)}")
+        words = self._shift.life.shorten(f"the handler raised {describe(error)}{place_of(error)}")
         log.warning(
             "schedule %s, tick %s: %s",
             spec.name,
             before.occurrence,
             words,
+            exc_info=self._shift.life.tracebacks.of(spec.name, error),
             extra={"event": "tick_failed", "schedule": spec.name, "tick": before.occurrence},
         )
         return plain.failed_once_more(self._shift.life, spec.retry, before, words, tx.now)
@@ -344,8 +345,9 @@ def _begun_by_us(shift: Shift) -> ColumnElement[bool]:
 
 
 def _handle(spec: ScheduleSpec, tx: Transaction, tick: datetime) -> None:
-    spec.handler(session=tx.session, at=tx.moment(due=tick.astimezone(spec.timing.tzinfo)))
-    tx.session.flush()
+    with handling.writes_by_its_session(spec, spec.handler, tx), user_code():
+        spec.handler(session=tx.session, at=tx.moment(due=tick.astimezone(spec.timing.tzinfo)))
+        tx.session.flush()
 
 
 def _stands(tx: Transaction, spec: ScheduleSpec, tick: datetime) -> bool:

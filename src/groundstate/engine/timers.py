@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import CompoundSelect, Connection, Integer, bindparam, literal_column, null, select, type_coerce, union_all
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import barred, trouble, unfit
+from groundstate.engine import aside, barred, trouble, unfit
 from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
@@ -66,7 +66,11 @@ class Timers:
         return min(times, default=None)
 
     def _timed(self) -> list[Lane]:
-        return [lane for lane in self._shift.parts if lane.question.timing is not None and lane.on and not (lane.barred or lane.lacks)]
+        return [
+            lane
+            for lane in self._shift.parts
+            if lane.question.timing is not None and lane.on and not (lane.barred is not None or lane.lacks or lane.aside)
+        ]
 
     def _asks_any(self) -> bool:
         return any(lane.question.timing is not None and lane.on for lane in self._shift.lanes)
@@ -90,13 +94,16 @@ class Timers:
     def _waits(self, connection: Connection, lanes: list[Lane]) -> list[list[float]]:
         """For each lane how long it is until the next of its records are ready; none where none is in sight."""
         try:
-            with connection.begin_nested():
+            allowed_s = max(aside.LIMIT_S, aside.LIMIT_TIMES * self._cost.seconds)
+            with self._shift.database.limit(connection, allowed_s), connection.begin_nested():
                 return self._asked(connection, lanes)
         except DBAPIError as error:
-            if trouble.transient(error) and not trouble.locked(error):
+            if trouble.transient(error) and not (trouble.locked(error) or trouble.cut(error)):
                 raise
+            if len(lanes) == 1 and aside.met(lanes[0], error):
+                return [[]]
             if len(lanes) == 1 and trouble.locked(error):
-                barred.bar(lanes[0])
+                barred.bar(self._shift, lanes[0])
                 return [[]]
             if len(lanes) == 1 and unfit.met(self._shift, lanes[0], error):
                 return [[]]

@@ -63,6 +63,11 @@ class Timing:
         """Its time is still to come, within a hundred years: what lies beyond every calendar of Python's is never read."""
         return self.within(FARTHEST)
 
+    @property
+    def recent(self) -> ColumnElement[bool]:
+        """Its time came within a hundred years, likewise."""
+        return self._compared(gt, -self._due.since - FARTHEST)
+
     def within(self, horizon: timedelta, since: ColumnElement[datetime] | None = None) -> ColumnElement[bool]:
         """Its time is still to come (or came after `since`, which is said as `base_of` has it), and will have come by then."""
         begins = self._compared(gt, -self._due.since) if since is None else self.base.operate(gt, since)

@@ -13,10 +13,11 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, barred, begin, beside, conclude, no_call, trouble, unfit
+from groundstate.engine import aside, attempts, barred, begin, beside, conclude, no_call, trouble, unfit
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
 from groundstate.engine.departures import Departures, LaneTrouble
+from groundstate.engine.failed_calls import FailedCalls
 from groundstate.engine.flight import (
     Flight,
     FoundAbsent,
@@ -25,10 +26,14 @@ from groundstate.engine.flight import (
     Word,
     clocks,
 )
+from groundstate.engine.guarded import describe, let_through
+from groundstate.engine.handling import Work
+from groundstate.engine.in_hand import Some, SomeHandlerFailed, everyone, nobody
+from groundstate.engine.kept_answers import KeptAnswers
 from groundstate.engine.lane import Lane
-from groundstate.engine.life import describe
 from groundstate.engine.limits import Limits, place_of, places_of
 from groundstate.engine.question import Question
+from groundstate.engine.rings import Watch
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.slots import Place
 from groundstate.engine.transaction import Transaction
@@ -49,6 +54,7 @@ class Traffic:
         self._wake = wake
         self._inbox: deque[Word] = deque()
         self._words: list[Word] = []  # in hand, not yet concluded
+        self._carried_out: list[tuple[Question, Sequence[Work], Watch | None]] = []  # by the transaction that is under way
         self._tried: set[int] = set()  # calls of words whose commit was begun and whose outcome is unknown
         self._removing: set[int] = set()  # of these, whose attempts it removes
         self._removed: dict[int, None] = {}  # calls whose attempts were removed by a commit that was answered
@@ -56,9 +62,14 @@ class Traffic:
         self._flying: dict[tuple[int, bool], Flight] = {}
         self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key: a call that was given up may bring the same
         self._locked_s = LOCKED_S
+        self._met_locked: list[Word] = []  # by the transaction that is under way
+        self._doubts: list[Word] = []  # the same
+        self._kept = KeptAnswers(shift)
+        self._let_go = False  # whether some of those in hand wait because those before them took long
         self._first_word: float | None = None  # when the first of those in hand came
-        self.cut_off = 0  # calls that the end of a drain put in doubt
+        self.left_in_doubt: set[int] = set()  # calls of which nobody knows at the end of a drain what became of them
         self.limits = Limits(shift)
+        self._failed = FailedCalls(shift.life.shorten)
         self._departures = Departures(shift, self.limits, self._flying, self._in_air)
         self.caller = Caller(self._say, self._may_call)
         self.caller.watched = shift.watched
@@ -76,12 +87,20 @@ class Traffic:
     def quiet(self) -> bool:
         return not (self._flying or self._words or self._inbox or self.limits.awaited)
 
+    @property
+    def calls_in_air(self) -> int:
+        return self._departures.calls_in_air
+
+    @property
+    def suspect_in_air(self) -> bool:
+        return self._departures.suspect_in_air
+
     def has_room(self, lane: Lane, now: float) -> bool:
         return self._departures.room(lane, now) > 0
 
     def wait_s(self, now: float) -> float | None:
         """For how long nothing of ours is to be done; None: no word of ours says."""
-        if self._inbox and self._first_word is None:
+        if self._let_go or (self._inbox and self._first_word is None):
             return 0.0
         if self._words:
             return self._locked_s if self._first_word is None else max(self._first_word + LINGER_S - now, 0.0)
@@ -93,20 +112,16 @@ class Traffic:
     def turn(self) -> None:
         """Concludes what came back, and begins new calls."""
         self._take_words()
+        self._let_go = False
         shift = self._shift
         lanes = [lane for lane in shift.lanes if lane.question.spec.call is not None]
         now = time.monotonic()
         self.limits.turn(now)
+        self._failed.turn(now)
         stuck = {lane.question for lane in lanes if lane.not_before > now}
         words = [word for word in self._words if word.flight.question not in stuck]  # they stay in hand until `_concluded`
         freed = self._freed_by(words)
-        wanting = [
-            lane
-            for lane in lanes
-            if lane.wants and lane.not_before <= now and ((lane.due and not lane.seen_full) or self._departures.room(lane, now, freed) > 0)
-        ]
-        if shift.stopping is not None:
-            wanting = []
+        wanting = [] if shift.stopping is not None else self._wanting(lanes, now, freed)
         if not words and not wanting:
             self._first_word = None
             return
@@ -117,16 +132,16 @@ class Traffic:
         told, came = shift.watched.transaction(words), Committed()
         try:
             with shift.life.air.landing(), shift.life.transaction() as tx:
-                done = self._conclude_all(tx, words, one_by_one=set())
+                done = self._conclude_all(tx, words, one_by_one=nobody)
                 self._tried |= {word.flight.call for word in done}
                 shift.life.air.lands(word.flight.subject for word in done if self._ends(word))
                 self.limits.open(tx, self._freed_by(done))
                 begun = self._departures.begin_all(tx, shift.in_turn(wanting), clock)
                 self._unanswered.update((flight.call, None) for flight in begun.flights if not flight.is_find)
-        except (conclude.SomeHandlerFailed, LostUpdate) as failed:
+        except (SomeHandlerFailed, LostUpdate) as failed:
             self._conclude_again(words, failed)
         except LaneTrouble as error:
-            if unfit.met(shift, error.lane, error.__cause__):
+            if aside.met(error.lane, error.__cause__) or unfit.met(shift, error.lane, error.__cause__):
                 return  # a turn without it follows at once
             postpone(error.lane)
             log.exception(
@@ -147,7 +162,18 @@ class Traffic:
             for call in list(self._unanswered)[:-UNANSWERED_MOST]:
                 del self._unanswered[call]
             self.limits.close()
+            shift.life.at_work = None
             told(came)
+
+    def _wanting(self, lanes: Sequence[Lane], now: float, freed: Counter[Place]) -> list[Lane]:
+        alone = self._shift.alone
+        if alone is not None:
+            return [] if self.calls_in_air else [lane for lane in lanes if lane.name == alone.reaction]
+        return [
+            lane
+            for lane in lanes
+            if lane.wants and lane.not_before <= now and ((lane.due and not lane.seen_full) or self._departures.room(lane, now, freed) > 0)
+        ]
 
     def _concerned(self, words: Sequence[Word], wanting: Sequence[Lane]) -> list[Lane]:
         return list(dict.fromkeys([*(self._shift.lane(word.flight.question.spec.name) for word in words), *wanting]))
@@ -176,27 +202,28 @@ class Traffic:
             if flight.ends_s is not None and now > flight.ends_s and not (flight.given_up or flight.answered):
                 flight.given_up = True
                 self.limits.hangs(flight)
-                error = f"timed out after {flight.timeout.total_seconds():g} s, and its thread still runs"
-                log.warning(
-                    "%s on %s %s",
-                    flight.identity[1],
-                    flight.identity[2],
-                    error,
-                    extra={"event": "call_hangs", "reaction": flight.identity[1], "record": flight.identity[2]},
-                )
+                error = f"timed out after {flight.timeout.total_seconds():g} s, and still runs"
+                self._failed.hangs(flight, error, now)
                 hung = Unclear(flight, error, running=True)
                 self._shift.tally.heard(hung)
                 self._words.append(hung)
 
     # ---- what came back ------------------------------------------------------------------------------------------------------------
-    def _conclude_all(self, tx: Transaction, words: Sequence[Word], *, one_by_one: set[str], refused: str | None = None) -> list[Word]:
+    def _conclude_all(self, tx: Transaction, words: Sequence[Word], *, one_by_one: Some, refused: str | None = None) -> list[Word]:
         done: list[Word] = []
+        self._carried_out, self._met_locked, self._doubts = [], [], []
+        until_s = time.monotonic() + self._shift.hold_s
         for question, some in _by_question(words).items():
+            self._shift.life.at_work = question.spec.name
             result = conclude.conclude(
-                self._shift.life, tx, question, some, one_by_one=question.spec.name in one_by_one, was_ours=self._was_ours, refused=refused
-            )
+                self._shift.life, tx, question, some, one_by_one=one_by_one, was_ours=self._was_ours, refused=refused, until_s=until_s,
+            )  # fmt: skip
             done += result.done
+            self._let_go |= bool(result.let_go)
+            self._met_locked += result.locked
+            self._doubts += result.doubts
             self._removing |= result.removed
+            self._carried_out.append((question, result.works, result.watch))
         return done
 
     def _was_ours(self, word: Word) -> bool:
@@ -204,7 +231,7 @@ class Traffic:
         earlier word of the same call removed it, or the same outcome was concluded before, under the same key.
         """
         life = self._shift.life
-        if isinstance(word, Returned) and word.flight.identity in self._said and self._said[word.flight.identity] == word.value:
+        if isinstance(word, Returned) and word.flight.identity in self._said and _equal(self._said[word.flight.identity], word.value):
             log.info(
                 "%s on %s: the outcome that was concluded came once more",
                 word.flight.identity[1],
@@ -216,32 +243,70 @@ class Traffic:
             return True
         return word.flight.call in self._tried and life.id == word.flight.life and life.sound
 
-    def _conclude_apart(self, words: Sequence[Word]) -> None:
-        """With a savepoint a record; and where even the commit is refused, a transaction each. What is not done stays in hand."""
+    def _conclude_apart(self, words: Sequence[Word], failed: SomeHandlerFailed | None = None) -> None:
+        """With a savepoint for each that fails, where these can be told from the others, else for all; and where even the commit is
+        refused, a transaction each. What is not done stays in hand.
+        """
         for question, some in _by_question(words).items():
             try:
-                self._conclude_in_one(some, one_by_one={question.spec.name})
+                if failed is None or not self._conclude_by_culprits(question, some, failed):
+                    self._conclude_in_one(some, one_by_one=everyone)
             except Exception as error:
                 if trouble.transient(error):
                     raise
                 self._conclude_each(question, some)
 
-    def _conclude_again(self, words: Sequence[Word], failed: conclude.SomeHandlerFailed | LostUpdate) -> None:
+    def _conclude_by_culprits(self, question: Question, words: Sequence[Word], failed: SomeHandlerFailed) -> bool:
+        """Together but for those that fail; False where it cannot be told which ones those are, and nothing was done."""
+        try:
+            if failed.reaction != question.spec.name:
+                self._conclude_in_one(words, one_by_one=nobody)
+                return True
+            told = failed if failed.apart else self._look_for_culprits(question, words)
+            known = told.apart | told.others
+            some = [word for word in words if not isinstance(word, Returned) or word.flight.identity in known]
+            if not known or (not told.apart and len(some) == len(words)):
+                return False
+            self._conclude_in_one(some, one_by_one=told.apart.__contains__)
+        except SomeHandlerFailed:
+            return False
+        self._let_go |= len(some) < len(words)
+        return True
+
+    def _look_for_culprits(self, question: Question, words: Sequence[Word]) -> SomeHandlerFailed:
+        returned = [word for word in words if isinstance(word, Returned)]
+        if len(returned) < 2:
+            return SomeHandlerFailed(question.spec.name)
+        try:
+            with self._shift.life.transaction() as tx:
+                conclude.conclude(
+                    self._shift.life, tx, question, returned, one_by_one=nobody, was_ours=self._was_ours,
+                    until_s=time.monotonic() + self._shift.hold_s, looks=True,
+                )  # fmt: skip
+                raise AssertionError("it ends by what it found")
+        except SomeHandlerFailed as told:
+            return told
+
+    def _conclude_again(self, words: Sequence[Word], failed: SomeHandlerFailed | LostUpdate) -> None:
         """With the rows beside the records locked before them, or each record apart. What is not done stays in hand."""
         try:
             if isinstance(failed, LostUpdate):
-                self._conclude_in_one(words, one_by_one=set(), first=failed.rows)
+                self._conclude_in_one(words, one_by_one=nobody, first=failed.rows)
             else:
-                self._conclude_apart(words)
-        except conclude.SomeHandlerFailed:
-            self._conclude_apart(words)
+                self._conclude_apart(words, failed)
+        except SomeHandlerFailed as some:
+            self._conclude_apart(words, some)
         except LostUpdate as lost:
             log.warning("%s, so far in vain", lost, extra={"event": "conclude_crossed"})
 
     def _conclude_each(self, question: Question, words: Sequence[Word]) -> None:
+        until_s = time.monotonic() + self._shift.hold_s
         try:
             for word in words:
-                self._conclude_alone(question, word)
+                if word is not words[0] and time.monotonic() >= until_s:
+                    self._let_go = True
+                    return
+                self._conclude_alone(word)
         except Exception as error:
             lane = self._shift.lane(question.spec.name)
             if trouble.transient(error):
@@ -256,7 +321,7 @@ class Traffic:
             )
 
     def _conclude_in_one(
-        self, words: Sequence[Word], *, one_by_one: set[str], refused: str | None = None, first: frozenset[Row] = beside.NO_ROWS
+        self, words: Sequence[Word], *, one_by_one: Some, refused: str | None = None, first: frozenset[Row] = beside.NO_ROWS
     ) -> None:
         def put(met: frozenset[Row]) -> list[Word]:
             with self._shift.life.transaction() as tx:
@@ -267,13 +332,13 @@ class Traffic:
 
         self._concluded(beside.redo_lost_updates(put))
 
-    def _conclude_alone(self, question: Question, word: Word) -> None:
+    def _conclude_alone(self, word: Word) -> None:
         try:
-            self._conclude_in_one([word], one_by_one={question.spec.name})
+            self._conclude_in_one([word], one_by_one=everyone)
         except Exception as error:
             if trouble.transient(error):
                 raise
-            self._conclude_in_one([word], one_by_one={question.spec.name}, refused=f"its commit was refused: {describe(error)}")
+            self._conclude_in_one([word], one_by_one=everyone, refused=f"its commit was refused: {describe(error)}")
 
     def _concluded(self, done: Sequence[Word]) -> None:
         """After the commit: what is done leaves our hands; what could not be locked stays."""
@@ -282,7 +347,12 @@ class Traffic:
         self._words = [word for word in self._words if id(word) not in finished]
         shift = self._shift
         shift.took += len(done)
+        for question, works, watch in self._carried_out:
+            shift.life.rings.carried_out(question, works, watch)
+        self._carried_out = []
         now = time.monotonic()
+        self._kept.look(self._met_locked, self._words, now)
+        doubts = {id(word) for word in self._doubts}
         for word in done:
             flight = word.flight
             self._tried.discard(flight.call)
@@ -297,7 +367,9 @@ class Traffic:
                     del self._said[next(iter(self._said))]
             if self._ends(word):
                 self._landed(flight)
-            self.limits.heard(word, now)
+            if isinstance(word, Unclear) and shift.stopping is not None:
+                self.left_in_doubt.add(flight.call)
+            self._failed.heard(word, now, pauses=self.limits.heard(word, now), doubts=id(word) in doubts)
             if not isinstance(word, Returned) or shift.life.care.careful:
                 shift.look_for_due()
 
@@ -375,14 +447,16 @@ class Traffic:
             self.caller.cancel([flight for flight, key in zip(some, keys, strict=True) if key not in holding])
 
     def drained(self) -> bool:
-        """Whether all has ended; past the limit what still flies is written down as in doubt."""
+        """At the end of the worker: whether all has ended; past the limit what still flies is written down as in doubt."""
+        self._failed.turn(time.monotonic(), over=True)
         stopping = self._shift.stopping
         late_s = time.monotonic() - stopping if stopping is not None else 0.0
         if late_s > 0 and self._flying:
             for flight in self._flying.values():
+                if not (flight.answered or flight.is_find) or flight.given_up:
+                    self.left_in_doubt.add(flight.call)
                 if not (flight.given_up or flight.answered or flight.is_find):
                     flight.cut_off = True
-                    self.cut_off += 1
                     self._words.append(Unclear(flight, "the worker stopped while it was in the air"))
             self._flying.clear()
             self._shift.life.air.clear()
@@ -398,6 +472,14 @@ LINGER_SHARE = 4  # a turn is worth it once a quarter of those in the air came b
 LOCKED_S = 0.02  # an outcome whose record somebody has locked is tried again after so long, and then after twice as long
 LOCKED_MOST_S = 1.0
 LAST_WORDS_S = 5.0  # after the drain's limit, for writing down what is in doubt
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except BaseException as error:  # outcomes of the user's own making
+        let_through(error)
+        return False
 
 
 def _by_question(words: Sequence[Word]) -> dict[Question, list[Word]]:

@@ -5,25 +5,28 @@ Inside it a handler may not commit, and what it writes past the unit of work is 
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NoReturn
 
-from sqlalchemy import Connection, MetaData, Table, event, exists, inspect, literal_column, select
+from sqlalchemy import Connection, MetaData, Table, bindparam, event, exists, func, inspect, literal_column, select, true
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.sql import visitors
 
-from groundstate.engine import hints, one_moment
+from groundstate.engine import hints, one_moment, unheard
 from groundstate.engine.air import Air
 from groundstate.engine.beside import Beside
 from groundstate.engine.by_key import ByKey
+from groundstate.engine.guarded import user_code
 from groundstate.engine.rings import Rings
 from groundstate.engine.trouble import Row
-from groundstate.rules.statements import what_it_writes
+from groundstate.rules.statements import what_ends_it, what_it_writes
+from groundstate.store.kept_open import KEPT_OPEN, refusal
 from groundstate.store.naming import name_of
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as attempt_table
@@ -42,7 +45,7 @@ class Transaction:
 
     database: Database
     connection: Connection
-    session: Session
+    session: OurSession
     now: datetime
     server: str | None = None  # what `Database.server` says where this runs
     air: Air | None = None  # for which records this worker has a call in the air; None: there is no worker
@@ -52,12 +55,13 @@ class Transaction:
     watching: bool = False
     _moments: dict[tuple[int, bool, datetime | None], Moment] = field(default_factory=dict)
     beside: Beside | None = None  # None on SQLite, where nobody else writes meanwhile
+    asked_s: float = 0.0  # how long the database took to answer its first statement
     some_attempts: bool = True  # whether any attempt row may be there: at the start, or by what this transaction inserted since
 
-    def claimed(self, records: Iterable[Any]) -> None:
-        """These are in our hands: they were locked before they were read."""
+    def claimed(self, records: Iterable[Any], tables: Iterable[Any]) -> None:
+        """These are in our hands: they were locked, in these tables, before they were read."""
         if self.beside is not None:
-            self.beside.claimed(records)
+            self.beside.claimed(records, tables)
 
     def lock_first(self, rows: frozenset[Row]) -> None:
         """Of a transaction that is done again: rows beside the records which somebody else had changed."""
@@ -80,6 +84,8 @@ class OurSession(Session):
     Refused in the methods themselves: `commit` would first release the record's savepoint, and what was done in it could not be undone.
     """
 
+    is_in_flush = False
+
     def commit(self) -> None:
         raise StateRefused("a handler runs inside our transaction and cannot commit it: remove session.commit() and let the handler return")
 
@@ -87,6 +93,20 @@ class OurSession(Session):
         raise StateRefused(
             "a handler runs inside our transaction and cannot roll it back: remove session.rollback(), and raise what went wrong"
         )
+
+    def get_transaction(self) -> NoReturn:
+        raise refusal("session.get_transaction(), whose rollback() would undo what others did")
+
+    def invalidate(self) -> NoReturn:
+        raise refusal("session.invalidate(), which throws our connection away")
+
+    def close(self) -> None:
+        if KEPT_OPEN in self.info:
+            raise refusal("session.close(), which forgets the other records of the batch as well")
+        super().close()
+
+    def reset(self) -> NoReturn:
+        raise refusal("session.reset(), which forgets the other records of the batch as well")
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         """As ever, but that a row which no flush could change is read without one, and is not forgotten after the next."""
@@ -100,7 +120,7 @@ class OurSession(Session):
         if found is None:  # or it has this key by a change that is not flushed yet
             found = super().get(entity, ident, **options)
         if found is not None:
-            by_key.keep(found)
+            by_key.keep(self, found)
         return found
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
@@ -108,7 +128,13 @@ class OurSession(Session):
         beside: Beside | None = self.info.get(BESIDE)
         if beside is not None:
             beside.before_flush(self)
-        super().flush(objects)
+        by_key: ByKey = self.info[BY_KEY]
+        by_key.forget_what_a_flush_changes(self)
+        self.is_in_flush = True
+        try:
+            super().flush(objects)
+        finally:
+            self.is_in_flush = False
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **more: Any) -> Any:
         """SQLAlchemy asks it where each statement goes. Raises StateRefused for a table of another store."""
@@ -157,10 +183,18 @@ def keep_out(database: Database, elsewhere: Mapping[MetaData, str]) -> None:
 
 def _watch(connection: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
     transaction: Transaction | None = connection.info.get(OURS)
-    if transaction is None or not transaction.watching or getattr(transaction.session, "_flushing", False):
+    if transaction is None:
+        return
+    ends = what_ends_it(statement, postgres=transaction.database.name == "postgresql")
+    if ends is not None:
+        raise refusal(ends)
+    by_key: ByKey = transaction.session.info[BY_KEY]
+    if transaction.session.is_in_flush or not (transaction.watching or by_key.keeps_any):
         return
     if what_it_writes(statement, postgres=transaction.database.name == "postgresql") is not None:
-        transaction.strays.append(statement)
+        by_key.forget()
+        if transaction.watching:
+            transaction.strays.append(statement)
 
 
 def watch(database: Database) -> None:
@@ -169,29 +203,69 @@ def watch(database: Database) -> None:
         event.listen(database.engine, "before_cursor_execute", _watch)
 
 
-@lru_cache(maxsize=128)
-def _opening(database: Database) -> Any:
-    """The first statement of each transaction: its moment, whether any attempt stands, and on which server."""
-    return select(database.now(), exists(select(literal_column("1")).select_from(attempt_table)), database.server)
+_KEPT_FROM_HANDLERS = ("commit", "rollback", "close", "get_transaction", "get_nested_transaction")
 
 
 @contextmanager
-def writing(database: Database, *, wait: timedelta | None = None) -> Iterator[Transaction]:
+def _kept_open(connection: Connection, session: Session) -> Iterator[None]:
+    """While the block runs, nobody ends the transaction by this connection, by its driver's, or by a statement."""
+    # On the object itself: a transaction whose COMMIT is refused in an event is of no use to SQLAlchemy any more.
+    kept = vars(connection)
+    for name in _KEPT_FROM_HANDLERS:
+        kept[name] = partial(_refuse, f"session.connection().{name}()")
+    kept["invalidate"] = partial(_invalidate, connection)
+    info = connection.info  # a connection that broke in the block gives it no more, and would hide by that what broke it
+    info[KEPT_OPEN] = session.info[KEPT_OPEN] = True
+    try:
+        yield
+    finally:
+        info.pop(KEPT_OPEN, None)
+        del session.info[KEPT_OPEN]
+        for name in (*_KEPT_FROM_HANDLERS, "invalidate"):
+            del kept[name]
+
+
+def _invalidate(connection: Connection, broken_by: BaseException | None = None) -> None:
+    """SQLAlchemy itself does so where the connection broke, and says by what."""
+    if broken_by is None:
+        raise refusal("session.connection().invalidate()")
+    Connection.invalidate(connection, broken_by)
+
+
+def _refuse(what: str, *_: Any) -> NoReturn:
+    raise refusal(what)
+
+
+@lru_cache(maxsize=128)
+def _opening(database: Database) -> Any:
+    """The first statement of each transaction: its moment, whether any attempt stands, and on which server. Triggers that tell who wrote
+    (triggers.py) are told for which app it is.
+    """
+    told = [func.set_config("groundstate.app", bindparam("app"), true())] if database.name == "postgresql" else []
+    return select(database.now(), exists(select(literal_column("1")).select_from(attempt_table)), database.server, *told)
+
+
+@contextmanager
+def writing(database: Database, app: str, *, wait: timedelta | None = None) -> Iterator[Transaction]:
     """A transaction that commits at the end of the block, and rolls back on any exception. Its hints go out after the commit."""
-    touched = hints.Touched(ours=True)
+    touched = hints.Touched(ours=app)
     info = {OURS: True, ELSEWHERE: _elsewhere.get(database), BY_KEY: ByKey(database)}
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info=info) as session:
+        unheard.tell(session)
         beside = session.info[BESIDE] = Beside(database) if database.locks_rows else None
-        now, some, server = connection.execute(_opening(database)).one()
+        asked = time.monotonic()
+        now, some, server, *_ = connection.execute(_opening(database), {"app": app}).one()
         transaction = Transaction(
-            database, connection, session, now, server=server, touched=touched, beside=beside, some_attempts=bool(some)
-        )
+            database, connection, session, now, server=server, touched=touched, beside=beside, some_attempts=bool(some),
+            asked_s=time.monotonic() - asked,
+        )  # fmt: skip
         marks = connection.info  # a connection that broke in the block gives them no more, and would hide by that what broke it
         marks[OURS] = transaction
         try:
-            with one_moment.held(database, now):
+            with one_moment.held(database, now), _kept_open(connection, session):
                 yield transaction
-                session.flush()
+                with user_code():
+                    session.flush()
         finally:
             marks.pop(OURS, None)
         touched.merge(hints.collected(session))

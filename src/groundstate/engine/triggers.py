@@ -1,7 +1,8 @@
 """Triggers of PostgreSQL that tell which tables were written, by whatever program: a hint without data, sent by the server at commit.
 
-Optional, and nothing is right because they are there. One function, and one statement-level trigger a table; removed, nothing stays.
-What our own transactions write they leave out, since workers tell of that themselves.
+Optional, and nothing is right because they are there. One function, and for each app one statement-level trigger a table; removed,
+nothing stays. Each app has its own, and its own channel, so that none takes away what another one hears by; and what a worker writes is
+told to the other apps on the database and not to its own, whose workers tell each other of that themselves.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Table, inspect, text
+from sqlalchemy import Connection, Table, inspect, select, text
 
 from groundstate.engine import plans
+from groundstate.engine.messenger import subject_word
 from groundstate.engine.question import Question, sql_name
+from groundstate.rules.hint import channel_of
+from groundstate.store import tables
 from groundstate.store.port import Database
 
-NAME = "groundstate_rows"  # of the function, of each trigger, and of the channel
+NAME = "groundstate_rows"  # of the function, and what the names of triggers and channels begin with
 State = Literal["installed", "missing", "stale", "needless"]
 
-_BODY = f"""
+_BODY = """
 BEGIN
-    IF current_setting('groundstate.ours', true) IS DISTINCT FROM 'on' THEN
+    IF current_setting('groundstate.app', true) IS DISTINCT FROM TG_ARGV[1] THEN
         -- With the transaction's number, so that all who hear it throw the same dice; the server sends equal ones once.
-        PERFORM pg_notify('{NAME}', TG_ARGV[0] || ' ' || pg_current_xact_id()::text);
+        PERFORM pg_notify(TG_NAME, TG_ARGV[0] || ' ' || pg_current_xact_id()::text);
     END IF;
     RETURN NULL;
 END
@@ -31,20 +35,50 @@ END
 _FUNCTION = f"CREATE OR REPLACE FUNCTION {NAME}() RETURNS trigger LANGUAGE plpgsql AS $groundstate${_BODY}$groundstate$"
 _THERE = text("""
     SELECT t.tgrelid::bigint AS oid, t.tgrelid::regclass::text AS shown, t.tgname AS name, p.oid::regprocedure::text AS function,
-           p.prosrc = :body AND t.tgenabled = 'O' AND t.tgtype = 28 AS fresh, t.tgargs AS given
+           p.prosrc = :body AND t.tgenabled IN ('O', 'A') AND t.tgtype = 28 AS fresh, t.tgenabled = 'A' AS always,
+           t.tgargs AS given
     FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
     WHERE p.proname = :name AND NOT t.tgisinternal ORDER BY shown
 """)
 _FUNCTIONS = text("SELECT oid::regprocedure::text FROM pg_proc WHERE proname = :name AND prorettype = 'trigger'::regtype")
 _OID = text("SELECT to_regclass(:name)::oid::bigint")
+# Whose writes fire no ordinary trigger.
+_SUBSCRIPTIONS = text(
+    "SELECT s.subname FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid WHERE r.srrelid = :oid ORDER BY 1"
+)
+_ROLES = text("""
+    SELECT DISTINCT CASE setrole WHEN 0 THEN 'every role' ELSE 'role ' || setrole::regrole::text END
+    FROM pg_db_role_setting
+    WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+        AND 'session_replication_role=replica' = ANY (setconfig) ORDER BY 1
+""")
 
 
 @dataclass(frozen=True)
 class Found:
-    """One table. stale: its trigger is of another version, switched off or edited; needless: no reaction of this app reads the table."""
+    """One table. stale: its trigger is of another version, switched off or edited; needless: no reaction reads the table of the app that
+    the trigger is of, which is this one, or one that has nothing in this database.
+
+    unheard: whose writes an installed trigger does not tell, and what then.
+    """
 
     table: str
     state: State
+    unheard: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _There:
+    """A trigger that calls our function. app: whose it is; None of an older version's, and of one that somebody made."""
+
+    row: Any
+    app: str | None
+    given: list[str]
+
+
+def channel(app: str) -> str:
+    """The channel on which this app's triggers tell, which is their name as well."""
+    return channel_of(f"{NAME}_{subject_word(app)}")
 
 
 def tables_read(questions: Iterable[Question]) -> dict[str, Table]:
@@ -62,35 +96,66 @@ def are_there(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql" and connection.execute(_FUNCTIONS, {"name": NAME}).first() is not None
 
 
-def found(database: Database, connection: Connection, wanted: Mapping[str, Table]) -> list[Found]:
-    """How it stands with each table, and with those that have a trigger and are read by nobody."""
-    there = {row.oid: row for row in connection.execute(_THERE, {"body": _BODY, "name": NAME})}
+def found(app: str, database: Database, connection: Connection, wanted: Mapping[str, Table]) -> list[Found]:
+    """How it stands with each table, and with those that have a trigger which tells nobody."""
+    there = [one for one in _there(connection) if not _of_another(connection, app, one)]
+    roles = connection.execute(_ROLES).scalars().all()
     told: list[Found] = []
     for name, table in sorted(wanted.items()):
-        row = there.pop(connection.execute(_OID, {"name": sql_name(table, database)}).scalar_one(), None)
-        fresh = row is not None and row.fresh and row.name == NAME and bytes(row.given).rstrip(b"\0") == name.encode()
-        told.append(Found(name, "missing" if row is None else "installed" if fresh else "stale"))
-    return [*told, *(Found(row.shown, "needless") for row in there.values())]
+        oid = connection.execute(_OID, {"name": sql_name(table, database)}).scalar_one()
+        row = next((one for one in there if one.row.oid == oid and one.row.name == channel(app)), None)
+        state: State = "missing" if row is None else "installed" if row.row.fresh and row.given == [name, app] else "stale"
+        told.append(Found(name, state, _unheard(connection, app, row.row, roles) if state == "installed" and row is not None else ()))
+        there = [one for one in there if one is not row]
+    return [*told, *(Found(one.row.shown, "needless") for one in there)]
 
 
-def to_install(database: Database, wanted: Mapping[str, Table]) -> list[str]:
+def _unheard(connection: Connection, app: str, row: Any, roles: Sequence[str]) -> tuple[str, ...]:
+    found = [
+        f"PostgreSQL fires no trigger of statements for what subscription {name} writes: the sweep finds that"
+        for name in connection.execute(_SUBSCRIPTIONS, {"oid": row.oid}).scalars()
+    ]
+    silent = () if row.always else roles
+    trigger = connection.dialect.identifier_preparer.quote(channel(app))
+    cure = f"ALTER TABLE {row.shown} ENABLE ALWAYS TRIGGER {trigger}"
+    return (*found, *(f"what {role} writes, as session_replication_role = replica, fires it only after {cure}" for role in silent))
+
+
+def _there(connection: Connection) -> list[_There]:
+    rows = connection.execute(_THERE, {"body": _BODY, "name": NAME})
+    found = []
+    for row in rows:
+        given = bytes(row.given).decode(errors="replace").split("\0")[:-1]
+        found.append(_There(row, given[1] if len(given) > 1 else None, given))
+    return found
+
+
+def _of_another(connection: Connection, app: str, one: _There) -> bool:
+    """Whether another app hears by it: one that has reactions in our tables of this database."""
+    row = tables.reaction.c
+    return one.app not in (None, app) and connection.execute(select(row.app).where(row.app == one.app).limit(1)).first() is not None
+
+
+def to_install(app: str, database: Database, wanted: Mapping[str, Table]) -> list[str]:
     """The statements; each may be said again. Each table's in a transaction of its own, since it is locked against writers for a moment."""
     statements = [_FUNCTION]
+    trigger = database.engine.dialect.identifier_preparer.quote(channel(app))
     for name, table in sorted(wanted.items()):
-        literal = "'" + name.replace("'", "''") + "'"
+        given = ", ".join("'" + one.replace("'", "''") + "'" for one in (name, app))
         statements.append(
-            f"CREATE OR REPLACE TRIGGER {NAME} AFTER INSERT OR UPDATE OR DELETE ON {sql_name(table, database)}"
-            f" FOR EACH STATEMENT EXECUTE FUNCTION {NAME}({literal})"
+            f"CREATE OR REPLACE TRIGGER {trigger} AFTER INSERT OR UPDATE OR DELETE ON {sql_name(table, database)}"
+            f" FOR EACH STATEMENT EXECUTE FUNCTION {NAME}({given})"
         )
     return statements
 
 
-def to_remove(connection: Connection) -> list[str]:
-    """The statements that leave nothing of them, on tables of other apps neither."""
+def to_remove(app: str, connection: Connection) -> list[str]:
+    """The statements that leave nothing of this app's, nor of those that tell nobody. The function stays while other apps have theirs."""
     quote = connection.dialect.identifier_preparer.quote
-    rows = connection.execute(_THERE, {"body": _BODY, "name": NAME}).all()
-    drops = [f"DROP TRIGGER IF EXISTS {quote(row.name)} ON {row.shown}" for row in rows]
-    functions = connection.execute(_FUNCTIONS, {"name": NAME}).scalars().all()
+    there = _there(connection)
+    others = [one for one in there if _of_another(connection, app, one)]
+    drops = [f"DROP TRIGGER IF EXISTS {quote(one.row.name)} ON {one.row.shown}" for one in there if one not in others]
+    functions = [] if others else connection.execute(_FUNCTIONS, {"name": NAME}).scalars().all()
     return [*drops, *(f"DROP FUNCTION IF EXISTS {function}" for function in functions)]
 
 

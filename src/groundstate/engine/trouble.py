@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Mapper
 
-from groundstate.values.errors import WentBack
+from groundstate.engine.guarded import text_of
+from groundstate.values.errors import GroundstateError, WentBack
 
 _STATES = ("40", "08", "53", "57")  # serialisation and deadlock, connection, resources, operator intervention
 _LOCK_NOT_AVAILABLE = "55P03"
 _NO_COLUMN, _NO_TABLE = "42703", "42P01"
+_OTHER_TYPE = ("42883", "42804")  # no such operator or function for these types; a value of another type than the column's
+_DENIED = "42501"
+_CANCELLED = "57014"
 _TOO_MANY = "53300"
 # A refused connection comes without a state: the server's words, as they are in English.
 _FULL = ("too many clients", "too many connections", "remaining connection slots")
-_NOT_UP = ("the database system is starting up", "the database system is not", "the database system is in recovery mode")
-_SQLITE = ("database is locked", "disk is full", "disk I/O error", "database table is locked")
+_NOT_UP = (
+    "the database system is starting up",
+    "the database system is shutting down",  # a restart: it is about to take connections again, or to be down
+    "the database system is not",
+    "the database system is in recovery mode",
+)
+_SQLITE = ("database is locked", "disk is full", "disk I/O error", "database table is locked", "interrupted")
 
 
 class Illegible(Exception):
@@ -40,6 +50,10 @@ class LostUpdate(Exception):
         self.rows = rows
 
 
+class LockNotFree(Exception):
+    """The lock of a life that lost it is not free: its own session has not ended yet there, or somebody adopts that life."""
+
+
 class OtherServer(Exception):
     """A transaction runs on another server than the lock of this life is on, or on the same one after it was started anew.
 
@@ -52,8 +66,13 @@ def unreadable(error: BaseException) -> bool:
     if isinstance(error, DataError):
         return getattr(error.orig, "sqlstate", None) is None
     if isinstance(error, OperationalError):
-        return "decode" in str(error.orig)  # SQLite: text that is no UTF-8
+        return "decode" in text_of(error.orig)  # SQLite: text that is no UTF-8
     return isinstance(error, ValueError | TypeError | LookupError | ArithmeticError)
+
+
+def unloadable(error: BaseException) -> bool:
+    """The same of a record of the user's, whose types and hooks may raise anything."""
+    return unreadable(error) or not isinstance(error, SQLAlchemyError | GroundstateError | LostUpdate | OtherServer | Illegible)
 
 
 @contextmanager
@@ -64,7 +83,7 @@ def reading_ours() -> Iterator[None]:
     except Exception as error:
         if not unreadable(error):
             raise
-        raise Illegible(f"a row of ours cannot be read: {error}") from error
+        raise Illegible(f"a row of ours cannot be read: {text_of(error)}") from error
 
 
 def crossed(error: BaseException) -> bool:
@@ -81,40 +100,65 @@ NO_COLUMN = "this code knows a column that the table has not: run your migration
 NO_TABLE = "this code knows a table that is not there: run your migrations, or the code that fits the database"
 
 
+OTHER_TYPE = "a column there has another type than this code says: run your migrations, or the code that fits the table"
+NO_RIGHT = "grant it to the role that workers connect as"
+
+
 class RowRewritten(WentBack):
     """The row of this life was written by somebody else: perhaps by a restore of data alone. The next life looks who waits for a person."""
 
 
 def undefined(error: BaseException) -> bool:
-    """Whether a statement named a column or a table that is not there: the code is newer, or older, than the database."""
+    """Whether a statement named a column or a table that is not there, or took it for another type: the code is newer, or older, than the
+    database.
+    """
     return _lacked(error) is not None
+
+
+def denied(error: BaseException) -> bool:
+    """Whether this role has no right to what a statement did."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _DENIED
 
 
 def _lacked(error: BaseException) -> str | None:
     """The cure of it; None where that is not what was met."""
     if not isinstance(error, DBAPIError):
         return None
-    state, words = getattr(error.orig, "sqlstate", None), str(error.orig)
+    state, words = getattr(error.orig, "sqlstate", None), text_of(error.orig)
     if state == _NO_COLUMN or (state is None and "no such column" in words):
         return NO_COLUMN
+    if state in _OTHER_TYPE:
+        return OTHER_TYPE
     return NO_TABLE if state == _NO_TABLE or (state is None and "no such table" in words) else None
 
 
 def said(error: DBAPIError) -> str:
     """What the database said, without the statement that it said it of."""
-    lines = str(error.orig).strip().splitlines()
-    return lines[0] if lines else type(error.orig).__name__
+    lines = text_of(error.orig).strip().splitlines()
+    if not lines:
+        return type(error.orig).__name__
+    at = _before_the_caret(lines) if getattr(error.orig, "sqlstate", None) in _OTHER_TYPE else None
+    return lines[0] if at is None else f"{lines[0]} (at {at})"
+
+
+def _before_the_caret(lines: Sequence[str]) -> str | None:
+    """What the server points at: 'LINE 3: WHERE orders.status = ...', and in the next line a caret under the operator."""
+    for line, next_ in itertools.pairwise(lines):
+        words = line[: next_.find("^")].split() if next_.strip() == "^" else []
+        if words:
+            return words[-1].lstrip("(")
+    return None
 
 
 def full(error: BaseException) -> bool:
     """Whether the server takes no further connection, or none of this role or to this database."""
     orig = getattr(error, "orig", None)
-    return getattr(orig, "sqlstate", None) == _TOO_MANY or any(words in str(orig) for words in _FULL)
+    return getattr(orig, "sqlstate", None) == _TOO_MANY or any(words in text_of(orig) for words in _FULL)
 
 
 def coming_up(error: BaseException) -> bool:
-    """Whether the server is there and says that it is about to take connections."""
-    return any(words in str(getattr(error, "orig", None)) for words in _NOT_UP)
+    """Whether the server is there and says that it takes no connections just now, as it does while it is restarted."""
+    return any(words in text_of(getattr(error, "orig", None)) for words in _NOT_UP)
 
 
 FULL = (
@@ -126,16 +170,35 @@ FULL = (
 
 def told(error: BaseException) -> str:
     """An error of the database in one line, with the cure where one is known."""
-    if isinstance(error, DBAPIError) and (lacked := _lacked(error)) is not None:
+    lacked = NO_RIGHT if denied(error) else _lacked(error)
+    if isinstance(error, DBAPIError) and lacked is not None:
         return f"{said(error)}: {lacked}"
-    name, words = type(error).__name__, " ".join(str(getattr(error, "orig", error)).split())
+    name, words = type(error).__name__, " ".join(text_of(getattr(error, "orig", error)).split())
     cure = f" ({FULL})" if full(error) else ""
     return f"{name}: {words}{cure}"
 
 
+def by_statement(error: BaseException) -> bool:
+    """Whether a pooler in statement mode is in between, where there are no transactions."""
+    return isinstance(error, DBAPIError) and "statement pooling mode" in text_of(error.orig)
+
+
+BY_STATEMENT = (
+    "a pooler in statement mode is in between (pool_mode = statement), where there are no transactions: set pool_mode = session for this"
+    " database, or pool_mode = transaction and give the store direct=, a URL past the pooler; or give it that URL alone"
+)
+
+
+def cut(error: BaseException) -> bool:
+    """Whether a statement was cancelled because it took too long, by us, by the server's limit, or by a person."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return getattr(error.orig, "sqlstate", None) == _CANCELLED or str(error.orig) == "interrupted"
+
+
 def transient(error: BaseException) -> bool:
     """What says nothing about the record: the same transaction may succeed a moment later, or once our own rows are mended."""
-    if isinstance(error, Illegible | OtherServer | LostUpdate):
+    if isinstance(error, Illegible | LockNotFree | OtherServer | LostUpdate):
         return True
     if not isinstance(error, DBAPIError):
         return False
@@ -144,6 +207,6 @@ def transient(error: BaseException) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if isinstance(state, str):
         return state[:2] in _STATES or state == _LOCK_NOT_AVAILABLE
-    if any(words in str(error.orig) for words in _SQLITE):
+    if any(words in text_of(error.orig) for words in _SQLITE):
         return True
     return isinstance(error, OperationalError | InterfaceError) and hasattr(error.orig, "sqlstate")  # psycopg, without a server's word

@@ -1,4 +1,5 @@
-"""Lanes whose records have a column, or a table, that the database has not: they wait for a migration, and nobody else does for them.
+"""Lanes whose records have a column, or a table, that the database has not, or keys by which it does not find them: they wait for a
+migration, and nobody else does for them.
 
 Said once, and once more when it is over. It is looked by a statement that loads no row, so that nothing is taken in vain meanwhile.
 """
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import barred, fitting, trouble
+from groundstate.engine import barred, fitting, key_columns, trouble
+from groundstate.engine.key_columns import KeyRefused
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
 
@@ -21,12 +23,14 @@ LONGEST_S = 5.0  # after which it is looked again: each look in vain is an error
 
 
 def met(shift: Shift, lane: Lane, error: BaseException | None) -> bool:
-    """Whether it was a missing column or table that this lane met: then it waits by itself."""
-    if error is None or not trouble.undefined(error):
+    """Whether it was a missing column or table, one of another type, a right that is missing, or a key that leads nowhere, that this lane
+    met: then it waits by itself.
+    """
+    if error is None or not (trouble.undefined(error) or trouble.denied(error) or isinstance(error, KeyRefused)):
         return False
     whole = shift.lane(lane.name)
     if whole.lacks is None:
-        whole.lacks = trouble.told(error)
+        whole.lacks = str(error) if isinstance(error, KeyRefused) else trouble.told(error)
         log.error(
             "%s is not carried out: %s; it begins by itself after that, and the others go on",
             whole.name,
@@ -80,12 +84,14 @@ def _goes_on(shift: Shift, lane: Lane) -> bool:
     return True
 
 
-def _misfit(shift: Shift, lanes: Sequence[Lane]) -> DBAPIError | None:
+def _misfit(shift: Shift, lanes: Sequence[Lane]) -> Exception | None:
+    questions = [lane.question for lane in lanes]
     try:
         with shift.database.reading(wait=barred.WAIT) as connection:
-            return fitting.misfit(connection, [lane.question for lane in lanes])
+            lacking = fitting.misfit(connection, questions, rights=True)
+            return lacking or next(filter(None, (key_columns.refused(connection, one) for one in questions)), None)
     except DBAPIError as error:
-        if trouble.locked(error):  # by the very migration, perhaps
+        if trouble.locked(error) or trouble.denied(error):  # by the very migration, perhaps
             return error
         raise
 

@@ -44,7 +44,8 @@ def overdue_since(connection: Connection, question: Question) -> datetime | None
     timing = question.timing
     if timing is None:
         return None
-    return timing.due_of(connection.execute(select(timing.read).where(question.ready).order_by(timing.base).limit(1)).scalar())
+    first = select(timing.read).where(question.ready, timing.recent).order_by(timing.base).limit(1)
+    return timing.due_of(connection.execute(first).scalar())
 
 
 def timers(connection: Connection, questions: Sequence[Question], most: int) -> list[Timer]:
@@ -54,11 +55,11 @@ def timers(connection: Connection, questions: Sequence[Question], most: int) -> 
         timing, spec = question.timing, question.spec
         if timing is None:
             continue
-        statement = select(timing.read, *question.key_attributes).where(question.condition, timing.early)
+        statement = select(timing.read, *question.keys_as_they_stand).where(question.condition, timing.early)
         for base, *key in connection.execute(statement.order_by(timing.base, *question.key_attributes).limit(most)):
             due = timing.due_of(base)
             if due is not None:
-                found.append(Timer(spec.name, spec.table_name, question.record_text(tuple(key)), due))
+                found.append(Timer(spec.name, spec.table_name, question.record_shown(tuple(key)), due))
     return sorted(found, key=lambda one: (one.due, one.reaction, one.record))[:most]
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, inspect, select
 from groundstate.engine import restore
 from groundstate.store import tables
 from groundstate.store.carried import schema_of
+from groundstate.store.naming import name_of
 from groundstate.store.port import Database, Lives, Witness
 from groundstate.values.errors import StoreRefused
 
@@ -73,7 +74,7 @@ def refuse(found: Traces, database: Database, witness: Witness | None) -> None:
         more = f", and {len(found.lives) - SHOWN} more" if len(found.lives) > SHOWN else ""
         said.append(f"a witness tells of begun calls that this database does not know, and that nobody has settled: {listed}{more}")
     raise StoreRefused(
-        f"{database.settings.url.render_as_string()}: {'; '.join(said)}. Nothing was changed."
+        f"{name_of(database.settings.url)}: {'; '.join(said)}. Nothing was changed."
         " If groundstate's tables were dropped, or a backup was put back: `groundstate init --after-restore` makes them, and puts each row"
         " that would be called in doubt. If this is a new database, of which nothing was ever called, and a witness is another one's:"
         " `groundstate init --new-database`, which erases the witness"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from groundstate.engine.shift import Shift
 from groundstate.engine.tally import CallOf, EndOf
 from groundstate.engine.traffic import Traffic
-from groundstate.store.naming import name_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,10 @@ class Vitals:
     store: str
     life: int
     sound: bool  # whether its lock is its own, as far as it knows
+    trouble: str | None  # what its database was in trouble with in the last turn, in words
     ended: BaseException | None  # what ended it by itself
     thread: int | None  # the number of its own thread
+    at_work: str | None  # the reaction whose handlers it runs just now
     turned_s: float  # since its own thread came round, or was to after a wait
     loop_late_s: float  # for how long the loop of async calls has not come round
     held: bool  # it carries out nothing until it is told to
@@ -30,6 +31,7 @@ class Vitals:
     refused: tuple[str, ...]  # reactions that wait for a person to accept them
     suspects: tuple[str, ...]
     lacking: Mapping[str, str]  # reactions whose records have a column that the database has not: what and the cure, in words
+    waiting: Mapping[str, str]  # every reaction that is not carried out here just now, and why: those that lack a column among them
     begun: Mapping[CallOf, int]
     ended_calls: Mapping[EndOf, int]
     done: Mapping[str, int]
@@ -37,7 +39,8 @@ class Vitals:
     expired: Mapping[str, int]
     batches: int
     in_the_air: Mapping[str, int]  # by outside
-    hanging: int  # threads of calls that went on past their time limit
+    hanging: int  # calls that went on past their time limit
+    going_round: int  # rings of records that are slowed down
     pauses: Mapping[str, int]  # by outside: of how many of its parts the endpoint fails, so that it pauses and is probed
     sweeps: int
     sweeps_s: float
@@ -51,18 +54,22 @@ def of(  # noqa: PLR0913  # what a worker alone knows of itself
     *,
     thread: int | None,
     turned_s: float,
+    trouble: str | None,
     ended: BaseException | None,
     held: bool,
     refused: Sequence[str],
+    waiting: Mapping[str, str],
 ) -> Vitals:
     """From any thread. Counters are copied whole, since their worker goes on counting."""
     life, tally = shift.life, shift.tally
     return Vitals(
-        store=name_of(shift.database.settings.url),
+        store=shift.store,
         life=life.id,
         sound=life.sound,
+        trouble=trouble,
         ended=ended,
         thread=thread,
+        at_work=life.at_work,
         turned_s=turned_s,
         loop_late_s=traffic.caller.late_s(),
         held=held,
@@ -71,6 +78,7 @@ def of(  # noqa: PLR0913  # what a worker alone knows of itself
         refused=tuple(refused),
         suspects=tuple(life.suspects),
         lacking={lane.name: lane.lacks for lane in shift.lanes if lane.lacks is not None},
+        waiting=dict(waiting),
         begun=dict(tally.begun),
         ended_calls=dict(tally.ended),
         done=dict(tally.done),
@@ -79,6 +87,7 @@ def of(  # noqa: PLR0913  # what a worker alone knows of itself
         batches=tally.batches,
         in_the_air=traffic.limits.in_the_air,
         hanging=traffic.limits.hanging,
+        going_round=life.rings.slowed,
         pauses=Counter(place[0].name for place in traffic.limits.open_breakers),
         sweeps=tally.sweeps,
         sweeps_s=tally.sweeps_s,

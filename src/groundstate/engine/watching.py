@@ -64,18 +64,44 @@ class Watched:
     def __init__(self, where: Where, watch: Watch | None = None) -> None:
         self._where = where
         self._watch = watch
+        self._failing = False  # it raised when it was told the last time, and that was said
 
     def calls(self, flights: Sequence[Flight]) -> Callable[[Sequence[Word]], None]:
         """See Watch."""
-        return _silent if self._watch is None else _guarded(lambda watch: watch.calls(self._where, flights), self._watch)
+        return _silent if self._watch is None else self._guarded(lambda watch: watch.calls(self._where, flights), self._watch)
 
     def batch(self, spec: ReactionSpec) -> Callable[[Ran], None]:
         """See Watch."""
-        return _silent if self._watch is None else _guarded(lambda watch: watch.batch(self._where, spec), self._watch)
+        return _silent if self._watch is None else self._guarded(lambda watch: watch.batch(self._where, spec), self._watch)
 
     def transaction(self, words: Sequence[Word]) -> Callable[[Committed], None]:
         """See Watch."""
-        return _silent if self._watch is None else _guarded(lambda watch: watch.transaction(self._where, words), self._watch)
+        return _silent if self._watch is None else self._guarded(lambda watch: watch.transaction(self._where, words), self._watch)
+
+    def _guarded(self, begin: Callable[[Watch], Callable[[Any], None]], watch: Watch) -> Callable[[Any], None]:
+        try:
+            ended = begin(watch)
+        except BaseException as error:  # whoever watches is no part of the work
+            self._say_failed("a watch failed, and was not told of this", error)
+            return _silent
+
+        def told(what: Any) -> None:
+            try:
+                ended(what)
+            except BaseException as error:  # as above
+                self._say_failed("a watch failed, and was not told how this ended", error)
+            else:
+                self._failing = False
+
+        return told
+
+    def _say_failed(self, words: str, error: BaseException) -> None:
+        """Once, until it works again: it is told of each call."""
+        if self._failing:
+            log.debug(words, exc_info=error, extra={"event": "watch_failed"})
+        else:
+            log.error(words, exc_info=error, extra={"event": "watch_failed"})
+        self._failing = True
 
 
 NOBODY = Watched(Where("", ""))
@@ -83,19 +109,3 @@ NOBODY = Watched(Where("", ""))
 
 def _silent(_ended: Any) -> None:
     """Nobody watches."""
-
-
-def _guarded(begin: Callable[[Watch], Callable[[Any], None]], watch: Watch) -> Callable[[Any], None]:
-    try:
-        ended = begin(watch)
-    except Exception:
-        log.exception("a watch failed, and was not told of this", extra={"event": "watch_failed"})
-        return _silent
-
-    def told(what: Any) -> None:
-        try:
-            ended(what)
-        except Exception:
-            log.exception("a watch failed, and was not told how this ended", extra={"event": "watch_failed"})
-
-    return told

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, inspect, select
-from sqlalchemy.exc import DataError
+from sqlalchemy import Connection, inspect, literal, select
+from sqlalchemy.exc import DataError, DBAPIError
 
-from groundstate.engine import attempts, line, living, put_back, registry, wording
+from groundstate.engine import attempts, fitting, hindrance, key_columns, line, living, locked, put_back, registry, trouble, wording
+from groundstate.engine.comes_next import IN_LINE, Case, Looked, WaitsFor, next_of
+from groundstate.engine.hindrance import Workers
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.pending import Open, open_of
-from groundstate.engine.question import PrimaryKey, Question, sql_text
+from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.schedules import Scheduled, scheduled
-from groundstate.rules import blocking, rounds
+from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
@@ -26,7 +28,6 @@ from groundstate.values.errors import NotFound
 
 CHILDREN_MOST = 1_000
 TICKS_MOST = 100
-IN_LINE = "before it in line"
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,6 @@ class Clause:
 
     sql: str
     holds: bool | None
-
-
-@dataclass(frozen=True)
-class WaitsFor:
-    """What keeps a reaction from the record: another's call on it, its own call of another round, or a held child of it.
-
-    round: of its own attempt: of which occurrence that is. person: what a person types to settle it, where it is held.
-    """
-
-    reaction: str
-    record: str
-    standing: str
-    why: str | None = None
-    round: str | None = None
-    person: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +52,7 @@ class Answer:
     next_at: datetime | None
     due: datetime | None = None  # of one with a due time: when this round becomes due; None where that is NULL
     timed: bool = False  # whether it has a due time
+    goes_round: str | None = None  # where reactions undo each other on the record, and this is one of them: what becomes of it
 
 
 @dataclass(frozen=True)
@@ -81,58 +68,52 @@ class Why:
     others: tuple[Open, ...]  # attempts on it of reactions that this code does not declare, or of other apps
 
 
-@dataclass(frozen=True)
-class _Looked:
-    database: Database
-    connection: Connection
-    questions: Mapping[str, Question]
-    alive: living.WhoLives
-    lives: bool | None
-    known: Mapping[str, registry.Known]
-    standing: Sequence[Attempt]
-    now: datetime
-    waiting: frozenset[str]
-
-
 def why(app: str, database: Database, questions: Sequence[Question], lives: Lives, table_name: str, record: str) -> Why:
     """What there is to say of one record.
 
     table_name: a table or a class that has reactions. record: its primary key, as its text or, of several columns, a JSON array.
 
     Raises:
-        NotFound: no reaction is on such a table, or there is neither such a record nor an attempt of it.
+        NotFound: no reaction is on such a table, or there is neither such a record nor an attempt of it, or its keys lead to none.
         ValueError: this is no key of that table.
     """
     on_it = _on(questions, table_name)
     first = on_it[0]
-    key = _key(first, record)
-    text = first.record_text(key)
-    with database.reading() as connection:
+    with database.reading(wait=locked.SEEN_WITHIN) as connection:
         now = connection.execute(select(database.now())).scalar_one()
+        unseen = locked.unseen(connection, on_it)
+        lacks = fitting.lacking(connection, [question for question in on_it if question.spec.name not in unseen])
+        unseen |= fitting.unaskable(connection, on_it, lacks)
+        refused = None if first.spec.name in unseen else key_columns.refused(connection, first)
+        if refused is not None:
+            raise NotFound(str(refused))
+        key, text = _key_and_text(connection, first, app, record)
         seen = living.lives_of(database, connection, lives)
         statement = attempts.rows(table.c.record == text).order_by(table.c.reaction, table.c.occurrence)
         standing = attempts_as_they_stand(database, connection, statement)
         by_name = {question.spec.name: question for question in questions}
-        tables = {question.spec.table_name for question in on_it}
+        tables = {name for question in on_it for name in question.spellings}
         mine = [one for one in standing if _concerns(one, app, by_name, tables)]
-        looked = _Looked(
+        looked = Looked(
             database,
             connection,
             by_name,
             living.WhoLives(seen),
-            _any_alive(seen),
+            Workers(app, connection, lives, living.of_app(app, seen), questions, now),
             registry.known(connection, app),
             mine,
             now,
             put_back.waiting(database, connection, app).among(question.spec for question in questions),
+            unseen,
+            lacks,
         )
-        exists = _is_there(connection, first, key)
+        exists = key is not None and _may_be_there(looked, first, key)
         if not exists and not mine:
             raise NotFound(f"{first.spec.table_name} has no record {text!r}, and no attempt of it is left")
         answers = tuple(_answer(looked, question, key) for question in on_it)
         names = {question.spec.name for question in on_it}
         others = tuple(open_of(by_name, looked.alive, one) for one in mine if one.app != app or one.reaction not in names)
-        return Why(now, first.spec.table_name, text, exists, looked.lives, answers, others)
+        return Why(now, first.spec.table_name, text, exists, looked.workers.lives, answers, others)
 
 
 @dataclass(frozen=True)
@@ -177,18 +158,35 @@ def _on(questions: Sequence[Question], named: str) -> list[Question]:
     return found
 
 
-def _key(question: Question, record: str) -> PrimaryKey:
+def _key_and_text(connection: Connection, question: Question, app: str, record: str) -> tuple[PrimaryKey | None, str]:
+    """The key, and what attempts name it by; None for what is no key, where an attempt of a record that cannot be read has it."""
     columns = ", ".join(column.name for column in question.mapper.primary_key)
     try:
-        return question.key_from_text(record)
+        key = question.key_from_text(record)
+        return key, question.record_text(key)
     except ValueError as error:
+        stands = select(literal(1)).where(table.c.app == app, table.c.reaction == question.spec.name, table.c.record == record)
+        if connection.execute(stands).first() is not None:
+            return None, record
         raise ValueError(f"{record!r} is no key of {question.spec.table_name} ({columns}): {error}") from None
+
+
+def _may_be_there(looked: Looked, question: Question, key: PrimaryKey) -> bool:
+    """True where its table is locked as well, so that nobody sees it."""
+    try:
+        with looked.connection.begin_nested():
+            return _is_there(looked.connection, question, key)
+    except DBAPIError as error:
+        if not trouble.locked(error):
+            raise
+        return True
 
 
 def _is_there(connection: Connection, question: Question, key: PrimaryKey) -> bool:
     """Whether the row is there, be it of another class of the same table."""
     base: Any = question.mapper.base_mapper.local_table
     where = [column == value for column, value in zip(question.mapper.base_mapper.primary_key, key, strict=True)]
+    where += [] if question.seen is None else [question.seen]
     try:
         return connection.execute(select(*base.primary_key.columns).where(*where)).first() is not None
     except (OverflowError, DataError) as error:  # a number that no such column can hold
@@ -202,30 +200,46 @@ def _concerns(one: Attempt, app: str, questions: Mapping[str, Question], tables:
     return one.blocks in tables
 
 
-def _any_alive(seen: Sequence[living.LifeSeen]) -> bool | None:
-    if any(one.alive for one in seen):
-        return True
-    return None if any(one.alive is None for one in seen) else False
-
-
 # ---- one reaction ----------------------------------------------------------------------------------------------------------------
-def _answer(looked: _Looked, question: Question, key: PrimaryKey) -> Answer:
-    spec = question.spec
+def _answer(looked: Looked, question: Question, key: PrimaryKey | None) -> Answer:
+    name = question.spec.name
+    if name in looked.unseen:
+        return _unasked(looked, question, f"not carried out: {looked.lacking[name]}" if name in looked.lacking else looked.unseen[name])
+    if key is None:
+        first = next((open_of(looked.questions, looked.alive, one) for one in _own(looked, question)), None)
+        words, at = ("nothing: no record is found by such a key", None) if first is None else (first.next, first.next_at)
+        return replace(_unasked(looked, question, words), next_at=at)
+    return _asked(looked, question, key)
+
+
+def _own(looked: Looked, question: Question) -> list[Attempt]:
+    return [one for one in looked.standing if one.app == question.spec.app and one.reaction == question.spec.name]
+
+
+def _unasked(looked: Looked, question: Question, words: str) -> Answer:
+    """Of one whose condition cannot be asked."""
+    opens = tuple(open_of(looked.questions, looked.alive, one) for one in _own(looked, question))
+    return Answer(question.spec.name, (), False, "", opens, (), words, None)
+
+
+def _asked(looked: Looked, question: Question, key: PrimaryKey) -> Answer:
+    spec, own = question.spec, _own(looked, question)
+    opens = tuple(open_of(looked.questions, looked.alive, one) for one in own)
     truths: list[Any] = [clause.label(f"clause_{number}") for number, clause in enumerate(spec.clauses)]
-    timed = [] if question.timing is None else [question.timing.read]
-    asked = select(*spec.occurrence, *truths, *timed).select_from(question.entity).where(question.among([key]))
-    row = looked.connection.execute(asked).first()
-    due = question.timing.due_of(row[-1]) if question.timing is not None and row is not None else None
+    row = looked.connection.execute(select(literal(1), *truths).select_from(question.entity).where(question.among([key]))).first()
     clauses: tuple[Clause, ...] = ()
-    occurrence = ""
+    occurrence, due, unread = "", None, None
     if row is not None:
-        size = len(spec.occurrence)
-        occurrence = rounds.text_of(spec, tuple(row[:size]))
-        said = [None if value is None else bool(value) for value in row[size : size + len(truths)]]
-        clauses = tuple(Clause(sql_text(clause, looked.database), holds) for clause, holds in zip(spec.clauses, said, strict=True))
-    own = [one for one in looked.standing if one.app == spec.app and one.reaction == spec.name]
+        try:
+            occurrence, due = _round_and_due(looked, question, key)
+        except Exception as error:
+            if not trouble.unreadable(error):
+                raise
+            unread = f"it fails, since its record cannot be read: {type(error).__name__}: {error}"
+        said = [None if value is None else bool(value) for value in row[1:]]
+        clauses = tuple(Clause(question.shown(clause), holds) for clause, holds in zip(spec.clauses, said, strict=True))
     mine = blocking.own(spec.app, spec.name, occurrence, own, spec.occurrence_columns)
-    on_table = [one for one in looked.standing if one in own or one.blocks == spec.table_name]
+    on_table = [one for one in looked.standing if one in own or one.blocks in question.spellings]
     blocker = blocking.blocker(spec.app, spec.name, occurrence, on_table, **spec.kept_out_by)
     holds = row is not None and all(clause.holds for clause in clauses)
     waits = [_kept_out_by(looked, spec, blocker)] if blocker is not None and holds else []
@@ -233,35 +247,35 @@ def _answer(looked: _Looked, question: Question, key: PrimaryKey) -> Answer:
         waits += _held_children(looked, question, key)
     if holds and not waits and spec.in_order is not None:
         waits += _before_it(looked, question, key)
-    timely = None if mine is not None or not holds else _by_its_time(looked, question, due)
-    words, at = timely or _next(looked, question, row is not None, holds, mine, waits)
-    opens = tuple(open_of(looked.questions, looked.alive, one) for one in own)
-    return Answer(spec.name, clauses, holds, occurrence, opens, tuple(waits), words, at, due, question.timing is not None)
+    case = Case(question, None if row is None else key, occurrence, holds=holds, mine=mine, waits=waits, due=due, unread=unread)
+    words, at = next_of(looked, case)
+    ring = hindrance.ring_of(looked.workers, question, question.record_text(key), occurrence)
+    round_ = None if ring is None else hindrance.in_words(ring, spec.name)
+    return Answer(spec.name, clauses, holds, occurrence, opens, tuple(waits), words, at, due, question.timing is not None, round_)
 
 
-def _by_its_time(looked: _Looked, question: Question, due: datetime | None) -> tuple[str, datetime | None] | None:
-    """What comes next by its due time alone; None where that has come."""
-    if question.spec.due is None:
-        return None
-    if due is None:
-        return "nothing: its due time is NULL", None
-    if due > looked.now:
-        return "carried out when it is due", due
-    return ("too late: its expired handler answers", None) if question.spec.due.expired(due, looked.now) else None
+def _round_and_due(looked: Looked, question: Question, key: PrimaryKey) -> tuple[str, datetime | None]:
+    """The occurrence of a record, and when it becomes due. Raises what `trouble.unreadable` knows where something there is no value."""
+    occurrence, timing = question.spec.occurrence, question.timing
+    columns = [*occurrence, *([] if timing is None else [timing.read])]
+    row = looked.connection.execute(select(*columns).where(question.among([key]))).first() if columns else None
+    if row is None:
+        return "", None
+    return question.round_text(tuple(row[: len(occurrence)])), None if timing is None else timing.due_of(row[-1])
 
 
-def _before_it(looked: _Looked, question: Question, key: PrimaryKey) -> list[WaitsFor]:
+def _before_it(looked: Looked, question: Question, key: PrimaryKey) -> list[WaitsFor]:
     """Who is before it in its line."""
     before = line.who_is_before(looked.connection, question, key)
     return [] if before is None else [WaitsFor(question.spec.name, question.record_text(before), IN_LINE)]
 
 
-def _waits_for(looked: _Looked, one: Attempt) -> WaitsFor:
+def _waits_for(looked: Looked, one: Attempt) -> WaitsFor:
     said = open_of(looked.questions, looked.alive, one)
     return WaitsFor(one.reaction, one.record, said.standing, one.why)
 
 
-def _kept_out_by(looked: _Looked, spec: ReactionSpec, blocker: Attempt) -> WaitsFor:
+def _kept_out_by(looked: Looked, spec: ReactionSpec, blocker: Attempt) -> WaitsFor:
     """What the attempt that keeps the reaction from its record is; of its own attempt also which round, and how it is settled."""
     said = _waits_for(looked, blocker)
     if (blocker.app, blocker.reaction) != (spec.app, spec.name):
@@ -270,48 +284,7 @@ def _kept_out_by(looked: _Looked, spec: ReactionSpec, blocker: Attempt) -> Waits
     return replace(said, round=blocker.occurrence, person=person)
 
 
-def _next(
-    looked: _Looked, question: Question, exists: bool, holds: bool, mine: Attempt | None, waits: Sequence[WaitsFor]
-) -> tuple[str, datetime | None]:
-    if question.spec.name in looked.waiting and (holds or mine is not None):
-        return f"waits for a person, since the database may have been put back: {put_back.CURE}", None
-    if mine is not None:
-        if mine.state is State.FAILED and not holds:
-            return "its condition does not hold any more, so its failed attempt is deleted", None
-        said = open_of(looked.questions, looked.alive, mine)
-        return said.next, said.next_at
-    if not exists:
-        return "nothing: the record is not there, or not of its class", None
-    if not holds:
-        if waits:
-            return f"nothing yet: {waits[0].reaction} on its child {waits[0].record} is held, and waits for a person", None
-        return "nothing: its condition does not hold", None
-    if waits and waits[0].standing == IN_LINE:
-        return f"waits for its turn behind record {waits[0].record}", None
-    if waits:
-        return _waits_in_words(waits[0]), None
-    known = looked.known.get(question.spec.name)
-    if known is None or known.condition != question.condition_text:
-        return _unaccepted(looked, question, known)
-    if looked.lives:
-        return "carried out now", None
-    return "carried out as soon as a worker runs" if looked.lives is False else "carried out by a worker, if one lives", None
-
-
-def _waits_in_words(one: WaitsFor) -> str:
-    if one.person is not None:
-        return f"waits until a person settles its own held attempt of round {one.round}: {one.person}"
-    if one.round is not None:
-        return f"waits for its own call of round {one.round}, which is {one.standing}"
-    return f"waits for {one.reaction}, which is {one.standing}"
-
-
-def _unaccepted(looked: _Looked, question: Question, known: registry.Known | None) -> tuple[str, datetime | None]:
-    _, loud = registry.newcomers(looked.connection, [question], {} if known is None else {known.name: known})
-    return (loud[0].words if loud else "carried out as soon as a worker starts with this code"), None
-
-
-def _held_children(looked: _Looked, question: Question, key: PrimaryKey) -> list[WaitsFor]:
+def _held_children(looked: Looked, question: Question, key: PrimaryKey) -> list[WaitsFor]:
     """Held attempts on children that an `every_child` clause waits for (hazard 63)."""
     found: list[WaitsFor] = []
     for every in question.spec.children:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from datetime import datetime
+from datetime import UTC, datetime
 
 from groundstate.rules.attempt import Attempt, State, Terms, of_other_code
 from groundstate.rules.blocking import is_baseline
@@ -12,6 +12,11 @@ from groundstate.rules.policy import MARGIN
 
 IN_DOUBT, IN_THE_AIR, ALIVE_OR_IN_DOUBT, CARRIED_OUT = "in doubt", "in the air", "alive or in doubt", "being carried out"
 INTERRUPTED = "interrupted, nothing was called"
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """So many of something, with its verb: '1 row is', '1,204 rows are'."""
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def known_in(seconds: float) -> str:
@@ -108,9 +113,12 @@ def key_kept_until(attempt: Attempt, terms: Terms | None) -> datetime | None:
 
 
 def tries(attempt: Attempt, terms: Terms | None) -> str:
-    """Failures of how many."""
-    times = terms.retry.times if terms else None
-    return f"{attempt.failures} of {times}" if times is not None else f"{attempt.failures}, no limit"
+    """Failures of how many, and until when it is tried."""
+    retry = terms.retry if terms else None
+    times = None if retry is None or retry.times is None else f"{attempt.failures} of {retry.times}"
+    ends = None if retry is None or retry.give_up_after is None else attempt.since + retry.give_up_after
+    until = "" if ends is None else f", until {ends.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{times or attempt.failures}{until}" if times or until else f"{attempt.failures}, no limit"
 
 
 def comes_next(attempt: Attempt, terms: Terms | None, *, alive: bool | None, known_in_s: float | None = None) -> str:

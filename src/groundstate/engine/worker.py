@@ -24,32 +24,41 @@ from groundstate.engine import (
     hints,
     illegible,
     inside_call,
+    left_by_others,
+    locked,
+    moved_tables,
     numbers,
     put_back,
     schema,
     tokens,
     transaction,
     trouble,
+    unknown_states,
     upcoming,
     vitals,
 )
 from groundstate.engine.admission import Admission
 from groundstate.engine.afar import Afar
+from groundstate.engine.aside import Aside
 from groundstate.engine.batches import Batches
 from groundstate.engine.concern import wake_parents
 from groundstate.engine.crowd import Crowd
 from groundstate.engine.fleet import Fleet
+from groundstate.engine.guarded import describe
 from groundstate.engine.hints import Touched
 from groundstate.engine.lane import Lane, lanes_of
-from groundstate.engine.life import Life, describe
+from groundstate.engine.life import Life
 from groundstate.engine.looks import Looks
 from groundstate.engine.messenger import Messenger
+from groundstate.engine.own_words import OwnWords
 from groundstate.engine.part import Part
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
+from groundstate.engine.repeated import Repeated
 from groundstate.engine.shift import Shift
 from groundstate.engine.succession import WHILE_IT_CAME_UP, Succession, follow_the_clock, patiently, say_back, take_over
+from groundstate.engine.suspects import Suspects
 from groundstate.engine.sweeps import SWEEP_S, Sweeps
 from groundstate.engine.threads import stack_of
 from groundstate.engine.ticks import Ticks
@@ -65,6 +74,7 @@ from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.naming import name_of
 from groundstate.store.port import Opened
 from groundstate.store.tables import attempt as attempt_table
+from groundstate.values import lines
 from groundstate.values.errors import Stopped, StoreRefused, WentBack
 
 log = logging.getLogger("groundstate")
@@ -72,6 +82,7 @@ DEAD_EACH_S = 0.2  # for each other worker: so often it is asked whether one of 
 MENDED_S = 0.1  # after rows of ours were put right it is looked again
 RETURNS_S = 0.8  # a worker without its lock tries so often: others wait some seconds for it on a server that was started anew
 LEAVES_S = 15.0  # past the drain's limit it has so long to write down what is in doubt
+CALLS_END_S = 3.0  # so long async calls may take to end once they are cancelled; what goes on all the same keeps this life's lock
 GIVES_UP_S = 0.7  # so long a start that is given up is waited for: what it asked the server may not have been answered
 
 
@@ -99,7 +110,7 @@ class Rest:
 class Ended:
     """What an end left. clean: each life said that it is over, so that nobody has to find it out by its lock."""
 
-    in_doubt: int = 0  # calls that it cut off
+    in_doubt: int = 0  # calls that it cut off, that timed out meanwhile, or that still run past their time limit
     clean: bool = True
     hangs: bool = False  # a worker's own thread did not end, and was left behind
 
@@ -126,8 +137,10 @@ class Worker:
         self._specs = specs
         self._schedules = schedules
         self._app = app
+        self._store = self._part.name or name_of(self.database.settings.url)
         self._place = inside_call.watch(app, self.database.settings.url, self.database)  # kept: as long as it is, calls may not write there
         self.failure: BaseException | None = None
+        self.when_ended: Callable[[Worker], None] = _nobody_asks  # it came up, and its thread ended by itself: told once it has left
         self._up = False  # whether it came up
         self._said_so = False  # whether its last life said that it is over
         self._wake = threading.Event()
@@ -140,8 +153,8 @@ class Worker:
             lambda: Life(app, self.database, make_lives(), self._witness, redact or str, declared=declared),
             after_restore=options.after_restore,
         )
-        self._shift = Shift(app, self.database, self._succession.next_life())
-        self._shift.watched = Watched(Where(app, name_of(self.database.settings.url)), watch)
+        self._shift = Shift(app, self.database, self._succession.next_life(), self._store)
+        self._shift.watched = Watched(Where(app, self._store), watch)
         self._admission = Admission(self._shift, accept=acceptance(options.accept, declared), leave_undeclared=options.leave_undeclared)
         self._traffic = Traffic(self._shift, self._wake.set)
         self._timers = Timers(self._shift)
@@ -150,7 +163,10 @@ class Worker:
         self._fleet = Fleet(self._shift, lambda: messenger is not None and messenger.up)
         self._afar = Afar()
         self._crowd = Crowd(self._shift, self._fleet, self._say)
+        self._words = OwnWords(self._shift, self._traffic.limits, self._crowd, lambda: self._is_held)
+        self._aside = Aside(self._shift, self._wake.set)
         self._batches = Batches(self._shift, self._crowd)
+        self._suspects = Suspects(self._shift)
         self._looks = Looks(self._shift, self._fleet, self._timers)
         self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
         self._registered = threading.Event()  # that happened, or something stands in the way of it
@@ -162,6 +178,7 @@ class Worker:
         self._trouble = 0
         self._troubled_at = 0.0  # since when
         self._troubled_by = ""
+        self._says_trouble = Repeated()
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
     @property
@@ -186,6 +203,7 @@ class Worker:
             self.life.waiting, f"the database may have been put back, and a person must say what it was: {put_back.CURE}"
         )
         found |= {newcomer.name: newcomer.words for newcomer in self.refused}
+        found |= {part.name: part.barred for part in self._shift.parts if part.barred is not None and part.name not in found}
         if self.trouble is not None:
             found |= {lane.name: f"its database is in trouble: {self.trouble}" for lane in self.lanes if lane.name not in found}
         return found
@@ -207,10 +225,16 @@ class Worker:
             self._traffic,
             thread=self._thread.ident,
             turned_s=max(time.monotonic() - self._turned_at, 0.0),
+            trouble=self.trouble,
             ended=self.failure,
-            held=self.options.held and not self._go.is_set(),
+            held=self._is_held,
             refused=[one.name for one in self.refused],
+            waiting=self.waiting,
         )
+
+    @property
+    def _is_held(self) -> bool:
+        return self.options.held and not self._go.is_set()
 
     @property
     def lanes(self) -> list[Lane]:
@@ -230,7 +254,7 @@ class Worker:
             self._started.wait()
         if self._shift.stopping is not None and not self._up:
             raise Stopped(WHILE_IT_CAME_UP) from self.failure
-        if self.failure is not None:
+        if self.failure is not None and not self._up:
             raise self.failure
 
     def until_registered(self, timeout_s: float) -> None:
@@ -255,12 +279,12 @@ class Worker:
             log.error(
                 "the worker of %s has not ended %.0f s after its limit, and is left behind: what it does is rolled back, or in doubt."
                 " It stands at:\n%s",
-                name_of(self.database.settings.url),
+                self._store,
                 LEAVES_S,
                 stack,
-                extra={"event": "worker_left_behind", "store": name_of(self.database.settings.url), "stack": stack},
+                extra={"event": "worker_left_behind", "store": self._store, "stack": stack},
             )
-        return Ended(self._traffic.cut_off, clean=not hangs and (self._said_so if up else True), hangs=hangs)
+        return Ended(len(self._traffic.left_in_doubt), clean=not hangs and (self._said_so if up else True), hangs=hangs)
 
     def go(self) -> None:
         """After a start with `held`: carries out from now on."""
@@ -297,6 +321,7 @@ class Worker:
 
     # ---- a life ----------------------------------------------------------------------------------------------------------------
     def _run(self) -> None:
+        lines.are_of(self._store)
         try:
             self._come_up()
             self._up = True
@@ -317,15 +342,20 @@ class Worker:
             self._go_on()
         except BaseException as error:
             log.exception(
-                "the worker stopped by an error of its own; what was under way is settled by the next life",
-                extra={"event": "worker_ended", "app": self._app},
+                "the worker of %s ended by an error of its own; what was under way is settled by the next life",
+                self._store,
+                extra={"event": "worker_ended", "app": self._app, "store": self._store},
             )
             self.failure = error
             self._shift.life.sound = False
         finally:
             self._registered.set()
             hints.stop_listening(self)
-            self._leave()
+            try:
+                self._leave()
+            finally:
+                if self.failure is not None:
+                    self.when_ended(self)
 
     def _come_up(self) -> None:
         patiently(self._shift, self.database.connect)
@@ -340,6 +370,15 @@ class Worker:
         self._fleet.lock = numbers.sweeper(self._app, self._code())
         patiently(self._shift, self._admission.read)
         self._succession.begin(self._shift)
+        patiently(self._shift, lambda: moved_tables.follow(self._shift))
+        patiently(self._shift, self._tell_of_others)
+
+    def _tell_of_others(self) -> None:
+        """What other apps of which no worker lives left on this database: perhaps this app, under its name of before."""
+        questions = [lane.question for lane in self._shift.lanes]
+        with self.database.reading() as connection:
+            found = left_by_others.look(self._app, self.database, connection, questions, self.life.lives)
+        left_by_others.say(self._app, found)
 
     def _code(self) -> str:
         """What tells this code's conditions and schedules from another version's: whoever sweeps for all must know all of them."""
@@ -352,6 +391,7 @@ class Worker:
             self._turned_at = time.monotonic() + SWEEP_S
             while not self._go.wait(SWEEP_S) and self._shift.stopping is None:
                 self._shift.life.lives.held()
+                self._words.turn()
                 self._turned_at = time.monotonic() + SWEEP_S
         warned = False
         busy_until = time.monotonic() + SWEEP_S
@@ -394,31 +434,40 @@ class Worker:
         if not self._trouble:
             self._troubled_at = time.monotonic()
         self._trouble = min(self._trouble + 1, 6)
-        self._troubled_by = describe(error)
+        whose = locked.who_locks_ours(self.database) if trouble.locked(error) else None
+        self._troubled_by = whose or describe(error)
         self._registered.set()
         wait = 0.1 * 2**self._trouble
         if not self._shift.life.sound:
             wait = min(wait, RETURNS_S)
         self._not_before = time.monotonic() + wait
         self._sweeps.by_itself(self._not_before)
+        self._succession.next_check = 0.0
+        words = str(error) if isinstance(error, StoreRefused) else whose or trouble.told(error)
+        is_new = self._says_trouble.is_new(words)
+        if not self._says_trouble.may_say(words, time.monotonic()):
+            return
         if trouble.transient(error):
             log.warning(
                 "the database is in trouble, tried again in %.1f s: %s",
                 wait,
-                trouble.told(error),
+                words,
                 extra={"event": "database_trouble", "wait_s": wait},
             )
-        elif isinstance(error, StoreRefused):  # as while a failover is under way
-            log.error("tried again in %.1f s: %s", wait, error, extra={"event": "turn_failed", "wait_s": wait})
+        elif isinstance(error, StoreRefused) or trouble.undefined(error) or trouble.denied(error):  # its words are enough
+            log.error("tried again in %.1f s: %s", wait, words, extra={"event": "turn_failed", "wait_s": wait})
         else:
-            log.error("a turn failed, tried again in %.1f s", wait, exc_info=error, extra={"event": "turn_failed", "wait_s": wait})
-        self._succession.next_check = 0.0
+            trace = error if is_new else None
+            log.error(
+                "a turn failed, tried again in %.1f s: %s", wait, words, exc_info=trace, extra={"event": "turn_failed", "wait_s": wait}
+            )
 
     def _turn(self) -> None:
         started = time.monotonic()
         if started < self._not_before:
             return
         before = self._shift.took
+        self.database.refuse_silent()
         self._succession.check(self._shift)
         self._fleet.turned_at = started
         if self._shift.stopping is not None:
@@ -439,18 +488,32 @@ class Worker:
             self._timers.heard()
         self._timers.turn()
         self._looks.turn()
+        self._aside.turn()
         self._watch_calls(started)
+        self._suspects.turn()
         self._traffic.turn()
         if self._shift.stopping is None:
-            if self._ticks_here:
-                self._ticks.turn()
-            self._batches.turn()
+            if not self._traffic.suspect_in_air:
+                self._handle()
             self._is_it_quiet()
         if self._trouble:
             self._trouble = 0
+            self._says_trouble = Repeated()
             say_back(self._shift, time.monotonic() - self._troubled_at)
         if sweeping and self._shift.took == before:
             self._sweeps.idle_s += time.monotonic() - started
+        self._words.turn()
+
+    def _handle(self) -> None:
+        """What is carried out by handlers alone. In careful mode a suspect's handler runs once no call is in the air."""
+        alone = None if self._traffic.calls_in_air else self._shift.alone
+        if self._ticks_here and (alone is not None or self._shift.alone is None):
+            self._ticks.turn()
+        if alone is not None:
+            if alone.reaction not in self._shift.schedules:
+                self._batches.carry_out_alone(alone)
+            self._suspects.had_its_turn()
+        self._batches.turn()
 
     @property
     def _ticks_here(self) -> bool:
@@ -462,12 +525,20 @@ class Worker:
         now = time.monotonic()
         if now < self._not_before:
             return self._not_before - now
+        if self._shift.alone is not None and not self._traffic.calls_in_air:
+            return 0.0  # another one may be suspected
         if self._shift.stopping is None and any(self._can_go_on(lane, now) for lane in self._shift.parts):
             return 0.0
         times = [self._sweeps.wait_until(), now + SWEEP_S, self._afar.wait_until()]
         if self._ticks_here:
             times.append(self._ticks.wait_until())
-        known = (self._shift.next_due, self._timers.wait_until(), self._crowd.wait_until(), self._shift.life.rings.wait_until())
+        known = (
+            self._shift.next_due,
+            self._timers.wait_until(),
+            self._aside.wait_until(),
+            self._crowd.wait_until(),
+            self._shift.life.rings.wait_until(),
+        )
         times += [at for at in known if at is not None]
         times += [lane.not_before for lane in self._shift.parts if (lane.wants or lane.lacks) and lane.not_before > now]
         times += [lane.failing.until for lane in self._shift.parts if lane.wants and lane.failing.until > now]
@@ -496,11 +567,13 @@ class Worker:
         if seen.old_rates:
             tokens.forget_old(self._shift)
         self._admission.read_again(seen)
+        self._admission.look_at_older()
         self._ticks.look_again()
         if seen.attempts:
             due.ask(self._shift)
         else:
             self._shift.next_due = None
+            unknown_states.none(self._shift)
             for lane in self._shift.lanes:
                 lane.due, lane.due_cursor = False, None
 
@@ -510,6 +583,7 @@ class Worker:
         adopt.look_at_ends(self._shift.life, seen)
         follow_the_clock(self._shift)
         self._admission.read_again(seen)
+        self._admission.look_at_older()
 
     def _watch_calls(self, now: float) -> None:
         """Each second: calls whose records moved on are ended where they asked for it, and one that blocks the loop is told of."""
@@ -521,7 +595,7 @@ class Worker:
     # ---- the others --------------------------------------------------------------------------------------------------------------
     def hear_afar(self, hint: Hint) -> None:
         """From any thread: a hint of another process. Which worker looks is in the dice; too many of them cost a query each."""
-        if hint.in_hand or not self._part.concerns(hint.store) or not self._crowd.hear(hint):
+        if self.failure is not None or hint.in_hand or not self._part.concerns(hint.store) or not self._crowd.hear(hint):
             return
         if hint.let_in is None:
             wait_s = self._fleet.wakes(hint.dice, hint.rows)
@@ -547,6 +621,7 @@ class Worker:
             or not self._traffic.quiet
             or self._ticks.wants
             or self._shift.life.rings.wait
+            or self._shift.alone is not None
             or any(lane.wants or (lane.on and lane.backlog) for lane in self._shift.parts)
         ):
             return
@@ -570,33 +645,40 @@ class Worker:
         caller = self._traffic.caller
         with contextlib.suppress(Exception):
             self._fleet.resign()  # this life may be kept for long yet
-        caller.stop(1.0)
-        if caller.threads.busy and self._shift.life.sound:
+        self._aside.stop()
+        caller.stop(CALLS_END_S)
+        if caller.busy and self._shift.life.sound:
             # Whoever took this life for dead would settle calls that may still land. A process that ends takes its threads along.
             log.warning(
-                "%d calls still run in threads: this life's lock is kept until they end",
-                caller.threads.busy,
-                extra={"event": "calls_still_running", "count": caller.threads.busy},
+                "%d calls still run: this life's lock is kept until they end",
+                caller.busy,
+                extra={"event": "calls_still_running", "count": caller.busy},
             )
-            threading.Thread(target=self._leave_last, name="groundstate-last-calls", daemon=True).start()
+            self._say_over(self._shift.life.say_over)  # a process that ends while they run is no unclean end: they are in doubt already
+            threading.Thread(target=lines.as_here(self._leave_last), name="groundstate-last-calls", daemon=True).start()
+            return
+        if self._shift.life.sound:
+            self._say_over(self._shift.life.end)
         else:
-            self._end_life()
+            self._shift.life.lives.release()
+        self.database.close()
 
     def _leave_last(self) -> None:
-        self._traffic.caller.threads.wait()
-        self._end_life()
+        self._traffic.caller.wait()
+        self._shift.life.lives.release()
+        self.database.close()
 
-    def _end_life(self) -> None:
+    def _say_over(self, end: Callable[[], None]) -> None:
         try:
-            if self._shift.life.sound:
-                self._shift.life.end()
-                self._said_so = True
-            else:
-                self._shift.life.lives.release()
+            end()
+            self._said_so = True
         except Exception as error:
             log.warning(
                 "this life could not say that it ended: the next one will see that by its lock (%s)",
                 describe(error),
                 extra={"event": "life_end_unsaid", "life": f"{self._shift.life.id:x}"},
             )
-        self.database.close()
+
+
+def _nobody_asks(_worker: Worker) -> None:
+    """Who made it does not ask whether its thread ended."""

@@ -7,12 +7,12 @@ clock, no dice, no table. A deleted record comes before every other row, and set
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from groundstate.rules import kind
+from groundstate.rules import careful, kind
 from groundstate.rules.kind import Kind
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import MARGIN, InDoubt, Retry
@@ -207,37 +207,28 @@ def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> K
     )
 
 
-def adopted(attempt: Attempt, adopter: int, now: datetime, *, alone: bool) -> Keep:
+def adopted(attempt: Attempt, adopter: int, now: datetime, *, alone: bool, ends: Sequence[int] = ()) -> Keep:
     """Its worker is no more, and the adopter holds that worker's lock.
 
     What was begun for a call has a call number, whatever the code of today makes of its reaction; without one only a handler ran.
-    alone: it was the only one begun in its group (careful mode, hazard 25); outside careful mode every end without an outcome counts.
+    alone: nothing else was under way in its worker, which was careful (hazard 25); outside careful mode every end without an outcome counts
+    as a failure. ends: of lives, at which it was under way, this one the last; none where this one says nothing of it: a drain, a lost
+    lock, a server that was started anew.
     """
     if attempt.state is State.DOUBT:
         return Keep(replace(attempt, worker=adopter, deadline=max(attempt.deadline, now)))
     has_call = attempt.unsure or attempt.call_no > 0
-    died = "its worker ended while it was carried out"
     counts = alone or (has_call and attempt.together == 0)
-    if not has_call:
-        taken_over = replace(attempt, worker=adopter, failures=attempt.failures + counts, error=died, why=KILLED if alone else None)
-        if alone and attempt.why == KILLED:
-            return Keep(replace(taken_over, state=State.HELD, next_at=None))
-        return Keep(replace(taken_over, state=State.FAILED, next_at=now))
-    return Keep(
-        replace(
-            attempt,
-            state=State.DOUBT,
-            unsure=True,
-            worker=adopter,
-            failures=attempt.failures + counts,
-            next_at=now,
-            error=died,
-            deadline=max(attempt.deadline, now),
-        )
-    )
-
-
-KILLED = "its worker ended while this record alone was carried out"
+    taken_over = replace(attempt, worker=adopter, failures=attempt.failures + counts, next_at=now, error=careful.DIED)
+    if ends:
+        taken_over = replace(taken_over, why=careful.ended_under(ends))
+    if has_call:
+        taken_over = replace(taken_over, state=State.DOUBT, unsure=True, deadline=max(attempt.deadline, now))
+    else:
+        taken_over = replace(taken_over, state=State.FAILED)
+    if alone and careful.suspected(ends[:-1], has_call=has_call):
+        return held_as(taken_over, careful.ended_under(ends, alone=True))
+    return Keep(taken_over)
 
 
 def did_not_go_out(attempt: Attempt, now: datetime) -> Keep | Delete:
@@ -269,8 +260,8 @@ def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decis
     reason = of_other_code(attempt, terms)
     if reason is not None:
         return held_as(attempt, f"{kind.HELD_FOR}: {reason}")
-    if kind.other_call(attempt.begun_with, terms.kind) is not None and policy.kind != "again":
-        return Ask()  # whatever the policy is: its find alone knows of calls of other code
+    if kind.needs_its_find(attempt.begun_with, terms.kind):
+        return Ask()
     return _by_policy(attempt, policy, terms, facts, now)
 
 
@@ -294,7 +285,7 @@ def _by_policy(attempt: Attempt, policy: InDoubt, terms: Terms, facts: Facts, no
                 return Begin(attempt)
             if terms.has_find:
                 return _ask(attempt, terms)
-            return held_as(attempt, f"in doubt, and {_no_second_call(facts)}")
+            return held_as(attempt, f"in doubt, and {_no_second_call(attempt, facts)}")
 
 
 def _ask(attempt: Attempt, terms: Terms) -> Ask | Keep:
@@ -307,10 +298,17 @@ def of_other_code(attempt: Attempt, terms: Terms) -> str | None:
     return kind.not_to_settle(attempt.begun_with, terms.kind, terms.answers_for if terms.has_find else ())
 
 
-def _no_second_call(facts: Facts) -> str:
+def _no_second_call(attempt: Attempt, facts: Facts) -> str:
     if not facts.holds:
         return "its condition no longer holds"
-    return "it is too late to call again" if facts.expired else "its key is too old to call again"
+    if facts.expired:
+        return "it is too late to call again"
+    # After a restore, and where a person accepted it as a doubt, nobody knows when its call was made: its key counts as too old, and `why`
+    # says what happened.
+    return attempt.why if attempt.first_at < _NOBODY_KNOWS and attempt.why is not None else "its key is too old to call again"
+
+
+_NOBODY_KNOWS = datetime(2000, 1, 1, tzinfo=UTC)  # a first call before this
 
 
 def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
@@ -320,14 +318,18 @@ def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
     return attempt.first_at + terms.policy.kept_for <= now + terms.timeout + MARGIN + terms.settle_after
 
 
-def absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, now: datetime, next_at: datetime) -> Decision:
-    """A find answered Absent to a question asked at `asked_at` by the database's clock."""
+def absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, asks_at: datetime, next_at: datetime) -> Decision:
+    """A find answered Absent to a question asked at `asked_at` by the database's clock.
+
+    asks_at: when it is asked again, where that was too early. next_at: when it is called again, by the backoff
+    of what failed, counted from its deadline.
+    """
     if not facts.exists:
         return held_as(attempt, "the record was deleted while its call was in doubt")
     if asked_at <= attempt.deadline + terms.settle_after:
-        return unknown(attempt, next_at, "asked before its call could no longer be on its way")
+        return unknown(attempt, asks_at, None)  # its call's own error stays
     if facts.holds:
-        return Keep(replace(attempt, state=State.FAILED, unsure=False, next_at=now))
+        return Keep(replace(attempt, state=State.FAILED, unsure=False, next_at=next_at))
     return Delete()
 
 
@@ -423,14 +425,15 @@ class Drop:
     say: str
 
 
-def comes_back(facts: Facts, *, outcome: bool, blocked: bool) -> bool:
-    """The attempt is gone though its worker lives, never lost its lock, and has not removed it: somebody deleted its row by hand. Whether
-    it stands again, as it was, before its word is put to it.
+def comes_back(facts: Facts, *, outcome: bool, again: bool, blocked: bool) -> bool:
+    """The attempt is gone though its worker lives, never lost its lock, and has not removed it. Whether it stands again, as it was, before
+    its word is put to it.
 
     outcome: an outcome is there; it is concluded where condition and occurrence still hold and nothing else was begun on the record. Else
-    the call ended without one, so that nobody knows what became of it: a doubt, whatever its record is.
+    the call ended without one, so that nobody knows what became of it: a doubt, whatever its record is; under again() only where the record
+    would be called once more.
     """
-    return not outcome or (facts.exists and facts.holds and not blocked)
+    return not (outcome or again) or (facts.exists and facts.holds and not blocked)
 
 
 Late = Conclude | HoldNew | AddOutcome | Drop

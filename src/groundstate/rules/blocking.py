@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
 from groundstate.rules import kind
@@ -21,13 +21,15 @@ def blocker(  # noqa: PLR0913  # who asks, and what of his declaration matters
     fact: bool,
     again: bool = False,
     columns: Sequence[str] = (),
+    same_call: Collection[str] = (),
 ) -> Attempt | None:
     """The attempt that keeps the reaction from this record, other than its own for this occurrence.
 
     A begun or unsure attempt keeps out every other reaction on the table, and its own reaction under every other occurrence
-    (hazards 13, 57). A held attempt with an outcome keeps out its own reaction alone, under every other occurrence: its call was made,
-    and only a person can say whether the next round would make the same call once more. `again`: the reaction's calls may be made twice,
-    so that an outcome which is held does not keep it out, unless that call was begun under a policy that calls nothing twice. `columns`:
+    (hazards 13, 57). A held attempt with an outcome keeps out its own reaction, under every other occurrence, and each of `same_call`, the
+    app's reactions that make the same call: it was made, and only a person can say whether the next round, or the other reaction, would
+    make it once more. `again`: the reaction's calls may be made twice, so that an outcome which is held does not keep it out, unless that
+    call was begun under a policy that calls nothing twice. `columns`:
     the names of the occurrence's columns; a row that was left as a baseline when they were others is left under every occurrence. A
     reaction with a fact is kept out by its own attempts only.
     """
@@ -37,7 +39,8 @@ def blocker(  # noqa: PLR0913  # who asks, and what of his declaration matters
             continue
         if one.blocking and (mine or (not fact and one.blocks is not None)):
             return one
-        if mine and one.keeps_own_reaction and not (again and kind.kind_in(one.begun_with).policy in (None, kind.AGAIN)):
+        same = mine or (one.app == app and one.reaction in same_call and not fact and one.blocks is not None)
+        if same and one.keeps_own_reaction and not (again and kind.kind_in(one.begun_with).policy in (None, kind.AGAIN)):
             return one
         if mine and is_baseline(one) and kind.is_of_other_rounds(one.begun_with, columns):
             return one

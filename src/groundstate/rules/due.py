@@ -17,6 +17,10 @@ from groundstate.values.errors import DeclarationError
 FARTHEST = timedelta(days=36_525)  # a hundred years: beyond it a database's calendar may end, and a condition would say nothing
 
 
+class InNoCalendar(ValueError):
+    """A due time before the year 1, or after 9999: there is no such moment for Python."""
+
+
 @dataclass(frozen=True, eq=False)
 class Due:
     """What `after` makes: due so long after a column's time, and for how long it is worth doing."""
@@ -50,12 +54,16 @@ class DueSpec:
         return None if self.expires or self.valid_for is None else self.delta + self.valid_for
 
     def at(self, base: object) -> datetime:
-        """When a record with this base time becomes due."""
-        return instant(base) + self.delta
+        """When a record with this base time becomes due. Raises InNoCalendar."""
+        try:
+            return instant(base) + self.delta
+        except OverflowError:
+            words = f"{self.attribute or self.base} is {base}, and {self.delta} after that is in no calendar"
+            raise InNoCalendar(words) from None
 
     def expired(self, due: datetime, now: datetime) -> bool:
         """Whether it is too late for what was due then."""
-        return self.valid_for is not None and now >= due + self.valid_for
+        return self.valid_for is not None and now - due >= self.valid_for  # and not due + valid_for, which may be in no calendar
 
 
 def after(column: Any, delta: timedelta = timedelta(), *, valid_for: timedelta | None = None) -> Due:

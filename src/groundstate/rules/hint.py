@@ -17,6 +17,7 @@ EVERYBODY = 1_000_000  # rows, of a backlog that all should help with
 ROWS_EACH = 200  # for so many rows one worker more is to look
 ROWS = b"rows:"  # begins what a trigger of the database says: the full name of a table, and the number of a transaction
 _VERSION = 1
+_IDENTIFIER_MOST = 63  # bytes, of PostgreSQL's
 _NAMES_MOST = 10_000
 _NUMBERS_BELOW = 2**63
 _REPORT_ROWS_MOST, _REPORT_S_MOST = 10_000_000, 60.0  # more than any worker does between two that it tells of
@@ -47,6 +48,13 @@ class Hint:
     did: Report | None = None
     let_in: tuple[int, LetIn] | None = None
     store: str = ""
+
+
+def channel_of(subject: str) -> str:
+    """PostgreSQL's channel of a subject: itself, or where an identifier cannot be so long, its beginning and what tells it from others."""
+    if len(subject.encode()) <= _IDENTIFIER_MOST:
+        return subject
+    return f"{subject[:40]}_{blake2b(subject.encode(), digest_size=8).hexdigest()}"
 
 
 def written(hint: Hint, most: int) -> Iterator[bytes]:

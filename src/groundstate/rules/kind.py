@@ -13,6 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 AGAIN = "again"
+SAME_KEY = "same_key"
+PROMISES_NOTHING = ("ask", "hold")  # of the key: it may be for asking alone, and the provider may act twice under it
 ASKING = ("ask", "same_key")  # the policies whose find is asked
 HELD_FOR = "in doubt, and begun by other code"  # the beginning of the reason why such a doubt is held
 
@@ -192,8 +194,21 @@ def not_to_settle(written: str | None, today: Kind | None, answers_for: Collecti
     if today.policy == AGAIN and _differ(was.policy, AGAIN):
         promised = f"it was begun under {was.policy}(), which calls nothing twice, and the policy is again() now"
         return promised if reason is None else f"{reason}; {promised}"
+    if today.policy == SAME_KEY and was.policy in PROMISES_NOTHING:
+        promised = f"it was begun under {was.policy}(), which promises nothing of its key, and same_key() would call again under it"
+        reason = promised if reason is None else f"{reason}; {promised}"
     covered = today.policy in ASKING and was.service in answers_for and not _differ(was.occurrence, today.occurrence)
     return None if covered else reason
+
+
+def needs_its_find(written: str | None, today: Kind | None) -> bool:
+    """Whether a doubt that today's find may answer is asked of it alone, whatever the policy is: it was another call, or under another
+    promise.
+    """
+    if today is None or written is None:
+        return False
+    differs = today.policy == SAME_KEY and kind_in(written).policy in PROMISES_NOTHING
+    return today.policy != AGAIN and (differs or other_call(written, today) is not None)
 
 
 def is_of_other_rounds(written: str | None, occurrence: Sequence[str]) -> bool:

@@ -30,6 +30,7 @@ _ARITHMETIC = (operators.add, operators.sub, operators.mul, operators.truediv, o
 _SIGNS = frozenset("+-*/%")
 _SUMS = frozenset({"sum", "avg", "total"})
 _TEXTS_OF_TIME = frozenset({"date", "time", "datetime", "strftime"})
+_TIMES_AS_TEXT = _TEXTS_OF_TIME - {"strftime"}  # which may give a number's text, such as that of seconds
 _OF_TIME = _TEXTS_OF_TIME | {"julianday", "unixepoch"}
 _CLOCKS = frozenset({"now", "current_timestamp", "datetime"})
 _ORDERS = {operators.lt, operators.le, operators.gt, operators.ge, operators.between_op, operators.not_between_op}
@@ -100,7 +101,7 @@ def _python(kind: Any) -> type:
 # ---- the rules, one kind each ----------------------------------------------------------------------------------------------------
 def _arithmetic(one: Any, dialect: Dialect) -> str | None:
     sides = _operands(one)
-    if not sides or not any(isinstance(_kept_as(side, dialect), _TIMES) for side in sides):
+    if not any(isinstance(_kept_as(side, dialect), _TIMES) or _name(_inner(side)) in _TIMES_AS_TEXT for side in sides):
         return None
     return (
         f"`{one}` computes with a time or a duration, which is kept as text there, of which it takes the number at the front (the year):"
@@ -222,8 +223,25 @@ def _clock(one: Any, dialect: Dialect) -> str | None:
     return None
 
 
+def _in_another_zone(one: Any, _dialect: Dialect) -> str | None:
+    """A time that is bound by another type than that of the column beside it, which writes all of its times in UTC."""
+    for left, right in _compared(one):
+        if not hasattr(left.type, "refuses"):  # as an Instant has it
+            continue
+        for part in look.own_parts(right):
+            if not isinstance(part, BindParameter) or hasattr(part.type, "refuses"):
+                continue
+            for value in look.bound(part):
+                if isinstance(value, datetime) and (value.tzinfo is None or value.utcoffset()):
+                    return (
+                        f"`{one}` compares times in UTC with {value.isoformat(sep=' ')} as its own clock shows it: give it the column's"
+                        " type, as in literal(value, Instant()), and a zone where it has none"
+                    )
+    return None
+
+
 _RULES: tuple[Callable[[Any, Dialect], str | None], ...] = (
-    _arithmetic, _sum, _cast, _modifier, _text_with_number, _json, _enum, _day_and_time, _clock,
+    _arithmetic, _sum, _cast, _modifier, _text_with_number, _json, _enum, _day_and_time, _clock, _in_another_zone,
 )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ class KeptOutBy(TypedDict):
     fact: bool
     again: bool
     columns: tuple[str, ...]
+    same_call: tuple[str, ...]
 
 
 def _column_name(attribute: InstrumentedAttribute[Any]) -> str:
@@ -69,9 +70,13 @@ class Function:
         return str(getattr(call, "__name__", None) or type(call).__name__)
 
 
+# An exception's type, its dotted path, or a function that is given an exception and tells.
+NotDoneWhen = type[Exception] | str | Callable[[Exception], bool]
+
+
 @dataclass(frozen=True, eq=False)
 class OutsideSpec:
-    """An endpoint. `not_done`: exception types, or dotted paths of such, that mean that surely nothing happened.
+    """An endpoint. `not_done`: exceptions that mean that surely nothing happened.
 
     limit: how many calls and finds may be under way at once, in the whole fleet; None: 100 in each worker. What ends in `_per` is for
     each value of a reaction's `per` column.
@@ -79,7 +84,7 @@ class OutsideSpec:
 
     name: str
     limit: int | None = None
-    not_done: Sequence[type[Exception] | str] = ()
+    not_done: Sequence[NotDoneWhen] = ()
     client: Callable[[], Any] | None = None
     rate: Rate | None = None
     limit_per: int | None = None
@@ -100,6 +105,7 @@ class CallSpec:
     many: int | None = None  # how many records one outside call is made for; None for an ordinary call
     find: Function | None = None
     outcome_type: Any = Any  # the annotation of what it returns, resolved; of a call_many that of one record's outcome
+    found_type: Any = Any  # the same of its find, without Absent and Unknown
     argument_type: Any = Any  # the annotation of what it takes, resolved; of a call_many that of one
     wants_keys: str | None = None  # call_many: the name of the parameter that takes the Sequence[Key]
     name: str = ""  # by which its attempts know it; the function's own where nothing else was said
@@ -150,6 +156,8 @@ class ReactionSpec:
     outcome_type: Any = Any  # what the handler is annotated with
     store: Any = None  # the app's Store that owns the record's table
     again: bool = False  # its call may be made twice, by the policy `again()`; also of the part that answers what is too late
+    key_name: str = ""  # that keys are made of, as the code says it; '' where that is its name
+    same_call: tuple[str, ...] = ()  # the app's other reactions that make the same call on the same table: known at the start
 
     def __post_init__(self) -> None:
         if self.call is not None:
@@ -176,7 +184,7 @@ class ReactionSpec:
     @property
     def kept_out_by(self) -> KeptOutBy:
         """What decides which attempts keep it from a record, as `blocking.blocker` wants it."""
-        return {"fact": self.fact is not None, "again": self.again, "columns": self.occurrence_columns}
+        return {"fact": self.fact is not None, "again": self.again, "columns": self.occurrence_columns, "same_call": self.same_call}
 
     @property
     def occurrence_columns(self) -> tuple[str, ...]:
@@ -209,3 +217,16 @@ class ReactionSpec:
         """schema.table of the base mapper: what attempts block by."""
         table: Any = self.mapper.base_mapper.local_table
         return str(table.fullname)
+
+    @property
+    def records(self) -> str:
+        """By what attempts know a record of it: the table, and the columns of the key with what their values are."""
+        return f"{self.table_name} ({', '.join(f'{one.name} {_value_of(one.type)}' for one in self.mapper.base_mapper.primary_key)})"
+
+
+def _value_of(kind: Any) -> str:
+    """What its values are in Python, which their text in an attempt comes of; the type's own name where it does not say."""
+    try:
+        return str(kind.python_type.__name__)
+    except NotImplementedError:
+        return type(kind).__name__

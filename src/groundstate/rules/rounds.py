@@ -26,10 +26,17 @@ def has_one_text(kind: Any) -> bool:
     while not isinstance(kind, JSON | ARRAY | PickleType):
         if kind.__visit_name__ == "HSTORE" or kind.__visit_name__.endswith("RANGE"):  # PostgreSQL's: nothing of it is loaded here
             return False
-        if not isinstance(kind, TypeDecorator) or _own_python_type(kind) is not object:
+        if not isinstance(kind, TypeDecorator):
             return True
+        if tells_its_values(kind):
+            return issubclass(_own_python_type(kind), keys.WITH_TEXT)
         kind = kind.impl_instance
     return False
+
+
+def tells_its_values(kind: Any) -> bool:
+    """Whether the type says of what Python type its values are: one that is decorated rarely does."""
+    return _own_python_type(kind) is not object
 
 
 def _own_python_type(kind: Any) -> type:

@@ -78,6 +78,38 @@ def _look(statement: str, postgres: bool) -> str | None:
     return None
 
 
+# Begins or ends a transaction; PREPARE TRANSACTION does, ROLLBACK TO SAVEPOINT does not.
+_ENDS = frozenset({"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE"})
+_MAY_END = re.compile(rf"\b(?:{'|'.join(_ENDS)})\b", re.IGNORECASE)
+
+
+def what_ends_it(statement: str, *, postgres: bool) -> str | None:
+    """The words by which this text ends a transaction, or begins one, such as 'COMMIT'; None where it does neither.
+
+    It may be several statements with semicolons between them. postgres: as above.
+    """
+    look = _look_for_an_end if len(statement) <= _REMEMBERED_LENGTH else _look_for_an_end.__wrapped__
+    return look(statement, postgres)
+
+
+@lru_cache(maxsize=2048)
+def _look_for_an_end(statement: str, postgres: bool) -> str | None:
+    if not _MAY_END.search(statement):
+        return None
+    tokens = _tokens(statement, postgres=postgres)
+    for first in tokens:
+        if first[1] == "CREATE":
+            return None  # of a trigger or a function, whose body has semicolons and an END of its own
+        if first[0] != "word":
+            continue  # a semicolon
+        words = [text for kind, text in [first, *_up_to_semicolon(tokens)] if kind == "word"]
+        if first[1] == "PREPARE" and words[1:2] == ["TRANSACTION"]:
+            return "PREPARE TRANSACTION"
+        if first[1] in _ENDS - {"PREPARE"} and "TO" not in words:
+            return first[1]
+    return None
+
+
 def _up_to_semicolon(tokens: Iterator[_Token]) -> Iterator[_Token]:
     for token in tokens:
         if token == ("mark", ";"):
@@ -100,16 +132,27 @@ def _in_a_read(tokens: list[_Token]) -> str | None:
 
 def _inside(tokens: list[_Token]) -> str | None:
     """A statement that writes inside of one that reads: in WITH, behind it, or as SELECT ... INTO."""
-    before = ""
+    before, depth = "", 0
+    listing = set[int]()  # the depths of a WITH whose own statement is still to come: its list may end in any word, as by CYCLE
     for place, (kind, text) in enumerate(tokens):
         following = tokens[place + 1] if place + 1 < len(tokens) else ("", "")
         if kind == "word":
-            if before in ("", "(", ")") and text in _AFTER_WRITE and place > 0 and _begins(text, following):
+            may_begin = before in ("", "(", ")") or (depth in listing and following[1] != "AS")  # else a name
+            if may_begin and text in _AFTER_WRITE and place > 0 and _begins(text, following):
                 return _told(tokens[place : place + _TOLD])
             if text == "INTO":
                 return f"SELECT {_told(tokens[place : place + _TOLD])}"
             if text in _WRITING_FUNCTIONS and following[1] == "(":
                 return f"{text.lower()}()"
+            if text == "WITH" and before in ("", "("):
+                listing.add(depth)
+            elif text in ("SELECT", "TABLE"):
+                listing.discard(depth)
+        elif kind == "mark" and text == "(":
+            depth += 1
+        elif kind == "mark" and text == ")":
+            listing.discard(depth)
+            depth -= 1
         before = text if kind == "mark" else "."
     return None
 

@@ -17,7 +17,12 @@ class Usual:
     def __init__(self) -> None:
         self._last = deque([0.0] * OF, maxlen=OF)
 
+    @property
+    def seconds(self) -> float:
+        """What it takes as a rule."""
+        return median(self._last)
+
     def took(self, seconds: float) -> float:
         """It took so long this time; what it takes as a rule."""
         self._last.append(seconds)
-        return median(self._last)
+        return self.seconds

@@ -58,7 +58,7 @@ def carried_by(engine: Engine, shown: str) -> Carried:
             raise StoreRefused(message)
         return Carried(engine, {}, options, engine.hide_parameters)
     _refuse_listeners(engine, shown)
-    return Carried(None, _json_of(engine.dialect), options, engine.hide_parameters)
+    return Carried(None, json_of(engine.dialect), options, engine.hide_parameters)
 
 
 def engine_of(url: URL, carried: Carried, arguments: Mapping[str, Any]) -> Engine:
@@ -180,7 +180,8 @@ def _of_ours(dialect: Dialect) -> str:
     return "sqlite:///" if dialect.name == "sqlite" else "postgresql+psycopg://"
 
 
-def _json_of(dialect: Dialect) -> dict[str, Any]:
+def json_of(dialect: Dialect) -> dict[str, Any]:
+    """Arguments of `create_engine` for another dialect that writes and reads JSON as this one does."""
     found = {name: getattr(dialect, f"_{name}", None) for name in ("json_serializer", "json_deserializer")}
     return {name: value for name, value in found.items() if value is not None}
 

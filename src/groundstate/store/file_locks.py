@@ -57,7 +57,7 @@ class ByteLives:
             message = f"{self.path} was removed while it was being locked: leave it there while workers run, and start again"
             raise StoreRefused(message)
 
-    def held(self) -> bool:
+    def held(self, *, ask: bool = False) -> bool:  # noqa: ARG002  # the file is looked at each time
         """False once the lock file was removed or replaced: others would lock another file then, and nothing would exclude them."""
         refuse_child(self._pid)
         return self._life is not None and self._file is not None and _same(self._file, self.path)
@@ -150,7 +150,7 @@ class FlockLives:
             raise StoreRefused(_taken(life))
         self._life = life
 
-    def held(self) -> bool:
+    def held(self, *, ask: bool = False) -> bool:  # noqa: ARG002  # the file is looked at each time
         """False once the lock file was removed or replaced."""
         refuse_child(self._pid)
         return self._life is not None and _same(self._files[self._life], self._path(self._life))

@@ -1,7 +1,8 @@
-"""PostgreSQL's trigger on `groundstate_attempt`: nobody else deletes, or makes harmless, the row of a call that may have been made.
+"""PostgreSQL's trigger on `groundstate_attempt`: nobody else deletes, or makes harmless, the row of a call that was or may have been made.
 
-Without its row such a call would be made once more. What our own transactions write is marked by a setting that is local to them, and is
-looked at no further. Whoever must do it all the same says that word himself; the trigger's message says how.
+Without its row such a call would be made once more: one that is begun or in doubt, and one whose outcome is still held. What our own
+transactions write is marked by a setting that is local to them, and is looked at no further. Whoever must do it all the same says that word
+himself; the trigger's message says how.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _TRIGGERS = ("delete", "update", "truncate")
 
 # After each row, not before it: then a row is not locked once more for the trigger's sake, which costs a record of the log for each.
 _NOT_OURS = "current_setting('groundstate.ours', true) IS DISTINCT FROM 'on'"
-_OPEN = "(OLD.state = 'begun' OR OLD.unsure)"
-_COLUMNS = ("app", "reaction", "record", "occurrence", "state", "worker", "call", "unsure", "blocks")
+_OPEN = "(OLD.state = 'begun' OR OLD.unsure OR OLD.outcome IS NOT NULL)"
+_COLUMNS = ("app", "reaction", "record", "occurrence", "state", "worker", "call", "unsure", "outcome", "blocks")
 _OLD, _NEW = (", ".join(f"{row}.{column}" for column in _COLUMNS) for row in ("OLD", "NEW"))
 
 _BODY = """
@@ -28,10 +29,12 @@ DECLARE
     stands boolean := true;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE state = ''begun'' OR unsure)', TG_RELID::regclass) INTO stands;
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE state = ''begun'' OR unsure OR outcome IS NOT NULL)', TG_RELID::regclass)
+            INTO stands;
     END IF;
     IF stands THEN
-        RAISE EXCEPTION 'groundstate: % of the row of a call that may have been made: without it the call would be made once more', TG_OP
+        RAISE EXCEPTION 'groundstate: % of the row of a call that was made, or may have been: without it the call would be made once more',
+            TG_OP
             USING ERRCODE = 'restrict_violation', HINT =
                 'Settle it: `groundstate held`, then `groundstate settle`, `retry` or `forget`. To put a backup in its place, stop all'
                 ' workers, say SET LOCAL groundstate.ours = ''on'' in that transaction (for pg_restore set the environment to'

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Select, Table
 
 from groundstate.store.carried import Carried
+from groundstate.store.limits import Limit
 from groundstate.values.errors import StoreRefused
 
 # Lives, slots and the locks of one transaction are numbered apart: a life has 62 random bits, and no lock may end past 2^63 - 1.
@@ -91,6 +92,9 @@ class Database(Protocol):
         `wait`: how long to wait for a table that is locked, 5 s where None.
         """
 
+    def limit(self, connection: Connection, seconds: float) -> AbstractContextManager[Limit]:
+        """A statement that still runs on this connection after so long, in the block, is cut: it raises as by the database's own limit."""
+
     def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
         """The database's clock as an expression, moved ahead: one value a transaction on PostgreSQL, one a statement on SQLite.
 
@@ -99,6 +103,9 @@ class Database(Protocol):
 
     def lock(self, select: Select[Any], *of: Any) -> Select[Any]:
         """The select with row locks on `of`, those locked by others skipped: FOR NO KEY UPDATE SKIP LOCKED; unchanged on SQLite."""
+
+    def refuse_silent(self) -> None:
+        """Raises OperationalError while the server is known not to answer at all; nothing on SQLite, which has none."""
 
     def someone_wrote(self) -> bool:
         """Whether another connection may have written since the last question: `PRAGMA data_version`; always True on PostgreSQL."""
@@ -133,8 +140,11 @@ class Lives(Protocol):
     def take(self, life: int) -> None:
         """Begins a life: takes its lock, and proves that it excludes others (the pooler probe). Raises StoreRefused with the cure."""
 
-    def held(self) -> bool:
-        """Whether the lock of this life is surely still held; False once it may be lost. Cheap: asked about each second."""
+    def held(self, *, ask: bool = False) -> bool:
+        """Whether the lock of this life is surely still held; False once it may be lost. Cheap: asked about each second.
+
+        ask: by a question to the server, which no news on the way can escape. While it is held, so is each lock that `adopting` got.
+        """
 
     def adopting(self, life: int) -> AbstractContextManager[bool]:
         """Takes the lock of another life while the block runs: yields True where that life is dead and the lock is ours, else False."""

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,18 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import NotSupportedError
 
 from groundstate.store import kept_rows, tables
-from groundstate.store.carried import engine_of
+from groundstate.store.carried import connector, engine_of
+from groundstate.store.kept_open import keep_psycopg, lets_go_of_what_broke
+from groundstate.store.limits import Limit, limited
 from groundstate.store.session_locks import INCARNATION, STARTED, UP_S
+from groundstate.store.silence import Silence
 from groundstate.store.transactions import Manner, begin_with, transaction
 from groundstate.values import keepalive
 from groundstate.values.errors import StoreRefused
 from groundstate.values.forks import forsake_in_child, hang_up, refuse_child
+
+with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+    import psycopg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +107,10 @@ class PostgresDatabase:
             # `direct` is given because `url` leads through a pooler, where a prepared statement may meet a server that has none.
             arguments.setdefault("prepare_threshold", None)
         self.engine = engine_of(settings.url, settings.carried, arguments)
+        self._arguments = arguments
+        self._silence = Silence(self.engine, self._connected_apart)
         event.listen(self.engine, "connect", self._prepare)
+        lets_go_of_what_broke(self.engine)
         begin_with(self.engine, self._begin("READ WRITE", WAIT))
         forsake_in_child(self)
 
@@ -148,6 +157,7 @@ class PostgresDatabase:
             StoreRefused: this is a standby.
         """
         refuse_child(self._pid)
+        self.refuse_silent()
         begun = False
         try:
             with transaction(self.engine, Manner(self._begin("READ WRITE", WAIT if wait is None else wait))) as connection:
@@ -162,9 +172,15 @@ class PostgresDatabase:
     def reading(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
         """READ ONLY: writing in it raises InternalError, 'cannot execute ... in a read-only transaction'."""
         refuse_child(self._pid)
+        self.refuse_silent()
         # Where nothing can be written COMMIT keeps nothing, and after a ROLLBACK psycopg forgets all its prepared statements.
         with transaction(self.engine, Manner(self._begin("READ ONLY", WAIT if wait is None else wait, timedelta()))) as connection:
             yield connection
+
+    def limit(self, connection: Connection, seconds: float) -> AbstractContextManager[Limit]:
+        """By requests to cancel it: OperationalError, SQLSTATE 57014. A thread of its own makes each, since it waits for the server."""
+        driver: Any = connection.connection.driver_connection
+        return limited(seconds, lambda: threading.Thread(target=_cancel, args=(driver,), daemon=True).start())
 
     def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
         """The server's clock at the transaction's begin."""
@@ -175,6 +191,18 @@ class PostgresDatabase:
     def lock(self, select: Select[Any], *of: Any) -> Select[Any]:
         """FOR NO KEY UPDATE OF `of` SKIP LOCKED: others may still insert rows that refer to these."""
         return select.with_for_update(key_share=True, skip_locked=True, of=of or None)
+
+    def refuse_silent(self) -> None:
+        """Raises OperationalError while the server takes what is sent to it and does not answer."""
+        self._silence.refuse()
+
+    def _connected_apart(self, within_s: float) -> Any:
+        """A connection outside of the pool."""
+        arguments = {**self._arguments, "connect_timeout": max(round(within_s), 1)}
+        if self.settings.carried.source is not None:
+            return connector(self.settings.carried, arguments)()
+        url = self.settings.url
+        return psycopg.connect(**{**self.engine.dialect.create_connect_args(url)[1], **arguments}, autocommit=True)
 
     def someone_wrote(self) -> bool:
         """Always True: there is no cheap sign of it."""
@@ -206,8 +234,9 @@ class PostgresDatabase:
                 hang_up(connection.fileno())
         self.engine.dispose(close=False)
 
-    def _prepare(self, connection: Any, _record: object) -> None:
+    def _prepare(self, connection: Any, record: Any) -> None:
         connection.autocommit = True  # the BEGIN is ours
+        keep_psycopg(connection, record.info)
         self._open.add(connection)
 
     def _in_its_schema(self, path: str) -> str:
@@ -255,6 +284,11 @@ def _more(found: Any, failover: str) -> str:
         "IntervalStyle = 'postgres'": found.intervals != "postgres",
     }
     return "".join(f"; SET LOCAL {setting}" for setting, needed in wanted.items() if needed)
+
+
+def _cancel(driver: Any) -> None:
+    with suppress(Exception):  # it is over, or the server is not there to ask
+        driver.cancel()
 
 
 def _milliseconds(time: timedelta) -> int:

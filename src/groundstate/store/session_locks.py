@@ -10,14 +10,16 @@ import select
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import accumulate
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
+from groundstate.store.limits import limited
+from groundstate.store.silence import hang_up as hang_up_on
 from groundstate.values import keepalive
-from groundstate.values.errors import StoreRefused
+from groundstate.values.errors import LifeTaken, StoreRefused
 from groundstate.values.forks import forsake_in_child, hang_up, refuse_child
 
 with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
@@ -34,6 +36,7 @@ INCARNATION = f"json_build_object('started', {STARTED}, 'recovered', {_RECOVERED
 UP_S = """
     extract(epoch from clock_timestamp() - greatest(pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_bgwriter)))::float8
 """
+ANSWER_S = 10.0  # so long an answer is waited for: each of these statements is a look into memory
 ASK_S = 30.0  # how long a connection that stands is believed to have the lock
 _LOCKS = """
     FROM (SELECT (classid::bigint << 32) | objid::bigint AS life, pid FROM pg_locks
@@ -92,9 +95,10 @@ class SessionLives:
         self.release()
         self._connection = self._connected()
         try:
-            self._lock(self._connection, life)
-            self._prove(self._connection, life)
-            self._settle(self._connection)
+            with _within(self._connection):
+                self._lock(self._connection, life)
+                self._prove(self._connection, life)
+                self._settle(self._connection)
         except psycopg.Error as error:
             self._lose()
             raise _unreachable(error) from error
@@ -104,9 +108,9 @@ class SessionLives:
         self._life = life
         self._asked_at = time.monotonic()
 
-    def held(self) -> bool:
-        """Whether the connection stands; now and then the server is asked as well whether this session, and no other of a pooler, has the
-        lock. Once False it stays so until `take`.
+    def held(self, *, ask: bool = False) -> bool:
+        """Whether the connection stands; now and then, and with `ask`, the server is asked as well whether this session, and no other of a
+        pooler, has the lock. Once False it stays so until `take`.
 
         A server that ends the session says so, and one that is gone is missed by keepalive: both are seen without asking (hazard 32).
         """
@@ -114,7 +118,7 @@ class SessionLives:
         life, connection = self._life, self._connection
         if life is None or connection is None:
             return False
-        if time.monotonic() - self._asked_at < ASK_S and _is_quiet(connection):
+        if not ask and time.monotonic() - self._asked_at < ASK_S and _is_quiet(connection):
             return True
         if self._ask(_HELD, life) == [(True,)]:
             return True
@@ -167,7 +171,8 @@ class SessionLives:
         if connection is None or not numbers:
             return set()
         try:
-            found = connection.execute(_TAKE, _groups(wanted, numbers)).fetchall()
+            with _within(connection):
+                found = connection.execute(_TAKE, _groups(wanted, numbers)).fetchall()
             self._asked_at = time.monotonic()
             return {number for (number,) in found}
         except psycopg.errors.OutOfMemory:  # max_locks_per_transaction: what it had got before is freed
@@ -181,7 +186,8 @@ class SessionLives:
         refuse_child(self._pid)
         if slots and self._connection is not None:
             try:
-                self._connection.execute("SELECT pg_advisory_unlock(number) FROM unnest(%s::bigint[]) AS number", (list(slots),))
+                with _within(self._connection):
+                    self._connection.execute("SELECT pg_advisory_unlock(number) FROM unnest(%s::bigint[]) AS number", (list(slots),))
             except psycopg.Error:
                 self._lose()
 
@@ -218,11 +224,11 @@ class SessionLives:
             raise StoreRefused(message)
         if not got:
             message = f"life {life:x} is taken: a life is drawn by chance and is one process's alone, so draw another"
-            raise StoreRefused(message)
+            raise LifeTaken(message)
 
     def _prove(self, connection: psycopg.Connection[Any], life: int) -> None:
         """Proves that the lock is this session's and excludes others, with a second session busy in a transaction, as a pooler dislikes."""
-        with self._connected() as second, second.transaction():
+        with self._connected() as second, _within(second), second.transaction():
             # Should a pooler have no third session for us, the server ends this one, and the first gets an answer.
             second.execute("SET LOCAL idle_in_transaction_session_timeout = 5000")
             if connection.execute(_HELD, (life,)).fetchone() != (True,):
@@ -238,7 +244,8 @@ class SessionLives:
         if connection is None:
             return None
         try:
-            found = connection.execute(question, (life,)).fetchall()
+            with _within(connection):
+                found = connection.execute(question, (life,)).fetchall()
         except psycopg.Error:
             self._lose()
             return None
@@ -250,6 +257,11 @@ class SessionLives:
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()
+
+
+def _within(connection: psycopg.Connection[Any]) -> AbstractContextManager[object]:
+    """A server that does not answer is as one that is gone."""
+    return limited(ANSWER_S, lambda: hang_up_on(connection))
 
 
 def _is_quiet(connection: psycopg.Connection[Any]) -> bool:
@@ -269,7 +281,8 @@ def _groups(wanted: Sequence[tuple[int, Sequence[int]]], numbers: list[int]) -> 
 
 
 def _seen(connection: psycopg.Connection[Any], lives: Sequence[int]) -> dict[int, bool | None]:
-    standby, taken = connection.execute(_TAKEN, (list(lives),)).fetchone() or (True, [])
+    with _within(connection):
+        standby, taken = connection.execute(_TAKEN, (list(lives),)).fetchone() or (True, [])
     return dict.fromkeys(lives) if standby else {life: life in set(taken) for life in lives}
 
 

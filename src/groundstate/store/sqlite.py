@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,8 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.store.carried import connector, engine_of
 from groundstate.store.high_water import HighWaterFile, state_folder
+from groundstate.store.kept_open import SqliteConnection, lets_go_of_what_broke
+from groundstate.store.limits import Limit, limited
 from groundstate.store.mounts import MOUNTINFO, refuse_network
 from groundstate.store.tables import Instant
 from groundstate.store.transactions import Manner, begin_with, transaction
@@ -70,12 +72,14 @@ class SqliteDatabase:
         self._mountinfo = mountinfo
         self._pid = os.getpid()
         self._checked = False
+        self._opened: tuple[int, int] | None = None  # which file, by its device and number
         self._watching: sqlite3.Connection | None = None
         self._version: int | None = None
         given = {key: value for key, value in settings.connect_args.items() if key != "autocommit"}
-        self._arguments = {**given, "isolation_level": None, "check_same_thread": False}
+        self._arguments = {"factory": SqliteConnection, **given, "isolation_level": None, "check_same_thread": False}
         self.engine = engine_of(settings.url, settings.carried, self._arguments)
         event.listen(self.engine, "connect", _prepare)
+        lets_go_of_what_broke(self.engine)
         begin_with(self.engine, "BEGIN")
         forsake_in_child(self)
 
@@ -103,12 +107,13 @@ class SqliteDatabase:
             if why is None:
                 raise
             raise why from error
-        self._checked = True
+        self._checked, self._opened = True, _which(self.path)
 
     @contextmanager
     def writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
         """BEGIN IMMEDIATE. A lock that does not come within `wait` raises SQLAlchemy's OperationalError, 'database is locked'."""
         refuse_child(self._pid)
+        self.refuse_silent()
         manner = _WRITING if wait is None else replace(_WRITING, before=_busy_timeout(wait), after=_busy_timeout(WAIT))
         with transaction(self.engine, manner) as connection:
             yield connection
@@ -120,6 +125,11 @@ class SqliteDatabase:
         with transaction(self.engine, _READING) as connection:
             yield connection
 
+    def limit(self, connection: Connection, seconds: float) -> AbstractContextManager[Limit]:
+        """By interrupting it: OperationalError, 'interrupted'."""
+        driver: Any = connection.connection.driver_connection
+        return limited(seconds, driver.interrupt)
+
     def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
         """The host's clock in UTC, to the millisecond, in the very text that `Instant` stores, so that it compares with columns."""
         moved = f", '{ahead / timedelta(seconds=1):+.3f} seconds'" if ahead else ""
@@ -128,6 +138,17 @@ class SqliteDatabase:
     def lock(self, select: Select[Any], *_of: Any) -> Select[Any]:
         """The select as it is: BEGIN IMMEDIATE has locked the database."""
         return select
+
+    def refuse_silent(self) -> None:
+        """There is no server; but raises StoreRefused where the file that is open is no longer the one that has its name."""
+        if self._opened is None:
+            return
+        there = _which(self.path)
+        if there != self._opened:
+            what = "was removed" if there is None else "was replaced by another file"
+            raise StoreRefused(
+                f"{self.path} {what} while it was open, and what is written now is in no file of that name: {_AFTER_REPLACED}"
+            )
 
     def someone_wrote(self) -> bool:
         """Whether any connection committed since the last question, those of this process too; True at the first. For one thread."""
@@ -167,7 +188,7 @@ class SqliteDatabase:
             return
         if self._watching is not None:
             self._watching.close()
-        self._watching, self._version, self._checked = None, None, False
+        self._watching, self._version, self._checked, self._opened = None, None, False, None
         self.high_water.close()
         self.engine.dispose()
 
@@ -189,7 +210,9 @@ def _busy_timeout(wait: timedelta) -> str:
     return f"PRAGMA busy_timeout={max(0, round(wait / timedelta(milliseconds=1)))}"
 
 
-def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+def _prepare(connection: sqlite3.Connection, record: Any) -> None:
+    if isinstance(connection, SqliteConnection):  # or it is made by a function of the user's
+        connection.info_of_pool = record.info
     connection.execute(_busy_timeout(WAIT))
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
@@ -216,6 +239,20 @@ def _check_writable(connection: Connection) -> None:
     finally:
         driver.rollback()
         driver.execute(_busy_timeout(WAIT))
+
+
+def _which(path: str) -> tuple[int, int] | None:
+    """Which file has this name; None where none has."""
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+_AFTER_REPLACED = (
+    "stop every process that has it open, put the right file there, and start them anew (with --after-restore, where it is a backup)"
+)
 
 
 def refusal(path: str, error: BaseException | None) -> StoreRefused | None:

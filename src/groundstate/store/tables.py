@@ -121,6 +121,8 @@ reaction = Table(
     Column("key_name", Text, nullable=False),  # the name that keys are made of: a rename does not change it (hazard 62)
     Column("condition", Text, nullable=False),  # SQL as it was accepted (hazard 50); the identity for the store's own row
     Column("suspect", Boolean, nullable=False),  # hazard 46: taken as a doubt until a person trusts it
+    Column("earlier", Text),  # JSON array: the conditions that were accepted before that one, the latest last; older code may run by them
+    Column("record", Text),  # the table and the key of its records, as it was accepted: by them attempts know a record
     Column("seen_at", Instant, nullable=False),
     Column("mark", Text),
     Column("begins", BigInteger),  # of the store's own row on SQLite alone: how many calls were ever begun here
@@ -140,6 +142,7 @@ worker = Table(
     # JSON of the server on which its lock was taken (its start, its last crash recovery, its timeline): on another one a free lock may be
     # that of a living worker which has not come back yet. NULL: SQLite, or written by older code.
     Column("server", Text),
+    Column("says", Text),  # JSON: what the living worker says of itself to who looks (engine/says.py); nothing is decided by it
     wrote("groundstate_worker"),
 )
 

@@ -60,7 +60,7 @@ def _words(element: OnPostgres, compiler: Any, **options: Any) -> str:  # noqa: 
 
 
 # xmin is the lower half of the full number, and xid8 has no remainder: both are compared as numbers.
-_SAME = "{0}.xmin::text::bigint = ({0}.wrote::text::bigint & 4294967295)"
+SAME = "{0}.xmin::text::bigint = ({0}.wrote::text::bigint & 4294967295)"
 THIS_TRANSACTION: ColumnElement[int] = OnPostgres("pg_current_xact_id()", "NULL", XID8)
 # A number that no transaction has: a reaction of which this is written waits for a person (engine/put_back.py).
 WAITS: ColumnElement[int] = OnPostgres("'0'::xid8", "NULL", XID8)
@@ -72,13 +72,13 @@ def wrote(table: str) -> Column[int]:
     An UPDATE leaves the sign as it was: only a row that was as we had left it is written anew, so that what somebody else wrote goes on
     to tell, and a row of older code, which says nothing, goes on to say nothing.
     """
-    still = f"CASE WHEN {_SAME.format(table)} THEN pg_current_xact_id() ELSE {table}.wrote END"
+    still = f"CASE WHEN {SAME.format(table)} THEN pg_current_xact_id() ELSE {table}.wrote END"
     return Column("wrote", XID8, default=THIS_TRANSACTION, onupdate=OnPostgres(still, "NULL", XID8))
 
 
 def somebody_else_wrote(table: str) -> ColumnElement[bool]:
     """Whether a row of this table was last written by somebody else. Never on SQLite; NULL where the row says nothing."""
-    return OnPostgres(f"NOT ({_SAME.format(table)})", "(1 = 0)", Boolean())
+    return OnPostgres(f"NOT ({SAME.format(table)})", "(1 = 0)", Boolean())
 
 
 def is_marked(table: str) -> ColumnElement[bool]:

@@ -18,7 +18,6 @@ from groundstate.engine import overview
 from groundstate.engine.overview import Overview
 from groundstate.engine.question import Question
 from groundstate.store import opening
-from groundstate.store.naming import name_of
 from groundstate.store.port import Database
 
 log = logging.getLogger("groundstate")
@@ -59,7 +58,7 @@ class Looking:
         """Each store's last answer: fresh, where its database answers in time. None where it is too old to be told."""
         with self._lock:
             if self._seen is None:
-                self._seen = [Seen(store, name_of(store.settings().url)) for store in self._app.parts]
+                self._seen = [Seen(store, store.label) for store in self._app.parts]
             seen, asking = self._seen, self._asking
             if asking is None and any(time.monotonic() - one.at > FRESH_S for one in seen):
                 asking = self._asking = threading.Thread(target=self._ask_all, args=(seen,), name="groundstate-looking", daemon=True)

@@ -79,7 +79,8 @@ ENDED = _counter(
     "The same, by how they ended: outcome, not_done, busy, in_doubt, absent, unknown, not_sent.",
 )  # fmt: skip
 IN_THE_AIR = _gauge("groundstate_calls_in_the_air", "store outside", "Calls and finds under way.")
-HANGING = _gauge("groundstate_calls_hanging", "store", "Threads of calls that went on past their time limit.")
+GOING_ROUND = _gauge("groundstate_records_going_round", "store", "Rings of records that undo each other, and are slowed down.")
+HANGING = _gauge("groundstate_calls_hanging", "store", "Calls that went on past their time limit.")
 PAUSED = _gauge(
     "groundstate_breaker_open", "store outside", "Of how many of its parts the endpoint fails, so that it pauses and is probed."
 )
@@ -92,7 +93,8 @@ TRANSPORT = _gauge("groundstate_transport_up", "transport", "1: hints come and g
 
 MEASURES: tuple[Measure, ...] = (
     PENDING, OLDEST, TOO_LATE, ATTEMPTS, ATTEMPTS_OLDEST, UNDECLARED, SUSPECT, ANSWERS, ANSWERED, UP, TURNED, LOOP_LATE, HELD_BACK,
-    CAREFUL, REFUSED, UNFIT, LIVES, BEGUN, ENDED, IN_THE_AIR, HANGING, PAUSED, DONE, BATCHES, SWEEPS, SWEPT, SWEEP_AGE, TRANSPORT,
+    CAREFUL, REFUSED, UNFIT, LIVES, BEGUN, ENDED, IN_THE_AIR, HANGING, PAUSED, GOING_ROUND, DONE, BATCHES, SWEEPS, SWEPT, SWEEP_AGE,
+    TRANSPORT,
 )  # fmt: skip
 
 Values = dict[Measure, list[Value]]
@@ -128,7 +130,7 @@ class Meter:
         with suppress(Stopped):
             down = self._app.down
             for seen in stores:
-                if seen.store.label in down and seen.name not in told:  # it never came up in this process
+                if seen.name in down and seen.name not in told:  # it never came up in this process
                     yield UP, 0, seen.name
             for name, up in self._app.transports.items():
                 yield TRANSPORT, up, name
@@ -166,6 +168,7 @@ def of_worker(vitals: Vitals, outsides: Sequence[str]) -> Told:
     yield CAREFUL, vitals.careful, store
     yield LIVES, vitals.lives, store
     yield HANGING, vitals.hanging, store
+    yield GOING_ROUND, vitals.going_round, store
     yield BATCHES, vitals.batches, store
     yield SWEEPS, vitals.sweeps, store
     yield SWEPT, vitals.sweeps_s, store

@@ -28,6 +28,7 @@ from groundstate.engine import (
     life,
     limits,
     looks,
+    own_words,
     rings,
     shift,
     succession,
@@ -45,8 +46,8 @@ EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
 _WITH_TIME = (
-    batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, rings, shift, succession, sweeps, ticks, timers, tokens,
-    traffic, worker,
+    batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, own_words, rings, shift, succession, sweeps, ticks, timers,
+    tokens, traffic, worker,
 )  # fmt: skip
 
 
@@ -86,6 +87,11 @@ class Time:
     def leap(self, by: timedelta) -> None:
         """Moves the clocks that tell the time of day, ahead or back, and no other."""
         self._leapt += by
+
+    @property
+    def apart(self) -> object:
+        """By how much the clocks show different times."""
+        return self._leapt, self.suspended_s
 
     @property
     def awake_s(self) -> float:
@@ -208,6 +214,12 @@ class Dice:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311  # to be repeated is what it is for
+        self.drawn: list[int] = []  # fences of calls that were drawn ahead
+
+    @property
+    def state(self) -> object:
+        """What tells all that will be thrown."""
+        return self._random.getstate(), tuple(self.drawn)
 
     def randbits(self, count: int) -> int:
         return self._random.getrandbits(count)
@@ -217,9 +229,8 @@ class Dice:
 
 
 @contextmanager
-def installed(director: Directing, caller: Callable[..., calling.Caller], question: Callable[..., object], seed: int) -> Iterator[None]:
+def installed(director: Directing, caller: Callable[..., calling.Caller], question: Callable[..., object], dice: Dice) -> Iterator[None]:
     """While the block runs, the engine's modules have the director's clock, threads, dice, hints, caller and questions."""
-    dice = Dice(seed)
     stands_in: list[tuple[ModuleType, str, object]] = [(module, "time", director.time) for module in _WITH_TIME]
     stands_in += [
         (worker, "threading", Threading(director)),
@@ -228,7 +239,7 @@ def installed(director: Directing, caller: Callable[..., calling.Caller], questi
         (hints, "tell", director.tell),
         (life, "secrets", dice),
         (attempts, "os", dice),
-        (attempts, "_drawn", []),
+        (attempts, "_drawn", dice.drawn),
     ]
     with ExitStack() as stack:
         for module, name, value in stands_in:

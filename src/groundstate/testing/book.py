@@ -109,6 +109,7 @@ class Book:
         self._holding: frozenset[Condition] = frozenset()
         self._restored = False
         self._brought: list[tuple[Process, Effect[Any]]] = []
+        self._ran: list[object] = []  # which functions of the user's for what, and what `always` was shown
         self.stage: Stage | None = None
         self.taken: set[str] = set()  # reactions of which a handler's work was committed
         self.specs = [[self._wrapped(spec) for spec in some] for some in specs]
@@ -125,6 +126,7 @@ class Book:
         self._rounds.clear()
         self._moved_on.clear()
         self._brought.clear()
+        self._ran.clear()
         self._holding, self._restored = frozenset(), False
         self._enter(self._now_holding())
 
@@ -141,6 +143,8 @@ class Book:
                 raise Violation("Progress", f"{one.reaction} of {one.record}: {one.error}")
         self._nothing_goes_round()
         if self._always is not None:
+            if not ours_alone and self.stage is not None and self.stage.restarts is not None:
+                self._ran.append(self._place.state())
             with self._place.session() as session:
                 self._always(session)
 
@@ -171,6 +175,15 @@ class Book:
             )
         self._no_second_call_for_the_record(effect)
         self._every_effect_is_listed(self._standing())
+
+    def left(self) -> object:
+        """What it knows of the run so far, beside the database and the outside, for what is judged later."""
+        assert self.stage is not None  # noqa: S101  # there is a run
+        counted = [sorted(some.items()) for some in (self._entries, self._rounds)]
+        brought = [(one.key, one.answer) for process, one in self._brought if not process.killed]
+        rings = [one.words for process in self.stage.processes for worker in process.workers for one in worker.life.rings.told]
+        looks = sorted(map(repr, self.looks()))
+        return counted, sorted(self._moved_on), sorted(self._holding), self._restored, brought, rings, looks, self._ran
 
     def copied(self) -> Known:
         taken = tuple((one, one.taken, one.taken_in) for fake in self._fakes for one in fake.ledger.entries)
@@ -343,6 +356,7 @@ class Book:
         round_ = rounds.text_of(spec, [getattr(record, column.key) for column in spec.occurrence])
         assert self.stage is not None  # noqa: S101  # handlers run on a stage
         transaction = self.stage.transaction_of_me()
+        self._ran.append((spec.name, concludes, ordinary, text, round_))
         with self._watching(spec):
             handler(record, *more, **supplied)
         if transaction is not None:
@@ -356,6 +370,7 @@ class Book:
             _forget_where_rolled_back(transaction, took, inspect(record).session)
 
     def _sends(self, spec: ReactionSpec | ScheduleSpec, sends: Callable[..., Any], *more: Any, **supplied: Any) -> Any:
+        self._ran.append(spec.name)
         with self._watching(spec):
             return sends(*more, **supplied)
 

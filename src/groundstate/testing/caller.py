@@ -16,6 +16,7 @@ from groundstate.engine.flight import Flight, NotSent, Returned, Unclear, Word
 from groundstate.engine.inside_call import outside
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import CallSpec
+from groundstate.testing import time_outs
 from groundstate.testing.actors import Buried
 from groundstate.testing.ambient import Time
 from groundstate.testing.outside import Outside
@@ -33,6 +34,7 @@ class Air(Protocol):
     schedule: Schedule
     calls: int
     outside: Outside
+    fence: time_outs.Fence
 
     @property
     def building(self) -> Process:
@@ -128,10 +130,30 @@ class LabCaller(Caller):
             effect = self._request(flight, str(flight.key), flight.argument)
         except Buried:
             return
+        except TimeoutError as error:
+            self._answer(flight, self._timed_out(flight, error), None)
         except Exception as error:  # noqa: BLE001  # as the engine takes it from a user's function
             self._bring(flight, self._raised(flight, error), "answered")
         else:
             self._answer(flight, self._answered(flight, effect.answer), effect)
+
+    def _timed_out(self, flight: Flight, error: TimeoutError) -> Word:
+        """What the engine hears of it: from the user's own call, where that takes a time-out for anything else than a doubt."""
+        call = flight.question.spec.call
+        assert call is not None  # noqa: S101  # only reactions with a call fly
+
+        def run(client: Any) -> Any:
+            return call.function(flight.argument, **self._supplies(flight, client))
+
+        with self._inside(flight):
+            ends = list(time_outs.taken_by(call, run, str(flight.key), self._stage.fence))
+        for end in ends:
+            word = self._answered(flight, end.returned) if end.raised is None else self._raised(flight, end.raised)
+            if not isinstance(word, Unclear):
+                said = f"returns {end.returned!r}" if end.raised is None else f"raises {type(end.raised).__name__}"
+                self._stage.tell_story(f"{self._process.name} meets {end.met} in {call.function.plain_name}, which {said}")
+                return word
+        return self._raised(flight, error)
 
     def _by_the_users_own(self, flight: Flight, through: Callable[[Client], Any]) -> None:
         """The function that the user wrote, with a client that leads to the fake."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -30,6 +31,28 @@ class Showing(Protocol):
 
     def suspend(self, how_long: timedelta) -> None:
         """The host of all processes stands still for so long."""
+
+
+class Still:
+    """A run in which no time passes, for what is only looked at: it shows the time of the run under way, and tells where it was moved."""
+
+    def __init__(self, time: Time) -> None:
+        self.time = copy(time)
+        self._began = (time.now_s, time.suspended_s)
+        self._moved = False
+
+    @property
+    def moved(self) -> bool:
+        """Whether somebody moved a clock."""
+        return self._moved or (self.time.now_s, self.time.suspended_s) != self._began
+
+    def leap(self, _by: timedelta) -> None:
+        """No clock leaps."""
+        self._moved = True
+
+    def suspend(self, _how_long: timedelta) -> None:
+        """Nothing stands still."""
+        self._moved = True
 
 
 class Clock:

@@ -6,13 +6,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from groundstate.app.app import App
 from groundstate.testing.crossing import Crossing
 from groundstate.testing.provider import Mood
 from groundstate.testing.schedule import HINTS, Move, Schedule
 from groundstate.testing.stage import Stage
 
 CLOCK_SHARE = 0.5  # of the mixtures, where the clock moves at all
+GOLDEN = (5**0.5 - 1) / 2
 LOCK_LOST = ("unlock", "freeze")
 IN_THE_AIR = ("call", "done", "answered", "find", "found")
 MISCHIEF = tuple(one for one in HINTS if one != "told")
@@ -42,9 +42,9 @@ class Seen:
         return len(self.crossings)
 
 
-def seen(stage: Stage, app: App, *, locks_rows: bool) -> Seen:
+def seen(stage: Stage, *, locks_rows: bool) -> Seen:
     """What this clean run tells. locks_rows: False where a transaction sees nothing of others that go on beside it."""
-    calls = [spec.call for spec in app.reactions.values() if spec.call is not None]
+    calls = [spec.call for some in stage.specs for spec in some if spec.call is not None]
     marks = stage.marks or []
     return Seen(
         crossings=stage.crossings,
@@ -156,6 +156,20 @@ def _mixture(seen: Seen, meanwhile: int, dice: random.Random) -> Schedule:
         finds_lag=seen.has_finds and dice.random() < 0.3,
         workers=workers,
     )
+
+
+def evenly(schedules: Sequence[Schedule], dice: random.Random) -> list[Schedule]:
+    """In an order of which each beginning has the same share of all sorts, and of each sort as many from its beginning as from its end."""
+    sorts: dict[str, list[Schedule]] = {}
+    for one in schedules:
+        sorts.setdefault(one.sort, []).append(one)
+    placed: list[tuple[float, Schedule]] = []
+    for some in sorts.values():
+        first, begins = dice.random(), dice.random()
+        # Multiples of the golden ratio lie far apart, however many there are of them.
+        steps = sorted(range(len(some)), key=lambda step: (first + step * GOLDEN) % 1.0)
+        placed += [((step + begins) / len(some), one) for step, one in zip(steps, some, strict=True)]
+    return [one for _, one in sorted(placed, key=lambda place: place[0])]
 
 
 def _worth_a_look(seen: Seen, number: int) -> bool:

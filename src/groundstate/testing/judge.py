@@ -25,6 +25,9 @@ class Judge(Protocol):
     def brought(self, process: Process, effect: Effect[Any]) -> None:
         """The outcome of this effect has come back to the process."""
 
+    def left(self) -> object:
+        """What it knows of the run so far, beside the database and the outside, for what is judged later."""
+
     def copied(self) -> Any:
         """What is known of the database's state, to be given back with it."""
 

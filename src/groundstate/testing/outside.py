@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import inspect
+from sqlalchemy.orm import InstanceState
+
 from groundstate.engine.flight import Flight
 from groundstate.rules.policy import MARGIN
 from groundstate.rules.reaction import CallSpec
@@ -46,6 +49,16 @@ class Outside:
         boot_s, _ = flight.begun
         return boot_s + _arrives_within(call).total_seconds()
 
+    def done(self) -> object:
+        """All that was done and asked, each in order."""
+        ledgers = [fake.ledger for fake in self._fakes.values()]
+        effects = [
+            (one.identity, one.key, _told(one.argument), one.answer, one.done_s, one.visible_s, one.taken, one.taken_in)
+            for ledger in ledgers
+            for one in ledger.entries
+        ]
+        return effects, [(len(ledger.entries), ledger.requests, ledger.asked) for ledger in ledgers]
+
     @property
     def longest_s(self) -> float:
         """Until each call that is in the air now has surely been settled, and made again where it was not done."""
@@ -56,6 +69,14 @@ class Outside:
         if not self._finds_lag or _call_of(flight).in_doubt.settle_after is None:
             return self._time.now_s
         return max(self._time.now_s, self.last_s(flight) + 0.001)
+
+
+def _told(argument: Any) -> object:
+    """A record by its values."""
+    state: Any = inspect(argument, raiseerr=False)
+    if not isinstance(state, InstanceState):
+        return argument
+    return sorted((name, value) for name, value in state.dict.items() if name != "_sa_instance_state")
 
 
 def _call_of(flight: Flight) -> CallSpec:

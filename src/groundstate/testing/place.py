@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, TableClause
+from sqlalchemy import Connection, Engine, TableClause, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Mapper, Session, make_transient
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
+from groundstate.rules.statements import what_ends_it, what_it_writes
+from groundstate.store import carried
 from groundstate.store.port import Settings
 from groundstate.values.errors import StateRefused
 
@@ -27,6 +29,9 @@ class Place(Protocol):
     def someone_else(self, act: Callable[[Session], object]) -> bool:
         """Someone else's transaction; False where a lock keeps it out for now."""
 
+    def is_idle(self, act: Callable[[Session], object]) -> bool:
+        """Whether someone else's transaction would surely write nothing now. None of what it would write is written."""
+
     def copy(self) -> Any:
         """The database as it is now."""
 
@@ -41,6 +46,9 @@ class Place(Protocol):
 
     def mark(self) -> object:
         """What tells one state of it from another."""
+
+    def state(self) -> object:
+        """All that stands in it and beside it, as a worker that starts could tell it from another; equal ones have the same repr."""
 
     def begin_anew(self) -> None:
         """The database as it was filled, for the next run."""
@@ -66,6 +74,12 @@ def stores_of(app: App) -> list[Store]:
     return [store.parts[0] for store in app.stores]
 
 
+def json_of(store: Store) -> dict[str, Any]:
+    """How a lab's database of this store writes and reads JSON: as the user's engine does. Arguments of `create_engine`."""
+    engine = store.parts[0].engine
+    return {} if engine is None else carried.json_of(engine.dialect)
+
+
 class stores_at:  # noqa: N801  # used as a with statement's word
     """While the block runs, the app's stores lead to these databases."""
 
@@ -89,6 +103,37 @@ def add(place: Place, rows: Sequence[object]) -> None:
         session.add_all(rows)
     for row in rows:
         make_transient(row)
+
+
+class Reading:
+    """Engines on which nothing is written: the first statement that would is refused before the database hears of it."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = [engine.execution_options() for engine in engines]
+        self._read = self._refused = 0
+        for engine in self.engines:
+            event.listen(engine, "before_cursor_execute", self._look)
+
+    def is_idle(self, session: Session, act: Callable[[Session], object]) -> bool:
+        """Whether the act, in this session on these engines, asks something and writes nothing."""
+        self._read = self._refused = 0
+        with suppress(_Refused, Exception), session:
+            act(session)
+            session.flush()
+            return self._read > 0 and not self._refused  # what asks nothing by SQLAlchemy goes ways that are not seen here
+        return False
+
+    def _look(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if what_ends_it(statement, postgres=(postgres := connection.dialect.name == "postgresql")) or statement.startswith("SET LOCAL"):
+            return
+        if what_it_writes(statement, postgres=postgres):
+            self._refused += 1
+            raise _Refused
+        self._read += 1
+
+
+class _Refused(BaseException):
+    """It would write."""
 
 
 def binds(stores: Sequence[Store], engines: Sequence[Engine]) -> dict[Bound, Engine | Connection]:

@@ -18,9 +18,11 @@ from sqlalchemy.pool import NullPool
 
 from groundstate.app.app import App
 from groundstate.store import tables as ours
+from groundstate.store.carried import Carried
 from groundstate.store.opening import settings_of
 from groundstate.store.port import Settings
-from groundstate.testing.place import add, binds, committed, stores_at, stores_of
+from groundstate.store.written import SAME
+from groundstate.testing.place import Reading, add, binds, committed, json_of, stores_at, stores_of
 
 LOCK_MS = 20  # for so long someone else waits for a row that a process of the run has locked
 GONE_WITHIN_S = 60.0
@@ -28,7 +30,15 @@ GONE_WITHIN_S = 60.0
 _LEFT = text("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)")
 _END = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY(:pids)")
 _WAITS = text("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = :pid")
+_LOCKED = text("""
+    SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+    WHERE locktype = 'advisory' AND datname = ANY(:names)
+""")
 _SEQUENCES = "SELECT format('%%I.%%I', schemaname, sequencename), start_value, last_value FROM pg_sequences"
+_PLAINLY = {
+    table.name: f"SELECT {', '.join(one.name for one in table.columns if one.name != 'wrote')}, {SAME.format(table.name)} FROM {table.name}"  # noqa: S608  # ours
+    for table in (ours.reaction, ours.worker)
+}
 _TRIGGERS = "SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal"
 
 
@@ -53,10 +63,16 @@ class PostgresPlace:
         with self._server.connect() as connection:
             for name in self._names:
                 connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        self.settings: Sequence[Settings] = [Settings(self._server.url.set(database=name), {}) for name in self._names]
-        self._engines = [create_engine(one.url) for one in self.settings]
+        self.settings: Sequence[Settings] = [
+            Settings(self._server.url.set(database=name), {}, carried=Carried(dialect=json_of(store)))
+            for name, store in zip(self._names, self._stores, strict=True)
+        ]
+        self._engines = [create_engine(one.url, **one.carried.dialect) for one in self.settings]
+        # Asked after each commit: a transaction around each question would be three round trips more.
+        self._readers = [create_engine(one.url, isolation_level="AUTOCOMMIT", **one.carried.dialect) for one in self.settings]
         for engine in self._engines:
             event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MS}"))
+        self._reading = Reading(self._engines)
         self._looking: Connection | None = None
         self._asking: dict[int, Connection] = {}
 
@@ -69,12 +85,17 @@ class PostgresPlace:
         self._filled = self.copy()
 
     def begin_anew(self) -> None:
-        """All tables as they were filled."""
+        """All tables as they were filled, and no life of the run before has its lock: a session ends a moment after it was closed."""
+        look, end = self._look(), time.monotonic() + GONE_WITHIN_S
+        while look.execute(_LOCKED, {"names": self._names}).scalar_one():
+            if time.monotonic() > end:
+                raise TimeoutError(f"locks of the run before are still there after {GONE_WITHIN_S:g} s")
+            time.sleep(0.001)
         self.put_back(self._filled)
 
     def connect(self, store: int) -> Connection:
         """A connection to what is committed now."""
-        return self._engines[store].connect()
+        return self._readers[store].connect()
 
     def ask(self, store: int, query: str) -> Sequence[Sequence[Any]]:
         """The answer of the server."""
@@ -92,6 +113,10 @@ class PostgresPlace:
         """Someone else's transaction. False where a lock keeps it out; where groundstate refuses its flush it did not happen."""
         return committed(self.session(), act)
 
+    def is_idle(self, act: Callable[[Session], object]) -> bool:
+        """Whether someone else's transaction would surely write nothing now. None of what it would write is written."""
+        return self._reading.is_idle(Session(self._reading.engines[0], binds=binds(self._stores, self._reading.engines)), act)
+
     def copy(self) -> list[Content]:
         """All rows as they are committed now."""
         return [self._content(number) for number, _ in enumerate(self._engines)]
@@ -106,6 +131,14 @@ class PostgresPlace:
     def mark(self) -> object:
         """Nothing: that a commit wrote tells one state from another."""
         return None
+
+    def state(self) -> object:
+        """All rows in the order in which they lie; of the numbers of transactions, which grow, only whether a row is as we left it."""
+        found: list[object] = []
+        for number, _ in enumerate(self._engines):
+            found += [(table, self.ask(number, _PLAINLY.get(table, f"SELECT * FROM {table}"))) for table in self._tables(number)]  # noqa: S608  # of the scratch database
+            found.append(self.ask(number, _SEQUENCES.replace("%%", "%")))
+        return found
 
     def waits(self, connection: Any) -> bool:
         """Whether the statement on this psycopg connection waits for a lock."""
@@ -134,7 +167,7 @@ class PostgresPlace:
         for one in [*self._asking.values(), *([self._looking] if self._looking is not None else [])]:
             one.close()
         self._asking, self._looking = {}, None
-        for engine in self._engines:
+        for engine in [*self._engines, *self._readers]:
             engine.dispose()
         with self._server.connect() as connection:
             for name in self._names:

@@ -9,6 +9,7 @@ from typing import Any
 
 from groundstate.engine import hints
 from groundstate.engine.worker import Worker
+from groundstate.store import kept_open
 from groundstate.testing.actors import Actor
 from groundstate.testing.wires import Wired
 
@@ -55,7 +56,7 @@ class Process:
                 witness.close()
         for connection in self.connections:
             with suppress(Exception):
-                connection.close()
+                kept_open.close(connection)
 
 
 @dataclass(eq=False)

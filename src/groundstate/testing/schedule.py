@@ -56,6 +56,13 @@ class Schedule:
         """How many things it does: the smallest schedule that fails tells most."""
         return len(self.moves) + len(self.moods) + (self.hints != "told") + self.finds_lag + (self.workers - 1)
 
+    @property
+    def sort(self) -> str:
+        """What it does: the kind of its one move, `calls` for one mood, `others` for one thing of the whole run, `mixtures` for more."""
+        if self.size > 1:
+            return "mixtures"
+        return self.moves[0].kind if self.moves else "calls" if self.moods else "others"
+
     def smaller(self) -> Iterator[Schedule]:
         """All schedules that do one thing less."""
         for move in self.moves:

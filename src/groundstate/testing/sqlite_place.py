@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, QueuePool, create_engine, event, make_url
+from sqlalchemy import URL, Connection, QueuePool, create_engine, event, make_url
 from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
+from groundstate.store.carried import Carried
 from groundstate.store.port import Settings
-from groundstate.testing.place import add, binds, committed, stores_at, stores_of
+from groundstate.testing.place import Reading, add, binds, committed, json_of, stores_at, stores_of
 
 Copy = list[bytes]
 
@@ -35,16 +36,20 @@ class SqlitePlace:
         self._filled: Copy = []
         self._asking: dict[int, sqlite3.Connection] = {}
         self.settings: Sequence[Settings] = [
-            Settings(make_url(f"sqlite:///{self.folder / f'store-{number}.db'}"), {}, state=str(self._state))
-            for number, _ in enumerate(stores_of(app))
+            Settings(self._url(number), {}, state=str(self._state), carried=Carried(dialect=json_of(store)))
+            for number, store in enumerate(self._stores)
         ]
         # One engine for all runs, so that a statement is compiled once; it leads to the file of the run.
         self._engines = [
-            create_engine("sqlite://", creator=partial(self._connected, number), poolclass=QueuePool)
-            for number, _ in enumerate(stores_of(app))
+            create_engine("sqlite://", creator=partial(self._connected, number), poolclass=QueuePool, **json_of(store))
+            for number, store in enumerate(self._stores)
         ]
         for engine in self._engines:
             event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        self._reading = Reading(self._engines)
+
+    def _url(self, number: int) -> URL:
+        return make_url(f"sqlite:///{self.folder / f'store-{number}.db'}")
 
     def fill(self, app: App, rows: Sequence[object]) -> None:
         """Makes the tables, accepts all reactions, and writes the rows. Afterwards every run begins with this."""
@@ -76,6 +81,10 @@ class SqlitePlace:
         """Someone else's transaction. False where a lock keeps it out; where groundstate refuses its flush it did not happen."""
         return committed(self.session(), act)
 
+    def is_idle(self, act: Callable[[Session], object]) -> bool:
+        """Whether someone else's transaction would surely write nothing now. None of what it would write is written."""
+        return self._reading.is_idle(Session(self._reading.engines[0], binds=binds(self._stores, self._reading.engines)), act)
+
     def copy(self) -> Copy:
         """The files as they are now."""
         made: Copy = []
@@ -97,6 +106,10 @@ class SqlitePlace:
             (path.name, path.read_bytes()) for path in [*sorted(self.folder.glob("*-witness-*")), *sorted(self._state.glob("*"))]
         )
         return tuple(hashlib.sha256(content).digest() for content in self.copy()), beside
+
+    def state(self) -> object:
+        """All bytes, too."""
+        return self.mark()
 
     def waits(self, _connection: Any) -> bool:
         return False

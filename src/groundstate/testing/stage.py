@@ -7,7 +7,7 @@ close is closed beneath them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.testing import actors
 from groundstate.testing.actors import Actor, Buried, quiet_dead
-from groundstate.testing.ambient import Stuck, Time, installed
+from groundstate.testing.ambient import Dice, Stuck, Time, installed
 from groundstate.testing.caller import LabCaller, told
 from groundstate.testing.clock import Moves
 from groundstate.testing.crossing import Crossing
@@ -31,12 +31,17 @@ from groundstate.testing.outside import Outside
 from groundstate.testing.place import Place
 from groundstate.testing.process import Process, Task
 from groundstate.testing.provider import Effect, Fake
+from groundstate.testing.restarts import Joined, Restarts
 from groundstate.testing.schedule import Move, Schedule
+from groundstate.testing.time_outs import Fence
 from groundstate.testing.turns import Turns
 from groundstate.testing.wires import Kept, Wired
 from groundstate.values.errors import Stopped
 
 STATEMENT_S = 0.001  # what each crossing costs, by the lab's clock
+
+IDLE_AFTER = 30  # crossings without a change: from there on they are those of a worker that looks whether there is something to do
+IDLE_TIMES = 3  # as many crossings as a run may have where something goes on, it may have with those
 
 
 class Stage:
@@ -58,7 +63,7 @@ class Stage:
         self.specs = specs
         self.place = place
         self.schedule = schedule
-        self.limit = limit  # crossings: more is for ever
+        self.limit = limit  # crossings at which something goes on: more is for ever
         self.clock = clock or Moves()
         self.time = Time(self.clock.begins, own_clock=place.locks_rows)
         leaps = any(move.kind == "leap" for move in schedule.moves)
@@ -69,12 +74,17 @@ class Stage:
         self.meanwhile: Sequence[Callable[[Session], object]] = ()
         self.judge: Judge | None = None
         self.story: list[str] = []
+        self.fence: Fence = lambda _name: nullcontext()  # within which a user's call that the lab looks into reaches nothing
         self.schedules: Sequence[Sequence[ScheduleSpec]] = [()] * len(specs)
         self.marks: list[object] | None = None  # where it is a list: what a death at each crossing would leave
+        self.idle: set[tuple[int, int]] = set()  # with marks: which of the others' transactions would write nothing at which crossing
+        self.is_idle: Callable[[Callable[[Session], object]], bool] = lambda _act: False
         self.wrong: BaseException | None = None  # what a judge raised in a place where it could not be raised
         self.at_death: Callable[[Process], None] | None = None  # instead of a death in process: a real one
         self._after_restore = False
         self._changes = 0  # commits that wrote, and effects outside
+        self._changed_at = 0  # the crossing at which the last of them was
+        self._idle = 0  # crossings at which nothing had changed for long: a worker looks each second
         self._kept = kept
         self._moves: dict[int, list[Move]] = {}
         for move in schedule.moves:
@@ -83,7 +93,12 @@ class Stage:
         self._came_in = 0  # someone else's transactions
         self._turns = Turns(self.time, place, self._after_leg)
         self._reached: tuple[Process, str, str, bool] | None = None
+        self.restarts: Restarts | None = None  # those that were tried: where this run comes to one of them, it ends with Joined
+        self.joined = False
+        self._dice = Dice(0)
+        self._acts: list[int] = []  # which of the others' transactions came in
         self._copy: Any = None
+        self._stopping = False
         self._crossed = False  # the thread that was led last has parked at a crossing
         self._told = 0
         self._hints = Hints(schedule.hints)
@@ -94,7 +109,8 @@ class Stage:
     @contextmanager
     def open(self, seed: int = 1) -> Iterator[None]:
         """The engine's modules are the stage's while the block runs; at its end all threads that died are buried."""
-        with installed(self, partial(LabCaller, self), self._kept.question, seed), quiet_dead():
+        self._dice = Dice(seed)
+        with installed(self, partial(LabCaller, self), self._kept.question, self._dice), quiet_dead():
             try:
                 yield
             finally:
@@ -112,6 +128,7 @@ class Stage:
     def run_until_quiet(self) -> None:
         """Until nothing can be done now, whoever dies on the way: what dies is started again."""
         while True:
+            self._raise_wrong()
             while len(self.alive) < self.schedule.workers:
                 self._start()
             alive, changes, came_in = self.alive, self._changes, self._came_in
@@ -124,7 +141,7 @@ class Stage:
 
     def stop(self) -> bool:
         """A clean end of all processes. False where one died or began in it, or someone else came in: there may be more to do."""
-        alive, came_in = self.alive, self._came_in
+        alive, came_in, self._stopping = self.alive, self._came_in, True
         for process in alive:
             with suppress(Stopped):
                 for worker in process.workers if not process.dead else ():
@@ -194,6 +211,9 @@ class Stage:
         self._crossed = reached is not None
         if reached is not None:
             self.reach(*reached)
+        self._raise_wrong()
+
+    def _raise_wrong(self) -> None:
         if self.wrong is not None:
             wrong, self.wrong = self.wrong, None
             raise wrong
@@ -220,7 +240,7 @@ class Stage:
     def _nothing_happens(self, kind: str, what: str) -> bool:
         """Whether the thread may just go on, which is quicker: nobody else could, and nothing is planned for here."""
         number = len(self.crossings) + 1
-        planned = number in self._moves or self._kept_out or number > self.limit
+        planned = number in self._moves or self._kept_out or self._is_for_ever(number)
         judged = (kind == "committed" and what != "nothing") or self.marks is not None or self.wrong is not None
         return self._turns.is_alone and not (planned or judged)
 
@@ -228,27 +248,50 @@ class Stage:
         crossing = Crossing(len(self.crossings) + 1, kind, what, process.number, inside, told=self.time.told > self._told)
         self._told = self.time.told
         self.crossings.append(crossing)
+        self._idle += crossing.number - self._changed_at > IDLE_AFTER
         self.time.forward(STATEMENT_S)
         return crossing
+
+    def _is_for_ever(self, number: int) -> bool:
+        return number - self._idle > self.limit or number > IDLE_TIMES * self.limit
 
     def reach(self, process: Process, kind: str, what: str, inside: bool) -> None:
         """In the thread that directs."""
         crossing = self._count(process, kind, what, inside)
-        if crossing.number > self.limit:
-            raise Stuck(f"it is not done after {self.limit} crossings")
+        if self._is_for_ever(crossing.number):
+            raise Stuck(f"it is not done after {crossing.number} crossings, {crossing.number - self._idle} of them where something went on")
         if kind == "committed" and what != "nothing":
             self._changes += 1
+            self._changed_at = crossing.number
             self.tell_story(f"{process.name} commits {what}")
             if self.judge is not None:
                 self.judge.committed(ours_alone=all(" groundstate_" in word for word in what.split(", ")))
         if self.marks is not None:
             self.marks.append((self._changes, len(self._turns.tasks), self.place.mark(), *(one.left() for one in self.alive)))
+            if not self._stopping and (self.place.locks_rows or not inside):  # who comes in at the end makes the lab start once more
+                self.idle.update((which, crossing.number) for which, act in enumerate(self.meanwhile, 1) if self.is_idle(act))
         moves, self._kept_out = [*self._kept_out, *self._moves.get(crossing.number, ())], []
         for move in moves:
             if move.kind == "freeze" and kind in ("statement", "commit"):
                 self._kept_out.append(move)  # in a transaction it would keep all others out of an embedded store
             else:
                 self._make(move, process, crossing)
+        if moves and self.restarts is not None and self._is_all_told() and self.restarts.was_tried(self._left(), self.time.now_s):
+            self.wrong = self.wrong or Joined()
+
+    def _is_all_told(self) -> bool:
+        """Whether all is dead, and nothing is to come of the schedule and in the air: what is left tells the rest."""
+        to_come = self._kept_out or any(crossing > len(self.crossings) for crossing in self._moves)
+        to_come = to_come or any(number > self.calls for number, _ in self.schedule.moods) or self.schedule.hints == "reordered"
+        in_air = any(task.outlives or task.at_s > self.time.now_s for task in self._turns.tasks)
+        return not (self.alive or to_come or in_air)
+
+    def _left(self) -> object:
+        """What a restart begins with, where all is dead: see `restarts`."""
+        leaps = any(move.kind == "leap" for move in self.schedule.moves)
+        how = (self.schedule.hints, self.schedule.finds_lag, self.schedule.workers, leaps, self._after_restore)
+        judged = None if self.judge is None else self.judge.left()
+        return self.place.state(), self.outside.done(), how, self.time.apart, self._dice.state, self._acts, judged
 
     def _make(self, move: Move, process: Process, crossing: Crossing) -> None:
         match move.kind:
@@ -282,6 +325,7 @@ class Stage:
             return
         self._changes += 1
         self._came_in += 1
+        self._acts.append(move.which)
         self.tell_story(f"meanwhile, {crossing}: {getattr(act, '__name__', 'someone else')}")
         if self.judge is not None:
             self.judge.committed(ours_alone=False)

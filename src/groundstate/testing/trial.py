@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -16,11 +17,14 @@ from groundstate.engine.inside_call import watch
 from groundstate.store import same_database
 from groundstate.testing.ambient import Stuck
 from groundstate.testing.book import Book, Check, Look, Violation
-from groundstate.testing.clock import Clock
+from groundstate.testing.clock import Clock, Still
 from groundstate.testing.place import Place, stores_of
 from groundstate.testing.provider import Fake
+from groundstate.testing.restarts import Joined, Restarts
 from groundstate.testing.schedule import Schedule
 from groundstate.testing.stage import Stage
+from groundstate.testing.time_outs import Fence
+from groundstate.testing.tried import Length, Tried
 from groundstate.testing.wires import Kept
 from groundstate.values.errors import StateRefused
 
@@ -53,12 +57,22 @@ class Findings:
     seconds: float
     deaths: int = 0  # at how many crossings of the clean run a death leaves something else than at the one before
     held: Counter[str] = field(default_factory=Counter)  # why attempts were held at the end of runs, and how often
+    skipped: int = 0  # schedules that were not run, since one that was tried is the same run
+    joined: int = 0  # runs that ended where all was dead and what was left had been left before
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)  # for want of time: how many, of how many, by the sort of schedule
 
     def __str__(self) -> str:
         words = (
             f"{self.runs} runs over {self.crossings} crossings ({self.deaths} of them leave something else than the one before), "
             f"{self.kills} kills, seed {self.seed}, {self.seconds:.1f} s"
         )
+        if self.skipped:
+            words += f"\n  skipped {self.skipped} more, each the same as one that was tried"
+        if self.joined:
+            words += f"\n  ended {self.joined} of them at a restart on what an earlier one began with"
+        if self.left_out:
+            some = ", ".join(f"{left} of {count} {sort}" for sort, (left, count) in self.left_out.items())
+            words += f"\n  left out for want of time: {some}"
         return words + "".join(f"\n  held {count} times: {why}" for why, count in self.held.most_common())
 
 
@@ -73,6 +87,12 @@ class Cast:
     may_fail: Sequence[str]
     around: Callable[[str], Any] | None  # what each function of the app that runs in a transaction is run within
     clock: Clock
+    fence: Fence  # what a call that is looked into is run within
+    reactions: frozenset[str] | None = None  # those that take part, and schedules; None: all
+
+    def plays(self, name: str) -> bool:
+        """Whether the reaction, or schedule, of this name takes part."""
+        return self.reactions is None or name in self.reactions
 
 
 class Trial:
@@ -85,12 +105,14 @@ class Trial:
         self._cast = cast
         self._kept = Kept()
         self._limit = CLEAN_MOST
-        specs = [app.reactions_of(store) for store in stores_of(app)]
+        specs = [[spec for spec in app.reactions_of(store) if cast.plays(spec.name)] for store in stores_of(app)]
         self._book = Book(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
-        self._schedules = [[self._book.ticking(spec) for spec in app.schedules_of(store)] for store in stores_of(app)]
+        ticking = [[spec for spec in app.schedules_of(store) if cast.plays(spec.name)] for store in stores_of(app)]
+        self._schedules = [[self._book.ticking(spec) for spec in some] for some in ticking]
         self._book.schedules = self._schedules
         self.at_death: Callable[[Any], None] | None = None  # instead of a death in process
         self.findings = Findings(0, 0, 0, 0, 0.0)
+        self._tried, self._restarts = Tried(), Restarts()
 
     @property
     def taken(self) -> set[str]:
@@ -102,13 +124,24 @@ class Trial:
         stage = self.run(Schedule(), marked=True)
         self.findings.crossings = len(stage.crossings)
         self._limit = ENOUGH * len(stage.crossings) + 1000
+        self._tried.was(Schedule(), Length(len(stage.crossings), stage.calls))
+        self._tried.idle = stage.idle
         return stage
 
-    def run(self, one: Schedule, *, marked: bool = False) -> Stage:
-        """Raises Crashed, of the smallest schedule that breaks the same."""
+    def once_more(self, one: Schedule) -> None:
+        """As `run`, but where it would be the same run as one that was tried, or as soon as it is."""
+        __tracebackhide__ = True  # as below
+        if self._tried.same_as(one) is not None:
+            self.findings.skipped += 1
+            return
+        stage = self.run(one, joins=True)
+        self._tried.was(one, None if stage.joined else Length(len(stage.crossings), stage.calls))
+
+    def run(self, one: Schedule, *, marked: bool = False, joins: bool = False) -> Stage:
+        """Raises Crashed, of the smallest schedule that breaks the same. joins: the run ends where it comes to a restart that was tried."""
         __tracebackhide__ = True  # what a test's author looks for is not in here
         try:
-            return self.once(one, marked=marked)
+            return self.once(one, marked=marked, joins=joins)
         except Broken as broken:
             smallest = self._shrunk(one, broken)
         raise self._told(*smallest) from smallest[1].cause
@@ -131,7 +164,7 @@ class Trial:
         lines += [f'again: lab.crash_everywhere(..., only="{one}")', f"or:    {REPEAT}='{one}' pytest {test}   (seed {self.findings.seed})"]
         return Crashed(one, broken.name, "\n".join(lines))
 
-    def once(self, one: Schedule, *, marked: bool = False) -> Stage:
+    def once(self, one: Schedule, *, marked: bool = False, joins: bool = False) -> Stage:
         """Raises Broken."""
         cast, book = self._cast, self._book
         for fake in cast.fakes:
@@ -139,12 +172,16 @@ class Trial:
         self._place.begin_anew()
         stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit, clock=cast.clock.moves)
         stage.judge, stage.meanwhile, stage.at_death, stage.marks = book, cast.meanwhile, self.at_death, [] if marked else None
-        stage.schedules = self._schedules
+        stage.schedules, stage.fence, stage.is_idle = self._schedules, cast.fence, partial(self._is_idle, stage)
+        stage.restarts = self._restarts if joins else None
         cast.clock.shows(stage)
         try:
             with stage.open():
                 book.begin(stage)
                 self._to_the_end(stage, book)
+        except Joined:
+            stage.joined = True
+            self.findings.joined += 1
         except Violation as error:
             raise Broken(stage, error.name, error.words, error) from error
         except StateRefused as error:  # by a call or a find of the user's own
@@ -158,6 +195,15 @@ class Trial:
             self.findings.runs += 1
             self.findings.kills += sum(1 for process in stage.processes if process.killed)
         return stage
+
+    def _is_idle(self, stage: Stage, act: Callable[[Session], object]) -> bool:
+        """Whether this transaction of others, as it is now, would write nothing and move no clock."""
+        still = Still(stage.time)
+        self._cast.clock.shows(still)
+        try:
+            return self._place.is_idle(act) and not still.moved
+        finally:
+            self._cast.clock.shows(stage)
 
     def _to_the_end(self, stage: Stage, book: Book) -> None:
         """Until nothing is left whose time could come; then a clean stop, and the books are balanced."""

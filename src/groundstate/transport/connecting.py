@@ -18,6 +18,7 @@ from typing import Protocol
 
 from groundstate.transport.port import Finding, Hear
 from groundstate.transport.pulse import Pulse, is_probe
+from groundstate.values import lines
 from groundstate.values.errors import TransportDown, TransportRefused
 
 log = logging.getLogger("groundstate")
@@ -98,7 +99,7 @@ class Connecting:
         self._refused = None
         self._subject, self._hear, self._trusted = subject, hear, trusted
         self._threads = [
-            threading.Thread(target=run, name=f"groundstate-{self.name}-{what}", daemon=True)
+            threading.Thread(target=lines.as_here(run), name=f"groundstate-{self.name}-{what}", daemon=True)
             for run, what in ((self._keep_listening, "hears"), (self._keep_speaking, "tells"))
         ]
         for thread in self._threads:

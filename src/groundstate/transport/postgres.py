@@ -6,7 +6,6 @@ The server keeps a notification in memory until everybody who listens has read i
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import secrets
 import socket
@@ -17,7 +16,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
-from groundstate.rules.hint import ROWS
+from groundstate.rules.hint import ROWS, channel_of
 from groundstate.transport.connecting import Connecting, limited
 from groundstate.transport.port import Finding
 from groundstate.values import keepalive
@@ -33,15 +32,7 @@ PROBE = "probe "
 PROBED_WITHIN_S = 3.0
 ANSWERS_WITHIN_S = 5.0  # so long each connection may take until it is as it is to be: libpq's own limit is for connecting alone
 _CLIENT = {**keepalive.CLIENT, "connect_timeout": 5, "application_name": "groundstate hints"}
-_IDENTIFIER_MOST = 63
 _PAYLOAD_MOST = 7_999  # bytes
-
-
-def channel_of(subject: str) -> str:
-    """The channel of a subject: itself, or where that is too long for an identifier, its beginning and what tells it from others."""
-    if len(subject.encode()) <= _IDENTIFIER_MOST:
-        return subject
-    return f"{subject[:40]}_{hashlib.blake2b(subject.encode(), digest_size=8).hexdigest()}"
 
 
 class PostgresTransport(Connecting):

@@ -3,6 +3,7 @@
 GroundstateError
 ├── DeclarationError      a reaction, call or store is declared so that it would lose or double something
 ├── StoreRefused          the database cannot keep our promise (locks that do not exclude, no durability, ...)
+│   └── LifeTaken         somebody has the lock of this life
 ├── TransportRefused      what carries hints keeps them, or will not say whether it does
 ├── TransportDown         what carries hints cannot be reached just now
 ├── NotInitialised        our four tables are not there, or are not of this version
@@ -29,6 +30,10 @@ class DeclarationWarning(UserWarning):
 
 class StoreRefused(GroundstateError):
     """This database, as it is set up, cannot keep the promises; the message names what was found and the cure."""
+
+
+class LifeTaken(StoreRefused):
+    """Somebody has the lock of this life: another process, who adopts it, or a session of our own that has not ended yet."""
 
 
 class TransportRefused(GroundstateError):

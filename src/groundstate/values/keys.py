@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -19,6 +20,38 @@ from typing import Any
 
 from groundstate.values.answers import Key, Occurrence
 from groundstate.values.errors import GroundstateError
+
+_OF_A_NET = (IPv4Address, IPv6Address, IPv4Network, IPv6Network)
+
+
+@dataclass(frozen=True)
+class NoValue:
+    """What stands in a column of a key, and its type makes no value of. Such a record cannot be loaded."""
+
+    raw: object  # as the driver gives it
+    why: str
+
+    def __str__(self) -> str:
+        return str(self.raw)
+
+
+# What a value of a key may be.
+WITH_TEXT = (
+    str,
+    enum.Enum,
+    int,
+    uuid.UUID,
+    date,
+    time,
+    timedelta,
+    Decimal,
+    float,
+    bytes,
+    IPv4Address,
+    IPv6Address,
+    IPv4Network,
+    IPv6Network,
+)
 
 
 def text(value: object) -> str:
@@ -50,6 +83,8 @@ def text(value: object) -> str:
             return value.hex()
         case IPv4Address() | IPv6Address() | IPv4Network() | IPv6Network():
             return str(value)
+        case NoValue():
+            return text(value.raw)
     raise GroundstateError(f"{type(value).__name__} cannot be part of a key: use a column of text, integer, UUID, date, time or decimal")
 
 
@@ -162,9 +197,7 @@ def tick_text(written: str) -> str:
 
 
 def _bool_of(written: str) -> bool:
-    if written.lower() not in {"true", "false"}:
-        raise ValueError(f"{written!r} is neither true nor false")
-    return written.lower() == "true"
+    return {"true": True, "false": False}[written.lower()]
 
 
 DIGITS_MOST = 131_072  # of a number before its point: as PostgreSQL has it
@@ -173,36 +206,37 @@ DIGITS_MOST = 131_072  # of a number before its point: as PostgreSQL has it
 def _decimal_of(written: str) -> Decimal:
     value = Decimal(written)
     if value.is_finite() and abs(value.adjusted()) > DIGITS_MOST:
-        raise ValueError(f"{written!r} is out of every database's range")
+        raise ValueError(written)
     return value
 
 
-_READ: Mapping[type, Callable[[str], Any]] = {
-    str: str,
-    int: int,
-    bool: _bool_of,
-    float: float,
-    Decimal: _decimal_of,
-    uuid.UUID: uuid.UUID,
-    datetime: _instant_of,
-    date: date.fromisoformat,
-    time: time.fromisoformat,
-    bytes: bytes.fromhex,
-    timedelta: _seconds_of,
+_READ: Mapping[type, tuple[Callable[[str], Any], str]] = {
+    str: (str, "a text"),
+    int: (int, "a whole number"),
+    bool: (_bool_of, "true or false"),
+    float: (float, "a number"),
+    Decimal: (_decimal_of, "a number that every database can hold"),
+    uuid.UUID: (uuid.UUID, "a UUID"),
+    datetime: (_instant_of, "a time, such as 2026-01-31T12:00:00Z"),
+    date: (date.fromisoformat, "a date, such as 2026-01-31"),
+    time: (time.fromisoformat, "a time of day, such as 12:30:00"),
+    bytes: (bytes.fromhex, "bytes in hexadecimal digits"),
+    timedelta: (_seconds_of, "a number of seconds"),
 }
 
 
 def value_of(written: str, kind: type) -> Any:
-    """The value of which `written` is the canonical text, or what a person typed for it. Raises ValueError."""
+    """The value of which `written` is the canonical text, or what a person typed for it. Raises ValueError with what was expected."""
     if issubclass(kind, enum.Enum):
         try:
             return kind[written]
         except KeyError:
-            raise ValueError(f"{written!r} is none of {', '.join(member.name for member in kind)}") from None
+            raise ValueError(f"{_short(written)} is none of {', '.join(member.name for member in kind)}") from None
+    read, expected = _READ.get(kind, _READ[str])
     try:
-        return _READ.get(kind, str)(written)
-    except ArithmeticError:
-        raise ValueError(f"{written!r} is no {kind.__name__}") from None
+        return read(written)
+    except (ArithmeticError, LookupError, ValueError):
+        raise ValueError(f"{_short(written)} is not {expected}") from None
 
 
 def _short(written: str) -> str:
@@ -212,18 +246,18 @@ def _short(written: str) -> str:
 SHOWN = 80  # letters of a text that is no key, in a message
 
 
-def record_values(written: str, kinds: Sequence[type]) -> tuple[Any, ...]:
-    """The primary key values of which `written` is the canonical text. Raises ValueError saying what was expected."""
-    if len(kinds) == 1:
-        return (value_of(written, kinds[0]),)
-    expected = f"a JSON array of {len(kinds)} values"
+def record_texts(written: str, columns: int) -> list[str]:
+    """The texts of the values of a primary key of so many columns. Raises ValueError saying what was expected."""
+    if columns == 1:
+        return [written]
+    expected = f"a JSON array of {columns} values"
     try:
         parts = json.loads(written)
     except (ValueError, RecursionError):
         raise ValueError(f"{_short(written)} is not {expected}") from None
-    if not isinstance(parts, list) or len(parts) != len(kinds) or any(isinstance(part, list | dict) for part in parts):
+    if not isinstance(parts, list) or len(parts) != columns or any(isinstance(part, list | dict) for part in parts):
         raise ValueError(f"{_short(written)} is not {expected}")
-    return tuple(value_of(text(part), kind) for part, kind in zip(parts, kinds, strict=True))
+    return [text(part) for part in parts]
 
 
 _FORMERLY = "\x1f"  # not printable, so that no name has it
@@ -232,6 +266,11 @@ _FORMERLY = "\x1f"  # not printable, so that no name has it
 def key_name_under(app: str, key_name: str) -> str:
     """The key name of a reaction whose app is about to get another name: from then on it says the app's as well."""
     return key_name if _FORMERLY in key_name else f"{app}{_FORMERLY}{key_name}"
+
+
+def key_name_parts(key_name: str) -> tuple[str, ...]:
+    """The name alone, or the app's first name and the name."""
+    return tuple(key_name.split(_FORMERLY, 1))
 
 
 def call_key(app: str, reaction: str, record: str, occurrence: str) -> Key:

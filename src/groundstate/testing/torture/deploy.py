@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from groundstate.testing.torture.fleet import Code
@@ -16,15 +16,22 @@ IN_TROUBLE = 4  # the command line's own exit code: the database cannot be used 
 MAY_LIVE = "a worker of the app runs"  # said for some seconds after a start of the server, also of workers that were killed
 DIFFERS = 1  # `groundstate plan`: something is to be done before this code is deployed
 APP = "groundstate.testing.torture.shop:app"
+LOOKS_S = 0.1
+ENDS_WITHIN_S = 300.0
 # What each variant declares in another way.
 REDECLARED = {"service": ("insured", "mailed"), "occurrence": ("labelled", "stickered"), "wider": ()}
 
 
 class Deploys:
-    """Versions 1, then 2, and from then on 3 and 2 in turn; each in a variant, or none. environment: where the database is."""
+    """Versions 1, then 2, and from then on 3 and 2 in turn; each in a variant, or none.
+
+    environment: where the database is. meanwhile: called again and again while a command runs: it may wait for a worker that stands still,
+    or for room on the disk.
+    """
 
     def __init__(self, environment: Mapping[str, str], judge: Judge) -> None:
         self.code = Code()
+        self.meanwhile: Callable[[], None] = lambda: None
         self._environment, self._judge = dict(environment), judge
 
     def begin(self) -> None:
@@ -67,6 +74,7 @@ class Deploys:
         tries = GIVES_UP_AFTER
         status, said = self._command(*words)
         while (status == IN_TROUBLE or MAY_LIVE in said) and (tries := tries - 1):
+            self.meanwhile()
             time.sleep(1.0)
             status, said = self._command(*words)
         if status != 0:
@@ -75,5 +83,15 @@ class Deploys:
     def _command(self, *words: str) -> tuple[int, str]:
         environment = self._environment | self.code.environment | {"GROUNDSTATE_APP": APP}
         command = [sys.executable, "-m", "groundstate.cli.main", *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        return done.returncode, (done.stdout + done.stderr).strip()[-500:]
+        end = time.monotonic() + ENDS_WITHIN_S
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            while True:
+                try:
+                    said, _ = process.communicate(timeout=LOOKS_S)
+                except subprocess.TimeoutExpired:
+                    self.meanwhile()
+                    if time.monotonic() > end:
+                        process.kill()
+                        raise
+                else:
+                    return process.returncode, said.strip()[-500:]

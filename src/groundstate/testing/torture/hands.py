@@ -54,6 +54,9 @@ class Hands:
     _person_at: float = field(default_factory=time.monotonic)
     _deeper_at: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self.deploys.meanwhile = self.let_go
+
     def tell(self, what: str) -> None:
         """Writes down what is done now, so that what the ledger says can be laid beside it."""
         with self.story.open("a") as story:
@@ -61,15 +64,19 @@ class Hands:
 
     # ---- processes -----------------------------------------------------------------------------------------------------------------
     def staff(self) -> None:
-        """As many workers as planned, a person now and then, the stopped let go on, the disk freed, each when its time has come."""
-        self.fleet.wake_due()
-        if self.full_until is not None and time.monotonic() > self.full_until:
-            self.free()
+        """As many workers as planned, a person now and then, and what is over let go."""
+        self.let_go()
         while len([one for one in self.fleet.living() if one.wakes_at is None]) < self.plan.workers:
             self.bear("worker")
         alive = self.person is not None and self.person.status is None
         if not alive and time.monotonic() - self._person_at > PERSON_EVERY_S:
             self.send_person()
+
+    def let_go(self) -> None:
+        """The stopped go on and the disk is freed, each when its time has come."""
+        self.fleet.wake_due()
+        if self.full_until is not None and time.monotonic() > self.full_until:
+            self.free()
 
     def bear(self, what: str) -> Seen:
         """A worker, a restorer or a person of the present code."""
@@ -165,7 +172,7 @@ class Hands:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.fleet.wait(lambda: False, min(left, 0.2))
-            self.fleet.wake_due()
+            self.let_go()
 
     def go_on(self, seconds: float) -> None:
         """The shop goes on, is staffed, and is looked at."""

@@ -16,7 +16,18 @@ from sqlalchemy import Engine
 from groundstate.testing.torture.clock import Clock
 from groundstate.testing.torture.excuses import IN_THE_AIR_S, VANISHED, Erased, Excuses
 from groundstate.testing.torture.ledger import Effect, Reader
-from groundstate.testing.torture.seen import DELETED, KILLED, OLD_KEY, OTHER_CODE, OTHER_ROUND, REACTIONS, AttemptSeen, Books, OrderSeen
+from groundstate.testing.torture.seen import (
+    DELETED,
+    KILLED,
+    LOST_TIME,
+    OLD_KEY,
+    OTHER_CODE,
+    OTHER_ROUND,
+    REACTIONS,
+    AttemptSeen,
+    Books,
+    OrderSeen,
+)
 from groundstate.testing.torture.shop import FINAL
 
 ONCE = {
@@ -127,7 +138,7 @@ class Judge:
     def _may_be_held(self, one: AttemptSeen, order: OrderSeen | None) -> bool:
         """Whether this shop and what is done to it give a reason to hold it."""
         why = one.why or ""
-        if order is None or why in (KILLED, DELETED) or self.excuses.holds(one):
+        if order is None or why.startswith(KILLED) or why == DELETED or self.excuses.holds(one):
             return True
         if one.reaction in self.redeclared and (OTHER_CODE in why or OTHER_ROUND in why):
             return True
@@ -135,7 +146,7 @@ class Judge:
             case "mailed":
                 return one.unsure or one.says_what_is_in(order.mailed)
             case "announced":
-                return why == OLD_KEY or one.says_what_is_in(order.announced)
+                return why in (OLD_KEY, LOST_TIME) or one.says_what_is_in(order.announced)
             case "insured":
                 return one.record in self.moved and OTHER_ROUND in why
             case "listed":  # again(): called twice, and its outcomes may come late or for an order that was cancelled meanwhile

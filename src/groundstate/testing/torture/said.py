@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from groundstate.engine.conclude import OR_CONCLUDED
+
 # What an error of the database looks like at the end of a traceback.
 _DATABASE = re.compile(r"(sqlalchemy\.exc|psycopg|sqlite3)\.")
 # What a worker says loudly of what the torture does to it.
@@ -20,7 +22,7 @@ _EXPLAINED = (
     "the database is on another server now",  # likewise
     "is held with its outcome",  # whether it had a reason is judged by the attempt
     "is held now, and waits for a person",  # likewise
-    "matches rows that were there before",  # of a reaction that is new, before a person accepts it
+    "is not started: it is new here",  # before a person accepts it
 )
 # And of what only some runs do.
 _EXPLAINED_BY = {
@@ -28,7 +30,7 @@ _EXPLAINED_BY = {
     "delete an attempt": ("its attempt was deleted by hand", "an outcome of an earlier call came while a new one is in the air"),
 }
 _LATE = re.compile(r"ERROR \S+ on \S+: ")  # a word that came late, which is said loudly
-_PUT_BACK = re.compile(r"ERROR (\S+ on \S+): its attempt was deleted by hand")
+_PUT_BACK = re.compile(rf"ERROR (\S+ on \S+): its attempt was deleted by hand(?!.*{OR_CONCLUDED})")
 _PERSON = re.compile(r"the person's round: (.*)")
 _LEVEL = re.compile(r"^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (.*)")
 _END_OF_TRACEBACK = re.compile(r"^[A-Za-z_][A-Za-z_.]*(Error|Exception|Refused|Back|Interrupt)\b.*")

@@ -20,8 +20,9 @@ REACTIONS = {
     "insure": ("insured",),
     "thank": ("thanked",),
 }
-KILLED = "its worker ended while this record alone was carried out"  # careful mode's own reason (hazard 25)
+KILLED = "its worker ended while it was carried out"  # so begins careful mode's own reason (hazard 25)
 OLD_KEY = "in doubt, and its key is too old to call again"
+LOST_TIME = "in doubt, and the database went back in time: it may have been called in the lost time"
 DELETED = "the record was deleted while its call was in doubt"
 OTHER_CODE = "begun by other code"
 OTHER_ROUND = "its occurrence changed"

@@ -1,0 +1,44 @@
+"""What PostgreSQL's GRANTs keep the role that we connect as from, of what a worker does. Reads alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, Table, text
+
+from groundstate.engine.question import sql_name
+from groundstate.store.port import Database
+
+_OF_RECORDS = ("SELECT", "UPDATE")  # a record is locked before its handler runs, for which PostgreSQL wants UPDATE
+_OF_OURS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+# UPDATE on one column is enough to lock a row.
+_ON_RECORDS = text("""
+    SELECT asked.name, wanted.privilege
+    FROM unnest(cast(:names AS text[])) AS asked(name), unnest(cast(:rights AS text[])) AS wanted(privilege)
+    WHERE to_regclass(asked.name) IS NOT NULL AND NOT has_any_column_privilege(asked.name, wanted.privilege)
+""")
+_ON_OURS = text("""
+    SELECT asked.name, wanted.privilege, has_table_privilege(asked.name, wanted.privilege)
+    FROM unnest(cast(:names AS text[])) AS asked(name), unnest(cast(:rights AS text[])) AS wanted(privilege)
+    WHERE to_regclass(asked.name) IS NOT NULL
+""")
+
+
+def missing(database: Database, connection: Connection, records: Sequence[Table], ours: Sequence[Table]) -> dict[str, list[str]]:
+    """By table, as SQL names it, what this role may not do there and a worker does. Empty for a role that may write none of our tables:
+    that is one that only looks.
+    """
+    if database.name != "postgresql":
+        return {}
+    names = list(dict.fromkeys(sql_name(table, database) for table in ours))
+    told = connection.execute(_ON_OURS, {"names": names, "rights": list(_OF_OURS)}).all()
+    if not any(may for _, right, may in told if right != "SELECT"):
+        return {}
+    denied = [(name, right) for name, right, may in told if not may]
+    names = list(dict.fromkeys(sql_name(table, database) for table in records))
+    denied += [(name, right) for name, right in connection.execute(_ON_RECORDS, {"names": names, "rights": list(_OF_RECORDS)})]
+    found: dict[str, list[str]] = {}
+    for name, right in denied:
+        found.setdefault(name, []).append(right)
+    return found

@@ -1,0 +1,83 @@
+"""What a filter of the user's hides from every ORM statement, such as rows that are marked as deleted: as clauses of ours.
+
+Such a filter is a listener for `do_orm_execute` on every Session, which adds `with_loader_criteria`, or a WHERE, to what is executed. Our
+own statements are of both kinds: the ORM loads records, and Core asks for keys. So each class is asked for once with the listeners, and
+what they added is asked everywhere: a record that they hide is for us a record that was deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Alias, ColumnElement, Select, Table, event, select
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.util import ClauseAdapter
+
+from groundstate.store.port import Database
+
+Filter = ColumnElement[bool]
+
+
+class _CaughtError(Exception):
+    """The statement is what was wanted: it is not executed."""
+
+
+def seen(database: Database, entity: Any) -> Filter | None:
+    """The clause that such filters give every SELECT of this mapped class; None where there is none."""
+    plain: Select[Any] = select(entity)
+    statement = _as_the_listeners_leave_it(database, plain)
+    if statement is None:
+        return None
+    added, own = _where(database, statement), _where(database, plain)
+    return None if added is None or str(added) == str(own) else added
+
+
+def with_subqueries_filtered(database: Database, mapper: Mapper[Any], clause: ColumnElement[Any]) -> Any:
+    """The clause with the same done to each subquery in it, by the classes that are mapped beside this one."""
+    if not _is_listened():
+        return clause
+    classes = {one.local_table: one.class_ for one in mapper.registry.mappers if not one.inherits}
+
+    def of_table(table: Any) -> Filter | None:
+        return seen(database, classes[table]) if table in classes else None
+
+    return visitors.cloned_traverse(clause, {}, {"select": lambda part: _filtered(part, of_table)})
+
+
+def _filtered(part: Select[Any], of_table: Callable[[Any], Filter | None]) -> None:
+    for source in part.get_final_froms():
+        table = source.element if isinstance(source, Alias) else source
+        found = of_table(table) if isinstance(table, Table) else None
+        if found is not None:
+            Select.where.non_generative(part, ClauseAdapter(source).traverse(found))  # type: ignore[attr-defined]  # SQLAlchemy adds it
+
+
+def _is_listened() -> bool:
+    heard: Any = Session.dispatch
+    return bool(heard.do_orm_execute)
+
+
+def _as_the_listeners_leave_it(database: Database, statement: Select[Any]) -> Select[Any] | None:
+    if not _is_listened():
+        return None
+    caught: list[Any] = []
+
+    def catch(state: ORMExecuteState) -> None:
+        caught.append(state.statement)
+        raise _CaughtError
+
+    with Session(bind=database.engine) as session:
+        event.listen(session, "do_orm_execute", catch)  # of this session alone, and so after those of all
+        try:
+            session.execute(statement).close()
+        except _CaughtError:
+            return caught[0]  # type: ignore[no-any-return]  # what was executed
+    return None  # a listener answered it by itself
+
+
+def _where(database: Database, statement: Select[Any]) -> Filter | None:
+    compiled: Any = statement.compile(dialect=database.engine.dialect)
+    found: Filter | None = compiled.compile_state.statement.whereclause
+    return found

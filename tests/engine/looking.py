@@ -1,0 +1,112 @@
+"""What `status` and `why` say of a world, and workers of which a test says what they say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from sqlalchemy import text
+
+from groundstate import Retry, again
+from groundstate.cli import status
+from groundstate.engine.living import LifeSeen
+from groundstate.engine.question import Question
+from groundstate.engine.says import Says
+from groundstate.engine.why import Answer, why
+from groundstate.store import opening
+from tests.engine.charging import charging
+from tests.engine.kit import Gateway, Life, World, until
+from tests.engine.test_limits import Delivery
+
+SLOW = Retry(times=10, first=timedelta(hours=1), longest=timedelta(hours=1))
+HOUR_S = 3600.0
+
+
+def seen(world: World) -> status.Seen:
+    return status.ask(world.app, world.app.stores[0])
+
+
+def lives(world: World) -> list[LifeSeen]:
+    return list(seen(world).status.lives or ())
+
+
+def said(world: World) -> Says:
+    """By the one life that there is."""
+    (life,) = lives(world)
+    return life.says
+
+
+def printed(world: World) -> str:
+    out = Console(file=StringIO(), width=300)
+    status._show(out, world.app.name, "the store", seen(world), "by nothing")
+    return out.file.getvalue()  # type: ignore[attr-defined, no-any-return]  # the StringIO above
+
+
+def answer(world: World, record: object, name: str | None = None, *, table: str = "orders") -> Answer:
+    """What `why` says of one record; of the reaction of this name, or of the only one."""
+    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    try:
+        questions = [Question(spec, database) for spec in world.app.reactions.values()]
+        answers = why(world.app.name, database, questions, make_lives(), table, str(record)).answers
+    finally:
+        database.close()
+    (found,) = [one for one in answers if name in (None, one.reaction)]
+    return found
+
+
+def rows(world: World, statement: str) -> list[Any]:
+    with world.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(statement))]
+
+
+@contextmanager
+def standing_still(life: Life) -> Iterator[None]:
+    """It commits nothing meanwhile."""
+    with life._gate:
+        yield
+
+
+@contextmanager
+def another_that_lives(world: World, words: str | None = None, *, number: int = 77) -> Iterator[None]:
+    """A living worker of which nothing is known but that it has its lock and what its row says."""
+    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    taken = make_lives()
+    taken.take(number)
+    columns = {
+        "life": number,
+        "app": "shop",
+        "host": "h",
+        "pid": 1,
+        "began_at": "2026-01-01 00:00:00.000000",
+        "begins": 0,
+        "says": words,
+    }
+    names = ", ".join(columns)
+    world.run(f"insert into groundstate_worker ({names}) values ({', '.join(f':{name}' for name in columns)})", **columns)
+    try:
+        yield
+    finally:
+        world.run("delete from groundstate_worker where life = :life", life=number)
+        taken.release()
+        database.close()
+
+
+def paused(world: World, **options: Any) -> tuple[Life, Gateway]:
+    """A worker whose outside refused five calls, so that it pauses, and has said so."""
+    gateway = charging(world, again(), retry=SLOW)
+    for number in range(1, 6):
+        gateway.plan(number, "refuse")
+    world.orders(5)
+    life = world.worker(**options)
+    until(lambda: life.pauses)
+    until(lambda: any(one.says.paused for one in lives(world)))
+    return life, gateway
+
+
+def tenants_rows(world: World) -> list[Delivery]:
+    with world.session() as session:
+        return list(session.query(Delivery).filter(Delivery.id >= 100))

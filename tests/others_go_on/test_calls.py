@@ -1,0 +1,228 @@
+"""What one call does, or what keeps it from being made."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import pytest
+
+from groundstate import Failure, NotDone, Outside, Retry, again, hold
+from groundstate.engine import calling, threads, worker
+from groundstate.engine.failed_calls import LINES_MOST, WITHIN_S, FailedCalls
+from groundstate.engine.flight import NothingHappened, Unclear
+from groundstate.engine.repeated import Repeated
+from groundstate.rules.breaker import IN_A_ROW
+from tests.engine.kit import HANG_S, QUICK, Order, ms, until
+from tests.others_go_on.conftest import MORE, ONE, OTHERS, Beside
+
+
+async def _receipt() -> str:
+    return "receipt"
+
+
+def _receipt_in_a_thread() -> str:
+    return "receipt"
+
+
+@pytest.mark.parametrize("call", [_receipt, _receipt_in_a_thread])
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
+def test_calls_that_cannot_be_started_fail_and_are_made_once_they_can_be(
+    beside: Beside, call: Any, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside.called(call, retry=QUICK, outside=Outside("desk", limit=20))
+    refused: list[Exception] = []
+
+    def refuse(*_arguments: Any, **_more: Any) -> Any:
+        refused.append(error)
+        patch.undo()
+        raise error
+
+    patch = monkeypatch
+    if isinstance(error, OSError):
+        patch.setattr(calling, "new_call_loop", refuse)
+        patch.setattr(threads.Threads, "run", refuse)
+    else:
+        patch.setattr(threading.Thread, "start", _only_ours(threading.Thread.start, refuse))
+    beside.orders(OTHERS + 1)
+    beside.worker()
+    until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
+    assert len(refused) == 1
+    assert beside.attempts() == []
+
+
+def _only_ours(start: Any, refuse: Any) -> Any:
+    """Threads of calls cannot be started, others can."""
+
+    def start_it(thread: threading.Thread) -> None:
+        if thread.name in ("groundstate-calls", "groundstate-sync-call"):
+            refuse()
+        start(thread)
+
+    return start_it
+
+
+def test_an_async_call_that_swallows_its_cancellation_is_told_as_a_thread_that_hangs_is(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "UNWINDS_S", 0.01)
+    monkeypatch.setattr(worker, "CALLS_END_S", 0.01)
+    gate = threading.Event()
+
+    async def swallow() -> str:
+        while not gate.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        raise RuntimeError("it was late")
+
+    beside.called(swallow, in_doubt=hold(), timeout=ms(20), outside=Outside("desk", limit=20))
+    beside.go_on("timed out after 0.02 s", event="call_hangs", state="doubt")
+    one = beside.lives[0].worker
+    assert one._traffic.limits.hanging == 1, "its slot is free, and one more call than the limit is under way"
+    one.stop(0)
+    assert one.life.lives.held(), "another worker takes this one for dead, and settles a call that may still land"
+    gate.set()
+    until(lambda: "groundstate-last-calls" not in {thread.name for thread in threading.enumerate()})
+    assert not one.life.lives.held()
+
+
+def test_a_task_that_a_call_left_behind_may_end_the_process_and_the_calls_go_on(beside: Beside) -> None:
+    async def leave() -> str:
+        async def end() -> NoReturn:
+            raise SystemExit(3)
+
+        beside.left = asyncio.ensure_future(end())  # type: ignore[attr-defined]
+        await asyncio.sleep(0.01)
+        return "receipt"
+
+    beside.called(leave)
+    beside.orders(OTHERS + 1)
+    beside.worker()
+    until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
+    assert [line.levelname for line in beside.said.records if getattr(line, "event", None) == "call_task_raised"] == ["ERROR"]
+
+
+def test_a_client_that_hangs_while_it_is_opened_keeps_off_no_call_of_another_outside(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    @contextmanager
+    def hangs() -> Iterator[None]:
+        assert gate.wait(HANG_S)
+        yield
+
+    @Outside("slow", client=hangs).call(in_doubt=again())
+    def tell(order: Order) -> str:
+        return "told"
+
+    @beside.app.on(Order, Order.status == "done", Order.id == 2, Order.note.is_(None), call=tell)
+    def told(order: Order, outcome: str) -> None:
+        order.note = outcome
+
+    beside.called(_receipt_in_a_thread, outside=Outside("desk", client=lambda: nullcontext("pen")))
+    beside.orders(OTHERS + 1)
+    beside.worker()
+    until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
+    gate.set()
+    until(lambda: beside.order(2).note == "told", beside.attempts)
+
+
+def test_a_call_that_fails_at_last_is_answered_by_gave_up_and_the_log_tells_why(beside: Beside) -> None:
+    def refuse() -> NoReturn:
+        raise NotDone("no paper")
+
+    reaction = beside.called(refuse, retry=MORE)
+
+    @reaction.gave_up
+    def _(order: Order, failure: Failure) -> None:
+        order.status = "cancelled"
+
+    beside.orders(OTHERS + 1)
+    beside.worker()
+    beside.until_done()
+    until(lambda: beside.order(ONE).status == "cancelled", beside.attempts)
+    assert beside.told("call_failed") == ["INFO done on 1: the call failed: NotDone: no paper"] * 3
+    (given_up,) = beside.told("given_up")
+    assert given_up == "INFO done on 1: given up after 3 failures, and its gave_up handler answered; the last one: NotDone: no paper"
+
+
+def test_the_failure_by_which_an_endpoint_pauses_is_a_warning(beside: Beside) -> None:
+    @Outside("desk").call(in_doubt=again(), retry=Retry(times=1))
+    async def refuse(order: Order) -> str:
+        raise NotDone("no paper")
+
+    @beside.app.on(Order, Order.status == "placed", call=refuse)
+    def done(order: Order, outcome: str) -> None:
+        order.status = "done"
+
+    beside.orders(IN_A_ROW)
+    beside.worker()
+    until(lambda: beside.states() == ["held"] * IN_A_ROW, beside.attempts)
+    assert [line.partition(" ")[0] for line in beside.told("call_failed")] == ["INFO"] * (IN_A_ROW - 1) + ["WARNING"]
+    assert beside.told("outside_breaker") == ["WARNING the outside desk fails: it pauses, and is probed"]
+    assert all("NotDone: no paper" in line for line in beside.told("attempt_kept")), "the line of what is held does not say why"
+
+
+def test_of_many_failed_calls_ten_are_told_and_then_how_many_more(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="groundstate")
+    told = FailedCalls(str)
+
+    def fail(record: int, now: float, *, pauses: bool = False) -> None:
+        flight: Any = SimpleNamespace(identity=("shop", "paid", str(record), ""))
+        told.heard(NothingHappened(flight, "no paper"), now, pauses=pauses)
+
+    for record in range(LINES_MOST + 3):
+        fail(record, 100.0)
+    fail(99, 100.0, pauses=True)
+    told.turn(100.0 + WITHIN_S / 2)
+    assert [getattr(line, "record", None) for line in caplog.records] == [*map(str, range(LINES_MOST)), "99"]
+    told.turn(100.0 + WITHIN_S)
+    assert caplog.records[-1].getMessage() == "paid: 3 more calls failed since then, of which no line tells"
+    fail(100, 100.0 + WITHIN_S)
+    assert getattr(caplog.records[-1], "record", None) == "100"
+    for record in range(LINES_MOST):
+        fail(record, 100.0 + WITHIN_S)
+    told.turn(100.0 + WITHIN_S, over=True)
+    assert getattr(caplog.records[-1], "count", None) == 1
+
+
+def test_of_many_doubts_ten_are_told_beside_what_failed_and_then_how_many_more(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="groundstate")
+    told = FailedCalls(str)
+    for record in range(LINES_MOST + 3):
+        flight: Any = SimpleNamespace(identity=("shop", "paid", str(record), ""))
+        told.heard(Unclear(flight, "500"), 100.0, pauses=False, doubts=True)
+        told.heard(Unclear(flight, "its attempt had moved on"), 100.0, pauses=False)
+        told.heard(Unclear(flight, "told when it began to hang", running=True), 100.0, pauses=False, doubts=True)
+    last: Any = SimpleNamespace(identity=("shop", "paid", "99", ""))
+    told.heard(NothingHappened(last, "no paper"), 100.0, pauses=False)
+    assert [line.getMessage() for line in caplog.records] == [
+        *(f"paid on {record} is in doubt: 500" for record in range(LINES_MOST)),
+        "paid on 99: the call failed: no paper",
+    ]
+    told.turn(100.0 + WITHIN_S)
+    assert caplog.records[-1].getMessage() == "paid: 3 more calls are in doubt since then, of which no line tells"
+
+
+def test_a_sync_call_that_hangs_has_one_line_with_the_cure(beside: Beside) -> None:
+    gate = threading.Event()
+    beside.called(lambda: str(gate.wait(HANG_S)), in_doubt=hold(), timeout=ms(20))
+    beside.go_on("timed out after 0.02 s, and still runs", event="call_hangs", state="doubt")
+    (line,) = beside.told("call_hangs")
+    assert "and is in doubt: give its client a time limit of its own" in line
+    assert not beside.told("call_in_doubt")
+    gate.set()
+
+
+def test_what_goes_on_is_said_at_once_and_then_at_gaps_that_double_up_to_a_minute() -> None:
+    one = Repeated()
+    said = [second for second in range(400) if one.may_say("no route", 100.0 + second)]
+    assert said == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363]
+    assert one.may_say("another error", 100.0)
+    assert not one.may_say("another error", 100.0)

@@ -1,0 +1,115 @@
+"""Keys by which no record is found: their reactions, or their rows, wait and are told of, and the others are carried out."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from groundstate import InOrder, Outside, hold
+from groundstate.cli.check import _ask as check
+from groundstate.engine import persons
+from groundstate.values.errors import NotFound
+from tests.engine.kit import Base, until
+from tests.engine.test_keys_found import REFUSED_BY_POSTGRES, ULID, Guid, declared, insert, keyed
+from tests.others_go_on.conftest import OTHERS, a_world
+
+
+@pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of MONEY, which is SQLAlchemy's to mend
+def test_a_key_that_does_not_come_back_from_its_text_bars_its_own_reactions_alone(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = ULID if database_url.startswith("sqlite") else REFUSED_BY_POSTGRES
+    base, rows = keyed(kinds)
+    with a_world(database_url, caplog, Base, base) as beside:
+        declared(beside.app, rows)
+        beside.handled(lambda _order: None)
+        beside.there()
+        insert(beside, rows, kinds)
+        beside.placed()
+        life = beside.worker()
+        beside.until_done()
+        barred = {f"{name}_{what}" for name in kinds for what in ("paid", "packed")}
+        until(lambda: set(life.worker.waiting) == barred, lambda: life.worker.waiting)
+        said = "are not found by the text of their key"
+        assert sorted(line.split()[1] for line in beside.told("reaction_unfit") if said in line) == sorted(barred)
+        report = beside.pending()
+        assert {one.reaction for one in report.to_do if one.rows} == {f"{name}_paid" for name in kinds}
+        assert {name for name, words in report.lacks.items() if said in words} == barred
+        assert {name for name in barred if said in (beside.status(name).lacks or "")} == barred
+        for name in kinds:
+            with pytest.raises(NotFound, match=said):
+                beside.why_of(name, "0.1")
+        assert {one.subject for one in check(beside.app, beside.app.stores[0]) if said in one.words} == set(kinds)
+
+
+@pytest.mark.parametrize("by_a_call", [False, True], ids=["without_a_call", "by_a_call"])
+@pytest.mark.parametrize("there", [True, False], ids=["at_the_start", "later"])
+def test_a_key_of_which_its_type_makes_no_value_is_held_by_itself_and_a_person_forgets_it(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture, there: bool, by_a_call: bool
+) -> None:
+    base, rows = keyed({"guid": (Guid, None)})
+    kind = rows["guid"]
+    with a_world(sqlite_url, caplog, Base, base) as beside:
+
+        @Outside("desk", limit=50).call(in_doubt=hold())
+        async def ask(record: Any) -> str:
+            return "receipt"
+
+        def concluded(record: Any, outcome: str) -> None:
+            record.status = outcome
+
+        def plainly(record: Any) -> None:
+            record.status = "receipt"
+
+        if by_a_call:
+            beside.app.on(kind, kind.status == "new", name="packed", call=ask)(concluded)
+        else:
+            beside.app.on(kind, kind.status == "new", name="packed")(plainly)
+        beside.handled(lambda _order: None)
+        beside.there()
+        if not there:
+            beside.worker().quiet()
+        with beside.engine.begin() as connection:
+            connection.exec_driver_sql("INSERT INTO guid (id, status) VALUES ('  zzz', 'new'), ('zzz', 'new')")
+            connection.execute(sa.insert(kind), [{"id": uuid.UUID(int=number), "status": "new"} for number in range(OTHERS)])
+        beside.placed()
+        if there:
+            beside.worker()
+        beside.until_done()
+        said = "its key cannot be read: ValueError: badly formed hexadecimal UUID string"
+        until(lambda: beside.states() == ["held", "held"], beside.attempts)
+        until(lambda: beside.status("packed").rows == 0)
+        assert [(one.record, one.error) for one in beside.pending().held] == [("  zzz", said), ("zzz", said)]
+        assert beside.status("packed").attempts["held"].count == 2
+        assert beside.why_of("guid", "zzz").answers[0].attempts[0].error == said
+        assert beside.told("record_unreadable") == [f"WARNING packed on guid {record}: {said}" for record in ("  zzz", "zzz")]
+        beside.run("DELETE FROM guid WHERE id = 'zzz'")
+        with beside.person() as person:
+            assert persons.forget(person, "packed", "zzz").became == "deleted"
+        until(lambda: beside.states() == ["held"], beside.attempts)
+
+
+def test_a_key_of_which_its_type_makes_no_value_keeps_its_own_line_waiting_and_no_other_reaction(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, rows = keyed({"guid": (Guid, None)})
+    kind = rows["guid"]
+    with a_world(sqlite_url, caplog, Base, base) as beside:
+
+        @beside.app.on(kind, kind.status == "new", name="packed", in_order=InOrder(kind.status, kind.id))
+        def _(record: Any) -> None:
+            record.status = "packed"
+
+        beside.handled(lambda _order: None)
+        beside.there()
+        beside.run("INSERT INTO guid (id, status) VALUES ('zzz', 'new')")
+        beside.placed()
+        beside.worker()
+        beside.until_done()
+        until(lambda: beside.told("condition_failed"))
+        assert beside.told("turn_failed") == []
+        assert beside.pending().to_do[0].oldest == ("zzz",)
+        assert beside.status("packed").rows == 1

@@ -1,0 +1,100 @@
+"""Locks of others on PostgreSQL: the reports show what can be seen and name who has locked the rest, and the others are carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from groundstate.engine import locked
+from groundstate.store import postgres
+from tests.engine.kit import Base, until
+from tests.others_go_on.conftest import ONE, Beside, a_world
+
+
+class Others(DeclarativeBase): ...
+
+
+class Box(Others):
+    __tablename__ = "boxes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="open")
+
+
+@pytest.fixture
+def beside(postgres_url: str, caplog: pytest.LogCaptureFixture) -> Iterator[Beside]:
+    with a_world(postgres_url, caplog, Base, Others) as made:
+
+        @made.app.on(Box, Box.status == "open")
+        def shut(box: Box) -> None:
+            box.status = "shut"
+
+        made.handled(lambda _order: None)
+        made.add(Box(id=1))
+        yield made
+
+
+@contextmanager
+def somebody(beside: Beside, statement: str) -> Iterator[str]:
+    """A transaction of somebody else that said this and idles; how he is named."""
+    engine = create_engine(beside.engine.url, connect_args={"application_name": "console"})
+    with engine.connect() as theirs, theirs.begin():
+        theirs.execute(text(statement))
+        yield f"pid {theirs.scalar(text('SELECT pg_backend_pid()'))} (console, idle in transaction)"
+    engine.dispose()
+
+
+def test_a_locked_table_hides_its_own_reactions_alone(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locked, "SEEN_WITHIN", timedelta(milliseconds=50))
+    with somebody(beside, "LOCK TABLE boxes IN ACCESS EXCLUSIVE MODE") as he:
+        beside.placed()
+        beside.worker()
+        beside.until_done()
+        until(lambda: beside.told("reaction_barred"))
+        words = f"{he} has locked the table boxes"
+        report = beside.pending()
+        assert {name: words in said for name, said in report.unseen.items()} == {"shut": True}
+        assert [one.reaction for one in report.to_do] == ["done"]
+        assert words in (beside.status("shut").unseen or "")
+        assert (beside.status().rows, beside.status().unseen) == (0, None)
+        assert words in beside.why_of("boxes", "1").answers[0].next
+        assert beside.why(2).next == "nothing: its condition does not hold"
+    until(lambda: beside.pending().to_do[0].rows == 0 and not beside.pending().unseen)
+    (told,) = beside.told("reaction_barred")
+    assert told.startswith(f"WARNING shut waits: {words}")
+    assert told.endswith("; the others go on")
+
+
+@pytest.mark.usefixtures("locks_told_at_once")
+def test_an_idle_transaction_on_a_row_keeps_that_row_alone(beside: Beside) -> None:
+    beside.placed()
+    with somebody(beside, "SELECT id FROM orders WHERE id = 1 FOR UPDATE") as he:
+        beside.worker()
+        beside.until_done()
+        (found,) = beside.pending().locked
+        assert (found.reaction, found.record, f"pid {found.pid} ({found.who})", found.ours) == ("done", str(ONE), he, False)
+        assert (beside.status().rows, beside.status().first) == (1, str(ONE))
+        assert f"waits until {he} lets go of its row" in beside.why().next
+        assert beside.attempts() == [], "it is tried, and that somebody has locked it is no failure of it"
+    until(lambda: ONE in beside.done())
+
+
+@pytest.mark.parametrize("table", ["groundstate_attempt", "groundstate_worker", "groundstate_reaction"])
+def test_a_lock_on_a_table_of_ours_is_told_and_all_goes_on_when_it_is_released(
+    beside: Beside, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "WAIT", timedelta(milliseconds=100))
+    life = beside.worker()
+    life.quiet()
+    with somebody(beside, f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE") as he:
+        beside.placed()
+        until(lambda: f"{he} has locked the table {table}" in (life.worker.vitals().trouble or ""), life.worker.vitals)
+        until(lambda: any(he in line for line in beside.told("database_trouble")))
+    beside.until_done()
+    until(lambda: life.worker.trouble is None)
+    until(lambda: len(beside.told("database_back")) == 1)
+    assert beside.told("turn_failed") == []
