@@ -418,13 +418,29 @@ def test_where_no_lock_can_be_seen_it_says_so(shop: Shop) -> None:
     assert report.last_end == "whether the last life ended cleanly cannot be seen from here"
 
 
-def test_a_key_as_long_as_a_uuid_is_in_one_line_however_narrow_the_terminal_is() -> None:
+KEY = "0f3a1c5e-9d7b-4e2a-8c61-5b9e7d2f4a10"
+
+
+def _put(width: int, why: str) -> list[str]:
     made = report.table("reaction", "record", "since", "why", "error")
-    key = "0f3a1c5e-9d7b-4e2a-8c61-5b9e7d2f4a10"
-    made.add_row("charged", f"{key} (a round of some length)", "2026-11-30 03:40:00 UTC", "its outcome cannot be taken " * 5, "x" * 80)
-    report.fit(made)
+    made.add_row("charged", f"{KEY} (a round of some length)", "2026-11-30 03:40:00 UTC", why, "-")
     out = io.StringIO()
-    Console(width=80, file=out).print(made)
-    lines = out.getvalue().splitlines()
-    assert any(key in line for line in lines)
-    assert max(map(len, lines)) <= 80
+    report.put(Console(width=width, file=out), made)
+    return out.getvalue().splitlines()
+
+
+def test_a_key_as_long_as_a_uuid_is_in_one_line_where_its_table_fits() -> None:
+    lines = _put(84, "it failed")
+    assert any(KEY in line for line in lines)
+    assert max(map(len, lines)) <= 84
+    assert lines[0].split() == ["reaction", "record", "since", "why", "error"]
+
+
+@pytest.mark.parametrize(("width", "why"), [(60, "it failed"), (84, "its outcome cannot be taken " * 5)])
+def test_a_table_that_cannot_be_read_in_the_terminal_shows_its_rows_one_under_the_other(width: int, why: str) -> None:
+    assert [line.rstrip() for line in _put(width, why.strip())] == [
+        "charged",
+        f"  record    {KEY} (a round of some length)",
+        "  since     2026-11-30 03:40:00 UTC",
+        f"  why       {why.strip()}",
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import App, DeclarationError, Store
+from groundstate import App, DeclarationError, Outside, Store, hold
 
 
 class Base(DeclarativeBase):
@@ -36,6 +36,24 @@ def test_on_and_every_without_parentheses_are_refused() -> None:
         app.on(handler)
     with pytest.raises(DeclarationError, match=r"every\(handler\) is given a function for the schedule.*@app\.every\('0 7"):
         app.every(handler)
+
+
+def test_a_call_and_its_find_say_how_they_are_written() -> None:
+    bank: Any = Outside("bank")
+
+    def pay(job: Job) -> str:
+        return ""
+
+    with pytest.raises(DeclarationError, match=r"call\(pay\): too many positional arguments: write @bank\.call\(in_doubt=hold\(\)\)"):
+        bank.call(pay)
+    with pytest.raises(DeclarationError, match=r"call\(\): missing a required argument: 'in_doubt': write @bank\.call\("):
+        bank.call()
+    with pytest.raises(DeclarationError, match=r"call\(\): got an unexpected keyword argument 'tries': write @bank\.call\("):
+        bank.call(in_doubt=hold(), tries=3)
+    with pytest.raises(DeclarationError, match=r"call_many\(pay\): .*: write @bank\.call_many\(size=10, in_doubt="):
+        bank.call_many(pay)
+    with pytest.raises(DeclarationError, match=r"find\(\): missing .*: write @charge\.find, without parentheses, above"):
+        bank.call(in_doubt=hold())(pay).find()
 
 
 def test_an_app_that_declares_nothing_says_so_at_its_start(database_url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -283,6 +283,28 @@ def test_every_child_is_known_with_what_wakes_the_parent(app: App) -> None:
     assert len(spec.clauses) == 3
 
 
+def test_conditions_that_name_another_table_each_in_its_own_way(app: App) -> None:
+    item = aliased(Item)
+
+    @app.on(Order, Order.status == "paid", exists().where(Item.order_id == Order.id))
+    def packed(order: Order) -> None:
+        order.status = "packed"
+
+    @app.on(Order, Order.status == "paid", select(Item.id).where(Item.order_id == Order.id).exists())
+    def counted(order: Order) -> None:
+        order.status = "counted"
+
+    @app.on(Order, Order.status == "paid", exists(select(item.id).where(item.order_id == Order.id)))
+    def booked(order: Order) -> None:
+        order.status = "booked"
+
+    @app.on(Order, Order.status == "paid", exists(select(Item).where(Item.order_id == Order.id)))
+    def mailed(order: Order) -> None:
+        order.status = "mailed"
+
+    assert list(app.reactions) == ["packed", "counted", "booked", "mailed"]
+
+
 def test_dataclass_models_and_sqlmodel(app: App) -> None:
     @app.on(Parcel, Parcel.state == "packed", fact=Parcel.sent_at)
     def sent(parcel: Parcel, at: Moment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,7 +16,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import InOrder, NotDone, Outside, Rate, Retry, again
 from groundstate.engine import departures, groups, limits, sweeps, traffic
-from tests.engine.kit import CALL_LIMIT, Life, World, until
+from tests.engine.kit import Life, World, until
+
+HOUR = timedelta(hours=1)
 
 
 class Base(DeclarativeBase):
@@ -67,7 +70,7 @@ def world(database_url: str) -> Iterator[World]:
 
 
 def delivering(world: World, outside: Outside, endpoint: Endpoint, kind: Any = Hook, **options: Any) -> None:
-    @outside.call(in_doubt=again(), timeout=CALL_LIMIT, retry=Retry(first=timedelta(hours=1), longest=timedelta(hours=1)))
+    @outside.call(in_doubt=again(), timeout=HOUR, retry=Retry(first=HOUR, longest=HOUR))
     async def deliver(one: Any) -> str:
         return await endpoint.deliver(one)
 
@@ -204,8 +207,8 @@ def test_rows_behind_one_that_somebody_has_locked_do_not_wait_for_him(postgres_u
 
 
 def _turned(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The clock by which calls are begun: it stands still until it is turned."""
-    clock = SimpleNamespace(now=1000.0)
+    """The clock by which calls are begun: it stands still until it is turned. Calls end by the real one, which is not far from it."""
+    clock = SimpleNamespace(now=time.monotonic())
     for module in (traffic, limits, departures):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     for name in ("has_room", "wait_s"):  # the worker asks these by the real one

@@ -107,14 +107,17 @@ def _settled(fleet: Fleet) -> bool:
     return fleet.count("placed") == len(left) and all(one.state is State.HELD for one in left)
 
 
-def _nothing_twice_and_all_of_it_told(fleet: Fleet, orders: int) -> None:
+def _nothing_twice_and_all_of_it_told(fleet: Fleet, orders: int, how: int) -> None:
+    """What surely was not done is called, and not held. A kill may come between an attempt's commit and its call: then nobody is sure."""
     done = fleet.books.done()
     assert set(done.values()) <= {1}, done
     left = fleet.attempts()
     assert all((one.why or "").startswith(HELD_FOR) or "hold()" in (one.why or "") for one in left), left
     assert all(one.unsure for one in left)
     assert fleet.count("paid") + len(left) == orders
-    assert {int(one.record) for one in left} <= set(done)  # what surely was not done is called, and not held
+    assert set(range(1, orders + 1)) - set(done) <= {int(one.record) for one in left}
+    if how == signal.SIGTERM:
+        assert len(done) == orders
 
 
 @HOWS
@@ -129,14 +132,13 @@ def test_a_fleet_that_is_rolled_forward_and_back_with_calls_in_the_air_does_noth
     until(lambda: here.hanging(1, 18) == HANGING)
     here.roll(2, how)
     until(lambda: _settled(here))
-    _nothing_twice_and_all_of_it_told(here, 18)
+    _nothing_twice_and_all_of_it_told(here, 18, how)
     here.orders(19, 36)
     until(lambda: here.hanging(19, 36) == HANGING)
     here.roll(1, how)
     here.books.gate.touch()
     until(lambda: _settled(here))
-    _nothing_twice_and_all_of_it_told(here, 36)
-    assert sum(here.books.done().values()) == 36
+    _nothing_twice_and_all_of_it_told(here, 36, how)
 
 
 @HOWS

@@ -181,3 +181,31 @@ def test_a_call_that_edits_its_snapshot_is_told_so_once_and_its_outcome_counts(
     assert len(_told(caplog)) == 1
     assert "of sent edited notes of its snapshot in place" in _told(caplog)[0]
     world.close()
+
+
+def test_sends_that_edits_its_record_in_place_is_refused_and_the_others_go_on(database_url: str) -> None:
+    world = World(database_url, Base)
+
+    def payload(parcel: Parcel) -> dict[str, Any]:
+        if parcel.id == 1:
+            parcel.notes["id"] = parcel.id
+        return {**parcel.notes, "id": parcel.id}
+
+    @Outside("bank").call(in_doubt=hold())
+    def send(payload: dict[str, Any]) -> str:
+        return f"sent {payload['id']}"
+
+    @world.app.on(Parcel, Parcel.status == "new", call=send, sends=payload)
+    def sent(parcel: Parcel, outcome: str) -> None:
+        parcel.status = outcome
+
+    world.add(Parcel(id=1), Parcel(id=2))
+    world.worker().quiet()
+    with world.session() as session:
+        assert [(one.status, one.notes) for one in session.scalars(select(Parcel).order_by(Parcel.id))] == [
+            ("new", {"a": {"b": [1, True]}}),
+            ("sent 2", {"a": {"b": [1, True]}}),
+        ]
+    words = "`sends` of sent changed the inside of notes: it may read any row and write none, since it runs again"
+    assert words in (world.attempt().error or "")
+    world.close()

@@ -36,7 +36,7 @@ def test_nothing_is_lost_doubled_or_unlisted_whatever_is_done_to_the_workers_and
     assert report["kills"] >= 16
     assert report["looked at"]["Listed"] > 50
     assert report["orders"]["placed"] >= 40
-    assert all(row["effects"] > 10 for row in report["calls"].values()), report["calls"]
+    assert all(row["effects"] > 0 for row in report["calls"].values()), report["calls"]
     possible = {name for name in troubles(store) if name != "fill the disk" or report["disk made full by"] != "not possible here"}
     assert possible <= report["troubles"].keys()
     assert report["looked at"]["OtherRounds"] > 10

@@ -144,7 +144,7 @@ def _show_held(listed: _Listed, which: Filter, *, long: bool) -> None:
         for store, one in listed.held:
             _show_one(out, store, one)
     else:
-        out.print(_held_table(listed))
+        report.put(out, _held_table(listed))
     if listed.held:
         hidden = "" if long else "  --long shows keys, errors and outcomes."
         out.print(f"{len(listed.held):,} of {listed.total:,} held.{hidden}")
@@ -160,7 +160,6 @@ def _held_table(listed: _Listed) -> Table:
         record = on_what(one.record, one.occurrence)
         since = at(one.since)
         table.add_row(plain(one.reaction), plain(record), plain(report.brief(one.why)), _call_of(one), since, ", ".join(one.can) or "-")
-    report.fit(table)
     return table
 
 

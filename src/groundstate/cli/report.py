@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -29,16 +31,42 @@ def table(*columns: str) -> Table:
     return made
 
 
-def fit(made: Table) -> None:
-    """Keys as long as a UUID are in one line, so that they can be copied, however narrow the terminal is."""
-    for column in made.columns:
-        if str(column.header) in KEYS:
-            words = [word for cell in column.cells for word in str(cell).split()]
-            column.min_width = min(max(map(len, words), default=0), UUID_LETTERS)
+def put(console: Console, made: Table) -> None:
+    """The table; where the terminal is too narrow for it, its rows one under the other. No word is broken, so that keys can be copied."""
+    if _fits(console, made) and len(console.render_lines(made)) <= READABLE_LINES * (made.row_count + 1):
+        console.print(made)
+        return
+    wide = max(len(str(column.header)) for column in made.columns)
+    for name, *cells in zip(*(column.cells for column in made.columns), strict=True):
+        console.print(_text(name, style="bold"), soft_wrap=True)
+        for column, cell in zip(made.columns[1:], cells, strict=True):
+            if str(cell) not in ("", "-"):
+                console.print(Text.assemble(f"  {column.header!s:<{wide}}  ", _text(cell)), soft_wrap=True)
 
 
-KEYS = ("record", "first keys")
-UUID_LETTERS = 36
+def _fits(console: Console, made: Table) -> bool:
+    """Gives each column the width of its longest word, and what is left to those that wrap most. False where words alone are too wide."""
+    cells = [[str(cell) for cell in (column.header, *column.cells)] for column in made.columns]
+    whole = [max(cell_len(cell) for cell in column) for column in cells]
+    widths = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in cells]
+    for column, width in zip(made.columns, widths, strict=True):
+        column.width = width
+    left = console.width - Measurement.get(console, console.options.update(max_width=ANY_WIDTH), made).maximum
+    if left < 0:
+        return False
+    for _ in range(min(left, sum(whole) - sum(widths))):
+        most = max(range(len(widths)), key=lambda one: whole[one] / max(widths[one], 1))
+        widths[most] += 1
+        made.columns[most].width = widths[most]
+    return True
+
+
+def _text(cell: object, style: str = "") -> Text:
+    return cell if isinstance(cell, Text) else Text(str(cell), style=style)
+
+
+READABLE_LINES = 3  # of a row
+ANY_WIDTH = 10_000
 
 
 def show(console: Console, app: str, store: str, report: Pending) -> None:
@@ -71,10 +99,9 @@ CELL = 160  # letters
 def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         made.add_row(*(one if isinstance(one, Text) else plain(one) for one in row))
-    fit(made)
     if made.row_count:
         console.print(Text(title, style="bold"), soft_wrap=True)
-        console.print(made)
+        put(console, made)
         console.print()
 
 

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
@@ -58,8 +57,10 @@ def timers(
         made = report.table("due", "reaction", "on", "record", *(["store"] if several else []))
         for name, now, one in said:
             made.add_row(at(one.due, now), *map(plain, (one.reaction, one.table, one.record)), *([plain(name)] if several else []))
-        report.fit(made)
-        console().print(made if said else Text("Nothing is to become due."))
+        if said:
+            report.put(console(), made)
+        else:
+            console().print("Nothing is to become due.")
     asked.end()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from groundstate.engine import attempts, careful, claim, groups, handling, line, snapshot, trouble
+from groundstate.engine import attempts, careful, claim, groups, handling, in_place, line, snapshot, trouble
 from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
 from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.guarded import describe, user_code
@@ -385,7 +385,7 @@ def _argument(tx: Transaction, question: Question, record: Any, due: datetime | 
     spec = question.spec
     if spec.sends is None:
         return snapshot.take(record)
-    session = tx.session
+    session, was = tx.session, in_place.before(record)
     session.flush()  # what is found in it afterwards was left there by `sends`
     with inside(spec.app, f"`sends` of {spec.name}", SENDS_CURE, may_say=False), user_code():
         # A statement of its own that fails would take the whole transaction with it.
@@ -394,6 +394,9 @@ def _argument(tx: Transaction, question: Question, record: Any, due: datetime | 
             with session.no_autoflush, own:
                 made = spec.sends(record, session=session, at=tx.moment(due=due))
                 _refuse_changes(session, spec.name)
+            if was is not None and (inside_of := in_place.edited(record, was)):
+                session.expire(record, inside_of)
+                raise StateRefused(f"`sends` of {spec.name} changed the inside of {', '.join(inside_of)}: {SENDS_CURE}, or change a copy")
         except BaseException:
             _forget_changes(session)
             raise

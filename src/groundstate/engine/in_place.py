@@ -51,12 +51,18 @@ def before(record: Any) -> Before | None:
 def lost(tx: Transaction, key: PrimaryKey, record: Any, was: Before) -> str | None:
     """Why a change inside of a value is lost, with the cure; None where there is none, or it will be written, or was."""
     state = instance_state(record)
-    found = [name for name, (value, copy) in was.items() if _edited(state, name, value, copy)]
+    found = edited(record, was)
     if not found or record in tx.session.deleted:
         return None
     flushed = changes.changed(record)
     found = [name for name in found if name not in flushed and _is_unwritten(tx, state.mapper, key, name, was[name][1])]
     return _words(state.mapper, found, was) if found else None
+
+
+def edited(record: Any, was: Before) -> list[str]:
+    """The attributes whose values have another inside now."""
+    state = instance_state(record)
+    return [name for name, (value, copy) in was.items() if _edited(state, name, value, copy)]
 
 
 def _words(mapper: Mapper[Any], names: Sequence[str], was: Before) -> str:

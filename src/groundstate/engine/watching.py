@@ -7,6 +7,7 @@ ended, in the same one. What either raises is logged, and the work goes on.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,6 +66,7 @@ class Watched:
         self._where = where
         self._watch = watch
         self._failing = False  # it raised when it was told the last time, and that was said
+        self._saying = threading.Lock()  # calls end in several threads at once
 
     def calls(self, flights: Sequence[Flight]) -> Callable[[Sequence[Word]], None]:
         """See Watch."""
@@ -97,11 +99,9 @@ class Watched:
 
     def _say_failed(self, words: str, error: BaseException) -> None:
         """Once, until it works again: it is told of each call."""
-        if self._failing:
-            log.debug(words, exc_info=error, extra={"event": "watch_failed"})
-        else:
-            log.error(words, exc_info=error, extra={"event": "watch_failed"})
-        self._failing = True
+        with self._saying:
+            said, self._failing = self._failing, True
+        log.log(logging.DEBUG if said else logging.ERROR, words, exc_info=error, extra={"event": "watch_failed"})
 
 
 NOBODY = Watched(Where("", ""))

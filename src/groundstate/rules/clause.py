@@ -117,8 +117,14 @@ def bound(one: Any) -> Iterator[Any]:
 
 
 def same(one: ClauseElement, other: ClauseElement) -> bool:
-    """Whether both ask the same, values included."""
-    return bool(one.compare(other))
+    """Whether both ask the same, values included.
+
+    SQLAlchemy's comparison fails where one tree names a mapped class and the other, at the same place, none: those are not the same.
+    """
+    try:
+        return bool(one.compare(other))
+    except AttributeError:
+        return False
 
 
 def same_all(these: tuple[ColumnElement[bool], ...], those: tuple[ColumnElement[bool], ...]) -> bool:

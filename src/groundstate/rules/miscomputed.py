@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from math import isnan
 from typing import Any
 
 from sqlalchemy import Dialect
@@ -155,6 +156,22 @@ def _text_with_number(one: Any, _dialect: Dialect) -> str | None:
     return None
 
 
+def _number_with_text(one: Any, _dialect: Dialect) -> str | None:
+    for left, right in _compared(one):
+        if isinstance(left, Column) and isinstance(left.type, Integer | Numeric):
+            for value in _values(right):
+                if isinstance(value, str) and not _is_number(value):
+                    return f"`{one}` compares the numbers of {left} with the text {value!r}, which is none of them: give it a number"
+    return None
+
+
+def _is_number(words: str) -> bool:
+    try:
+        return not isnan(float(words))
+    except ValueError:
+        return False
+
+
 def _json(one: Any, _dialect: Dialect) -> str | None:
     for left, right in _compared(one):
         if not (isinstance(left, BinaryExpression) and left.operator in _INSIDE_JSON and isinstance(left.type, JSON)):
@@ -241,7 +258,7 @@ def _in_another_zone(one: Any, _dialect: Dialect) -> str | None:
 
 
 _RULES: tuple[Callable[[Any, Dialect], str | None], ...] = (
-    _arithmetic, _sum, _cast, _modifier, _text_with_number, _json, _enum, _day_and_time, _clock, _in_another_zone,
+    _arithmetic, _sum, _cast, _modifier, _text_with_number, _number_with_text, _json, _enum, _day_and_time, _clock, _in_another_zone,
 )  # fmt: skip
 
 
