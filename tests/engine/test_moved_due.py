@@ -12,7 +12,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import Absent, Conflict, Instant, Key, Outside, Unknown, after, ask, hold
 from groundstate.engine import persons
 from groundstate.rules.attempt import State
-from groundstate.rules.policy import MARGIN
 from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Life, World, ms, until
 from tests.engine.test_persons import acting
 
@@ -113,7 +112,7 @@ def test_a_doubt_is_not_forgotten_while_its_record_is_to_be_called_for_another_r
         assert (mails.states(), gateway.called(1)) == (["held"], 1)
         with pytest.raises(Conflict, match="may still be on its way"):
             persons.settle_absent(person, "sent", "1")
-        mails.forward((CALL_LIMIT + MARGIN).total_seconds())
+        mails.forward(HOUR.total_seconds())
         assert persons.settle_absent(person, "sent", "1").became == "deleted"
     life.sweep()
     until(lambda: a_mail(mails).sent == "r2")
