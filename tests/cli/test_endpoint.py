@@ -139,6 +139,7 @@ def test_a_handler_that_hangs_is_told_by_both_and_by_the_log_once_each_time(
             assert watched.handled.wait(HANG_S)
             until(lambda: served.stuck() != [])
     assert "gate.wait" in caplog.text
+    assert re.search(r"a handler of \w+ on \d+ that waits for something\?", caplog.text)
     served.health.draining = True
     watched.gate.set()
 

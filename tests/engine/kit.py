@@ -28,7 +28,7 @@ from groundstate.rules.attempt import Attempt
 from groundstate.store import opening
 from groundstate.store.tables import Instant, attempt, worker
 from groundstate.testing.wires import Moment
-from tests.patience import HANG_S, until
+from tests.patience import HANG_S, LOOKS_S, until
 
 __all__ = ["CALL_LIMIT", "HANG_S", "QUICK", "Base", "Gateway", "Killed", "Life", "Order", "World", "ms", "until"]
 
@@ -112,7 +112,7 @@ class Gateway:
         if step in ("hang", "done_hang"):
             self.waiting += 1
             while not self.gate.is_set():  # noqa: ASYNC110  # an event of threads, looked at from any loop
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(LOOKS_S)
         return self._answer(step, record, key)
 
     def act_sync(self, record: int, key: str = "") -> str:

@@ -26,6 +26,7 @@ from groundstate.engine import slots
 from groundstate.rules import breaker
 from tests.engine.kit import CALL_LIMIT, QUICK, World, ms, until
 from tests.lab.planting import Change, planted
+from tests.patience import LOOKS_S
 
 
 class Tenants(DeclarativeBase):
@@ -72,7 +73,7 @@ class Provider:
                 raise RuntimeError("the line went dead")
             await asyncio.sleep(self.takes_s)
             while self.hangs and not self.gate.is_set():  # noqa: ASYNC110  # an event of threads
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(LOOKS_S)
         finally:
             request.went = time.monotonic()
         return "ok"

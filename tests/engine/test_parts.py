@@ -17,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import InOrder, NotDone, Outside, Rate, Retry, again
 from groundstate.engine import departures, groups, limits, sweeps, traffic
 from tests.engine.kit import Life, World, until
+from tests.patience import LOOKS_S
 
 HOUR = timedelta(hours=1)
 
@@ -55,7 +56,7 @@ class Endpoint:
         self.under_way += 1
         try:
             while self.answers < 1:  # noqa: ASYNC110  # set by another thread
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(LOOKS_S)
             self.answers -= 1
         finally:
             self.under_way -= 1

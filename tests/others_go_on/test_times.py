@@ -51,3 +51,12 @@ def test_a_time_of_which_no_due_time_can_be_computed_fails_its_record_and_the_re
     first, *others = late
     assert "when it is due" in beside.why(first).next
     assert [beside.why(number).next for number in others if "its record cannot be read" not in beside.why(number).next] == []
+
+
+def test_the_column_that_cannot_be_read_is_named_with_what_stands_there(beside: Beside) -> None:
+    odd = "infinity" if beside.postgres else "the day before yesterday"
+    beside.handled(lambda _record: None)
+    beside.there()
+    with beside.engine.begin() as connection:
+        connection.execute(text(f"INSERT INTO dated (id, status, at) VALUES (1, 'placed', '{odd}')"))
+    beside.go_on(f"(dated.at holds '{odd}')", event="record_unreadable")

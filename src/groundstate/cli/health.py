@@ -85,13 +85,14 @@ class StuckLog:
                     "the worker of %s has not come round for %.0f s: a handler%s that waits for something? It stands at:\n%s",
                     one.store,
                     one.turned_s,
-                    "" if one.at_work is None else f" of {one.at_work}",
+                    _of_which(one),
                     stack,
                     extra={
                         "event": "worker_stuck",
                         "store": one.store,
                         "stuck_s": round(one.turned_s, 3),
                         "reaction": one.at_work,
+                        "record": one.at_record,
                         "stack": stack,
                     },
                 )
@@ -105,6 +106,12 @@ class StuckLog:
                 stuck_s,
                 extra={"event": "worker_comes_round", "store": one.store, "stuck_s": round(stuck_s, 3)},
             )
+
+
+def _of_which(vitals: Vitals) -> str:
+    if vitals.at_work is None:
+        return ""
+    return f" of {vitals.at_work}" + ("" if vitals.at_record is None else f" on {vitals.at_record}")
 
 
 def _stuck(vitals: Vitals, within_s: float) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from groundstate.engine import attempts, key_columns, trouble
+from groundstate.engine import attempts, broken_cells, key_columns, trouble
 from groundstate.engine.guarded import describe, user_code
 from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.timing import Timing
@@ -164,7 +164,8 @@ def _unreadable(question: Question, tx: Transaction, key: PrimaryKey, error: Bas
         except Exception as same:
             if not trouble.unloadable(same):
                 raise
-    return Unreadable(key, question.record_text(key), occurrence, f"its record cannot be read: {describe(error)}")
+    words = f"its record cannot be read: {describe(error)}{broken_cells.in_words(tx.connection, question, key)}"
+    return Unreadable(key, question.record_text(key), occurrence, words)
 
 
 def _free_unreadable(question: Question, tx: Transaction, bad: Sequence[Unreadable]) -> list[Unreadable]:

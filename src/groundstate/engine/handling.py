@@ -70,7 +70,11 @@ def _run_each(tx: Transaction, function: Function, works: Sequence[Work], until_
 
 def _run(tx: Transaction, function: Function, work: Work) -> None:
     was = in_place.before(work.record)
-    function(work.record, *work.arguments, session=tx.session, **work.supplies)
+    tx.handlers.began(work.key)
+    try:
+        function(work.record, *work.arguments, session=tx.session, **work.supplies)
+    finally:
+        tx.handlers.ended()
     why = None if was is None else in_place.lost(tx, work.key, work.record, was)
     if why is not None:
         raise HandlerFailed(why)

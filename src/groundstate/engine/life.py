@@ -22,6 +22,7 @@ from groundstate.engine import leaps, transaction
 from groundstate.engine.air import Air
 from groundstate.engine.cells import lives_among
 from groundstate.engine.guarded import let_through
+from groundstate.engine.handler_times import HandlerTimes
 from groundstate.engine.inside_call import REDACT_CURE, inside
 from groundstate.engine.rings import Rings
 from groundstate.engine.store_begins import StoreBegins
@@ -74,6 +75,7 @@ class Life:
     suspects: set[str] = field(default_factory=set)  # reactions that a person has not trusted since the database went back
     redact_failed: bool = False  # and that was told
     at_work: str | None = None  # the reaction whose handlers run just now
+    handlers: HandlerTimes = field(default_factory=HandlerTimes)  # in the transaction that is open, or was the last one
     waiting: frozenset[str] = frozenset()  # reactions that wait for a person, since the database may have been put back
     tracebacks: Tracebacks = field(init=False)  # of what handlers raised
     store_begins: StoreBegins | None = field(init=False)  # how many calls were ever begun here: where the database has no identity itself
@@ -161,7 +163,7 @@ class Life:
             waited_s = time.monotonic() - started  # an embedded store's lock, or for the server
             if embedded and self.database.someone_wrote():  # asked under the write lock: surely not us
                 self.others_wrote = True
-            tx.air, tx.rings = self.air, self.rings
+            tx.air, tx.rings, self.handlers = self.air, self.rings, tx.handlers
             self._stay_with(tx.server)
             leapt = self.pace.leapt(tx.now, asked_s)
             if leapt:
@@ -175,11 +177,17 @@ class Life:
         took = time.monotonic() - started - waited_s
         if took > LONG_S:
             log.warning(
-                "a transaction%s took %.1f s: a handler that waits for something keeps others out (let a call do that), or it waited for"
-                " a row that somebody else had locked",
+                "a transaction%s took %.1f s, %s",
                 "" if self.at_work is None else f" of {self.at_work}",
                 took,
-                extra={"event": "transaction_long", "took_s": round(took, 3), "reaction": self.at_work},
+                tx.handlers.in_words(took),
+                extra={
+                    "event": "transaction_long",
+                    "took_s": round(took, 3),
+                    "handlers_s": round(tx.handlers.total_s, 3),
+                    "reaction": self.at_work,
+                    "record": tx.handlers.longest,
+                },
             )
 
     def _stay_with(self, server: str | None) -> None:

@@ -23,6 +23,7 @@ from groundstate.engine.air import Air
 from groundstate.engine.beside import Beside
 from groundstate.engine.by_key import ByKey
 from groundstate.engine.guarded import user_code
+from groundstate.engine.handler_times import HandlerTimes
 from groundstate.engine.rings import Rings
 from groundstate.engine.trouble import Row
 from groundstate.rules.statements import what_ends_it, what_it_writes
@@ -53,6 +54,7 @@ class Transaction:
     touched: hints.Touched = field(default_factory=hints.Touched)
     strays: list[str] = field(default_factory=list)  # statements that wrote and that the unit of work did not send
     watching: bool = False
+    handlers: HandlerTimes = field(default_factory=HandlerTimes)
     _moments: dict[tuple[int, bool, datetime | None], Moment] = field(default_factory=dict)
     beside: Beside | None = None  # None on SQLite, where nobody else writes meanwhile
     asked_s: float = 0.0  # how long the database took to answer its first statement

@@ -23,6 +23,7 @@ class Vitals:
     ended: BaseException | None  # what ended it by itself
     thread: int | None  # the number of its own thread
     at_work: str | None  # the reaction whose handlers it runs just now
+    at_record: str | None  # and the record on which one runs
     turned_s: float  # since its own thread came round, or was to after a wait
     loop_late_s: float  # for how long the loop of async calls has not come round
     held: bool  # it carries out nothing until it is told to
@@ -70,6 +71,7 @@ def of(  # noqa: PLR0913  # what a worker alone knows of itself
         ended=ended,
         thread=thread,
         at_work=life.at_work,
+        at_record=life.handlers.record,
         turned_s=turned_s,
         loop_late_s=traffic.caller.late_s(),
         held=held,

@@ -101,7 +101,10 @@ class Watched:
         """Once, until it works again: it is told of each call."""
         with self._saying:
             said, self._failing = self._failing, True
-        log.log(logging.DEBUG if said else logging.ERROR, words, exc_info=error, extra={"event": "watch_failed"})
+        if said:
+            log.debug(words, exc_info=error, extra={"event": "watch_failed"})
+        else:
+            log.error(words, exc_info=error, extra={"event": "watch_failed"})
 
 
 NOBODY = Watched(Where("", ""))

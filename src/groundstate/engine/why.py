@@ -10,7 +10,20 @@ from typing import Any
 from sqlalchemy import Connection, inspect, literal, select
 from sqlalchemy.exc import DataError, DBAPIError
 
-from groundstate.engine import attempts, fitting, hindrance, key_columns, line, living, locked, put_back, registry, trouble, wording
+from groundstate.engine import (
+    attempts,
+    broken_cells,
+    fitting,
+    hindrance,
+    key_columns,
+    line,
+    living,
+    locked,
+    put_back,
+    registry,
+    trouble,
+    wording,
+)
 from groundstate.engine.comes_next import IN_LINE, Case, Looked, WaitsFor, next_of
 from groundstate.engine.hindrance import Workers
 from groundstate.engine.illegible import attempts_as_they_stand
@@ -235,7 +248,8 @@ def _asked(looked: Looked, question: Question, key: PrimaryKey) -> Answer:
         except Exception as error:
             if not trouble.unreadable(error):
                 raise
-            unread = f"it fails, since its record cannot be read: {type(error).__name__}: {error}"
+            where = broken_cells.in_words(looked.connection, question, key)
+            unread = f"it fails, since its record cannot be read: {type(error).__name__}: {error}{where}"
         said = [None if value is None else bool(value) for value in row[1:]]
         clauses = tuple(Clause(question.shown(clause), holds) for clause, holds in zip(spec.clauses, said, strict=True))
     mine = blocking.own(spec.app, spec.name, occurrence, own, spec.occurrence_columns)
