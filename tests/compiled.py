@@ -19,8 +19,10 @@ from sqlalchemy.util import LRUCache
 KEPT = 3000  # statements: those of a file and its neighbours
 
 _PLAIN = (str, int, float, bool, tuple, frozenset, type(None))
-# What each dialect makes for itself, of the rest of its settings.
+# What each dialect makes for itself, of the rest of its settings, some of it when it is first asked for; and listeners to its events, which
+# change nothing of what is compiled.
 _MADE = {"identifier_preparer", "type_compiler", "type_compiler_instance", "_psycopg_adapters_map", "_type_memos"}
+_MADE |= {"_bind_typing_render_casts", "_supports_statement_cache", "insert_executemany_returning", "dispatch", "_has_events"}
 
 
 @contextmanager

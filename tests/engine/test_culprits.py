@@ -15,7 +15,7 @@ from groundstate import Failure, Outside, Retry, again
 from groundstate.engine import culprits, handling, in_hand, plain, shift
 from tests.engine.kit import CALL_LIMIT, World, ms
 
-ROWS, BAD = 300, 15
+ROWS, BAD = 120, 8
 LONG_S = 3600.0  # no transaction of a busy machine ends in its middle
 LATER = Retry(times=3, first=ms(3_600_000))
 

@@ -15,6 +15,7 @@ from sqlalchemy import MetaData
 
 from groundstate.app.store import Store
 from groundstate.engine import accepting, baselines, marks, registry, restore, schema, vanished
+from groundstate.engine.asked_apart import in_words
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
@@ -58,6 +59,7 @@ class _Site:
     life: Life
     others: list[tuple[int, int]]  # of a new database: lives of another one that have a witness here, and how many calls each began
     questions: dict[str, Question] = field(default_factory=dict)
+    unasked: dict[str, str] = field(default_factory=dict)  # reactions whose condition this database cannot ask, and why
 
 
 def found(app: str, places: Sequence[Place], wishes: Wishes) -> list[str]:
@@ -65,7 +67,8 @@ def found(app: str, places: Sequence[Place], wishes: Wishes) -> list[str]:
 
     Raises:
         StoreRefused: tables of ours vanished here, and what that means was not said; or a database cannot keep the promises.
-        StateRefused: reactions were accepted that would make calls for rows that are there, and what is known of those was not said.
+        StateRefused: reactions were accepted that would make calls for rows that are there, and what is known of those was not said; or,
+            once all else was done, the database cannot ask a condition.
     """
     created: list[str] = []
     with ExitStack() as opened:
@@ -77,7 +80,15 @@ def found(app: str, places: Sequence[Place], wishes: Wishes) -> list[str]:
         told: dict[str, int] = {}
         for site in sites:
             _start_reactions(site, wishes, told)
+        for site in sites:
+            _refuse_unasked(site)
     return created
+
+
+def _refuse_unasked(site: _Site) -> None:
+    if site.unasked:
+        each = "; ".join(f"{name}: {words}" for name, words in site.unasked.items())
+        raise StateRefused(f"{site.place.store.label}: the rest was done, and these are not started: {each}")
 
 
 def _unprepared(settings: Settings) -> Settings:
@@ -142,7 +153,8 @@ def _erase(site: _Site) -> None:
 def _newcomers(site: _Site, names: Callable[[str], bool]) -> tuple[list[Question], list[Newcomer], dict[str, registry.Known]]:
     with site.life.database.reading() as connection:
         seen = registry.known(connection, site.life.app)
-        silent, loud = registry.newcomers(connection, [one for name, one in site.questions.items() if names(name)], seen)
+        some = [one for name, one in site.questions.items() if names(name)]
+        silent, loud = registry.newcomers(connection, some, seen, lambda one, error: site.unasked.update({one.spec.name: in_words(error)}))
     return silent, loud, seen
 
 

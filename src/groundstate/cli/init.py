@@ -113,7 +113,8 @@ def _what_is_left(app: App) -> tuple[list[Newcomer], list[str]]:
         with looking(store) as (database, _):
             with database.reading() as connection:
                 questions = [Question(spec, database) for spec in app.reactions_of(store)]
-                left += registry.newcomers(connection, questions, registry.known(connection, app.name))[1]
+                known = registry.known(connection, app.name)
+                left += registry.newcomers(connection, questions, known, lambda *_: None)[1]  # `setting_up` refused what cannot be asked
             why = not_apart(app, store, database, admitted)
             refused += [] if why is None else [why]
     return left, refused

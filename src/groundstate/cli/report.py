@@ -221,7 +221,7 @@ def _others(console: Console, app: str, report: Pending) -> None:
     locked = ((one.reaction, one.record, one.pid, at(one.since, report.now), one.who) for one in report.locked)
     whose = "" if any(one.ours for one in report.locked) else " of somebody else"
     _put(console, f"Locked by a long transaction{whose}", made, locked)
-    warn = [f"{name} cannot be seen: {words}" for name, words in report.unseen.items()]
+    warn = [f"{name} cannot be seen: {words}" for name, words in report.unseen.items() if name not in report.lacks]
     warn += [f"{name} is not carried out: {words}" for name, words in report.lacks.items()]
     warn += [f"{one.reaction}: {one.odd_time}: {odd_times.CURE}" for one in report.to_do if one.odd_time]
     warn += [one.words for one in report.newcomers]

@@ -211,7 +211,7 @@ def _warnings(seen: Overview) -> Sequence[str]:
     suspects = ", ".join(one.name for one in seen.reactions if one.suspect)
     found = [f"Not started until a person accepts them: {names}. See `groundstate pending`."] if names else []
     found += [f"On in part, with what the accepted condition matches too: {parts}. See `groundstate pending`."] if parts else []
-    found += [f"{one.name} cannot be seen: {one.unseen}." for one in seen.reactions if one.unseen]
+    found += [f"{one.name} cannot be seen: {one.unseen}." for one in seen.reactions if one.unseen and not one.lacks]
     found += [f"{one.name}: {one.odd_time}: {odd_times.CURE}." for one in seen.reactions if one.odd_time]
     found += [f"{one.name} is not carried out: {one.lacks}." for one in seen.reactions if one.lacks]
     if suspects:

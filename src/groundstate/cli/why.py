@@ -148,6 +148,8 @@ def _show(out: Console, said: Why) -> None:
 def _show_answer(out: Console, said: Why, one: Answer) -> None:
     style = "green" if one.holds else "dim"
     words = "its condition holds" if one.holds else "its condition does not hold"
+    if said.exists and not one.clauses:
+        words = "its condition was not asked"
     out.print(Text.assemble((plain(one.reaction), f"bold {style}"), f"  {words}"))
     for clause in one.clauses:
         mark, colour = _MARKS[clause.holds]

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import accepting, barred, baselines, check, put_back, registry, trouble, unfit
+from groundstate.engine import accepting, asked_apart, barred, baselines, check, put_back, registry, trouble, unfit
 from groundstate.engine.lane import Lane
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.put_back import Waiting
+from groundstate.engine.question import Question
 from groundstate.engine.registry import Known, Newcomer
 from groundstate.engine.shift import Shift
 from groundstate.rules.acceptance import Acceptance
@@ -96,7 +97,7 @@ class Admission:
             return
         with shift.database.reading() as connection:
             seen = registry.known(connection, shift.app)
-            silent, loud = registry.newcomers(connection, pending, seen, others_go_on=True)
+            silent, loud = registry.newcomers(connection, pending, seen, _unasked)
             told = {*(one.name for one in loud), *(question.spec.name for question in silent)}
             others = [question for question in pending if question.spec.name not in told]
             older = [one for one in others if registry.is_quietly_older(connection, one, seen.get(one.spec.name))]
@@ -235,3 +236,13 @@ def _parts(lane: Lane) -> list[Lane]:
 def _accepted(seen: dict[str, Known], lane: Lane) -> bool:
     before = seen.get(lane.name)
     return before is not None and before.is_as(lane.question)
+
+
+def _unasked(question: Question, error: DBAPIError) -> None:
+    if not trouble.undefined(error):  # of which unfit.py tells, and looks again
+        log.error(
+            "%s is not started: %s",
+            question.spec.name,
+            asked_apart.in_words(error),
+            extra={"event": "condition_unaskable", "reaction": question.spec.name},
+        )

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, literal, select
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import hindrance, living, locked, odd_times, put_back, registry, trouble
+from groundstate.engine.asked_apart import in_words
 from groundstate.engine.hindrance import Workers
 from groundstate.engine.pending import open_of
 from groundstate.engine.question import PrimaryKey, Question, held_under
@@ -164,7 +165,11 @@ def _off(looked: Looked, question: Question, key: PrimaryKey, *, loud: bool = Fa
     known = looked.known.get(question.spec.name)
     if known is not None and (known.is_as(question) or _is_both(looked, question, key, known)):
         return None
-    _, found = registry.newcomers(looked.connection, [question], {} if known is None else {known.name: known})
+    unasked: list[str] = []
+    seen = {} if known is None else {known.name: known}
+    _, found = registry.newcomers(looked.connection, [question], seen, lambda _, error: unasked.append(in_words(error)))
+    if unasked:
+        return f"not carried out: {unasked[0]}"
     if found:
         return found[0].words
     return None if loud else "carried out as soon as a worker starts with this code"

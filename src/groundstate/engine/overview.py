@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Select, and_, func, not_, null, select
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import attempts, fitting, living, locked, odd_times, pending, put_back, registry, trouble, upcoming
+from groundstate.engine.asked_apart import asked_apart
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.pending import Looked
 from groundstate.engine.question import Question
@@ -51,7 +52,7 @@ class ReactionSeen:
     suspect: bool = False  # the database went back: it starts each call as a doubt
     waits: bool = False  # the database may have been put back, and a person must say whether it was
     asked: bool = True  # False: its condition cannot be asked here, such as of a table that is gone
-    unseen: str | None = None  # who keeps a table locked that it asks, so that nothing of it can be seen
+    unseen: str | None = None  # why nothing of it can be seen: who keeps a table locked that it asks, or why it cannot be asked
     odd_time: str | None = None  # a stored due time that does not sort as one, in words; looked for with the lives
     lacks: str | None = None  # why no worker carries it out here, with the cure (`fitting.lacking`); looked for with the lives
 
@@ -107,7 +108,7 @@ def _asked(  # noqa: PLR0913  # as overview
         waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
         unseen = locked.unseen(connection, questions)
         seen_ones = [question for question in questions if question.spec.name not in unseen]
-        loud = registry.newcomers(connection, seen_ones, known, others_go_on=apart)[1] if lives is not None else []
+        loud = registry.newcomers(connection, seen_ones, known, lambda _question, _error: None)[1] if lives is not None else []
         # Rows before attempts, and those before lives: what is begun meanwhile is seen twice, and never not at all.
         reactions = [(_reaction_apart if apart else _reaction)(looked, one, most) for one in seen_ones]
         lacks = fitting.lacking(connection, seen_ones) if lives is not None else {}
@@ -139,13 +140,9 @@ def _stands(
 
 
 def _reaction_apart(looked: Looked, question: Question, most: int) -> ReactionSeen:
-    try:
-        with looked.connection.begin_nested():
-            return _reaction(looked, question, most)
-    except DBAPIError as error:
-        if trouble.transient(error):
-            raise
-        return _not_asked(question)
+    unasked: dict[str, str] = {}
+    found = asked_apart(looked.connection, question.spec.name, lambda: _reaction(looked, question, most), unasked)
+    return replace(_not_asked(question), unseen=unasked[question.spec.name]) if found is None else found
 
 
 def _not_asked(question: Question) -> ReactionSeen:

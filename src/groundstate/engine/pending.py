@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
@@ -27,6 +28,7 @@ from groundstate.engine import (
     upcoming,
     wording,
 )
+from groundstate.engine.asked_apart import asked_apart, in_words
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.living import LifeSeen
@@ -176,9 +178,11 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
         questions = [question for question in questions if question.spec.name not in unseen]
         ticks = tuple(scheduled(app, database, connection, schedules, then))
         known = registry.known(connection, app)
-        _, loud = registry.newcomers(connection, questions, known)
+        found = [asked_apart(connection, one.spec.name, partial(_to_do, looked, one), unseen) for one in questions]
+        questions = [question for question in questions if question.spec.name not in unseen]
+        _, loud = registry.newcomers(connection, questions, known, lambda one, error: unseen.update({one.spec.name: in_words(error)}))
         off = {*(one.name for one in loud), *waiting}
-        to_do = tuple(_to_do(looked, question, starts=question.spec.name not in off) for question in questions)
+        to_do = tuple(replace(one, starts=one.reaction not in off) for one in found if one is not None)
         counts, baseline = _counts(looked)
         names = list(looked.questions)
         in_doubt = _opens(looked, table.c.state.in_([State.BEGUN.value, State.DOUBT.value]), (table.c.since,), shown)
@@ -229,11 +233,11 @@ def _not_baseline() -> ColumnElement[bool]:
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------
-def _to_do(looked: Looked, question: Question, *, starts: bool) -> ToDo:
+def _to_do(looked: Looked, question: Question) -> ToDo:
     rows, oldest = ready(looked, question)
     spec = question.spec
     texts = tuple(question.record_shown(question.key_in(place)) for place in oldest)
-    to_do = ToDo(spec.name, spec.table_name, question.shown_text, rows, rows >= COUNTED_MAX, texts, starts)
+    to_do = ToDo(spec.name, spec.table_name, question.shown_text, rows, rows >= COUNTED_MAX, texts, starts=True)
     return to_do if question.timing is None else _timed(looked, question, to_do)
 
 

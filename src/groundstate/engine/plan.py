@@ -13,7 +13,8 @@ from typing import Literal
 from sqlalchemy import Connection, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import fitting, left_by_others, marks, moved_tables, not_loaded, put_back, registry, trouble
+from groundstate.engine import fitting, left_by_others, marks, moved_tables, not_loaded, put_back, registry
+from groundstate.engine.asked_apart import asked_apart
 from groundstate.engine.attempts import is_baseline
 from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.not_loaded import NotLoaded
@@ -96,7 +97,7 @@ def plan(
 ) -> Plan:
     """Asks what stands. lives: who tells of which app a worker lives; None: of other apps nothing is told.
 
-    Raises DBAPIError where a condition of this code cannot be asked here.
+    A reaction whose condition cannot be asked here is among those that lack something.
     """
     with database.reading() as connection:
         known = registry.known(connection, app)
@@ -106,10 +107,7 @@ def plan(
         marked = _marked(connection, app)
         lacks = fitting.lacking(connection, questions)
         waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
-        planned = [
-            (_unfit if question.spec.name in lacks else _one)(connection, question, known.get(question.spec.name), attempts)
-            for question in questions
-        ]
+        planned = [_planned(connection, question, known.get(question.spec.name), attempts, lacks) for question in questions]
         planned = [replace(one, lacks=lacks[one.reaction]) if one.reaction in lacks else one for one in planned]
         begun = _may_have_been_called(connection, app)
         specs = {question.spec.name: question.spec for question in questions}
@@ -159,14 +157,19 @@ def _beside(question: Question, was: str | None) -> tuple[str, str | None]:
     return (question.shown_text, None) if was is None else (one_line(question.condition_text), one_line(was))
 
 
-def _unfit(connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:
-    """One whose record has what this database has not: its condition may not name that, and then its rows are counted all the same."""
-    try:
-        with connection.begin_nested():
-            return replace(_one(connection, question, before, attempts), starts=False)
-    except DBAPIError as error:
-        if not trouble.undefined(error):
-            raise
+def _planned(
+    connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int], lacks: dict[str, str]
+) -> Planned:
+    """Where the record has what this database has not, its condition may not name that, and then its rows are counted all the same."""
+    name, unasked = question.spec.name, dict[str, str]()
+    found = asked_apart(connection, name, lambda: _one(connection, question, before, attempts), unasked)
+    lacks |= {name: words for name, words in unasked.items() if name not in lacks}
+    if found is None:
+        return _not_counted(question, before, attempts)
+    return replace(found, starts=False) if name in lacks else found
+
+
+def _not_counted(question: Question, before: Known | None, attempts: Mapping[str, int]) -> Planned:
     name, now = question.spec.name, question.condition_text
     was = None if before is None or before.condition == now else before.condition
     standing: Standing = "new" if before is None else "unchanged" if was is None else "changed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -199,7 +199,7 @@ def _time_in(written: object) -> datetime | None:
 
 
 def newcomers(
-    connection: Connection, questions: Sequence[Question], seen: dict[str, Known], *, others_go_on: bool = False
+    connection: Connection, questions: Sequence[Question], seen: dict[str, Known], unasked: Callable[[Question, DBAPIError], None]
 ) -> tuple[list[Question], list[Newcomer]]:
     """Reactions to be written down silently, since they match nothing that was there before; and those that must be accepted.
 
@@ -207,7 +207,7 @@ def newcomers(
     back nothing by its start, and nothing need be said. That is so for a day. Whoever runs older code for longer has gone back to it, and
     what the present condition matches besides is asked for before it is carried out once more.
 
-    others_go_on: a condition that cannot be asked is a line in the log, and its reaction in neither list; else it raises.
+    unasked: is told of a condition that cannot be asked, whose reaction is in neither list.
     """
     silent: list[Question] = []
     loud: list[Newcomer] = []
@@ -219,14 +219,9 @@ def newcomers(
             with connection.begin_nested():
                 found = newcomer(connection, question, before)
         except DBAPIError as error:
-            if trouble.transient(error) or not others_go_on:
+            if trouble.transient(error):
                 raise
-            if not trouble.undefined(error):  # of which unfit.py tells, and looks again
-                log.exception(
-                    "%s is not started: its condition cannot be asked",
-                    question.spec.name,
-                    extra={"event": "condition_unaskable", "reaction": question.spec.name},
-                )
+            unasked(question, error)
             continue
         if found.rows or found.known_before:
             loud.append(found)

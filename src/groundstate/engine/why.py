@@ -24,6 +24,7 @@ from groundstate.engine import (
     trouble,
     wording,
 )
+from groundstate.engine.asked_apart import asked_apart
 from groundstate.engine.comes_next import IN_LINE, Case, Looked, WaitsFor, next_of
 from groundstate.engine.hindrance import Workers
 from groundstate.engine.illegible import attempts_as_they_stand
@@ -222,7 +223,9 @@ def _answer(looked: Looked, question: Question, key: PrimaryKey | None) -> Answe
         first = next((open_of(looked.questions, looked.alive, one) for one in _own(looked, question)), None)
         words, at = ("nothing: no record is found by such a key", None) if first is None else (first.next, first.next_at)
         return replace(_unasked(looked, question, words), next_at=at)
-    return _asked(looked, question, key)
+    unasked: dict[str, str] = {}
+    found = asked_apart(looked.connection, name, lambda: _asked(looked, question, key), unasked)
+    return _unasked(looked, question, f"not carried out: {unasked[name]}") if found is None else found
 
 
 def _own(looked: Looked, question: Question) -> list[Attempt]:

@@ -1,0 +1,36 @@
+"""What is asked of one reaction, in a savepoint: a condition that the database cannot ask of its rows hides none of the others.
+
+It may name a function that is not there, which any row shows, or raise for some rows alone, as a text that is no number does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from groundstate.engine import trouble
+
+T = TypeVar("T")
+
+
+def asked_apart(connection: Connection, name: str, ask: Callable[[], T], unasked: MutableMapping[str, str]) -> T | None:
+    """What `ask` brings of the reaction of this name; None, and why in `unasked`, where the database cannot answer that.
+
+    Raises DBAPIError where the database is in trouble: the same may be answered another time.
+    """
+    try:
+        with connection.begin_nested():
+            return ask()
+    except DBAPIError as error:
+        if trouble.transient(error):
+            raise
+        unasked[name] = in_words(error)
+        return None
+
+
+def in_words(error: DBAPIError) -> str:
+    """Why a condition cannot be asked."""
+    return f"its condition cannot be asked: {trouble.said(error)}"
