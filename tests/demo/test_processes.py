@@ -16,9 +16,10 @@ from tests.patience import HANG_S, until
 
 SLEEPER = ["-c", "import time; time.sleep(600)"]
 DIRECTOR = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from groundstate.demo.processes import Processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs tests in the background has it ignore
 with Processes(Path(sys.argv[1]), {}) as processes:
     children = [processes.start(f"child{n}", ["-c", "import time; time.sleep(600)"]) for n in range(2)]
     print(*(child.pid for child in children), flush=True)

@@ -15,7 +15,7 @@ from tests.lab.searching import at, both, limited_to
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(trial, "CLEAN_MOST", 2000)  # what goes on for ever is seen sooner
+    monkeypatch.setattr(trial, "CLEAN_MOST", 600)  # what goes on for ever is seen sooner
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

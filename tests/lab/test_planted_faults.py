@@ -21,7 +21,7 @@ from tests.lab.searching import Search, both, limited_to
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """A lab for one test. What the engine says to its log is what is tested for here, and no news."""
-    monkeypatch.setattr(trial, "CLEAN_MOST", 2000)  # what goes on for ever is seen sooner
+    monkeypatch.setattr(trial, "CLEAN_MOST", 600)  # what goes on for ever is seen sooner
     logging.disable(logging.CRITICAL)
     with Lab() as made:
         yield made

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 def torture(folder: Path, *arguments: str, planted: str = "") -> tuple[int, dict[str, Any], str]:
     """The command, in a process of its own, since it may mount a disk of its own; its exit status, its report, and what it said."""
     report = folder / "report.json"
-    command = [sys.executable, "-m", "groundstate.testing.torture", *arguments, "--report", str(report), "--seed", "7"]
+    kept = ("--keep", str(folder / "kept"), "--report", str(report))
+    command = [sys.executable, "-m", "groundstate.testing.torture", *arguments, *kept, "--seed", "7"]
     environment = os.environ | {"TORTURE_PLANTED": planted, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONG_RUN_S, check=False)
     said = done.stdout + done.stderr
