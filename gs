@@ -5,8 +5,6 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 venv=$root/.venv
-# Carets under a part of a line cost a compilation of it at each traceback that is written, and tests write thousands.
-export PYTHONNODEBUGRANGES=1
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1
 # Both commands start hundreds of processes. Each would compile all of our code anew where a machine forbids files of bytecode.
 unset PYTHONDONTWRITEBYTECODE
@@ -112,6 +110,8 @@ case ${1:-} in
         shift
         set_up dev
         cd "$root"
+        # Carets under a part of a line cost a compilation of it at each traceback that is written, and tests write thousands.
+        export PYTHONNODEBUGRANGES=1
         # Five at a time, a file each: much of a test is waiting for a disk or a server, so that two cores have time for so many. Options given later win, such as -n 0.
         exec "$venv/bin/python" -m pytest -n 5 --dist loadfile --no-loadscope-reorder "$@"
         ;;
