@@ -13,7 +13,8 @@ export PYTHONPYCACHEPREFIX=$venv/pycache
 usage() {
     cat <<'END'
 usage: ./gs demo [options of `groundstate demo`]    watch a shop being killed again and again, and its books balance
-       ./gs test [options of pytest]                run all tests, with a PostgreSQL of their own
+       ./gs test [options of pytest]                run the tests, with a PostgreSQL of their own
+       ./gs test --thorough                         run all of those that are much alike too, such as every planted fault
 END
 }
 

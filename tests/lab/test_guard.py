@@ -27,6 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from groundstate import Absent, App, Failure, Key, Moment, Outside, Retry, Store, Unknown, ask, hold
 from groundstate.testing import Client, Crashed, Lab
 from tests.lab.shops import NOWHERE, Base, Order, calling, never, plain
+from tests.sampling import a_few
 
 HERE = "test_guard.py"
 
@@ -67,7 +68,7 @@ REACHING_OUT: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", REACHING_OUT)
+@pytest.mark.parametrize("kind", a_few(REACHING_OUT, 3))
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:coroutine:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_handler_that_reaches_outside_of_its_transaction_fails_with_the_place_where_it_does(kind: str) -> None:

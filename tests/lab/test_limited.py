@@ -11,6 +11,7 @@ from groundstate.testing import Crashed, Lab, trial
 from tests.lab.limited_apps import CASES, DIES, PLANTED, WORKERS, Case, Planted
 from tests.lab.planting import planted
 from tests.lab.searching import at, both, limited_to
+from tests.sampling import a_few
 
 
 @pytest.fixture
@@ -21,19 +22,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.app.name)
+@pytest.mark.parametrize("case", a_few(CASES, 2), ids=lambda case: case.app.name)
 def test_it_is_right_whoever_dies_and_whoever_goes_on(quick: None, case: Case) -> None:
     with Lab() as lab, limited_to(both(DIES, WORKERS)):
         case.run(lab, budget=0, seed=1)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.app.name)
+@pytest.mark.parametrize("case", a_few(CASES, 2), ids=lambda case: case.app.name)
 def test_it_is_right_on_postgresql_too(quick: None, case: Case, postgres_url: str) -> None:
     with Lab(postgres=postgres_url) as lab, limited_to(at("die", "call")):
         case.run(lab, budget=0, seed=1)
 
 
-@pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: fault.words)
+@pytest.mark.parametrize("fault", a_few(PLANTED, 2), ids=lambda fault: fault.words)
 def test_a_fault_is_caught(quick: None, fault: Planted) -> None:
     with Lab() as lab, planted(*fault.changes), limited_to(fault.search), pytest.raises(Crashed) as caught:
         fault.case.run(lab, budget=0, seed=1)

@@ -16,6 +16,7 @@ from tests.lab.apps import Case
 from tests.lab.engine_faults import FAULTS, Fault
 from tests.lab.planting import planted
 from tests.lab.searching import Search, both, limited_to
+from tests.sampling import a_few
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.words)
+@pytest.mark.parametrize("fault", a_few(FAULTS), ids=lambda fault: fault.words)
 def test_a_fault_of_the_protocol_is_caught(lab: Lab, fault: Fault) -> None:
     with planted(*fault.changes), limited_to(fault.search), pytest.raises(Crashed) as caught:
         fault.case.run(lab, budget=0, seed=1)
@@ -39,20 +40,20 @@ def _schedules_of(case: Case) -> Search:
     return both(*dict.fromkeys(fault.search for fault in FAULTS if fault.case is case))
 
 
-@pytest.mark.parametrize("case", dict.fromkeys(fault.case for fault in FAULTS), ids=lambda case: case.app.name)
+@pytest.mark.parametrize("case", a_few(dict.fromkeys(fault.case for fault in FAULTS)), ids=lambda case: case.app.name)
 def test_nothing_is_reported_of_the_engine_as_it_is(lab: Lab, case: Case) -> None:
     with limited_to(_schedules_of(case)):
         case.run(lab, budget=0, seed=1)
 
 
-@pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: slip.words)
+@pytest.mark.parametrize("slip", a_few(SLIPS), ids=lambda slip: slip.words)
 def test_a_fault_of_an_app_is_caught(lab: Lab, slip: Slip) -> None:
     with limited_to(slip.search), pytest.raises((Crashed, NeverTaken)) as caught:
         slip.wrong.run(lab, budget=0, seed=1)
     assert getattr(caught.value, "invariant", NEVER_TAKEN) == slip.invariant, str(caught.value)
 
 
-@pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: slip.words)
+@pytest.mark.parametrize("slip", a_few(SLIPS), ids=lambda slip: slip.words)
 def test_nothing_is_reported_of_the_app_that_is_right(lab: Lab, slip: Slip) -> None:
     with limited_to(slip.search):
         slip.right.run(lab, budget=0, seed=1)

@@ -15,6 +15,7 @@ from tests.lab.engine_faults import Fault
 from tests.lab.planting import planted
 from tests.lab.searching import both, everything, limited_to, sampled
 from tests.lab.time_faults import FAULTS
+from tests.sampling import a_few
 
 FULL = "GROUNDSTATE_LAB_FULL" in os.environ  # every crossing, and mixtures: some minutes
 
@@ -29,7 +30,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.words)
+@pytest.mark.parametrize("fault", a_few(FAULTS), ids=lambda fault: fault.words)
 def test_a_fault_of_time_is_caught(lab: Lab, fault: Fault) -> None:
     with planted(*fault.changes), limited_to(fault.search), pytest.raises(Crashed) as caught:
         fault.case.run(lab, budget=0, seed=1)
@@ -39,7 +40,7 @@ def test_a_fault_of_time_is_caught(lab: Lab, fault: Fault) -> None:
 CASES = dict.fromkeys([*(fault.case for fault in FAULTS), timed.RENEWED_ASKED, timed.RENEWED_HELD, *timed.NIGHTS])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.app.name)
+@pytest.mark.parametrize("case", a_few(CASES), ids=lambda case: case.app.name)
 def test_nothing_is_reported_of_the_engine_as_it_is(lab: Lab, case: Case) -> None:
     if FULL:
         case.run(lab, budget=100)

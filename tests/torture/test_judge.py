@@ -225,3 +225,11 @@ def test_what_is_under_way_keeps_it_from_being_quiet_and_what_is_held_does_not(b
     assert len(left) == 2
     assert "record='3'" in left[0]
     assert "id=1" in left[1]
+
+
+def test_what_waits_for_a_person_to_settle_another_round_of_it_is_quiet_and_behind_another_reaction_it_is_not(books: Books) -> None:
+    books.attempt("held", reaction="insured", record=1, occurrence="1", unsure=True, why="its occurrence changed")
+    books.attempt("failed", reaction="insured", record=1, occurrence="2")
+    books.attempt("failed", reaction="mailed", record=1)
+    (left,) = books.judge.unfinished()
+    assert "reaction='mailed'" in left

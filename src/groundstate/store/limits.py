@@ -40,22 +40,26 @@ class Limit:
 def limited(seconds: float, cut: Callable[[], None]) -> Iterator[Limit]:
     """While the block lasts longer than that, `cut` is called again and again, by another thread."""
     limit = Limit(time.monotonic() + seconds, cut)
-    _limits[limit] = None
+    with _changing:
+        _limits[limit] = None
     _begin()
     try:
         yield limit
     finally:
-        _limits.pop(limit, None)
+        with _changing:
+            _limits.pop(limit, None)
 
 
 def look_at(one: LookedAt) -> None:
     """From now on it is looked at, for as long as somebody else knows it."""
-    _others.add(one)
+    with _changing:
+        _others.add(one)
     _begin()
 
 
 _limits: dict[Limit, None] = {}
 _others: weakref.WeakSet[LookedAt] = weakref.WeakSet()
+_changing = threading.RLock()  # they cannot be gone through while one is added, which many threads do
 _thread: list[threading.Thread] = []
 
 
@@ -76,11 +80,13 @@ def _look() -> None:
 
 def _all() -> list[LookedAt]:
     while True:
-        with suppress(RuntimeError):  # one was added while they were gone through
+        with suppress(RuntimeError), _changing:  # what is finalised here, in this very thread, may add one
             return [*_limits, *_others]
 
 
 def _begin_with_none() -> None:
+    global _changing  # noqa: PLW0603  # another thread may have held it when this process was forked
+    _changing = threading.RLock()
     _limits.clear()
     _thread.clear()
 

@@ -313,10 +313,12 @@ class Judge:
 
     # ---- at rest -----------------------------------------------------------------------------------------------------------------
     def unfinished(self) -> list[str]:
-        """What keeps it from being quiet: orders on their way, and attempts that are not held."""
+        """What keeps it from being quiet: orders on their way, and attempts that are not held and do not wait for a person to settle a
+        held one of another round.
+        """
         attempts = self.books.attempts()
         held = {one.record for one in attempts if one.state == "held"}
-        waiting = [f"{one}" for one in attempts if one.state != "held"]
+        waiting = [f"{one}" for one in attempts if not _waits_for_a_person(one, attempts)]
         return waiting + [f"{order}" for order in self.books.unfinished(surveys=self.surveys, left=self.left) if str(order.id) not in held]
 
     def helpable(self) -> int:
@@ -332,7 +334,7 @@ class Judge:
         gone = self.books.orders(table="gone_orders")
         held = {one.key: one for one in attempts if one.state == "held"}
         for one in attempts:
-            if one.state != "held":
+            if not _waits_for_a_person(one, attempts):
                 self.fault("NothingAtRest", f"{one} stands though nothing is to be done")
         self.checks["NothingAtRest"] += 1
         for row in self.books.rows("SELECT pid, life, began_at FROM groundstate_worker WHERE ended_at IS NULL"):
@@ -389,3 +391,11 @@ def _is_listed(effect: Effect, standing: set[tuple[str, ...]]) -> bool:
     if effect.call == "label":
         return any((name, effect.record) in standing for name in names)
     return any((name, effect.record, effect.occurrence) in standing for name in names)
+
+
+def _waits_for_a_person(one: AttemptSeen, attempts: Iterable[AttemptSeen]) -> bool:
+    """Whether it is held; or failed, and its own reaction has a held round of the same record, which keeps it from being called again."""
+    if one.state == "held":
+        return True
+    rounds = (other for other in attempts if (other.reaction, other.record) == (one.reaction, one.record))
+    return one.state == "failed" and any(other.state == "held" for other in rounds)

@@ -1,0 +1,15 @@
+"""Of cases that are much alike a few are run each time, and all of them by `./gs test --thorough`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+EVERY = 4
+
+
+def a_few(cases: Iterable[Any], every: int = EVERY) -> list[Any]:
+    """For `parametrize`: all of them, of which the first and each so manieth after it are run each time."""
+    return [pytest.param(case, marks=[pytest.mark.thorough] if number % every else []) for number, case in enumerate(cases)]
