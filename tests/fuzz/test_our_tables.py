@@ -142,7 +142,7 @@ def test_a_column_of_the_users_that_goes_under_a_running_worker_stops_its_reacti
         until(lambda: packed(shop, 1, 3))
         said = shop.run("pending")
         assert said.code == 0
-        assert "seen cannot be seen: column items.status is missing: run your migrations" in " ".join(said.out.split())
+        assert "seen is not carried out: column items.status is missing: run your migrations" in " ".join(said.out.split())
         shop.sql("ALTER TABLE items RENAME COLUMN state TO status")
         until(lambda: rows(shop, "SELECT status FROM items") == [("seen",)])
 

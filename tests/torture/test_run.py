@@ -20,8 +20,7 @@ ROOT = Path(__file__).parents[2]
 def torture(folder: Path, *arguments: str, planted: str = "") -> tuple[int, dict[str, Any], str]:
     """The command, in a process of its own, since it may mount a disk of its own; its exit status, its report, and what it said."""
     report = folder / "report.json"
-    kept = ("--keep", str(folder / "kept"), "--report", str(report))
-    command = [sys.executable, "-m", "groundstate.testing.torture", *arguments, *kept, "--seed", "7"]
+    command = [sys.executable, "-m", "groundstate.testing.torture", *arguments, "--report", str(report), "--seed", "7"]
     environment = os.environ | {"TORTURE_PLANTED": planted, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONG_RUN_S, check=False)
     said = done.stdout + done.stderr
@@ -31,12 +30,12 @@ def torture(folder: Path, *arguments: str, planted: str = "") -> tuple[int, dict
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
 def test_nothing_is_lost_doubled_or_unlisted_whatever_is_done_to_the_workers_and_the_database(store: str, tmp_path: Path) -> None:
-    status, report, said = torture(tmp_path, "--store", store, "--kills", "16", "--workers", "4", "--orders", "40")
+    status, report, said = torture(tmp_path, "--store", store, "--kills", "8", "--workers", "3", "--orders", "24")
     assert not report["faults"], "\n".join(report["faults"])
     assert status == 0, said
-    assert report["kills"] >= 16
+    assert report["kills"] >= 8
     assert report["looked at"]["Listed"] > 50
-    assert report["orders"]["placed"] >= 40
+    assert report["orders"]["placed"] >= 24
     assert all(row["effects"] > 0 for row in report["calls"].values()), report["calls"]
     possible = {name for name in troubles(store) if name != "fill the disk" or report["disk made full by"] != "not possible here"}
     assert possible <= report["troubles"].keys()
@@ -47,7 +46,7 @@ def test_nothing_is_lost_doubled_or_unlisted_whatever_is_done_to_the_workers_and
 
 
 def test_a_worker_that_forgets_what_a_dead_one_had_begun_is_found_out(tmp_path: Path) -> None:
-    arguments = ("--store", "sqlite", "--kills", "12", "--workers", "4", "--orders", "40", "--only", "drain")
+    arguments = ("--store", "sqlite", "--kills", "8", "--workers", "3", "--orders", "24", "--only", "drain")
     status, report, _ = torture(tmp_path, *arguments, planted="tests.torture.planted_forgetting")
     assert status == 1
     named = {fault.split(":")[0] for fault in report["faults"]}
@@ -55,7 +54,7 @@ def test_a_worker_that_forgets_what_a_dead_one_had_begun_is_found_out(tmp_path: 
 
 
 def test_a_key_for_each_call_is_found_out(tmp_path: Path) -> None:
-    arguments = ("--store", "sqlite", "--kills", "12", "--workers", "4", "--orders", "40", "--only", "drain")
+    arguments = ("--store", "sqlite", "--kills", "8", "--workers", "3", "--orders", "24", "--only", "drain")
     status, report, _ = torture(tmp_path, *arguments, planted="tests.torture.planted_keys")
     assert status == 1
     assert "OncePerKey" in {fault.split(":")[0] for fault in report["faults"]}

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sqlalchemy import MetaData
+from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.store import Store
-from groundstate.engine import accepting, baselines, marks, registry, restore, schema, vanished
+from groundstate.engine import accepting, baselines, marks, registry, restore, schema, trouble, vanished
 from groundstate.engine.asked_apart import in_words
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
@@ -154,8 +155,14 @@ def _newcomers(site: _Site, names: Callable[[str], bool]) -> tuple[list[Question
     with site.life.database.reading() as connection:
         seen = registry.known(connection, site.life.app)
         some = [one for name, one in site.questions.items() if names(name)]
-        silent, loud = registry.newcomers(connection, some, seen, lambda one, error: site.unasked.update({one.spec.name: in_words(error)}))
+        silent, loud = registry.newcomers(connection, some, seen, partial(_unasked, site))
     return silent, loud, seen
+
+
+def _unasked(site: _Site, question: Question, error: DBAPIError) -> None:
+    if trouble.no_table(error):
+        raise error  # the app's own tables are still to be made
+    site.unasked[question.spec.name] = in_words(error)
 
 
 def _refuse_unsaid(sites: Sequence[_Site], wishes: Wishes) -> None:

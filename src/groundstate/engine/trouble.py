@@ -115,6 +115,11 @@ def undefined(error: BaseException) -> bool:
     return _lacked(error) is not None
 
 
+def no_table(error: BaseException) -> bool:
+    """Whether a statement named a table that is not there."""
+    return _lacked(error) == NO_TABLE
+
+
 def denied(error: BaseException) -> bool:
     """Whether this role has no right to what a statement did."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _DENIED

@@ -31,7 +31,7 @@ from groundstate.values.answers import Absent, Busy, Key, Moment, NotDone, Unkno
 TIMEOUT = timedelta(seconds=0.5)
 SETTLE_AFTER = timedelta(seconds=0.5)
 KEPT_FOR = timedelta(seconds=20)  # short enough that some keys are forgotten in a long run, and settled by the find or by a person
-RETRY = Retry(times=None, first=timedelta(seconds=0.1), longest=timedelta(seconds=2))
+RETRY = Retry(times=None, first=timedelta(seconds=0.25), longest=timedelta(seconds=2))
 AT_ONCE = 8  # announcements in one call
 DOOR = os.environ.get("TORTURE_PROVIDER", "")
 VERSION = int(os.environ.get("TORTURE_VERSION", "1"))
