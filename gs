@@ -111,8 +111,6 @@ case ${1:-} in
         shift
         set_up dev
         cd "$root"
-        # Carets under a part of a line cost a compilation of it at each traceback that is written, and tests write thousands.
-        export PYTHONNODEBUGRANGES=1
         # Five at a time, a file each: much of a test is waiting for a disk or a server, so that two cores have time for so many. Options given later win, such as -n 0.
         exec "$venv/bin/python" -m pytest -n 5 --dist loadfile --no-loadscope-reorder "$@"
         ;;

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,9 @@ from sqlmodel import col
 
 from groundstate import App, DeclarationError, DeclarationWarning, Key, Moment, Outside, Store, again, every_child, hold, same_key
 from tests.declare.models import Base, Hero, Item, Order, Parcel, Rush, Size
+from tests.patience import HANG_S
+
+ROOT = Path(__file__).parents[2]
 
 DAY = timedelta(days=1)
 ANY: Any = Order.gift
@@ -341,3 +348,28 @@ def test_a_fact_is_a_column_that_can_be_null(app: App) -> None:
 def test_a_fact_alone_is_a_condition(app: App) -> None:
     app.on(Order, fact=Order.mailed_at)(_done)
     assert [str(one) for one in app.reactions["_done"].clauses] == ["orders.mailed_at IS NULL"]
+
+
+WITHOUT_COLUMNS = """
+from groundstate import App, DeclarationError, Store
+from tests.declare.models import Base, Order
+
+app = App("shop", Store("sqlite:///never-opened.db", Base))
+try:
+    @app.on(
+        Order,
+        Order.status.in_(["placed"]),
+        Order.status == "placed" and Order.total > 5,
+    )
+    def gift(order: Order) -> None: ...
+except DeclarationError as error:
+    print(error)
+"""
+
+
+def test_python_in_a_clause_is_seen_where_python_was_told_to_forget_columns(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(WITHOUT_COLUMNS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-X", "no_debug_ranges", str(tmp_path / "shop.py")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, check=True)
+    assert "`Order.status == 'placed' and Order.total > 5`: Python's `and` drops one of its sides" in done.stdout

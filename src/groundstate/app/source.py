@@ -70,12 +70,18 @@ def _call_in_hand() -> ast.Call | None:
     frame = declarer()
     if frame is None:
         return None
+    linecache.checkcache(frame.f_code.co_filename)
+    calls = _calls("".join(linecache.getlines(frame.f_code.co_filename, frame.f_globals)))
     at = inspect.getframeinfo(frame, context=0).positions
     if at is None or at.lineno is None or at.end_lineno is None or at.col_offset is None or at.end_col_offset is None:
-        return None
-    linecache.checkcache(frame.f_code.co_filename)
-    lines = linecache.getlines(frame.f_code.co_filename, frame.f_globals)
-    return _calls("".join(lines)).get((at.lineno, at.col_offset, at.end_lineno, at.end_col_offset))
+        return _on_line(calls, frame.f_lineno)
+    return calls.get((at.lineno, at.col_offset, at.end_lineno, at.end_col_offset))
+
+
+def _on_line(calls: dict[_Place, ast.Call], line: int) -> ast.Call | None:
+    """Where Python was told to forget columns (PYTHONNODEBUGRANGES): the call that begins in this line and holds all others that do."""
+    begin = {place: one for place, one in calls.items() if place[0] == line and not isinstance(one.func, ast.Call)}
+    return begin[max(begin, key=lambda place: (place[2], place[3]))] if begin else None
 
 
 @functools.lru_cache(maxsize=16)
