@@ -136,8 +136,8 @@ FAULTS = [
         [
             Change(
                 due,
-                "_ours",
-                "and_(table.c.state == State.DOUBT.value, table.c.worker == shift.life.id)",
+                "_of_a_lane",
+                "and_(table.c.state == State.DOUBT.value, table.c.worker == _LIFE)",
                 "table.c.state == State.DOUBT.value",
             ),
             Change(begin, "consider", "attempt.worker != life.id", "False"),
