@@ -180,12 +180,16 @@ def test_what_has_a_reason_may_be_held(books: Books) -> None:
     assert books.judge.faults == []
 
 
-def test_an_outcome_that_came_again_may_be_held_where_the_record_has_it_and_not_where_it_has_another(books: Books) -> None:
-    books.whole(announced="announce-7")
-    books.attempt("held", reaction="announced", occurrence="", why="an outcome came after its attempt was gone", outcome='["announce-7"]')
+@pytest.mark.parametrize(("reaction", "column"), [("announced", "announced"), ("mailed", "mailed"), ("insured", "policy")])
+def test_an_outcome_that_came_again_may_be_held_where_the_record_has_it_and_not_where_it_has_another(
+    books: Books, reaction: str, column: str
+) -> None:
+    books.whole()
+    books.run(f"UPDATE orders SET {column} = 'outcome-7'")
+    books.attempt("held", reaction=reaction, why="an outcome came after its attempt was gone", outcome='["outcome-7"]')
     books.judge.sample()
     assert books.judge.faults == []
-    books.run("UPDATE orders SET announced = 'announce-8'")
+    books.run(f"UPDATE orders SET {column} = 'outcome-8'")
     books.run("UPDATE groundstate_attempt SET why = 'again'")
     books.judge.sample()
     assert books.named == {"HeldForAReason"}

@@ -148,7 +148,7 @@ class Judge:
             case "announced":
                 return why in (OLD_KEY, LOST_TIME) or one.says_what_is_in(order.announced)
             case "insured":
-                return one.record in self.moved and OTHER_ROUND in why
+                return (one.record in self.moved and OTHER_ROUND in why) or one.says_what_is_in(order.policy)
             case "listed":  # again(): called twice, and its outcomes may come late or for an order that was cancelled meanwhile
                 return one.outcome is not None
             case _:
