@@ -37,7 +37,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="Run all of those that are much alike too: see tests/sampling.py.")
+    parser.addoption("--thorough", action="store_true", help="Run every test, also those that are nearly alike: see tests/sampling.py.")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

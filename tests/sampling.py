@@ -1,4 +1,4 @@
-"""Of cases that are much alike a few are run each time, and all of them by `./gs test --thorough`."""
+"""Of tests that are nearly alike a quarter is run each time, and every one by `./gs test --thorough`."""
 
 from __future__ import annotations
 
