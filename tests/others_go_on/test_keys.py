@@ -34,7 +34,7 @@ def test_a_key_that_does_not_come_back_from_its_text_bars_its_own_reactions_alon
         barred = {f"{name}_{what}" for name in kinds for what in ("paid", "packed")}
         until(lambda: set(life.worker.waiting) == barred, lambda: life.worker.waiting)
         said = "are not found by the text of their key"
-        assert sorted(line.split()[1] for line in beside.told("reaction_unfit") if said in line) == sorted(barred)
+        until(lambda: sorted(line.split()[1] for line in beside.told("reaction_unfit") if said in line) == sorted(barred))
         report = beside.pending()
         assert {one.reaction for one in report.to_do if one.rows} == {f"{name}_paid" for name in kinds}
         assert {name for name, words in report.lacks.items() if said in words} == barred
