@@ -14,7 +14,7 @@ HANG_S = 120.0  # far below the limit of pytest-timeout in pyproject.toml, which
 HANG = timedelta(seconds=HANG_S)
 LONG_RUN_S = 540.0  # of a program that does what many tests do
 LOOKS_S = 0.02  # again and again, where something is looked at by many at once
-FIRST_S, LONGEST_S, GROWS = 0.001, 0.05, 1.3  # one that waits looks at first soon: looking costs what the others could use
+FIRST_S, LONGEST_S, GROWS = 0.005, 0.05, 1.3  # one that waits looks at first soon: looking costs what the others could use
 
 
 def until(holds: Callable[[], Any], told: Callable[[], object] = lambda: "it did not come true in time") -> None:
