@@ -399,8 +399,8 @@ def test_a_clock_that_steps_back_while_a_call_is_in_the_air_changes_nothing(time
 
 
 def test_a_failed_round_whose_time_was_moved_waits_for_it(timed: World) -> None:
-    gateway = charging(timed, again(), occurrence=[Bill.round], retry=Retry(first=ms(5), longest=ms(10)))
-    gateway.plan(1, *["refuse"] * 3)
+    gateway = charging(timed, again(), occurrence=[Bill.round], retry=Retry(times=None, first=ms(5), longest=ms(10)))
+    gateway.plan(1, *["refuse"] * 10_000)  # for as long as it takes
     timed.add(Bill(id=1, due_at=now() - DAY))
     life = timed.worker()
     until(lambda: gateway.called(1) == 1)
@@ -411,6 +411,7 @@ def test_a_failed_round_whose_time_was_moved_waits_for_it(timed: World) -> None:
     life.sweep()
     assert gateway.called(1) == called
     assert timed.attempt().state.value == "failed"
+    gateway.plan(1)
     timed.forward(86_400)
     until(lambda: bill(timed).charged == 1)
 
