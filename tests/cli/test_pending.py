@@ -425,7 +425,7 @@ def _put(width: int, why: str) -> list[str]:
     made = report.table("reaction", "record", "since", "why", "error")
     made.add_row("charged", f"{KEY} (a round of some length)", "2026-11-30 03:40:00 UTC", why, "-")
     out = io.StringIO()
-    report.put(Console(width=width, file=out), made)
+    report.print_table(Console(width=width, file=out), made)
     return out.getvalue().splitlines()
 
 

@@ -13,7 +13,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def written(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def with_example(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """The method as it is. Arguments that it does not take are a DeclarationError that shows the example, and no TypeError."""
 
     def around(method: Callable[P, R]) -> Callable[P, R]:

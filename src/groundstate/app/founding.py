@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.store import Store
 from groundstate.engine import accepting, baselines, marks, registry, restore, schema, trouble, vanished
-from groundstate.engine.asked_apart import in_words
+from groundstate.engine.asked_apart import why_unasked
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
@@ -162,7 +162,7 @@ def _newcomers(site: _Site, names: Callable[[str], bool]) -> tuple[list[Question
 def _unasked(site: _Site, question: Question, error: DBAPIError) -> None:
     if trouble.no_table(error):
         raise error  # the app's own tables are still to be made
-    site.unasked[question.spec.name] = in_words(error)
+    site.unasked[question.spec.name] = why_unasked(error)
 
 
 def _refuse_unsaid(sites: Sequence[_Site], wishes: Wishes) -> None:

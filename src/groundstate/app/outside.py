@@ -56,7 +56,7 @@ class Call(Generic[A, O]):
     def find(self, find: Callable[Concatenate[A, Q], Awaitable[O | _Found]], /) -> None: ...
     @overload
     def find(self, find: Callable[Concatenate[A, Q], O | _Found], /) -> None: ...
-    @by_options.written("@charge.find, without parentheses,")
+    @by_options.with_example("@charge.find, without parentheses,")
     def find(self, find: Any, /) -> None:
         """Declares the question to the outside: what became of this call? It answers with the outcome, `Absent` or `Unknown`.
 
@@ -166,7 +166,7 @@ class Outside:
     def __repr__(self) -> str:
         return f"<outside {self.name}>"
 
-    @by_options.written("@bank.call(in_doubt=hold()), or another policy,")
+    @by_options.with_example("@bank.call(in_doubt=hold()), or another policy,")
     def call(  # noqa: PLR0913  # a call has these
         self,
         *,
@@ -210,7 +210,7 @@ class Outside:
 
         return declare
 
-    @by_options.written("@bank.call_many(size=10, in_doubt=hold()), or another policy,")
+    @by_options.with_example("@bank.call_many(size=10, in_doubt=hold()), or another policy,")
     def call_many(
         self,
         *,

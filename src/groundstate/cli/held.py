@@ -144,7 +144,7 @@ def _show_held(listed: _Listed, which: Filter, *, long: bool) -> None:
         for store, one in listed.held:
             _show_one(out, store, one)
     else:
-        report.put(out, _held_table(listed))
+        report.print_table(out, _held_table(listed))
     if listed.held:
         hidden = "" if long else "  --long shows keys, errors and outcomes."
         out.print(f"{len(listed.held):,} of {listed.total:,} held.{hidden}")

@@ -31,7 +31,7 @@ def table(*columns: str) -> Table:
     return made
 
 
-def put(console: Console, made: Table) -> None:
+def print_table(console: Console, made: Table) -> None:
     """The table; where the terminal is too narrow for it, its rows one under the other. No word is broken, so that keys can be copied."""
     if _fits(console, made) and len(console.render_lines(made)) <= READABLE_LINES * (made.row_count + 1):
         console.print(made)
@@ -101,7 +101,7 @@ def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[obje
         made.add_row(*(one if isinstance(one, Text) else plain(one) for one in row))
     if made.row_count:
         console.print(Text(title, style="bold"), soft_wrap=True)
-        put(console, made)
+        print_table(console, made)
         console.print()
 
 

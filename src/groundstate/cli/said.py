@@ -49,7 +49,7 @@ def _pauses(out: Console, alive: Sequence[LifeSeen], now: datetime) -> None:
         since = at(min(one.since for one in some), now)
         made.add_row(plain(what), since, when, _how_many(len(some), alive), plain(report.brief(latest.why)))
     if made.row_count:
-        report.put(out, made)
+        report.print_table(out, made)
         more = max(len(found), *(life.says.paused_count + len(life.says.failing) for life in alive)) - made.row_count
         if more > 0:
             out.print(f"And {more:,} more that are paused.")

@@ -163,7 +163,7 @@ def _workers(out: Console, seen: Overview) -> None:
         row = (f"{one.life:x}", one.app or "-", one.host or "-", one.pid or "-", is_in_words(one), at(one.began_at, seen.now), begins)
         made.add_row(*(plain(cell) for cell in row))
     if made.row_count:
-        report.put(out, made)
+        report.print_table(out, made)
     else:
         out.print("No worker is here.")
     out.print()
@@ -178,7 +178,7 @@ def _reactions(out: Console, seen: Overview) -> None:
         since = at(one.overdue_since, seen.now) if one.overdue_since else "-"
         made.add_row(plain(one.name), rows + late, since, *counts, at(_oldest(one), seen.now), _state(one))
     if made.row_count:
-        report.put(out, made)
+        report.print_table(out, made)
         out.print()
 
 

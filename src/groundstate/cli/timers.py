@@ -58,7 +58,7 @@ def timers(
         for name, now, one in said:
             made.add_row(at(one.due, now), *map(plain, (one.reaction, one.table, one.record)), *([plain(name)] if several else []))
         if said:
-            report.put(console(), made)
+            report.print_table(console(), made)
         else:
             console().print("Nothing is to become due.")
     asked.end()

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import accepting, asked_apart, barred, baselines, check, put_back, registry, trouble, unfit
+from groundstate.engine import accepting, barred, baselines, check, put_back, registry, trouble, unfit
+from groundstate.engine.asked_apart import why_unasked
 from groundstate.engine.lane import Lane
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.put_back import Waiting
@@ -243,6 +244,6 @@ def _unasked(question: Question, error: DBAPIError) -> None:
         log.error(
             "%s is not started: %s",
             question.spec.name,
-            asked_apart.in_words(error),
+            why_unasked(error),
             extra={"event": "condition_unaskable", "reaction": question.spec.name},
         )

@@ -5,7 +5,7 @@ It may name a function that is not there, which any row shows, or raise for some
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -16,8 +16,8 @@ from groundstate.engine import trouble
 T = TypeVar("T")
 
 
-def asked_apart(connection: Connection, name: str, ask: Callable[[], T], unasked: MutableMapping[str, str]) -> T | None:
-    """What `ask` brings of the reaction of this name; None, and why in `unasked`, where the database cannot answer that.
+def asked_apart(connection: Connection, ask: Callable[[], T], unasked: Callable[[DBAPIError], None]) -> T | None:
+    """What `ask` brings; None where the database cannot answer that, of which `unasked` is told.
 
     Raises DBAPIError where the database is in trouble: the same may be answered another time.
     """
@@ -27,10 +27,10 @@ def asked_apart(connection: Connection, name: str, ask: Callable[[], T], unasked
     except DBAPIError as error:
         if trouble.transient(error):
             raise
-        unasked[name] = in_words(error)
+        unasked(error)
         return None
 
 
-def in_words(error: DBAPIError) -> str:
+def why_unasked(error: DBAPIError) -> str:
     """Why a condition cannot be asked."""
     return f"its condition cannot be asked: {trouble.said(error)}"

@@ -11,7 +11,7 @@ from groundstate.engine.question import PrimaryKey, Question
 SHOWN_MOST = 80  # letters of what stands there
 
 
-def in_words(connection: Connection, question: Question, key: PrimaryKey) -> str:
+def unreadable_columns(connection: Connection, question: Question, key: PrimaryKey) -> str:
     """As ` (orders.due_at holds 'yesterday')`; empty where each column by itself can be read, as where a hook of the user's raised."""
     found: list[str] = []
     for attribute in question.mapper.column_attrs:

@@ -164,7 +164,7 @@ def _unreadable(question: Question, tx: Transaction, key: PrimaryKey, error: Bas
         except Exception as same:
             if not trouble.unloadable(same):
                 raise
-    words = f"its record cannot be read: {describe(error)}{broken_cells.in_words(tx.connection, question, key)}"
+    words = f"its record cannot be read: {describe(error)}{broken_cells.unreadable_columns(tx.connection, question, key)}"
     return Unreadable(key, question.record_text(key), occurrence, words)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Select, and_, func, not_, null, select
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import attempts, fitting, living, locked, odd_times, pending, put_back, registry, trouble, upcoming
-from groundstate.engine.asked_apart import asked_apart
+from groundstate.engine.asked_apart import asked_apart, why_unasked
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.pending import Looked
 from groundstate.engine.question import Question
@@ -140,9 +141,9 @@ def _stands(
 
 
 def _reaction_apart(looked: Looked, question: Question, most: int) -> ReactionSeen:
-    unasked: dict[str, str] = {}
-    found = asked_apart(looked.connection, question.spec.name, lambda: _reaction(looked, question, most), unasked)
-    return replace(_not_asked(question), unseen=unasked[question.spec.name]) if found is None else found
+    errors: list[DBAPIError] = []
+    found = asked_apart(looked.connection, partial(_reaction, looked, question, most), errors.append)
+    return replace(_not_asked(question), unseen=why_unasked(errors[0])) if found is None else found
 
 
 def _not_asked(question: Question) -> ReactionSeen:

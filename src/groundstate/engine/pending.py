@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import (
     attempts,
@@ -28,7 +29,7 @@ from groundstate.engine import (
     upcoming,
     wording,
 )
-from groundstate.engine.asked_apart import asked_apart, in_words
+from groundstate.engine.asked_apart import asked_apart, why_unasked
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.living import LifeSeen
@@ -178,9 +179,13 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
         questions = [question for question in questions if question.spec.name not in unseen]
         ticks = tuple(scheduled(app, database, connection, schedules, then))
         known = registry.known(connection, app)
-        found = [asked_apart(connection, one.spec.name, partial(_to_do, looked, one), unseen) for one in questions]
+
+        def unasked(question: Question, error: DBAPIError) -> None:
+            unseen[question.spec.name] = why_unasked(error)
+
+        found = [asked_apart(connection, partial(_to_do, looked, one), partial(unasked, one)) for one in questions]
         questions = [question for question in questions if question.spec.name not in unseen]
-        _, loud = registry.newcomers(connection, questions, known, lambda one, error: unseen.update({one.spec.name: in_words(error)}))
+        _, loud = registry.newcomers(connection, questions, known, unasked)
         off = {*(one.name for one in loud), *waiting}
         to_do = tuple(replace(one, starts=one.reaction not in off) for one in found if one is not None)
         counts, baseline = _counts(looked)

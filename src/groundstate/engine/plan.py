@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from sqlalchemy import Connection, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import fitting, left_by_others, marks, moved_tables, not_loaded, put_back, registry
-from groundstate.engine.asked_apart import asked_apart
+from groundstate.engine.asked_apart import asked_apart, why_unasked
 from groundstate.engine.attempts import is_baseline
 from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.not_loaded import NotLoaded
@@ -161,10 +162,10 @@ def _planned(
     connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int], lacks: dict[str, str]
 ) -> Planned:
     """Where the record has what this database has not, its condition may not name that, and then its rows are counted all the same."""
-    name, unasked = question.spec.name, dict[str, str]()
-    found = asked_apart(connection, name, lambda: _one(connection, question, before, attempts), unasked)
-    lacks |= {name: words for name, words in unasked.items() if name not in lacks}
+    name, errors = question.spec.name, list[DBAPIError]()
+    found = asked_apart(connection, partial(_one, connection, question, before, attempts), errors.append)
     if found is None:
+        lacks.setdefault(name, why_unasked(errors[0]))
         return _not_counted(question, before, attempts)
     return replace(found, starts=False) if name in lacks else found
 

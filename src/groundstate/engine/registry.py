@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, Text, and_, cast, column, func, insert, not_, or_, select, text, update
 from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, trouble, wording
+from groundstate.engine import attempts, wording
+from groundstate.engine.asked_apart import asked_apart
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question, held_under, sql_name
 from groundstate.rules import blocking
@@ -215,13 +217,8 @@ def newcomers(
         before = seen.get(question.spec.name)
         if before is not None and before.is_as(question):
             continue
-        try:
-            with connection.begin_nested():
-                found = newcomer(connection, question, before)
-        except DBAPIError as error:
-            if trouble.transient(error):
-                raise
-            unasked(question, error)
+        found = asked_apart(connection, partial(newcomer, connection, question, before), partial(unasked, question))
+        if found is None:
             continue
         if found.rows or found.known_before:
             loud.append(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, inspect, literal, select
@@ -24,7 +25,7 @@ from groundstate.engine import (
     trouble,
     wording,
 )
-from groundstate.engine.asked_apart import asked_apart
+from groundstate.engine.asked_apart import asked_apart, why_unasked
 from groundstate.engine.comes_next import IN_LINE, Case, Looked, WaitsFor, next_of
 from groundstate.engine.hindrance import Workers
 from groundstate.engine.illegible import attempts_as_they_stand
@@ -223,9 +224,9 @@ def _answer(looked: Looked, question: Question, key: PrimaryKey | None) -> Answe
         first = next((open_of(looked.questions, looked.alive, one) for one in _own(looked, question)), None)
         words, at = ("nothing: no record is found by such a key", None) if first is None else (first.next, first.next_at)
         return replace(_unasked(looked, question, words), next_at=at)
-    unasked: dict[str, str] = {}
-    found = asked_apart(looked.connection, name, lambda: _asked(looked, question, key), unasked)
-    return _unasked(looked, question, f"not carried out: {unasked[name]}") if found is None else found
+    errors: list[DBAPIError] = []
+    found = asked_apart(looked.connection, partial(_asked, looked, question, key), errors.append)
+    return _unasked(looked, question, f"not carried out: {why_unasked(errors[0])}") if found is None else found
 
 
 def _own(looked: Looked, question: Question) -> list[Attempt]:
@@ -251,7 +252,7 @@ def _asked(looked: Looked, question: Question, key: PrimaryKey) -> Answer:
         except Exception as error:
             if not trouble.unreadable(error):
                 raise
-            where = broken_cells.in_words(looked.connection, question, key)
+            where = broken_cells.unreadable_columns(looked.connection, question, key)
             unread = f"it fails, since its record cannot be read: {type(error).__name__}: {error}{where}"
         said = [None if value is None else bool(value) for value in row[1:]]
         clauses = tuple(Clause(question.shown(clause), holds) for clause, holds in zip(spec.clauses, said, strict=True))
