@@ -11,5 +11,5 @@ EVERY = 4
 
 
 def a_few(cases: Iterable[Any], every: int = EVERY) -> list[Any]:
-    """For `parametrize`: all of them, of which the first and each so manieth after it are run each time."""
+    """For `parametrize`: all cases. The first, and then one of so many as `every` says, run each time; the others run with --thorough."""
     return [pytest.param(case, marks=[pytest.mark.thorough] if number % every else []) for number, case in enumerate(cases)]
