@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.charging import ASK, charging
+from groundstate.rules.careful import DIED
+from tests.engine.charging import ASK, SAME_KEY, charging, left_in_doubt
 from tests.engine.kit import Order, World, until
 
 
@@ -56,6 +57,20 @@ def test_hazard_46_what_is_taken_while_suspect_starts_as_a_doubt(world: World) -
     until(lambda: world.order(2).status == "paid")
     life.quiet()
     assert gateway.done(2) == 1
+
+
+def test_a_doubt_whose_worker_had_died_before_a_restore_is_held_for_the_restore(world: World) -> None:
+    gateway = charging(world, SAME_KEY)
+    left_in_doubt(world, gateway, Order(id=1))
+    world.worker().stop()
+    assert str(world.attempt().why).startswith(DIED)
+    life = world.worker(after_restore=True)
+    until(lambda: world.states() == ["doubt"])
+    world.forward(60)
+    until(lambda: world.states() == ["held"])
+    life.quiet()
+    assert world.attempt().why == "in doubt, and the database went back in time: it may have been called in the lost time"
+    assert gateway.called(1) == 1, "it was called again though nobody knows how old its key is"
 
 
 def test_rows_that_a_person_left_alone_are_left_alone_after_a_restore_and_let_go_as_ever(world: World) -> None:

@@ -276,6 +276,11 @@ def test_a_doubt_of_a_lost_time_is_held_for_that_and_not_for_the_age_of_its_key(
     assert "too old" in held(rules.settle(attempt(DOUBT, first_at=LONG_AGO), SAME_KEY, HOLDS, NOW))
 
 
+def test_a_doubt_whose_worker_died_is_held_for_the_age_of_its_key_and_not_for_that_death() -> None:
+    died = attempt(DOUBT, first_at=LONG_AGO, why=ended_under([1, 2]))
+    assert "too old" in held(rules.settle(died, SAME_KEY, HOLDS, NOW))
+
+
 def test_same_key_whose_condition_is_gone_is_asked_or_held() -> None:
     assert "no longer holds" in held(rules.settle(attempt(DOUBT), SAME_KEY, GONE, NOW))
     assert rules.settle(attempt(DOUBT), SAME_KEY_AND_FIND, GONE, NOW) == Ask()

@@ -222,7 +222,8 @@ def _doubt_attempts(life: Life, those: ColumnElement[bool], timeout: timedelta, 
                 after = replace(one, state=State.HELD if held else State.DOUBT, unsure=True, worker=life.id if mine else one.worker)
                 arrived = max(one.deadline, tx.now + timeout + MARGIN)
                 next_at = None if held else tx.now
-                changed.append((one, replace(after, first_at=LONG_AGO, deadline=arrived, next_at=next_at, why=one.why or WHY)))
+                why = (one.why if held else None) or WHY
+                changed.append((one, replace(after, first_at=LONG_AGO, deadline=arrived, next_at=next_at, why=why)))
             attempts.save(tx.connection, changed)
             count += len(changed)
             cursor = some[-1].identity

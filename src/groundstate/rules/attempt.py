@@ -304,8 +304,10 @@ def _no_second_call(attempt: Attempt, facts: Facts) -> str:
     if facts.expired:
         return "it is too late to call again"
     # After a restore, and where a person accepted it as a doubt, nobody knows when its call was made: its key counts as too old, and `why`
-    # says what happened.
-    return attempt.why if attempt.first_at < _NOBODY_KNOWS and attempt.why is not None else "its key is too old to call again"
+    # says what happened, unless it tells of a death instead.
+    if attempt.first_at < _NOBODY_KNOWS and attempt.why is not None and not attempt.why.startswith(careful.DIED):
+        return attempt.why
+    return "its key is too old to call again"
 
 
 _NOBODY_KNOWS = datetime(2000, 1, 1, tzinfo=UTC)  # a first call before this
