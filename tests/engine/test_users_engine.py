@@ -7,15 +7,20 @@ import sqlite3
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.adapt import AdaptersMap, Loader
 from sqlalchemy import JSON, CheckConstraint, Engine, create_engine, event, make_url, select, text
+from sqlalchemy.dialects.postgresql import INET
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, NotInitialised, Store, StoreRefused
+from groundstate.store.carried import values_of
 from groundstate.store.opening import settings_of
 from tests.patience import HANG, until
 
@@ -33,8 +38,8 @@ class Parcel(OwnBase):
     note: Mapped[str | None]
 
 
-def shipped(engine: Any, handler: Callable[[Parcel, Session], None], **columns: Any) -> App:
-    """An app whose handler ships a parcel, and one parcel that is packed."""
+def shipped(engine: Any, handler: Callable[[Parcel, Session], None], *, writer: Engine | None = None, **columns: Any) -> App:
+    """An app whose handler ships a parcel, and one parcel that is packed. writer: writes it, where the engine is an async one."""
     app = App("parcels", Store(engine, OwnBase))
 
     @app.on(Parcel, Parcel.status == "packed", name="shipped")
@@ -43,7 +48,7 @@ def shipped(engine: Any, handler: Callable[[Parcel, Session], None], **columns: 
         handler(parcel, session)
 
     app.init(tables=True)
-    with Session(getattr(engine, "sync_engine", engine)) as session, session.begin():
+    with Session(writer or engine) as session, session.begin():
         session.add(Parcel(id=1, **columns))
     return app
 
@@ -97,6 +102,56 @@ def test_json_of_an_async_engine_as_well(database_url: str) -> None:
     app.run_until_quiet(HANG)
     assert found == [[Decimal("1.5")]]
     assert isinstance(found[0][0], Decimal)
+
+
+@pytest.mark.parametrize(("driver", "given", "read"), [
+    ("asyncpg", {}, IPv4Address), ("asyncpg", {"native_inet_types": False}, str), ("psycopg", {"native_inet_types": False}, str),
+    ("psycopg_async", {"native_inet_types": False}, str),
+])  # fmt: skip
+def test_addresses_are_read_as_by_the_engine(postgres_url: str, driver: str, given: dict[str, Any], read: type) -> None:
+    make: Any = create_async_engine if driver in {"asyncpg", "psycopg_async"} else create_engine
+    engine = make(make_url(postgres_url).set(drivername=f"postgresql+{driver}"), **given)
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Host(Base):
+        __tablename__ = "hosts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        address: Mapped[Any] = mapped_column(INET)
+        seen: Mapped[bool] = mapped_column(default=False)
+
+    app, found = App("hosts", Store(engine, Base)), list[Any]()
+
+    @app.on(Host, Host.seen.is_(False))
+    def see(host: Host) -> None:
+        found.append(host.address)
+        host.seen = True
+
+    app.init(tables=True)
+    with create_engine(postgres_url).begin() as connection:
+        connection.exec_driver_sql("insert into hosts values (1, '10.0.0.1', false)")
+    app.run_until_quiet(HANG)
+    assert [type(address) for address in found] == [read]
+
+
+def test_addresses_are_text_where_the_engine_reads_them_by_psycopg2() -> None:
+    assert values_of(PGDialect_psycopg2(), "postgresql") == {"native_inet_types": False}
+
+
+class LoadsText(Loader):
+    def load(self, data: Any) -> str:
+        return f"loaded {bytes(data).decode()}"
+
+
+def test_how_psycopg_is_told_to_load_values_holds_for_an_async_engine_too(postgres_url: str) -> None:
+    adapters = AdaptersMap(psycopg.adapters)
+    adapters.register_loader("date", LoadsText)
+    url = make_url(postgres_url).set(drivername="postgresql+psycopg_async")
+    answers, ask = list[Any](), lambda _parcel, session: answers.append(session.scalar(text("select date '2026-11-30'")))
+    engine = create_async_engine(url, connect_args={"context": adapters})
+    shipped(engine, ask, writer=create_engine(postgres_url)).run_until_quiet(HANG)
+    assert answers == ["loaded 2026-11-30"]
 
 
 def test_what_an_engine_hides_is_in_no_error_of_ours(database_url: str) -> None:

@@ -26,6 +26,7 @@ _NOT_TAKEN = frozenset({
     "postgresql_readonly", "preserve_rowcount", "stream_results", "yield_per",
 })  # fmt: skip
 _OURS_ALONE = frozenset({"check_same_thread", "isolation_level"})  # arguments of sqlite3 on which our connections depend
+_INET_AS_TEXT = frozenset({"psycopg2", "psycopg2cffi"})
 _LISTENED = ("connect", "first_connect", "checkout")  # events of a pool that a user may prepare his connections in
 _WATCHES = ("opentelemetry", "sentry_sdk", "ddtrace")  # their listeners look on, and prepare nothing
 
@@ -58,7 +59,7 @@ def carried_by(engine: Engine, shown: str) -> Carried:
             raise StoreRefused(message)
         return Carried(engine, {}, options, engine.hide_parameters)
     _refuse_listeners(engine, shown)
-    return Carried(None, json_of(engine.dialect), options, engine.hide_parameters)
+    return Carried(None, values_of(engine.dialect, engine.dialect.name), options, engine.hide_parameters)
 
 
 def engine_of(url: URL, carried: Carried, arguments: Mapping[str, Any]) -> Engine:
@@ -180,9 +181,15 @@ def _of_ours(dialect: Dialect) -> str:
     return "sqlite:///" if dialect.name == "sqlite" else "postgresql+psycopg://"
 
 
-def json_of(dialect: Dialect) -> dict[str, Any]:
-    """Arguments of `create_engine` for another dialect that writes and reads JSON as this one does."""
+def values_of(dialect: Dialect, on: str) -> dict[str, Any]:
+    """Arguments of `create_engine` for a dialect of our own that writes and reads JSON, INET and CIDR as this one does.
+
+    on: what ours is for, "sqlite" or "postgresql".
+    """
     found = {name: getattr(dialect, f"_{name}", None) for name in ("json_serializer", "json_deserializer")}
+    if on == dialect.name == "postgresql":
+        # psycopg2 reads INET and CIDR as text, whatever it is told; the others read objects, unless they are told not to.
+        found["native_inet_types"] = False if dialect.driver in _INET_AS_TEXT else getattr(dialect, "_native_inet_types", None)
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -74,10 +74,13 @@ def stores_of(app: App) -> list[Store]:
     return [store.parts[0] for store in app.stores]
 
 
-def json_of(store: Store) -> dict[str, Any]:
-    """How a lab's database of this store writes and reads JSON: as the user's engine does. Arguments of `create_engine`."""
+def values_of(store: Store, on: str) -> dict[str, Any]:
+    """How a lab's database of this store writes and reads values: as the user's engine does. Arguments of `create_engine`.
+
+    on: what the lab runs on, "sqlite" or "postgresql".
+    """
     engine = store.parts[0].engine
-    return {} if engine is None else carried.json_of(engine.dialect)
+    return {} if engine is None else carried.values_of(engine.dialect, on)
 
 
 class stores_at:  # noqa: N801  # used as a with statement's word

@@ -22,7 +22,7 @@ from groundstate.store.carried import Carried
 from groundstate.store.opening import settings_of
 from groundstate.store.port import Settings
 from groundstate.store.written import SAME
-from groundstate.testing.place import Reading, add, binds, committed, json_of, stores_at, stores_of
+from groundstate.testing.place import Reading, add, binds, committed, stores_at, stores_of, values_of
 
 LOCK_MS = 20  # for so long someone else waits for a row that a process of the run has locked
 GONE_WITHIN_S = 60.0
@@ -64,7 +64,7 @@ class PostgresPlace:
             for name in self._names:
                 connection.exec_driver_sql(f"CREATE DATABASE {name}")
         self.settings: Sequence[Settings] = [
-            Settings(self._server.url.set(database=name), {}, carried=Carried(dialect=json_of(store)))
+            Settings(self._server.url.set(database=name), {}, carried=Carried(dialect=values_of(store, "postgresql")))
             for name, store in zip(self._names, self._stores, strict=True)
         ]
         self._engines = [create_engine(one.url, **one.carried.dialect) for one in self.settings]

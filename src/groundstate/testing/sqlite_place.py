@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from groundstate.app.app import App
 from groundstate.store.carried import Carried
 from groundstate.store.port import Settings
-from groundstate.testing.place import Reading, add, binds, committed, json_of, stores_at, stores_of
+from groundstate.testing.place import Reading, add, binds, committed, stores_at, stores_of, values_of
 
 Copy = list[bytes]
 
@@ -36,12 +36,12 @@ class SqlitePlace:
         self._filled: Copy = []
         self._asking: dict[int, sqlite3.Connection] = {}
         self.settings: Sequence[Settings] = [
-            Settings(self._url(number), {}, state=str(self._state), carried=Carried(dialect=json_of(store)))
+            Settings(self._url(number), {}, state=str(self._state), carried=Carried(dialect=values_of(store, "sqlite")))
             for number, store in enumerate(self._stores)
         ]
         # One engine for all runs, so that a statement is compiled once; it leads to the file of the run.
         self._engines = [
-            create_engine("sqlite://", creator=partial(self._connected, number), poolclass=QueuePool, **json_of(store))
+            create_engine("sqlite://", creator=partial(self._connected, number), poolclass=QueuePool, **values_of(store, "sqlite"))
             for number, store in enumerate(self._stores)
         ]
         for engine in self._engines:

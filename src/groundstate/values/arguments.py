@@ -26,7 +26,7 @@ _ASYNCPG_OWN = frozenset(  # how asyncpg works inside; psycopg has its own ways
 )
 _CACHE_SIZES = frozenset({"statement_cache_size", "prepared_statement_cache_size"})
 _PSYCOPG2_OWN = frozenset({"connection_factory", "cursor_factory", "async", "async_"})
-_PSYCOPG_OURS = frozenset({"autocommit", "row_factory", "cursor_factory", "context"})
+_PSYCOPG_OURS = frozenset({"autocommit", "row_factory", "cursor_factory"})
 
 
 def with_hosts_in_the_query(url: str) -> str:
