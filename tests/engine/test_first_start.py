@@ -84,6 +84,24 @@ def test_a_row_that_is_written_after_the_first_start_is_carried_out(migrated: Mi
     assert migrated.app.refused == []
 
 
+def test_a_row_that_is_written_after_a_held_start_is_carried_out_once_it_goes_on(migrated: Migrated) -> None:
+    migrated.app.start(held=True)
+    assert migrated.app.waiting == {}
+    migrated.add(1)
+    assert not migrated.packed()
+    migrated.app.go()
+    until(migrated.packed)
+    assert migrated.app.refused == []
+
+
+def test_rows_from_before_a_held_start_are_left_to_a_person_and_the_reaction_is_named(migrated: Migrated) -> None:
+    migrated.add(1)
+    migrated.app.start(held=True)
+    assert [one.name for one in migrated.app.refused] == ["packed"]
+    migrated.app.go()
+    assert list(migrated.app.waiting) == ["packed"]
+
+
 def test_rows_from_before_the_first_start_are_left_to_a_person_and_the_reaction_is_named(migrated: Migrated) -> None:
     migrated.add(1)
     migrated.app.start()

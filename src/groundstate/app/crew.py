@@ -173,8 +173,7 @@ class Crew:
             self._admit(post, worker)
         worker.start()
         self._greet(post.store, worker)
-        if not self._held:
-            worker.until_registered(START_S)
+        worker.until_registered(START_S)
         with self._changed:
             late, replaced = post.tried and post.ended is None, post.ended is not None
             post.worker, post.coming, post.error, post.ended, post.tried = worker, None, None, None, True

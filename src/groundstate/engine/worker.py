@@ -388,20 +388,14 @@ class Worker:
     # ---- turns -----------------------------------------------------------------------------------------------------------------
     def _go_on(self) -> None:
         if self.options.held:
-            self._turned_at = time.monotonic() + SWEEP_S
-            while not self._go.wait(SWEEP_S) and self._shift.stopping is None:
-                self._shift.life.lives.held()
-                self._words.turn()
-                self._turned_at = time.monotonic() + SWEEP_S
+            self._stand_by()
         warned = False
         busy_until = time.monotonic() + SWEEP_S
         while self._shift.stopping is None or not self._traffic.drained():
             try:
                 self._turn()
                 if not self._counted:
-                    self._admission.count_newcomers()  # after the first turn: what is known is under way before anything is counted
-                    self._counted = True
-                    self._registered.set()
+                    self._count_newcomers()  # after the first turn: what is known is under way before anything is counted
             except RowRewritten as error:
                 self._succession.begin_another(self._shift, str(error))
             except WentBack as error:
@@ -418,6 +412,23 @@ class Worker:
             if wait > 0:
                 self._wake.wait(wait)
             self._wake.clear()
+
+    def _stand_by(self) -> None:
+        """Registers each reaction, and carries nothing out until `go`."""
+        self._turned_at = time.monotonic() + SWEEP_S
+        try:
+            self._count_newcomers()
+        except Exception as error:
+            self._after_trouble(error)  # tried again after the first turn
+        while not self._go.wait(SWEEP_S) and self._shift.stopping is None:
+            self._shift.life.lives.held()
+            self._words.turn()
+            self._turned_at = time.monotonic() + SWEEP_S
+
+    def _count_newcomers(self) -> None:
+        self._admission.count_newcomers()
+        self._counted = True
+        self._registered.set()
 
     def _mend(self, met: Illegible) -> None:
         """Somebody edited rows of ours: they are held for a person, and everything else goes on."""
