@@ -87,7 +87,20 @@ def test_another_choice_than_there_is_is_refused() -> None:
         Instant(naive="local")  # type: ignore[arg-type]
 
 
+class Shown(Instant):
+    cache_ok = True
+
+
+class Rounded(Instant):
+    cache_ok = True
+
+    def __init__(self, digits: int = 6) -> None:
+        super().__init__()
+        self.digits = digits
+
+
 def test_it_is_a_value_that_is_copied_and_shown_with_its_option() -> None:
     for kind, shown in ((Instant(), "Instant()"), (Instant(naive="utc"), "Instant(naive='utc')")):
         assert repr(kind) == repr(kind.copy()) == repr(pickle.loads(pickle.dumps(kind))) == shown
+    assert (repr(Shown()), repr(Shown(naive="utc")), repr(Rounded(3))) == ("Shown()", "Shown(naive='utc')", "Rounded(digits=3)")
     assert Instant()._static_cache_key != Instant(naive="utc")._static_cache_key

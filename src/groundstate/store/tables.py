@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sqlalchemy import BigInteger, Boolean, Column, DateTime, Dialect, Index, Integer, Interval, MetaData, Table, Text, or_, text
 from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.util import generic_repr
 
 from groundstate.store.written import wrote
 from groundstate.values.errors import DeclarationError, StateRefused
@@ -44,7 +45,8 @@ class Instant(TypeDecorator[datetime]):
         self.naive = naive
 
     def __repr__(self) -> str:
-        return "Instant()" if self.naive == "refuse" else f"Instant(naive={self.naive!r})"
+        """As it is written in Python, so that Alembic can: `TypeDecorator` would tell its impl's arguments. Of a subclass, by its own."""
+        return generic_repr(self)
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(DateTime(timezone=dialect.name != "sqlite"))
