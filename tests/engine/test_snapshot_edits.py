@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -39,6 +43,17 @@ class Bag:
         self.things = ["a"]
 
 
+class Unsaid:
+    """Can be copied by nobody, and has a way of its own to say so."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("this cannot be pickled")
+
+
+def _odd() -> dict[str, Any]:
+    return {"deque": deque([[1], 2], maxlen=9), "array": array("d", [1.5]), "path": PurePosixPath("a/b"), "ip": ip_network("::/8")}
+
+
 class Parcel(Base):
     __tablename__ = "parcel"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -48,6 +63,7 @@ class Parcel(Base):
     told: Mapped[Any] = mapped_column(MutableDict.as_mutable(JSON), default=lambda: {"a": [1]})
     tags: Mapped[Any] = mapped_column(MutableList.as_mutable(JSON), default=lambda: ["x"])
     pickled: Mapped[Any] = mapped_column(PickleType, default=lambda: {"deep": [Bag()], "of": {1, 2}})
+    odd: Mapped[Any] = mapped_column(PickleType, default=_odd)
     raw: Mapped[bytes] = mapped_column(LargeBinary, default=b"x")
     price: Mapped[Price] = composite(mapped_column("amount", default=1), mapped_column("currency", default="EUR"))
     place: Mapped[Place] = composite(mapped_column("x", default=1), mapped_column("y", default=2))
@@ -77,6 +93,10 @@ EDITS: dict[str, tuple[Callable[[Parcel], Any], list[str]]] = {
     "a MutableList": (lambda one: one.tags.append("y"), ["tags"]),
     "an object in a pickle": (lambda one: one.pickled["deep"][0].things.append("b"), ["pickled"]),
     "a set in a pickle": (lambda one: one.pickled["of"].add(3), ["pickled"]),
+    "a deque": (lambda one: one.odd["deque"].append(3), ["odd"]),
+    "within a deque": (lambda one: one.odd["deque"][0].append(3), ["odd"]),
+    "an array": (lambda one: one.odd["array"].append(2.5), ["odd"]),
+    "another of what tells nothing": (lambda one: one.odd.update(path=Unsaid()), ["odd"]),
     "a composite": (lambda one: _set(one.price, "amount", 7), ["price"]),
     "a list of records": (lambda one: one.lines.pop(), ["lines"]),
     "a record beside it": (lambda one: _set(one.lines[0], "name", "other"), ["lines.name"]),
@@ -86,6 +106,7 @@ READS: dict[str, Callable[[Parcel], Any]] = {
     "nothing": lambda _one: None,
     "a copy": lambda one: dict(one.notes, r=1),
     "the same again": lambda one: (one.notes.update(a={"b": [1, True]}), one.tags[:], one.told.get("a")),
+    "what keeps what it computed": lambda one: (str(one.odd["path"]), hash(one.odd["path"]), one.odd["ip"].num_addresses),
     "composites": lambda one: (one.price.amount, one.place.x, one.place._parents),
     "what is loaded": lambda one: [line.parcel_id for line in one.lines],
 }

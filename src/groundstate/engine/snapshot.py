@@ -158,9 +158,35 @@ def _copy(value: Any, within: tuple[int, ...]) -> Any:
         return (kind, {(each.__class__, each) for each in value})
     if isinstance(value, bytearray):
         return (kind, bytes(value))
+    if _tells_its_state(kind):
+        return (kind, _told(value, within))
     slots = {name for one in kind.__mro__ for name in _names(vars(one).get("__slots__", ()))}
     held = getattr(value, "__dict__", {}) | {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return (kind, {name: _copy(each, within) for name, each in held.items() if not _caches(kind, name)})
+
+
+@cache
+def _tells_its_state(kind: Any) -> bool:
+    """Whether the class has a way of its own to be copied and pickled, as deques, arrays and paths have: what it keeps is not to be seen
+    otherwise, or holds more than what it is equal by.
+    """
+    return any(getattr(kind, name, None) is not getattr(object, name, None) for name in ("__reduce_ex__", "__reduce__", "__getstate__"))
+
+
+def _told(value: Any, within: tuple[int, ...]) -> Any:
+    """What it says of itself, where it says the same twice; else only which one it is."""
+    try:
+        once, twice = (_copy(_parts(value), within) for _ in range(2))
+    except RuntimeError:
+        raise
+    except Exception:  # it is the user's class, or cannot be pickled
+        return id(value)
+    return once if once == twice else id(value)
+
+
+def _parts(value: Any) -> Any:
+    told = value.__reduce_ex__(4)
+    return told if isinstance(told, str) else (*told[1:3], *(list(each or ()) for each in told[3:5]))
 
 
 @cache
