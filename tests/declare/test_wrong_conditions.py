@@ -121,7 +121,7 @@ def test_w5_two_reactions_on_the_same_state(app: App) -> None:
         @app.on(Order, (Order.total > 3) & (Order.status == "paid"))
         def mailed(order: Order) -> None: ...
 
-    app.on(Order, Order.status == "paid", Order.total > 4, name="another value")(_done)
+    app.on(Order, Order.status == "paid", Order.total < 3, name="another value")(_done)
 
 
 def test_w5_the_same_fact_twice(app: App) -> None:
@@ -245,6 +245,9 @@ def _fact(order: Order, outcome: str, at: Moment) -> None:
         ((Order.status.in_(["placed", "paid"]),), (Order.status == "placed", Order.gift.is_(True))),
         ((Order.status.is_distinct_from("cancelled"),), (Order.status == "placed",)),
         ((Order.size == Size.SMALL,), (Order.size == Size.SMALL, Order.status == "placed")),
+        ((or_(Order.status == "placed", Order.status == "paid"),), (Order.status == "placed",)),
+        ((Order.total > 100,), (Order.total > 1000,)),
+        ((Order.total.between(1, 100),), (Order.total == 50, Order.status == "placed")),
     ],
 )
 @pytest.mark.parametrize("other_way", [False, True])

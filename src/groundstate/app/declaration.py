@@ -16,7 +16,7 @@ from groundstate.app import due as timing
 from groundstate.app.outside import Call
 from groundstate.app.reaction import IN_TRANSACTION, read_handler
 from groundstate.app.store import Store
-from groundstate.rules import demands, miscomputed, overtaken, suspicion
+from groundstate.rules import coverage, miscomputed, overtaken, suspicion
 from groundstate.rules.due import Due, DueSpec
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
@@ -258,7 +258,7 @@ def warn_of_another(spec: ReactionSpec, other: ReactionSpec) -> None:
     if spec.fact is not None or other.fact is not None or spec.due is not None or other.due is not None:
         return
     for narrow, wide in ((spec, other), (other, spec)):
-        if issubclass(narrow.record, wide.record) and demands.covered(wide.clauses, narrow.clauses, narrow.mapper):
+        if issubclass(narrow.record, wide.record) and coverage.covered(wide.clauses, narrow.clauses, narrow.mapper):
             shown = narrow.record.__name__
             warnings.warn(
                 f"reaction {narrow.name}: wherever it holds, reaction {wide.name} holds as well, and the first to run takes the record from"

@@ -95,19 +95,6 @@ def stored(mapper: Mapper[Any], attribute: str, value: Any) -> Any:
     return value if column is None or value is None or value is OTHER or value is ANY else _member(column.type, value)
 
 
-def covered(wide: Sequence[ColumnElement[bool]], narrow: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> bool:
-    """Whether the narrow ones surely ask for all that the wide ones do, whatever they ask for beside."""
-    demands = of_all(narrow, mapper)[0]
-    return all(_is_among(one, narrow, demands, mapper) for one in wide)
-
-
-def _is_among(clause: ColumnElement[bool], clauses: Sequence[ColumnElement[bool]], demands: Sequence[Demand], mapper: Mapper[Any]) -> bool:
-    if any(look.same(clause, one) for one in clauses):
-        return True
-    wanted = of(clause, mapper)
-    return wanted is not None and any(one.implies(wanted) for one in demands)
-
-
 def _constants(right: Any) -> tuple[bool, list[Any]]:
     """Whether it is constants, and which."""
     match right:

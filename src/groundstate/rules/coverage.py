@@ -1,0 +1,102 @@
+"""Whether one condition holds wherever another one does, as far as their clauses tell: by constants, bounds and ORs. Pure.
+
+Only what surely is so is told: a clause of any other form is covered by the same clause alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import ColumnElement, TypeDecorator
+from sqlalchemy.orm import Mapper
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, ExpressionClauseList, Grouping
+
+from groundstate.rules import clause as look
+from groundstate.rules import demands
+
+
+def covered(wide: Sequence[ColumnElement[bool]], narrow: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> bool:
+    """Whether the narrow ones surely ask for all that the wide ones do, whatever they ask for beside."""
+    return all(_follows(one, narrow, mapper) for one in wide)
+
+
+def _follows(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
+    """Whether this clause holds wherever all of those do."""
+    if any(look.same(wide, one) for one in narrow) or _is_demanded(wide, narrow, mapper) or _is_within(wide, narrow):
+        return True
+    if any(covered(look.split([one]), narrow, mapper) for one in _alternatives(wide)):
+        return True
+    each_or = [found for found in map(_alternatives, narrow) if found]
+    return any(all(_follows(wide, look.split([one]), mapper) for one in found) for found in each_or)
+
+
+def _alternatives(clause: Any) -> Sequence[Any]:
+    """The operands of an OR; none where it is no OR."""
+    inner = clause.element if isinstance(clause, Grouping) else clause
+    return inner.clauses if isinstance(inner, BooleanClauseList) and inner.operator is operators.or_ else ()
+
+
+# ---- constants ---------------------------------------------------------------------------------------------------------------------
+def _is_demanded(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
+    wanted = demands.of(wide, mapper)
+    return wanted is not None and any(one.implies(wanted) for one in demands.of_all(narrow, mapper)[0])
+
+
+# ---- bounds ------------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Bound:
+    """An expression is at least, or else at most, this value. is_open: and not the value itself."""
+
+    left: Any
+    is_least: bool
+    value: Any
+    is_open: bool
+
+    def implies(self, other: _Bound) -> bool:
+        if self.is_least is not other.is_least or not look.same(self.left, other.left):
+            return False
+        try:
+            beyond = self.value > other.value if self.is_least else self.value < other.value
+        except TypeError:  # a time with a zone and one without
+            return False
+        return bool(beyond or (self.value == other.value and (self.is_open or not other.is_open)))
+
+
+def _is_within(wide: Any, narrow: Sequence[Any]) -> bool:
+    wanted = list(_bounds(wide)) if _is_comparison(wide) else []
+    told = [bound for one in narrow for bound in _bounds(one)]
+    return bool(wanted) and all(any(one.implies(bound) for one in told) for bound in wanted)
+
+
+def _is_comparison(clause: Any) -> bool:
+    """Whether its bounds are all that it says: `x IN (1, 3)` is within 1 and 3, and says more."""
+    return isinstance(clause, BinaryExpression) and clause.operator not in (operators.eq, operators.in_op)
+
+
+def _bounds(clause: Any) -> Iterator[_Bound]:
+    if not isinstance(clause, BinaryExpression) or isinstance(clause.left.type, TypeDecorator):  # which may store them in another order
+        return
+    left, right = clause.left, clause.right
+    if clause.operator is operators.between_op and isinstance(right, ExpressionClauseList):
+        low, high = (list(look.bound(one)) for one in right.clauses)
+        least, most, is_open = low, high, False
+    else:
+        values = list(look.bound(right))
+        least = values if clause.operator in (operators.gt, operators.ge, operators.eq, operators.in_op) else []
+        most = values if clause.operator in (operators.lt, operators.le, operators.eq, operators.in_op) else []
+        is_open = clause.operator in (operators.gt, operators.lt)
+    if all(_is_ordered(value) for value in (*least, *most)) and len({type(value) for value in (*least, *most)}) <= 1:
+        if least:
+            yield _Bound(left, True, min(least), is_open)
+        if most:
+            yield _Bound(left, False, max(most), is_open)
+
+
+def _is_ordered(value: object) -> bool:
+    """Not a text: its order is the database's collation."""
+    return isinstance(value, int | float | Decimal | date) and not isinstance(value, bool)
