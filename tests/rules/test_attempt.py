@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
@@ -24,7 +23,7 @@ from groundstate.rules.attempt import (
     Wait,
 )
 from groundstate.rules.careful import DIED, ended_under, ends_met
-from groundstate.rules.policy import MARGIN, Retry, ask
+from groundstate.rules.policy import LONG_AGO, MARGIN, Retry, ask
 from tests.rules.making import (
     AGAIN,
     ASK,
@@ -265,9 +264,6 @@ def test_same_key_is_too_old_when_the_new_call_could_land_after_the_provider_for
     assert rules.settle(last, SAME_KEY, HOLDS, NOW) == Begin(last)
     assert "too old" in held(rules.settle(too_old, SAME_KEY, HOLDS, NOW))
     assert rules.settle(too_old, SAME_KEY_AND_FIND, HOLDS, NOW) == Ask()
-
-
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # as the engine writes it, of a key of which nobody knows how old it is
 
 
 def test_a_doubt_of_a_lost_time_is_held_for_that_and_not_for_the_age_of_its_key() -> None:

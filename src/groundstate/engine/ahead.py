@@ -12,11 +12,10 @@ from datetime import timedelta
 from sqlalchemy import and_, case, or_, update
 
 from groundstate.engine import attempts
-from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import Life
 from groundstate.engine.transaction import Transaction
 from groundstate.rules.attempt import State, Terms
-from groundstate.rules.policy import MARGIN
+from groundstate.rules.policy import LONG_AGO, MARGIN
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")

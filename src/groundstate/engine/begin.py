@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -30,7 +30,7 @@ from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.careful import TOGETHER
-from groundstate.rules.policy import MARGIN
+from groundstate.rules.policy import LONG_AGO, MARGIN
 from groundstate.rules.reaction import Function
 from groundstate.rules.retry import last_try_used, next_try
 from groundstate.values import keys
@@ -38,7 +38,6 @@ from groundstate.values.answers import Failure
 from groundstate.values.errors import StateRefused
 
 log = logging.getLogger("groundstate")
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # how old a key is of which nothing is known: too old
 
 
 @dataclass

@@ -15,12 +15,12 @@ from sqlalchemy import Connection, Select, Table, Text, and_, delete, select, up
 from sqlalchemy.exc import IntegrityError
 
 from groundstate.engine import attempts, cells
-from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.cells import Cell
 from groundstate.engine.life import Life
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import Illegible
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.policy import LONG_AGO
 from groundstate.store import tables
 from groundstate.store.port import Database
 

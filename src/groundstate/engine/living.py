@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from groundstate.engine import cells, illegible, says, wording
-from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import RECONNECT
 from groundstate.engine.says import Says
 from groundstate.rules import careful
+from groundstate.rules.policy import LONG_AGO
 from groundstate.store import tables
 from groundstate.store.port import Database, Lives
 

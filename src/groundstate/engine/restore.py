@@ -12,13 +12,12 @@ from functools import partial
 from sqlalchemy import ColumnElement, and_, insert, inspect, not_, or_, select, update
 
 from groundstate.engine import attempts, claim, put_back
-from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import Question
 from groundstate.engine.trouble import Illegible
 from groundstate.rules.attempt import Attempt, State
-from groundstate.rules.policy import MARGIN
+from groundstate.rules.policy import LONG_AGO, MARGIN
 from groundstate.store import tables
 from groundstate.store.carried import schema_of
 from groundstate.store.port import Database, Witness

@@ -17,10 +17,10 @@ from sqlalchemy import CompoundSelect, Connection, Integer, bindparam, literal_c
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import aside, barred, trouble, unfit
-from groundstate.engine.begin import LONG_AGO
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.timing import Timing
+from groundstate.rules.policy import LONG_AGO
 from groundstate.rules.usual import Usual
 from groundstate.store.tables import Instant
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from groundstate.rules import careful, kind
 from groundstate.rules.kind import Kind
 from groundstate.rules.overtaken import WhenOvertaken
-from groundstate.rules.policy import MARGIN, InDoubt, Retry
+from groundstate.rules.policy import LONG_AGO, MARGIN, InDoubt, Retry
 from groundstate.rules.retry import UNKNOWN_HELD_AFTER, last_try_used
 
 
@@ -305,12 +305,9 @@ def _no_second_call(attempt: Attempt, facts: Facts) -> str:
         return "it is too late to call again"
     # After a restore, and where a person accepted it as a doubt, nobody knows when its call was made: its key counts as too old, and `why`
     # says what happened, unless it tells of a death instead.
-    if attempt.first_at < _NOBODY_KNOWS and attempt.why is not None and not attempt.why.startswith(careful.DIED):
+    if attempt.first_at == LONG_AGO and attempt.why is not None and not attempt.why.startswith(careful.DIED):
         return attempt.why
     return "its key is too old to call again"
-
-
-_NOBODY_KNOWS = datetime(2000, 1, 1, tzinfo=UTC)  # a first call before this
 
 
 def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from groundstate.values.errors import DeclarationError
 
 MARGIN = timedelta(seconds=5)  # a call's deadline is its begin + timeout + this: room for the begin's own commit
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # when a call was made first of which nobody knows: its key is too old
 
 
 @dataclass(frozen=True)
