@@ -34,7 +34,7 @@ def charge(order: Order, key: Key) -> str:
     return f"r{order.id}"
 
 @charge.find
-def _(order: Order, key: Key) -> str | Absent | Unknown:
+def find_charge(order: Order, key: Key) -> str | Absent | Unknown:
     return Absent()
 
 @bank.call(in_doubt=hold())

@@ -200,6 +200,28 @@ def test_a_call_with_rounds_of_its_own_may_come_again(folder: Path, sqlite_url: 
     assert [one for one in found if one["kind"] == "key"] == []
 
 
+FOUND = """
+@charge.find
+def NAME(bill: Bill, key: Key) -> str | Absent:
+    return Absent()
+
+@app.on(Bill, Bill.status == "seen", call=charge)
+def paid_again(bill: Bill, outcome: str) -> None:
+    bill.status = "paid again"
+"""
+
+
+@pytest.mark.parametrize(("name", "told"), [("_", ["paid"]), ("find_charge", [])])
+def test_a_find_without_a_name_is_told_once_with_the_cure(folder: Path, sqlite_url: str, name: str, told: list[str]) -> None:
+    app = APP.replace("import App", "import Absent, App").replace(
+        "hours=24)", "hours=24), settle_after=timedelta(seconds=1)"
+    ) + FOUND.replace("NAME", name)
+    _, found = of(folder, sqlite_url, app)
+    finds = [one for one in found if one["kind"] == "find"]
+    assert [one["subject"] for one in finds] == told
+    assert all("def find_charge(...)" in one["cure"] for one in finds)
+
+
 def test_two_reactions_that_undo_each_other_are_a_problem(folder: Path, sqlite_url: str) -> None:
     _, found = of(folder, sqlite_url, APP + UNDO)
     (ring,) = [one for one in found if one["kind"] == "ring"]

@@ -240,6 +240,17 @@ def test_each_difference_is_told_with_what_helps_there(shop: Shop, said: dict[st
     assert bool(cure) == ("; or " in words)
 
 
+def test_a_held_outcome_of_other_rounds_needs_somebody_and_one_of_these_needs_nobody(shop: Shop) -> None:
+    shop.order("placed", 2)
+    outcome = {"why": "its handler raised", "outcome": '"charge-1"'}
+    said = {"service": "bank", "call": "charge", "key": True, "policy": "ask"}
+    shop.attempt("paid", "1", State.HELD, begun_with=json.dumps(said | {"occurrence": []}), **outcome)
+    assert planned(shop, 0)["paid"]["would_hold"] == []
+    shop.attempt("paid", "2", State.HELD, begun_with=json.dumps(said | {"occurrence": ["status"]}), **outcome)
+    (words,) = planned(shop, 1)["paid"]["would_hold"]
+    assert words.startswith("1 outcome is held: its occurrence was made of status, and is none now. This code would leave each as it is")
+
+
 def test_calls_that_this_code_settles_need_nobody(shop: Shop) -> None:
     shop.order("placed", 2)
     begun(shop, "1")

@@ -58,7 +58,7 @@ async def charge(order: Order, key: Key, client: httpx.AsyncClient) -> Receipt |
 
 
 @charge.find
-async def _(order: Order, key: Key, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
+async def find_charge(order: Order, key: Key, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
     answer = await client.get("/charges", params={"key": key})
     return answered(answer.json()) if answer.is_success else Absent() if answer.status_code == 404 else Unknown()
 

@@ -79,6 +79,7 @@ def check(
         found += _local_defaults(database, connection, questions)
         found += _same_keys_again(questions)
         found += _key_names(connection, questions)
+        found += _unnamed_finds(questions)
         found += _rings(questions)
         found += _kept_out(questions)
         found += _clocks(questions)
@@ -251,6 +252,21 @@ def _key_names(connection: Connection, questions: Sequence[Question]) -> Iterato
         for name, key_name in unsaid.items():
             words = f"{name} was renamed, and this database alone knows of which name the keys of its calls are made"
             yield Finding("advice", "key name", name, words, f"key_name={key_name} in App.on")
+
+
+def _unnamed_finds(questions: Sequence[Question]) -> Iterator[Finding]:
+    """Finds of which no attempt can remember that it was this one that would have been asked."""
+    by_call = {id(question.spec.call): question.spec for question in reversed(questions)}
+    for spec in reversed(by_call.values()):
+        call, kind = spec.call, spec.kind
+        if call is not None and kind is not None and call.asks_its_find and kind.find is None:
+            words = (
+                f"the find of its call {call.function.name} has no name, by which attempts would remember it: a deploy whose find asks"
+                " elsewhere is told Absent of calls that were made before it, and makes them again"
+            )
+            shown = f"def find_{call.name or call.function.plain_name}(...)"
+            cure = f"name the function, as in `{shown}`, and give one that asks elsewhere another name"
+            yield Finding("advice", "find", spec.name, words, cure)
 
 
 def _rings(questions: Sequence[Question]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from sqlalchemy import Connection, func, not_, select, true
+from sqlalchemy import ColumnElement, Connection, and_, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import fitting, left_by_others, marks, moved_tables, not_loaded, put_back, registry
@@ -41,7 +41,8 @@ class Planned:
 
     rows: that it would take now, attempts left aside. more, fewer: rows that a changed condition matches and the old one did not, and the
     other way round; None where the old condition is no longer valid here. lacks: what its record has and this database has not.
-    would_hold: of its calls that are in the air or in doubt, those that this code cannot settle, with the reason and the cure.
+    would_hold: of its calls that are in the air or in doubt those that this code cannot settle, and of its held outcomes those of other
+    rounds than this code has, with the reason and the cure.
     not_loaded: of its held outcomes those that this code cannot give to its handler, with the reason.
     """
 
@@ -110,9 +111,18 @@ def plan(
         waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
         planned = [_planned(connection, question, known.get(question.spec.name), attempts, lacks) for question in questions]
         planned = [replace(one, lacks=lacks[one.reaction]) if one.reaction in lacks else one for one in planned]
-        begun = _may_have_been_called(connection, app)
+        begun, held = _begun_with(connection, app, blocking), _begun_with(connection, app, _is_held_outcome)
         specs = {question.spec.name: question.spec for question in questions}
-        planned = [replace(one, would_hold=_would_hold(specs[one.reaction], begun.get(one.reaction, {}))) for one in planned]
+        planned = [
+            replace(
+                one,
+                would_hold=(
+                    *_would_hold(specs[one.reaction], begun.get(one.reaction, {})),
+                    *_of_other_rounds(specs[one.reaction], held.get(one.reaction, {})),
+                ),
+            )
+            for one in planned
+        ]
         planned = [replace(one, not_loaded=not_loaded.find(specs[one.reaction], database, connection)) for one in planned]
         planned += [_gone(one, attempts) for name, one in known.items() if name not in declared and name not in marked]
         gone = [PlannedSchedule(name, "gone", None, known[name].condition) for name in sorted(marked - declared) if name in known]
@@ -212,9 +222,12 @@ def _open_attempts(connection: Connection, app: str) -> dict[str, int]:
     return {str(row[0]): int(row[1]) for row in connection.execute(counted)}
 
 
-def _may_have_been_called(connection: Connection, app: str) -> dict[str, dict[str | None, int]]:
-    """By reaction, and by what they were begun with: how many calls are in the air or in doubt, held ones too."""
-    told = select(attempt.c.reaction, attempt.c.begun_with, func.count()).where(attempt.c.app == app, blocking)
+_is_held_outcome = and_(attempt.c.state == "held", attempt.c.unsure.is_(False), attempt.c.outcome.is_not(None))
+
+
+def _begun_with(connection: Connection, app: str, those: ColumnElement[bool]) -> dict[str, dict[str | None, int]]:
+    """By reaction, and by what they were begun with: how many of those attempts there are."""
+    told = select(attempt.c.reaction, attempt.c.begun_with, func.count()).where(attempt.c.app == app, those)
     found: dict[str, dict[str | None, int]] = {}
     for name, said, count in connection.execute(told.group_by(attempt.c.reaction, attempt.c.begun_with)):
         found.setdefault(str(name), {})[said if isinstance(said, str) else None] = int(count)
@@ -231,6 +244,21 @@ def _would_hold(spec: ReactionSpec, begun: Mapping[str | None, int]) -> tuple[st
         if reason is not None:
             counts[reason, _cures(kind.kind_in(said), terms)] += count
     return tuple(_held_in_words(reason, cures, count) for (reason, cures), count in sorted(counts.items()))
+
+
+def _of_other_rounds(spec: ReactionSpec, held: Mapping[str | None, int]) -> tuple[str, ...]:
+    """Held outcomes of which nobody can say in which of today's rounds they came: they keep their records from this code."""
+    if spec.again:
+        return ()
+    columns, counts = spec.occurrence_columns, Counter[str]()
+    for said, count in held.items():
+        if kind.is_of_other_rounds(said, columns):
+            counts[kind.other_rounds(said, columns)] += count
+    return tuple(
+        f"{counted(count, 'outcome is', 'outcomes are')} held: {reason}. This code would leave each as it is, with its record."
+        " Let the code that began them conclude them first (`groundstate held`, then `groundstate retry`), or settle each with its outcome"
+        for reason, count in sorted(counts.items())
+    )
 
 
 def _cures(was: Kind, terms: Terms) -> str:

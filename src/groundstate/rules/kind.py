@@ -144,7 +144,11 @@ def _differences(was: Kind, today: Kind) -> Iterator[str]:
     if _differ(was.key, today.key):
         yield "it was given a key, and the call takes none now" if was.key else "it was given no key, and the call takes one now"
     if _differ(was.occurrence, today.occurrence):
-        yield f"its occurrence was {_named(was.occurrence)}, and is {_named(today.occurrence)} now"
+        yield _other_rounds(was.occurrence, today.occurrence)
+
+
+def _other_rounds(was: tuple[str, ...] | None, today: tuple[str, ...] | None) -> str:
+    return f"its occurrence was {_named(was)}, and is {_named(today)} now"
 
 
 def _differ(was: Any, today: Any) -> bool:
@@ -215,3 +219,8 @@ def is_of_other_rounds(written: str | None, occurrence: Sequence[str]) -> bool:
     """Whether a row says that its occurrence is made of other columns than these: its text cannot be compared with today's."""
     was = _columns(_read(written))
     return was is not None and was != tuple(occurrence)
+
+
+def other_rounds(written: str | None, occurrence: Sequence[str]) -> str:
+    """How the columns that a row says that its occurrence is made of differ from these, in words."""
+    return _other_rounds(_columns(_read(written)), tuple(occurrence))
