@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import bindparam, exists, func, join, or_, select, text
+from sqlalchemy import bindparam, case, exists, func, join, or_, select, text
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
@@ -202,6 +202,9 @@ def _approved(order: Order, outcome: str) -> None:
         (Order.refunded < Order.total,),
         (Order.total - Order.refunded > 0,),
         (Order.refunded != Order.total, Order.gift.is_(True), Order.refunded.is_not(None)),
+        (or_(Order.refunded.is_(None), Order.refunded < Order.total),),
+        (~or_(Order.refunded >= Order.total, Order.gift),),
+        (case((Order.refunded < Order.total, True), else_=False),),
     ],
 )
 def test_a_call_that_compares_two_columns_of_its_record_needs_to_know_its_rounds(app: App, bank: Outside, clauses: Any) -> None:
@@ -214,6 +217,7 @@ def test_a_call_that_compares_two_columns_of_its_record_needs_to_know_its_rounds
 def test_what_compares_two_columns_and_leaves_a_state_has_no_rounds(app: App, bank: Outside) -> None:
     charge = bank.call(in_doubt=same_key(kept_for=timedelta(hours=1)))(_with_a_key)
     app.on(Order, Order.status == "placed", Order.total > Order.refunded, call=charge)(_approved)
+    app.on(Order, Order.status == "late", or_(Order.gift, Order.total > Order.refunded), call=charge, name="either")(_approved)
     app.on(Order, Order.refunded < Order.total, call=charge, occurrence=[Order.refunded], name="rounds")(_both)
     app.on(Order, Order.refunded < Order.total, Order.gift.is_(True), call=charge, occurrence=(), name="once", due=Order.next_at)(_both)
     app.on(Order, Order.refunded < Order.total, call=charge, fact=Order.mailed_at, name="fact")(_fact)

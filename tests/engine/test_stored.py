@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Boolean, DateTime, Enum, func, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import UserDefinedType
 
 from groundstate import Instant
@@ -149,6 +149,27 @@ def test_times_in_another_form_and_text_among_numbers_are_named(world: World) ->
         return  # its types take no such values
     world.run("UPDATE things SET at = '2026-01-02T03:04:05.000000', count = 'none' WHERE id = 2")
     assert found(world, "stored").keys() == {"things.at", "things.count"}
+
+
+@pytest.mark.parametrize(
+    ("clause", "is_odd"), [(Thing.at <= func.now(), False), (Thing.at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), True)]
+)
+def test_a_time_as_sqlites_own_clock_writes_it_is_odd_only_where_it_is_asked_for_itself(sqlite_url: str, clause: Any, is_odd: bool) -> None:
+    world = World(sqlite_url, StoredBase)
+    try:
+
+        @world.app.on(Thing, Thing.status == "open", clause)
+        def opened(thing: Thing) -> None:
+            thing.status = "seen"
+
+        world.add(Thing(id=1, gift=True))
+        world.run("UPDATE things SET at = '2026-01-02 03:04:05'")
+        assert found(world, "stored").keys() == ({"things.at"} if is_odd else set())
+        world.settled()
+        with Session(world.engine) as session:
+            assert session.get_one(Thing, 1).status == ("open" if is_odd else "seen")
+    finally:
+        world.close()
 
 
 @pytest.fixture

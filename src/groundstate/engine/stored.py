@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, String, Table, func, literal, select, type_coerce
+from sqlalchemy import ColumnElement, Connection, String, Table, func, literal, select, type_coerce
 from sqlalchemy.exc import DataError, DBAPIError, NotSupportedError, ProgrammingError, StatementError
-from sqlalchemy.sql.elements import Null
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, Null
 from sqlalchemy.sql.sqltypes import ARRAY, JSON, Date, DateTime, Float, Interval, LargeBinary, NullType, Numeric, PickleType, Time
 from sqlalchemy.types import TypeDecorator
 
@@ -23,7 +25,18 @@ from groundstate.rules import clause as look
 ROWS_MOST = 10_000  # of a table are looked at
 VALUES_MOST = 100  # of a column
 _OF_NO_EQUALITY = (JSON, ARRAY, PickleType, LargeBinary)
+_ORDERS = (operators.lt, operators.le, operators.gt, operators.ge, operators.between_op, operators.not_between_op)
+_TO_THE_SECOND = len("2026-01-01 00:00:00")
+_LEAST = timedelta(microseconds=1)
 _TIMES = (DateTime, Date, Time, Interval)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What clauses compare a column with. texts: each of them. by_value: for something else than an order, such as `<=`."""
+
+    texts: Collection[object]
+    by_value: bool
 
 
 @dataclass(frozen=True)
@@ -40,15 +53,16 @@ class Odd:
 
 def odd(connection: Connection, questions: Sequence[Question]) -> list[Odd]:
     """All that are found in the columns that conditions compare with something."""
-    asked: dict[Any, list[str]] = {}
+    by_column: dict[Any, list[str]] = {}
     for question in questions:
         for column in _compared(question):
-            names = asked.setdefault(column, [])
+            names = by_column.setdefault(column, [])
             names += [] if question.spec.name in names else [question.spec.name]
     found: list[Odd] = []
-    for column, names in asked.items():
+    for column, names in by_column.items():
         with suppress(ProgrammingError, DataError, NotSupportedError), connection.begin_nested():  # a type that has no order or no equality
-            found += list(_of_column(connection, column, tuple(names), _asked_for(questions, column)))
+            asked = _Asked(_asked_for(questions, column), _is_asked_by_value(questions, column))
+            found += list(_of_column(connection, column, tuple(names), asked))
     return found
 
 
@@ -76,7 +90,17 @@ def _asked_for(questions: Sequence[Question], column: Any) -> set[object]:
     }
 
 
-def _of_column(connection: Connection, column: Any, reactions: tuple[str, ...], asked_for: Collection[object]) -> Iterator[Odd]:
+def _is_asked_by_value(questions: Sequence[Question], column: Any) -> bool:
+    parts = [one for question in questions for clause in question.spec.clauses for one in look.parts(clause)]
+    return any(
+        isinstance(one, BinaryExpression)
+        and one.operator not in _ORDERS
+        and any(look.base_column(side) is column for side in look.columns((one.left, one.right)))
+        for one in parts
+    )
+
+
+def _of_column(connection: Connection, column: Any, reactions: tuple[str, ...], asked: _Asked) -> Iterator[Odd]:
     dialect = connection.dialect
     kept_as = _kept_as(column.type, dialect)
     loose = dialect.name == "sqlite"
@@ -92,7 +116,7 @@ def _of_column(connection: Connection, column: Any, reactions: tuple[str, ...], 
     sent_as = None if loose else result.cursor.description[0][1]  # by which PostgreSQL's own types choose what makes a value of it
     convert = column.type.dialect_impl(dialect).result_processor(dialect, sent_as)
     for value, name, rows in result:
-        why = _why_odd(connection, column, (held, raw, kind), (value, name), kept_as, asked_for, convert=convert)
+        why = _why_odd(connection, column, (held, raw, kind), (value, name), kept_as, asked, convert=convert)
         if why is not None:
             yield Odd(column.table.fullname, column.name, f"{value!r}{why}", type(column.type).__name__, rows, reactions)
 
@@ -103,7 +127,7 @@ def _why_odd(  # noqa: PLR0913  # a value, and all that tells how it is kept
     sides: tuple[Any, Any, Any],
     stored: tuple[Any, str],
     kept_as: Any,
-    asked_for: Collection[object],
+    asked: _Asked,
     *,
     convert: Callable[[Any], Any] | None,
 ) -> str | None:
@@ -120,18 +144,29 @@ def _why_odd(  # noqa: PLR0913  # a value, and all that tells how it is kept
     here = select(literal(1)).where(raw == literal(value, NullType()), kind == name).limit(1)
     bare = loaded.strip() if isinstance(loaded, str) else loaded
 
-    def finds(asked: object) -> bool:
-        return connection.execute(here.where(type_coerce(held, column.type) == asked)).first() is not None
+    typed = type_coerce(held, column.type)
+
+    def finds(*clauses: ColumnElement[bool]) -> bool:
+        return connection.execute(here.where(*clauses)).first() is not None
 
     try:
-        if not finds(loaded):
+        if not finds(typed == loaded) and not (_has_no_fraction(value, kept_as, asked) and finds(*_around(typed, loaded))):
             return f" ({name}), which is loaded as {shown(loaded)} and kept otherwise"
-        padded = bare != loaded and bare in asked_for and not finds(bare)
+        padded = bare != loaded and bare in asked.texts and not finds(typed == bare)
     except StatementError as error:  # its type does not take what it has loaded
         if isinstance(error, DBAPIError):
             raise
         return f", which is loaded as {shown(loaded)}, and that is refused by its type ({text_of(error.orig or error)})"
     return f" with spaces around it, and clauses ask for {bare!r}" if padded else None
+
+
+def _has_no_fraction(value: object, kept_as: Any, asked: _Asked) -> bool:
+    """Whether it is a time as SQLite's own clock writes it, and only its place among others is asked for: that is right to the second."""
+    return isinstance(kept_as, DateTime) and not asked.by_value and isinstance(value, str) and len(value) == _TO_THE_SECOND
+
+
+def _around(typed: Any, loaded: Any) -> tuple[ColumnElement[bool], ...]:
+    return typed > loaded - _LEAST, typed < loaded + _LEAST
 
 
 def _of_another_type(kind: Any, loaded: object) -> bool:

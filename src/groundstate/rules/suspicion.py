@@ -208,17 +208,22 @@ def recurs(clauses: Sequence[ColumnElement[bool]]) -> str | None:
 def compares_own(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> tuple[tuple[str, ...], frozenset[str]] | None:
     """The attributes of the record that some clause compares with each other, and those that the other clauses name; None where none does.
 
-    What compares two columns holds again whenever somebody moves one of them.
+    What compares two columns, in an OR or a CASE too, holds again whenever somebody moves one of them.
     """
     by_column = {column: one.key for one in mapper.column_attrs for column in one.columns}
+
+    def own(part: Any) -> dict[str, None]:
+        return {by_column[base]: None for one in look.columns(look.own_parts(part)) if (base := look.base_column(one)) in by_column}
+
     found: dict[str, None] = {}
     others: set[str] = set()
     for clause in clauses:
-        own = {by_column[base]: None for one in look.columns(look.own_parts(clause)) if (base := look.base_column(one)) in by_column}
-        if isinstance(clause, BinaryExpression) and operators.is_comparison(clause.operator) and len(own) > 1:
-            found.update(own)
-        else:
-            others |= set(own)
+        comparisons = [one for one in look.own_parts(clause) if isinstance(one, BinaryExpression) and operators.is_comparison(one.operator)]
+        compared = [names for names in map(own, comparisons) if len(names) > 1]
+        for names in compared:
+            found.update(names)
+        if not compared:
+            others |= set(own(clause))
     return (tuple(found), frozenset(others - set(found))) if found else None
 
 
