@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -105,6 +105,50 @@ def test_a_task_that_a_call_left_behind_may_end_the_process_and_the_calls_go_on(
     beside.worker()
     until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
     assert [line.levelname for line in beside.said.records if getattr(line, "event", None) == "call_task_raised"] == ["ERROR"]
+
+
+def test_a_call_that_stops_the_loop_of_all_calls_stops_none_of_them_and_is_told(beside: Beside) -> None:
+    async def stop() -> str:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0)
+        return "receipt"
+
+    beside.called(stop, outside=Outside("desk", limit=20))
+    beside.orders(OTHERS + 1)
+    beside.worker()
+    until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
+    assert [line.levelname for line in beside.said.records if getattr(line, "event", None) == "call_loop_stopped"] == ["ERROR"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_calls_that_another_call_cancels_before_they_begin_are_made_all_the_same(beside: Beside, many: bool) -> None:
+    cancelled: list[int] = []
+
+    async def cancel() -> str:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        cancelled.append(len([task for task in others if task.cancel()]))
+        return "receipt"
+
+    outside = Outside("desk", limit=20)
+    beside.called(cancel, outside=outside)
+    if many:
+
+        async def ask_many(orders: Sequence[Order]) -> list[str]:
+            return ["receipt"] * len(orders)
+
+        asked = outside.call_many(size=2, in_doubt=again())(ask_many)
+
+        @beside.app.on(Order, Order.status == "paid", name="packed", call=asked)
+        def packed(order: Order, outcome: str) -> None:
+            order.status = "done"
+
+    beside.orders(OTHERS + 1)
+    if many:
+        beside.run(f"update orders set status = 'paid' where id > {ONE}")
+    beside.worker()
+    until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
+    assert len(cancelled) == 1
+    assert beside.attempts() == []
 
 
 def test_a_client_that_hangs_while_it_is_opened_keeps_off_no_call_of_another_outside(

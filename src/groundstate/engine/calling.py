@@ -59,6 +59,8 @@ class Caller:
         self._thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._none_on_loop = threading.Event()  # at the end
+        self._may_stop = threading.Event()  # the loop, by us
+        self._told_of_stop = False
         self._task_of: dict[Flight, asyncio.Task[None]] = {}
         self._clients = AsyncExitStack()
         self._opened: dict[OutsideSpec, asyncio.Future[Any]] = {}
@@ -161,8 +163,12 @@ class Caller:
         if self._loop is None or self._thread is None:
             return
         loop, self._loop = self._loop, None
-        asyncio.run_coroutine_threadsafe(self._shut(), loop).add_done_callback(lambda _done: loop.call_soon_threadsafe(loop.stop))
+        asyncio.run_coroutine_threadsafe(self._shut(), loop).add_done_callback(lambda _done: self._end_loop(loop))
         self._thread.join(timeout_s)
+
+    def _end_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._may_stop.set()
+        loop.call_soon_threadsafe(loop.stop)
 
     @property
     def busy(self) -> int:
@@ -198,7 +204,9 @@ class Caller:
             loop.close()
 
     def _runs(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether it was stopped: SystemExit in a task that a call left behind ends the run of a loop too, and the other calls go on."""
+        """Whether it was stopped by us: SystemExit in a task that a call left behind ends the run of a loop too, and so does a call that
+        stops it, and the other calls go on.
+        """
         try:
             loop.run_forever()
         except BaseException as error:
@@ -206,24 +214,38 @@ class Caller:
                 "a task that a call left behind raised %s: the calls go on", type(error).__name__, extra={"event": "call_task_raised"}
             )
             return False
-        return True
+        if not self._may_stop.is_set() and not self._told_of_stop:
+            self._told_of_stop = True  # it may do so each time
+            log.error(
+                "an async call stopped the loop in which all calls run (loop.stop()): they go on. A call returns, and stops nothing",
+                extra={"event": "call_loop_stopped"},
+            )
+        return self._may_stop.is_set()
 
     def _start_async(self, flights: Sequence[Flight]) -> None:
         loop = asyncio.get_running_loop()
         for flight in flights:
             task = loop.create_task(self._one(flight))
-            self._keep(task)
+            self._keep(task, [flight])
             call = flight.question.spec.call
             if call is not None and call.stop_when_overtaken:
                 self._task_of[flight] = task
                 task.add_done_callback(partial(self._forget, flight))
 
     def _start_many(self, call: CallSpec, group: Sequence[Flight]) -> None:
-        self._keep(asyncio.get_running_loop().create_task(self._many(call, group)))
+        self._keep(asyncio.get_running_loop().create_task(self._many(call, group)), group)
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
+    def _keep(self, task: asyncio.Task[None], flights: Sequence[Flight]) -> None:
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._has_ended, flights))
+
+    def _has_ended(self, flights: Sequence[Flight], task: asyncio.Task[None]) -> None:
+        """Once a task runs, its flights end in a word whatever it meets; one that is cancelled before that never runs (a call that cancels
+        all tasks of its loop does that to others).
+        """
+        self._tasks.discard(task)
+        if task.cancelled():
+            self._back(*[NotSent(flight) for flight in flights])
 
     def _forget(self, flight: Flight, _done: asyncio.Task[None]) -> None:
         self._task_of.pop(flight, None)
