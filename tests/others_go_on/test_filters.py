@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import event
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, ORMExecuteState, Session, mapped_column
 
 from groundstate import Outside, Retry, hold
 from groundstate.values.errors import NotFound
@@ -21,6 +21,17 @@ class Sack(Soft, SoftBase):
     __tablename__ = "sacks"
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="placed")
+
+
+class Crate(SoftBase):
+    __tablename__ = "crates"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="placed")
+
+
+def wants_a_tenant(state: ORMExecuteState) -> None:
+    if state.is_select and state.bind_mapper is not None and state.bind_mapper.class_ is Crate:
+        state.session.info["tenant"]
 
 
 @pytest.fixture
@@ -81,3 +92,24 @@ def test_what_is_hidden_while_it_is_called_was_deleted_under_its_call(beside: Be
     until(lambda: beside.states() == ["held"], beside.attempts)
     beside.listed("the record was deleted", "held")
     beside.told_once("the record was deleted", "outcome_held")
+
+
+def test_a_listener_that_raises_for_one_class_stops_its_reactions_alone_and_they_are_named(beside: Beside) -> None:
+    @beside.app.on(Crate, Crate.status == "placed", name="stacked")
+    def stacked(crate: Crate) -> None:
+        crate.status = "stacked"
+
+    beside.handled(lambda _sack: None)
+    beside.add(Crate(id=1))
+    beside.placed()
+    event.listen(Session, "do_orm_execute", wants_a_tenant)
+    try:
+        beside.worker()
+        beside.until_done()
+        assert beside.attempts() == []
+        (words,) = beside.told("reaction_unfit")
+        assert "a listener for do_orm_execute raised for Crate" in words
+        assert list(beside.pending().lacks) == ["stacked"]
+        assert "raised for Crate" in str(beside.status("stacked").lacks)
+    finally:
+        event.remove(Session, "do_orm_execute", wants_a_tenant)

@@ -57,7 +57,9 @@ def check(
     with database.reading() as connection:
         lacks = fitting.missing(connection, questions)
         found += [Finding("problem", "columns", name, words, fitting.CURE) for name, words in lacks.items()]
-        questions = [question for question in questions if question.spec.name not in lacks]  # of those nothing else can be asked
+        raised = [(question.spec.name, question.filter_raised) for question in questions if question.filter_raised is not None]
+        found += [Finding("problem", "filter", name, str(error)) for name, error in raised]
+        questions = [one for one in questions if one.spec.name not in lacks and one.filter_raised is None]  # nothing else can be asked
         denied = rights.missing(
             database,
             connection,

@@ -24,7 +24,7 @@ def misfit(connection: Connection, questions: Sequence[Question], *, rights: boo
     """
     try:
         with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
-            for question in questions:
+            for question in [one for one in questions if one.filter_raised is None]:  # its listener would raise for these as well
                 for statement in question.of_nothing:
                     session.execute(statement).close()
     except DBAPIError as error:
@@ -44,10 +44,12 @@ def missing(connection: Connection, questions: Sequence[Question]) -> dict[str, 
 
 
 def lacking(connection: Connection, questions: Sequence[Question]) -> dict[str, str]:
-    """Of each reaction that no worker carries out here, why, with the cure: what is missing, or a key that does not lead to its record."""
+    """Of each reaction that no worker carries out here, why, with the cure: what is missing, a listener that raises for its records, or a
+    key that does not lead to them.
+    """
     found = {name: f"{words}: {CURE}" for name, words in missing(connection, questions).items()}
     for question in questions:
-        why = None if question.spec.name in found else key_columns.refused(connection, question)
+        why = None if question.spec.name in found else question.filter_raised or key_columns.refused(connection, question)
         if why is not None:
             found[question.spec.name] = str(why)
     return found

@@ -45,6 +45,7 @@ from groundstate.engine.key_columns import KeyColumn, as_it_stands
 from groundstate.engine.shown import sql_shown, sql_text, undoubled
 from groundstate.engine.spelled import spellings
 from groundstate.engine.timing import Timing
+from groundstate.engine.user_filters import FilterRaised
 from groundstate.rules import equality, kind, miscomputed, rounds
 from groundstate.rules.blocking import BASELINE
 from groundstate.rules.reaction import ReactionSpec
@@ -82,8 +83,14 @@ class Question:
         self.key_attributes = tuple(
             getattr(self.entity, self.mapper.get_property_by_column(column).key) for column in self.mapper.primary_key
         )
-        self.seen = user_filters.seen(database, self.entity)
-        clauses = [user_filters.with_subqueries_filtered(database, self.mapper, clause) for clause in spec.clauses]
+        self.filter_raised: FilterRaised | None = None  # why it is not carried out
+        self.seen: ColumnElement[bool] | None = None
+        clauses: Sequence[Any] = spec.clauses
+        try:
+            self.seen = user_filters.seen(database, self.entity)
+            clauses = [user_filters.with_subqueries_filtered(database, self.mapper, clause) for clause in spec.clauses]
+        except FilterRaised as error:
+            self.filter_raised = error
         self.condition: ColumnElement[bool] = and_(true(), *clauses, *self._if_seen)
         self.timing = None if spec.due is None else Timing(spec, database, moment)
         self.come: ColumnElement[bool] = self.condition if self.timing is None else and_(self.condition, self.timing.come)

@@ -17,20 +17,22 @@ from groundstate.engine import barred, fitting, key_columns, trouble
 from groundstate.engine.key_columns import KeyRefused
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
+from groundstate.engine.user_filters import FilterRaised
+from groundstate.values.errors import GroundstateError
 
 log = logging.getLogger("groundstate")
 LONGEST_S = 5.0  # after which it is looked again: each look in vain is an error in the log of PostgreSQL
 
 
 def met(shift: Shift, lane: Lane, error: BaseException | None) -> bool:
-    """Whether it was a missing column or table, one of another type, a right that is missing, or a key that leads nowhere, that this lane
-    met: then it waits by itself.
+    """Whether it was a missing column or table, one of another type, a right that is missing, a key that leads nowhere, or a listener that
+    raises, that this lane met: then it waits by itself.
     """
-    if error is None or not (trouble.undefined(error) or trouble.denied(error) or isinstance(error, KeyRefused)):
+    if error is None or not (trouble.undefined(error) or trouble.denied(error) or isinstance(error, KeyRefused | FilterRaised)):
         return False
     whole = shift.lane(lane.name)
     if whole.lacks is None:
-        whole.lacks = str(error) if isinstance(error, KeyRefused) else trouble.told(error)
+        whole.lacks = str(error) if isinstance(error, GroundstateError) else trouble.told(error)
         log.error(
             "%s is not carried out: %s; it begins by itself after that, and the others go on",
             whole.name,
@@ -89,7 +91,8 @@ def _misfit(shift: Shift, lanes: Sequence[Lane]) -> Exception | None:
     try:
         with shift.database.reading(wait=barred.WAIT) as connection:
             lacking = fitting.misfit(connection, questions, rights=True)
-            return lacking or next(filter(None, (key_columns.refused(connection, one) for one in questions)), None)
+            raised = next((one.filter_raised for one in questions if one.filter_raised is not None), None)
+            return lacking or raised or next(filter(None, (key_columns.refused(connection, one) for one in questions)), None)
     except DBAPIError as error:
         if trouble.locked(error) or trouble.denied(error):  # by the very migration, perhaps
             return error

@@ -15,9 +15,21 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.util import ClauseAdapter
 
+from groundstate.engine.guarded import describe, place_of
 from groundstate.store.port import Database
+from groundstate.values.errors import GroundstateError
 
 Filter = ColumnElement[bool]
+
+
+class FilterRaised(GroundstateError):
+    """A listener raised where it was asked what it adds for a class: a reaction that reads that class is not carried out."""
+
+    def __init__(self, entity: Any, error: Exception) -> None:
+        super().__init__(
+            f"a listener for do_orm_execute raised for {entity.__name__}, asked outside of a handler ({describe(error)}{place_of(error)}),"
+            " so that nobody knows which records it hides: let it add nothing to a session of which it knows nothing, and start again"
+        )
 
 
 class _CaughtError(Exception):
@@ -25,9 +37,12 @@ class _CaughtError(Exception):
 
 
 def seen(database: Database, entity: Any) -> Filter | None:
-    """The clause that such filters give every SELECT of this mapped class; None where there is none."""
+    """The clause that such filters give every SELECT of this mapped class; None where there is none. Raises FilterRaised."""
     plain: Select[Any] = select(entity)
-    statement = _as_the_listeners_leave_it(database, plain)
+    try:
+        statement = _as_the_listeners_leave_it(database, plain)
+    except Exception as error:
+        raise FilterRaised(entity, error) from error
     if statement is None:
         return None
     added, own = _where(database, statement), _where(database, plain)
@@ -35,7 +50,7 @@ def seen(database: Database, entity: Any) -> Filter | None:
 
 
 def with_subqueries_filtered(database: Database, mapper: Mapper[Any], clause: ColumnElement[Any]) -> Any:
-    """The clause with the same done to each subquery in it, by the classes that are mapped beside this one."""
+    """The clause with the same done to each subquery in it, by the classes that are mapped beside this one. Raises FilterRaised."""
     if not _is_listened():
         return clause
     classes = {one.local_table: one.class_ for one in mapper.registry.mappers if not one.inherits}

@@ -33,6 +33,7 @@ from groundstate.engine import (
     tokens,
     transaction,
     trouble,
+    unfit,
     unknown_states,
     upcoming,
     vitals,
@@ -367,6 +368,8 @@ class Worker:
             guards.guard(question)
             wake_parents(question)
         self._shift.lanes = lanes
+        for lane in lanes:
+            unfit.met(self._shift, lane, lane.question.filter_raised)
         self._fleet.lock = numbers.sweeper(self._app, self._code())
         patiently(self._shift, self._admission.read)
         self._succession.begin(self._shift)
