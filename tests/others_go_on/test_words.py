@@ -26,6 +26,17 @@ class Speechless(Exception):
     __repr__ = __str__
 
 
+class Sly(Exception):
+    """It does not let itself be asked for its class, as proxies do that stand for nothing."""
+
+    @property
+    def __class__(self) -> type:
+        raise TypeError("it stands for nothing")
+
+    @__class__.setter
+    def __class__(self, _kind: type) -> None: ...
+
+
 class Refused(Speechless, NotDone):
     """The same, and it says that nothing was done."""
 
@@ -38,6 +49,16 @@ def _raise(error: BaseException) -> NoReturn:
 def test_a_handler_raises_what_says_nothing(beside: Beside, raises: type[BaseException]) -> None:
     beside.handled(lambda _order: _raise(Speechless(raises)))
     beside.go_on(f"Speechless: (no words can be made of it: {raises.__name__})", event="handler_failed")
+
+
+def test_a_handler_raises_what_has_no_class(beside: Beside) -> None:
+    beside.handled(lambda _order: _raise(Sly("sly")))
+    beside.go_on("Sly: sly", event="handler_failed")
+
+
+def test_a_call_raises_what_has_no_class(beside: Beside) -> None:
+    beside.called(lambda: _raise(Sly("sly")), in_doubt=hold())
+    beside.go_on("Sly: sly", event="call_in_doubt")
 
 
 def test_a_call_raises_what_says_nothing(beside: Beside) -> None:

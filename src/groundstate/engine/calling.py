@@ -34,7 +34,7 @@ from groundstate.engine.flight import (
     Unclear,
     Word,
 )
-from groundstate.engine.guarded import describe, let_through, place_of, text_of
+from groundstate.engine.guarded import Raised, describe, has_a_class, let_through, place_of, text_of
 from groundstate.engine.inside_call import inside
 from groundstate.engine.threads import Threads
 from groundstate.engine.watching import NOBODY
@@ -397,6 +397,7 @@ class Caller:
         return Returned(flight, value)
 
     def _raised(self, flight: Flight, error: BaseException) -> Word:
+        error = error if has_a_class(error) else Raised(error)
         if flight.is_find:
             return FoundUnknown(flight, f"find raised {describe(error)}{place_of(error)}")
         if isinstance(error, Busy):

@@ -18,7 +18,9 @@ _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "p
 
 
 class Raised(Exception):
-    """What a user's code raised and is no Exception, such as SystemExit of a library: as one, so that no thread of ours ends by it."""
+    """What a user's code raised and is no Exception that can be asked for its class: as one, so that no thread of ours ends by it. Such are
+    SystemExit of a library, and what a proxy raises.
+    """
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(describe(error))
@@ -30,16 +32,26 @@ def user_code() -> Iterator[None]:
     """Around code of the user's: whatever it raises comes out as an Exception. Raises Raised."""
     try:
         yield
-    except Exception:
-        raise
     except BaseException as error:
-        let_through(error)
+        if has_a_class(error):
+            if isinstance(error, Exception):
+                raise
+            let_through(error)
         raise Raised(error) from error
+
+
+def has_a_class(error: BaseException) -> bool:
+    """Whether it can be asked for its class, as each `isinstance` does: what a proxy raises may raise something else then."""
+    try:
+        error.__class__  # noqa: B018  # a property
+    except BaseException:
+        return False
+    return True
 
 
 def describe(error: BaseException) -> str:
     """An exception in one line: its type and words."""
-    if isinstance(error, Raised):
+    if type(error) is Raised:
         error = error.error
     words = text_of(error).strip()
     name = type(error).__name__
@@ -51,7 +63,7 @@ def place_of(error: BaseException) -> str:
 
     It is the innermost line that is of no library, or where there is none the outermost one that is not ours.
     """
-    if isinstance(error, Raised):
+    if type(error) is Raised:
         error = error.error
     lines = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
     theirs = [one for one in lines if not one[0].co_filename.startswith(("<", OURS))]
