@@ -20,8 +20,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, NotInitialised, Store, StoreRefused
+from groundstate.engine.check import check
 from groundstate.store.carried import values_of
-from groundstate.store.opening import settings_of
+from groundstate.store.opening import open_store, settings_of
 from tests.patience import HANG, until
 
 
@@ -136,7 +137,8 @@ def test_addresses_are_read_as_by_the_engine(postgres_url: str, driver: str, giv
 
 
 def test_addresses_are_text_where_the_engine_reads_them_by_psycopg2() -> None:
-    assert values_of(PGDialect_psycopg2(), "postgresql") == {"native_inet_types": False}
+    make: Any = PGDialect_psycopg2
+    assert values_of(make(), "postgresql") == {"native_inet_types": False}
 
 
 class LoadsText(Loader):
@@ -316,3 +318,27 @@ def test_a_creator_and_a_way_past_the_pooler_do_not_go_together(postgres_url: st
 def test_a_creator_beside_a_url_that_names_no_database_is_refused(url: str) -> None:
     with pytest.raises(StoreRefused, match="names no database"):
         settings_of(create_engine(url, creator=lambda: None))
+
+
+def test_listeners_that_no_transaction_of_ours_calls_are_named_by_check(database_url: str) -> None:
+    engine = create_engine(database_url)
+    shipped(engine, leaves_it)
+    assert _unheard(Store(engine, OwnBase)) == []
+    event.listen(engine, "begin", prepares)
+    event.listen(engine, "engine_connect", prepares)
+    named = f"{prepares.__module__}.{prepares.__qualname__}"
+    expected = [f"{named} ('engine_connect')"] + ([] if database_url.startswith("sqlite") else [f"{named} ('begin')"])
+    told = _unheard(Store(engine, OwnBase))
+    assert [words.split(" is not called")[0].removeprefix("the engine's listener ") for words in told] == expected
+
+
+def prepares(_connection: Any) -> None:
+    """Sets up something."""
+
+
+def _unheard(store: Store) -> list[str]:
+    database = open_store(store.settings())[0]
+    try:
+        return [one.words for one in check(database, [], []) if one.kind == "listener"]
+    finally:
+        database.close()

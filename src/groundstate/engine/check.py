@@ -82,6 +82,7 @@ def check(
         found += _same_keys_again(questions)
         found += _key_names(connection, questions)
         found += _unnamed_finds(questions)
+        found += _unheard(database)
         found += _rings(questions)
         found += _kept_out(questions)
         found += _clocks(questions)
@@ -254,6 +255,15 @@ def _key_names(connection: Connection, questions: Sequence[Question]) -> Iterato
         for name, key_name in unsaid.items():
             words = f"{name} was renamed, and this database alone knows of which name the keys of its calls are made"
             yield Finding("advice", "key name", name, words, f"key_name={key_name} in App.on")
+
+
+def _unheard(database: Database) -> Iterator[Finding]:
+    """Listeners that prepare the transactions of the user's engine, and not ours."""
+    for name in database.settings.carried.unheard:
+        words = (
+            f"the engine's listener {name} is not called for transactions of groundstate, so that what it sets up is not there for handlers"
+        )
+        yield Finding("advice", "listener", "engine", words, "do it in a listener for 'connect', or in the handler by its session")
 
 
 def _unnamed_finds(questions: Sequence[Question]) -> Iterator[Finding]:

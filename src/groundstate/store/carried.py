@@ -36,13 +36,15 @@ class Carried:
     """What is taken over from one engine.
 
     source: the engine that makes our connections, and whose dialect is ours; None where we connect by its URL. dialect: arguments of
-    `create_engine` for a dialect of our own, where there is no source. options: execution options.
+    `create_engine` for a dialect of our own, where there is no source. options: execution options. unheard: listeners of the engine that
+    prepare its transactions, and hear nothing of ours.
     """
 
     source: Engine | None = None
     dialect: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     hide_parameters: bool = False
+    unheard: tuple[str, ...] = ()
 
 
 def carried_by(engine: Engine, shown: str) -> Carried:
@@ -57,9 +59,9 @@ def carried_by(engine: Engine, shown: str) -> Carried:
         if not engine.url.database:
             message = f"{shown}: its URL names no database, by which it is told from others: write it into the URL as well, beside creator="
             raise StoreRefused(message)
-        return Carried(engine, {}, options, engine.hide_parameters)
+        return Carried(engine, {}, options, engine.hide_parameters, _unheard(engine))
     _refuse_listeners(engine, shown)
-    return Carried(None, values_of(engine.dialect, engine.dialect.name), options, engine.hide_parameters)
+    return Carried(None, values_of(engine.dialect, engine.dialect.name), options, engine.hide_parameters, _unheard(engine))
 
 
 def engine_of(url: URL, carried: Carried, arguments: Mapping[str, Any]) -> Engine:
@@ -160,6 +162,14 @@ def _check_schemas(dialect: Dialect, schemas: Mapping[str | None, str | None], s
                 f"{shown}: schema_translate_map leads to {schema!r}, and on SQLite groundstate works in the file's own schema: leave it out"
             )
             raise StoreRefused(message)
+
+
+def _unheard(engine: Engine) -> tuple[str, ...]:
+    """Listeners of this very engine that a transaction of ours does not call. On SQLite those to `begin` send the BEGIN, as we do."""
+    names = ("engine_connect",) if engine.dialect.name == "sqlite" else ("engine_connect", "begin")
+    dispatch: Any = engine.dispatch
+    heard = [(name, fn) for name in names for fn in getattr(dispatch, name).listeners]
+    return tuple(f"{fn.__module__}.{fn.__qualname__} ({name!r})" for name, fn in heard if not fn.__module__.startswith(_WATCHES))
 
 
 def _refuse_listeners(engine: Engine, shown: str) -> None:
