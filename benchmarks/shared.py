@@ -1,4 +1,4 @@
-"""J: flights are counted on the rows of their carriers, which all handlers share. Steps a second, and none lost by two workers."""
+"""J: flights are counted on the rows of their carriers, which all handlers share. Steps a second, and each flight is counted."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -82,6 +83,17 @@ def test_a_row_that_is_written_after_the_first_start_is_carried_out(migrated: Mi
     migrated.add(1)
     until(migrated.packed)
     assert migrated.app.refused == []
+
+
+def test_a_row_that_is_written_within_running_is_carried_out(migrated: Migrated) -> None:
+    async def within() -> None:
+        async with migrated.app.running():
+            assert migrated.app.waiting == {}
+            await asyncio.to_thread(migrated.add, 1)
+            await asyncio.to_thread(until, migrated.packed)
+            assert migrated.app.refused == []
+
+    asyncio.run(within())
 
 
 def test_a_row_that_is_written_after_a_held_start_is_carried_out_once_it_goes_on(migrated: Migrated) -> None:

@@ -184,6 +184,7 @@ def test_an_app_can_be_stopped_while_one_of_its_stores_is_down(sqlite_url: str) 
     app = declared(sqlite_url, unused_url())
     app.start(held=True)
     assert list(app.down) == ["bank"]
+    assert set(app.waiting) == {name for name, spec in app.reactions.items() if spec.store.name == "bank"}
     app.go()
     app.stop()
     app.start()  # and started again
