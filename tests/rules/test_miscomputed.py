@@ -25,11 +25,13 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    tuple_,
 )
 from sqlalchemy import case as case_of
 from sqlalchemy import cast as cast_of
 from sqlalchemy import extract as part_of
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.sqlite import DATETIME
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -40,6 +42,7 @@ HOUR = timedelta(hours=1)
 POSTGRES: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # of SQLAlchemy
 NOW = datetime.now(UTC)
 THEN = datetime(2000, 1, 1)  # noqa: DTZ001  # as a plain DateTime has it
+MIDNIGHT = (NOW - timedelta(hours=48)).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
 
 
 class Base(DeclarativeBase): ...
@@ -59,6 +62,20 @@ class Seconds(TypeDecorator[datetime]):
         return int(value.timestamp()) if isinstance(value, datetime) else value
 
 
+class Unix(TypeDecorator[datetime]):
+    impl = DateTime
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return func.unixepoch(bindparam)
+
+
+DIGITS = DATETIME(  # type: ignore[no-untyped-call]  # of SQLAlchemy
+    storage_format="%(year)04d%(month)02d%(day)02d%(hour)02d%(minute)02d%(second)02d",
+    regexp=r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)",
+)
+
+
 class Row(Base):
     __tablename__ = "rows"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -70,7 +87,11 @@ class Row(Base):
     span: Mapped[timedelta]
     size: Mapped[Size]
     epoch: Mapped[datetime] = mapped_column(Seconds)
+    unix: Mapped[datetime] = mapped_column(Unix)
+    digits: Mapped[datetime] = mapped_column(DIGITS)
     number: Mapped[int]
+    ratio: Mapped[float]
+    flag: Mapped[bool]
     total: Mapped[Decimal]
     text: Mapped[str]
     data: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -91,7 +112,7 @@ def sqlite() -> Iterator[Connection]:
     Base.metadata.create_all(engine)
     then = (NOW - timedelta(hours=48)).replace(tzinfo=None)
     with engine.connect() as connection:
-        data = {"n": 10, "low": -1, "yes": True, "text": "x", "list": [1, 2], "object": {"a": 1}, "nothing": None, "none": []}
+        data = {"n": 10, "low": -1, "yes": True, "text": "x", "list": [1, 2], "object": {"a": 1}, "nothing": None, "none": [], "nine": 9}
         values = {
             "at": then.replace(tzinfo=UTC),
             "plain": then,
@@ -100,10 +121,14 @@ def sqlite() -> Iterator[Connection]:
             "span": 3 * HOUR,
             "size": Size.large,
             "epoch": then,
+            "unix": then,
+            "digits": then,
         }
         values |= {
-            "midnight": then.replace(hour=0, minute=0, second=0, microsecond=0),
+            "midnight": MIDNIGHT,
             "number": 7,
+            "ratio": 0.5,
+            "flag": True,
             "total": Decimal("10.5"),
             "text": "7",
             "data": data,
@@ -167,6 +192,54 @@ WRONG: dict[str, tuple[Any, bool]] = {
     "seconds off SQLite's own time": (Row.plain < func.datetime("now") - 3600, True),
     "a time of another zone": (Row.at < literal((NOW - 49 * HOUR).astimezone(timezone(14 * HOUR))), False),
     "the same within case": (Row.at < case_of((Row.number == 7, (NOW - 49 * HOUR).astimezone(timezone(14 * HOUR))), else_=Row.at), False),
+    "seconds of text with seconds": (func.strftime("%s", Row.plain) < func.unixepoch("now"), True),
+    "seconds of text with an hour less": (func.strftime("%s", Row.plain) < func.strftime("%s", "now") - 3600, True),
+    "a float with a word": (Row.ratio < "low", False),
+    "a number with a word of case": (Row.number < case_of((Row.text == "7", "low"), else_=1), False),
+    "a number with a word of coalesce": (Row.number < func.coalesce(null(), "low"), False),
+    "a number with a word beside a column": (Row.number.not_in([Row.id, "low"]), False),
+    "a number between a column and a word": (Row.number.between(Row.id, "low"), False),
+    "a truth and its word": (Row.flag == "true", True),
+    "not a word of truth": (Row.flag != "true", False),
+    "a truth among words": (Row.flag.in_(["true", "yes"]), True),
+    "json and another, by their order": (Row.data["n"] > Row.data["nine"], True),
+    "json or a number": (func.coalesce(Row.data["n"], 0) == 10, True),
+    "json and a number that SQLite computes": (Row.data["n"] == func.length("0123456789"), True),
+    "json and a number by arithmetic": (Row.data["n"] == Row.number + 3, True),
+    "json or other json and a number": (case_of((Row.text == "7", Row.data["n"]), else_=Row.data["nine"]) == 10, True),
+    "an Instant and days by julianday": (Row.at < func.julianday("now") - 1, True),
+    "a time and seconds by unixepoch": (Row.plain < func.unixepoch("now") - 3600, True),
+    "the same, labelled": (Row.plain < (func.unixepoch("now") - 3600).label("then"), True),
+    "the same, as newer": (func.unixepoch("now") - 3600 < Row.plain, False),
+    "a time and seconds of the clock": (Row.plain < part_of("epoch", func.now()), True),
+    "a time and seconds by cast": (Row.plain < cast_of(func.strftime("%s", "now"), Integer), True),
+    "a time and a number": (Row.plain < 99_999_999_999, True),
+    "a time and a column of numbers": (Row.plain > Row.number, False),
+    "a time and a column of seconds": (Row.plain == Row.epoch, True),
+    "a time among numbers": (Row.plain.not_in([1, 2, Row.number]), False),
+    "a time between numbers": (Row.plain.between(0, 99_999_999_999), True),
+    "a time or another, and a number": (func.coalesce(Row.plain, Row.midnight) < func.unixepoch("now"), True),
+    "a time and one of two numbers": (
+        Row.plain < case_of((Row.number == 7, func.unixepoch("now")), else_=func.unixepoch("now") - 60),
+        True,
+    ),
+    "a duration and seconds": (Row.span < 3600 * 24, True),
+    "a duration and a column of seconds": (Row.span < Row.number, True),
+    "a day and a number of days": (Row.day < 99_999, True),
+    "a time of the day and an hour": (Row.clock < 13, True),
+    "SQLite's own time and seconds by unixepoch": (func.unixepoch(Row.plain) >= func.datetime(Row.plain), True),
+    "SQLite's own day and a number": (func.date(Row.plain) < 99_999, True),
+    "days by julianday and a time": (func.julianday(Row.plain) > THEN, True),
+    "a number and a time": (Row.number < NOW, False),
+    "a time without microseconds and one that has them": (func.datetime(Row.midnight) == MIDNIGHT, True),
+    "the same, among others": (func.datetime(Row.midnight).in_([MIDNIGHT, THEN]), True),
+    "the same, the other way round": (literal(MIDNIGHT) != func.datetime(Row.midnight), False),
+    "a day and a time, by SQLite's own function": (func.date(Row.midnight) == MIDNIGHT, True),
+    "a time of the day, by SQLite's own function": (func.time(Row.clock) == time(12), True),
+    "a time in UTC and SQLite's own function of another zone": (
+        Row.at < func.datetime(literal((NOW - 49 * HOUR).astimezone(timezone(14 * HOUR))), "+0 hours"),
+        False,
+    ),
 }
 RIGHT: dict[str, tuple[Any, bool]] = {
     "the clock": (Row.plain < func.now(), True),
@@ -202,6 +275,48 @@ RIGHT: dict[str, tuple[Any, bool]] = {
     "json that is not there, as text": (Row.data["nowhere"].as_string().is_(None), True),
     "json's null": (Row.data["nothing"] == JSON.NULL, True),
     "an empty list": (Row.data["none"] == [], True),
+    "json and the same": (Row.data["n"] == Row.data["n"], True),
+    "json among json": (Row.data["n"].in_([Row.data["nine"], Row.data["n"]]), True),
+    "json and json of case": (Row.data["n"] == case_of((Row.text == "7", literal(10, JSON)), else_=literal(11, JSON)), True),
+    "json and a column of numbers, which reads its text as a number": (Row.data["n"] > Row.number, True),
+    "json and a number by cast, which does so too": (Row.data["n"] == cast_of(func.length("0123456789"), Integer), True),
+    "json by its kind, and a number": (Row.data["n"].as_integer() > Row.number, True),
+    "a decimal and json by its kind": (Row.total > Row.data["n"].as_float(), True),
+    "json by its kind, or a number": (func.coalesce(Row.data["nowhere"].as_integer(), 0) == 0, True),
+    "a number among columns": (Row.number.in_([Row.id, Row.number]), True),
+    "a number not among columns": (Row.number.not_in([Row.id]), True),
+    "a number among columns and numbers": (Row.number.in_([Row.id, 7]), True),
+    "a time among columns": (Row.plain.in_([Row.midnight, Row.plain]), True),
+    "an Instant not among columns": (Row.at.not_in([Row.midnight]), True),
+    "a number in a subquery": (Row.number.in_(select(Row.number)), True),
+    "two columns among pairs": (tuple_(Row.number, Row.text).in_([(7, "7")]), True),
+    "a number and seconds of the clock": (Row.number < func.unixepoch("now"), True),
+    "the same, of the clock's function": (Row.number < func.unixepoch(func.now()), True),
+    "a number and the clock's seconds by extract": (Row.number < part_of("epoch", func.now()), True),
+    "a number and seconds by cast": (Row.number < cast_of(func.strftime("%s", "now"), Integer), True),
+    "a number and the text of seconds, which its column reads as a number": (Row.number < func.strftime("%s", "now"), True),
+    "a number and the length of a text": (Row.number > func.length("abc"), True),
+    "a number and a place in a text": (Row.number > func.instr(Row.text, "q"), True),
+    "a number and json's by its path": (Row.number < func.json_extract(Row.data, "$.n"), True),
+    "a number and one by case": (Row.number > case_of((Row.text == "x", 100), else_=1), True),
+    "a number and days by julianday": (Row.number > func.julianday("now") - func.julianday(Row.plain), True),
+    "a number and the texts of some": (Row.number.in_(["6", "7"]), True),
+    "a truth": (Row.flag == True, True),  # noqa: E712  # SQL
+    "a truth and the text of its number": (Row.flag == "1", True),
+    "text and a formatted number": (func.strftime("%H", Row.clock) == func.printf("%02d", 12), True),
+    "seconds of text with those of a type of its own": (func.strftime("%s", Row.plain) < part_of("epoch", func.now()), True),
+    "a time, or 0 where there is none": (func.coalesce(Row.plain, 0) < func.now(), True),
+    "later than a time, or 0 where there is none": (Row.plain > case_of((Row.number == 0, Row.plain), else_=0), True),
+    "a column of seconds and a time": (Row.epoch < NOW, True),
+    "a column of seconds and seconds of the clock": (Row.epoch < func.unixepoch(func.now()), True),
+    "a time that its type turns into seconds, and seconds": (Row.unix < func.unixepoch("now"), True),
+    "a time of digits alone, and its number": (Row.digits < 20_990_101_000_000, True),
+    "seconds on both sides": (func.unixepoch(Row.plain) < func.unixepoch("now") - 3600, True),
+    "a duration in seconds, by unixepoch": (func.unixepoch(Row.span) == 10_800, True),
+    "SQLite's own text on both sides": (func.datetime(Row.midnight) == func.datetime(MIDNIGHT), True),
+    "SQLite's own text and that of the clock": (func.datetime("now", "-1 hour") == func.now(), False),
+    "a day by SQLite's own function, and a date": (func.date(Row.midnight) == MIDNIGHT.date(), True),
+    "a time before another within case": (Row.at <= case_of((Row.plain > literal(THEN), Row.at), else_=NOW), True),
 }
 
 

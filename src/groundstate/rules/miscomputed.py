@@ -7,17 +7,29 @@ Refused is what is wrong for every row, or orders rows by the letters; what is r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from math import isnan
 from typing import Any
 
 from sqlalchemy import Dialect
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import BinaryExpression, BindParameter, Cast, ExpressionClauseList, Grouping, Null, UnaryExpression
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BindParameter,
+    Case,
+    Cast,
+    ClauseList,
+    ExpressionClauseList,
+    Extract,
+    Grouping,
+    Label,
+    Null,
+    UnaryExpression,
+)
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.schema import Column
-from sqlalchemy.sql.sqltypes import JSON, Date, DateTime, Enum, Integer, Interval, NullType, Numeric, Time
+from sqlalchemy.sql.sqltypes import JSON, Boolean, Date, DateTime, Enum, Float, Integer, Interval, NullType, Numeric, String, Time
 from sqlalchemy.types import TypeDecorator
 
 from groundstate.rules import clause as look
@@ -27,6 +39,7 @@ SAMPLE = datetime(2001, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)
 WRITTEN = "2001-02-03 04:05:06"  # how a column on SQLite must begin that holds it
 
 _TIMES = (DateTime, Date, Time, Interval)
+_NUMBERS = (Integer, Numeric, Float)
 _ARITHMETIC = (operators.add, operators.sub, operators.mul, operators.truediv, operators.floordiv, operators.mod, operators.neg)
 _SIGNS = frozenset("+-*/%")
 _SUMS = frozenset({"sum", "avg", "total"})
@@ -34,10 +47,22 @@ _TEXTS_OF_TIME = frozenset({"date", "time", "datetime", "strftime"})
 _TIMES_AS_TEXT = _TEXTS_OF_TIME - {"strftime"}  # which may give a number's text, such as that of seconds
 _OF_TIME = _TEXTS_OF_TIME | {"julianday", "unixepoch"}
 _CLOCKS = frozenset({"now", "current_timestamp", "datetime"})
+_NOT_NUMBERS = _CLOCKS | _TIMES_AS_TEXT | {"current_date", "current_time"}  # whose text is never that of a number
+_GIVING_NUMBERS = frozenset({"julianday", "unixepoch", "abs", "count", "instr", "length", "round"}) | _SUMS
+_LENGTHS = {"date": 10, "time": 8, "datetime": 19}  # of the texts that these functions give
+_FIRST_OF = {
+    "coalesce": slice(None),
+    "ifnull": slice(None),
+    "min": slice(None),
+    "max": slice(None),
+    "nullif": slice(1),
+    "iif": slice(1, None),
+}
 _ORDERS = {operators.lt, operators.le, operators.gt, operators.ge, operators.between_op, operators.not_between_op}
 _SAME = {operators.eq, operators.ne, operators.is_distinct_from, operators.is_not_distinct_from}
 _NULL = {operators.is_, operators.is_not}
 _AMONG = {operators.in_op, operators.not_in_op}
+_OF_SEVERAL = _AMONG | {operators.between_op, operators.not_between_op}
 _COMPARED = _ORDERS | _SAME | _NULL | _AMONG
 _INSIDE_JSON = (operators.json_getitem_op, operators.json_path_getitem_op)
 
@@ -46,8 +71,9 @@ def refused(expression: Any, dialect: Dialect) -> str | None:
     """Why SQLite would not compute it as it is meant, with the cure; None where nothing is surely wrong, and for any other database."""
     if dialect.name != "sqlite":
         return None
-    for one in look.parts(expression):
-        for rule in _RULES:
+    parts = list(look.parts(expression))
+    for rule in _RULES:  # in their order: of what is wrong within one side, its own rule tells more than that of the comparison around it
+        for one in parts:
             why = rule(one, dialect)
             if why is not None:
                 return f"on SQLite {why}"
@@ -82,11 +108,17 @@ def stored(kind: Any, dialect: Dialect) -> object:
     sample: Any = SAMPLE if _python(kind) is not date else SAMPLE.date()
     if isinstance(kind, DateTime):
         sample = SAMPLE.replace(tzinfo=SAMPLE.tzinfo if kind.timezone else None)
+    found = _converted(kind, sample, dialect)
+    return f"{type(found).__name__}: {found}" if isinstance(found, Exception) else found
+
+
+def _converted(kind: Any, value: Any, dialect: Dialect) -> object:
+    """What the driver is given of the value; what a type raised instead."""
     convert = kind.dialect_impl(dialect).bind_processor(dialect)
     try:
-        return sample if convert is None else convert(sample)
+        return value if convert is None else convert(value)
     except Exception as error:  # noqa: BLE001 - a type of the user's own may raise anything
-        return f"{type(error).__name__}: {error}"
+        return error
 
 
 def _python(kind: Any) -> type:
@@ -139,29 +171,40 @@ def _cast(one: Any, dialect: Dialect) -> str | None:
 
 
 def _modifier(one: Any, dialect: Dialect) -> str | None:
-    if _name(one) in _OF_TIME and any(isinstance(_kept_as(side, dialect), Interval) for side in one.clauses):
+    if _name(one) not in _OF_TIME:
+        return None
+    before = 2 if _name(one) == "strftime" else 1  # a duration there is read as a time since 1970
+    modifiers = list(one.clauses)[before:]
+    if any(isinstance(_kept_as(side, dialect), Interval) for side in modifiers):
         return f"`{one}` is NULL, since it takes no timedelta: give a text, as in func.{_name(one)}(column, '+1 hour')"
     return None
 
 
-def _text_with_number(one: Any, _dialect: Dialect) -> str | None:
+def _text_with_number(one: Any, dialect: Dialect) -> str | None:
     for left, right in _compared(one):
-        if _name(left) in _TEXTS_OF_TIME and isinstance(left.type, NullType):
-            for value in _values(right):
-                if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-                    return (
-                        f"`{one}` compares text with a number, which is less than any text: write cast(..., Integer) around"
-                        f" func.{_name(left)}(...)"
-                    )
+        if _name(left) != "strftime" or not isinstance(left.type, NullType) or _turns_text_into_numbers(right):
+            continue
+        if any(_number(value, dialect) for value in _alternatives(right)):
+            return f"`{one}` compares text with a number, which is less than any text: write cast(..., Integer) around func.strftime(...)"
     return None
+
+
+def _turns_text_into_numbers(side: Any) -> bool:
+    """Whether SQLite reads the text beside it as a number, since it has a type of its own, as no function and no arithmetic has."""
+    return isinstance(side, Column | Cast | Extract)
 
 
 def _number_with_text(one: Any, _dialect: Dialect) -> str | None:
     for left, right in _compared(one):
-        if isinstance(left, Column) and isinstance(left.type, Integer | Numeric):
-            for value in _values(right):
-                if isinstance(value, str) and not _is_number(value):
-                    return f"`{one}` compares the numbers of {left} with the text {value!r}, which is none of them: give it a number"
+        if not isinstance(left, Column) or not isinstance(left.type, (*_NUMBERS, Boolean)):
+            continue
+        for bound in _alternatives(right):
+            for value in look.bound(bound):
+                if not isinstance(value, str) or not isinstance(bound.type, String | NullType) or _is_number(value):
+                    continue
+                if isinstance(left.type, Boolean):
+                    return f"`{one}` compares {left}, kept as 1 or 0, with the text {value!r}, which is neither: give it True or False"
+                return f"`{one}` compares the numbers of {left} with the text {value!r}, which is none of them: give it a number"
     return None
 
 
@@ -172,25 +215,42 @@ def _is_number(words: str) -> bool:
         return False
 
 
-def _json(one: Any, _dialect: Dialect) -> str | None:
+def _json(one: Any, dialect: Dialect) -> str | None:
     for left, right in _compared(one):
-        if not (isinstance(left, BinaryExpression) and left.operator in _INSIDE_JSON and isinstance(left.type, JSON)):
+        if not any(map(_in_json, _alternatives(left))):
             continue
-        if isinstance(right, Null):
-            return f"`{one}` never finds NULL, since JSON's null is the text 'null' there: write .as_string().is_(None)"
-        values = list(_values(right))
-        constant = isinstance(right, look.CONSTANTS)
-        if constant or any(not isinstance(right_kind, JSON) for right_kind in _kinds(right)) or any(map(_has_spaces, values)):
+        others = list(_alternatives(right))
+        if _in_json(left):
+            if isinstance(right, Null):
+                return f"`{one}` never finds NULL, since JSON's null is the text 'null' there: write .as_string().is_(None)"
+            if one.operator in _ORDERS and any(map(_in_json, others)):
+                return (
+                    f"`{one}` goes by the letters of JSON text: say what is in both, by .as_integer(), .as_float(), .as_boolean() or"
+                    " .as_string()"
+                )
+            wrong = next((other for other in others if _never_in_json(other)), None)
+        else:
+            wrong = None
+        if wrong is None and not _turns_text_into_numbers(right) and others and all(_number(other, dialect) for other in others):
+            wrong = right
+        if wrong is not None:
+            values = list(look.bound(wrong))
             return (
-                f"`{one}` compares JSON text with {values[0] if values else right!s}, which it is never equal to: say what is in it, by"
+                f"`{one}` compares JSON text with {values[0] if values else wrong!s}, which it is never equal to: say what is in it, by"
                 " .as_integer(), .as_float(), .as_boolean() or .as_string(), and compare the parts of lists and objects"
             )
     return None
 
 
-def _kinds(right: Any) -> Iterator[Any]:
-    """The types of what is bound there."""
-    return (part.type for part in look.own_parts(right) if isinstance(part, BindParameter))
+def _in_json(side: Any) -> bool:
+    return isinstance(side, BinaryExpression) and side.operator in _INSIDE_JSON and isinstance(side.type, JSON)
+
+
+def _never_in_json(other: Any) -> bool:
+    """Whether it is a constant that is not written as SQLite writes what is in JSON."""
+    if isinstance(other, BindParameter):
+        return not isinstance(other.type, JSON) or any(map(_has_spaces, look.bound(other)))
+    return isinstance(other, look.CONSTANTS) and not isinstance(other, Null)
 
 
 def _has_spaces(value: object) -> bool:
@@ -206,7 +266,7 @@ def _enum(one: Any, dialect: Dialect) -> str | None:
         if not (isinstance(left, Column) and isinstance(kind, Enum) and kind.native_enum):
             continue
         labels = kind.enums
-        for value in _values(right):
+        for value in (value for bound in _alternatives(right) for value in look.bound(bound)):
             label = getattr(value, "name", value) if value not in labels else value
             if label in labels and {*labels[: labels.index(label)]} != {other for other in labels if other < label}:
                 return f"`{one}` goes by the letters of the names, and not by their order in the Enum: write {left}.in_([...])"
@@ -225,11 +285,11 @@ def _day_and_time(one: Any, dialect: Dialect) -> str | None:
 
 def _clock(one: Any, dialect: Dialect) -> str | None:
     for left, right in _compared(one, _ORDERS):
-        if not isinstance(left, Column) or not any(_name(part) in _CLOCKS for part in look.own_parts(right)):
+        if not isinstance(left, Column) or not any(_name(part) in _CLOCKS for part in _alternatives(right)):
             continue
-        if not isinstance(left.type, TypeDecorator | DateTime | Integer | Numeric):
+        if not isinstance(left.type, (TypeDecorator, DateTime, *_NUMBERS)):
             continue
-        if isinstance(left.type, Integer | Numeric):
+        if isinstance(left.type, _NUMBERS):
             return f"`{one}` compares a number with a time, which is text there: write func.unixepoch('now') for the clock"
         held = stored(left.type, dialect)
         if not isinstance(held, str) or not WRITTEN.startswith(held[: len(WRITTEN)]):
@@ -240,12 +300,86 @@ def _clock(one: Any, dialect: Dialect) -> str | None:
     return None
 
 
+def _time_with_number(one: Any, dialect: Dialect) -> str | None:
+    for left, right in _compared(one):
+        times, numbers = _not_null(left), _not_null(right)
+        if not (times and all(_time(side, dialect) for side in times) and numbers and all(_number(side, dialect) for side in numbers)):
+            continue  # one of several may be a 0 for what is not there, which is less than any time, as is meant
+        if isinstance(_kept_as(times[0], dialect), Interval):
+            return (
+                f"`{one}` compares a duration, which is kept as text there, with a number, which is less than any text: give it a"
+                " timedelta, or write extract('epoch', column) for its seconds"
+            )
+        return (
+            f"`{one}` compares a time, which is kept as text there, with a number, which is less than any text: compare times, as with"
+            " func.now(), func.datetime('now', '-1 hour') or a datetime, or write numbers on both sides, as in func.unixepoch(column) <"
+            " func.unixepoch('now') - 3600"
+        )
+    return None
+
+
+def _not_null(side: Any) -> list[Any]:
+    return [one for one in _alternatives(side) if not isinstance(one, Null)]
+
+
+def _time(side: Any, dialect: Dialect) -> bool:
+    """Whether it is surely a time or a duration in its text."""
+    if _name(side) in _NOT_NUMBERS:
+        return True
+    if isinstance(side, BindParameter):
+        values = list(look.bound(side))
+        if not values or not all(isinstance(value, date | time | timedelta) for value in values):
+            return False
+    elif not isinstance(side, Column):
+        return False
+    kind = _kept_as(side, dialect)
+    # A storage_format of digits alone makes a column of text, beside which SQLite reads a number as text.
+    return isinstance(kind, _TIMES) and getattr(kind, "format_is_text_affinity", True) and _is_bound_as_it_is(side, dialect)
+
+
+def _number(side: Any, dialect: Dialect) -> bool:
+    """Whether it is surely a number, or NULL."""
+    if isinstance(side, BindParameter):
+        values = list(look.bound(side))
+        numbers = all(isinstance(value, int | float | Decimal) and not isinstance(value, bool) for value in values)
+        return bool(values) and numbers and isinstance(_kept_as(side, dialect), (*_NUMBERS, NullType))
+    if isinstance(side, Column):
+        return isinstance(_kept_as(side, dialect), _NUMBERS) and _is_bound_as_it_is(side, dialect)
+    if isinstance(side, Cast):
+        return isinstance(_kept_as(side, dialect), _NUMBERS)
+    return isinstance(side, Extract) or _name(side) in _GIVING_NUMBERS or bool(_operands(side))
+
+
+def _is_bound_as_it_is(side: Any, dialect: Dialect) -> bool:
+    """Whether the type puts no SQL around a value, which might make anything of it."""
+    return side.type.dialect_impl(dialect).bind_expression(BindParameter("one", None, type_=side.type)) is None
+
+
+def _other_form(one: Any, dialect: Dialect) -> str | None:
+    """A constant that is written in another length than the text of SQLite's function beside it, as one with microseconds."""
+    for left, right in _compared(one, _SAME | _AMONG):
+        if _name(left) not in _LENGTHS:
+            continue
+        for bound in _alternatives(right):
+            if not isinstance(_kept_as(bound, dialect), DateTime | Date | Time):
+                continue
+            for value in look.bound(bound):
+                written = _converted(bound.type, value, dialect)
+                if isinstance(written, str) and len(written) != _LENGTHS[_name(left)]:
+                    return (
+                        f"`{one}` compares the text of func.{_name(left)}(...) with {written!r}, of another form, which it never is: write"
+                        f" func.{_name(left)}(...) around both"
+                    )
+    return None
+
+
 def _in_another_zone(one: Any, _dialect: Dialect) -> str | None:
     """A time that is bound by another type than that of the column beside it, which writes all of its times in UTC."""
     for left, right in _compared(one):
         if not hasattr(left.type, "refuses"):  # as an Instant has it
             continue
-        for part in look.own_parts(right):
+        given = [part for side in _alternatives(right) for part in (side.clauses if _name(side) in _OF_TIME else [side])]
+        for part in given:
             if not isinstance(part, BindParameter) or hasattr(part.type, "refuses"):
                 continue
             for value in look.bound(part):
@@ -258,25 +392,42 @@ def _in_another_zone(one: Any, _dialect: Dialect) -> str | None:
 
 
 _RULES: tuple[Callable[[Any, Dialect], str | None], ...] = (
-    _arithmetic, _sum, _cast, _modifier, _text_with_number, _number_with_text, _json, _enum, _day_and_time, _clock, _in_another_zone,
+    _arithmetic, _sum, _cast, _modifier, _text_with_number, _number_with_text, _json, _enum, _day_and_time, _clock, _time_with_number,
+    _other_form, _in_another_zone,
 )  # fmt: skip
 
 
 # ---- looking into them -----------------------------------------------------------------------------------------------------------
 def _compared(one: Any, operators_: set[Any] = _COMPARED) -> Iterator[tuple[Any, Any]]:
-    """Both sides of a comparison, each once as the left one."""
-    if isinstance(one, BinaryExpression) and one.operator in operators_:
-        yield _inner(one.left), _inner(one.right)
-        yield _inner(one.right), _inner(one.left)
+    """Both sides of a comparison, each once as the left one; with each of the other side's of IN and BETWEEN."""
+    if not isinstance(one, BinaryExpression) or one.operator not in operators_:
+        return
+    left, right = _inner(one.left), _inner(one.right)
+    several = one.operator in _OF_SEVERAL and isinstance(right, ClauseList | ExpressionClauseList)
+    for other in map(_inner, right.clauses if several else [right]):
+        if hasattr(left, "type") and hasattr(other, "type"):  # which text() has not
+            yield left, other
+            yield other, left
 
 
 def _inner(one: Any) -> Any:
-    return one.element if isinstance(one, Grouping) else one
+    while isinstance(one, Grouping | Label):
+        one = one.element
+    return one
 
 
-def _values(side: Any) -> Iterator[Any]:
-    for part in look.own_parts(side):
-        yield from look.bound(part)
+def _alternatives(side: Any) -> Iterator[Any]:
+    """What the value of the side is one of, as the results of CASE and the arguments of coalesce; most sides are their own."""
+    side = _inner(side)
+    if isinstance(side, Case):
+        inside = [result for _, result in side.whens] + ([] if side.else_ is None else [side.else_])
+    elif isinstance(side, FunctionElement) and _name(side) in _FIRST_OF:
+        inside = list(side.clauses)[_FIRST_OF[_name(side)]]
+    else:
+        yield side
+        return
+    for one in inside:
+        yield from _alternatives(one)
 
 
 def _name(one: Any) -> str:
