@@ -19,7 +19,7 @@ from groundstate.engine.flight import NothingHappened, Unclear
 from groundstate.engine.repeated import Repeated
 from groundstate.rules.breaker import IN_A_ROW
 from tests.engine.kit import HANG_S, QUICK, Order, ms, until
-from tests.others_go_on.conftest import MORE, ONE, OTHERS, Beside
+from tests.others_go_on.conftest import MORE, ONCE, ONE, OTHERS, Beside
 
 
 async def _receipt() -> str:
@@ -149,6 +149,36 @@ def test_calls_that_another_call_cancels_before_they_begin_are_made_all_the_same
     until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
     assert len(cancelled) == 1
     assert beside.attempts() == []
+
+
+def test_a_call_for_many_refuses_one_record(beside: Beside) -> None:
+    async def ask_many(orders: Sequence[Order]) -> list[str | NotDone]:
+        return [NotDone("no paper") if order.id == ONE else "receipt" for order in orders]
+
+    _for_many(beside, ask_many, ONCE)
+    beside.go_on("no paper", event="call_failed")
+
+
+def test_a_call_for_many_raises_for_one_record(beside: Beside) -> None:
+    async def ask_many(orders: Sequence[Order]) -> list[str]:
+        if ONE in [order.id for order in orders]:
+            raise ValueError("no paper")
+        return ["receipt"] * len(orders)
+
+    _for_many(beside, ask_many, MORE)
+    beside.placed()
+    beside.worker()
+    beside.until_done()
+    until(lambda: beside.states() == ["held"], beside.attempts)
+    beside.listed("no paper", "held")
+
+
+def _for_many(beside: Beside, ask_many: Any, retry: Retry) -> None:
+    asked = Outside("desk", limit=20).call_many(size=10, in_doubt=again(), retry=retry)(ask_many)
+
+    @beside.app.on(Order, Order.status == "placed", name="done", call=asked)
+    def done(order: Order, outcome: str) -> None:
+        order.status = "done"
 
 
 def test_a_client_that_hangs_while_it_is_opened_keeps_off_no_call_of_another_outside(

@@ -432,6 +432,7 @@ def _fly(  # noqa: PLR0913  # as above
         occurrence=keys.occurrence_of(attempt.occurrence, len(question.spec.occurrence)),
         begun=clock,
         life=life.id,
+        failures=attempt.failures,
         together=attempt.together if attempt.state is State.BEGUN else 0,
     )
 

@@ -77,25 +77,18 @@ class Caller:
     def start(self, flights: Sequence[Flight]) -> None:
         """Sends these out. What may not go out any more comes back as NotSent, and what cannot be started as a call that was not made."""
         on_loop: list[Flight] = []
-        of_many: dict[CallSpec, list[Flight]] = {}
-        for flight in flights:
-            call = flight.question.spec.call
-            if call is not None and call.many and not flight.is_find:
-                of_many.setdefault(call, []).append(flight)
-            elif self._function(flight).is_async:
+        for flight in [one for one in flights if many.of_many(one) is None]:
+            if self._function(flight).is_async:
                 on_loop.append(flight)
             else:
                 self._start_in_thread([flight], partial(self._sync, flight))
         if on_loop:
             self._start_on_loop(on_loop, partial(self._start_async, on_loop))
-        for call, flights_of in of_many.items():
-            size = call.many or 1
-            for start in range(0, len(flights_of), size):
-                group = flights_of[start : start + size]
-                if call.function.is_async:
-                    self._start_on_loop(group, partial(self._start_many, call, group))
-                else:
-                    self._start_in_thread(group, partial(self._sync_many, call, group))
+        for call, group in many.groups(flights):
+            if call.function.is_async:
+                self._start_on_loop(group, partial(self._start_many, call, group))
+            else:
+                self._start_in_thread(group, partial(self._sync_many, call, group))
 
     def _start_in_thread(self, flights: Sequence[Flight], work: Callable[[], None]) -> None:
         try:

@@ -1,15 +1,41 @@
-"""Whose outcome is whose in the answer of a `call_many`. An answer that leaves a doubt of it says nothing of any record."""
+"""Which records a `call_many` is called for together, and whose outcome is whose in its answer. An answer that leaves a doubt of it says
+nothing of any record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from groundstate.engine.flight import Flight
 from groundstate.engine.guarded import shown
+from groundstate.rules.reaction import CallSpec
 
 NOTHING = object()  # in the place of an outcome: the answer says nothing of this record
 _ASKED = "return one outcome for each record, in the records' order, NotDone(...) where surely nothing was done; or a dict by record"
 _LONGEST = 60  # characters of a key, in a message
+
+
+def groups(flights: Iterable[Flight]) -> Iterator[tuple[CallSpec, list[Flight]]]:
+    """Those that fly together, each with its call; flights of other calls are left out.
+
+    One record may make the whole call fail, and takes those beside it along. So what failed flies among a quarter as many each time, and
+    alone in the end.
+    """
+    alike: dict[tuple[CallSpec, int], list[Flight]] = {}
+    for flight in flights:
+        call = of_many(flight)
+        if call is not None:
+            alike.setdefault((call, max((call.many or 1) >> (2 * flight.failures), 1)), []).append(flight)
+    for (call, size), some in alike.items():
+        for first in range(0, len(some), size):
+            yield call, some[first : first + size]
+
+
+def of_many(flight: Flight) -> CallSpec | None:
+    """The call, where it is one for many records."""
+    call = flight.question.spec.call
+    return call if call is not None and call.many and not flight.is_find else None
 
 
 class Ambiguous(Exception):

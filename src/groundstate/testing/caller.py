@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from groundstate.engine import snapshot
+from groundstate.engine import many, snapshot
 from groundstate.engine.calling import Caller
 from groundstate.engine.flight import Flight, NotSent, Returned, Unclear, Word
 from groundstate.engine.inside_call import outside
 from groundstate.rules.policy import MARGIN
-from groundstate.rules.reaction import CallSpec
 from groundstate.testing import time_outs
 from groundstate.testing.actors import Buried
 from groundstate.testing.ambient import Time
@@ -70,17 +69,9 @@ class LabCaller(Caller):
 
     def start(self, flights: Sequence[Flight]) -> None:
         self._stage.leave([flight for flight in flights if not flight.is_find and self._may_go(flight)])  # a find acts on nothing
-        groups: dict[CallSpec, list[Flight]] = {}
-        for flight in flights:
-            call = flight.question.spec.call
-            if call is not None and call.many and not flight.is_find:
-                groups.setdefault(call, []).append(flight)
-            else:
-                self._stage.task(self._process, partial(self._send, [flight]))
-        for call, some in groups.items():
-            size = call.many or 1
-            for first in range(0, len(some), size):
-                self._stage.task(self._process, partial(self._send, some[first : first + size]))
+        alone = [[flight] for flight in flights if many.of_many(flight) is None]
+        for group in [*alone, *(group for _, group in many.groups(flights))]:
+            self._stage.task(self._process, partial(self._send, group))
 
     def cancel(self, flights: Sequence[Flight]) -> None:
         for flight in flights:
