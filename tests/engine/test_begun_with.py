@@ -341,7 +341,7 @@ def test_an_occurrence_that_is_added_calls_what_a_person_says_was_not_done(leave
     bank.ledger.clear()
     new = left.then(Code(bank, occurrence=[Order.round]))
     new.forward(120)
-    new.run("update groundstate_attempt set deadline = '2026-01-01 00:00:00.000000'")
+    new.force("update groundstate_attempt set deadline = '2026-01-01 00:00:00.000000'")
     did = as_person(new, lambda person, one: deeds.act(person, one.reaction, [one.identity], deeds.absent)[0])
     assert did.became == "deleted"
     new.settled()
@@ -380,7 +380,7 @@ def test_what_failed_under_old_code_was_surely_not_done_and_is_called_where_it_i
 def test_a_row_that_does_not_say_what_it_was_begun_with_is_settled_by_its_policy(leaves: Leaves) -> None:
     bank = Gateway()
     left = leaves(Code(bank))
-    left.world.run("update groundstate_attempt set begun_with = null")
+    left.world.force("update groundstate_attempt set begun_with = null")
     bank.gate.set()
     new = left.then(Code(bank))
     assert (new.attempts(), new.count(Order.status == "paid"), len(bank.calls)) == ([], 3, 3)
@@ -389,7 +389,7 @@ def test_a_row_that_does_not_say_what_it_was_begun_with_is_settled_by_its_policy
 def test_a_row_that_says_nonsense_of_it_is_held_for_a_person(leaves: Leaves) -> None:
     bank = Gateway()
     left = leaves(Code(bank), orders=1)
-    left.world.run("update groundstate_attempt set begun_with = '{'")
+    left.world.force("update groundstate_attempt set begun_with = '{'")
     new = left.then(Code(bank))
     found = _held(new, 1, "begun_with '{'")
     assert found[0].begun_with is None

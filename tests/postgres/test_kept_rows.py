@@ -14,8 +14,9 @@ from groundstate.engine import schema
 from groundstate.engine.check import Finding
 from groundstate.store import kept_rows, opening
 from groundstate.store.migrations import keep_rows, metadata
-from tests.engine.charging import SAME_KEY, charging
+from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import Gateway, Life, Order, World, until
+from tests.patience import HANG
 from tests.postgres.roles import role
 
 DELETE = "delete from groundstate_attempt"
@@ -46,6 +47,11 @@ STATEMENTS = [
     "update groundstate_attempt set worker = 1",
     "update groundstate_attempt set occurrence = 'elsewhere'",
     "update groundstate_attempt set blocks = null",
+    "update groundstate_attempt set deadline = '2020-01-01'",
+    "update groundstate_attempt set first_at = now()",
+    "update groundstate_attempt set begun_with = null",
+    "update groundstate_attempt set call_no = 0",
+    "update groundstate_attempt set why = 'baseline'",
     "with gone as (delete from groundstate_attempt returning 1) select * from gone",
 ]
 
@@ -71,6 +77,22 @@ def test_so_is_a_row_that_is_unsure(world: World, state: str) -> None:
     for statement in (DELETE, "update groundstate_attempt set unsure = false", "truncate groundstate_attempt"):
         with pytest.raises(IntegrityError):
             world.run(statement)
+    assert world.attempt().unsure
+
+
+def test_a_deadline_that_is_set_back_by_hand_makes_no_absent_believed_early(world: World) -> None:
+    gateway = charging(world, ASK, timeout=HANG)
+    gateway.plan(1, "raise")
+    world.orders(1)
+    life = world.worker()
+    until(lambda: gateway.asked != [])
+    with pytest.raises(IntegrityError, match="the call would be made once more"):
+        world.run("update groundstate_attempt set deadline = '2020-01-01'")
+    asked = len(gateway.asked)
+    world.run("update groundstate_attempt set next_at = now()")  # when it is asked again may be said by hand
+    life.sweep()
+    until(lambda: len(gateway.asked) > asked + 1)  # the second time it was told Absent already
+    assert gateway.called(1) == 1
     assert world.attempt().unsure
 
 
@@ -185,6 +207,23 @@ def test_check_tells_where_it_is_switched_off_or_edited(world: World, change: st
     world.there()
     world.run(change)
     assert len(findings(world)) == 1
+
+
+def test_an_older_one_that_looks_at_fewer_columns_is_told_by_check_and_made_anew_by_init(world: World) -> None:
+    charging(world, hold()).plan(1, "done_raise")
+    world.orders(1)
+    world.settled()
+    older = [one.replace(", deadline, first_at, begun_with, why", "") for one in kept_rows.STATEMENTS]
+    for row in ("OLD", "NEW"):
+        older = [one.replace("".join(f", {row}.{name}" for name in ("deadline", "first_at", "begun_with", "why")), "") for one in older]
+    for statement in older:
+        world.run(statement)
+    world.run("update groundstate_attempt set first_at = first_at - interval '1 second'")
+    assert len(findings(world)) == 1
+    world.app.init()
+    assert findings(world) == []
+    with pytest.raises(IntegrityError):
+        world.run("update groundstate_attempt set first_at = first_at - interval '1 second'")
 
 
 def test_init_makes_it_on_a_table_that_was_made_without_and_says_nothing_where_it_may_not(world: World) -> None:

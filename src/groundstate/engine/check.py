@@ -199,11 +199,11 @@ def _silent_hours(database: Database, connection: Connection, schedules: Sequenc
 
 # ---- our own rows --------------------------------------------------------------------------------------------------------------
 def _kept_rows(connection: Connection) -> Iterator[Finding]:
-    """The trigger that keeps rows of calls: missing where our tables were made by migrations, or by older code."""
+    """The trigger that keeps rows of calls: missing or older where our tables were made by migrations, or by older code."""
     if not kept_rows.are_there(connection):
         words = (
-            "the trigger groundstate_keep, which refuses to delete by hand the row of a call that may have been made, is missing, edited or"
-            " switched off: without its row such a call is made once more"
+            "the trigger groundstate_keep, which refuses to delete or change by hand the row of a call that may have been made, is missing,"
+            " edited, switched off or of an earlier version: without its row such a call is made once more"
         )
         cure = ";\n".join(kept_rows.STATEMENTS) + ";"
         yield Finding("advice", "kept rows", "groundstate_attempt", words, cure)

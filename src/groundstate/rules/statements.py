@@ -6,6 +6,7 @@ What is not surely a read counts as a write. So an unknown statement is one too,
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -23,12 +24,25 @@ _AFTER_WRITE = {"INSERT": {"INTO", "OR"}, "REPLACE": {"INTO"}, "DELETE": {"FROM"
 # PostgreSQL's own functions that write. nextval is not among them: a number that was drawn twice is a gap, and harms nobody.
 _WRITING_FUNCTIONS = frozenset({
     "SETVAL", "LO_CREAT", "LO_CREATE", "LO_FROM_BYTEA", "LO_IMPORT", "LO_PUT", "LO_TRUNCATE", "LO_TRUNCATE64", "LO_UNLINK", "LOWRITE",
-    "DBLINK_EXEC",
+    "DBLINK_EXEC", "PG_LOGICAL_EMIT_MESSAGE", "PG_LOGICAL_SLOT_GET_CHANGES", "PG_LOGICAL_SLOT_GET_BINARY_CHANGES",
+    "PG_REPLICATION_SLOT_ADVANCE", "PG_CREATE_LOGICAL_REPLICATION_SLOT", "PG_CREATE_PHYSICAL_REPLICATION_SLOT",
+    "PG_COPY_LOGICAL_REPLICATION_SLOT", "PG_COPY_PHYSICAL_REPLICATION_SLOT", "PG_DROP_REPLICATION_SLOT",
+    "PG_REPLICATION_ORIGIN_CREATE", "PG_REPLICATION_ORIGIN_DROP", "PG_REPLICATION_ORIGIN_ADVANCE", "PG_IMPORT_SYSTEM_COLLATIONS",
 })  # fmt: skip
 
-# PRAGMAs of SQLite that write to the file: those by their name alone, and those that do where a value is given.
+# Functions that carry out the statement that they are given as text, and which of their arguments that is: of dblink's, which may begin
+# with the connection and end with a truth, the last text.
+_CARRYING_OUT = {
+    "DBLINK": -1, "DBLINK_SEND_QUERY": -1, "QUERY_TO_XML": 0, "QUERY_TO_XMLSCHEMA": 0, "QUERY_TO_XML_AND_XMLSCHEMA": 0,
+}  # fmt: skip
+
+# PRAGMAs of SQLite that write to the file: those by their name alone, and those that do, or let others write the schema as rows, where a
+# value is given. How the file is written, as by journal_mode or wal_checkpoint, leaves rows and schema as they are.
 _WRITING_PRAGMAS = frozenset({"INCREMENTAL_VACUUM", "OPTIMIZE"})
-_SETTING_PRAGMAS = frozenset({"APPLICATION_ID", "AUTO_VACUUM", "ENCODING", "PAGE_SIZE", "SCHEMA_VERSION", "USER_VERSION"})
+_SETTING_PRAGMAS = frozenset({
+    "APPLICATION_ID", "AUTO_VACUUM", "DEFAULT_CACHE_SIZE", "ENCODING", "HEXREKEY", "PAGE_SIZE", "REKEY", "SCHEMA_VERSION", "USER_VERSION",
+    "WRITABLE_SCHEMA",
+})  # fmt: skip
 
 _COMMON = r"""
       (?P<space>   \s+ | --[^\n]* )
@@ -44,11 +58,14 @@ _FLAGS = re.VERBOSE | re.DOTALL
 _POSTGRES = re.compile(_COMMON.format(escaped=r"[eE]'(?:[^'\\]|\\.|'')*' |", quoted="", dollar=r"\$(?:[^\W\d]\w*)?\$"), _FLAGS)
 _SQLITE = re.compile(_COMMON.format(escaped="", quoted=r"| `(?:[^`]|``)*` | \[[^\]]*\]", dollar=r"(?!)"), _FLAGS)
 # A text without any of these is a read if its first word says so. Asked first, since most statements are long and harmless.
-_SUSPECT = re.compile(r";|\b(?:insert|update|delete|merge|replace|into|setval|lo_\w+|lowrite|dblink_exec)\b", re.IGNORECASE)
+_SUSPECT = re.compile(
+    rf"""; | [uU]&" | \b(?: insert|update|delete|merge|replace|into | {"|".join([*_WRITING_FUNCTIONS, *_CARRYING_OUT])} )\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _LOOKED_AT = frozenset({"EXPLAIN", "COPY", "PRAGMA"})
 _COMMENT_MARK = re.compile(r"/\*|\*/")
 
-_Token = tuple[str, str]  # its kind, and its text; a word's in capitals
+_Token = tuple[str, str]  # its kind, and its text: a word's in capitals, a string's as it is written
 _REMEMBERED_LENGTH = 20_000  # letters: of a longer text the answer is not kept
 _TOLD = 8  # tokens of a statement that are looked at to say what it writes
 
@@ -136,14 +153,14 @@ def _inside(tokens: list[_Token]) -> str | None:
     listing = set[int]()  # the depths of a WITH whose own statement is still to come: its list may end in any word, as by CYCLE
     for place, (kind, text) in enumerate(tokens):
         following = tokens[place + 1] if place + 1 < len(tokens) else ("", "")
+        if following == ("mark", "(") and kind in ("word", "name") and _function_writes(_named(kind, text), tokens, place + 2):
+            return f"{_named(kind, text).lower()}()"
         if kind == "word":
             may_begin = before in ("", "(", ")") or (depth in listing and following[1] != "AS")  # else a name
             if may_begin and text in _AFTER_WRITE and place > 0 and _begins(text, following):
                 return _told(tokens[place : place + _TOLD])
             if text == "INTO":
                 return f"SELECT {_told(tokens[place : place + _TOLD])}"
-            if text in _WRITING_FUNCTIONS and following[1] == "(":
-                return f"{text.lower()}()"
             if text == "WITH" and before in ("", "("):
                 listing.add(depth)
             elif text in ("SELECT", "TABLE"):
@@ -159,7 +176,59 @@ def _inside(tokens: list[_Token]) -> str | None:
 
 def _begins(word: str, following: _Token) -> bool:
     allowed = _AFTER_WRITE[word]
-    return following[0] in ("word", "name") if allowed is None else following[0] == "word" and following[1] in allowed
+    return following[0] in ("word", "name", "string") if allowed is None else following[0] == "word" and following[1] in allowed
+
+
+_UNICODE = re.compile(r"\\(?:\+([0-9a-fA-F]{6})|([0-9a-fA-F]{4}))")
+
+
+def _named(kind: str, text: str) -> str:
+    """The name in capitals, as a word's is; '' for one in quotes with capitals, which is no name of the server's own functions."""
+    if kind == "word":
+        return text
+    bare = text[text.index('"') + 1 : -1] if '"' in text else text[1:-1]
+    if text[0] in "uU":
+        bare = _UNICODE.sub(lambda found: chr(min(int(found[1] or found[2], 16), sys.maxunicode)), bare)
+    return bare.upper() if bare == bare.lower() else ""
+
+
+def _function_writes(name: str, tokens: list[_Token], place: int) -> bool:
+    """Whether the function of this name writes, whose first argument is at this place."""
+    if name not in _CARRYING_OUT:
+        return name in _WRITING_FUNCTIONS
+    texts = [one for one in _arguments(tokens, place) if one not in ([("word", "TRUE")], [("word", "FALSE")])]
+    statement = texts[_CARRYING_OUT[name]] if texts else []
+    said = [_literal(text) for kind, text in statement if kind == "string"]
+    alone = len(said) == 1 and all(text in _BESIDE_A_LITERAL for kind, text in statement if kind not in ("word", "string"))
+    # What is put together only when it runs, or given as a parameter, is not surely a read.
+    return not alone or said[0] is None or what_it_writes(said[0], postgres=True) is not None
+
+
+_BESIDE_A_LITERAL = frozenset(":=>")  # 'select 1'::text, sql => 'select 1'
+
+
+def _arguments(tokens: list[_Token], place: int) -> list[list[_Token]]:
+    """What stands between commas up to the closing parenthesis."""
+    depth, given = 0, list[list[_Token]]([[]])
+    for token in tokens[place:]:
+        depth += {"(": 1, ")": -1}.get(token[1], 0) if token[0] == "mark" else 0
+        if depth < 0:
+            break
+        if token == ("mark", ",") and depth == 0:
+            given.append([])
+        else:
+            given[-1].append(token)
+    return given
+
+
+def _literal(written: str) -> str | None:
+    """What a literal says; None where it has escapes."""
+    if written[0] == "$":
+        tag = written.index("$", 1) + 1
+        return written[tag:-tag]
+    start = written.index("'")
+    said = written[start + 1 : -1].replace("''", "'")
+    return None if start and "\\" in said else said
 
 
 def _explained(tokens: list[_Token]) -> str | None:
@@ -184,8 +253,12 @@ def _copies(tokens: list[_Token]) -> str | None:
 
 
 def _pragma(tokens: list[_Token]) -> str | None:
-    names = [text for kind, text in tokens[1:4] if kind == "word"]  # a schema's may stand before it
-    given = any(kind == "mark" and text in "=(" for kind, text in tokens)
+    names, given = set[str](), False  # a schema's may stand before it; any of them in quotes, in a string's too
+    for kind, text in tokens[1:]:
+        if kind == "mark" and text in ("=", "("):
+            given = True
+            break
+        names.add((text if kind == "word" else text[1:-1]).upper())
     if _WRITING_PRAGMAS.intersection(names) or (given and _SETTING_PRAGMAS.intersection(names)):
         return _told(tokens)
     return None
@@ -229,9 +302,9 @@ def _tokens(text: str, *, postgres: bool) -> Iterator[_Token]:
                 place = _after_comment(text, place, nests=postgres)
             case "dollar":
                 end = text.find(said, place)
-                place = len(text) if end < 0 else end + len(said)
-                yield "string", ""
-            case "string" | "number":
+                begin, place = found.start(), len(text) if end < 0 else end + len(said)
+                yield "string", text[begin:place]
+            case "number":
                 yield kind, ""
             case "word":
                 yield kind, said.upper()

@@ -21,10 +21,18 @@ _TRIGGERS = ("delete", "update", "truncate")
 # After each row, not before it: then a row is not locked once more for the trigger's sake, which costs a record of the log for each.
 _NOT_OURS = "current_setting('groundstate.ours', true) IS DISTINCT FROM 'on'"
 _OPEN = "(OLD.state = 'begun' OR OLD.unsure OR OLD.outcome IS NOT NULL)"
-_COLUMNS = ("app", "reaction", "record", "occurrence", "state", "worker", "call", "unsure", "outcome", "blocks")
+# What says whose row it is, and all by which it is decided whether its record may be called again: whether an Absent is believed
+# (deadline), whether its key is too old (first_at), to whom and under which promise it was called (begun_with), whether it was called at
+# all (call_no), and whether it is a baseline, which goes with its condition (why).
+_COLUMNS = (
+    "app", "reaction", "record", "occurrence", "state", "worker", "call", "call_no", "unsure", "outcome", "blocks",
+    "deadline", "first_at", "begun_with", "why",
+)  # fmt: skip
 _OLD, _NEW = (", ".join(f"{row}.{column}" for column in _COLUMNS) for row in ("OLD", "NEW"))
 
-_BODY = """
+# The columns are named in it too: so it is by its body alone that triggers of an earlier version, which look at fewer, are told.
+_BODY = f"""
+-- An UPDATE is looked at where it changes one of {", ".join(_COLUMNS)}.
 DECLARE
     stands boolean := true;
 BEGIN
@@ -42,7 +50,7 @@ BEGIN
     END IF;
     RETURN NULL;
 END
-"""
+"""  # noqa: S608  # names of our own columns
 
 FUNCTION = f"CREATE OR REPLACE FUNCTION {NAME}() RETURNS trigger LANGUAGE plpgsql AS $groundstate${_BODY}$groundstate$"
 _EACH = {
