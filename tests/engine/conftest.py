@@ -29,6 +29,14 @@ def postgres_world(postgres_url: str) -> Iterator[World]:
 
 
 @pytest.fixture
+def sqlite_world(sqlite_url: str) -> Iterator[World]:
+    """A fresh world on SQLite, for what only one connection and PRAGMAs can show."""
+    made = World(sqlite_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker looks often whether it has something new to say of itself, and a pause lasts as long as the test."""
     monkeypatch.setattr(own_words, "EACH_S", 0.02)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import text
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from groundstate import Outside, Retry, hold
 from tests.engine.kit import Order, World
+from tests.patience import until
 
 WAYS: dict[str, Callable[[Session], Any]] = {
     "session": lambda session: session.commit(),
@@ -42,6 +48,8 @@ OF_SQLITE: dict[str, Callable[[Any], Any]] = {
     "execute": lambda driver: driver.execute("COMMIT"),
     "with": lambda driver: driver.__enter__().__exit__(None, None, None),
     "isolation": lambda driver: setattr(driver, "isolation_level", None),
+    "bare_cursor": lambda driver: sqlite3.Cursor(driver).execute("COMMIT"),
+    "bare_cursor_many": lambda driver: sqlite3.Cursor(driver).executemany("ROLLBACK", [()]),
 }
 OF_POSTGRES: dict[str, Callable[[Any], Any]] = {
     "execute": lambda driver: driver.execute("COMMIT"),
@@ -49,6 +57,26 @@ OF_POSTGRES: dict[str, Callable[[Any], Any]] = {
     "some": lambda driver: driver.execute("SELECT 1; ABORT; SELECT 2"),
     "prepared": lambda driver: driver.execute("PREPARE TRANSACTION 'x'"),
     "chained": lambda driver: driver.execute("ROLLBACK AND CHAIN"),
+    "created": lambda driver: driver.execute("CREATE TEMP TABLE some (a int); COMMIT"),
+    "composed": lambda driver: driver.execute(psycopg.sql.SQL("COMMIT")),
+    "stream": lambda driver: list(driver.cursor().stream("COMMIT")),
+    "copy": lambda driver: driver.cursor().copy("COMMIT").__enter__(),
+    "of_the_server": lambda driver: driver.cursor("some").execute("SELECT 1; COMMIT"),
+    "bare_cursor": lambda driver: psycopg.Cursor(driver).execute("COMMIT"),
+    "bare_cursor_many": lambda driver: psycopg.Cursor(driver).executemany("ROLLBACK", [()]),
+    "of_the_class": psycopg.Connection.commit,
+    "of_the_class_back": psycopg.Connection.rollback,
+}
+# What cannot be refused: it is noticed when the handler returns.
+PAST_SQLITE: dict[str, Callable[[Any], Any]] = {
+    "commit": sqlite3.Connection.commit,
+    "script": lambda driver: sqlite3.Cursor(driver).executescript("SELECT 1;"),
+    "rollback": sqlite3.Connection.rollback,
+}
+PAST_POSTGRES: dict[str, Callable[[Any], Any]] = {
+    "commit": lambda driver: driver.pgconn.exec_(b"COMMIT"),
+    "script": lambda driver: driver.pgconn.exec_(b"SELECT 1; COMMIT; SELECT 2"),
+    "rollback": lambda driver: driver.pgconn.exec_(b"ROLLBACK"),
 }
 
 
@@ -117,3 +145,191 @@ def test_a_handler_of_a_call_that_ends_our_transaction_keeps_its_outcome(world: 
     assert world.attempt().outcome is not None
     assert "remove session.connection().commit()" in (world.attempt().error or "")
     assert calls == [1]
+
+
+def driver_of(session: Session) -> Any:
+    return session.connection().connection.driver_connection
+
+
+def a_dict(cursor: Any, row: Any) -> dict[str, Any]:
+    return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}
+
+
+def told(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
+    return [f"{line.levelname} {line.getMessage()}" for line in caplog.records if getattr(line, "event", None) == event]
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("how", PAST_SQLITE)
+def test_an_end_that_cannot_be_refused_is_noticed_before_another_handler_runs(
+    world: World, caplog: pytest.LogCaptureFixture, how: str, raises: bool
+) -> None:
+    ran: list[int] = []
+
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=1))
+    def paid(order: Order, session: Session) -> None:
+        ran.append(order.id)
+        session.add(Order(id=order.id + 1_000, status="beside"))
+        session.flush()
+        if order.id == 5:
+            (PAST_POSTGRES if world.postgres else PAST_SQLITE)[how](driver_of(session))
+        order.status = "paid"
+        if order.id == 5 and raises:
+            raise ValueError("after")
+
+    world.orders(20)
+    world.settled()
+    assert ran.count(5) == 1
+    assert world.count(Order.status == "paid") == 19
+    assert world.attempt().record == "5"
+    assert world.attempt().state == "held"
+    assert "paid on 5 ended our transaction" in (world.attempt().error or "")
+    assert ("after" in (world.attempt().error or "")) == raises
+    assert len(told(caplog, "transaction_ended")) == 1
+
+
+def test_a_handler_that_ends_our_transaction_when_its_record_is_written_is_told_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=1))
+    def paid(order: Order, session: Session) -> None:
+        order.status = "paid"
+        session.flush()
+        if order.id == 5:
+            (PAST_POSTGRES if world.postgres else PAST_SQLITE)["commit"](driver_of(session))
+
+    world.orders(20)
+    world.settled()
+    assert world.count(Order.status == "paid") == 20
+    (line,) = told(caplog, "transaction_ended")
+    assert line.startswith("ERROR paid on 5 ended our transaction past its session")
+
+
+def test_an_outcome_whose_handler_ended_our_transaction_past_us_is_not_lost(world: World) -> None:
+    outside, calls = Outside("bank"), []
+
+    @outside.call(in_doubt=hold(), retry=Retry(times=1))
+    def charge(order: Order) -> str:
+        calls.append(order.id)
+        return "r1"
+
+    @world.app.on(Order, Order.status == "placed", call=charge)
+    def paid(order: Order, outcome: str, session: Session) -> None:
+        (PAST_POSTGRES if world.postgres else PAST_SQLITE)["commit"](driver_of(session))
+        order.status = "paid"
+
+    world.orders(1)
+    world.settled()
+    assert calls == [1]
+    assert world.attempt().state == "held"
+    assert world.attempt().outcome is not None
+    assert "ended our transaction" in (world.attempt().error or world.attempt().why or "")
+
+
+# ---- what a handler leaves on the connection -----------------------------------------------------------------------------------------
+LEFT_ON_SQLITE: dict[str, tuple[Callable[[Session], Any], str]] = {
+    "rows": (lambda session: setattr(driver_of(session), "row_factory", a_dict), "row_factory"),
+    "texts": (lambda session: setattr(driver_of(session), "text_factory", bytes), "text_factory"),
+}
+LEFT_ON_POSTGRES: dict[str, tuple[Callable[[Session], Any], str]] = {
+    "rows": (lambda session: setattr(driver_of(session), "row_factory", dict_row), "row_factory"),
+    "cursors": (lambda session: setattr(driver_of(session), "cursor_factory", psycopg.RawCursor), "cursor_factory"),
+    "dates": (lambda session: session.execute(text("SET DateStyle = 'German'")), "SET datestyle"),
+    "letters": (lambda session: session.execute(text("SET client_encoding = 'SQL_ASCII'")), "SET client_encoding"),
+    "by_a_function": (lambda session: session.scalar(select(func.set_config("DateStyle", "German", False))), "SET datestyle"),
+    "path": (lambda session: session.execute(text("SET search_path TO public")), "SET search_path"),
+    "read_only": (lambda session: driver_of(session).execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"), "SET session"),
+}
+
+
+def leaves(world: World, caplog: pytest.LogCaptureFixture, leave: Callable[[Session], Any], words: str) -> None:
+    @world.app.on(Order, Order.status == "placed")
+    def paid(order: Order, session: Session) -> None:
+        order.status = "paid"
+        session.flush()
+        leave(session)
+
+    @world.app.on(Order, Order.status == "other")
+    def other(order: Order, session: Session) -> None:
+        assert session.scalar(select(Order.status).where(Order.id == order.id)) == "other"
+        order.status = "done"
+
+    world.add(Order(id=1, status="placed"))
+    world.worker()
+    for number in (2, 3):  # and told once
+        until(lambda: world.count(Order.status == "placed") == 0, world.attempts)
+        world.add(Order(id=number, status="placed"))
+    until(lambda: world.count(Order.status == "placed") == 0, world.attempts)
+    world.add(*[Order(id=100 + number, status="other") for number in range(20)])
+    until(lambda: world.count(Order.status == "other") == 0, world.attempts)
+    assert world.count(Order.status == "paid") == 3
+    assert world.count(Order.status == "done") == 20
+    assert world.attempts() == []
+    (line,) = told(caplog, "setting_left")
+    assert line.startswith(f"WARNING a handler left {words}")
+
+
+@pytest.mark.parametrize("what", LEFT_ON_SQLITE)
+def test_what_a_handler_leaves_on_a_connection_of_sqlite_is_gone_after_it(
+    sqlite_world: World, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    leaves(sqlite_world, caplog, *LEFT_ON_SQLITE[what])
+
+
+@pytest.mark.parametrize("what", LEFT_ON_POSTGRES)
+def test_what_a_handler_leaves_on_a_connection_of_postgresql_is_gone_after_it(
+    postgres_world: World, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    leaves(postgres_world, caplog, *LEFT_ON_POSTGRES[what])
+
+
+def test_what_ends_with_the_transaction_keeps_its_connection(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    @world.app.on(Order, Order.status == "placed")
+    def paid(order: Order, session: Session) -> None:
+        if world.postgres:
+            session.execute(text("SET LOCAL search_path TO public"))
+            session.execute(text("SET CONSTRAINTS ALL DEFERRED"))
+        else:
+            session.execute(text("PRAGMA defer_foreign_keys = ON"))
+        driver_of(session).cursor().row_factory = a_dict if not world.postgres else dict_row  # a cursor's own
+        order.status = "paid"
+
+    world.orders(3)
+    world.settled()
+    assert world.count(Order.status == "paid") == 3
+    assert told(caplog, "setting_left") == []
+
+
+@pytest.mark.parametrize("setting", ["query_only=ON", "locking_mode=EXCLUSIVE", "main.busy_timeout(0)"])
+def test_a_pragma_that_others_would_find_is_refused(sqlite_world: World, setting: str) -> None:
+    world = sqlite_world
+
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=1))
+    def paid(order: Order, session: Session) -> None:
+        order.status = "paid"
+        if order.id == 1:
+            session.execute(text(f"PRAGMA {setting}"))
+        if order.id == 2:
+            sqlite3.Cursor(driver_of(session)).execute(f"PRAGMA  {setting}")
+
+    world.orders(20)
+    world.settled()
+    assert world.count(Order.status == "paid") == 18
+    assert sorted(one.record for one in world.attempts()) == ["1", "2"]
+    assert all("StateRefused" in (one.error or "") and "remove PRAGMA" in (one.error or "") for one in world.attempts())
+
+
+def test_a_connection_on_which_nothing_goes_any_more_is_replaced(sqlite_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="groundstate")
+    world = sqlite_world
+
+    @world.app.on(Order, Order.status == "placed", retry=Retry(times=1))
+    def paid(order: Order, session: Session) -> None:
+        order.status = "paid"
+        session.flush()
+        if order.id == 1:
+            driver_of(session).set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+
+    world.orders(20)
+    world.settled()
+    assert world.count(Order.status == "paid") == 19
+    assert "not authorized" in (world.attempt().error or "")
+    assert told(caplog, "connection_renewed") != []

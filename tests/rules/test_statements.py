@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from groundstate.rules.statements import what_ends_it, what_it_writes
+from groundstate.rules.statements import what_ends_it, what_it_sets, what_it_writes
 
 WRITES = {
     "INSERT INTO notes VALUES (1)": "INSERT INTO notes",
@@ -172,6 +172,7 @@ ENDS = {
     "COMMIT": "COMMIT",
     "-- a comment\ncommit work": "COMMIT",
     "SELECT 1; END": "END",
+    "\ufeff/* a comment */ (COMMIT": "COMMIT",
     "rollback": "ROLLBACK",
     "ROLLBACK AND CHAIN": "ROLLBACK",
     "begin immediate": "BEGIN",
@@ -186,13 +187,64 @@ ENDS_NOTHING = [
     "SELECT CASE WHEN a THEN b END FROM commit",
     "UPDATE notes SET words = '; COMMIT'",
     "PREPARE later AS SELECT 1",
-    "CREATE TRIGGER one AFTER INSERT ON notes BEGIN DELETE FROM notes; END",
+]
+SQLITE_ENDS_NOTHING = [*ENDS_NOTHING, "CREATE TRIGGER one AFTER INSERT ON notes BEGIN DELETE FROM notes; END"]
+POSTGRES_ENDS = ENDS | {
+    "CREATE TEMP TABLE some (a int); COMMIT": "COMMIT",
+    "CREATE TRIGGER one AFTER INSERT ON notes EXECUTE FUNCTION f(); ROLLBACK": "ROLLBACK",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$; COMMIT": "COMMIT",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END; COMMIT": "COMMIT",
+}
+POSTGRES_ENDS_NOTHING = [
+    *ENDS_NOTHING,
     "DO $$ BEGIN PERFORM 1; COMMIT; END $$",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$",
+    "CREATE OR REPLACE PROCEDURE f() BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END; SELECT 3",
 ]
 
 
 @pytest.mark.parametrize("postgres", [False, True], ids=["sqlite", "postgresql"])
 def test_what_ends_a_transaction_is_told_from_savepoints_and_names(postgres: bool) -> None:
-    assert {one: what_ends_it(one, postgres=postgres) for one in ENDS} == ENDS
-    told = {one: what_ends_it(one, postgres=True) for one in ENDS_NOTHING}
+    ends, nothing = (POSTGRES_ENDS, POSTGRES_ENDS_NOTHING) if postgres else (ENDS, SQLITE_ENDS_NOTHING)
+    assert {one: what_ends_it(one, postgres=postgres) for one in ends} == ends
+    told = {one: what_ends_it(one, postgres=postgres) for one in nothing}
+    assert not any(told.values()), told
+
+
+POSTGRES_SETS = {
+    "SET DateStyle = 'German'": "SET datestyle",
+    "set session statement_timeout to 1": "SET statement_timeout",
+    "/* a comment */ SET ROLE somebody": "SET role",
+    "SET SESSION AUTHORIZATION somebody": "SET session authorization",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY": "SET session characteristics",
+    "SET TIME ZONE 'Asia/Tokyo'": "SET time zone",
+    "SELECT 1;\nSET search_path TO nowhere": "SET search_path",
+    "RESET search_path": "RESET search_path",
+}
+POSTGRES_SETS_NOTHING = [
+    "SET LOCAL DateStyle = 'German'",
+    "SET TRANSACTION READ ONLY",
+    "SET CONSTRAINTS ALL DEFERRED",
+    "UPDATE notes\nSET words = 'SET ROLE somebody'",
+    "SELECT '; SET ROLE somebody'",
+]
+SQLITE_SETS = {
+    "PRAGMA query_only=ON": "PRAGMA query_only",
+    "-- a comment\npragma main.locking_mode = EXCLUSIVE": "PRAGMA locking_mode",
+    'PRAGMA "case_sensitive_like"(1)': "PRAGMA case_sensitive_like",
+}
+SQLITE_SETS_NOTHING = [
+    "PRAGMA query_only",
+    'PRAGMA main.table_info("notes")',
+    "PRAGMA user_version = 3",
+    "PRAGMA defer_foreign_keys = ON",
+    "UPDATE notes\nSET words = 'PRAGMA query_only=ON'",
+]
+
+
+@pytest.mark.parametrize("postgres", [False, True], ids=["sqlite", "postgresql"])
+def test_what_is_set_for_longer_than_a_transaction_is_told_from_what_ends_with_it(postgres: bool) -> None:
+    sets, nothing = (POSTGRES_SETS, POSTGRES_SETS_NOTHING) if postgres else (SQLITE_SETS, SQLITE_SETS_NOTHING)
+    assert {one: what_it_sets(one, postgres=postgres) for one in sets} == sets
+    told = {one: what_it_sets(one, postgres=postgres) for one in nothing}
     assert not any(told.values()), told

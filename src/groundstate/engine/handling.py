@@ -14,11 +14,12 @@ from sqlalchemy import select
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 
-from groundstate.engine import changes, hints, in_place
+from groundstate.engine import changes, hints, in_place, trouble
 from groundstate.engine.guarded import describe, place_of, text_of, user_code
 from groundstate.engine.inside_call import HANDLER_CURE, inside
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
+from groundstate.engine.trouble import TransactionEnded
 from groundstate.rules import equality, overtaken
 from groundstate.rules.reaction import Function, ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
@@ -47,7 +48,8 @@ class Work:
 def run_each(question: Question, tx: Transaction, function: Function, works: Sequence[Work], until_s: float = math.inf) -> int:
     """Runs the handler on each record, and on none after `until_s` of the monotonic clock but the first; returns on how many it did.
 
-    What it raises comes out as it is. Raises HandlerFailed where a fact's handler wrote else, or a change of one would be lost.
+    What it raises comes out as it is, but as TransactionEnded where it ended the transaction. Raises HandlerFailed where a fact's handler
+    wrote else, or a change of one would be lost.
     """
     if question.spec.fact is None:
         with writes_by_its_session(question.spec, function, tx), user_code():
@@ -61,11 +63,14 @@ def run_each(question: Question, tx: Transaction, function: Function, works: Seq
 
 
 def _run_each(tx: Transaction, function: Function, works: Sequence[Work], until_s: float) -> int:
-    for number, work in enumerate(works):
-        if number and time.monotonic() >= until_s:
-            return number
-        _run(tx, function, work)
-    return len(works)
+    try:
+        for number, work in enumerate(works):
+            if number and time.monotonic() >= until_s:
+                return number
+            _run(tx, function, work)
+        return len(works)
+    finally:
+        tx.put_back()
 
 
 def _run(tx: Transaction, function: Function, work: Work) -> None:
@@ -73,8 +78,14 @@ def _run(tx: Transaction, function: Function, work: Work) -> None:
     tx.handlers.began(work.key)
     try:
         function(work.record, *work.arguments, session=tx.session, **work.supplies)
+    except Exception as error:
+        if tx.is_over() and not trouble.transient(error):
+            raise TransactionEnded(function.plain_name, work.key, error) from error
+        raise
     finally:
         tx.handlers.ended()
+    if tx.is_over():  # before another handler runs: what that one writes would be kept without its record
+        raise TransactionEnded(function.plain_name, work.key)
     why = None if was is None else in_place.lost(tx, work.key, work.record, was)
     if why is not None:
         raise HandlerFailed(why)
@@ -148,11 +159,13 @@ def call(question: Question, tx: Transaction, function: Function, work: Work, *o
     try:
         with _watched(tx) if looked_at or writes_fact else nullcontext(), writes_by_its_session(question.spec, function, tx), user_code():
             _run(tx, function, work)
-    except HandlerFailed:
+    except (HandlerFailed, TransactionEnded):
         raise
     except Exception as error:
         lost = None if tx.beside is None else tx.beside.lost  # what it made of a lost update is no failure of its own
         raise HandlerFailed(f"the handler raised {describe(error)}{place_of(error)}", lost or error) from error
+    finally:
+        tx.put_back()
     if writes_fact:
         _check_fact_columns(question, work)
         _check_nothing_else(question, tx, [work.record, *others])

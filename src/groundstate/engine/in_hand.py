@@ -281,7 +281,7 @@ class Conclusion:
             works = works[: self.ran]
             new = handling.flush_all(question, tx, works)
         except Exception as error:
-            if trouble.transient(error):
+            if trouble.transient(error) or isinstance(error, trouble.TransactionEnded):
                 raise
             raise self._failed() from error
         still = handling.without_progress(question, tx, works, new)

@@ -28,7 +28,7 @@ from groundstate.engine.life import Life
 from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.rings import Watch
 from groundstate.engine.transaction import Transaction
-from groundstate.engine.trouble import Row
+from groundstate.engine.trouble import Row, TransactionEnded
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import Retry
@@ -112,6 +112,11 @@ def _carry_out(life: Life, question: Question, feed: Feed) -> Done:
 
 def _after_failure(life: Life, question: Question, feed: Feed, failed: _AnyHandlerFailed) -> Done:
     again = replace(feed, keys=failed.keys)
+    key = None if failed.ended is None else failed.ended.key
+    if key is not None:  # it runs no second time now: what it wrote may be kept
+        done = _refused(life, question, replace(again, keys=[key]), HandlerFailed(text_of(failed.ended), failed.ended))
+        done.let_go = [one for one in failed.keys if one != key]
+        return replace(done, cursor=failed.cursor, read=failed.read, again=True)
     try:
         done = _by_culprits(life, question, again, failed) or _one_by_one(life, question, again)
     except SQLAlchemyError as error:
@@ -182,7 +187,8 @@ def _separately(life: Life, question: Question, feed: Feed, keys: Sequence[Prima
             if trouble.transient(error):
                 raise
             refused = text_of(getattr(error, "orig", None) or error)
-            done = _refused(life, question, one, HandlerFailed(f"its commit was refused: {refused}", error))
+            words = refused if isinstance(error, TransactionEnded) else f"its commit was refused: {refused}"
+            done = _refused(life, question, one, HandlerFailed(words, error))
         total.add(done)
     return total
 
@@ -197,10 +203,14 @@ def _refused(life: Life, question: Question, feed: Feed, failure: HandlerFailed)
 
 
 class _AnyHandlerFailed(Exception):
-    """Some handler of the batch failed: the batch is rolled back and done again with savepoints. apart: for these, where that is known."""
+    """Some handler of the batch failed: the batch is rolled back and done again with savepoints. apart: for these, where that is known.
 
-    def __init__(self, found: Claim, apart: Collection[PrimaryKey] = ()) -> None:
+    ended: one of them ended the transaction.
+    """
+
+    def __init__(self, found: Claim, apart: Collection[PrimaryKey] = (), ended: TransactionEnded | None = None) -> None:
         super().__init__()
+        self.ended = ended
         self.keys = [one.key for one in found.taken]
         self.apart = frozenset(apart)
         self.cursor = found.cursor
@@ -214,10 +224,10 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
             found = feed.claim(question, tx)
             tx.touched.of_a_backlog = feed.keys is None
             done = _batch(life, question, tx, found, feed.hold_s)
-    except DBAPIError as error:  # refused at COMMIT
+    except (DBAPIError, TransactionEnded) as error:  # refused at COMMIT, or there is nothing to commit
         if trouble.transient(error) or found is None or not found.taken:
             raise
-        raise _AnyHandlerFailed(found) from error
+        raise _AnyHandlerFailed(found, ended=error if isinstance(error, TransactionEnded) else None) from error
     if done.works:
         life.rings.carried_out(question, done.works, done.watch)
     return done
@@ -237,7 +247,7 @@ def _batch(life: Life, question: Question, tx: Transaction, found: Claim, hold_s
         works = _run(question, tx, found, done, began + hold_s)
         new = handling.flush_all(question, tx, works)
     except Exception as error:
-        if trouble.transient(error):
+        if trouble.transient(error) or isinstance(error, TransactionEnded):
             raise
         raise _AnyHandlerFailed(found) from error
     still = handling.without_progress(question, tx, works, new)

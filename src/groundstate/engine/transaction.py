@@ -5,9 +5,10 @@ Inside it a handler may not commit, and what it writes past the unit of work is 
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,24 +16,28 @@ from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection, MetaData, Table, bindparam, event, exists, func, inspect, literal_column, select, true
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.sql import visitors
 
-from groundstate.engine import hints, one_moment, unheard
+from groundstate.engine import hints, one_moment, trouble, unheard
 from groundstate.engine.air import Air
 from groundstate.engine.beside import Beside
 from groundstate.engine.by_key import ByKey
 from groundstate.engine.guarded import user_code
 from groundstate.engine.handler_times import HandlerTimes
 from groundstate.engine.rings import Rings
-from groundstate.engine.trouble import Row
-from groundstate.rules.statements import what_ends_it, what_it_writes
+from groundstate.engine.trouble import Row, TransactionEnded
+from groundstate.rules.statements import what_it_writes
+from groundstate.store import kept_open, left_behind
 from groundstate.store.kept_open import KEPT_OPEN, refusal
 from groundstate.store.naming import name_of
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as attempt_table
 from groundstate.values.answers import Moment
 from groundstate.values.errors import StateRefused
+
+log = logging.getLogger("groundstate")
 
 OURS = "groundstate"  # in session.info: a session of the engine, whose commits give their hints themselves
 ELSEWHERE = "groundstate_elsewhere"  # in session.info: the tables of other stores
@@ -59,6 +64,8 @@ class Transaction:
     beside: Beside | None = None  # None on SQLite, where nobody else writes meanwhile
     asked_s: float = 0.0  # how long the database took to answer its first statement
     some_attempts: bool = True  # whether any attempt row may be there: at the start, or by what this transaction inserted since
+    is_over: Callable[[], bool] = lambda: False  # whether somebody's code ended it, past us
+    put_back: Callable[[], None] = lambda: None  # the factories of the driver's connection, which somebody's code may have changed
 
     def claimed(self, records: Iterable[Any], tables: Iterable[Any]) -> None:
         """These are in our hands: they were locked, in these tables, before they were read."""
@@ -187,9 +194,7 @@ def _watch(connection: Connection, _cursor: Any, statement: str, *_more: Any) ->
     transaction: Transaction | None = connection.info.get(OURS)
     if transaction is None:
         return
-    ends = what_ends_it(statement, postgres=transaction.database.name == "postgresql")
-    if ends is not None:
-        raise refusal(ends)
+    kept_open.refuse(statement, postgres=transaction.database.name == "postgresql")
     by_key: ByKey = transaction.session.info[BY_KEY]
     if transaction.session.is_in_flush or not (transaction.watching or by_key.keeps_any):
         return
@@ -255,19 +260,31 @@ def writing(database: Database, app: str, *, wait: timedelta | None = None) -> I
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info=info) as session:
         unheard.tell(session)
         beside = session.info[BESIDE] = Beside(database) if database.locks_rows else None
+        resting = left_behind.resting(connection)
+        is_over = kept_open.over(resting.driver)
         asked = time.monotonic()
         now, some, server, *_ = connection.execute(_opening(database), {"app": app}).one()
         transaction = Transaction(
             database, connection, session, now, server=server, touched=touched, beside=beside, some_attempts=bool(some),
-            asked_s=time.monotonic() - asked,
+            asked_s=time.monotonic() - asked, is_over=is_over, put_back=resting.put_back,
         )  # fmt: skip
         marks = connection.info  # a connection that broke in the block gives them no more, and would hide by that what broke it
         marks[OURS] = transaction
         try:
             with one_moment.held(database, now), _kept_open(connection, session):
                 yield transaction
+                resting.put_back()
                 with user_code():
                     session.flush()
+                if is_over():
+                    raise TransactionEnded
+        except SQLAlchemyError as error:
+            if trouble.transient(error) or not is_over():
+                raise
+            # Or a savepoint was missed that went with it. Its record may not be there to fail any more: so it is said here.
+            ended = error if isinstance(error, TransactionEnded) else TransactionEnded(error=error)
+            log.error("%s", ended, extra={"event": "transaction_ended"})  # noqa: TRY400  # what happened is in its words
+            raise ended from error.__cause__ if ended is error else error
         finally:
             marks.pop(OURS, None)
         touched.merge(hints.collected(session))

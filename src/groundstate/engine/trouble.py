@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, InvalidRequestError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Mapper
 
 from groundstate.engine.guarded import text_of
-from groundstate.values.errors import GroundstateError, WentBack
+from groundstate.values.errors import GroundstateError, StateRefused, WentBack
 
 _STATES = ("40", "08", "53", "57")  # serialisation and deadlock, connection, resources, operator intervention
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -33,6 +33,26 @@ _SQLITE = ("database is locked", "disk is full", "disk I/O error", "database tab
 
 class Illegible(Exception):
     """A row of our tables has something in it that nothing of ours writes: somebody edited it. `illegible.mend` makes it readable."""
+
+    of_its_connection = True  # or somebody left on the connection how rows are read
+
+
+class TransactionEnded(StateRefused, InvalidRequestError):
+    """Somebody's code ended our transaction in a way that could not be refused: what was written in it is kept, or is gone.
+
+    who: the handler, where it is known. key: of its record, likewise. error: what came out of it.
+    """
+
+    of_its_connection = True
+
+    def __init__(self, who: str = "a handler", key: tuple[Any, ...] | None = None, error: BaseException | None = None) -> None:
+        record = "" if key is None else f" on {', '.join(map(str, key))}"
+        raised = "" if error is None else f"; and this was raised: {text_of(error)}"
+        super().__init__(
+            f"{who}{record} ended our transaction past its session, which cannot be undone: what was written before is kept, or is gone."
+            f" Let it return, or raise what went wrong, and send neither COMMIT nor ROLLBACK{raised}"
+        )
+        self.key = key
 
 
 class Row(NamedTuple):

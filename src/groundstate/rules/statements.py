@@ -97,7 +97,8 @@ def _look(statement: str, postgres: bool) -> str | None:
 
 # Begins or ends a transaction; PREPARE TRANSACTION does, ROLLBACK TO SAVEPOINT does not.
 _ENDS = frozenset({"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE"})
-_MAY_END = re.compile(rf"\b(?:{'|'.join(_ENDS)})\b", re.IGNORECASE)
+# A text that begins otherwise, and is one statement, ends nothing. Asked first, and of its begin alone: a text may be very long.
+_MAY_END = re.compile(rf"\W*?(?:--|/\*|(?:{'|'.join(_ENDS)})\b)", re.IGNORECASE)
 
 
 def what_ends_it(statement: str, *, postgres: bool) -> str | None:
@@ -111,20 +112,92 @@ def what_ends_it(statement: str, *, postgres: bool) -> str | None:
 
 @lru_cache(maxsize=2048)
 def _look_for_an_end(statement: str, postgres: bool) -> str | None:
-    if not _MAY_END.search(statement):
+    if ";" not in statement and not _MAY_END.match(statement):
         return None
     tokens = _tokens(statement, postgres=postgres)
     for first in tokens:
-        if first[1] == "CREATE":
-            return None  # of a trigger or a function, whose body has semicolons and an END of its own
         if first[0] != "word":
             continue  # a semicolon
+        if first[1] == "CREATE":
+            words = _created(tokens)
+            if not postgres and "TRIGGER" in words:
+                return None  # its body has semicolons and an END of its own, and SQLite takes no second statement behind it
+            continue
         words = [text for kind, text in [first, *_up_to_semicolon(tokens)] if kind == "word"]
         if first[1] == "PREPARE" and words[1:2] == ["TRANSACTION"]:
             return "PREPARE TRANSACTION"
         if first[1] in _ENDS - {"PREPARE"} and "TO" not in words:
             return first[1]
     return None
+
+
+def _created(tokens: Iterator[_Token]) -> list[str]:
+    """The words of a CREATE up to its semicolon, which is no semicolon of the body of a function or procedure (BEGIN ATOMIC ... END)."""
+    words: list[str] = []
+    depth = 0
+    for kind, text in tokens:
+        if kind == "mark" and text == ";" and depth == 0:
+            break
+        if kind != "word":
+            continue
+        if (text == "ATOMIC" and words[-1:] == ["BEGIN"]) or (text == "CASE" and depth):
+            depth += 1
+        elif text == "END" and depth:
+            depth -= 1
+        words.append(text)
+    return words
+
+
+# As _MAY_END.
+_MAY_SET = re.compile(r"\W*?(?:--|/\*|(?:SET|RESET|PRAGMA)\b)", re.IGNORECASE)
+_ENDS_WITH_IT = frozenset({"LOCAL", "TRANSACTION", "CONSTRAINTS"})  # SET of these ends with the transaction
+# PRAGMAs that take a value and change nothing of the connection for longer than a transaction, but that they may write to the file.
+_LEAVES_NOTHING = _WRITING_PRAGMAS | _SETTING_PRAGMAS - {"ENCODING", "PAGE_SIZE"} | frozenset({
+    "DEFER_FOREIGN_KEYS", "FOREIGN_KEY_CHECK", "FOREIGN_KEY_LIST", "INDEX_INFO", "INDEX_LIST", "INDEX_XINFO", "INTEGRITY_CHECK",
+    "QUICK_CHECK", "SHRINK_MEMORY", "TABLE_INFO", "TABLE_LIST", "TABLE_XINFO", "WAL_CHECKPOINT",
+})  # fmt: skip
+
+
+def what_it_sets(statement: str, *, postgres: bool) -> str | None:
+    """What this text sets for the connection, beyond the end of its transaction, such as 'SET datestyle'; None where it sets nothing.
+
+    Not told: what a function sets, as set_config does. postgres: as above.
+    """
+    look = _look_for_a_setting if len(statement) <= _REMEMBERED_LENGTH else _look_for_a_setting.__wrapped__
+    return look(statement, postgres)
+
+
+@lru_cache(maxsize=2048)
+def _look_for_a_setting(statement: str, postgres: bool) -> str | None:
+    if ";" not in statement and not _MAY_SET.match(statement):
+        return None
+    tokens = _tokens(statement, postgres=postgres)
+    for first in tokens:
+        if first[0] != "word":
+            continue  # a semicolon
+        rest = list(_up_to_semicolon(tokens))
+        found = _set_by(first[1], rest) if postgres else _set_by_pragma(first[1], rest)
+        if found is not None:
+            return found
+    return None
+
+
+def _set_by(word: str, rest: list[_Token]) -> str | None:
+    names = [text.strip('"') for kind, text in rest[:4] if kind in ("word", "name")]
+    if word not in ("SET", "RESET") or not names or names[0] in _ENDS_WITH_IT:
+        return None
+    if names[0] == "SESSION" and names[1:2] not in (["CHARACTERISTICS"], ["AUTHORIZATION"]):
+        names = names[1:]
+    many = 2 if names[0] in ("SESSION", "TIME") else 1
+    return f"{word} {' '.join(names[:many]).lower()}"
+
+
+def _set_by_pragma(word: str, rest: list[_Token]) -> str | None:
+    if word != "PRAGMA":
+        return None
+    given = next((place for place, (kind, text) in enumerate(rest) if kind == "mark" and text in "=("), 0)
+    name = rest[given - 1][1].strip('"`[]') if given else ""
+    return f"PRAGMA {name.lower()}" if name and name.upper() not in _LEAVES_NOTHING else None
 
 
 def _up_to_semicolon(tokens: Iterator[_Token]) -> Iterator[_Token]:

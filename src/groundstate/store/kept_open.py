@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import sqlite3
 import weakref
-from collections.abc import Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sqlalchemy import Engine, event
 
-from groundstate.rules.statements import what_ends_it
+from groundstate.rules.statements import what_ends_it, what_it_sets
+from groundstate.store.left_behind import SET
 from groundstate.values.errors import StateRefused
 
 KEPT_OPEN = "groundstate_kept_open"  # in a connection's info: it runs a transaction that nobody but us may end
+_IDLE = 0  # libpq's word for a session that is in no transaction
 
 
 def refusal(what: str) -> StateRefused:
@@ -26,6 +28,30 @@ def refusal(what: str) -> StateRefused:
         f"a handler runs inside our transaction and cannot end it: remove {what}; let the handler return, or raise what went wrong"
         " (session.begin_nested() makes a savepoint, which it may roll back)"
     )
+
+
+def refuse(statement: str, *, postgres: bool) -> None:
+    """Raises StateRefused where a handler may not send this: it would end our transaction, or change SQLite's connection for all others."""
+    word = what_ends_it(statement, postgres=postgres)
+    if word is not None:
+        raise refusal(word)
+    word = None if postgres else what_it_sets(statement, postgres=False)
+    if word is not None:
+        raise StateRefused(
+            f"a handler runs on a connection of ours, and cannot set what other handlers would find there: remove {word}, or let a"
+            " listener of your engine set it for each connection (event.listen(engine, 'connect', ...))"
+        )
+
+
+def over(driver: Any) -> Callable[[], bool]:
+    """How it is asked whether this driver's connection is in no transaction, without asking the database.
+
+    It is for what cannot be refused, such as `sqlite3.Connection.commit(driver)`.
+    """
+    if isinstance(driver, sqlite3.Connection):
+        return lambda: not driver.in_transaction
+    of_libpq = driver.pgconn
+    return lambda: bool(of_libpq.transaction_status == _IDLE)  # of a connection that broke it is unknown
 
 
 def lets_go_of_what_broke(engine: Engine) -> None:
@@ -39,33 +65,19 @@ def close(connection: Any) -> None:
     connection.close()
 
 
-class _Cursor:
-    """A cursor of either driver that sends nothing which ends a kept transaction."""
+# ---- SQLite ------------------------------------------------------------------------------------------------------------------------
+class SqliteCursor(sqlite3.Cursor):
+    """Of a `SqliteConnection`: sends nothing which ends a kept transaction."""
 
-    connection: Any
+    connection: SqliteConnection
 
-    def execute(self, statement: Any, *given: Any, **more: Any) -> Any:
-        self._refuse(statement)
-        return super().execute(statement, *given, **more)  # type: ignore[misc]  # the driver's, with which it is mixed
+    def execute(self, statement: str, *given: Any) -> Self:
+        self.connection.refuse(statement)
+        return super().execute(statement, *given)
 
-    def executemany(self, statement: Any, *given: Any, **more: Any) -> Any:
-        self._refuse(statement)
-        return super().executemany(statement, *given, **more)  # type: ignore[misc]  # as above
-
-    def _refuse(self, statement: Any) -> None:
-        if KEPT_OPEN not in self.connection.info_of_pool:
-            return
-        if isinstance(statement, bytes):
-            statement = statement.decode(errors="replace")
-        elif not isinstance(statement, str):
-            statement = statement.as_string(self.connection)
-        word = what_ends_it(statement, postgres=not isinstance(self, sqlite3.Cursor))
-        if word is not None:
-            raise refusal(word)
-
-
-class SqliteCursor(_Cursor, sqlite3.Cursor):
-    """Of a `SqliteConnection`."""
+    def executemany(self, statement: str, *given: Any) -> Self:
+        self.connection.refuse(statement)
+        return super().executemany(statement, *given)
 
     def executescript(self, script: str) -> sqlite3.Cursor:
         """Commits before it runs the script."""
@@ -77,7 +89,17 @@ class SqliteCursor(_Cursor, sqlite3.Cursor):
 class SqliteConnection(sqlite3.Connection):
     """What `sqlite3.connect` makes for us."""
 
-    info_of_pool: Mapping[Any, Any] = {}  # of the pool's record of it
+    info_of_pool: MutableMapping[Any, Any] = {}  # noqa: RUF012  # of the pool's record of it; replaced, and never written to, here
+
+    def __call__(self, sql: str) -> Any:
+        """What makes a statement of a text, for any cursor, also one that is not ours. Not asked for a text that it made one of lately."""
+        self.refuse(sql)
+        return super().__call__(sql)
+
+    def refuse(self, statement: str) -> None:
+        """Raises StateRefused where a handler may not send it."""
+        if KEPT_OPEN in self.info_of_pool:
+            refuse(statement, postgres=False)
 
     def commit(self) -> None:
         self._refuse("commit()")
@@ -117,12 +139,19 @@ class SqliteConnection(sqlite3.Connection):
             raise refusal(f"the driver connection's {what}")
 
 
-def keep_psycopg(connection: Any, info: Mapping[Any, Any]) -> None:
-    """This connection, and its cursors, end no transaction while the info of its pool's record says that it is kept open."""
+# ---- psycopg -----------------------------------------------------------------------------------------------------------------------
+_NO_TEXTS = frozenset({bool, dict, int, list, tuple, type(None)})  # parameters, and how they are sent: asked for first
+_ENDING = {"_commit_gen": "commit()", "_rollback_gen": "rollback()"}
+
+
+def keep_psycopg(connection: Any, info: MutableMapping[Any, Any]) -> None:
+    """This connection ends no transaction while the info of its pool's record says that it is kept open."""
     connection.info_of_pool = info
-    connection.cursor_factory = _kept(connection.cursor_factory)
+    here = weakref.ref(connection)  # weakly: no cycle delays the end of a connection
     for name in ("commit", "rollback", "close"):
-        vars(connection)[name] = partial(_end, weakref.ref(connection), name)  # weakly: no cycle delays the end of a connection
+        vars(connection)[name] = partial(_end, here, name)
+    # Whatever any cursor sends, also one that somebody makes by its class, waits for its answer there.
+    vars(connection)["wait"] = partial(_wait, here)
 
 
 def _end(connection: Any, name: str) -> None:
@@ -132,6 +161,31 @@ def _end(connection: Any, name: str) -> None:
     getattr(type(here), name)(here)
 
 
-@lru_cache(maxsize=32)
-def _kept(cursor: Any) -> Any:
-    return type(cursor.__name__, (_Cursor, cursor), {})
+def _wait(connection: Any, work: Any, *given: Any, **more: Any) -> Any:
+    here = connection()
+    if KEPT_OPEN in here.info_of_pool:
+        ending = _ENDING.get(getattr(work, "__name__", ""))
+        if ending is not None and not here.broken:
+            raise refusal(f"the driver connection's {ending}")
+        for statement in _texts(here, work):
+            refuse(statement, postgres=True)
+            word = what_it_sets(statement, postgres=True)
+            if word is not None:
+                here.info_of_pool.setdefault(SET, set()).add(word)
+    return type(here).wait(here, work, *given, **more)
+
+
+def _texts(connection: Any, work: Any) -> Iterator[str]:
+    """The statements that a generator of psycopg's, which is about to be run, was given."""
+    frame = getattr(work, "gi_frame", None)
+    for name, value in () if frame is None else frame.f_locals.items():
+        if name == "self" or value.__class__ in _NO_TEXTS:
+            continue
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, bytes):
+            yield value.decode(errors="replace")
+        elif hasattr(value, "as_string"):
+            yield value.as_string(connection)
+        elif hasattr(value, "strings"):  # a template string, of Python 3.14
+            yield "".join(value.strings)

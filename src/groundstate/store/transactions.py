@@ -13,6 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RootTransaction, event
 from sqlalchemy.exc import DBAPIError
 
+from groundstate.store import left_behind
+
 _BEGIN = "groundstate_begin"
 
 
@@ -41,24 +43,28 @@ def begin_with(engine: Engine, words: str) -> None:
 
 @contextmanager
 def transaction(engine: Engine, manner: Manner) -> Iterator[Connection]:
-    """A transaction in this manner; rolled back on any exception.
+    """A transaction in this manner; rolled back on any exception. A connection on which settings were left in it is thrown away.
 
     Raises:
         InvalidRequestError: the block itself ended the transaction, so that nobody can say whether it is kept.
     """
     connection, begun = _begun(engine, manner)
+    failed = spoilt = False
     try:
         yield connection
         if manner.keep:
             begun.commit()
         else:
             begun.rollback()
-    except BaseException:
+    except BaseException as error:
+        failed, spoilt = True, left_behind.may_be_of_it(error)
+        if spoilt:
+            left_behind.say_failed(error)
         if begun.is_active:
             begun.rollback()
         raise
     finally:
-        _give_back(connection, manner)
+        _give_back(connection, manner, failed=failed, spoilt=spoilt)
 
 
 def _begun(engine: Engine, manner: Manner) -> tuple[Connection, RootTransaction]:
@@ -75,16 +81,19 @@ def _begun(engine: Engine, manner: Manner) -> tuple[Connection, RootTransaction]
 def _begin(engine: Engine, manner: Manner) -> tuple[Connection, RootTransaction]:
     connection = engine.connect()
     try:
+        left_behind.resting(connection)
         if manner.before:
             _driver(connection).execute(manner.before)
         return connection, connection.execution_options(**{_BEGIN: manner.begin}).begin()
     except BaseException:
-        _give_back(connection, manner)
+        _give_back(connection, manner, failed=True)
         raise
 
 
-def _give_back(connection: Connection, manner: Manner) -> None:
+def _give_back(connection: Connection, manner: Manner, *, failed: bool, spoilt: bool = False) -> None:
     try:
+        if left_behind.is_spoilt(connection, failed) or (spoilt and not connection.invalidated):
+            connection.invalidate()
         if manner.after and not connection.invalidated:
             _driver(connection).execute(manner.after)
     except BaseException:
