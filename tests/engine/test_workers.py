@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from groundstate import DeclarationError, Outside, Stopped, StoreRefused, again,
 from groundstate.engine import adopt, succession
 from groundstate.engine.worker import Ended
 from groundstate.store import tables
-from tests.engine.charging import ASK, charging
+from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import HANG_S, QUICK, Killed, Order, World, until
 from tests.patience import HANG
 from tests.store.children import forked
@@ -143,6 +144,24 @@ def test_hazard_38_an_adopter_that_dies_while_adopting_counts_nothing_twice(
     (line,) = [one.getMessage() for one in caplog.records if vars(one).get("end") == "unclean"]
     assert f"(process {os.getpid()} on {socket.gethostname()}) ended while" in line
     assert re.search(r"attempts? (was|were) under way \(paid on \d+", line)
+
+
+def test_a_worker_that_waits_for_a_slot_of_another_one_waits_for_it_no_longer_once_it_is_told_to_stop(world: World) -> None:
+    gateway = charging(world, SAME_KEY, limit=1)
+    gateway.plan(1, "hang")
+    world.orders(1)
+    busy = world.worker()
+    until(lambda: gateway.waiting == 1)
+    idle = world.worker()
+    world.orders_from(2, 2)
+    until(lambda: idle.worker._traffic.limits.awaited)
+    told = time.monotonic()
+    idle.stop(HANG_S / 2)
+    assert time.monotonic() - told < HANG_S / 2  # by its own end, and by no limit
+    assert gateway.waiting == 1
+    gateway.gate.set()
+    busy.quiet()
+    assert world.count(Order.status == "paid") == 2
 
 
 def test_hazard_39_a_drain_lets_calls_end_and_leaves_the_rest_in_doubt(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -85,7 +85,11 @@ class Traffic:
     # ---- what the worker asks ----------------------------------------------------------------------------------------------------
     @property
     def quiet(self) -> bool:
-        return not (self._flying or self._words or self._inbox or self.limits.awaited)
+        return not (self._in_hand or self.limits.awaited)
+
+    @property
+    def _in_hand(self) -> bool:
+        return bool(self._flying or self._words or self._inbox)
 
     @property
     def calls_in_air(self) -> int:
@@ -461,7 +465,7 @@ class Traffic:
             self._flying.clear()
             self._shift.life.air.clear()
             self.limits.clear()
-        return self.quiet or late_s > LAST_WORDS_S
+        return not self._in_hand or late_s > LAST_WORDS_S  # a slot, or a rate's time, is waited for to begin what is not begun any more
 
 
 SAID_MOST = 1000
