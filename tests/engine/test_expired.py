@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Absent, InDoubt, Instant, Key, Moment, Outside, Retry, Unknown, after, again, hold, same_key
-from groundstate.engine import persons
+from groundstate.engine import persons, shift
 from groundstate.engine.deeds import Person
 from groundstate.engine.question import Question
 from groundstate.rules.attempt import IN_VAIN
@@ -21,7 +21,7 @@ from groundstate.rules.careful import ends_met
 from groundstate.store import opening
 from groundstate.values import keys
 from tests.engine.charging import ASK
-from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Life, World, ms, until
+from tests.engine.kit import CALL_LIMIT, HANG_S, QUICK, Gateway, Life, World, ms, until
 
 HOUR = timedelta(hours=1)
 SLOW = Retry(times=10, first=timedelta(hours=3), longest=timedelta(hours=9))
@@ -149,7 +149,10 @@ def test_what_is_too_late_is_answered_by_expired_and_not_called(timed: World, ca
     assert timed.attempts() == []
 
 
-def test_a_thousand_that_are_too_late_go_in_batches_and_nothing_of_ours_is_written(timed: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_thousand_that_are_too_late_go_in_batches_and_nothing_of_ours_is_written(
+    timed: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shift.Shift, "hold_s", HANG_S)  # a busy machine ends no batch in its middle
     gateway = charged(timed, ASK)
     timed.add(*[Bill(id=number, due_at=now() - timedelta(days=3)) for number in range(1, 1001)])
     life = timed.worker(start=False)
