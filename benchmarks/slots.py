@@ -120,7 +120,7 @@ def _fill(url: str, count: int, tenants: int) -> None:
             if driver.embedded
             else f"WITH n AS (SELECT i FROM generate_series(1, {count}) AS i)"
         )
-        driver.execute(f"INSERT INTO notices (id, tenant, status) {numbers} SELECT i, i % {tenants}, 'new' FROM n")
+        driver.execute(f"INSERT INTO notices (id, tenant, status) {numbers} SELECT i, i - {tenants} * (i / {tenants}), 'new' FROM n")
         if not driver.embedded:
             driver.execute("VACUUM ANALYZE notices")
 
