@@ -28,7 +28,7 @@ WORK = {
     "H": 900,
     "J": 300,
 }  # the rest: as much as the time allowed
-COUNTS = {"rows", "bytes", "errors", "% of a core"}  # may be 0
+COUNTS = {"rows", "bytes", "errors", "% of a core", "statements/s"}  # may be 0
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,25 @@ def sqlite_place() -> Iterator[Place]:
         yield place
 
 
-@pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if "sqlite" in workload.STORES])
-def test_a_workload_does_its_work(name: str, sqlite_place: Place) -> None:
-    rows = run_one(name, sqlite_place, TINY)
+@pytest.fixture(scope="module")
+def postgres_place() -> Iterator[Place]:
+    with places(["postgres"]) as (_, [place]):
+        yield place
+
+
+@pytest.mark.parametrize(
+    ("name", "store"),
+    [
+        pytest.param(name, store, marks=[] if store == "sqlite" or name == "Q" else [pytest.mark.thorough])
+        for name, workload in WORKLOADS.items()
+        for store in workload.STORES
+    ],
+)
+def test_a_workload_does_its_work(name: str, store: str, request: pytest.FixtureRequest) -> None:
+    rows = run_one(name, request.getfixturevalue(f"{store}_place"), TINY)
     assert rows
     for row in rows:
-        assert (row.workload, row.store) == (name, "sqlite")
+        assert (row.workload, row.store) == (name, store)
         assert row.work == WORK[name] if name in WORK else row.work > 0
         for value in (row.ours, *row.beside.values()):
             assert math.isfinite(value)
