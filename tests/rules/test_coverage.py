@@ -55,6 +55,9 @@ _simple: Any = st.one_of(
     st.builds(lambda value: Thing.name == value, st.sampled_from(["a", "b"])),
     st.builds(Thing.name.is_distinct_from, st.sampled_from(["a", "b"])),
     st.builds(lambda: Thing.name.is_(None)),
+    st.builds(lambda column: column.is_not(None), _column),
+    st.builds(lambda: Thing.number < Thing.other),
+    st.builds(lambda: Thing.other > Thing.number),
 )
 _clause: Any = st.recursive(_simple, lambda inner: st.one_of(st.builds(or_, inner, inner), st.builds(lambda a, b: a & b, inner, inner),
                                                              st.builds(not_, inner)), max_leaves=3)  # fmt: skip
@@ -78,6 +81,9 @@ WITHIN = [
     (Thing.number > 0, or_(Thing.number > 1, Thing.number == 2)),
     (func.coalesce(Thing.number, 0) > 1, func.coalesce(Thing.number, 0) > 2),
     (or_(Thing.name == "a", Thing.name == "b"), Thing.name == "b"),
+    (or_(Thing.number == 1, Thing.number == 2, Thing.other > 1), Thing.number.in_([1, 2])),
+    (Thing.number.is_not(None), Thing.number > 1),
+    (Thing.other.is_not(None), Thing.number == Thing.other),
 ]
 
 
@@ -85,6 +91,15 @@ WITHIN = [
 def test_bounds_and_ors_are_seen(wide: Any, narrow: Any) -> None:
     assert covered(split([wide]), split([narrow]), Thing.__mapper__)
     assert not covered(split([narrow]), split([wide]), Thing.__mapper__)
+
+
+def test_a_comparison_the_other_way_round_is_the_same() -> None:
+    for one, other in (
+        (Thing.number > Thing.other, Thing.other < Thing.number),
+        (Thing.number == Thing.other, Thing.other == Thing.number),
+    ):
+        assert covered(split([one]), split([other, Thing.name == "a"]), Thing.__mapper__)
+    assert not covered(split([Thing.number > Thing.other]), split([Thing.other > Thing.number]), Thing.__mapper__)
 
 
 def test_another_expression_another_order_and_a_text_say_nothing() -> None:

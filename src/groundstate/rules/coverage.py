@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, TypeDecorator
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, ExpressionClauseList, Grouping
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, ExpressionClauseList, Grouping, Null
 
 from groundstate.rules import clause as look
 from groundstate.rules import demands
@@ -27,7 +27,8 @@ def covered(wide: Sequence[ColumnElement[bool]], narrow: Sequence[ColumnElement[
 
 def _follows(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
     """Whether this clause holds wherever all of those do."""
-    if any(look.same(wide, one) for one in narrow) or _is_demanded(wide, narrow, mapper) or _is_within(wide, narrow):
+    alike = any(look.same(form, one) for form in _forms(wide) for one in narrow)
+    if alike or _is_demanded(wide, narrow, mapper) or _is_within(wide, narrow) or _is_there(wide, narrow):
         return True
     if any(covered(look.split([one]), narrow, mapper) for one in _alternatives(wide)):
         return True
@@ -36,9 +37,36 @@ def _follows(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
 
 
 def _alternatives(clause: Any) -> Sequence[Any]:
-    """The operands of an OR; none where it is no OR."""
+    """The operands of an OR, or what an IN says of each of several constants; none where it is neither."""
     inner = clause.element if isinstance(clause, Grouping) else clause
-    return inner.clauses if isinstance(inner, BooleanClauseList) and inner.operator is operators.or_ else ()
+    if isinstance(inner, BooleanClauseList) and inner.operator is operators.or_:
+        return inner.clauses
+    if isinstance(inner, BinaryExpression) and inner.operator is operators.in_op:
+        values = list(look.bound(inner.right))
+        return [inner.left == value for value in values] if len(values) > 1 else ()
+    return ()
+
+
+def _forms(clause: Any) -> Iterator[Any]:
+    """The clause, and a comparison with its sides the other way round."""
+    yield clause
+    if isinstance(clause, BinaryExpression) and clause.operator in _MIRRORED:
+        yield BinaryExpression(clause.right, clause.left, _MIRRORED[clause.operator], type_=clause.type)
+
+
+_MIRRORED: dict[Any, Any] = {
+    operators.lt: operators.gt, operators.gt: operators.lt, operators.le: operators.ge, operators.ge: operators.le,
+    operators.eq: operators.eq, operators.ne: operators.ne,
+}  # fmt: skip
+
+
+def _is_there(wide: Any, narrow: Sequence[Any]) -> bool:
+    """Whether it asks for a value that is not NULL, and another clause compares that value, which holds for no NULL."""
+    if not (isinstance(wide, BinaryExpression) and wide.operator is operators.is_not and isinstance(wide.right, Null)):
+        return False
+    compared = (operators.in_op, operators.between_op, *_MIRRORED)
+    asked = [one for one in narrow if isinstance(one, BinaryExpression) and one.operator in compared]
+    return any(look.same(wide.left, side) for one in asked for side in (one.left, one.right))
 
 
 # ---- constants ---------------------------------------------------------------------------------------------------------------------
