@@ -126,19 +126,25 @@ def test_savepoints_of_a_handler_and_words_that_only_look_like_an_end_are_no_mat
     assert world.attempts() == []
 
 
-def test_a_handler_of_a_call_that_ends_our_transaction_keeps_its_outcome(world: World) -> None:
-    outside, calls = Outside("bank"), []
+def charged(world: World, handler: Callable[..., None]) -> list[int]:
+    """Each placed order is charged once, and this handler takes the outcome. Returns the orders that were charged."""
+    calls: list[int] = []
 
-    @outside.call(in_doubt=hold(), retry=Retry(times=1))
+    @Outside("bank").call(in_doubt=hold(), retry=Retry(times=1))
     def charge(order: Order) -> str:
         calls.append(order.id)
         return "r1"
 
-    @world.app.on(Order, Order.status == "placed", call=charge)
+    world.app.on(Order, Order.status == "placed", call=charge)(handler)
+    return calls
+
+
+def test_a_handler_of_a_call_that_ends_our_transaction_keeps_its_outcome(world: World) -> None:
     def paid(order: Order, outcome: str, session: Session) -> None:
         order.status = "paid"
         session.connection().commit()
 
+    calls = charged(world, paid)
     world.orders(1)
     world.settled()
     assert world.attempt().state == "held"
@@ -204,18 +210,11 @@ def test_a_handler_that_ends_our_transaction_when_its_record_is_written_is_told_
 
 
 def test_an_outcome_whose_handler_ended_our_transaction_past_us_is_not_lost(world: World) -> None:
-    outside, calls = Outside("bank"), []
-
-    @outside.call(in_doubt=hold(), retry=Retry(times=1))
-    def charge(order: Order) -> str:
-        calls.append(order.id)
-        return "r1"
-
-    @world.app.on(Order, Order.status == "placed", call=charge)
     def paid(order: Order, outcome: str, session: Session) -> None:
         (PAST_POSTGRES if world.postgres else PAST_SQLITE)["commit"](driver_of(session))
         order.status = "paid"
 
+    calls = charged(world, paid)
     world.orders(1)
     world.settled()
     assert calls == [1]

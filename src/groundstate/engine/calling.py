@@ -77,14 +77,14 @@ class Caller:
     def start(self, flights: Sequence[Flight]) -> None:
         """Sends these out. What may not go out any more comes back as NotSent, and what cannot be started as a call that was not made."""
         on_loop: list[Flight] = []
-        for flight in [one for one in flights if many.of_many(one) is None]:
+        for flight in [one for one in flights if many.call_for_many(one) is None]:
             if self._function(flight).is_async:
                 on_loop.append(flight)
             else:
                 self._start_in_thread([flight], partial(self._sync, flight))
         if on_loop:
             self._start_on_loop(on_loop, partial(self._start_async, on_loop))
-        for call, group in many.groups(flights):
+        for call, group in many.groups_for_many(flights):
             if call.function.is_async:
                 self._start_on_loop(group, partial(self._start_many, call, group))
             else:

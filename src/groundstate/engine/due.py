@@ -46,7 +46,7 @@ _NOW, _LIFE = bindparam("now", type_=table.c.next_at.type), bindparam("life", ty
 
 @lru_cache(maxsize=256)
 def _of_a_lane(app: str, name: str) -> Select[Any]:
-    """Made once, as below. Anybody tries a failed attempt again; a doubt is settled by its worker alone."""
+    """What of this reaction is due, made once for each. Anybody tries a failed attempt again; a doubt is settled by its worker alone."""
     ours = or_(table.c.state == State.FAILED.value, and_(table.c.state == State.DOUBT.value, table.c.worker == _LIFE))
     statement = select(table.c.app, table.c.reaction, table.c.record, table.c.occurrence, table.c.next_at)
     return statement.where(table.c.app == app, table.c.reaction == name, ours, table.c.next_at <= _NOW).order_by(*_ORDER)

@@ -43,7 +43,7 @@ class Flight:
     begun: tuple[float, float]  # `clocks()` before its begin was sent to the database
     asked_at: datetime | None = None  # a find: the database's clock, read before asking
     life: int = 0  # whose begin it was
-    failures: int = 0  # of this attempt before
+    failures: int = 0  # how often this attempt failed before
     together: int = 0  # careful mode: among at most how many it may be in the air; 0 outside it
     ends_s: float | None = None  # the monotonic time at which it is given up; None before it went out
     given_up: bool = False  # it went on past that, in its thread, or in its task in spite of its cancellation

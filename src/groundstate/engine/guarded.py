@@ -41,7 +41,7 @@ def user_code() -> Iterator[None]:
 
 
 def has_a_class(error: BaseException) -> bool:
-    """Whether it can be asked for its class, as each `isinstance` does: what a proxy raises may raise something else then."""
+    """Whether `error.__class__` can be read, as each `isinstance` reads it: that of a proxy may raise something else."""
     try:
         error.__class__  # noqa: B018  # a property
     except BaseException:

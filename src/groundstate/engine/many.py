@@ -16,7 +16,7 @@ _ASKED = "return one outcome for each record, in the records' order, NotDone(...
 _LONGEST = 60  # characters of a key, in a message
 
 
-def groups(flights: Iterable[Flight]) -> Iterator[tuple[CallSpec, list[Flight]]]:
+def groups_for_many(flights: Iterable[Flight]) -> Iterator[tuple[CallSpec, list[Flight]]]:
     """Those that fly together, each with its call; flights of other calls are left out.
 
     One record may make the whole call fail, and takes those beside it along. So what failed flies among a quarter as many each time, and
@@ -24,7 +24,7 @@ def groups(flights: Iterable[Flight]) -> Iterator[tuple[CallSpec, list[Flight]]]
     """
     alike: dict[tuple[CallSpec, int], list[Flight]] = {}
     for flight in flights:
-        call = of_many(flight)
+        call = call_for_many(flight)
         if call is not None:
             alike.setdefault((call, max((call.many or 1) >> (2 * flight.failures), 1)), []).append(flight)
     for (call, size), some in alike.items():
@@ -32,7 +32,7 @@ def groups(flights: Iterable[Flight]) -> Iterator[tuple[CallSpec, list[Flight]]]
             yield call, some[first : first + size]
 
 
-def of_many(flight: Flight) -> CallSpec | None:
+def call_for_many(flight: Flight) -> CallSpec | None:
     """The call, where it is one for many records."""
     call = flight.question.spec.call
     return call if call is not None and call.many and not flight.is_find else None

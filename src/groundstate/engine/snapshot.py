@@ -159,7 +159,7 @@ def _copy(value: Any, within: tuple[int, ...]) -> Any:
     if isinstance(value, bytearray):
         return (kind, bytes(value))
     if _tells_its_state(kind):
-        return (kind, _told(value, within))
+        return (kind, _pickled(value, within))
     slots = {name for one in kind.__mro__ for name in _names(vars(one).get("__slots__", ()))}
     held = getattr(value, "__dict__", {}) | {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return (kind, {name: _copy(each, within) for name, each in held.items() if not _caches(kind, name)})
@@ -173,10 +173,10 @@ def _tells_its_state(kind: Any) -> bool:
     return any(getattr(kind, name, None) is not getattr(object, name, None) for name in ("__reduce_ex__", "__reduce__", "__getstate__"))
 
 
-def _told(value: Any, within: tuple[int, ...]) -> Any:
-    """What it says of itself, where it says the same twice; else only which one it is."""
+def _pickled(value: Any, within: tuple[int, ...]) -> Any:
+    """A copy of what the object gives to pickle, where it gives the same twice; else its identity alone."""
     try:
-        once, twice = (_copy(_parts(value), within) for _ in range(2))
+        once, twice = (_copy(_reduced(value), within) for _ in range(2))
     except RuntimeError:
         raise
     except Exception:  # it is the user's class, or cannot be pickled
@@ -184,7 +184,7 @@ def _told(value: Any, within: tuple[int, ...]) -> Any:
     return once if once == twice else id(value)
 
 
-def _parts(value: Any) -> Any:
+def _reduced(value: Any) -> Any:
     told = value.__reduce_ex__(4)
     return told if isinstance(told, str) else (*told[1:3], *(list(each or ()) for each in told[3:5]))
 

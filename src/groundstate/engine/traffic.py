@@ -465,7 +465,7 @@ class Traffic:
             self._flying.clear()
             self._shift.life.air.clear()
             self.limits.clear()
-        return not self._in_hand or late_s > LAST_WORDS_S  # a slot, or a rate's time, is waited for to begin what is not begun any more
+        return not self._in_hand or late_s > LAST_WORDS_S  # what waits for a slot, or for a rate, is begun no more
 
 
 SAID_MOST = 1000

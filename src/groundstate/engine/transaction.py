@@ -261,7 +261,7 @@ def writing(database: Database, app: str, *, wait: timedelta | None = None) -> I
         unheard.tell(session)
         beside = session.info[BESIDE] = Beside(database) if database.locks_rows else None
         resting = left_behind.resting(connection)
-        is_over = kept_open.over(resting.driver)
+        is_over = kept_open.asks_if_over(resting.driver)
         asked = time.monotonic()
         now, some, server, *_ = connection.execute(_opening(database), {"app": app}).one()
         transaction = Transaction(

@@ -43,7 +43,7 @@ def refuse(statement: str, *, postgres: bool) -> None:
         )
 
 
-def over(driver: Any) -> Callable[[], bool]:
+def asks_if_over(driver: Any) -> Callable[[], bool]:
     """How it is asked whether this driver's connection is in no transaction, without asking the database.
 
     It is for what cannot be refused, such as `sqlite3.Connection.commit(driver)`.

@@ -69,8 +69,8 @@ class LabCaller(Caller):
 
     def start(self, flights: Sequence[Flight]) -> None:
         self._stage.leave([flight for flight in flights if not flight.is_find and self._may_go(flight)])  # a find acts on nothing
-        alone = [[flight] for flight in flights if many.of_many(flight) is None]
-        for group in [*alone, *(group for _, group in many.groups(flights))]:
+        alone = [[flight] for flight in flights if many.call_for_many(flight) is None]
+        for group in [*alone, *(group for _, group in many.groups_for_many(flights))]:
             self._stage.task(self._process, partial(self._send, group))
 
     def cancel(self, flights: Sequence[Flight]) -> None:
