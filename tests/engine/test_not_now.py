@@ -164,7 +164,7 @@ def test_a_reaction_that_a_worker_cannot_carry_out_as_others_says_why(
     life = world.worker()
     life.quiet()
     (lane,) = life.worker.lanes
-    lane.on = False  # so that nothing comes of it, and what is said stays
+    lane.admitted = False  # so that nothing comes of it, and what is said stays
     for name, value in of_the_lane.items():
         setattr(lane, name, value)
     until(lambda: said(world) != says.NOTHING)

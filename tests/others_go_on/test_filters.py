@@ -104,8 +104,11 @@ def test_a_listener_that_raises_for_one_class_stops_its_reactions_alone_and_they
     beside.placed()
     event.listen(Session, "do_orm_execute", wants_a_tenant)
     try:
-        beside.worker()
+        life = beside.worker()
         beside.until_done()
+        life.quiet()
+        life.sweep()
+        life.quiet()
         assert beside.attempts() == []
         (words,) = beside.told("reaction_unfit")
         assert "a listener for do_orm_execute raised for Crate" in words

@@ -66,8 +66,8 @@ class Admission:
             log.warning("%s", registry.gone_in_words(gone), extra={"event": "reactions_gone", "reactions": list(gone)})
         for lane in shift.lanes:
             for part in _parts(lane):
-                part.on = _accepted(seen, lane)
-        self._of_unsaid_records = [lane.question.spec for lane in shift.lanes if lane.on and seen[lane.name].record is None]
+                part.admitted = _accepted(seen, lane)
+        self._of_unsaid_records = [lane.question.spec for lane in shift.lanes if lane.admitted and seen[lane.name].record is None]
 
     def _refuse_or_leave(self, left: Sequence[tuple[str, int]]) -> None:
         listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
@@ -93,7 +93,7 @@ class Admission:
         if self._of_unsaid_records:
             registry.remember_records(shift.life, self._of_unsaid_records)
             self._of_unsaid_records = []
-        pending = [lane.question for lane in shift.lanes if not lane.on and lane.name not in counted]
+        pending = [lane.question for lane in shift.lanes if not lane.admitted and lane.name not in counted]
         if not pending:
             return
         with shift.database.reading() as connection:
@@ -130,14 +130,14 @@ class Admission:
             return
         self._looks_at_older = time.monotonic() + OLDER_EACH_S
         shift, refused = self._shift, {one.name for one in self.refused}
-        older = [lane for lane in shift.lanes if lane.on and lane.question.narrowed and lane.name not in refused]
+        older = [lane for lane in shift.lanes if lane.admitted and lane.question.narrowed and lane.name not in refused]
         if not older:
             return
         with shift.database.reading() as connection:
             seen = registry.known(connection, shift.app)
             over = [lane for lane in older if not registry.is_older(connection, lane.question, seen.get(lane.name))]
         for lane in over:
-            lane.on = False
+            lane.admitted = False
         if over:
             self.count_newcomers()
 
@@ -156,11 +156,11 @@ class Admission:
             self._hold_back(waiting)
         self._stop_those_of_other_records(seen)
         for lane in shift.lanes:
-            if lane.name not in shift.life.waiting and _accepted(seen, lane) and (not lane.on or lane.question.narrowed):
+            if lane.name not in shift.life.waiting and _accepted(seen, lane) and (not lane.admitted or lane.question.narrowed):
                 self.refused = [newcomer for newcomer in self.refused if newcomer.name != lane.name]
                 lane.question.widen()
                 lane.start()
-            elif lane.name not in shift.life.waiting and lane.question.narrowed and not lane.on:
+            elif lane.name not in shift.life.waiting and lane.question.narrowed and not lane.admitted:
                 lane.start()
             if lane.name in left and lane.lacks is None:
                 self._let_baselines_go(lane)
@@ -169,10 +169,10 @@ class Admission:
         """Newer code, whose records are known by another table or key, was accepted beside this one: neither sees the other's attempts."""
         for lane in self._shift.lanes:
             before = seen.get(lane.name)
-            if before is None or not before.has_other_records(lane.question) or not any(part.on for part in _parts(lane)):
+            if before is None or not before.has_other_records(lane.question) or not any(part.admitted for part in _parts(lane)):
                 continue
             for part in _parts(lane):
-                part.on = False
+                part.admitted = False
             log.error(
                 "%s is carried out here no more: code was accepted for which its records are %s, and here they are %s. Stop this worker",
                 lane.name,

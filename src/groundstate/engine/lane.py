@@ -32,7 +32,7 @@ class Lane:
     """Of one reaction. `hear` is called from any thread; everything else by the transactions' thread alone."""
 
     question: Question
-    on: bool = True  # False while a person must accept it first
+    admitted: bool = True  # False while a person must accept it first
     fresh: dict[PrimaryKey, None] = field(default_factory=dict)
     backlog: bool = False
     cursor: Place | None = None
@@ -73,6 +73,11 @@ class Lane:
     @property
     def name(self) -> str:
         return self.question.spec.name
+
+    @property
+    def on(self) -> bool:
+        """Whether its records are carried out by this worker at all: its listeners are asked once a start what they hide."""
+        return self.admitted and self.question.filter_raised is None
 
     def hear(self, touched: Touched, *, shared: bool = False) -> bool:
         """Takes what concerns this reaction; True where something did.
@@ -153,7 +158,7 @@ class Lane:
 
     def start(self) -> None:
         """A person accepted it, or nobody need: it is carried out from now on, and what is too late of it."""
-        self.on = True
+        self.admitted = True
         self.sweep()
         if self.late is not None:
             self.late.start()

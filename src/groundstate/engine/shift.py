@@ -51,7 +51,7 @@ class Shift:
         for lane in self.lanes:
             if lane.name in names:
                 for part in filter(None, (lane, lane.late)):
-                    part.on = False
+                    part.admitted = False
         self.life.waiting = names
 
     def lane(self, name: str) -> Lane:

@@ -32,13 +32,15 @@ def met(shift: Shift, lane: Lane, error: BaseException | None) -> bool:
         return False
     whole = shift.lane(lane.name)
     if whole.lacks is None:
-        whole.lacks = str(error) if isinstance(error, GroundstateError) else trouble.told(error)
+        lacks = str(error) if isinstance(error, GroundstateError) else trouble.told(error)
         log.error(
-            "%s is not carried out: %s; it begins by itself after that, and the others go on",
+            "%s is not carried out: %s; %sthe others go on",
             whole.name,
-            whole.lacks,
+            lacks,
+            "" if isinstance(error, FilterRaised) else "it begins by itself after that, and ",
             extra={"event": "reaction_unfit", "reaction": whole.name},
         )
+        whole.lacks = lacks  # who reads it can read the line
     _wait(whole)
     return True
 
