@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     Integer,
+    String,
     create_engine,
     func,
     insert,
@@ -32,6 +34,7 @@ from sqlalchemy import cast as cast_of
 from sqlalchemy import extract as part_of
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.sqlite import DATETIME
+from sqlalchemy.exc import SADeprecationWarning
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -76,6 +79,12 @@ DIGITS = DATETIME(  # type: ignore[no-untyped-call]  # of SQLAlchemy
 )
 
 
+def starts_with(side: Any, letters: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SADeprecationWarning)  # SQLAlchemy 2.1 says that it will refuse it
+        return side.startswith(letters)
+
+
 class Row(Base):
     __tablename__ = "rows"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -112,7 +121,18 @@ def sqlite() -> Iterator[Connection]:
     Base.metadata.create_all(engine)
     then = (NOW - timedelta(hours=48)).replace(tzinfo=None)
     with engine.connect() as connection:
-        data = {"n": 10, "low": -1, "yes": True, "text": "x", "list": [1, 2], "object": {"a": 1}, "nothing": None, "none": [], "nine": 9}
+        data = {
+            "n": 10,
+            "low": -1,
+            "yes": True,
+            "text": "x",
+            "word": "7",
+            "list": [1, 2],
+            "object": {"a": 1},
+            "nothing": None,
+            "none": [],
+            "nine": 9,
+        }
         values = {
             "at": then.replace(tzinfo=UTC),
             "plain": then,
@@ -240,6 +260,39 @@ WRONG: dict[str, tuple[Any, bool]] = {
         Row.at < func.datetime(literal((NOW - 49 * HOUR).astimezone(timezone(14 * HOUR))), "+0 hours"),
         False,
     ),
+    "a time and the text of seconds": (Row.plain < func.strftime("%s", "now"), True),
+    "a time and the text of a year": (Row.plain > func.strftime("%Y", "now"), False),
+    "a day and the text of a day of a month": (Row.day < func.strftime("%d%m", "now"), True),
+    "a time and the text of seconds by arithmetic": (Row.plain < func.strftime("%s", "now") + 0, True),
+    "a time of the day and the clock": (Row.clock < func.now(), False),
+    "a time of the day and a day": (Row.clock < func.current_date(), False),
+    "a time of the day and a time": (Row.clock == Row.plain, True),
+    "a time of a day and SQLite's own time of the day": (func.time(Row.plain) < Row.midnight, False),
+    "a duration and a time": (Row.span < Row.plain, False),
+    "a duration and SQLite's own time": (Row.span < func.datetime("now"), False),
+    "a time and a truth": (Row.plain == True, True),  # noqa: E712  # SQL
+    "a time that is a truth": (Row.plain.is_(True), True),
+    "text and a truth": (Row.text == True, True),  # noqa: E712  # SQL
+    "text less than a number": (Row.text < 10, True),
+    "text less than one by arithmetic": (Row.text < Row.number + 3, True),
+    "text less than the length of a text": (Row.text < func.length("0123456789"), True),
+    "text of SQLite's own and a number": (func.lower(Row.text) == 7, True),
+    "text of SQLite's own less than a number": (func.trim(Row.text) < 10, True),
+    "text that is joined and a number": (Row.text + "0" == 70, True),
+    "a number by cast to text": (cast_of(Row.number, String) < 10, True),
+    "json by its kind as text, and a number": (Row.data["n"].as_string() < 9, False),
+    "a number that SQLite computes and a text": (func.length(Row.text) == "1", True),
+    "a number by arithmetic and a text": (Row.number + 1 == literal("8"), True),
+    "the least of two numbers and a word": (func.min(Row.number, 3) < "low", False),
+    "a truth and a number": (Row.flag == 2, True),
+    "json and the start of a text": (starts_with(Row.data["text"], "x"), True),
+    "json and the part that SQLite's own function gives": (Row.data["n"] == func.json_extract(Row.data, "$.n"), True),
+    "json and a column of text": (Row.data["word"] == Row.text, True),
+    "json and text of SQLite's own": (Row.data["text"] == func.lower("X"), True),
+    "a time and a subquery of seconds": (Row.plain < select(func.unixepoch("now")).scalar_subquery(), True),
+    "a subquery of times and seconds": (select(Row.plain).scalar_subquery() < func.unixepoch("now"), True),
+    "a time among a subquery of seconds": (Row.plain.in_(select(func.unixepoch(Row.plain))), True),
+    "a number and a word in a subquery": (Row.number < select(literal("low")).scalar_subquery(), False),
 }
 RIGHT: dict[str, tuple[Any, bool]] = {
     "the clock": (Row.plain < func.now(), True),
@@ -316,6 +369,23 @@ RIGHT: dict[str, tuple[Any, bool]] = {
     "SQLite's own text on both sides": (func.datetime(Row.midnight) == func.datetime(MIDNIGHT), True),
     "SQLite's own text and that of the clock": (func.datetime("now", "-1 hour") == func.now(), False),
     "a day by SQLite's own function, and a date": (func.date(Row.midnight) == MIDNIGHT.date(), True),
+    "a time of the day and SQLite's own text of one": (Row.clock < func.strftime("%H:%M", Row.clock), False),
+    "a time of the day and that of the clock": (Row.clock >= func.time(Row.clock), True),
+    "a day and SQLite's own text of one": (Row.day == func.strftime("%Y-%m-%d", Row.day), True),
+    "text and a number": (Row.text == 7, True),
+    "text less than a column of numbers": (Row.text <= Row.number, True),
+    "text and the text of a number": (Row.text < "8", True),
+    "text of SQLite's own and a column of numbers": (func.lower(Row.text) == Row.number, True),
+    "text and a length": (Row.text == func.length("1234567"), True),
+    "json by its kind as text": (Row.data["text"].as_string().startswith("x"), True),
+    "json by its kind as text, and a column": (Row.data["word"].as_string() == Row.text, True),
+    "a truth and 1": (Row.flag == 1, True),
+    "a number by cast to text, and a text": (cast_of(Row.number, String) == "7", True),
+    "json as text": (cast_of(Row.data["n"], String) == "10", True),
+    "a time and a subquery of times": (Row.plain <= select(func.max(Part.at)).scalar_subquery(), True),
+    "a number and a subquery of numbers": (Row.number > select(func.count(Part.id)).scalar_subquery(), True),
+    "a time and a subquery of SQLite's own time": (Row.plain < select(func.datetime("now", "-1 hour")).scalar_subquery(), True),
+    "a number among a subquery of numbers": (Row.number.in_(select(func.length(literal("1234567")))), True),
     "a time before another within case": (Row.at <= case_of((Row.plain > literal(THEN), Row.at), else_=NOW), True),
 }
 
@@ -336,3 +406,10 @@ def test_what_sqlite_computes_rightly_is_not_refused(sqlite: Connection, name: s
     clause, meant = RIGHT[name]
     assert refused(clause, sqlite.dialect) is None
     assert holds(sqlite, clause) is meant
+
+
+@pytest.mark.parametrize("clause", [cast_of(Row.data["text"], String) == "x", cast_of(Row.data["text"], String).in_(["1", "x"])])
+def test_text_of_json_that_keeps_its_quotes_is_refused_on_each_database(sqlite: Connection, clause: Any) -> None:
+    for dialect in (sqlite.dialect, POSTGRES):
+        assert "write .as_string() and no cast" in str(refused(clause, dialect))
+    assert not holds(sqlite, clause)

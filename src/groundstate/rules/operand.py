@@ -1,0 +1,232 @@
+"""One side of a comparison as SQLite sees it: whether it is surely a number, a text, a time or JSON, and what it turns the other into.
+
+SQLite compares what two sides hold by their storage classes, in which any number is less than any text, after a side that has a type of
+its own (a column, a CAST) has turned the other into that type: https://sqlite.org/datatype3.html#affinity_of_comparison_operands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Dialect
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BindParameter,
+    Case,
+    Cast,
+    ClauseList,
+    ExpressionClauseList,
+    Extract,
+    False_,
+    Grouping,
+    Label,
+    Null,
+    True_,
+    UnaryExpression,
+)
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.schema import Column
+from sqlalchemy.sql.selectable import ScalarSelect, SelectBase
+from sqlalchemy.sql.sqltypes import JSON, Boolean, Date, DateTime, Float, Integer, Interval, NullType, Numeric, String, Text, Time
+from sqlalchemy.types import TypeDecorator
+
+from groundstate.rules import clause as look
+
+TIMES = (DateTime, Date, Time, Interval)
+NUMBERS = (Integer, Numeric, Float)
+_ARITHMETIC = (operators.add, operators.sub, operators.mul, operators.truediv, operators.floordiv, operators.mod, operators.neg)
+_SIGNS = frozenset("+-*/%")
+SUMS = frozenset({"sum", "avg", "total"})
+TEXTS_OF_TIME = frozenset({"date", "time", "datetime", "strftime"})
+TIMES_AS_TEXT = TEXTS_OF_TIME - {"strftime"}  # which may give a number's text, such as that of seconds
+CLOCKS = frozenset({"now", "current_timestamp", "datetime"})
+_NOT_NUMBERS = CLOCKS | TIMES_AS_TEXT | {"current_date", "current_time"}  # whose text is never that of a number
+_DIGITS = re.compile(r"(?:%[YmdHMSsjJwuWUVGfkl]|[0-9.])+")  # in a form of strftime: what it gives is a number's text
+_GIVING_TEXTS = frozenset(
+    {"lower", "upper", "trim", "ltrim", "rtrim", "substr", "substring", "replace", "printf", "format", "hex", "concat", "concat_ws"}
+)
+_GIVING_NUMBERS = frozenset({"julianday", "unixepoch", "abs", "count", "instr", "length", "round"}) | SUMS
+_FIRST_OF = {
+    "coalesce": slice(None),
+    "ifnull": slice(None),
+    "min": slice(None),
+    "max": slice(None),
+    "nullif": slice(1),
+    "iif": slice(1, None),
+}
+ORDERS = {operators.lt, operators.le, operators.gt, operators.ge, operators.between_op, operators.not_between_op}
+SAME = {operators.eq, operators.ne, operators.is_distinct_from, operators.is_not_distinct_from}
+_NULL = {operators.is_, operators.is_not}
+AMONG = {operators.in_op, operators.not_in_op}
+_OF_SEVERAL = AMONG | {operators.between_op, operators.not_between_op}
+_COMPARED = ORDERS | SAME | _NULL | AMONG
+_INSIDE_JSON = (operators.json_getitem_op, operators.json_path_getitem_op)
+
+
+def compared(one: Any, operators_: set[Any] = _COMPARED) -> Iterator[tuple[Any, Any]]:
+    """Both sides of a comparison, each once as the left one; with each of the other side's of IN and BETWEEN."""
+    if not isinstance(one, BinaryExpression) or one.operator not in operators_:
+        return
+    left, right = inner(one.left), inner(one.right)
+    several = one.operator in _OF_SEVERAL and isinstance(right, ClauseList | ExpressionClauseList)
+    for other in map(inner, right.clauses if several else [right]):
+        if hasattr(left, "type") and hasattr(other, "type"):  # which text() has not
+            yield left, other
+            yield other, left
+
+
+def inner(one: Any) -> Any:
+    """What is within brackets, a label, or a subquery of one column, which SQLite treats as that column."""
+    while True:
+        if isinstance(one, Grouping | Label | ScalarSelect):
+            one = one.element
+        elif isinstance(one, SelectBase) and len(one.selected_columns) == 1:
+            (one,) = one.selected_columns
+        else:
+            return one
+
+
+def alternatives(side: Any) -> Iterator[Any]:
+    """What the value of the side is one of, as the results of CASE and the arguments of coalesce; most sides are their own."""
+    side = inner(side)
+    if isinstance(side, Case):
+        inside = [result for _, result in side.whens] + ([] if side.else_ is None else [side.else_])
+    elif isinstance(side, FunctionElement) and function_name(side) in _FIRST_OF:
+        inside = list(side.clauses)[_FIRST_OF[function_name(side)]]
+    else:
+        yield side
+        return
+    for one in inside:
+        yield from alternatives(one)
+
+
+def not_null(side: Any) -> list[Any]:
+    return [one for one in alternatives(side) if not isinstance(one, Null)]
+
+
+def operands(one: Any) -> list[Any]:
+    """The sides of an arithmetic operation; none where it is not one."""
+    operator = getattr(one, "operator", None)
+    if operator not in _ARITHMETIC and getattr(operator, "opstring", None) not in _SIGNS:
+        return []
+    if isinstance(one, BinaryExpression):
+        return [one.left, one.right]
+    if isinstance(one, ExpressionClauseList):
+        return list(one.clauses)
+    return [one.element] if isinstance(one, UnaryExpression) else []
+
+
+def kept_as(side: Any, dialect: Dialect) -> Any:
+    """The type of what the side is in the database."""
+    kind = getattr(inner(side), "type", None)
+    return None if kind is None else unwrapped(kind, dialect)
+
+
+def unwrapped(kind: Any, dialect: Dialect) -> Any:
+    kind = kind.dialect_impl(dialect)
+    while isinstance(kind, TypeDecorator) and not isinstance(kind, Interval):  # which is one itself, over DateTime
+        kind = kind.impl_instance
+    return kind
+
+
+def is_bound_as_it_is(side: Any, dialect: Dialect) -> bool:
+    """Whether the type puts no SQL around a value, which might make anything of it."""
+    return side.type.dialect_impl(dialect).bind_expression(BindParameter("one", None, type_=side.type)) is None
+
+
+def function_name(one: Any) -> str:
+    return str(getattr(one, "name", "")).lower() if isinstance(one, FunctionElement) else ""
+
+
+def reads_text_as_numbers(side: Any) -> bool:
+    """Whether SQLite reads the text beside it as a number, since it has a type of its own, as no function and no arithmetic has."""
+    return isinstance(side, Column | Cast | Extract)
+
+
+def reads_numbers_as_text(side: Any) -> bool:
+    """Whether SQLite reads the number beside it as text, since it has a type of its own, as no function and no `||` has."""
+    return isinstance(side, Column | Cast) or _is_part_of_json_as_text(side)
+
+
+def is_number(side: Any, dialect: Dialect) -> bool:
+    """Whether it is surely a number, as a truth is one there."""
+    if isinstance(side, BindParameter):
+        values = list(look.bound(side))
+        numbers = all(isinstance(value, int | float | Decimal) for value in values)
+        as_it_is = type(side.type) in (String, Text) or isinstance(kept_as(side, dialect), (*NUMBERS, NullType, Boolean))
+        return bool(values) and numbers and as_it_is
+    if is_truth(side):
+        return True
+    if isinstance(side, Column):
+        return isinstance(kept_as(side, dialect), NUMBERS) and is_bound_as_it_is(side, dialect)
+    if isinstance(side, Cast):
+        return isinstance(kept_as(side, dialect), NUMBERS)
+    return isinstance(side, Extract) or is_computed_number(side, dialect)
+
+
+def is_computed_number(side: Any, dialect: Dialect) -> bool:
+    """Whether it is surely a number, and has no type of its own by which SQLite would read the text beside it."""
+    if function_name(side) in ("min", "max", "coalesce", "ifnull"):
+        return all(is_number(one, dialect) for one in alternatives(side))
+    return function_name(side) in _GIVING_NUMBERS or bool(operands(side))
+
+
+def is_truth(side: Any) -> bool:
+    if isinstance(side, BindParameter):
+        return any(isinstance(value, bool) for value in look.bound(side))
+    return isinstance(side, True_ | False_)
+
+
+def is_text(side: Any, dialect: Dialect) -> bool:
+    """Whether it is surely a text, and not that of a time."""
+    if isinstance(side, Column | Cast):
+        return isinstance(kept_as(side, dialect), String) and is_bound_as_it_is(side, dialect)
+    if isinstance(side, BinaryExpression):
+        return side.operator is operators.concat_op or _is_part_of_json_as_text(side)
+    return function_name(side) in _GIVING_TEXTS or (function_name(side) == "strftime" and isinstance(side.type, NullType))
+
+
+def is_text_of_number(side: Any) -> bool:
+    """Whether it is strftime with a form that gives digits alone, as '%s' does."""
+    if function_name(side) != "strftime":
+        return False
+    forms = [value for value in look.bound(next(iter(side.clauses), None)) if isinstance(value, str)]
+    return bool(forms) and all(_DIGITS.fullmatch(form) for form in forms)
+
+
+def is_time(side: Any, dialect: Dialect) -> bool:
+    """Whether it is surely a time or a duration in its text."""
+    if function_name(side) in _NOT_NUMBERS:
+        return True
+    if isinstance(side, BindParameter):
+        values = list(look.bound(side))
+        if not values or not all(isinstance(value, date | time | timedelta) for value in values):
+            return False
+    elif not isinstance(side, Column):
+        return False
+    kind = kept_as(side, dialect)
+    # A storage_format of digits alone makes a column of text, beside which SQLite reads a number as text.
+    return isinstance(kind, TIMES) and getattr(kind, "format_is_text_affinity", True) and is_bound_as_it_is(side, dialect)
+
+
+def kind_of_time(side: Any, dialect: Dialect) -> str | None:
+    kind, name = kept_as(side, dialect), function_name(side)
+    if isinstance(kind, Time) or name in ("time", "current_time"):
+        return "a time of the day"
+    if isinstance(kind, Interval):
+        return "a duration"
+    return "a day or a time of one" if isinstance(kind, DateTime | Date) or name in _NOT_NUMBERS else None
+
+
+def is_in_json(side: Any) -> bool:
+    return isinstance(side, BinaryExpression) and side.operator in _INSIDE_JSON and isinstance(side.type, JSON)
+
+
+def _is_part_of_json_as_text(side: Any) -> bool:
+    """What as_string() gives."""
+    return isinstance(side, BinaryExpression) and side.operator in _INSIDE_JSON and isinstance(side.type, String)
