@@ -14,8 +14,9 @@ import pytest
 
 from groundstate import Failure, NotDone, Outside, Retry, again, hold
 from groundstate.engine import calling, threads, worker
-from groundstate.engine.failed_calls import LINES_MOST, WITHIN_S, FailedCalls
+from groundstate.engine.failed_calls import FailedCalls
 from groundstate.engine.flight import NothingHappened, Unclear
+from groundstate.engine.limited_lines import LINES_MOST, WITHIN_S, LimitedLines
 from groundstate.engine.repeated import Repeated
 from groundstate.rules.breaker import IN_A_ROW
 from tests.engine.kit import HANG_S, QUICK, Order, ms, until
@@ -245,7 +246,8 @@ def test_the_failure_by_which_an_endpoint_pauses_is_a_warning(beside: Beside) ->
 
 def test_of_many_failed_calls_ten_are_told_and_then_how_many_more(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="groundstate")
-    told = FailedCalls(str)
+    lines = LimitedLines()
+    told = FailedCalls(str, lines)
 
     def fail(record: int, now: float, *, pauses: bool = False) -> None:
         flight: Any = SimpleNamespace(identity=("shop", "paid", str(record), ""))
@@ -254,21 +256,22 @@ def test_of_many_failed_calls_ten_are_told_and_then_how_many_more(caplog: pytest
     for record in range(LINES_MOST + 3):
         fail(record, 100.0)
     fail(99, 100.0, pauses=True)
-    told.turn(100.0 + WITHIN_S / 2)
+    lines.turn(100.0 + WITHIN_S / 2)
     assert [getattr(line, "record", None) for line in caplog.records] == [*map(str, range(LINES_MOST)), "99"]
-    told.turn(100.0 + WITHIN_S)
+    lines.turn(100.0 + WITHIN_S)
     assert caplog.records[-1].getMessage() == "paid: 3 more calls failed since then, of which no line tells"
     fail(100, 100.0 + WITHIN_S)
     assert getattr(caplog.records[-1], "record", None) == "100"
     for record in range(LINES_MOST):
         fail(record, 100.0 + WITHIN_S)
-    told.turn(100.0 + WITHIN_S, over=True)
+    lines.turn(100.0 + WITHIN_S, over=True)
     assert getattr(caplog.records[-1], "count", None) == 1
 
 
 def test_of_many_doubts_ten_are_told_beside_what_failed_and_then_how_many_more(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="groundstate")
-    told = FailedCalls(str)
+    lines = LimitedLines()
+    told = FailedCalls(str, lines)
     for record in range(LINES_MOST + 3):
         flight: Any = SimpleNamespace(identity=("shop", "paid", str(record), ""))
         told.heard(Unclear(flight, "500"), 100.0, pauses=False, doubts=True)
@@ -280,7 +283,7 @@ def test_of_many_doubts_ten_are_told_beside_what_failed_and_then_how_many_more(c
         *(f"paid on {record} is in doubt: 500" for record in range(LINES_MOST)),
         "paid on 99: the call failed: no paper",
     ]
-    told.turn(100.0 + WITHIN_S)
+    lines.turn(100.0 + WITHIN_S)
     assert caplog.records[-1].getMessage() == "paid: 3 more calls are in doubt since then, of which no line tells"
 
 

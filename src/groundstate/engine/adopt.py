@@ -16,8 +16,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import and_, delete, or_, select, update
 
 from groundstate.engine import attempts
+from groundstate.engine.attempt_log import say_held
 from groundstate.engine.life import Life, left_by, lives_seen, may_return
-from groundstate.engine.plain import say_held
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.transaction import Transaction
 from groundstate.engine.trouble import OtherServer, reading_ours
@@ -78,7 +78,7 @@ def _adopt(life: Life, dead: int) -> int:
             changed = _adopted(life, tx, dead, some)
             attempts.save(tx.connection, changed)
             for _, after in changed:
-                say_held(after)
+                say_held(life, after)
             count += len(changed)
             others.update(after.app for _, after in changed if after.worker != life.id)
             records += [f"{one.reaction} on {one.record or one.occurrence}" for one in some[: max(TOLD_MOST - len(records), 0)]]

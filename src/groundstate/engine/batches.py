@@ -121,7 +121,7 @@ class Batches:
             most = min(lane.batch, TOGETHER if self._shift.life.care.careful else due.AT_ONCE)
             identities = due.identities(self._shift, tx, lane, most, ())
             if identities:
-                self._shift.took += no_call.let_go(tx, lane.question, identities)
+                self._shift.took += no_call.let_go(self._shift.life, tx, lane.question, identities)
         if identities:
             keys = [key for identity in identities if (key := lane.question.key_of_text(identity[2])) is not None]
             self._batch(lane, Feed(keys=keys))

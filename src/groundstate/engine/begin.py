@@ -17,13 +17,14 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from groundstate.engine import attempts, careful, claim, groups, handling, in_place, line, snapshot, trouble
+from groundstate.engine.attempt_log import say_given_up, say_held, say_kept, say_let_go
 from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
 from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.guarded import describe, user_code
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.inside_call import SENDS_CURE, inside
 from groundstate.engine.life import Life
-from groundstate.engine.plain import Feed, new_attempt, put_off, say_given_up, say_held, say_kept, say_let_go, unread
+from groundstate.engine.plain import Feed, new_attempt, put_off, unread
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -228,7 +229,7 @@ class _Looking:
                     self.result.flights.append(asked)
             case rules.Keep(after):
                 self.saved.append((attempt, after))
-                say_kept(after)
+                say_kept(self.life, after)
             case rules.Delete(say):
                 self.removed.append(attempt)
                 say_let_go(attempt, say)
@@ -262,7 +263,7 @@ class _Looking:
             self.removed.append(attempt)
         else:
             self.saved.append((attempt, held))
-            say_held(held)
+            say_held(self.life, held)
 
     def unread(self, looked: claim.Look) -> None:
         """Those whose record cannot be read just now: a failure, and of a doubt no answer."""
@@ -453,7 +454,7 @@ def _give_up(life: Life, tx: Transaction, question: Question, standing: Standing
     failure = Failure(attempt.error or "", attempt.call_no or attempt.failures, attempt.since)
     words = _end(life, tx, question, standing, attempt, handler=spec.gave_up, arguments=(failure,))
     if words is None:
-        say_given_up(attempt)
+        say_given_up(life, attempt)
         return None
     return rules.held_as(attempt, f"its gave_up handler failed: {words}").attempt
 

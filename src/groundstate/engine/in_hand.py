@@ -18,12 +18,13 @@ from typing import Any
 from uuid import UUID
 
 from groundstate.engine import attempts, culprits, handling, outcomes, trouble
+from groundstate.engine.attempt_log import say_held, say_held_with_outcome, say_let_go
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
 from groundstate.engine.guarded import let_through
 from groundstate.engine.handling import HandlerFailed, Work
 from groundstate.engine.life import Life
-from groundstate.engine.plain import new_attempt, say_held, say_let_go
+from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.rings import Watch
 from groundstate.engine.transaction import Transaction
@@ -107,7 +108,7 @@ class Conclusion:
         match decision:
             case rules.Keep(after):
                 self.saved.append((attempt, after))
-                say_held(after)
+                say_held(self.life, after)
             case rules.Delete(say):
                 self.removed.append(attempt)
                 say_let_go(attempt, say)
@@ -163,13 +164,7 @@ class Conclusion:
             why = "an outcome came after its attempt was gone"
         written = outcomes.dump(spec.outcome_type, [given.value], pen=pen_of(self.life))
         why = outcomes.with_what_was_kept(why, written)
-        log.error(
-            "%s on %s is held with its outcome: %s",
-            spec.name,
-            text,
-            why,
-            extra={"event": "outcome_held", "reaction": spec.name, "record": text},
-        )
+        say_held_with_outcome(self.life, spec.name, text, why)
         self.new.append(rules.outcome_refused(fresh, why, None, written).attempt)
 
     @property
@@ -207,14 +202,7 @@ class Conclusion:
         self._try(attempt, given, partial(handling.run_one, self.question, self.tx, function, work, progress=False), standing)
 
     def _hold_loudly(self, attempt: Attempt, given: InHand, why: str, error: str | None, cause: BaseException | None = None) -> None:
-        log.error(
-            "%s on %s is held with its outcome: %s",
-            attempt.reaction,
-            attempt.record,
-            why,
-            exc_info=self.life.tracebacks.of(attempt.reaction, cause),
-            extra={"event": "outcome_held", "reaction": attempt.reaction, "record": attempt.record},
-        )
+        say_held_with_outcome(self.life, attempt.reaction, attempt.record, why, cause)
         self._hold(attempt, given, why, error)
 
     def _drop(self, attempt: Attempt, given: InHand, why: str) -> None:

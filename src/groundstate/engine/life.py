@@ -24,6 +24,7 @@ from groundstate.engine.cells import lives_among
 from groundstate.engine.guarded import let_through
 from groundstate.engine.handler_times import HandlerTimes
 from groundstate.engine.inside_call import REDACT_CURE, inside
+from groundstate.engine.limited_lines import LimitedLines
 from groundstate.engine.rings import Rings
 from groundstate.engine.store_begins import StoreBegins
 from groundstate.engine.tracebacks import Tracebacks
@@ -69,6 +70,7 @@ class Life:
     air: Air = field(default_factory=Air)  # of this worker, all its lives long
     unknown_states: set[tuple[object, ...]] = field(default_factory=set)  # the attempts of which it was told that their state is none
     rings: Rings = field(default_factory=Rings)  # the same
+    lines: LimitedLines = field(default_factory=LimitedLines)  # the same
     awaits_until: float | None = None  # monotonic: until when others may take their numbers again; None: nobody is awaited
     taken: int = 0  # how often its lock was taken: what died with the lock is another's after that
     past: set[int] = field(default_factory=set)  # earlier lives of this very process, whose rows may still stand

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from groundstate.engine import attempts, claim
-from groundstate.engine.plain import say_held
+from groundstate.engine.attempt_log import say_held
+from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -30,7 +31,7 @@ def unknown_begins(tx: Transaction, unknown: Sequence[Attempt], unanswered: Coll
     attempts.remove(tx.database, tx.connection, removed)
 
 
-def let_go(tx: Transaction, question: Question, identities: Sequence[attempts.Identity]) -> int:
+def let_go(life: Life, tx: Transaction, question: Question, identities: Sequence[attempts.Identity]) -> int:
     """Failed attempts without a call whose condition or occurrence is gone are deleted; returns how many.
 
     A doubt of the time when the reaction made a call is held: no code is left that could settle it.
@@ -41,7 +42,7 @@ def let_go(tx: Transaction, question: Question, identities: Sequence[attempts.Id
             decision = rules.settle(standing.attempt, question.spec.terms, standing.facts, tx.now)
             if isinstance(decision, rules.Keep):
                 attempts.save(tx.connection, [(standing.attempt, decision.attempt)])
-                say_held(decision.attempt)
+                say_held(life, decision.attempt)
     gone = [
         standing.attempt
         for standing in looked.standing.values()

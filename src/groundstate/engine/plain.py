@@ -9,7 +9,6 @@ A handler that is slow must not keep others waiting for the whole batch: it ends
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Collection, Sequence
@@ -21,6 +20,7 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from groundstate.engine import attempts, beside, claim, culprits, groups, handling, line, trouble
+from groundstate.engine.attempt_log import say_failed, say_given_up, say_held, say_unreadable
 from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.guarded import text_of
 from groundstate.engine.handling import HandlerFailed, Work
@@ -35,7 +35,6 @@ from groundstate.rules.policy import Retry
 from groundstate.rules.retry import last_try_used, next_try
 from groundstate.values.answers import Failure
 
-log = logging.getLogger("groundstate")
 AROUND = 8  # statements around the handlers at most, which a far database answers late however few the records are
 
 
@@ -333,7 +332,7 @@ def _each(life: Life, question: Question, tx: Transaction, found: Claim, hold_s:
             continue
         seen_before.add(name)
         try:
-            _one(question, tx, one)
+            _one(life, question, tx, one)
         except HandlerFailed as failure:
             if failure.cause is not None and trouble.transient(failure.cause):
                 raise failure.cause from None
@@ -354,7 +353,7 @@ def _still(question: Question, tx: Transaction, one: Taken) -> bool:
     return tx.connection.execute(question.still_holding([one.key])).first() is not None
 
 
-def _one(question: Question, tx: Transaction, one: Taken) -> None:
+def _one(life: Life, question: Question, tx: Transaction, one: Taken) -> None:
     """The handler, or `gave_up` where the last try was used."""
     if not _spent(question, one, tx.now):
         handling.run_one(question, tx, question.spec.handler, _work(tx, one))
@@ -364,7 +363,7 @@ def _one(question: Question, tx: Transaction, one: Taken) -> None:
         raise HandlerFailed("the last try was used")
     failure = Failure(attempt.error or "", attempt.failures, attempt.since)
     handling.run_one(question, tx, spec.gave_up, replace(_work(tx, one), arguments=(failure,)))
-    say_given_up(attempt)
+    say_given_up(life, attempt)
 
 
 def _spent(question: Question, one: Taken, now: datetime) -> bool:
@@ -397,16 +396,8 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
             after = replace(after, next_at=tx.now) if spec.gave_up else rules.held_as(after, "the last try was used").attempt
     done.failed += 1
     done.next_at = min(filter(None, (done.next_at, after.next_at)), default=None)
-    log.warning(
-        "%s on %s %s: %s",
-        spec.name,
-        spec.table_name,
-        one.text,
-        error,
-        exc_info=life.tracebacks.of(spec.name, failure.cause),
-        extra={"event": "handler_failed", "reaction": spec.name, "record": one.text},
-    )
-    say_held(after)
+    say_failed(life, spec, one.text, error, failure.cause)
+    say_held(life, after)
     if one.attempt is None:
         attempts.insert(tx, [after])
     else:
@@ -422,17 +413,10 @@ def put_off(life: Life, question: Question, tx: Transaction, bad: Sequence[Unrea
         before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
         if one.nameless:
             after = rules.held_as(replace(before, failures=1, error=life.shorten(one.words)), "no record is found by such a key").attempt
-            say_held(after)
+            say_held(life, after)
         else:
             after = unread(life, question, before, one.words, tx.now)
-        log.warning(
-            "%s on %s %s: %s",
-            question.spec.name,
-            question.spec.table_name,
-            one.text,
-            after.error,
-            extra={"event": "record_unreadable", "reaction": question.spec.name, "record": one.text},
-        )
+        say_unreadable(life, question.spec, one.text, after.error)
         if one.attempt is None:
             new.append(after)
         else:
@@ -453,59 +437,8 @@ def failed_once_more(life: Life, retry: Retry, before: Attempt, error: str, now:
     after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=error)
     if last_try_used(retry, failures, before.since, now):
         after = rules.held_as(after, "the last try was used").attempt
-        say_held(after)
+        say_held(life, after)
     return after
-
-
-def say_given_up(before: Attempt) -> None:
-    """Its last try was used, and its `gave_up` handler answered."""
-    log.info(
-        "%s on %s: given up after %d failures, and its gave_up handler answered; the last one: %s",
-        before.reaction,
-        before.record,
-        before.failures,
-        before.error,
-        extra={"event": "given_up", "reaction": before.reaction, "record": before.record},
-    )
-
-
-def say_held(after: Attempt) -> None:
-    """Where an attempt waits for a person now, he should know, and what it met last."""
-    if after.state is State.HELD:
-        why, error = after.why or "", after.error or ""
-        log.error(
-            "%s on %s is held now, and waits for a person: %s",
-            after.reaction,
-            after.record,
-            why if error in why else f"{why} ({error})",
-            extra={"event": "attempt_kept", "reaction": after.reaction, "record": after.record, "state": "held"},
-        )
-
-
-def say_kept(after: Attempt) -> None:
-    """An attempt goes on without a call, as its policy says."""
-    say_held(after)
-    if after.state is not State.HELD:
-        log.info(
-            "%s on %s is %s now: %s",
-            after.reaction,
-            after.record,
-            after.state,
-            after.why,
-            extra={"event": "attempt_kept", "reaction": after.reaction, "record": after.record, "state": str(after.state)},
-        )
-
-
-def say_let_go(attempt: Attempt, say: str | None) -> None:
-    """An attempt is removed of which a person should know, where there is something to say."""
-    if say:
-        log.warning(
-            "%s on %s: %s",
-            attempt.reaction,
-            attempt.record,
-            say,
-            extra={"event": "attempt_let_go", "reaction": attempt.reaction, "record": attempt.record},
-        )
 
 
 def new_attempt(life: Life, question: Question, text: str, occurrence: str, now: datetime) -> Attempt:

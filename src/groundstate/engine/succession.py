@@ -46,7 +46,8 @@ class Succession:
             fresh.key_names, fresh.suspects, fresh.care = old.key_names, old.suspects, old.care
             fresh.waiting = old.waiting
             fresh.past = {*old.past, old.id}
-            fresh.met, fresh.cut, fresh.air, fresh.rings = old.met, old.cut, old.air, old.rings
+            fresh.met, fresh.cut = old.met, old.cut
+            fresh.air, fresh.rings, fresh.lines = old.air, old.rings, old.lines
         return fresh
 
     def begin(self, shift: Shift) -> None:

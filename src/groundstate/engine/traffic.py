@@ -69,7 +69,7 @@ class Traffic:
         self._first_word: float | None = None  # when the first of those in hand came
         self.left_in_doubt: set[int] = set()  # calls of which nobody knows at the end of a drain what became of them
         self.limits = Limits(shift)
-        self._failed = FailedCalls(shift.life.shorten)
+        self._failed = FailedCalls(shift.life.shorten, shift.life.lines)
         self._departures = Departures(shift, self.limits, self._flying, self._in_air)
         self.caller = Caller(self._say, self._may_call)
         self.caller.watched = shift.watched
@@ -121,7 +121,6 @@ class Traffic:
         lanes = [lane for lane in shift.lanes if lane.question.spec.call is not None]
         now = time.monotonic()
         self.limits.turn(now)
-        self._failed.turn(now)
         stuck = {lane.question for lane in lanes if lane.not_before > now}
         words = [word for word in self._words if word.flight.question not in stuck]  # they stay in hand until `_concluded`
         freed = self._freed_by(words)
@@ -452,7 +451,6 @@ class Traffic:
 
     def drained(self) -> bool:
         """At the end of the worker: whether all has ended; past the limit what still flies is written down as in doubt."""
-        self._failed.turn(time.monotonic(), over=True)
         stopping = self._shift.stopping
         late_s = time.monotonic() - stopping if stopping is not None else 0.0
         if late_s > 0 and self._flying:

@@ -517,6 +517,7 @@ class Worker:
         if sweeping and self._shift.took == before:
             self._sweeps.idle_s += time.monotonic() - started
         self._words.turn()
+        self._shift.life.lines.turn(started)
 
     def _handle(self) -> None:
         """What is carried out by handlers alone. In careful mode a suspect's handler runs once no call is in the air."""
@@ -657,6 +658,7 @@ class Worker:
 
     def _leave(self) -> None:
         caller = self._traffic.caller
+        self._shift.life.lines.turn(time.monotonic(), over=True)
         with contextlib.suppress(Exception):
             self._fleet.resign()  # this life may be kept for long yet
         self._aside.stop()

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from unittest import mock
 
 from groundstate.engine import (
+    attempt_log,
     attempts,
     batches,
     calling,
@@ -46,8 +47,8 @@ EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
 _WITH_TIME = (
-    batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, own_words, rings, shift, succession, sweeps, ticks, timers,
-    tokens, traffic, worker,
+    attempt_log, batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, own_words, rings, shift, succession, sweeps,
+    ticks, timers, tokens, traffic, worker,
 )  # fmt: skip
 
 
