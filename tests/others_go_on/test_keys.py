@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from groundstate import InOrder, Outside, hold
+from groundstate import InOrder, Instant, Outside, hold
 from groundstate.cli.check import _ask as check
 from groundstate.engine import persons
 from groundstate.values.errors import NotFound
@@ -113,3 +114,79 @@ def test_a_key_of_which_its_type_makes_no_value_keeps_its_own_line_waiting_and_n
         assert beside.told("turn_failed") == []
         assert beside.pending().to_do[0].oldest == ("zzz",)
         assert beside.status("packed").rows == 1
+
+
+TIMES = [datetime(2027, 1, 1) + timedelta(hours=number) for number in range(OTHERS)]  # noqa: DTZ001  # as a DateTime has them
+OTHER_FORMS: dict[str, tuple[Any, str, list[Any]]] = {
+    "a UUID with dashes": (sa.Uuid, "'5f0c7a52-6d2f-4c0b-9a37-8f2a1b3c4d5e'", [uuid.UUID(int=number) for number in range(OTHERS)]),
+    "a UUID in capitals": (sa.Uuid, "'5F0C7A526D2F4C0B9A378F2A1B3C4D5E'", [uuid.UUID(int=number) for number in range(OTHERS)]),
+    "a time without microseconds": (sa.DateTime, "'2026-01-01 00:00:00'", TIMES),
+    "a time with a T": (sa.DateTime, "'2026-01-01T00:00:00.000000'", TIMES),
+    "an Instant with a Z": (Instant, "'2026-01-01 00:00:00.000000Z'", [at.replace(tzinfo=UTC) for at in TIMES]),
+    "bytes in a text": (lambda: sa.String(40), "x'616263'", [f"key {number}" for number in range(OTHERS)]),
+}
+
+
+@pytest.mark.parametrize("by_a_call", [False, True], ids=["without_a_call", "by_a_call"])
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_a_key_that_stands_in_another_form_is_held_before_any_call_and_the_others_are_carried_out(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture, form: str, by_a_call: bool
+) -> None:
+    make, written, others = OTHER_FORMS[form]
+    base, rows = keyed({"odd": (make, None)})
+    kind = rows["odd"]
+    called: list[object] = []
+    with a_world(sqlite_url, caplog, Base, base) as beside:
+
+        @Outside("desk", limit=50).call(in_doubt=hold())
+        async def ask(record: Any) -> str:
+            called.append(record.id)
+            return "done"
+
+        def concluded(record: Any, outcome: str) -> None:
+            record.status = outcome
+
+        def plainly(record: Any) -> None:
+            record.status = "done"
+
+        if by_a_call:
+            beside.app.on(kind, kind.status == "new", name="packed", call=ask)(concluded)
+        else:
+            beside.app.on(kind, kind.status == "new", name="packed")(plainly)
+        beside.there()
+        beside.run(f"INSERT INTO odd (id, status) VALUES ({written}, 'new')")
+        with beside.engine.begin() as connection:
+            connection.execute(sa.insert(kind), [{"id": key, "status": "new"} for key in others])
+        beside.worker().quiet()
+        (one,) = beside.attempts()
+        assert one.state == "held"
+        assert "its key cannot be read" in str(one.error)
+        assert len(called) == (OTHERS if by_a_call else 0)
+        with beside.engine.connect() as connection:
+            done = connection.exec_driver_sql("SELECT count(*) FROM odd WHERE status = 'done'").scalar_one()
+        assert done == OTHERS
+        assert [one.record for one in beside.pending().held] == [one.record]
+        assert "its key cannot be read" in str(beside.why_of("odd", one.record).answers[0].attempts[0].error)
+        assert [found.subject for found in check(beside.app, beside.app.stores[0]) if found.kind == "stored"] == ["odd.id"]
+        beside.run(f"DELETE FROM odd WHERE id = {written}")
+        with beside.person() as person:
+            assert persons.forget(person, "packed", one.record).became == "deleted"
+
+
+def test_a_key_that_is_found_in_another_form_by_its_collation_is_carried_out(sqlite_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    base, rows = keyed({"odd": (sa.Uuid, None)})
+    kind = rows["odd"]
+    with a_world(sqlite_url, caplog, base) as beside:
+
+        @beside.app.on(kind, kind.status == "new", name="packed")
+        def packed(record: Any) -> None:
+            record.status = "done"
+
+        with beside.engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE odd (id CHAR(32) COLLATE NOCASE PRIMARY KEY, status VARCHAR(9))")
+        beside.there()
+        beside.run("INSERT INTO odd (id, status) VALUES ('5F0C7A526D2F4C0B9A378F2A1B3C4D5E', 'new')")
+        beside.worker().quiet()
+        assert beside.attempts() == []
+        with beside.engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT status FROM odd").scalar_one() == "done"

@@ -67,12 +67,17 @@ def by_condition(question: Question, tx: Transaction, cursor: Place | None, limi
                 raise
         else:
             claim = Claim(cursor=question.place_of(rows[-1]) if rows else cursor, read=len(rows))
-            _take(question, tx, claim, [row[0] for row in rows])
+            records, nameless = [row[0] for row in rows], list[Unreadable]()
+            if question.keys_may_stand_otherwise:
+                each = [_nameless(question, tx, question.key_in(tuple(row))) for row in rows]
+                records = [record for record, bad in zip(records, each, strict=True) if bad is None]
+                nameless = [bad for bad in each if bad is not None]
+            _take(question, tx, claim, records, nameless)
             return claim
     places = [tuple(row) for row in tx.connection.execute(question.lock(question.places_after(cursor, limit, crowded=crowded)))]
     claim = Claim(cursor=places[-1] if places else cursor, read=len(places))
     if places:
-        found, nameless = _split(question, [question.key_in(place) for place in places])
+        found, nameless = _split(question, tx, [question.key_in(place) for place in places])
         records, bad = _load(question, tx, found) if found else ([], [])
         _take(question, tx, claim, records, [*bad, *nameless])
     return claim
@@ -81,7 +86,7 @@ def by_condition(question: Question, tx: Transaction, cursor: Place | None, limi
 def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
     """Those of these records that are ready."""
     claim = Claim()
-    wanted, nameless = _split(question, wanted)
+    wanted, nameless = _split(question, tx, wanted)
     found = list(wanted)
     if tx.database.locks_rows:
         found = [tuple(row) for row in tx.connection.execute(question.keys_given, question.given(wanted))]
@@ -94,17 +99,28 @@ def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *
     return claim
 
 
-def _split(question: Question, wanted: Sequence[PrimaryKey]) -> tuple[Sequence[PrimaryKey], list[Unreadable]]:
-    """Those with which a record can be asked for, and those in which something stands that its type makes no value of."""
+def _split(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[Sequence[PrimaryKey], list[Unreadable]]:
+    """Those with which a record can be asked for, and those in which something stands by which none is found."""
     fine: list[PrimaryKey] = []
-    nameless: list[Unreadable] = []
+    bad: list[Unreadable] = []
     for key in wanted:
-        why = next((value.why for value in key if type(value) is NoValue), None)
-        if why is None:
-            fine.append(key)
+        nameless = _nameless(question, tx, key)
+        if nameless is not None:
+            bad.append(nameless)
         else:
-            nameless.append(Unreadable(key, question.record_text(key), "", f"its key cannot be read: {why}", nameless=True))
-    return fine, nameless
+            fine.append(tuple(value.loaded if type(value) is NoValue else value for value in key))
+    return fine, bad
+
+
+def _nameless(question: Question, tx: Transaction, key: Sequence[Any]) -> Unreadable | None:
+    """The record with this key as it stands, where it is not found by it; None where it is, as by a collation that knows no case."""
+    why = next((value.why for value in key if type(value) is NoValue), None)
+    if why is None:
+        return None
+    loaded = tuple(value.loaded if type(value) is NoValue else value for value in key)
+    if None not in loaded and _key_of(question, tx, loaded) is not None:
+        return None
+    return Unreadable(tuple(key), question.record_text(tuple(key)), "", f"its key cannot be read: {why}", nameless=True)
 
 
 def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
@@ -115,7 +131,7 @@ def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> t
 
 def readable_under_lock(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
     """As `readable`, asked once nobody can move them on any more before this transaction ends. Waits for who has locked one."""
-    wanted, nameless = _split(question, wanted)
+    wanted, nameless = _split(question, tx, wanted)
     if not wanted:
         return [], nameless
     if tx.database.locks_rows:

@@ -63,22 +63,33 @@ class KeyRefused(GroundstateError):
 
 
 class _AsItStands(TypeEngine[Any]):
-    """The type of a key where records are looked for: what its own type makes no value of is told as such, and keeps no other from us."""
+    """The type of a key where records are looked for: what its own type makes no value of is told as such, and keeps no other from us.
+
+    On SQLite also what it would write in another form, as '2026-01-01 00:00:00' for a DateTime or a UUID with dashes: such a record is
+    loaded, and is not found by its key.
+    """
 
     def __init__(self, own: TypeEngine[Any]) -> None:
         self.own = own
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         of_its_own = _result_processor(self.own, dialect, coltype)
-        if of_its_own is None:
+        write = self.own.dialect_impl(dialect).bind_processor(dialect) if _may_stand_otherwise(self.own, dialect) else None
+        if of_its_own is None and not _may_stand_otherwise(self.own, dialect):
             return None
 
         def read(raw: Any) -> Any:
             try:
-                return of_its_own(raw)
+                value = raw if of_its_own is None else of_its_own(raw)
             except BaseException as error:  # of a type of the user's, which may raise what it likes
                 let_through(error)
                 return NoValue(raw, describe(error))
+            written = raw if write is None else write(value)
+            if write is not None and (written != raw or type(written) is not type(raw)):
+                return NoValue(raw, f"{raw!r} stands where its type writes {written!r}, by which the record is not found", value)
+            if isinstance(self.own, String) and isinstance(raw, bytes):
+                return NoValue(raw, f"{raw!r} are bytes in a column of text")
+            return value
 
         return read
 
@@ -87,11 +98,18 @@ def _result_processor(kind: TypeEngine[Any], dialect: Dialect, coltype: object) 
     return kind.dialect_impl(dialect).result_processor(dialect, coltype)
 
 
-def as_it_stands(attribute: Any) -> Any:
+def as_it_stands(attribute: Any, dialect: Dialect) -> Any:
     """A column of a key to be read where its record is looked for: a NoValue, where its type makes no value of what stands there."""
     kind = attribute.type
-    driver_makes_it = isinstance(kind, Integer | String) and not isinstance(kind, Enum)
+    driver_makes_it = isinstance(kind, Integer | String) and not isinstance(kind, Enum) and not _may_stand_otherwise(kind, dialect)
     return attribute if driver_makes_it else type_coerce(attribute, _AsItStands(kind))
+
+
+def _may_stand_otherwise(kind: TypeEngine[Any], dialect: Dialect) -> bool:
+    """Whether a value may stand there in a form by which it is not found: SQLite keeps what it is given. Of a type of the user's nobody
+    knows what it writes.
+    """
+    return dialect.name == "sqlite" and isinstance(kind, _PLAIN) and not isinstance(kind, Integer)
 
 
 class KeyColumn:

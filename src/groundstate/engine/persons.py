@@ -201,14 +201,13 @@ def _identity(person: Person, reaction: str, record: str, occurrence: str | None
 
 
 def _canonical(person: Person, reaction: str, record: str) -> str:
+    """The text by which the attempt names its record: that which was given, where one has it, as where its key stands in another form."""
     question = person.questions.get(reaction)
-    if question is None:
+    if question is None or _stands(person, reaction, record):
         return record
     try:
         return question.record_text(question.key_from_text(record))
     except ValueError as error:
-        if _stands(person, reaction, record):
-            return record  # somebody edited its row: it has this text all the same
         raise NotFound(f"{record!r} is no primary key of {question.spec.record.__name__}: {error}") from None
 
 

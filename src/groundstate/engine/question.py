@@ -171,7 +171,14 @@ class Question:
     @cached_property
     def keys_as_they_stand(self) -> tuple[Any, ...]:
         """The columns of the key where records are looked for: with NoValue among them, of which none can be loaded."""
-        return tuple(as_it_stands(attribute) for attribute in self.key_attributes)
+        return tuple(as_it_stands(attribute, self.database.engine.dialect) for attribute in self.key_attributes)
+
+    @cached_property
+    def keys_may_stand_otherwise(self) -> bool:
+        """Whether a record that is loaded may have a key by which it is not found."""
+        if self.database.locks_rows:
+            return False  # what stands in a column of PostgreSQL is a value of its type
+        return not all(one is attribute for one, attribute in zip(self.keys_as_they_stand, self.key_attributes, strict=True))
 
     @cached_property
     def place_attributes(self) -> tuple[Any, ...]:
@@ -184,7 +191,7 @@ class Question:
 
     def place_of(self, row: Any) -> Place:
         """Where a pass stands after this row of `records_after`."""
-        return (*row[1:], *self.key_of(row[0]))
+        return tuple(row[1:]) if self.keys_may_stand_otherwise else (*row[1:], *self.key_of(row[0]))
 
     def key_in(self, place: Sequence[Any]) -> PrimaryKey:
         """The key within a place."""
@@ -271,7 +278,8 @@ class Question:
 
     def records_after(self, cursor: Place | None, limit: int, *, crowded: bool) -> Select[Any]:
         """The same with the records themselves, locked: for a store whose transaction is the lock, or where `reads_its_row_alone`."""
-        statement = self._loading(select(self.entity, *self._written_due).where(self.ready))
+        beside = self.keys_as_they_stand if self.keys_may_stand_otherwise else ()
+        statement = self._loading(select(self.entity, *self._written_due, *beside).where(self.ready))
         return self._at_once(self._after_cursor(statement, cursor, limit, crowded=crowded))
 
     def _after_cursor(

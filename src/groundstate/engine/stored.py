@@ -21,6 +21,7 @@ from sqlalchemy.types import TypeDecorator
 from groundstate.engine.guarded import shown, text_of
 from groundstate.engine.question import Question
 from groundstate.rules import clause as look
+from groundstate.values.keys import NoValue
 
 ROWS_MOST = 10_000  # of a table are looked at
 VALUES_MOST = 100  # of a column
@@ -63,7 +64,29 @@ def odd(connection: Connection, questions: Sequence[Question]) -> list[Odd]:
         with suppress(ProgrammingError, DataError, NotSupportedError), connection.begin_nested():  # a type that has no order or no equality
             asked = _Asked(_asked_for(questions, column), _is_asked_by_value(questions, column))
             found += list(_of_column(connection, column, tuple(names), asked))
+    for questions_of_one in _by_table(questions):
+        found += _of_keys(connection, questions_of_one)
     return found
+
+
+def _by_table(questions: Sequence[Question]) -> list[list[Question]]:
+    found: dict[object, list[Question]] = {}
+    for question in questions:
+        if question.keys_may_stand_otherwise:
+            found.setdefault(question.mapper, []).append(question)
+    return list(found.values())
+
+
+def _of_keys(connection: Connection, questions: Sequence[Question]) -> Iterator[Odd]:
+    """Keys that are loaded, and by which no statement of the ORM finds their records."""
+    first, names = questions[0], tuple(question.spec.name for question in questions)
+    rows = connection.execute(select(*first.keys_as_they_stand).limit(ROWS_MOST)).all()
+    for column, values in zip(first.mapper.primary_key, zip(*rows, strict=True), strict=False):
+        odd_ones = [value for value in values if isinstance(value, NoValue)]
+        if odd_ones:
+            yield Odd(
+                column.table.fullname, column.name, f"{shown(odd_ones[0].raw)} as a key", type(column.type).__name__, len(odd_ones), names
+            )
 
 
 def _compared(question: Question) -> Iterator[Any]:

@@ -174,16 +174,19 @@ def _on(questions: Sequence[Question], named: str) -> list[Question]:
 
 
 def _key_and_text(connection: Connection, question: Question, app: str, record: str) -> tuple[PrimaryKey | None, str]:
-    """The key, and what attempts name it by; None for what is no key, where an attempt of a record that cannot be read has it."""
+    """The key, and what attempts name it by; None for what is no key, or none by which its record is found, where an attempt has it."""
     columns = ", ".join(column.name for column in question.mapper.primary_key)
+    stands = select(literal(1)).where(table.c.app == app, table.c.reaction == question.spec.name, table.c.record == record)
     try:
         key = question.key_from_text(record)
-        return key, question.record_text(key)
     except ValueError as error:
-        stands = select(literal(1)).where(table.c.app == app, table.c.reaction == question.spec.name, table.c.record == record)
         if connection.execute(stands).first() is not None:
             return None, record
         raise ValueError(f"{record!r} is no key of {question.spec.table_name} ({columns}): {error}") from None
+    text = question.record_text(key)
+    if text != record and connection.execute(stands).first() is not None:
+        return None, record
+    return key, text
 
 
 def _may_be_there(looked: Looked, question: Question, key: PrimaryKey) -> bool:

@@ -26,10 +26,11 @@ _OF_A_NET = (IPv4Address, IPv6Address, IPv4Network, IPv6Network)
 
 @dataclass(frozen=True)
 class NoValue:
-    """What stands in a column of a key, and its type makes no value of. Such a record cannot be loaded."""
+    """What stands in a column of a key, and its type makes no value of, or one that it writes otherwise. Such a record is not found."""
 
     raw: object  # as the driver gives it
     why: str
+    loaded: object = None  # what its type makes of it all the same
 
     def __str__(self) -> str:
         return str(self.raw)
