@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import bindparam, case, exists, func, join, or_, select, text
-from sqlalchemy.orm import aliased
+from sqlalchemy import JSON, bindparam, case, exists, func, join, or_, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 from sqlmodel import col
 
 from groundstate import App, DeclarationError, DeclarationWarning, Key, Moment, Outside, Store, again, every_child, hold, same_key
@@ -111,6 +111,31 @@ def test_w4_unequal_loses_rows_where_it_is_null(app: App, clause: Any) -> None:
     with pytest.warns(DeclarationWarning, match=r"orders.channel can be NULL.*is_distinct_from") as told:
         app.on(Order, Order.status == "placed", clause)(_done)
     assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize("by_fact", [True, False], ids=["a fact", "a clause"])
+def test_a_json_column_that_is_asked_for_null_must_keep_none_as_null(tmp_path: Path, by_fact: bool) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Letter(Base):
+        __tablename__ = "letters"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        answer: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+        right: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+    app = App("post", Store(f"sqlite:///{tmp_path}/x.db", Base))
+
+    def answered(letter: Letter) -> None:
+        letter.answer = {"yes": 1}
+
+    def declare(column: Any, name: str) -> None:
+        given: dict[str, Any] = {"fact": column} if by_fact else {}
+        app.on(Letter, *([] if by_fact else [column.is_(None)]), name=name, **given)(answered)
+
+    with pytest.warns(DeclarationWarning, match=r"letters.answer is JSON.*map it as JSON\(none_as_null=True\)"):
+        declare(Letter.answer, "of JSON")
+    declare(Letter.right, "of NULL")
 
 
 # ---- W5 ------------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Boolean, DateTime, Enum, func, text
+from sqlalchemy import Boolean, DateTime, Enum, func, make_url, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import UserDefinedType
 
@@ -42,6 +42,7 @@ class Thing(StoredBase):
     local: Mapped[datetime] = mapped_column(DateTime, default=LOCAL)
     count: Mapped[int] = mapped_column(default=0)
     note: Mapped[str | None] = mapped_column(default=None)
+    written: Mapped[datetime] = mapped_column(DateTime, server_default=func.now())
 
 
 @pytest.fixture
@@ -240,3 +241,48 @@ def test_text_is_a_default_of_sqlite_in_local_time(sqlite_url: str, monkeypatch:
         world.close()
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kolkata", "UTC"])
+def test_a_due_column_whose_server_default_is_in_the_zone_of_who_writes_is_a_problem_where_that_is_not_utc(
+    postgres_url: str, zone: str
+) -> None:
+    world = World(postgres_url, StoredBase)
+    try:
+
+        @world.app.on(Thing, Thing.status == "open", due=Thing.written)
+        def reminded(thing: Thing) -> None:
+            thing.status = "seen"
+
+        world.there()
+        world.run(f"ALTER DATABASE {make_url(postgres_url).database} SET TimeZone = '{zone}'")
+        named = found(world, "time")
+        assert named.keys() == ({"reminded"} if zone != "UTC" else set())
+        assert zone == "UTC" or f"whose zone is {zone} here" in named["reminded"]
+    finally:
+        world.close()
+
+
+def test_bytes_with_a_nul_in_a_condition_are_written_down_with_an_escape(database_url: str) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class File(Base):
+        __tablename__ = "files"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        head: Mapped[bytes]
+        seen: Mapped[bool] = mapped_column(default=False)
+
+    world = World(database_url, Base)
+    try:
+
+        @world.app.on(File, File.head == b"\x00\x01", File.seen.is_(False))
+        def looked_at(file: File) -> None:
+            file.seen = True
+
+        world.add(File(id=1, head=b"\x00\x01"), File(id=2, head=b"\x01"))
+        world.settled()
+        with Session(world.engine) as session:
+            assert [session.get_one(File, number).seen for number in (1, 2)] == [True, False]
+    finally:
+        world.close()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import (
@@ -19,6 +20,7 @@ from sqlalchemy import (
     ForeignKey,
     Integer,
     String,
+    and_,
     create_engine,
     func,
     insert,
@@ -28,6 +30,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    type_coerce,
 )
 from sqlalchemy import case as case_of
 from sqlalchemy import cast as cast_of
@@ -55,6 +58,14 @@ class Size(enum.Enum):
     small = 1
     medium = 2
     large = 3
+
+
+class Level(enum.IntEnum):
+    low = 1
+    high = 10
+
+
+TOKEN = UUID("5f0c7a52-6d2f-4c0b-9a37-8f2a1b3c4d5e")
 
 
 class Seconds(TypeDecorator[datetime]):
@@ -103,6 +114,10 @@ class Row(Base):
     flag: Mapped[bool]
     total: Mapped[Decimal]
     text: Mapped[str]
+    level: Mapped[Level]
+    tenth: Mapped[Decimal]
+    january: Mapped[date]
+    token: Mapped[UUID]
     data: Mapped[dict[str, Any]] = mapped_column(JSON)
     parts: Mapped[list[Part]] = relationship()
 
@@ -151,6 +166,10 @@ def sqlite() -> Iterator[Connection]:
             "flag": True,
             "total": Decimal("10.5"),
             "text": "7",
+            "level": Level.high,
+            "tenth": Decimal("0.1"),
+            "january": date(2026, 1, 5),
+            "token": TOKEN,
             "data": data,
         }
         connection.execute(insert(Row).values(id=1, **values))
@@ -293,6 +312,46 @@ WRONG: dict[str, tuple[Any, bool]] = {
     "a subquery of times and seconds": (select(Row.plain).scalar_subquery() < func.unixepoch("now"), True),
     "a time among a subquery of seconds": (Row.plain.in_(select(func.unixepoch(Row.plain))), True),
     "a number and a word in a subquery": (Row.number < select(literal("low")).scalar_subquery(), False),
+    "a number and an enum that is kept by its name": (Row.level == 10, True),
+    "the same, among numbers": (Row.level.not_in([10]), False),
+    "the same, distinct": (Row.level.is_distinct_from(10), False),
+    "a time at midnight and a day": (Row.midnight == MIDNIGHT.date(), True),
+    "a time at midnight up to a day": (Row.midnight <= MIDNIGHT.date(), True),
+    "a time at midnight after a day": (Row.midnight > MIDNIGHT.date(), False),
+    "a time at midnight among days": (Row.midnight.in_([MIDNIGHT.date()]), True),
+    "a time at midnight until a day": (Row.midnight.between(date(2000, 1, 1), MIDNIGHT.date()), True),
+    "a day from a time on": (Row.day >= MIDNIGHT, True),
+    "a day before a time": (Row.day < MIDNIGHT, False),
+    "a day from a time on until another": (Row.day.between(MIDNIGHT, NOW.replace(tzinfo=None)), True),
+    "a time or a day, and a day": (func.coalesce(Row.midnight, null()) == MIDNIGHT.date(), True),
+    "a time and the text of one with a T": (Row.midnight >= MIDNIGHT.isoformat(), True),
+    "a time and the text of one without microseconds": (Row.midnight == MIDNIGHT.isoformat(sep=" "), True),
+    "a time of the day and its text without seconds": (Row.clock == "12:00", True),
+    "a time of the day between texts with one digit": (Row.clock.between("9:00", "13:00"), True),
+    "a duration and its text": (Row.span == "3:00:00", True),
+    "text or a text, and a number": (func.coalesce(Row.text, "0") == 7, True),
+    "one of two texts, more than a number": (case_of((Row.text == "7", "0"), else_="5") > 9, False),
+    "the greatest of texts in a subquery, and a number": (select(func.max(Row.text)).scalar_subquery() > 9, False),
+    "a count in a subquery, and a text": (select(func.count(Part.id)).scalar_subquery() == "1", True),
+    "a length less than a text": (func.length(Row.text) < func.trim(Row.text), False),
+    "a replaced text and a number": (func.replace(Row.text, "7", "8") == 8, True),
+    "a text of iif and a number": (func.iif(Row.text == "7", "1", "0") == 1, True),
+    "json that is said to be a number": (type_coerce(Row.data["n"], Integer) == 10, True),
+    "json's truth by its word": (Row.data["yes"].as_string() == "true", True),
+    "json's truth and a word": (Row.data["yes"].as_boolean() == "true", True),
+    "arithmetic of decimals that is equal": (Row.tenth * 3 == Decimal("0.3"), True),
+    "a sum of decimals that is equal": (
+        select(func.sum(Row.tenth)).scalar_subquery() + Row.tenth + Row.tenth == Decimal("0.3"),
+        True,
+    ),
+    "the rest of a decimal": (Row.total % 1 == Decimal("0.5"), True),
+    "the rest of a float": (Row.ratio % 1 == 0.5, True),
+    "a quarter of the year": (part_of("quarter", Row.january) == 1, True),
+    "a week of the year": (part_of("week", Row.january) == 2, True),
+    "a decimal as text": (cast_of(Row.tenth, String) == "0.10", True),
+    "a truth as text": (cast_of(Row.flag, String) == "true", True),
+    "a UUID as text": (cast_of(Row.token, String) == str(TOKEN), True),
+    "a time as text": (cast_of(Row.midnight, String) == str(MIDNIGHT), True),
 }
 RIGHT: dict[str, tuple[Any, bool]] = {
     "the clock": (Row.plain < func.now(), True),
@@ -386,6 +445,31 @@ RIGHT: dict[str, tuple[Any, bool]] = {
     "a number and a subquery of numbers": (Row.number > select(func.count(Part.id)).scalar_subquery(), True),
     "a time and a subquery of SQLite's own time": (Row.plain < select(func.datetime("now", "-1 hour")).scalar_subquery(), True),
     "a number among a subquery of numbers": (Row.number.in_(select(func.length(literal("1234567")))), True),
+    "an enum by its own, which is a number too": (Row.level == Level.high, True),
+    "an enum by its name": (Row.level == "high", True),
+    "a time from a day on": (Row.midnight >= MIDNIGHT.date(), True),
+    "a time before a day": (Row.midnight < MIDNIGHT.date() + timedelta(days=1), True),
+    "a time from a day on, before another": (
+        and_(Row.plain >= date(2000, 1, 1), Row.plain < date(2999, 1, 1)),
+        True,
+    ),
+    "a day up to a time": (Row.day <= MIDNIGHT, True),
+    "a day after a time": (Row.day > MIDNIGHT, False),
+    "a day by SQLite's own function, and a day": (func.date(Row.midnight) <= MIDNIGHT.date(), True),
+    "a day and its text": (Row.day == MIDNIGHT.date().isoformat(), True),
+    "a time after the text of a day": (Row.midnight > "2000-01-01", True),
+    "a time and its whole text": (Row.midnight == f"{MIDNIGHT.isoformat(sep=' ')}.000000", True),
+    "text or a text, and a text": (func.coalesce(Row.text, "0") == "7", True),
+    "a number or one, and a number": (func.coalesce(Row.number, 0) == 7, True),
+    "arithmetic of decimals, rounded": (func.round(Row.tenth * 3, 2) == Decimal("0.3"), True),
+    "arithmetic of whole numbers that is equal": (Row.number % 2 == 1, True),
+    "a sum of whole numbers": (select(func.sum(Row.number)).scalar_subquery() == 7, True),
+    "a decimal that is equal": (Row.tenth == Decimal("0.1"), True),
+    "a month": (part_of("month", Row.january) == 1, True),
+    "a day as text": (cast_of(Row.day, String) == MIDNIGHT.date().isoformat(), True),
+    "json's text by its kind": (Row.data["text"].as_string() == "x", True),
+    "json's truth by its kind": (Row.data["yes"].as_boolean().is_(True), True),
+    "a UUID": (Row.token == TOKEN, True),
     "a time before another within case": (Row.at <= case_of((Row.plain > literal(THEN), Row.at), else_=NOW), True),
 }
 
@@ -413,3 +497,10 @@ def test_text_of_json_that_keeps_its_quotes_is_refused_on_each_database(sqlite: 
     for dialect in (sqlite.dialect, POSTGRES):
         assert "write .as_string() and no cast" in str(refused(clause, dialect))
     assert not holds(sqlite, clause)
+
+
+@pytest.mark.parametrize("clause", [Row.token == "no UUID", Row.january.in_([date(2026, 1, 5), literal("x", Date)])], ids=["one", "among"])
+def test_a_value_that_its_type_does_not_take_is_refused(sqlite: Connection, clause: Any) -> None:
+    why = str(refused(clause, sqlite.dialect))
+    assert "cannot be asked with '" in why
+    assert "give it a value of the column's type" in why

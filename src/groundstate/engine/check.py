@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, Table, Text, select, text, type_coerce
+from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, Table, Text, func, select, text, type_coerce
 from sqlalchemy.exc import CompileError, DBAPIError
 
 from groundstate.engine import fitting, hidden, key_columns, odd_times, plans, registry, rights, schema, stored, triggers, trouble
@@ -374,6 +374,13 @@ def _local_defaults(database: Database, connection: Connection, questions: Seque
         column = look.base_column(look.element(due.attribute))
         if not isinstance(column.type, DateTime) or column.type.timezone:
             continue
+        zone = _zone_of_its_default(database, connection, column)
+        if zone is not None:
+            words = (
+                f"the default of {due.attribute} is the clock of the session that writes, whose zone is {zone} here, and a due time without"
+                " a zone is in UTC"
+            )
+            yield Finding("problem", "time", question.spec.name, words, "mapped_column(groundstate.Instant, server_default=func.now())")
         for given in (_from_python(column), _from_sqlite(database, connection, column)):
             off = None if given is None else given - now.replace(tzinfo=None)
             if off is not None and abs(off) > _A_MOMENT and abs(off - (now.astimezone().utcoffset() or timedelta())) < _A_MOMENT:
@@ -389,6 +396,7 @@ def _local_defaults(database: Database, connection: Connection, questions: Seque
                 yield Finding("problem", "time", question.spec.name, words, cure)
 
 
+_CLOCKS = ("now(", "current_timestamp", "localtimestamp", "clock_timestamp(", "statement_timestamp(", "transaction_timestamp(")
 _A_MOMENT = timedelta(minutes=2)  # between the database's clock and this host's
 
 
@@ -402,6 +410,19 @@ def _from_python(column: Any) -> datetime | None:
     except Exception:  # it wants a statement's context, or is not ours to call
         return None
     return value.replace(tzinfo=None) if isinstance(value, datetime) else None
+
+
+def _zone_of_its_default(database: Database, connection: Connection, column: Any) -> str | None:
+    """The zone in which a session of PostgreSQL writes the column's default; None where that is UTC, or the default asks no clock."""
+    default = column.server_default
+    if database.name != "postgresql" or not isinstance(default, DefaultClause):
+        return None
+    said = str(default.arg).lower()
+    if not any(clock in said for clock in _CLOCKS) or "zone" in said:
+        return None
+    zone = str(connection.execute(text("SELECT reset_val FROM pg_settings WHERE name = 'TimeZone'")).scalar_one())
+    off = connection.execute(select(func.timezone(zone, func.now()) - func.timezone("UTC", func.now()))).scalar_one()
+    return zone if off else None
 
 
 def _from_sqlite(database: Database, connection: Connection, column: Any) -> datetime | None:

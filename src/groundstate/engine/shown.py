@@ -18,17 +18,22 @@ from sqlalchemy.sql.compiler import SQLCompiler
 def sql_text(dialect: Dialect, table: FromClause, condition: ColumnElement[Any]) -> str:
     """SQL that can be asked, and that no other condition has; with the list of its values beside it where a type cannot be written."""
     try:
-        return undoubled(dialect, _where(dialect.statement_compiler, dialect, table, condition, literal_binds=True)[0])
+        return _without_nul(undoubled(dialect, _where(dialect.statement_compiler, dialect, table, condition, literal_binds=True)[0]))
     except (CompileError, NotImplementedError):
         said, values = _where(dialect.statement_compiler, dialect, table, condition, literal_binds=False)
-        return f"{said} -- {values}"
+        return _without_nul(f"{said} -- {values}")
+
+
+def _without_nul(said: str) -> str:
+    """As it can be written down: PostgreSQL's text has no NUL, which bytes that a clause compares may have."""
+    return said.replace("\x00", "\\x00")
 
 
 def sql_shown(dialect: Dialect, table: FromClause, condition: ColumnElement[Any]) -> str:
     """For people: in one line, with every value."""
     made: Any = dialect.statement_compiler
     said, _ = _where(_compiler(made), dialect, table, condition, literal_binds=True)
-    return undoubled(dialect, one_line(said))
+    return _without_nul(undoubled(dialect, one_line(said)))
 
 
 def _where(

@@ -14,7 +14,7 @@ from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.operators import gt, le
 
 from groundstate.engine.one_moment import OneMoment
-from groundstate.rules import miscomputed
+from groundstate.rules import stored_time
 from groundstate.rules.due import FARTHEST, DueSpec
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
@@ -128,7 +128,7 @@ class Timing:
         if self._due.attribute is None:
             return None  # `miscomputed` has looked at it
         kind = self._due.base.type
-        stored = miscomputed.stored(kind, self._database.engine.dialect)
+        stored = stored_time.stored(kind, self._database.engine.dialect)
         if self._embedded and isinstance(kind, DateTime) and kind.timezone:
             return (
                 "is a DateTime(timezone=True), and SQLite drops the zone of what is written there, so that it may be due hours off: map it"
@@ -140,10 +140,10 @@ class Timing:
                 " into a time by an SQL expression, as in func.datetime(column, 'unixepoch') on SQLite, func.to_timestamp(column) on"
                 " PostgreSQL"
             )
-        if isinstance(stored, str) and not miscomputed.WRITTEN.startswith(stored[: len(miscomputed.WRITTEN)]):
-            return f"stores {miscomputed.WRITTEN}Z as {stored!r}, which does not sort as time does: map it as groundstate.Instant"
-        if isinstance(stored, datetime) and stored.tzinfo is None and stored != miscomputed.SAMPLE.replace(tzinfo=None):
-            return f"stores {miscomputed.WRITTEN}Z as {stored}: what has no zone must be in UTC; map it as groundstate.Instant"
+        if isinstance(stored, str) and not stored_time.WRITTEN.startswith(stored[: len(stored_time.WRITTEN)]):
+            return f"stores {stored_time.WRITTEN}Z as {stored!r}, which does not sort as time does: map it as groundstate.Instant"
+        if isinstance(stored, datetime) and stored.tzinfo is None and stored != stored_time.SAMPLE.replace(tzinfo=None):
+            return f"stores {stored_time.WRITTEN}Z as {stored}: what has no zone must be in UTC; map it as groundstate.Instant"
         return None
 
 

@@ -27,6 +27,7 @@ from sqlalchemy.sql.elements import (
     Label,
     Null,
     True_,
+    TypeCoerce,
     UnaryExpression,
 )
 from sqlalchemy.sql.functions import FunctionElement
@@ -145,12 +146,12 @@ def function_name(one: Any) -> str:
 
 def reads_text_as_numbers(side: Any) -> bool:
     """Whether SQLite reads the text beside it as a number, since it has a type of its own, as no function and no arithmetic has."""
-    return isinstance(side, Column | Cast | Extract)
+    return isinstance(side, Column | Cast | Extract) or is_part_of_json(side, (Boolean, *NUMBERS))
 
 
 def reads_numbers_as_text(side: Any) -> bool:
     """Whether SQLite reads the number beside it as text, since it has a type of its own, as no function and no `||` has."""
-    return isinstance(side, Column | Cast) or _is_part_of_json_as_text(side)
+    return isinstance(side, Column | Cast) or is_part_of_json(side, String)
 
 
 def is_number(side: Any, dialect: Dialect) -> bool:
@@ -187,8 +188,18 @@ def is_text(side: Any, dialect: Dialect) -> bool:
     if isinstance(side, Column | Cast):
         return isinstance(kept_as(side, dialect), String) and is_bound_as_it_is(side, dialect)
     if isinstance(side, BinaryExpression):
-        return side.operator is operators.concat_op or _is_part_of_json_as_text(side)
+        return side.operator is operators.concat_op or is_part_of_json(side, String)
     return function_name(side) in _GIVING_TEXTS or (function_name(side) == "strftime" and isinstance(side.type, NullType))
+
+
+def is_text_in_each_case(side: Any, dialect: Dialect) -> bool:
+    """Whether whichever of its alternatives it is, it is a text, as for coalesce(a column of text, '')."""
+    return not isinstance(side, BindParameter) and all(is_text(one, dialect) or _is_text_given(one) for one in not_null(side) or [side])
+
+
+def _is_text_given(side: Any) -> bool:
+    values = list(look.bound(side))
+    return bool(values) and all(isinstance(value, str) for value in values) and isinstance(side.type, String | NullType)
 
 
 def is_text_of_number(side: Any) -> bool:
@@ -224,9 +235,10 @@ def kind_of_time(side: Any, dialect: Dialect) -> str | None:
 
 
 def is_in_json(side: Any) -> bool:
+    side = inner(side.clause) if isinstance(side, TypeCoerce) else side  # which changes nothing of what SQLite computes
     return isinstance(side, BinaryExpression) and side.operator in _INSIDE_JSON and isinstance(side.type, JSON)
 
 
-def _is_part_of_json_as_text(side: Any) -> bool:
-    """What as_string() gives."""
-    return isinstance(side, BinaryExpression) and side.operator in _INSIDE_JSON and isinstance(side.type, String)
+def is_part_of_json(side: Any, kinds: Any) -> bool:
+    """What as_string(), as_boolean() and their like give, where it is one of these types."""
+    return isinstance(side, BinaryExpression) and side.operator in _INSIDE_JSON and isinstance(side.type, kinds)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time
 from typing import Any
 
-from sqlalchemy import Boolean, Enum
+from sqlalchemy import JSON, Boolean, Enum
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import (
@@ -20,6 +20,7 @@ from sqlalchemy.sql.elements import (
     ColumnElement,
     FunctionFilter,
     Grouping,
+    Null,
     Over,
     TextClause,
     UnaryExpression,
@@ -38,6 +39,7 @@ _CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "clock_
 _OF_SQLITE = {"date", "time", "datetime", "julianday", "unixepoch", "strftime"}  # the clock where they are asked for 'now'
 _TRUTHS = (operators.inv, operators.is_true, operators.is_false)
 _NEGATIVE = (operators.ne, operators.not_in_op, operators.not_like_op, operators.not_ilike_op)
+_OF_NULL = (operators.is_, operators.is_not)
 _NULL_SAFE = (operators.is_, operators.is_not, operators.is_distinct_from, operators.is_not_distinct_from)
 
 
@@ -182,6 +184,11 @@ def suspected(clauses: Sequence[ColumnElement[bool]]) -> Iterator[str]:
                 yield (
                     f"{column} can be NULL, and `{clause}` holds for no row where it is: write {column}.is_distinct_from(...), or add"
                     f" {column}.is_not(None) where such rows are not meant"
+                )
+            if operator in _OF_NULL and isinstance(right, Null) and isinstance(base.type, JSON) and not base.type.none_as_null:
+                yield (
+                    f"{column} is JSON, as which a None that is assigned is written as JSON's null, and `{clause}` asks for SQL's NULL"
+                    f" alone: map it as {type(base.type).__name__}(none_as_null=True)"
                 )
 
 
