@@ -125,9 +125,9 @@ class Ticks:
             raise error
         if trouble.transient(error):
             log.warning(
-                "schedule %s waits for the database: %s",
+                "schedule %s waits for the database, and is tried again: %s",
                 plan.spec.name,
-                describe(error),
+                trouble.told(error),
                 extra={"event": "schedule_waits", "schedule": plan.spec.name},
             )
         else:
