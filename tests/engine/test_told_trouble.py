@@ -17,6 +17,7 @@ from groundstate import Retry
 from groundstate.cli.common import words_of
 from groundstate.engine import succession, trouble
 from groundstate.engine.guarded import describe, text_of
+from groundstate.engine.ticks import Ticks, _Plan
 from groundstate.values.errors import StoreRefused
 from tests.engine.kit import Order, World
 
@@ -72,6 +73,15 @@ def test_a_start_that_is_given_up_since_the_disk_is_full_says_so_and_nothing_of_
     with pytest.raises(StoreRefused, match=r"nothing can be written where shop lies .*free some space") as met:
         succession.patiently(shift(), step)
     assert "lock" not in str(met.value)
+
+
+@pytest.mark.parametrize(("orig", "said"), TROUBLES, ids=["full", "io", "locked"])
+def test_what_a_schedule_waits_for_is_said_with_its_cure(caplog: pytest.LogCaptureFixture, orig: Exception, said: str) -> None:
+    plan: Any = _Plan(SimpleNamespace(name="hourly"))  # type: ignore[arg-type]  # its name alone is asked for
+    Ticks.__new__(Ticks)._postpone(plan, OperationalError("INSERT", None, orig))
+    (line,) = caplog.records
+    assert vars(line)["event"] == "schedule_waits"
+    assert line.getMessage() == f"schedule hourly waits for the database, and is tried again: {said}"
 
 
 def test_a_server_that_does_not_answer_is_not_said_to_have_said_something() -> None:
