@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from groundstate import Outside, Retry, hold
+from groundstate import Failure, Outside, Retry, hold
 from tests.engine.kit import Order, World
 from tests.patience import until
 
@@ -332,3 +334,42 @@ def test_a_connection_on_which_nothing_goes_any_more_is_replaced(sqlite_world: W
     assert world.count(Order.status == "paid") == 19
     assert "not authorized" in (world.attempt().error or "")
     assert told(caplog, "connection_renewed") != []
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["nothing_else", "another_change"])
+def test_a_handler_that_catches_what_its_flush_raised_fails_since_all_of_it_is_undone(world: World, beside: bool) -> None:
+    def go_on(order: Order, session: Session) -> None:
+        session.add(Order(id=order.id + 1_000, status="beside"))
+        order.status = "paid"
+        with suppress(Exception):
+            if order.id == 2:
+                session.add(Order(id=1))
+            session.flush()
+        if beside:
+            order.note = "and on it goes"
+
+    world.app.on(Order, Order.status == "placed", retry=Retry(times=1), name="paid")(go_on)
+    world.orders(3)
+    world.settled()
+    (attempt,) = world.attempts()
+    assert attempt.record == "2"
+    assert (attempt.error or "").startswith("its flush was refused, and it went on (")
+    assert world.count(Order.status == "paid") == world.count(Order.status == "beside") == 2
+
+
+def test_a_gave_up_handler_that_catches_what_its_flush_raised_has_not_answered(world: World) -> None:
+    @world.app.on(Order, Order.status == "placed", Order.id == 1, retry=Retry(times=1))
+    def paid(_order: Order) -> None:
+        raise ValueError("enough")
+
+    @paid.gave_up
+    def paid_gave_up(order: Order, _failure: Failure, session: Session) -> None:
+        order.status = "given up"
+        with suppress(IntegrityError):
+            session.add(Order(id=2, status="given up"))
+            session.flush()
+
+    world.orders(2)
+    world.settled()
+    assert world.states() == ["held"]
+    assert "its flush was refused, and it went on (" in (world.attempt().why or "")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from groundstate import DeclarationError, Moment, Retry, Stopped, StoreRefused
@@ -16,6 +19,7 @@ from groundstate.engine import persons, renaming, schedules
 from groundstate.engine.schedules import Scheduled
 from groundstate.store import opening
 from tests.engine.kit import HANG_S, QUICK, Killed, Life, Order, World, ms, until
+from tests.engine.test_kept_open import ways
 
 HOUR = timedelta(hours=1)
 HOUR_S = 3600
@@ -123,6 +127,83 @@ def test_rows_of_a_tick_are_carried_out_by_reactions_at_once(world: World) -> No
     world.settled()
     clock.gone(1.5)
     assert world.count(Order.receipt == "sent") == 1
+
+
+TWICE = ("UNIQUE constraint failed", "duplicate key value")
+
+
+def taken_key(session: Session) -> None:
+    session.add(Order(id=1))
+
+
+def flushed(session: Session) -> None:
+    taken_key(session)
+    session.flush()
+
+
+def asked(session: Session) -> None:
+    taken_key(session)
+    session.query(Order).count()
+
+
+def caught(session: Session) -> None:
+    session.add(Order(id=500, status="beside"))
+    session.flush()
+    with suppress(IntegrityError):
+        flushed(session)
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (taken_key, "its flush was refused: ("),
+        (flushed, "the handler raised IntegrityError: ("),
+        (asked, "the handler raised IntegrityError: ("),
+        (caught, "its flush was refused, and it went on ("),
+    ],
+    ids=["at_the_end", "in_the_handler", "by_a_question", "and_was_caught"],
+)
+def test_a_tick_whose_flush_is_refused_says_what_the_database_said(
+    world: World, caplog: pytest.LogCaptureFixture, act: Callable[[Session], None], said: str
+) -> None:
+    @world.app.every(HOUR, name="hourly", retry=Retry(times=2, first=ms(5)))
+    def hourly(session: Session) -> None:
+        act(session)
+
+    world.orders(1)
+    world.settled()
+    world.forward(1.5 * HOUR_S)
+    life = world.worker()
+    until(lambda: world.states() == ["held"], world.attempts)
+    life.stop()
+    error = world.attempt().error or ""
+    assert error.startswith(said), error
+    assert any(words in error for words in TWICE), error
+    assert "StateRefused" not in error
+    lines = [line.getMessage() for line in caplog.records if getattr(line, "event", None) == "tick_failed"]
+    assert len(lines) == 2
+    assert all(error in line for line in lines)
+    assert world.count(Order.status == "beside") == 0
+
+
+def test_a_tick_whose_handler_ends_our_transaction_is_refused_in_each_way(world: World) -> None:
+    some = list(ways(world))
+
+    @world.app.every(HOUR, missed="all", name="hourly", retry=Retry(times=1))
+    def hourly(session: Session) -> None:
+        session.add(Order(status="beside"))
+        session.flush()
+        some.pop()(session)
+
+    world.there()
+    world.settled()
+    world.forward((len(some) + 0.5) * HOUR_S)
+    number = len(some)
+    world.settled()
+    errors = [one.error or "" for one in world.attempts()]
+    assert len(errors) == number
+    assert [error for error in errors if "StateRefused" not in error] == []
+    assert world.count(Order.status == "beside") == 0
 
 
 def test_a_living_worker_sleeps_until_the_next_tick(world: World) -> None:

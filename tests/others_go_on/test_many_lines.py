@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
 from groundstate import NotDone
 from groundstate.engine.limited_lines import LINES_MOST
 from groundstate.values.answers import Failure
@@ -49,3 +53,18 @@ def test_many_calls_that_are_given_up_have_ten_lines_and_a_count(beside: Beside)
     life.stop()
     assert len(beside.told("given_up")) == LINES_MOST
     assert ("INFO", "given_up", 3) in left_out(beside)
+
+
+def test_many_ticks_that_fail_have_ten_lines_and_a_count(beside: Beside) -> None:
+    @beside.app.every(timedelta(hours=1), missed="all", retry=ONCE)
+    def hourly(_session: Session) -> None:
+        raise ValueError("enough")
+
+    beside.there()
+    beside.settled()
+    beside.forward(3600 * (len(MANY) + 0.5))
+    life = beside.worker()
+    until(lambda: beside.states() == ["held"] * len(MANY), beside.attempts)
+    life.stop()
+    assert len(beside.told("tick_failed")) == LINES_MOST
+    assert ("WARNING", "tick_failed", 3) in left_out(beside)

@@ -55,6 +55,7 @@ def test_one_of_two_databases_is_silent(
             ((store, report),) = asked.each(lambda store: pending.ask(app, store))
             assert (store.label, report.to_do[0].rows) == ("shop", 0)
             assert [one.store for one in asked.said["unusable"]] == ["bank"]
+            assert asked.said["unusable"][0].message.startswith("the database does not answer: ")
         told = [one for one in caplog.records if getattr(one, "event", "") == "database_trouble"]
         assert {getattr(one, "store", None) for one in told} == {"bank"}
 

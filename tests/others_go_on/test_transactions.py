@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Outside, hold
+from groundstate.engine import limited_lines
 from tests.engine.kit import Base, Order
 from tests.engine.test_kept_open import ways
 from tests.others_go_on.conftest import ONCE, Beside, a_world
@@ -37,7 +38,8 @@ def are_written_once(beside: Beside) -> None:
 
 
 @pytest.mark.parametrize("by_a_call", [False, True], ids=["without_a_call", "of_an_outcome"])
-def test_a_handler_ends_our_transaction(beside: Beside, by_a_call: bool) -> None:
+def test_a_handler_ends_our_transaction(beside: Beside, by_a_call: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limited_lines, "LINES_MOST", 100)  # each of them is looked for in the log
     some = dict(zip(range(3, 1_000, 3), ways(beside)[::3], strict=False))  # some of them; test_kept_open has each
     beside.ones = tuple(some)
 

@@ -380,6 +380,8 @@ def code_of(error: BaseException) -> Code:
 def words_of(error: BaseException) -> str:
     """The error in a line or a few, without statement, parameters or traceback."""
     if isinstance(error, DBAPIError):
+        if trouble.silent(error):
+            return f"the database does not answer: {trouble.SILENT} ({plain(trouble.said(error))})"
         return f"the database says: {plain(trouble.said(error))}{_cure(str(error.orig))}"
     if isinstance(error, GroundstateError):
         return "\n".join(plain(line) for line in str(error).splitlines())
@@ -395,8 +397,8 @@ def _cure(said: str) -> str:
         return "; the app's own tables are made by your migrations, or for a first try by `groundstate init --tables`"
     if "malformed" in said:
         return "; the file is damaged: put back a backup, then `groundstate run --after-restore`"
-    if "disk is full" in said or "disk I/O error" in said or "No space left" in said:
-        return "; free some space where the database lies, and try again: nothing is lost by it"
+    if any(words in said for words in trouble.NO_SPACE):
+        return f"; {trouble.SPACE}"
     if "readonly database" in said:
         return "; let this user write to the file and to its folder"
     if "no such column" in said or ("column" in said and "does not exist" in said):

@@ -155,7 +155,8 @@ def _show_answer(out: Console, said: Why, one: Answer) -> None:
         mark, colour = _MARKS[clause.holds]
         out.print(Text.assemble("  ", (mark, colour), " ", plain(clause.sql)), soft_wrap=True)
     if one.timed:
-        out.print(Text(f"  due: {at(one.due, said.now) if one.due else 'never, since its due time is NULL'}"), soft_wrap=True)
+        due = at(one.due, said.now) if one.due else plain(one.no_due or "never, since its due time is NULL")
+        out.print(Text(f"  due: {due}"), soft_wrap=True)
     for attempt in one.attempts:
         _show_attempt(out, said.now, attempt)
     if one.goes_round is not None and one.goes_round not in one.next:

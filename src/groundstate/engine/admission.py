@@ -202,8 +202,8 @@ class Admission:
                 raise
 
     def warn(self) -> None:
-        """A condition that reads a whole large table is said at each start (hazard 28), and so are rows that this role may not see, and
-        records with columns that are not there.
+        """A condition that reads a whole large table is said at each start (hazard 28), and so are rows that this role may not see, due
+        times in SQLite that are none, and records with columns that are not there.
         """
         unfit.look_over(self._shift)
         # A courtesy: what goes wrong in it must not keep anything from being carried out.
@@ -211,6 +211,14 @@ class Admission:
             questions = [lane.question for lane in self._shift.lanes]
             for finding in check.hidden_rows(self._shift.database, connection, questions):
                 log.warning("%s. Cure: %s", finding.words, finding.cure, extra={"event": "rows_hidden"})
+            for finding in check.other_times(connection, questions):
+                log.warning(
+                    "%s: %s. Cure: %s",
+                    finding.subject,
+                    finding.words,
+                    finding.cure,
+                    extra={"event": "due_time_odd", "reaction": finding.subject},
+                )
             for finding in check.large_scans(self._shift.database, connection, questions):
                 log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`", extra={"event": "condition_scans"})
 

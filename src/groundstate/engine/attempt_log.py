@@ -28,6 +28,20 @@ def say_failed(life: Life, spec: ReactionSpec, record: str, error: str, cause: B
     )
 
 
+def say_tick_failed(life: Life, schedule: str, tick: str, error: str, cause: BaseException | None) -> None:
+    """The handler of a schedule failed for this tick."""
+    if not life.lines.may_tell(schedule, limited_lines.TICK_FAILED, time.monotonic()):
+        return
+    log.warning(
+        "schedule %s, tick %s: %s",
+        schedule,
+        tick,
+        error,
+        exc_info=life.tracebacks.of(schedule, cause),
+        extra={"event": "tick_failed", "schedule": schedule, "tick": tick},
+    )
+
+
 def say_unreadable(life: Life, spec: ReactionSpec, record: str, error: str | None) -> None:
     """This record could not be read."""
     if not life.lines.may_tell(spec.name, limited_lines.RECORD_UNREADABLE, time.monotonic()):

@@ -11,7 +11,6 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.engine import aside, barred, begin, careful, due, locked, no_call, plain, trouble, unfit
 from groundstate.engine.crowd import Crowd
 from groundstate.engine.groups import Round
-from groundstate.engine.guarded import describe
 from groundstate.engine.lane import Lane
 from groundstate.engine.plain import Feed
 from groundstate.engine.question import Question
@@ -150,7 +149,10 @@ class Batches:
                 raise
             if passing:
                 log.warning(
-                    "%s waits for the database: %s", lane.name, describe(error), extra={"event": "reaction_waits", "reaction": lane.name}
+                    "%s waits for the database, and is tried again: %s",
+                    lane.name,
+                    trouble.told(error),
+                    extra={"event": "reaction_waits", "reaction": lane.name},
                 )
             else:
                 log.exception("%s could not be carried out, tried again", lane.name, extra={"event": "batch_failed", "reaction": lane.name})

@@ -95,7 +95,7 @@ def check(
             found += _counted_beside(questions)
         if database.name == "sqlite":
             found += _reused_keys(connection, questions)
-            found += _other_times(connection, questions)
+            found += other_times(connection, questions)
     return sorted(found, key=lambda one: one.level != "problem")
 
 
@@ -345,7 +345,7 @@ def _clocks(questions: Sequence[Question]) -> Iterator[Finding]:
             yield Finding("advice", "time", question.spec.name, words, "due=after(column, timedelta(...)), which is slept upon")
 
 
-def _other_times(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
+def other_times(connection: Connection, questions: Sequence[Question]) -> Iterator[Finding]:
     """Due times in SQLite that others wrote in another way: as text they do not sort among ours."""
     for question in questions:
         words = odd_times.first(connection, question)

@@ -70,6 +70,7 @@ class Case:
     mine: Attempt | None
     waits: Sequence[WaitsFor]
     due: datetime | None
+    no_due: str | None
     unread: str | None
 
     def late(self, now: datetime) -> Question | None:
@@ -123,11 +124,13 @@ def _of_a_round(looked: Looked, case: Case, key: PrimaryKey) -> Next:
 
 def _of_its_time(looked: Looked, case: Case, key: PrimaryKey) -> Next | None:
     """Where its due time is all that is to be said."""
-    if case.due is None:
+    if case.due is None and case.no_due is None:
         return "nothing: its due time is NULL", None
     odd = odd_times.of_record(looked.connection, case.question, key)
     if odd is not None:
         return f"{odd}: {odd_times.CURE}", None
+    if case.due is None:
+        return f"nothing: due {case.no_due}", None
     if case.due <= looked.now:
         return None
     kept = _off(looked, case.question, key, loud=True)

@@ -63,7 +63,7 @@ def _run(
             if failure.cause is not None and trouble.transient(failure.cause):
                 raise failure.cause from None
             failed.add(work.key)
-            if isinstance(failure.cause, SQLAlchemyError):
+            if isinstance(failure.cause, SQLAlchemyError) or tx.session.is_undone:
                 return failed, None
             if work.record in tx.session:
                 tx.session.expunge(work.record)

@@ -6,6 +6,7 @@ ours that tells of such a thing gets its text here, so that a failure is written
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import threading
 import traceback
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_BACKGROUND = re.compile(r"\s*\(Background on this error at: https://sqlalche\.me/[^)\s]*\)")  # ends what SQLAlchemy says of each error
 OURS = str(Path(__file__).parents[1])
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
@@ -75,8 +77,9 @@ def place_of(error: BaseException) -> str:
 
 
 def text_of(value: object) -> str:
-    """The words of an exception, or of anything else."""
-    return _made(lambda: str(value))
+    """The words of an exception, or of anything else; without the address that SQLAlchemy puts after each of its own."""
+    words = _made(lambda: str(value))
+    return _BACKGROUND.sub("", words) if "sqlalche.me" in words else words
 
 
 def shown(value: object) -> str:

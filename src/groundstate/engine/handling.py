@@ -24,6 +24,8 @@ from groundstate.rules import equality, overtaken
 from groundstate.rules.reaction import Function, ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 
+_FLUSH_APART = "let it raise that, or flush in `with session.begin_nested():`, which alone is undone then"
+
 
 class HandlerFailed(Exception):
     """The handler raised, made no progress, or wrote what it may not. `error` says which."""
@@ -86,6 +88,7 @@ def _run(tx: Transaction, function: Function, work: Work) -> None:
         tx.handlers.ended()
     if tx.is_over():  # before another handler runs: what that one writes would be kept without its record
         raise TransactionEnded(function.plain_name, work.key)
+    refuse_what_is_undone(tx)
     why = None if was is None else in_place.lost(tx, work.key, work.record, was)
     if why is not None:
         raise HandlerFailed(why)
@@ -140,7 +143,7 @@ def run_one(question: Question, tx: Transaction, function: Function, work: Work,
     """One record in a savepoint. Raises HandlerFailed, with the savepoint rolled back, where it is not to be kept."""
     with tx.session.begin_nested():
         call(question, tx, function, work)
-        _flush(question, tx, function)
+        flush(question.spec, tx, function)
         if progress and without_progress(question, tx, [work], None):
             raise HandlerFailed(f"made no progress: {still_holds(question)}")
 
@@ -171,12 +174,20 @@ def call(question: Question, tx: Transaction, function: Function, work: Work, *o
         _check_nothing_else(question, tx, [work.record, *others])
 
 
-def _flush(question: Question, tx: Transaction, function: Function) -> None:
+def flush(spec: ReactionSpec | ScheduleSpec, tx: Transaction, function: Function) -> None:
+    """Within its savepoint. Raises HandlerFailed."""
     try:
-        with writes_by_its_session(question.spec, function, tx), user_code():
+        with writes_by_its_session(spec, function, tx), user_code():
             tx.session.flush()
     except Exception as error:
         raise HandlerFailed(f"its flush was refused: {text_of(error)}", error) from error
+
+
+def refuse_what_is_undone(tx: Transaction) -> None:
+    """After a handler: one that caught what its flush raised would be taken for done, and nothing of it is left. Raises HandlerFailed."""
+    refused = tx.session.refused
+    if refused is not None and tx.session.is_undone:
+        raise HandlerFailed(f"its flush was refused, and it went on ({_FLUSH_APART}): {text_of(refused)}", refused)
 
 
 def writes_by_its_session(spec: ReactionSpec | ScheduleSpec, function: Function, tx: Transaction) -> AbstractContextManager[None]:
@@ -240,7 +251,7 @@ def run_overtaken(question: Question, tx: Transaction, work: Work, *, same_occur
         )
         if why is not None:
             raise HandlerFailed(why)
-        _flush(question, tx, question.spec.handler)
+        flush(question.spec, tx, question.spec.handler)
 
 
 def _null_before(question: Question, tx: Transaction, key: PrimaryKey, written: Mapping[str, Any]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Lines of the log of which many may be alike: ten a minute of each reaction and kind, and then how many were left out.
+"""Lines of the log of which many may be alike: ten a minute of each reaction (or schedule) and kind, and then how many were left out.
 
 What is left out is in the database, and `groundstate pending` and `held` list it. A line that is the only trace of what it tells has no
 kind here: each of those is written.
@@ -27,6 +27,7 @@ CALL_FAILED = Kind("call_failed", logging.INFO, "calls failed")
 CALL_IN_DOUBT = Kind("call_in_doubt", logging.WARNING, "calls are in doubt")
 CALL_HANGS = Kind("call_hangs", logging.WARNING, "calls went on past their time limit")
 HANDLER_FAILED = Kind("handler_failed", logging.WARNING, "handlers failed")
+TICK_FAILED = Kind("tick_failed", logging.WARNING, "ticks failed")
 RECORD_UNREADABLE = Kind("record_unreadable", logging.WARNING, "records could not be read")
 GIVEN_UP = Kind("given_up", logging.INFO, "records were given up")
 KEPT = Kind("attempt_kept", logging.INFO, "attempts wait")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, Text, func, not_, or_, select, type_coerce
+from sqlalchemy import ColumnElement, Connection, Text, and_, func, not_, or_, select, type_coerce
 
 from groundstate.engine.question import PrimaryKey, Question
+from groundstate.engine.timing import is_a_day
 
 LOOKED_AT = 10_000  # rows of a reaction
 CURE = "write it as 2026-12-24 18:00:00.000000, in UTC"
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
+_SORTS = [_DAY, *[f"{_DAY} {hour}:[0-5][0-9]:[0-5][0-9]*" for hour in ("[01][0-9]", "2[0-3]")]]
 
 
 def first(connection: Connection, question: Question) -> str | None:
@@ -27,8 +29,9 @@ def _odd(connection: Connection, question: Question, which: ColumnElement[bool])
         return None
     some = select(due.attribute.label("at")).where(which, due.attribute.is_not(None)).limit(LOOKED_AT).subquery()
     at = type_coerce(some.c.at, Text())
-    sorts = or_(at.op("GLOB")(_DAY), at.op("GLOB")(f"{_DAY} [0-9][0-9]:[0-9][0-9]:[0-9][0-9]*"))
-    found = connection.execute(select(at).where(or_(func.typeof(at) != "text", not_(sorts))).limit(1)).scalar()
+    sorts_here = and_(func.typeof(at) == "text", or_(*[at.op("GLOB")(pattern) for pattern in _SORTS]))
+    found = connection.execute(select(at, sorts_here).where(or_(not_(sorts_here), not_(is_a_day(at)))).limit(1)).first()
     if found is None:
         return None
-    return f"{due.attribute} holds {found!r}, which does not sort as a time among others: it is not carried out when it is due"
+    why = "is a time of no calendar" if found[1] else "does not sort as a time among others"
+    return f"{due.attribute} holds {found[0]!r}, which {why}: it is not carried out when it is due"

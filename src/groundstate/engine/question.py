@@ -435,7 +435,7 @@ class Question:
         """The base times of the records that are due next, within so long; with `since` also of those that became due after it."""
         assert self.timing is not None  # noqa: S101  # as above
         when = self.timing.within(within, since)
-        return select(self.timing.read.label("at")).where(self.condition, when).order_by(self.timing.base).limit(most)
+        return select(self.timing.read_if_any.label("at")).where(self.condition, when).order_by(self.timing.base).limit(most)
 
     def _after(self, cursor: Place) -> ColumnElement[bool]:
         key = self.key_in(cursor)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.engine import adopt, ahead, illegible, pulse, put_back, restore, trouble
 from groundstate.engine.life import RECONNECT, Life
 from groundstate.engine.pulse import Pulse
+from groundstate.engine.repeated import Repeated
 from groundstate.engine.shift import Shift
 from groundstate.engine.trouble import LockNotFree, OtherServer
 from groundstate.values.errors import LifeTaken, Stopped, StoreRefused
@@ -184,6 +185,7 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
     """
     began, pause = time.monotonic(), PAUSE_S
     troubled = restarts = False
+    says = Repeated()
     while True:
         if shift.stopping is not None:
             raise Stopped(WHILE_IT_CAME_UP)
@@ -199,14 +201,25 @@ def patiently(shift: Shift, step: Callable[[], object]) -> None:
             if time.monotonic() - began > LOCKED_OUT_S:
                 raise StoreRefused(refused) from error
             troubled = True
-            log.warning("the database is in trouble, tried again: %s", trouble.told(error), extra={"event": "database_trouble"})
-            if not trouble.locked(error):  # that took its time already
-                _rest(shift, pause)
+            wait = 0.0 if trouble.locked(error) else pause  # that took its time already
+            _say_trouble(says, trouble.told(error), wait)
+            if wait:
+                _rest(shift, wait)
                 pause = min(pause * 1.5, PAUSE_LONGEST_S)
         else:
             if troubled:
                 say_back(shift, time.monotonic() - began)
             return
+
+
+def _say_trouble(says: Repeated, words: str, wait_s: float) -> None:
+    if says.may_say(words, time.monotonic()):
+        log.warning(
+            "the database is in trouble, tried again in %.1f s: %s",
+            wait_s,
+            words,
+            extra={"event": "database_trouble", "wait_s": round(wait_s, 3)},
+        )
 
 
 def say_back(shift: Shift, took_s: float) -> None:
@@ -235,6 +248,8 @@ def _in_the_way(shift: Shift, error: DBAPIError | OtherServer, *, restarts: bool
         return f"the server has not come up within {LOCKED_OUT_S:g} s: see its log, and start again ({trouble.told(error)})"
     if not (trouble.transient(error) if shift.embedded else trouble.locked(error)):
         return None
+    if trouble.no_space(error):
+        return f"nothing can be written where {shift.store} lies ({trouble.told(error)})"
     what = "the write lock" if shift.embedded else "rows or tables that must be looked at first"
     return (
         f"somebody has held {what} of {shift.store} for "

@@ -16,7 +16,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, union_all
 
 from groundstate.engine import attempts, beside, careful, handling, marks, plain, trouble
+from groundstate.engine.attempt_log import say_tick_failed
 from groundstate.engine.guarded import describe, place_of, user_code
+from groundstate.engine.handling import HandlerFailed
 from groundstate.engine.illegible import WITHOUT_TIME
 from groundstate.engine.marks import Mark
 from groundstate.engine.shift import Shift
@@ -123,9 +125,9 @@ class Ticks:
             raise error
         if trouble.transient(error):
             log.warning(
-                "schedule %s waits for the database: %s",
+                "schedule %s waits for the database, and is tried again: %s",
                 plan.spec.name,
-                describe(error),
+                trouble.told(error),
                 extra={"event": "schedule_waits", "schedule": plan.spec.name},
             )
         else:
@@ -257,9 +259,7 @@ class Ticks:
         try:
             return beside.redo_lost_updates(run)
         except Exception as error:
-            if trouble.transient(error):
-                raise
-            failed = error
+            failed = _of_the_tick(error)
         with self._shift.life.transaction() as tx:
             if not marks.taken(tx, plan.spec, mark):
                 return None
@@ -299,13 +299,11 @@ class Ticks:
             if not beside.redo_lost_updates(run):
                 return plan.busy()
         except Exception as error:
-            if trouble.transient(error):
-                raise
-            self._failed_again(plan, occurrence, error)
+            self._failed_again(plan, occurrence, _of_the_tick(error))
         self._shift.took += 1
         return 0.0
 
-    def _failed_again(self, plan: _Plan, occurrence: str, error: Exception) -> None:
+    def _failed_again(self, plan: _Plan, occurrence: str, error: HandlerFailed) -> None:
         with self._shift.life.transaction() as tx:
             before = self._standing(tx, plan.spec, occurrence)
             if before is not None:
@@ -326,16 +324,9 @@ class Ticks:
     def _new(self, spec: ScheduleSpec, tick: datetime, tx: Transaction) -> Attempt:
         return attempts.new((spec.app, spec.name, RECORD, keys.instant(tick)), self._shift.life.id, tx.now)
 
-    def _after_failure(self, spec: ScheduleSpec, before: Attempt, error: Exception, tx: Transaction) -> Attempt:
-        words = self._shift.life.shorten(f"the handler raised {describe(error)}{place_of(error)}")
-        log.warning(
-            "schedule %s, tick %s: %s",
-            spec.name,
-            before.occurrence,
-            words,
-            exc_info=self._shift.life.tracebacks.of(spec.name, error),
-            extra={"event": "tick_failed", "schedule": spec.name, "tick": before.occurrence},
-        )
+    def _after_failure(self, spec: ScheduleSpec, before: Attempt, error: HandlerFailed, tx: Transaction) -> Attempt:
+        words = self._shift.life.shorten(error.error)
+        say_tick_failed(self._shift.life, spec.name, before.occurrence, words, error.cause)
         return plain.failed_once_more(self._shift.life, spec.retry, before, words, tx.now)
 
 
@@ -345,9 +336,23 @@ def _begun_by_us(shift: Shift) -> ColumnElement[bool]:
 
 
 def _handle(spec: ScheduleSpec, tx: Transaction, tick: datetime) -> None:
-    with handling.writes_by_its_session(spec, spec.handler, tx), user_code():
-        spec.handler(session=tx.session, at=tx.moment(due=tick.astimezone(spec.timing.tzinfo)))
-        tx.session.flush()
+    """In a savepoint, which SQLAlchemy rolls back where a flush is refused: nobody may roll back our transaction itself.
+
+    Raises HandlerFailed where its flush was refused, and what the handler raises as it is.
+    """
+    with tx.session.begin_nested():
+        with handling.writes_by_its_session(spec, spec.handler, tx), user_code():
+            spec.handler(session=tx.session, at=tx.moment(due=tick.astimezone(spec.timing.tzinfo)))
+        handling.refuse_what_is_undone(tx)
+        handling.flush(spec, tx, spec.handler)
+
+
+def _of_the_tick(error: Exception) -> HandlerFailed:
+    """What its handler did wrong. Raises what says nothing about it."""
+    cause = error.cause if isinstance(error, HandlerFailed) else error
+    if cause is not None and trouble.transient(cause):
+        raise cause
+    return error if isinstance(error, HandlerFailed) else HandlerFailed(f"the handler raised {describe(error)}{place_of(error)}", error)
 
 
 def _stands(tx: Transaction, spec: ScheduleSpec, tick: datetime) -> bool:

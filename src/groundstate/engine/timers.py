@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.engine import aside, barred, trouble, unfit
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
-from groundstate.engine.timing import Timing
+from groundstate.engine.timing import InstantIfAny, Timing
 from groundstate.rules.policy import LONG_AGO
 from groundstate.rules.usual import Usual
 from groundstate.store.tables import Instant
@@ -125,7 +125,7 @@ class Timers:
         for number, base, now in connection.execute(self._asks[1], since):
             if number < 0:
                 self._said.append(now)
-            else:
+            elif base is not None:  # or it is no time
                 found[number].append((_timing(lanes[number]).begins(base) - now).total_seconds())
         return [sorted(some) for some in found]
 
@@ -135,7 +135,7 @@ class Timers:
             lane.question.next_due(HORIZON, AT_ONCE, bindparam(_since(number), type_=Instant())).subquery()
             for number, lane in enumerate(lanes)
         ]
-        asked = select(literal_column("-1", Integer), type_coerce(null(), Instant()), now)
+        asked = select(literal_column("-1", Integer), type_coerce(null(), InstantIfAny()), now)
         return union_all(asked, *[select(literal_column(str(n), Integer), part.c.at, now) for n, part in enumerate(parts)])
 
 

@@ -5,10 +5,12 @@ A column is compared as it stands, so that its index is used: what it holds must
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, Interval, Text, and_, cast, func, literal, literal_column, type_coerce
+from sqlalchemy import ColumnElement, DateTime, Dialect, Interval, Text, and_, cast, func, literal, literal_column, type_coerce
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.operators import gt, le
@@ -20,6 +22,23 @@ from groundstate.rules.reaction import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.store.tables import Instant
 from groundstate.values.errors import DeclarationError
+
+
+class InstantIfAny(Instant):
+    """A point in time as it is read where others may have written what is none, as on SQLite: as None, and the rows beside it are read."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        made = super().result_processor(dialect, coltype)
+        return None if made is None or dialect.name != "sqlite" else partial(_if_any, made)
+
+
+def _if_any(made: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return made(value)
+    except (ValueError, TypeError):
+        return None
 
 
 class Timing:
@@ -66,12 +85,19 @@ class Timing:
     @property
     def recent(self) -> ColumnElement[bool]:
         """Its time came within a hundred years, likewise."""
-        return self._compared(gt, -self._due.since - FARTHEST)
+        return and_(self._compared(gt, -self._due.since - FARTHEST), *self._is_a_time)
 
     def within(self, horizon: timedelta, since: ColumnElement[datetime] | None = None) -> ColumnElement[bool]:
         """Its time is still to come (or came after `since`, which is said as `base_of` has it), and will have come by then."""
         begins = self._compared(gt, -self._due.since) if since is None else self.base.operate(gt, since)
-        return and_(begins, self._compared(le, horizon - self._due.since))
+        return and_(begins, self._compared(le, horizon - self._due.since), *self._is_a_time)
+
+    @property
+    def _is_a_time(self) -> list[ColumnElement[bool]]:
+        """On SQLite '2026-13-45' sorts among times, and is none. Of the rows in sight alone: what it says of each is not indexed."""
+        if not self._embedded or self._due.attribute is None:
+            return []
+        return [is_a_day(type_coerce(self.base, Text()))]
 
     def base_of(self, ready: datetime) -> datetime:
         """The base time of a record that is taken from then on."""
@@ -96,6 +122,11 @@ class Timing:
         """What `due_of` reads, as a column to select."""
         return type_coerce(self.base, Instant())
 
+    @property
+    def read_if_any(self) -> ColumnElement[datetime | None]:
+        """The same for many rows at once: None where what stands there is no time."""
+        return type_coerce(self.base, InstantIfAny())
+
     def due_of(self, base: object) -> datetime | None:
         """When a record with this base time becomes due; None where none is said."""
         return None if base is None else self._due.at(base)
@@ -103,6 +134,16 @@ class Timing:
     def begins(self, base: object) -> datetime:
         """When a record with this base time is taken: when it becomes due, or is too late."""
         return self._due.at(base) + (self._due.since - self._due.delta)
+
+    @property
+    def column(self) -> str:
+        """What the due time is made of, for people."""
+        return str(self._due.attribute or self._due.base)
+
+    @property
+    def may_hold_anything(self) -> bool:
+        """Whether others may have written what is no time: SQLite keeps that, and compares it as text."""
+        return self._embedded
 
     @property
     def words(self) -> str:
@@ -145,6 +186,13 @@ class Timing:
         if isinstance(stored, datetime) and stored.tzinfo is None and stored != stored_time.SAMPLE.replace(tzinfo=None):
             return f"stores {stored_time.WRITTEN}Z as {stored}: what has no zone must be in UTC; map it as groundstate.Instant"
         return None
+
+
+def is_a_day(written: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether this text in SQLite begins with a day of the calendar: 30 February would be read there as one in March."""
+    day = func.substr(written, 1, 10)  # alone: its last half of a millisecond may be rounded into the next day
+    read = func.strftime(literal_column("'%Y-%m-%d'"), day, literal_column("'+0 days'"))
+    return func.coalesce(read, literal_column("''")) == day
 
 
 def _span(delta: timedelta) -> str:

@@ -94,6 +94,7 @@ class OurSession(Session):
     """
 
     is_in_flush = False
+    refused: Exception | None = None  # what the last flush that was refused met
 
     def commit(self) -> None:
         raise StateRefused("a handler runs inside our transaction and cannot commit it: remove session.commit() and let the handler return")
@@ -142,8 +143,16 @@ class OurSession(Session):
         self.is_in_flush = True
         try:
             super().flush(objects)
+        except Exception as error:
+            self.refused = error
+            raise
         finally:
             self.is_in_flush = False
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether a flush was refused, and with it all was rolled back that this savepoint had, which whoever caught it did not say."""
+        return self.refused is not None and not self.is_active
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **more: Any) -> Any:
         """SQLAlchemy asks it where each statement goes. Raises StateRefused for a table of another store."""

@@ -193,12 +193,40 @@ FULL = (
 )
 
 
+SPACE = "free some space where the database lies, and try again: nothing is lost by it"
+FILE_LOCKED = "another process, or another connection, keeps the file's write lock"
+SILENT = "it is stopped, stuck on its disk, or behind what passes nothing on"
+NO_SPACE = ("disk is full", "disk I/O error", "No space left")
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether nothing can be written where the database lies."""
+    words = text_of(getattr(error, "orig", None))
+    return any(one in words for one in NO_SPACE)
+
+
+def file_locked(error: BaseException) -> bool:
+    """Whether somebody else kept the write lock of SQLite's file for longer than we wait."""
+    return isinstance(error, DBAPIError) and "database is locked" in text_of(error.orig)
+
+
+def silent(error: BaseException) -> bool:
+    """Whether a server took a connection, or lies where one is sent, and did not answer in time: of which it said nothing."""
+    return isinstance(error, DBAPIError) and "connection timeout expired" in text_of(error.orig)
+
+
 def told(error: BaseException) -> str:
     """An error of the database in one line, with the cure where one is known."""
     lacked = NO_RIGHT if denied(error) else _lacked(error)
     if isinstance(error, DBAPIError) and lacked is not None:
         return f"{said(error)}: {lacked}"
     name, words = type(error).__name__, " ".join(text_of(getattr(error, "orig", error)).split())
+    if file_locked(error):
+        return f"{name}: {words}: {FILE_LOCKED}"
+    if no_space(error):
+        return f"{name}: {words}; {SPACE}"
+    if silent(error):
+        return f"{name}: the server does not answer: {SILENT} ({words})"
     cure = f" ({FULL})" if full(error) else ""
     return f"{name}: {words}{cure}"
 

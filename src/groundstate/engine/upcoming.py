@@ -40,22 +40,22 @@ def count(connection: Connection, question: Question, most: int = COUNTED_MAX) -
 
 
 def overdue_since(connection: Connection, question: Question) -> datetime | None:
-    """When the first of those that are ready became due."""
+    """When the first of those that are ready became due: of those whose time can be read."""
     timing = question.timing
     if timing is None:
         return None
-    first = select(timing.read).where(question.ready, timing.recent).order_by(timing.base).limit(1)
+    first = select(timing.read_if_any).where(question.ready, timing.recent).order_by(timing.base).limit(1)
     return timing.due_of(connection.execute(first).scalar())
 
 
 def timers(connection: Connection, questions: Sequence[Question], most: int) -> list[Timer]:
-    """The next of all reactions, the soonest first."""
+    """The next of all reactions, the soonest first. One whose time cannot be read is in no order: `odd_times` tells of it."""
     found: list[Timer] = []
     for question in questions:
         timing, spec = question.timing, question.spec
         if timing is None:
             continue
-        statement = select(timing.read, *question.keys_as_they_stand).where(question.condition, timing.early)
+        statement = select(timing.read_if_any, *question.keys_as_they_stand).where(question.condition, timing.early)
         for base, *key in connection.execute(statement.order_by(timing.base, *question.key_attributes).limit(most)):
             due = timing.due_of(base)
             if due is not None:

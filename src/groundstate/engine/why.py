@@ -32,8 +32,10 @@ from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.pending import Open, open_of
 from groundstate.engine.question import PrimaryKey, Question
 from groundstate.engine.schedules import Scheduled, scheduled
+from groundstate.engine.timing import Timing
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.due import InNoCalendar
 from groundstate.rules.reaction import ReactionSpec
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database, Lives
@@ -67,6 +69,7 @@ class Answer:
     next_at: datetime | None
     due: datetime | None = None  # of one with a due time: when this round becomes due; None where that is NULL
     timed: bool = False  # whether it has a due time
+    no_due: str | None = None  # where something stands there from which no due time is made: what, and whether it is due never
     goes_round: str | None = None  # where reactions undo each other on the record, and this is one of them: what becomes of it
 
 
@@ -248,17 +251,12 @@ def _asked(looked: Looked, question: Question, key: PrimaryKey) -> Answer:
     truths: list[Any] = [clause.label(f"clause_{number}") for number, clause in enumerate(spec.clauses)]
     row = looked.connection.execute(select(literal(1), *truths).select_from(question.entity).where(question.among([key]))).first()
     clauses: tuple[Clause, ...] = ()
-    occurrence, due, unread = "", None, None
+    round_ = _Round()
     if row is not None:
-        try:
-            occurrence, due = _round_and_due(looked, question, key)
-        except Exception as error:
-            if not trouble.unreadable(error):
-                raise
-            where = broken_cells.unreadable_columns(looked.connection, question, key)
-            unread = f"it fails, since its record cannot be read: {type(error).__name__}: {error}{where}"
+        round_ = _round_of(looked, question, key)
         said = [None if value is None else bool(value) for value in row[1:]]
         clauses = tuple(Clause(question.shown(clause), holds) for clause, holds in zip(spec.clauses, said, strict=True))
+    occurrence = round_.occurrence
     mine = blocking.own(spec.app, spec.name, occurrence, own, spec.occurrence_columns)
     on_table = [one for one in looked.standing if one in own or one.blocks in question.spellings]
     blocker = blocking.blocker(spec.app, spec.name, occurrence, on_table, **spec.kept_out_by)
@@ -268,21 +266,71 @@ def _asked(looked: Looked, question: Question, key: PrimaryKey) -> Answer:
         waits += _held_children(looked, question, key)
     if holds and not waits and spec.in_order is not None:
         waits += _before_it(looked, question, key)
-    case = Case(question, None if row is None else key, occurrence, holds=holds, mine=mine, waits=waits, due=due, unread=unread)
+    there = None if row is None else key
+    case = Case(
+        question, there, occurrence, holds=holds, mine=mine, waits=waits, due=round_.due, no_due=round_.no_due, unread=round_.unread
+    )
     words, at = next_of(looked, case)
     ring = hindrance.ring_of(looked.workers, question, question.record_text(key), occurrence)
-    round_ = None if ring is None else hindrance.in_words(ring, spec.name)
-    return Answer(spec.name, clauses, holds, occurrence, opens, tuple(waits), words, at, due, question.timing is not None, round_)
+    goes_round = None if ring is None else hindrance.in_words(ring, spec.name)
+    return Answer(
+        spec.name, clauses, holds, occurrence, opens, tuple(waits), words, at,
+        due=round_.due, timed=question.timing is not None, no_due=round_.no_due, goes_round=goes_round,
+    )  # fmt: skip
 
 
-def _round_and_due(looked: Looked, question: Question, key: PrimaryKey) -> tuple[str, datetime | None]:
-    """The occurrence of a record, and when it becomes due. Raises what `trouble.unreadable` knows where something there is no value."""
-    occurrence, timing = question.spec.occurrence, question.timing
-    columns = [*occurrence, *([] if timing is None else [timing.read])]
-    row = looked.connection.execute(select(*columns).where(question.among([key]))).first() if columns else None
-    if row is None:
-        return "", None
-    return question.round_text(tuple(row[: len(occurrence)])), None if timing is None else timing.due_of(row[-1])
+@dataclass(frozen=True)
+class _Round:
+    """What a record says of its round. unread: what becomes of it, in words, where it cannot be read; likewise `Answer.no_due`."""
+
+    occurrence: str = ""
+    due: datetime | None = None
+    no_due: str | None = None
+    unread: str | None = None
+
+
+def _round_of(looked: Looked, question: Question, key: PrimaryKey) -> _Round:
+    errors: list[Exception] = []
+    row = _read(looked, question, key, question.spec.occurrence, errors)
+    occurrence = question.round_text(row) if row else ""
+    due, no_due, comes = None, None, True
+    timing = question.timing
+    if timing is not None:
+        before = len(errors)
+        base = _read(looked, question, key, [timing.read], errors)
+        try:
+            due = timing.due_of(base[0]) if base else None
+        except InNoCalendar as error:
+            errors.append(error)
+        if len(errors) > before:
+            no_due, comes = _no_due(looked, question, timing, key)
+    if not errors or not comes:  # of what never becomes due nothing else is read either
+        return _Round(occurrence, due, no_due)
+    where = broken_cells.unreadable_columns(looked.connection, question, key)
+    unread = f"it fails, since its record cannot be read: {type(errors[0]).__name__}: {errors[0]}{where}"
+    return _Round(occurrence, due, no_due, unread)
+
+
+def _read(looked: Looked, question: Question, key: PrimaryKey, columns: Sequence[Any], errors: list[Exception]) -> tuple[Any, ...]:
+    """These of the record; empty where one of them is no value, of which `errors` tells then."""
+    if not columns:
+        return ()
+    try:
+        row = looked.connection.execute(select(*columns).where(question.among([key]))).first()
+    except Exception as error:
+        if not trouble.unreadable(error):
+            raise
+        errors.append(error)
+        return ()
+    return () if row is None else tuple(row)
+
+
+def _no_due(looked: Looked, question: Question, timing: Timing, key: PrimaryKey) -> tuple[str, bool]:
+    """What stands there in place of a due time, and whether the database takes it for one that has come."""
+    held, comes = looked.connection.execute(select(timing.written, timing.come).where(question.among([key]))).one()
+    never = not comes and not timing.may_hold_anything
+    when = "never" if never else "at a time that nobody can tell"
+    return f"{when}, since {timing.column} holds {held!r}", bool(comes)
 
 
 def _before_it(looked: Looked, question: Question, key: PrimaryKey) -> list[WaitsFor]:
