@@ -73,6 +73,7 @@ class Done:
     taken: int = 0  # without those that were let go
     done: int = 0
     failed: int = 0
+    wrong: dict[PrimaryKey, str] = field(default_factory=dict)  # of those, whose handler failed, and with what
     cursor: Place | None = None
     busy: list[PrimaryKey] = field(default_factory=list)
     let_go: list[PrimaryKey] = field(default_factory=list)  # for whom no time was left: they are as they were
@@ -90,6 +91,7 @@ class Done:
         self.taken += other.taken
         self.done += other.done
         self.failed += other.failed
+        self.wrong |= other.wrong
         self.let_go += other.let_go
         self.cut |= other.cut
         self.rows_s += other.rows_s
@@ -395,6 +397,7 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
             # Nothing more is tried: gave_up answers, or it is held, and neither waits.
             after = replace(after, next_at=tx.now) if spec.gave_up else rules.held_as(after, "the last try was used").attempt
     done.failed += 1
+    done.wrong[one.key] = error
     done.next_at = min(filter(None, (done.next_at, after.next_at)), default=None)
     say_failed(life, spec, one.text, error, failure.cause)
     say_held(life, after)
