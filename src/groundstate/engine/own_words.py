@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import update
 
 from groundstate.engine.crowd import Crowd
-from groundstate.engine.limits import Limits, Paused
+from groundstate.engine.limits import ANSWER_LENGTH, Limits, Paused
 from groundstate.engine.rings import Step as RingStep
 from groundstate.engine.says import Failing, Lacks, Pause, Ring, Says, Step, written
 from groundstate.engine.shift import Shift
@@ -24,7 +24,6 @@ from groundstate.store.tables import worker as table
 EACH_S = 1.0  # how often it is looked whether there is something else to say
 NAMED_MOST = 100  # pauses, and rings; all are counted
 STEPS_MOST = 10  # of one ring
-ANSWER_LENGTH = 200
 WHY_LENGTH = 500  # of what a reaction lacks
 TROUBLED_AFTER = 4  # so often in a row a reaction could not be carried out as a whole: it is tried again after most of a second then
 WAIT = timedelta(milliseconds=100)  # for the lock that writing needs

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, union_all
 
 from groundstate.engine import attempts, beside, careful, handling, marks, plain, trouble
+from groundstate.engine.attempt_log import which_try
 from groundstate.engine.guarded import describe, place_of, user_code
 from groundstate.engine.illegible import WITHOUT_TIME
 from groundstate.engine.marks import Mark
@@ -328,15 +329,17 @@ class Ticks:
 
     def _after_failure(self, spec: ScheduleSpec, before: Attempt, error: Exception, tx: Transaction) -> Attempt:
         words = self._shift.life.shorten(f"the handler raised {describe(error)}{place_of(error)}")
+        after = plain.failed_once_more(self._shift.life, spec.retry, before, words, tx.now)
         log.warning(
-            "schedule %s, tick %s: %s",
+            "schedule %s, tick %s: %s; %s",
             spec.name,
             before.occurrence,
             words,
+            which_try(spec.retry, after, tx.now),
             exc_info=self._shift.life.tracebacks.of(spec.name, error),
             extra={"event": "tick_failed", "schedule": spec.name, "tick": before.occurrence},
         )
-        return plain.failed_once_more(self._shift.life, spec.retry, before, words, tx.now)
+        return after
 
 
 def _begun_by_us(shift: Shift) -> ColumnElement[bool]:
