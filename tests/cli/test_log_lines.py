@@ -69,6 +69,13 @@ def told() -> dict[str, tuple[set[str], set[str]]]:
     return {name: (set(levels.split(", ")), set(re.findall(r"`(\w+)`", fields))) for name, levels, fields in rows}
 
 
+def test_a_line_that_names_a_record_says_of_which_table() -> None:
+    for path in sorted(SOURCE.rglob("*.py")):
+        for call in calls_of(path):
+            words = next((one.value for one in call.args if isinstance(one, ast.Constant) and isinstance(one.value, str)), "")
+            assert not re.match(r"%s on %s(?! %s)", words), f"{path.relative_to(ROOT)}:{call.lineno}: let attempt_log.named name it"
+
+
 def test_each_line_of_the_log_has_an_event_that_the_docs_tell_of_and_they_tell_of_no_other() -> None:
     documented = told()
     logged: dict[str, tuple[set[str], set[str]]] = {}

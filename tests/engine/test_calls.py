@@ -261,7 +261,7 @@ def test_hazard_9_a_timeout_says_nothing_and_that_a_person_must_decide_is_an_err
     attempt = world.attempt()
     assert (attempt.state, attempt.unsure, attempt.failures) == ("held", True, 1)
     assert "timed out" in (attempt.error or "")
-    held = [one for one in caplog.records if "paid on 1 is held now, and waits for a person" in one.getMessage()]
+    held = [one for one in caplog.records if "paid on orders 1 is held now, and waits for a person" in one.getMessage()]
     assert [(one.levelname, vars(one)["event"]) for one in held] == [("ERROR", "attempt_kept")]
 
 

@@ -191,7 +191,7 @@ def test_an_end_that_cannot_be_refused_is_noticed_before_another_handler_runs(
     assert world.count(Order.status == "paid") == 19
     assert world.attempt().record == "5"
     assert world.attempt().state == "held"
-    assert "paid on 5 ended our transaction" in (world.attempt().error or "")
+    assert "paid on orders 5 ended our transaction" in (world.attempt().error or "")
     assert ("after" in (world.attempt().error or "")) == raises
     assert len(told(caplog, "transaction_ended")) == 1
 
@@ -208,7 +208,7 @@ def test_a_handler_that_ends_our_transaction_when_its_record_is_written_is_told_
     world.settled()
     assert world.count(Order.status == "paid") == 20
     (line,) = told(caplog, "transaction_ended")
-    assert line.startswith("ERROR paid on 5 ended our transaction past its session")
+    assert line.startswith("ERROR paid on orders 5 ended our transaction past its session")
 
 
 def test_an_outcome_whose_handler_ended_our_transaction_past_us_is_not_lost(world: World) -> None:

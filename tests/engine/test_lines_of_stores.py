@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Iterator
 
@@ -61,6 +62,32 @@ def test_what_a_worker_a_call_and_a_life_say_has_the_name_of_its_store(sharded: 
     of_a_store = {"life_began", "handler_failed", "called", "attempt_kept"}
     said = {(vars(one)["event"], vars(one).get("store")) for one in caplog.records if vars(one).get("event") in of_a_store}
     assert said == {(event, store) for event in of_a_store for store in ("north", "south")}
+
+
+def test_the_words_of_each_line_have_the_store_where_there_are_several_whatever_formats_them(
+    sharded: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    sharded.run_until_quiet(ms(30_000))
+    of_stores = [one for one in caplog.records if vars(one).get("store") in ("north", "south")]
+    assert {"handler_failed", "attempt_kept"} <= {vars(one)["event"] for one in of_stores}
+    assert [one.getMessage() for one in of_stores if vars(one)["store"] not in one.getMessage()] == []
+    (line,) = [one for one in of_stores if vars(one)["event"] == "handler_failed" and vars(one)["store"] == "north"]
+    assert line.getMessage().startswith("north: taken on parcels north-new: ")
+
+
+def test_a_line_is_given_the_store_once_and_in_words_with_values_too(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger(lines.LOGGERS[0])
+
+    def say() -> None:
+        lines.are_of("a%d", of_several=True)
+        log.warning("trouble: %s", "no way")
+        log.warning("100% of it")
+        log.warning("%s: well again", "a%d")
+
+    thread = threading.Thread(target=say)
+    thread.start()
+    thread.join()
+    assert [one.getMessage() for one in caplog.records] == ["a%d: trouble: no way", "a%d: 100% of it", "a%d: well again"]
 
 
 def test_a_plain_line_begins_with_the_store_where_there_are_several() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import pytest
 
 from groundstate import Outside, Rate, again
 from groundstate.engine import hindrance, limits, locked, says
+from groundstate.rules import breaker
 from tests.engine.charging import charging
 from tests.engine.kit import HANG_S, Order, World, until
 from tests.engine.looking import (
@@ -137,7 +139,7 @@ def _packed(world: World, fails_to: int = 0) -> None:
         order.status = "packed"
 
 
-def test_a_handler_that_fails_whatever_the_record_is_told_as_paused(world: World) -> None:
+def test_a_handler_that_fails_for_many_records_in_a_row_is_told_as_paused(world: World) -> None:
     _packed(world, 1_000)
     world.orders(30)
     life = world.worker()
@@ -145,16 +147,33 @@ def test_a_handler_that_fails_whatever_the_record_is_told_as_paused(world: World
     with standing_still(life):
         world.orders_from(900, 900)
         found = answer(world, 900)
-    assert found.next == "waits, since its handler failed on many records in a row, and it pauses: it goes on"
+    assert found.next == "waits, since its handler failed for 20 or more records in a row: one at a time probes it"
     assert found.next_at is not None
-    assert "reaction packed" in printed(world)
+    assert "its handler failed for 20 or more records in a row" in printed(world)
+
+
+def test_once_such_a_pause_is_over_a_record_is_carried_out_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "FIRST_S", 0.001)
+    _packed(world, 1_000)
+    world.orders(30)
+    life = world.worker()
+    until(lambda: said(world).failing)
+    with standing_still(life):
+        world.orders_from(900, 900)
+        found = answer(world, 900)
+    assert found.next == "carried out now, one record at a time, since its handler failed for 20 or more records in a row"
 
 
 @pytest.mark.parametrize(
     ("of_the_lane", "words", "told"),
     [
-        ({"trouble": 5}, "waits, since it could not be carried out at all the last times", "it could not be carried out at all"),
-        ({"aside": True}, "carried out when it is found: its condition takes long to ask", "its condition takes long"),
+        ({"trouble": 5}, "waits, since it could not be carried out at all the last times", ": it could not be carried out at all"),
+        (
+            {"lacks": "a key of it leads nowhere", "not_before": math.inf},
+            "not carried out: a key of it leads nowhere",
+            " is not carried out: a key of it leads nowhere",
+        ),
+        ({"aside": True}, "carried out when it is found: its condition takes long to ask", ": its condition takes long"),
     ],
 )
 def test_a_reaction_that_a_worker_cannot_carry_out_as_others_says_why(
@@ -170,4 +189,4 @@ def test_a_reaction_that_a_worker_cannot_carry_out_as_others_says_why(
     until(lambda: said(world) != says.NOTHING)
     world.orders(1)
     assert answer(world, 1).next.startswith(words)
-    assert f"packed: {told}" in printed(world)
+    assert f"packed{told}" in printed(world)

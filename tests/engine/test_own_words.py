@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event
 
 from groundstate import Outside, again
-from groundstate.engine import own_words, rings, says
+from groundstate.engine import limits, own_words, rings, says
 from groundstate.engine.says import Failing, Pause, Ring, Says, Step
 from tests.engine.charging import charging
 from tests.engine.kit import Life, World, until
@@ -127,7 +127,7 @@ def test_what_an_outside_answered_is_redacted_and_short(world: World) -> None:
     paused(world, redact=lambda words: words.replace("refused", "hidden " * 100))
     (pause,) = said(world).paused
     assert pause.answered.startswith("NotDone: hidden")
-    assert len(pause.answered) == own_words.ANSWER_LENGTH
+    assert len(pause.answered) == limits.ANSWER_LENGTH
     assert "refused" not in json.dumps(rows(world, "select says from groundstate_worker"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -208,6 +209,31 @@ def test_a_client_that_hangs_while_it_is_opened_keeps_off_no_call_of_another_out
     until(lambda: beside.order(2).note == "told", beside.attempts)
 
 
+def test_a_client_that_takes_long_to_be_made_in_the_loop_is_told_as_such_and_no_call_is_blamed(beside: Beside) -> None:
+    gate = threading.Event()
+
+    @contextmanager
+    def opened() -> Iterator[str]:
+        yield "pen"
+
+    def slow() -> Any:
+        assert gate.wait(HANG_S)
+        return opened()
+
+    async def receipt() -> str:
+        return "receipt"
+
+    beside.called(receipt, outside=Outside("desk", client=slow))
+    beside.orders(1)
+    beside.worker()
+    until(lambda: beside.told("call_loop_blocked") != [])
+    gate.set()
+    (line,) = beside.told("call_loop_blocked")
+    assert line.startswith("WARNING the loop of async calls is blocked: the client= of the outside desk takes long to make its client")
+    assert "in slow" in line
+    until(lambda: beside.order(1).status == "done", beside.attempts)
+
+
 def test_a_call_that_fails_at_last_is_answered_by_gave_up_and_the_log_tells_why(beside: Beside) -> None:
     def refuse() -> NoReturn:
         raise NotDone("no paper")
@@ -222,9 +248,9 @@ def test_a_call_that_fails_at_last_is_answered_by_gave_up_and_the_log_tells_why(
     beside.worker()
     beside.until_done()
     until(lambda: beside.order(ONE).status == "cancelled", beside.attempts)
-    assert beside.told("call_failed") == ["INFO done on 1: the call failed: NotDone: no paper"] * 3
+    assert beside.told("call_failed") == ["INFO done on orders 1: the call failed: NotDone: no paper"] * 3
     (given_up,) = beside.told("given_up")
-    assert given_up == "INFO done on 1: given up after 3 failures, and its gave_up handler answered; the last one: NotDone: no paper"
+    assert given_up == "INFO done on orders 1: given up after 3 failures, and its gave_up handler answered; the last one: NotDone: no paper"
 
 
 def test_the_failure_by_which_an_endpoint_pauses_is_a_warning(beside: Beside) -> None:
@@ -240,8 +266,17 @@ def test_the_failure_by_which_an_endpoint_pauses_is_a_warning(beside: Beside) ->
     beside.worker()
     until(lambda: beside.states() == ["held"] * IN_A_ROW, beside.attempts)
     assert [line.partition(" ")[0] for line in beside.told("call_failed")] == ["INFO"] * (IN_A_ROW - 1) + ["WARNING"]
-    assert beside.told("outside_breaker") == ["WARNING the outside desk fails: it pauses, and is probed"]
-    assert all("NotDone: no paper" in line for line in beside.told("attempt_kept")), "the line of what is held does not say why"
+    (line,) = beside.told("outside_breaker")
+    assert line == "WARNING the outside desk fails: it pauses for 1.0 s, and is probed; its last answer: NotDone: no paper"
+    for line in beside.told("attempt_kept"):
+        assert re.match(r"ERROR done on orders \d is held now, and waits for a person: .*NotDone: no paper", line)
+        assert line.endswith("; `groundstate held --reaction done` says what can be done")
+
+
+def flight_of(record: int) -> Any:
+    return SimpleNamespace(
+        identity=("shop", "paid", str(record), ""), question=SimpleNamespace(spec=SimpleNamespace(name="paid", table_name="orders"))
+    )
 
 
 def test_of_many_failed_calls_ten_are_told_and_then_how_many_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -250,7 +285,7 @@ def test_of_many_failed_calls_ten_are_told_and_then_how_many_more(caplog: pytest
     told = FailedCalls(str, lines)
 
     def fail(record: int, now: float, *, pauses: bool = False) -> None:
-        flight: Any = SimpleNamespace(identity=("shop", "paid", str(record), ""))
+        flight: Any = flight_of(record)
         told.heard(NothingHappened(flight, "no paper"), now, pauses=pauses)
 
     for record in range(LINES_MOST + 3):
@@ -273,15 +308,15 @@ def test_of_many_doubts_ten_are_told_beside_what_failed_and_then_how_many_more(c
     lines = LimitedLines()
     told = FailedCalls(str, lines)
     for record in range(LINES_MOST + 3):
-        flight: Any = SimpleNamespace(identity=("shop", "paid", str(record), ""))
+        flight: Any = flight_of(record)
         told.heard(Unclear(flight, "500"), 100.0, pauses=False, doubts=True)
         told.heard(Unclear(flight, "its attempt had moved on"), 100.0, pauses=False)
         told.heard(Unclear(flight, "told when it began to hang", running=True), 100.0, pauses=False, doubts=True)
-    last: Any = SimpleNamespace(identity=("shop", "paid", "99", ""))
+    last: Any = flight_of(99)
     told.heard(NothingHappened(last, "no paper"), 100.0, pauses=False)
     assert [line.getMessage() for line in caplog.records] == [
-        *(f"paid on {record} is in doubt: 500" for record in range(LINES_MOST)),
-        "paid on 99: the call failed: no paper",
+        *(f"paid on orders {record} is in doubt: 500" for record in range(LINES_MOST)),
+        "paid on orders 99: the call failed: no paper",
     ]
     lines.turn(100.0 + WITHIN_S)
     assert caplog.records[-1].getMessage() == "paid: 3 more calls are in doubt since then, of which no line tells"

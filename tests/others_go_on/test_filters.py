@@ -11,6 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Mapped, ORMExecuteState, Session, mapped_column
 
 from groundstate import Outside, Retry, hold
+from groundstate.engine import own_words
 from groundstate.values.errors import NotFound
 from tests.engine.kit import HANG_S, ms, until
 from tests.engine.test_soft_deletes import Soft, SoftBase, hide
@@ -116,3 +117,22 @@ def test_a_listener_that_raises_for_one_class_stops_its_reactions_alone_and_they
         assert "raised for Crate" in str(beside.status("stacked").lacks)
     finally:
         event.remove(Session, "do_orm_execute", wants_a_tenant)
+
+
+def test_what_a_listener_keeps_workers_from_is_told_by_who_meets_none(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_words, "EACH_S", 0.02)
+
+    @beside.app.on(Crate, Crate.status == "placed", name="stacked")
+    def stacked(crate: Crate) -> None:
+        crate.status = "stacked"
+
+    beside.add(Crate(id=1))
+    event.listen(Session, "do_orm_execute", wants_a_tenant)
+    try:
+        beside.worker().quiet()
+    finally:
+        event.remove(Session, "do_orm_execute", wants_a_tenant)
+    until(lambda: "raised for Crate" in beside.pending().lacks.get("stacked", ""))
+    assert "raised for Crate" in str(beside.status("stacked").lacks)
+    (found,) = beside.why_of("crates", "1").answers
+    assert found.next.startswith("not carried out: a listener for do_orm_execute raised for Crate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,30 @@ def test_a_find_raises(beside: Beside, error: type[BaseException]) -> None:
     lines = beside.told("call_failed")  # one each time it is asked, which on a busy machine may be twice by now
     assert lines
     assert all(f"find raised {error.__name__}: enough" in line for line in lines)
+
+
+def test_a_find_that_its_time_limit_ends_is_told_as_such(beside: Beside) -> None:
+    @Outside("desk", limit=20).call(in_doubt=ask(settle_after=ms(1)), timeout=ms(100), retry=SELDOM)
+    async def send(order: Order) -> str:
+        if order.id == ONE:
+            raise OSError("no answer")
+        return RECEIPT
+
+    @send.find
+    async def _(order: Order) -> str | Absent | Unknown:
+        await asyncio.Event().wait()
+        return Unknown()
+
+    @beside.app.on(Order, Order.status == "placed", name="done", call=send)
+    def done(order: Order, outcome: str) -> None:
+        order.status = "done"
+
+    beside.placed()
+    beside.worker()
+    beside.until_done()
+    until(lambda: "timed out" in (beside.attempt().error or ""), beside.attempts)
+    beside.listed("its find timed out after 0.1 s", "doubt")
+    assert set(beside.told("call_failed")) == {"INFO done on orders 1: its find timed out after 0.1 s"}
 
 
 class Torn(MemoryTransport):

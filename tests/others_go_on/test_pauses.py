@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
+from sqlalchemy import event, select
 
 from groundstate import Busy, Outside, Retry, again
+from groundstate.engine import failing
 from groundstate.engine.guarded import describe
+from groundstate.engine.lane import FAILING_MOST, Lane
+from groundstate.engine.limited_lines import LimitedLines
 from groundstate.rules import breaker
-from tests.engine.kit import Order, ms, until
+from groundstate.store.tables import attempt
+from tests.engine.kit import Life, Order, ms, until
 from tests.others_go_on.conftest import RECEIPT, Beside
 
 WAITING = range(1001, 1021)
@@ -47,8 +53,116 @@ def test_a_service_pauses(beside: Beside, error: Exception, monkeypatch: pytest.
     report = beside.pending()
     assert all((one.error or "").startswith(describe(error)) for one in (*report.in_doubt, *report.failed))
     assert (beside.why(WAITING[0], "charged").attempts[0].error or "").startswith(describe(error))
-    assert beside.told("outside_breaker") == ["WARNING the outside bank fails: it pauses, and is probed"]
+    (line,) = beside.told("outside_breaker")
+    said = r"WARNING the outside bank fails: it pauses for \d\.\d s, and is probed; its last answer: "
+    assert re.match(said + re.escape(describe(error)), line)
     back.set()
     until(lambda: beside.count(Order.status == "charged") == len(WAITING), beside.attempts)
     until(lambda: beside.attempts() == [], beside.attempts)
-    assert beside.told("outside_breaker")[1:] == ["WARNING the outside bank answers again"]
+    assert re.fullmatch(r"WARNING the outside bank answers again, after \d+\.\d s", beside.told("outside_breaker")[1])
+
+
+# ---- handlers without a call -----------------------------------------------------------------------------------------------------
+def failures(beside: Beside) -> list[int]:
+    """Of each record that failed, how often."""
+    with beside.engine.connect() as connection:
+        return list(connection.execute(select(attempt.c.failures)).scalars())
+
+
+def pauses(life: Life) -> bool:
+    return any(lane.failing.open for lane in life.worker.lanes)
+
+
+def idle(beside: Beside) -> Lane:
+    """Of a worker that has nothing to do."""
+    beside.handled(lambda _order: None)
+    beside.there()
+    life = beside.worker()
+    life.quiet()
+    (lane,) = life.worker.lanes
+    return lane
+
+
+def test_a_few_records_that_fail_again_and_again_pause_nothing(beside: Beside) -> None:
+    beside.ones = range(1, 8)
+    beside.handled(lambda _order: 1 / 0, retry=PATIENT)
+    beside.add(*[Order(id=number) for number in beside.ones])
+    life = beside.worker()
+    until(lambda: sorted(failures(beside))[:1] >= [FAILING_MOST], beside.attempts)
+    assert not pauses(life)
+    assert beside.told("reaction_pauses") == []
+    beside.placed()
+    beside.until_done()
+
+
+def test_records_that_cannot_be_read_pause_nothing(beside: Beside) -> None:
+    beside.ones = range(1, FAILING_MOST + 6)
+
+    def hook(order: Order, *_more: object) -> None:
+        if order.id in beside.ones:
+            raise ValueError("enough")
+
+    event.listen(Order, "load", hook)
+    try:
+        beside.handled(lambda _order: None, retry=PATIENT)
+        beside.add(*[Order(id=number) for number in beside.ones])
+        life = beside.worker()
+        until(lambda: len(failures(beside)) == len(beside.ones) and min(failures(beside)) > 1, beside.attempts)
+        assert not pauses(life)
+    finally:
+        event.remove(Order, "load", hook)
+
+
+def test_a_handler_that_fails_for_many_records_in_a_row_pauses_its_reaction_and_the_log_tells_of_both_ends(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "FIRST_S", 0.05)
+    monkeypatch.setattr(breaker, "LONGEST_S", 0.1)
+    fails = True
+
+    def handler(_order: Order) -> None:
+        if fails:
+            raise RuntimeError("no paper")
+
+    beside.ones = range(1, FAILING_MOST + 11)
+    beside.handled(handler, retry=PATIENT)
+    beside.add(*[Order(id=number) for number in beside.ones])
+    life = beside.worker()
+    until(lambda: beside.told("reaction_pauses") != [])
+    (line,) = beside.told("reaction_pauses")
+    assert line.startswith(
+        "WARNING done pauses, and tries one record at a time: its handler failed for 20 or more records in a row, the last time with"
+        " the handler raised RuntimeError: no paper"
+    )
+    fails = False
+    beside.placed()
+    beside.until_done()
+    until(lambda: not pauses(life))
+    first, last = beside.told("reaction_pauses")
+    assert first == line
+    assert last.startswith("WARNING done goes on after ")
+    assert last.endswith(" s: its handler carried out a record")
+
+
+def test_pauses_that_come_again_and_again_are_told_ten_times_a_minute(beside: Beside) -> None:
+    lane, lines = idle(beside), LimitedLines()
+    for number in range(30):
+        failing.heard(lane, lines, 0, {(key,): "no" for key in range(FAILING_MOST)}, number)
+        assert lane.failing.open
+        failing.heard(lane, lines, 1, {}, number)
+        assert not lane.failing.open
+    told = [getattr(one, "pauses", None) for one in beside.said.records if getattr(one, "event", "") == "reaction_pauses"]
+    assert told == [True, False] * 10
+    lines.turn(100.0)
+    assert beside.told("lines_left_out") == ["WARNING done: 20 more pauses of its handler since then, of which no line tells"]
+
+
+def test_a_record_that_fails_again_does_not_make_the_pause_longer(beside: Beside) -> None:
+    lane, lines = idle(beside), LimitedLines()
+    wrong = {(key,): "no" for key in range(FAILING_MOST)}
+    failing.heard(lane, lines, 0, wrong, 100.0)
+    until_ = lane.failing.until
+    failing.heard(lane, lines, 0, wrong, until_ + 1)
+    assert lane.failing.room(8, 0, until_ + 1) == 1
+    failing.heard(lane, lines, 0, {(77,): "no"}, until_ + 1)
+    assert lane.failing.room(8, 0, until_ + 1) == 0

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import pytest
 
-from groundstate import NotDone, hold
+from groundstate import NotDone, Retry, hold
 from groundstate.cli.log_lines import JsonLines
 from groundstate.engine import guarded
-from tests.others_go_on.conftest import Beside
+from tests.engine.kit import until
+from tests.others_go_on.conftest import MORE, Beside
 
 
 class Speechless(Exception):
@@ -158,3 +161,25 @@ def test_a_line_of_json_is_written_whatever_its_fields_are() -> None:
 def test_ctrl_c_of_a_person_is_no_failure_of_what_is_shown() -> None:
     with pytest.raises(KeyboardInterrupt):
         guarded.describe(Speechless(KeyboardInterrupt))
+
+
+def test_a_handler_that_fails_is_told_with_its_table_its_try_and_when_the_next_one_is(beside: Beside) -> None:
+    beside.handled(lambda _order: _raise(ValueError("no")), retry=MORE)
+    beside.placed()
+    beside.worker()
+    until(lambda: beside.states() == ["held"], beside.attempts)
+    first, second, last = beside.told("handler_failed")
+    assert first.startswith("WARNING done on orders 1: the handler raised ValueError: no")
+    assert first.endswith("; failure 1 of 3, tried again in 0.0 s")
+    assert second.endswith("; failure 2 of 3, tried again in 0.0 s")
+    assert last.endswith("; failure 3 of 3, and the last")
+
+
+def test_without_a_limit_no_number_of_tries_is_told(beside: Beside) -> None:
+    beside.handled(lambda _order: _raise(ValueError("no")), retry=Retry(times=None, first=timedelta(hours=2), longest=timedelta(hours=2)))
+    beside.placed()
+    beside.worker()
+    beside.until_done()
+    until(lambda: beside.told("handler_failed") != [])
+    (line,) = beside.told("handler_failed")
+    assert re.search(r"; failure 1, tried again in \d{4} s$", line)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from groundstate import App, Store
+from groundstate.cli import pending, status
 from groundstate.engine import kept_answers, why
 from groundstate.engine.question import Question
-from groundstate.store import opening
+from groundstate.store import opening, postgres
+from groundstate.values.errors import StoreRefused
 from tests.engine.charging import ASK, charging
-from tests.engine.kit import Base, Order, World, until
+from tests.engine.kit import Base, Order, World, ms, until
 
 
 class Own(DeclarativeBase):
@@ -134,7 +137,8 @@ def test_an_answer_that_waits_for_a_locked_row_is_told_with_who_has_it_and_when_
         gateway.gate.set()
         until(lambda: told(caplog, "answer_waits"))
         (line,) = told(caplog, "answer_waits")
-        assert f"paid on 1: what its call said cannot be written down, since pid {pid} (a forgotten psql, idle in transaction)" in line
+        said = f"paid on orders 1: what its call said cannot be written down, since pid {pid} (a forgotten psql, idle in transaction)"
+        assert said in line
         database, lives, _witness = opening.open_store(world.app.stores[0].settings())
         questions = [Question(one, database) for one in world.app.reactions.values()]
         (answer,) = why.why(world.app.name, database, questions, lives(), "orders", "1").answers
@@ -143,6 +147,22 @@ def test_an_answer_that_waits_for_a_locked_row_is_told_with_who_has_it_and_when_
     until(lambda: told(caplog, "answer_written"))
     assert world.order().status == "paid"
     assert len(told(caplog, "answer_waits")) == 1
+
+
+@pytest.mark.parametrize("look", [status.ask, pending.ask])
+def test_who_looks_while_a_table_of_ours_is_locked_is_told_by_whom(
+    world: World, monkeypatch: pytest.MonkeyPatch, look: Callable[[App, Store], object]
+) -> None:
+    monkeypatch.setattr(postgres, "WAIT", ms(50))
+    charging(world, ASK)
+    world.orders(1)
+    with world.engine.begin() as somebody:
+        somebody.exec_driver_sql("set application_name = 'a forgotten psql'")
+        somebody.exec_driver_sql("lock table groundstate_attempt")
+        pid = somebody.exec_driver_sql("select pg_backend_pid()").scalar_one()
+        words = rf"pid {pid} \(a forgotten psql, idle in transaction\) has locked the table groundstate_attempt, in a transaction since .*"
+        with pytest.raises(StoreRefused, match=f"{words}: nothing can be seen before that ends"):
+            look(world.app, world.app.stores[0])
 
 
 def told(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:

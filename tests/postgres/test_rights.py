@@ -11,11 +11,14 @@ from sqlalchemy import MetaData, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import hold
+from groundstate.cli import pending
+from groundstate.engine import own_words
 from groundstate.engine.check import Finding, check
 from groundstate.engine.question import Question
 from groundstate.store import opening
 from tests.engine.charging import charging
 from tests.engine.kit import Base, Order, World, until
+from tests.engine.looking import another_that_lives, answer, lives, printed
 from tests.postgres.pairs import asked
 from tests.postgres.roles import role
 
@@ -98,6 +101,25 @@ def test_a_right_that_is_missing_keeps_its_reaction_waiting_with_one_line_and_ch
     shop.world.run(f"grant {right} on orders to {shop.role}")
     until(lambda: shop.world.order().status == "paid")
     until(lambda: len(shop.told("reaction_fits")) == 1)
+
+
+def test_a_right_that_every_living_worker_lacks_is_what_why_status_and_pending_say(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_words, "EACH_S", 0.02)
+    shop.world.orders(1)
+    shop.world.run(f"revoke update on orders from {shop.role}")
+    shop.world.worker()
+    words = "permission denied for table orders: grant it to the role that workers connect as"
+    until(lambda: any(one.says.lacks for one in lives(shop.world)))
+    assert answer(shop.world, 1).next == f"not carried out: {words}"
+    assert f"paid is not carried out: {words}" in printed(shop.world)
+    assert pending.ask(shop.world.app, shop.world.app.stores[0]).lacks == {"paid": words}
+    with another_that_lives(shop.world):
+        assert answer(shop.world, 1).next == "carried out now"
+        assert f"paid: not carried out in 1 of 2 workers: {words}" in printed(shop.world)
+        assert pending.ask(shop.world.app, shop.world.app.stores[0]).lacks == {}
+    shop.world.run(f"grant update on orders to {shop.role}")
+    until(lambda: shop.world.order().status == "paid")
+    until(lambda: not any(one.says.lacks for one in lives(shop.world)))
 
 
 def test_a_right_to_a_table_of_ours_that_is_missing_is_told_in_the_databases_words(shop: Shop) -> None:

@@ -167,7 +167,7 @@ def test_that_the_database_went_back_is_explained_where_it_was_put_back(tmp_path
 
 def test_whose_attempts_were_taken_for_deleted_by_hand_is_read_each_once(tmp_path: Path) -> None:
     words = "its attempt was deleted by hand while its call was made: put back, since the record would be called once more"
-    lines = [f"2026-01-01 10:00:0{number},000 9 ERROR paid on {record}: {words}" for number, record in enumerate([7, 8, 7])]
-    lines.append(lines[0].replace("paid on 7", "listed on 9").replace(": put back", f"{OR_CONCLUDED}: put back"))
+    lines = [f"2026-01-01 10:00:0{number},000 9 ERROR paid on orders {record}: {words}" for number, record in enumerate([7, 8, 7])]
+    lines.append(lines[0].replace("paid on orders 7", "listed on orders 9").replace(": put back", f"{OR_CONCLUDED}: put back"))
     (tmp_path / "log").write_text("\n".join(lines))
     assert said(tmp_path / "log", ["delete an attempt"]).put_back == {"paid on 7", "paid on 8"}

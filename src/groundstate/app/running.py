@@ -171,7 +171,7 @@ class Running:
             redact=store.redact,
             messenger=messengers.of(store),
             watch=self._watch,
-            part=Part(store.name or "", names),
+            part=Part(store.name or "", names, several=len(self.parts) > 1),
         )
 
     def elsewhere(self, store: Store) -> dict[MetaData, str]:

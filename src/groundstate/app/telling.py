@@ -75,7 +75,7 @@ class Messengers:
         for store, specs in reactions.items():
             own = _own_transport(app, store)
             if own is not None:
-                part = Part(store.name or "", names)
+                part = Part(store.name or "", names, several=len(reactions) > 1)
                 self._of[store] = Messenger(app, own, _questions(store, specs), with_keys=with_keys, part=part, store=store.label)
 
     @property

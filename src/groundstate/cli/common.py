@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
-from groundstate.engine import schema, trouble
+from groundstate.engine import locked, schema, trouble
 from groundstate.engine.apart import Admitted
 from groundstate.engine.guarded import describe, text_of
 from groundstate.store import naming, opening
@@ -182,7 +182,8 @@ def looking(store: Store) -> Iterator[tuple[Database, Lives]]:
         schema.check(database)
         yield database, make_lives()
     except DBAPIError as error:
-        refused = database.refusal(error.orig)
+        hidden = locked.who_hides_ours(database) if trouble.locked(error) else None
+        refused = database.refusal(error.orig) if hidden is None else StoreRefused(hidden)
         if refused is None:
             raise
         raise refused from error

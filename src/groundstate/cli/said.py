@@ -12,6 +12,7 @@ from rich.text import Text
 from groundstate.cli import report
 from groundstate.cli.common import at, plain
 from groundstate.engine import living
+from groundstate.engine.lane import FAILING_MOST
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.overview import Overview
 from groundstate.engine.says import Ring, Says
@@ -59,7 +60,7 @@ def _pauses(out: Console, alive: Sequence[LifeSeen], now: datetime) -> None:
 def _pauses_of(says: Says) -> list[_Pause]:
     named = [(one.outside if one.part is None else f"{one.outside}, {one.part}", one) for one in says.paused]
     found = [_Pause(name, one.since, one.until, one.answered) for name, one in named]
-    why = "its handler fails, whatever the record"
+    why = f"its handler failed for {FAILING_MOST} or more records in a row"
     return found + [_Pause(f"reaction {one.reaction}", one.since, one.until, why) for one in says.failing]
 
 
@@ -94,6 +95,10 @@ def _of_reactions(alive: Sequence[LifeSeen]) -> list[str]:
     for name, count in _counted(alive, lambda says: says.aside):
         why = "its condition takes long, so that it is asked beside the others: `groundstate check` says which index it lacks"
         words.append(f"{name}: {why} (in {_how_many(count, alive)}).")
+    everywhere = living.lacked(alive)
+    for name, count in _counted(alive, lambda says: [one.reaction for one in says.lacks if one.reaction not in everywhere]):
+        why = next(one.why for life in alive for one in life.says.lacks if one.reaction == name)
+        words.append(f"{name}: not carried out in {_how_many(count, alive)}: {why}.")
     for name, count in _counted(alive, lambda says: says.troubled):
         why = "it could not be carried out at all the last times, and is tried again each few seconds: the log says why"
         words.append(f"{name}: {why} (in {_how_many(count, alive)}).")

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import and_, delete, or_, select, update
 
 from groundstate.engine import attempts
-from groundstate.engine.attempt_log import say_held
+from groundstate.engine.attempt_log import of_attempt, say_held
 from groundstate.engine.life import Life, left_by, lives_seen, may_return
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.transaction import Transaction
@@ -81,7 +81,7 @@ def _adopt(life: Life, dead: int) -> int:
                 say_held(life, after)
             count += len(changed)
             others.update(after.app for _, after in changed if after.worker != life.id)
-            records += [f"{one.reaction} on {one.record or one.occurrence}" for one in some[: max(TOLD_MOST - len(records), 0)]]
+            records += [of_attempt(life, one) for one in some[: max(TOLD_MOST - len(records), 0)]]
     if life.witness:
         life.witness.erase(dead)
     if count:

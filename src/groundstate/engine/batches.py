@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import aside, barred, begin, careful, due, locked, no_call, plain, trouble, unfit
+from groundstate.engine import aside, barred, begin, careful, due, failing, locked, no_call, plain, trouble, unfit
 from groundstate.engine.crowd import Crowd
 from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
@@ -210,12 +210,9 @@ class Batches:
         if done.taken:
             unfit.over(lane)
             lane.took(done.taken, done.rows_s, done.rows_s if done.again else took, self._shift.hold_s, cut=done.cut)
-        if done.done:
-            lane.failing.succeeded(time.monotonic(), done.done)
-            if lane.groups is not None:
-                lane.sweep()  # those behind them
-        for number in range(done.failed):
-            lane.failing.went_wrong((self._shift.tally.batches, number), time.monotonic())
+        failing.heard(lane, self._shift.life.lines, done.done, done.wrong, time.monotonic())
+        if done.done and lane.groups is not None:
+            lane.sweep()  # those behind them
         if done.done and lane.question.answers_late:
             self._shift.tally.expired[lane.name] += done.done
             log.info(

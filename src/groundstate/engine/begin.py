@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from groundstate.engine import attempts, careful, claim, groups, handling, in_place, line, snapshot, trouble
-from groundstate.engine.attempt_log import say_given_up, say_held, say_kept, say_let_go
+from groundstate.engine.attempt_log import of_attempt, say_given_up, say_held, say_kept, say_let_go, which_try
 from groundstate.engine.claim import Claim, Standing, Taken, Unreadable
 from groundstate.engine.flight import Flight, part_of
 from groundstate.engine.guarded import describe, user_code
@@ -232,7 +232,7 @@ class _Looking:
                 say_kept(self.life, after)
             case rules.Delete(say):
                 self.removed.append(attempt)
-                say_let_go(attempt, say)
+                say_let_go(self.life, attempt, say)
             case rules.GaveUp() | rules.Expired() if self._ran and time.monotonic() >= self.until_s:
                 self.result.let_go = True
             case rules.GaveUp():
@@ -248,9 +248,8 @@ class _Looking:
         failed = _expire(self.life, self.tx, self.question, standing, attempt)
         if failed is None:
             log.info(
-                "%s on %s expired: it was due at %s",
-                attempt.reaction,
-                attempt.record,
+                "%s expired: it was due at %s",
+                of_attempt(self.life, attempt),
                 standing.due,
                 extra={"event": "expired", "reaction": attempt.reaction, "count": 1, "record": attempt.record},
             )
@@ -349,15 +348,15 @@ def _flight(  # noqa: PLR0913  # each differs from call to call
         if trouble.transient(error):
             raise
         words = life.shorten(f"sends raised {describe(error)}")
-        log.warning(
-            "%s on %s: %s",
-            before.reaction,
-            before.record,
-            words,
-            extra={"event": "sends_failed", "reaction": before.reaction, "record": before.record},
-        )
         failures = before.failures + 1
         kept = rules.not_done(before, words, next_try(spec.terms.retry, failures, tx.now, life.dice.random()), counts=True).attempt
+        log.warning(
+            "%s: %s; %s",
+            of_attempt(life, before),
+            words,
+            which_try(spec.terms.retry, kept, tx.now),
+            extra={"event": "sends_failed", "reaction": before.reaction, "record": before.record},
+        )
         return replace(kept, state=State.DOUBT if before.unsure else State.FAILED, worker=life.id)
     return after, _of_record(_fly(life, tx, question, after, argument, clock, due=due), record)
 
@@ -466,16 +465,16 @@ def _expire(life: Life, tx: Transaction, question: Question, standing: Standing,
     words = _end(life, tx, late, standing, attempt, handler=late.spec.handler)
     if words is None:
         return None
+    next_at = next_try(spec.terms.retry, attempt.failures + 1, tx.now, life.dice.random())
+    after = rules.expired_in_vain(attempt, spec.terms, tx.now, next_at, words).attempt
     log.warning(
-        "%s on %s %s: %s",
-        spec.name,
-        spec.table_name,
-        attempt.record,
+        "%s: %s; %s",
+        of_attempt(life, attempt),
         words,
+        which_try(spec.terms.retry, after, tx.now),
         extra={"event": "expired_failed", "reaction": spec.name, "record": attempt.record},
     )
-    next_at = next_try(spec.terms.retry, attempt.failures + 1, tx.now, life.dice.random())
-    return rules.expired_in_vain(attempt, spec.terms, tx.now, next_at, words).attempt
+    return after
 
 
 def _end(  # noqa: PLR0913  # as above

@@ -46,6 +46,10 @@ from groundstate.values.answers import Absent, Busy, NotDone, Unknown
 log = logging.getLogger("groundstate")
 UNWINDS_S = 1.0  # so long an async call may take to end after its time limit: what goes on past that swallows its cancellation
 LONGEST_WAIT = timedelta(days=365)  # that an endpoint may ask for
+_SLOW_CLIENT = (
+    "the client= of the outside {} takes long to make its client, and async calls wait for that, once in each worker; where it loads"
+    " certificates, let it take an ssl.SSLContext that was made at the import"
+)
 
 
 class Caller:
@@ -64,6 +68,7 @@ class Caller:
         self._task_of: dict[Flight, asyncio.Task[None]] = {}
         self._clients = AsyncExitStack()
         self._opened: dict[OutsideSpec, asyncio.Future[Any]] = {}
+        self._making: str | None = None  # the outside whose `client=` makes a client just now, in the loop
         self._beat_asked = self._beat_heard = self._beat_told = 0
         self._asked_at: float | None = None  # when the loop was asked to come round, and has not yet
         self._sync_clients = ExitStack()
@@ -119,9 +124,11 @@ class Caller:
         if self._beat_asked > self._beat_heard and self._beat_asked != self._beat_told:
             self._beat_told = self._beat_asked
             frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001  # the one way to see where another thread is
-            stack = _within(frame)
+            stack, making = _within(frame), self._making
+            by = "an async call must await what it waits for" if making is None else _SLOW_CLIENT.format(making)
             log.warning(
-                "the loop of async calls is blocked: an async call must await what it waits for. It is at:\n%s",
+                "the loop of async calls is blocked: %s. It is at:\n%s",
+                by,
                 stack,
                 extra={"event": "call_loop_blocked", "stack": stack},
             )
@@ -268,14 +275,14 @@ class Caller:
             self._back(NotSent(flight))
             return
         flight.ends_s = time.monotonic() + flight.timeout.total_seconds() + UNWINDS_S
-        told = self.watched.calls([flight])
+        told, limit = self.watched.calls([flight]), asyncio.timeout(flight.timeout.total_seconds())
         try:
             with self._inside(flight):
-                async with asyncio.timeout(flight.timeout.total_seconds()):
+                async with limit:
                     value = await self._function(flight)(flight.argument, **self._supplies(flight, client))
             word = self._answered(flight, value)
         except BaseException as error:  # each flight ends in a word, whatever its task met
-            word = self._raised(flight, error)
+            word = self._raised(flight, error, over=limit.expired())
         told([word])
         self._back(self._after_giving_up(word))
 
@@ -389,8 +396,11 @@ class Caller:
             return FoundUnknown(flight)
         return Returned(flight, value)
 
-    def _raised(self, flight: Flight, error: BaseException) -> Word:
+    def _raised(self, flight: Flight, error: BaseException, *, over: bool = False) -> Word:
+        """over: its own time limit ended it."""
         error = error if has_a_class(error) else Raised(error)
+        if flight.is_find and over:
+            return FoundUnknown(flight, f"its find timed out after {flight.timeout.total_seconds():g} s")
         if flight.is_find:
             return FoundUnknown(flight, f"find raised {describe(error)}{place_of(error)}")
         if isinstance(error, Busy):
@@ -461,7 +471,12 @@ class Caller:
             return None
         opened = self._opened.get(call.outside)
         if opened is None:
-            opened = self._opened[call.outside] = asyncio.ensure_future(self._open(call.outside.client()))
+            self._making = call.outside.name
+            try:
+                manager = call.outside.client()
+            finally:
+                self._making = None
+            opened = self._opened[call.outside] = asyncio.ensure_future(self._open(manager))
         try:
             async with asyncio.timeout(MARGIN.total_seconds()):  # past that none of these calls may go out any more
                 return await asyncio.shield(opened)

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import select
 
 from groundstate.engine import attempts, claim, outcomes, unknown_states
+from groundstate.engine.attempt_log import named, of_attempt
 from groundstate.engine.claim import Standing
 from groundstate.engine.flight import FoundAbsent, FoundUnknown, NothingHappened, NotSent, Returned, ThreadEnded, Unclear, Word
 from groundstate.engine.handling import Work
@@ -172,9 +173,8 @@ class _Words:
             case FoundAbsent():
                 if asked <= attempt.deadline + terms.settle_after:
                     log.debug(
-                        "%s on %s: Absent is not believed before %s: its call could still be on its way when it was asked for",
-                        attempt.reaction,
-                        attempt.record,
+                        "%s: Absent is not believed before %s: its call could still be on its way when it was asked for",
+                        of_attempt(self.life, attempt),
                         attempt.deadline + terms.settle_after,
                         extra={"event": "absent_too_early", "reaction": attempt.reaction, "record": attempt.record},
                     )
@@ -195,7 +195,7 @@ class _Words:
         spec = self.question.spec
         attempt = standing.attempt
         decision = rules.late(attempt, spec.terms.policy, spec.when_overtaken, own=spec.kind)
-        where = f"{spec.name} on {spec.table_name} {word.flight.identity[2]}"
+        where = named(self.life, *word.flight.identity[1:3])
         match decision:
             case rules.Drop(say):
                 log.warning(
@@ -251,9 +251,8 @@ class _Words:
         if not attempts.insert(self.tx, [again]):
             return standing
         log.error(
-            "%s on %s: its attempt was deleted by hand while its call was made%s: put back, since the record would be called once more",
-            spec.name,
-            flight.identity[2],
+            "%s: its attempt was deleted by hand while its call was made%s: put back, since the record would be called once more",
+            named(self.life, spec.name, flight.identity[2]),
             OR_CONCLUDED if flight.moment.restarted else "",
             extra={"event": "attempt_put_back", "reaction": spec.name, "record": flight.identity[2]},
         )

@@ -14,6 +14,7 @@ from datetime import timedelta
 from functools import partial
 
 from groundstate.engine import attempts, baselines, beside, claim, illegible, outcomes, registry, trouble, unknown_states
+from groundstate.engine.attempt_log import of_attempt
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
 from groundstate.engine.guarded import describe
@@ -146,9 +147,8 @@ def outcome(  # a deed, and whose, with what
     if attempt.outcome:
         had = person.life.shorten(attempt.outcome)
         log.warning(
-            "%s on %s: the outcomes that it had in hand: %s",
-            attempt.reaction,
-            attempt.record,
+            "%s: the outcomes that it had in hand: %s",
+            of_attempt(person.life, attempt),
             had,
             extra={"event": "outcomes_replaced", "reaction": attempt.reaction, "record": attempt.record},
         )
@@ -177,9 +177,8 @@ def forget(person: Person, tx: Transaction, question: Question | None, standing:
         return rules.Delete("code that declares its reaction again asks a person first, before it starts on rows that are there")
     if isinstance(decision, rules.Delete) and attempt.outcome:
         log.warning(
-            "%s on %s: forgotten with its outcome: %s",
-            attempt.reaction,
-            attempt.record,
+            "%s: forgotten with its outcome: %s",
+            of_attempt(person.life, attempt),
             attempt.outcome,
             extra={"event": "forgotten_with_outcome", "reaction": attempt.reaction, "record": attempt.record},
         )

@@ -29,9 +29,8 @@ class FailedCalls:
             case Unclear(error=error, running=False) if doubts and self._lines.may_tell(reaction, CALL_IN_DOUBT, now, anyhow=pauses):
                 words = self._shorten(error)
                 log.warning(
-                    "%s on %s is in doubt: %s",
-                    reaction,
-                    record,
+                    "%s is in doubt: %s",
+                    _named(word.flight),
                     words,
                     extra={"event": "call_in_doubt", "reaction": reaction, "record": record},
                 )
@@ -43,7 +42,7 @@ class FailedCalls:
             case _:
                 return  # no failure; or one that goes on, which was told when its time was over
         if self._lines.may_tell(reaction, CALL_FAILED, now, anyhow=pauses):
-            words = f"{reaction} on {record}: {self._shorten(said)}"
+            words = f"{_named(word.flight)}: {self._shorten(said)}"
             if pauses:
                 log.warning("%s", words, extra={"event": "call_failed", "reaction": reaction, "record": record})
             else:
@@ -56,12 +55,16 @@ class FailedCalls:
             return
         find = call.find if flight.is_find else None
         log.warning(
-            "%s on %s%s %s%s: %s",
-            reaction,
-            record,
+            "%s%s %s%s: %s",
+            _named(flight),
             ": its find" if flight.is_find else "",
             error,
             "" if flight.is_find else ", and is in doubt",
             _CURES[(find or call.function).is_async],
             extra={"event": "call_hangs", "reaction": reaction, "record": record},
         )
+
+
+def _named(flight: Flight) -> str:
+    spec = flight.question.spec
+    return f"{spec.name} on {spec.table_name} {flight.identity[2]}"

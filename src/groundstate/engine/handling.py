@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import inspect, select
 from sqlalchemy import null as sql_null
-from sqlalchemy import select
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 
@@ -75,6 +75,11 @@ def _run_each(tx: Transaction, function: Function, works: Sequence[Work], until_
         tx.put_back()
 
 
+def _named(function: Function, work: Work) -> str:
+    """A handler and the table of its record, whose key follows."""
+    return f"{function.plain_name} on {inspect(work.record).mapper.base_mapper.local_table}"
+
+
 def _run(tx: Transaction, function: Function, work: Work) -> None:
     was = in_place.before(work.record)
     tx.handlers.began(work.key)
@@ -82,12 +87,12 @@ def _run(tx: Transaction, function: Function, work: Work) -> None:
         function(work.record, *work.arguments, session=tx.session, **work.supplies)
     except Exception as error:
         if tx.is_over() and not trouble.transient(error):
-            raise TransactionEnded(function.plain_name, work.key, error) from error
+            raise TransactionEnded(_named(function, work), work.key, error) from error
         raise
     finally:
         tx.handlers.ended()
     if tx.is_over():  # before another handler runs: what that one writes would be kept without its record
-        raise TransactionEnded(function.plain_name, work.key)
+        raise TransactionEnded(_named(function, work), work.key)
     refuse_what_is_undone(tx)
     why = None if was is None else in_place.lost(tx, work.key, work.record, was)
     if why is not None:

@@ -12,11 +12,12 @@ from typing import TypeVar
 from sqlalchemy import Connection, func, select
 
 from groundstate.engine import living, locked, trouble
+from groundstate.engine.lane import FAILING_MOST
 from groundstate.engine.limits import AT_ONCE, whole
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.numbers import slots
 from groundstate.engine.question import PrimaryKey, Question
-from groundstate.engine.says import Pause, Ring, Says
+from groundstate.engine.says import Failing, Pause, Ring, Says
 from groundstate.engine.slots import WHOLE, Place, most_at_once
 from groundstate.engine.tokens import rate_of
 from groundstate.rules import rate as rates
@@ -69,16 +70,12 @@ class Workers:
         """Whether any does; None: that cannot be seen."""
         if any(one.alive for one in self.seen):
             return True
-        return None if self._there else False
-
-    @property
-    def _there(self) -> list[LifeSeen]:
-        return [one for one in self.seen if one.alive is not False]
+        return None if any(one.alive is None for one in self.seen) else False
 
     @property
     def able(self) -> list[LifeSeen]:
         """Those that may live, and begin something new."""
-        return [one for one in self._there if not (one.says.held or one.says.drains)]
+        return living.able(self.seen)
 
     def all_say(self, found: Sequence[T | None]) -> T | None:
         """found: what each of those that are able says of something. The first of it, where none of them says nothing."""
@@ -173,12 +170,18 @@ def _as_they_say(workers: Workers, question: Question) -> Iterator[Hindrance]:
     name = question.spec.name
     failing = workers.all_say([next((one for one in life.says.failing if one.reaction == name), None) for life in workers.able])
     if failing is not None:
-        until = failing.until if failing.until > workers.now else None
-        yield Hindrance("waits, since its handler failed on many records in a row, and it pauses: it goes on", until)
+        yield _failing(failing, workers.now)
     if workers.all_say([True if name in life.says.troubled else None for life in workers.able]):
         yield Hindrance(
             "waits, since it could not be carried out at all the last times, as the log says; it is tried again each few seconds"
         )
+
+
+def _failing(one: Failing, now: datetime) -> Hindrance:
+    failed = f"since its handler failed for {FAILING_MOST} or more records in a row"
+    if one.until > now:
+        return Hindrance(f"waits, {failed}: one at a time probes it", one.until)
+    return Hindrance(f"now, one record at a time, {failed}", how=True)
 
 
 # ---- its outside -----------------------------------------------------------------------------------------------------------------

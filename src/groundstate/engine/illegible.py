@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Select, Table, Text, and_, delete, select, up
 from sqlalchemy.exc import IntegrityError
 
 from groundstate.engine import attempts, cells
+from groundstate.engine.attempt_log import of_attempt
 from groundstate.engine.cells import Cell
 from groundstate.engine.life import Life
 from groundstate.engine.transaction import Transaction
@@ -130,9 +131,8 @@ def mend(life: Life) -> int:
 def _write(life: Life, tx: Transaction, row: _Row) -> None:
     after = row.attempt()
     log.error(
-        "%s on %s: a row of groundstate_attempt was edited and cannot be read: %s",
-        after.reaction,
-        after.record,
+        "%s: a row of groundstate_attempt was edited and cannot be read: %s",
+        of_attempt(life, after),
         _said(life, row),
         extra={"event": "attempt_illegible", "reaction": after.reaction, "record": after.record},
     )

@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from groundstate.engine import attempts, culprits, handling, outcomes, trouble
-from groundstate.engine.attempt_log import say_held, say_held_with_outcome, say_let_go
+from groundstate.engine.attempt_log import of_attempt, say_held, say_held_with_outcome, say_let_go
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Standing
 from groundstate.engine.guarded import let_through
@@ -111,7 +111,7 @@ class Conclusion:
                 say_held(self.life, after)
             case rules.Delete(say):
                 self.removed.append(attempt)
-                say_let_go(attempt, say)
+                say_let_go(self.life, attempt, say)
             case _:
                 raise AssertionError(decision)
 
@@ -119,9 +119,8 @@ class Conclusion:
         """Puts the outcome to its record: by the handler where the condition holds, else as overtaken. Raises SomeHandlerFailed."""
         if loudly:
             log.error(
-                "%s on %s: %s",
-                attempt.reaction,
-                attempt.record,
+                "%s: %s",
+                of_attempt(self.life, attempt),
                 loudly,
                 extra={"event": "outcome_unexpected", "reaction": attempt.reaction, "record": attempt.record},
             )
@@ -209,9 +208,8 @@ class Conclusion:
         """The attempt goes with all its outcomes, and they are a line in the log: nobody is asked about them any more."""
         outcome = self.life.shorten(self._written(attempt, given))
         log.warning(
-            "%s on %s: %s; outcome: %s",
-            attempt.reaction,
-            attempt.record,
+            "%s: %s; outcome: %s",
+            of_attempt(self.life, attempt),
             why,
             outcome,
             extra={"event": "outcome_dropped", "reaction": attempt.reaction, "record": attempt.record},
@@ -246,7 +244,7 @@ class Conclusion:
         written = self._written(attempt, given)
         kept = outcomes.with_what_was_kept(why, written, last=given.written is None)
         if kept != why:
-            say_text_alone(attempt, kept)
+            say_text_alone(self.life, attempt, kept)
             why = kept
         self.saved.append((attempt, rules.outcome_refused(attempt, why, error, written).attempt))
 
@@ -300,12 +298,11 @@ def pen_of(life: Life) -> outcomes.Pen:
     return outcomes.Pen(life.outcome_as_text, life.database.codec)
 
 
-def say_text_alone(attempt: Attempt, why: str) -> None:
+def say_text_alone(life: Life, attempt: Attempt, why: str) -> None:
     """No handler can be given the outcome any more: a person should know at once."""
     log.error(
-        "%s on %s: %s",
-        attempt.reaction,
-        attempt.record,
+        "%s: %s",
+        of_attempt(life, attempt),
         why,
         extra={"event": "outcome_as_text", "reaction": attempt.reaction, "record": attempt.record},
     )

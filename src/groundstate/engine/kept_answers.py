@@ -53,8 +53,9 @@ class KeptAnswers:
 
     def _tell(self, question: Question, record: str) -> None:
         log.warning(
-            "%s on %s: what its call said cannot be written down, since %s: it is kept in memory, and written once that ends",
+            "%s on %s %s: what its call said cannot be written down, since %s: it is kept in memory, and written once that ends",
             question.spec.name,
+            question.spec.table_name,
             record,
             self._who(question, record) or "somebody else has locked its row",
             extra={"event": "answer_waits", "reaction": question.spec.name, "record": record},

@@ -24,6 +24,7 @@ BATCH_FIRST = 200
 BATCH_MAX = 500
 BATCH_LEAST = 50  # of records that are quick: what a transaction costs is shared among so many
 SLOW = 4  # times its aim: then it is the records, and not a machine that is busy just now, which take so long
+FAILING_MOST = 20  # different records for which a handler fails, and none that it carries out between: then its reaction pauses
 SENDS_FIRST = 8  # of calls with `sends`, of which nobody knows yet how long it takes
 
 
@@ -51,7 +52,8 @@ class Lane:
     asking: Usual = field(default_factory=Usual)  # what one look at its condition takes
     next_sweep: float = 0.0
     first_at: int = 0  # the turn in which it was last the first
-    failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=20))  # DB-only reactions (rules.md 15)
+    failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=FAILING_MOST))  # DB-only reactions (rules.md 15)
+    told_failing: float | None = None  # since when the log has it that it pauses by that
     not_before: float = 0.0  # after the database's own trouble
     trouble: int = 0
     barred: str | None = None  # somebody keeps a table of it locked: who, in words

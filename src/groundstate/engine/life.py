@@ -11,7 +11,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -51,6 +51,7 @@ class Life:
     witness: Witness | None
     redact: Callable[[str], str] = str
     declared: frozenset[str] = frozenset()  # names of this code's reactions and schedules: who can settle a doubt of theirs
+    tables_of: Mapping[str, str] = field(default_factory=dict)  # the table of each reaction's records, for lines of the log
     id: int = field(default_factory=lambda: secrets.randbits(62))
     sound: bool = False  # False once the lock may be lost: then no call goes out
     begins: int = 0

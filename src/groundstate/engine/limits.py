@@ -24,6 +24,7 @@ from groundstate.rules.breaker import Breaker
 from groundstate.rules.reaction import CallSpec, OutsideSpec
 
 log = logging.getLogger("groundstate")
+ANSWER_LENGTH = 200  # of what an endpoint answered last, where its pause is told
 AT_ONCE = 100  # calls of one worker to an outside without a limit
 Freed = Mapping[Place, int]
 NOTHING_FREED: Freed = {}
@@ -219,8 +220,8 @@ class Limits:
                 breaker.went_wrong(word.flight.identity, now, find=True)
             case FoundAbsent() | FoundUnknown():
                 breaker.answered_a_question(now)
+        since = self.paused[place].since if place in self.paused else now
         if breaker.open:
-            since = self.paused[place].since if place in self.paused else now
             error = word.error if isinstance(word, NothingHappened | Unclear | FoundUnknown) else None
             self.paused[place] = Paused(since, breaker.until, error or "")
         else:
@@ -228,7 +229,7 @@ class Limits:
         if breaker != Breaker():  # of an endpoint that answers there is nothing to be known, and there may be a million parts
             self._breakers[place] = breaker
         if breaker.open != was_open:
-            what = "fails: it pauses, and is probed" if breaker.open else "answers again"
+            what = self._pauses_in_words(self.paused[place], now) if breaker.open else f"answers again, after {now - since:.1f} s"
             log.warning(
                 "the outside %s%s %s",
                 place[0].name,
@@ -237,6 +238,10 @@ class Limits:
                 extra={"event": "outside_breaker", "outside": place[0].name, "open": breaker.open},
             )
         return breaker.open and not was_open
+
+    def _pauses_in_words(self, one: Paused, now: float) -> str:
+        answered = f"; its last answer: {self._shift.life.shorten(one.answered, ANSWER_LENGTH)}" if one.answered else ""
+        return f"fails: it pauses for {one.until - now:.1f} s, and is probed{answered}"
 
     # ---- what was passed by ------------------------------------------------------------------------------------------------------
     def pass_by(self, lane: Lane, until: float) -> None:

@@ -93,6 +93,17 @@ def of_app(app: str, seen: Sequence[LifeSeen]) -> list[LifeSeen]:
     return [one for one in seen if one.app is None or one.app == app]
 
 
+def lacked(seen: Sequence[LifeSeen]) -> dict[str, str]:
+    """By reaction, why none of these carries it out, where each that is able says so: only a worker meets what it has no right to."""
+    each = [{one.reaction: one.why for one in life.says.lacks} for life in able(seen)]
+    return {name: why for name, why in each[0].items() if all(name in other for other in each)} if each else {}
+
+
+def able(seen: Sequence[LifeSeen]) -> list[LifeSeen]:
+    """Those that may live, and begin something new."""
+    return [one for one in seen if one.alive is not False and not (one.says.held or one.says.drains)]
+
+
 def may_return(database: Database, connection: Connection, found: Sequence[LifeSeen]) -> list[LifeSeen]:
     """The same, where those whose lock was freed by a start of the server are told as such for as long as they may come back.
 

@@ -94,6 +94,19 @@ def who_locks_ours(database: Database) -> str | None:
     return f"{words}: nothing is carried out before that ends" if words is not None else None
 
 
+def who_hides_ours(database: Database) -> str | None:
+    """Who keeps a table of ours from being read at all, in words; None where nobody does, or it cannot be seen."""
+    if not database.locks_rows:
+        return None
+    try:
+        with database.reading(wait=SEEN_WITHIN) as connection:
+            found = connection.execute(_TABLES, {"modes": _FOR_ITSELF}).all()
+    except DBAPIError:
+        return None
+    words = next((_held_by(one) for one in found if one.table in tables.metadata.tables), None)
+    return None if words is None else f"{words}: nothing can be seen before that ends"
+
+
 def against_writers(connection: Connection, names: Collection[str] = ()) -> str | None:
     """Who keeps others from writing to one of these tables, or to one of ours, in words; None where nobody does, and on SQLite."""
     if connection.dialect.name != "postgresql":

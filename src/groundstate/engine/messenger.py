@@ -175,7 +175,7 @@ class Messenger:
 
     # ---- its thread ----------------------------------------------------------------------------------------------------------------
     def _run(self) -> None:
-        lines.are_of(self._store)
+        lines.are_of(self._store, of_several=self._part.several)
         try:
             self.transport.open(self._subject, self._heard, trusted=self._trusted)
         except BaseException as error:

@@ -55,7 +55,7 @@ class ReactionSeen:
     asked: bool = True  # False: its condition cannot be asked here, such as of a table that is gone
     unseen: str | None = None  # why nothing of it can be seen: who keeps a table locked that it asks, or why it cannot be asked
     odd_time: str | None = None  # a stored due time that does not sort as one, in words; looked for with the lives
-    lacks: str | None = None  # why no worker carries it out here, with the cure (`fitting.lacking`); looked for with the lives
+    lacks: str | None = None  # why no worker carries it out here (`fitting.lacking`, `living.lacked`); looked for with the lives
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def _asked(  # noqa: PLR0913  # as overview
         open_, undeclared = _attempts(looked)
         seen = None if lives is None else tuple(living.lives_of(database, connection, lives))
         ours = living.of_app(app, seen or ())
+        said = living.lacked(ours)
+        reactions = [replace(one, lacks=one.lacks or said.get(one.name)) for one in reactions]
         return Overview(
             now=now,
             standby=pending.is_standby(connection),

@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import update
 
 from groundstate.engine.crowd import Crowd
-from groundstate.engine.limits import Limits, Paused
+from groundstate.engine.limits import ANSWER_LENGTH, Limits, Paused
 from groundstate.engine.rings import Step as RingStep
-from groundstate.engine.says import Failing, Pause, Ring, Says, Step, written
+from groundstate.engine.says import Failing, Lacks, Pause, Ring, Says, Step, written
 from groundstate.engine.shift import Shift
 from groundstate.engine.slots import Place
 from groundstate.store.tables import worker as table
@@ -24,7 +24,7 @@ from groundstate.store.tables import worker as table
 EACH_S = 1.0  # how often it is looked whether there is something else to say
 NAMED_MOST = 100  # pauses, and rings; all are counted
 STEPS_MOST = 10  # of one ring
-ANSWER_LENGTH = 200
+WHY_LENGTH = 500  # of what a reaction lacks
 TROUBLED_AFTER = 4  # so often in a row a reaction could not be carried out as a whole: it is tried again after most of a second then
 WAIT = timedelta(milliseconds=100)  # for the lock that writing needs
 
@@ -43,6 +43,7 @@ class _Seen:
     aside: tuple[str, ...] = ()
     failing: tuple[tuple[str, float, float], ...] = ()
     troubled: tuple[str, ...] = ()
+    lacks: tuple[tuple[str, str], ...] = ()
 
 
 class OwnWords:
@@ -88,6 +89,7 @@ class OwnWords:
             aside=_names(lane.name for lane in shift.lanes if lane.aside),
             failing=self._failing(now),
             troubled=_names(lane.name for lane in shift.lanes if lane.trouble >= TROUBLED_AFTER and not (lane.barred or lane.lacks)),
+            lacks=tuple(sorted((lane.name, lane.lacks) for lane in shift.lanes if lane.lacks is not None)),
         )
 
     def _drains(self, now: float) -> bool:
@@ -122,6 +124,7 @@ class OwnWords:
                 aside=seen.aside,
                 failing=tuple(Failing(name, at(since), at(until)) for name, since, until in seen.failing),
                 troubled=seen.troubled,
+                lacks=tuple(Lacks(name, life.shorten(why, WHY_LENGTH)) for name, why in seen.lacks),
             )
             tx.connection.execute(update(table).where(table.c.life == life.id).values(says=written(says)))
 

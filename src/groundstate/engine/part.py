@@ -15,11 +15,12 @@ from groundstate.store.naming import name_of
 @dataclass(frozen=True)
 class Part:
     """One of an app's databases, or all of them. name: in the app; "" of all, or of one without a name. names: of all that have one, by
-    their databases.
+    their databases. several: whether the app has more databases than this one.
     """
 
     name: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    several: bool = False
 
     def of(self, touched: Touched) -> str:
         """The name of the database that was committed to; "" where that is not known."""

@@ -119,7 +119,7 @@ class Pending:
     waits: tuple[Waits, ...]
     locked: tuple[Locked, ...]
     unseen: Mapping[str, str]  # reactions of which nothing can be seen, since somebody has locked a table, or one is missing: why, in words
-    lacks: Mapping[str, str]  # reactions that no worker carries out here (`fitting.lacking`): why, with the cure
+    lacks: Mapping[str, str]  # reactions that no worker carries out here (`fitting.lacking`, `living.lacked`): why, with the cure
     newcomers: tuple[Newcomer, ...]
     suspects: tuple[str, ...]
     waiting: tuple[str, ...]  # not carried out before a person has said whether the database was put back
@@ -206,7 +206,7 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
             waits=waits,
             locked=tuple(locked.locked(connection, questions)),
             unseen=unseen,
-            lacks=lacks,
+            lacks={name: why for name, why in living.lacked(ours).items() if name in names} | lacks,
             newcomers=tuple(loud),
             suspects=tuple(sorted(name for name, one in known.items() if one.suspect and name not in looked.schedules)),
             waiting=tuple(sorted(waiting)),

@@ -14,6 +14,7 @@ from functools import partial
 from sqlalchemy import ColumnElement, func, select
 
 from groundstate.engine import attempts, deeds, illegible, registry, schema
+from groundstate.engine.attempt_log import named
 from groundstate.engine.attempts import Identity
 from groundstate.engine.deeds import Deed, Did, Person
 from groundstate.engine.life import Life
@@ -55,6 +56,7 @@ def person(  # what an app, a store and a human are
     watch(database)
     schema.check(database)
     life = Life(app, database, lives, None, redact or (lambda words: words))
+    life.tables_of = {spec.name: spec.table_name for spec in specs if isinstance(spec, ReactionSpec)}
     questions = {spec.name: Question(spec, database) for spec in specs if isinstance(spec, ReactionSpec)}
     schedules = {spec.name: spec for spec in specs if isinstance(spec, ScheduleSpec)}
     with database.reading() as connection:
@@ -168,9 +170,8 @@ def _one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: 
     if did.became == "refused":
         raise Conflict(f"{did.reaction} on {did.record}: {did.words}")
     log.warning(
-        "%s on %s %s: %s",
-        did.reaction,
-        did.record or did.occurrence,
+        "%s %s: %s",
+        named(person.life, did.reaction, did.record or did.occurrence),
         said,
         did.words,
         extra={"event": "person_acted", "reaction": did.reaction, "record": did.record, "by": person.by},

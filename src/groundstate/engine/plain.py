@@ -20,7 +20,7 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from groundstate.engine import attempts, beside, claim, culprits, groups, handling, line, trouble
-from groundstate.engine.attempt_log import say_failed, say_given_up, say_held, say_unreadable
+from groundstate.engine.attempt_log import say_failed, say_given_up, say_held, say_unreadable, which_try
 from groundstate.engine.claim import Claim, Taken, Unreadable
 from groundstate.engine.guarded import text_of
 from groundstate.engine.handling import HandlerFailed, Work
@@ -73,6 +73,7 @@ class Done:
     taken: int = 0  # without those that were let go
     done: int = 0
     failed: int = 0
+    wrong: dict[PrimaryKey, str] = field(default_factory=dict)  # of those, whose handler failed, and with what
     cursor: Place | None = None
     busy: list[PrimaryKey] = field(default_factory=list)
     let_go: list[PrimaryKey] = field(default_factory=list)  # for whom no time was left: they are as they were
@@ -90,6 +91,7 @@ class Done:
         self.taken += other.taken
         self.done += other.done
         self.failed += other.failed
+        self.wrong |= other.wrong
         self.let_go += other.let_go
         self.cut |= other.cut
         self.rows_s += other.rows_s
@@ -381,12 +383,14 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
     spec = question.spec
     error = life.shorten(failure.error)
     before = one.attempt or new_attempt(life, question, one.text, one.occurrence, tx.now)
+    tried: str | None = None
     if question.answers_late:
         at = next_try(spec.retry, before.failures + 1, tx.now, life.dice.random())
         after = rules.expired_in_vain(before, spec.terms, tx.now, at, error).attempt
     elif _spent(question, one, tx.now):
         why = "the last try was used" if spec.gave_up is None else f"its gave_up handler failed: {error}"
         after = rules.held_as(before, why, error=before.error or error).attempt
+        tried = "its last try was used"
     else:
         failures = before.failures + 1
         at = next_try(spec.retry, failures, tx.now, life.dice.random())
@@ -395,8 +399,9 @@ def _write_failure(life: Life, question: Question, tx: Transaction, one: Taken, 
             # Nothing more is tried: gave_up answers, or it is held, and neither waits.
             after = replace(after, next_at=tx.now) if spec.gave_up else rules.held_as(after, "the last try was used").attempt
     done.failed += 1
+    done.wrong[one.key] = error
     done.next_at = min(filter(None, (done.next_at, after.next_at)), default=None)
-    say_failed(life, spec, one.text, error, failure.cause)
+    say_failed(life, spec, one.text, f"{error}; {tried or which_try(spec.retry, after, tx.now)}", failure.cause)
     say_held(life, after)
     if one.attempt is None:
         attempts.insert(tx, [after])

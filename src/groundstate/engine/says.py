@@ -35,11 +35,19 @@ class Pause:
 
 @dataclass(frozen=True)
 class Failing:
-    """A reaction without a call whose handler failed for one record after another: as a `Pause`."""
+    """A reaction without a call whose handler failed for many different records, and carried out none between: as a `Pause`."""
 
     reaction: str
     since: datetime
     until: datetime
+
+
+@dataclass(frozen=True)
+class Lacks:
+    """A reaction that it does not carry out, and why, with the cure: a right, a column, a key that leads to no record, a listener."""
+
+    reaction: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,9 @@ class Says:
 
     held: it carries out nothing until it is told to. drains: it was told to stop, and begins nothing new. leaves: the reactions whose
     backlogs it leaves to other workers, since more at once would do no more. aside: those whose conditions take so long that they are
-    asked beside the others. failing: those whose handlers fail for whatever record. troubled: those that it tries again and again, since
-    they could not be carried out as a whole, as its log says.
+    asked beside the others. failing: those whose handlers failed for many different records in a row. troubled: those that it tries again
+    and again, since they could not be carried out as a whole, as its log says. lacks: those that it does not carry out, since something is
+    missing.
     """
 
     held: bool = False
@@ -90,6 +99,7 @@ class Says:
     aside: tuple[str, ...] = ()
     failing: tuple[Failing, ...] = ()
     troubled: tuple[str, ...] = ()
+    lacks: tuple[Lacks, ...] = ()
 
 
 NOTHING = Says()
@@ -121,6 +131,7 @@ def read(text: str | None) -> Says:
         aside=_each(found, "aside", _text),
         failing=_each(found, "failing", lambda one: Failing(_text(one["reaction"]), _moment(one["since"]), _moment(one["until"]))),
         troubled=_each(found, "troubled", _text),
+        lacks=_each(found, "lacks", lambda one: Lacks(_text(one["reaction"]), _text(one["why"]))),
     )
 
 

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, union_all
 
 from groundstate.engine import attempts, beside, careful, handling, marks, plain, trouble
-from groundstate.engine.attempt_log import say_tick_failed
+from groundstate.engine.attempt_log import say_tick_failed, which_try
 from groundstate.engine.guarded import describe, place_of, user_code
 from groundstate.engine.handling import HandlerFailed
 from groundstate.engine.illegible import WITHOUT_TIME
@@ -326,8 +326,10 @@ class Ticks:
 
     def _after_failure(self, spec: ScheduleSpec, before: Attempt, error: HandlerFailed, tx: Transaction) -> Attempt:
         words = self._shift.life.shorten(error.error)
-        say_tick_failed(self._shift.life, spec.name, before.occurrence, words, error.cause)
-        return plain.failed_once_more(self._shift.life, spec.retry, before, words, tx.now)
+        after = plain.failed_once_more(self._shift.life, spec.retry, before, words, tx.now)
+        said = f"{words}; {which_try(spec.retry, after, tx.now)}"
+        say_tick_failed(self._shift.life, spec.name, before.occurrence, said, error.cause)
+        return after
 
 
 def _begun_by_us(shift: Shift) -> ColumnElement[bool]:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import aside, attempts, barred, begin, beside, conclude, no_call, trouble, unfit
+from groundstate.engine.attempt_log import named
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
 from groundstate.engine.departures import Departures, LaneTrouble
@@ -236,9 +237,8 @@ class Traffic:
         life = self._shift.life
         if isinstance(word, Returned) and word.flight.identity in self._said and _equal(self._said[word.flight.identity], word.value):
             log.info(
-                "%s on %s: the outcome that was concluded came once more",
-                word.flight.identity[1],
-                word.flight.identity[2],
+                "%s: the outcome that was concluded came once more",
+                named(life, *word.flight.identity[1:3]),
                 extra={"event": "outcome_repeated", "reaction": word.flight.identity[1], "record": word.flight.identity[2]},
             )
             return True

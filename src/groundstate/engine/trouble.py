@@ -40,13 +40,13 @@ class Illegible(Exception):
 class TransactionEnded(StateRefused, InvalidRequestError):
     """Somebody's code ended our transaction in a way that could not be refused: what was written in it is kept, or is gone.
 
-    who: the handler, where it is known. key: of its record, likewise. error: what came out of it.
+    who: the handler with the table of its record, where they are known. key: of that record, likewise. error: what came out of it.
     """
 
     of_its_connection = True
 
     def __init__(self, who: str = "a handler", key: tuple[Any, ...] | None = None, error: BaseException | None = None) -> None:
-        record = "" if key is None else f" on {', '.join(map(str, key))}"
+        record = "" if key is None else f" {', '.join(map(str, key))}"
         raised = "" if error is None else f"; and this was raised: {text_of(error)}"
         super().__init__(
             f"{who}{record} ended our transaction past its session, which cannot be undone: what was written before is kept, or is gone."

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, or_, select, union_all, update
 
 from groundstate.engine import attempts
+from groundstate.engine.attempt_log import named
 from groundstate.engine.attempts import Identity
 from groundstate.engine.shift import Shift
 from groundstate.engine.transaction import Transaction
@@ -41,11 +42,10 @@ def look(shift: Shift, connection: Connection) -> None:
     with reading_ours():
         found = connection.execute(union_all(*[select(one.subquery()) for one in each])).all()
     met = {tuple(row) for row in found}
-    for reaction, record, _, _, state in sorted(met - shift.life.unknown_states, key=repr):
+    for reaction, record, _, blocks, state in sorted(met - shift.life.unknown_states, key=repr):
         log.error(
-            "%s on %s: %s",
-            reaction,
-            record,
+            "%s: %s",
+            named(shift.life, reaction, record, blocks),
             attempts.unknown_state(state),
             extra={"event": "attempt_state_unknown", "reaction": reaction, "record": record},
         )

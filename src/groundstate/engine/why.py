@@ -123,7 +123,7 @@ def why(app: str, database: Database, questions: Sequence[Question], lives: Live
             now,
             put_back.waiting(database, connection, app).among(question.spec for question in questions),
             unseen,
-            lacks,
+            living.lacked(living.of_app(app, seen)) | lacks,
         )
         exists = key is not None and _may_be_there(looked, first, key)
         if not exists and not mine:

@@ -150,8 +150,9 @@ class Worker:
         self._quiet = threading.Event()
         self._quiet_wanted: str | None = None  # 'asked', then 'swept' once a sweep began after that
         declared = frozenset([*(spec.name for spec in specs), *(spec.name for spec in schedules)])
+        tables_of = {spec.name: spec.table_name for spec in specs}
         self._succession = Succession(
-            lambda: Life(app, self.database, make_lives(), self._witness, redact or str, declared=declared),
+            lambda: Life(app, self.database, make_lives(), self._witness, redact or str, declared=declared, tables_of=tables_of),
             after_restore=options.after_restore,
         )
         self._shift = Shift(app, self.database, self._succession.next_life(), self._store)
@@ -322,7 +323,7 @@ class Worker:
 
     # ---- a life ----------------------------------------------------------------------------------------------------------------
     def _run(self) -> None:
-        lines.are_of(self._store)
+        lines.are_of(self._store, of_several=self._part.several)
         try:
             self._come_up()
             self._up = True

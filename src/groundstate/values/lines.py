@@ -6,6 +6,7 @@ And nobody who logs hears of a handler that raises: it would be taken for the tr
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
@@ -13,6 +14,7 @@ from typing import Any
 
 LOGGERS = ("groundstate", "groundstate.store")
 _store: ContextVar[str] = ContextVar("groundstate_store", default="")
+_of_several: ContextVar[bool] = ContextVar("groundstate_of_several", default=False)
 
 
 class _Named(logging.Filter):
@@ -20,7 +22,16 @@ class _Named(logging.Filter):
         store = _store.get()
         if store and not hasattr(record, "store"):
             record.store = store
+        if store and _of_several.get():
+            _say_which(record, store)
         return True
+
+
+def _say_which(record: logging.LogRecord, store: str) -> None:
+    """Puts the store before the words, where they do not have it: a formatter of the user's shows nothing else."""
+    if re.search(rf"^{re.escape(store)}:|\b(on|of) {re.escape(store)}(?=[ :])", record.getMessage()) is None:
+        prefix = store.replace("%", "%%") if record.args else store
+        record.msg = f"{prefix}: {record.msg}"
 
 
 class _Guarded(logging.Logger):
@@ -68,9 +79,10 @@ for _name in LOGGERS:
     _logger.__class__ = type("Guarded", (_Guarded, type(_logger)), {})  # whatever class somebody has set for loggers
 
 
-def are_of(store: str) -> None:
-    """From now on what this thread logs has this store's name."""
+def are_of(store: str, *, of_several: bool = False) -> None:
+    """From now on what this thread logs has this store's name. of_several: in its words as well, since there are others."""
     _store.set(store)
+    _of_several.set(of_several)
 
 
 def as_here(target: Callable[[], None]) -> Callable[[], None]:

@@ -29,8 +29,8 @@ _EXPLAINED_BY = {
     "put a copy back": ("the database went back in time", "the database may have been put back"),
     "delete an attempt": ("its attempt was deleted by hand", "an outcome of an earlier call came while a new one is in the air"),
 }
-_LATE = re.compile(r"ERROR \S+ on \S+: ")  # a word that came late, which is said loudly
-_PUT_BACK = re.compile(rf"ERROR (\S+ on \S+): its attempt was deleted by hand(?!.*{OR_CONCLUDED})")
+_LATE = re.compile(r"ERROR \S+ on \S+ \S+: (?!an outcome of an earlier call came)")  # a word that came late, which is said loudly
+_PUT_BACK = re.compile(rf"ERROR (\S+) on \S+ (\S+): its attempt was deleted by hand(?!.*{OR_CONCLUDED})")
 _PERSON = re.compile(r"the person's round: (.*)")
 _LEVEL = re.compile(r"^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (.*)")
 _END_OF_TRACEBACK = re.compile(r"^[A-Za-z_][A-Za-z_.]*(Error|Exception|Refused|Back|Interrupt)\b.*")
@@ -68,7 +68,7 @@ def _take(found: Said, line: str, explained: tuple[str, ...]) -> None:
         return
     said_so = re.sub(r"\d+", "#", level[2])[:200]
     if (deleted := _PUT_BACK.search(line)) is not None:
-        found.put_back.add(deleted[1])
+        found.put_back.add(f"{deleted[1]} on {deleted[2]}")
     person = _PERSON.search(line)
     if person is not None:
         for deed in person[1].split(", "):
