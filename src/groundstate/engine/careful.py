@@ -32,7 +32,7 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
         attempts.insert(tx, [after for before, after in pairs if before is None])
         attempts.save(tx.connection, [(before, after) for before, after in pairs if before is not None])
     if not group:
-        return Done(read=found.read, cursor=found.cursor, busy=found.busy, failed=failed)
+        return Done(read=found.read, cursor=found.cursor, busy=found.busy, failed=failed, unread=failed)
     done = plain.carry_out(life, question, Feed(keys=[one.key for one in group], limit=len(group), mine=call))
     left = len(free) - len(group)
     return replace(
@@ -40,6 +40,7 @@ def carry_out(life: Life, question: Question, feed: Feed) -> Done:
         read=found.read,
         cursor=feed.cursor if left else found.cursor,  # those of the group are done, and the others come again
         failed=done.failed + failed,
+        unread=done.unread + failed,
         busy=[*done.busy, *(one.key for one in free[len(group) :])],
         left_begun=done.done + done.failed < len(group),  # somebody else has locked them, or moved them on
     )

@@ -14,7 +14,6 @@ from sqlalchemy import Connection, literal, select
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import hindrance, living, locked, odd_times, put_back, registry, trouble
-from groundstate.engine.asked_apart import why_unasked
 from groundstate.engine.hindrance import Workers
 from groundstate.engine.pending import open_of
 from groundstate.engine.question import PrimaryKey, Question, held_under
@@ -167,7 +166,7 @@ def _off(looked: Looked, question: Question, key: PrimaryKey, *, loud: bool = Fa
         return None
     unasked: list[str] = []
     seen = {} if known is None else {known.name: known}
-    _, found = registry.newcomers(looked.connection, [question], seen, lambda _, error: unasked.append(why_unasked(error)))
+    _, found = registry.newcomers(looked.connection, [question], seen, lambda _question, _error, words: unasked.append(words))
     if unasked:
         return f"not carried out: {unasked[0]}"
     if found:

@@ -73,6 +73,7 @@ class Done:
     taken: int = 0  # without those that were let go
     done: int = 0
     failed: int = 0
+    unread: int = 0  # of these: they could not be read, which says nothing of the handler
     cursor: Place | None = None
     busy: list[PrimaryKey] = field(default_factory=list)
     let_go: list[PrimaryKey] = field(default_factory=list)  # for whom no time was left: they are as they were
@@ -90,6 +91,7 @@ class Done:
         self.taken += other.taken
         self.done += other.done
         self.failed += other.failed
+        self.unread += other.unread
         self.let_go += other.let_go
         self.cut |= other.cut
         self.rows_s += other.rows_s
@@ -226,6 +228,8 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
     except (DBAPIError, TransactionEnded) as error:  # refused at COMMIT, or there is nothing to commit
         if trouble.transient(error) or found is None or not found.taken:
             raise
+        if trouble.of_a_value(error) and not question.in_turn:
+            raise  # perhaps of a row that is none of these
         raise _AnyHandlerFailed(found, ended=error if isinstance(error, TransactionEnded) else None) from error
     if done.works:
         life.rings.carried_out(question, done.works, done.watch)
@@ -234,7 +238,7 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
 
 def _batch(life: Life, question: Question, tx: Transaction, found: Claim, hold_s: float) -> Done:
     done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_last_due(found))
-    done.failed = put_off(life, question, tx, found.unreadable)
+    done.failed = done.unread = put_off(life, question, tx, found.unreadable)
     if not found.taken:
         return done
     spent = [one.key for one in found.taken if _spent(question, one, tx.now)]
@@ -318,7 +322,7 @@ def _one_by_one(life: Life, question: Question, feed: Feed) -> Done:
 def _each(life: Life, question: Question, tx: Transaction, found: Claim, hold_s: float) -> Done:
     """Each with a savepoint of its own."""
     done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_last_due(found))
-    done.failed = put_off(life, question, tx, found.unreadable)
+    done.failed = done.unread = put_off(life, question, tx, found.unreadable)
     finished: list[Attempt] = []
     ended: set[object] = set()  # lines of which the next must wait
     seen_before: set[object] = set()
