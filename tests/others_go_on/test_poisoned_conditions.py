@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, func, text, update
+from sqlalchemy import JSON, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Due, InOrder, Instant, Outside, again
@@ -37,8 +37,17 @@ class Paper(Papers):
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="placed")
     shelf: Mapped[str] = mapped_column(default=lambda: f"shelf {next(shelves) % 5}")
+    size: Mapped[int | None] = mapped_column(default=7)
     data: Mapped[Any] = mapped_column(JSON, default=lambda: dict(GOOD))
     at: Mapped[datetime | None] = mapped_column(Instant, default=lambda: datetime.now(UTC) - timedelta(hours=1))
+
+
+class Sheet(Papers):
+    __tablename__ = "sheets"
+    book: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(default="placed")
+    data: Mapped[Any] = mapped_column(JSON, default=lambda: dict(GOOD))
 
 
 LONG = Paper.data["pages"].as_integer() > 5
@@ -107,6 +116,16 @@ def test_a_row_is_held_and_the_others_are_carried_out_by_a_handler(beside: Besid
     assert (beside.status().rows, beside.status().unseen) == (0, None)
     assert f"{OF_ONE}: {words_of(beside)}" in beside.why().next
     beside.lives[0].quiet()
+
+
+def test_a_row_with_which_a_function_or_an_operator_cannot_compute_is_held(beside: Beside) -> None:
+    clause, bad, words = (100 / Paper.size > 5, 0, "division by zero") if beside.postgres else (func.floor(Paper.size) == 7, None, "raised")
+    beside.handled(leave_in_peace, clause)
+    beside.there()
+    beside.placed()
+    beside.run("UPDATE papers SET size = :bad WHERE id = :key", bad=bad, key=ONE)
+    beside.go_on(words, event="record_unreadable")
+    told_without_tracebacks(beside)
 
 
 def test_a_row_is_held_and_the_others_are_carried_out_by_a_call(beside: Beside) -> None:
@@ -216,7 +235,8 @@ def test_many_rows_among_thousands_are_held_and_the_others_are_carried_out(besid
     beside.lives[0].quiet()
 
 
-def test_it_is_asked_plainly_once_every_row_is_mended(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "mended"])
+def test_it_is_asked_plainly_once_no_such_row_is_left(beside: Beside, monkeypatch: pytest.MonkeyPatch, *, deleted: bool) -> None:
     monkeypatch.setattr(set_apart, "PLAIN_S", 0.1)
     monkeypatch.setattr(set_apart, "AGAIN_S", 0.1)
     beside.handled(leave_in_peace, LONG)
@@ -226,7 +246,10 @@ def test_it_is_asked_plainly_once_every_row_is_mended(beside: Beside, monkeypatc
     until(lambda: beside.states() == ["held"])
     question = life.worker.lanes[0].question
     assert question.in_turn
-    mend(beside, ONE, status="done")
+    if deleted:
+        beside.run("DELETE FROM papers WHERE id = :key", key=ONE)
+    else:
+        mend(beside, ONE, status="done")
     until(lambda: not question.in_turn)
 
 
@@ -256,6 +279,42 @@ def test_the_reports_name_the_row_before_any_worker_met_it(beside: Beside) -> No
     assert [(one.level, one.kind, one.subject) for one in found if one.kind in ("condition", "index")] == [("problem", "condition", "done")]
     assert said in next(one.words for one in found if one.kind == "condition")
     assert [(one.rows, one.lacks) for one in planned.reactions] == [(OTHERS, None)]
+
+
+def test_a_row_is_put_in_doubt_with_the_others_where_a_reaction_is_accepted_so(beside: Beside) -> None:
+    calling(beside)
+    Papers.metadata.create_all(beside.engine)
+    beside._there = True
+    beside.add(*[Paper(id=number) for number in range(1, 11)])
+    spoil(beside, ONE)
+    beside.app.init(accept=["done=doubt"])
+    assert beside.states() == ["doubt"] * 10
+
+
+def test_a_row_is_left_as_a_baseline_with_the_others(beside: Beside) -> None:
+    beside.handled(leave_in_peace, LONG)
+    Papers.metadata.create_all(beside.engine)
+    beside._there = True
+    beside.add(*[Paper(id=number) for number in range(1, 11)])
+    spoil(beside, ONE)
+    beside.app.init(baseline=["done"])
+    assert [(one.state.value, one.why) for one in beside.attempts()] == [("held", "baseline")] * 10
+
+
+def test_a_row_whose_key_has_two_columns_is_held_and_the_others_are_carried_out(beside: Beside) -> None:
+    @beside.app.on(Sheet, Sheet.status == "placed", Sheet.data["pages"].as_integer() > 5, retry=ONCE)
+    def read(sheet: Sheet) -> None:
+        sheet.status = "done"
+
+    beside.there()
+    beside.add(*[Sheet(book=f"book {number % 3}", number=number) for number in range(20)])
+    said = '{"pages": "unknown"}' if beside.postgres else "not json"
+    beside.run("UPDATE sheets SET data = :said WHERE number = 7", said=said)
+    beside.worker()
+    until(lambda: beside.states() == ["held"], beside.attempts)
+    with beside.session() as session:
+        until(lambda: session.scalar(select(func.count()).where(Sheet.status == "done")) == 19)
+    assert beside.status("read").rows == 0
 
 
 def test_a_new_reaction_begins_on_the_others(beside: Beside) -> None:

@@ -90,6 +90,7 @@ def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *
         found = [tuple(row) for row in tx.connection.execute(question.keys_given, question.given(wanted))]
         if len(found) < len(wanted):
             claim.busy = _busy(question, tx, set(wanted) - set(found))
+            question.answers_for(set(wanted) - set(found) - set(claim.busy))  # they are gone
     if found or nameless:
         records, bad = _load(question, tx, found) if found else ([], [])
         claim.read = len(records) + len(bad)
