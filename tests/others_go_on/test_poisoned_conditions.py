@@ -263,6 +263,9 @@ def test_a_condition_that_raises_for_too_many_rows_waits_as_a_whole(beside: Besi
     assert "of record 1, 2, 3 and more than 10 others" in beside.told("condition_failed")[0]
     assert beside.states() == []
     assert words_of(beside) in (beside.status().unseen or "")
+    beside.lives[0].stop()
+    beside.add(Paper(id=500))
+    assert "not carried out: its condition cannot be asked of record 1, 2, 3 and more than 10 others" in beside.why(500).next
 
 
 def test_the_reports_name_the_row_before_any_worker_met_it(beside: Beside) -> None:
