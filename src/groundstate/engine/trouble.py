@@ -14,7 +14,7 @@ from groundstate.engine.guarded import text_of
 from groundstate.values.errors import GroundstateError, StateRefused, WentBack
 
 _STATES = ("40", "08", "53", "57")  # serialisation and deadlock, connection, resources, operator intervention
-_DATA = "22"  # the class of data exceptions
+_DATA = ("22", "21000")  # the class of data exceptions; more than one row of a subquery that is to give one
 _OF_A_VALUE = ("malformed JSON", "user-defined function raised exception", "string or blob too big", "integer overflow")  # SQLite
 _LOCK_NOT_AVAILABLE = "55P03"
 _NO_COLUMN, _NO_TABLE = "42703", "42P01"
