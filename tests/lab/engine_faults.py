@@ -410,6 +410,6 @@ FAULTS = [
         apps.ASKED,
         hints("invented"),
         "AtMostOnce",
-        [Change(Question, "records_given", "where(self.ready, self._among_given)", "where(self._among_given)")],
+        [Change(Question, "records_given", "where(*self._given_and(self._ready_of_one))", "where(self._among_given)")],
     ),
 ]

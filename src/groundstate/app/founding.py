@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.store import Store
 from groundstate.engine import accepting, baselines, marks, registry, restore, schema, trouble, vanished
-from groundstate.engine.asked_apart import why_unasked
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question
 from groundstate.engine.registry import Newcomer
@@ -159,10 +158,10 @@ def _newcomers(site: _Site, names: Callable[[str], bool]) -> tuple[list[Question
     return silent, loud, seen
 
 
-def _unasked(site: _Site, question: Question, error: DBAPIError) -> None:
+def _unasked(site: _Site, question: Question, error: DBAPIError, words: str) -> None:
     if trouble.no_table(error):
         raise error  # the app's own tables are still to be made
-    site.unasked[question.spec.name] = why_unasked(error)
+    site.unasked[question.spec.name] = words
 
 
 def _refuse_unsaid(sites: Sequence[_Site], wishes: Wishes) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from functools import partial
+from typing import Annotated, NoReturn
 
 import typer
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
@@ -24,7 +27,7 @@ from groundstate.cli.common import (
     plain,
     say_json,
 )
-from groundstate.engine import upcoming
+from groundstate.engine import raising, upcoming
 from groundstate.engine.question import Question
 from groundstate.values.errors import NotFound
 
@@ -70,4 +73,15 @@ def _of(app: App, store: Store, reaction: str | None, limit: int) -> tuple[datet
         schedules = [spec for spec in app.schedules_of(store) if reaction in (None, spec.name)]
         now = upcoming.now(database, connection)
         ticks = upcoming.ticks(app.name, database, connection, schedules)
-        return now, [*upcoming.timers(connection, questions, limit), *ticks]
+        timers = (timer for question in questions for timer in _timers(connection, question, limit))
+        return now, [*timers, *ticks]
+
+
+def _timers(connection: Connection, question: Question, limit: int) -> list[upcoming.Timer]:
+    """Those of one reaction, without rows of which its condition cannot be asked."""
+    ask = partial(upcoming.timers, connection, [question], limit)
+    return raising.asked_of_the_others(connection, question, ask, _raise, known=False) or []
+
+
+def _raise(error: DBAPIError, _words: str) -> NoReturn:
+    raise error

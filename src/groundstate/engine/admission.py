@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import accepting, barred, baselines, check, put_back, registry, trouble, unfit
-from groundstate.engine.asked_apart import why_unasked
 from groundstate.engine.lane import Lane
 from groundstate.engine.pulse import Pulse
 from groundstate.engine.put_back import Waiting
@@ -247,11 +246,11 @@ def _accepted(seen: dict[str, Known], lane: Lane) -> bool:
     return before is not None and before.is_as(lane.question)
 
 
-def _unasked(question: Question, error: DBAPIError) -> None:
+def _unasked(question: Question, error: DBAPIError, words: str) -> None:
     if not trouble.undefined(error):  # of which unfit.py tells, and looks again
         log.error(
             "%s is not started: %s",
             question.spec.name,
-            why_unasked(error),
+            words,
             extra={"event": "condition_unaskable", "reaction": question.spec.name},
         )

@@ -133,7 +133,7 @@ class Aside:
 
     def _may_begin(self, lane: Lane) -> bool:
         """Not before what was found is taken, which would be found again."""
-        waits = bool(lane.fresh) or lane.barred is not None or lane.lacks is not None or lane.left_to_others
+        waits = bool(lane.fresh) or lane.barred is not None or lane.lacks is not None or lane.left_to_others or lane.search is not None
         return not waits and lane.aside and lane.on and lane.backlog and self.shift.stopping is None
 
     def _begin(self, lane: Lane, of: _Of) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.engine import trouble
 
 T = TypeVar("T")
+OF_ONE = "its condition cannot be asked of this record"
 
 
 def asked_apart(connection: Connection, ask: Callable[[], T], unasked: Callable[[DBAPIError], None]) -> T | None:
@@ -29,6 +30,11 @@ def asked_apart(connection: Connection, ask: Callable[[], T], unasked: Callable[
             raise
         unasked(error)
         return None
+
+
+def cannot_be_asked(error: DBAPIError) -> str:
+    """Why a condition cannot be asked of one record."""
+    return f"{OF_ONE}: {trouble.said(error)}"
 
 
 def why_unasked(error: DBAPIError) -> str:

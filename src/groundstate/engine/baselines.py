@@ -10,11 +10,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, delete, or_, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, claim, trouble
+from groundstate.engine import attempts, claim, raising, trouble
 from groundstate.engine.attempts import Identity
 from groundstate.engine.claim import Taken, Unreadable
 from groundstate.engine.life import Life
@@ -37,22 +38,29 @@ def hold(life: Life, question: Question, *, at_once: int = 1000, tell: Callable[
 
     A row that was left before, under another condition, is left under this one as well: it goes when neither holds.
     """
-    count, cursor = 0, None
+    return raising.beside_them(life.database, question, partial(_hold, life, question, at_once, tell))
+
+
+def _hold(life: Life, question: Question, at_once: int, tell: Callable[[int], None] | None) -> int:
+    count, cursor, apart = 0, None, list(question.apart)
     left_under = kind.text_of_baseline([question.clauses_text], question.spec.occurrence_columns)
     while True:
         with life.transaction(wait=PATIENCE) as tx:
             places = [tuple(row) for row in tx.connection.execute(question.places_after(cursor, at_once, crowded=False))]
-            if not places:
+            wanted = [question.key_in(place) for place in places]
+            if not wanted:
+                wanted, apart = apart, []
+            if not wanted:
                 return count
             # Or a call that is concluded just now leaves a baseline on a record that matches no more.
-            records, unreadable = claim.readable_under_lock(question, tx, [question.key_in(place) for place in places])
+            records, unreadable = claim.readable_under_lock(question, tx, wanted)
             matching: list[Taken | Unreadable] = [*(_taken(question, record) for record in records), *unreadable]
             new = [new_attempt(life, question, one.text, one.occurrence, tx.now) for one in matching]
             held = [replace(rules.held_as(one, BASELINE).attempt, blocks=None, begun_with=left_under) for one in new]
             if len(attempts.insert(tx, held)) < len(held):
                 _leave_under_this_too(tx, question, held)
             count += len(held)
-            cursor = places[-1]
+            cursor = places[-1] if places else cursor
         if tell is not None:
             tell(count)
 

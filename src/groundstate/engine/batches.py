@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import aside, barred, begin, careful, due, failing, locked, no_call, plain, trouble, unfit
+from groundstate.engine import aside, barred, begin, careful, due, failing, locked, no_call, plain, set_apart, trouble, unfit
 from groundstate.engine.crowd import Crowd
 from groundstate.engine.groups import Round
 from groundstate.engine.lane import Lane
@@ -93,7 +93,7 @@ class Batches:
             if trouble.transient(error):
                 raise
             postpone(lane)
-            log.exception("%s could not be asked, tried again", lane.name, extra={"event": "condition_failed", "reaction": lane.name})
+            set_apart.say_failed(lane, error)
             return
         lane.cursor = page.cursor
         if page.cursor is None:
@@ -169,13 +169,13 @@ class Batches:
 
     def _waits_by_itself(self, lane: Lane, error: BaseException) -> bool:
         """Whether it was a locked table that this lane met, and no row that its handler wanted, or one that is not as its record is; or its
-        condition takes long.
+        condition takes long, or raises for some rows.
         """
         if aside.met(lane, error):
             return True
         if isinstance(error, DBAPIError) and trouble.locked(error):
             return barred.are_barred(self._shift, [lane])
-        return unfit.met(self._shift, lane, error)
+        return unfit.met(self._shift, lane, error) or set_apart.met(self._shift, lane, error)
 
     def _nobody_goes_on(self, error: BaseException) -> bool:
         """Whether this is not the lane's own trouble: the lock of an embedded store is over all of it, and our tables are everybody's."""

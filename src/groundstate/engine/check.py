@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
 from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, Table, Text, func, select, text, type_coerce
 from sqlalchemy.exc import CompileError, DBAPIError
 
-from groundstate.engine import fitting, hidden, key_columns, odd_times, plans, registry, rights, schema, stored, triggers, trouble
+from groundstate.engine import fitting, hidden, key_columns, odd_times, plans, raising, registry, rights, schema, stored, triggers, trouble
+from groundstate.engine.asked_apart import asked_apart, why_unasked
 from groundstate.engine.circles import Steps
 from groundstate.engine.handwriting import counted_beside
 from groundstate.engine.question import Question, sql_name
@@ -75,7 +77,8 @@ def check(
         ]
         found += _keys(connection, questions)
         for question in questions:
-            found += _indexes(database, connection, question)
+            unasked = list(_unasked(connection, question))
+            found += unasked or _indexes(database, connection, question)  # no index is made over an expression that raises
         found += hidden_rows(database, connection, questions)
         found += _stored(connection, questions)
         found += _local_defaults(database, connection, questions)
@@ -155,6 +158,24 @@ def _counted_beside(questions: Sequence[Question]) -> Iterator[Finding]:
                 f"let the database compute it ({counted} = TheClass.{counted.rpartition('.')[2]} + ...), or lock the row as you read it:"
                 " session.get(TheClass, key, with_for_update=True)",
             )
+
+
+# ---- conditions ----------------------------------------------------------------------------------------------------------------
+def _unasked(connection: Connection, question: Question) -> Iterator[Finding]:
+    """Conditions that raise, for some rows or for all."""
+    errors: list[DBAPIError] = []
+    count = asked_apart(connection, partial(registry.count, connection, question, question.ready), errors.append)
+    if count is not None:
+        return
+    words, cure = why_unasked(errors[0]), None
+    if trouble.of_a_value(errors[0]):
+        cure = (
+            "mend the record; or let the condition be asked of none such, by a clause before it (func.json_valid(column) == 1 on SQLite,"
+            " column.regexp_match('^[0-9]+$') before a cast) or func.nullif(column, 0) under a division"
+        )
+        looked = raising.search(connection, question)
+        words = looked.in_words(question) if looked.culprits else words
+    yield Finding("problem", "condition", question.spec.name, words, cure)
 
 
 # ---- indexes -------------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine import attempts, broken_cells, key_columns, trouble
+from groundstate.engine.asked_apart import cannot_be_asked
 from groundstate.engine.guarded import describe, user_code
 from groundstate.engine.question import Place, PrimaryKey, Question
 from groundstate.engine.timing import Timing
@@ -92,6 +95,7 @@ def by_keys(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], *
         found = [tuple(row) for row in tx.connection.execute(question.keys_given, question.given(wanted))]
         if len(found) < len(wanted):
             claim.busy = _busy(question, tx, set(wanted) - set(found))
+            question.answers_for(set(wanted) - set(found) - set(claim.busy))  # they are gone
     if found or nameless:
         records, bad = _load(question, tx, found) if found else ([], [])
         claim.read = len(records) + len(bad)
@@ -143,9 +147,10 @@ def readable_under_lock(question: Question, tx: Transaction, wanted: Sequence[Pr
 def readable(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
     """Of the records given those that are ready and can be loaded, and those that cannot: found by halves."""
     try:
-        return _records(tx, question.records_given, question.given(wanted)), []
+        with _kept_whole(question, tx):
+            records = _records(tx, question.records_given, question.given(wanted))
     except Exception as error:
-        if not trouble.unloadable(error):
+        if not (trouble.unloadable(error) or _is_asked_in_vain(question, error)):
             raise
         if len(wanted) == 1:
             there = _key_of(question, tx, wanted[0])
@@ -154,9 +159,38 @@ def readable(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) 
             if question.record_text(there) != question.record_text(wanted[0]):
                 return readable(question, tx, [there])  # a hint gave it as another type, which the driver made a key of
             return [], [_unreadable(question, tx, there, error)]
+    else:
+        question.answers_for(wanted)
+        return records, []
     half = len(wanted) // 2
     first, second = readable(question, tx, wanted[:half]), readable(question, tx, wanted[half:])
     return first[0] + second[0], first[1] + second[1]
+
+
+@contextmanager
+def _kept_whole(question: Question, tx: Transaction) -> Iterator[None]:
+    """While it lasts, a condition that raises for some row ends no transaction, where that is known of it. Nothing is written meanwhile.
+
+    The savepoint is released as well, which SQLAlchemy leaves standing where it goes back to it: PostgreSQL would go on within it, and no
+    row of ours may be written there (`store.written`).
+    """
+    if not (question.in_turn and tx.database.locks_rows):
+        yield
+        return
+    tx.connection.exec_driver_sql("SAVEPOINT groundstate_asked")
+    try:
+        yield
+    except Exception as error:
+        if trouble.of_a_value(error) or trouble.unloadable(error):  # else it is rolled back, and perhaps its connection is gone
+            tx.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT groundstate_asked")
+            tx.connection.exec_driver_sql("RELEASE SAVEPOINT groundstate_asked")
+        raise
+    tx.connection.exec_driver_sql("RELEASE SAVEPOINT groundstate_asked")
+
+
+def _is_asked_in_vain(question: Question, error: BaseException) -> bool:
+    """Whether the condition raised for some row, and which one can be told here."""
+    return question.in_turn and trouble.of_a_value(error)
 
 
 def _key_of(question: Question, tx: Transaction, key: PrimaryKey) -> PrimaryKey | None:
@@ -180,7 +214,11 @@ def _unreadable(question: Question, tx: Transaction, key: PrimaryKey, error: Bas
         except Exception as same:
             if not trouble.unloadable(same):
                 raise
-    words = f"its record cannot be read: {describe(error)}{broken_cells.unreadable_columns(tx.connection, question, key)}"
+    if isinstance(error, DBAPIError) and _is_asked_in_vain(question, error):
+        question.raises_for(key)
+        words = cannot_be_asked(error)
+    else:
+        words = f"its record cannot be read: {describe(error)}{broken_cells.unreadable_columns(tx.connection, question, key)}"
     return Unreadable(key, question.record_text(key), occurrence, words)
 
 
@@ -407,12 +445,17 @@ def _is_this_round(question: Question, occurrence: str, record: Any) -> bool:
 def _truths(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey], bad: dict[str, str]) -> list[Any]:
     """Records with whether their condition holds; those that cannot be loaded go into `bad`, by text, with why."""
     try:
-        with user_code():
+        with _kept_whole(question, tx), user_code():
             return list(tx.session.execute(question.truths_given, question.given(wanted)).unique())
     except Exception as error:
-        if not trouble.unloadable(error):
+        in_vain = _is_asked_in_vain(question, error)
+        if not (in_vain or trouble.unloadable(error)):
             raise
         if len(wanted) == 1 and _key_of(question, tx, wanted[0]) is None:
+            return []
+        if len(wanted) == 1 and in_vain and isinstance(error, DBAPIError):
+            question.raises_for(wanted[0])
+            bad[question.record_text(wanted[0])] = cannot_be_asked(error)
             return []
         if len(wanted) == 1:
             bad[question.record_text(wanted[0])] = f"its record cannot be read: {describe(error)}"

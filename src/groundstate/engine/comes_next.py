@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import Connection, literal, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import hindrance, living, locked, odd_times, put_back, registry, trouble
-from groundstate.engine.asked_apart import why_unasked
+from groundstate.engine import hindrance, living, locked, odd_times, put_back, raising, registry, trouble
+from groundstate.engine.asked_apart import asked_apart, why_unasked
 from groundstate.engine.hindrance import Workers
 from groundstate.engine.pending import open_of
 from groundstate.engine.question import PrimaryKey, Question, held_under
@@ -167,15 +168,27 @@ def _off(looked: Looked, question: Question, key: PrimaryKey, *, loud: bool = Fa
         return f"not carried out: {looked.lacking[question.spec.name]}"
     known = looked.known.get(question.spec.name)
     if known is not None and (known.is_as(question) or _is_both(looked, question, key, known)):
-        return None
+        return _asked_of_none(looked, question)
     unasked: list[str] = []
     seen = {} if known is None else {known.name: known}
-    _, found = registry.newcomers(looked.connection, [question], seen, lambda _, error: unasked.append(why_unasked(error)))
+    _, found = registry.newcomers(looked.connection, [question], seen, lambda _question, _error, words: unasked.append(words))
     if unasked:
         return f"not carried out: {unasked[0]}"
     if found:
         return found[0].words
     return None if loud else "carried out as soon as a worker starts with this code"
+
+
+def _asked_of_none(looked: Looked, question: Question) -> str | None:
+    """Why its condition is asked of no record at all, though it can be asked of this one."""
+    errors: list[DBAPIError] = []
+    count = partial(registry.count, looked.connection, question, question.ready)
+    if asked_apart(looked.connection, count, errors.append) is not None:
+        return None
+    if not trouble.of_a_value(errors[0]):
+        return f"not carried out: {why_unasked(errors[0])}"
+    found = raising.search(looked.connection, question)
+    return f"not carried out: {found.in_words(question)}" if found.too_many else None
 
 
 def _waits_in_words(one: WaitsFor) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
+from sqlalchemy.exc import DBAPIError
+
 from groundstate.engine import attempts, baselines, beside, claim, illegible, outcomes, registry, trouble, unknown_states
 from groundstate.engine.attempt_log import of_attempt
 from groundstate.engine.attempts import Identity
@@ -237,7 +239,14 @@ def _patiently(person: Person, question: Question | None, identities: Sequence[I
 def _in_one(
     person: Person, question: Question | None, identities: Sequence[Identity], deed: Deed, refused: str | None
 ) -> dict[Identity, Did]:
-    return beside.redo_lost_updates(partial(_in_one_transaction, person, question, identities, deed, refused))
+    did = partial(beside.redo_lost_updates, partial(_in_one_transaction, person, question, identities, deed, refused))
+    try:
+        return did()
+    except DBAPIError as error:
+        if question is None or question.in_turn or not trouble.of_a_value(error):
+            raise
+        question.ask_in_turn(())  # so that it is told for which of them the condition raises
+        return did()
 
 
 def _in_one_transaction(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, bindparam, literal_column, not_, or_, select, true, tuple_
@@ -37,8 +37,8 @@ class Groups:
         found: Any = spec.in_order.by if spec.in_order is not None else spec.per
         self.column = found
         self._first_by = (self.order.order,) if self.order is not None and self.order.order is not None else ()
-        self._paging: dict[tuple[int, bool], Select[Any]] = {}
-        self._first: dict[int, Select[Any]] = {}
+        self._paging: dict[tuple[int, int, bool], Select[Any]] = {}
+        self._first: dict[tuple[int, int], Select[Any]] = {}
         if self.order is not None and self.order.past_held and question.text_in_sql is None:
             raise DeclarationError(
                 f"reaction {spec.name}: past_held= needs a primary key of one integer or text column (UUID: on PostgreSQL), since held"
@@ -113,9 +113,10 @@ class Groups:
 
     # ---- statements ------------------------------------------------------------------------------------------------------------
     def _paged(self, each: int, *, begins: bool) -> Select[Any]:
-        made = self._paging.get((each, begins))
+        which = (self.question.version, each, begins)
+        made = self._paging.get(which)
         if made is None:
-            made = self._paging[(each, begins)] = self._build(each, begins=begins)
+            made = self._paging[which] = self._build(each, begins=begins)
         return made
 
     def _build(self, each: int, *, begins: bool) -> Select[Any]:
@@ -154,12 +155,13 @@ class Groups:
         return found.order_by(*columns).limit(most)
 
     def _firsts(self, each: int) -> Select[Any]:
-        made = self._first.get(each)
+        which = (self.question.version, each)
+        made = self._first.get(which)
         if made is None:
             given: Any = aliased(self.question.entity, name="groundstate_given")
             mine = [getattr(given, column.key) for column in self.question.key_attributes]
             found = self._with_lines(mine, getattr(given, self.column.key), each, given, *mine)
-            made = self._first[each] = found.where(self.question.among_given(mine))
+            made = self._first[which] = found.where(self.question.among_given(mine))
         return made
 
     def _with_lines(self, chosen: Sequence[Any], value: Any, each: int, source: Any, *order: Any) -> Select[Any]:
@@ -191,7 +193,7 @@ class Groups:
         """Who comes first: in order as it says, and else what has been due for the longest time."""
         return (*self._first_by, *self.question.key_attributes) if self._first_by else self.question.place_attributes
 
-    @cached_property
+    @property
     def _takeable(self) -> ColumnElement[bool]:
         """In order: who stands in line, whatever stands on him. Else: who has no attempt, so that those behind are reached."""
         also = self._not_stepped_aside if self.ordered else self.question.unattempted

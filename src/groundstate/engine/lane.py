@@ -16,6 +16,7 @@ from groundstate.engine.concern import concern
 from groundstate.engine.groups import Round, round_of
 from groundstate.engine.hints import Touched
 from groundstate.engine.question import Place, PrimaryKey, Question
+from groundstate.engine.raising import Search
 from groundstate.rules.breaker import Breaker
 from groundstate.rules.usual import Usual
 
@@ -59,6 +60,11 @@ class Lane:
     barred: str | None = None  # somebody keeps a table of it locked: who, in words
     lacks: str | None = None  # a column or a table that its record has and the database has not, in words
     seen_lacking: bool = False  # loading none of its records tells of that
+    search: Search | None = None  # its condition raised: it is looked for the rows for which it does, and nothing else is asked
+    plain_s: float = 0.0  # so long after it raised last it is asked plainly again
+    raised_at: float = 0.0
+    raises_until: float = 0.0  # it raises for too many rows, and is not asked before
+    asked_again: float = 0.0  # when some of those rows were last asked again
     groups: Round | None = field(init=False)  # of a reaction with `per` or `in_order`: its backlog is gone through by their values
     late: Lane | None = None  # of one with valid_for: what is too late, which goes by itself
     timers: list[float] = field(default_factory=list)  # when the next of its records are ready, by the monotonic clock, the soonest first
@@ -183,7 +189,7 @@ class Lane:
     @property
     def passes(self) -> bool:
         """Whether a pass is on that this worker's own thread is to go on with."""
-        return self.on and self.backlog and not (self.left_to_others or self.aside)
+        return self.on and self.backlog and not (self.left_to_others or self.aside or self.search)
 
     @property
     def wants(self) -> bool:

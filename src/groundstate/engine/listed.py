@@ -40,19 +40,27 @@ class Listed:
     parameter: Callable[[Sequence[Any]], Any]
 
 
-def one_of(database: Database, of: ColumnElement[Any], name: str, kind: Any = None) -> Listed:
-    """`of` is one of the values that are given under `name` when the statement is executed."""
+def one_of(
+    database: Database, of: ColumnElement[Any], name: str, kind: Any = None, values: Callable[[], Sequence[Any]] | None = None
+) -> Listed:
+    """`of` is one of the values that are given under `name` when the statement is executed; `values`: or that this returns then."""
+
+    def given(as_: Callable[[Sequence[Any]], Any], **how: Any) -> Any:
+        if values is None:
+            return bindparam(name, **how)
+        return bindparam(name, callable_=lambda: as_(values()), unique=True, **how)
+
     kind = of.type if kind is None else kind
     simple = isinstance(kind, Integer | String) and not isinstance(kind, Enum)
     if database.locks_rows and is_padded(kind):
         simple = False  # beside an array of texts its blanks would be cut off, and theirs not
     if database.locks_rows and (simple or isinstance(kind, Uuid)):
-        among: Any = any_(bindparam(name, type_=ARRAY(Text() if isinstance(kind, String) else kind)))
+        among: Any = any_(given(list, type_=ARRAY(Text() if isinstance(kind, String) else kind)))
         return Listed(of == among, list)
     if simple and not database.locks_rows:
-        values: Any = select(literal_column("value")).select_from(func.json_each(bindparam(name, type_=Text())))
-        return Listed(of.in_(values), _as_json)
-    return Listed(of.in_(bindparam(name, expanding=True)), list)
+        each: Any = select(literal_column("value")).select_from(func.json_each(given(_as_json, type_=Text())))
+        return Listed(of.in_(each), _as_json)
+    return Listed(of.in_(given(list, expanding=True)), list)
 
 
 def is_padded(kind: Any) -> bool:

@@ -5,7 +5,6 @@ Most passes find nothing, and must not lock for that. Reads alone; what cannot b
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,13 +13,12 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, exists, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import aside, attempts, barred, trouble, unfit
+from groundstate.engine import aside, attempts, barred, set_apart, trouble, unfit
 from groundstate.engine.fleet import Fleet
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.timers import Timers
 
-log = logging.getLogger("groundstate")
 T = TypeVar("T")
 NEWEST_AT_ONCE = 50
 TOGETHER_FROM = 4  # so many conditions are asked by one statement
@@ -36,7 +34,7 @@ class Looks:
         self._shift = shift
         self._fleet = fleet
         self._timers = timers
-        self._together: dict[tuple[Lane, ...], Any] = {}
+        self._together: dict[tuple[tuple[Lane, int], ...], Any] = {}
         self._apart_until = 0.0
         self.took_s = 0.0  # since this was last set to nothing
 
@@ -46,7 +44,7 @@ class Looks:
         for lane in self._shift.parts:
             if lane.listen() and lane.question.timing is not None:
                 self._timers.heard()
-            if lane.newest and lane.on and lane.lacks is None:
+            if lane.newest and lane.on and lane.lacks is None and lane.search is None:
                 self._look_at_newest(lane)
         self._look_before_locking()
         self.took_s += time.monotonic() - started
@@ -101,13 +99,14 @@ class Looks:
 
     def _of_all(self, some: tuple[Lane, ...]) -> Any:
         """One row: for each of them whether there is anything that a pass would look at."""
-        made = self._together.get(some)
+        which = tuple((lane, lane.question.version) for lane in some)
+        made = self._together.get(which)
         if made is None:
             if len(self._together) > TOGETHER_MOST:
                 self._together.clear()
             one: Any = literal_column("1")
             each = [exists(select(one).select_from(lane.question.entity).where(lane.question.takeable)) for lane in some]
-            made = self._together[some] = select(*[found.label(f"found_{number}") for number, found in enumerate(each)])
+            made = self._together[which] = select(*[found.label(f"found_{number}") for number, found in enumerate(each)])
         return made
 
     def _asked(self, lane: Lane, connection: Connection, ask: Callable[[], T]) -> T | None:
@@ -125,10 +124,10 @@ class Looks:
                 return None
             if trouble.transient(error):
                 raise
-            if unfit.met(self._shift, lane, error):
+            if unfit.met(self._shift, lane, error) or set_apart.met(self._shift, lane, error):
                 return None
             postpone(lane)
-            log.exception("%s could not be asked, tried again", lane.name, extra={"event": "condition_failed", "reaction": lane.name})
+            set_apart.say_failed(lane, error)
             return None
 
     def _look_at_newest(self, lane: Lane) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, func, not_, null, select
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, fitting, living, locked, odd_times, pending, put_back, registry, trouble, upcoming
-from groundstate.engine.asked_apart import asked_apart, why_unasked
+from groundstate.engine import attempts, fitting, living, locked, odd_times, pending, put_back, raising, registry, trouble, upcoming
 from groundstate.engine.living import LifeSeen
 from groundstate.engine.pending import Looked
 from groundstate.engine.question import Question
@@ -82,6 +81,9 @@ def overview(
     most: int = COUNTED_MAX,
 ) -> Overview:
     """lives: to look who is alive, and which reactions wait to be accepted; None: neither is asked. most: rows counted of each reaction."""
+    for question in questions:
+        if question.in_turn:
+            question.ask_plainly()  # what raised when it was asked before
     try:
         return _asked(app, database, questions, schedules, lives=lives, most=most, apart=False)
     except DBAPIError as error:
@@ -109,7 +111,7 @@ def _asked(  # noqa: PLR0913  # as overview
         waiting = put_back.waiting(database, connection, app).among(question.spec for question in questions)
         unseen = locked.unseen(connection, questions)
         seen_ones = [question for question in questions if question.spec.name not in unseen]
-        loud = registry.newcomers(connection, seen_ones, known, lambda _question, _error: None)[1] if lives is not None else []
+        loud = registry.newcomers(connection, seen_ones, known, lambda *_: None)[1] if lives is not None else []
         # Rows before attempts, and those before lives: what is begun meanwhile is seen twice, and never not at all.
         reactions = [(_reaction_apart if apart else _reaction)(looked, one, most) for one in seen_ones]
         lacks = fitting.lacking(connection, seen_ones) if lives is not None else {}
@@ -143,9 +145,10 @@ def _stands(
 
 
 def _reaction_apart(looked: Looked, question: Question, most: int) -> ReactionSeen:
-    errors: list[DBAPIError] = []
-    found = asked_apart(looked.connection, partial(_reaction, looked, question, most), errors.append)
-    return replace(_not_asked(question), unseen=why_unasked(errors[0])) if found is None else found
+    why: list[str] = []
+    ask = partial(_reaction, looked, question, most)
+    found = raising.asked_of_the_others(looked.connection, question, ask, lambda _, words: why.append(words))
+    return replace(_not_asked(question), unseen=why[0]) if found is None else found
 
 
 def _not_asked(question: Question) -> ReactionSeen:

@@ -23,13 +23,13 @@ from groundstate.engine import (
     locked,
     odd_times,
     put_back,
+    raising,
     registry,
     states,
     trouble,
     upcoming,
     wording,
 )
-from groundstate.engine.asked_apart import asked_apart, why_unasked
 from groundstate.engine.illegible import attempts_as_they_stand
 from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.living import LifeSeen
@@ -180,10 +180,10 @@ def pending(  # noqa: PLR0913  # a store of an app, with what it declares, and h
         ticks = tuple(scheduled(app, database, connection, schedules, then))
         known = registry.known(connection, app)
 
-        def unasked(question: Question, error: DBAPIError) -> None:
-            unseen[question.spec.name] = why_unasked(error)
+        def unasked(question: Question, _error: DBAPIError, words: str) -> None:
+            unseen[question.spec.name] = words
 
-        found = [asked_apart(connection, partial(_to_do, looked, one), partial(unasked, one)) for one in questions]
+        found = [raising.asked_of_the_others(connection, one, partial(_to_do, looked, one), partial(unasked, one)) for one in questions]
         questions = [question for question in questions if question.spec.name not in unseen]
         _, loud = registry.newcomers(connection, questions, known, unasked)
         off = {*(one.name for one in loud), *waiting}

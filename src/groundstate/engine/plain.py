@@ -228,6 +228,8 @@ def _together(life: Life, question: Question, feed: Feed) -> Done:
     except (DBAPIError, TransactionEnded) as error:  # refused at COMMIT, or there is nothing to commit
         if trouble.transient(error) or found is None or not found.taken:
             raise
+        if trouble.of_a_value(error) and not question.in_turn:
+            raise  # perhaps of a row that is none of these
         raise _AnyHandlerFailed(found, ended=error if isinstance(error, TransactionEnded) else None) from error
     if done.works:
         life.rings.carried_out(question, done.works, done.watch)

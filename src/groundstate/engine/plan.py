@@ -14,8 +14,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, Connection, and_, func, not_, select, true
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import fitting, left_by_others, marks, moved_tables, not_loaded, put_back, registry
-from groundstate.engine.asked_apart import asked_apart, why_unasked
+from groundstate.engine import fitting, left_by_others, marks, moved_tables, not_loaded, put_back, raising, registry
 from groundstate.engine.attempts import is_baseline
 from groundstate.engine.left_by_others import LeftByOther
 from groundstate.engine.not_loaded import NotLoaded
@@ -172,10 +171,11 @@ def _planned(
     connection: Connection, question: Question, before: Known | None, attempts: Mapping[str, int], lacks: dict[str, str]
 ) -> Planned:
     """Where the record has what this database has not, its condition may not name that, and then its rows are counted all the same."""
-    name, errors = question.spec.name, list[DBAPIError]()
-    found = asked_apart(connection, partial(_one, connection, question, before, attempts), errors.append)
+    name, why = question.spec.name, list[str]()
+    ask = partial(_one, connection, question, before, attempts)
+    found = raising.asked_of_the_others(connection, question, ask, lambda _, words: why.append(words), known=False)
     if found is None:
-        lacks.setdefault(name, why_unasked(errors[0]))
+        lacks.setdefault(name, why[0])
         return _not_counted(question, before, attempts)
     return replace(found, starts=False) if name in lacks else found
 

@@ -6,7 +6,7 @@ locked row, and subqueries keep the old snapshot (hazard 17, rules.md 14).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -38,7 +38,8 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.orm import Mapper
-from sqlalchemy.sql import visitors
+from sqlalchemy.sql import operators, visitors
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
 
 from groundstate.engine import listed, user_filters
 from groundstate.engine.key_columns import KeyColumn, as_it_stands
@@ -91,11 +92,14 @@ class Question:
             clauses = [user_filters.with_subqueries_filtered(database, self.mapper, clause) for clause in spec.clauses]
         except FilterRaised as error:
             self.filter_raised = error
-        self.condition: ColumnElement[bool] = and_(true(), *clauses, *self._if_seen)
+        self._asked = (*clauses, *self._if_seen)
         self.timing = None if spec.due is None else Timing(spec, database, moment)
-        self.come: ColumnElement[bool] = self.condition if self.timing is None else and_(self.condition, self.timing.come)
-        self.ready: ColumnElement[bool] = self.condition if self.timing is None else and_(self.condition, self.timing.ready)
+        self._narrowing: tuple[ColumnElement[bool], ...] = ()
         self.narrowed = False  # whether it takes only what another condition matches as well
+        self.in_turn = False  # whether its clauses are asked one after another, since it raised for some row
+        self.apart: frozenset[PrimaryKey] = frozenset()  # the keys of the rows for which it does: it is not asked of them
+        self.version = 0  # of what is asked: statements that are kept are made of one
+        self._say()
         self._key_getters = [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
         self._occurrence_getters = [column.key for column in spec.occurrence]
         self.has_triggers = False  # set when the app starts
@@ -109,11 +113,77 @@ class Question:
             return None
         return Question(self.spec.late, self.database, self.moment)
 
+    def _say(self) -> None:
+        """Says what is asked of the whole table (`condition`, `come`, `ready`), and of rows that are named (`_of_one`)."""
+        come, ready = ((), ()) if self.timing is None else ((self.timing.come,), (self.timing.ready,))
+        of_one = self._all(*self._asked), self._all(*self._asked, *come), self._all(*self._asked, *ready, *self._narrowing)
+        self._condition_of_one, self._come_of_one, self._ready_of_one = of_one
+        self.condition, self.come, self.ready = map(self._of_the_others, of_one)
+        self.version += 1
+        for made in ("records_given", "truths_given", "ready_given", "of_nothing", "takeable"):
+            self.__dict__.pop(made, None)
+
+    def _of_the_others(self, which: ColumnElement[bool]) -> ColumnElement[bool]:
+        """It is asked of no record that is set apart."""
+        return case((self._is_apart, not_(true())), else_=which) if self.in_turn else which
+
+    def _all(self, *parts: ColumnElement[bool]) -> ColumnElement[bool]:
+        """All of them hold. In turn: what cannot raise is asked first, and whoever is not met keeps the rest from being asked."""
+        if not self.in_turn:
+            return and_(true(), *parts)
+        found: ColumnElement[bool] = true()
+        for part in sorted(_apart_from_each_other(parts), key=_only_compares):  # the last one is the outermost
+            found = self.and_then(part, found)
+        return found
+
+    def and_then(self, first: ColumnElement[bool], second: ColumnElement[bool]) -> ColumnElement[bool]:
+        """Both hold; where it is asked in turn, the second is surely not computed for a row for which the first does not hold."""
+        return case((first, second), else_=not_(true())) if self.in_turn else and_(first, second)
+
+    def beside_ready(self, *clauses: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
+        """These, where it is asked as well whether it is ready."""
+        return tuple(self.and_then(self.ready, one) for one in clauses) if self.in_turn else clauses
+
+    @cached_property
+    def _is_apart(self) -> ColumnElement[bool]:
+        """The record is one of those that the condition is not asked of. Which those are is looked up when it is executed."""
+        if len(self.key_attributes) > 1:
+            return tuple_(*self.key_attributes).in_(bindparam(_APART, expanding=True, callable_=lambda: list(self.apart), unique=True))
+        kind = self.mapper.primary_key[0].type
+        return listed.one_of(self.database, self.key_attributes[0], _APART, kind, lambda: [key[0] for key in self.apart]).expression
+
+    def ask_in_turn(self, apart: Iterable[PrimaryKey]) -> None:
+        """From now on its clauses are asked one after another, and of these rows not at all: it raises for them."""
+        self.apart = frozenset(apart)
+        if not self.in_turn:
+            self.in_turn = True
+            self._say()
+        if self.late is not None:
+            self.late.ask_in_turn(self.apart)
+
+    def ask_plainly(self) -> None:
+        """As the database likes best: it raises for no row any more."""
+        self.apart, self.in_turn = frozenset(), False
+        self._say()
+        if self.late is not None:
+            self.late.ask_plainly()
+
+    def raises_for(self, key: PrimaryKey) -> None:
+        """It was asked of this row, and raised."""
+        if len(self.apart) < APART_MOST:
+            self.ask_in_turn(self.apart | {key})
+
+    def answers_for(self, wanted: Iterable[PrimaryKey]) -> None:
+        """It was asked of these rows, and did not raise."""
+        if self.apart and not self.apart.isdisjoint(wanted):
+            self.ask_in_turn(self.apart.difference(wanted))
+
     def narrow(self, other: str) -> None:
         """Until `widen` it takes only records for which this SQL holds as well. Said before anything is taken."""
         self.narrowed = True
         whole = bindparam("groundstate_whole", type_=Boolean(), callable_=lambda: not self.narrowed, unique=True)
-        self.ready = and_(self.ready, or_(whole, held_under(other)))
+        self._narrowing = (*self._narrowing, or_(whole, held_under(other)))
+        self._say()
         self.reads_its_row_alone = False  # nobody knows what that SQL reads
         if self.late is not None:
             self.late.narrow(other)
@@ -288,7 +358,7 @@ class Question:
         if crowded and self.unattempted is not None:
             statement = statement.where(self.unattempted)
         if cursor is not None:
-            statement = statement.where(self._after(cursor))
+            statement = statement.where(*self.beside_ready(self._after(cursor)))
         order = [column.desc() if newest else column for column in self.place_attributes]
         return statement.order_by(*order).limit(limit)
 
@@ -372,7 +442,24 @@ class Question:
     @cached_property
     def records_given(self) -> Select[Any]:
         """Those of the records given that are ready."""
-        return self._loading(select(self.entity).where(self.ready, self._among_given))
+        return self._loading(select(self.entity).where(*self._given_and(self._ready_of_one)))
+
+    @cached_property
+    def ready_given(self) -> Select[Any]:
+        """The keys of those alone, not locked."""
+        return select(*self.key_attributes).where(*self._given_and(self._ready_of_one))
+
+    def _given_and(self, which: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
+        return self._these_and(self._among_given, which)
+
+    def _these_and(self, these: ColumnElement[bool], which: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
+        """What is asked of these rows alone. A database asks of all rows what seems the cheaper to it, unless it may not."""
+        return (self.and_then(these, which), these) if self.in_turn else (which, these)
+
+    def keys_after(self, cursor: PrimaryKey | None, limit: int) -> Select[Any]:
+        """The keys of the next rows in their order, whatever is true of them."""
+        statement = select(*self.keys_as_they_stand).select_from(self.entity).order_by(*self.key_attributes).limit(limit)
+        return statement if cursor is None else statement.where(self._after_key(cursor))
 
     @cached_property
     def of_nothing(self) -> list[Select[Any]]:
@@ -401,7 +488,7 @@ class Question:
     @cached_property
     def truths_given(self) -> Select[Any]:
         """The records given, each with whether its condition holds now; where `reads_its_row_alone`, locked (others' locks skipped)."""
-        holds = func.coalesce(self.condition, not_(true())).label("groundstate_holds")
+        holds = func.coalesce(self._condition_of_one, not_(true())).label("groundstate_holds")
         return self._at_once(self._loading(select(self.entity, holds).where(self._among_given)))
 
     def keys_among(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
@@ -416,15 +503,15 @@ class Question:
 
     def still_holding(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
         """Keys (and occurrence) of those whose condition holds and whose time has come: no progress, where the occurrence is the same."""
-        return select(*self.key_attributes, *self.spec.occurrence).where(self.come, self.among(wanted))
+        return select(*self.key_attributes, *self.spec.occurrence).where(*self._these_and(self.among(wanted), self._come_of_one))
 
     def rounds_holding(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
         """Keys and occurrences of those whose condition holds, whatever the clock says."""
-        return select(*self.key_attributes, *self.spec.occurrence).where(self.condition, self.among(wanted))
+        return select(*self.key_attributes, *self.spec.occurrence).where(*self._these_and(self.among(wanted), self._condition_of_one))
 
     def holding_among(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
         """Keys of those whose condition holds, whatever the clock says: of what was begun in its time."""
-        return select(*self.key_attributes).where(self.condition, self.among(wanted))
+        return select(*self.key_attributes).where(*self._these_and(self.among(wanted), self._condition_of_one))
 
     def dues_among(self, wanted: Sequence[PrimaryKey]) -> Select[Any]:
         """Key and base time of these records: for a due time that is an expression."""
@@ -435,18 +522,24 @@ class Question:
         """The base times of the records that are due next, within so long; with `since` also of those that became due after it."""
         assert self.timing is not None  # noqa: S101  # as above
         when = self.timing.within(within, since)
-        return select(self.timing.read_if_any.label("at")).where(self.condition, when).order_by(self.timing.base).limit(most)
+        return select(self.timing.read_if_any.label("at")).where(self.and_then(self.condition, when)).order_by(self.timing.base).limit(most)
 
     def _after(self, cursor: Place) -> ColumnElement[bool]:
-        key = self.key_in(cursor)
-        values: list[Any] = [
+        if self.timing is None:
+            return self._after_key(cursor)
+        return tuple_(*self.place_attributes) > tuple_(self.timing.as_written(cursor[0]), *self._values_of(self.key_in(cursor)))
+
+    def _after_key(self, key: Sequence[Any]) -> ColumnElement[bool]:
+        values = self._values_of(key)
+        if len(values) == 1:
+            return self.key_attributes[0] > values[0]  # type: ignore[no-any-return]  # as above
+        return tuple_(*self.key_attributes) > tuple_(*values)
+
+    def _values_of(self, key: Sequence[Any]) -> list[Any]:
+        return [
             literal(value.raw) if isinstance(value, NoValue) else bindparam(None, value, type_=column.type)
             for value, column in zip(key, self.mapper.primary_key, strict=True)
         ]
-        if len(cursor) == 1:
-            return self.key_attributes[0] > values[0]  # type: ignore[no-any-return]  # as above
-        due = [] if self.timing is None else [self.timing.as_written(cursor[0])]
-        return tuple_(*self.place_attributes) > tuple_(*due, *values)
 
     # ---- attempts that keep a record from being taken --------------------------------------------------------------------------
     @cached_property
@@ -562,7 +655,25 @@ def _is_plain(part: Any, own: set[Any]) -> bool:
     return part.__visit_name__ in _PLAIN and (part.__visit_name__ != "column" or getattr(part, "table", None) in own)
 
 
+def _apart_from_each_other(parts: Iterable[ColumnElement[bool]]) -> list[ColumnElement[bool]]:
+    """The last first; and_(...) as its parts."""
+    found: list[ColumnElement[bool]] = []
+    for part in reversed(list(parts)):
+        within = part.clauses if isinstance(part, BooleanClauseList) and part.operator is operators.and_ else None
+        found += [part] if within is None else _apart_from_each_other(within)
+    return found
+
+
+def _only_compares(clause: ColumnElement[bool]) -> bool:
+    """Whether it compares columns with values, and does nothing else that might raise."""
+    parts = list(visitors.iterate(clause))
+    computes = any(isinstance(part, BinaryExpression) and not operators.is_comparison(part.operator) for part in parts)
+    return not computes and all(part.__visit_name__ in _PLAIN for part in parts)
+
+
 _WANTED = "groundstate_wanted"
+_APART = "groundstate_apart"
+APART_MOST = 1_000  # rows; of more it is the condition that is wrong, and the reaction waits
 _CALENDAR = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # what Python's has
 _AT_ONCE = (False, "joined", "selectin", "subquery", "immediate")  # how relationships are loaded that wait for no access
 

@@ -7,14 +7,13 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, reduce
 
 from sqlalchemy import ColumnElement, Connection, Text, and_, cast, column, func, insert, not_, or_, select, text, update
 from sqlalchemy import table as lightweight
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import attempts, wording
-from groundstate.engine.asked_apart import asked_apart
+from groundstate.engine import attempts, raising, wording
 from groundstate.engine.life import Life
 from groundstate.engine.question import Question, held_under, sql_name
 from groundstate.rules import blocking
@@ -201,7 +200,7 @@ def _time_in(written: object) -> datetime | None:
 
 
 def newcomers(
-    connection: Connection, questions: Sequence[Question], seen: dict[str, Known], unasked: Callable[[Question, DBAPIError], None]
+    connection: Connection, questions: Sequence[Question], seen: dict[str, Known], unasked: Callable[[Question, DBAPIError, str], None]
 ) -> tuple[list[Question], list[Newcomer]]:
     """Reactions to be written down silently, since they match nothing that was there before; and those that must be accepted.
 
@@ -209,7 +208,7 @@ def newcomers(
     back nothing by its start, and nothing need be said. That is so for a day. Whoever runs older code for longer has gone back to it, and
     what the present condition matches besides is asked for before it is carried out once more.
 
-    unasked: is told of a condition that cannot be asked, whose reaction is in neither list.
+    unasked: is told of a condition that cannot be asked, and why; its reaction is in neither list.
     """
     silent: list[Question] = []
     loud: list[Newcomer] = []
@@ -217,7 +216,8 @@ def newcomers(
         before = seen.get(question.spec.name)
         if before is not None and before.is_as(question):
             continue
-        found = asked_apart(connection, partial(newcomer, connection, question, before), partial(unasked, question))
+        ask = partial(newcomer, connection, question, before)
+        found = raising.asked_of_the_others(connection, question, ask, partial(unasked, question), known=False)
         if found is None:
             continue
         if found.rows or found.known_before:
@@ -299,7 +299,7 @@ def newly_matching(connection: Connection, question: Question, before: Known | N
 
 def count(connection: Connection, question: Question, *clauses: ColumnElement[bool]) -> int:
     """The records for which these hold, as far as they are counted."""
-    some = select(*question.key_attributes).where(*clauses).limit(COUNTED_MAX).subquery()
+    some = select(*question.key_attributes).where(reduce(question.and_then, clauses)).limit(COUNTED_MAX).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 

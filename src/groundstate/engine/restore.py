@@ -11,7 +11,7 @@ from functools import partial
 
 from sqlalchemy import ColumnElement, and_, insert, inspect, not_, or_, select, update
 
-from groundstate.engine import attempts, claim, put_back
+from groundstate.engine import attempts, claim, put_back, raising
 from groundstate.engine.life import Life
 from groundstate.engine.plain import new_attempt
 from groundstate.engine.question import Question
@@ -236,7 +236,8 @@ def doubt_each(life: Life, question: Question, why: str, *only: ColumnElement[bo
     count = 0
     for part in filter(None, (question, question.late)):
         tell_more = None if tell is None else partial(_tell_more, tell, count)
-        count += _doubt_matching(life, part, question, why, *only, tell=tell_more)
+        doubt = partial(_doubt_matching, life, part, question, why, *only, tell=tell_more)
+        count += raising.beside_them(life.database, question, doubt)
     return count
 
 
@@ -256,15 +257,18 @@ def _doubt_matching(
 
     called: the reaction whose call that was; by code like this, for all that is known.
     """
-    count, cursor = 0, None
+    count, cursor, apart = 0, None, list(question.apart)
     while True:
         with life.transaction() as tx:
-            asked = question.places_after(cursor, AT_ONCE, crowded=False).where(*only)
+            asked = question.places_after(cursor, AT_ONCE, crowded=False).where(*question.beside_ready(*only))
             places = [tuple(row) for row in tx.connection.execute(asked)]
-            if not places:
+            wanted = [question.key_in(place) for place in places]
+            if not wanted:
+                wanted, apart = apart, []
+            if not wanted:
                 return count
             new = []
-            records, unreadable = claim.readable_under_lock(question, tx, [question.key_in(place) for place in places])
+            records, unreadable = claim.readable_under_lock(question, tx, wanted)
             found = [(question.record_text(question.key_of(record)), question.occurrence_text(record)) for record in records]
             for text, occurrence in [*found, *((one.text, one.occurrence) for one in unreadable)]:
                 fresh = new_attempt(life, question, text, occurrence, tx.now)
@@ -273,7 +277,7 @@ def _doubt_matching(
                     deadline=tx.now + called.spec.terms.timeout + MARGIN, next_at=tx.now, why=why
                 ))  # fmt: skip
             count += len(attempts.insert(tx, new))
-            cursor = places[-1]
+            cursor = places[-1] if places else cursor
         if tell is not None:
             tell(count)
 

@@ -7,7 +7,6 @@ else is. What became due since it was asked before is in the answer and rings at
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -16,7 +15,7 @@ from typing import Any
 from sqlalchemy import CompoundSelect, Connection, Integer, bindparam, literal_column, null, select, type_coerce, union_all
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import aside, barred, trouble, unfit
+from groundstate.engine import aside, barred, set_apart, trouble, unfit
 from groundstate.engine.lane import Lane
 from groundstate.engine.shift import Shift, postpone
 from groundstate.engine.timing import InstantIfAny, Timing
@@ -24,7 +23,6 @@ from groundstate.rules.policy import LONG_AGO
 from groundstate.rules.usual import Usual
 from groundstate.store.tables import Instant
 
-log = logging.getLogger("groundstate")
 HORIZON = timedelta(hours=1)  # what becomes due later is asked for again long before
 AT_ONCE = 32  # due times of a reaction that are known at once: no look must come between two that are close
 AGAIN_S = 0.01  # so soon after it was asked it is asked again, where something was written
@@ -40,7 +38,7 @@ class Timers:
         self._stale = True
         self._not_before = 0.0
         self._cost = Usual()
-        self._asks: tuple[list[Lane], Any] = ([], None)  # the statement that asks these lanes
+        self._asks: tuple[list[tuple[Lane, int]], Any] = ([], None)  # the statement that asks these lanes
         self._rung_until = LONG_AGO  # by the database's clock: what became due until then has rung
         self._said: list[datetime] = []  # what that clock said while it was asked
 
@@ -69,7 +67,7 @@ class Timers:
         return [
             lane
             for lane in self._shift.parts
-            if lane.question.timing is not None and lane.on and not (lane.barred is not None or lane.lacks or lane.aside)
+            if lane.question.timing is not None and lane.on and not (lane.barred is not None or lane.lacks or lane.aside or lane.search)
         ]
 
     def _asks_any(self) -> bool:
@@ -105,21 +103,18 @@ class Timers:
             if len(lanes) == 1 and trouble.locked(error):
                 barred.bar(self._shift, lanes[0])
                 return [[]]
-            if len(lanes) == 1 and unfit.met(self._shift, lanes[0], error):
+            if len(lanes) == 1 and (unfit.met(self._shift, lanes[0], error) or set_apart.met(self._shift, lanes[0], error)):
                 return [[]]
             if len(lanes) == 1:
                 postpone(lanes[0])
-                log.exception(
-                    "%s could not be asked when it is due next, tried again",
-                    lanes[0].name,
-                    extra={"event": "condition_failed", "reaction": lanes[0].name},
-                )
+                set_apart.say_failed(lanes[0], error, " when it is due next")
                 return [[]]
             return [waits for lane in lanes for waits in self._waits(connection, [lane])]  # one cannot be asked: the others can
 
     def _asked(self, connection: Connection, lanes: list[Lane]) -> list[list[float]]:
-        if self._asks[0] != lanes:
-            self._asks = (lanes, self._statement(lanes))
+        which = [(lane, lane.question.version) for lane in lanes]
+        if self._asks[0] != which:
+            self._asks = (which, self._statement(lanes))
         found: list[list[float]] = [[] for _ in lanes]
         since = {_since(number): _timing(lane).base_of(self._rung_until) for number, lane in enumerate(lanes)}
         for number, base, now in connection.execute(self._asks[1], since):

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine import aside, attempts, barred, begin, beside, conclude, no_call, trouble, unfit
+from groundstate.engine import aside, attempts, barred, begin, beside, conclude, no_call, set_apart, trouble, unfit
 from groundstate.engine.attempt_log import named
 from groundstate.engine.attempts import Identity
 from groundstate.engine.calling import Caller
@@ -145,7 +145,8 @@ class Traffic:
         except (SomeHandlerFailed, LostUpdate) as failed:
             self._conclude_again(words, failed)
         except LaneTrouble as error:
-            if aside.met(error.lane, error.__cause__) or unfit.met(shift, error.lane, error.__cause__):
+            cause = error.__cause__
+            if aside.met(error.lane, cause) or unfit.met(shift, error.lane, cause) or set_apart.met(shift, error.lane, cause):
                 return  # a turn without it follows at once
             postpone(error.lane)
             log.exception(
@@ -314,7 +315,7 @@ class Traffic:
             lane = self._shift.lane(question.spec.name)
             if trouble.transient(error):
                 raise
-            if unfit.met(self._shift, lane, error):
+            if unfit.met(self._shift, lane, error) or set_apart.met(self._shift, lane, error):
                 return
             postpone(lane)  # its table is gone, or cannot be asked: the others go on
             log.exception(
@@ -445,8 +446,13 @@ class Traffic:
                 continue  # it may not be asked
             some = [flight for flight in flights if flight.question is question]
             keys = [question.key_from_text(flight.identity[2]) for flight in some]  # a record of it was taken, so it is one
-            with self._shift.database.reading() as connection:
-                holding = {tuple(row) for row in connection.execute(question.holding_among(keys))}
+            try:
+                with self._shift.database.reading() as connection:
+                    holding = {tuple(row) for row in connection.execute(question.holding_among(keys))}
+            except DBAPIError as error:
+                if not trouble.of_a_value(error):
+                    raise
+                continue  # nobody knows whether they are overtaken: they are left to end by themselves
             self.caller.cancel([flight for flight, key in zip(some, keys, strict=True) if key not in holding])
 
     def drained(self) -> bool:

@@ -14,6 +14,8 @@ from groundstate.engine.guarded import text_of
 from groundstate.values.errors import GroundstateError, StateRefused, WentBack
 
 _STATES = ("40", "08", "53", "57")  # serialisation and deadlock, connection, resources, operator intervention
+_DATA = ("22", "21000")  # the class of data exceptions; more than one row of a subquery that is to give one
+_OF_A_VALUE = ("malformed JSON", "user-defined function raised exception", "string or blob too big", "integer overflow")  # SQLite
 _LOCK_NOT_AVAILABLE = "55P03"
 _NO_COLUMN, _NO_TABLE = "42703", "42P01"
 _OTHER_TYPE = ("42883", "42804")  # no such operator or function for these types; a value of another type than the column's
@@ -104,6 +106,16 @@ def reading_ours() -> Iterator[None]:
         if not unreadable(error):
             raise
         raise Illegible(f"a row of ours cannot be read: {text_of(error)}") from error
+
+
+def of_a_value(error: BaseException | None) -> bool:
+    """Whether a statement met a value in some row that cannot be computed with: text that is no number, or no JSON, a division by zero."""
+    if not isinstance(error, DBAPIError) or transient(error):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if isinstance(state, str):
+        return state.startswith(_DATA)
+    return not hasattr(error.orig, "sqlstate") and any(words in text_of(error.orig) for words in _OF_A_VALUE)
 
 
 def crossed(error: BaseException) -> bool:

@@ -35,7 +35,7 @@ def count(connection: Connection, question: Question, most: int = COUNTED_MAX) -
     """How many records of the reaction are still to become due; at most so many are counted."""
     if question.timing is None:
         return 0
-    some = select(question.timing.base).where(question.condition, question.timing.early).limit(most).subquery()
+    some = select(question.timing.base).where(question.and_then(question.condition, question.timing.early)).limit(most).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
@@ -44,7 +44,7 @@ def overdue_since(connection: Connection, question: Question) -> datetime | None
     timing = question.timing
     if timing is None:
         return None
-    first = select(timing.read_if_any).where(question.ready, timing.recent).order_by(timing.base).limit(1)
+    first = select(timing.read_if_any).where(question.and_then(question.ready, timing.recent)).order_by(timing.base).limit(1)
     return timing.due_of(connection.execute(first).scalar())
 
 
@@ -55,7 +55,7 @@ def timers(connection: Connection, questions: Sequence[Question], most: int) -> 
         timing, spec = question.timing, question.spec
         if timing is None:
             continue
-        statement = select(timing.read_if_any, *question.keys_as_they_stand).where(question.condition, timing.early)
+        statement = select(timing.read_if_any, *question.keys_as_they_stand).where(question.and_then(question.condition, timing.early))
         for base, *key in connection.execute(statement.order_by(timing.base, *question.key_attributes).limit(most)):
             due = timing.due_of(base)
             if due is not None:

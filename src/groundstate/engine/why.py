@@ -25,7 +25,7 @@ from groundstate.engine import (
     trouble,
     wording,
 )
-from groundstate.engine.asked_apart import asked_apart, why_unasked
+from groundstate.engine.asked_apart import asked_apart, cannot_be_asked, why_unasked
 from groundstate.engine.comes_next import IN_LINE, Case, Looked, WaitsFor, next_of
 from groundstate.engine.hindrance import Workers
 from groundstate.engine.illegible import attempts_as_they_stand
@@ -232,11 +232,20 @@ def _answer(looked: Looked, question: Question, key: PrimaryKey | None) -> Answe
         return replace(_unasked(looked, question, words), next_at=at)
     errors: list[DBAPIError] = []
     found = asked_apart(looked.connection, partial(_asked, looked, question, key), errors.append)
-    return _unasked(looked, question, f"not carried out: {why_unasked(errors[0])}") if found is None else found
+    return _of_one_row(looked, question, errors[0]) if found is None else found
 
 
 def _own(looked: Looked, question: Question) -> list[Attempt]:
     return [one for one in looked.standing if one.app == question.spec.app and one.reaction == question.spec.name]
+
+
+def _of_one_row(looked: Looked, question: Question, error: DBAPIError) -> Answer:
+    """Where its condition cannot be asked of the record. Of a value in it, what comes next is said by the attempt that stands on it."""
+    if not trouble.of_a_value(error):
+        return _unasked(looked, question, f"not carried out: {why_unasked(error)}")
+    first = next((open_of(looked.questions, looked.alive, one) for one in _own(looked, question)), None)
+    words = f"{cannot_be_asked(error)}; " + ("it fails once a worker meets it, until the record is mended" if first is None else first.next)
+    return replace(_unasked(looked, question, words), next_at=None if first is None else first.next_at)
 
 
 def _unasked(looked: Looked, question: Question, words: str) -> Answer:

@@ -30,6 +30,7 @@ from groundstate.engine import (
     numbers,
     put_back,
     schema,
+    set_apart,
     tokens,
     transaction,
     trouble,
@@ -502,6 +503,7 @@ class Worker:
         if self._admission.look_again():
             self._timers.heard()
         self._timers.turn()
+        set_apart.turn(self._shift)
         self._looks.turn()
         self._aside.turn()
         self._watch_calls(started)
@@ -544,6 +546,8 @@ class Worker:
         if self._shift.alone is not None and not self._traffic.calls_in_air:
             return 0.0  # another one may be suspected
         if self._shift.stopping is None and any(self._can_go_on(lane, now) for lane in self._shift.parts):
+            return 0.0
+        if self._shift.stopping is None and any(set_apart.is_waiting(lane) and lane.not_before <= now for lane in self._shift.lanes):
             return 0.0
         times = [self._sweeps.wait_until(), now + SWEEP_S, self._afar.wait_until()]
         if self._ticks_here:

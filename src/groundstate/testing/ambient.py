@@ -30,7 +30,9 @@ from groundstate.engine import (
     limits,
     looks,
     own_words,
+    raising,
     rings,
+    set_apart,
     shift,
     succession,
     sweeps,
@@ -47,8 +49,8 @@ EPOCH = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 TICK_S = 1e-6
 LOOKS_MOST = 200_000  # at the clock, with nothing else done: somebody waits in a circle
 _WITH_TIME = (
-    attempt_log, batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, own_words, rings, shift, succession, sweeps,
-    ticks, timers, tokens, traffic, worker,
+    attempt_log, batches, deeds, departures, due, fleet, flight, leaps, life, limits, looks, own_words, raising, rings, set_apart,
+    shift, succession, sweeps, ticks, timers, tokens, traffic, worker,
 )  # fmt: skip
 
 
