@@ -235,6 +235,24 @@ def test_many_rows_among_thousands_are_held_and_the_others_are_carried_out(besid
     beside.lives[0].quiet()
 
 
+def test_a_row_for_which_another_clause_does_not_hold_does_not_fail(beside: Beside) -> None:
+    closed = range(OTHERS + 2, OTHERS + 22)
+
+    @beside.app.on(Paper, LONG, Paper.status == "placed", name="done", retry=ONCE)
+    def done(paper: Paper) -> None:
+        paper.status = "done"
+
+    beside.there()
+    beside.add(*[Paper(id=number, status="closed") for number in closed])
+    beside.placed()
+    spoil(beside, ONE, *closed)
+    beside.worker()
+    beside.until_done()
+    until(lambda: beside.states() == ["held"], beside.attempts)
+    beside.lives[0].quiet()
+    assert beside.attempt().record == str(ONE)
+
+
 @pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "mended"])
 def test_it_is_asked_plainly_once_no_such_row_is_left(beside: Beside, monkeypatch: pytest.MonkeyPatch, *, deleted: bool) -> None:
     monkeypatch.setattr(set_apart, "PLAIN_S", 0.1)
