@@ -50,7 +50,7 @@ def test_a_time_of_which_no_due_time_can_be_computed_fails_its_record_and_the_re
     assert beside.status().rows == 0, "they are held, and not to be carried out"
     first, *others = late
     assert "when it is due" in beside.why(first).next
-    assert [said for number in others if "since Dated.at holds '" not in (said := beside.why(number).next)] == []
+    assert [said for number in others if "Dated.at holds '" not in (said := beside.why(number).next)] == []
 
 
 def test_the_column_that_cannot_be_read_is_named_with_what_stands_there(beside: Beside) -> None:
