@@ -142,13 +142,17 @@ def test_a_row_is_held_and_the_others_are_carried_out_when_they_are_due(beside: 
     told_without_tracebacks(beside)
 
 
-@pytest.mark.parametrize("options", [{"in_order": InOrder(Paper.shelf, Paper.id)}, {"per": Paper.shelf}], ids=["in order", "per"])
-@pytest.mark.parametrize("calls", [True, False], ids=["call", "handler"])
+OF_LINES = {"in_order": InOrder(Paper.shelf, Paper.id)}
+
+
+@pytest.mark.parametrize(
+    ("calls", "options"),
+    [(True, OF_LINES), (False, OF_LINES), (True, {"per": Paper.shelf})],
+    ids=["a call in order", "a handler in order", "a call per shelf"],
+)
 def test_a_row_is_held_and_those_of_its_line_go_on(beside: Beside, options: dict[str, Any], *, calls: bool) -> None:
     if calls:
         calling(beside, **options)
-    elif "per" in options:
-        pytest.skip("per= is of calls")
     else:
         beside.handled(leave_in_peace, LONG, **options)
     spoiled(beside)
