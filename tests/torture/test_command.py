@@ -171,3 +171,11 @@ def test_whose_attempts_were_taken_for_deleted_by_hand_is_read_each_once(tmp_pat
     lines.append(lines[0].replace("paid on orders 7", "listed on orders 9").replace(": put back", f"{OR_CONCLUDED}: put back"))
     (tmp_path / "log").write_text("\n".join(lines))
     assert said(tmp_path / "log", ["delete an attempt"]).put_back == {"paid on 7", "paid on 8"}
+
+
+def test_how_many_lines_were_left_out_is_no_fault(tmp_path: Path) -> None:
+    line = "mailed: 3 more attempts are held since then, of which no line tells"
+    (tmp_path / "log").write_text(f"2026-07-06 12:30:11,423 7 ERROR groundstate: {line}\n")
+    read = said(tmp_path / "log")
+    assert not read.unexplained
+    assert sum(read.explained.values()) == 1

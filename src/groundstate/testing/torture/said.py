@@ -22,6 +22,7 @@ _EXPLAINED = (
     "the database is on another server now",  # likewise
     "is held with its outcome",  # whether it had a reason is judged by the attempt
     "is held now, and waits for a person",  # likewise
+    "since then, of which no line tells",  # how many more of such lines there were
     "is not started: it is new here",  # before a person accepts it
 )
 # And of what only some runs do.
