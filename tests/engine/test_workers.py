@@ -143,7 +143,7 @@ def test_hazard_38_an_adopter_that_dies_while_adopting_counts_nothing_twice(
     assert ("WARNING", "unclean") in ends_adopted(caplog)
     (line,) = [one.getMessage() for one in caplog.records if vars(one).get("end") == "unclean"]
     assert f"(process {os.getpid()} on {socket.gethostname()}) ended while" in line
-    assert re.search(r"attempts? (was|were) under way \(paid on \d+", line)
+    assert re.search(r"attempts? (was|were) under way \(paid on orders \d+", line)
 
 
 def test_a_worker_that_waits_for_a_slot_of_another_one_waits_for_it_no_longer_once_it_is_told_to_stop(world: World) -> None:
