@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from groundstate import App, Retry, Store
 from groundstate.engine.flight import Flight
 from groundstate.engine.hints import Touched
+from groundstate.engine.shift import Shift
 from groundstate.engine.worker import Worker
 from groundstate.testing import Ledger
 from groundstate.testing.ambient import EPOCH, Stuck
@@ -23,6 +24,7 @@ from groundstate.testing.stage import Stage
 from groundstate.testing.trial import Trial
 from tests.lab.shops import NOWHERE, Base, Calling, Order, calling, many, shop
 from tests.lab.two_stores import Invoice, two_stores
+from tests.patience import HANG_S
 
 
 class Run:
@@ -310,6 +312,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Touched]:
         hear(worker, touched)
 
     monkeypatch.setattr(Worker, "hear", listen)
+    monkeypatch.setattr(Shift, "hold_s", HANG_S)  # a busy machine ends no batch in its middle
     return told
 
 
