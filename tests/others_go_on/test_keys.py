@@ -15,7 +15,7 @@ from groundstate.engine import persons
 from groundstate.values.errors import NotFound
 from tests.engine.kit import Base, until
 from tests.engine.test_keys_found import REFUSED_BY_POSTGRES, ULID, Guid, declared, insert, keyed
-from tests.others_go_on.conftest import OTHERS, a_world
+from tests.others_go_on.conftest import OTHERS, Beside, a_world
 
 
 @pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of MONEY, which is SQLAlchemy's to mend
@@ -46,6 +46,28 @@ def test_a_key_that_does_not_come_back_from_its_text_bars_its_own_reactions_alon
         assert {one.subject for one in check(beside.app, beside.app.stores[0]) if said in one.words} == set(kinds)
 
 
+def packing(beside: Beside, kind: Any, outcome: str, *, by_a_call: bool) -> list[object]:
+    """Declares the reaction 'packed', which gives new records this status. Returns the keys for which its call was made."""
+    called: list[object] = []
+
+    @Outside("desk", limit=50).call(in_doubt=hold())
+    async def ask(record: Any) -> str:
+        called.append(record.id)
+        return outcome
+
+    def concluded(record: Any, outcome: str) -> None:
+        record.status = outcome
+
+    def plainly(record: Any) -> None:
+        record.status = outcome
+
+    if by_a_call:
+        beside.app.on(kind, kind.status == "new", name="packed", call=ask)(concluded)
+    else:
+        beside.app.on(kind, kind.status == "new", name="packed")(plainly)
+    return called
+
+
 @pytest.mark.parametrize("by_a_call", [False, True], ids=["without_a_call", "by_a_call"])
 @pytest.mark.parametrize("there", [True, False], ids=["at_the_start", "later"])
 def test_a_key_of_which_its_type_makes_no_value_is_held_by_itself_and_a_person_forgets_it(
@@ -54,21 +76,7 @@ def test_a_key_of_which_its_type_makes_no_value_is_held_by_itself_and_a_person_f
     base, rows = keyed({"guid": (Guid, None)})
     kind = rows["guid"]
     with a_world(sqlite_url, caplog, Base, base) as beside:
-
-        @Outside("desk", limit=50).call(in_doubt=hold())
-        async def ask(record: Any) -> str:
-            return "receipt"
-
-        def concluded(record: Any, outcome: str) -> None:
-            record.status = outcome
-
-        def plainly(record: Any) -> None:
-            record.status = "receipt"
-
-        if by_a_call:
-            beside.app.on(kind, kind.status == "new", name="packed", call=ask)(concluded)
-        else:
-            beside.app.on(kind, kind.status == "new", name="packed")(plainly)
+        packing(beside, kind, "receipt", by_a_call=by_a_call)
         beside.handled(lambda _order: None)
         beside.there()
         if not there:
@@ -135,24 +143,8 @@ def test_a_key_that_stands_in_another_form_is_held_before_any_call_and_the_other
     make, written, others = OTHER_FORMS[form]
     base, rows = keyed({"odd": (make, None)})
     kind = rows["odd"]
-    called: list[object] = []
     with a_world(sqlite_url, caplog, Base, base) as beside:
-
-        @Outside("desk", limit=50).call(in_doubt=hold())
-        async def ask(record: Any) -> str:
-            called.append(record.id)
-            return "done"
-
-        def concluded(record: Any, outcome: str) -> None:
-            record.status = outcome
-
-        def plainly(record: Any) -> None:
-            record.status = "done"
-
-        if by_a_call:
-            beside.app.on(kind, kind.status == "new", name="packed", call=ask)(concluded)
-        else:
-            beside.app.on(kind, kind.status == "new", name="packed")(plainly)
+        called = packing(beside, kind, "done", by_a_call=by_a_call)
         beside.there()
         beside.run(f"INSERT INTO odd (id, status) VALUES ({written}, 'new')")
         with beside.engine.begin() as connection:

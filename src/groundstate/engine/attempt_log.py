@@ -23,7 +23,7 @@ def named(life: Life, reaction: str, record: str, table: str | None = None) -> s
 
 
 def of_attempt(life: Life, attempt: Attempt) -> str:
-    """The same of an attempt: a schedule's is on no record, but of a tick."""
+    """The same for an attempt. A schedule's attempt has no record, and is named by its tick."""
     return named(life, attempt.reaction, attempt.record or attempt.occurrence, attempt.blocks)
 
 
@@ -37,7 +37,7 @@ def which_try(retry: Retry, after: Attempt, now: datetime) -> str:
 
 
 def say_failed(life: Life, spec: ReactionSpec, record: str, error: str, cause: BaseException | None) -> None:
-    """A handler failed for this record. error: with which try it was."""
+    """Logs that a handler failed for this record. error: what it met, and which try that was."""
     if not life.lines.may_tell(spec.name, limited_lines.HANDLER_FAILED, time.monotonic()):
         return
     log.warning(

@@ -108,23 +108,29 @@ def _split(question: Question, tx: Transaction, wanted: Sequence[PrimaryKey]) ->
     fine: list[PrimaryKey] = []
     bad: list[Unreadable] = []
     for key in wanted:
-        nameless = _nameless(question, tx, key)
-        if nameless is not None:
+        if not any(type(value) is NoValue for value in key):
+            fine.append(key)
+        elif (nameless := _nameless(question, tx, key)) is not None:
             bad.append(nameless)
         else:
-            fine.append(tuple(value.loaded if type(value) is NoValue else value for value in key))
+            fine.append(_as_loaded(key))
     return fine, bad
 
 
 def _nameless(question: Question, tx: Transaction, key: Sequence[Any]) -> Unreadable | None:
-    """The record with this key as it stands, where it is not found by it; None where it is, as by a collation that knows no case."""
+    """The record as one that cannot be taken, where its own key does not find it; None where it does, as by a collation without case."""
     why = next((value.why for value in key if type(value) is NoValue), None)
     if why is None:
         return None
-    loaded = tuple(value.loaded if type(value) is NoValue else value for value in key)
+    loaded = _as_loaded(key)
     if None not in loaded and _key_of(question, tx, loaded) is not None:
         return None
     return Unreadable(tuple(key), question.record_text(tuple(key)), "", f"its key cannot be read: {why}", nameless=True)
+
+
+def _as_loaded(key: Sequence[Any]) -> PrimaryKey:
+    """The key as its types read what stands there, in whatever form that is."""
+    return tuple(value.loaded if type(value) is NoValue else value for value in key)
 
 
 def _load(question: Question, tx: Transaction, found: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:

@@ -54,7 +54,7 @@ class Lane:
     next_sweep: float = 0.0
     first_at: int = 0  # the turn in which it was last the first
     failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=FAILING_MOST))  # DB-only reactions (rules.md 15)
-    told_failing: float | None = None  # since when the log has it that it pauses by that
+    told_failing: float | None = None  # since when the log says that it pauses
     not_before: float = 0.0  # after the database's own trouble
     trouble: int = 0
     barred: str | None = None  # somebody keeps a table of it locked: who, in words
@@ -63,7 +63,7 @@ class Lane:
     search: Search | None = None  # its condition raised: it is looked for the rows for which it does, and nothing else is asked
     plain_s: float = 0.0  # so long after it raised last it is asked plainly again
     raised_at: float = 0.0
-    raises_until: float = 0.0  # it raises for too many rows, and is not asked before
+    raises_until: float = 0.0  # until then it is not asked, since it raises for too many rows
     asked_again: float = 0.0  # when some of those rows were last asked again
     groups: Round | None = field(init=False)  # of a reaction with `per` or `in_order`: its backlog is gone through by their values
     late: Lane | None = None  # of one with valid_for: what is too late, which goes by itself

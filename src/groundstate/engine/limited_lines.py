@@ -16,7 +16,7 @@ WITHIN_S = 60.0
 
 @dataclass(frozen=True)
 class Kind:
-    """Of lines. words: what more of them there were, as in '3 more calls failed'."""
+    """A kind of line. words: what is counted of those that are left out, as in '3 more calls failed'."""
 
     event: str
     level: int
@@ -39,7 +39,7 @@ OUTCOME_HELD = Kind("outcome_held", logging.ERROR, "attempts are held with their
 
 @dataclass
 class _Told:
-    """Of one reaction and kind, since its first line."""
+    """What was written, and left out, of one reaction and kind since the first line of this minute."""
 
     since: float
     lines: int = 0
@@ -47,7 +47,7 @@ class _Told:
 
 
 class LimitedLines:
-    """Of one worker, for its transactions' thread. Times are seconds of the monotonic clock."""
+    """How many lines of each reaction and kind a worker wrote in this minute. For its transactions' thread; times are monotonic seconds."""
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, Kind], _Told] = {}

@@ -177,7 +177,7 @@ def _on(questions: Sequence[Question], named: str) -> list[Question]:
 
 
 def _key_and_text(connection: Connection, question: Question, app: str, record: str) -> tuple[PrimaryKey | None, str]:
-    """The key, and what attempts name it by; None for what is no key, or none by which its record is found, where an attempt has it."""
+    """The record's key, and the text by which attempts name it. The key is None where it finds no record, and an attempt has that text."""
     columns = ", ".join(column.name for column in question.mapper.primary_key)
     stands = select(literal(1)).where(table.c.app == app, table.c.reaction == question.spec.name, table.c.record == record)
     try:
