@@ -15,6 +15,7 @@ usage() {
 usage: ./gs demo [options of `groundstate demo`]    watch a shop being killed again and again, and its books balance
        ./gs test [options of pytest]                run the tests, with a PostgreSQL of their own
        ./gs test --thorough                         run every test: of those that are nearly alike `./gs test` runs a quarter
+       ./gs check                                   all that CI does: format, lint, types and layers, then the tests
 END
 }
 
@@ -113,6 +114,17 @@ case ${1:-} in
         cd "$root"
         # Five at a time, a file each: much of a test is waiting for a disk or a server, so that two cores have time for so many. Options given later win, such as -n 0.
         exec "$venv/bin/python" -m pytest -n 5 --dist loadfile --no-loadscope-reorder "$@"
+        ;;
+    check)
+        set_up dev
+        cd "$root"
+        # What fails first comes first.
+        for step in 'ruff format --check' 'ruff check' 'lint-imports' 'mypy --strict'; do
+            printf '== %s\n' "$step"
+            # Unquoted on purpose: a program and its options.
+            "$venv/bin/"$step || fail "$step failed; what it said is above"
+        done
+        exec "$0" test
         ;;
     -h | --help | help)
         usage

@@ -20,6 +20,7 @@ from unittest import mock
 
 from rich.console import Console
 from rich.table import Table
+from tools.servers.postgres import PostgresServer
 
 from benchmarks import (
     calls,
@@ -43,7 +44,6 @@ from benchmarks import (
     tenants,
 )
 from benchmarks.harness import FULL, QUICK, NotDone, Place, Row, Size, Workload, sync_ms
-from groundstate.testing.servers import PostgresServer
 
 WORKLOADS: dict[str, Workload] = {
     "T": steps, "E": calls, "L": latency, "R": restart, "I": idle, "F": fresh, "W": neighbour, "B": leftover, "K": failing, "S": snapshot,

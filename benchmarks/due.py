@@ -22,9 +22,9 @@ from benchmarks.harness import (
     told_by,
 )
 from benchmarks.shop import add_indexes, reminding_app, set_up
-from groundstate.engine.question import Question
-from groundstate.engine.timers import AT_ONCE, HORIZON
-from groundstate.store import opening
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.watch.due_timers import AT_ONCE, HORIZON
+from groundstate.store import connect
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 BATCH = 500
@@ -116,11 +116,11 @@ def _resting(place: Place, size: Size, count: int) -> dict[str, float]:
 
 def _look_ms(url: str) -> float:
     """What a worker asks when it wants to know until when it may sleep, its transaction included."""
-    database, *_ = opening.open_store(reminding_app(url).stores[0].settings())
+    database, *_ = connect.open_store(reminding_app(url).stores[0].settings())
     [spec] = reminding_app(url).reactions.values()
     try:
         database.connect()
-        statement = Question(spec, database).next_due(HORIZON, AT_ONCE)
+        statement = ConditionQuery(spec, database).next_due(HORIZON, AT_ONCE)
         started = time.perf_counter()
         for _ in range(LOOKS):
             with database.reading() as connection:

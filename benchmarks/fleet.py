@@ -231,7 +231,7 @@ def _main(kind: str, url: str) -> None:
         while True:  # others may have locked what was left when this one went by
             steps.bare(url)
     app = {"steps": steps_app, "hear": lambda of: packing_app(of, _heard), "idle": _many_reactions}[kind](url)
-    app.start(held=True)
+    app.start(wait=True)
     print("up", flush=True)
     sys.stdin.readline()
     app.go()

@@ -19,12 +19,12 @@ from typing import Any, Protocol, Self
 import psutil
 from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session
+from tools.servers.postgres import PostgresServer
 
 from benchmarks.bare import Driver
 from benchmarks.shop import Order
 from groundstate import App
-from groundstate.engine import hints
-from groundstate.testing.servers import PostgresServer
+from groundstate.engine.sql import commit_hooks
 
 LONGEST = timedelta(minutes=10)
 ROOT = Path(__file__).parents[1]
@@ -187,7 +187,7 @@ class CarriedOut:
         self.any = threading.Event()
         self._record = record
 
-    def hear(self, touched: hints.Touched) -> None:
+    def hear(self, touched: commit_hooks.Touched) -> None:
         """A commit of whatever thread."""
         if threading.current_thread() is threading.main_thread():
             return
@@ -199,11 +199,11 @@ class CarriedOut:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Hears while the block runs."""
-        hints.listen(self)
+        commit_hooks.listen(self)
         try:
             yield
         finally:
-            hints.stop_listening(self)
+            commit_hooks.stop_listening(self)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------------------
@@ -264,11 +264,11 @@ def attempts_left(url: str) -> int:
 
 def carry_out_all(app: App) -> float:
     """Seconds from the word to go until nothing is left, of a worker that is up already."""
-    app.start(held=True)
+    app.start(wait=True)
     try:
         started = time.perf_counter()
         app.go()
-        app.run_until_quiet(LONGEST)
+        app.run_until_idle(LONGEST)
         return time.perf_counter() - started
     finally:
         app.stop()

@@ -1,6 +1,6 @@
 """R: a worker process is killed with calls in the air, and another is started: seconds from its start until all is under way.
 
-Under way is an order that was taken, or of which the find of its call was asked. With the indexes that `groundstate check` proposes.
+Under way is an order that was taken, or of which the lookup of its call was asked. With the indexes that `groundstate check` proposes.
 On PostgreSQL once more with the server killed together with the worker: then the second life waits before it adopts what may be another's.
 """
 

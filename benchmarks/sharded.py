@@ -79,12 +79,12 @@ def work(contender: str, url: str) -> None:
     """One shard: says that it is up, waits for the word, works, and says that it is done."""
     app = steps_app(url)
     if contender == "ours":
-        app.start(held=True)
+        app.start(wait=True)
     print("up", flush=True)
     sys.stdin.readline()
     if contender == "ours":
         app.go()
-        app.run_until_quiet(LONGEST)
+        app.run_until_idle(LONGEST)
     else:
         bare(url)
     print("done", flush=True)

@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import Float, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Absent, App, Instant, Key, Moment, Outside, Store, Unknown, ask
-from groundstate.engine.check import check
-from groundstate.engine.question import Question
-from groundstate.store import opening
+from groundstate import Absent, App, ExternalService, IdempotencyKey, InDoubt, ReactionContext, Store, Unknown, UtcDateTime
+from groundstate.app.declared import reactions_of
+from groundstate.engine.operate.check import check
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.store import connect
 
 STEPS = {"placed": "paid", "paid": "packed", "packed": "shipped"}
 
@@ -37,8 +38,8 @@ class Timer(Base):
     __tablename__ = "timers"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    due_at: Mapped[datetime] = mapped_column(Instant)
-    done_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    done_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
 
 
 class Visit(Base):
@@ -96,26 +97,26 @@ def reminding_app(url: str, heard: Callable[[int], None] = nothing) -> App:
     app = App("reminding", Store(url, Base))
 
     @app.on(Timer, Timer.done_at.is_(None), due=Timer.due_at)
-    def reminded(timer: Timer, at: Moment) -> None:
+    def reminded(timer: Timer, ctx: ReactionContext) -> None:
         heard(timer.id)
-        timer.done_at = at.now
+        timer.done_at = ctx.now
 
     return app
 
 
 def charging_app(url: str, *, limit: int, call_s: float = 0.002, heard: Callable[[int], None] = nothing) -> App:
-    """One call outside for each order, of `call_s` seconds. `heard` is the first line of the call, and of its find."""
+    """One call outside for each order, of `call_s` seconds. `heard` is the first line of the call, and of its lookup."""
     app = App("charging", Store(url, Base))
-    bank = Outside("bank", limit=limit)
+    bank = ExternalService("bank", limit=limit)
 
-    @bank.call(in_doubt=ask(settle_after=timedelta(seconds=1)), timeout=timedelta(seconds=60))
-    async def charge(order: Order, key: Key) -> str:
+    @bank.call(in_doubt=InDoubt.lookup(settle_after=timedelta(seconds=1)), timeout=timedelta(seconds=60))
+    async def charge(order: Order, key: IdempotencyKey) -> str:
         heard(order.id)
         await asyncio.sleep(call_s)
         return key[:8]
 
-    @charge.find
-    async def _(order: Order, key: Key) -> str | Absent | Unknown:  # noqa: ARG001  # a real bank finds by the key
+    @charge.lookup
+    async def _(order: Order, key: IdempotencyKey) -> str | Absent | Unknown:  # noqa: ARG001  # a real bank finds by the key
         heard(order.id)
         return Absent()
 
@@ -135,9 +136,9 @@ def add_indexes(app: App) -> list[str]:
     """Creates the indexes that `groundstate check` proposes; their DDL."""
     made: list[str] = []
     for store in app.stores:
-        database, _, _ = opening.open_store(store.settings())
+        database, _, _ = connect.open_store(store.settings())
         try:
-            findings = check(database, [Question(spec, database) for spec in app.reactions_of(store)], store.metadatas)
+            findings = check(database, [ConditionQuery(spec, database) for spec in reactions_of(app, store)], store.metadatas)
         finally:
             database.close()
         made += [one.cure for one in findings if one.kind == "index" and one.cure]

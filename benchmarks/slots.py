@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.harness import Place, Row, Size, driver_on, line_of, process, wait_until
 from benchmarks.shop import add_indexes, set_up
-from groundstate import App, Outside, Rate, Store, again
+from groundstate import App, ExternalService, InDoubt, Rate, Store
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 SLOTS, CALL_S = 4, 0.03
@@ -79,9 +79,9 @@ def notices_app(url: str, kind: str, bound: str) -> App:
         "slots": {"limit": SLOTS},
         "rates": {"rate_per": Rate(RATE, second)} if kind == "per" else {"rate": Rate(RATE * RATED, second)},
     }
-    endpoints = Outside("endpoints", **limits[bound])
+    endpoints = ExternalService("endpoints", **limits[bound])
 
-    @endpoints.call(in_doubt=again(), timeout=timedelta(seconds=60))
+    @endpoints.call(in_doubt=InDoubt.repeat(), timeout=timedelta(seconds=60))
     async def deliver(_notice: Notice) -> str:
         await asyncio.sleep(CALL_S)
         return "200"

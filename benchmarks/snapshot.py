@@ -46,7 +46,7 @@ def _chunks(app: App, url: str, size: Size) -> list[float]:
     while time.monotonic() < end:
         fill(url, size.calls, "placed", first=2 + len(rates) * size.calls)
         started = time.perf_counter()
-        app.run_until_quiet(LONGEST)
+        app.run_until_idle(LONGEST)
         rates.append(size.calls / (time.perf_counter() - started))
     return rates
 

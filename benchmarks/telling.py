@@ -12,9 +12,9 @@ import psycopg
 
 from benchmarks.harness import Place, Row, Size, alternate, expect
 from benchmarks.shop import packing_app, set_up
-from groundstate.engine import triggers
-from groundstate.engine.question import Question
-from groundstate.store import opening
+from groundstate.engine.operate import triggers
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.store import connect
 
 STORES: tuple[str, ...] = ("postgres",)
 CONNECTIONS = (1, 8, 32)
@@ -46,8 +46,8 @@ def _rate(place: Place, seconds: float, statement: str, count: int, *, told: boo
         set_up(app)
         address = url.replace("+psycopg", "")
         if told:
-            database, _, _ = opening.open_store(app.stores[0].settings())
-            wanted = triggers.tables_read([Question(spec, database) for spec in app.reactions.values()])
+            database, _, _ = connect.open_store(app.stores[0].settings())
+            wanted = triggers.tables_read([ConditionQuery(spec, database) for spec in app.reactions.values()])
             triggers.carry_out(database, triggers.to_install(app.name, database, wanted))
             database.close()
         with _listening(address, triggers.channel(app.name)):

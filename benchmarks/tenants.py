@@ -11,11 +11,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.harness import LONGEST, Place, Row, Size, driver_on, expect, wait_until
 from benchmarks.shop import add_indexes, set_up
-from groundstate import App, InOrder, NotDone, Outside, Retry, Store, again
-from groundstate.engine import groups, line
-from groundstate.engine.question import Question
-from groundstate.engine.transaction import writing
-from groundstate.store import opening
+from groundstate import App, ExternalService, InDoubt, InOrder, NotDone, Retry, Store
+from groundstate.engine.handle import in_order
+from groundstate.engine.sql import group_scan
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.transaction import writing
+from groundstate.store import connect
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 MANY, DEAD = 0, 1  # the tenant with many rows, and the dead one; the others come after them
@@ -55,9 +56,9 @@ def _others(size: Size) -> int:
 def hooks_app(url: str) -> App:
     """A call for each hook, each tenant an endpoint of its own."""
     app = App("hooks", Store(url, Base))
-    tenants = Outside("tenants", limit=LIMIT, limit_per=5)
+    tenants = ExternalService("tenants", limit=LIMIT, limit_per=5)
 
-    @tenants.call(in_doubt=again(), timeout=timedelta(seconds=60), retry=Retry(first=timedelta(seconds=30)))
+    @tenants.call(in_doubt=InDoubt.repeat(), timeout=timedelta(seconds=60), retry=Retry(first=timedelta(seconds=30)))
     async def deliver(hook: Hook) -> str:
         if hook.tenant == DEAD:
             raise NotDone("no answer")
@@ -79,7 +80,7 @@ def _delivered_a_second(place: Place, size: Size, *, backlog: int) -> float:
         _fill(url, 1, backlog, lambda _first: str(MANY))
         _fill(url, backlog + 1, backlog + (1_000 if backlog else 0), lambda _first: str(DEAD))
         _fill(url, backlog + 2_001, backlog + 2_000 + others, lambda first: f"i - {first} + {DEAD + 1}")
-        app.start(held=True)
+        app.start(wait=True)
         try:
             started = time.perf_counter()
             app.go()
@@ -125,23 +126,23 @@ def _look_ms(place: Place, waiting: int) -> float:
         set_up(app)
         add_indexes(app)
         _fill(url, 1, waiting, lambda _first: "7")
-        database = opening.open_store(app.stores[0].settings())[0]
+        database = connect.open_store(app.stores[0].settings())[0]
         database.connect()
         try:
-            question = Question(app.reactions["read"], database)
+            question = ConditionQuery(app.reactions["read"], database)
             return statistics.median(_look_s(question, waiting) for _ in range(30)) * 1000
         finally:
             database.close()
 
 
-def _look_s(question: Question, waiting: int) -> float:
-    found = groups.round_of(question)
+def _look_s(question: ConditionQuery, waiting: int) -> float:
+    found = group_scan.round_of(question)
     last = (waiting,)
     with writing(question.database, question.spec.app) as tx:
         record = tx.session.get(Hook, waiting)
         started = time.perf_counter()
-        page = found.page(tx.connection, None, LIMIT) if found is not None else groups.Page()
-        may = line.of_their_turn(tx, question, [(last, record)])
+        page = found.page(tx.connection, None, LIMIT) if found is not None else group_scan.Page()
+        may = in_order.places_of_records_that_may_go(tx, question, [(last, record)])
         took = time.perf_counter() - started
     expect("keys of the line's head", len(page.keys), 1)
     expect("records whose turn it is", len(may), 1 if waiting == 1 else 0)

@@ -1,6 +1,7 @@
 """A real worker process: `python -m benchmarks.worker LIMIT CALL_SECONDS COUNT URL`. It charges orders until it is killed.
 
-Tells, once so many orders are under way (taken, or the find of their call asked), when the first and the last of them were, and its memory.
+Tells, once so many orders are under way (taken, or the lookup of their call asked), when the first and the last of them were, and its
+memory.
 `python -m benchmarks.worker timers COUNT URL` does the same with timers.
 """
 

@@ -11,13 +11,13 @@
  */
 #define N 3
 #ifndef P0
-#define P0 ASK
+#define P0 LOOKUP
 #endif
 #ifndef P1
 #define P1 NOCALL
 #endif
 #ifndef P2
-#define P2 ASK
+#define P2 LOOKUP
 #endif
 #ifndef TROUBLE
 #define TROUBLE 2
@@ -39,7 +39,7 @@
 
 #define policy(o) (o == 0 -> P0 : (o == 1 -> P1 : P2))
 #define POL policy(o)
-#define HAS_FIND (policy(o) == ASK)
+#define HAS_FIND (policy(o) == LOOKUP)
 #define FACT 2
 #define exists(o) true
 #define holds(o) (o == FACT -> !mailed : placed)
@@ -82,8 +82,8 @@ byte trouble = TROUBLE, wbud = WBUD;
 #include "events.pml"
 
 inline check1(o) {
-  MUST(Listed, policy(o) == AGAIN || A_st[o] != NONE || eff[o] == taken[o]);
-  MUST(AtMostOnce, policy(o) == AGAIN || eff[o] <= 1)
+  MUST(Listed, policy(o) == REPEAT || A_st[o] != NONE || eff[o] == taken[o]);
+  MUST(AtMostOnce, policy(o) == REPEAT || eff[o] <= 1)
 }
 inline check() { d_step { check1(0); check1(1); check1(2); MUST(OneAtATime, !(blocks(0) && blocks(1))) } }
 
@@ -166,7 +166,7 @@ end: do
        st[o] = 0; if :: A_st[o] == BEGUN && A_c[o] == number[o] -> not_done(o) :: else fi
   :: up[p] && (st[o] == 5 || (trouble > 0 && (st[o] == 2 || st[o] == 3))) && life_of[o] == inc[p] && rowlock == 0 && A_st[o] == BEGUN && A_c[o] == number[o] ->
        if :: st[o] == 5 -> skip :: else -> trouble-- fi; unclear(o)
-  /* the answer of a find */
+  /* the answer of a lookup */
   :: up[p] && asked[o] == 2 && asked_by[o] == inc[p] && rowlock == 0 ->
        late_enough = asked_at[o];
        if
@@ -178,7 +178,7 @@ end: do
   od
 }
 /* the outside, and time */
-proctype Outside(byte o) {
+proctype ExternalService(byte o) {
 end: do
   :: atomic { if
   :: st[o] == 2 -> st[o] = 3; if :: policy(o) == SAMEKEY && eff[o] > 0 :: else -> eff[o]++ fi
@@ -235,9 +235,9 @@ init {
     inc[0] = 1; inc[1] = 2; lock[1] = 1; lock[2] = 1; up[0] = 1; up[1] = 1;
     run Worker(0, 0); run Worker(0, 1); run Worker(1, 0); run Worker(1, 1);
 #ifndef NOFACT
-    run Worker(0, 2); run Worker(1, 2); run Outside(2);
+    run Worker(0, 2); run Worker(1, 2); run ExternalService(2);
 #endif
-    run Outside(0); run Outside(1);
+    run ExternalService(0); run ExternalService(1);
 #ifdef VALID
     run Calendar();
 #endif

@@ -40,7 +40,7 @@
 #endif
 
 #ifdef CALLS
-#define POL AGAIN
+#define POL REPEAT
 #else
 #define POL NOCALL
 #endif

@@ -5,7 +5,7 @@
 #ifndef other_code        /* a world in which no code changes */
 #define other_code(o) false
 #define other_call(o) false
-#define other_find(o) false
+#define other_lookup(o) false
 #endif
 inline wipe(o) {
   A_st[o] = NONE; A_un[o] = 0; A_inc[o] = 0; A_c[o] = 0; A_no[o] = 0; A_fail[o] = 0; A_dl[o] = 0; A_out[o] = 0; A_tog[o] = 0;

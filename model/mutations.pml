@@ -95,14 +95,14 @@
 #undef on_20
 #undef on_21
 #define on_72(o) (false)
-#define on_20(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && spent(o))
-#define on_21(o) (A_st[o] == DOUBT && POL == AGAIN && holds(o) && !spent(o))
+#define on_20(o) (A_st[o] == DOUBT && POL == REPEAT && holds(o) && spent(o))
+#define on_21(o) (A_st[o] == DOUBT && POL == REPEAT && holds(o) && !spent(o))
 #endif
 #ifdef M_EXPIREDDOUBT     /* the expired handler answers for a doubt that nobody settled */
 #undef on_18
 #undef on_72
-#define on_18(o) (A_st[o] == DOUBT && POL == ASK && exists(o) && !(holds(o) && expired(o)))
-#define on_72(o) (A_st[o] == DOUBT && (POL == AGAIN || POL == ASK) && holds(o) && expired(o))
+#define on_18(o) (A_st[o] == DOUBT && POL == LOOKUP && exists(o) && !(holds(o) && expired(o)))
+#define on_72(o) (A_st[o] == DOUBT && (POL == REPEAT || POL == LOOKUP) && holds(o) && expired(o))
 #endif
 #ifdef M_EXPIREDALONGSIDE /* the expired handler asks nobody whether another call is in the air on its record */
 #undef on_73

@@ -3,17 +3,17 @@
  * can go back in time. Of what becomes of an attempt it says nothing: that is table.pml's.
  *
  * Parameters (-D)
- *   POL        AGAIN SAMEKEY ASK HOLD
- *   KEYASK     same_key has a find to fall back to        FORGET     the provider forgets a key some time after kept_for
+ *   POL        REPEAT SAMEKEY LOOKUP HOLD
+ *   KEYASK     same_key has a lookup to fall back to        FORGET     the provider forgets a key some time after kept_for
  *   WITH_OVERTAKEN an overtaken handler, a fact, or overtaken="same"    DROP       overtaken="drop"
  *   GAVEUP     a gave_up handler
- *   BUSY       NotDone may be Busy, which does not count  SHORT      one call has an earlier deadline than the one before it
+ *   BUSY       NotDone may be Throttled, which does not count  SHORT      one call has an earlier deadline than the one before it
  *   SAMEOCC    the writer may re-enter the condition without changing the occurrence
  *   RESTORE    one backup is taken and put back, each at some moment
  *   SERVER     the database server is started anew, so many times: every lock is free at once, and no worker died of it
  *   FAILOVER   with RESTORE and SERVER: what is put back lost no begin and shows no sign, as a failover that was said to lose nothing
  *   OTHERCODE  so many deploys, forward and back: code whose calls go to another service. Each process goes on with its code until it dies
- *   OTHERFIND  with OTHERCODE: the calls go where they went, and it is the find that asks elsewhere
+ *   OTHERFIND  with OTHERCODE: the calls go where they went, and it is the lookup that asks elsewhere
  *   STUCK      a sync call may hang in its thread before its request goes out (no lock is lost then)
  *   TROUBLE    faults in all: crash, lost lock, NotDone, lost request, timeout though done, pause past the deadline, stop, handler
  *              raises, COMMIT unknown, find that answers Unknown, Unknown for too long
@@ -31,11 +31,11 @@
  *
  * Listed, AtMostOnce (OncePerKey), StickyDoubt, OutcomeKept hold after every step, in check(); Fenced, NoWorkLost, NothingStale,
  * ExpiredSure, BoundedCalls (for Progress) at the step; NotLost and NothingAtRest where nothing can move any more (Quiet), and NoRunningMark there too: adoption waits
- * for no clock.  Every run is finite in faults, so every run ends in Quiet.  AGAIN is exempt from all but NotLost, NothingAtRest,
+ * for no clock.  Every run is finite in faults, so every run ends in Quiet.  REPEAT is exempt from all but NotLost, NothingAtRest,
  * BoundedCalls and Fenced.  After a restore Listed and StickyDoubt are not asked (the outside has effects of a lost time); AtMostOnce is.
  */
 #ifndef POL
-#define POL ASK
+#define POL LOOKUP
 #endif
 #ifndef NOCC
 #define NOCC 2
@@ -64,22 +64,22 @@
 #ifdef OTHERCODE
 #ifdef M_OTHERCODE        /* nobody looks what an attempt was begun with */
 #define other_code(o) false
-#define other_find(o) false
+#define other_lookup(o) false
 #define other_call(o) false
 #elif defined(OTHERFIND)
 #define other_code(o) false
 #define other_call(o) false
-#define other_find(o) (A_st[o] != NONE && A_code[o] != own_code)
+#define other_lookup(o) (A_st[o] != NONE && A_code[o] != own_code)
 #else
-#define other_code(o) (POL != AGAIN && other_call(o))     /* by what the code says that looks at it, or by what the late call was begun with */
-#define other_find(o) false
+#define other_code(o) (POL != REPEAT && other_call(o))     /* by what the code says that looks at it, or by what the late call was begun with */
+#define other_lookup(o) false
 #define other_call(o) (A_st[o] != NONE && A_code[o] != own_code)
 #endif
 #endif
 #include "table.pml"
 #include "mutations.pml"
-#if POL == ASK || defined(KEYASK)
-#define FINDS                 /* there is a find */
+#if POL == LOOKUP || defined(KEYASK)
+#define FINDS                 /* there is a lookup */
 #endif
 #ifdef CHANGED                /* new code: the reaction makes no call any more */
 byte pol = POL; bit changes = 1;
@@ -101,7 +101,7 @@ byte pol = POL; bit changes = 1;
 #define OutcomeKept 108
 #define NoWorkLost 109
 #define NothingStale 111      /* no call is begun for what is too late */
-#define ExpiredSure 112       /* what the expired handler answers for was surely not done; but under AGAIN */
+#define ExpiredSure 112       /* what the expired handler answers for was surely not done; but under REPEAT */
 #define NoSecondCall 113      /* no call goes out while an effect of another occurrence of its record is in no record and no person has spoken */
 #define LivingKept 114        /* nobody takes over the calls of a worker that lives, under SERVER with NOLOCKLOSS */
 #define Told 110              /* only under L_TOLD */
@@ -110,7 +110,7 @@ byte pol = POL; bit changes = 1;
 #ifdef KEYASK
 #define HAS_FIND 1
 #else
-#define HAS_FIND (POL == ASK)
+#define HAS_FIND (POL == LOOKUP)
 #endif
 #ifdef WITH_OVERTAKEN
 #define HAS_OVERTAKEN 1
@@ -265,7 +265,7 @@ bit too_late[NOCC];
 /* Listed, AtMostOnce / OncePerKey, StickyDoubt: after every step */
 inline check1(o) {
   if
-  :: POL == AGAIN -> skip
+  :: POL == REPEAT -> skip
   :: else ->
 #ifndef NO_AMO
      MUST(AtMostOnce, made[o] <= (entries[o] -> entries[o] : 1));
@@ -288,7 +288,7 @@ inline check() { d_step { check1(0); check1(1);
 #if NOCC > 2
   check1(2);
 #endif
-  MUST(OutcomeKept, POL == AGAIN || (heard & ~kept) == 0)
+  MUST(OutcomeKept, POL == REPEAT || (heard & ~kept) == 0)
 } }
 
 
@@ -329,11 +329,11 @@ inline call_prepared(o) {
 #define no_other_open(o) ((o==0 || open_effects(0) == 0) && (o==1 || open_effects(1) == 0))
 #endif
 inline begin(o) {
-  MUST(NothingStale, !expired(o)); MUST(NoSecondCall, POL == AGAIN || restored || no_other_open(o));
+  MUST(NothingStale, !expired(o)); MUST(NoSecondCall, POL == REPEAT || restored || no_other_open(o));
   call_prepared(o);
 #ifdef OTHERCODE
 #if defined(OTHERFIND) && !defined(M_NEWFIND)
-  if :: A_un[o] && A_code[o] != code[p] -> A_code[o] = 2 :: else -> A_code[o] = code[p] fi;     /* two calls may have been made: no find knows of both */
+  if :: A_un[o] && A_code[o] != code[p] -> A_code[o] = 2 :: else -> A_code[o] = code[p] fi;     /* two calls may have been made: no lookup knows of both */
 #else
   A_code[o] = code[p];
 #endif
@@ -351,7 +351,7 @@ inline wipe2(o) { wipe(o); sent[o] = 0 }
 #ifdef DROP
 #define let_go true
 #else
-#define let_go (POL == AGAIN && rx && !HAS_OVERTAKEN)     /* what may be done twice is not held when it is no longer wanted */
+#define let_go (POL == REPEAT && rx && !HAS_OVERTAKEN)     /* what may be done twice is not held when it is no longer wanted */
 #endif
 /* ---- what the table leaves to this world: `to`, in the same commit; e is the effect whose outcome is in hand ---- */
 inline answer(o) {
@@ -400,7 +400,7 @@ inline carry_out(o) {
      A_st[o] = HELD
 #endif
   :: to == EXPIRED ->
-     MUST(ExpiredSure, POL == AGAIN || (open_effects(o) == 0 && !air(o)));
+     MUST(ExpiredSure, POL == REPEAT || (open_effects(o) == 0 && !air(o)));
      if
      :: rc = 0; wipe2(o)
      :: trouble > 0 -> trouble--;
@@ -474,7 +474,7 @@ end: do
   :: settles(p,o) && !holds(o) -> wipe2(o)
 #endif
   :: settles(p,o) -> with_code(code_of(p)); settle(o); whoever
-  /* a find's answer, put to the attempt that it was asked for */
+  /* a lookup's answer, put to the attempt that it was asked for */
   :: f_st[p] == 2 && f_occ[p] == o && i_am(p) ->
        late_enough = f_late[p];
        if

@@ -12,14 +12,14 @@
  * A_old first_at (1: too old to call again under it), A_tog together, A_ends why (at how many unclean ends it was under way; hidden, and so no part
  * of a state, where nobody is ever careful).
  * The model that includes this says what these mean in its world: exists holds expired spent spent_then (with one failure more)
- * lands_over asked_late blocked other_code (today's code cannot settle it) other_call other_find (than what it was begun with), `counts` (0 for Busy, and for an end that was no unclean one), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
+ * lands_over asked_late blocked other_code (today's code cannot settle it) other_call other_lookup (than what it was begun with), `counts` (0 for Throttled, and for an end that was no unclean one), `me` (the life that acts), `given` (the outcomes to be kept), NEW_CALL, later, TOGETHER,
  * deadline_not_before_now.
  */
 mtype = { NONE, BEGUN, DOUBT, FAILED, HELD };
 #define NOCALL 0
-#define AGAIN 1
+#define REPEAT 1
 #define SAMEKEY 2
-#define ASK 3
+#define LOOKUP 3
 #define HOLD 4
 
 /* pan prints the text of a violated assertion; the number in it is the invariant's name */
@@ -134,23 +134,23 @@ byte A_ends[N];
 /* ROW 17 | settle | hold | doubt | held | state [why] [next_at] */
 #define on_17(o) (A_st[o] == DOUBT && POL == HOLD && exists(o) && !other_code(o))
 #define do_17(o) A_st[o] = HELD
-/* ROW 82 | settle | ask, another find | doubt | held | state [why] [next_at] */
-#define on_82(o) (A_st[o] == DOUBT && POL == ASK && exists(o) && !other_code(o) && other_find(o))
+/* ROW 82 | settle | lookup, another lookup | doubt | held | state [why] [next_at] */
+#define on_82(o) (A_st[o] == DOUBT && POL == LOOKUP && exists(o) && !other_code(o) && other_lookup(o))
 #define do_82(o) A_st[o] = HELD
-/* ROW 18 | settle | ask | doubt | ask | */
-#define on_18(o) (A_st[o] == DOUBT && POL == ASK && exists(o) && !other_code(o) && !other_find(o))
+/* ROW 18 | settle | lookup | doubt | lookup | */
+#define on_18(o) (A_st[o] == DOUBT && POL == LOOKUP && exists(o) && !other_code(o) && !other_lookup(o))
 #define do_18(o) to = ASKED
-/* ROW 19 | settle | again, gone | doubt | gone, said | */
-#define on_19(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && exists(o) && !holds(o))
+/* ROW 19 | settle | repeat, gone | doubt | gone, said | */
+#define on_19(o) (A_st[o] == DOUBT && POL == REPEAT && !other_code(o) && exists(o) && !holds(o))
 #define do_19(o) wipe(o)
-/* ROW 72 | settle | again, too late | doubt | expired, unsure | */
-#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && holds(o) && expired(o))
+/* ROW 72 | settle | repeat, too late | doubt | expired, unsure | */
+#define on_72(o) (A_st[o] == DOUBT && POL == REPEAT && !other_code(o) && holds(o) && expired(o))
 #define do_72(o) to = EXPIRED
-/* ROW 20 | settle | again, the last try used | doubt | gave up, unsure | */
-#define on_20(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && in_time(o) && spent(o))
+/* ROW 20 | settle | repeat, the last try used | doubt | gave up, unsure | */
+#define on_20(o) (A_st[o] == DOUBT && POL == REPEAT && !other_code(o) && in_time(o) && spent(o))
 #define do_20(o) to = GIVEN_UP
-/* ROW 21 | settle | again | doubt | begun | state worker call call_no deadline first_at together [next_at] [begun_with] */
-#define on_21(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && in_time(o) && !spent(o))
+/* ROW 21 | settle | repeat | doubt | begun | state worker call call_no deadline first_at together [next_at] [begun_with] */
+#define on_21(o) (A_st[o] == DOUBT && POL == REPEAT && !other_code(o) && in_time(o) && !spent(o))
 #define do_21(o) to = CALLED
 /* ROW 22 | settle | same_key, the last try used | doubt | held | state [why] [next_at] */
 #define on_22(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && in_time(o) && key_young(o) && spent(o))
@@ -158,11 +158,11 @@ byte A_ends[N];
 /* ROW 23 | settle | same_key | doubt | begun | state worker call call_no deadline first_at together [next_at] [begun_with] */
 #define on_23(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && in_time(o) && key_young(o) && !spent(o))
 #define do_23(o) to = CALLED
-/* ROW 83 | settle | same_key, gone, too late or too old, another find | doubt | held | state [why] [next_at] */
-#define on_83(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && exists(o) && !(in_time(o) && key_young(o)) && HAS_FIND && other_find(o))
+/* ROW 83 | settle | same_key, gone, too late or too old, another lookup | doubt | held | state [why] [next_at] */
+#define on_83(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && exists(o) && !(in_time(o) && key_young(o)) && HAS_FIND && other_lookup(o))
 #define do_83(o) A_st[o] = HELD
-/* ROW 24 | settle | same_key, gone, too late or too old, with a find | doubt | ask | */
-#define on_24(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && exists(o) && !(in_time(o) && key_young(o)) && HAS_FIND && !other_find(o))
+/* ROW 24 | settle | same_key, gone, too late or too old, with a lookup | doubt | lookup | */
+#define on_24(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && exists(o) && !(in_time(o) && key_young(o)) && HAS_FIND && !other_lookup(o))
 #define do_24(o) to = ASKED
 /* ROW 25 | settle | same_key, gone, too late or too old | doubt | held | state [why] [next_at] */
 #define on_25(o) (A_st[o] == DOUBT && POL == SAMEKEY && !other_code(o) && exists(o) && !(in_time(o) && key_young(o)) && !HAS_FIND)
@@ -226,11 +226,11 @@ byte A_ends[N];
 #define begun_together(o) A_tog[o] = TOGETHER(o)
 
 /* ---- an outcome that comes late ---- */
-/* ROW 36 | late | late, attempt gone, again | none | dropped, said | */
-#define on_36(o) (A_st[o] == NONE && POL == AGAIN)
+/* ROW 36 | late | late, attempt gone, repeat | none | dropped, said | */
+#define on_36(o) (A_st[o] == NONE && POL == REPEAT)
 #define do_36(o) skip
 /* ROW 37 | late | late, attempt gone | none | held anew | */
-#define on_37(o) (A_st[o] == NONE && POL != AGAIN)
+#define on_37(o) (A_st[o] == NONE && POL != REPEAT)
 #define do_37(o) to = HELDNEW
 /* ROW 84 | late | late, of another call | begun doubt held | held, loudly | state unsure outcome [why] [next_at] */
 #define on_84(o) ((A_st[o] == BEGUN || A_st[o] == DOUBT || A_st[o] == HELD) && blocks(o) && other_call(o))
@@ -329,7 +329,7 @@ byte A_ends[N];
 #define on_65(o) (A_st[o] == HELD && !holds(o) && !(A_un[o] && !lands_over(o)))
 #define do_65(o) to = FORGOTTEN
 
-/* ---- what the engine writes by itself, from no pure rule (engine/begin.py, engine/restore.py, engine/conclude.py) ---- */
+/* ---- what the engine writes by itself, from no pure rule (engine/call/begin.py, engine/recover/restore.py, engine/call/conclude.py) ---- */
 /* ENGINE 66 | taken: a new attempt, begun */
 /* ENGINE 67 | taken while the reaction is suspect: a new attempt, in doubt */
 /* ENGINE 68 | the database went back: begun, failed and in doubt become doubt, unsure */

@@ -3,14 +3,14 @@
  * of begins, which each life keeps in its row of groundstate_worker, in memory, and in a file outside. A backup is taken at some moment
  * and put back at some other, with faults between any two steps. Identity does not change: protocol.pml has the case where it does.
  *
- * Parameters: POL (ASK or HOLD); TROUBLE faults: crash, lost request, timeout though done, stop.
+ * Parameters: POL (LOOKUP or HOLD); TROUBLE faults: crash, lost request, timeout though done, stop.
  * Invariants: AtMostOnce, whatever was lost; NotLost and NothingAtRest where nothing moves any more.
  * Limits, which are told in docs/limits.md, and must be found: L_CLEANSTOP a life that ended cleanly has erased its witness, so that what
  * is put back after it shows no sign; L_NOWITNESS nothing is kept outside; L_APART each process has a witness folder of its own;
  * L_TORN a worker is stopped between a begin's commit and its witness, and the backup is put back just there (as hazard 6).
  */
 #ifndef POL
-#define POL ASK
+#define POL LOOKUP
 #endif
 #ifndef TROUBLE
 #define TROUBLE 1
@@ -24,7 +24,7 @@
 #define MAXI 9
 #define NOFILE 255
 
-#define HAS_FIND (POL == ASK)
+#define HAS_FIND (POL == LOOKUP)
 #define exists(o) true
 #define holds(o) (placed)
 #define condition placed
@@ -72,7 +72,7 @@ byte trouble = TROUBLE, stops;
 #define acts(p) works(p)
 #endif
 
-inline went_back() {                /* engine/restore.py */
+inline went_back() {                /* engine/recover/restore.py */
   if
   :: A_st[0] == NONE && placed -> ROW(70); A_st[0] = DOUBT; A_un[0] = 1; A_inc[0] = me; A_old[0] = 1
   :: A_st[0] == BEGUN || A_st[0] == FAILED || A_st[0] == DOUBT -> ROW(68); A_st[0] = DOUBT; A_un[0] = 1; A_inc[0] = me; A_old[0] = 1
@@ -169,7 +169,7 @@ end: do
      fi; carry_out(p); MUST(AtMostOnce, effects <= 1) }
   od
 }
-proctype Outside(bit p) {
+proctype ExternalService(bit p) {
 end: do
   :: atomic { r[p] == 1 -> r[p] = 2; effects++; MUST(AtMostOnce, effects <= 1) }
   :: atomic { r[p] == 1 && trouble > 0 -> trouble--; r[p] = 4 }
@@ -195,4 +195,4 @@ proctype Ops() {
 proctype Quiet() {
 end: atomic { timeout -> MUST(NotLost, !placed || A_st[0] == HELD); MUST(NothingAtRest, A_st[0] == NONE || A_st[0] == HELD) }
 }
-init { atomic { run Worker(0); run Worker(1); run Outside(0); run Outside(1); run Ops(); run Quiet() } }
+init { atomic { run Worker(0); run Worker(1); run ExternalService(0); run ExternalService(1); run Ops(); run Quiet() } }

@@ -8,11 +8,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tools.servers.postgres import PostgresServer
 
-from groundstate.app import crew
-from groundstate.engine import deeds, succession, sweeps, traffic, worker
-from groundstate.telemetry import looking
-from groundstate.testing.servers import PostgresServer
+from groundstate.app import worker_group
+from groundstate.engine import worker
+from groundstate.engine.call import call_turn
+from groundstate.engine.operate import action
+from groundstate.engine.recover import startup
+from groundstate.engine.watch import sweeps
+from groundstate.telemetry import cached_queries
 from tests import compiled
 from tests.databases import Databases
 from tests.patience import HANG_S
@@ -22,11 +26,17 @@ _TESTS = Path(__file__).parent
 
 # Files that take longest come first: whoever is handed one last leaves the other processes idle until it is through.
 _FIRST = (
-    "torture/test_run.py", "docs/test_pages.py", "test_crash_benchmark.py", "lab/test_limited.py", "model/test_table_of_the_model.py",
-    "lab/test_kills.py", "engine/test_fleet.py", "engine/test_persons.py", "test_timers_benchmark.py", "engine/test_limits.py",
-    "lab/test_lab.py", "test_benchmarks.py", "typing/test_typing.py", "postgres/test_failover.py", "cli/test_run.py",
-    "store/test_alembic.py", "fuzz/test_files.py", "fuzz/test_column_types.py", "engine/test_begun_with.py", "postgres/test_restarts.py",
+    "tools/torture/test_run.py", "docs/test_pages.py", "test_crash_benchmark.py", "testing/test_limited.py",
+    "model/test_table_of_the_model.py", "testing/test_kills.py", "engine/watch/test_sweep_leader.py",
+    "engine/operate/test_actions.py", "test_timers_benchmark.py",
+    "engine/call/test_limiter.py", "testing/test_lab.py", "test_benchmarks.py", "typing/test_typing.py", "postgres/test_failover.py",
+    "cli/test_run.py", "store/test_alembic.py", "fuzz/test_files.py", "fuzz/test_column_types.py", "engine/rows/test_begun_with.py",
+    "postgres/test_restarts.py",
 )  # fmt: skip
+
+
+# What a test needs, by which `./gs test -m MARKER` chooses: CONTRIBUTING.md.
+_UNIT = ("rules", "app")
 
 
 def pytest_collection_finish() -> None:
@@ -40,14 +50,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="Run every test, also those that are nearly alike: see tests/sampling.py.")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest itself chooses by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Those that are run this time, by a stable sort: the rest stays in its order."""
+    for item in items:
+        for marker in _markers(item):
+            item.add_marker(marker)
     if not config.getoption("--thorough"):
         left_out = [item for item in items if item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]
     place = {name: number for number, name in enumerate(_FIRST)}
     items.sort(key=lambda item: place.get(item.path.relative_to(_TESTS).as_posix(), len(place)))
+
+
+def _markers(item: pytest.Item) -> Iterator[str]:
+    """The markers of one test, by its folder, its fixtures and its parameters."""
+    where = item.path.relative_to(_TESTS)
+    fixtures = set(getattr(item, "fixturenames", ()))
+    store = getattr(getattr(item, "callspec", None), "params", {}).get("database_url")
+    on_postgres = store == "postgres" or (store is None and "postgres_server" in fixtures)
+    if where.parts[0] in _UNIT:
+        yield "unit"
+    elif where.parts[0] == "transport":
+        yield "servers"
+    elif on_postgres or where.parts[0] == "postgres":
+        yield "postgres"
+    else:
+        yield "sqlite"
+    if where.as_posix() in _FIRST:
+        yield "slow"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,13 +103,13 @@ def unhurried() -> Iterator[None]:
     And what it would do by itself after less than a test waits, it does not do within a test, which would pass by that alone.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "START_S", HANG_S)  # for a store that does not come up beside one that does
-        patch.setattr(succession, "LOCKED_OUT_S", 10 * HANG_S)  # for locks of others, and for a server that takes nobody just now
+        patch.setattr(worker_group, "START_S", HANG_S)  # for a store that does not come up beside one that does
+        patch.setattr(startup, "LOCKED_OUT_S", 10 * HANG_S)  # for locks of others, and for a server that takes nobody just now
         patch.setattr(worker, "LEAVES_S", HANG_S)  # at a stop, for its thread
         patch.setattr(worker, "CALLS_END_S", HANG_S)  # at a stop, for its async calls
-        patch.setattr(traffic, "LAST_WORDS_S", HANG_S)  # at a stop, to write down what is in doubt
-        patch.setattr(deeds, "PATIENCE_S", HANG_S)  # for a person's word, while a record is locked
-        patch.setattr(looking, "WAIT_S", HANG_S)  # for an answer to whoever scrapes
+        patch.setattr(call_turn, "LAST_WORDS_S", HANG_S)  # at a stop, to write down what is in doubt
+        patch.setattr(action, "PATIENCE_S", HANG_S)  # for a person's word, while a record is locked
+        patch.setattr(cached_queries, "WAIT_S", HANG_S)  # for an answer to whoever scrapes
         patch.setattr(sweeps, "SWEEP_LED_S", 10 * HANG_S)  # until it sweeps by itself beside another one that sweeps
         yield
 

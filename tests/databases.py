@@ -11,8 +11,7 @@ import uuid
 
 import psycopg
 from psycopg import sql
-
-from groundstate.testing.servers import PostgresServer
+from tools.servers.postgres import PostgresServer
 
 _EMPTY = """
 DO $$

@@ -1,8 +1,8 @@
 """Shows that tests pass on a busy machine: runs them again and again beside processes that only compute.
 
     python -m tests.under_load                                              # every test, once, beside four busy loops
-    python -m tests.under_load --times 10 tests/engine/test_limits.py ...   # these files, ten times
-    python -m tests.under_load --stalls 2 tests/engine/test_limits.py       # and processes that stand still for up to 2 s
+    python -m tests.under_load --times 10 tests/engine/call/test_limiter.py ...   # these files, ten times
+    python -m tests.under_load --stalls 2 tests/engine/call/test_limiter.py       # and processes that stand still for up to 2 s
 
 What it does not know is handed to pytest. It ends with 1 where a round failed, and tells which.
 """

@@ -19,13 +19,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import create_engine, text
+from tools.servers.postgres import PostgresServer
 
 from benchmarks.crash import environment
 from benchmarks.crash.contenders import CONTENDERS
 from benchmarks.crash.gateway import KINDS
 from benchmarks.crash.schedule import schedule
 from benchmarks.crash.supervisor import Plan, Result, run
-from groundstate.testing.servers import PostgresServer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def _ours(database: str) -> Contender:
         work=(*OWN, "run", "benchmarks.crash.ours:app"),
         quiet_s=60,
         packages=("groundstate",),
-        settings="same_key (keys), or ask with a find and settle_after 3 s (find); limit 8",
+        settings="same_key (keys), or ask with a lookup and settle_after 3 s (find); limit 8",
     )
 
 

@@ -58,13 +58,13 @@ class Served:
     def __init__(self, path: Path, seed: int, *, kind: str) -> None:
         self._ledger = Ledger(path)
         self.bank = Bank(self._ledger, seed, kind=kind)
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}"
+        self._gate = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._gate.getsockname()[1]}"
         # Silent: connections are dropped on purpose here, and that is no error.
         silent: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False}
         config = uvicorn.Config(self.bank.app(), lifespan="off", timeout_graceful_shutdown=1, **silent)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._door],), name="gateway", daemon=True)
+        self._thread = threading.Thread(target=self._server.run, args=([self._gate],), name="gateway", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -73,7 +73,7 @@ class Served:
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join(10)
-        self._door.close()
+        self._gate.close()
         self._ledger.close()
 
     def entries(self) -> list[Entry]:

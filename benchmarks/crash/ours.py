@@ -15,7 +15,7 @@ import httpx
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import HTTPX, Absent, App, Busy, Key, Outside, Store, Unknown, ask, same_key
+from groundstate import Absent, App, ExternalService, IdempotencyKey, InDoubt, Store, Throttled, Unknown, not_done
 
 
 class Base(DeclarativeBase): ...
@@ -43,10 +43,10 @@ DATABASE = os.environ.get("CRASH_DATABASE", "sqlite:///crash.db")
 GATEWAY = os.environ.get("CRASH_GATEWAY", "http://127.0.0.1:8001")
 CAN_BE_ASKED = os.environ.get("CRASH_KIND") == "find"
 app = App("crash", Store(DATABASE, Base))
-bank = Outside(
-    "bank", limit=int(os.environ.get("CRASH_CONCURRENCY", "8")), not_done=HTTPX, client=lambda: httpx.AsyncClient(base_url=GATEWAY)
+bank = ExternalService(
+    "bank", limit=int(os.environ.get("CRASH_CONCURRENCY", "8")), not_done=not_done.HTTPX, client=lambda: httpx.AsyncClient(base_url=GATEWAY)
 )
-in_doubt = ask(settle_after=timedelta(seconds=3)) if CAN_BE_ASKED else same_key(kept_for=timedelta(hours=24))
+in_doubt = InDoubt.lookup(settle_after=timedelta(seconds=3)) if CAN_BE_ASKED else InDoubt.same_key(kept_for=timedelta(hours=24))
 
 
 def answered(charge: dict[str, Any]) -> Receipt | Declined:
@@ -54,20 +54,20 @@ def answered(charge: dict[str, Any]) -> Receipt | Declined:
 
 
 @bank.call(in_doubt=in_doubt, timeout=timedelta(seconds=2))
-async def charge(order: Order, key: Key, client: httpx.AsyncClient) -> Receipt | Declined:
+async def charge(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -> Receipt | Declined:
     answer = await client.post("/charges", json={"key": key, "order": order.id, "amount": order.total})
     if answer.status_code == 503:
-        raise Busy(timedelta(seconds=int(answer.headers["retry-after"])))
+        raise Throttled(timedelta(seconds=int(answer.headers["retry-after"])))
     return answered(answer.json())
 
 
-async def find(order: Order, key: Key, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
+async def find(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
     answer = await client.get("/charges", params={"key": key})
     return answered(answer.json()) if answer.is_success else Absent() if answer.status_code == 404 else Unknown()
 
 
 if CAN_BE_ASKED:
-    charge.find(find)
+    charge.lookup(find)
 
 
 @app.on(Order, Order.status == "placed", call=charge)

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import psutil
 from sqlalchemy import create_engine, text
+from tools.servers.postgres import PostgresServer
 
 from benchmarks.crash.contenders import CONCURRENCY, Contender
 from benchmarks.crash.counting import Counts, Row, count
@@ -25,7 +26,6 @@ from benchmarks.crash.environment import redis_server
 from benchmarks.crash.gateway import LATEST_S, Served
 from benchmarks.crash.schedule import Kill
 from benchmarks.harness import ROOT
-from groundstate.testing.servers import PostgresServer
 
 PAUSE_S = 0.02  # between two orders that are placed
 TABLE = "CREATE TABLE orders (id integer PRIMARY KEY, total integer NOT NULL, status text NOT NULL, receipt text)"

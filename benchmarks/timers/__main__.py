@@ -18,11 +18,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from tools.servers.postgres import PostgresServer
 
 from benchmarks.crash import environment
 from benchmarks.timers.contenders import CONTENDERS
 from benchmarks.timers.measuring import Lateness, Setting, Waiting, killed, late, waiting
-from groundstate.testing.servers import PostgresServer
 
 Measure = Callable[[Setting], Lateness | Waiting]
 

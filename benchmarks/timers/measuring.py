@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 from sqlalchemy import Engine, create_engine, text
+from tools.servers.postgres import PostgresServer
 
 from benchmarks.crash.contenders import Contender
 from benchmarks.crash.environment import redis_server
 from benchmarks.crash.supervisor import Shop
 from benchmarks.harness import percentile
-from groundstate.testing.servers import PostgresServer
 
 TABLE = "CREATE TABLE timers (id integer PRIMARY KEY, due_at timestamptz NOT NULL, done_at timestamptz, times integer NOT NULL DEFAULT 0)"
 COMMITTED = """

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Index, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import App, Instant, Moment, Store
+from groundstate import App, ReactionContext, Store, UtcDateTime
 
 
 class Base(DeclarativeBase): ...
@@ -18,8 +18,8 @@ class Base(DeclarativeBase): ...
 class Timer(Base):
     __tablename__ = "timers"
     id: Mapped[int] = mapped_column(primary_key=True)
-    due_at: Mapped[datetime] = mapped_column(Instant)
-    done_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    done_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
     times: Mapped[int] = mapped_column(server_default=text("0"), default=0)
     __table_args__ = (Index("timers_due", "due_at", "id", postgresql_where=text("done_at IS NULL")),)
 
@@ -29,8 +29,8 @@ app = App("timers", Store(DATABASE, Base))
 
 
 @app.on(Timer, Timer.done_at.is_(None), due=Timer.due_at)
-def remind(timer: Timer, at: Moment) -> None:
-    timer.done_at = at.now
+def remind(timer: Timer, ctx: ReactionContext) -> None:
+    timer.done_at = ctx.now
     timer.times += 1
 
 

@@ -1,6 +1,7 @@
-"""Event-driven applications whose state is in your own tables: pull the plug, and know what is left to do.
+"""groundstate runs event-driven applications whose state is in your own tables: after a crash you know what is left to do.
 
-Everything public is here, and is imported when it is first asked for: `import groundstate` imports nothing else.
+Every public name can be imported from here. Its module is imported when the name is first used, so that `import groundstate` alone imports
+nothing else.
 """
 
 from __future__ import annotations
@@ -9,116 +10,110 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from groundstate import not_done
     from groundstate.app.app import App
     from groundstate.app.children import every_child
-    from groundstate.app.not_done import BOTOCORE, HTTPX, REQUESTS, SMTPLIB
-    from groundstate.app.outside import Call, Outside
+    from groundstate.app.external_service import Call, ExternalService
     from groundstate.app.reaction import Plain, Reaction
     from groundstate.app.store import Store
-    from groundstate.engine.inside_call import call_writes
+    from groundstate.engine.sql.call_write_guard import call_writes
     from groundstate.rules.cron import Cron
     from groundstate.rules.due import Due, after
-    from groundstate.rules.order import InOrder
-    from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
+    from groundstate.rules.in_order import InOrder
+    from groundstate.rules.policy import InDoubt, Retry
     from groundstate.rules.rate import Rate
-    from groundstate.store.tables import Instant
-    from groundstate.values.answers import Absent, Busy, Failure, Key, Moment, NotDone, Occurrence, Unknown
+    from groundstate.store.tables import UtcDateTime
+    from groundstate.values.answers import Absent, Failure, IdempotencyKey, NotDone, Occurrence, ReactionContext, Throttled, Unknown
     from groundstate.values.errors import (
-        Conflict,
+        ConflictError,
         DeclarationError,
         DeclarationWarning,
         GroundstateError,
-        NotFound,
-        NotInitialised,
-        StateRefused,
-        Stopped,
-        StoreRefused,
-        TransportDown,
-        TransportRefused,
-        WentBack,
+        NotFoundError,
+        NotInitialisedError,
+        StateRefusedError,
+        StoppedError,
+        StoreRefusedError,
+        TransportDownError,
+        TransportRefusedError,
+        WentBackError,
     )
 
 _HOMES = {
     "app.app": ("App",),
     "app.children": ("every_child",),
-    "app.not_done": ("BOTOCORE", "HTTPX", "REQUESTS", "SMTPLIB"),
-    "app.outside": ("Call", "Outside"),
+    "app.external_service": ("Call", "ExternalService"),
     "app.reaction": ("Plain", "Reaction"),
     "app.store": ("Store",),
-    "engine.inside_call": ("call_writes",),
+    "engine.sql.call_write_guard": ("call_writes",),
     "rules.cron": ("Cron",),
     "rules.due": ("Due", "after"),
-    "rules.order": ("InOrder",),
-    "rules.policy": ("InDoubt", "Retry", "again", "ask", "hold", "same_key"),
+    "rules.in_order": ("InOrder",),
+    "rules.policy": ("InDoubt", "Retry"),
     "rules.rate": ("Rate",),
-    "store.tables": ("Instant",),
-    "values.answers": ("Absent", "Busy", "Failure", "Key", "Moment", "NotDone", "Occurrence", "Unknown"),
+    "store.tables": ("UtcDateTime",),
+    "values.answers": ("Absent", "Throttled", "Failure", "IdempotencyKey", "ReactionContext", "NotDone", "Occurrence", "Unknown"),
     "values.errors": (
-        "Conflict",
+        "ConflictError",
         "DeclarationError",
         "DeclarationWarning",
         "GroundstateError",
-        "NotFound",
-        "NotInitialised",
-        "StateRefused",
-        "Stopped",
-        "StoreRefused",
-        "TransportDown",
-        "TransportRefused",
-        "WentBack",
+        "NotFoundError",
+        "NotInitialisedError",
+        "StateRefusedError",
+        "StoppedError",
+        "StoreRefusedError",
+        "TransportDownError",
+        "TransportRefusedError",
+        "WentBackError",
     ),
 }
 _HOME_OF = {name: f"groundstate.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "BOTOCORE",
-    "HTTPX",
-    "REQUESTS",
-    "SMTPLIB",
     "Absent",
     "App",
-    "Busy",
     "Call",
-    "Conflict",
+    "ConflictError",
     "Cron",
     "DeclarationError",
     "DeclarationWarning",
     "Due",
+    "ExternalService",
     "Failure",
     "GroundstateError",
+    "IdempotencyKey",
     "InDoubt",
     "InOrder",
-    "Instant",
-    "Key",
-    "Moment",
     "NotDone",
-    "NotFound",
-    "NotInitialised",
+    "NotFoundError",
+    "NotInitialisedError",
     "Occurrence",
-    "Outside",
     "Plain",
     "Rate",
     "Reaction",
+    "ReactionContext",
     "Retry",
-    "StateRefused",
-    "Stopped",
+    "StateRefusedError",
+    "StoppedError",
     "Store",
-    "StoreRefused",
-    "TransportDown",
-    "TransportRefused",
+    "StoreRefusedError",
+    "Throttled",
+    "TransportDownError",
+    "TransportRefusedError",
     "Unknown",
-    "WentBack",
+    "UtcDateTime",
+    "WentBackError",
     "after",
-    "again",
-    "ask",
     "call_writes",
     "every_child",
-    "hold",
-    "same_key",
+    "not_done",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "not_done":
+        return import_module("groundstate.not_done")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'groundstate' has no attribute {name!r}")

@@ -19,10 +19,11 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from groundstate.app.app import App
 from groundstate.cli.common import find_app
 from groundstate.cli.main import main
-from groundstate.engine import attempts, transaction
+from groundstate.engine.rows import attempts
+from groundstate.engine.sql import transaction
 from groundstate.rules.attempt import Attempt, State
-from groundstate.store import opening
-from groundstate.store.port import Database, Lives
+from groundstate.store import connect
+from groundstate.store.port import Database, Liveness
 from tests.cli import shop as shop_text
 
 _numbers = itertools.count()
@@ -110,18 +111,18 @@ class Shop:
         _, lives = self.open()
         lives.take(77)
         self.sql(
-            "INSERT INTO groundstate_worker (life, app, host, pid, began_at, begins, says)"
+            "INSERT INTO groundstate_worker (id, app, host, pid, began_at, begins, says)"
             " VALUES (77, :app, 'h', 1, '2026-01-01 00:00:00.000000', 0, :says)",
             app=self.name, says=says,
         )  # fmt: skip
         try:
             yield
         finally:
-            self.sql("DELETE FROM groundstate_worker WHERE life = 77")
+            self.sql("DELETE FROM groundstate_worker WHERE id = 77")
             lives.release()
 
-    def open(self) -> tuple[Database, Lives]:
-        database, make_lives, _ = opening.open_store(opening.settings_of(self.url))
+    def open(self) -> tuple[Database, Liveness]:
+        database, make_lives, _ = connect.open_store(connect.settings_of(self.url))
         self.opened.append(database)
         return database, make_lives()
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import App, Outside, Store, hold
-from groundstate.values.answers import Key
+from groundstate import App, ExternalService, InDoubt, Store
+from groundstate.values.answers import IdempotencyKey
 
 URL = "PERSONS_SHOP_URL"
 
@@ -25,11 +25,11 @@ class Order(Base):
 
 
 app = App("persons-shop", Store(lambda: os.environ[URL], Base))
-bank = Outside("bank")
+bank = ExternalService("bank")
 
 
-@bank.call(in_doubt=hold(), timeout=timedelta(seconds=1))
-def charge(order: Order, key: Key) -> str:
+@bank.call(in_doubt=InDoubt.hold(), timeout=timedelta(seconds=1))
+def charge(order: Order, key: IdempotencyKey) -> str:
     raise RuntimeError("the line went dead")
 
 

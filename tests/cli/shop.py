@@ -6,7 +6,7 @@ TEXT = """
 import warnings
 from datetime import datetime, timedelta
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from groundstate import Absent, App, Instant, Key, Outside, Store, Unknown, again, ask, hold, same_key
+from groundstate import Absent, App, ExternalService, InDoubt, IdempotencyKey, Store, Unknown, UtcDateTime
 
 warnings.filterwarnings("ignore", "reaction noted: wherever it holds")  # two that want one record are what some tests are about
 
@@ -27,17 +27,17 @@ class Item(Base):
     status: Mapped[str] = mapped_column(default="new")
 
 app = App(NAME, Store(URL, Base))
-bank = Outside("bank")
+bank = ExternalService("bank")
 
-@bank.call(in_doubt=ask(settle_after=timedelta(seconds=30)), timeout=timedelta(seconds=20))
-def charge(order: Order, key: Key) -> str:
+@bank.call(in_doubt=InDoubt.lookup(settle_after=timedelta(seconds=30)), timeout=timedelta(seconds=20))
+def charge(order: Order, key: IdempotencyKey) -> str:
     return f"r{order.id}"
 
-@charge.find
-def find_charge(order: Order, key: Key) -> str | Absent | Unknown:
+@charge.lookup
+def find_charge(order: Order, key: IdempotencyKey) -> str | Absent | Unknown:
     return Absent()
 
-@bank.call(in_doubt=hold())
+@bank.call(in_doubt=InDoubt.hold())
 def send(order: Order) -> str:
     return f"m{order.id}"
 
@@ -53,7 +53,7 @@ def packed(order: Order) -> None:
 def noted(order: Order) -> None:
     order.note = "noted"
 
-@app.on(Order, Order.receipt.is_not(None), call=send, fact=Order.mailed)
+@app.on(Order, Order.receipt.is_not(None), call=send, done_column=Order.mailed)
 def mailed(order: Order, outcome: str) -> None:
     order.mailed = outcome
 
@@ -61,5 +61,5 @@ def mailed(order: Order, outcome: str) -> None:
 def seen(item: Item) -> None:
     item.status = "seen"
 
-app.rests(Order, Order.status == "packed")
+app.at_rest(Order, Order.status == "packed")
 """

@@ -61,7 +61,7 @@ APP = """
 from datetime import datetime, timedelta
 from sqlalchemy import DateTime
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from groundstate import App, Instant, Key, Outside, Store, same_key
+from groundstate import App, ExternalService, InDoubt, IdempotencyKey, Store, UtcDateTime
 
 class Base(DeclarativeBase): ...
 
@@ -72,13 +72,13 @@ class Bill(Base):
     status: Mapped[str] = mapped_column(default="due", index=True)
     aware: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     naive: Mapped[datetime | None] = mapped_column(DateTime)
-    right: Mapped[datetime | None] = mapped_column(Instant)
+    right: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 app = App(NAME, Store(URL, Base))
-bank = Outside("bank")
+bank = ExternalService("bank")
 
-@bank.call(in_doubt=same_key(kept_for=timedelta(hours=24)))
-def charge(bill: Bill, key: Key) -> str:
+@bank.call(in_doubt=InDoubt.same_key(kept_for=timedelta(hours=24)))
+def charge(bill: Bill, key: IdempotencyKey) -> str:
     return "x"
 
 @app.on(Bill, Bill.status == "due", call=charge)
@@ -201,8 +201,8 @@ def test_a_call_with_rounds_of_its_own_may_come_again(folder: Path, sqlite_url: 
 
 
 FOUND = """
-@charge.find
-def NAME(bill: Bill, key: Key) -> str | Absent:
+@charge.lookup
+def NAME(bill: Bill, key: IdempotencyKey) -> str | Absent:
     return Absent()
 
 @app.on(Bill, Bill.status == "seen", call=charge)
@@ -217,7 +217,7 @@ def test_a_find_without_a_name_is_told_once_with_the_cure(folder: Path, sqlite_u
         "hours=24)", "hours=24), settle_after=timedelta(seconds=1)"
     ) + FOUND.replace("NAME", name)
     _, found = of(folder, sqlite_url, app)
-    finds = [one for one in found if one["kind"] == "find"]
+    finds = [one for one in found if one["kind"] == "lookup"]
     assert [one["subject"] for one in finds] == told
     assert all("def find_charge(...)" in one["cure"] for one in finds)
 
@@ -273,7 +273,7 @@ def test_a_column_that_the_code_has_and_the_table_has_not_is_a_problem(shop: Sho
 
 HELD = """
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from groundstate import App, Outside, Store, hold
+from groundstate import App, ExternalService, InDoubt, Store
 
 class Base(DeclarativeBase): ...
 
@@ -285,9 +285,9 @@ class Order(Base):
     noted: Mapped[str | None]
 
 app = App(NAME, Store(URL, Base))
-smtp = Outside("smtp")
+smtp = ExternalService("smtp")
 
-@smtp.call(in_doubt=hold())
+@smtp.call(in_doubt=InDoubt.hold())
 def send(order: Order) -> str: return "sent"
 
 @app.on(Order, Order.status == "paid", CLAUSES)
@@ -296,15 +296,15 @@ def mailed(order: Order, outcome: str) -> None: order.mailed = outcome
 @app.on(Order, Order.status == "paid", Order.mailed.is_not(None))
 def packed(order: Order) -> None: order.status = "packed"
 
-@app.on(Order, Order.status != "new", fact=Order.noted)
+@app.on(Order, Order.status != "new", done_column=Order.noted)
 def noted(order: Order) -> None: order.noted = "yes"
 """
 
 
 @pytest.mark.parametrize(("clauses", "found"), [
     ("Order.mailed.is_(None), call=send", ["mailed"]),
-    ("call=send, fact=Order.mailed", []),
-], ids=["without a fact", "with one"])  # fmt: skip
+    ("call=send, done_column=Order.mailed", []),
+], ids=["without a done column", "with one"])  # fmt: skip
 def test_a_doubt_that_waits_for_a_person_and_keeps_others_waiting_is_advice(
     folder: Path, sqlite_url: str, clauses: str, found: list[str]
 ) -> None:

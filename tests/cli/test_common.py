@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from groundstate.cli.common import Code, code_of, plain
-from groundstate.values.errors import NotInitialised, StoreRefused, TransportDown, TransportRefused
+from groundstate.cli.common import Code, code_of, escape_for_terminal
+from groundstate.values.errors import NotInitialisedError, StoreRefusedError, TransportDownError, TransportRefusedError
 from tests.cli.conftest import Shop, groundstate, module_named
 
 
@@ -99,14 +99,14 @@ def test_an_error_is_json_as_well_where_json_is_asked_for(app: str) -> None:
     assert said.json == {
         "groundstate": 1,
         "command": "pending",
-        "error": {"kind": "NotInitialised", "message": said.json["error"]["message"], "exit_code": 4},
+        "error": {"kind": "NotInitialisedError", "message": said.json["error"]["message"], "exit_code": 4},
     }
     assert "groundstate init" in said.json["error"]["message"]
 
 
 def test_what_comes_from_data_cannot_speak_to_the_terminal() -> None:
-    assert plain("a\x1b]0;owned\x07b\u202ec\nd") == "a\\x1b]0;owned\\x07b\\u202ec\\nd"
-    assert plain("Grüße, 客户 [bold]") == "Grüße, 客户 [bold]"
+    assert escape_for_terminal("a\x1b]0;owned\x07b\u202ec\nd") == "a\\x1b]0;owned\\x07b\\u202ec\\nd"
+    assert escape_for_terminal("Grüße, 客户 [bold]") == "Grüße, 客户 [bold]"
 
 
 def test_json_is_plain_ascii_so_that_no_escape_reaches_a_terminal_by_it(sqlite_shop: Shop) -> None:
@@ -118,6 +118,6 @@ def test_json_is_plain_ascii_so_that_no_escape_reaches_a_terminal_by_it(sqlite_s
     assert values == ["\x1b[31mred\u202e"]
 
 
-@pytest.mark.parametrize("error", [NotInitialised, StoreRefused, TransportRefused, TransportDown])
+@pytest.mark.parametrize("error", [NotInitialisedError, StoreRefusedError, TransportRefusedError, TransportDownError])
 def test_a_database_or_transport_that_cannot_be_used_is_no_error_of_ours(error: type[Exception]) -> None:
     assert code_of(error("because")) == Code.DATABASE

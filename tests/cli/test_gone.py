@@ -43,6 +43,6 @@ def test_nothing_is_said_where_all_is_declared(shop: Shop, command: str) -> None
 
 
 def test_a_start_says_it_once(changed: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    changed.load().run_until_quiet(timedelta(seconds=60))
+    changed.load().run_until_idle(timedelta(seconds=60))
     told = [one for one in caplog.records if getattr(one, "event", "") == "reactions_gone"]
     assert [(one.levelno, one.getMessage().startswith(NAMED)) for one in told] == [(logging.WARNING, True)]

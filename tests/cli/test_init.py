@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from sqlalchemy import inspect, make_url
 
-from groundstate.store.witness import FileWitness
+from groundstate.store.begin_counter_file import FileWitness
 from tests.cli.conftest import Shop, groundstate, module_named
 
 
@@ -45,6 +46,34 @@ def test_reactions_that_match_old_rows_are_named_until_they_are_accepted(bare: S
     assert [(one["name"], one["rows"]) for one in said.json["not_started"]] == [("packed", 3)]
     assert "matches 3 rows" in bare.run("init").out
     assert bare.run("init", "--accept", "packed", "--json").json["not_started"] == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("--baseline", "packed", "--accept", "packed"),
+        ("--accept", "paid=call", "--baseline", "paid"),
+        ("--accept", "all", "--accept", "paid=doubt", "--baseline", "paid"),
+        ("--accept", "paid=call", "--accept", "paid=doubt"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_and_nothing_is_changed(bare: Shop, said: tuple[str, ...]) -> None:
+    bare.run("init", "--tables")
+    bare.sql("DELETE FROM groundstate_reaction WHERE name <> ''")
+    bare.order("paid", 3)
+    told = bare.run("init", *said)
+    assert told.code == 2
+    assert "say one" in told.err.lower()
+    assert bare.report()["baseline"] == 0
+    assert {one["name"] for one in bare.run("init", "--json").json["not_started"]} >= {"packed"}
+
+
+def test_a_baseline_is_an_exception_to_all(bare: Shop) -> None:
+    bare.run("init", "--tables")
+    bare.sql("DELETE FROM groundstate_reaction WHERE name <> ''")
+    bare.order("paid", 3)
+    said = bare.run("init", "--accept", "all=doubt", "--baseline", "packed", "--json")
+    assert (said.code, said.json["baseline"]) == (0, {"packed": 3})
 
 
 def test_a_baseline_leaves_the_rows_that_match_now(bare: Shop) -> None:

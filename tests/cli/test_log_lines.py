@@ -8,14 +8,18 @@ import logging
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from groundstate.cli.log_lines import OURS, JsonLines
+from groundstate.cli import run
+from groundstate.cli.common import Neutral
+from groundstate.cli.json_log import OURS, JsonLines
 from tests.cli.conftest import Shop
 from tests.cli.test_run import said, statuses, until, worker
 from tests.docs.blocks import ROOT
@@ -124,6 +128,21 @@ def test_a_line_of_somebody_elses_has_no_event_and_a_traceback_is_a_field() -> N
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", read["time"])
 
 
+def test_a_line_of_text_has_its_time_in_utc_whatever_the_hosts_zone_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Karachi")
+    time.tzset()
+    try:
+        line = record("%s is done", "it")
+        line.created = datetime(2026, 1, 1, 12, 0, 0, 123_000, tzinfo=UTC).timestamp()
+        shown = Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s").format(line)
+        at_a_terminal = run._in_utc(datetime.fromtimestamp(line.created)).plain  # noqa: DTZ006  # as rich gives it
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert shown.startswith("2026-01-01 12:00:00.123Z ")
+    assert at_a_terminal == "12:00:00Z"
+
+
 def test_a_worker_logs_json_alone_from_its_start_to_its_end(sqlite_shop: Shop) -> None:
     module = Path(f"{sqlite_shop.module}.py")
     raising = '    if order.id == 1:\n        raise ValueError("a\\nb")\n'
@@ -135,7 +154,7 @@ def test_a_worker_logs_json_alone_from_its_start_to_its_end(sqlite_shop: Shop) -
         assert process.wait(HANG_S) == 0
     read = [json.loads(line) for line in said("err.txt").splitlines()]
     events = [one["event"] for one in read]
-    assert events[:2] == ["life_began", "run_started"]
+    assert events[:2] == ["worker_began", "run_started"]
     assert events[-2:] == ["run_stopping", "run_ended"]
     assert (read[-1]["in_doubt"], read[-1]["clean"]) == (0, True)
     assert 0 < read[-1]["took_s"] < HANG_S

@@ -15,9 +15,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine, make_url, text
 
+from groundstate.app.declared import databases_of
 from groundstate.cli.common import find_app
-from groundstate.cli.endpoint import Endpoint
 from groundstate.cli.health import Health, StuckLog
+from groundstate.cli.http_endpoint import Endpoint
 from groundstate.engine.worker import Worker
 from groundstate.telemetry.traces import trace
 from tests.cli.conftest import Said, groundstate, module_named
@@ -26,7 +27,7 @@ from tests.patience import HANG, until
 TEXT = """
 from datetime import timedelta
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from groundstate import App, Outside, Store, hold
+from groundstate import App, ExternalService, InDoubt, Store
 
 
 class Shop(DeclarativeBase): ...
@@ -49,15 +50,15 @@ class Payment(Bank):
 
 shop, bank = Store(URL[0], Shop, name="shop"), Store(URL[1], Bank)
 app = App(NAME, shop, bank)
-post = Outside("post")
+post = ExternalService("post")
 
 
-@post.call(in_doubt=hold())
+@post.call(in_doubt=InDoubt.hold())
 def send(order: Order) -> str:
     return "sent"
 
 
-@post.call(in_doubt=hold())
+@post.call(in_doubt=InDoubt.hold())
 def fail(payment: Payment) -> str:
     raise ConnectionResetError("in the middle")
 
@@ -146,7 +147,7 @@ def two(folder: Path, database_url: str) -> Iterator[Two]:
     shop_url = f"sqlite:///{folder / 'shop.db'}"
     found = Two(folder, [shop_url, database_url])
     found.app.init(tables=True, accept="call")
-    for part, table, status in zip(found.app.parts, ("orders", "payments"), ("sent", "booked"), strict=True):
+    for part, table, status in zip(databases_of(found.app), ("orders", "payments"), ("sent", "booked"), strict=True):
         engine = create_engine(part.settings().url)
         with engine.begin() as connection:
             connection.execute(text(f"INSERT INTO {table} (id, status) VALUES (1, 'placed'), (2, '{status}')"))
@@ -163,7 +164,7 @@ def test_a_store_has_one_name_wherever_it_is_named(two: Two, caplog: pytest.LogC
     trace(two.app, provider)
     assert two.in_json("plan") == two.names
     two.app.start()
-    two.app.run_until_quiet(HANG)
+    two.app.run_until_idle(HANG)
     two.health.started = True
     for command in ("status", "pending", "check"):
         assert two.in_json(command) == two.names, command
@@ -178,17 +179,17 @@ def test_a_store_has_one_name_wherever_it_is_named(two: Two, caplog: pytest.LogC
     turn, ended = Worker._turn, set[str]()
 
     def end_once(self: Worker) -> None:
-        if self.vitals().store not in ended:
-            ended.add(self.vitals().store)
+        if self.worker_health().store not in ended:
+            ended.add(self.worker_health().store)
             raise Ends("no more turns")
         turn(self)
 
     monkeypatch.setattr(Worker, "_turn", end_once)
     until(lambda: {named(one) for one in caplog.records if event(one) == "worker_replaced"} == two.names)
     of_a_store = {event(one) for one in caplog.records if named(one)}
-    assert of_a_store >= {"life_began", "attempt_kept", "worker_stuck", "worker_ended", "worker_replaced"}
+    assert of_a_store >= {"worker_began", "attempt_kept", "worker_stuck", "worker_ended", "worker_replaced"}
     assert {named(one) for one in caplog.records if named(one)} == two.names
-    assert two.names == {one.label for one in two.app.parts}
+    assert two.names == {one.label for one in databases_of(two.app)}
 
 
 def test_reports_begin_with_the_same_name(two: Two) -> None:

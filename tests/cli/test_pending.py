@@ -17,10 +17,12 @@ import pytest
 from rich.console import Console
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 
-from groundstate.cli import report
-from groundstate.engine import living, locked, wording
-from groundstate.engine.pending import pending
-from groundstate.engine.question import Question
+from groundstate.cli import pending_tables
+from groundstate.engine.operate import living_workers
+from groundstate.engine.operate.pending import pending
+from groundstate.engine.rows import attempt_text
+from groundstate.engine.sql import lock_waits
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.attempt import State
 from tests.cli.conftest import Said, Shop
 from tests.patience import HANG_S
@@ -52,14 +54,14 @@ def fill(shop: Shop) -> None:
     shop.order("packed")
     shop.attempt("paid", "1", State.DOUBT)
     shop.attempt("paid", "2", State.FAILED, failures=2, next_at=datetime.now(UTC) + timedelta(hours=1), error="NotDone: refused")
-    shop.attempt("mailed", "4", State.HELD, unsure=True, why="in doubt, and its policy is hold(): a person decides")
+    shop.attempt("mailed", "4", State.HELD, unsure=True, why="in doubt, and its policy is InDoubt.hold(): a person decides")
 
 
 def test_rows_to_be_carried_out_are_counted_without_those_with_attempts(shop: Shop) -> None:
     fill(shop)
     to_do = {one["reaction"]: (one["rows"], one["oldest"]) for one in shop.report()["to_do"]}
     assert to_do["paid"] == (1, ["3"])
-    assert to_do["packed"] == (2, ["4", "5"])  # a mail in doubt has a fact, and keeps nobody out
+    assert to_do["packed"] == (2, ["4", "5"])  # a mail in doubt has a done column, and keeps nobody out
     assert to_do["mailed"] == (1, ["5"])
 
 
@@ -74,7 +76,7 @@ def test_it_ends_with_0_where_there_is_work(shop: Shop) -> None:
     fill(shop)
     said = shop.run("pending")
     assert said.code == 0
-    for words in ("To be carried out", "Begun or in doubt: 1", "Failed: 1", "Held for a person: 1", "a person decides", "NotDone: refused"):
+    for words in ("To be carried out", "Begun or in doubt: 1", "Failed: 1", "Held for a person: 1", "a person", "NotDone: refused"):
         assert words in said.out
 
 
@@ -103,14 +105,14 @@ def test_what_was_begun_is_in_the_air_while_its_life_has_its_lock_and_in_doubt_a
     (begun,) = report["in_doubt"]
     assert (begun["standing"], report["counts"]["in the air"], report["counts"]["in doubt"]) == ("in doubt", 0, 1)
     assert report["in_flight"].startswith("Nothing of ours is in flight")
-    assert report["last_end"].startswith("the last life ended, and left 1 call in doubt, which the next worker"), "it has no row"
+    assert report["last_end"].startswith("the last worker ended, and left 1 call in doubt, which the next worker"), "it has no row"
 
 
 def test_how_a_doubt_will_be_settled_and_from_when(shop: Shop) -> None:
     shop.order("placed")
     made = shop.attempt("paid", "1", State.DOUBT)
     (doubt,) = shop.report()["in_doubt"]
-    assert "by its find" in doubt["next"]
+    assert "by its lookup" in doubt["next"]
     assert doubt["settled_from"] == (made.deadline + timedelta(seconds=30)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -177,8 +179,8 @@ def test_the_report_has_the_documented_shape(shop: Shop) -> None:
     assert (said["groundstate"], said["command"], said["app"]) == (1, "pending", shop.name)
     assert set(said["stores"][0]["report"]) == {
         "now", "at", "standby", "to_do", "counts", "in_doubt", "failed", "held", "waits", "locked", "unseen", "lacks", "newcomers",
-        "suspects", "waiting", "undeclared", "gone", "baseline", "others", "lives", "careful", "last_end", "in_flight", "lock", "schedules",
-        "states", "left",
+        "suspects", "waiting", "undeclared", "gone", "baseline", "others", "workers", "careful", "last_end", "in_flight", "lock",
+        "schedules", "states", "left",
     }  # fmt: skip
     assert set(said["stores"][0]["report"]["held"][0]) == {
         "reaction", "record", "occurrence", "standing", "next", "next_at", "settled_from", "key_kept_until", "since", "tries", "error",
@@ -262,28 +264,28 @@ def test_hazard_19_a_row_that_a_long_transaction_locks_is_listed_with_its_pid(po
     shop.order("paid", 2)
     module = __import__(shop.module)
     database, _ = shop.open()
-    questions = [Question(spec, database) for spec in module.app.reactions.values()]
+    questions = [ConditionQuery(spec, database) for spec in module.app.reactions.values()]
     other = create_engine(make_url(shop.url).set(drivername="postgresql+psycopg"))
     with other.begin() as theirs:
         pid = theirs.execute(text("SELECT pg_backend_pid()")).scalar_one()
         theirs.execute(text("SELECT id FROM orders WHERE id = 2 FOR UPDATE")).all()
         with database.reading() as connection:
-            (found,) = [one for one in locked.locked(connection, questions, timedelta()) if one.reaction == "packed"]
+            (found,) = [one for one in lock_waits.locked(connection, questions, timedelta()) if one.reaction == "packed"]
         assert (found.record, found.pid) == ("2", pid)
         assert found.since is not None
         assert (found.who, found.ours) == ("unnamed, idle in transaction", False)
         with database.reading() as connection:
-            assert locked.locked(connection, questions, timedelta(hours=1)) == []
+            assert lock_waits.locked(connection, questions, timedelta(hours=1)) == []
         theirs.execute(text("SET application_name = 'groundstate'"))  # as that of a worker, whose handler it is then
         with database.reading() as connection:
-            (found,) = [one for one in locked.locked(connection, questions, timedelta()) if one.reaction == "packed"]
+            (found,) = [one for one in lock_waits.locked(connection, questions, timedelta()) if one.reaction == "packed"]
         waits = "whose handler has run since then, and waits for something that is not the database"
         assert (found.who, found.ours) == (f"a worker of groundstate, {waits}", True)
         with role(shop.url, options="") as login:
             shop.sql(f"GRANT SELECT ON orders, items TO {make_url(login).username}")
             unseeing = create_engine(make_url(login).set(drivername="postgresql+psycopg"))
             with unseeing.connect() as connection:
-                (found,) = [one for one in locked.locked(connection, questions, timedelta()) if one.reaction == "packed"]
+                (found,) = [one for one in lock_waits.locked(connection, questions, timedelta()) if one.reaction == "packed"]
             unseeing.dispose()
         assert "this role may not see: GRANT pg_read_all_stats shows it" in found.who
     other.dispose()
@@ -292,7 +294,7 @@ def test_hazard_19_a_row_that_a_long_transaction_locks_is_listed_with_its_pid(po
 def test_a_locked_table_hides_its_own_reactions_alone_and_who_locks_it_is_named(
     postgres_shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locked, "SEEN_WITHIN", timedelta(milliseconds=50))
+    monkeypatch.setattr(lock_waits, "SEEN_WITHIN", timedelta(milliseconds=50))
     shop = postgres_shop
     shop.order("paid", 2)
     other = create_engine(make_url(shop.url).set(drivername="postgresql+psycopg"), connect_args={"application_name": "migration"})
@@ -320,7 +322,7 @@ def test_a_row_that_another_transaction_locks_is_not_told_as_carried_out_now(pos
     shop.order("paid", 2)
     _, lives = shop.open()
     lives.take(77)
-    shop.sql("INSERT INTO groundstate_worker (life, app, host, pid, began_at, begins) VALUES (77, :app, 'h', 1, now(), 0)", app=shop.name)
+    shop.sql("INSERT INTO groundstate_worker (id, app, host, pid, began_at, begins) VALUES (77, :app, 'h', 1, now(), 0)", app=shop.name)
     other = create_engine(make_url(shop.url).set(drivername="postgresql+psycopg"), connect_args={"application_name": "console"})
     with other.begin() as theirs:
         before = {one["reaction"]: one["next"] for one in shop.run("why", "orders", "2", "--json").json["why"]["answers"]}
@@ -346,13 +348,13 @@ def test_a_writer_of_the_sqlite_file_does_not_stop_it(sqlite_shop: Shop) -> None
 def test_two_unclean_ends_are_careful_mode(shop: Shop) -> None:
     for life in (11, 12):
         shop.sql(
-            "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins) VALUES (:life, :app, 'h', 1, :now, :now, 0)",
+            "INSERT INTO groundstate_worker (id, app, host, pid, began_at, ended_at, begins) VALUES (:life, :app, 'h', 1, :now, :now, 0)",
             life=life, app=shop.name,
             now=datetime.now(UTC).replace(tzinfo=None if shop.url.startswith("sqlite") else UTC).isoformat(" ", "microseconds"),
         )  # fmt: skip
     report = shop.report()
     assert report["careful"] is True
-    assert "2 lives ended uncleanly" in report["last_end"]
+    assert "2 workers ended uncleanly" in report["last_end"]
     assert "Careful mode" in shop.run("pending").out
 
 
@@ -362,7 +364,7 @@ def test_a_lock_that_cannot_be_seen_says_neither_alive_nor_dead() -> None:
             raise PermissionError("no")
 
     lives: Any = Unseen()
-    assert living.alive_of(lives, [1, 2]) == {1: None, 2: None}
+    assert living_workers.alive_of(lives, [1, 2]) == {1: None, 2: None}
 
 
 # ---- databases that cannot be read -----------------------------------------------------------------------------------------------
@@ -395,9 +397,9 @@ def test_a_server_that_is_not_there_is_told_in_a_line(postgres_shop: Shop) -> No
 
 
 def test_on_a_standby_what_was_begun_is_alive_or_in_doubt() -> None:
-    assert wording.begun(alive=None, has_call=True) == "alive or in doubt"
-    assert wording.begun(alive=True, has_call=True) == "in the air"
-    assert wording.begun(alive=False, has_call=True) == "in doubt"
+    assert attempt_text.begun(alive=None, has_call=True) == "alive or in doubt"
+    assert attempt_text.begun(alive=True, has_call=True) == "in the air"
+    assert attempt_text.begun(alive=False, has_call=True) == "in doubt"
 
 
 def test_where_no_lock_can_be_seen_it_says_so(shop: Shop) -> None:
@@ -411,21 +413,21 @@ def test_where_no_lock_can_be_seen_it_says_so(shop: Shop) -> None:
 
     lives: Any = Unseen()
     database, _ = shop.open()
-    report = pending(shop.name, database, [Question(spec, database) for spec in module.app.reactions.values()], lives)
+    report = pending(shop.name, database, [ConditionQuery(spec, database) for spec in module.app.reactions.values()], lives)
     (begun,) = report.in_doubt
     assert begun.standing == "alive or in doubt"
     assert "from here no lock tells who is alive" in report.in_flight
-    assert report.last_end == "whether the last life ended cleanly cannot be seen from here"
+    assert report.last_end == "whether the last worker ended cleanly cannot be seen from here"
 
 
 KEY = "0f3a1c5e-9d7b-4e2a-8c61-5b9e7d2f4a10"
 
 
 def _put(width: int, why: str) -> list[str]:
-    made = report.table("reaction", "record", "since", "why", "error")
+    made = pending_tables.table("reaction", "record", "since", "why", "error")
     made.add_row("charged", f"{KEY} (a round of some length)", "2026-11-30 03:40:00 UTC", why, "-")
     out = io.StringIO()
-    report.print_table(Console(width=width, file=out), made)
+    pending_tables.print_table(Console(width=width, file=out), made)
     return out.getvalue().splitlines()
 
 

@@ -177,7 +177,7 @@ def test_sqlite_needs_none(sqlite_shop: Shop, action: str) -> None:
 
 def test_a_column_that_the_code_has_and_the_table_has_not_needs_the_migrations(shop: Shop) -> None:
     shop.order("paid", 2)
-    shop.sql("ALTER TABLE orders DROP COLUMN mailed")  # which the condition of one reaction alone names: `fact` makes it one
+    shop.sql("ALTER TABLE orders DROP COLUMN mailed")  # which the condition of one reaction alone names: `done_column` makes it one
     found = planned(shop, 1)
     words = "column orders.mailed is missing: run your migrations"
     assert {name: one["lacks"] for name, one in found.items() if name} == {
@@ -202,7 +202,7 @@ def test_a_table_that_is_not_there_needs_the_migrations(shop: Shop) -> None:
 # ---- calls that the new code could not settle --------------------------------------------------------------------------------------
 def begun(shop: Shop, record: str, state: State = State.DOUBT, **said: Any) -> None:
     """A call of this record is open, which was begun with what is said here, and else with what the shop's code of today says."""
-    today = {"service": "bank", "call": "charge", "key": True, "policy": "ask", "occurrence": []}
+    today = {"service": "bank", "call": "charge", "key": True, "policy": "lookup", "occurrence": []}
     held = {"why": "by the test", "unsure": True} if state is State.HELD else {}
     shop.attempt("paid", record, state, begun_with=json.dumps(today | said), **held)
 
@@ -243,7 +243,7 @@ def test_each_difference_is_told_with_what_helps_there(shop: Shop, said: dict[st
 def test_a_held_outcome_of_other_rounds_needs_somebody_and_one_of_these_needs_nobody(shop: Shop) -> None:
     shop.order("placed", 2)
     outcome = {"why": "its handler raised", "outcome": '"charge-1"'}
-    said = {"service": "bank", "call": "charge", "key": True, "policy": "ask"}
+    said = {"service": "bank", "call": "charge", "key": True, "policy": "lookup"}
     shop.attempt("paid", "1", State.HELD, begun_with=json.dumps(said | {"occurrence": []}), **outcome)
     assert planned(shop, 0)["paid"]["would_hold"] == []
     shop.attempt("paid", "2", State.HELD, begun_with=json.dumps(said | {"occurrence": ["status"]}), **outcome)

@@ -59,7 +59,7 @@ def test_it_carries_out_what_is_left_and_ends_with_0_at_sigterm(shop: Shop) -> N
     assert "is carried out by process" in said("err.txt")
     assert "SIGTERM: nothing new is begun" in said("err.txt")
     assert "Traceback" not in said("err.txt")
-    assert shop.report()["lives"] == []
+    assert shop.report()["workers"] == []
 
 
 def configured(shop: Shop, config: str) -> None:
@@ -89,7 +89,7 @@ def test_log_json_holds_whatever_the_app_configures(sqlite_shop: Shop) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(HANG_S) == 0
     events = [json.loads(line)["event"] for line in said("err.txt").splitlines()]
-    assert {"run_started", "life_began", "run_ended"} <= set(events)
+    assert {"run_started", "worker_began", "run_ended"} <= set(events)
     assert len(events) == len(set(events)), "lines are written twice"
 
 
@@ -157,7 +157,7 @@ def test_past_the_drain_limit_it_ends_by_itself_and_leaves_a_doubt_and_that_is_n
         assert process.wait(HANG_S) == 0
     report = sqlite_shop.report()
     assert report["counts"]["in doubt"] == 1
-    assert report["last_end"].startswith("the last life ended, and left 1 call in doubt")
+    assert report["last_end"].startswith("the last worker ended, and left 1 call in doubt")
     for command in ("status", "pending"):
         shown = sqlite_shop.run(command).out
         assert "ended, and left 1 call in doubt" in shown
@@ -169,7 +169,7 @@ def test_a_signal_ends_a_start_that_waits_for_its_database_at_once_and_with_0(fo
     with role(postgres_url, options="connection limit 0") as login:
         shop = made(folder, login)
         module = Path(f"{shop.module}.py")
-        module.write_text(f"{module.read_text()}\nfrom groundstate.engine import succession\nsuccession.LOCKED_OUT_S = 3600.0\n")
+        module.write_text(f"{module.read_text()}\nfrom groundstate.engine.recover import startup\nstartup.LOCKED_OUT_S = 3600.0\n")
         with worker(shop) as process:
             until(lambda: said("err.txt").count("the database is in trouble, tried again") > 1)
             process.send_signal(signal.SIGTERM)
@@ -194,17 +194,17 @@ def test_a_handler_that_hangs_is_in_the_log_with_where_it_stands_once_and_left_b
     for told in (stuck, left):
         assert f'{module.name}", line ' in told
         assert '__import__("time").sleep(600)' in map(str.strip, told.splitlines()), "each line of the stack is one of its own"
-    assert "but a life could not say so" in left.splitlines()[-1]
+    assert "but a worker could not write that it ended" in left.splitlines()[-1]
     assert statuses(sqlite_shop) == ["paid"]
 
 
 def test_held_carries_out_nothing_until_it_is_told_to_go(sqlite_shop: Shop) -> None:
     sqlite_shop.order("paid", 2)
-    with worker(sqlite_shop, "--held") as process:
-        until(lambda: "Held: nothing is carried out" in said("err.txt"))
+    with worker(sqlite_shop, "--wait-for-go") as process:
+        until(lambda: "Waiting for a go: nothing is carried out" in said("err.txt"))
         assert statuses(sqlite_shop) == ["paid", "paid"]
         assert "To be carried out" in said("out.txt")
-        assert [one["alive"] for one in sqlite_shop.report()["lives"]] == [True]
+        assert [one["alive"] for one in sqlite_shop.report()["workers"]] == [True]
         process.send_signal(signal.SIGUSR1)
         until(lambda: statuses(sqlite_shop) == ["packed", "packed"])
         process.send_signal(signal.SIGTERM)
@@ -213,8 +213,8 @@ def test_held_carries_out_nothing_until_it_is_told_to_go(sqlite_shop: Shop) -> N
 
 def test_held_can_be_told_to_stop_instead(sqlite_shop: Shop) -> None:
     sqlite_shop.order("paid")
-    with worker(sqlite_shop, "--held") as process:
-        until(lambda: "Held: nothing is carried out" in said("err.txt"))
+    with worker(sqlite_shop, "--wait-for-go") as process:
+        until(lambda: "Waiting for a go: nothing is carried out" in said("err.txt"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(HANG_S) == 0
     assert statuses(sqlite_shop) == ["paid"]

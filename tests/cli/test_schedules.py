@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from groundstate.store import opening
+from groundstate.store import connect
 from groundstate.values import keys
 from tests.cli.conftest import Said, groundstate
 
 TEXT = """
 from datetime import timedelta
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from groundstate import App, Moment, Retry, Store
+from groundstate import App, ReactionContext, Retry, Store
 
 class Base(DeclarativeBase): ...
 
@@ -30,12 +30,12 @@ class Report(Base):
 
 app = App(NAME, Store(URL, Base))
 
-@app.every("0 7 * * *", zone="Europe/Berlin", missed="all", most=2)
-def daily(session: Session, at: Moment) -> None:
-    session.add(Report(tick=at.due.isoformat()))
+@app.every("0 7 * * *", zone="Europe/Berlin", missed="all", max_missed=2)
+def daily(session: Session, ctx: ReactionContext) -> None:
+    session.add(Report(tick=ctx.due.isoformat()))
 
 @app.every("*/10 * * * *", zone="Europe/Berlin", retry=Retry(times=1))
-def often(session: Session, at: Moment) -> None:
+def often(session: Session, ctx: ReactionContext) -> None:
     raise ValueError("not today")
 
 @app.every(timedelta(days=5000))
@@ -50,14 +50,14 @@ class Ticking:
     def __init__(self, url: str, folder: Path) -> None:
         self.name = f"ticking{next(_numbers)}"
         (folder / f"{self.name}.py").write_text(TEXT.replace("NAME", repr(self.name)).replace("URL", repr(url)))
-        self.engine = create_engine(opening.settings_of(url, None, None, "lossy").url)
+        self.engine = create_engine(connect.settings_of(url, None, None, "lossy").url)
         self.run("init", "--tables")
 
     def run(self, *arguments: str) -> Said:
         return groundstate(*arguments, "--app", f"{self.name}:app")
 
     def work(self) -> None:
-        self.app.run_until_quiet()
+        self.app.run_until_idle()
 
     @property
     def app(self) -> Any:
@@ -157,9 +157,9 @@ def test_init_baseline_starts_a_schedule_with_now(ticking: Ticking) -> None:
 
 def test_check_advises_where_the_clock_takes_an_hour_of_ticks_away(ticking: Ticking) -> None:
     said = ticking.run("check", "--json")
-    found = {one["subject"]: one for one in said.json["stores"][0]["findings"] if one["kind"] == "overlap"}
+    found = {one["subject"]: one for one in said.json["stores"][0]["findings"] if one["kind"] == "fold"}
     assert list(found) == ["often"], "what fires once a day has no such hour, and a timedelta has none"
     assert "02:00+01:00" in found["often"]["words"]
     assert (found["often"]["level"], found["often"]["cure"]) == (
-        "advice", "overlap='both', or a timedelta instead of a cron expression"
+        "advice", "fold='both', or a timedelta instead of a cron expression"
     )  # fmt: skip

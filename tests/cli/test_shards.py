@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from groundstate.engine import attempts, transaction
+from groundstate.engine.rows import attempts
+from groundstate.engine.sql import transaction
 from groundstate.rules.attempt import Attempt, State
-from groundstate.store import opening
-from groundstate.store.naming import name_of
+from groundstate.store import connect
+from groundstate.store.safe_name import name_of
 from tests.cli.conftest import Said, groundstate, module_named
-from tests.engine.test_stores import unused_url
+from tests.engine.operate.test_several_stores import unused_url
 
 TEXT = """
 from datetime import datetime, timedelta
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from groundstate import App, Instant, Key, Moment, Outside, Store, hold
+from groundstate import App, ExternalService, InDoubt, IdempotencyKey, ReactionContext, Store, UtcDateTime
 
 
 class Base(DeclarativeBase): ...
@@ -30,15 +31,15 @@ class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     status: Mapped[str] = mapped_column(default="placed")
-    due_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
+    due_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
 
 
 app = App(NAME, Store.shards(URL, Base))
-bank = Outside("bank")
+bank = ExternalService("bank")
 
 
-@bank.call(in_doubt=hold())
-async def charge(order: Order, key: Key) -> str:
+@bank.call(in_doubt=InDoubt.hold())
+async def charge(order: Order, key: IdempotencyKey) -> str:
     return "r1"
 
 
@@ -53,7 +54,7 @@ def reminded(order: Order) -> None:
 
 
 @app.every(timedelta(days=1))
-def daily(session: Session, at: Moment) -> None: ...
+def daily(session: Session, ctx: ReactionContext) -> None: ...
 """
 
 
@@ -83,7 +84,7 @@ class Sharded:
             "app": self.name, "reaction": "paid", "record": record, "occurrence": "", "state": State.HELD, "worker": 7, "call": 1,
             "call_no": 1, "unsure": False, "since": now, "first_at": now, "deadline": now, "blocks": "orders", **more,
         })  # fmt: skip
-        database = opening.open_store(opening.settings_of(self.urls[shard]))[0]
+        database = connect.open_store(connect.settings_of(self.urls[shard]))[0]
         with transaction.writing(database, self.name) as tx:
             attempts.insert(tx, [made])
         database.close()
@@ -107,7 +108,7 @@ def test_pending_and_status_tell_of_each_shard_by_its_name(sharded: Sharded) -> 
     sharded.sql("south", "INSERT INTO orders (id, status) VALUES (1, 'placed'), (2, 'placed')")
     stores = sharded.run("pending", "--json").json["stores"]
     assert [(one["store"], one["report"]["to_do"][0]["rows"]) for one in stores] == [("north", 0), ("south", 2)]
-    for named in ("south", name_of(opening.settings_of(sharded.urls["south"]).url)):
+    for named in ("south", name_of(connect.settings_of(sharded.urls["south"]).url)):
         assert [one["store"] for one in sharded.run("pending", "--store", named, "--json").json["stores"]] == ["south"]
     assert f"south ({sharded.urls['south']})" in sharded.run("pending").out
     assert [one["store"] for one in sharded.run("status", "--json").json["stores"]] == ["north", "south"]

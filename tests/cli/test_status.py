@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from groundstate.app.telling import hints_in_words
+from groundstate.app.transports import hints_in_words
 from groundstate.cli import status as command
 from groundstate.rules.attempt import State
 from tests.cli.conftest import Shop
@@ -32,7 +32,7 @@ def test_it_lists_who_lives_by_the_lock(shop: Shop) -> None:
     try:
         found = status(shop)
         assert found["alive"] == 1
-        (life,) = found["status"]["lives"]
+        (life,) = found["status"]["workers"]
         assert (life["app"], life["host"], life["pid"], life["alive"]) == (shop.name, socket.gethostname(), os.getpid(), True)
         assert shop.name in shop.run("status").out
     finally:
@@ -65,7 +65,7 @@ def test_it_shows_what_is_off_what_is_suspect_and_careful_mode(sqlite_shop: Shop
     now = datetime.now(UTC).isoformat(sep=" ")
     for life in (5, 6):
         sqlite_shop.sql(
-            "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins) VALUES (:life, :app, 'h', 1, :now, :now, 0)",
+            "INSERT INTO groundstate_worker (id, app, host, pid, began_at, ended_at, begins) VALUES (:life, :app, 'h', 1, :now, :now, 0)",
             life=life, app=sqlite_shop.name, now=now[:26],
         )  # fmt: skip
     assert not reaction(sqlite_shop, "packed")["on"]
@@ -152,7 +152,7 @@ def test_a_reaction_that_cannot_be_asked_still_tells_where_its_held_ones_are_lis
 
 def test_of_a_backlog_that_some_leave_to_others_it_is_told_how_many_go_on(shop: Shop) -> None:
     with shop.a_worker('{"leaves":["packed"]}'):
-        assert status(shop)["status"]["lives"][0]["says"]["leaves"] == ["packed"]
+        assert status(shop)["status"]["workers"][0]["says"]["leaves"] == ["packed"]
         out = shop.run("status").out
         assert "packed: 0 of 1 workers go on with its backlog, and the other leaves it to them, since more at once do no more." in out
 

@@ -95,9 +95,9 @@ def test_a_worker_whose_handler_hangs_leaves_the_watchdog_unanswered(sqlite_shop
 
 
 def test_a_held_worker_is_ready_and_answers_the_watchdog(sqlite_shop: Shop, manager: Manager) -> None:
-    with worker(sqlite_shop, "--held"):
+    with worker(sqlite_shop, "--wait-for-go"):
         manager.until(lambda: manager.count("READY=1") == 1 and manager.count("WATCHDOG=1") >= 4)
-    assert manager.said("it is held, and waits for a go")
+    assert manager.said("it waits for a go (--wait-for-go)")
 
 
 @pytest.mark.parametrize("manager", ["path", "abstract"], indirect=True)

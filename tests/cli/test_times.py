@@ -17,7 +17,7 @@ APP = """
 from datetime import datetime, timedelta
 from sqlalchemy import func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from groundstate import App, Instant, Store, after
+from groundstate import App, UtcDateTime, Store, after
 
 class Base(DeclarativeBase): ...
 
@@ -25,8 +25,8 @@ class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="placed")
-    placed_at: Mapped[datetime] = mapped_column(Instant)
-    remind_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
+    placed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    remind_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
 
 app = App(NAME, Store(URL, Base))
 
@@ -120,6 +120,20 @@ def test_pending_at_a_moment_tells_what_would_be_due_then_and_carries_nothing_ou
 def test_a_moment_that_is_none_is_told_with_an_example(timed: Timed, typed: str) -> None:
     said = timed.run("pending", "--at", typed)
     assert (said.code, "write it as 2026-12-24T18:00Z" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize("typed", ["9999-12-31T23:59Z", "9999-12-31T23:59-01:00", "0001-01-01", "0001-01-01T00:00+05:00"])
+def test_a_moment_at_an_end_of_the_calendar_is_refused_in_words(timed: Timed, typed: str) -> None:
+    said = timed.run("pending", "--at", typed)
+    assert said.code == 2
+    assert "is too far away; give a time in the years 1900 to 9000" in said.err or "is no point in time" in said.err
+
+
+@pytest.mark.parametrize("typed", ["1900-01-01", "9000-12-31T23:59Z"])
+def test_a_moment_that_is_nearly_there_is_answered(timed: Timed, typed: str) -> None:
+    timed.order(1, HOUR, HOUR)
+    said = timed.run("pending", "--at", typed)
+    assert said.code == 0, said.err
 
 
 def test_timers_lists_what_becomes_due_next(timed: Timed) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from groundstate.rules.attempt import State
-from groundstate.rules.careful import ended_under
+from groundstate.rules.poison_suspects import ended_under
 from tests.cli.conftest import Shop, module_named
 
 
@@ -161,13 +161,13 @@ def test_a_doubt_waits_for_its_outside_where_that_is_to_be_asked(shop: Shop) -> 
     shop.order("placed")
     past, later = datetime.now(UTC) - timedelta(minutes=1), datetime.now(UTC) + timedelta(hours=1)
     shop.attempt("paid", "1", State.DOUBT, next_at=past)
-    pause = {"outside": "bank", "part": None, "since": past.isoformat(), "until": later.isoformat(), "answered": "NotDone: closed"}
+    pause = {"service": "bank", "tenant": None, "since": past.isoformat(), "until": later.isoformat(), "answered": "NotDone: closed"}
     with shop.a_worker(json.dumps({"paused": [pause]})):
         paid = answers(shop, "orders", "1")["paid"]
         said = shop.run("why", "orders", "1").out
-    assert paid["next"].startswith("by its find;")
-    assert "but it waits for the outside bank, which is paused (its last answer: NotDone: closed)" in paid["next"]
-    assert "the next call probes it, " in said
+    assert paid["next"].startswith("by its lookup;")
+    assert "but it waits for the service bank, which is paused (its last answer: NotDone: closed)" in paid["next"]
+    assert "; the next probe goes out, " in said
     assert "(in 60 min)" in said
 
 
@@ -180,7 +180,7 @@ def test_in_careful_mode_and_while_a_reaction_is_suspect_it_says_how_it_is_carri
         assert answers(shop, "orders", "1")["paid"]["next"].startswith("carried out in doubt first, since the database went back in time")
         for life in (5, 6):
             shop.sql(
-                "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins)"
+                "INSERT INTO groundstate_worker (id, app, host, pid, began_at, ended_at, begins)"
                 " VALUES (:life, :app, 'h', 1, :now, :now, 0)",
                 life=life, app=shop.name, now=now,
             )  # fmt: skip

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from groundstate.cli import main as command_line
-from groundstate.telemetry.measures import MEASURES
+from groundstate.telemetry.metrics import MEASURES
 from tests.docs.blocks import ROOT
 from tests.docs.test_commands import options_of
 from tests.patience import HANG_S

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from groundstate import App, DeclarationError, DeclarationWarning
-from groundstate.engine.circles import Steps
+from groundstate.engine.operate.state_circles import Steps
 from tests.docs.blocks import SHELLS, Block, blocks_of, commands_of
 from tests.patience import HANG, HANG_S, LONG_RUN_S
 
@@ -54,7 +54,7 @@ class Page:
             for app in self.apps:
                 nothing_comes_again(app)
                 app.init(tables=True, accept=True)
-                app.run_until_quiet(HANG)
+                app.run_until_idle(HANG)
         finally:
             for process in self.running:
                 process.send_signal(signal.SIGTERM)

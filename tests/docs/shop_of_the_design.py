@@ -7,7 +7,7 @@ from datetime import date, datetime, timedelta
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import HTTPX, Absent, App, Instant, Key, Moment, Outside, Store, Unknown, after, ask, hold
+from groundstate import Absent, App, ExternalService, IdempotencyKey, InDoubt, ReactionContext, Store, Unknown, UtcDateTime, after, not_done
 
 
 class Base(DeclarativeBase): ...
@@ -17,10 +17,10 @@ class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
     email: Mapped[str]
-    placed_at: Mapped[datetime] = mapped_column(Instant)
+    placed_at: Mapped[datetime] = mapped_column(UtcDateTime)
     status: Mapped[str] = mapped_column(default="placed")  # placed -> paid -> packed | cancelled | declined
     receipt: Mapped[str | None] = mapped_column(default=None)
-    mailed_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
+    mailed_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
 
 
 class Report(Base):
@@ -45,17 +45,17 @@ class Mail:
 
 
 app = App("design", Store("sqlite:///never-opened.db", Base))
-bank = Outside("bank", limit=50, not_done=HTTPX)
-smtp = Outside("smtp")
+bank = ExternalService("bank", limit=50, not_done=not_done.HTTPX)
+smtp = ExternalService("smtp")
 
 
-@bank.call(in_doubt=ask(settle_after=timedelta(seconds=30)), timeout=timedelta(seconds=20))
-async def charge(order: Order, key: Key) -> Receipt | Declined:
+@bank.call(in_doubt=InDoubt.lookup(settle_after=timedelta(seconds=30)), timeout=timedelta(seconds=20))
+async def charge(order: Order, key: IdempotencyKey) -> Receipt | Declined:
     return Declined(f"no {order.id} under {key}")
 
 
-@charge.find
-async def _(order: Order, key: Key) -> Receipt | Declined | Absent | Unknown:
+@charge.lookup
+async def _(order: Order, key: IdempotencyKey) -> Receipt | Declined | Absent | Unknown:
     return Unknown()
 
 
@@ -72,7 +72,7 @@ def packed(order: Order) -> None:
     order.status = "packed"
 
 
-@smtp.call(in_doubt=hold())
+@smtp.call(in_doubt=InDoubt.hold())
 def send(mail: Mail) -> str:
     return mail.to
 
@@ -81,9 +81,9 @@ def receipt_mail(order: Order) -> Mail:
     return Mail(order.email)
 
 
-@app.on(Order, Order.receipt.is_not(None), call=send, sends=receipt_mail, fact=Order.mailed_at)
-def mailed(order: Order, outcome: str, at: Moment) -> None:
-    order.mailed_at = at.now
+@app.on(Order, Order.receipt.is_not(None), call=send, prepare=receipt_mail, done_column=Order.mailed_at)
+def mailed(order: Order, outcome: str, ctx: ReactionContext) -> None:
+    order.mailed_at = ctx.now
 
 
 @app.on(Order, Order.status == "placed", due=after(Order.placed_at, timedelta(hours=24)))
@@ -92,5 +92,5 @@ def cancel_unpaid(order: Order) -> None:
 
 
 @app.every("0 7 * * MON", zone="Europe/Berlin", missed="latest")
-def weekly_report(session: Session, at: Moment) -> None:
-    session.add(Report(week=at.due.date()))
+def weekly_report(session: Session, ctx: ReactionContext) -> None:
+    session.add(Report(week=ctx.due.date()))

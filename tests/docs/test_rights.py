@@ -7,7 +7,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import App, Outside, Store, again
+from groundstate import App, ExternalService, InDoubt, Store
 from tests.docs.blocks import ROOT, blocks_of
 from tests.patience import HANG
 
@@ -24,7 +24,7 @@ class Order(Base):
 def app_at(url: str) -> App:
     app = App("rights", Store(url, Base))
 
-    @Outside("rights").call(in_doubt=again())
+    @ExternalService("rights").call(in_doubt=InDoubt.repeat())
     async def send(order: Order) -> int:
         return order.id
 
@@ -54,7 +54,7 @@ def test_the_rights_of_the_docs_are_enough(postgres_url: str) -> None:
         with Session(owner) as session, session.begin():
             session.add_all([Order() for _ in range(3)])
 
-        rested = app_at(_as(postgres_url, "app_worker")).run_until_quiet(HANG)
+        rested = app_at(_as(postgres_url, "app_worker")).run_until_idle(HANG)
 
         assert (rested.in_doubt, rested.failed, rested.held) == (0, 0, 0)
         reader = create_engine(make_url(_as(postgres_url, "app_reader")).set(drivername="postgresql+psycopg"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from groundstate import Absent, InDoubt, Key, Outside, Retry, Unknown, ask, same_key
+from groundstate import Absent, ExternalService, IdempotencyKey, InDoubt, Retry, Unknown
 from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Order, World, ms, until
 
-ASK = ask(settle_after=ms(100))
-SAME_KEY = same_key(kept_for=timedelta(hours=24))
+ASK = InDoubt.lookup(settle_after=ms(100))
+SAME_KEY = InDoubt.same_key(kept_for=timedelta(hours=24))
 
 
 def charging(
@@ -26,24 +26,24 @@ def charging(
 ) -> Gateway:
     """Declares it on the world's app; returns its gateway, whose outside is `gateway.outside` and whose reaction `gateway.reaction`."""
     gateway = gateway or world.gateway()
-    bank = gateway.outside = Outside("bank", limit=limit, not_done=["builtins.ConnectionRefusedError"])
+    bank = gateway.service = ExternalService("bank", limit=limit, not_done=["builtins.ConnectionRefusedError"])
 
     if sync:
 
         @bank.call(in_doubt=in_doubt, timeout=timeout, retry=retry)
-        def charge(order: Order, key: Key) -> str:
+        def charge(order: Order, key: IdempotencyKey) -> str:
             return gateway.act_sync(order.id, key)
 
     else:
 
         @bank.call(in_doubt=in_doubt, timeout=timeout, retry=retry)
-        async def charge(order: Order, key: Key) -> str:
+        async def charge(order: Order, key: IdempotencyKey) -> str:
             return await gateway.act(order.id, key)
 
-    if in_doubt.kind == "ask":
+    if in_doubt.kind == "lookup":
 
-        @charge.find
-        def _(order: Order, key: Key) -> str | Absent | Unknown:
+        @charge.lookup
+        def _(order: Order, key: IdempotencyKey) -> str | Absent | Unknown:
             answer: str | Absent | Unknown = gateway.find(order.id, key)
             return answer
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from groundstate.engine import own_words, rings
-from groundstate.rules import breaker
+from groundstate.engine import publish_report
+from groundstate.engine.sql import record_cycles
+from groundstate.rules import circuit_breaker
 from tests.engine.kit import World
 from tests.patience import HANG_S
 
@@ -39,7 +40,7 @@ def sqlite_world(sqlite_url: str) -> Iterator[World]:
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker looks often whether it has something new to say of itself, and a pause lasts as long as the test."""
-    monkeypatch.setattr(own_words, "EACH_S", 0.02)
-    monkeypatch.setattr(breaker, "FIRST_S", 3600.0)
-    monkeypatch.setattr(breaker, "LONGEST_S", 3600.0)
-    monkeypatch.setattr(rings, "WITHIN_S", 10 * HANG_S)
+    monkeypatch.setattr(publish_report, "EACH_S", 0.02)
+    monkeypatch.setattr(circuit_breaker, "FIRST_S", 3600.0)
+    monkeypatch.setattr(circuit_breaker, "LONGEST_S", 3600.0)
+    monkeypatch.setattr(record_cycles, "WITHIN_S", 10 * HANG_S)

@@ -38,7 +38,7 @@ from sqlalchemy.orm import (
 )
 from sqlmodel import Field, SQLModel
 
-from groundstate import Instant
+from groundstate import UtcDateTime
 
 
 class Base(DeclarativeBase):
@@ -100,7 +100,7 @@ class Stamped(Base):
     __tablename__ = "stamped"
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="new")
-    changed_at: Mapped[datetime | None] = mapped_column(Instant, onupdate=func.now())
+    changed_at: Mapped[datetime | None] = mapped_column(UtcDateTime, onupdate=func.now())
     changes: Mapped[str | None] = mapped_column(onupdate=lambda: "python")
 
 
@@ -225,7 +225,7 @@ class Texts(Base):
 
 class Timed(Base):
     __tablename__ = "timed"
-    at: Mapped[datetime] = mapped_column(Instant, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
     status: Mapped[str] = mapped_column(default="new")
 
 

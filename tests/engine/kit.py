@@ -19,15 +19,16 @@ from sqlalchemy import Connection, Engine, Interval, bindparam, create_engine, e
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import Absent, App, Busy, NotDone, Retry, Store, Unknown
-from groundstate.engine import attempts, leaps, sweeps
-from groundstate.engine.inside_call import outside
-from groundstate.engine.messenger import Messenger
+from groundstate import Absent, App, NotDone, Retry, Store, Throttled, Unknown
+from groundstate.engine.rows import attempts, clock_jumps
+from groundstate.engine.sql.call_write_guard import service
+from groundstate.engine.watch import sweeps
+from groundstate.engine.watch.hint_publisher import HintPublisher
 from groundstate.engine.worker import Options, Worker
 from groundstate.rules.attempt import Attempt
-from groundstate.store import opening
-from groundstate.store.tables import Instant, attempt, worker
-from groundstate.testing.wires import Moment
+from groundstate.store import connect
+from groundstate.store.tables import UtcDateTime, attempt, worker
+from groundstate.testing.simulate.db_intercept import SimulatedNow
 from tests.patience import HANG_S, LOOKS_S, until
 
 __all__ = ["CALL_LIMIT", "HANG_S", "QUICK", "Base", "Gateway", "Killed", "Life", "Order", "World", "ms", "until"]
@@ -66,7 +67,7 @@ def _die() -> None:
 
 
 class Gateway:
-    """The outside: a ledger of what was done, and for each record what the next calls are to meet (`ok` where nothing is planned).
+    """The service: a ledger of what was done, and for each record what the next calls are to meet (`ok` where nothing is planned).
 
     ok; refuse (NotDone); busy; raise (before it acts); done_raise (after it acted); hang (waits for the gate, then acts);
     done_hang (acts, then waits for the gate); unreachable (a ConnectionError before it acts).
@@ -82,7 +83,7 @@ class Gateway:
         self.waiting = 0
         self.overlaps: list[int] = []  # records of which two calls were in the air at once
         self._in_air: set[int] = set()
-        self.outside: Any = None
+        self.service: Any = None
         self.reaction: Any = None
 
     def plan(self, record: int, *steps: str) -> None:
@@ -143,7 +144,7 @@ class Gateway:
         if step == "refuse":
             raise NotDone("refused")
         if step == "busy":
-            raise Busy(ms(10))
+            raise Throttled(ms(10))
         if step == "raise":
             raise RuntimeError("the line went dead")
         if step == "unreachable":
@@ -170,9 +171,9 @@ class Life:
         specs: Sequence[Any],
         options: Options,
         redact: Callable[[str], str] | None,
-        messenger: Messenger | None = None,
+        messenger: HintPublisher | None = None,
     ) -> None:
-        opened = opening.open_store(world.app.stores[0].settings())
+        opened = connect.open_store(world.app.stores[0].settings())
         self.database: Any = opened[0]
         self.transactions = 0
         self.dead = False
@@ -185,7 +186,7 @@ class Life:
         vars(self.database)["writing"] = self._writing
         world.clock_of(self.database)
         schedules = list(world.app.schedules.values())
-        self.worker = Worker(world.app.name, specs, opened, schedules=schedules, options=options, redact=redact, messenger=messenger)
+        self.worker = Worker(world.app.name, specs, opened, schedules=schedules, options=options, redact=redact, publisher=messenger)
         self.words: list[str] = []
 
     @contextmanager
@@ -221,14 +222,14 @@ class Life:
         self.worker._wake.set()
         if self.worker._thread.is_alive():
             self.worker._thread.join(HANG_S)
-        self.worker.life.lives.release()  # of one that never started; a thread that died has let go of it
+        self.worker.incarnation.liveness.release()  # of one that never started; a thread that died has let go of it
         self.database.close()
 
     def lose_lock(self, *, notices: bool = True, for_good: bool = False) -> None:
         """The lock is gone beneath the living worker, as by a reset connection. for_good: its number is not to be had again."""
-        self.worker.life.over = for_good
+        self.worker.incarnation.over = for_good
         self.worker._succession.next_check = 0.0 if notices else float("inf")
-        self.worker.life.lives.release()
+        self.worker.incarnation.liveness.release()
         self.worker._wake.set()
 
     def sweep(self) -> None:
@@ -239,9 +240,9 @@ class Life:
 
     def turn(self) -> None:
         """Waits until another turn has begun: one that was on, or about to look, is over."""
-        before = self.worker._fleet.turned_at
+        before = self.worker._leader.turned_at
         self.worker._wake.set()
-        until(lambda: self.worker._fleet.turned_at > before)
+        until(lambda: self.worker._leader.turned_at > before)
 
     def sweep_no_more(self) -> None:
         """Until its `sweep`. A turn that is on, and just begins a sweep, would say when the next one is."""
@@ -251,8 +252,8 @@ class Life:
 
     def beat_no_more(self) -> None:
         """It looks no more who else is there, or died. A turn that is on, and just does so, would say when it does again."""
-        while self.worker._fleet.next_beat != float("inf"):
-            self.worker._fleet.next_beat = float("inf")
+        while self.worker._leader.next_beat != float("inf"):
+            self.worker._leader.next_beat = float("inf")
             self.turn()
 
     def hints_alone(self) -> None:
@@ -268,7 +269,7 @@ class Life:
     @property
     def pauses(self) -> bool:
         """Whether it pauses some outside."""
-        return bool(self.worker._traffic.limits.open_breakers)
+        return bool(self.worker._call_turns.limits.open_breakers)
 
     @property
     def in_trouble(self) -> bool:
@@ -277,22 +278,22 @@ class Life:
 
     def drain(self) -> None:
         """It is told to stop, and nobody waits for it yet."""
-        self.worker._shift.stopping = time.monotonic() + HANG_S
+        self.worker._worker_state.stopping = time.monotonic() + HANG_S
         self.worker._wake.set()
 
     def quiet(self) -> None:
-        assert self.worker.until_quiet(HANG_S), "it was not quiet in time"
+        assert self.worker.until_idle(HANG_S), "it was not quiet in time"
 
     def stop(self, limit_s: float = 5.0) -> None:
         self.worker.stop(limit_s)
 
 
-def _leapt(pace: leaps.Pace, now: datetime, asked_s: float) -> timedelta:
+def _leapt(pace: clock_jumps.Pace, now: datetime, asked_s: float) -> timedelta:
     return _really_leapt(pace, now, asked_s) if World.leaping else timedelta()
 
 
-_really_leapt = leaps.Pace.leapt
-_no_leaps = mock.patch.object(leaps.Pace, "leapt", _leapt)
+_really_leapt = clock_jumps.Pace.leapt
+_no_leaps = mock.patch.object(clock_jumps.Pace, "leapt", _leapt)
 
 
 class World:
@@ -309,7 +310,7 @@ class World:
             _no_leaps.start()
         World._open.add(id(self))
         self.url = url
-        ours = opening.settings_of(url, None, None, "lossy").url
+        ours = connect.settings_of(url, None, None, "lossy").url
         self.postgres = ours.drivername.startswith("postgresql")
         self.app = declared(url, *(bases or (Base,)), **store)
         self.engine = create_engine(ours)
@@ -322,14 +323,14 @@ class World:
     def clock_of(self, database: Any) -> None:
         """What a condition is remembered by is the real clock's text: else a clock that was moved would be another condition."""
         real = database.now
-        database.now = lambda ahead=timedelta(): Moment(self._now(ahead), real(ahead))
+        database.now = lambda ahead=timedelta(): SimulatedNow(self._now(ahead), real(ahead))
 
     def _now(self, ahead: timedelta) -> Any:
         if self.postgres:
             moved = bindparam("ahead", type_=Interval(), callable_=lambda: timedelta(seconds=self.ahead) + ahead, unique=True)
-            return type_coerce(func.now(type_=Instant()) + moved, Instant())
+            return type_coerce(func.now(type_=UtcDateTime()) + moved, UtcDateTime())
         seconds: Any = bindparam("ahead", callable_=lambda: f"{self.ahead + ahead.total_seconds():+.3f} seconds", unique=True)
-        return type_coerce(func.strftime("%Y-%m-%d %H:%M:%f", "now", seconds).op("||")("000"), Instant())
+        return type_coerce(func.strftime("%Y-%m-%d %H:%M:%f", "now", seconds).op("||")("000"), UtcDateTime())
 
     def forward(self, seconds: float) -> None:
         """Moves the database's clock, for every worker of this world: each looks soon, as if it had waited so long."""
@@ -352,7 +353,7 @@ class World:
     def add(self, *records: Any) -> None:
         if not self._there:
             self.there()
-        with outside(), self.session() as session, session.begin():
+        with service(), self.session() as session, session.begin():
             session.add_all(records)
 
     def orders_from(self, first: int, last: int) -> None:
@@ -374,22 +375,25 @@ class World:
 
     def set(self, number: int = 1, **values: Any) -> None:
         """An UPDATE by somebody of whom the engine hears nothing, also in the middle of a handler."""
-        with outside(), self.engine.begin() as connection:
+        with service(), self.engine.begin() as connection:
             table: Any = Order.__table__
             connection.execute(table.update().where(table.c.id == number).values(**values))
 
     def run(self, statement: str, **values: Any) -> None:
-        with outside(), self.engine.begin() as connection:
+        with service(), self.engine.begin() as connection:
             connection.execute(text(statement), values)
 
     def force(self, statement: str, **values: Any) -> None:
         """On rows of ours, against the trigger that refuses it on PostgreSQL: by the word that it asks for."""
-        with outside(), forcing(self.engine) as connection:
+        with service(), forcing(self.engine) as connection:
             connection.execute(text(statement), values)
 
     def attempts(self) -> list[Attempt]:
         with self.engine.connect() as connection:
-            return [attempts.from_row(row) for row in connection.execute(attempts.rows().order_by(attempt.c.record, attempt.c.occurrence))]
+            return [
+                attempts.from_row(row)
+                for row in connection.execute(attempts.select_attempts().order_by(attempt.c.record, attempt.c.occurrence))
+            ]
 
     def attempt(self) -> Attempt:
         found = self.attempts()
@@ -402,11 +406,11 @@ class World:
     def lives_written(self) -> list[int]:
         """The lives that have a row."""
         with self.engine.connect() as connection:
-            return list(connection.execute(select(worker.c.life)).scalars())
+            return list(connection.execute(select(worker.c.id)).scalars())
 
     # ---- workers -------------------------------------------------------------------------------------------------------------
     def worker(
-        self, *, start: bool = True, redact: Callable[[str], str] | None = None, messenger: Messenger | None = None, **options: Any
+        self, *, start: bool = True, redact: Callable[[str], str] | None = None, messenger: HintPublisher | None = None, **options: Any
     ) -> Life:
         if not self._there:
             self.there()

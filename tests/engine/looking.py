@@ -11,16 +11,16 @@ from typing import Any
 from rich.console import Console
 from sqlalchemy import text
 
-from groundstate import Retry, again
+from groundstate import InDoubt, Retry
 from groundstate.cli import status
-from groundstate.engine.living import LifeSeen
-from groundstate.engine.question import Question
-from groundstate.engine.says import Says
-from groundstate.engine.why import Answer, why
-from groundstate.store import opening
+from groundstate.engine.operate.living_workers import WorkerSeen
+from groundstate.engine.operate.why import Answer, why
+from groundstate.engine.rows.worker_report import WorkerReport
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.store import connect
+from tests.engine.call.test_limiter import Delivery
 from tests.engine.charging import charging
 from tests.engine.kit import Gateway, Life, World, until
-from tests.engine.test_limits import Delivery
 
 SLOW = Retry(times=10, first=timedelta(hours=1), longest=timedelta(hours=1))
 HOUR_S = 3600.0
@@ -30,11 +30,11 @@ def seen(world: World) -> status.Seen:
     return status.ask(world.app, world.app.stores[0])
 
 
-def lives(world: World) -> list[LifeSeen]:
-    return list(seen(world).status.lives or ())
+def lives(world: World) -> list[WorkerSeen]:
+    return list(seen(world).status.workers or ())
 
 
-def said(world: World) -> Says:
+def said(world: World) -> WorkerReport:
     """By the one life that there is."""
     (life,) = lives(world)
     return life.says
@@ -48,9 +48,9 @@ def printed(world: World) -> str:
 
 def answer(world: World, record: object, name: str | None = None, *, table: str = "orders") -> Answer:
     """What `why` says of one record; of the reaction of this name, or of the only one."""
-    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     try:
-        questions = [Question(spec, database) for spec in world.app.reactions.values()]
+        questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
         answers = why(world.app.name, database, questions, make_lives(), table, str(record)).answers
     finally:
         database.close()
@@ -73,11 +73,11 @@ def standing_still(life: Life) -> Iterator[None]:
 @contextmanager
 def another_that_lives(world: World, words: str | None = None, *, number: int = 77) -> Iterator[None]:
     """A living worker of which nothing is known but that it has its lock and what its row says."""
-    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     taken = make_lives()
     taken.take(number)
     columns = {
-        "life": number,
+        "id": number,
         "app": "shop",
         "host": "h",
         "pid": 1,
@@ -90,14 +90,14 @@ def another_that_lives(world: World, words: str | None = None, *, number: int = 
     try:
         yield
     finally:
-        world.run("delete from groundstate_worker where life = :life", life=number)
+        world.run("delete from groundstate_worker where id = :life", life=number)
         taken.release()
         database.close()
 
 
 def paused(world: World, **options: Any) -> tuple[Life, Gateway]:
     """A worker whose outside refused five calls, so that it pauses, and has said so."""
-    gateway = charging(world, again(), retry=SLOW)
+    gateway = charging(world, InDoubt.repeat(), retry=SLOW)
     for number in range(1, 6):
         gateway.plan(number, "refuse")
     world.orders(5)

@@ -18,13 +18,13 @@ from typing import Any
 from sqlalchemy import or_
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Absent, App, InDoubt, InOrder, Key, Outside, Store, Unknown, again, ask, hold, same_key
+from groundstate import Absent, App, ExternalService, IdempotencyKey, InDoubt, InOrder, Store, Unknown
 
 DRAIN = timedelta(milliseconds=200)  # shorter than a call that hangs
 TIMEOUT = timedelta(seconds=120)
 TIMEOUT_WHERE_SETTLED = timedelta(seconds=15)  # a call that a kill kept from acting is made again after it, and not left to a person
-ASK = ask(settle_after=timedelta(seconds=1))
-SAME_KEY = same_key(kept_for=timedelta(hours=24), settle_after=timedelta(seconds=1))
+ASK = InDoubt.lookup(settle_after=timedelta(seconds=1))
+SAME_KEY = InDoubt.same_key(kept_for=timedelta(hours=24), settle_after=timedelta(seconds=1))
 
 # By the table in docs/operating.md: why version 2 holds what version 1 had in the air, and version 1 what version 2 had.
 HELD = {
@@ -35,8 +35,8 @@ HELD = {
         "it was the call charge of bank, and the reaction makes the call charge_card now",
         "it was the call charge_card of bank, and the reaction makes the call charge now",
     ),
-    "find": ("its find was charged, and is charged_too now", "its find was charged_too, and is charged now"),
-    "again": ("it was begun under ask(), which calls nothing twice, and the policy is again() now", None),
+    "find": ("its lookup was charged, and is charged_too now", "its lookup was charged_too, and is charged now"),
+    "repeat": ("it was begun under InDoubt.lookup(), which calls nothing twice, and the policy is InDoubt.repeat() now", None),
 }
 SETTLED = ("in_order", "per")
 LEAVES_OUT = ("narrowed", "split")  # version 2 of `paid` takes no orders of the second round; where it is split, `paid_too` does
@@ -81,12 +81,12 @@ class Books:
         return Counter(record for service in ("bank", "psp") for record, _, _ in self.lines(service))
 
     def twice(self) -> set[int]:
-        """The records that were acted upon again after a call that was not begun under again()."""
+        """The records that were acted upon again after a call that was not begun under InDoubt.repeat()."""
         policies = defaultdict[int, list[str]](list)
         for service in ("bank", "psp"):
             for record, policy, _ in self.lines(service):
                 policies[record].append(policy)
-        return {record for record, each in policies.items() if set(each[:-1]) - {"again"}}
+        return {record for record, each in policies.items() if set(each[:-1]) - {"repeat"}}
 
 
 def hangs(record: int) -> bool:
@@ -104,11 +104,11 @@ class _Charging:
     def call(self, change: str, version: int) -> Any:
         limit_per = 1 if (change, version) == ("per", 2) else None
         name = "charge_card" if (change, version) == ("call", 2) else "charge"
-        timeout = TIMEOUT_WHERE_SETTLED if change in (*SETTLED, *LEAVES_OUT, "again") else TIMEOUT
-        outside = Outside(self.service, limit=8, limit_per=limit_per)
-        made: Any = outside.call(in_doubt=self.policy, timeout=timeout, name=name)(self._function())
-        if self.policy.kind in ("ask", "same_key"):
-            made.find(self._find(another=(change, version) == ("find", 2)))
+        timeout = TIMEOUT_WHERE_SETTLED if change in (*SETTLED, *LEAVES_OUT, "repeat") else TIMEOUT
+        service = ExternalService(self.service, limit=8, limit_per=limit_per)
+        made: Any = service.call(in_doubt=self.policy, timeout=timeout, name=name)(self._function())
+        if self.policy.kind in ("lookup", "same_key"):
+            made.lookup(self._find(another=(change, version) == ("find", 2)))
         return made
 
     def _function(self) -> Any:
@@ -118,7 +118,7 @@ class _Charging:
                 await asyncio.sleep(0.02)
             return outcome
 
-        async def with_key(order: Order, key: Key) -> str:
+        async def with_key(order: Order, key: IdempotencyKey) -> str:
             return await act(order.id, str(key))
 
         async def without(order: Order) -> str:
@@ -127,11 +127,11 @@ class _Charging:
         return without if self.policy.kind == "hold" else with_key
 
     def _find(self, *, another: bool) -> Any:
-        def charged(order: Order, key: Key) -> str | Absent | Unknown:
+        def charged(order: Order, key: IdempotencyKey) -> str | Absent | Unknown:
             there = any((record, under) == (order.id, str(key)) for record, _, under in self.books.lines(self.service))
             return f"{self.service} {order.id}" if there else Absent()
 
-        def charged_too(order: Order, key: Key) -> str | Absent | Unknown:
+        def charged_too(order: Order, key: IdempotencyKey) -> str | Absent | Unknown:
             return charged(order, key)
 
         return charged_too if another else charged
@@ -175,11 +175,11 @@ def shop(url: str, folder: Path, change: str, version: int) -> App:
 def _policy(change: str, version: int) -> InDoubt:
     match change, version:
         case "key", 1:
-            return hold()
+            return InDoubt.hold()
         case "key", 2:
             return SAME_KEY
-        case "again", 2:
-            return again()
+        case "repeat", 2:
+            return InDoubt.repeat()
         case _:
             return ASK
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.dialects import sqlite
 
-from groundstate import Instant
+from groundstate import UtcDateTime
 
 
 class Word(enum.StrEnum):
@@ -176,8 +176,8 @@ GENERIC = [
     Kind("time", sa.Time, st.times(), [time(), time(1, fold=1), time(1), time.max, time(1, tzinfo=UTC)], outcome=time),
     Kind("naive", sa.DateTime, naive, [*NAIVE, NOON], outcome=datetime),
     Kind("aware", lambda: sa.DateTime(timezone=True), aware, [*AWARE, *ACROSS, NAIVE_NOON], outcome=datetime),
-    Kind("instant", Instant, aware, [*AWARE, *ACROSS, NAIVE_NOON], outcome=datetime),
-    Kind("instant_utc", lambda: Instant(naive="utc"), aware | naive, [*AWARE, *NAIVE], outcome=datetime),
+    Kind("instant", UtcDateTime, aware, [*AWARE, *ACROSS, NAIVE_NOON], outcome=datetime),
+    Kind("instant_utc", lambda: UtcDateTime(naive="utc"), aware | naive, [*AWARE, *NAIVE], outcome=datetime),
     Kind("interval", sa.Interval, st.timedeltas(timedelta(days=-9000), timedelta(days=9000)), INTERVALS, outcome=timedelta),
     Kind("double", sa.Double, st.floats(), FLOATS, outcome=float),
     Kind("float", sa.Float, st.floats(), FLOATS, outcome=float),

@@ -15,16 +15,18 @@ from sqlalchemy import Integer, String, cast, create_engine, delete, func, inser
 from sqlalchemy.orm import DeclarativeBase, Session, aliased, mapped_column
 from sqlalchemy.orm.exc import StaleDataError
 
-from groundstate import App, DeclarationError, Outside, Store, hold
-from groundstate.engine import attempts, claim, handling, outcomes, persons
-from groundstate.engine.deeds import Person
-from groundstate.engine.handling import Work
-from groundstate.engine.plain import new_attempt
+from groundstate import App, DeclarationError, ExternalService, InDoubt, Store
+from groundstate.engine.handle import asked_again, run_handler
+from groundstate.engine.handle.asked_again import AskedAgain
+from groundstate.engine.handle.run_handler import Work
+from groundstate.engine.operate import actions
+from groundstate.engine.operate.action import Person
+from groundstate.engine.rows import attempts, claim, outcome_json
 from groundstate.rules import attempt as rules
-from groundstate.rules import rounds
+from groundstate.rules import occurrences
 from groundstate.values import keys
 from tests.engine.kit import World
-from tests.engine.test_persons import acting
+from tests.engine.operate.test_actions import acting
 from tests.fuzz.column_types import Kind, kinds_of
 from tests.fuzz.conftest import examples
 
@@ -79,7 +81,7 @@ class Place:
         self.world.there()
 
     def _call(self, column: str, row: Any, kind: Any) -> None:
-        outside = Outside(column)
+        service = ExternalService(column)
 
         async def ask(record: Any) -> Any:
             return self.values[record.id]
@@ -88,7 +90,7 @@ class Place:
             record.value, record.status = outcome, "done"
 
         ask.__annotations__["return"] = fill.__annotations__["outcome"] = kind
-        call: Any = outside.call(in_doubt=hold())(ask)
+        call: Any = service.call(in_doubt=InDoubt.hold())(ask)
         self.world.app.on(row, row.status == "new", call=call, name=column)(fill)
 
     # ---- pairs ---------------------------------------------------------------------------------------------------------------
@@ -141,23 +143,23 @@ class Place:
 
     def write(self, person: Person, column: str, values: Mapping[int, Any]) -> None:
         """As a batch does: the handler is run on the records of these ids, and all of it is written at once."""
-        question, row = person.questions[column], self.rows[column]
+        question, row = person.queries[column], self.rows[column]
         self.values = dict(values)
-        with person.life.transaction() as tx:
+        with person.incarnation.transaction() as tx:
             records = tx.session.scalars(select(row).where(row.id.in_(values)).order_by(row.id)).all()
             works = [Work((record.id,), record, "", (), {}) for record in records]
-            handling.run_each(question, tx, question.spec.handler, works)
-            assert handling.flush_all(question, tx, works) is not None, f"{column} goes by the unit of work"
+            run_handler.run_each(question, tx, question.spec.handler, AskedAgain(question, tx, works, asked_again.ready))
+            assert run_handler.flush_all(question, tx, works) is not None, f"{column} goes by the unit of work"
 
     def hold(self, person: Person, pairs: Sequence[Pair]) -> None:
         """What an attempt is whose handler failed after the call."""
-        with person.life.transaction() as tx:
+        with person.incarnation.transaction() as tx:
             held = []
             for one in pairs:
                 if not one.refused:
-                    spec = person.questions[one.column].spec
-                    fresh = new_attempt(person.life, person.questions[one.column], str(one.ours), "", tx.now)
-                    written = outcomes.dump(spec.outcome_type, [one.value])
+                    spec = person.queries[one.column].spec
+                    fresh = attempts.new_attempt_of_record(person.queries[one.column], str(one.ours), "", person.incarnation.id, tx.now)
+                    written = outcome_json.dump(spec.outcome_type, [one.value])
                     held.append(rules.outcome_refused(fresh, "the handler raised", None, written).attempt)
             attempts.insert(tx, held)
 
@@ -184,11 +186,11 @@ class Place:
 
     def found_again(self, person: Person, column: str) -> list[tuple[str, int, int | None]]:
         """The records of which the text does not lead back to them: it, which they are, and which was found."""
-        question, row = person.questions[column], self.rows[column]
-        with person.life.transaction() as tx:
+        question, row = person.queries[column], self.rows[column]
+        with person.incarnation.transaction() as tx:
             asked = tx.connection.execute(select(row.value, row.id))
             there = {question.record_text((value,)): number for value, number in asked}
-            looked = claim.look(question, tx, [(self.world.app.name, column, one, "") for one in there])
+            looked = claim.lock_and_read_attempts(question, tx, [(self.world.app.name, column, one, "") for one in there])
             records = {identity[2]: standing.record for identity, standing in looked.standing.items()}
             numbers = {one: None if (record := records.get(one)) is None else record.id for one in there}
             tx.session.expunge_all()
@@ -196,13 +198,13 @@ class Place:
 
     def write_by_keys(self, person: Person, column: str) -> None:
         """As a batch does."""
-        question, row = person.questions[column], self.rows[column]
-        with person.life.transaction() as tx:
+        question, row = person.queries[column], self.rows[column]
+        with person.incarnation.transaction() as tx:
             records = tx.session.scalars(select(row)).all()
             works = [Work((record.value,), record, "", (), {}) for record in records]
             for record in records:
                 record.status = "done"
-            handling.flush_all(question, tx, works)
+            run_handler.flush_all(question, tx, works)
 
     # ---- what is read --------------------------------------------------------------------------------------------------------
     def compare(self, pairs: Sequence[Pair]) -> None:
@@ -381,7 +383,7 @@ def test_an_outcome_that_was_held_is_written_as_if_it_never_was(place: Place, gi
     with acting(place.world) as person:
         place.hold(person, pairs)
         values = {str(one.ours): one.value for one in pairs}  # those of an earlier example that were refused are still there
-        retried = [did for column in person.questions for did in persons.retry_all(person, column)]
+        retried = [did for column in person.queries for did in actions.retry_all(person, column)]
         refused = [did for did in retried if not did.done and did.record in values]
     told = [(did.reaction, values[did.record]) for did in refused if "could be kept as text only" in did.words]
     assert len(told) == len(refused)
@@ -424,7 +426,7 @@ def test_two_rounds_are_one_where_the_store_says_that_their_values_are_equal(pla
                 )
                 equal = {(one, two) for one, two in session.execute(same)}
                 values = dict(place.values_read(session, row))
-            texts = {one: keys.occurrence_text([value], [rounds.may_be_empty(row.value.type)]) for one, value in values.items()}
+            texts = {one: keys.occurrence_text([value], [occurrences.may_be_empty(row.value.type)]) for one, value in values.items()}
             for one, two in combinations(sorted(texts), 2):
                 if {repr(values[one]), repr(values[two])} in _ALIKE or repr(values[one]) == repr(values[two]):
                     continue

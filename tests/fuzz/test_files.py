@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.cli.common import words_of
-from groundstate.engine import deeds, succession
+from groundstate.engine.operate import action
+from groundstate.engine.recover import startup
 from groundstate.rules.attempt import State
 from groundstate.store import sqlite
 from groundstate.values.errors import GroundstateError
@@ -46,7 +47,7 @@ def filled(sqlite_shop: Shop) -> Shop:
     for number, state in enumerate((State.FAILED, State.HELD, State.HELD, State.DOUBT, State.BEGUN), 1):
         shop.attempt("mailed" if number == 3 else "paid", str(number), state, why="by the test", unsure=number == 2, failures=1)
     shop.sql(
-        "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins)"
+        "INSERT INTO groundstate_worker (id, app, host, pid, began_at, ended_at, begins)"
         " VALUES (7, 'x', 'h', 1, '2026-01-01 00:00:00.000000', NULL, 0)"
     )
     for database in shop.opened:
@@ -173,9 +174,9 @@ def public(filled: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 
 
 def _settings_at(store: object, url: str) -> Callable[..., object]:
-    from groundstate.store import opening
+    from groundstate.store import connect
 
-    return lambda _store: opening.settings_of(url)
+    return lambda _store: connect.settings_of(url)
 
 
 @pytest.mark.parametrize(("of_file", "of_folder"), [(0o444, 0o755), (0o444, 0o555), (0o644, 0o555), (0o000, 0o755)])
@@ -202,7 +203,7 @@ def test_a_file_or_folder_without_the_right_to_write_is_told_and_left_as_it_is(p
 def without_room(shop: Shop) -> Callable[[], None]:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        deeds.PATIENCE_S = succession.LOCKED_OUT_S = 0.1
+        action.PATIENCE_S = startup.LOCKED_OUT_S = 0.1
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     return limit
@@ -221,7 +222,7 @@ def test_without_room_on_the_disk_nothing_is_done_and_nothing_is_lost(filled: Sh
 
 def test_a_person_meets_a_lock_of_somebody_elses_for_some_seconds_and_is_told(filled: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "WAIT", timedelta(milliseconds=50))
-    monkeypatch.setattr(deeds, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(action, "PATIENCE_S", 0.1)
     other = sqlite3.connect(_path(filled), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     try:
@@ -273,11 +274,11 @@ def test_rubbish_in_place_of_a_witness_stops_nobody(sqlite_shop: Shop, kind: str
     shop = sqlite_shop
     _spoilt(_path(shop).with_name("test.db-groundstate-witness-7"), kind)
     shop.sql(
-        "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins)"
+        "INSERT INTO groundstate_worker (id, app, host, pid, began_at, ended_at, begins)"
         " VALUES (7, 'x', 'h', 1, '2026-01-01 00:00:00.000000', NULL, 0)"
     )
     shop.order("placed", 2)
     with working(shop):
         until(lambda: packed(shop, 1, 2))
-        until(lambda: rows(shop, "SELECT ended_at IS NULL FROM groundstate_worker WHERE life = 7") in ([], [(0,)]))
+        until(lambda: rows(shop, "SELECT ended_at IS NULL FROM groundstate_worker WHERE id = 7") in ([], [(0,)]))
     assert shop.report()["suspects"] == []

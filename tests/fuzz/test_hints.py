@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundstate import hold
-from groundstate.engine import hints
-from groundstate.engine.hints import Touched
+from groundstate import InDoubt
+from groundstate.engine.sql import commit_hooks
+from groundstate.engine.sql.commit_hooks import Touched
 from tests.engine.charging import charging
 from tests.engine.kit import Order, World, until
 from tests.fuzz.conftest import examples
@@ -46,7 +46,7 @@ def touched(draw: st.DrawFn) -> Touched:
 def world(database_url: str) -> Iterator[World]:
     """Orders that are charged, then packed, by a worker that runs."""
     made = World(database_url)
-    charging(made, hold())
+    charging(made, InDoubt.hold())
 
     @made.app.on(Order, Order.status == "paid")
     def packed(order: Order) -> None:
@@ -62,7 +62,7 @@ def world(database_url: str) -> Iterator[World]:
 def test_any_hints_change_no_final_state_and_end_no_worker(world: World, said: list[Touched]) -> None:
     world.orders_from(world.count() + 1, world.count() + 3)
     for one in said:
-        hints.tell(one)
+        commit_hooks.publish_hint(one)
     until(lambda: world.count(Order.status == "packed") == world.count())
     assert world.attempts() == []
     assert world.lives[0].worker.failure is None
@@ -82,7 +82,7 @@ def test_a_key_that_is_none_does_not_keep_fresh_rows_of_its_reaction_back(databa
             life.worker.hear(Touched(keys={Order: {key: None}}))
             world.orders_from(world.count() + 1, world.count() + 1)
             until(lambda: world.count(Order.status == "packed") == world.count())
-        until(lambda: not any(lane.fresh for lane in life.worker.lanes))
+        until(lambda: not any(lane.fresh for lane in life.worker.queues))
     finally:
         world.close()
 

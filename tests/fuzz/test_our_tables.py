@@ -10,7 +10,7 @@ from sqlalchemy import Table
 
 from groundstate.rules.attempt import State
 from groundstate.store import tables
-from groundstate.values.errors import NotInitialised, StoreRefused
+from groundstate.values.errors import NotInitialisedError, StoreRefusedError
 from tests.cli.conftest import Shop
 from tests.fuzz.nonsense import COUNTS, TEXTS, TIMES
 from tests.fuzz.test_attempt_rows import in_words, packed, rows, working
@@ -18,7 +18,7 @@ from tests.patience import until
 
 READS = [["status"], ["pending"], ["pending", "--json"], ["why", "orders", "1"], ["held"], ["check"]]
 LIVES: dict[str, tuple[Any, ...]] = {
-    "life": (-1, 2**63 - 1, "abc", 1.5, b"x"),
+    "id": (-1, 2**63 - 1, "abc", 1.5, b"x"),
     "host": TEXTS,
     "pid": COUNTS,
     "began_at": TIMES,
@@ -40,7 +40,7 @@ def test_lives_that_make_no_sense_are_told_as_what_they_are_and_no_worker_stumbl
     shop = sqlite_shop
     for column, values in LIVES.items():
         for number, value in enumerate(values):
-            given = {"life": 1000 + number, "host": "h", "pid": 5, "began_at": "2026-01-01 00:00:00.000000", "ended_at": None, "begins": 0}
+            given = {"id": 1000 + number, "host": "h", "pid": 5, "began_at": "2026-01-01 00:00:00.000000", "ended_at": None, "begins": 0}
             given[column] = value
             names = ", ".join(given)
             shop.sql(f"INSERT INTO groundstate_worker (app, {names}) VALUES ('x', {', '.join(f':{one}' for one in given)})", **given)
@@ -58,7 +58,7 @@ def test_on_postgresql_a_life_whose_number_is_none_is_forgotten(postgres_shop: S
     shop = postgres_shop
     for life in (-5, 2**63 - 1):
         shop.sql(
-            "INSERT INTO groundstate_worker (life, app, host, pid, began_at, ended_at, begins)"
+            "INSERT INTO groundstate_worker (id, app, host, pid, began_at, ended_at, begins)"
             " VALUES (:life, 'x', 'h', 1, 'infinity', NULL, -1)",
             life=life,
         )
@@ -124,7 +124,7 @@ def test_a_column_that_one_of_our_tables_lacks_is_named_with_the_cure(sqlite_sho
             assert f"{table.name} in " in said.err
             assert f"has no column {column}" in said.err
             assert "migrations" in said.err
-        with pytest.raises(NotInitialised, match=column):
+        with pytest.raises(NotInitialisedError, match=column):
             app.start()
         shop.sql(f"ALTER TABLE {table.name} RENAME COLUMN gone TO {column}")
     assert shop.run("pending").code == 0
@@ -159,5 +159,5 @@ def test_a_column_of_ours_that_goes_under_a_running_worker_is_waited_for(shop: S
 
 def test_an_attempt_of_a_reaction_without_a_name_is_refused_with_its_name_to_be_seen(sqlite_shop: Shop) -> None:
     sqlite_shop.attempt("", "1", State.HELD, why="by the test")
-    with pytest.raises(StoreRefused, match=r"does not declare: '' \(1\)"):
+    with pytest.raises(StoreRefusedError, match=r"does not declare: '' \(1\)"):
         importlib.import_module(sqlite_shop.module).app.start()

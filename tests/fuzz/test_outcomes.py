@@ -15,12 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, field_validator
 
-from groundstate import Key, Outside, hold
-from groundstate.engine import outcomes
+from groundstate import ExternalService, IdempotencyKey, InDoubt
+from groundstate.engine.rows import outcome_json
 from groundstate.rules.attempt import State
-from groundstate.values.errors import Conflict
+from groundstate.values.errors import ConflictError
 from tests.engine.kit import Order, World
-from tests.engine.test_persons import settle, stored
+from tests.engine.operate.test_actions import settle, stored
 from tests.fuzz.conftest import examples
 
 
@@ -83,8 +83,8 @@ WRITTEN = st.one_of(
 @given(st.sampled_from(KINDS), WRITTEN)
 def test_any_json_is_an_outcome_of_the_handlers_type_or_refused_in_words(kind: Any, written: str) -> None:
     try:
-        value = outcomes.load(kind, written)
-    except Conflict as refused:
+        value = outcome_json.load(kind, written)
+    except ConflictError as refused:
         said = str(refused)
     else:
         said = _goes_there_and_back(kind, value)
@@ -92,47 +92,47 @@ def test_any_json_is_an_outcome_of_the_handlers_type_or_refused_in_words(kind: A
 
 
 def _goes_there_and_back(kind: Any, value: Any) -> str:
-    kept = outcomes.dump(kind, [value])
-    first, rest = outcomes.first_and_rest(kept)
+    kept = outcome_json.dump(kind, [value])
+    first, rest = outcome_json.first_and_rest(kept)
     assert rest is None
-    assert outcomes.is_text_only(first) or outcomes.load_first(kind, kept) == value or value != value  # noqa: PLR0124  # NaN
+    assert outcome_json.is_text_only(first) or outcome_json.load_first(kind, kept) == value or value != value  # noqa: PLR0124  # NaN
     return "it does"
 
 
 @examples(100)
 @given(st.sampled_from(KINDS), WRITTEN, st.text(max_size=10))
 def test_whatever_stands_in_the_outcome_column_another_one_can_be_added_and_none_is_dropped(kind: Any, written: str, value: str) -> None:
-    for kept in (outcomes.add(kind, written, value), outcomes.before(kind, written, value)):
+    for kept in (outcome_json.add(kind, written, value), outcome_json.put_outcome_first(kind, written, value)):
         assert len(json.loads(kept)) >= 1
-    first, _ = outcomes.first_and_rest(outcomes.before(str, written, value))
+    first, _ = outcome_json.first_and_rest(outcome_json.put_outcome_first(str, written, value))
     assert first == value
-    outcomes.first_and_rest(written)
-    outcomes.without(written, value)
+    outcome_json.first_and_rest(written)
+    outcome_json.without(written, value)
 
 
 def test_outcomes_are_one_where_their_json_is_and_not_where_python_calls_them_equal() -> None:
-    assert outcomes.without("[1, true, 1.0, NaN]", True) == "[1, 1.0, NaN]"
-    assert outcomes.without("[NaN]", float("nan")) is None
-    assert outcomes.before(bool | int, "[1]", True) == "[true, 1]"
+    assert outcome_json.without("[1, true, 1.0, NaN]", True) == "[1, 1.0, NaN]"
+    assert outcome_json.without("[NaN]", float("nan")) is None
+    assert outcome_json.put_outcome_first(bool | int, "[1]", True) == "[true, 1]"
 
 
 @pytest.mark.parametrize(("kind", "value"), [(float | None, float("nan")), (float, float("-inf")), (dict[str, Any], {"a": [float("inf")]})])
 def test_a_number_for_which_json_has_no_word_comes_back_as_it_was(kind: Any, value: Any) -> None:
-    assert repr(outcomes.load_first(kind, outcomes.dump(kind, [value]))) == repr(value)
+    assert repr(outcome_json.load_first(kind, outcome_json.dump(kind, [value]))) == repr(value)
 
 
 def test_a_set_with_such_a_number_is_kept_as_text_since_nobody_knows_which_it_was() -> None:
-    first, _ = outcomes.first_and_rest(outcomes.dump(set[float | None], [{float("nan"), None}]))
-    assert outcomes.is_text_only(first)
+    first, _ = outcome_json.first_and_rest(outcome_json.dump(set[float | None], [{float("nan"), None}]))
+    assert outcome_json.is_text_only(first)
 
 
 @pytest.fixture
 def charged(sqlite_url: str) -> Iterator[World]:
     world = World(sqlite_url)
-    bank = Outside("bank")
+    bank = ExternalService("bank")
 
-    @bank.call(in_doubt=hold(), timeout=timedelta(seconds=1))
-    def charge(order: Order, key: Key) -> Receipt | Declined:
+    @bank.call(in_doubt=InDoubt.hold(), timeout=timedelta(seconds=1))
+    def charge(order: Order, key: IdempotencyKey) -> Receipt | Declined:
         raise AssertionError("a person's word is never a call")
 
     @world.app.on(Order, Order.status == "placed", call=charge)
@@ -154,7 +154,7 @@ def test_an_order_is_paid_or_declined_by_what_a_person_says_or_stays_held_as_it_
     stored(world, unsure=True)
     try:
         settle(world, written)
-    except Conflict:
+    except ConflictError:
         assert world.order().status == "placed"
         assert world.attempt().state is State.HELD
         assert world.attempt().unsure

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import Enum as EnumColumn
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Instant, Outside, Retry, hold
+from groundstate import ExternalService, InDoubt, Retry, UtcDateTime
 from groundstate.rules.attempt import State
-from groundstate.values.errors import Conflict
+from groundstate.values.errors import ConflictError
 from tests.engine.kit import HANG_S, World, until
-from tests.engine.test_persons import retry
+from tests.engine.operate.test_actions import retry
 
 ONCE = Retry(first=timedelta(hours=1), longest=timedelta(hours=1))
 
@@ -35,7 +35,7 @@ class Parcel(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="new")
     size: Mapped[Size] = mapped_column(EnumColumn(Size, native_enum=False, create_constraint=False), default=Size.SMALL)
-    sent_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
+    sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def packing(world: World, retry: Retry = ONCE) -> Any:
 def labelling(world: World, retry: Retry = ONCE) -> Any:
     gate = threading.Event()
     gate.set()
-    carrier = Outside("carrier")
+    carrier = ExternalService("carrier")
 
-    @carrier.call(in_doubt=hold(), retry=retry)
+    @carrier.call(in_doubt=InDoubt.hold(), retry=retry)
     def label(parcel: Parcel) -> str:
         assert gate.wait(HANG_S)
         return f"label {parcel.id}"
@@ -136,8 +136,9 @@ def test_an_outcome_for_a_record_that_became_unreadable_meanwhile_is_kept_until_
     until(lambda: world.states() == ["begun"])
     world.run("UPDATE parcels SET size = 'HUGE'")
     gate.set()
-    until(lambda: bool(life.worker._traffic._words))
+    until(lambda: world.states() == ["held"])
     put_right(world)
+    assert retry(world, "1").became == "concluded"
     until(lambda: counted(world, "labelled") == 1)
     until(lambda: world.attempts() == [])
     life.stop()
@@ -147,7 +148,7 @@ def test_a_person_is_told_to_put_the_record_right_first(world: World) -> None:
     labelling(world)
     bad(world, "new")
     world.settled()
-    with pytest.raises(Conflict, match=r"its record cannot be read: LookupError.*put the record right first"):
+    with pytest.raises(ConflictError, match=r"its record cannot be read: LookupError.*put the record right first"):
         retry(world, "3")
 
 

@@ -50,7 +50,7 @@ def test_the_invariants_have_names() -> None:
     ],
 )
 def test_what_is_a_surprise(caught: bool, verdict: str, surprise: bool) -> None:
-    case = Case("one", "protocol.pml", "POL=ASK", "nothing", caught=caught)
+    case = Case("one", "protocol.pml", "POL=LOOKUP", "nothing", caught=caught)
     assert command.surprising(case, result(verdict)) is surprise
 
 
@@ -66,7 +66,7 @@ def test_a_run_that_went_as_it_must_is_told_from_one_that_did_not(
 ) -> None:
     monkeypatch.setattr(run, "missing", lambda: None)
     monkeypatch.setattr(run, "check", lambda *_words, **_settings: result("pass"))
-    assert command.main(["--only", "ask, quick"]) == 0
+    assert command.main(["--only", "lookup, quick"]) == 0
     assert command.main(["--only", "M_UNFENCED"]) == 1
     assert "a surprise" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import pytest
 
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt
-from groundstate.rules.careful import ends_met
+from groundstate.rules.poison_suspects import ends_met
 from groundstate.rules.policy import MARGIN
 from tests.model.pml import COLUMNS, MODEL, NOT_MODELLED, ModelRow, ModelTable, NotOfTheTable, as_kept, read
 from tests.rules.making import KEPT_FOR, SETTLE_AFTER, TIMEOUT
@@ -19,7 +19,7 @@ from tests.rules.table import ADOPTER, NEW_CALL, TABLE, Case, row_of
 from tests.rules.test_attempt_machine import MISTAKES
 from tests.rules.test_attempt_table import all_cases, happen
 
-POLICIES = {None: 0, "again": 1, "same_key": 2, "ask": 3, "hold": 4}
+POLICIES = {None: 0, "repeat": 1, "same_key": 2, "lookup": 3, "hold": 4}
 ALL_EVENTS = frozenset(row.event for row in TABLE)
 STATES = ("NONE", "BEGUN", "DOUBT", "FAILED", "HELD")
 
@@ -30,21 +30,21 @@ def too_old(first_at: Any, now: Any) -> bool:
 
 
 ALIKE: dict[str, Any] = {name: name.lower() for name in STATES}  # what is so in each world, and at the end what is where nothing stands
-ALIKE |= {"NOCALL": 0, "AGAIN": 1, "SAMEKEY": 2, "ASK": 3, "HOLD": 4, "NEW_CALL": NEW_CALL}
+ALIKE |= {"NOCALL": 0, "REPEAT": 1, "SAMEKEY": 2, "LOOKUP": 3, "HOLD": 4, "NEW_CALL": NEW_CALL}
 ALIKE |= {"me": ADOPTER, "given": True, "later": max, "TOGETHER": 0, "true": True, "false": False}
 ALIKE |= dict.fromkeys(COLUMNS, 0) | {"A_st": "none", "spent": False, "spent_then": False, "lands_over": True, "asked_late": True}
-ALIKE |= {"other_code": False, "other_call": False, "other_find": False}
+ALIKE |= {"other_code": False, "other_call": False, "other_lookup": False}
 
 
 def world_of(case: Case) -> dict[str, Any]:
     """What a guard, or a deed, of the model may ask, by its own words."""
     one = case.attempt
-    world = ALIKE | {"POL": POLICIES[case.kind], "HAS_FIND": case.terms.has_find, "counts": int(case.counts), "now": case.now}
+    world = ALIKE | {"POL": POLICIES[case.kind], "HAS_FIND": case.terms.has_lookup, "counts": int(case.counts), "now": case.now}
     world |= {"exists": case.facts.exists, "holds": case.holds, "blocked": case.blocked, "expired": case.facts.expired}
     world |= {"NEW_DEADLINE": case.now + case.terms.timeout}
     if one is not None:
         world |= {"spent": case.spent, "spent_then": case.spent_then}
-        world |= {"other_code": case.of_other_code, "other_call": case.other_call, "other_find": case.other_find}
+        world |= {"other_code": case.of_other_code, "other_call": case.other_call, "other_lookup": case.other_lookup}
         world |= {"lands_over": case.now > case.lands_until, "asked_late": case.asked_at > case.lands_until}
         world |= {"A_st": one.state.value, "A_un": int(one.unsure), "A_inc": one.worker, "A_c": one.call, "A_no": one.call_no}
         world |= {"A_fail": one.failures, "A_dl": one.deadline, "A_out": int(one.outcome is not None), "A_tog": one.together}
@@ -104,7 +104,7 @@ def differ_in_columns(row: ModelRow, case: Case, after: Attempt, written: dict[s
 
 # What a decision of the code is in a model, where it is more than columns.
 LEFT_TO_THE_WORLD = {
-    "conclude": "CONCLUDE", "conclude, loudly": "CONCLUDE", "overtaken": "OVERTAKEN", "ask": "ASKED", "begun": "CALLED",
+    "conclude": "CONCLUDE", "conclude, loudly": "CONCLUDE", "overtaken": "OVERTAKEN", "lookup": "ASKED", "begun": "CALLED",
     "gave up": "GIVEN_UP", "gave up, unsure": "GIVEN_UP", "expired": "EXPIRED", "expired, unsure": "EXPIRED",
     "held anew": "HELDNEW", "gone": "wiped", "gone, said": "wiped",
 }  # fmt: skip
@@ -199,8 +199,8 @@ SLIPS: list[tuple[str, str]] = [
     ("#define do_41(o) A_st[o] = HELD; A_un[o] = 1;", "#define do_41(o) A_st[o] = HELD; A_un[o] = 0;"),
     ("| held | failed | state failures why [next_at] [since] */", "| held | doubt | state failures why [next_at] [since] */"),
     ("| doubt | held | state [why] [next_at] */\n#define on_17", "| doubt | held | state unsure [why] [next_at] */\n#define on_17"),
-    ("#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && holds(o) && expired(o))",
-     "#define on_72(o) (A_st[o] == DOUBT && POL == AGAIN && !other_code(o) && exists(o) && expired(o))"),
+    ("#define on_72(o) (A_st[o] == DOUBT && POL == REPEAT && !other_code(o) && holds(o) && expired(o))",
+     "#define on_72(o) (A_st[o] == DOUBT && POL == REPEAT && !other_code(o) && exists(o) && expired(o))"),
     ("#define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o) && !blocked(o))",
      "#define on_73(o) (A_st[o] == FAILED && holds(o) && expired(o) && !spent(o) && !blocked(o))"),
     ("#define do_75(o) A_st[o] = DOUBT; A_fail[o] = A_fail[o] + 1; A_ends[o] = 0", "#define do_75(o) A_st[o] = DOUBT; A_ends[o] = 0"),
@@ -225,7 +225,7 @@ def test_a_row_that_no_event_carries_out_is_seen() -> None:
 
 EVENT_OF = {
     "outcome_refused": "refused", "person_retry": "retry", "person_absent": "settle as absent", "person_forget": "forget",
-    "retry_failed": "due",
+    "retry_failed": "due", "late_outcome": "late",
 }  # fmt: skip
 
 

@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from groundstate import InDoubt, Outside, Retry, again
+from groundstate import ExternalService, InDoubt, Retry
+from groundstate.app.declared import databases_of
 from groundstate.cli import pending, status, why
-from groundstate.cli.common import Asked
-from groundstate.cli.persons import _acting as acting
-from groundstate.engine import locked
-from groundstate.engine.deeds import Person
-from groundstate.engine.overview import ReactionSeen
-from groundstate.engine.pending import Pending
-from groundstate.engine.why import Answer, Why
+from groundstate.cli.actions import _acting as acting
+from groundstate.cli.common import StoreReader
+from groundstate.engine.operate.action import Person
+from groundstate.engine.operate.fleet_status import ReactionSeen
+from groundstate.engine.operate.pending import Pending
+from groundstate.engine.operate.why import Answer, Why
+from groundstate.engine.sql import lock_waits
 from tests.engine.kit import CALL_LIMIT, Order, World, ms, until
 
 OTHERS = 100
@@ -60,7 +61,7 @@ class Beside(World):
         retry: Retry = ONCE,
         in_doubt: InDoubt | None = None,
         timeout: timedelta = CALL_LIMIT,
-        outside: Outside | None = None,
+        service: ExternalService | None = None,
         **options: Any,
     ) -> Any:
         """A reaction with a call, sync or async as this function is, which is called for the order ONE alone. Returns the reaction.
@@ -76,7 +77,7 @@ class Beside(World):
 
         made = ask if iscoroutinefunction(call) else ask_sync
         made.__annotations__["return"] = kind
-        asked = (outside or Outside("desk")).call(in_doubt=in_doubt or again(), retry=retry, timeout=timeout)(made)
+        asked = (service or ExternalService("desk")).call(in_doubt=in_doubt or InDoubt.repeat(), retry=retry, timeout=timeout)(made)
 
         def done(order: Any, outcome: Any) -> None:
             if order.id == ONE and handler is not None:
@@ -152,7 +153,7 @@ class Beside(World):
         return {one.reaction: one for one in self.why_of(self.kind.__tablename__, str(number)).answers}[name]
 
     def why_of(self, table: str, record: str) -> Why:
-        ((_, said),) = why._ask(self.app, Asked(self.app.parts), table, record)
+        ((_, said),) = why._ask(self.app, StoreReader(databases_of(self.app)), table, record)
         return said
 
     def person(self) -> AbstractContextManager[Person]:
@@ -161,7 +162,7 @@ class Beside(World):
 
 
 @contextmanager
-def a_world(database_url: str, caplog: pytest.LogCaptureFixture, *bases: Any, kind: Any = Order) -> Iterator[Beside]:
+def a_world(database_url: Any, caplog: pytest.LogCaptureFixture, *bases: Any, kind: Any = Order) -> Iterator[Beside]:
     """A world whose one record will misbehave, of this kind."""
     caplog.set_level(logging.INFO, logger="groundstate")
     made = Beside(database_url, *bases)
@@ -175,12 +176,12 @@ def a_world(database_url: str, caplog: pytest.LogCaptureFixture, *bases: Any, ki
 @pytest.fixture
 def locks_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not when they are some seconds old."""
-    really = locked.locked
+    really = lock_waits.locked
 
-    def told(connection: Any, questions: Any, age: timedelta = timedelta(), key: Any = None) -> list[locked.Locked]:
+    def told(connection: Any, questions: Any, age: timedelta = timedelta(), key: Any = None) -> list[lock_waits.Locked]:
         return really(connection, questions, age, key)
 
-    monkeypatch.setattr(locked, "locked", told)
+    monkeypatch.setattr(lock_waits, "locked", told)
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 
 import pytest
 
-from groundstate import Failure, NotDone, Outside, Retry, again, hold
-from groundstate.engine import calling, threads, worker
-from groundstate.engine.failed_calls import FailedCalls
-from groundstate.engine.flight import NothingHappened, Unclear
-from groundstate.engine.limited_lines import LINES_MOST, WITHIN_S, LimitedLines
-from groundstate.engine.repeated import Repeated
-from groundstate.rules.breaker import IN_A_ROW
+from groundstate import ExternalService, Failure, InDoubt, NotDone, Retry
+from groundstate.engine import worker
+from groundstate.engine.call import executor, thread_pool
+from groundstate.engine.call.failed_calls import FailedCalls
+from groundstate.engine.rows.in_flight import NothingHappened, Unclear
+from groundstate.engine.rows.limited_logging import LINES_MOST, WITHIN_S, LimitedLines
+from groundstate.engine.watch.log_backoff import Repeated
+from groundstate.rules.circuit_breaker import IN_A_ROW
 from tests.engine.kit import HANG_S, QUICK, Order, ms, until
 from tests.others_go_on.conftest import MORE, ONCE, ONE, OTHERS, Beside
 
@@ -37,7 +38,7 @@ def _receipt_in_a_thread() -> str:
 def test_calls_that_cannot_be_started_fail_and_are_made_once_they_can_be(
     beside: Beside, call: Any, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beside.called(call, retry=QUICK, outside=Outside("desk", limit=20))
+    beside.called(call, retry=QUICK, service=ExternalService("desk", limit=20))
     refused: list[Exception] = []
 
     def refuse(*_arguments: Any, **_more: Any) -> Any:
@@ -47,8 +48,8 @@ def test_calls_that_cannot_be_started_fail_and_are_made_once_they_can_be(
 
     patch = monkeypatch
     if isinstance(error, OSError):
-        patch.setattr(calling, "new_call_loop", refuse)
-        patch.setattr(threads.Threads, "run", refuse)
+        patch.setattr(executor, "new_call_loop", refuse)
+        patch.setattr(thread_pool.Threads, "run", refuse)
     else:
         patch.setattr(threading.Thread, "start", _only_ours(threading.Thread.start, refuse))
     beside.orders(OTHERS + 1)
@@ -72,7 +73,7 @@ def _only_ours(start: Any, refuse: Any) -> Any:
 def test_an_async_call_that_swallows_its_cancellation_is_told_as_a_thread_that_hangs_is(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calling, "UNWINDS_S", 0.01)
+    monkeypatch.setattr(executor, "UNWINDS_S", 0.01)
     monkeypatch.setattr(worker, "CALLS_END_S", 0.01)
     gate = threading.Event()
 
@@ -82,15 +83,15 @@ def test_an_async_call_that_swallows_its_cancellation_is_told_as_a_thread_that_h
                 await asyncio.sleep(0.01)
         raise RuntimeError("it was late")
 
-    beside.called(swallow, in_doubt=hold(), timeout=ms(20), outside=Outside("desk", limit=20))
+    beside.called(swallow, in_doubt=InDoubt.hold(), timeout=ms(20), service=ExternalService("desk", limit=20))
     beside.go_on("timed out after 0.02 s", event="call_hangs", state="doubt")
     one = beside.lives[0].worker
-    assert one._traffic.limits.hanging == 1, "its slot is free, and one more call than the limit is under way"
+    assert one._call_turns.limits.hanging == 1, "its slot is free, and one more call than the limit is under way"
     one.stop(0)
-    assert one.life.lives.held(), "another worker takes this one for dead, and settles a call that may still land"
+    assert one.incarnation.liveness.held(), "another worker takes this one for dead, and settles a call that may still land"
     gate.set()
     until(lambda: "groundstate-last-calls" not in {thread.name for thread in threading.enumerate()})
-    assert not one.life.lives.held()
+    assert not one.incarnation.liveness.held()
 
 
 def test_a_task_that_a_call_left_behind_may_end_the_process_and_the_calls_go_on(beside: Beside) -> None:
@@ -115,7 +116,7 @@ def test_a_call_that_stops_the_loop_of_all_calls_stops_none_of_them_and_is_told(
         await asyncio.sleep(0)
         return "receipt"
 
-    beside.called(stop, outside=Outside("desk", limit=20))
+    beside.called(stop, service=ExternalService("desk", limit=20))
     beside.orders(OTHERS + 1)
     beside.worker()
     until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
@@ -131,14 +132,14 @@ def test_calls_that_another_call_cancels_before_they_begin_are_made_all_the_same
         cancelled.append(len([task for task in others if task.cancel()]))
         return "receipt"
 
-    outside = Outside("desk", limit=20)
-    beside.called(cancel, outside=outside)
+    service = ExternalService("desk", limit=20)
+    beside.called(cancel, service=service)
     if many:
 
         async def ask_many(orders: Sequence[Order]) -> list[str]:
             return ["receipt"] * len(orders)
 
-        asked = outside.call_many(size=2, in_doubt=again())(ask_many)
+        asked = service.call_many(size=2, in_doubt=InDoubt.repeat())(ask_many)
 
         @beside.app.on(Order, Order.status == "paid", name="packed", call=asked)
         def packed(order: Order, outcome: str) -> None:
@@ -176,7 +177,7 @@ def test_a_call_for_many_raises_for_one_record(beside: Beside) -> None:
 
 
 def _for_many(beside: Beside, ask_many: Any, retry: Retry) -> None:
-    asked = Outside("desk", limit=20).call_many(size=10, in_doubt=again(), retry=retry)(ask_many)
+    asked = ExternalService("desk", limit=20).call_many(size=10, in_doubt=InDoubt.repeat(), retry=retry)(ask_many)
 
     @beside.app.on(Order, Order.status == "placed", name="done", call=asked)
     def done(order: Order, outcome: str) -> None:
@@ -193,7 +194,7 @@ def test_a_client_that_hangs_while_it_is_opened_keeps_off_no_call_of_another_out
         assert gate.wait(HANG_S)
         yield
 
-    @Outside("slow", client=hangs).call(in_doubt=again())
+    @ExternalService("slow", client=hangs).call(in_doubt=InDoubt.repeat())
     def tell(order: Order) -> str:
         return "told"
 
@@ -201,7 +202,7 @@ def test_a_client_that_hangs_while_it_is_opened_keeps_off_no_call_of_another_out
     def told(order: Order, outcome: str) -> None:
         order.note = outcome
 
-    beside.called(_receipt_in_a_thread, outside=Outside("desk", client=lambda: nullcontext("pen")))
+    beside.called(_receipt_in_a_thread, service=ExternalService("desk", client=lambda: nullcontext("pen")))
     beside.orders(OTHERS + 1)
     beside.worker()
     until(lambda: beside.count(Order.status == "done") == OTHERS + 1, beside.attempts)
@@ -223,13 +224,13 @@ def test_a_client_that_takes_long_to_be_made_in_the_loop_is_told_as_such_and_no_
     async def receipt() -> str:
         return "receipt"
 
-    beside.called(receipt, outside=Outside("desk", client=slow))
+    beside.called(receipt, service=ExternalService("desk", client=slow))
     beside.orders(1)
     beside.worker()
     until(lambda: beside.told("call_loop_blocked") != [])
     gate.set()
     (line,) = beside.told("call_loop_blocked")
-    assert line.startswith("WARNING the loop of async calls is blocked: the client= of the outside desk takes long to make its client")
+    assert line.startswith("WARNING the loop of async calls is blocked: the client= of the service desk takes long to make its client")
     assert "in slow" in line
     until(lambda: beside.order(1).status == "done", beside.attempts)
 
@@ -254,7 +255,7 @@ def test_a_call_that_fails_at_last_is_answered_by_gave_up_and_the_log_tells_why(
 
 
 def test_the_failure_by_which_an_endpoint_pauses_is_a_warning(beside: Beside) -> None:
-    @Outside("desk").call(in_doubt=again(), retry=Retry(times=1))
+    @ExternalService("desk").call(in_doubt=InDoubt.repeat(), retry=Retry(times=1))
     async def refuse(order: Order) -> str:
         raise NotDone("no paper")
 
@@ -266,8 +267,8 @@ def test_the_failure_by_which_an_endpoint_pauses_is_a_warning(beside: Beside) ->
     beside.worker()
     until(lambda: beside.states() == ["held"] * IN_A_ROW, beside.attempts)
     assert [line.partition(" ")[0] for line in beside.told("call_failed")] == ["INFO"] * (IN_A_ROW - 1) + ["WARNING"]
-    (line,) = beside.told("outside_breaker")
-    assert line == "WARNING the outside desk fails: it pauses for 1.0 s, and is probed; its last answer: NotDone: no paper"
+    (line,) = beside.told("service_breaker")
+    assert line == "WARNING the service desk fails: it pauses for 1.0 s, and is probed; its last answer: NotDone: no paper"
     for line in beside.told("attempt_kept"):
         assert re.match(r"ERROR done on orders \d is held now, and waits for a person: .*NotDone: no paper", line)
         assert line.endswith("; `groundstate held --reaction done` says what can be done")
@@ -275,7 +276,7 @@ def test_the_failure_by_which_an_endpoint_pauses_is_a_warning(beside: Beside) ->
 
 def flight_of(record: int) -> Any:
     return SimpleNamespace(
-        identity=("shop", "paid", str(record), ""), question=SimpleNamespace(spec=SimpleNamespace(name="paid", table_name="orders"))
+        identity=("shop", "paid", str(record), ""), query=SimpleNamespace(spec=SimpleNamespace(name="paid", table_name="orders"))
     )
 
 
@@ -324,7 +325,7 @@ def test_of_many_doubts_ten_are_told_beside_what_failed_and_then_how_many_more(c
 
 def test_a_sync_call_that_hangs_has_one_line_with_the_cure(beside: Beside) -> None:
     gate = threading.Event()
-    beside.called(lambda: str(gate.wait(HANG_S)), in_doubt=hold(), timeout=ms(20))
+    beside.called(lambda: str(gate.wait(HANG_S)), in_doubt=InDoubt.hold(), timeout=ms(20))
     beside.go_on("timed out after 0.02 s, and still runs", event="call_hangs", state="doubt")
     (line,) = beside.told("call_hangs")
     assert "and is in doubt: give its client a time limit of its own" in line

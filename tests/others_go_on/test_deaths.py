@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from groundstate import Outside, Retry
+from groundstate import ExternalService, Retry
+from tests.engine.handle.test_poison_guard import deaths
 from tests.engine.kit import Order, World, ms, until
-from tests.engine.test_careful import deaths
 from tests.others_go_on.conftest import RECEIPT, Beside
 
 SOON = Retry(times=None, first=ms(5), longest=ms(5))
@@ -40,7 +40,7 @@ def end(world: World) -> str:
 @pytest.mark.parametrize("by_a_call", [False, True], ids=["by_a_handler", "by_a_call"])
 def test_a_record_ends_its_workers(beside: Beside, mailer: World, by_a_call: bool) -> None:
     if by_a_call:
-        beside.called(lambda: end(beside), retry=SOON, timeout=ms(20_000), outside=Outside("desk", limit=20))
+        beside.called(lambda: end(beside), retry=SOON, timeout=ms(20_000), service=ExternalService("desk", limit=20))
     else:
         beside.handled(lambda _order: beside.die(), retry=SOON)
     beside.placed()
@@ -52,5 +52,5 @@ def test_a_record_ends_its_workers(beside: Beside, mailer: World, by_a_call: boo
     beside.listed(words, "held")
     beside.told_once(words, "attempt_kept")
     until(lambda: mailer.count(Order.mailed == "yes") == len(beside.done()))
-    assert (beside.lives[-1].worker.life.care.careful, other.worker.life.care.careful) == (True, False)
+    assert (beside.lives[-1].worker.incarnation.care.careful, other.worker.incarnation.care.careful) == (True, False)
     assert beside.pending().careful

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Mapped, ORMExecuteState, Session, mapped_column
 
-from groundstate import Outside, Retry, hold
-from groundstate.engine import own_words
-from groundstate.values.errors import NotFound
+from groundstate import ExternalService, InDoubt, Retry
+from groundstate.engine import publish_report
+from groundstate.values.errors import NotFoundError
 from tests.engine.kit import HANG_S, ms, until
-from tests.engine.test_soft_deletes import Soft, SoftBase, hide
+from tests.engine.sql.test_user_filters import Soft, SoftBase, hide
 from tests.others_go_on.conftest import ONE, OTHERS, Beside, a_world
 
 
@@ -52,7 +52,7 @@ def is_nowhere(beside: Beside) -> None:
     report = beside.pending()
     assert (report.to_do[0].rows, report.counts["failed"], report.counts["held"]) == (0, 0, 0)
     assert (beside.status().rows, beside.status().attempts) == (0, {})
-    with pytest.raises(NotFound, match="has no record '1'"):
+    with pytest.raises(NotFoundError, match="has no record '1'"):
         beside.why()
 
 
@@ -84,7 +84,7 @@ def test_what_is_hidden_while_it_is_called_was_deleted_under_its_call(beside: Be
         assert gate.wait(HANG_S)
         return "receipt"
 
-    beside.called(wait, in_doubt=hold(), outside=Outside("desk", limit=20))
+    beside.called(wait, in_doubt=InDoubt.hold(), service=ExternalService("desk", limit=20))
     beside.placed()
     beside.worker()
     beside.until_done()
@@ -120,7 +120,7 @@ def test_a_listener_that_raises_for_one_class_stops_its_reactions_alone_and_they
 
 
 def test_what_a_listener_keeps_workers_from_is_told_by_who_meets_none(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_words, "EACH_S", 0.02)
+    monkeypatch.setattr(publish_report, "EACH_S", 0.02)
 
     @beside.app.on(Crate, Crate.status == "placed", name="stacked")
     def stacked(crate: Crate) -> None:

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from groundstate import Absent, Failure, NotDone, Outside, Retry, Unknown, ask, hold
-from groundstate.engine.messenger import Messenger
-from groundstate.engine.question import Question
-from groundstate.engine.transaction import OurSession
-from groundstate.engine.watching import Watched, Where
-from groundstate.store import opening
+from groundstate import Absent, ExternalService, Failure, InDoubt, NotDone, Retry, Unknown
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.transaction import OurSession
+from groundstate.engine.watch.hint_publisher import HintPublisher
+from groundstate.engine.watch.trace_hooks import Watched, Where
+from groundstate.store import connect
 from groundstate.transport.memory import MemoryTransport
 from tests.engine.kit import QUICK, Order, ms, until
 from tests.others_go_on.conftest import ONE, RECEIPT, Beside
@@ -66,7 +66,7 @@ def test_a_function_of_not_done_raises(beside: Beside, call: Any, error: type[Ba
     def tell(_error: Exception) -> bool:
         raise error("enough")
 
-    beside.called(call, in_doubt=hold(), outside=Outside("desk", limit=20, not_done=[tell]))
+    beside.called(call, in_doubt=InDoubt.hold(), service=ExternalService("desk", limit=20, not_done=[tell]))
     beside.go_on("OSError: no paper", event="call_in_doubt")
     assert len(beside.told("not_done_failed")) == 1
 
@@ -100,13 +100,13 @@ def test_a_gave_up_handler_raises(beside: Beside, error: type[BaseException]) ->
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
 def test_a_find_raises(beside: Beside, error: type[BaseException]) -> None:
-    @Outside("desk", limit=20).call(in_doubt=ask(settle_after=ms(1)), timeout=ms(100), retry=SELDOM)
+    @ExternalService("desk", limit=20).call(in_doubt=InDoubt.lookup(settle_after=ms(1)), timeout=ms(100), retry=SELDOM)
     def send(order: Order) -> str:
         if order.id == ONE:
             raise OSError("no answer")
         return RECEIPT
 
-    @send.find
+    @send.lookup
     def _(order: Order) -> str | Absent | Unknown:
         raise error("enough")
 
@@ -121,17 +121,17 @@ def test_a_find_raises(beside: Beside, error: type[BaseException]) -> None:
     beside.listed(f"{error.__name__}: enough", "doubt")
     lines = beside.told("call_failed")  # one each time it is asked, which on a busy machine may be twice by now
     assert lines
-    assert all(f"find raised {error.__name__}: enough" in line for line in lines)
+    assert all(f"lookup raised {error.__name__}: enough" in line for line in lines)
 
 
 def test_a_find_that_its_time_limit_ends_is_told_as_such(beside: Beside) -> None:
-    @Outside("desk", limit=20).call(in_doubt=ask(settle_after=ms(1)), timeout=ms(100), retry=SELDOM)
+    @ExternalService("desk", limit=20).call(in_doubt=InDoubt.lookup(settle_after=ms(1)), timeout=ms(100), retry=SELDOM)
     async def send(order: Order) -> str:
         if order.id == ONE:
             raise OSError("no answer")
         return RECEIPT
 
-    @send.find
+    @send.lookup
     async def _(order: Order) -> str | Absent | Unknown:
         await asyncio.Event().wait()
         return Unknown()
@@ -144,8 +144,8 @@ def test_a_find_that_its_time_limit_ends_is_told_as_such(beside: Beside) -> None
     beside.worker()
     beside.until_done()
     until(lambda: "timed out" in (beside.attempt().error or ""), beside.attempts)
-    beside.listed("its find timed out after 0.1 s", "doubt")
-    assert set(beside.told("call_failed")) == {"INFO done on orders 1: its find timed out after 0.1 s"}
+    beside.listed("its lookup timed out after 0.1 s", "doubt")
+    assert set(beside.told("call_failed")) == {"INFO done on orders 1: its lookup timed out after 0.1 s"}
 
 
 class Torn(MemoryTransport):
@@ -155,8 +155,8 @@ class Torn(MemoryTransport):
 
 def test_a_transport_raises(beside: Beside) -> None:
     beside.handled(lambda _order: None)
-    database, _, _ = opening.open_store(beside.app.stores[0].settings())
-    told = Messenger("shop", Torn(), [Question(spec, database) for spec in beside.app.reactions.values()])
+    database, _, _ = connect.open_store(beside.app.stores[0].settings())
+    told = HintPublisher("shop", Torn(), [ConditionQuery(spec, database) for spec in beside.app.reactions.values()])
     told.start()
     try:
         beside.worker(messenger=told)
@@ -188,7 +188,7 @@ def test_a_client_raises_when_it_is_opened_and_when_it_is_closed(beside: Beside,
         yield
         raise error("enough")
 
-    beside.called(call, retry=QUICK, outside=Outside("desk", limit=20, client=client))
+    beside.called(call, retry=QUICK, service=ExternalService("desk", limit=20, client=client))
     beside.placed()
     life = beside.worker()
     beside.until_done()
@@ -199,9 +199,9 @@ def test_a_client_raises_when_it_is_opened_and_when_it_is_closed(beside: Beside,
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_watch_raises_and_is_told_of_once(beside: Beside, late: bool) -> None:
-    beside.called(_receipt, outside=Outside("desk", limit=20))
+    beside.called(_receipt, service=ExternalService("desk", limit=20))
     life = beside.worker(start=False)
-    life.worker._shift.watched = life.worker._traffic.caller.watched = Watched(Where("shop", "here"), Broken(late=late))
+    life.worker._worker_state.watched = life.worker._call_turns.caller.watched = Watched(Where("shop", "here"), Broken(late=late))
     life.worker.start()
     beside.placed()
     beside.until_done()

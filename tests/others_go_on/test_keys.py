@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from groundstate import InOrder, Instant, Outside, hold
+from groundstate import ExternalService, InDoubt, InOrder, UtcDateTime
 from groundstate.cli.check import _ask as check
-from groundstate.engine import persons
-from groundstate.values.errors import NotFound
+from groundstate.engine.operate import actions
+from groundstate.values.errors import NotFoundError
 from tests.engine.kit import Base, until
-from tests.engine.test_keys_found import REFUSED_BY_POSTGRES, ULID, Guid, declared, insert, keyed
+from tests.engine.sql.test_key_columns import REFUSED_BY_POSTGRES, ULID, Guid, declared, insert, keyed
 from tests.others_go_on.conftest import OTHERS, Beside, a_world
 
 
@@ -41,7 +41,7 @@ def test_a_key_that_does_not_come_back_from_its_text_bars_its_own_reactions_alon
         assert {name for name, words in report.lacks.items() if said in words} == barred
         assert {name for name in barred if said in (beside.status(name).lacks or "")} == barred
         for name in kinds:
-            with pytest.raises(NotFound, match=said):
+            with pytest.raises(NotFoundError, match=said):
                 beside.why_of(name, "0.1")
         assert {one.subject for one in check(beside.app, beside.app.stores[0]) if said in one.words} == set(kinds)
 
@@ -50,7 +50,7 @@ def packing(beside: Beside, kind: Any, outcome: str, *, by_a_call: bool) -> list
     """Declares the reaction 'packed', which gives new records this status. Returns the keys for which its call was made."""
     called: list[object] = []
 
-    @Outside("desk", limit=50).call(in_doubt=hold())
+    @ExternalService("desk", limit=50).call(in_doubt=InDoubt.hold())
     async def ask(record: Any) -> str:
         called.append(record.id)
         return outcome
@@ -97,7 +97,7 @@ def test_a_key_of_which_its_type_makes_no_value_is_held_by_itself_and_a_person_f
         assert beside.told("record_unreadable") == [f"WARNING packed on guid {record}: {said}" for record in ("  zzz", "zzz")]
         beside.run("DELETE FROM guid WHERE id = 'zzz'")
         with beside.person() as person:
-            assert persons.forget(person, "packed", "zzz").became == "deleted"
+            assert actions.forget(person, "packed", "zzz").became == "deleted"
         until(lambda: beside.states() == ["held"], beside.attempts)
 
 
@@ -130,7 +130,7 @@ OTHER_FORMS: dict[str, tuple[Any, str, list[Any]]] = {
     "a UUID in capitals": (sa.Uuid, "'5F0C7A526D2F4C0B9A378F2A1B3C4D5E'", [uuid.UUID(int=number) for number in range(OTHERS)]),
     "a time without microseconds": (sa.DateTime, "'2026-01-01 00:00:00'", TIMES),
     "a time with a T": (sa.DateTime, "'2026-01-01T00:00:00.000000'", TIMES),
-    "an Instant with a Z": (Instant, "'2026-01-01 00:00:00.000000Z'", [at.replace(tzinfo=UTC) for at in TIMES]),
+    "an UtcDateTime with a Z": (UtcDateTime, "'2026-01-01 00:00:00.000000Z'", [at.replace(tzinfo=UTC) for at in TIMES]),
     "bytes in a text": (lambda: sa.String(40), "x'616263'", [f"key {number}" for number in range(OTHERS)]),
 }
 
@@ -162,7 +162,7 @@ def test_a_key_that_stands_in_another_form_is_held_before_any_call_and_the_other
         assert [found.subject for found in check(beside.app, beside.app.stores[0]) if found.kind == "stored"] == ["odd.id"]
         beside.run(f"DELETE FROM odd WHERE id = {written}")
         with beside.person() as person:
-            assert persons.forget(person, "packed", one.record).became == "deleted"
+            assert actions.forget(person, "packed", one.record).became == "deleted"
 
 
 def test_a_key_that_is_found_in_another_form_by_its_collation_is_carried_out(sqlite_url: str, caplog: pytest.LogCaptureFixture) -> None:

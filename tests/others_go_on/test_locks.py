@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate.engine import locked
+from groundstate.engine.sql import lock_waits
+from groundstate.engine.watch import locked_tables
+from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.store import postgres
-from tests.engine.kit import Base, until
+from tests.engine.kit import Base, Order, until
 from tests.others_go_on.conftest import ONE, Beside, a_world
 
 
@@ -49,7 +52,7 @@ def somebody(beside: Beside, statement: str) -> Iterator[str]:
 
 
 def test_a_locked_table_hides_its_own_reactions_alone(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locked, "SEEN_WITHIN", timedelta(milliseconds=50))
+    monkeypatch.setattr(lock_waits, "SEEN_WITHIN", timedelta(milliseconds=50))
     with somebody(beside, "LOCK TABLE boxes IN ACCESS EXCLUSIVE MODE") as he:
         beside.placed()
         beside.worker()
@@ -67,6 +70,57 @@ def test_a_locked_table_hides_its_own_reactions_alone(beside: Beside, monkeypatc
     (told,) = beside.told("reaction_barred")
     assert told.startswith(f"WARNING shut waits: {words}")
     assert told.endswith("; the others go on")
+
+
+@pytest.mark.parametrize("mode", ["ACCESS EXCLUSIVE", "SHARE"])
+def test_a_locked_table_is_waited_for_once_and_not_by_each_reaction_on_it(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """SHARE: as CREATE INDEX takes it, which lets readers in and no writer."""
+    monkeypatch.setattr(locked_tables, "LONGEST_S", 0.05)
+    monkeypatch.setattr(postgres, "WAIT", timedelta(milliseconds=500))
+    for number in range(4):
+
+        def _shut(box: Box) -> None:
+            box.status = "shut"
+
+        beside.app.on(Box, Box.status == f"open {number}", name=f"shut{number}")(_shut)
+    beside.placed()
+    waited: list[str] = []
+
+    def met(context: Any) -> None:
+        if getattr(context.original_exception, "sqlstate", None) == "55P03":
+            waited.append(str(context.statement))
+
+    life = beside.worker()
+    beside.until_done()
+    life.quiet()
+    lane = next(queue for queue in life.worker.queues if queue.name == "shut")
+    lane.admitted = False  # until somebody has locked the table
+    beside.add(Box(id=2))
+    looked: list[int] = []
+    really = locked_tables.recheck_barred_queues
+
+    def look(worker_state: WorkerState) -> bool:
+        looked.append(sum(part.barred is not None for part in worker_state.parts))
+        return really(worker_state)
+
+    with somebody(beside, f"LOCK TABLE boxes IN {mode} MODE"):
+        event.listen(Engine, "handle_error", met)
+        try:
+            lane.admitted = True
+            life.sweep()
+            until(lambda: len(beside.told("reaction_barred")) == 5)
+            monkeypatch.setattr(locked_tables, "recheck_barred_queues", look)
+            waited.clear()
+            until(lambda: looked.count(5) >= 10)
+            beside.add(Order(id=500))
+            until(lambda: 500 in beside.done())
+        finally:
+            event.remove(Engine, "handle_error", met)
+    assert waited == [], "it is waited for again"
+    until(lambda: len(beside.told("reaction_free")) == 5)
+    until(lambda: not any(part.barred for part in life.worker.queues))
 
 
 @pytest.mark.usefixtures("locks_told_at_once")
@@ -92,7 +146,7 @@ def test_a_lock_on_a_table_of_ours_is_told_and_all_goes_on_when_it_is_released(
     life.quiet()
     with somebody(beside, f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE") as he:
         beside.placed()
-        until(lambda: f"{he} has locked the table {table}" in (life.worker.vitals().trouble or ""), life.worker.vitals)
+        until(lambda: f"{he} has locked the table {table}" in (life.worker.worker_health().trouble or ""), life.worker.worker_health)
         until(lambda: any(he in line for line in beside.told("database_trouble")))
     beside.until_done()
     until(lambda: life.worker.trouble is None)

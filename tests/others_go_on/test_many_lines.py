@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from groundstate import NotDone
-from groundstate.engine.limited_lines import LINES_MOST
+from groundstate.engine.rows.limited_logging import LINES_MOST
 from groundstate.values.answers import Failure
 from tests.engine.kit import Order, until
 from tests.others_go_on.conftest import MORE, ONCE, Beside

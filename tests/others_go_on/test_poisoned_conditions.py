@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import JSON, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Due, InOrder, Instant, Outside, again
-from groundstate.cli.common import looking
-from groundstate.engine import persons, set_apart
-from groundstate.engine.check import check
-from groundstate.engine.plan import plan
-from groundstate.engine.question import Question
+from groundstate import Due, ExternalService, InDoubt, InOrder, UtcDateTime
+from groundstate.cli.common import open_store_read_only
+from groundstate.engine.operate import actions
+from groundstate.engine.operate.check import check
+from groundstate.engine.operate.plan import plan
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.watch import raising_conditions
 from tests.engine.kit import CALL_LIMIT, HANG_S, until
 from tests.others_go_on.conftest import MORE, ONCE, ONE, OTHERS, Beside, a_world
 
@@ -39,7 +40,7 @@ class Paper(Papers):
     shelf: Mapped[str] = mapped_column(default=lambda: f"shelf {next(shelves) % 5}")
     size: Mapped[int | None] = mapped_column(default=7)
     data: Mapped[Any] = mapped_column(JSON, default=lambda: dict(GOOD))
-    at: Mapped[datetime | None] = mapped_column(Instant, default=lambda: datetime.now(UTC) - timedelta(hours=1))
+    at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=lambda: datetime.now(UTC) - timedelta(hours=1))
 
 
 class Sheet(Papers):
@@ -86,7 +87,7 @@ def calling(beside: Beside, during: Callable[[Paper], None] = leave_in_peace, **
         during(paper)
         return "receipt"
 
-    asked = Outside("office").call(in_doubt=again(), retry=ONCE, timeout=CALL_LIMIT)(ask)
+    asked = ExternalService("office").call(in_doubt=InDoubt.repeat(), retry=ONCE, timeout=CALL_LIMIT)(ask)
 
     def done(paper: Paper, _outcome: str) -> None:
         paper.status = "done"
@@ -203,8 +204,37 @@ def test_an_outcome_of_a_row_that_was_spoiled_waits_and_the_others_are_concluded
     gate.set()
     until(lambda: set(range(1000, 1010)) <= beside.done(), beside.attempts)
     assert beside.states() == ["begun"]
+    until(lambda: beside.told("outcome_waits"))
+    (line,) = beside.told("outcome_waits")
+    assert line.startswith(f"WARNING done on papers {ONE}: what its call said waits in memory until the record is mended")
+    assert words_of(beside) in line
+    assert "what its call says waits in memory until the record is mended" in beside.why().next
     mend(beside, ONE)
     until(lambda: ONE in beside.done(), beside.attempts)
+    assert len(beside.told("outcome_waits")) == 1
+
+
+def test_an_outcome_of_a_row_that_was_spoiled_is_held_when_the_worker_ends(beside: Beside) -> None:
+    gate, came = threading.Event(), threading.Event()
+
+    def during(paper: Paper) -> None:
+        if paper.id == ONE:
+            came.set()
+            assert gate.wait(HANG_S)
+
+    calling(beside, during)
+    beside.placed()
+    life = beside.worker()
+    assert came.wait(HANG_S)
+    beside.until_done()
+    spoil(beside, ONE)
+    gate.set()
+    until(lambda: beside.told("outcome_waits"))
+    assert life.worker.stop(HANG_S).in_doubt == 0
+    attempt = beside.attempt()
+    assert (attempt.state.value, attempt.unsure, "receipt" in str(attempt.outcome)) == ("held", False, True)
+    beside.listed(OF_ONE, "held")
+    beside.told_once(words_of(beside), "outcome_held")
 
 
 def test_a_row_that_is_mended_is_carried_out_at_its_next_try(beside: Beside) -> None:
@@ -219,7 +249,7 @@ def test_a_row_that_is_mended_is_carried_out_at_its_next_try(beside: Beside) -> 
     until(lambda: beside.states() == ["held"], beside.attempts)
     mend(beside, OTHERS + 50)
     with beside.person() as person:
-        assert persons.retry(person, "done", str(OTHERS + 50)).became == "failed"
+        assert actions.retry(person, "done", str(OTHERS + 50)).became == "failed"
     until(lambda: OTHERS + 50 in beside.done(), beside.attempts)
     assert beside.states() == []
 
@@ -259,14 +289,14 @@ def test_a_row_for_which_another_clause_does_not_hold_does_not_fail(beside: Besi
 
 @pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "mended"])
 def test_it_is_asked_plainly_once_no_such_row_is_left(beside: Beside, monkeypatch: pytest.MonkeyPatch, *, deleted: bool) -> None:
-    monkeypatch.setattr(set_apart, "PLAIN_S", 0.1)
-    monkeypatch.setattr(set_apart, "AGAIN_S", 0.1)
+    monkeypatch.setattr(raising_conditions, "PLAIN_S", 0.1)
+    monkeypatch.setattr(raising_conditions, "AGAIN_S", 0.1)
     beside.handled(leave_in_peace, LONG)
     spoiled(beside)
     life = beside.worker()
     beside.until_done()
     until(lambda: beside.states() == ["held"])
-    question = life.worker.lanes[0].question
+    question = life.worker.queues[0].query
     assert question.in_turn
     if deleted:
         beside.run("DELETE FROM papers WHERE id = :key", key=ONE)
@@ -276,7 +306,7 @@ def test_it_is_asked_plainly_once_no_such_row_is_left(beside: Beside, monkeypatc
 
 
 def test_a_condition_that_raises_for_too_many_rows_waits_as_a_whole(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groundstate.engine.raising.APART_MOST", 10)
+    monkeypatch.setattr("groundstate.engine.sql.raising_rows.APART_MOST", 10)
     beside.ones = range(1, 31)
     beside.handled(leave_in_peace, LONG)
     spoiled(beside)
@@ -298,9 +328,9 @@ def test_the_reports_name_the_row_before_any_worker_met_it(beside: Beside) -> No
     assert said in (beside.status().unseen or "")
     assert f"{OF_ONE}: {words_of(beside)}" in beside.why().next
     assert "as soon as a worker runs" in beside.why(2).next
-    with looking(beside.app.stores[0]) as (database, _lives):
-        found = check(database, [Question(spec, database) for spec in beside.app.reactions.values()], beside.app.stores[0].metadatas)
-        planned = plan(beside.app.name, database, [Question(spec, database) for spec in beside.app.reactions.values()], [])
+    with open_store_read_only(beside.app.stores[0]) as (database, _lives):
+        found = check(database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], beside.app.stores[0].metadatas)
+        planned = plan(beside.app.name, database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
     assert [(one.level, one.kind, one.subject) for one in found if one.kind in ("condition", "index")] == [("problem", "condition", "done")]
     assert said in next(one.words for one in found if one.kind == "condition")
     assert [(one.rows, one.lacks) for one in planned.reactions] == [(OTHERS, None)]
@@ -324,6 +354,22 @@ def test_a_row_is_left_as_a_baseline_with_the_others(beside: Beside) -> None:
     spoil(beside, ONE)
     beside.app.init(baseline=["done"])
     assert [(one.state.value, one.why) for one in beside.attempts()] == [("held", "baseline")] * 10
+
+
+def test_rows_that_were_left_as_a_baseline_keep_nobody_waiting_beside_a_row_for_which_it_raises(beside: Beside) -> None:
+    beside.handled(leave_in_peace, LONG)
+    Papers.metadata.create_all(beside.engine)
+    beside._there = True
+    beside.add(*[Paper(id=number) for number in range(1000, 1010)])
+    beside.app.init(baseline=["done"])
+    beside.placed()
+    spoil(beside, ONE)
+    life = beside.worker()
+    beside.until_done()
+    until(lambda: len(beside.attempts()) == 11)
+    assert {one.why for one in beside.attempts() if one.record != str(ONE)} == {"baseline"}
+    life.sweep()
+    assert beside.told("turn_failed") == []
 
 
 def test_a_row_whose_key_has_two_columns_is_held_and_the_others_are_carried_out(beside: Beside) -> None:

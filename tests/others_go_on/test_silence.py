@@ -9,8 +9,9 @@ from sqlalchemy import Engine, create_engine, func, make_url, select
 from sqlalchemy.orm import Session
 
 from groundstate import App, Store
+from groundstate.app.declared import databases_of
 from groundstate.cli import pending
-from groundstate.cli.common import Asked
+from groundstate.cli.common import StoreReader
 from groundstate.cli.health import Health
 from groundstate.store import postgres
 from tests.engine.kit import Base, Order, until
@@ -51,7 +52,7 @@ def test_one_of_two_databases_is_silent(
                 session.add_all([Order() for _ in range(OTHERS)])
             until(lambda: _done(shop) == OTHERS)
             assert [one.ready for one in health.stores(60.0)] == [True, False]
-            asked = Asked(app.parts)
+            asked = StoreReader(databases_of(app))
             ((store, report),) = asked.each(lambda store: pending.ask(app, store))
             assert (store.label, report.to_do[0].rows) == ("shop", 0)
             assert [one.store for one in asked.said["unusable"]] == ["bank"]

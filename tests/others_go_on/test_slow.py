@@ -6,16 +6,16 @@ import threading
 
 import pytest
 
-from groundstate.engine import aside
-from groundstate.store import limits
+from groundstate.engine.watch import slow_conditions
+from groundstate.store import statement_timeouts
+from tests.engine.handle.test_slow_handlers import Turned, gate, measure_by
 from tests.engine.kit import HANG_S, Order, until
-from tests.engine.test_slow import Turned, gate, measure_by
 from tests.others_go_on.conftest import ONE, Beside, a_world
 
 
 def test_a_condition_takes_very_long(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aside, "LIMIT_S", 0.1)
-    monkeypatch.setattr(limits, "LOOKS_S", 0.02)
+    monkeypatch.setattr(slow_conditions, "LIMIT_S", 0.1)
+    monkeypatch.setattr(statement_timeouts, "LOOKS_S", 0.02)
     takes_long = gate(beside)
 
     @beside.app.on(Order, Order.note.is_(None), takes_long)
@@ -34,7 +34,7 @@ def test_a_condition_takes_very_long(beside: Beside, monkeypatch: pytest.MonkeyP
     beside.run("INSERT INTO orders (id, status, round) VALUES (1001, 'placed', 1)")  # of which nobody gives a hint
     life.sweep()
     until(lambda: 1001 in beside.done())
-    assert life.worker.lanes[0].aside
+    assert life.worker.queues[0].aside
     assert (beside.count(Order.note.is_not(None)), beside.told("condition_slow")) == (0, [line])
 
 

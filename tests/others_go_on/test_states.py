@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from groundstate.engine import persons
+from groundstate.engine.operate import actions
 from tests.engine.kit import until
 from tests.others_go_on.conftest import ONE, Beside
 
@@ -43,7 +43,7 @@ def test_a_state_is_unknown(beside: Beside, after_a_call: bool) -> None:
         assert connection.exec_driver_sql("SELECT state FROM groundstate_attempt").scalar_one() == "parked"
     mended.set()
     with beside.person() as person:
-        settle = partial(persons.settle, outcome='"receipt"') if after_a_call else persons.settle_absent
+        settle = partial(actions.settle, outcome='"receipt"') if after_a_call else actions.settle_absent
         assert "was taken as held" in settle(person, "done", str(ONE)).words
     until(lambda: ONE in beside.done(), beside.attempts)
     until(lambda: beside.attempts() == [], beside.attempts)

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Instant, after
+from groundstate import UtcDateTime, after
 from tests.others_go_on.conftest import Beside, a_world
 
 
@@ -20,7 +20,7 @@ class Dated(Dates):
     __tablename__ = "dated"
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="placed")
-    at: Mapped[datetime] = mapped_column(Instant, default=lambda: datetime.now(UTC) - timedelta(hours=1))
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=lambda: datetime.now(UTC) - timedelta(hours=1))
 
 
 TOO_EARLY = ["0001-01-01 00:00:00.000000", "0001-01-03 23:59:59.999999"]  # three days before is in no calendar

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from groundstate import Outside, hold
-from groundstate.engine import limited_lines
+from groundstate import ExternalService, InDoubt
+from groundstate.engine.rows import limited_logging
 from tests.engine.kit import Base, Order
-from tests.engine.test_kept_open import ways
+from tests.engine.sql.test_transaction_kept_open import ways
 from tests.others_go_on.conftest import ONCE, Beside, a_world
 
 
@@ -39,7 +39,7 @@ def are_written_once(beside: Beside) -> None:
 
 @pytest.mark.parametrize("by_a_call", [False, True], ids=["without_a_call", "of_an_outcome"])
 def test_a_handler_ends_our_transaction(beside: Beside, by_a_call: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limited_lines, "LINES_MOST", 100)  # each of them is looked for in the log
+    monkeypatch.setattr(limited_logging, "LINES_MOST", 100)  # each of them is looked for in the log
     some = dict(zip(range(3, 1_000, 3), ways(beside)[::3], strict=False))  # some of them; test_kept_open has each
     beside.ones = tuple(some)
 
@@ -50,7 +50,7 @@ def test_a_handler_ends_our_transaction(beside: Beside, by_a_call: bool, monkeyp
         if order.id in some:
             some[order.id](session)
 
-    @Outside("desk", limit=50).call(in_doubt=hold(), retry=ONCE)
+    @ExternalService("desk", limit=50).call(in_doubt=InDoubt.hold(), retry=ONCE)
     async def ask(order: Order) -> str:
         return "receipt"
 
@@ -64,5 +64,5 @@ def test_a_handler_ends_our_transaction(beside: Beside, by_a_call: bool, monkeyp
         beside.app.on(Order, Order.status == "placed", name="done", call=ask)(concluded)
     else:
         beside.app.on(Order, Order.status == "placed", name="done", retry=ONCE)(plainly)
-    beside.go_on("StateRefused", event="outcome_held" if by_a_call else "handler_failed")
+    beside.go_on("StateRefusedError", event="outcome_held" if by_a_call else "handler_failed")
     are_written_once(beside)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import func
+from sqlalchemy import Engine, event, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import StateRefused
-from groundstate.cli.common import looking
-from groundstate.engine.check import check
-from groundstate.engine.plan import plan
-from groundstate.engine.question import Question
+from groundstate import StateRefusedError
+from groundstate.cli.common import open_store_read_only
+from groundstate.engine.operate.check import check
+from groundstate.engine.operate.plan import plan
+from groundstate.engine.sql.condition_query import ConditionQuery
 from tests.engine.kit import Base, until
 from tests.others_go_on.conftest import OTHERS, a_world
 
@@ -33,6 +33,38 @@ class Box(Shelves):
 NO_FUNCTION: Any = func.nosuch(Box.label) == "x"
 
 
+def test_rows_left_as_a_baseline_of_such_a_condition_keep_nobody_waiting(sqlite_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    there = [True]
+    with a_world(sqlite_url, caplog, Base, Shelves) as beside:
+
+        @beside.app.on(Box, Box.status == "open", NO_FUNCTION)
+        def shut(box: Box) -> None:
+            box.status = "shut"
+
+        def add_function(connection: Any, _record: object) -> None:
+            if there:
+                connection.create_function("nosuch", 1, lambda _label: "x")
+
+        event.listen(Engine, "connect", add_function)
+        try:
+            beside.handled(lambda _order: None)
+            Shelves.metadata.create_all(beside.engine)
+            with beside.session() as session, session.begin():
+                session.add(Box(id=1))
+            beside.app.init(tables=True, accept=["done"], baseline=["shut"])
+            there.clear()
+            beside._there = True
+            beside.engine.dispose()
+            beside.placed()
+            beside.worker()
+            beside.until_done()
+            until(lambda: beside.told("condition_failed"))
+            assert beside.told("turn_failed") == []
+            assert beside.states() == ["held"]
+        finally:
+            event.remove(Engine, "connect", add_function)
+
+
 def test_a_condition_cannot_be_asked(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     words = "nosuch"
     with a_world(database_url, caplog, Base, Shelves) as beside:
@@ -46,7 +78,7 @@ def test_a_condition_cannot_be_asked(database_url: str, caplog: pytest.LogCaptur
         with beside.session() as session, session.begin():
             session.add(Box(id=1))
         with pytest.raises(
-            StateRefused, match=f"the rest was done, and these are not started: shut: its condition cannot be asked: .*{words}"
+            StateRefusedError, match=f"the rest was done, and these are not started: shut: its condition cannot be asked: .*{words}"
         ):
             beside.there()
         beside._there = True
@@ -55,12 +87,12 @@ def test_a_condition_cannot_be_asked(database_url: str, caplog: pytest.LogCaptur
         assert words in beside.pending().unseen["shut"]
         assert words in (beside.status("shut").unseen or "") + (beside.status("shut").lacks or "")
         assert words in beside.why_of("boxes", "1").answers[0].next
-        with looking(beside.app.stores[0]) as (database, _lives):
-            planned = plan(beside.app.name, database, [Question(spec, database) for spec in beside.app.reactions.values()], [])
+        with open_store_read_only(beside.app.stores[0]) as (database, _lives):
+            planned = plan(beside.app.name, database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
         assert {one.reaction: words in (one.lacks or "") for one in planned.reactions} == {"shut": True, "done": False}
         assert planned.needs_somebody
-        with looking(beside.app.stores[0]) as (database, _lives):
-            found = check(database, [Question(spec, database) for spec in beside.app.reactions.values()], [])
+        with open_store_read_only(beside.app.stores[0]) as (database, _lives):
+            found = check(database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
         assert [one.subject for one in found if one.level == "problem" and words in one.words] == ["shut"]
         beside.worker()
         beside.until_done()

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, func, select
 from sqlalchemy.orm import Session
 
-from groundstate import App, Outside, Store, again
+from groundstate import App, ExternalService, InDoubt, Store
 from groundstate.cli.health import Health
 from groundstate.engine.worker import Worker
-from groundstate.store import opening
+from groundstate.store import connect
 from tests.engine.kit import Base, Order, until
 from tests.others_go_on.conftest import ONCE, ONE, OTHERS, Beside
 from tests.patience import HANG_S
@@ -41,15 +41,15 @@ def test_sends_raises_it(beside: Beside) -> None:
             ends(order)
         return order.id
 
-    @Outside("desk").call(in_doubt=again(), retry=ONCE)
+    @ExternalService("desk").call(in_doubt=InDoubt.repeat(), retry=ONCE)
     async def ask(number: int) -> str:
         return "receipt"
 
-    @beside.app.on(Order, Order.status == "placed", name="done", call=ask, sends=sends)
+    @beside.app.on(Order, Order.status == "placed", name="done", call=ask, prepare=sends)
     def done(order: Order, outcome: str) -> None:
         order.status = "done"
 
-    beside.go_on("sends raised KeyboardInterrupt: enough", event="sends_failed")
+    beside.go_on("prepare raised KeyboardInterrupt: enough", event="sends_failed")
 
 
 def test_the_handler_of_an_outcome_raises_it(beside: Beside) -> None:
@@ -131,7 +131,7 @@ def test_a_workers_thread_ends_and_another_worker_carries_out(
         events = [getattr(line, "event", None) for line in caplog.records if line.levelname != "INFO"]
         assert [event for event in events if event != "transaction_long"] == ["worker_ended"]  # a busy machine may make one long
         gate.set()
-        engine = create_engine(opening.settings_of(database_url, None, None, "lossy").url)
+        engine = create_engine(connect.settings_of(database_url, None, None, "lossy").url)
         with Session(engine) as session:
             session.add_all([Order(id=number + 1) for number in range(OTHERS)])
             session.commit()

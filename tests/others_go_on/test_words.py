@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from groundstate import NotDone, Retry, hold
-from groundstate.cli.log_lines import JsonLines
-from groundstate.engine import guarded
+from groundstate import InDoubt, NotDone, Retry
+from groundstate.cli.json_log import JsonLines
+from groundstate.engine.sql import safe_text
 from tests.engine.kit import until
 from tests.others_go_on.conftest import MORE, Beside
 
@@ -60,12 +60,12 @@ def test_a_handler_raises_what_has_no_class(beside: Beside) -> None:
 
 
 def test_a_call_raises_what_has_no_class(beside: Beside) -> None:
-    beside.called(lambda: _raise(Sly("sly")), in_doubt=hold())
+    beside.called(lambda: _raise(Sly("sly")), in_doubt=InDoubt.hold())
     beside.go_on("Sly: sly", event="call_in_doubt")
 
 
 def test_a_call_raises_what_says_nothing(beside: Beside) -> None:
-    beside.called(lambda: _raise(Speechless()), in_doubt=hold())
+    beside.called(lambda: _raise(Speechless()), in_doubt=InDoubt.hold())
     beside.go_on("Speechless: (no words can be made of it: TypeError)", event="call_in_doubt")
 
 
@@ -150,7 +150,7 @@ def test_words_are_plain_text_whatever_type_they_are_of() -> None:
         def __str__(self) -> str:
             return Text("no paper")
 
-    assert guarded.describe(Fails()) == "Fails: no paper"
+    assert safe_text.describe(Fails()) == "Fails: no paper"
 
 
 def test_a_line_of_json_is_written_whatever_its_fields_are() -> None:
@@ -160,7 +160,7 @@ def test_a_line_of_json_is_written_whatever_its_fields_are() -> None:
 
 def test_ctrl_c_of_a_person_is_no_failure_of_what_is_shown() -> None:
     with pytest.raises(KeyboardInterrupt):
-        guarded.describe(Speechless(KeyboardInterrupt))
+        safe_text.describe(Speechless(KeyboardInterrupt))
 
 
 def test_a_handler_that_fails_is_told_with_its_table_its_try_and_when_the_next_one_is(beside: Beside) -> None:

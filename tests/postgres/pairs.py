@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
+from tools.servers.postgres import PostgresServer
 
-from groundstate.testing.servers import PostgresServer
 from tests.patience import until
 
 

@@ -19,20 +19,19 @@ import psycopg
 import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
+from tools.servers.postgres import PostgresServer
 
-from groundstate import hold
-from groundstate.engine import adopt
-from groundstate.engine import life as lives
-from groundstate.engine.pending import pending
-from groundstate.engine.question import Question
-from groundstate.engine.why import why
-from groundstate.rules.policy import InDoubt
-from groundstate.store import opening
-from groundstate.store.port import Lives
-from groundstate.store.session_locks import INCARNATION
+from groundstate import InDoubt
+from groundstate.engine.operate.pending import pending
+from groundstate.engine.operate.why import why
+from groundstate.engine.recover import adopt
+from groundstate.engine.rows import incarnation as lives
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.store import connect
+from groundstate.store.port import Liveness
+from groundstate.store.postgres_liveness import INCARNATION
 from groundstate.store.tables import worker as worker_table
-from groundstate.testing.servers import PostgresServer
-from groundstate.values.errors import LifeTaken
+from groundstate.values.errors import LifeTakenError
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import HANG_S, Gateway, Life, Order, World, ms, until
 
@@ -57,7 +56,7 @@ def world(server: PostgresServer) -> Iterator[World]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lives, "RECONNECT", LONG)
-    monkeypatch.setattr("groundstate.engine.living.RECONNECT", LONG)
+    monkeypatch.setattr("groundstate.engine.operate.living_workers.RECONNECT", LONG)
 
 
 def killed(server: PostgresServer) -> None:
@@ -142,17 +141,17 @@ def _standing(life: Life, stands: threading.Event, awake: threading.Event) -> Ca
 
 
 def came_back(*some: Life, times: int = 2) -> None:
-    until(lambda: all(life.worker.life.taken == times and life.worker.life.sound for life in some))
+    until(lambda: all(life.worker.incarnation.taken == times and life.worker.incarnation.sound for life in some))
 
 
 def ids(some: list[Life]) -> list[int]:
-    return [life.worker.life.id for life in some]
+    return [life.worker.incarnation.id for life in some]
 
 
 def ended(world: World) -> list[int]:
-    """Lives that somebody wrote down as ended."""
+    """Liveness that somebody wrote down as ended."""
     with world.engine.connect() as connection:
-        return list(connection.execute(select(worker_table.c.life).where(worker_table.c.ended_at.is_not(None))).scalars())
+        return list(connection.execute(select(worker_table.c.id).where(worker_table.c.ended_at.is_not(None))).scalars())
 
 
 def events(caplog: pytest.LogCaptureFixture) -> set[Any]:
@@ -161,7 +160,7 @@ def events(caplog: pytest.LogCaptureFixture) -> set[Any]:
 
 @ANEW
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("policy", [SAME_KEY, ASK], ids=["same_key", "ask"])
+@pytest.mark.parametrize("policy", [SAME_KEY, ASK], ids=["same_key", "lookup"])
 def test_no_call_goes_out_twice_and_no_worker_is_taken_for_dead_where_the_server_is_started_anew(
     server: PostgresServer,
     world: World,
@@ -185,7 +184,7 @@ def test_no_call_goes_out_twice_and_no_worker_is_taken_for_dead_where_the_server
     assert ids(workers) == before, "each goes on as who it was"
     assert ended(world) == []
     assert world.attempts() == []
-    assert "life_resumed" in events(caplog)
+    assert "worker_resumed" in events(caplog)
     assert not events(caplog) & {"adopted", "careful_mode", "call_in_doubt", "went_back"}
 
 
@@ -195,7 +194,7 @@ def test_a_worker_that_comes_back_later_than_others_still_has_its_calls(
     server: PostgresServer, world: World, starts_anew: Callable[[PostgresServer], None]
 ) -> None:
     gateway, (early, late) = in_the_air(world, SAME_KEY, 10, 2)
-    first = late.worker.life.id
+    first = late.worker.incarnation.id
     with asleep(late):
         starts_anew(server)
         world.engine.dispose()
@@ -208,7 +207,7 @@ def test_a_worker_that_comes_back_later_than_others_still_has_its_calls(
     came_back(late)
     gateway.gate.set()
     until(lambda: world.count(Order.status == "paid") == 10)
-    assert late.worker.life.id == first
+    assert late.worker.incarnation.id == first
     assert [gateway.called(number) for number in range(1, 11)] == [1] * 10
 
 
@@ -218,16 +217,16 @@ def test_who_does_not_come_back_is_adopted_after_some_seconds_and_is_another_lif
 ) -> None:
     monkeypatch.setattr(lives, "RECONNECT", ms(300))
     gateway, (early, late) = in_the_air(world, ASK, 10, 2)
-    first = late.worker.life.id
+    first = late.worker.incarnation.id
     with asleep(late):
         starts_anew(server)
         world.engine.dispose()
         until(lambda: first in ended(world) or first not in [one.worker for one in world.attempts()])
-    until(lambda: late.worker.life.id != first and late.worker.life.sound)
+    until(lambda: late.worker.incarnation.id != first and late.worker.incarnation.sound)
     gateway.gate.set()
     until(lambda: world.count(Order.status == "paid") == 10)
     assert [gateway.done(number) for number in range(1, 11)] == [1] * 10
-    assert early.worker.life.sound
+    assert early.worker.incarnation.sound
 
 
 def test_a_worker_that_died_with_its_server_is_adopted_by_the_next_start(
@@ -269,28 +268,28 @@ def test_a_life_of_older_code_which_did_not_say_its_server_is_adopted_at_once(se
 
 @pytest.mark.usefixtures("patient")
 def test_a_worker_that_loses_its_connection_alone_goes_on_where_nobody_adopted_it_meanwhile(world: World) -> None:
-    gateway, (life,) = in_the_air(world, hold(), 2, 1)
-    first = life.worker.life.id
-    world.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'groundstate life'")
+    gateway, (life,) = in_the_air(world, InDoubt.hold(), 2, 1)
+    first = life.worker.incarnation.id
+    world.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'groundstate worker'")
     came_back(life)
     gateway.gate.set()
     until(lambda: world.count(Order.status == "paid") == 2)
-    assert life.worker.life.id == first
+    assert life.worker.incarnation.id == first
     assert world.attempts() == []
 
 
 @pytest.mark.usefixtures("patient")
 def test_and_is_another_life_where_somebody_whose_connection_stood_took_it_for_dead(world: World) -> None:
     gateway, (cut, other) = in_the_air(world, ASK, 4, 2, done=True)
-    first = cut.worker.life.id
+    first = cut.worker.incarnation.id
     with asleep(cut):
         cut.lose_lock()
         until(lambda: first in ended(world))
-    until(lambda: cut.worker.life.id != first and cut.worker.life.sound)
+    until(lambda: cut.worker.incarnation.id != first and cut.worker.incarnation.sound)
     gateway.gate.set()
     until(lambda: world.count(Order.status == "paid") == 4)
     assert [gateway.called(number) for number in range(1, 5)] == [1] * 4
-    assert other.worker.life.taken == 1
+    assert other.worker.incarnation.taken == 1
 
 
 @pytest.mark.usefixtures("patient")
@@ -298,7 +297,7 @@ def test_who_lost_its_own_lock_takes_nobody_for_dead_and_who_did_not_does_at_onc
     gateway, (cut, dead) = in_the_air(world, ASK, 4, 2, done=True)
     cut.lose_lock()
     came_back(cut)
-    gone = dead.worker.life.id
+    gone = dead.worker.incarnation.id
     dead.kill()
     for _ in range(3):
         cut.sweep()
@@ -312,34 +311,34 @@ def test_who_lost_its_own_lock_takes_nobody_for_dead_and_who_did_not_does_at_onc
 
 
 def test_a_life_waits_for_its_lock_while_its_own_last_session_still_has_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groundstate.engine.succession.RECONNECT", LONG)
-    gateway, (life,) = in_the_air(world, hold(), 2, 1)
-    first = life.worker.life.id
-    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    monkeypatch.setattr("groundstate.engine.recover.startup.RECONNECT", LONG)
+    gateway, (life,) = in_the_air(world, InDoubt.hold(), 2, 1)
+    first = life.worker.incarnation.id
+    database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     session = make_lives()
     with asleep(life):
         life.lose_lock()
         until(lambda: _took(session, first))
     until(lambda: "not free yet" in str(life.worker.trouble))
-    assert life.worker.life.id == first
+    assert life.worker.incarnation.id == first
     session.release()
     came_back(life)
     gateway.gate.set()
     until(lambda: world.count(Order.status == "paid") == 2)
-    assert life.worker.life.id == first
+    assert life.worker.incarnation.id == first
     database.close()
 
 
 def test_and_begins_another_life_where_that_lasts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groundstate.engine.succession.RECONNECT", ms(300))
+    monkeypatch.setattr("groundstate.engine.recover.startup.RECONNECT", ms(300))
     gateway, (life,) = in_the_air(world, ASK, 2, 1, done=True)
-    first = life.worker.life.id
-    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    first = life.worker.incarnation.id
+    database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     session = make_lives()
     with asleep(life):
         life.lose_lock()
         until(lambda: _took(session, first))
-    until(lambda: life.worker.life.id != first and life.worker.life.sound)
+    until(lambda: life.worker.incarnation.id != first and life.worker.incarnation.sound)
     session.release()
     gateway.gate.set()
     until(lambda: world.count(Order.status == "paid") == 2)
@@ -347,25 +346,25 @@ def test_and_begins_another_life_where_that_lasts(world: World, monkeypatch: pyt
     database.close()
 
 
-def _took(session: Lives, life: int) -> bool:
+def _took(session: Liveness, life: int) -> bool:
     """Its last session ends a moment after it was closed."""
     try:
         session.take(life)
-    except LifeTaken:
+    except LifeTakenError:
         return False
     return True
 
 
 def test_an_adopter_that_loses_its_own_lock_meanwhile_takes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway, (adopter, dead) = in_the_air(world, ASK, 4, 2, done=True)
-    gone, seen = dead.worker.life.id, list[list[str]]()
+    gone, seen = dead.worker.incarnation.id, list[list[str]]()
     real = adopt._remember_its_end
 
     def cut(life: Any, tx: Any, of: int) -> bool:
         found = real(life, tx, of)
         if of == gone and not seen:
             seen.append([])
-            adopter.worker.life.lives.release()  # so that who was dead may have its lock, and go on
+            adopter.worker.incarnation.liveness.release()  # so that who was dead may have its lock, and go on
         elif of == gone and len(seen) == 1:
             seen.append([one.state.value for one in world.attempts() if one.worker == gone])
         return found
@@ -384,7 +383,7 @@ def test_an_adopter_that_loses_its_own_lock_meanwhile_takes_nothing(world: World
 def test_a_begin_whose_commit_landed_without_an_answer_is_known_for_not_sent_after_the_restart(
     server: PostgresServer, world: World
 ) -> None:
-    gateway = charging(world, hold())
+    gateway = charging(world, InDoubt.hold())
     life = world.worker()
     life.sweep_no_more()
     restarted = threading.Event()
@@ -403,7 +402,7 @@ def test_a_begin_whose_commit_landed_without_an_answer_is_known_for_not_sent_aft
     world.engine.dispose()
     restarted.set()
     until(lambda: world.count(Order.status == "paid") == 3)
-    assert life.worker.life.taken == 2
+    assert life.worker.incarnation.taken == 2
     assert [gateway.called(number) for number in (1, 2, 3)] == [1, 1, 1]
     assert world.attempts() == []
 
@@ -436,9 +435,9 @@ def test_calls_of_a_worker_that_may_come_back_are_listed_all_the_while(server: P
     with asleep(life):
         killed(server)
         world.engine.dispose()
-        database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+        database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
         database.connect()
-        questions = [Question(spec, database) for spec in world.app.reactions.values()]
+        questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
         try:
             report = pending("shop", database, questions, make_lives())
             told = why("shop", database, questions, make_lives(), "orders", "1")
@@ -449,9 +448,9 @@ def test_calls_of_a_worker_that_may_come_back_are_listed_all_the_while(server: P
     assert [one.standing.split("; known in ")[0] for one in report.in_doubt] == ["alive or in doubt: the server was started anew"] * 2
     assert (
         report.in_doubt[0].next
-        == "its worker concludes it, if it lives; else by its find; Absent is believed when it is asked after the time given"
+        == "its worker concludes it, if it lives; else by its lookup; Absent is believed when it is asked after the time given"
     )
-    assert report.lives[0].alive is None
+    assert report.workers[0].alive is None
     assert "the server was started anew; known in" in report.in_flight
     assert "the server was started anew; known in" in report.last_end
     assert told.answers[0].attempts[0].standing.startswith("alive or in doubt: the server was started anew; known in")
@@ -464,12 +463,12 @@ def test_they_are_told_as_in_doubt_once_no_worker_can_come_back(
     dead.kill()
     killed(server)
     world.engine.dispose()
-    monkeypatch.setattr("groundstate.engine.living.RECONNECT", ms(0))
-    database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+    monkeypatch.setattr("groundstate.engine.operate.living_workers.RECONNECT", ms(0))
+    database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     database.connect()
     try:
-        report = pending("shop", database, [Question(spec, database) for spec in world.app.reactions.values()], make_lives())
+        report = pending("shop", database, [ConditionQuery(spec, database) for spec in world.app.reactions.values()], make_lives())
     finally:
         database.close()
     assert report.counts["in doubt"] == 2
-    assert report.lives[0].alive is False
+    assert report.workers[0].alive is False

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from tools.servers.postgres import PostgresServer
 
-from groundstate import Outside, hold
-from groundstate.engine import persons, plan, renaming
-from groundstate.engine.overview import overview
-from groundstate.engine.pending import pending
-from groundstate.engine.question import Question
-from groundstate.engine.why import why
-from groundstate.store import opening
-from groundstate.testing.servers import PostgresServer
+from groundstate import ExternalService, InDoubt
+from groundstate.engine.operate import actions, plan, renaming
+from groundstate.engine.operate.fleet_status import overview
+from groundstate.engine.operate.pending import pending
+from groundstate.engine.operate.why import why
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.store import connect
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import QUICK, Gateway, Order, World, ms, until
 
@@ -73,18 +73,18 @@ class Shop:
 
     def trust(self, world: World | None = None, name: str | None = None) -> tuple[str, ...]:
         world = world or self.world
-        database, make_lives, _ = opening.open_store(world.app.stores[0].settings())
+        database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
         try:
-            person = persons.person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
+            person = actions.person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
             return renaming.trust(person, name).reactions
         finally:
             database.close()
 
-    def read(self, act: Callable[[Any, Any, list[Question]], Any]) -> Any:
+    def read(self, act: Callable[[Any, Any, list[ConditionQuery]], Any]) -> Any:
         """What a command that only reads says."""
-        database, make_lives, _ = opening.open_store(self.world.app.stores[0].settings())
+        database, make_lives, _ = connect.open_store(self.world.app.stores[0].settings())
         try:
-            return act(database, make_lives(), [Question(spec, database) for spec in self.world.app.reactions.values()])
+            return act(database, make_lives(), [ConditionQuery(spec, database) for spec in self.world.app.reactions.values()])
         finally:
             database.close()
 
@@ -119,7 +119,7 @@ def _put_back(shop: Shop) -> None:
 def _waits(shop: Shop, world: World | None = None) -> Any:
     life = (world or shop.world).worker()
     life.quiet()
-    assert life.worker.life.waiting == {"paid"}
+    assert life.worker.incarnation.waiting == {"paid"}
     assert shop.world.states() == [], "something was put in doubt before anybody said so"
     assert shop.charged() == [1] * MANY
     return life
@@ -153,7 +153,7 @@ def test_a_start_with_after_restore_puts_each_call_in_doubt_and_nothing_waits_an
     assert shop.says() == []
     assert shop.trust() == ("paid",)
     again = shop.world.worker()
-    assert again.worker.life.waiting == frozenset()
+    assert again.worker.incarnation.waiting == frozenset()
 
 
 def test_the_first_start_may_be_the_one_with_after_restore(shop: Shop) -> None:
@@ -162,11 +162,11 @@ def test_the_first_start_may_be_the_one_with_after_restore(shop: Shop) -> None:
     shop.world.forward(60)
     cold.quiet()
     assert shop.charged() == [1] * MANY
-    assert cold.worker.life.waiting == frozenset()
+    assert cold.worker.incarnation.waiting == frozenset()
 
 
 def test_under_hold_too(postgres_server: PostgresServer, postgres_url: str) -> None:
-    shop = Shop(postgres_server, postgres_url, hold())
+    shop = Shop(postgres_server, postgres_url, InDoubt.hold())
     try:
         shop.world.orders(MANY)
         _put_back(shop)
@@ -182,7 +182,7 @@ def test_trust_says_that_all_is_well_and_a_running_worker_goes_on(shop: Shop) ->
     shop.world.run("alter table groundstate_reaction alter column mark type varchar(99) using mark || ''")  # which rewrites the table
     life = shop.world.worker()
     life.quiet()
-    assert life.worker.life.waiting == {"paid"}
+    assert life.worker.incarnation.waiting == {"paid"}
     assert shop.charged() == [0] * MANY
     assert shop.trust() == ("paid",)
     until(lambda: shop.world.count(Order.status == "paid") == MANY)
@@ -190,11 +190,11 @@ def test_trust_says_that_all_is_well_and_a_running_worker_goes_on(shop: Shop) ->
     assert shop.says() == []
     life.stop()
     again = shop.world.worker()
-    assert again.worker.life.waiting == frozenset()
+    assert again.worker.incarnation.waiting == frozenset()
 
 
 def test_it_is_remembered_over_restarts_and_when_the_lives_that_told_of_it_are_forgotten(shop: Shop) -> None:
-    first = shop.world.worker(held=True)
+    first = shop.world.worker(wait_for_go=True)
     first.kill()
     file = shop.dump("groundstate_worker")
     _charge_and_kill(shop)
@@ -210,14 +210,14 @@ def test_it_is_remembered_over_restarts_and_when_the_lives_that_told_of_it_are_f
 
 def test_an_adopter_does_not_wipe_the_sign_away(shop: Shop) -> None:
     """It writes when a dead life ended, before anybody has answered."""
-    shop.world.worker(held=True).kill()
+    shop.world.worker(wait_for_go=True).kill()
     file = shop.dump("groundstate_worker")
     shop.load(file, "groundstate_worker")
     life = shop.world.worker()
     life.quiet()
     assert shop.ask("select count(*) from groundstate_worker where ended_at is not null") == [(1,)]
     assert shop.says() == [("a life",)]
-    assert life.worker.life.waiting == {"paid"}
+    assert life.worker.incarnation.waiting == {"paid"}
 
 
 def test_a_reaction_without_a_call_goes_on_meanwhile(shop: Shop) -> None:
@@ -243,16 +243,16 @@ def test_each_app_on_the_database_waits_for_its_own_person(shop: Shop) -> None:
     assert shop.says() == []
     theirs = other.worker()
     theirs.quiet()
-    assert theirs.worker.life.waiting == {"paid"}
+    assert theirs.worker.incarnation.waiting == {"paid"}
     assert len(gateway.calls) == 0
     assert shop.trust(other) == ("paid",)
     until(lambda: other.count(Order.status == "paid") == MANY)
 
 
 def test_trust_of_one_reaction_leaves_the_others_waiting(shop: Shop) -> None:
-    post = Outside("post")
+    post = ExternalService("post")
 
-    @post.call(in_doubt=hold(), timeout=ms(20_000), retry=QUICK)
+    @post.call(in_doubt=InDoubt.hold(), timeout=ms(20_000), retry=QUICK)
     def mail(order: Order) -> str:
         return "sent"
 
@@ -265,16 +265,16 @@ def test_trust_of_one_reaction_leaves_the_others_waiting(shop: Shop) -> None:
     shop.load(file)
     life = shop.world.worker()
     life.quiet()
-    assert life.worker.life.waiting == {"paid", "mailed"}
+    assert life.worker.incarnation.waiting == {"paid", "mailed"}
     assert shop.trust(name="paid") == ("paid",)
     until(lambda: shop.world.count(Order.status == "paid") == MANY)
     life.sweep()
-    assert life.worker.life.waiting == {"mailed"}
+    assert life.worker.incarnation.waiting == {"mailed"}
     assert shop.world.count(Order.mailed.is_not(None)) == 0
     assert shop.says() == []
     life.stop()
     again = shop.world.worker()
-    assert again.worker.life.waiting == {"mailed"}
+    assert again.worker.incarnation.waiting == {"mailed"}
     assert shop.trust() == ("mailed",)
     until(lambda: shop.world.count(Order.mailed == "sent") == MANY)
 
@@ -287,7 +287,7 @@ def test_a_reaction_that_was_accepted_in_the_lost_time_waits_and_is_new(shop: Sh
     shop.load(file)
     life = _waits(shop)
     assert shop.trust() == ("paid",)
-    until(lambda: life.worker.life.waiting == frozenset())
+    until(lambda: life.worker.incarnation.waiting == frozenset())
     life.sweep()
     assert shop.charged() == [1] * MANY, "it was called though nobody had accepted it"
 
@@ -295,9 +295,9 @@ def test_a_reaction_that_was_accepted_in_the_lost_time_waits_and_is_new(shop: Sh
 def test_a_renamed_reaction_waits_under_its_new_name(shop: Shop) -> None:
     _put_back(shop)
     _waits(shop).stop()
-    database, make_lives, _ = opening.open_store(shop.world.app.stores[0].settings())
+    database, make_lives, _ = connect.open_store(shop.world.app.stores[0].settings())
     try:
-        renaming.rename(persons.person("shop", [], database, make_lives(), by="ada"), "paid", "charged")
+        renaming.rename(actions.person("shop", [], database, make_lives(), by="ada"), "paid", "charged")
     finally:
         database.close()
     assert shop.ask("select name from groundstate_reaction where wrote = '0'::xid8") == [("charged",)]
@@ -315,14 +315,14 @@ def test_a_database_that_is_said_to_be_new_waits_for_nobody(shop: Shop) -> None:
 
 # ---- living workers ----------------------------------------------------------------------------------------------------------------
 def test_a_living_worker_that_began_nothing_sees_at_its_first_begin_that_its_row_was_written(shop: Shop) -> None:
-    idle = shop.world.worker(held=True)
+    idle = shop.world.worker(wait_for_go=True)
     file = shop.dump()
     busy = shop.world.worker()
     until(lambda: shop.world.count(Order.status == "paid") == MANY)
     busy.kill()
     shop.load(file)
     idle.worker.go()
-    until(lambda: idle.worker.life.waiting == {"paid"} or shop.charged() != [1] * MANY)
+    until(lambda: idle.worker.incarnation.waiting == {"paid"} or shop.charged() != [1] * MANY)
     assert shop.charged() == [1] * MANY
     idle.sweep()
     assert shop.world.states() == []
@@ -334,7 +334,7 @@ def test_a_living_worker_hears_of_what_another_start_has_seen(shop: Shop) -> Non
     living.quiet()
     shop.world.run("update groundstate_reaction set seen_at = now() where app = ''")
     other = shop.world.worker()
-    until(lambda: living.worker.life.waiting == {"paid"})
+    until(lambda: living.worker.incarnation.waiting == {"paid"})
     other.stop()
     shop.world.run("update orders set status = 'placed'")
     living.sweep()
@@ -354,7 +354,7 @@ def test_every_command_that_looks_says_who_waits(shop: Shop, when: str) -> None:
     assert planned.waiting == ("paid",)
     assert planned.needs_somebody
     assert [one.starts for one in planned.reactions] == [False]
-    seen = shop.read(lambda database, lives, questions: overview("shop", database, questions, [], lives=lives))
+    seen = shop.read(lambda database, lives, questions: overview("shop", database, questions, [], liveness=lives))
     assert [one.waits for one in seen.reactions] == [True]
     said = shop.read(lambda database, lives, questions: why("shop", database, questions, lives, "orders", "1"))
     assert "waits for a person" in said.answers[0].next
@@ -375,7 +375,7 @@ def test_every_command_that_looks_says_who_waits(shop: Shop, when: str) -> None:
     ],
 )
 def test_what_servers_and_their_keepers_do_is_no_sign(shop: Shop, act: str) -> None:
-    shop.world.worker(held=True).kill()
+    shop.world.worker(wait_for_go=True).kill()
     with shop.world.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for table in ("groundstate_reaction", "groundstate_worker"):
             connection.execute(text(act.replace("TABLE", table)))
@@ -408,7 +408,7 @@ def test_nothing_that_we_do_is_a_sign(shop: Shop) -> None:
 
 
 def test_rows_of_older_code_say_nothing_and_do_from_the_next_start_on(shop: Shop) -> None:
-    shop.world.worker(held=True).kill()
+    shop.world.worker(wait_for_go=True).kill()
     shop.world.run("update groundstate_reaction set wrote = null")
     shop.world.run("update groundstate_worker set wrote = null")
     shop.world.settled()
@@ -421,7 +421,7 @@ def test_where_no_failover_can_lose_a_commit_it_is_no_sign(postgres_server: Post
     shop = Shop(postgres_server, postgres_url, failover="lossless")
     try:
         shop.world.orders(MANY)
-        shop.world.worker(held=True).kill()
+        shop.world.worker(wait_for_go=True).kill()
         file = shop.dump()
         shop.load(file)
         assert len(shop.says()) == 2
@@ -455,7 +455,7 @@ def test_what_others_write_is_a_sign(shop: Shop, act: str) -> None:
     assert shop.says() == [("own row",)]
     life = shop.world.worker()
     life.quiet()
-    assert life.worker.life.waiting == {"paid"}
+    assert life.worker.incarnation.waiting == {"paid"}
     assert shop.charged() == [0] * MANY
 
 

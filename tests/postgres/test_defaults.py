@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Interval, LargeBinary, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from tools.servers.postgres import PostgresServer
 
-from groundstate import Moment, after
-from groundstate.store import opening
-from groundstate.store.tables import Instant
-from groundstate.testing.servers import PostgresServer
+from groundstate import ReactionContext, Retry, after
+from groundstate.store import connect
+from groundstate.store.tables import UtcDateTime
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import QUICK, Base, Order, World, until
 from tests.postgres.pairs import answer
@@ -52,7 +52,7 @@ class Own(DeclarativeBase):
 class Parcel(Own):
     __tablename__ = "parcels"
     id: Mapped[int] = mapped_column(primary_key=True)
-    sent_at: Mapped[datetime] = mapped_column(Instant)
+    sent_at: Mapped[datetime] = mapped_column(UtcDateTime)
     patience: Mapped[timedelta] = mapped_column(Interval)
     stamp: Mapped[bytes] = mapped_column(LargeBinary)
     words: Mapped[str]
@@ -73,8 +73,8 @@ def works(world: World, words: str = "naïve \\ 'x'") -> None:
     gateway.plan(2, "refuse")
 
     @world.app.on(Parcel, Parcel.seen.is_(None), due=after(Parcel.sent_at, PATIENCE), retry=QUICK)
-    def seen(parcel: Parcel, at: Moment) -> None:
-        assert at.due == datetime(2026, 1, 2, 12, tzinfo=UTC) + PATIENCE
+    def seen(parcel: Parcel, ctx: ReactionContext) -> None:
+        assert ctx.due == datetime(2026, 1, 2, 12, tzinfo=UTC) + PATIENCE
         assert parcel.patience == PATIENCE
         assert parcel.stamp == b"\\\0\xff"
         parcel.seen = parcel.words
@@ -83,11 +83,11 @@ def works(world: World, words: str = "naïve \\ 'x'") -> None:
     sent = datetime(2026, 1, 2, 12, tzinfo=UTC)
     world.add(*[Parcel(id=one, sent_at=sent, patience=PATIENCE, stamp=b"\\\0\xff", words=words) for one in (1, 2)])
     life = world.worker()
-    first = life.worker.life.id
+    first = life.worker.incarnation.id
     until(lambda: world.count(Order.status == "paid") == 10)
     until(lambda: world.get(Parcel, 1).seen == world.get(Parcel, 2).seen == words)
     life.quiet()
-    assert life.worker.life.id == first, "its lock was lost"
+    assert life.worker.incarnation.id == first, "its lock was lost"
     assert [gateway.done(number) for number in range(1, 11)] == [1] * 10
 
 
@@ -126,14 +126,14 @@ def test_time_limits_of_others_are_not_ours(postgres_server: PostgresServer, pos
             world.add(Order(id=50, status="slow"), Parcel(id=9, sent_at=datetime.now(UTC), patience=PATIENCE, stamp=b"", words=""))
             until(lambda: world.order(50).status == "done")
             life = world.lives[0]
-            first = life.worker.life.id
+            first = life.worker.incarnation.id
             with world.engine.begin() as other:
                 other.execute(text("set local idle_in_transaction_session_timeout = 0"))  # a busy machine is slower than theirs
                 other.execute(text("update parcels set words = 'yours' where id = 9"))
                 world.set(50, note="wait")
                 assert not threading.Event().wait(0.5)  # longer than each of their limits: also those of connections that lie idle
             until(lambda: world.order(50).note == "waited")
-            assert life.worker.life.id == first, "its lock was lost"
+            assert life.worker.incarnation.id == first, "its lock was lost"
             assert world.attempts() == []
         finally:
             world.close()
@@ -156,7 +156,7 @@ def test_a_stopped_process_keeps_a_row_for_minutes_at_most(postgres_url: str) ->
 @pytest.mark.parametrize(("failover", "wanted"), [("lossy", "local"), ("lossless", "on")])
 def test_what_was_called_lossless_waits_for_the_standby_whatever_a_role_has_set(failover: str, wanted: str, postgres_url: str) -> None:
     with role(postgres_url, {"synchronous_commit": "local"}) as login:
-        database = opening.open_store(opening.settings_of(login, failover=failover))[0]
+        database = connect.open_store(connect.settings_of(login, failover=failover))[0]
         try:
             database.connect()
             with database.writing() as connection:
@@ -192,3 +192,26 @@ def test_a_database_in_another_encoding_is_worked_on(other_encoding: str, caplog
         assert "naïve" in said
     finally:
         world.close()
+
+
+def test_in_sql_ascii_bytes_that_are_no_text_fail_their_record_alone_and_are_told(postgres_server: PostgresServer) -> None:
+    answer(postgres_server, "create database in_no_encoding template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'")
+    world = World(postgres_server.url("in_no_encoding"), Base)
+    world.engine.dispose()
+    world.engine = create_engine(world.url, connect_args={"client_encoding": "utf8"})
+    try:
+
+        @world.app.on(Order, Order.status == "placed", retry=Retry(times=1))
+        def packed(order: Order) -> None:
+            order.status = "packed"
+
+        world.there()
+        world.orders(10)
+        world.run(r"UPDATE orders SET note = E'M\xfcller' WHERE id = 1")
+        world.worker()
+        until(lambda: world.states() == ["held"], world.attempts)
+        until(lambda: world.count(Order.status == "packed") == 9)
+        assert r"(orders.note holds b'M\xfcller')" in str(world.attempt().error)
+    finally:
+        world.close()
+        postgres_server.drop_database("in_no_encoding")

@@ -33,22 +33,22 @@ class Shop:
 
     def opens(self) -> None:
         """Its worker lives through the failover."""
-        self.life = self.world.worker()
-        self.before = self.life.worker.life.id
+        self.incarnation = self.world.worker()
+        self.before = self.incarnation.worker.incarnation.id
 
     def goes_on(self) -> Life:
         """Waits until its worker has begun another life: begins were lost."""
-        life = self.life
+        life = self.incarnation
         assert life is not None
-        until(lambda: life.worker.life.id != self.before and life.worker.life.sound)
+        until(lambda: life.worker.incarnation.id != self.before and life.worker.incarnation.sound)
         return life
 
     def comes_back(self) -> Life:
         """Waits until its worker has its lock on the new primary, under its own number: no begin was lost."""
-        life = self.life
+        life = self.incarnation
         assert life is not None
-        until(lambda: life.worker.life.taken == 2 and life.worker.life.sound)
-        assert life.worker.life.id == self.before
+        until(lambda: life.worker.incarnation.taken == 2 and life.worker.incarnation.sound)
+        assert life.worker.incarnation.id == self.before
         return life
 
     @property

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import make_url
+from tools.servers.postgres import PostgresServer
 
-from groundstate.testing.servers import PostgresServer
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import HANG_S, Order, World, until
 from tests.postgres.pairs import asked
@@ -108,7 +108,7 @@ def test_no_connection_for_the_work_costs_no_life_and_no_outcome(narrow: World, 
     gateway.plan(3, "done_hang")
     life = narrow.worker()
     until(lambda: narrow.count(Order.status == "paid") == 2 and gateway.waiting == 1)
-    first = life.worker.life.id
+    first = life.worker.incarnation.id
     may_have(narrow, 1)  # which is its lock's
     work = "application_name = 'groundstate' and datname = current_database()"
     with caplog.at_level(logging.WARNING, "groundstate"):
@@ -119,4 +119,4 @@ def test_no_connection_for_the_work_costs_no_life_and_no_outcome(narrow: World, 
     may_have(narrow, 3)
     until(lambda: narrow.count(Order.status == "paid") == 3)
     assert gateway.called(3) == 1
-    assert life.worker.life.id == first
+    assert life.worker.incarnation.id == first

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from groundstate import hold
-from groundstate.engine import check as checking
-from groundstate.engine import schema
-from groundstate.engine.check import Finding
-from groundstate.store import kept_rows, opening
+from groundstate import InDoubt
+from groundstate.engine.operate import check as checking
+from groundstate.engine.sql import schema
+from groundstate.engine.sql.findings import Finding
+from groundstate.store import connect, delete_guard
 from groundstate.store.migrations import keep_rows, metadata
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import Gateway, Life, Order, World, until
@@ -68,7 +68,7 @@ def test_the_row_of_a_call_in_the_air_is_kept_from_others_with_the_cure(flying: 
 
 @pytest.mark.parametrize("state", ["doubt", "held"])
 def test_so_is_a_row_that_is_unsure(world: World, state: str) -> None:
-    gateway = charging(world, hold())
+    gateway = charging(world, InDoubt.hold())
     gateway.plan(1, "done_raise")
     world.orders(1)
     world.settled()
@@ -100,7 +100,7 @@ def test_so_is_a_row_that_is_held_with_its_outcome(world: World) -> None:
     def raises(_order: Order, outcome: str) -> None:
         raise RuntimeError(f"a bug, and {outcome} in hand")
 
-    gateway = charging(world, hold(), handler=raises)
+    gateway = charging(world, InDoubt.hold(), handler=raises)
     world.orders(1)
     world.settled()
     kept = world.attempt()
@@ -113,7 +113,7 @@ def test_so_is_a_row_that_is_held_with_its_outcome(world: World) -> None:
 
 
 def test_what_is_surely_not_done_may_be_deleted_and_an_empty_table_truncated(world: World) -> None:
-    gateway = charging(world, hold())
+    gateway = charging(world, InDoubt.hold())
     gateway.plan(1, *["refuse"] * 20)
     world.orders(1)
     life = world.worker()
@@ -127,7 +127,7 @@ def test_what_is_surely_not_done_may_be_deleted_and_an_empty_table_truncated(wor
 
 
 def test_who_says_the_word_in_his_transaction_may(world: World) -> None:
-    gateway = charging(world, hold())
+    gateway = charging(world, InDoubt.hold())
     gateway.plan(1, "done_raise")
     world.orders(1)
     world.settled()
@@ -143,7 +143,7 @@ def test_who_says_the_word_in_his_transaction_may(world: World) -> None:
 
 
 def test_what_replication_applies_is_not_asked(world: World) -> None:
-    charging(world, hold()).plan(1, "done_raise")
+    charging(world, InDoubt.hold()).plan(1, "done_raise")
     world.orders(1)
     world.settled()
     with world.engine.begin() as connection:
@@ -172,7 +172,7 @@ def test_a_role_that_owns_nothing_carries_out_beside_it(world: World) -> None:
 
 # ---- where it is, and where it is missing ---------------------------------------------------------------------------------------
 def findings(world: World) -> list[Finding]:
-    database, _, _ = opening.open_store(world.app.stores[0].settings())
+    database, _, _ = connect.open_store(world.app.stores[0].settings())
     try:
         return [one for one in checking.check(database, [], []) if one.kind == "kept rows"]
     finally:
@@ -210,10 +210,10 @@ def test_check_tells_where_it_is_switched_off_or_edited(world: World, change: st
 
 
 def test_an_older_one_that_looks_at_fewer_columns_is_told_by_check_and_made_anew_by_init(world: World) -> None:
-    charging(world, hold()).plan(1, "done_raise")
+    charging(world, InDoubt.hold()).plan(1, "done_raise")
     world.orders(1)
     world.settled()
-    older = [one.replace(", deadline, first_at, begun_with, why", "") for one in kept_rows.STATEMENTS]
+    older = [one.replace(", deadline, first_at, begun_with, why", "") for one in delete_guard.STATEMENTS]
     for row in ("OLD", "NEW"):
         older = [one.replace("".join(f", {row}.{name}" for name in ("deadline", "first_at", "begun_with", "why")), "") for one in older]
     for statement in older:
@@ -237,7 +237,7 @@ def test_init_makes_it_on_a_table_that_was_made_without_and_says_nothing_where_i
         world.run(f'grant select, insert, update, delete on all tables in schema public to "{name}"')
         theirs = World(login)
         try:
-            database, _, _ = opening.open_store(theirs.app.stores[0].settings())
+            database, _, _ = connect.open_store(theirs.app.stores[0].settings())
             database.connect()
             assert schema.create(database) == []
             database.close()
@@ -250,13 +250,13 @@ def test_create_all_makes_it_and_a_migration_has_its_statements(world: World) ->
     with world.engine.begin() as connection:
         metadata.create_all(connection)
     with world.engine.connect() as connection:
-        assert kept_rows.are_there(connection)
+        assert delete_guard.are_there(connection)
     without(world)
     with world.engine.begin() as connection:
         for statement in keep_rows:
             connection.execute(text(statement))
     with world.engine.connect() as connection:
-        assert kept_rows.are_there(connection)
+        assert delete_guard.are_there(connection)
 
 
 def test_two_workers_and_a_row_deleted_by_hand_make_one_call(world: World) -> None:

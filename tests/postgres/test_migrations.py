@@ -10,10 +10,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import App, Store
 from groundstate.cli import pending, status
-from groundstate.engine import kept_answers, why
-from groundstate.engine.question import Question
-from groundstate.store import opening, postgres
-from groundstate.values.errors import StoreRefused
+from groundstate.engine.call import kept_outcomes
+from groundstate.engine.operate import why
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.store import connect, postgres
+from groundstate.values.errors import StoreRefusedError
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Base, Order, World, ms, until
 
@@ -124,7 +125,7 @@ def test_an_answer_that_waits_for_a_locked_row_is_told_with_who_has_it_and_when_
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "groundstate")
-    monkeypatch.setattr(kept_answers, "TOLD_AFTER_S", 0.05)
+    monkeypatch.setattr(kept_outcomes, "TOLD_AFTER_S", 0.05)
     gateway = charging(world, ASK)
     gateway.plan(1, "done_hang")
     world.orders(1)
@@ -139,8 +140,8 @@ def test_an_answer_that_waits_for_a_locked_row_is_told_with_who_has_it_and_when_
         (line,) = told(caplog, "answer_waits")
         said = f"paid on orders 1: what its call said cannot be written down, since pid {pid} (a forgotten psql, idle in transaction)"
         assert said in line
-        database, lives, _witness = opening.open_store(world.app.stores[0].settings())
-        questions = [Question(one, database) for one in world.app.reactions.values()]
+        database, lives, _witness = connect.open_store(world.app.stores[0].settings())
+        questions = [ConditionQuery(one, database) for one in world.app.reactions.values()]
         (answer,) = why.why(world.app.name, database, questions, lives(), "orders", "1").answers
         database.close()
         assert f"pid {pid} (a forgotten psql" in answer.next
@@ -161,7 +162,7 @@ def test_who_looks_while_a_table_of_ours_is_locked_is_told_by_whom(
         somebody.exec_driver_sql("lock table groundstate_attempt")
         pid = somebody.exec_driver_sql("select pg_backend_pid()").scalar_one()
         words = rf"pid {pid} \(a forgotten psql, idle in transaction\) has locked the table groundstate_attempt, in a transaction since .*"
-        with pytest.raises(StoreRefused, match=f"{words}: nothing can be seen before that ends"):
+        with pytest.raises(StoreRefusedError, match=f"{words}: nothing can be seen before that ends"):
             look(world.app, world.app.stores[0])
 
 
@@ -174,11 +175,11 @@ def test_a_column_that_is_added_while_a_worker_runs_disturbs_nothing(world: Worl
     world.orders(5)
     life = world.worker()
     life.quiet()
-    first = life.worker.life.id
+    first = life.worker.incarnation.id
     world.run("alter table orders add column since timestamptz not null default now(), alter column note type varchar(500)")
     world.orders_from(6, 30)  # by statements that were prepared before it
     until(lambda: world.count(Order.status == "paid") == 30)
-    assert life.worker.life.id == first
+    assert life.worker.incarnation.id == first
 
 
 def test_a_worker_is_started_while_a_table_is_locked(world: World) -> None:

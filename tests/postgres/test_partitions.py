@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Absent, Key, Outside, again
+from groundstate import Absent, ExternalService, IdempotencyKey, InDoubt
 from tests.engine.charging import ASK
 from tests.engine.kit import QUICK, Gateway, World, until
 from tests.postgres.pairs import asked
@@ -55,14 +55,14 @@ def divided(world: World, how: str) -> None:
 def posting(world: World) -> Gateway:
     """Placed ones are posted, by a call; what is posted is closed, without one."""
     gateway = world.gateway()
-    post = Outside("post")
+    post = ExternalService("post")
 
     @post.call(in_doubt=ASK, retry=QUICK)
-    async def send(parcel: Parcel, key: Key) -> str:
+    async def send(parcel: Parcel, key: IdempotencyKey) -> str:
         return await gateway.act(parcel.id, key)
 
-    @send.find
-    def _(parcel: Parcel, key: Key) -> str | Absent:
+    @send.lookup
+    def _(parcel: Parcel, key: IdempotencyKey) -> str | Absent:
         answer: str | Absent = gateway.find(parcel.id, key)
         return answer
 
@@ -139,14 +139,14 @@ class Moving(Base):
 def moving(world: World) -> Gateway:
     """Each handler moves its record to the next partition."""
     gateway = world.gateway()
-    post = Outside("post")
+    post = ExternalService("post")
 
     @post.call(in_doubt=ASK, retry=QUICK)
-    async def send(one: Moving, key: Key) -> str:
+    async def send(one: Moving, key: IdempotencyKey) -> str:
         return await gateway.act(one.id, key)
 
-    @send.find
-    def _(one: Moving, key: Key) -> str | Absent:
+    @send.lookup
+    def _(one: Moving, key: IdempotencyKey) -> str | Absent:
         answer: str | Absent = gateway.find(one.id, key)
         return answer
 
@@ -198,10 +198,10 @@ def test_a_handler_without_a_call_may_change_the_partition_that_is_in_the_key(wo
 def test_a_handler_that_takes_an_outcome_cannot_change_the_partition_that_is_in_the_key(world: World) -> None:
     divided(world, "list")
     gateway = world.gateway()
-    post = Outside("post")
+    post = ExternalService("post")
 
-    @post.call(in_doubt=again(), retry=QUICK)
-    async def send(parcel: Parcel, key: Key) -> str:
+    @post.call(in_doubt=InDoubt.repeat(), retry=QUICK)
+    async def send(parcel: Parcel, key: IdempotencyKey) -> str:
         return await gateway.act(parcel.id, key)
 
     @world.app.on(Parcel, Parcel.region == 1, call=send)

@@ -8,11 +8,11 @@ from contextlib import contextmanager, nullcontext
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
+from tools.servers.postgres import PostgresServer
 
-from groundstate import StoreRefused
+from groundstate import StoreRefusedError
 from groundstate.store.postgres import PostgresDatabase
-from groundstate.testing.servers import PostgresServer
-from groundstate.transport.opening import transport_of
+from groundstate.transport.from_url import transport_of
 from groundstate.values import keepalive
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Order, World, until
@@ -48,7 +48,7 @@ def test_hazard_33_a_lock_through_a_pooler_is_refused_with_the_cure(pooled: tupl
     try:
         charging(world, ASK)
         world.orders(1)
-        with pytest.raises(StoreRefused, match="direct='postgresql://"):
+        with pytest.raises(StoreRefusedError, match="direct='postgresql://"):
             world.worker()
         assert world.order().status == "placed"
     finally:
@@ -70,11 +70,12 @@ def test_the_work_goes_through_the_pooler_and_the_lock_past_it(pooled: tuple[str
         for number in range(31, 51):  # one by one, so that statements come often enough to be prepared
             world.orders_from(number, number)
             until(lambda number=number: world.order(number).status == "packed")  # type: ignore[misc]
-        assert life.worker.life.lives.held()
+        assert life.worker.incarnation.liveness.held()
         life.quiet()
         assert [gateway.done(number) for number in range(1, 51)] == [1] * 50
         past = (
-            f"select count(*) from pg_stat_activity where datname = '{world.engine.url.database}' and application_name = 'groundstate life'"
+            f"select count(*) from pg_stat_activity where datname = '{world.engine.url.database}'"
+            " and application_name = 'groundstate worker'"
         )
         assert answer(postgres_server, past) == 1
         life.stop()
@@ -121,7 +122,7 @@ def test_a_direct_url_that_leads_to_another_server_is_refused(postgres_server: P
         try:
             charging(world, ASK)
             world.orders(1)
-            with pytest.raises(StoreRefused, match="another server than the tables"):
+            with pytest.raises(StoreRefusedError, match="another server than the tables"):
                 world.worker()
         finally:
             world.close()
@@ -141,7 +142,7 @@ def test_a_pooler_in_statement_mode_is_refused_at_once_with_the_cure(
         world = World(at(postgres_url, port))
         try:
             charging(world, ASK)
-            with pytest.raises(StoreRefused, match="pool_mode = session"):
+            with pytest.raises(StoreRefusedError, match="pool_mode = session"):
                 world.app.start()
         finally:
             world.close()

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
+from tools.servers.postgres import PostgresServer
 
-from groundstate.engine import succession
-from groundstate.testing.servers import PostgresServer
+from groundstate.engine.recover import startup
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import HANG_S, Life, Order, World, ms, until
 from tests.postgres.pooler import pooling
@@ -48,8 +48,8 @@ def killed_and_started(server: PostgresServer, world: World) -> None:
 
 def goes_on(life: Life, first: int) -> None:
     """The same life, with its lock taken again."""
-    until(lambda: life.worker.life.taken == 2 and life.worker.life.sound)
-    assert life.worker.life.id == first
+    until(lambda: life.worker.incarnation.taken == 2 and life.worker.incarnation.sound)
+    assert life.worker.incarnation.id == first
 
 
 def test_a_server_killed_amid_calls_loses_none_and_doubles_none(server: PostgresServer, world: World) -> None:
@@ -60,7 +60,7 @@ def test_a_server_killed_amid_calls_loses_none_and_doubles_none(server: Postgres
     world.orders(40)
     life = world.worker()
     until(lambda: gateway.waiting == 20 and world.count(Order.status == "paid") == 20)
-    first = life.worker.life.id
+    first = life.worker.incarnation.id
     server.kill()
     gateway.gate.set()
     server.start()
@@ -78,7 +78,7 @@ def test_a_server_started_anew_while_a_worker_comes_up_is_no_end_of_the_start(
 ) -> None:
     def restarted(shift: Any) -> None:
         killed_and_started(server, world)
-        with shift.life.transaction():  # as where there is something to adopt
+        with shift.incarnation.transaction():  # as where there is something to adopt
             pass
 
     _comes_up_all_the_same(world, monkeypatch, restarted)
@@ -87,7 +87,7 @@ def test_a_server_started_anew_while_a_worker_comes_up_is_no_end_of_the_start(
 def test_a_connection_that_is_cut_while_a_worker_comes_up_is_no_end_of_the_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(shift: Any) -> None:
         others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
-        with shift.life.transaction() as tx:
+        with shift.incarnation.transaction() as tx:
             world.run(others)
             tx.connection.execute(text("SELECT 1"))
 
@@ -98,19 +98,19 @@ def _comes_up_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch, happen
     """With another life than the one to which this happened before it was up, and carries out."""
     gateway = charging(world, ASK)
     world.orders(3)
-    really = succession.follow_the_clock
+    really = startup.follow_the_clock
     met: list[int] = []
 
     def happens_before(shift: Any, **more: Any) -> None:
         if not met:
-            met.append(shift.life.id)
+            met.append(shift.incarnation.id)
             happens(shift)
         really(shift, **more)
 
-    monkeypatch.setattr(succession, "follow_the_clock", happens_before)
+    monkeypatch.setattr(startup, "follow_the_clock", happens_before)
     life = world.worker()
     assert len(met) == 1
-    assert life.worker.life.id not in met
+    assert life.worker.incarnation.id not in met
     until(lambda: world.count(Order.status == "paid") == 3)
     assert [gateway.done(number) for number in (1, 2, 3)] == [1] * 3
 
@@ -126,7 +126,7 @@ def test_a_lock_on_our_tables_is_waited_out_by_a_start(world: World, caplog: pyt
         until(lambda: any(vars(one).get("event") == "database_trouble" for one in caplog.records))
     starting.join(HANG_S)
     assert life.worker.failure is None
-    assert life.worker.life.sound
+    assert life.worker.incarnation.sound
 
 
 def test_a_server_killed_again_and_again_amid_batches_loses_no_row_and_answers_none_twice(server: PostgresServer, world: World) -> None:
@@ -157,7 +157,7 @@ def test_a_restarted_server_is_noticed_by_the_first_transaction_on_it(server: Po
     killed_and_started(server, world)
     world.orders_from(2, 2)  # and a hint comes first
     until(lambda: world.order(2).status == "paid")
-    assert life.worker.life.taken == 2, "it went on beside a lock that anybody could have taken"
+    assert life.worker.incarnation.taken == 2, "it went on beside a lock that anybody could have taken"
     assert gateway.called(2) == 1
 
 
@@ -175,7 +175,7 @@ def test_a_crash_of_one_backend_which_ends_all_sessions_is_noticed_by_the_next_t
     until(lambda: _answers(world))
     world.orders_from(2, 2)
     until(lambda: world.order(2).status == "paid")
-    assert life.worker.life.taken == 2
+    assert life.worker.incarnation.taken == 2
     assert gateway.called(2) == 1
 
 
@@ -201,7 +201,7 @@ def test_a_restart_behind_a_pooler_is_noticed_though_no_connection_to_the_pooler
             killed_and_started(server, world)
             world.orders_from(2, 2)
             until(lambda: world.order(2).status == "paid")
-            assert life.worker.life.taken == 2
+            assert life.worker.incarnation.taken == 2
             assert gateway.called(2) == 1
         finally:
             world.close()
@@ -225,9 +225,9 @@ def test_a_server_that_is_down_for_a_while_is_waited_for_and_the_log_says_when_a
     assert gateway.called(1) == 1
     until(lambda: "well again" in caplog.text)
     events = [vars(one).get("event") for one in caplog.records]
-    assert events[0] == "life_began"
-    assert events[events.index("lock_lost") :].count("life_resumed") == 1
-    assert events.count("life_began") == 1, "it is the same life"
+    assert events[0] == "worker_began"
+    assert events[events.index("lock_lost") :].count("worker_resumed") == 1
+    assert events.count("worker_began") == 1, "it is the same life"
     assert events.count("database_back") == 1
     assert max(events.index(one) for one in ("lock_lost", "database_trouble")) < events.index("database_back")
 

@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import MetaData, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import hold
+from groundstate import InDoubt
 from groundstate.cli import pending
-from groundstate.engine import own_words
-from groundstate.engine.check import Finding, check
-from groundstate.engine.question import Question
-from groundstate.store import opening
+from groundstate.engine import publish_report
+from groundstate.engine.operate.check import check
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.findings import Finding
+from groundstate.store import connect
 from tests.engine.charging import charging
 from tests.engine.kit import Base, Order, World, until
 from tests.engine.looking import another_that_lives, answer, lives, printed
@@ -45,9 +46,9 @@ class Shop:
         return [one.getMessage() for one in self.log.records if getattr(one, "event", None) == event]
 
     def findings(self) -> list[Finding]:
-        database = opening.open_store(self.world.app.stores[0].settings())[0]
+        database = connect.open_store(self.world.app.stores[0].settings())[0]
         try:
-            return check(database, [Question(one, database) for one in self.world.app.reactions.values()], list[MetaData]())
+            return check(database, [ConditionQuery(one, database) for one in self.world.app.reactions.values()], list[MetaData]())
         finally:
             database.close()
 
@@ -59,7 +60,7 @@ def shop(postgres_url: str, caplog: pytest.LogCaptureFixture) -> Iterator[Shop]:
         name = str(make_url(login).username)
         asked(postgres_url, f"grant all on schema public to {name}")
         world = World(login, Base, Own)
-        charging(world, hold())
+        charging(world, InDoubt.hold())
 
         @world.app.on(Ticket, Ticket.status == "open")
         def closed(ticket: Ticket) -> None:
@@ -104,7 +105,7 @@ def test_a_right_that_is_missing_keeps_its_reaction_waiting_with_one_line_and_ch
 
 
 def test_a_right_that_every_living_worker_lacks_is_what_why_status_and_pending_say(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_words, "EACH_S", 0.02)
+    monkeypatch.setattr(publish_report, "EACH_S", 0.02)
     shop.world.orders(1)
     shop.world.run(f"revoke update on orders from {shop.role}")
     shop.world.worker()

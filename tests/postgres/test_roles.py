@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate.engine.check import Finding, check
-from groundstate.engine.question import Question
-from groundstate.store import opening
+from groundstate.engine.operate.check import check
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.findings import Finding
+from groundstate.store import connect
 from tests.docs.blocks import ROOT, blocks_of
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Order, World, until
@@ -27,9 +28,9 @@ def name_of(login: str) -> str:
 
 
 def findings(world: World) -> list[Finding]:
-    database = opening.open_store(world.app.stores[0].settings())[0]
+    database = connect.open_store(world.app.stores[0].settings())[0]
     try:
-        return check(database, [Question(spec, database) for spec in world.app.reactions.values()], world.app.stores[0].metadatas)
+        return check(database, [ConditionQuery(spec, database) for spec in world.app.reactions.values()], world.app.stores[0].metadatas)
     finally:
         database.close()
 
@@ -70,7 +71,7 @@ def test_a_role_that_owns_nothing_carries_out_adopts_and_reads_the_servers_ident
 
 
 def asked_identity(world: World) -> str | None:
-    database = opening.open_store(world.app.stores[0].settings())[0]
+    database = connect.open_store(world.app.stores[0].settings())[0]
     try:
         return database.identity()
     finally:

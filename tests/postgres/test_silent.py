@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from tools.servers import watchdog
+from tools.servers.postgres import PostgresServer
 
 from groundstate import App, Store
 from groundstate.cli.health import Health, StuckLog
-from groundstate.store import limits, postgres, silence
-from groundstate.testing import watchdog
-from groundstate.testing.servers import PostgresServer
+from groundstate.store import postgres, silent_server, statement_timeouts
 from tests.engine.kit import Order, World
 from tests.patience import until
 
@@ -86,10 +86,10 @@ class Muffler:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes some seconds takes less."""
-    monkeypatch.setattr(limits, "LOOKS_S", 0.05)
-    monkeypatch.setattr(silence, "ASKS_AFTER_S", 0.5)
-    monkeypatch.setattr(silence, "WITHIN_S", 2.0)  # psycopg waits no less for a connection
-    monkeypatch.setattr(silence, "AGAIN_S", 0.1)
+    monkeypatch.setattr(statement_timeouts, "LOOKS_S", 0.05)
+    monkeypatch.setattr(silent_server, "ASKS_AFTER_S", 0.5)
+    monkeypatch.setattr(silent_server, "WITHIN_S", 2.0)  # psycopg waits no less for a connection
+    monkeypatch.setattr(silent_server, "AGAIN_S", 0.1)
 
 
 @contextmanager
@@ -204,7 +204,7 @@ def test_a_lock_on_our_own_tables_is_told_with_who_has_it_and_nothing_is_ready(
         until(
             lambda: (
                 f"pid {pid} (vacuum full, idle in transaction) has locked the table groundstate_attempt"
-                in (life.worker.vitals().trouble or "")
+                in (life.worker.worker_health().trouble or "")
             )
         )
         until(lambda: [one for one in caplog.records if _is_trouble(one) and f"pid {pid}" in one.getMessage()])

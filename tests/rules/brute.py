@@ -91,10 +91,10 @@ class Wall:
     shown: tuple[datetime, ...]
     shifted: datetime | None = None
 
-    def ticks(self, gap: str, overlap: str) -> tuple[datetime, ...]:
+    def ticks(self, gap: str, fold: str) -> tuple[datetime, ...]:
         if not self.shown:
             return (self.shifted,) if gap == "shift" and self.shifted is not None else ()
-        return {"first": self.shown[:1], "second": self.shown[-1:], "both": self.shown}[overlap]
+        return {"first": self.shown[:1], "second": self.shown[-1:], "both": self.shown}[fold]
 
 
 def walls(zone: ZoneInfo, start: datetime, end: datetime) -> list[Wall]:
@@ -129,9 +129,9 @@ def _shown(zone: ZoneInfo, start: datetime, end: datetime) -> Iterator[tuple[dat
             moment += halves
 
 
-def ticks(some: Iterable[Wall], fields: Fields, gap: str, overlap: str, start: datetime, end: datetime) -> list[datetime]:
+def ticks(some: Iterable[Wall], fields: Fields, gap: str, fold: str, start: datetime, end: datetime) -> list[datetime]:
     """The instants in [start, end), by these walls."""
-    found = {tick for one in some if fields.match(one.wall) for tick in one.ticks(gap, overlap)}
+    found = {tick for one in some if fields.match(one.wall) for tick in one.ticks(gap, fold)}
     return sorted(tick for tick in found if start <= tick < end)
 
 

@@ -19,7 +19,7 @@ from tests.rules import brute
 from tests.rules.brute import Fields, Wall
 
 FIRST, LAST = datetime(1970, 1, 3, tzinfo=UTC), datetime(2050, 1, 1, tzinfo=UTC)
-POLICIES = [(gap, overlap) for gap in ("shift", "skip") for overlap in ("first", "second", "both")]
+POLICIES = [(gap, fold) for gap in ("shift", "skip") for fold in ("first", "second", "both")]
 CHAINED_MOST = 1500  # ticks of a stretch that are gone through one by one; of more some are drawn
 HARD = (
     "Africa/Casablanca", "Africa/Monrovia", "America/Santiago", "America/Sao_Paulo", "Antarctica/Troll", "Asia/Kathmandu",
@@ -40,11 +40,11 @@ def stretch(
 def _one(
     name: str, some: list[Wall], fields: Fields, policy: tuple[str, str], between: tuple[datetime, datetime], dice: random.Random
 ) -> int:
-    gap, overlap = policy
-    cron = Cron(fields.text, name, gap=gap, overlap=overlap)  # type: ignore[arg-type]
+    gap, fold = policy
+    cron = Cron(fields.text, name, gap=gap, fold=fold)  # type: ignore[arg-type]
     start, end = between
-    wanted = brute.ticks(some, fields, gap, overlap, start, end)
-    said = f"{cron} gap={gap} overlap={overlap} from {start} to {end}"
+    wanted = brute.ticks(some, fields, gap, fold, start, end)
+    said = f"{cron} gap={gap} fold={fold} from {start} to {end}"
     if len(wanted) <= CHAINED_MOST:
         assert list(_forwards(cron, start, end)) == wanted, said
         backwards = map(_utc, cron.backwards(end - timedelta(microseconds=1)))

@@ -8,11 +8,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from groundstate.rules import kind
+from groundstate.rules import begun_kind
 from groundstate.rules.attempt import IN_VAIN, Attempt, Facts, State, Terms
-from groundstate.rules.careful import ended_under
-from groundstate.rules.kind import Kind
-from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
+from groundstate.rules.begun_kind import Kind
+from groundstate.rules.poison_suspects import ended_under
+from groundstate.rules.policy import InDoubt, Retry
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -24,25 +24,25 @@ HOLDS = Facts(exists=True, holds=True)
 GONE = Facts(exists=True, holds=False)
 DELETED = Facts(exists=False, holds=False)
 LATE = Facts(exists=True, holds=True, expired=True)
-CHARGE = Kind("bank", "charge", "charged", key=True, policy="ask", occurrence=())  # what calls are begun with
+CHARGE = Kind("bank", "charge", "charged", key=True, policy="lookup", occurrence=())  # what calls are begun with
 LATE_AND_GONE = Facts(exists=True, holds=False, expired=True)
 ALL_FACTS = (HOLDS, GONE, DELETED, LATE, LATE_AND_GONE)
 
 
 def terms(policy: InDoubt | None, *, find: bool | None = None, retry: Retry = RETRY) -> Terms:
-    """`ask` has a find, and nothing else unless it is said."""
-    has_find = find if find is not None else policy is not None and policy.kind == "ask"
+    """`ask` has a lookup, and nothing else unless it is said."""
+    has_lookup = find if find is not None else policy is not None and policy.kind == "lookup"
     own = None if policy is None else replace(CHARGE, policy=policy.kind)
-    return Terms(policy, retry, TIMEOUT, has_find, own)
+    return Terms(policy, retry, TIMEOUT, has_lookup, own)
 
 
-AGAIN = terms(again())
-SAME_KEY = terms(same_key(kept_for=KEPT_FOR, settle_after=SETTLE_AFTER))
-SAME_KEY_AND_FIND = terms(same_key(kept_for=KEPT_FOR, settle_after=SETTLE_AFTER), find=True)
-ASK = terms(ask(settle_after=SETTLE_AFTER))
-HOLD = terms(hold())
+AGAIN = terms(InDoubt.repeat())
+SAME_KEY = terms(InDoubt.same_key(kept_for=KEPT_FOR, settle_after=SETTLE_AFTER))
+SAME_KEY_AND_LOOKUP = terms(InDoubt.same_key(kept_for=KEPT_FOR, settle_after=SETTLE_AFTER), find=True)
+ASK = terms(InDoubt.lookup(settle_after=SETTLE_AFTER))
+HOLD = terms(InDoubt.hold())
 NO_CALL = terms(None)
-ALL_TERMS = (AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK, HOLD, NO_CALL)
+ALL_TERMS = (AGAIN, SAME_KEY, SAME_KEY_AND_LOOKUP, ASK, HOLD, NO_CALL)
 
 
 def attempt(state: State, **columns: Any) -> Attempt:
@@ -87,8 +87,8 @@ all_terms = st.builds(
 )
 
 
-_OTHERS = (CHARGE, replace(CHARGE, policy="again"), replace(CHARGE, service="psp"), replace(CHARGE, occurrence=("round",)))
-_BEGUN_WITH = (None, *(kind.text_of(one) for one in _OTHERS))
+_OTHERS = (CHARGE, replace(CHARGE, policy="repeat"), replace(CHARGE, service="psp"), replace(CHARGE, occurrence=("round",)))
+_BEGUN_WITH = (None, *(begun_kind.text_of(one) for one in _OTHERS))
 
 
 WHYS = (None, ended_under([5]), ended_under([5, 6]), IN_VAIN)

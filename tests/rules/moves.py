@@ -25,7 +25,7 @@ def _of_workers(world: World) -> Iterator[Move]:
         if world.to_sweep(life):
             yield partial(world.sweeps, process)
         for at in world.of_rows(process, DOUBT):
-            if world.kind not in ("ask", "same_key") or not any(asked.process == process for asked in world.questions):
+            if world.kind not in ("lookup", "same_key") or not any(asked.process == process for asked in world.queries):
                 yield partial(world.settles, process, at)
         for at in world.of_rows(process, FAILED):
             if world.trouble and world.facts(at).holds and world.expired(at) and not world.blocked(at):
@@ -76,7 +76,7 @@ def _of_calls(world: World) -> Iterator[Move]:
 
 
 def _of_questions(world: World) -> Iterator[Move]:
-    for asked in world.questions:
+    for asked in world.queries:
         if asked.answer is None:
             yield partial(world.outside_answers, asked)
             if world.trouble:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
-from groundstate.rules.careful import ended_under, ends_met
+from groundstate.rules.poison_suspects import ended_under, ends_met
 from groundstate.rules.policy import MARGIN
 from tests.rules.making import ALL_TERMS, HOLDS, NOW, SECOND
 
@@ -68,18 +68,18 @@ class Case:
         return any(name in self.said and self.said[name] != value for name, value in own.items())
 
     @property
-    def other_find(self) -> bool:
+    def other_lookup(self) -> bool:
         today = self.terms.kind
-        return today is not None and None not in (today.find, self.said.get("find")) and self.said["find"] != today.find
+        return today is not None and None not in (today.lookup, self.said.get("lookup")) and self.said["lookup"] != today.lookup
 
     @property
     def of_other_code(self) -> bool:
         """Whether the code of today cannot settle its doubt."""
         was = self.said.get("policy")
-        if self.terms.kind is None or was == self.kind == "again":
+        if self.terms.kind is None or was == self.kind == "repeat":
             return False
-        promised_less = self.kind == "same_key" and was in ("ask", "hold")
-        return self.other_call or promised_less or (self.kind == "again" and was is not None)
+        promised_less = self.kind == "same_key" and was in ("lookup", "hold")
+        return self.other_call or promised_less or (self.kind == "repeat" and was is not None)
 
     @property
     def in_time(self) -> bool:
@@ -246,16 +246,17 @@ TABLE = [
     Row("in doubt, and the reaction makes no call any more", "settle", (DOUBT,), lambda c: c.kind is None, "held", held),
     Row("in doubt, begun by other code", "settle", (DOUBT,), lambda c: c.of_other_code, "held", held),
     Row("hold", "settle", (DOUBT,), lambda c: c.kind == "hold", "held", held),
-    Row("ask, another find", "settle", (DOUBT,), lambda c: c.kind == "ask" and c.other_find, "held", held),
-    Row("ask", "settle", (DOUBT,), lambda c: c.kind == "ask", "ask"),
-    Row("again, gone", "settle", (DOUBT,), lambda c: c.kind == "again" and not c.holds, "gone, said"),
-    Row("again, too late", "settle", (DOUBT,), lambda c: c.kind == "again" and c.facts.expired, "expired, unsure"),
-    Row("again, the last try used", "settle", (DOUBT,), lambda c: c.kind == "again" and c.spent, "gave up, unsure"),
-    Row("again", "settle", (DOUBT,), lambda c: c.kind == "again", "begun", new_call),
+    Row("lookup, another lookup", "settle", (DOUBT,), lambda c: c.kind == "lookup" and c.other_lookup, "held", held),
+    Row("lookup", "settle", (DOUBT,), lambda c: c.kind == "lookup", "lookup"),
+    Row("repeat, gone", "settle", (DOUBT,), lambda c: c.kind == "repeat" and not c.holds, "gone, said"),
+    Row("repeat, too late", "settle", (DOUBT,), lambda c: c.kind == "repeat" and c.facts.expired, "expired, unsure"),
+    Row("repeat, the last try used", "settle", (DOUBT,), lambda c: c.kind == "repeat" and c.spent, "gave up, unsure"),
+    Row("repeat", "settle", (DOUBT,), lambda c: c.kind == "repeat", "begun", new_call),
     Row("same_key, the last try used", "settle", (DOUBT,), lambda c: c.in_time and c.key_is_young and c.spent, "held", held),
     Row("same_key", "settle", (DOUBT,), lambda c: c.in_time and c.key_is_young, "begun", new_call),
-    Row("same_key, gone, too late or too old, another find", "settle", (DOUBT,), lambda c: c.terms.has_find and c.other_find, "held", held),
-    Row("same_key, gone, too late or too old, with a find", "settle", (DOUBT,), lambda c: c.terms.has_find, "ask"),
+    Row("same_key, gone, too late or too old, another lookup", "settle", (DOUBT,),
+        lambda c: c.terms.has_lookup and c.other_lookup, "held", held),
+    Row("same_key, gone, too late or too old, with a lookup", "settle", (DOUBT,), lambda c: c.terms.has_lookup, "lookup"),
     Row("same_key, gone, too late or too old", "settle", (DOUBT,), always, "held", held),
     Row("Absent, record deleted", "absent", (DOUBT,), lambda c: not c.facts.exists, "held", held),
     Row("Absent, asked too early", "absent", (DOUBT,), lambda c: c.asked_at <= c.lands_until, "doubt",
@@ -277,7 +278,7 @@ TABLE = [
     Row("expired in vain, in doubt", "expired in vain", (DOUBT,), always, "doubt", in_vain(DOUBT)),
     Row("expired in vain", "expired in vain", (BEGUN, FAILED), lambda c: not c.one.unsure, "failed", in_vain(FAILED)),
     # ---- an outcome that comes late
-    Row("late, attempt gone, again", "late", (None,), lambda c: c.kind == "again", "dropped, said"),
+    Row("late, attempt gone, repeat", "late", (None,), lambda c: c.kind == "repeat", "dropped, said"),
     Row("late, attempt gone", "late", (None,), always, "held anew"),
     Row("late, of another call", "late", (BEGUN, DOUBT, HELD), lambda c: (c.one.state is BEGUN or c.one.unsure) and c.other_call,
         "held, loudly", with_outcome(unsure=True)),
@@ -297,7 +298,7 @@ TABLE = [
     Row("retry, an outcome in hand", "retry", (HELD,), lambda c: c.one.outcome is not None, "conclude"),
     Row("retry, sure", "retry", (HELD,), lambda c: not c.one.unsure, "failed", lambda c: {"state": FAILED, **fresh_start(c)}),
     Row("retry, unsure, and nobody can tell", "retry", (HELD,),
-        lambda c: c.kind in (None, "hold") or (not c.key_is_young and not c.terms.has_find), "not now"),
+        lambda c: c.kind in (None, "hold") or (not c.key_is_young and not c.terms.has_lookup), "not now"),
     Row("retry, unsure, begun by other code", "retry", (HELD,), lambda c: c.of_other_code, "not now"),
     Row("retry, unsure", "retry", (HELD,), always, "doubt", lambda c: {"state": DOUBT, **fresh_start(c)}),
     Row("settle as absent, not held", "settle as absent", (BEGUN, DOUBT, FAILED), always, "not now"),

@@ -9,7 +9,7 @@ import pytest
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import (
     IN_VAIN,
-    Ask,
+    AskLookup,
     Attempt,
     Begin,
     Conclude,
@@ -22,8 +22,8 @@ from groundstate.rules.attempt import (
     Terms,
     Wait,
 )
-from groundstate.rules.careful import DIED, ended_under, ends_met
-from groundstate.rules.policy import LONG_AGO, MARGIN, Retry, ask
+from groundstate.rules.poison_suspects import DIED, ended_under, ends_met
+from groundstate.rules.policy import LONG_AGO, MARGIN, InDoubt, Retry
 from tests.rules.making import (
     AGAIN,
     ASK,
@@ -37,7 +37,7 @@ from tests.rules.making import (
     NO_CALL,
     NOW,
     SAME_KEY,
-    SAME_KEY_AND_FIND,
+    SAME_KEY_AND_LOOKUP,
     SECOND,
     SETTLE_AFTER,
     TIMEOUT,
@@ -146,7 +146,7 @@ def test_a_call_is_held_after_three_unclean_ends_the_last_with_it_alone() -> Non
     second = kept(rules.adopted(attempt(BEGUN, together=1), 8, NOW, alone=True, ends=[5, 6]))
     assert second.state is DOUBT
     alone = kept(rules.adopted(replace(twice, state=BEGUN, together=1), 9, NOW, alone=True, ends=[5, 6, 7]))
-    assert (alone.state, alone.unsure, alone.why) == (HELD, True, f"{DIED}, 3 times, the last time alone (lives 5, 6, 7)")
+    assert (alone.state, alone.unsure, alone.why) == (HELD, True, f"{DIED}, 3 times, the last time alone (workers 5, 6, 7)")
 
 
 def test_an_end_that_was_no_unclean_one_makes_nobody_suspected_and_forgets_no_earlier_one() -> None:
@@ -191,13 +191,13 @@ def test_a_batch_without_a_call_of_which_its_living_worker_knows_nothing_leaves_
 
 @pytest.mark.parametrize("facts", [rules.Facts(*both) for both in ((True, True), (True, False), (False, False))])
 @pytest.mark.parametrize("blocked", [True, False])
-@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("repeats", [True, False])
 def test_what_somebody_deleted_while_its_call_was_made_stands_again_unless_its_outcome_belongs_to_nothing_any_more(
-    facts: rules.Facts, blocked: bool, again: bool
+    facts: rules.Facts, blocked: bool, repeats: bool
 ) -> None:
     would_be_called = facts.holds and not blocked
-    assert rules.comes_back(facts, outcome=True, again=again, blocked=blocked) == would_be_called
-    assert rules.comes_back(facts, outcome=False, again=again, blocked=blocked) == (would_be_called or not again)
+    assert rules.attempt_is_restored(facts, outcome=True, repeats=repeats, blocked=blocked) == would_be_called
+    assert rules.attempt_is_restored(facts, outcome=False, repeats=repeats, blocked=blocked) == (would_be_called or not repeats)
 
 
 # ---- doubt ---------------------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_same_key_is_too_old_when_the_new_call_could_land_after_the_provider_for
     too_old = attempt(DOUBT, first_at=NOW - KEPT_FOR + margin)
     assert rules.settle(last, SAME_KEY, HOLDS, NOW) == Begin(last)
     assert "too old" in held(rules.settle(too_old, SAME_KEY, HOLDS, NOW))
-    assert rules.settle(too_old, SAME_KEY_AND_FIND, HOLDS, NOW) == Ask()
+    assert rules.settle(too_old, SAME_KEY_AND_LOOKUP, HOLDS, NOW) == AskLookup()
 
 
 def test_a_doubt_of_a_lost_time_is_held_for_that_and_not_for_the_age_of_its_key() -> None:
@@ -279,25 +279,25 @@ def test_a_doubt_whose_worker_died_is_held_for_the_age_of_its_key_and_not_for_th
 
 def test_same_key_whose_condition_is_gone_is_asked_or_held() -> None:
     assert "no longer holds" in held(rules.settle(attempt(DOUBT), SAME_KEY, GONE, NOW))
-    assert rules.settle(attempt(DOUBT), SAME_KEY_AND_FIND, GONE, NOW) == Ask()
+    assert rules.settle(attempt(DOUBT), SAME_KEY_AND_LOOKUP, GONE, NOW) == AskLookup()
 
 
 def test_same_key_is_held_after_its_last_try() -> None:
     assert "last try" in held(rules.settle(attempt(DOUBT, failures=3), SAME_KEY, HOLDS, NOW))
-    assert "last try" in held(rules.settle(attempt(DOUBT, failures=3), SAME_KEY_AND_FIND, HOLDS, NOW))
+    assert "last try" in held(rules.settle(attempt(DOUBT, failures=3), SAME_KEY_AND_LOOKUP, HOLDS, NOW))
 
 
 def test_ask_asks_whether_or_not_its_condition_holds_and_even_after_the_last_try() -> None:
-    assert rules.settle(attempt(DOUBT), ASK, HOLDS, NOW) == Ask()
-    assert rules.settle(attempt(DOUBT), ASK, GONE, NOW) == Ask()
-    assert rules.settle(attempt(DOUBT, failures=99), ASK, HOLDS, NOW) == Ask()
+    assert rules.settle(attempt(DOUBT), ASK, HOLDS, NOW) == AskLookup()
+    assert rules.settle(attempt(DOUBT), ASK, GONE, NOW) == AskLookup()
+    assert rules.settle(attempt(DOUBT, failures=99), ASK, HOLDS, NOW) == AskLookup()
 
 
 def test_hold_holds() -> None:
-    assert "hold()" in held(rules.settle(attempt(DOUBT), HOLD, HOLDS, NOW))
+    assert "InDoubt.hold()" in held(rules.settle(attempt(DOUBT), HOLD, HOLDS, NOW))
 
 
-@pytest.mark.parametrize("chosen", [AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK, HOLD], ids=lambda one: one.policy.kind)
+@pytest.mark.parametrize("chosen", [AGAIN, SAME_KEY, SAME_KEY_AND_LOOKUP, ASK, HOLD], ids=lambda one: one.policy.kind)
 def test_a_doubt_whose_record_was_deleted_is_held_under_every_policy(chosen: Terms) -> None:
     assert "deleted" in held(rules.settle(attempt(DOUBT), chosen, DELETED, NOW))
     assert "deleted" in held(rules.absent(attempt(DOUBT), chosen, DELETED, NOW, NOW, LATER))
@@ -327,10 +327,10 @@ def test_what_failed_expires_once_it_is_too_late_though_its_last_try_was_used() 
 
 
 def test_a_doubt_is_settled_before_it_expires_but_under_again() -> None:
-    assert rules.settle(attempt(DOUBT), ASK, LATE, NOW) == Ask()
-    assert rules.settle(attempt(DOUBT), SAME_KEY_AND_FIND, LATE, NOW) == Ask()
+    assert rules.settle(attempt(DOUBT), ASK, LATE, NOW) == AskLookup()
+    assert rules.settle(attempt(DOUBT), SAME_KEY_AND_LOOKUP, LATE, NOW) == AskLookup()
     assert "too late" in held(rules.settle(attempt(DOUBT), SAME_KEY, LATE, NOW))
-    assert "hold()" in held(rules.settle(attempt(DOUBT), HOLD, LATE, NOW))
+    assert "InDoubt.hold()" in held(rules.settle(attempt(DOUBT), HOLD, LATE, NOW))
     assert rules.settle(attempt(DOUBT, failures=3), AGAIN, LATE, NOW) == Expired(unsure=True)
 
 
@@ -348,7 +348,7 @@ def test_what_failed_gives_up_after_its_last_try() -> None:
 
 
 def test_what_failed_gives_up_when_it_was_first_begun_too_long_ago() -> None:
-    limited = terms(ask(settle_after=SETTLE_AFTER), retry=Retry(times=None, give_up_after=600 * SECOND))
+    limited = terms(InDoubt.lookup(settle_after=SETTLE_AFTER), retry=Retry(times=None, give_up_after=600 * SECOND))
     assert rules.retry_failed(attempt(FAILED), limited, HOLDS, NOW, blocked=False) == GaveUp(unsure=False)
     assert rules.retry_failed(attempt(FAILED), limited, HOLDS, NOW - SECOND, blocked=False) == Begin(attempt(FAILED))
 

@@ -20,7 +20,7 @@ from tests.rules.making import (
     NO_CALL,
     NOW,
     SAME_KEY,
-    SAME_KEY_AND_FIND,
+    SAME_KEY_AND_LOOKUP,
     SECOND,
     SETTLE_AFTER,
     attempt,
@@ -46,48 +46,48 @@ def refused(decision: object) -> str:
 # ---- an outcome that comes late ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("one", [attempt(DOUBT), held(unsure=True), attempt(BEGUN, unsure=True)], ids=["doubt", "held", "begun"])
 def test_a_late_outcome_concludes_what_is_unsure(one: Attempt) -> None:
-    assert rules.late(one, ASK.policy) == Conclude()
+    assert rules.late_outcome(one, ASK.policy) == Conclude()
 
 
 def test_a_late_outcome_concludes_what_has_failed_and_loudly_since_somebody_was_told_absent() -> None:
-    decision = rules.late(attempt(FAILED), ASK.policy)
+    decision = rules.late_outcome(attempt(FAILED), ASK.policy)
     assert isinstance(decision, Conclude)
     assert decision.loudly
 
 
 def test_a_late_outcome_is_held_beside_a_sure_call_in_the_air_which_makes_it_unsure() -> None:
-    decision = rules.late(attempt(BEGUN), ASK.policy)
+    decision = rules.late_outcome(attempt(BEGUN), ASK.policy)
     assert isinstance(decision, AddOutcome)
     assert decision.unsure
     assert decision.loudly
 
 
 def test_a_late_outcome_is_added_to_those_that_are_held_and_changes_no_doubt() -> None:
-    assert rules.late(held(outcome='["a"]'), ASK.policy) == AddOutcome(unsure=False)
-    assert rules.late(held(outcome='["a"]', unsure=True), ASK.policy) == AddOutcome(unsure=True)
+    assert rules.late_outcome(held(outcome='["a"]'), ASK.policy) == AddOutcome(unsure=False)
+    assert rules.late_outcome(held(outcome='["a"]', unsure=True), ASK.policy) == AddOutcome(unsure=True)
 
 
 def test_a_late_outcome_is_kept_where_it_is_held_without_a_doubt() -> None:
-    assert rules.late(held(), ASK.policy) == AddOutcome(unsure=False)
+    assert rules.late_outcome(held(), ASK.policy) == AddOutcome(unsure=False)
 
 
 def test_a_late_outcome_whose_attempt_is_gone_is_a_line_in_the_log_under_again() -> None:
-    decision = rules.late(None, AGAIN.policy)
+    decision = rules.late_outcome(None, AGAIN.policy)
     assert isinstance(decision, Drop)
     assert decision.say
 
 
 @pytest.mark.parametrize("terms", [SAME_KEY, ASK, HOLD, NO_CALL], ids=lambda one: one.policy.kind if one.policy else "none")
 def test_a_late_outcome_whose_attempt_is_gone_is_held_anew_under_every_other_policy(terms: Terms) -> None:
-    assert rules.late(None, terms.policy) == HoldNew()
+    assert rules.late_outcome(None, terms.policy) == HoldNew()
 
 
 def test_a_late_outcome_whose_attempt_is_gone_is_what_its_author_said() -> None:
-    assert isinstance(rules.late(None, ASK.policy, "drop"), Drop)
-    assert isinstance(rules.late(None, AGAIN.policy), Drop)
+    assert isinstance(rules.late_outcome(None, ASK.policy, "drop"), Drop)
+    assert isinstance(rules.late_outcome(None, AGAIN.policy), Drop)
     for policy in (ASK.policy, AGAIN.policy):
-        assert rules.late(None, policy, "hold") == HoldNew()
-        assert rules.late(None, policy, "same") == HoldNew()
+        assert rules.late_outcome(None, policy, "hold") == HoldNew()
+        assert rules.late_outcome(None, policy, "same") == HoldNew()
 
 
 # ---- retry -----------------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_retry_of_what_is_held_and_sure_is_a_failed_attempt_that_is_due_now() ->
 
 def test_retry_of_what_is_held_and_unsure_is_a_doubt_again_with_its_key_as_old_as_it_was() -> None:
     one = held(failures=3, unsure=True)
-    for terms in (AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK):
+    for terms in (AGAIN, SAME_KEY, SAME_KEY_AND_LOOKUP, ASK):
         after = kept(rules.person_retry(one, terms, NOW))
         assert (after.state, after.unsure, after.next_at, after.failures, after.first_at) == (DOUBT, True, NOW, 0, one.first_at)
         assert after.worker == one.worker  # its thread may still run there
@@ -119,7 +119,7 @@ def test_retry_is_refused_where_nobody_can_tell_what_became_of_the_call() -> Non
     old = held(unsure=True, first_at=NOW - KEPT_FOR)
     for terms, one in ((HOLD, held(unsure=True)), (NO_CALL, held(unsure=True)), (SAME_KEY, old)):
         assert "settle it as absent or with its outcome first" in refused(rules.person_retry(one, terms, NOW))
-    assert kept(rules.person_retry(old, SAME_KEY_AND_FIND, NOW)).state is DOUBT
+    assert kept(rules.person_retry(old, SAME_KEY_AND_LOOKUP, NOW)).state is DOUBT
 
 
 def test_retry_of_what_failed_is_due_now() -> None:

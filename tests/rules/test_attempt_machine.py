@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, Keep, State, Terms
-from groundstate.rules.policy import again, ask, hold, same_key
+from groundstate.rules.policy import InDoubt
 from tests.rules.making import SECOND, TIMEOUT
 from tests.rules.moves import comes_to_rest, moves
 from tests.rules.world import TRIES, World
@@ -36,18 +36,18 @@ class Kind:
         return World(self.terms, threads=self.threads, has_overtaken=has_overtaken, valid_for=self.valid_for)
 
 
-AGAIN = Kind("again", Terms(again(), TRIES, TIMEOUT))
-SAME_KEY = Kind("same_key", Terms(same_key(kept_for=KEPT_FOR, settle_after=SETTLE_AFTER), TRIES, TIMEOUT))
-SAME_KEY_AND_FIND = Kind("same_key with a find", replace(SAME_KEY.terms, has_find=True))
-ASK = Kind("ask", Terms(ask(settle_after=SETTLE_AFTER), TRIES, TIMEOUT, has_find=True))
+AGAIN = Kind("repeat", Terms(InDoubt.repeat(), TRIES, TIMEOUT))
+SAME_KEY = Kind("same_key", Terms(InDoubt.same_key(kept_for=KEPT_FOR, settle_after=SETTLE_AFTER), TRIES, TIMEOUT))
+SAME_KEY_AND_LOOKUP = Kind("same_key with a lookup", replace(SAME_KEY.terms, has_lookup=True))
+ASK = Kind("lookup", Terms(InDoubt.lookup(settle_after=SETTLE_AFTER), TRIES, TIMEOUT, has_lookup=True))
 ASK_WITH_THREADS = Kind("ask, with threads", ASK.terms, threads=True)
-HOLD = Kind("hold", Terms(hold(), TRIES, TIMEOUT))
+HOLD = Kind("hold", Terms(InDoubt.hold(), TRIES, TIMEOUT))
 HOLD_WITH_THREADS = Kind("hold, with threads", HOLD.terms, threads=True)
 NOT_FOR_LONG = [
-    replace(kind, name=f"{kind.name}, not for long", valid_for=8 * SECOND) for kind in (AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK, HOLD)
+    replace(kind, name=f"{kind.name}, not for long", valid_for=8 * SECOND) for kind in (AGAIN, SAME_KEY, SAME_KEY_AND_LOOKUP, ASK, HOLD)
 ]
 AGAIN_LATE, SAME_KEY_LATE, _, ASK_LATE, _ = NOT_FOR_LONG
-KINDS = [AGAIN, SAME_KEY, SAME_KEY_AND_FIND, ASK, ASK_WITH_THREADS, HOLD, HOLD_WITH_THREADS, *NOT_FOR_LONG]
+KINDS = [AGAIN, SAME_KEY, SAME_KEY_AND_LOOKUP, ASK, ASK_WITH_THREADS, HOLD, HOLD_WITH_THREADS, *NOT_FOR_LONG]
 
 
 class Machine(RuleBasedStateMachine):
@@ -158,12 +158,12 @@ MISTAKES: list[tuple[str, Kind, str, Callable[..., Any]]] = [
     ("Absent is believed at once", ASK, "absent", _absent_at_once),
     ("Absent is as late as its answer", ASK, "absent", _absent_by_the_time_of_its_answer),
     ("a doubt is settled only while its condition holds", ASK, "settle", _settles_only_while_it_holds),
-    ("a late outcome is dropped", ASK, "late", lambda *_, **__: rules.Drop("no")),
+    ("a late outcome is dropped", ASK, "late_outcome", lambda *_, **__: rules.Drop("no")),
     ("retry forgets the outcome in hand", HOLD, "person_retry", _retry_forgets_the_outcome),
     ("a person need not wait", HOLD, "person_absent", _person_need_not_wait),
     ("a failed attempt is tried again however late", ASK_LATE, "retry_failed", _tries_again_however_late),
     ("a doubt is called again under its key however late", SAME_KEY_LATE, "settle", _settles_however_late),
-    ("a doubt is called again under again() however late", AGAIN_LATE, "settle", _settles_however_late),
+    ("a doubt is called again under InDoubt.repeat() however late", AGAIN_LATE, "settle", _settles_however_late),
     ("the expired handler answers for a doubt", ASK_LATE, "settle", _expires_in_doubt),
     ("what is held may be forgotten while it holds", HOLD, "person_forget", lambda *_: rules.Delete()),
 ]
@@ -204,8 +204,8 @@ def a_thread_that_hung_sends_just_before_its_process_dies(world: World) -> None:
     world.is_killed(0)
     world.sweeps(1)
     world.settles(1, 0)
-    world.outside_answers(world.questions[0])
-    world.answer_is_applied(world.questions[0])
+    world.outside_answers(world.queries[0])
+    world.answer_is_applied(world.queries[0])
 
 
 STORIES = [

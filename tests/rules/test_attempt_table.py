@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundstate.rules import attempt as rules
-from groundstate.rules import kind
+from groundstate.rules import begun_kind
 from groundstate.rules.attempt import Attempt
-from groundstate.rules.kind import Kind
+from groundstate.rules.begun_kind import Kind
 from tests.rules.making import (
     ALL_FACTS,
     ALL_TERMS,
@@ -34,7 +34,7 @@ from tests.rules.table import ADOPTER, BEGUN, DOUBT, FAILED, HELD, NEW_CALL, NEW
 EVENTS = sorted({row.event for row in TABLE})
 
 DECIDE: dict[str, Callable[[Case], Any]] = {
-    "late": lambda c: rules.late(c.attempt, c.terms.policy, own=c.terms.kind),
+    "late": lambda c: rules.late_outcome(c.attempt, c.terms.policy, own=c.terms.kind),
     "returned": lambda c: rules.returned(c.facts),
     "refused": lambda c: rules.outcome_refused(c.one, "the handler raised", SAID, '["paid"]'),
     "one of several": lambda c: rules.one_of_several(c.one, '["paid"]'),
@@ -81,8 +81,8 @@ def happen(event: str, case: Case) -> tuple[str, Attempt | None]:
         case rules.Refuse(why=why):
             assert why
             return "not now", None
-        case rules.Overtaken() | rules.Ask() | rules.Wait() | rules.HoldNew() as plain:
-            words = {rules.Overtaken: "overtaken", rules.Ask: "ask", rules.Wait: "wait", rules.HoldNew: "held anew"}
+        case rules.Overtaken() | rules.AskLookup() | rules.Wait() | rules.HoldNew() as plain:
+            words = {rules.Overtaken: "overtaken", rules.AskLookup: "lookup", rules.Wait: "wait", rules.HoldNew: "held anew"}
             return words[type(plain)], None
         case other:
             raise AssertionError(other)
@@ -126,12 +126,12 @@ def shapes() -> Iterator[Attempt | None]:
 
 def shapes_that_say_their_call() -> Iterator[Attempt]:
     """Attempts whose row says what they were begun with: under each policy, of the call of today and of others."""
-    others = [replace(CHARGE, policy=policy) for policy in ("again", "same_key", "ask", "hold")]
-    others += [replace(CHARGE, service="psp"), replace(CHARGE, call="pay"), replace(CHARGE, find="looked_up")]
-    others += [replace(CHARGE, find="looked_up", policy="same_key")]
-    others += [replace(CHARGE, key=False), replace(CHARGE, occurrence=("round",)), Kind(), replace(CHARGE, service="psp", policy="again")]
+    others = [replace(CHARGE, policy=policy) for policy in ("repeat", "same_key", "lookup", "hold")]
+    others += [replace(CHARGE, service="psp"), replace(CHARGE, call="pay"), replace(CHARGE, lookup="looked_up")]
+    others += [replace(CHARGE, lookup="looked_up", policy="same_key")]
+    others += [replace(CHARGE, key=False), replace(CHARGE, occurrence=("round",)), Kind(), replace(CHARGE, service="psp", policy="repeat")]
     for other, first_at in itertools.product(others, (NOW, NOW - 7200 * SECOND)):
-        columns: dict[str, Any] = {"begun_with": kind.text_of(other), "first_at": first_at, "deadline": NOW - SECOND}
+        columns: dict[str, Any] = {"begun_with": begun_kind.text_of(other), "first_at": first_at, "deadline": NOW - SECOND}
         yield attempt(DOUBT, **columns)
         yield attempt(FAILED, **columns)
         for unsure in (False, True):
@@ -173,7 +173,7 @@ def test_no_other_transition(event: str, case: Case) -> None:
 
 STANDS_ASIDE = {"Absent, holds", "settle as absent, holds", "settle as absent, an outcome of another call in hand"}
 BY_OUTCOME = {"the handler refused the outcome", "one of several outcomes was concluded"}
-LETS_GO = {"Absent, gone", "again, gone", "settle as absent, gone", "forget"}
+LETS_GO = {"Absent, gone", "repeat, gone", "settle as absent, gone", "forget"}
 
 
 def test_unsure_is_cleared_by_a_believed_absent_an_outcome_or_a_person_and_by_nothing_else() -> None:

@@ -20,58 +20,58 @@ CALLED = [attempt(HELD, outcome='["a"]'), attempt(HELD, outcome='["a"]', unsure=
 
 @pytest.mark.parametrize("one", STANDING, ids=lambda one: f"{one.state}-{one.unsure}")
 def test_a_begun_or_unsure_attempt_keeps_every_other_reaction_out(one: Attempt) -> None:
-    assert blocker("shop", "cancel", "", [one], fact=False) is one
-    assert blocker("another app", "charge", "", [one], fact=False) is one
+    assert blocker("shop", "cancel", "", [one], done_column=False) is one
+    assert blocker("another app", "charge", "", [one], done_column=False) is one
 
 
 @pytest.mark.parametrize("one", STANDING, ids=lambda one: f"{one.state}-{one.unsure}")
 def test_a_begun_or_unsure_attempt_keeps_its_own_reaction_out_under_every_other_occurrence(one: Attempt) -> None:
-    assert blocker("shop", "charge", "next month", [one], fact=False) is one
-    assert blocker("shop", "charge", "next month", [one], fact=True) is one
+    assert blocker("shop", "charge", "next month", [one], done_column=False) is one
+    assert blocker("shop", "charge", "next month", [one], done_column=True) is one
 
 
 @pytest.mark.parametrize("one", STANDING, ids=lambda one: f"{one.state}-{one.unsure}")
 def test_it_does_not_block_itself(one: Attempt) -> None:
-    assert blocker("shop", "charge", "", [one], fact=False) is None
+    assert blocker("shop", "charge", "", [one], done_column=False) is None
 
 
 @pytest.mark.parametrize("one", CALLED, ids=lambda one: f"{one.unsure}-{one.outcome}")
-@pytest.mark.parametrize("blocks", ["order", None], ids=["state", "fact"])
+@pytest.mark.parametrize("blocks", ["order", None], ids=["state", "done_column"])
 def test_what_is_held_with_an_outcome_or_unsure_keeps_its_own_reaction_out_under_every_other_occurrence(
     one: Attempt, blocks: str | None
 ) -> None:
     held = replace(one, blocks=blocks)
     assert held.keeps_own_reaction
-    assert blocker("shop", "charge", "next month", [held], fact=blocks is None) is held
-    assert blocker("shop", "charge", "", [held], fact=blocks is None) is None, "its own round is what it is held for"
+    assert blocker("shop", "charge", "next month", [held], done_column=blocks is None) is held
+    assert blocker("shop", "charge", "", [held], done_column=blocks is None) is None, "its own round is what it is held for"
 
 
 def test_what_is_held_with_an_outcome_and_sure_keeps_no_other_reaction_out() -> None:
     for reaction, app in (("cancel", "shop"), ("charge", "another app")):
-        assert blocker(app, reaction, "", [attempt(HELD, outcome='["a"]')], fact=False) is None
+        assert blocker(app, reaction, "", [attempt(HELD, outcome='["a"]')], done_column=False) is None
 
 
 def test_an_outcome_that_is_held_keeps_nobody_out_where_the_call_may_be_made_twice() -> None:
-    assert blocker("shop", "charge", "next month", [attempt(HELD, outcome='["a"]')], fact=False, again=True) is None
+    assert blocker("shop", "charge", "next month", [attempt(HELD, outcome='["a"]')], done_column=False, repeats=True) is None
     unsure = attempt(HELD, unsure=True)
-    assert blocker("shop", "charge", "next month", [unsure], fact=False, again=True) is unsure
+    assert blocker("shop", "charge", "next month", [unsure], done_column=False, repeats=True) is unsure
 
 
 @pytest.mark.parametrize("one", LETS_BY, ids=lambda one: f"{one.state}-{one.why}")
 def test_what_failed_or_is_held_without_a_call_keeps_nobody_out(one: Attempt) -> None:
     assert not one.keeps_own_reaction
-    assert blocker("shop", "cancel", "", [one], fact=False) is None
-    assert blocker("shop", "charge", "next month", [one], fact=False) is None
+    assert blocker("shop", "cancel", "", [one], done_column=False) is None
+    assert blocker("shop", "charge", "next month", [one], done_column=False) is None
 
 
 def test_a_reaction_with_a_fact_is_kept_out_by_its_own_attempts_only() -> None:
-    assert blocker("shop", "mail", "", STANDING, fact=True) is None
+    assert blocker("shop", "mail", "", STANDING, done_column=True) is None
 
 
 def test_a_reaction_with_a_fact_keeps_out_its_own_attempts_only() -> None:
     mail = attempt(DOUBT, reaction="mail", blocks=None)
-    assert blocker("shop", "charge", "", [mail], fact=False) is None
-    assert blocker("shop", "mail", "next month", [mail], fact=True) is mail
+    assert blocker("shop", "charge", "", [mail], done_column=False) is None
+    assert blocker("shop", "mail", "next month", [mail], done_column=True) is mail
 
 
 def test_its_own_attempt_is_that_of_the_same_reaction_and_occurrence() -> None:
@@ -92,11 +92,11 @@ def test_a_failed_attempt_or_a_doubt_is_due_when_its_time_has_come() -> None:
 
 @given(st.lists(attempts(), max_size=5), st.sampled_from(["charge", "mail"]), st.sampled_from(["", "a"]), st.booleans())
 def test_who_blocks_is_begun_or_unsure_or_an_own_held_call_and_is_somebody_else(
-    standing: list[Attempt], reaction: str, occurrence: str, fact: bool
+    standing: list[Attempt], reaction: str, occurrence: str, done_column: bool
 ) -> None:
-    found = blocker("shop", reaction, occurrence, standing, fact=fact)
+    found = blocker("shop", reaction, occurrence, standing, done_column=done_column)
     if found is None:
         return
     assert found.blocking or (found.reaction == reaction and found.keeps_own_reaction)
     assert found.identity != ("shop", reaction, found.record, occurrence)
-    assert found.reaction == reaction or (not fact and found.blocks is not None)
+    assert found.reaction == reaction or (not done_column and found.blocks is not None)

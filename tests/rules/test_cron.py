@@ -69,9 +69,9 @@ def test_two_wall_times_on_one_instant_are_one_tick() -> None:
     assert list(islice(both.backwards(at("2026-03-29T12:00")), 2)) == [at("2026-03-29T01:30"), at("2026-03-28T02:30")]
 
 
-@pytest.mark.parametrize(("overlap", "wanted"), [("first", ["00:30"]), ("second", ["01:30"]), ("both", ["00:30", "01:30"])])
-def test_a_wall_time_that_comes_twice_is_the_first_the_second_or_both(overlap: Any, wanted: list[str]) -> None:
-    cron = Cron("30 2 * * *", "Europe/Berlin", overlap=overlap)
+@pytest.mark.parametrize(("fold", "wanted"), [("first", ["00:30"]), ("second", ["01:30"]), ("both", ["00:30", "01:30"])])
+def test_a_wall_time_that_comes_twice_is_the_first_the_second_or_both(fold: Any, wanted: list[str]) -> None:
+    cron = Cron("30 2 * * *", "Europe/Berlin", fold=fold)
     ticks = list(cron.since(at("2026-10-24T12:00"), at("2026-10-25T12:00")))
     assert [tick.astimezone(UTC).strftime("%H:%M") for tick in ticks] == wanted[::-1]
 
@@ -231,7 +231,7 @@ def test_other_policies_than_there_are_are_refused() -> None:
     with pytest.raises(DeclarationError, match="choose 'shift' or 'skip'"):
         Cron("* * * * *", gap="later")  # type: ignore[arg-type]
     with pytest.raises(DeclarationError, match="choose 'first' or 'second' or 'both'"):
-        Cron("* * * * *", overlap="twice")  # type: ignore[arg-type]
+        Cron("* * * * *", fold="twice")  # type: ignore[arg-type]
 
 
 def test_an_app_without_a_cron_loads_neither_the_library_nor_zones() -> None:

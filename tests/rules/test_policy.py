@@ -7,33 +7,33 @@ from typing import Any
 
 import pytest
 
-from groundstate.rules.policy import InDoubt, Retry, again, ask, hold, same_key
+from groundstate.rules.policy import InDoubt, Retry
 from groundstate.values.errors import DeclarationError
 from tests.rules.making import SECOND
 
 
 def test_each_policy_says_what_becomes_of_a_doubt() -> None:
-    assert again() == InDoubt("again")
-    assert hold() == InDoubt("hold")
-    assert ask(settle_after=SECOND) == InDoubt("ask", settle_after=SECOND)
-    assert same_key(kept_for=3 * SECOND) == InDoubt("same_key", kept_for=3 * SECOND)
-    assert same_key(kept_for=3 * SECOND, settle_after=SECOND) == InDoubt("same_key", kept_for=3 * SECOND, settle_after=SECOND)
+    assert InDoubt.repeat() == InDoubt("repeat")
+    assert InDoubt.hold() == InDoubt("hold")
+    assert InDoubt.lookup(settle_after=SECOND) == InDoubt("lookup", settle_after=SECOND)
+    assert InDoubt.same_key(kept_for=3 * SECOND) == InDoubt("same_key", kept_for=3 * SECOND)
+    assert InDoubt.same_key(kept_for=3 * SECOND, settle_after=SECOND) == InDoubt("same_key", kept_for=3 * SECOND, settle_after=SECOND)
 
 
 def test_nothing_has_to_settle_where_an_outside_answers_at_once() -> None:
-    assert ask(settle_after=timedelta()).settle_after == timedelta()
+    assert InDoubt.lookup(settle_after=timedelta()).settle_after == timedelta()
 
 
 @pytest.mark.parametrize("wrong", [timedelta(seconds=-1), 30, "30 s", None], ids=str)
 def test_a_settle_after_that_is_no_duration_is_refused(wrong: Any) -> None:
     with pytest.raises(DeclarationError, match="settle_after"):
-        ask(settle_after=wrong)
+        InDoubt.lookup(settle_after=wrong)
 
 
 @pytest.mark.parametrize("wrong", [timedelta(), timedelta(seconds=-1), 24, None], ids=str)
 def test_a_key_that_is_kept_for_no_time_is_refused(wrong: Any) -> None:
     with pytest.raises(DeclarationError, match="kept_for"):
-        same_key(kept_for=wrong)
+        InDoubt.same_key(kept_for=wrong)
 
 
 def test_a_retry_makes_ten_tries_within_an_hour_each_unless_it_is_said() -> None:

@@ -24,13 +24,13 @@ class Counter:
         self.written: str | None = None
 
     def begin(self, now: int, wanted: int) -> int:
-        found = rules.counted(self.written, self.rate, now)
-        got = min(wanted, rules.left(found, self.rate))
-        self.written = rules.said(rules.taken(found, self.rate, now, got))
+        found = rules.read_call_count(self.written, self.rate, now)
+        got = min(wanted, rules.calls_left(found, self.rate))
+        self.written = rules.count_as_json(rules.count_with_more_calls(found, self.rate, now, got))
         return got
 
     def free_at(self, now: int) -> int | None:
-        return rules.free_at(rules.counted(self.written, self.rate, now), self.rate)
+        return rules.free_at(rules.read_call_count(self.written, self.rate, now), self.rate)
 
 
 @given(rates, some.lists(some.tuples(some.floats(0, 1.5), some.integers(1, 6)), max_size=40))
@@ -81,4 +81,4 @@ def test_what_cannot_be_read_counts_in_full_for_one_span() -> None:
         counter.written = nonsense
         assert counter.begin(0, 1) == 0
         counter.written = nonsense if nonsense != "null" else counter.written
-        assert rules.left(rules.counted(counter.written, counter.rate, 0), counter.rate) == 0
+        assert rules.calls_left(rules.read_call_count(counter.written, counter.rate, 0), counter.rate) == 0

@@ -1,4 +1,4 @@
-"""When what failed is tried again, and when a find is asked again."""
+"""When what failed is tried again, and when a lookup is asked again."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundstate import Cron
-from groundstate.rules.reaction import Function
 from groundstate.rules.schedule import COUNTED_MOST, ON_TIME, Period, ScheduleSpec, Timing, decide
+from groundstate.rules.specs import Function
 
 MARK = datetime(2026, 11, 2, 6, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -24,7 +24,7 @@ TIMINGS: list[Timing] = [
 
 
 def spec(missed: Any, timing: Timing, most: int = 100) -> ScheduleSpec:
-    return ScheduleSpec("shop", "report", timing, Function(lambda: None), missed=missed, most=most)
+    return ScheduleSpec("shop", "report", timing, Function(lambda: None), missed=missed, max_missed=most)
 
 
 @given(st.sampled_from(TIMINGS), st.sampled_from(["none", "latest", "all"]), st.integers(1, 5), st.integers(-60, 3000))

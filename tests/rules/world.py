@@ -1,7 +1,7 @@
-"""A toy of the protocol: one record, two worker processes, an outside, a writer, a person and time, driven through the real rules.
+"""A toy of the protocol: one record, two worker processes, a service, a writer, a person and time, driven through the real rules.
 
-A small sister of `protocol.pml`: the transitions are those of rules/attempt.py, everything else is made up here. The outside keeps its
-promise (nothing lands later than deadline + settle_after, and a find is right), and so does the person; nothing else is kind.
+A small sister of `protocol.pml`: the transitions are those of rules/attempt.py, everything else is made up here. The service keeps its
+promise (nothing lands later than deadline + settle_after, and a lookup is right), and so does the person; nothing else is kind.
 What can happen next, and when, says moves.py.
 """
 
@@ -40,7 +40,7 @@ class Call:
 
 @dataclass(eq=False)
 class Asked:
-    """A find under way, with the fence it was asked under."""
+    """A lookup under way, with the fence it was asked under."""
 
     process: int
     occurrence: int
@@ -67,7 +67,7 @@ class World:
         self.lives: list[int | None] = [1, 2]
         self.last_life = 2
         self.calls: list[Call] = []
-        self.questions: list[Asked] = []
+        self.queries: list[Asked] = []
         self.effects: list[int] = []  # effect -> its occurrence
         self.provider: dict[int, tuple[int, datetime]] = {}  # key -> its effect, and since when it is kept
         self.taken: set[int] = set()  # effects whose outcome a handler or a person has taken
@@ -99,7 +99,7 @@ class World:
         return any(call.request == "air" and call.occurrence == occurrence for call in self.calls)
 
     def blocked(self, occurrence: int) -> bool:
-        return blocker("shop", "charge", str(occurrence), self.rows.values(), fact=False) is not None
+        return blocker("shop", "charge", str(occurrence), self.rows.values(), done_column=False) is not None
 
     def thread_runs(self, one: Attempt) -> bool:
         return any(call.number == one.call and call.task in ("given up", "stuck") for call in self.calls)
@@ -136,10 +136,10 @@ class World:
                 self.rows[occurrence] = rules.held_as(one, "the last try was used").attempt
             case rules.Expired():
                 self.expires(occurrence)
-            case rules.Ask():
+            case rules.AskLookup():
                 assert process is not None
-                if not any(asked.process == process for asked in self.questions):
-                    self.questions.append(Asked(process, occurrence, one.call, one.worker, self.now))
+                if not any(asked.process == process for asked in self.queries):
+                    self.queries.append(Asked(process, occurrence, one.call, one.worker, self.now))
             case rules.Wait() | rules.Refuse():
                 pass
             case _:
@@ -160,7 +160,7 @@ class World:
 
     def expires(self, occurrence: int, *, handler_raises: bool = False) -> None:
         """The expired handler: by itself, or for an attempt that stands."""
-        if self.kind != "again":
+        if self.kind != "repeat":
             assert not self.open_effects(occurrence), "ExpiredSure"
             assert not self.in_the_air(occurrence), "ExpiredSure"
         one = self.rows.get(occurrence)
@@ -201,7 +201,7 @@ class World:
     def late(self, occurrence: int, effect: int, *, handler_raises: bool) -> None:
         """An outcome of a call that is not the attempt's latest any more."""
         one = self.rows.get(occurrence)
-        match rules.late(one, self.terms.policy):
+        match rules.late_outcome(one, self.terms.policy):
             case rules.Conclude():
                 self.conclude(occurrence, effect, handler_raises=handler_raises)
             case rules.AddOutcome(unsure=unsure):
@@ -313,7 +313,7 @@ class World:
         if one is not None and one.call == call.number and one.state in (DOUBT, HELD):
             self.rows[call.occurrence] = replace(one, deadline=max(one.deadline, self.now))
 
-    # ---- the outside is asked --------------------------------------------------------------------------------------------------
+    # ---- the service is asked --------------------------------------------------------------------------------------------------
     def outside_answers(self, asked: Asked, *, knows: bool = True) -> None:
         self.trouble -= not knows
         made = [effect for effect, at in enumerate(self.effects) if at == asked.occurrence]
@@ -321,7 +321,7 @@ class World:
 
     def answer_is_applied(self, asked: Asked, *, handler_raises: bool = False) -> None:
         self.trouble -= handler_raises
-        self.questions.remove(asked)
+        self.queries.remove(asked)
         at, one = asked.occurrence, self.rows.get(asked.occurrence)
         if one is None or one.state is not DOUBT or (one.call, one.worker) != (asked.call, asked.worker):
             return  # moved on: it can be asked again
@@ -337,7 +337,7 @@ class World:
 
     # ---- time, and the ends of processes -----------------------------------------------------------------------------------------
     def time_passes(self, seconds: int) -> None:
-        """Nothing stays in the air for longer than the outside promises; and it forgets keys as soon as it may."""
+        """Nothing stays in the air for longer than the service promises; and it forgets keys as soon as it may."""
         self.now += seconds * SECOND
         for call in self.calls:
             if call.request == "air" and call.lands_by is not None and self.now > call.lands_by:
@@ -349,7 +349,7 @@ class World:
     def is_killed(self, process: int) -> None:
         self.trouble -= 1
         self.lives[process] = None
-        self.questions = [asked for asked in self.questions if asked.process != process]
+        self.queries = [asked for asked in self.queries if asked.process != process]
         for call in self.calls:
             if call.process == process:
                 call.task = "ended"
@@ -378,7 +378,7 @@ class World:
             self.due[self.occurrence] = self.now
 
     def person_says(self, at: int, deed: str) -> None:
-        """A person is right about what the outside did until now, and need not be about what is in the air."""
+        """A person is right about what the service did until now, and need not be about what is in the air."""
         self.words -= 1
         one, facts = self.rows[at], self.facts(at)
         self.sent[at] = 0
@@ -408,13 +408,13 @@ class World:
     def check(self) -> None:
         """Listed, AtMostOnce (under same_key OncePerKey: the key is the occurrence's), OutcomeKept and StickyDoubt, after every move."""
         for at in range(OCCURRENCES):
-            if self.kind != "again":
+            if self.kind != "repeat":
                 assert at in self.rows or not self.open_effects(at), "Listed"
                 assert self.effects.count(at) <= max(self.entries[at], 1), "AtMostOnce"
             one = self.rows.get(at)
             if one is not None and (one.state is FAILED or (one.state is HELD and not one.unsure and one.outcome is None)):
                 assert not self.open_effects(at), "StickyDoubt"  # 'sure' says that nothing of it is open outside
                 assert not self.in_the_air(at), "StickyDoubt"
-        if self.kind != "again":
+        if self.kind != "repeat":
             kept = {effect for one in self.rows.values() for effect in json.loads(one.outcome or "[]")}
             assert self.heard <= self.taken | kept, "OutcomeKept"

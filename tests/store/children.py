@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 HOLDS = """
 import sys
-from groundstate.store.file_locks import FlockLives
-from groundstate.store.opening import open_store, settings_of
+from groundstate.store.sqlite_liveness import FlockLiveness
+from groundstate.store.connect import open_store, settings_of
 url, life, kind = sys.argv[1:]
-lives = FlockLives(url) if kind == "flock" else open_store(settings_of(url))[1]()
+lives = FlockLiveness(url) if kind == "flock" else open_store(settings_of(url))[1]()
 lives.take(int(life))
 print("held", flush=True)
 sys.stdin.read()

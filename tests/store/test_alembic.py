@@ -16,7 +16,7 @@ from tests.patience import HANG_S
 
 MODELS = """
 from datetime import datetime
-from groundstate import Instant
+from groundstate import UtcDateTime
 from sqlalchemy import String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -25,7 +25,7 @@ class Base(DeclarativeBase): ...
 class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
-    placed_at: Mapped[datetime] = mapped_column(Instant)
+    placed_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 """
 RICH = """
@@ -34,13 +34,13 @@ from sqlalchemy.dialects import postgresql
 
 class Tick(Base):
     __tablename__ = "ticks"
-    at: Mapped[datetime] = mapped_column(Instant, primary_key=True)
-    old: Mapped[datetime | None] = mapped_column(Instant(naive="utc"), index=True)
-    made: Mapped[datetime] = mapped_column(Instant, server_default=func.now())
-    many: Mapped[list[datetime]] = mapped_column(ARRAY(Instant).with_variant(JSON(), "sqlite"))
-    more: Mapped[list[datetime]] = mapped_column(JSON().with_variant(postgresql.ARRAY(Instant(naive="utc")), "postgresql"))
-    either: Mapped[datetime] = mapped_column(Instant(naive="utc").with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql"))
-    other: Mapped[datetime] = mapped_column(DateTime(timezone=True).with_variant(Instant(), "sqlite"))
+    at: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
+    old: Mapped[datetime | None] = mapped_column(UtcDateTime(naive="utc"), index=True)
+    made: Mapped[datetime] = mapped_column(UtcDateTime, server_default=func.now())
+    many: Mapped[list[datetime]] = mapped_column(ARRAY(UtcDateTime).with_variant(JSON(), "sqlite"))
+    more: Mapped[list[datetime]] = mapped_column(JSON().with_variant(postgresql.ARRAY(UtcDateTime(naive="utc")), "postgresql"))
+    either: Mapped[datetime] = mapped_column(UtcDateTime(naive="utc").with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql"))
+    other: Mapped[datetime] = mapped_column(DateTime(timezone=True).with_variant(UtcDateTime(), "sqlite"))
 
 class Tock(Base):
     __tablename__ = "tocks"
@@ -147,7 +147,7 @@ def test_an_env_that_knows_the_projects_metadata_alone_leaves_our_tables_as_they
     project.env(BY_THEIR_OWN)
     revision = project.revise(["check"])
     assert "create_table('orders'" in revision
-    assert "'placed_at', groundstate.Instant()" in revision
+    assert "'placed_at', groundstate.UtcDateTime()" in revision
     assert "import groundstate\n" in revision
     assert "groundstate.store" not in revision, "a migration is kept for longer than a name inside of groundstate"
     assert does_nothing_to_ours(revision), revision
@@ -162,11 +162,11 @@ def test_an_instant_is_named_with_its_import_wherever_a_model_has_it(project: Pr
     project.env(BY_THEIR_OWN, configured)
     revision = project.revise()
     assert "groundstate.store" not in revision
-    assert "sa.Column('at', groundstate.Instant(), nullable=False)" in revision
-    assert "groundstate.Instant(naive='utc').with_variant(postgresql.TIMESTAMP(timezone=True), 'postgresql')" in revision
-    assert "sa.DateTime(timezone=True).with_variant(groundstate.Instant(), 'sqlite')" in revision
-    assert "sa.ARRAY(groundstate.Instant()).with_variant(sa.JSON(), 'sqlite')" in revision
-    assert ".with_variant(postgresql.ARRAY(groundstate.Instant(naive='utc')), 'postgresql')" in revision
+    assert "sa.Column('at', groundstate.UtcDateTime(), nullable=False)" in revision
+    assert "groundstate.UtcDateTime(naive='utc').with_variant(postgresql.TIMESTAMP(timezone=True), 'postgresql')" in revision
+    assert "sa.DateTime(timezone=True).with_variant(groundstate.UtcDateTime(), 'sqlite')" in revision
+    assert "sa.ARRAY(groundstate.UtcDateTime()).with_variant(sa.JSON(), 'sqlite')" in revision
+    assert ".with_variant(postgresql.ARRAY(groundstate.UtcDateTime(naive='utc')), 'postgresql')" in revision
     project.run("-c", WRITES, project.url)
     assert "No new upgrade operations" in project.alembic(["check"], ["downgrade", "base"])
     assert project.tables == set(ours.tables)
@@ -174,14 +174,14 @@ def test_an_instant_is_named_with_its_import_wherever_a_model_has_it(project: Pr
 
 def test_a_column_that_becomes_an_instant_is_altered_by_its_public_name(project: Project) -> None:
     (project.folder / "models.py").write_text(
-        MODELS.replace("mapped_column(Instant)", "mapped_column(String)").replace("Mapped[datetime]", "Mapped[str]")
+        MODELS.replace("mapped_column(UtcDateTime)", "mapped_column(String)").replace("Mapped[datetime]", "Mapped[str]")
     )
     project.env(BY_THEIR_OWN, "render_as_batch=True,")
     project.revise()
     (project.folder / "models.py").write_text(MODELS)
     project.alembic(["revision", "--autogenerate", "-m", "altered"])
     newest = max((project.folder / "migrations" / "versions").glob("*_altered.py"))
-    assert "type_=groundstate.Instant()" in newest.read_text()
+    assert "type_=groundstate.UtcDateTime()" in newest.read_text()
     assert "import groundstate\n" in newest.read_text()
 
 

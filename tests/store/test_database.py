@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
 
 import psycopg
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, inspect, select
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, OperationalError
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, event, inspect, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
+from tools.servers.postgres import PostgresServer
 
 from groundstate.store import tables
-from groundstate.store.opening import open_store, settings_of
+from groundstate.store.connect import open_store, settings_of
 from groundstate.store.port import Database
-from groundstate.store.tables import Instant
-from groundstate.testing.servers import PostgresServer
-from groundstate.values.errors import Stopped, StoreRefused
+from groundstate.store.tables import UtcDateTime
+from groundstate.values.errors import StoppedError, StoreRefusedError
 from tests.patience import until
 from tests.store.children import forked
 
 metadata = MetaData()
-thing = Table("thing", metadata, Column("id", Integer, primary_key=True), Column("at", Instant))
+thing = Table("thing", metadata, Column("id", Integer, primary_key=True), Column("at", UtcDateTime))
 
 
 @pytest.fixture
@@ -55,6 +56,77 @@ def test_an_exception_takes_everything_back(database: Database) -> None:
     with pytest.raises(KeyError):
         fails()
     assert count(database) == 0
+
+
+deferring = Table(
+    "deferring",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("thing", Integer, ForeignKey("thing.id", deferrable=True, initially="DEFERRED")),
+)
+
+
+def keeps_foreign_keys(database: Database) -> None:
+    """On SQLite from now on, as PostgreSQL does."""
+    if database.name == "sqlite":
+        with database.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.execute("PRAGMA foreign_keys=ON")
+
+
+def raises(*_: object) -> NoReturn:
+    raise RuntimeError("enough")
+
+
+def refuse_commit(database: Database) -> None:
+    keeps_foreign_keys(database)
+    with database.writing() as connection:
+        connection.execute(thing.insert().values(id=1))
+        connection.execute(deferring.insert().values(id=1, thing=404))
+
+
+def fail_before_commit(database: Database) -> None:
+    with database.writing() as connection:
+        connection.execute(thing.insert().values(id=1))
+        event.listen(database.engine, "commit", raises)
+
+
+def fail_in_rollback(database: Database) -> None:
+    with database.writing() as connection:
+        connection.execute(thing.insert().values(id=1))
+        event.listen(database.engine, "rollback", raises)
+        raise KeyError("what went wrong")
+
+
+def fail_as_a_reader_ends(database: Database) -> None:
+    event.listen(database.engine, "rollback" if database.name == "sqlite" else "commit", raises)
+    with database.reading() as connection:
+        connection.execute(select(thing)).all()
+
+
+ENDS: dict[str, tuple[Any, Any]] = {
+    "its commit is refused": (refuse_commit, IntegrityError),
+    "a listener raises before its commit": (fail_before_commit, RuntimeError),
+    "its rollback fails": (fail_in_rollback, KeyError),
+    "a reader does not end": (fail_as_a_reader_ends, RuntimeError),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_after_a_transaction_that_ends_badly_nothing_of_it_is_there_and_the_next_ones_begin(database: Database, how: str) -> None:
+    ends_badly, error = ENDS[how]
+    try:
+        with pytest.raises(error):
+            ends_badly(database)
+    finally:
+        for name in ("rollback", "commit"):
+            if event.contains(database.engine, name, raises):
+                event.remove(database.engine, name, raises)
+    assert count(database) == 0
+    for number in (1, 2, 3):
+        with database.writing() as connection:
+            connection.execute(thing.insert().values(id=number))
+    assert count(database) == 3
 
 
 def test_a_block_that_ends_its_own_transaction_is_told_so(database: Database) -> None:
@@ -135,7 +207,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(database: Database) ->
     def child() -> str:
         try:
             count(database)
-        except Stopped as refusal:
+        except StoppedError as refusal:
             database.close()
             return str(refusal)
         return "not refused"
@@ -235,13 +307,13 @@ def test_tables_that_a_crash_would_empty_are_refused(postgres: Database) -> None
         tables.metadata.create_all(connection)
         connection.exec_driver_sql("ALTER TABLE groundstate_attempt SET UNLOGGED")
     postgres.close()
-    with pytest.raises(StoreRefused, match="ALTER TABLE groundstate_attempt SET LOGGED"):
+    with pytest.raises(StoreRefusedError, match="ALTER TABLE groundstate_attempt SET LOGGED"):
         postgres.connect()
 
 
 def test_a_server_without_fsync_is_refused() -> None:
     with PostgresServer(fsync=False) as server:
         opened = open_store(settings_of(server.url()))[0]
-        with pytest.raises(StoreRefused, match="set fsync = on"):
+        with pytest.raises(StoreRefusedError, match="set fsync = on"):
             opened.connect()
         opened.close()

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from groundstate.store.opening import settings_of
+from groundstate.store.connect import settings_of
 from groundstate.store.sqlite import SqliteDatabase
-from groundstate.values.errors import StoreRefused
+from groundstate.values.errors import StoreRefusedError
 from tests.store.children import forked
 
 MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -37,7 +37,7 @@ def database(path: Path) -> Iterator[SqliteDatabase]:
 
 def refused(url: str, **options: Path) -> str:
     database = SqliteDatabase(settings_of(url), **options)
-    with pytest.raises(StoreRefused) as caught:
+    with pytest.raises(StoreRefusedError) as caught:
         database.connect()
     database.close()
     return str(caught.value)
@@ -91,7 +91,7 @@ def test_a_forked_child_may_not_open_what_its_parent_had_open(database: SqliteDa
     def child() -> str:
         try:
             SqliteDatabase(settings_of(f"sqlite:///{path}")).connect()
-        except StoreRefused as refusal:
+        except StoreRefusedError as refusal:
             return str(refusal)
         return "not refused"
 

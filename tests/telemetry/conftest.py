@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import Absent, App, Instant, Key, NotDone, Outside, Store, Unknown, after, ask, hold
+from groundstate import Absent, App, ExternalService, IdempotencyKey, InDoubt, NotDone, Store, Unknown, UtcDateTime, after
 from tests.patience import HANG_S
 
 _numbers = itertools.count()
@@ -54,15 +54,15 @@ def made(url: str) -> Shop:  # noqa: C901  # an app is many small functions
         status: Mapped[str]
         note: Mapped[str | None]
         receipt: Mapped[str | None]
-        at: Mapped[datetime] = mapped_column(Instant)
+        at: Mapped[datetime] = mapped_column(UtcDateTime)
 
     app = App(f"watched{next(_numbers)}", Store(url, Base))
     driver = url.replace("postgresql://", "postgresql+psycopg://")
     shop = Shop(app, create_engine(driver))
-    bank, mail = Outside("bank"), Outside("mail")
+    bank, mail = ExternalService("bank"), ExternalService("mail")
 
-    @bank.call(in_doubt=ask(settle_after=timedelta(hours=1)), timeout=timedelta(seconds=30))
-    async def charge(order: Order, key: Key) -> str:
+    @bank.call(in_doubt=InDoubt.lookup(settle_after=timedelta(hours=1)), timeout=timedelta(seconds=30))
+    async def charge(order: Order, key: IdempotencyKey) -> str:
         shop.inside()
         if shop.bank == "refuse":
             raise NotDone("refused: card 4111")
@@ -72,11 +72,11 @@ def made(url: str) -> Shop:  # noqa: C901  # an app is many small functions
             shop.gate.wait(HANG_S)
         return f"r{order.id}"
 
-    @charge.find
-    async def _(order: Order, key: Key) -> str | Absent | Unknown:
+    @charge.lookup
+    async def _(order: Order, key: IdempotencyKey) -> str | Absent | Unknown:
         return Unknown()
 
-    @mail.call(in_doubt=hold())
+    @mail.call(in_doubt=InDoubt.hold())
     def send(order: Order) -> str:
         shop.inside()
         return f"m{order.id}"

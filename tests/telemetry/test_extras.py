@@ -10,8 +10,8 @@ import pytest
 
 from groundstate.cli import run
 from groundstate.cli.common import CommandFailed
-from groundstate.cli.endpoint import Endpoint
 from groundstate.cli.health import Health
+from groundstate.cli.http_endpoint import Endpoint
 from tests.telemetry.conftest import Shop
 
 GUESTS = ("prometheus_client", "opentelemetry")
@@ -43,7 +43,7 @@ def test_otel_with_its_extra_and_no_provider_changes_nothing(sqlite_shop: Shop) 
     run._observe(sqlite_shop.app)
     sqlite_shop.order()
     sqlite_shop.app.start()
-    assert sqlite_shop.app.run_until_quiet() is not None
+    assert sqlite_shop.app.run_until_idle() is not None
     assert sqlite_shop.statuses() == ["packed"]
 
 

@@ -14,12 +14,13 @@ from sqlalchemy import make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import App, Store
-from groundstate.store.naming import name_of
-from groundstate.telemetry import looking
-from groundstate.telemetry.measures import MEASURES
+from groundstate.app.declared import databases_of
+from groundstate.store.safe_name import name_of
+from groundstate.telemetry import cached_queries
+from groundstate.telemetry.metrics import MEASURES
 from groundstate.telemetry.prometheus import Collector, Page
 from tests.docs.blocks import ROOT
-from tests.engine.test_stores import unused_url
+from tests.engine.operate.test_several_stores import unused_url
 from tests.patience import until
 from tests.telemetry.conftest import Shop, ended, made
 
@@ -44,7 +45,7 @@ class Scraped:
 
 @pytest.fixture
 def page(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
-    monkeypatch.setattr(looking, "FRESH_S", 0.0)
+    monkeypatch.setattr(cached_queries, "FRESH_S", 0.0)
     found = Page(shop.app)
     yield found
     found.close()
@@ -90,29 +91,29 @@ def test_calls_records_and_attempts_are_counted(shop: Shop, page: Page) -> None:
     until(lambda: shop.statuses() == ["packed", "packed", "mailed"])
     until(lambda: Scraped(page).value("groundstate_attempts", reaction="packed", state="failed") == 1)
     scraped = Scraped(page)
-    assert scraped.value("groundstate_calls_begun_total", outside="bank", kind="call") == 3
-    assert scraped.value("groundstate_calls_ended_total", outside="bank", kind="call", ending="outcome") == 3
-    assert scraped.value("groundstate_calls_ended_total", outside="mail", ending="outcome") == 3
-    assert scraped.value("groundstate_calls_in_the_air", outside="bank") == 0
+    assert scraped.value("groundstate_calls_begun_total", service="bank", kind="call") == 3
+    assert scraped.value("groundstate_calls_ended_total", service="bank", kind="call", ending="outcome") == 3
+    assert scraped.value("groundstate_calls_ended_total", service="mail", ending="outcome") == 3
+    assert scraped.value("groundstate_calls_in_the_air", service="bank") == 0
     assert scraped.value("groundstate_records_total", reaction="packed", ending="done") == 2
     assert scraped.value("groundstate_records_total", reaction="packed", ending="failed") >= 1
     assert scraped.value("groundstate_attempts_oldest_seconds", reaction="packed", state="failed") >= 0
     assert scraped.value("groundstate_worker_up") == 1
-    assert scraped.value("groundstate_worker_lives_total") == 1
+    assert scraped.value("groundstate_worker_incarnations_total") == 1
     until(lambda: Scraped(page).value("groundstate_sweeps_total") >= 2)
     assert Scraped(page).value("groundstate_sweeps_seconds_total") > 0
 
 
 def test_an_endpoint_that_fails_shows_by_its_breaker_and_its_doubts(sqlite_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "FRESH_S", 0.0)
+    monkeypatch.setattr(cached_queries, "FRESH_S", 0.0)
     page = Page(sqlite_shop.app)
     sqlite_shop.bank = "break"
     for _ in range(6):
         sqlite_shop.order()
     sqlite_shop.app.start()
-    until(lambda: Scraped(page).value("groundstate_breaker_open", outside="bank") == 1)
+    until(lambda: Scraped(page).value("groundstate_breaker_open", service="bank") == 1)
     until(lambda: Scraped(page).value("groundstate_attempts", reaction="paid", state="doubt") >= 5)
-    assert Scraped(page).value("groundstate_calls_ended_total", outside="bank", kind="call", ending="in_doubt") >= 5
+    assert Scraped(page).value("groundstate_calls_ended_total", service="bank", kind="call", ending="in_doubt") >= 5
     page.close()
 
 
@@ -126,7 +127,7 @@ def test_a_reaction_that_waits_to_be_accepted_is_told_of(sqlite_shop: Shop) -> N
 
 
 def test_scrapes_within_some_seconds_ask_the_database_once(sqlite_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "FRESH_S", 3600.0)  # it is 5 s
+    monkeypatch.setattr(cached_queries, "FRESH_S", 3600.0)  # it is 5 s
     page = Page(sqlite_shop.app)
     assert Scraped(page).value("groundstate_pending_rows", reaction="paid") == 0
     sqlite_shop.order()
@@ -136,9 +137,9 @@ def test_scrapes_within_some_seconds_ask_the_database_once(sqlite_shop: Shop, mo
 
 
 def test_a_database_that_does_not_answer_costs_a_scrape_a_bounded_wait(sqlite_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "FRESH_S", 0.0)
-    monkeypatch.setattr(looking, "WAIT_S", 0.1)
-    monkeypatch.setattr(looking, "STALE_S", 0.0)
+    monkeypatch.setattr(cached_queries, "FRESH_S", 0.0)
+    monkeypatch.setattr(cached_queries, "WAIT_S", 0.1)
+    monkeypatch.setattr(cached_queries, "STALE_S", 0.0)
     page = Page(sqlite_shop.app)
     until(lambda: Scraped(page).value("groundstate_store_answers") == 1)
     sqlite_shop.sql("ALTER TABLE groundstate_attempt RENAME TO gone")
@@ -169,7 +170,7 @@ def test_a_database_whose_worker_never_came_up_is_told_as_not_up(tmp_path: Path)
     app.start()
     page = Page(app)
     try:
-        up = [Scraped(page).value("groundstate_worker_up", store=part.label) for part in app.parts]
+        up = [Scraped(page).value("groundstate_worker_up", store=part.label) for part in databases_of(app)]
         assert up == [1, 0]
     finally:
         page.close()

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from groundstate.engine.flight import Flight, Word
-from groundstate.engine.watching import Where
+from groundstate.engine.rows.in_flight import CallResult, InFlightCall
+from groundstate.engine.watch.trace_hooks import Where
 from groundstate.telemetry.traces import trace
 from tests.patience import until
 from tests.telemetry.conftest import Shop
@@ -69,7 +69,7 @@ def test_a_call_is_a_span_and_what_it_calls_hangs_below_it(sqlite_shop: Shop) ->
     told = of(charge)
     assert told.pop("groundstate.store").startswith("sqlite:///")
     assert told == {
-        "groundstate.app": sqlite_shop.app.name, "groundstate.reaction": "paid", "groundstate.outside": "bank", "groundstate.records": 1,
+        "groundstate.app": sqlite_shop.app.name, "groundstate.reaction": "paid", "groundstate.service": "bank", "groundstate.records": 1,
         "groundstate.call_no": 1, "groundstate.ending": "outcome",
     }  # fmt: skip
 
@@ -107,8 +107,8 @@ def test_a_find_is_a_span_of_its_own(sqlite_shop: Shop) -> None:
     sqlite_shop.bank = "break"
     sqlite_shop.order()
     sqlite_shop.app.start()
-    until(lambda: spans.named("groundstate.find made.<locals>.charge"))
-    assert of(spans.named("groundstate.find made.<locals>.charge")[0])["groundstate.ending"] == "unknown"
+    until(lambda: spans.named("groundstate.lookup made.<locals>.charge"))
+    assert of(spans.named("groundstate.lookup made.<locals>.charge")[0])["groundstate.ending"] == "unknown"
 
 
 @pytest.mark.parametrize("keys", [False, True])
@@ -138,13 +138,13 @@ class Broken:
     def _end(self, _what: object) -> None:
         raise RuntimeError("the exporter is down")
 
-    def calls(self, where: Where, flights: Sequence[Flight]) -> Any:  # noqa: ARG002  # what a watch is given
+    def calls(self, where: Where, flights: Sequence[InFlightCall]) -> Any:  # noqa: ARG002  # what a watch is given
         return self._tell()
 
     def batch(self, where: Where, spec: object) -> Any:  # noqa: ARG002  # what a watch is given
         return self._tell()
 
-    def transaction(self, where: Where, words: Sequence[Word]) -> Any:  # noqa: ARG002  # what a watch is given
+    def transaction(self, where: Where, words: Sequence[CallResult]) -> Any:  # noqa: ARG002  # what a watch is given
         return self._tell()
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from tools.servers import watchdog
+from tools.servers.brokers import NatsServer, RedisServer
+from tools.servers.postgres import PostgresServer
 
-from groundstate.testing import watchdog
-from groundstate.testing.brokers import NatsServer, RedisServer
-from groundstate.testing.servers import PostgresServer
-from groundstate.transport.opening import transport_of
+from groundstate.transport.from_url import transport_of
 from tests.patience import until
 from tests.transport import rabbitmq
 from tests.transport.rabbitmq import AmqpServer

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from groundstate.testing.brokers import START_WITHIN_S, Broker, _free_port
-from groundstate.testing.servers import ServerError
+from tools.servers.brokers import START_WITHIN_S, Broker, _free_port
+from tools.servers.postgres import ServerError
 
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 BY_HAND = bool(os.environ.get("GROUNDSTATE_RABBITMQ"))

@@ -11,10 +11,10 @@ import tracemalloc
 import pika
 import pytest
 
-from groundstate.transport import connecting, pulse
-from groundstate.transport.connecting import FIRST_S, LONGEST_S, Connecting
-from groundstate.transport.opening import transport_of
+from groundstate.transport import heartbeat, reconnecting
+from groundstate.transport.from_url import transport_of
 from groundstate.transport.port import HINT_MOST
+from groundstate.transport.reconnecting import FIRST_S, LONGEST_S, ReconnectingTransport
 from tests.patience import HANG_S, until
 from tests.transport.conftest import Heard, Place
 from tests.transport.rabbitmq import AmqpServer
@@ -99,10 +99,10 @@ def test_a_connection_that_is_cut_while_it_idles_is_made_anew(served: Place) -> 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a server is done with that at once."""
-    monkeypatch.setattr(pulse, "SILENT_S", 0.2)
-    monkeypatch.setattr(pulse, "UNHEARD_S", 1.0)
-    monkeypatch.setattr(connecting, "GOODBYE_S", 0.2)
-    monkeypatch.setattr(connecting, "CLOSES_WITHIN_S", 0.3)
+    monkeypatch.setattr(heartbeat, "SILENT_S", 0.2)
+    monkeypatch.setattr(heartbeat, "UNHEARD_S", 1.0)
+    monkeypatch.setattr(reconnecting, "GOODBYE_S", 0.2)
+    monkeypatch.setattr(reconnecting, "CLOSES_WITHIN_S", 0.3)
 
 
 @pytest.mark.parametrize("says", [False, True], ids=["idle", "while it says something"])
@@ -128,12 +128,12 @@ def test_closed_while_its_server_is_frozen_it_leaves_no_thread(served: Place, ha
 
 
 def test_what_is_asked_meanwhile_is_heard_by_nobody(served: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "SILENT_S", 0.2)
+    monkeypatch.setattr(heartbeat, "SILENT_S", 0.2)
     transport, heard = served.open()
     _, others = served.open()
     for _ in range(2):
-        asked = transport._pulse._said_at
-        until(lambda: transport._pulse._said_at > asked)  # noqa: B023  # called within its round
+        asked = transport._heartbeat._said_at
+        until(lambda: transport._heartbeat._said_at > asked)  # noqa: B023  # called within its round
     transport.send(HINT)
     heard.wait_for(HINT)
     others.wait_for(HINT)
@@ -249,7 +249,7 @@ def test_a_forked_child_of_who_uses_memory_hears_nothing_of_its_own_copy() -> No
 
 def test_who_stood_for_long_tries_again_at_once_and_who_is_cut_off_at_once_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     transport = transport_of("redis://127.0.0.1:1")
-    assert isinstance(transport, Connecting)
+    assert isinstance(transport, ReconnectingTransport)
     waits: list[float] = []
     monkeypatch.setattr(transport._ended, "wait", waits.append)
     wait = transport._wait_after(4.0, LONGEST_S + 1)

@@ -10,11 +10,11 @@ from typing import Any
 import pika
 import pytest
 import redis
+from tools.servers.brokers import NatsServer, RedisServer
 
-from groundstate.testing.brokers import NatsServer, RedisServer
-from groundstate.transport.opening import transport_of
+from groundstate.transport.from_url import transport_of
 from groundstate.transport.redis import _of_itself
-from groundstate.values.errors import DeclarationError, TransportDown, TransportRefused
+from groundstate.values.errors import DeclarationError, TransportDownError, TransportRefusedError
 from tests.patience import until
 from tests.transport.conftest import Heard
 from tests.transport.rabbitmq import AmqpServer
@@ -44,7 +44,7 @@ def opened(url: str, *, trusted: bool = False) -> Iterator[Any]:
 
 
 def refused(url: str, words: str, *, trusted: bool = False) -> None:
-    with pytest.raises(TransportRefused, match=words), opened(url, trusted=trusted):
+    with pytest.raises(TransportRefusedError, match=words), opened(url, trusted=trusted):
         pass
 
 
@@ -363,5 +363,5 @@ def test_rabbitmq_is_asked_about_bindings_on_its_own_host(url: str, at: str) -> 
 
 
 def test_what_cannot_be_reached_says_so_when_it_is_asked() -> None:
-    with pytest.raises(TransportDown, match="redis transport cannot be reached"):
+    with pytest.raises(TransportDownError, match="redis transport cannot be reached"):
         transport_of("redis://127.0.0.1:1").findings()

@@ -1,10 +1,10 @@
-"""Wrong calls and finds. Each line that a type checker must refuse ends with the mark, and no other may be refused."""
+"""Wrong calls and lookups. Each line that a type checker must refuse ends with the mark, and no other may be refused."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from groundstate import Absent, Key, Outside, Unknown, ask, hold, same_key
+from groundstate import Absent, ExternalService, IdempotencyKey, InDoubt, Unknown
 from tests.typing.models import DAY, SECONDS, Declined, Order, Receipt, bank
 
 
@@ -18,42 +18,42 @@ def by_text(order: Order) -> str:
     return order.status
 
 
-@bank.call(in_doubt=hold(), timeout=30)  # refused: seconds of what?
+@bank.call(in_doubt=InDoubt.hold(), timeout=30)  # refused: seconds of what?
 def untimed(order: Order) -> str:
     return order.status
 
 
-same_key()  # refused: how long does the provider keep it?
-ask()  # refused: when can Absent be believed?
-Outside("bank", limit="3")  # refused: a number
-Outside("bank", not_done=[BaseException])  # refused: an Exception
+InDoubt.same_key()  # refused: how long does the provider keep it?
+InDoubt.lookup()  # refused: when can Absent be believed?
+ExternalService("bank", limit="3")  # refused: a number
+ExternalService("bank", not_done=[BaseException])  # refused: an Exception
 
 
-@bank.call(in_doubt=ask(settle_after=SECONDS))
-async def charge(order: Order, key: Key) -> Receipt:
+@bank.call(in_doubt=InDoubt.lookup(settle_after=SECONDS))
+async def charge(order: Order, key: IdempotencyKey) -> Receipt:
     return Receipt(key)
 
 
-@charge.find  # refused: it answers with another outcome
-async def _(order: Order, key: Key) -> Declined | Absent | Unknown:
+@charge.lookup  # refused: it answers with another outcome
+async def _(order: Order, key: IdempotencyKey) -> Declined | Absent | Unknown:
     return Absent()
 
 
-@charge.find  # refused: None is neither an outcome nor Absent
+@charge.lookup  # refused: None is neither an outcome nor Absent
 async def _(order: Order) -> Receipt | None:
     return None
 
 
-@charge.find  # refused: it takes what the call takes
+@charge.lookup  # refused: it takes what the call takes
 async def _(order: int) -> Receipt | Absent:
     return Absent()
 
 
-@bank.call_many(in_doubt=same_key(kept_for=DAY))  # refused: how many?
-def unsized(orders: Sequence[Order], keys: Sequence[Key]) -> Sequence[Receipt]:
+@bank.call_many(in_doubt=InDoubt.same_key(kept_for=DAY))  # refused: how many?
+def unsized(orders: Sequence[Order], keys: Sequence[IdempotencyKey]) -> Sequence[Receipt]:
     return []
 
 
-@bank.call_many(size=3, in_doubt=hold())  # refused: one outcome for many records
+@bank.call_many(size=3, in_doubt=InDoubt.hold())  # refused: one outcome for many records
 def single(orders: Sequence[Order]) -> Receipt:
     return Receipt("")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from groundstate import hold
+from groundstate import InDoubt
 from groundstate.testing import Lab
 from tests.typing.models import Mail, Order, Receipt, app, bank, smtp
 
 
-@bank.call(in_doubt=hold())
+@bank.call(in_doubt=InDoubt.hold())
 async def charge(order: Order) -> Receipt:
     return Receipt(order.status)
 
 
-@smtp.call(in_doubt=hold())
+@smtp.call(in_doubt=InDoubt.hold())
 def send(mail: Mail) -> str:
     return mail.to
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from groundstate import Failure, Moment, Retry, Store, every_child, hold
+from groundstate import Failure, InDoubt, ReactionContext, Retry, Store, every_child
 from tests.typing.models import Base, Declined, Hero, Item, Mail, Order, Receipt, app, bank, smtp
 
 
-@bank.call(in_doubt=hold())
+@bank.call(in_doubt=InDoubt.hold())
 def charge(order: Order) -> Receipt | Declined:
     return Receipt("")
 
 
-@smtp.call(in_doubt=hold())
+@smtp.call(in_doubt=InDoubt.hold())
 def send(mail: Mail) -> str:
     return mail.to
 
@@ -37,7 +37,7 @@ def half(order: Order, outcome: Receipt) -> None: ...
 def of_order(item: Item, outcome: Receipt | Declined) -> None: ...
 
 
-@app.on(Order, Order.status == "placed", call=send)  # refused: the call takes a Mail: `sends`
+@app.on(Order, Order.status == "placed", call=send)  # refused: the call takes a Mail: `prepare`
 def unsent(order: Order, outcome: str) -> None: ...
 
 
@@ -49,11 +49,11 @@ def text_of(order: Order) -> str:
     return order.status
 
 
-@app.on(Order, Order.status == "placed", call=send, sends=mail_of_item)  # refused: sends takes an Item
+@app.on(Order, Order.status == "placed", call=send, prepare=mail_of_item)  # refused: sends takes an Item
 def sends_of_item(order: Order, outcome: str) -> None: ...
 
 
-@app.on(Order, Order.status == "placed", call=send, sends=text_of)  # refused: sends makes no Mail
+@app.on(Order, Order.status == "placed", call=send, prepare=text_of)  # refused: sends makes no Mail
 def sends_text(order: Order, outcome: str) -> None: ...
 
 
@@ -69,7 +69,7 @@ def no_condition(order: Order) -> None: ...
 def lost(hero: Hero) -> None: ...
 
 
-@app.on(Order, Order.status == "placed", fact="mailed_at")  # refused: a column
+@app.on(Order, Order.status == "placed", done_column="mailed_at")  # refused: a column
 def by_name(order: Order) -> None: ...
 
 
@@ -77,7 +77,7 @@ def by_name(order: Order) -> None: ...
 def retried(order: Order, outcome: Receipt | Declined) -> None: ...
 
 
-@app.on(Order, Order.status == "placed", call=charge, overtaken="again")  # refused: hold, same or drop
+@app.on(Order, Order.status == "placed", call=charge, overtaken="repeat")  # refused: hold, same or drop
 def overtaken_by_word(order: Order, outcome: Receipt | Declined) -> None: ...
 
 
@@ -96,7 +96,7 @@ def packed(order: Order) -> None: ...
 
 
 @app.on(Order, Order.status == "placed", call=charge)
-def paid(order: Order, outcome: Receipt | Declined, at: Moment) -> None: ...
+def paid(order: Order, outcome: Receipt | Declined, ctx: ReactionContext) -> None: ...
 
 
 @packed.gave_up  # refused: it is told the failure

@@ -12,30 +12,27 @@ from sqlalchemy.orm import Session, selectinload
 from sqlmodel import col
 
 from groundstate import (
-    HTTPX,
     Absent,
     App,
     Call,
     Cron,
+    ExternalService,
     Failure,
+    IdempotencyKey,
+    InDoubt,
     InOrder,
-    Key,
-    Moment,
     NotDone,
     Occurrence,
-    Outside,
     Plain,
     Rate,
     Reaction,
+    ReactionContext,
     Retry,
     Store,
     Unknown,
-    again,
-    ask,
     call_writes,
     every_child,
-    hold,
-    same_key,
+    not_done,
 )
 from groundstate.testing import Findings, Lab, Ledger
 from tests.typing.models import DAY, SECONDS, Base, Declined, Hero, Item, Mail, Order, Receipt, app, bank, smtp
@@ -49,57 +46,57 @@ async def client() -> AsyncIterator[Client]:
     yield Client()
 
 
-gateway = Outside("gateway", limit=5, not_done=[*HTTPX, ConnectionRefusedError, "smtplib.SMTPConnectError"], client=client)
-tenants = Outside("tenants", limit=5, rate=Rate(10, SECONDS), limit_per=2, rate_per=Rate(times=1, each=SECONDS))
+gateway = ExternalService("gateway", limit=5, not_done=[*not_done.HTTPX, ConnectionRefusedError, "smtplib.SMTPConnectError"], client=client)
+tenants = ExternalService("tenants", limit=5, rate=Rate(10, SECONDS), limit_per=2, rate_per=Rate(times=1, each=SECONDS))
 late = Store(lambda: create_engine("sqlite:///never-opened.db"), Base.metadata, failover="lossless", redact=str.upper)
 listed: Store = Store.shards(["sqlite:///one.db", lambda: "sqlite:///two.db"], Base, name="eu", witness="witness")
 by_name = Store.shards({"eu": "postgresql://eu/app", "us": create_engine("sqlite:///us.db")}, Base, direct={"eu": "postgresql://db/app"})
 assert_type(by_name.shard("eu"), Store)
-assert_type(by_name.parts, tuple[Store, ...])
+assert_type(by_name.databases, tuple[Store, ...])
 
 
 # ---- calls ---------------------------------------------------------------------------------------------------------------------
-@bank.call(in_doubt=ask(settle_after=SECONDS), timeout=SECONDS, retry=Retry(times=3), load=[selectinload(Order.items)])
-async def charge(order: Order, key: Key, at: Moment) -> Receipt | Declined:
-    return Receipt(key) if at.call_no == 1 else Declined("no")
+@bank.call(in_doubt=InDoubt.lookup(settle_after=SECONDS), timeout=SECONDS, retry=Retry(times=3), load=[selectinload(Order.items)])
+async def charge(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> Receipt | Declined:
+    return Receipt(key) if ctx.call_no == 1 else Declined("no")
 
 
-@charge.find
-async def _(order: Order, key: Key, occurrence: Occurrence) -> Receipt | Declined | Absent | Unknown:
+@charge.lookup
+async def _(order: Order, key: IdempotencyKey, occurrence: Occurrence) -> Receipt | Declined | Absent | Unknown:
     return Absent() if occurrence else Unknown()
 
 
-@bank.call(in_doubt=same_key(kept_for=DAY, settle_after=SECONDS))
-def refund(order: Order, key: Key) -> int:
+@bank.call(in_doubt=InDoubt.same_key(kept_for=DAY, settle_after=SECONDS))
+def refund(order: Order, key: IdempotencyKey) -> int:
     return order.id
 
 
-@refund.find
+@refund.lookup
 def _(order: Order) -> int | type[Absent]:
     return Absent
 
 
-@gateway.call(in_doubt=again(), stop_when_overtaken=True)
+@gateway.call(in_doubt=InDoubt.repeat(), stop_when_overtaken=True)
 async def ping(order: Order, client: Client) -> None: ...
 
 
-@smtp.call(in_doubt=hold())
+@smtp.call(in_doubt=InDoubt.hold())
 def send(mail: Mail) -> str:
     return mail.to
 
 
-@bank.call(in_doubt=again())
+@bank.call(in_doubt=InDoubt.repeat())
 async def refreshed(order: Order) -> str:
     with call_writes("a token: the last one counts"):
         return "token"
 
 
-@bank.call_many(size=100, in_doubt=same_key(kept_for=DAY))
-async def charge_many(orders: Sequence[Order], keys: Sequence[Key]) -> Sequence[Receipt | NotDone]:
+@bank.call_many(size=100, in_doubt=InDoubt.same_key(kept_for=DAY))
+async def charge_many(orders: Sequence[Order], keys: Sequence[IdempotencyKey]) -> Sequence[Receipt | NotDone]:
     return [Receipt(key) for key in keys]
 
 
-@bank.call_many(size=100, in_doubt=hold())
+@bank.call_many(size=100, in_doubt=InDoubt.hold())
 def by_record(orders: Sequence[Order]) -> Mapping[Order, Receipt]:
     return {order: Receipt("") for order in orders}
 
@@ -111,12 +108,12 @@ assert_type(charge_many, Call[Order, Receipt])
 
 # ---- reactions -----------------------------------------------------------------------------------------------------------------
 @app.on(Order, Order.status == "placed", ~Order.gift, call=charge, occurrence=[Order.next_at])
-def paid(order: Order, outcome: Receipt | Declined, at: Moment) -> None:
+def paid(order: Order, outcome: Receipt | Declined, ctx: ReactionContext) -> None:
     order.status = "paid" if isinstance(outcome, Receipt) else "declined"
 
 
 @paid.overtaken
-def paid_late(order: Order, outcome: Receipt | Declined, session: Session, key: Key) -> None:
+def paid_late(order: Order, outcome: Receipt | Declined, session: Session, key: IdempotencyKey) -> None:
     session.add(Order(status=key))
 
 
@@ -131,17 +128,17 @@ def packed(order: Order) -> None:
 
 
 @packed.gave_up
-def never_packed(order: Order, failure: Failure, at: Moment) -> None:
-    order.status = f"{failure.calls} at {at.now}"
+def never_packed(order: Order, failure: Failure, ctx: ReactionContext) -> None:
+    order.status = f"{failure.calls} at {ctx.now}"
 
 
 def receipt_mail(order: Order, session: Session) -> Mail:
     return Mail(order.status)
 
 
-@app.on(Order, Order.status.in_(["paid", "packed"]), call=send, sends=receipt_mail, fact=Order.mailed_at, name="receipt")
-def mailed(order: Order, message_id: str, at: Moment) -> None:
-    order.mailed_at = at.now
+@app.on(Order, Order.status.in_(["paid", "packed"]), call=send, prepare=receipt_mail, done_column=Order.mailed_at, name="receipt")
+def mailed(order: Order, message_id: str, ctx: ReactionContext) -> None:
+    order.mailed_at = ctx.now
 
 
 @app.on(Order, (Order.status == "packed") & every_child(Order.items, Item.packed, Item.id > 0), func.length(Order.status) > 3)
@@ -169,12 +166,12 @@ def paid_by_record(order: Order, outcome: Receipt | None) -> None:
     order.status = "paid"
 
 
-@app.on(Hero, col(Hero.state) == "lost", fact=col(Hero.saved_at))
-def saved(hero: Hero, at: Moment) -> None:
-    hero.saved_at = at.now
+@app.on(Hero, col(Hero.state) == "lost", done_column=col(Hero.saved_at))
+def saved(hero: Hero, ctx: ReactionContext) -> None:
+    hero.saved_at = ctx.now
 
 
-@tenants.call(in_doubt=hold())
+@tenants.call(in_doubt=InDoubt.hold())
 def tell(order: Order) -> str:
     return order.status
 
@@ -189,25 +186,25 @@ def in_line(hero: Hero) -> None:
     hero.state = "done"
 
 
-app.rests(Order, Order.status == "shipped")
+app.at_rest(Order, Order.status == "shipped")
 
 
-def unit_test(order: Order, at: Moment) -> None:
+def unit_test(order: Order, ctx: ReactionContext) -> None:
     packed(order)
-    paid(order, Receipt("1"), at)
-    paid(order, Declined("no"), at=at)
-    paid_late(order, Receipt("1"), Session(), Key("k"))
+    paid(order, Receipt("1"), ctx)
+    paid(order, Declined("no"), ctx=ctx)
+    paid_late(order, Receipt("1"), Session(), IdempotencyKey("k"))
     assert isinstance(packed, Plain)
     assert isinstance(paid, Reaction)
     assert isinstance(app, App)
 
 
-@app.every("0 7 * * MON", zone="Europe/Berlin", missed="latest", gap="shift", overlap="both", retry=Retry(times=3), store=app.stores[0])
-def weekly(session: Session, at: Moment) -> None:
-    session.add(Order(status=at.due.isoformat()))
+@app.every("0 7 * * MON", zone="Europe/Berlin", missed="latest", gap="shift", fold="both", retry=Retry(times=3), store=app.stores[0])
+def weekly(session: Session, ctx: ReactionContext) -> None:
+    session.add(Order(status=ctx.due.isoformat()))
 
 
-@app.every(DAY, missed="all", most=7, store=app.stores[0])
+@app.every(DAY, missed="all", max_missed=7, store=app.stores[0])
 def daily() -> None: ...
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlmodel import Field, SQLModel
 
-from groundstate import App, Instant, Outside, Store
+from groundstate import App, ExternalService, Store, UtcDateTime
 
 SECONDS = timedelta(seconds=30)
 DAY = timedelta(days=1)
@@ -23,8 +23,8 @@ class Order(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str]
     gift: Mapped[bool]
-    next_at: Mapped[datetime | None] = mapped_column(Instant)
-    mailed_at: Mapped[datetime | None] = mapped_column(Instant)
+    next_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    mailed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     items: Mapped[list[Item]] = relationship(back_populates="order")
 
 
@@ -40,7 +40,7 @@ class Hero(SQLModel, table=True):
     __tablename__ = "typed_heroes"  # pyright: ignore[reportAssignmentType]  # SQLModel's own type of it
     id: int | None = Field(default=None, primary_key=True)
     state: str
-    saved_at: datetime | None = Field(default=None, sa_type=Instant)
+    saved_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 @dataclass(frozen=True)
@@ -59,5 +59,5 @@ class Mail:
 
 
 app = App("typed", Store("sqlite:///never-opened.db", Base, SQLModel))
-bank = Outside("bank")
-smtp = Outside("smtp")
+bank = ExternalService("bank")
+smtp = ExternalService("smtp")

@@ -1,1 +1,1 @@
-"""What a user declares: stores, outsides, calls and reactions, checked where they are declared."""
+"""What a user declares: stores, external services, calls and reactions. Each is checked where it is declared."""

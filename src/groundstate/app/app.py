@@ -1,4 +1,4 @@
-"""The app: its stores, and the reactions declared on records in them. Declares and checks."""
+"""`App`: the stores of an application, and the reactions and schedules that are declared for their records."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import configure_mappers
 from sqlalchemy.sql.elements import SQLCoreOperations
 
-from groundstate.app import condition, declaration, every, source, telling
-from groundstate.app.outside import Call
+from groundstate.app import declaration, decorator_forms, loader_options, source_lint, transports, validate_condition, validate_schedule
+from groundstate.app.external_service import Call
+from groundstate.app.lifecycle import Running
 from groundstate.app.reaction import Plain, Reaction
-from groundstate.app.running import Running
 from groundstate.app.store import Store
-from groundstate.rules import clause as look
-from groundstate.rules import miscomputed
-from groundstate.rules.cron import Gap, Overlap
+from groundstate.rules import bound_values, sqlite_pitfalls
+from groundstate.rules import sql_inspect as look
+from groundstate.rules.cron import Fold, Gap
 from groundstate.rules.due import Due
-from groundstate.rules.order import InOrder
+from groundstate.rules.in_order import InOrder
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import Retry
-from groundstate.rules.reaction import OutsideSpec, ReactionSpec
 from groundstate.rules.schedule import Missed, ScheduleSpec
+from groundstate.rules.specs import ReactionSpec, ServiceSpec
 from groundstate.values.errors import DeclarationError
 
-R = TypeVar("R")  # the record
-A = TypeVar("A")  # what a call takes
-O = TypeVar("O")  # its outcome  # noqa: E741 - as R and P in the other signatures
-P = ParamSpec("P")  # what is supplied to the handler by annotation
-Q = ParamSpec("Q")  # the same of `sends`
+R = TypeVar("R")  # the class of the record
+A = TypeVar("A")  # the first argument of a call
+O = TypeVar("O")  # the call's outcome  # noqa: E741 - one letter, as R and P in the other signatures
+P = ParamSpec("P")  # the parameters of the handler that groundstate supplies by their annotations
+Q = ParamSpec("Q")  # the parameters of `prepare` that groundstate supplies by their annotations
 RC = TypeVar("RC")
 OC = TypeVar("OC")
 
-Column = SQLCoreOperations[Any]  # and not InstrumentedAttribute: SQLModel's col() works too
-Clause = SQLCoreOperations[bool]  # and not bool: it would let `Order.mailed_at is None` through
+Column = SQLCoreOperations[Any]  # not InstrumentedAttribute, so that SQLModel's col() is accepted too
+Clause = SQLCoreOperations[bool]  # bool is left out, since it would accept `Order.mailed_at is None`
 
 _LIMITS = ("limit", "rate", "limit_per", "rate_per")
 _apps: weakref.WeakValueDictionary[str, App] = weakref.WeakValueDictionary()
@@ -55,31 +55,31 @@ class _OnCall(Protocol[RC, OC]):
 
 
 class App(Running):
-    """The reactions of one application, by name, and the stores that its records lie in.
+    """An application: its stores, and its reactions and schedules by name.
 
-    The name is part of each call's key: with another name, an app's calls have other keys.
+    Idempotency keys contain the app's name: with another name, an app's calls have other keys.
 
     Args:
-        name: of the app.
-        stores: the databases that its records lie in.
-        transport: the URL of what carries hints between its processes, or a function that returns it, called at the start: `nats://...`,
-            `redis://...`, `amqp://...`, `postgresql://...`, or `memory:` for hints within this process alone. Each PostgreSQL store
-            carries its own where nothing is said.
-        keys: whether hints name records too. Primary keys can be secrets; without them a hint costs one more look.
+        name: the name of the app.
+        stores: the databases in which its records are.
+        transport: the URL of the transport that carries hints between its processes, or a function that returns the URL, called at the
+            start: `nats://...`, `redis://...`, `amqp://...`, `postgresql://...`, or `memory:` for hints within this process only. If it is
+            left out, each PostgreSQL store carries its own hints.
+        keys: whether hints contain primary keys of records. These can be secrets; without them each hint costs one more query.
 
     Raises:
-        DeclarationError: another app of this process has the name, or two stores own the same tables.
+        DeclarationError: another app of this process has this name, or two stores own the same tables.
     """
 
     def __init__(self, name: str, *stores: Store, transport: str | Callable[[], str] | None = None, keys: bool = False) -> None:
         self.name = declaration.checked_name(name, "the app")
         self.stores = _checked_stores(name, stores)
-        self.transport = telling.checked(name, transport, keys)
+        self.transport = transports.checked(name, transport, keys)
         self.keys = keys
         self.reactions: dict[str, ReactionSpec] = {}
         self.schedules: dict[str, ScheduleSpec] = {}
         self.rested: list[tuple[type, ColumnElement[bool]]] = []
-        self._place = source.place()
+        self._place = source_lint.declaration_file_and_line()
         _register(self)
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class App(Running):
         due: Due | Column | None = None,
         occurrence: Sequence[Column] | None = None,
         in_order: InOrder | None = None,
-        fact: Column | None = None,
+        done_column: Column | None = None,
         retry: Retry | None = None,
         name: str | None = None,
     ) -> _On[R]: ...
@@ -107,7 +107,7 @@ class App(Running):
         occurrence: Sequence[Column] | None = None,
         in_order: InOrder | None = None,
         per: Column | None = None,
-        fact: Column | None = None,
+        done_column: Column | None = None,
         overtaken: WhenOvertaken | None = None,
         name: str | None = None,
         key_name: str | tuple[str, str] | None = None,
@@ -118,55 +118,74 @@ class App(Running):
         record: type[R],
         *clauses: Clause,
         call: Call[A, O],
-        sends: Callable[Concatenate[R, Q], A],
+        prepare: Callable[Concatenate[R, Q], A],
         due: Due | Column | None = None,
         occurrence: Sequence[Column] | None = None,
         in_order: InOrder | None = None,
         per: Column | None = None,
-        fact: Column | None = None,
+        done_column: Column | None = None,
         overtaken: WhenOvertaken | None = None,
         name: str | None = None,
         key_name: str | tuple[str, str] | None = None,
     ) -> _OnCall[R, O]: ...
-    def on(self, record: type, *clauses: Any, **given: Any) -> Any:
-        """Answers the event 'the clauses hold for a record' until a commit makes one of them false.
+    @decorator_forms.with_example("@app.on(Order, Order.status == 'placed')")
+    def on(  # noqa: PLR0913
+        self,
+        record: type,
+        *clauses: Any,
+        call: Call[Any, Any] | None = None,
+        prepare: Callable[..., Any] | None = None,
+        due: Due | Column | None = None,
+        occurrence: Sequence[Column] | None = None,
+        in_order: InOrder | None = None,
+        per: Column | None = None,
+        done_column: Column | None = None,
+        overtaken: WhenOvertaken | None = None,
+        retry: Retry | None = None,
+        name: str | None = None,
+        key_name: str | tuple[str, str] | None = None,
+    ) -> Any:
+        """Declare a reaction, as a decorator of its handler: it runs for each record for which the clauses hold, until a commit makes one
+        false.
 
         Args:
-            record: a mapped class that lies in one of the app's stores.
+            record: a mapped class whose table is in one of the app's stores.
             clauses: SQL conditions, all of which must hold.
-            given: the options of this reaction, by name:
-                call: made before the handler, which is given its outcome.
-                sends: makes the call's argument from the record, inside the begin transaction; what it raises was surely not done.
-                due: from when on the condition holds, by the database's clock: a column, or `after(column, timedelta)`.
-                occurrence: columns that tell one round of this event from the next; the due column where nothing is said. To be said
-                    where `due` is a column, a call is made and the handler does not write that column; `()`: there is one round for ever.
-                in_order: one at a time for equal values of a column, and in which order: `InOrder(by, order)`.
-                per: the column that tells the part of the outside that this record talks to, such as its tenant: `limit_per`, `rate_per`
-                    and the pause of an endpoint that fails are for each of its values. NULL: no part of it.
-                fact: the one column that the handler writes: 'fact is NULL' joins the clauses, and it runs alongside other reactions.
-                overtaken: what an outcome means that came when the condition or the occurrence no longer held. "hold": a person decides;
-                    "same": what was done was done, and the handler writes it; "drop": a line in the log, and nothing stands of it. Or a
-                    handler of its own, `@reaction.overtaken`. Where nothing is said, a handler that writes nothing but a fact is kept,
-                    and any other outcome is held; under `again()` it is dropped.
-                retry: when a handler that failed is tried again; of a reaction with a call, its call says so.
-                name: the handler's name where it is not given. Keys are made of it.
-                key_name: the name that keys are made of, where the reaction had another one when its first call was made: then the code
-                    says what a rename left in the database. `("shop", "paid")` where the app had another name too.
+            call: the call that is made before the handler, which is given the call's outcome.
+            prepare: a function that makes the call's argument from the record, inside the transaction that begins the attempt. If it
+                raises, the call was surely not made.
+            due: the time from which the condition holds, by the database's clock: a column, or `after(column, timedelta)`.
+            occurrence: the columns that tell one occurrence of this event from the next; the due column if left out. It must be given
+                if `due` is a column, a call is made and the handler does not write that column. `()` means that there is only one
+                occurrence.
+            in_order: runs records with equal values of a column one at a time, and in an order if one is given: `InOrder(by, order)`.
+            per: the column that names the tenant of the external service for this record: `limit_per`, `rate_per` and the pause of a
+                failing service apply to each of its values. NULL means no tenant.
+            done_column: the one column that the handler writes. The condition gets the clause that this column is NULL, so that the
+                reaction can run alongside others.
+            overtaken: what to do with an outcome that came when the condition or the occurrence no longer held. "hold": it is held for
+                a person; "same": the handler writes it, since the call was made; "drop": it is logged, and nothing is kept of it. The
+                decorator `@reaction.overtaken` declares a handler for such outcomes. Without either, the handler is run, and what it
+                wrote is kept if this is nothing but the done column; otherwise the outcome is held, or dropped under
+                `InDoubt.repeat()`.
+            retry: when a failed handler is tried again. A reaction with a call takes this from its call.
+            name: the name of the reaction, of which idempotency keys are made; the handler's name if left out.
+            key_name: the name of which idempotency keys are made, if the reaction had another name when its first call was made. So the
+                code itself says what otherwise only the database knows after a rename. Give `("shop", "paid")` if the app had another
+                name too.
 
         Raises:
-            DeclarationError: declared so, it would lose or double something, or never run; the message names the cure.
+            DeclarationError: the reaction, as declared, would lose or repeat an effect, or never run; the message names the cure.
         """
         if inspect.isroutine(record):
             raise DeclarationError(
                 f"on({getattr(record, '__name__', record)}) is given a function for the record, and would declare nothing: write"
                 " @app.on(Order, Order.status == 'placed') above it"
             )
-        unknown = sorted(set(given) - set(declaration.Given.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(f"{one}=" for one in declaration.Given.__dataclass_fields__)
-            raise DeclarationError(f"on({getattr(record, '__name__', record)}, ...) has no option {unknown[0]}=: there are {known}")
-        chosen = declaration.Given(**given)
-        condition.check_source(f"on({getattr(record, '__name__', record)}, ...)")
+        chosen = declaration.Given(
+            call, prepare, due, occurrence, in_order, per, done_column, overtaken, retry, name, key_name
+        )  # fmt: skip
+        validate_condition.check_source(f"on({getattr(record, '__name__', record)}, ...)")
 
         def declare(handler: Any, /) -> Any:
             spec = declaration.reaction(self.name, self.stores, record, clauses, chosen, handler)
@@ -175,40 +194,43 @@ class App(Running):
 
         return declare
 
-    def every(  # noqa: PLR0913  # each is a choice of its own
+    def every(  # noqa: PLR0913  # each parameter is an option of a schedule
         self,
         cron: str | timedelta,
         *,
         zone: str = "UTC",
         missed: Missed = "latest",
-        most: int = 100,
+        max_missed: int = 100,
         gap: Gap = "shift",
-        overlap: Overlap = "first",
+        fold: Fold = "first",
         retry: Retry | None = None,
         store: Store | None = None,
         name: str | None = None,
     ) -> Callable[[Callable[P, None]], Callable[P, None]]:
-        """Declares what writes rows at each tick of a schedule, in one transaction with the mark that it did.
+        """Declare a schedule, as a decorator of a handler that writes rows at each tick, in the transaction that moves the schedule's
+        cursor.
 
-        The handler takes `session: Session` and `at: Moment`, by annotation; `at.due` is the tick, in the zone. A tick is carried out once,
-        by one worker of all. What lies before the first start, or before a change of expression, zone or timedelta, is not carried out. A
-        tick whose handler raises is a failed attempt, and is tried again.
+        The handler takes by annotation `session: Session` and `ctx: ReactionContext`; `ctx.due` is the tick, in the zone. Each tick is
+        carried out once, by one of the workers. Ticks before the first start, or before a change of expression, zone or timedelta, are not
+        carried out. If the handler raises, the tick is a failed attempt and is tried again.
 
         Args:
-            cron: a cron expression (see `Cron`), or a timedelta of a second or more, whose ticks lie so far apart from the first start on.
-            zone: in which the expression is meant.
-            missed: what becomes of ticks that came while no worker ran. "latest": the last one is carried out; "none": that one, if it is
-                at most a minute late; "all": the last `most`, oldest first. What is left out is a line in the log.
-            most: how many, with "all".
-            gap: what becomes of wall times that the clock skips (see `Cron`).
-            overlap: which one is meant of wall times that the clock shows twice (see `Cron`).
+            cron: a cron expression (see `Cron`), or a timedelta of at least a second: the distance between ticks, counted from the first
+                start.
+            zone: the time zone of the expression.
+            missed: what to do with ticks that came while no worker ran. "latest": the last one is carried out; "none": the last one is
+                carried out if it is at most a minute late; "all": the last `max_missed` are carried out, oldest first. Ticks that are left
+                out are logged.
+            max_missed: how many missed ticks are carried out at most with "all".
+            gap: what to do with wall-clock times that the clock skips (see `Cron`).
+            fold: which of two equal wall-clock times is meant (see `Cron`).
             retry: when a tick that failed is tried again.
-            store: in which it writes; to be given where the app has several. Of a sharded store each shard has its own ticks and its own
-                mark; for one alone give `store.shard(name)`.
-            name: the handler's name where it is not given. One that no reaction has.
+            store: the store to which the handler writes; required if the app has several. In a sharded store each shard has its own ticks
+                and its own cursor; for one shard only, give `store.shard(name)`.
+            name: the name of the schedule, which no reaction may have; the handler's name if left out.
 
         Raises:
-            DeclarationError: that cannot be meant; the message names the cure.
+            DeclarationError: an option or the handler makes no sense; the message names the cure.
         """
         if callable(cron):
             raise DeclarationError(
@@ -217,32 +239,34 @@ class App(Running):
             )
 
         def declare(handler: Callable[P, None], /) -> Callable[P, None]:
-            given = every.Given(cron, zone, missed, most, gap, overlap, retry, store, name)
-            spec = every.schedule(self.name, self.stores, given, handler)
+            given = validate_schedule.Given(cron, zone, missed, max_missed, gap, fold, retry, store, name)
+            spec = validate_schedule.schedule(self.name, self.stores, given, handler)
             self._check_new(spec.name)
             self.schedules[spec.name] = spec
             return handler
 
         return declare
 
-    def rests(self, record: type, clause: Clause) -> None:
-        """Declares that records for which the clause holds are at rest: `pending` does not list their states as unanswered.
+    def at_rest(self, record: type, clause: Clause) -> None:
+        """Declare that records are at rest while the clause holds: `pending --states` does not list their states as unanswered.
 
         Raises:
-            DeclarationError: the clause cannot be asked of these records.
+            DeclarationError: the clause cannot be evaluated on these records.
         """
         mapper = declaration.mapper_of(record)
-        what = f"rests({mapper.class_.__name__}, ...)"
-        condition.check_source(what)
+        what = f"at_rest({mapper.class_.__name__}, ...)"
+        validate_condition.check_source(what)
         store = declaration.store_of(self.name, self.stores, mapper)
-        rested = _joined(condition.clauses_of(what, mapper, [clause]))
-        why = None if store.sqlite_dialect is None else miscomputed.refused(rested, store.sqlite_dialect)
+        rested = _joined(validate_condition.clauses_of(what, mapper, [clause]))
+        why = None if store.sqlite_dialect is None else sqlite_pitfalls.refused(rested, store.sqlite_dialect)
+        if why is None and store.dialect is not None:
+            why = bound_values.refused(rested, store.dialect)
         if why is not None:
             raise DeclarationError(f"{what}: {why}")
         self.rested.append((mapper.class_, rested))
 
     def check_declarations(self) -> None:
-        """Checks what can be known only when everything is declared; called at each start.
+        """Check what can be known only when everything is declared. Each start calls this.
 
         Raises:
             DeclarationError: a call lacks what its policy needs, or the models do not fit together.
@@ -253,36 +277,41 @@ class App(Running):
             raise DeclarationError(f"the models do not fit together: {error}") from error
         self._check_outsides()
         for spec in self.reactions.values():
-            if spec.call is not None and spec.call.in_doubt.kind == "ask" and spec.call.find is None:
+            if spec.call is not None and spec.call.in_doubt.kind == "lookup" and spec.call.lookup is None:
                 name = spec.call.function.name
-                raise DeclarationError(f"call {name} is settled by ask(), and has no find: declare it with @{name}.find, or choose hold()")
-            if spec.call is not None and spec.call.answers_for and not spec.call.asks_its_find:
                 raise DeclarationError(
-                    f"call {spec.call.function.name} says answers_for={list(spec.call.answers_for)!r}, and has no find that is asked:"
-                    f" declare one with @{spec.call.function.name}.find, under ask() or same_key(), or leave answers_for out"
+                    f"call {name} is settled by InDoubt.lookup(), and has no lookup: declare it with @{name}.lookup, or choose"
+                    " InDoubt.hold()"
+                )
+            if spec.call is not None and spec.call.answers_for and not spec.call.asks_its_lookup:
+                raise DeclarationError(
+                    f"call {spec.call.function.name} says answers_for={list(spec.call.answers_for)!r}, and has no lookup that is asked:"
+                    f" declare one with @{spec.call.function.name}.lookup, under InDoubt.lookup() or InDoubt.same_key(), or leave"
+                    " answers_for out"
                 )
             if spec.due is not None and spec.due.valid_for is not None and spec.expired is None:
                 raise DeclarationError(
                     f"reaction {spec.name} is valid for {spec.due.valid_for}, and nothing says what becomes of a record after that: declare"
                     f" @{spec.name}.expired, which moves the record on"
                 )
+            loader_options.check_configured(spec)
             declaration.warn_when_configured(spec)
             spec.same_call = tuple(other.name for other in self.reactions.values() if other is not spec and _calls_alike(other, spec))
 
     def _check_outsides(self) -> None:
-        """What is counted in all workers together is counted by the outside's name: two of one name would each count the other's calls."""
-        seen: dict[str, OutsideSpec] = {}
+        """Refuse two services of one name with different limits: calls are counted by that name, so each would count the other's calls."""
+        seen: dict[str, ServiceSpec] = {}
         for spec in self.reactions.values():
-            outside = None if spec.call is None else spec.call.outside
-            if outside is None:
+            service = None if spec.call is None else spec.call.service
+            if service is None:
                 continue
-            other = seen.setdefault(outside.name, outside)
-            differ = [one for one in _LIMITS if getattr(other, one) != getattr(outside, one)]
+            other = seen.setdefault(service.name, service)
+            differ = [one for one in _LIMITS if getattr(other, one) != getattr(service, one)]
             if differ:
-                said = " and ".join(f"{differ[0]}={getattr(one, differ[0])!r}" for one in (other, outside))
+                said = " and ".join(f"{differ[0]}={getattr(one, differ[0])!r}" for one in (other, service))
                 raise DeclarationError(
-                    f"two outsides are named {outside.name!r}, with {said}: calls are counted by that name, in all workers together."
-                    " Declare one Outside and import it where its calls are, or give each a name of its own"
+                    f"two services are named {service.name!r}, with {said}: calls are counted by that name, in all workers together."
+                    " Declare one ExternalService and import it where its calls are, or give each a name of its own"
                 )
 
     def _add(self, spec: ReactionSpec) -> None:
@@ -296,7 +325,8 @@ class App(Running):
             if other.record is spec.record and look.same_all(other.clauses, spec.clauses) and _due_alike(other, spec):
                 raise DeclarationError(
                     f"reaction {spec.name} has the same condition as reaction {other.name}, and the first to run takes it from the other:"
-                    f" give each a column of its own that says whether it was done, by fact={spec.record.__name__}.<column>, or do both in"
+                    f" give each a column of its own that says whether it was done, by done_column={spec.record.__name__}.<column>, or do"
+                    " both in"
                     " one handler"
                 )
             declaration.warn_of_another(spec, other)
@@ -316,7 +346,7 @@ class App(Running):
 
 
 def _calls_alike(one: ReactionSpec, other: ReactionSpec) -> bool:
-    """Whether they make the same call on rows of the same table."""
+    """Whether two reactions make the same call for rows of the same table."""
     if one.kind is None or other.kind is None:
         return False
     return (one.kind.service, one.kind.call, one.table_name) == (other.kind.service, other.kind.call, other.table_name)
@@ -347,7 +377,7 @@ def _checked_stores(name: str, stores: Sequence[Store]) -> tuple[Store, ...]:
             f"App({name!r}): two of its stores own the same tables; a class lies in one store: give each a base of its own, or where the"
             " same tables lie in several databases declare them as Store.shards([url, url], Base)"
         )
-    named = Counter(part.name for store in stores for part in store.parts if part.name is not None)
+    named = Counter(part.name for store in stores for part in store.databases if part.name is not None)
     twice = [one for one, count in named.items() if count > 1]
     if twice:
         raise DeclarationError(f"App({name!r}): two of its databases are named {twice[0]!r}: give each a name of its own, by name=")
@@ -355,14 +385,16 @@ def _checked_stores(name: str, stores: Sequence[Store]) -> tuple[Store, ...]:
 
 
 def _register(app: App) -> None:
-    """Refuses a second living app of the name; the same place declared again is a module imported again, and replaces it."""
+    """Refuse a second app of this name. An app that is declared at the same file and line replaces the first, since its module was imported
+    again.
+    """
     other = _apps.get(app.name)
-    if other is not None and other._place != app._place:  # noqa: SLF001 - of this class
+    if other is not None and other._place != app._place:  # noqa: SLF001 - private, but of this same class
         del other
         gc.collect()
         other = _apps.get(app.name)
-        place = "" if other is None else other._place  # noqa: SLF001 - of this class
-        if other is not None and place != app._place:  # noqa: SLF001 - of this class
+        place = "" if other is None else other._place  # noqa: SLF001 - private, but of this same class
+        if other is not None and place != app._place:  # noqa: SLF001 - private, but of this same class
             raise DeclarationError(
                 f"this process has an App({app.name!r}) already, declared at {place}: keys are made of an app's name, so both"
                 " would make the same; give this one another name"

@@ -1,4 +1,6 @@
-"""`every_child`: fan-in, as a clause. Makes an SQL expression and remembers of it what wakes the parent."""
+"""`every_child`: a clause that waits for all children of a record (fan-in). The clause is marked, so that a child's change wakes its
+parent.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +11,27 @@ from sqlalchemy import ColumnElement, or_
 from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty
 from sqlalchemy.sql.elements import SQLCoreOperations
 
-from groundstate.app import source
-from groundstate.rules import clause as look
-from groundstate.rules import suspicion
-from groundstate.rules.reaction import EveryChild
+from groundstate.app import source_lint
+from groundstate.rules import condition_lint
+from groundstate.rules import sql_inspect as look
+from groundstate.rules.specs import EveryChild
 from groundstate.values.errors import DeclarationError
 
-_MARK = "_groundstate_every_child"  # an attribute of the expression itself, so that it survives being joined with others
+_MARK = "_groundstate_every_child"  # an attribute on the SQL expression itself, so that it is kept when clauses are joined
 
 
 def every_child(children: SQLCoreOperations[Any], *clauses: SQLCoreOperations[bool]) -> ColumnElement[bool]:
-    """Has children, and none for which a clause does not hold. A change of a child wakes its own parent alone.
+    """Return a clause that holds if the record has children and all clauses hold for each child.
 
-    children: a one-to-many relationship, as in `every_child(Video.renditions, Rendition.file.is_not(None))`. Does not hold is false or
-    NULL. A parent without children does not count as ready.
+    A clause that is false or NULL for a child does not hold. A record without children does not count as ready. A change of a child wakes
+    only its own parent.
+
+    Args:
+        children: a one-to-many relationship, as in `every_child(Video.renditions, Rendition.file.is_not(None))`.
+        clauses: SQL conditions on the child's columns.
 
     Raises:
-        DeclarationError: it is no one-to-many relationship, or a clause cannot be asked of a child.
+        DeclarationError: `children` is no one-to-many relationship, or a clause cannot be evaluated on a child.
     """
     relationship = getattr(children, "property", None)
     if not isinstance(relationship, RelationshipProperty):
@@ -34,9 +40,9 @@ def every_child(children: SQLCoreOperations[Any], *clauses: SQLCoreOperations[bo
         raise DeclarationError(f"every_child({children}) has no clause: add one of the child's columns, or write {children}.any()")
     child = _child_mapper(relationship)
     parent_key = _parent_key(relationship, child)
-    why = source.misread_clause()
+    why = source_lint.misread_clause()
     for clause in look.split(clauses):
-        why = why or suspicion.refused(clause, child, relationship.parent.tables)
+        why = why or condition_lint.refused(clause, child, relationship.parent.tables)
     if why is not None:
         raise DeclarationError(f"every_child({children}, ...): {why}")
     attribute: Any = children
@@ -62,5 +68,5 @@ def _parent_key(relationship: RelationshipProperty[Any], child: Mapper[Any]) -> 
 
 
 def found_in(clauses: Iterable[Any]) -> tuple[EveryChild, ...]:
-    """What `every_child` made, among these clauses and in what they join."""
+    """Return the marks that `every_child` has set on these clauses, or on clauses that are joined inside them."""
     return tuple(mark for clause in clauses for one in look.own_parts(clause) if (mark := getattr(one, _MARK, None)) is not None)

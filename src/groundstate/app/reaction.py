@@ -1,4 +1,4 @@
-"""What `App.on` makes of a handler: the reaction, still callable as its handler, and the decorators of its other endings. Runs nothing."""
+"""Reactions, as `App.on` returns them: callable like the handler, with decorators for the handlers of other endings. Runs no reaction."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from groundstate.app import signature
-from groundstate.rules.reaction import Function, ReactionSpec
+from groundstate.rules.specs import Function, ReactionSpec
 from groundstate.values.answers import Failure
 from groundstate.values.errors import DeclarationError
 
-R = TypeVar("R")  # the record
-O = TypeVar("O")  # the outcome  # noqa: E741 - as R and P in the other signatures
-P = ParamSpec("P")  # what is supplied to the handler by annotation
-Q = ParamSpec("Q")  # the same of another ending
+R = TypeVar("R")  # the class of the record
+O = TypeVar("O")  # the call's outcome  # noqa: E741 - one letter, as R and P in the other signatures
+P = ParamSpec("P")  # the parameters of the handler that groundstate supplies by their annotations
+Q = ParamSpec("Q")  # the parameters of another handler, such as `expired`, that groundstate supplies
 
-IN_TRANSACTION = ("session", "at")
-_OVERTAKEN = ("session", "at", "key", "occurrence")
+IN_TRANSACTION = ("session", "ctx")
+_OVERTAKEN = ("session", "ctx", "key", "occurrence")
 
 
 class _Declared(Generic[R]):
-    """What both kinds share."""
+    """The members that reactions with and without a call share."""
 
     DECLARED_AS = "a reaction already: give it a function of its own, or declare the plain function for each by app.on(...)(function)"
 
@@ -34,7 +34,13 @@ class _Declared(Generic[R]):
         return f"<reaction {self.spec.name} of {self.spec.app}>"
 
     def gave_up(self, handler: Callable[Concatenate[R, Failure, Q], None], /) -> Callable[Concatenate[R, Failure, Q], None]:
-        """Declares what answers when the last try was used: it is to change the record so that the condition no longer holds."""
+        """Declare the handler that runs after the last try has failed. It must change the record so that the condition no longer holds.
+
+        It takes the record and a `Failure`, and by annotation `session: Session` and `ctx: ReactionContext`.
+
+        Raises:
+            DeclarationError: the reaction has such a handler already, or the handler takes an exception instead of a `Failure`.
+        """
         read = self._read_ending(handler, "gave_up", ("the record", "the Failure"), IN_TRANSACTION)
         kinds = [one for one in signature.members(read.first[1]) if isinstance(one, type)]
         if any(issubclass(one, BaseException) for one in kinds) and not any(issubclass(Failure, one) for one in kinds):
@@ -46,12 +52,12 @@ class _Declared(Generic[R]):
         return handler
 
     def expired(self, handler: Callable[Concatenate[R, Q], None], /) -> Callable[Concatenate[R, Q], None]:
-        """Declares what answers when it is too late, by `valid_for`: it is to change the record so that the condition no longer holds.
+        """Declare the handler that runs when `valid_for` has passed. It must change the record so that the condition no longer holds.
 
-        It runs instead of the handler, and of the call: once, in a transaction of its own. A call in doubt is settled first.
+        It runs once, in a transaction of its own, instead of the call and the handler. An attempt in doubt is settled before that.
 
         Raises:
-            DeclarationError: the reaction has no `due=after(..., valid_for=...)`, so it would never run.
+            DeclarationError: the reaction has no `due=after(..., valid_for=...)`, so that the handler would never run.
         """
         self._expires()
         self.spec.expired = self._ending(handler, "expired", ("the record",), IN_TRANSACTION)
@@ -74,28 +80,28 @@ class _Declared(Generic[R]):
 
 
 class Plain(_Declared[R], Generic[R, P]):
-    """A reaction without a call; still callable, for unit tests."""
+    """A reaction without a call. It can be called like its handler, for unit tests."""
 
     def __call__(self, record: R, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Runs the handler itself."""
+        """Run the handler itself, as a unit test does."""
         self.spec.handler.call(record, *args, **kwargs)
 
 
 class Reaction(_Declared[R], Generic[R, O, P]):
-    """A reaction with a call; still callable, for unit tests."""
+    """A reaction with a call. It can be called like its handler, for unit tests."""
 
     def __call__(self, record: R, outcome: O, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Runs the handler itself."""
+        """Run the handler itself, as a unit test does."""
         self.spec.handler.call(record, outcome, *args, **kwargs)
 
     def overtaken(self, handler: Callable[Concatenate[R, O, Q], None], /) -> Callable[Concatenate[R, O, Q], None]:
-        """Declares what takes an outcome that came when the condition, or its occurrence, no longer held.
+        """Declare the handler for an outcome that came when the condition, or its occurrence, no longer held.
 
-        Without one, and without `App.on(overtaken=...)`, a handler that writes nothing but a fact is kept, and any other outcome is held
-        for a person; under `again()` it is dropped with a line in the log.
+        Without this handler, and without `App.on(overtaken=...)`, the ordinary handler is run, and what it wrote is kept if this is nothing
+        but a done column. Otherwise the outcome is held for a person; under `InDoubt.repeat()` it is dropped with a line in the log.
 
         Raises:
-            DeclarationError: the reaction says what becomes of such an outcome by `overtaken=` already.
+            DeclarationError: the reaction has such a handler, or an `overtaken=`, already.
         """
         if self.spec.when_overtaken is not None:
             raise DeclarationError(
@@ -107,7 +113,9 @@ class Reaction(_Declared[R], Generic[R, O, P]):
 
 
 def read_handler(handler: Any, what: str, first: tuple[str, ...], supplied: tuple[str, ...]) -> signature.Signature:
-    """A handler, read. Raises DeclarationError for one that is async, or wants what nobody supplies."""
+    """Return the handler's signature. Raises DeclarationError if the handler is async or wants a parameter that groundstate does not
+    supply.
+    """
     if signature.is_async(handler):
         raise DeclarationError(
             f"{what} {signature.name_of(handler)} is async: it runs inside a transaction, where nothing is awaited. Make it a plain"

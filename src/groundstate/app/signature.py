@@ -1,4 +1,4 @@
-"""What a user's function takes: its first arguments, and what is supplied by annotation. Reads signatures; calls nothing."""
+"""Reads what a user's function takes: its first arguments by position, and the rest by annotation. Calls no function."""
 
 from __future__ import annotations
 
@@ -14,30 +14,36 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from groundstate.rules.reaction import Function
-from groundstate.values.answers import Key, Moment, Occurrence
+from groundstate.rules.specs import Function
+from groundstate.values.answers import IdempotencyKey, Occurrence, ReactionContext
 from groundstate.values.errors import DeclarationError
 
 if sys.version_info >= (3, 14):
     import annotationlib
 
-_CALL = "__call__"  # of what is callable and no function
+_CALL = "__call__"  # the method of a callable object that is no function
 _PACKAGE = __name__.partition(".")[0]
-_SUPPLIES: dict[Any, str] = {Session: "session", Moment: "at", Key: "key", Occurrence: "occurrence", Sequence[Key]: "keys"}
+_SUPPLIES: dict[Any, str] = {
+    Session: "session",
+    ReactionContext: "ctx",
+    IdempotencyKey: "key",
+    Occurrence: "occurrence",
+    Sequence[IdempotencyKey]: "keys",
+}
 _SHOWN = {
     "session": "session: Session",
-    "at": "at: Moment",
-    "key": "key: Key",
+    "ctx": "ctx: ReactionContext",
+    "key": "key: IdempotencyKey",
     "occurrence": "occurrence: Occurrence",
-    "keys": "keys: Sequence[Key]",
+    "keys": "keys: Sequence[IdempotencyKey]",
     "client": "client",
 }
-_NO_SESSION = " A call runs outside of any transaction: what it needs of other rows is read by `sends` or `load=`."
-_BY_TEXT = {kind.__name__: supply for kind, supply in _SUPPLIES.items() if isinstance(kind, type)} | {"Sequence[Key]": "keys"}
+_NO_SESSION = " A call runs outside of any transaction: what it needs of other rows is read by `prepare` or `load=`."
+_BY_TEXT = {kind.__name__: supply for kind, supply in _SUPPLIES.items() if isinstance(kind, type)} | {"Sequence[IdempotencyKey]": "keys"}
 
 
 class Unresolved:
-    """Stands for an annotation that names what cannot be found when the function is declared."""
+    """An annotation that names something that cannot be found when the function is declared. `text` is the annotation as written."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -45,19 +51,19 @@ class Unresolved:
 
 @dataclass(frozen=True)
 class Signature:
-    """A function of the user's, read."""
+    """The parameters and the return type of a user's function, as `read` found them."""
 
     function: Function
-    what: str  # "the handler paid", for messages
-    first: tuple[Any, ...]  # the annotations of its first arguments, resolved; inspect.Parameter.empty where there are none
+    what: str  # how error messages name the function, such as "the handler paid"
+    first: tuple[Any, ...]  # resolved annotations of its first arguments; inspect.Parameter.empty for one without
     returns: Any
 
 
 def read(call: Any, what: str, first: Sequence[str], supplied: Sequence[str]) -> Signature:
-    """Reads a function that takes `first` by position and may want of `supplied` by annotation.
+    """Return the signature of a function that takes `first` by position, and by annotation may take any of `supplied`.
 
     Raises:
-        DeclarationError: it cannot be called so; the message says what it may take.
+        DeclarationError: the function cannot be called in this way; the message says what it may take.
     """
     if not callable(call):
         raise DeclarationError(f"{what} is no function but {call!r}")
@@ -72,16 +78,21 @@ def read(call: Any, what: str, first: Sequence[str], supplied: Sequence[str]) ->
     except (TypeError, ValueError):
         raise DeclarationError(f"{what} has no signature that can be read: wrap it in a `def`") from None
     hints = _hints(call)
-    by_position, rest = _split(parameters, len(first))
+    by_position, rest = _split_positional_parameters(parameters, len(first))
     if by_position is None:
         raise DeclarationError(f"{what} must take {_listed(first)} by position, and then by annotation what it wants of {_shown(supplied)}")
-    wants = {one.name: supply for one in rest if (supply := _wanted(one, hints.get(one.name), what, supplied)) is not None}
+    wants = {
+        one.name: supply for one in rest if (supply := _supplied_name_for_parameter(one, hints.get(one.name), what, supplied)) is not None
+    }
     annotations = tuple(hints.get(one.name, inspect.Parameter.empty) for one in by_position)
     return Signature(Function(call, wants, is_async(call)), what, annotations, hints.get("return", inspect.Parameter.empty))
 
 
 def _declared_as(call: Any) -> str | None:
-    """What it is already, with the cure, where it is no plain function but a call or a reaction, or is made of one."""
+    """Return an error text with the cure for a function that is a call or a reaction already, or wraps one.
+
+    Returns None for a plain function.
+    """
     while call is not None:
         said: str | None = getattr(type(call), "DECLARED_AS", None)
         if said is not None:
@@ -91,22 +102,22 @@ def _declared_as(call: Any) -> str | None:
 
 
 def name_of(call: Any) -> str:
-    """The function's own name, or how it shows itself."""
+    """Return the name of a callable, or its repr if it has no name."""
     return str(getattr(call, "__name__", None) or repr(call))
 
 
 def is_async(call: Any) -> bool:
-    """Whether calling it gives something to await."""
+    """Whether calling the function returns something that must be awaited."""
     return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, _CALL, None))
 
 
 def bare(annotation: Any) -> Any:
-    """The annotation without Annotated."""
+    """Return the annotation without a surrounding `Annotated`."""
     return annotation.__origin__ if typing.get_origin(annotation) is typing.Annotated else annotation
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, without Annotated; of anything else itself."""
+    """Return the members of a union, without `Annotated`. For another type, return a tuple of the type alone."""
     annotation = bare(annotation)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return tuple(inner for one in typing.get_args(annotation) for inner in members(one))
@@ -119,8 +130,12 @@ def _is_generator(call: Any) -> bool:
     )
 
 
-def _split(parameters: Sequence[inspect.Parameter], count: int) -> tuple[list[inspect.Parameter] | None, list[inspect.Parameter]]:
-    """The parameters that take so many arguments by position, None where they cannot, and those that are left."""
+def _split_positional_parameters(
+    parameters: Sequence[inspect.Parameter], count: int
+) -> tuple[list[inspect.Parameter] | None, list[inspect.Parameter]]:
+    """Return the parameters that take the first `count` positional arguments, and the rest. The first list is None if too few can take
+    them.
+    """
     taken: list[inspect.Parameter] = []
     left = list(parameters)
     while len(taken) < count:
@@ -132,7 +147,7 @@ def _split(parameters: Sequence[inspect.Parameter], count: int) -> tuple[list[in
     return taken, left
 
 
-def _wanted(one: inspect.Parameter, annotation: Any, what: str, supplied: Sequence[str]) -> str | None:
+def _supplied_name_for_parameter(one: inspect.Parameter, annotation: Any, what: str, supplied: Sequence[str]) -> str | None:
     if one.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         return None
     supply = "client" if one.name == "client" and "client" in supplied else _supply_of(annotation)
@@ -149,12 +164,12 @@ def _nobody_supplies(one: inspect.Parameter, annotation: Any, what: str, supplie
     hint = ""
     kinds = [kind for kind in members(annotation) if isinstance(kind, type)]
     if one.name == "client":
-        hint = " Give the outside a client, as in Outside(name, client=lambda: httpx.AsyncClient())."
+        hint = " Give the service a client, as in ExternalService(name, client=lambda: httpx.AsyncClient())."
     elif any(issubclass(kind, Session) for kind in kinds):
         hint = _NO_SESSION if "session" not in supplied else " What is supplied is a sqlalchemy.orm.Session: annotate it so."
     elif any(kind.__name__ in ("AsyncSession", "async_scoped_session") for kind in kinds):
         hint = " Inside a transaction of ours nothing is awaited: take a sqlalchemy.orm.Session."
-    elif one.name in ("session", "at", "key", "keys", "occurrence") and annotation is None:
+    elif one.name in ("session", "ctx", "key", "keys", "occurrence") and annotation is None:
         hint = f" Annotate it: {_SHOWN[one.name]}."
     return f"{what}: nobody supplies its parameter {one.name!r}.{hint} By annotation it may take {_shown(supplied)}; give others a default"
 
@@ -171,7 +186,7 @@ def _supply_of(annotation: Any) -> str | None:
 
 
 def _hints(call: Any) -> dict[str, Any]:
-    """Each annotation, resolved by itself: one that cannot be found says nothing of the others."""
+    """Return the annotations, each resolved by itself, so that one that cannot be found does not spoil the others."""
     function = _innermost(call)
     names = _names_around(function)
     found: dict[str, Any] = {}
@@ -208,7 +223,9 @@ def _innermost(call: Any) -> Any:
 
 
 def _names_around(function: Any) -> dict[str, Any]:
-    """What the function closes over, and the locals of where it is declared: models made inside a function are found so."""
+    """Return the variables of the function's closure and the locals around its declaration, so that models made inside a function are
+    found.
+    """
     names: dict[str, Any] = {}
     frame = inspect.currentframe()
     while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == _PACKAGE:
@@ -225,7 +242,7 @@ def _names_around(function: Any) -> dict[str, Any]:
     return names
 
 
-_MANY = 1000  # locals; more are no function's in which a handler is declared
+_MANY = 1000  # names: the search stops here, since no function that declares a handler has more locals
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -237,7 +254,7 @@ def _shown(supplied: Sequence[str]) -> str:
 
 
 def function_name(call: Callable[..., Any], what: str) -> str:
-    """A name to be kept in tables and keys. Raises DeclarationError for a function that has none."""
+    """Return a function's name, to be kept in tables and idempotency keys. Raises DeclarationError if it has none, such as a lambda."""
     name = name_of(call)
     if name == "<lambda>" or not hasattr(call, "__name__") or not name.strip("_"):
         raise DeclarationError(f"{what} {name} has no name of its own, and keys are made of it: give name='...'")

@@ -1,4 +1,4 @@
-"""A database, or several, and the tables of the user's that lie there. Says what is where; connects to nothing."""
+"""Stores: a database, or several shards, and the user's tables in them. Connects to nothing."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ from typing import Any, Literal, Protocol
 from sqlalchemy import URL, Dialect, Engine, MetaData, Table, inspect
 from sqlalchemy.sql.expression import FromClause
 
-from groundstate.store.naming import name_of
-from groundstate.store.opening import AsyncEngineLike, settings_of, sqlite_dialect
+from groundstate.store.connect import AsyncEngineLike, dialect_of, settings_of, sqlite_dialect
 from groundstate.store.port import Settings
+from groundstate.store.safe_name import name_of
 from groundstate.values.errors import DeclarationError
 
 Database = str | URL | Engine | AsyncEngineLike
 
 
 class _Base(Protocol):
-    """A declarative base, SQLModel, or whatever else has tables in a MetaData: the class itself, and no instance of it."""
+    """A declarative base, SQLModel, or another class whose tables are in a MetaData. The class itself is meant, not an instance."""
 
     metadata: MetaData
 
 
 class Store:
-    """One database and the tables it owns. Connects when the app starts, not when it is declared.
+    """One database and the tables in it. It connects when the app starts, not when it is declared.
 
     Args:
-        database: a URL, an engine of yours (our connections are made as its own are), or a function that returns one, called at the start.
-        owns: declarative bases, SQLModel, or MetaData whose tables lie in this database.
-        failover: "lossy"; "lossless" where no failover of this database can lose a commit.
-        direct: PostgreSQL behind a pooler: a URL past it, for the lock that tells who is alive.
-        witness: a folder on another disk than the database, for what each life remembers of it.
-        redact: what is done to each error text before it is kept or logged.
-        state: SQLite: a folder for the count of begun calls, on another disk than the database; the user's own state folder where left out.
-        name: by which it is shown, and named to commands; its URL where it has none.
+        database: a URL, an engine of yours (groundstate then connects in the same way), or a function that returns one, called at the
+            start.
+        owns: declarative bases, SQLModel, or MetaData whose tables are in this database.
+        failover: "lossy" if a failover of this database can lose a commit, "lossless" if none can.
+        direct: for PostgreSQL behind a pooler: a URL past the pooler, for the lock that shows that a worker is alive.
+        witness: a folder on another disk than the database, for the witness files, in which each worker keeps what it knows of the
+            database.
+        redact: a function that is applied to each error text before it is kept or logged.
+        state: for SQLite: a folder on another disk than the database, for the count of begun calls; the user's own state folder if left
+            out.
+        name: the name of the store in output and in commands; its URL if left out.
 
     Raises:
-        DeclarationError: it owns nothing, or what is no declarative base.
+        DeclarationError: the store owns no tables, or something that is no declarative base.
     """
 
-    def __init__(  # noqa: PLR0913  # the options of a store
+    def __init__(  # noqa: PLR0913  # each parameter is an option of a store
         self,
         database: Database | Callable[[], Database],
         *owns: _Base | MetaData,
@@ -66,7 +69,7 @@ class Store:
         self.metadatas: tuple[MetaData, ...] = tuple(dict.fromkeys(_metadata_of(one) for one in owns))
 
     @classmethod
-    def shards(  # noqa: PLR0913  # as above
+    def shards(  # noqa: PLR0913  # each parameter is an option of a sharded store
         cls,
         databases: Mapping[str, Database | Callable[[], Database]] | Sequence[Database | Callable[[], Database]],
         *owns: _Base | MetaData,
@@ -77,22 +80,22 @@ class Store:
         witness: str | os.PathLike[str] | None = None,
         state: str | os.PathLike[str] | None = None,
     ) -> Shards:
-        """The same tables in several databases, each with its own rows: a reaction is carried out on each, by a worker of its own.
+        """Return a store of several databases with the same tables, each with its own rows and its own worker.
 
-        Primary keys must be unique over all of them, since the keys of calls are made of them and must stay when a record moves.
+        Primary keys must be unique over all databases: idempotency keys are made of them, and must stay the same when a record moves.
 
         Args:
-            databases: by their names; of a list the names are "shard-1", "shard-2" and so on.
-            owns: declarative bases, SQLModel, or MetaData whose tables lie in each of these databases.
-            name: what such names begin with.
-            failover: as of a store; for each of them.
-            redact: as of a store; for each of them.
-            direct: by the names of shards, URLs past their poolers.
-            witness: a folder, in which each shard has one of its own.
-            state: as of a store; one folder for all of them.
+            databases: the databases by their names. In a list they are named "shard-1", "shard-2" and so on.
+            owns: declarative bases, SQLModel, or MetaData whose tables are in each of these databases.
+            name: what the names of databases in a list begin with.
+            failover: whether a failover of one of them can lose a commit, as for `Store`.
+            redact: a function for the error texts of each of them, as for `Store`.
+            direct: for PostgreSQL behind poolers: URLs past the poolers, by the names of shards.
+            witness: a folder in which each shard gets a folder for its witness files.
+            state: for SQLite: one folder for the counts of begun calls of all shards.
 
         Raises:
-            DeclarationError: there is none, or two have one name.
+            DeclarationError: there is no database, `direct` names an unknown shard, or a name cannot be used.
         """
         given = databases if isinstance(databases, Mapping) else {f"{name}-{number}": one for number, one in enumerate(databases, 1)}
         if isinstance(databases, str) or not given:
@@ -116,48 +119,56 @@ class Store:
         )
 
     @property
-    def parts(self) -> tuple[Store, ...]:
-        """The databases: this one; of a sharded store each shard."""
+    def databases(self) -> tuple[Store, ...]:
+        """The databases of the store: itself alone, or each shard of a sharded store."""
         return (self,)
 
     @property
     def label(self) -> str:
-        """By which it is shown: its name, or its URL without user, password and driver."""
+        """The name of the store in output: its `name`, or its URL without user, password and driver."""
         return self.name or name_of(self.settings().url)
 
     def shard(self, name: str) -> Store:
-        """One of its databases, by name. Raises DeclarationError."""
-        for one in self.parts:
+        """Return the database with this name. Raises DeclarationError if there is none."""
+        for one in self.databases:
             if one.name == name:
                 return one
-        named = ", ".join(one.name for one in self.parts if one.name) or "none with a name"
+        named = ", ".join(one.name for one in self.databases if one.name) or "none with a name"
         raise DeclarationError(f"there is no shard {name!r}: there are {named}")
 
     def owns_table(self, table: FromClause) -> bool:
-        """Whether this table lies in this store's database."""
+        """Whether this table is in the store's database."""
         return isinstance(table, Table) and any(table.metadata is metadata for metadata in self.metadatas)
 
     def owns_class(self, cls: type) -> bool:
-        """Whether this mapped class has its table in this store's database."""
+        """Whether the table of this mapped class is in the store's database."""
         mapper: Any = inspect(cls, raiseerr=False)
         return mapper is not None and hasattr(mapper, "local_table") and self.owns_table(mapper.local_table)
 
     @property
     def sqlite_dialect(self) -> Dialect | None:
-        """SQLAlchemy's dialect where one of its databases is surely SQLite; None where none is, or it will be known at the start alone."""
-        return next((known for part in self.parts if (known := sqlite_dialect(part._database)) is not None), None)  # noqa: SLF001 - of this class
+        """SQLAlchemy's SQLite dialect, if one of the databases is surely SQLite.
+
+        It is None if none is, or if this is known only at the start.
+        """
+        return next((known for part in self.databases if (known := sqlite_dialect(part._database)) is not None), None)  # noqa: SLF001 - private, but of this same class
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """SQLAlchemy's dialect by which one of its databases is asked; None where it will be known at the start alone."""
+        return next((known for part in self.databases if (known := dialect_of(part._database)) is not None), None)  # noqa: SLF001 - of this class
 
     @property
     def engine(self) -> Engine | None:
-        """The engine that it was given, of an async one the engine inside; None where it was given a URL, or a function."""
+        """The engine that the store was given, or the engine inside an async one. It is None if the store was given a URL or a function."""
         given = getattr(self._database, "sync_engine", self._database)
         return given if isinstance(given, Engine) else None
 
     def settings(self) -> Settings:
-        """The database, resolved; a function that was given is called now.
+        """Return the settings of the database. If the store was given a function, it is called now.
 
         Raises:
-            StoreRefused: this database cannot keep the promises; with the cure.
+            StoreRefusedError: this database cannot keep the promises; the message names the cure.
         """
         given: Any = self._database
         if callable(given) and not isinstance(given, Engine):
@@ -166,7 +177,7 @@ class Store:
 
 
 class Shards(Store):
-    """A store of several databases. Made by `Store.shards`; nothing is ever in all of them at once."""
+    """A store of several databases, made by `Store.shards`. Each row is in one of them, and no transaction spans several."""
 
     def __init__(self, parts: Iterable[Store]) -> None:
         self._parts = tuple(parts)
@@ -175,17 +186,17 @@ class Shards(Store):
         self.failover, self.redact, self.metadatas = first.failover, first.redact, first.metadatas
 
     @property
-    def parts(self) -> tuple[Store, ...]:
-        """Each shard."""
+    def databases(self) -> tuple[Store, ...]:
+        """The shards of this store."""
         return self._parts
 
     @property
     def label(self) -> str:
-        """The names of its shards."""
+        """The names of all shards, separated by commas."""
         return ", ".join(one.label for one in self._parts)
 
     def settings(self) -> Settings:
-        """There is no one database. Raises DeclarationError."""
+        """Raise DeclarationError, since a sharded store has no single database."""
         raise DeclarationError(f"a sharded store is {len(self._parts)} databases: take one of its parts ({self.label})")
 
 

@@ -1,1 +1,1 @@
-"""The command line: arguments in, text or JSON out. Decides nothing about records and attempts; the engine does."""
+"""The command line: arguments in, text or JSON out. The engine, not this package, decides about records and attempts."""

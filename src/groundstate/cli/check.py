@@ -1,4 +1,4 @@
-"""`groundstate check`: what is wrong, or might be. Changes nothing; ends with 1 where a problem was found, and not for advice."""
+"""`groundstate check`: lists what is wrong with the app on its databases, or might be. Changes nothing."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ from rich.console import Console
 from rich.text import Text
 
 from groundstate.app.app import App
+from groundstate.app.declared import databases_of, reactions_of, schedules_of
 from groundstate.app.store import Store
 from groundstate.cli.common import (
     AppOption,
-    Asked,
     Code,
     DebugOption,
     JsonOption,
+    StoreReader,
     console,
+    escape_for_terminal,
     find_app,
-    plain,
     refuse_missing,
     say_json,
     tell_of_an_empty,
     title_of,
 )
-from groundstate.engine import apart
-from groundstate.engine import check as engine
-from groundstate.engine.check import Finding
-from groundstate.engine.question import Question
-from groundstate.store import opening
+from groundstate.engine.operate import check as engine
+from groundstate.engine.operate import shard_check
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.findings import Finding
+from groundstate.store import connect
 
 
 def check(
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
 ) -> None:
-    """Missing indexes with their DDL, keys that come twice, models without protection, column types, our own tables.
+    """Check the app on its databases: missing indexes (with their DDL), keys that come twice, models without protection against stale
+    writes, column types, and groundstate's own tables.
 
-    Ends with 1 where a problem was found; advice alone ends with 0.
+    Ends with exit code 1 if a problem was found, and with 0 if there is only advice.
     """
     found = find_app(app)
     tell_of_an_empty(found)
-    asked = Asked(found.parts)
+    asked = StoreReader(databases_of(found))
     answers = asked.each(lambda store: _ask(found, store))
     told = [(store.label, title_of(store), findings) for store, findings in answers]
     reached = [store for store, _ in answers]
-    told += [(store.label, store.label, _between(found, store, reached)) for store in found.stores if len(store.parts) > 1]
+    told += [(store.label, store.label, _between(found, store, reached)) for store in found.stores if len(store.databases) > 1]
     bad = any(one.level == "problem" for _, _, findings in told for one in findings)
     if as_json:
         stores = [{"store": name, "findings": findings} for name, _, findings in told]
@@ -60,37 +62,40 @@ def check(
 
 
 def _ask(app: App, store: Store) -> list[Finding]:
-    database, _, _ = opening.open_store(store.settings())
+    database, _, _ = connect.open_store(store.settings())
     refuse_missing(database)
     try:
         return engine.check(
-            database, [Question(spec, database) for spec in app.reactions_of(store)], store.metadatas, app.schedules_of(store)
+            database, [ConditionQuery(spec, database) for spec in reactions_of(app, store)], store.metadatas, schedules_of(app, store)
         )
     finally:
         database.close()
 
 
 def _between(app: App, store: Store, reached: Sequence[Store]) -> list[Finding]:
-    """What is wrong between the shards of a store, of those that could be asked."""
+    """Return what is wrong between the shards of a store. Only the shards that were reached are compared."""
     with ExitStack() as stack:
         shards = {}
-        for part in store.parts:
+        for part in store.databases:
             if part in reached:
-                database, _, _ = opening.open_store(part.settings())
+                database, _, _ = connect.open_store(part.settings())
                 stack.callback(database.close)
                 database.connect()
-                shards[part.label] = (database, [Question(spec, database) for spec in app.reactions_of(part)])
-        return apart.check(shards)
+                shards[part.label] = (database, [ConditionQuery(spec, database) for spec in reactions_of(app, part)])
+        return shard_check.check(shards)
 
 
 def _show(out: Console, store: str, findings: list[Finding]) -> None:
-    out.print(Text(plain(store), style="bold"), soft_wrap=True)
+    out.print(Text(escape_for_terminal(store), style="bold"), soft_wrap=True)
     for one in findings:
         out.print()
         colour = "red" if one.level == "problem" else "yellow"
-        out.print(Text.assemble((one.level, colour), f"  {one.kind}, {plain(one.subject)}: {plain(one.words)}"), soft_wrap=True)
+        out.print(
+            Text.assemble((one.level, colour), f"  {one.kind}, {escape_for_terminal(one.subject)}: {escape_for_terminal(one.words)}"),
+            soft_wrap=True,
+        )
         if one.cure:
-            out.print(Text(f"    {plain(one.cure)}"), soft_wrap=True)
+            out.print(Text(f"    {escape_for_terminal(one.cure)}"), soft_wrap=True)
     out.print()
     problems = sum(one.level == "problem" for one in findings)
     counted = f"{problems} {'problem' if problems == 1 else 'problems'}, {_pieces(len(findings) - problems)} of advice."

@@ -1,6 +1,6 @@
-"""What every command shares: finding the app, the JSON envelope, exit codes, and errors in words. Looks at no record.
+"""What all commands share: finding the app, the JSON envelope, exit codes, and errors as text. Reads no record.
 
-A command is a plain function with typer's annotations. It raises; `guarded` says what was raised and ends with the exit code of it.
+A command is a plain function with annotations of typer. It raises; `guarded` prints the error and ends with its exit code.
 """
 
 from __future__ import annotations
@@ -27,41 +27,43 @@ from rich.console import Console
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from groundstate.app.app import App
+from groundstate.app.declared import databases_of, reactions_of
 from groundstate.app.store import Store
-from groundstate.engine import locked, schema, trouble
-from groundstate.engine.apart import Admitted
-from groundstate.engine.guarded import describe, text_of
-from groundstate.store import naming, opening
-from groundstate.store.port import Database, Lives
+from groundstate.engine.operate.shard_check import Admitted
+from groundstate.engine.sql import db_errors, lock_waits, schema
+from groundstate.engine.sql.safe_text import describe, text_of
+from groundstate.store import connect, safe_name
+from groundstate.store.port import Database, Liveness
 from groundstate.values.errors import (
-    Conflict,
+    ConflictError,
     DeclarationError,
     GroundstateError,
-    NotFound,
-    NotInitialised,
-    StateRefused,
-    StoreRefused,
-    TransportDown,
-    TransportRefused,
+    NotFoundError,
+    NotInitialisedError,
+    StateRefusedError,
+    StoreRefusedError,
+    TransportDownError,
+    TransportRefusedError,
 )
 
 log = logging.getLogger("groundstate")
 P = ParamSpec("P")
 T = TypeVar("T")
-FORMAT = 1  # the version of every --json shape; it grows when a field changes its meaning or goes away, not when one is added
+_YEARS = (1900, 9000)  # of points in time that a person gives
+FORMAT = 1  # version of all --json output: it grows if a field changes its meaning or is removed, not if one is added
 
 
 class Code(enum.IntEnum):
-    """The exit codes, of every command. The demo's own are in its help."""
+    """The exit codes of every command. The command `demo` has its own, which its help lists."""
 
-    OK = 0  # done; also where there is work left to do
-    FINDINGS = 1  # `check` found problems; or what was asked of an attempt is not possible now
-    USAGE = 2  # the arguments, or the app that they name, are wrong: nothing was touched
-    NOT_FOUND = 3  # no such record, table, attempt or reaction
-    DATABASE = 4  # the database cannot be used: not initialised, refused, not reached, locked, damaged; or the transport is refused
-    FAILED = 5  # an error of our own; --debug shows where
-    LEFT_BEHIND = 6  # `run`: told to stop, and a worker's own thread did not end: a handler hangs
-    # 128 + n: ended at once by a second signal n (130 for SIGINT, 143 for SIGTERM)
+    OK = 0  # the command is done; work may be left
+    FINDINGS = 1  # `check` found problems, or an act on an attempt is not possible now
+    USAGE = 2  # the arguments, or the app that they name, are wrong; nothing was changed
+    NOT_FOUND = 3  # there is no such record, table, attempt or reaction
+    DATABASE = 4  # the database is not initialised, refused, not reached, locked or damaged; or the transport is refused
+    FAILED = 5  # an error in groundstate itself; --debug shows where
+    LEFT_BEHIND = 6  # `run` was stopped, and a worker's own thread did not end, since a handler hangs
+    # 128 + n: a second signal n ended the process at once (130 for SIGINT, 143 for SIGTERM)
 
 
 AppOption = Annotated[
@@ -76,7 +78,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 
 
 class CommandFailed(GroundstateError):
-    """A command cannot go on; the message is for the person who typed it, with the cure."""
+    """Raised if a command cannot go on. The message is for the person who typed the command, and names the cure."""
 
     def __init__(self, message: str, code: Code = Code.USAGE) -> None:
         super().__init__(message)
@@ -85,7 +87,7 @@ class CommandFailed(GroundstateError):
 
 # ---- the app -------------------------------------------------------------------------------------------------------------------
 def find_app(given: str | None) -> App:
-    """The app that `given` names, or the environment, or pyproject.toml. Raises CommandFailed."""
+    """Return the app that `given` names, or else the environment, or else pyproject.toml. Raises CommandFailed."""
     named, place = _named(given)
     module_name, colon, name = named.partition(":")
     if not colon or not module_name or not name or not all(part.isidentifier() for part in module_name.split(".")):
@@ -105,9 +107,9 @@ def find_app(given: str | None) -> App:
 
 
 def tell_of_an_empty(app: App) -> None:
-    """On stderr, where nothing is declared: every answer would look healthy."""
+    """Print a line on stderr if the app declares nothing, since every answer would look healthy then."""
     if app.declares_nothing is not None:
-        print(plain(app.declares_nothing), file=sys.stderr)
+        print(escape_for_terminal(app.declares_nothing), file=sys.stderr)
 
 
 def _named(given: str | None) -> tuple[str, str]:
@@ -150,7 +152,7 @@ def _imported(module_name: str, place: str) -> Any:
 
 
 def _line_of(error: BaseException) -> str:
-    """Where the user's code raised it: the last line that is none of Python's own."""
+    """Return the file and line where the user's code raised: the innermost frame that is not in Python's own library."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_pythons(frame.filename)]
@@ -162,28 +164,34 @@ def _is_pythons(file: str) -> bool:
     return file.startswith("<frozen ") or (file.startswith(library) and "-packages" not in file.removeprefix(library))
 
 
-# ---- what is typed ---------------------------------------------------------------------------------------------------------------
+# ---- arguments -------------------------------------------------------------------------------------------------------------------
 def moment_of(option: str, typed: str) -> datetime:
-    """A point in time in ISO 8601; without a zone it is in UTC. Raises CommandFailed."""
+    """Parse a point in time in ISO 8601; without a zone it is in UTC. Raises CommandFailed.
+
+    The first and the last years of the calendar are refused: what is a day or a month from there is no time any more.
+    """
     try:
         moment = datetime.fromisoformat(typed.strip())
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise CommandFailed(f"{option}: {typed!r} is no point in time; write it as 2026-12-24T18:00Z, or 2026-12-24T18:00+01:00") from None
+    if not _YEARS[0] <= moment.year <= _YEARS[1]:
+        raise CommandFailed(f"{option}: {typed!r} is too far away; give a time in the years {_YEARS[0]} to {_YEARS[1]}")
+    return moment
 
 
 # ---- the stores ----------------------------------------------------------------------------------------------------------------
 @contextmanager
-def looking(store: Store) -> Iterator[tuple[Database, Lives]]:
-    """A store to be read and never written: no file is made, no worker begins. Raises StoreRefused, NotInitialised."""
-    database, make_lives, _ = opening.open_store(store.settings())
+def open_store_read_only(store: Store) -> Iterator[tuple[Database, Liveness]]:
+    """Open a store for reading only: no file is created, and no worker begins. Raises StoreRefusedError or NotInitialisedError."""
+    database, make_liveness, _ = connect.open_store(store.settings())
     refuse_missing(database)
     try:
         schema.check(database)
-        yield database, make_lives()
+        yield database, make_liveness()
     except DBAPIError as error:
-        hidden = locked.who_hides_ours(database) if trouble.locked(error) else None
-        refused = database.refusal(error.orig) if hidden is None else StoreRefused(hidden)
+        hidden = lock_waits.who_hides_ours(database) if db_errors.locked(error) else None
+        refused = database.refusal(error.orig) if hidden is None else StoreRefusedError(hidden)
         if refused is None:
             raise
         raise refused from error
@@ -195,37 +203,41 @@ REFUSED = "A start is refused: "
 
 
 def not_apart(app: App, store: Store, database: Database, admitted: Admitted) -> str | None:
-    """Why a start would refuse this database beside those that were let in before it, with the cure; None where it would not."""
-    if len(app.parts) < 2:
+    """Return why a start would refuse this database, with the cure: it conflicts with one that was admitted before it, such as the same one
+    twice.
+
+    Returns None if there is no conflict.
+    """
+    if len(databases_of(app)) < 2:
         return None
-    shards = next(one.parts for one in app.stores if store in one.parts)
+    shards = next(one.databases for one in app.stores if store in one.databases)
     try:
-        admitted.admit(store.label, database, app.reactions_of(store) if len(shards) > 1 else (), [one.label for one in shards])
-    except StoreRefused as error:
+        admitted.admit(store.label, database, reactions_of(app, store) if len(shards) > 1 else (), [one.label for one in shards])
+    except StoreRefusedError as error:
         return str(error)
     return None
 
 
 def refuse_missing(database: Database) -> None:
-    """Looking makes no file. Raises NotInitialised."""
+    """Raise NotInitialisedError if the database file does not exist, since a command that only reads must not create it."""
     path = database.missing()
     if path is not None:
-        raise NotInitialised(
+        raise NotInitialisedError(
             f"there is no database at {path}: run `groundstate init` once, in the folder where the app runs. Where it was there before, put"
             " it back, and start with `groundstate run --after-restore`"
         )
 
 
 def title_of(store: Store) -> str:
-    """A store's label for people: with its URL, where it has a name."""
-    return store.label if store.name is None else f"{store.name} ({naming.name_of(store.settings().url)})"
+    """Return a store's label for people: its name together with its URL, or the URL alone if it has no name."""
+    return store.label if store.name is None else f"{store.name} ({safe_name.name_of(store.settings().url)})"
 
 
 def chosen(stores: Sequence[Store], name: str | None) -> list[Store]:
-    """The store that --store names, or all of them. Raises CommandFailed."""
+    """Return the store that --store names, or all stores if it was not given. Raises CommandFailed if there is no such store."""
     if name is None:
         return list(stores)
-    found = [store for store in stores if name in (store.label, title_of(store)) or name == naming.name_of(store.settings().url)]
+    found = [store for store in stores if name in (store.label, title_of(store)) or name == safe_name.name_of(store.settings().url)]
     if not found:
         raise CommandFailed(f"--store: there is no {name!r} here; there are {', '.join(store.label for store in stores)}")
     return found
@@ -233,15 +245,19 @@ def chosen(stores: Sequence[Store], name: str | None) -> list[Store]:
 
 @dataclasses.dataclass(frozen=True)
 class Unusable:
-    """A store that could not be asked, while others were."""
+    """A store that could not be read, while others could."""
 
     store: str
     kind: str
     message: str
 
 
-class Asked:
-    """Asks one store after another: one that cannot be used is told of, and keeps no other from being asked. A single one raises."""
+class StoreReader:
+    """Reads one store after another.
+
+    A store that cannot be read is reported at the end, and does not keep the others from being read. If there is only one store, its error
+    is raised.
+    """
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self.stores = list(stores)
@@ -249,12 +265,12 @@ class Asked:
         self._first: Exception | None = None
 
     def each(self, ask: Callable[[Store], T]) -> list[tuple[Store, T]]:
-        """What each says. Raises where none can be used."""
+        """Return each store with its result of `ask`. Raises the first error if no store can be read."""
         answers: list[tuple[Store, T]] = []
         for store in self.stores:
             try:
                 answers.append((store, ask(store)))
-            except (StoreRefused, NotInitialised, DBAPIError) as error:
+            except (StoreRefusedError, NotInitialisedError, DBAPIError) as error:
                 if len(self.stores) == 1:
                     raise
                 self._first = self._first or error
@@ -265,20 +281,20 @@ class Asked:
 
     @property
     def said(self) -> dict[str, Any]:
-        """For JSON: nothing where all could be asked."""
+        """The stores that could not be read, as a field for JSON output. It is empty if all could be read."""
         return {"unusable": self.unusable} if self.unusable else {}
 
     def end(self) -> None:
-        """After the rest was said: which could not be asked, on stderr. Exits then."""
+        """Print on stderr which stores could not be read, and exit with code 4 if there are any. To be called after all other output."""
         for one in self.unusable:
-            print(f"{plain(one.store)} could not be asked: {one.message}", file=sys.stderr)
+            print(f"{escape_for_terminal(one.store)} could not be asked: {one.message}", file=sys.stderr)
         if self.unusable:
             raise typer.Exit(Code.DATABASE)
 
 
-# ---- what is said --------------------------------------------------------------------------------------------------------------
-def plain(words: object) -> str:
-    """Text from data as it may go to a terminal: control characters, escapes and direction marks are written out (hazard 54)."""
+# ---- output --------------------------------------------------------------------------------------------------------------------
+def escape_for_terminal(words: object) -> str:
+    """Return text for a terminal, with control characters, escapes and direction marks of data written out (hazard 54)."""
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode()
         for one in (words if isinstance(words, str) else text_of(words))
@@ -286,37 +302,47 @@ def plain(words: object) -> str:
 
 
 class Neutral(logging.Formatter):
-    """A line of the log: nothing from data reaches the terminal as an escape, or looks like a line of its own. Tracebacks have several."""
+    """Formats a log line so that nothing from data reaches the terminal as an escape or looks like a line of its own.
+
+    Tracebacks keep their several lines.
+    """
 
     def __init__(self, fmt: str, *, stores: bool = False) -> None:
-        """stores: there are several, and each line says which one it is about."""
+        """Set the format. stores: whether there are several stores, so that each line must name its store."""
         super().__init__(fmt)
         self._stores = stores
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
-        """The line, without the traceback. Where a thread stands is told in lines of its own, indented as in one."""
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802  # logging's own names
+        """Return the time of the line in UTC, as the commands and the JSON log tell it."""
+        moment = datetime.fromtimestamp(record.created, UTC)
+        return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}Z"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging.Formatter gives the name
+        """Return the line without its traceback. The stack of a stuck thread follows in indented lines, as in a traceback."""
         store = getattr(record, "store", None) if self._stores else None
         if store and store not in record.message:
             record.message = f"{store}: {record.message}"
         said, stack = super().formatMessage(record), getattr(record, "stack", None)
         if not stack or not said.endswith(stack):
-            return plain(said)
-        return "\n".join([plain(said.removesuffix(stack).rstrip()), *(f"  {plain(line)}" for line in stack.splitlines())])
+            return escape_for_terminal(said)
+        return "\n".join(
+            [escape_for_terminal(said.removesuffix(stack).rstrip()), *(f"  {escape_for_terminal(line)}" for line in stack.splitlines())]
+        )
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802  # as above
-        """The traceback, line by line."""
-        return "\n".join(plain(line) for line in super().formatException(ei).splitlines())
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging.Formatter gives the name
+        """Return the traceback, with each of its lines made plain."""
+        return "\n".join(escape_for_terminal(line) for line in super().formatException(ei).splitlines())
 
 
 def _log_plainly() -> None:
-    """What a command that ends logs, on stderr; a worker sets up a log of its own."""
+    """Log warnings on stderr as plain lines, for a command that ends. A worker sets up its own log."""
     handler = logging.StreamHandler()
     handler.setFormatter(Neutral("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where to print; nothing in what is printed is read as markup. As wide as the terminal, and 120 columns into a pipe."""
+    """Return a console that does not interpret markup. It is as wide as the terminal, or 120 columns if the output is no terminal."""
     made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = 120
@@ -324,7 +350,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say_json(command: str, content: Mapping[str, Any]) -> None:
-    """The envelope: {"groundstate": 1, "command": ..., then what the command says}."""
+    """Print the JSON envelope: {"groundstate": 1, "command": ...} with the fields of `content` after these."""
     print(json.dumps({"groundstate": FORMAT, "command": command, **_jsonable(content)}, ensure_ascii=True, indent=2))
 
 
@@ -344,8 +370,8 @@ def _jsonable(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def at(moment: datetime | None, now: datetime | None = None) -> str:
-    """A point in time for people: in UTC to the second, and how far from now."""
+def format_time_for_people(moment: datetime | None, now: datetime | None = None) -> str:
+    """Return a point in time for people: in UTC to the second, and if `now` is given how far it is from now."""
     if moment is None:
         return "-"
     words = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
@@ -362,15 +388,15 @@ def _distance(difference: timedelta) -> str:
 
 # ---- errors --------------------------------------------------------------------------------------------------------------------
 def code_of(error: BaseException) -> Code:
-    """The exit code of what a command raised."""
+    """Return the exit code for an error that a command raised."""
     match error:
         case CommandFailed():
             return error.code
-        case NotFound():
+        case NotFoundError():
             return Code.NOT_FOUND
-        case NotInitialised() | StoreRefused() | TransportRefused() | TransportDown() | DBAPIError():
+        case NotInitialisedError() | StoreRefusedError() | TransportRefusedError() | TransportDownError() | DBAPIError():
             return Code.DATABASE
-        case Conflict() | StateRefused():
+        case ConflictError() | StateRefusedError():
             return Code.FINDINGS
         case DeclarationError():
             return Code.USAGE
@@ -379,16 +405,16 @@ def code_of(error: BaseException) -> Code:
 
 
 def words_of(error: BaseException) -> str:
-    """The error in a line or a few, without statement, parameters or traceback."""
+    """Return the error as text of one or a few lines, without statement, parameters or traceback."""
     if isinstance(error, DBAPIError):
-        if trouble.silent(error):
-            return f"the database does not answer: {trouble.SILENT} ({plain(trouble.said(error))})"
-        return f"the database says: {plain(trouble.said(error))}{_cure(str(error.orig))}"
+        if db_errors.server_did_not_answer(error):
+            return f"the database does not answer: {db_errors.SILENT} ({escape_for_terminal(db_errors.database_message(error))})"
+        return f"the database says: {escape_for_terminal(db_errors.database_message(error))}{_cure(str(error.orig))}"
     if isinstance(error, GroundstateError):
-        return "\n".join(plain(line) for line in str(error).splitlines())
+        return "\n".join(escape_for_terminal(line) for line in str(error).splitlines())
     if isinstance(error, SQLAlchemyError):
-        return f"SQLAlchemy says: {plain(str(error).splitlines()[0])}"
-    return f"{type(error).__name__}: {plain(error)} (--debug shows where)"
+        return f"SQLAlchemy says: {escape_for_terminal(str(error).splitlines()[0])}"
+    return f"{type(error).__name__}: {escape_for_terminal(error)} (--debug shows where)"
 
 
 def _cure(said: str) -> str:
@@ -398,12 +424,12 @@ def _cure(said: str) -> str:
         return "; the app's own tables are made by your migrations, or for a first try by `groundstate init --tables`"
     if "malformed" in said:
         return "; the file is damaged: put back a backup, then `groundstate run --after-restore`"
-    if any(words in said for words in trouble.NO_SPACE):
-        return f"; {trouble.SPACE}"
+    if any(words in said for words in db_errors.NO_SPACE):
+        return f"; {db_errors.SPACE}"
     if "readonly database" in said:
         return "; let this user write to the file and to its folder"
     if "no such column" in said or ("column" in said and "does not exist" in said):
-        return f"; {trouble.NO_COLUMN}"
+        return f"; {db_errors.NO_COLUMN}"
     if "permission denied" in said:
         return (
             "; to look, this user needs SELECT on the app's tables and on groundstate's; to carry out, settle, retry, forget or trust,"
@@ -414,7 +440,7 @@ def _cure(said: str) -> str:
 
 
 def refuse_no_text(what: str, value: object) -> None:
-    """What no database can keep as text, and no terminal can have typed. Raises CommandFailed."""
+    """Raise CommandFailed for an argument with a NUL or with bytes that are no UTF-8, which no database can keep as text."""
     for one in value if isinstance(value, list | tuple) else [value]:
         if isinstance(one, str) and ("\0" in one or not _is_text(one)):
             raise CommandFailed(f"{what}: {one!r} is no text: it has a NUL in it, or bytes that are no UTF-8")
@@ -429,7 +455,7 @@ def _is_text(value: str) -> bool:
 
 
 def guarded(command: str, function: Callable[P, None]) -> Callable[P, None]:
-    """The function with its errors said in words on stderr, and as JSON on stdout where --json was given; each has its exit code."""
+    """Wrap a command so that its errors are printed on stderr, and with --json as JSON on stdout too, and end with their exit codes."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -443,7 +469,7 @@ def guarded(command: str, function: Callable[P, None]) -> Callable[P, None]:
             raise
         except BrokenPipeError:
             _end_without_reader()
-        except Exception as error:  # said in words, with its exit code
+        except Exception as error:  # the error is printed, and the command ends with its exit code
             if kwargs.get("log_json"):
                 words, code = words_of(error), int(code_of(error))
                 log.exception("%s", words, extra={"event": "run_failed", "exit_code": code}, exc_info=bool(kwargs.get("debug")))
@@ -460,6 +486,8 @@ def guarded(command: str, function: Callable[P, None]) -> Callable[P, None]:
 
 
 def _end_without_reader() -> NoReturn:
-    """Who read our output (`| head`) has gone: that is no error, and Python must not flush into it at the end."""
+    """Exit with 0 after the reader of our output (`| head`) has gone. stdout is sent to os.devnull, so that Python's last flush does not
+    fail.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(Code.OK)

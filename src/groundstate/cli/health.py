@@ -1,4 +1,4 @@
-"""How the process of `groundstate run` does, for who asks from outside: the service manager, and probes over HTTP. Asks no database."""
+"""How the process of `groundstate run` does, for the service manager and for probes over HTTP. Runs no query."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from groundstate.app.app import App
-from groundstate.engine.threads import stack_of
-from groundstate.engine.vitals import Vitals
+from groundstate.app.declared import databases_of
+from groundstate.engine.call.thread_pool import stack_of
+from groundstate.engine.health import WorkerHealth
 
 log = logging.getLogger("groundstate")
 
 
 @dataclass(frozen=True)
 class StoreHealth:
-    """Whether the worker of one store carries out; if not, why. waiting: reactions alone that it does not, and why."""
+    """Whether the worker of one store carries out reactions, and if not, why.
+
+    waiting: single reactions that the worker does not carry out, each with the reason.
+    """
 
     store: str
     ready: bool
@@ -24,31 +28,34 @@ class StoreHealth:
 
 
 class Health:
-    """Of one process. For any thread."""
+    """The health of one `groundstate run` process. May be used from any thread."""
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._names = [store.label for store in app.parts]
+        self._names = [store.label for store in databases_of(app)]
         self.started = False
-        self.draining = False  # set in a signal's handler: at once
+        self.draining = False  # set by the signal handler itself, so that it is true at once
 
     def stuck(self, within_s: float) -> list[str]:
-        """What has not come round for so long, in words. Coming up and draining have limits of their own."""
+        """Return a sentence for each worker whose thread, or whose event loop, has been blocked for more than `within_s` seconds.
+
+        The list is empty while the process comes up or drains, since these have time limits of their own.
+        """
         if not self.started or self.draining:
             return []
-        return [words for one in self._app.vitals() if (words := _stuck(one, within_s)) is not None]
+        return [words for one in self._app.worker_health() if (words := _stuck(one, within_s)) is not None]
 
     def stores(self, within_s: float) -> list[StoreHealth]:
-        """Each store, and whether its worker is up."""
+        """Return for each store whether its worker is ready, and if not, why."""
         if not self.started or self.draining:
             why = "the process drains" if self.draining else "the process comes up"
             return [StoreHealth(name, ready=False, why=why) for name in self._names]
-        vitals = {one.store: one for one in self._app.vitals()}
+        worker_health = {one.store: one for one in self._app.worker_health()}
         down = self._app.down
-        return [_store_health(name, vitals.get(name), within_s, down.get(name)) for name in self._names]
+        return [_store_health(name, worker_health.get(name), within_s, down.get(name)) for name in self._names]
 
     def in_words(self, within_s: float) -> str:
-        """One line for people."""
+        """Return the health of the process as one line for people."""
         if self.draining:
             return "draining: nothing new is begun, and calls in the air may end"
         stuck = self.stuck(within_s)
@@ -61,19 +68,19 @@ class Health:
 
 
 class StuckLog:
-    """Tells the log of each worker that gets stuck, once for each time, with where it stands. For one thread, that looks now and then."""
+    """Logs each worker that gets stuck, once each time, with the stack of its thread. For one thread, which calls `look` repeatedly."""
 
     def __init__(self, app: App, health: Health, within_s: float) -> None:
         self._app = app
         self._health = health
         self._within_s = within_s
-        self._told: dict[str, float] = {}  # stores whose worker is stuck, and for how long, as far as that was seen
+        self._told: dict[str, float] = {}  # by store, for how many seconds its worker was stuck at the last look
 
     def look(self) -> None:
-        """Looks now. Coming up and draining have limits of their own."""
+        """Log workers that got stuck since the last look, and those that run again. Does nothing while the process comes up or drains."""
         if not self._health.started or self._health.draining:
             return
-        for one in self._app.vitals():
+        for one in self._app.worker_health():
             if one.ended is not None or one.turned_s <= self._within_s:
                 self._say_over(one)
             elif one.store in self._told:
@@ -82,10 +89,10 @@ class StuckLog:
                 self._told[one.store] = one.turned_s
                 stack = stack_of(one.thread)
                 log.error(
-                    "the worker of %s has not come round for %.0f s: a handler%s that waits for something? It stands at:\n%s",
+                    "the worker of %s has not come round for %.0f s: %s. It stands at:\n%s",
                     one.store,
                     one.turned_s,
-                    _of_which(one),
+                    _doing(one),
                     stack,
                     extra={
                         "event": "worker_stuck",
@@ -97,7 +104,7 @@ class StuckLog:
                     },
                 )
 
-    def _say_over(self, one: Vitals) -> None:
+    def _say_over(self, one: WorkerHealth) -> None:
         stuck_s = self._told.pop(one.store, None)
         if stuck_s is not None and one.ended is None:
             log.info(
@@ -108,30 +115,34 @@ class StuckLog:
             )
 
 
-def _of_which(vitals: Vitals) -> str:
-    if vitals.at_work is None:
-        return ""
-    return f" of {vitals.at_work}" + ("" if vitals.at_record is None else f" on {vitals.at_record}")
+def _doing(worker_health: WorkerHealth) -> str:
+    """Say what its thread does, as far as that is known: a handler, or a statement of ours."""
+    if worker_health.at_record is not None:
+        which = "" if worker_health.at_work is None else f" of {worker_health.at_work}"
+        return f"a handler{which} runs on {worker_health.at_record}, and waits for something"
+    if worker_health.at_work is not None:
+        return f"no handler runs on a record; a statement for {worker_health.at_work} waits for a lock, or for the server"
+    return "no handler runs on a record; a statement, the handler of a schedule, or the machine takes long"
 
 
-def _stuck(vitals: Vitals, within_s: float) -> str | None:
-    if vitals.ended is not None:
-        return None  # another one is started
-    if vitals.turned_s > within_s:
-        return f"the worker of {vitals.store} has not come round for {vitals.turned_s:.0f} s"
-    if vitals.loop_late_s > within_s:
-        return f"the loop of async calls of {vitals.store} has been blocked for {vitals.loop_late_s:.0f} s"
+def _stuck(worker_health: WorkerHealth, within_s: float) -> str | None:
+    if worker_health.ended is not None:
+        return None  # the worker ended, and another one is being started
+    if worker_health.turned_s > within_s:
+        return f"the worker of {worker_health.store} has not come round for {worker_health.turned_s:.0f} s"
+    if worker_health.loop_late_s > within_s:
+        return f"the loop of async calls of {worker_health.store} has been blocked for {worker_health.loop_late_s:.0f} s"
     return None
 
 
-def _store_health(name: str, vitals: Vitals | None, within_s: float, down: str | None) -> StoreHealth:
-    if vitals is None:
+def _store_health(name: str, worker_health: WorkerHealth | None, within_s: float, down: str | None) -> StoreHealth:
+    if worker_health is None:
         return StoreHealth(name, ready=False, why=f"no worker runs for it: {down}" if down else "no worker runs for it")
-    why = _stuck(vitals, within_s) if vitals.ended is None else "its worker ended by itself, and another one is to be started"
-    if why is None and vitals.held:
-        why = "it is held, and waits for a go"
-    if why is None and not vitals.sound:
-        why = "the lock of its life is lost, or its database cannot be reached"
-    if why is None and vitals.trouble is not None:
-        why = f"its database is in trouble: {vitals.trouble}"
-    return StoreHealth(name, ready=why is None, why=why, waiting=vitals.waiting)
+    why = _stuck(worker_health, within_s) if worker_health.ended is None else "its worker ended by itself, and another one is to be started"
+    if why is None and worker_health.waits_for_go:
+        why = "it waits for a go (--wait-for-go)"
+    if why is None and not worker_health.sound:
+        why = "the lock of its worker is lost, or its database cannot be reached"
+    if why is None and worker_health.trouble is not None:
+        why = f"its database is in trouble: {worker_health.trouble}"
+    return StoreHealth(name, ready=why is None, why=why, waiting=worker_health.waiting)

@@ -1,4 +1,4 @@
-"""`groundstate held`: what waits for a person, as a table, in full, or as JSON. Reads only."""
+"""`groundstate held`: lists what waits for a person, as a table, in full, or as JSON. Only reads."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from rich.console import Console
 from rich.table import Table
 
 from groundstate.app.app import App
+from groundstate.app.declared import databases_of, reactions_of, schedules_of
 from groundstate.app.store import Store
-from groundstate.cli import report
+from groundstate.cli import pending_tables
 from groundstate.cli.common import (
     AppOption,
-    Asked,
     CommandFailed,
     DebugOption,
     JsonOption,
     StoreOption,
-    at,
+    StoreReader,
     chosen,
     console,
+    escape_for_terminal,
     find_app,
-    looking,
-    plain,
+    format_time_for_people,
+    open_store_read_only,
     refuse_no_text,
     say_json,
 )
-from groundstate.engine import held as listing
-from groundstate.engine import left_by_others
-from groundstate.engine.held import Cursor, Filter, Held, Page
-from groundstate.engine.left_by_others import LeftByOther
-from groundstate.engine.question import Question
-from groundstate.engine.wording import counted, on_what
+from groundstate.engine.operate import held as listing
+from groundstate.engine.operate import left_by_other_apps
+from groundstate.engine.operate.held import Cursor, Filter, Held, Page
+from groundstate.engine.operate.left_by_other_apps import LeftByOther
+from groundstate.engine.rows.attempt_text import counted, on_what
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.schedule import ScheduleSpec
 
 
 def stores_of(app: App, reaction: str | None) -> list[Store]:
-    """Where attempts of a reaction lie: its store; of one that this code does not declare that is not known."""
+    """Return the stores in which attempts of a reaction can be: its own store, or all stores if this code does not declare the reaction."""
     name = reaction or ""
     spec = app.reactions.get(name) or app.schedules.get(name)
-    return list(spec.store.parts) if spec is not None else list(app.parts)
+    return list(spec.store.databases) if spec is not None else list(databases_of(app))
 
 
 @dataclass
@@ -55,7 +56,7 @@ class _Listed:
     others: list[tuple[str, LeftByOther]] = field(default_factory=list)
 
 
-def held(  # noqa: PLR0913  # the options of a command
+def held(  # noqa: PLR0913  # each parameter is an option of the command
     *,
     reaction: Annotated[str | None, typer.Option("--reaction", metavar="NAME", help="Of this reaction.")] = None,
     record: Annotated[str | None, typer.Option("--record", metavar="PK", help="Of this record.")] = None,
@@ -73,12 +74,15 @@ def held(  # noqa: PLR0913  # the options of a command
     only: StoreOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001  # read by common.guarded
+    debug: DebugOption = False,  # noqa: ARG001  # `common.guarded` reads it
 ) -> None:
-    """What waits for a person: why, whether its call may have been made, and what can be done. Reads only."""
+    """List the attempts that wait for a person: why, whether the call may have been made, and what can be done.
+
+    This command only reads.
+    """
     the_app = find_app(app)
     which = Filter(reaction, record, unsure, with_outcome, why, baseline)
-    asked = Asked(chosen(stores_of(the_app, reaction), only))
+    asked = StoreReader(chosen(stores_of(the_app, reaction), only))
     listed = _list(the_app, asked, which, _cursor(after), limit)
     if as_json:
         shown = [{"store": store, **asdict(one)} for store, one in listed.held]
@@ -87,7 +91,7 @@ def held(  # noqa: PLR0913  # the options of a command
         say_json("held", {"held": shown, **counts, "others": others, **asked.said})
     else:
         _show_held(listed, which, long=long)
-        report.left_by(console(), the_app.name, [one for _, one in listed.others])
+        pending_tables.left_by(console(), the_app.name, [one for _, one in listed.others])
     asked.end()
 
 
@@ -104,21 +108,23 @@ def _cursor(written: str | None) -> tuple[int, Cursor] | None:
         raise CommandFailed(f"--after {shown!r} is no cursor: give what the last page ended with") from None
 
 
-def _list(app: App, asked: Asked, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _Listed:
+def _list(app: App, asked: StoreReader, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _Listed:
     listed = _Listed()
 
     def list_one(store: Store) -> None:
         number = asked.stores.index(store)
         room = limit - len(listed.held)
         passed = cursor is not None and number < cursor[0]
-        with looking(store) as (database, lives):
+        with open_store_read_only(store) as (database, liveness):
             database.connect()
-            declared: dict[str, Question | ScheduleSpec] = {spec.name: Question(spec, database) for spec in app.reactions_of(store)}
-            declared |= {spec.name: spec for spec in app.schedules_of(store)}
+            declared: dict[str, ConditionQuery | ScheduleSpec] = {
+                spec.name: ConditionQuery(spec, database) for spec in reactions_of(app, store)
+            }
+            declared |= {spec.name: spec for spec in schedules_of(app, store)}
             if cursor is None and which == Filter():
-                questions = [one for one in declared.values() if isinstance(one, Question)]
+                queries = [one for one in declared.values() if isinstance(one, ConditionQuery)]
                 with database.reading() as connection:
-                    found = left_by_others.look(app.name, database, connection, questions, lives)
+                    found = left_by_other_apps.find_left_by_others(app.name, database, connection, queries, liveness)
                 listed.others += [(store.label, one) for one in found]
             after = cursor[1] if cursor is not None and number == cursor[0] else None
             page = listing.held(app.name, database, declared, which, after=after, limit=0 if passed else room)
@@ -144,22 +150,29 @@ def _show_held(listed: _Listed, which: Filter, *, long: bool) -> None:
         for store, one in listed.held:
             _show_one(out, store, one)
     else:
-        report.print_table(out, _held_table(listed))
+        pending_tables.print_table(out, _held_table(listed))
     if listed.held:
         hidden = "" if long else "  --long shows keys, errors and outcomes."
         out.print(f"{len(listed.held):,} of {listed.total:,} held.{hidden}")
     if listed.more is not None:
-        out.print(f"The next page: groundstate held --after '{plain(listed.more)}'", soft_wrap=True)
+        out.print(f"The next page: groundstate held --after '{escape_for_terminal(listed.more)}'", soft_wrap=True)
     if listed.baselines and not which.baseline:
         out.print(f"{counted(listed.baselines, 'row is', 'rows are')} left out as baseline: --baseline lists them.")
 
 
 def _held_table(listed: _Listed) -> Table:
-    table = report.table("reaction", "record", "held because", "call", "begun", "you can")
+    table = pending_tables.table("reaction", "record", "held because", "call", "begun", "you can")
     for _, one in listed.held:
         record = on_what(one.record, one.occurrence)
-        since = at(one.since)
-        table.add_row(plain(one.reaction), plain(record), plain(report.brief(one.why)), _call_of(one), since, ", ".join(one.can) or "-")
+        since = format_time_for_people(one.since)
+        table.add_row(
+            escape_for_terminal(one.reaction),
+            escape_for_terminal(record),
+            escape_for_terminal(pending_tables.brief(one.why)),
+            _call_of(one),
+            since,
+            ", ".join(one.can) or "-",
+        )
     return table
 
 
@@ -179,12 +192,12 @@ def _show_one(out: Console, store: str, one: Held) -> None:
         ("call", _call_of(one)),
         ("outcome", one.outcome),
         ("key", one.key),
-        ("begun", f"first at {at(one.since, now)}, calls {one.calls}, failures {one.failures}"),
-        ("absent", f"can be believed from {at(one.absent_from, now)}" if one.absent_from is not None else None),
+        ("begun", f"first at {format_time_for_people(one.since, now)}, calls {one.calls}, failures {one.failures}"),
+        ("absent", f"can be believed from {format_time_for_people(one.absent_from, now)}" if one.absent_from is not None else None),
         ("you can", ", ".join(one.can) or "wait until its call can no longer be on its way"),
         ("store", store),
     ]
-    out.print(plain(one.reaction), style="bold")
+    out.print(escape_for_terminal(one.reaction), style="bold")
     for name, words in lines:
         if words:
-            out.print(f"  {name:<10} {plain(words)}", soft_wrap=True)
+            out.print(f"  {name:<10} {escape_for_terminal(words)}", soft_wrap=True)

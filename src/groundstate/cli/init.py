@@ -1,4 +1,4 @@
-"""`groundstate init`: makes groundstate's tables, and says which reactions start on rows that are there."""
+"""`groundstate init`: creates groundstate's tables, and starts reactions on rows that exist."""
 
 from __future__ import annotations
 
@@ -11,16 +11,28 @@ from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from groundstate.app.app import App
-from groundstate.cli.common import REFUSED, AppOption, DebugOption, JsonOption, console, find_app, looking, not_apart, plain, say_json
-from groundstate.engine import registry
-from groundstate.engine.apart import Admitted
-from groundstate.engine.question import Question
-from groundstate.engine.registry import Newcomer
-from groundstate.engine.wording import counted
+from groundstate.app.declared import databases_of, reactions_of
+from groundstate.cli.common import (
+    REFUSED,
+    AppOption,
+    DebugOption,
+    JsonOption,
+    console,
+    escape_for_terminal,
+    find_app,
+    not_apart,
+    open_store_read_only,
+    say_json,
+)
+from groundstate.engine.operate.shard_check import Admitted
+from groundstate.engine.rows import reaction_registry
+from groundstate.engine.rows.attempt_text import counted
+from groundstate.engine.rows.reaction_registry import Newcomer
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.acceptance import acceptance
 
 
-def init(  # noqa: PLR0913  # the options of a command
+def init(  # noqa: PLR0913  # each parameter is an option of the command
     *,
     app: AppOption = None,
     tables: Annotated[bool, typer.Option("--tables", help="Also the app's own tables, where missing; later use migrations.")] = False,
@@ -46,9 +58,9 @@ def init(  # noqa: PLR0913  # the options of a command
         bool, typer.Option("--new-database", help="A new database: witnesses of begun calls that are there are another one's; erase them.")
     ] = False,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
 ) -> None:
-    """Create groundstate's four tables where they are missing. May be run again at any time."""
+    """Create groundstate's four tables where they are missing. You can run this again at any time."""
     found = find_app(app)
     said = acceptance(accept or [], {**found.reactions, **found.schedules})
     accepted = sorted(found.reactions) if said.all else list(said.named)
@@ -62,29 +74,31 @@ def init(  # noqa: PLR0913  # the options of a command
         say_json("init", content | {"baseline": held, "not_started": left, "refused": refused})
         return
     out = console()
-    out.print(f"Created {', '.join(plain(one) for one in created)}." if created else "All tables are there already.", soft_wrap=True)
+    out.print(
+        f"Created {', '.join(escape_for_terminal(one) for one in created)}." if created else "All tables are there already.", soft_wrap=True
+    )
     for name, count in held.items():
         if name in found.schedules:
-            out.print(f"{plain(name)} starts with now: ticks before that are not carried out.", soft_wrap=True)
+            out.print(f"{escape_for_terminal(name)} starts with now: ticks before that are not carried out.", soft_wrap=True)
         else:
-            out.print(f"{plain(name)} starts with new rows; {count:,} that match now are left as they are.", soft_wrap=True)
+            out.print(f"{escape_for_terminal(name)} starts with new rows; {count:,} that match now are left as they are.", soft_wrap=True)
     if accepted:
-        named = "every reaction" if said.all else ", ".join(plain(name) for name in accepted)
+        named = "every reaction" if said.all else ", ".join(escape_for_terminal(name) for name in accepted)
         out.print(f"Started on the rows that are there: {named}.", soft_wrap=True)
     for name, count in doubts.items():
         which = counted(count, "row that matches now is", "rows that match now are")
-        out.print(f"{plain(name)}: {which} in doubt (`groundstate pending`).", soft_wrap=True)
+        out.print(f"{escape_for_terminal(name)}: {which} in doubt (`groundstate pending`).", soft_wrap=True)
     if after_restore:
         then = "see `groundstate pending`, and say `groundstate trust` once nothing is in doubt any more"
         out.print(f"Rows that would be called are in doubt, and so is what is taken from now on: {then}.", soft_wrap=True)
     for one in left:
-        out.print(Text(plain(one.words), style="yellow"), soft_wrap=True)
+        out.print(Text(escape_for_terminal(one.words), style="yellow"), soft_wrap=True)
     for why in refused:
-        out.print(Text.assemble((REFUSED, "red"), plain(why)), soft_wrap=True)
+        out.print(Text.assemble((REFUSED, "red"), escape_for_terminal(why)), soft_wrap=True)
 
 
 def _init(setting_up: Callable[..., list[str]], baseline: list[str], *, quiet: bool) -> tuple[list[str], dict[str, int]]:
-    """What was created; and of each reaction how many rows were written down, as a baseline or in doubt."""
+    """Set up the databases. Return what was created, and how many rows of each reaction were written down, as a baseline or in doubt."""
     counts: dict[str, int] = {}
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
     progress = Progress(*columns, console=console(stderr=True), transient=True, disable=quiet)
@@ -95,7 +109,7 @@ def _init(setting_up: Callable[..., list[str]], baseline: list[str], *, quiet: b
         if not tasks:
             progress.start()
         if name not in tasks:
-            tasks[name] = progress.add_task(f"{'baseline' if name in baseline else 'doubts'} of {plain(name)}", total=None)
+            tasks[name] = progress.add_task(f"{'baseline' if name in baseline else 'doubts'} of {escape_for_terminal(name)}", total=None)
         progress.update(tasks[name], completed=count)
 
     try:
@@ -106,15 +120,16 @@ def _init(setting_up: Callable[..., list[str]], baseline: list[str], *, quiet: b
 
 
 def _what_is_left(app: App) -> tuple[list[Newcomer], list[str]]:
-    """Reactions that a worker would not start, or not in whole; and why a start is refused, since the databases are not apart."""
+    """Return the reactions that a worker would not start, or start only in part, and the reasons why a start would be refused."""
     left: list[Newcomer] = []
     admitted, refused = Admitted(), list[str]()
-    for store in app.parts:
-        with looking(store) as (database, _):
+    for store in databases_of(app):
+        with open_store_read_only(store) as (database, _):
             with database.reading() as connection:
-                questions = [Question(spec, database) for spec in app.reactions_of(store)]
-                known = registry.known(connection, app.name)
-                left += registry.newcomers(connection, questions, known, lambda *_: None)[1]  # `setting_up` refused what cannot be asked
+                queries = [ConditionQuery(spec, database) for spec in reactions_of(app, store)]
+                known = reaction_registry.known(connection, app.name)
+                # `setting_up` has refused conditions that cannot be evaluated, so that the callback has nothing to do.
+                left += reaction_registry.newcomers(connection, queries, known, lambda *_: None)[1]
             why = not_apart(app, store, database, admitted)
             refused += [] if why is None else [why]
     return left, refused

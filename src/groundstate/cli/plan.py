@@ -1,4 +1,4 @@
-"""`groundstate plan`: what this code would do on this database, before it does it. Reads alone, for people and for CI."""
+"""`groundstate plan`: shows what this code would do on its databases before it does it, for people and for CI. Only reads."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from rich.table import Table
 from rich.text import Text
 
 from groundstate.app.app import App
+from groundstate.app.declared import databases_of, reactions_of, schedules_of
 from groundstate.app.store import Store
-from groundstate.cli import report
+from groundstate.cli import pending_tables
 from groundstate.cli.common import (
     REFUSED,
     AppOption,
-    Asked,
     Code,
     DebugOption,
     JsonOption,
+    StoreReader,
     console,
+    escape_for_terminal,
     find_app,
-    looking,
     not_apart,
-    plain,
+    open_store_read_only,
     say_json,
     tell_of_an_empty,
     title_of,
 )
-from groundstate.engine import plan as engine
-from groundstate.engine import put_back
-from groundstate.engine.apart import Admitted
-from groundstate.engine.plan import Plan, Planned
-from groundstate.engine.question import Question
-from groundstate.engine.registry import COUNTED_MAX
-from groundstate.engine.wording import counted, on_what
+from groundstate.engine.operate import plan as engine
+from groundstate.engine.operate.plan import Plan, Planned
+from groundstate.engine.operate.shard_check import Admitted
+from groundstate.engine.rows import data_restore_check
+from groundstate.engine.rows.attempt_text import counted, on_what
+from groundstate.engine.rows.reaction_registry import COUNTED_MAX
+from groundstate.engine.sql.condition_query import ConditionQuery
 
 _COLOURS = {"new": "green", "changed": "yellow", "gone": "red", "unchanged": "dim"}
 _ORDER = ("new", "changed", "gone", "unchanged")
@@ -43,15 +44,15 @@ _ORDER = ("new", "changed", "gone", "unchanged")
 def plan(
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
 ) -> None:
-    """What this code would do here: reactions new, changed and gone, and how many rows each would take now. SELECTs alone.
+    """Show what this code would do on this database: which reactions are new, changed or gone, and how many rows each would take now.
 
-    Ends with 1 where a person has to say something first, or to run the migrations, and with 0 where all would run silently.
+    This command only runs SELECTs. It ends with exit code 1 if a person must first decide something or run migrations, and with 0 if not.
     """
     found = find_app(app)
     tell_of_an_empty(found)
-    asked, admitted = Asked(found.parts), Admitted()
+    asked, admitted = StoreReader(databases_of(found)), Admitted()
     plans = asked.each(lambda store: _ask(found, store, admitted))
     waits = any(one.needs_somebody for _, one in plans)
     if as_json:
@@ -65,51 +66,54 @@ def plan(
 
 
 def _ask(app: App, store: Store, admitted: Admitted) -> Plan:
-    """admitted: the databases before it, which a start compares it with."""
-    with looking(store) as (database, lives):
-        questions = [Question(spec, database) for spec in app.reactions_of(store)]
-        found = engine.plan(app.name, database, questions, app.schedules_of(store), lives)
+    """Return the plan for one store. admitted: the databases before it, with which a start compares it."""
+    with open_store_read_only(store) as (database, liveness):
+        queries = [ConditionQuery(spec, database) for spec in reactions_of(app, store)]
+        found = engine.plan(app.name, database, queries, schedules_of(app, store), liveness)
         why = not_apart(app, store, database, admitted)
         return found if why is None else replace(found, refused=(*found.refused, why))
 
 
 def _show(out: Console, app: str, store: str, found: Plan) -> None:
-    out.print(Text(plain(store), style="bold"), soft_wrap=True)
+    out.print(Text(escape_for_terminal(store), style="bold"), soft_wrap=True)
     if found.first:
         out.print("No reaction was ever accepted here: this is the first deployment.")
     _reactions(out, found)
     _schedules(out, found)
     for why in found.refused:
-        out.print(Text.assemble((REFUSED, "red"), plain(why)), soft_wrap=True)
+        out.print(Text.assemble((REFUSED, "red"), escape_for_terminal(why)), soft_wrap=True)
     if found.waiting:
-        out.print(Text(plain(put_back.in_words(found.waiting)), style="yellow"), soft_wrap=True)
+        out.print(Text(escape_for_terminal(data_restore_check.in_words(found.waiting)), style="yellow"), soft_wrap=True)
     for one in found.reactions:
         if one.lacks:
-            out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(one.lacks)), soft_wrap=True)
+            out.print(Text.assemble((f"{escape_for_terminal(one.reaction)}: ", "red"), escape_for_terminal(one.lacks)), soft_wrap=True)
         if one.needs:
             does = "carries out only what the accepted condition matches as well," if one.both else "is not started"
             out.print(
-                Text.assemble((f"{plain(one.reaction)} {does} before a person says so: ", "yellow"), plain(one.needs)), soft_wrap=True
+                Text.assemble(
+                    (f"{escape_for_terminal(one.reaction)} {does} before a person says so: ", "yellow"), escape_for_terminal(one.needs)
+                ),
+                soft_wrap=True,
             )
         for words in one.would_hold:
-            out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(words)), soft_wrap=True)
+            out.print(Text.assemble((f"{escape_for_terminal(one.reaction)}: ", "red"), escape_for_terminal(words)), soft_wrap=True)
         _not_loaded(out, one)
     for words in found.elsewhere:
-        out.print(Text(plain(words), style="red"), soft_wrap=True)
-    report.left_by(out, app, found.others)
+        out.print(Text(escape_for_terminal(words), style="red"), soft_wrap=True)
+    pending_tables.left_by(out, app, found.others)
     if not found.needs_somebody:
         out.print("All of it runs without a word from anybody. `groundstate check` tells of missing indexes.")
 
 
 def _not_loaded(out: Console, one: Planned) -> None:
-    """The held outcomes that this code cannot load, each by its record; --json lists them all."""
+    """Print held outcomes that this code cannot load, each with its record. --json lists all of them."""
     for held in one.not_loaded[:_SHOWN]:
         where = on_what(held.record, held.occurrence)
         words = f"the outcome held for {where} cannot be given to this code's handler: {held.why}"
-        out.print(Text.assemble((f"{plain(one.reaction)}: ", "red"), plain(words)), soft_wrap=True)
+        out.print(Text.assemble((f"{escape_for_terminal(one.reaction)}: ", "red"), escape_for_terminal(words)), soft_wrap=True)
     if one.not_loaded:
         more = len(one.not_loaded) - _SHOWN
-        others = f"{plain(one.reaction)}: and {more:,} more (--json lists them). " if more > 0 else ""
+        others = f"{escape_for_terminal(one.reaction)}: and {more:,} more (--json lists them). " if more > 0 else ""
         out.print(f"{others}{_CURE}", soft_wrap=True)
 
 
@@ -124,14 +128,16 @@ def _reactions(out: Console, found: Plan) -> None:
     for one in sorted(found.reactions, key=lambda one: (_ORDER.index(one.standing), one.reaction)):
         style = _COLOURS[one.standing]
         rows = "-" if one.standing == "gone" else _count(one.rows)
-        table.add_row(plain(one.reaction), Text(one.standing, style=style), rows, _count(one.more), _count(one.fewer), _condition(one))
+        table.add_row(
+            escape_for_terminal(one.reaction), Text(one.standing, style=style), rows, _count(one.more), _count(one.fewer), _condition(one)
+        )
     out.print(table)
 
 
 def _condition(one: Planned) -> Text:
     if one.standing == "changed":
-        return Text.assemble(("was ", "dim"), plain(one.was), "\n", ("is  ", "dim"), plain(one.condition))
-    words = plain(one.condition if one.condition is not None else one.was)
+        return Text.assemble(("was ", "dim"), escape_for_terminal(one.was), "\n", ("is  ", "dim"), escape_for_terminal(one.condition))
+    words = escape_for_terminal(one.condition if one.condition is not None else one.was)
     return Text.assemble(
         words,
         (f"\n{counted(one.open_attempts, 'attempt is', 'attempts are')} open", "red")
@@ -147,10 +153,10 @@ def _schedules(out: Console, found: Plan) -> None:
     for title in ("schedule", "", "says"):
         table.add_column(title, overflow="fold")
     for one in found.schedules:
-        said = Text.assemble(("was ", "dim"), plain(one.was), "\n", ("is  ", "dim"), plain(one.words))
+        said = Text.assemble(("was ", "dim"), escape_for_terminal(one.was), "\n", ("is  ", "dim"), escape_for_terminal(one.words))
         changed = one.standing == "changed"
-        words = said if changed else Text(plain(one.words if one.words is not None else one.was))
-        table.add_row(plain(one.schedule), Text(one.standing, style=_COLOURS[one.standing]), words)
+        words = said if changed else Text(escape_for_terminal(one.words if one.words is not None else one.was))
+        table.add_row(escape_for_terminal(one.schedule), Text(one.standing, style=_COLOURS[one.standing]), words)
     out.print(table)
 
 

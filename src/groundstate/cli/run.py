@@ -1,4 +1,4 @@
-"""`groundstate run`: a worker in this process. Starts the engine, and drains it at a signal; with --held it waits for a go."""
+"""`groundstate run`: runs the workers of an app in this process, and drains them at a signal."""
 
 from __future__ import annotations
 
@@ -13,34 +13,49 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
+from rich.text import Text
 
 from groundstate.app.app import App
-from groundstate.cli import pending, report
-from groundstate.cli.common import AppOption, Asked, Code, CommandFailed, DebugOption, Neutral, console, find_app, plain, title_of
-from groundstate.cli.endpoint import Endpoint
+from groundstate.app.declared import databases_of
+from groundstate.cli import pending, pending_tables
+from groundstate.cli.common import (
+    AppOption,
+    Code,
+    CommandFailed,
+    DebugOption,
+    Neutral,
+    StoreReader,
+    console,
+    escape_for_terminal,
+    find_app,
+    title_of,
+)
 from groundstate.cli.health import Health, StuckLog
-from groundstate.cli.log_lines import JsonLines
+from groundstate.cli.http_endpoint import Endpoint
+from groundstate.cli.json_log import JsonLines
 from groundstate.cli.systemd import Notifier
 from groundstate.engine.worker import Ended
 
 log = logging.getLogger("groundstate")
-LOOKS_S = 0.5  # how often it is asked whether the worker still goes on
+LOOKS_S = 0.5  # seconds between two checks whether a worker is stuck
 GO, UP = -1, -2
 
 Events = queue.SimpleQueue[int]
 
 
-def run(  # noqa: PLR0913  # the options of a command
+def run(  # noqa: PLR0913  # each parameter is an option of the command
     module: Annotated[str | None, typer.Argument(metavar="[MODULE:NAME]", help="The app, as --app.", show_default=False)] = None,
     *,
     app: AppOption = None,
-    held: Annotated[bool, typer.Option("--held", help="Come up and carry out nothing until Enter, or SIGUSR1.")] = False,
+    wait_for_go: Annotated[
+        bool, typer.Option("--wait-for-go", help="Start, and carry out nothing until Enter is pressed or SIGUSR1 arrives.")
+    ] = False,
     after_restore: Annotated[
         bool, typer.Option("--after-restore", help="A backup was put back: calls of the lost time are in doubt, and asked after.")
     ] = False,
@@ -73,7 +88,10 @@ def run(  # noqa: PLR0913  # the options of a command
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines of JSON on stderr, each with the name of its event.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT. A second signal ends it at once. With --held it says first what is left to do."""
+    """Run a worker until SIGTERM or SIGINT. A second signal ends it at once.
+
+    With --wait-for-go it first prints what is left to do.
+    """
     lines = _log(JsonLines(), debug=debug, stores=False) if log_json else None
     if module is not None and app is not None and module != app:
         raise CommandFailed(f"two apps are named: {module} and --app {app}; give one")
@@ -85,32 +103,33 @@ def run(  # noqa: PLR0913  # the options of a command
         raise CommandFailed("--stuck nan is no number of seconds")
     found = find_app(module or app)
     if not log_json:
-        _log(None, debug=debug, stores=len(found.parts) > 1)  # after the app was imported: where it set its own logging up, that holds
-    _be_heard(lines)
+        # After the import of the app, so that logging which the app sets up is kept.
+        _log(None, debug=debug, stores=len(databases_of(found)) > 1)
+    _enable_our_loggers(lines)
     if otel:
         _observe(found)
     events: Events = queue.SimpleQueue()
     health = Health(found)
     _listen(events, health)
-    with _told(found, health, http, stuck) as manager:
-        if held:
+    with _serve_probes_and_manager(found, health, http, stuck) as manager:
+        if wait_for_go:
             _report(found)
         start = partial(
             found.start,
             accept=accept if accept_as is None else accept_as,
             after_restore=after_restore,
-            held=True,  # so that the line which says that it runs comes before those of what it does
+            wait=True,  # so that the line `run_started` is logged before the lines about work
             trust_transport=trust_transport,
             leave_undeclared=leave_undeclared,
         )
         try:
             if _come_up(start, events):
-                _be_heard(lines)  # what a start imports or opens may set logging up as well
+                _enable_our_loggers(lines)  # what a start imports may change logging too
                 health.started = True
                 manager.ready()
                 started = "%s is carried out by process %d; `groundstate pending` tells what is left"
                 log.info(started, found.name, os.getpid(), extra={"event": "run_started", "app": found.name, "pid": os.getpid()})
-                if held:
+                if wait_for_go:
                     _wait_for_go(found, events)
                 else:
                     found.go()
@@ -123,10 +142,10 @@ def run(  # noqa: PLR0913  # the options of a command
     _end(ended, time.monotonic() - told_at)
 
 
-# ---- who is told ---------------------------------------------------------------------------------------------------------------
+# ---- probes and the service manager ----------------------------------------------------------------------------------------------
 @contextmanager
-def _told(app: App, health: Health, http: str | None, stuck_s: float) -> Iterator[Notifier]:
-    """Whoever asks over HTTP, and the service manager, while the block runs."""
+def _serve_probes_and_manager(app: App, health: Health, http: str | None, stuck_s: float) -> Iterator[Notifier]:
+    """Serve HTTP probes and notify the service manager while the block runs."""
     endpoint = None if http is None else Endpoint(app, health, http, stuck_s)
     if endpoint is not None:
         serves = "http://%s serves /livez, /readyz and /metrics"
@@ -141,10 +160,10 @@ def _told(app: App, health: Health, http: str | None, stuck_s: float) -> Iterato
 
 
 def _observe(app: App) -> None:
-    """Traces and metrics to the providers that the process set up, as `opentelemetry-instrument` does."""
+    """Send traces and metrics to the OpenTelemetry providers that the process has set up, as `opentelemetry-instrument` does."""
     try:
         importlib.import_module("groundstate.telemetry.traces").trace(app)
-        importlib.import_module("groundstate.telemetry.instruments").measure(app)
+        importlib.import_module("groundstate.telemetry.opentelemetry_metrics").measure(app)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("opentelemetry"):
             raise
@@ -157,9 +176,9 @@ def _listen(events: Events, health: Health) -> None:
 
     def stop(number: int, _frame: object) -> None:
         if seen:
-            os._exit(128 + number)  # the lock dies with us, and the next life settles what was in the air
+            os._exit(128 + number)  # our lock is freed with the process, and the next worker settles calls in flight
         seen.append(number)
-        health.draining = True  # no request is sent here any more, from this very moment
+        health.draining = True  # readiness probes fail from this moment on
         events.put(number)
 
     signal.signal(signal.SIGTERM, stop)
@@ -167,13 +186,13 @@ def _listen(events: Events, health: Health) -> None:
 
 
 def _come_up(start: Callable[[], None], events: Events) -> bool:
-    """Starts, in a thread of its own: so a signal is heard meanwhile. Returns whether it is up; where a signal came first, it is not."""
+    """Run `start` in a thread of its own, so that signals are handled meanwhile. Return False if a signal came first."""
     failed: list[BaseException] = []
 
     def come_up() -> None:
         try:
             start()
-        except BaseException as error:  # noqa: BLE001  # raised by who waits for it
+        except BaseException as error:  # noqa: BLE001  # the error is raised below, in the main thread
             failed.append(error)
         finally:
             events.put(UP)
@@ -194,8 +213,8 @@ def _say_stopping(number: int) -> None:
 
 
 def _end(ended: Ended, took_s: float) -> None:
-    """The last line of the log, and the exit code."""
-    how = "cleanly" if ended.clean else "but a life could not say so, and the next worker sees that by its lock"
+    """Log the last line, and exit with code 6 if a handler hangs."""
+    how = "cleanly" if ended.clean else "but a worker could not write that it ended, and the next worker sees that by its lock"
     log.info(
         "Ended after %.1f s, %s; calls left in doubt: %d",
         took_s,
@@ -208,7 +227,7 @@ def _end(ended: Ended, took_s: float) -> None:
 
 
 def _wait(events: Events, stuck: StuckLog) -> None:
-    """Until a signal comes. Meanwhile it is looked whether a worker is stuck."""
+    """Wait for a signal, and check meanwhile whether a worker is stuck."""
     while True:
         try:
             number = events.get(timeout=LOOKS_S)
@@ -226,13 +245,18 @@ def _wait_for_go(app: App, events: Events) -> None:
     if by_enter:
         threading.Thread(target=_read_enter, args=(events,), daemon=True).start()
     enter = "Enter, or " if by_enter else ""
-    log.info("Held: nothing is carried out until %s`kill -USR1 %d`", enter, os.getpid(), extra={"event": "run_held", "pid": os.getpid()})
+    log.info(
+        "Waiting for a go: nothing is carried out until %s`kill -USR1 %d`",
+        enter,
+        os.getpid(),
+        extra={"event": "run_waits_for_go", "pid": os.getpid()},
+    )
     number = events.get()
     if number == GO:
         log.info("Carrying out from now on", extra={"event": "run_goes"})
         app.go()
     else:
-        events.put(number)  # for `_wait`: told to stop before it was told to go
+        events.put(number)  # a stop signal came before the go: `_wait` handles it
 
 
 def _read_enter(events: Events) -> None:
@@ -240,37 +264,43 @@ def _read_enter(events: Events) -> None:
         events.put(GO)
 
 
-# ---- what is said --------------------------------------------------------------------------------------------------------------
+# ---- output and the log ----------------------------------------------------------------------------------------------------------
 def _report(app: App) -> None:
-    """What is left to do, on stdout, before anything is carried out."""
+    """Print what is left to do on stdout, before anything is carried out."""
     out = console()
-    asked = Asked(app.parts)
+    asked = StoreReader(databases_of(app))
     for store, one in asked.each(lambda store: pending.ask(app, store)):
-        report.show(out, app.name, title_of(store), one)
+        pending_tables.show(out, app.name, title_of(store), one)
     for left_out in asked.unusable:
-        print(f"{plain(left_out.store)} could not be asked: {left_out.message}", file=sys.stderr)
+        print(f"{escape_for_terminal(left_out.store)} could not be asked: {left_out.message}", file=sys.stderr)
     sys.stdout.flush()
 
 
 def _log(lines: logging.Formatter | None, *, debug: bool, stores: bool) -> logging.Handler:
-    """Logs on stderr: as these lines, else in colours at a terminal, and in plain lines elsewhere. Returns what writes them."""
+    """Log on stderr: in this format if one is given, else in colours at a terminal and in plain lines elsewhere. Return the handler."""
     handler: logging.Handler = logging.StreamHandler()
     if lines is not None:
         handler.setFormatter(lines)
-        logging.captureWarnings(True)  # Python's warnings are lines as well
+        logging.captureWarnings(True)  # Python's warnings are logged as JSON too
     elif sys.stderr.isatty():
-        handler = RichHandler(console=console(stderr=True), show_path=False, markup=False, highlighter=None, log_time_format="%X")
+        handler = RichHandler(console=console(stderr=True), show_path=False, markup=False, highlighter=None, log_time_format=_in_utc)
         handler.setFormatter(Neutral("%(message)s", stores=stores))
     else:
         handler.setFormatter(Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s", stores=stores))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])  # others' info (a line for each HTTP request) stays out
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])  # other libraries log a line for each HTTP request at INFO
     logging.getLogger("groundstate").setLevel(logging.DEBUG if debug else logging.INFO)
     return handler
 
 
-def _be_heard(lines: logging.Handler | None) -> None:
-    """After code of the app's that may have called `logging.config.dictConfig`, which by its defaults silences every logger that is there
-    already, as ours are. lines: writes JSON on stderr, as a person asked for, and in the place of what the app lets write there.
+def _in_utc(moment: datetime) -> Text:
+    return Text(f"{moment.astimezone(UTC):%H:%M:%SZ}")
+
+
+def _enable_our_loggers(lines: logging.Handler | None) -> None:
+    """Switch our loggers on again after code of the app's ran.
+
+    That code may have called `logging.config.dictConfig`, which by default disables all existing loggers. lines: a handler for JSON on
+    stderr that the user asked for; it replaces the app's own handlers on stderr.
     """
     for name in ("groundstate", "groundstate.store", "py.warnings"):
         logging.getLogger(name).disabled = False

@@ -1,4 +1,4 @@
-"""`groundstate status`: the fleet, told by its locks, and what waits for it. Reads alone."""
+"""`groundstate status`: shows which workers are alive, by their locks, and what waits for them. Only reads."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from rich.console import Console
 from rich.text import Text
 
 from groundstate.app.app import App
+from groundstate.app.declared import databases_of, reactions_of, schedules_of
 from groundstate.app.store import Store
-from groundstate.app.telling import hints_in_words
-from groundstate.cli import report, said
+from groundstate.app.transports import hints_in_words
+from groundstate.cli import pending_tables, worker_reports
 from groundstate.cli.common import (
     AppOption,
-    Asked,
     DebugOption,
     JsonOption,
-    at,
+    StoreReader,
     console,
+    escape_for_terminal,
     find_app,
-    looking,
-    plain,
+    format_time_for_people,
+    open_store_read_only,
     say_json,
     tell_of_an_empty,
     title_of,
 )
-from groundstate.engine import held, living, odd_times, overview, put_back
-from groundstate.engine.held import Filter
-from groundstate.engine.living import is_in_words
-from groundstate.engine.overview import Overview, ReactionSeen
-from groundstate.engine.question import Question
-from groundstate.engine.registry import gone_in_words
-from groundstate.engine.wording import counted
+from groundstate.engine.operate import fleet_status, held, living_workers
+from groundstate.engine.operate.fleet_status import Overview, ReactionSeen
+from groundstate.engine.operate.held import Filter
+from groundstate.engine.operate.living_workers import is_in_words
+from groundstate.engine.rows import data_restore_check
+from groundstate.engine.rows.attempt_text import counted
+from groundstate.engine.rows.reaction_registry import gone_in_words
+from groundstate.engine.sql import odd_due_times
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database
 
 OPEN = ("begun", "doubt", "failed", "held")
-ASKED_MOST = 100  # held attempts of a reaction, of which it is asked what can be done with each
+ASKED_MOST = 100  # held attempts: if a reaction has more, what can be done with each is not looked up
 _TYPED = {
     "retry": "groundstate retry {}",
     "settle --absent": "groundstate settle {} --absent",
@@ -50,8 +53,10 @@ _TYPED = {
 
 @dataclass(frozen=True)
 class HeldSeen:
-    """What is held of one reaction. lists: the command that lists them. can: what a person can do with each of them, as it is typed, where
-    that is the same for all that are held; PK stands for the record where there are several. Nothing where it is not.
+    """The held attempts of one reaction.
+
+    lists: the command that lists them. can: the commands that a person can type for each of them, if these are the same for all; PK stands
+    for the record if there are several. `can` is empty if they differ.
     """
 
     count: int
@@ -61,7 +66,7 @@ class HeldSeen:
 
 @dataclass(frozen=True)
 class Seen:
-    """One store at a glance."""
+    """The status of one store, with its held attempts by reaction."""
 
     status: Overview
     held: Mapping[str, HeldSeen] = field(default_factory=dict)
@@ -70,15 +75,16 @@ class Seen:
 def status(
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
 ) -> None:
-    """Who works, by locks, and what waits: of each reaction its rows, for how long, in doubt, failed, held. SELECTs alone.
+    """Show which workers are alive, by their locks, and for each reaction how many rows wait, for how long, and how many are in doubt,
+    failed or held.
 
-    What each of these rows is, `groundstate pending` tells. Ends with 0 also where nobody works.
+    This command only runs SELECTs. `groundstate pending` lists the rows. It ends with exit code 0 even if no worker is alive.
     """
     found = find_app(app)
     tell_of_an_empty(found)
-    asked = Asked(found.parts)
+    asked = StoreReader(databases_of(found))
     seen = asked.each(lambda store: ask(found, store))
     if as_json:
         say_json("status", {"app": found.name, "stores": [_content(found, store, one) for store, one in seen], **asked.said})
@@ -89,19 +95,19 @@ def status(
 
 
 def ask(app: App, store: Store) -> Seen:
-    """One store of the app."""
-    with looking(store) as (database, lives):
-        questions = [Question(spec, database) for spec in app.reactions_of(store)]
-        schedules = app.schedules_of(store)
-        status = overview.overview(app.name, database, questions, schedules, lives=lives)
-        declared: dict[str, Question | ScheduleSpec] = {one.spec.name: one for one in questions}
+    """Return the status of one store of the app."""
+    with open_store_read_only(store) as (database, liveness):
+        queries = [ConditionQuery(spec, database) for spec in reactions_of(app, store)]
+        schedules = schedules_of(app, store)
+        status = fleet_status.overview(app.name, database, queries, schedules, liveness=liveness)
+        declared: dict[str, ConditionQuery | ScheduleSpec] = {one.spec.name: one for one in queries}
         declared |= {spec.name: spec for spec in schedules}
-        where = f" --store {shlex.quote(store.label)}" if len(app.parts) > 1 else ""
+        where = f" --store {shlex.quote(store.label)}" if len(databases_of(app)) > 1 else ""
         some = [one for one in status.reactions if "held" in one.attempts]
         return Seen(status, {one.name: _held(app.name, database, declared, one, where) for one in some})
 
 
-def _held(app: str, database: Database, declared: Mapping[str, Question | ScheduleSpec], seen: ReactionSeen, where: str) -> HeldSeen:
+def _held(app: str, database: Database, declared: Mapping[str, ConditionQuery | ScheduleSpec], seen: ReactionSeen, where: str) -> HeldSeen:
     count, lists = seen.attempts["held"].count, f"groundstate held --reaction {shlex.quote(seen.name)}{where}"
     if not seen.asked or seen.unseen or count > ASKED_MOST:
         return HeldSeen(count, lists)
@@ -121,13 +127,13 @@ def _held(app: str, database: Database, declared: Mapping[str, Question | Schedu
 class _Store:
     store: str
     alive: int
-    hints: str  # by what they go
+    hints: str  # how hints about this store travel
     status: Overview
-    held: Mapping[str, HeldSeen]  # by reaction
+    held: Mapping[str, HeldSeen]  # held attempts by the name of their reaction
 
 
 def _content(app: App, store: Store, seen: Seen) -> _Store:
-    alive = sum(1 for one in living.of_app(app.name, seen.status.lives or ()) if one.alive)
+    alive = sum(1 for one in living_workers.of_app(app.name, seen.status.workers or ()) if one.alive)
     return _Store(store.label, alive, _hints(app, store), seen.status, seen.held)
 
 
@@ -137,16 +143,19 @@ def _hints(app: App, store: Store) -> str:
 
 def _show(out: Console, app: str, name: str, shown: Seen, hints: str) -> None:
     seen = shown.status
-    out.print(Text(f"{plain(name)} at {at(seen.now)}{', a standby' if seen.standby else ''}", style="bold"), soft_wrap=True)
+    out.print(
+        Text(f"{escape_for_terminal(name)} at {format_time_for_people(seen.now)}{', a standby' if seen.standby else ''}", style="bold"),
+        soft_wrap=True,
+    )
     out.print()
     _workers(out, seen)
     _reactions(out, seen)
-    said.show(out, app, seen)
+    worker_reports.show(out, app, seen)
     for reaction, one in shown.held.items():
-        out.print(Text(plain(_held_in_words(reaction, one)), style="yellow"), soft_wrap=True)
-    out.print(Text(plain(hints)), soft_wrap=True)
+        out.print(Text(escape_for_terminal(_held_in_words(reaction, one)), style="yellow"), soft_wrap=True)
+    out.print(Text(escape_for_terminal(hints)), soft_wrap=True)
     for words in _warnings(seen):
-        out.print(Text(plain(words), style="yellow"), soft_wrap=True)
+        out.print(Text(escape_for_terminal(words), style="yellow"), soft_wrap=True)
 
 
 def _held_in_words(name: str, one: HeldSeen) -> str:
@@ -157,28 +166,38 @@ def _held_in_words(name: str, one: HeldSeen) -> str:
 
 
 def _workers(out: Console, seen: Overview) -> None:
-    made = report.table("worker", "of app", "host", "pid", "it", "since", "calls begun")
-    for one in seen.lives or ():
+    made = pending_tables.table("worker", "of app", "host", "pid", "it", "since", "calls begun")
+    for one in seen.workers or ():
         begins = f"{one.begins:,}" if one.begins is not None else "?"
-        row = (f"{one.life:x}", one.app or "-", one.host or "-", one.pid or "-", is_in_words(one), at(one.began_at, seen.now), begins)
-        made.add_row(*(plain(cell) for cell in row))
+        row = (
+            f"{one.id:x}",
+            one.app or "-",
+            one.host or "-",
+            one.pid or "-",
+            is_in_words(one),
+            format_time_for_people(one.began_at, seen.now),
+            begins,
+        )
+        made.add_row(*(escape_for_terminal(cell) for cell in row))
     if made.row_count:
-        report.print_table(out, made)
+        pending_tables.print_table(out, made)
     else:
         out.print("No worker is here.")
     out.print()
 
 
 def _reactions(out: Console, seen: Overview) -> None:
-    made = report.table("reaction", "rows", "ready since", *OPEN, "oldest", "it is")
+    made = pending_tables.table("reaction", "rows", "ready since", *OPEN, "oldest", "it is")
     for one in seen.reactions:
         counts = [_count(one, state) for state in OPEN]
         rows = f"{'at least ' if one.at_least else ''}{one.rows:,}" if one.rows else "-"
         late = f", {one.too_late:,} too late" if one.too_late else ""
-        since = at(one.overdue_since, seen.now) if one.overdue_since else "-"
-        made.add_row(plain(one.name), rows + late, since, *counts, at(_oldest(one), seen.now), _state(one))
+        since = format_time_for_people(one.overdue_since, seen.now) if one.overdue_since else "-"
+        made.add_row(
+            escape_for_terminal(one.name), rows + late, since, *counts, format_time_for_people(_oldest(one), seen.now), _state(one)
+        )
     if made.row_count:
-        report.print_table(out, made)
+        pending_tables.print_table(out, made)
         out.print()
 
 
@@ -212,7 +231,7 @@ def _warnings(seen: Overview) -> Sequence[str]:
     found = [f"Not started until a person accepts them: {names}. See `groundstate pending`."] if names else []
     found += [f"On in part, with what the accepted condition matches too: {parts}. See `groundstate pending`."] if parts else []
     found += [f"{one.name} cannot be seen: {one.unseen}." for one in seen.reactions if one.unseen and not one.lacks]
-    found += [f"{one.name}: {one.odd_time}: {odd_times.CURE}." for one in seen.reactions if one.odd_time]
+    found += [f"{one.name}: {one.odd_time}: {odd_due_times.CURE}." for one in seen.reactions if one.odd_time]
     found += [f"{one.name} is not carried out: {one.lacks}." for one in seen.reactions if one.lacks]
     if suspects:
         found.append(
@@ -221,7 +240,7 @@ def _warnings(seen: Overview) -> Sequence[str]:
         )
     waits = [one.name for one in seen.reactions if one.waits]
     if waits:
-        found.append(put_back.in_words(waits))
+        found.append(data_restore_check.in_words(waits))
     found += [
         f"{counted(count, 'attempt is', 'attempts are')} of reaction {name!r}, which this code does not declare."
         for name, count in seen.undeclared.items()

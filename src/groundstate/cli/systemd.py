@@ -1,7 +1,7 @@
-"""systemd's protocol for services of `Type=notify`: a datagram of a few lines to the socket that it named. Silent where it named none.
+"""Notifies systemd about services of `Type=notify`: datagrams of a few lines to the socket that it named. Silent if it named none.
 
-The watchdog is answered only while each worker's own thread and the loop of its calls come round. A process that hangs is killed by
-systemd, and the next one settles what it left.
+The watchdog is answered only while each worker's own thread and the event loop of its calls go on. systemd kills a process that hangs, and
+the next worker settles what it left.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from contextlib import suppress
 
 from groundstate.cli.health import Health
 
-STATUS_S = 5.0  # how often it is looked whether the status is another one
-SEND_S = 1.0  # a service manager that does not read is not waited for
+STATUS_S = 5.0  # seconds between two checks whether the status has changed
+SEND_S = 1.0  # seconds that a datagram may take, since a service manager may not read
 
 
 class Notifier:
@@ -29,11 +29,11 @@ class Notifier:
         self._ended = threading.Event()
 
     def stuck_s(self, given_s: float) -> float:
-        """After how long a worker is stuck: as was given, or sooner, before the watchdog ends the process."""
+        """Return after how many seconds a worker counts as stuck: the given time, or less if the watchdog would end the process before."""
         return given_s if self._watchdog_s is None else min(given_s, self._watchdog_s / 2)
 
     def ready(self) -> None:
-        """Under way. From now on the watchdog is answered."""
+        """Report that the app is up, and answer the watchdog from now on."""
         if self._address is None:
             return
         self._said = self._status()
@@ -41,11 +41,11 @@ class Notifier:
         threading.Thread(target=self._go_on, name="groundstate-systemd", daemon=True).start()
 
     def stopping(self) -> None:
-        """A signal came."""
+        """Report that the process is stopping, after a signal came."""
         self._send("STOPPING=1", f"STATUS={self._status()}")
 
     def end(self) -> None:
-        """Nothing more is said."""
+        """Stop notifying."""
         self._ended.set()
 
     def _go_on(self) -> None:
@@ -74,14 +74,14 @@ class Notifier:
 
 
 def _address(named: str) -> str | None:
-    """The socket: a path, or a name in Linux's abstract space, which is written with an @."""
+    """Return the address of the socket: a path, or a name in Linux's abstract namespace, which is written with an @."""
     if named.startswith("@"):
         return f"\0{named[1:]}"
     return named if named.startswith("/") else None
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float | None:
-    """After how long without an answer systemd kills this very process; None where it does not."""
+    """Return after how many seconds without an answer systemd kills this process. Returns None if it does not."""
     with suppress(ValueError):
         if int(environment.get("WATCHDOG_PID", os.getpid())) == os.getpid():
             return int(environment.get("WATCHDOG_USEC", "")) / 1e6 or None

@@ -1,4 +1,4 @@
-"""`groundstate timers`: what becomes due next, over all reactions. Reads alone: a timer is a column, and is stored nowhere else."""
+"""`groundstate timers`: lists what becomes due next. Only reads: a timer is a column of a record, and is stored nowhere else."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.app import App
+from groundstate.app.declared import databases_of, reactions_of, schedules_of
 from groundstate.app.store import Store
-from groundstate.cli import report
+from groundstate.cli import pending_tables
 from groundstate.cli.common import (
     AppOption,
-    Asked,
     DebugOption,
     JsonOption,
     StoreOption,
-    at,
+    StoreReader,
     chosen,
     console,
+    escape_for_terminal,
     find_app,
-    looking,
-    plain,
+    format_time_for_people,
+    open_store_read_only,
     say_json,
 )
-from groundstate.engine import raising, upcoming
-from groundstate.engine.question import Question
-from groundstate.values.errors import NotFound
+from groundstate.engine.schedule import upcoming
+from groundstate.engine.sql import raising_rows
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.values.errors import NotFoundError, StateRefusedError
 
 SHOWN = 20
 
@@ -40,48 +42,52 @@ def timers(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="How many are listed.")] = SHOWN,
     only: StoreOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
 ) -> None:
-    """The records that become due next, and the next tick of each schedule, the soonest first. SELECTs alone.
+    """List the records that become due next, and the next tick of each schedule, the soonest first.
 
-    What is due already is listed by `groundstate pending`.
+    This command only runs SELECTs. `groundstate pending` lists what is due already.
     """
     found = find_app(app)
     if reaction is not None and reaction not in found.reactions and reaction not in found.schedules:
         names = ", ".join(sorted({**found.reactions, **found.schedules}))
-        raise NotFound(f"{found.name} has no reaction and no schedule {reaction!r}: there are {names}")
-    asked = Asked(chosen(found.parts, only))
-    answers = asked.each(lambda store: _of(found, store, reaction, limit))
-    several = len(found.parts) > 1
+        raise NotFoundError(f"{found.name} has no reaction and no schedule {reaction!r}: there are {names}")
+    asked = StoreReader(chosen(databases_of(found), only))
+    answers = asked.each(lambda store: _upcoming_timers_of_store(found, store, reaction, limit))
+    several = len(databases_of(found)) > 1
     said = sorted(((store.label, now, one) for store, (now, some) in answers for one in some), key=lambda one: one[2].due)[:limit]
     if as_json:
         say_json("timers", {"app": found.name, "timers": [{"store": name, "timer": one} for name, _, one in said], **asked.said})
     else:
-        made = report.table("due", "reaction", "on", "record", *(["store"] if several else []))
+        made = pending_tables.table("due", "reaction", "on", "record", *(["store"] if several else []))
         for name, now, one in said:
-            made.add_row(at(one.due, now), *map(plain, (one.reaction, one.table, one.record)), *([plain(name)] if several else []))
+            made.add_row(
+                format_time_for_people(one.due, now),
+                *map(escape_for_terminal, (one.reaction, one.table, one.record)),
+                *([escape_for_terminal(name)] if several else []),
+            )
         if said:
-            report.print_table(console(), made)
+            pending_tables.print_table(console(), made)
         else:
             console().print("Nothing is to become due.")
     asked.end()
 
 
-def _of(app: App, store: Store, reaction: str | None, limit: int) -> tuple[datetime, list[upcoming.Timer]]:
-    with looking(store) as (database, _lives), database.reading() as connection:
-        questions = [Question(spec, database) for spec in app.reactions_of(store) if reaction in (None, spec.name)]
-        schedules = [spec for spec in app.schedules_of(store) if reaction in (None, spec.name)]
+def _upcoming_timers_of_store(app: App, store: Store, reaction: str | None, limit: int) -> tuple[datetime, list[upcoming.Timer]]:
+    with open_store_read_only(store) as (database, _lives), database.reading() as connection:
+        queries = [ConditionQuery(spec, database) for spec in reactions_of(app, store) if reaction in (None, spec.name)]
+        schedules = [spec for spec in schedules_of(app, store) if reaction in (None, spec.name)]
         now = upcoming.now(database, connection)
         ticks = upcoming.ticks(app.name, database, connection, schedules)
-        timers = (timer for question in questions for timer in _timers(connection, question, limit))
+        timers = (timer for query in queries for timer in _timers(connection, query, limit))
         return now, [*timers, *ticks]
 
 
-def _timers(connection: Connection, question: Question, limit: int) -> list[upcoming.Timer]:
-    """Those of one reaction, without rows of which its condition cannot be asked."""
-    ask = partial(upcoming.timers, connection, [question], limit)
-    return raising.asked_of_the_others(connection, question, ask, _raise, known=False) or []
+def _timers(connection: Connection, query: ConditionQuery, limit: int) -> list[upcoming.Timer]:
+    """Return the timers of one reaction, without rows for which its condition raises."""
+    ask = partial(upcoming.timers, connection, [query], limit)
+    return raising_rows.ask_excluding_raising_rows(connection, query, ask, partial(_raise, query), known=False) or []
 
 
-def _raise(error: DBAPIError, _words: str) -> NoReturn:
-    raise error
+def _raise(query: ConditionQuery, error: Exception, words: str) -> NoReturn:
+    raise error if isinstance(error, DBAPIError) else StateRefusedError(f"{query.spec.name}: {words}")

@@ -1,4 +1,4 @@
-"""`groundstate triggers`: hints for rows that other programs write, by triggers of PostgreSQL. Carries out nothing, and may be undone."""
+"""`groundstate triggers`: PostgreSQL triggers that send hints for rows that other programs write. Runs no reaction, and can be undone."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from rich.table import Table as Shown
 from rich.text import Text
 
 from groundstate.app.app import App
+from groundstate.app.declared import databases_of, reactions_of
 from groundstate.app.store import Store
 from groundstate.cli.common import (
     AppOption,
-    Asked,
     Code,
     CommandFailed,
     DebugOption,
     JsonOption,
+    StoreReader,
     console,
+    escape_for_terminal,
     find_app,
-    plain,
     refuse_missing,
     say_json,
 )
-from groundstate.engine import triggers as engine
-from groundstate.engine.question import Question
-from groundstate.engine.triggers import Found
-from groundstate.store import opening
+from groundstate.engine.operate import triggers as engine
+from groundstate.engine.operate.triggers import Found
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.store import connect
 
 _COLOURS = {"installed": "green", "missing": "", "stale": "yellow", "needless": "yellow"}
 _MEANS = {
@@ -39,7 +40,7 @@ _MEANS = {
 
 
 class Action(enum.StrEnum):
-    """What is to be done."""
+    """What `groundstate triggers` is to do."""
 
     SHOW = "show"
     INSTALL = "install"
@@ -51,19 +52,19 @@ def triggers(
     app: AppOption = None,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statements for a migration, and change nothing.")] = False,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
 ) -> None:
-    """Let PostgreSQL tell the workers, at commit, that other programs wrote rows. SQLite needs none.
+    """Show, install or remove triggers by which PostgreSQL tells the workers, at commit, that other programs wrote rows. SQLite needs none.
 
-    Statement-level triggers on the tables that conditions read; a hint names the table, and carries no data.
+    They are statement-level triggers on the tables that conditions read. A hint names the table, and carries no data.
     """
     found = find_app(app)
-    stores = [store for store in found.parts if store.settings().url.get_backend_name() == "postgresql"]
+    stores = [store for store in databases_of(found) if store.settings().url.get_backend_name() == "postgresql"]
     if not stores:
         raise CommandFailed(
             f"{found.name} has no store on PostgreSQL: on SQLite a worker sees by PRAGMA data_version that another process wrote"
         )
-    asked = Asked(stores)
+    asked = StoreReader(stores)
     told = [(store.label, *one) for store, one in asked.each(lambda store: _carried_out(found, store, action, sql=sql))]
     if as_json:
         content = [{"store": name, "statements": statements, "tables": seen} for name, statements, seen in told]
@@ -77,11 +78,11 @@ def triggers(
 
 
 def _carried_out(app: App, store: Store, action: Action, *, sql: bool) -> tuple[list[str], list[Found]]:
-    """What was said, or would be, and how it stands then."""
-    database, _, _ = opening.open_store(store.settings())
+    """Run the statements of an action, or with `sql` only return them. Also return the state of each table's trigger after that."""
+    database, _, _ = connect.open_store(store.settings())
     refuse_missing(database)
     try:
-        wanted = engine.tables_read([Question(spec, database) for spec in app.reactions_of(store)])
+        wanted = engine.tables_read([ConditionQuery(spec, database) for spec in reactions_of(app, store)])
         statements: list[str] = []
         if action is Action.INSTALL:
             statements = engine.to_install(app.name, database, wanted)
@@ -102,13 +103,13 @@ def _show(store: str, statements: list[str], seen: list[Found]) -> None:
         for statement in statements:
             print(f"{statement};")
         return
-    out.print(Text(plain(store), style="bold"), soft_wrap=True)
+    out.print(Text(escape_for_terminal(store), style="bold"), soft_wrap=True)
     table = Shown(box=None, pad_edge=False)
     for title in ("table", "trigger", ""):
         table.add_column(title)
     for one in seen:
-        table.add_row(plain(one.table), Text(one.state, style=_COLOURS[one.state]), _MEANS[one.state])
+        table.add_row(escape_for_terminal(one.table), Text(one.state, style=_COLOURS[one.state]), _MEANS[one.state])
     out.print(table)
     for one in seen:
         for words in one.unheard:
-            out.print(Text(plain(f"{one.table}: {words}"), style="yellow"), soft_wrap=True)
+            out.print(Text(escape_for_terminal(f"{one.table}: {words}"), style="yellow"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`groundstate why TABLE PK`: every reaction on one record. Reads alone."""
+"""`groundstate why TABLE PK`: explains what every reaction does with one record. Only reads."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from rich.console import Console
 from rich.text import Text
 
 from groundstate.app.app import App
+from groundstate.app.declared import databases_of, reactions_of
 from groundstate.app.store import Store
-from groundstate.cli import report
+from groundstate.cli import pending_tables
 from groundstate.cli.common import (
     AppOption,
-    Asked,
     Code,
     CommandFailed,
     DebugOption,
     JsonOption,
     StoreOption,
-    at,
+    StoreReader,
     chosen,
     console,
+    escape_for_terminal,
     find_app,
-    looking,
-    plain,
+    format_time_for_people,
+    open_store_read_only,
     say_json,
     title_of,
 )
-from groundstate.engine import why as engine
-from groundstate.engine.pending import Open
-from groundstate.engine.question import Question
-from groundstate.engine.why import Answer, Why, WhySchedule
+from groundstate.engine.operate import why as engine
+from groundstate.engine.operate.pending import Open
+from groundstate.engine.operate.why import Answer, Why, WhySchedule
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.schedule import ScheduleSpec
-from groundstate.values.errors import NotFound
+from groundstate.values.errors import NotFoundError
 
 _MARKS = {True: ("true ", "green"), False: ("false", "red"), None: ("NULL ", "red")}
 
@@ -47,11 +48,12 @@ def why(
     only: StoreOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - read by common.guarded
+    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
 ) -> None:
-    """Every reaction on one record: which clauses of its condition hold, what it waits for, what comes next. SELECTs alone.
+    """Explain every reaction on one record: which clauses of its condition hold, what it waits for, and what comes next.
 
-    Of a schedule: its last tick, the next one, those that were missed, and those that failed; with a tick's time that one.
+    For a schedule it shows the last tick, the next one, and the ticks that were missed or failed. With the time of a tick it shows only
+    that tick. This command only runs SELECTs.
     """
     found = find_app(app)
     if table in found.schedules:
@@ -59,29 +61,31 @@ def why(
         return
     if record is None:
         raise CommandFailed(f"which record of {table}? Give its primary key")
-    asked = Asked(chosen(found.parts, only))
+    asked = StoreReader(chosen(databases_of(found), only))
     answers = _ask(found, asked, table, record)
     if as_json:
         stores = [{"store": store.label, "why": said} for store, said in answers]
         say_json("why", {"app": found.name, "why": answers[0][1], "stores": stores, **asked.said})
     else:
         for store, said in answers:
-            if len(found.parts) > 1:
-                console().print(Text(plain(title_of(store)), style="bold"), soft_wrap=True)
+            if len(databases_of(found)) > 1:
+                console().print(Text(escape_for_terminal(title_of(store)), style="bold"), soft_wrap=True)
             _show(console(), said)
     asked.end()
 
 
-def _ask(app: App, asked: Asked, table: str, record: str) -> list[tuple[Store, Why]]:
-    """What each store that has the record, or attempts on it, says of it; where none has, the first that has such a table."""
-    missing: list[NotFound] = []
+def _ask(app: App, asked: StoreReader, table: str, record: str) -> list[tuple[Store, Why]]:
+    """Return the answers of the stores that have the record, or attempts on it. If none has, return that of the first store with such a
+    table.
+    """
+    missing: list[NotFoundError] = []
 
     def ask_one(store: Store) -> Why | None:
-        with looking(store) as (database, lives):
-            questions = [Question(spec, database) for spec in app.reactions_of(store)]
+        with open_store_read_only(store) as (database, liveness):
+            queries = [ConditionQuery(spec, database) for spec in reactions_of(app, store)]
             try:
-                return engine.why(app.name, database, questions, lives, table, record)
-            except NotFound as error:
+                return engine.why(app.name, database, queries, liveness, table, record)
+            except NotFoundError as error:
                 missing.append(error)
                 return None
             except ValueError as error:
@@ -90,22 +94,22 @@ def _ask(app: App, asked: Asked, table: str, record: str) -> list[tuple[Store, W
     answers = [(store, said) for store, said in asked.each(ask_one) if said is not None]
     having = [(store, said) for store, said in answers if said.exists or said.others or any(one.attempts for one in said.answers)]
     if not answers:
-        raise missing[0] if missing else NotFound(f"no reaction is on a table {table!r}")
+        raise missing[0] if missing else NotFoundError(f"no reaction is on a table {table!r}")
     return having or answers[:1]
 
 
 def _why_schedule(app: App, spec: ScheduleSpec, tick: str | None, only: str | None, *, as_json: bool) -> None:
-    missing: list[NotFound] = []
+    missing: list[NotFoundError] = []
 
     def ask_one(store: Store) -> WhySchedule | None:
-        with looking(store) as (database, lives):
+        with open_store_read_only(store) as (database, liveness):
             try:
-                return engine.why_schedule(app.name, database, spec, lives, tick)
-            except NotFound as error:
+                return engine.why_schedule(app.name, database, spec, liveness, tick)
+            except NotFoundError as error:
                 missing.append(error)
                 return None
 
-    asked = Asked(chosen(spec.store.parts, only))
+    asked = StoreReader(chosen(spec.store.databases, only))
     answers = [(store, said) for store, said in asked.each(ask_one) if said is not None]
     if not answers:
         raise missing[0]
@@ -114,27 +118,34 @@ def _why_schedule(app: App, spec: ScheduleSpec, tick: str | None, only: str | No
         say_json("why", {"app": app.name, "schedule": answers[0][1], "stores": stores, **asked.said})
     else:
         for store, said in answers:
-            if len(spec.store.parts) > 1:
-                console().print(Text(plain(title_of(store)), style="bold"), soft_wrap=True)
+            if len(spec.store.databases) > 1:
+                console().print(Text(escape_for_terminal(title_of(store)), style="bold"), soft_wrap=True)
             _show_schedule(console(), said)
     asked.end()
 
 
 def _show_schedule(out: Console, said: WhySchedule) -> None:
     one = said.schedule
-    out.print(Text(f"{plain(one.name)}: {plain(one.words)}, at {at(said.now)}", style="bold"))
-    out.print(Text(f"  last: {report.in_zone(one.last)}"))
+    out.print(
+        Text(f"{escape_for_terminal(one.name)}: {escape_for_terminal(one.words)}, at {format_time_for_people(said.now)}", style="bold")
+    )
+    out.print(Text(f"  last: {pending_tables.in_zone(one.last)}"))
     if one.fate:
         missed = f"{'at least ' if one.at_least else ''}{one.missed:,} missed: " if one.missed else ""
-        out.print(Text(f"  {missed}{plain(one.fate)}", style="yellow"), soft_wrap=True)
-    out.print(Text(f"  next: {report.in_zone(one.next)}"))
+        out.print(Text(f"  {missed}{escape_for_terminal(one.fate)}", style="yellow"), soft_wrap=True)
+    out.print(Text(f"  next: {pending_tables.in_zone(one.next)}"))
     for attempt in said.ticks:
         _show_attempt(out, said.now, attempt)
 
 
 def _show(out: Console, said: Why) -> None:
     there = "" if said.exists else ", which is not there any more"
-    out.print(Text(f"{plain(said.table)} {plain(said.record)}{there}, at {at(said.now)}", style="bold"))
+    out.print(
+        Text(
+            f"{escape_for_terminal(said.table)} {escape_for_terminal(said.record)}{there}, at {format_time_for_people(said.now)}",
+            style="bold",
+        )
+    )
     for one in said.answers:
         out.print()
         _show_answer(out, said, one)
@@ -150,37 +161,41 @@ def _show_answer(out: Console, said: Why, one: Answer) -> None:
     words = "its condition holds" if one.holds else "its condition does not hold"
     if said.exists and not one.clauses:
         words = "its condition was not asked"
-    out.print(Text.assemble((plain(one.reaction), f"bold {style}"), f"  {words}"))
+    out.print(Text.assemble((escape_for_terminal(one.reaction), f"bold {style}"), f"  {words}"))
     for clause in one.clauses:
         mark, colour = _MARKS[clause.holds]
-        out.print(Text.assemble("  ", (mark, colour), " ", plain(clause.sql)), soft_wrap=True)
+        out.print(Text.assemble("  ", (mark, colour), " ", escape_for_terminal(clause.sql)), soft_wrap=True)
     if one.timed:
-        due = at(one.due, said.now) if one.due else plain(one.no_due or "never, since its due time is NULL")
+        due = (
+            format_time_for_people(one.due, said.now) if one.due else escape_for_terminal(one.no_due or "never, since its due time is NULL")
+        )
         out.print(Text(f"  due: {due}"), soft_wrap=True)
     for attempt in one.attempts:
         _show_attempt(out, said.now, attempt)
     if one.goes_round is not None and one.goes_round not in one.next:
-        out.print(Text(f"  {plain(one.goes_round)}", style="yellow"), soft_wrap=True)
+        out.print(Text(f"  {escape_for_terminal(one.goes_round)}", style="yellow"), soft_wrap=True)
     for other in one.waits_for:
-        why_ = f": {plain(other.why)}" if other.why else ""
-        rounds = "" if other.round is None else f" (round {plain(other.round)})"
-        waits = f"  waits for {plain(other.reaction)}{rounds} on {plain(other.record)}, which is {other.standing}{why_}"
+        why_ = f": {escape_for_terminal(other.why)}" if other.why else ""
+        rounds = "" if other.round is None else f" (round {escape_for_terminal(other.round)})"
+        on = f"{escape_for_terminal(other.reaction)}{rounds} on {escape_for_terminal(other.record)}"
+        waits = f"  waits for {on}, which is {other.standing}{why_}"
         out.print(Text(waits, style="yellow"), soft_wrap=True)
-    when = f", {at(one.next_at, said.now)}" if one.next_at else ""
-    out.print(Text(f"  next: {plain(one.next)}{when}"), soft_wrap=True)
+    when = f", {format_time_for_people(one.next_at, said.now)}" if one.next_at else ""
+    out.print(Text(f"  next: {escape_for_terminal(one.next)}{when}"), soft_wrap=True)
 
 
 def _show_attempt(out: Console, now: datetime, one: Open) -> None:
     which = "round" if one.record else "tick"
-    rounds = f" ({which} {plain(one.occurrence)})" if one.occurrence else ""
-    line = f"  {plain(one.reaction)}{rounds} is {one.standing} since {at(one.since, now)}, failures {one.tries}"
+    rounds = f" ({which} {escape_for_terminal(one.occurrence)})" if one.occurrence else ""
+    since = format_time_for_people(one.since, now)
+    line = f"  {escape_for_terminal(one.reaction)}{rounds} is {one.standing} since {since}, failures {one.tries}"
     if one.has_outcome:
         line += ", an outcome is in hand"
     out.print(Text(line, style="yellow"), soft_wrap=True)
     for name, words in (("why", one.why), ("error", one.error)):
         if words:
-            out.print(Text(f"    {name}: {plain(words)}"), soft_wrap=True)
+            out.print(Text(f"    {name}: {escape_for_terminal(words)}"), soft_wrap=True)
     if one.settled_from is not None:
-        out.print(Text(f"    to be settled: {one.next}, from {at(one.settled_from, now)}"), soft_wrap=True)
+        out.print(Text(f"    to be settled: {one.next}, from {format_time_for_people(one.settled_from, now)}"), soft_wrap=True)
     if one.key_kept_until is not None:
-        out.print(Text(f"    its key is good until {at(one.key_kept_until)}"), soft_wrap=True)
+        out.print(Text(f"    its key is good until {format_time_for_people(one.key_kept_until)}"), soft_wrap=True)

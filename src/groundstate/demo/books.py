@@ -1,7 +1,7 @@
-"""The three books, and whether they balance: orders (and the customers who placed them), the gateway's ledger, the mails.
+"""The three books and the check that they balance: the orders with the customers who placed them, the gateway's ledger, and the mails.
 
-`read` opens them when all processes have ended; `balance` is pure and is the judge. It trusts no word of the worker: what the
-database says of an order must be what the gateway, the mail server and the customers wrote down by themselves.
+`read` opens them when all processes have ended; `balance` is pure and gives the verdict. It trusts nothing that the worker says: what the
+database says of an order must match what the gateway, the mail server and the customers recorded themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CUSTOMERS, CHARGES, MAILS = "customers.jsonl", "gateway.jsonl", "mails.jsonl"  #
 
 @dataclass(frozen=True)
 class OrderRow:
-    """An order as the database has it at the end."""
+    """The row of an order at the end of the demo."""
 
     id: int
     email: str
@@ -33,7 +33,7 @@ class OrderRow:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What stands in `groundstate_attempt`: all that is neither finished nor to be read from the orders themselves."""
+    """A row of `groundstate_attempt` at the end: work that is not finished and that the orders themselves do not show."""
 
     reaction: str
     record: str
@@ -45,7 +45,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Books:
-    """All that was written down, by whoever wrote it."""
+    """The records of all parties: the customers, the gateway, the mail server, and the shop's database."""
 
     customers: Sequence[Entry] = ()
     charges: Sequence[Entry] = ()
@@ -56,7 +56,7 @@ class Books:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that must not be. `order` is None where it is of no order."""
+    """A contradiction between the books. `order` is None where it concerns no order."""
 
     order: int | None
     what: str
@@ -64,7 +64,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Held:
-    """Something that waits for a person, with the reason, and what a person finds who looks into the other party's book."""
+    """An attempt that waits for a person, with its reason, and the evidence that a person finds in the other party's book."""
 
     reaction: str
     order: int
@@ -74,7 +74,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Balance:
-    """What the books say together. They balance where there is no fault."""
+    """The result of comparing the books, which balance if there are no faults."""
 
     faults: tuple[Fault, ...]
     held: tuple[Held, ...]
@@ -82,7 +82,7 @@ class Balance:
 
 
 def read(folder: Path, engine: Engine) -> Books:
-    """The books as they stand: SELECTs and files alone."""
+    """Read the books as they are now; the only access to the database is by SELECT."""
     with engine.connect() as connection:
         orders, attempts = _orders(connection), _attempts(connection)
     customers, charges, mails = (ledger.read(folder / name) for name in (CUSTOMERS, CHARGES, MAILS))
@@ -103,7 +103,7 @@ def _attempts(connection: Connection) -> list[Attempt]:
 
 @dataclass
 class _Case:
-    """All that is known of one order."""
+    """All entries of the books that concern one order."""
 
     order: OrderRow
     charged: list[Entry] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Case:
 
 
 def balance(books: Books) -> Balance:
-    """Holds the books against each other. Pure."""
+    """Compare the books with each other and return their balance. The function is pure."""
     cases = {order.id: _Case(order) for order in books.orders}
     faults = [*_customers(books, cases), *_sort_in(books, cases)]
     held: list[Held] = []
@@ -168,16 +168,17 @@ def _sort_in(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
 
 
 def _progress(case: _Case) -> Iterator[str]:
-    """Each order is at its end, or is held: nothing is left without a word."""
+    """Yield the faults in an order's progress: each order must be at its end, or be listed as held."""
     for attempt in case.attempts.values():
         if attempt.state != "held":
             yield f"was not finished: {attempt.reaction} is {attempt.state} ({attempt.error or attempt.why or 'no error'})"
-    if case.order.status not in ("packed", "cancelled") and not case.attempts.keys() - {"mailed"}:  # that one is beside the way
+    # the mail is not a step between statuses
+    if case.order.status not in ("packed", "cancelled") and not case.attempts.keys() - {"mailed"}:
         yield f"stopped at '{case.order.status}', and is listed nowhere"
 
 
 def _money(case: _Case) -> Iterator[str]:
-    """Charged once if it is paid, and not at all if not; where it is in doubt, it is held."""
+    """Yield the faults in an order's charges: a paid order is charged once, an unpaid one never, and one in doubt is held."""
     order, charges = case.order, [charge["id"] for charge in case.charged]
     if len(charges) > 1:
         yield f"was charged {len(charges)} times: {', '.join(charges)}"
@@ -196,7 +197,7 @@ def _money(case: _Case) -> Iterator[str]:
 
 
 def _mail(case: _Case) -> Iterator[str]:
-    """One mail if it says so, at most one in any case; where it is in doubt, it is held."""
+    """Yield the faults in an order's mails: there is one if the order says so, never a second one, and one in doubt is held."""
     order, mails = case.order, len(case.mails)
     if mails > 1:
         yield f"had {mails} mails"

@@ -1,4 +1,4 @@
-"""`groundstate demo`: the arguments, the folder, and what to look at afterwards. The performance itself is the director's."""
+"""The command `groundstate demo`: its arguments, its folder, and the hints on what to look at afterwards; `director` runs the demo."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def demo(
         Path | None, typer.Option(help="Where database, ledgers and logs are left; it must be empty. Default: ./groundstate-demo/run-N.")
     ] = None,
 ) -> None:
-    """Watch a small shop being killed again and again, and its books balance afterwards. Takes about a minute.
+    """Watch a small shop being killed again and again, and its books balance afterwards. It takes about a minute.
 
-    A web shop, customers, a payment gateway, a mail server and the worker, each a process of its own, on loopback alone. Exit codes:
-    0 the books balance, 1 they do not, 2 wrong arguments, 3 the demo could not be carried through, 130 interrupted.
+    A web shop, customers, a payment gateway, a mail server and the worker run as separate processes on the loopback interface. Exit codes:
+    0 the books balance, 1 they do not, 2 wrong arguments, 3 the demo could not be completed, 130 interrupted.
     """
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -73,7 +73,9 @@ def _refuse_what_is_missing(console: Console) -> None:
 
 
 def _folder(console: Console, given: Path | None) -> Path:
-    """The folder, absolute and there: what was given, if that is empty, else the next free ./groundstate-demo/run-N."""
+    """Return the absolute path of the demo's folder, which exists: the given one if it is empty, or else the next free
+    ./groundstate-demo/run-N.
+    """
     if given is None:
         given = next(path for number in count(1) if not (path := Path("groundstate-demo") / f"run-{number}").exists())
     elif given.exists() and (not given.is_dir() or any(given.iterdir())):
@@ -86,7 +88,7 @@ def _folder(console: Console, given: Path | None) -> Path:
 
 
 def _empty_database(console: Console, url: str) -> str:
-    """The URL, if there is a PostgreSQL database without tables behind it: the demo changes nothing that was there before."""
+    """Return the URL if it leads to a PostgreSQL database without tables, since the demo must not touch existing data; else exit."""
     try:
         if make_url(url).get_backend_name() != "postgresql":
             _end(console, f"--postgres {url!r} is no PostgreSQL URL; for example postgresql://user@localhost/groundstate_demo", USAGE)
@@ -101,7 +103,7 @@ def _empty_database(console: Console, url: str) -> str:
 
 
 def _what_to_try(console: Console, plan: Plan, balance: books.Balance) -> None:
-    """The commands a person can go on with; nothing of the demo needs to run for them."""
+    """Print the commands with which the user can inspect the result; they need no process of the demo."""
     looked_at = balance.held[0].order if balance.held else 1
     lines = [f"export {name}={shlex.quote(value)}" for name, value in plan.environment.items()]
     lines += ["groundstate pending", f"groundstate why orders {looked_at}", "groundstate held", "groundstate check"]

@@ -1,4 +1,4 @@
-"""The shop's database as everybody but the worker sees it: an ordinary engine, with the manners that SQLite needs for two writers."""
+"""The engine of the shop's database for every process but the worker, with the settings that SQLite needs for two writers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sqlalchemy import Engine, create_engine, event, make_url
 
 
 def engine(url: str) -> Engine:
-    """An engine for the shop's database; PostgreSQL by psycopg 3, whatever driver the URL names."""
+    """Return an engine for the shop's database; for PostgreSQL it uses psycopg 3, whatever driver the URL names."""
     address = make_url(url)
     if address.get_backend_name() == "postgresql":
         return create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
@@ -19,4 +19,4 @@ def engine(url: str) -> Engine:
 
 def _mind_the_other_writer(connection: Any, _: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
-    connection.execute("PRAGMA synchronous=FULL")  # an order that was accepted outlives a power cut
+    connection.execute("PRAGMA synchronous=FULL")  # an accepted order must survive a power cut

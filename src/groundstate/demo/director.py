@@ -1,7 +1,8 @@
-"""Directs the demo: starts the shop's world, kills the worker again and again, waits until all is settled, and ends everything.
+"""Directs the demo: starts the shop and its surroundings, kills the worker repeatedly, waits until all orders are settled, and ends
+everything.
 
-It never writes to the database and never speaks to the worker: it starts and kills it, looks on by SELECTs, and asks `groundstate
-pending` what an operator would ask.
+It never writes to the database or sends a message to the worker: it starts and kills it, observes by SELECTs, and runs `groundstate
+pending` as an operator would.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from groundstate.demo.show import Progress, Show
 
 APP = "groundstate.demo.shop:app"
 CLI = ("-m", "groundstate.cli.main")
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.25  # seconds between two looks at the progress
 
 
 class DemoFailed(Exception):
-    """The demo could not be carried through. The message says which process, and what it said last."""
+    """The demo could not be completed. The message says which process failed, and ends with its last output."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for. `url` is the shop's database, `folder` takes ledgers and logs."""
+    """The arguments of one demo. `url` is the shop's database, `folder` takes ledgers and logs."""
 
     url: str
     folder: Path
@@ -40,22 +41,22 @@ class Plan:
 
     @property
     def placing_s(self) -> float:
-        """Seconds over which the orders are placed: long enough for all the kills to fall into them."""
+        """Seconds over which the orders are placed, so that all kills fall into this time."""
         return max(12.0, self.kills * 4.0)
 
     @property
     def limit_s(self) -> float:
-        """Seconds after which the demo ends, settled or not."""
+        """Seconds after which the demo ends, even if orders are not settled."""
         return self.placing_s + 90.0
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the shop reads, and what a person needs to look into it afterwards."""
+        """The environment variables of the shop's processes, which a person needs as well to inspect the result."""
         return {"SHOP_DATABASE": self.url, "GROUNDSTATE_APP": APP, "GROUNDSTATE_STATE": str(self.folder / "state")}
 
 
 class Director:
-    """One performance."""
+    """Runs one demo from its start to its end."""
 
     def __init__(self, plan: Plan, show: Show) -> None:
         self._plan, self._show = plan, show
@@ -69,7 +70,7 @@ class Director:
         self._kills = 0
 
     def perform(self) -> books.Books:
-        """Plays it all, and returns the books as they stand at the end. Raises DemoFailed."""
+        """Run the whole demo, and return the books as they are at the end. Raises DemoFailed."""
         try:
             with self._processes:
                 self._initialise()
@@ -116,7 +117,7 @@ class Director:
         return worker
 
     def _go_on_through_kills(self, servers: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        """Kills the worker at random moments, shows what is left, and starts it again. Returns the last one."""
+        """Kill the worker at random moments, show what work is left, and start it again. Return the last worker."""
         worker = self._worker()
         while self._kills < self._plan.kills:
             self._look_on(self._dice.uniform(0.6, 4.2), {**servers, "worker": worker}, load)
@@ -145,7 +146,7 @@ class Director:
             raise DemoFailed(f"the customers failed; they said:\n{self._processes.log('customers')}")
 
     def _until_settled(self, running: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> None:
-        """Returns when every order is at its end or held, or the limit has passed: then the books will tell."""
+        """Wait until every order is at its end or held, or the time limit has passed; the books show afterwards which it was."""
         until = time.monotonic() + self._plan.limit_s - self._plan.placing_s
         while load.poll() is None or not self._settled():
             if time.monotonic() > until:
@@ -156,7 +157,7 @@ class Director:
         self._show.say("all that can be settled is settled", "green")
 
     def _stop(self, worker: subprocess.Popen[bytes]) -> None:
-        """The one clean end: SIGTERM, as an operator's tool would send it."""
+        """Stop the worker cleanly by SIGTERM, as an operator's tool would."""
         worker.send_signal(signal.SIGTERM)
         try:
             code = worker.wait(30)
@@ -177,7 +178,7 @@ class Director:
         return unsettled(self._engine) == 0
 
 
-PENDING_CODES = (0,)
+PENDING_CODES = (0,)  # exit codes of `groundstate pending` that are not failures
 
 _UNSETTLED = """
 select (select count(*) from groundstate_attempt where state <> 'held')
@@ -190,6 +191,6 @@ select (select count(*) from groundstate_attempt where state <> 'held')
 
 
 def unsettled(engine: Engine) -> int:
-    """How many orders and attempts are neither at their end nor held."""
+    """Return how many orders and attempts are neither at their end nor held."""
     with engine.connect() as connection:
         return int(connection.execute(text(_UNSETTLED)).scalar_one())

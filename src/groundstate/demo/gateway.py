@@ -1,7 +1,7 @@
-"""A payment gateway: a server of its own with a ledger of its own, as unreliable as real ones are.
+"""A payment gateway: a separate server with a ledger of its own, as unreliable as real ones are.
 
-It does not deduplicate: a second POST of the same key charges the card again, and the ledger shows it. So a fault of the worker
-cannot hide behind a kind provider. What it does to each request is decided by `mischief`.
+It does not deduplicate: a second POST of the same key charges the card again, and the ledger shows it. So the provider does not hide a
+fault of the worker. The module `mischief` decides how each request is treated.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from groundstate.demo.mischief import Treatment, Trick
 
 
 class Dropped(Response):
-    """Begins an answer and never ends it: the server closes the connection, and the client cannot tell what happened."""
+    """A response that begins and never ends: the server closes the connection, and the client cannot know what happened."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's arguments
-        """Sends the head of an answer, and nothing of the body that it announces."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI defines the arguments
+        """Send the head of a response, and nothing of the body that the head announces."""
         await send({"type": "http.response.start", "status": 201, "headers": [(b"content-length", b"1000")]})
 
 
 class Gateway:
-    """The gateway's endpoints over one ledger. `treat`, `declines`, `pause` and `clock` are given, so that tests need not wait."""
+    """The gateway's endpoints over one ledger. `treat`, `declines`, `pause` and `clock` are arguments so that tests need not wait."""
 
     def __init__(
         self,
@@ -45,16 +45,18 @@ class Gateway:
         self._ledger, self._treat, self._declines, self._pause, self._clock = ledger, treat, declines, pause, clock
         self._by_key: dict[str, Entry] = {}
         self._entries = 0
-        for entry in read(ledger.path):  # an earlier life's
+        for entry in read(ledger.path):  # entries of an earlier process
             self._remember(entry)
         self._posts: Counter[str] = Counter()
 
     def app(self) -> Starlette:
-        """The gateway, to be served."""
+        """Return the gateway's ASGI application."""
         return Starlette(routes=[Route("/charges", self.charge, methods=["POST"]), Route("/charges", self.find, methods=["GET"])])
 
     async def charge(self, request: Request) -> Response:
-        """POST {key, order, amount}: 201 charged, 402 declined, 503 busy and nothing done; or no answer that the client hears."""
+        """Handle POST {key, order, amount}: 201 charged, 402 declined, 503 busy with nothing done, or an answer that never reaches the
+        client.
+        """
         asked = await request.json()
         self._posts[asked["key"]] += 1
         treatment = self._treat(asked["order"], self._posts[asked["key"]])
@@ -68,7 +70,7 @@ class Gateway:
         return JSONResponse(entry, 201 if entry["outcome"] == "charged" else 402)
 
     async def find(self, request: Request) -> Response:
-        """GET ?key=: the first entry of this key; 404 where there is none, or none that is shown yet."""
+        """Handle GET ?key=: return the first entry of this key, or 404 where there is none or it is still hidden."""
         entry = self._by_key.get(request.query_params["key"])
         if entry is None or self._clock() < entry["at"] + entry["hidden"]:
             return JSONResponse({"why": "no such charge"}, 404)
@@ -96,7 +98,7 @@ class Gateway:
 
 
 def main() -> None:
-    """Python -m groundstate.demo.gateway --fd N --ledger PATH --seed N"""
+    """Serve the gateway: `python -m groundstate.demo.gateway --fd N --ledger PATH --seed N`."""
     given = serving.arguments()
     gateway = Gateway(
         Ledger(given.ledger),

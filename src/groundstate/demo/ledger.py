@@ -1,6 +1,7 @@
-"""A ledger: one JSON line an entry, on the disk before `write` returns. Each party of the demo keeps its own; none reads another's.
+"""A ledger with one JSON line for each entry, which is on disk before `write` returns. Each party of the demo keeps its own, and none reads
+another's.
 
-Never rewrites or removes an entry, but for a last line that a power cut left half written, which was never answered for.
+An entry is never rewritten or removed, except a last line that a power cut left half written: no answer was sent for it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Entry = dict[str, Any]
 
 
 def read(path: Path) -> list[Entry]:
-    """The entries of a ledger, oldest first; none where the file is not there. A half-written last line is no entry."""
+    """Return the entries of a ledger, oldest first, without a half-written last line; a missing file has no entries."""
     if not path.exists():
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
@@ -22,7 +23,7 @@ def read(path: Path) -> list[Entry]:
 
 
 class Ledger:
-    """A ledger open for writing; it goes on where an earlier life of its process stopped."""
+    """A ledger that is open for writing; entries are appended to those of an earlier process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,11 +38,11 @@ class Ledger:
             self._file.truncate(whole)
 
     def write(self, entry: Entry) -> None:
-        """Returns when the entry is on the disk."""
+        """Append the entry; return when it is on disk."""
         self._file.write(json.dumps(entry, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Nothing is written after this."""
+        """Close the file; no entry can be written after this."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""The customers: they order over HTTP at a steady pace and keep a ledger of what they asked for and what was accepted."""
+"""The customers: they place orders over HTTP at a steady rate, and keep a ledger of what they ordered and what was accepted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from groundstate.demo.ledger import Ledger
 
 
 async def order_all(client: httpx.AsyncClient, ledger: Ledger, *, orders: int, per_second: float, seed: int) -> None:
-    """Places so many orders. Each is written down as asked before it goes out, and as accepted with the number that the shop gave it."""
+    """Place all orders.
+
+    The ledger gets a line before each request goes out, and another with the order's number when the shop accepts it.
+    """
     dice = Random(seed)
     totals = [dice.randrange(500, 20_000) for _ in range(orders)]
     begun = asyncio.get_running_loop().time()
@@ -40,13 +43,13 @@ async def _order(client: httpx.AsyncClient, ledger: Ledger, email: str, total: i
 
 
 async def run(given: argparse.Namespace) -> None:
-    """Places the orders that the arguments ask for."""
+    """Place the orders that the arguments specify."""
     async with httpx.AsyncClient(base_url=given.shop, timeout=60) as client:
         await order_all(client, Ledger(given.ledger), orders=given.orders, per_second=given.per_second, seed=given.seed)
 
 
 def main() -> None:
-    """Python -m groundstate.demo.load --shop URL --ledger PATH --orders N --per-second N --seed N"""
+    """Run the customers: `python -m groundstate.demo.load --shop URL --ledger PATH --orders N --per-second N --seed N`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--shop", required=True)
     parser.add_argument("--ledger", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""A mail server: takes every mail, slowly at times, and counts what arrives in a ledger of its own. It delivers nothing."""
+"""A mail server that accepts every mail, sometimes slowly, and records it in a ledger of its own. It delivers nothing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from groundstate.demo.ledger import Ledger
 
 
 class Counting:
-    """Writes a line for each mail before it says that the mail was taken."""
+    """An aiosmtpd handler that writes a ledger line for each mail before it confirms the mail."""
 
     def __init__(self, ledger: Ledger, seed: int) -> None:
         self._ledger, self._seed = ledger, seed
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: ARG002, N802 - aiosmtpd's words
-        """What aiosmtpd calls for each mail: waits, counts it, waits, and answers."""
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: ARG002, N802  # aiosmtpd defines the name and the arguments
+        """Handle one mail: wait, record it, wait again, and answer. aiosmtpd calls it."""
         content = envelope.content if isinstance(envelope.content, bytes) else (envelope.content or "").encode()
         mail = email.message_from_bytes(content, policy=default)
         order = str(mail["X-Order"])
@@ -31,7 +31,7 @@ class Counting:
 
 
 async def run(given: serving.Arguments) -> None:
-    """Serves until the process is ended."""
+    """Serve until the process is killed."""
     handler = Counting(Ledger(given.ledger), given.seed)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: SMTP(handler, hostname="mail.example.org"), sock=serving.listening(given.fd))
@@ -40,7 +40,7 @@ async def run(given: serving.Arguments) -> None:
 
 
 def main() -> None:
-    """Python -m groundstate.demo.mailserver --fd N --ledger PATH --seed N"""
+    """Serve the mail server: `python -m groundstate.demo.mailserver --fd N --ledger PATH --seed N`."""
     asyncio.run(run(serving.arguments()))
 
 

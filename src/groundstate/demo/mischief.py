@@ -1,4 +1,4 @@
-"""What the payment gateway does to a request, by seed. Pure: the same seed, order and try give the same mischief in each run."""
+"""How the payment gateway treats a request. The functions are pure: the same seed, order and try give the same treatment in each run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 
 class Trick(enum.Enum):
-    """How a POST of a charge is treated."""
+    """A way to treat the POST of a charge."""
 
     PROMPT = "charges, and answers"
     SLOW = "takes its time, charges, and answers"
@@ -20,7 +20,11 @@ class Trick(enum.Enum):
 
 @dataclass(frozen=True)
 class Treatment:
-    """before, after: seconds of waiting on either side of the charge. hidden: seconds for which a find does not show it."""
+    """The treatment of one POST.
+
+    before, after: seconds of waiting before and after the charge.
+    hidden: seconds for which a lookup does not show the charge.
+    """
 
     trick: Trick
     before: float
@@ -28,13 +32,13 @@ class Treatment:
     hidden: float
 
 
-CLIENT_GIVES_UP = 2.0  # seconds; the shop's timeout for a charge
-LONGEST_HIDDEN = 1.0
+CLIENT_GIVES_UP = 2.0  # seconds: the shop's timeout for a charge
+LONGEST_HIDDEN = 1.0  # seconds for which a lookup can miss a charge at most
 _WEIGHTS = {Trick.PROMPT: 72, Trick.SLOW: 14, Trick.BUSY: 2, Trick.LATE_ANSWER: 4, Trick.LATE_CHARGE: 4, Trick.DROP: 4}
 
 
 def treatment(seed: int, order: int, number: int) -> Treatment:
-    """The treatment of the `number`th POST (from 1) for an order."""
+    """Return the treatment of the `number`th POST (from 1) for an order."""
     dice = Random(f"{seed} {order} {number}")
     trick = dice.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     before = {
@@ -48,11 +52,11 @@ def treatment(seed: int, order: int, number: int) -> Treatment:
 
 
 def declines(seed: int, order: int) -> bool:
-    """Whether the card of this order is refused: an answer, and always the same."""
+    """Return whether the card of this order is declined; the answer for an order is always the same."""
     return Random(f"{seed} card {order}").random() < 0.06
 
 
 def mail_takes(seed: int, order: str) -> float:
-    """Seconds that the mail server takes over a mail: slow at times."""
+    """Return the seconds that the mail server waits before and after it records a mail; a few mails are slow."""
     dice = Random(f"{seed} mail {order}")
     return dice.uniform(0.5, 1.2) if dice.random() < 0.05 else dice.uniform(0.01, 0.08)

@@ -1,4 +1,4 @@
-"""The demo's processes: each in a group of its own, none outlives the director, whatever way that one ends."""
+"""The demo's processes: each has a process group of its own, and none outlives the director, however the director ends."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # option number of Linux's prctl: the signal that a child gets when its parent dies
 
 
 def _dies_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it runs, on Linux: asks the kernel to be killed when its parent dies."""
+    """Return what a child must run before its program on Linux, so that the kernel kills it when its parent dies; elsewhere None."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None, use_errno=True)
 
     def before_it_runs() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != parent:  # the parent died before the prctl call
             os._exit(1)
 
     return before_it_runs
 
 
 class Doors:
-    """Listening sockets on loopback, made by the director and inherited by the servers, so that ports are known and never raced for."""
+    """Listening sockets on loopback, created by the director and inherited by the servers, so that their ports are known and free."""
 
     def __init__(self, *names: str) -> None:
         self._sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
-        self.ports: dict[str, int] = {name: door.getsockname()[1] for name, door in self._sockets.items()}
+        self.ports: dict[str, int] = {name: gate.getsockname()[1] for name, gate in self._sockets.items()}
 
     def fd(self, name: str) -> int:
-        """The descriptor to hand to a server."""
+        """Return the file descriptor of a server's socket."""
         return self._sockets[name].fileno()
 
     def close(self, name: str) -> None:
-        """Leaves the socket to its server alone: when that dies, its clients are refused and do not wait."""
+        """Close the director's copy of a server's socket, so that clients of a dead server are refused and do not wait."""
         self._sockets.pop(name).close()
 
 
 class Processes:
-    """All children of the director. On the way out of the `with`, those still there are killed, whatever happened.
+    """All child processes of the director. Leaving the `with` block kills those that still run.
 
-    Start them from one thread that lives as long as they shall: the kernel's promise is about the thread that started them.
+    Start them from one thread that runs for as long as they must run: the kernel kills a child when the thread that started it ends.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
@@ -59,7 +59,7 @@ class Processes:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def start(self, name: str, arguments: Sequence[str], *, fd: int | None = None) -> subprocess.Popen[bytes]:
-        """Starts `python ...arguments`; what it says is added to logs/NAME.log."""
+        """Start `python ...arguments`, and append its output to logs/NAME.log."""
         with (self._logs / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -68,14 +68,14 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 pass_fds=() if fd is None else (fd,),
-                start_new_session=True,  # Ctrl-C goes to the director alone, which ends the rest in order
-                preexec_fn=_dies_with(os.getpid()),  # noqa: PLW1509 - the director has one thread when it starts children
+                start_new_session=True,  # Ctrl-C reaches only the director, which ends the others in order
+                preexec_fn=_dies_with(os.getpid()),  # noqa: PLW1509  # the director has one thread when it starts children
             )
         self._children.append(child)
         return child
 
     def ask(self, arguments: Sequence[str], *, columns: int = 100) -> subprocess.CompletedProcess[str]:
-        """Runs `python ...arguments` to its end and returns what it said, out and err together."""
+        """Run `python ...arguments` to its end and return the result, with stdout and stderr together."""
         return subprocess.run(
             [sys.executable, *arguments],
             env={**self._environment, "COLUMNS": str(columns)},
@@ -89,7 +89,7 @@ class Processes:
         )
 
     def log(self, name: str) -> str:
-        """The last lines that a process said."""
+        """Return the last 15 lines of a process's output."""
         path = self._logs / f"{name}.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-15:]) if path.exists() else ""
 
@@ -105,6 +105,6 @@ class Processes:
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
-    """SIGKILL: no handler runs, nothing is flushed, nothing is said goodbye to."""
+    """Kill a child by SIGKILL and reap it: none of its handlers run, and it flushes nothing."""
     child.kill()
     child.wait()

@@ -1,4 +1,4 @@
-"""How the demo's own servers are started: by a listening socket that the director made, so no port is ever guessed or waited for."""
+"""Starts the demo's servers on a listening socket that the director created, so that no port is guessed or waited for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 
 
 class Arguments(argparse.Namespace):
-    """What the director tells a server. Each reads what it needs."""
+    """The command-line arguments of a server; each server reads those that it needs."""
 
     fd: int
     ledger: Path
@@ -19,7 +19,7 @@ class Arguments(argparse.Namespace):
 
 
 def arguments() -> Arguments:
-    """Those of this process."""
+    """Parse the command-line arguments of this process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True, help="an inherited listening socket")
     parser.add_argument("--ledger", type=Path, default=Path())
@@ -28,11 +28,11 @@ def arguments() -> Arguments:
 
 
 def listening(fd: int) -> socket.socket:
-    """The socket behind an inherited descriptor."""
+    """Return the socket behind an inherited descriptor."""
     return socket.socket(fileno=fd)
 
 
 def serve(app: Starlette, fd: int) -> None:
-    """Serves until the process is told to end. Silent: connections are dropped on purpose here, and that is no error."""
+    """Serve until the process is told to end. It logs nothing, since here connections are dropped on purpose."""
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listening(fd)])

@@ -12,7 +12,19 @@ from typing import Any
 import httpx
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate import HTTPX, SMTPLIB, Absent, App, Busy, Instant, Key, Moment, Outside, Store, Unknown, ask, hold
+from groundstate import (
+    Absent,
+    App,
+    ExternalService,
+    IdempotencyKey,
+    InDoubt,
+    ReactionContext,
+    Store,
+    Throttled,
+    Unknown,
+    UtcDateTime,
+    not_done,
+)
 
 
 class Base(DeclarativeBase): ...
@@ -23,10 +35,10 @@ class Order(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     email: Mapped[str]
     total: Mapped[int]  # in cents
-    placed_at: Mapped[datetime] = mapped_column(Instant)
+    placed_at: Mapped[datetime] = mapped_column(UtcDateTime)
     status: Mapped[str] = mapped_column(default="placed", index=True)  # placed -> paid -> packed, or declined -> cancelled
     receipt: Mapped[str | None] = mapped_column(default=None, index=True)
-    mailed_at: Mapped[datetime | None] = mapped_column(Instant, default=None)  # a fact: has the mail gone out?
+    mailed_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)  # a done column: has the mail gone out?
 
 
 @dataclass(frozen=True)
@@ -41,24 +53,24 @@ class Declined:
 
 app = App("shop", Store(os.environ.get("SHOP_DATABASE", "sqlite:///shop.db"), Base))
 gateway = os.environ.get("SHOP_GATEWAY", "http://127.0.0.1:8001")
-bank = Outside("bank", limit=20, not_done=HTTPX, client=lambda: httpx.AsyncClient(base_url=gateway))
-smtp = Outside("smtp", limit=4, not_done=SMTPLIB)
+bank = ExternalService("bank", limit=20, not_done=not_done.HTTPX, client=lambda: httpx.AsyncClient(base_url=gateway))
+smtp = ExternalService("smtp", limit=4, not_done=not_done.SMTPLIB)
 
 
 def answered(charge: dict[str, Any]) -> Receipt | Declined:
     return Receipt(charge["id"]) if charge["outcome"] == "charged" else Declined(charge["why"])
 
 
-@bank.call(in_doubt=ask(settle_after=timedelta(seconds=3)), timeout=timedelta(seconds=2))
-async def charge(order: Order, key: Key, client: httpx.AsyncClient) -> Receipt | Declined:
+@bank.call(in_doubt=InDoubt.lookup(settle_after=timedelta(seconds=3)), timeout=timedelta(seconds=2))
+async def charge(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -> Receipt | Declined:
     answer = await client.post("/charges", json={"key": key, "order": order.id, "amount": order.total})
     if answer.status_code == 503:
-        raise Busy(timedelta(seconds=int(answer.headers["retry-after"])))
+        raise Throttled(timedelta(seconds=int(answer.headers["retry-after"])))
     return answered(answer.json())
 
 
-@charge.find
-async def find_charge(order: Order, key: Key, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
+@charge.lookup
+async def find_charge(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
     answer = await client.get("/charges", params={"key": key})
     return answered(answer.json()) if answer.is_success else Absent() if answer.status_code == 404 else Unknown()
 
@@ -81,8 +93,8 @@ def cancelled(order: Order) -> None:
     order.status = "cancelled"
 
 
-@smtp.call(in_doubt=hold())  # nobody can ask a mail server whether a mail has arrived: where that is in doubt, a person decides
-def send(order: Order, key: Key) -> str:
+@smtp.call(in_doubt=InDoubt.hold())  # nobody can ask a mail server whether a mail has arrived: where that is in doubt, a person decides
+def send(order: Order, key: IdempotencyKey) -> str:
     mail = EmailMessage()
     mail["From"], mail["To"], mail["Subject"] = "shop@example.org", order.email, f"Receipt {order.receipt}"
     mail["Message-ID"], mail["X-Order"] = f"<{key}@example.org>", str(order.id)
@@ -93,11 +105,11 @@ def send(order: Order, key: Key) -> str:
     return key
 
 
-@app.on(Order, Order.receipt.is_not(None), call=send, fact=Order.mailed_at)
-def mailed(order: Order, outcome: str, at: Moment) -> None:
-    order.mailed_at = at.now
+@app.on(Order, Order.receipt.is_not(None), call=send, done_column=Order.mailed_at)
+def mailed(order: Order, outcome: str, ctx: ReactionContext) -> None:
+    order.mailed_at = ctx.now
 
 
-app.rests(Order, Order.status.in_(["packed", "cancelled"]))
+app.at_rest(Order, Order.status.in_(["packed", "cancelled"]))
 
 # ruff: noqa: D101, D103, ARG001 - this is how a user writes, and the framework supplies arguments by position

@@ -1,4 +1,4 @@
-"""What the demo shows: a line for each event, progress as it goes, the balance at the end. It decides nothing."""
+"""The demo's output: a line for each event, the progress, and the balance at the end."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rich.text import Text
 
 from groundstate.demo.books import Balance
 
-PLAIN_EVERY_S = 3.0
+PLAIN_EVERY_S = 3.0  # seconds between two lines of progress where the output is no terminal
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the shop is: counts of orders by status, of attempts by state, and of kills."""
+    """The progress of the shop: counts of orders by status, of attempts by state, of mails, and of kills."""
 
     statuses: Mapping[str, int] = field(default_factory=dict)
     attempts: Mapping[str, int] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class Progress:
 
     @property
     def orders(self) -> int:
-        """In all."""
+        """The number of orders of all statuses."""
         return sum(self.statuses.values())
 
     def words(self) -> list[tuple[str, int, str]]:
-        """What is shown, its number, and its colour."""
+        """Return the counts to show, each with its label and colour."""
         statuses, attempts = self.statuses, self.attempts
         return [
             ("orders", self.orders, "white"),
@@ -51,7 +51,7 @@ class Progress:
 
 
 class Show:
-    """Tells a terminal by a panel that is drawn anew, and anything else by plain lines."""
+    """Shows the demo on the console: on a terminal by a panel that is redrawn, elsewhere by plain lines."""
 
     def __init__(self, console: Console, orders: int, kills: int) -> None:
         self.console, self._orders, self._kills = console, orders, kills
@@ -73,19 +73,19 @@ class Show:
 
     @property
     def inner_width(self) -> int:
-        """Columns inside a report's frame."""
+        """The number of columns inside a report's frame."""
         return self.console.width - 4
 
     def say(self, what: str, style: str = "") -> None:
-        """A line that stays."""
+        """Print a line that stays above the panel."""
         self.console.print(Text(f"{self._passed():5.1f} s  {what}", style=style))
 
     def report(self, title: str, what: str) -> None:
-        """What a command printed, as it printed it."""
+        """Print the output of a command in a frame."""
         self.console.print(Panel(Text.from_ansi(what.rstrip()), title=title, title_align="left", border_style="dim"))
 
     def progress(self, progress: Progress) -> None:
-        """How far it is. To a file or a pipe only every few seconds."""
+        """Show the progress; where the output is no terminal, only every PLAIN_EVERY_S seconds."""
         if self._live is not None:
             self._live.update(self._panel(progress), refresh=True)
         elif self._passed() - self._last_plain >= PLAIN_EVERY_S:
@@ -103,7 +103,7 @@ class Show:
 
 
 def balance_sheet(console: Console, balance: Balance) -> None:
-    """The books side by side, what is held with its reason, each fault, and the verdict."""
+    """Print the counts of the books side by side, the held attempts with their reasons, each fault, and the verdict."""
     books = Table(title="Three books", title_justify="left", show_header=False)
     books.add_column()
     books.add_column(justify="right")

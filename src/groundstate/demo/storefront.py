@@ -1,6 +1,6 @@
-"""The web shop: inserts an order, and says 201 when that is committed. That is all it takes to raise an event.
+"""The web shop: it inserts an order, and answers 201 once that is committed; no more is needed to raise an event.
 
-It knows nothing of the worker: it could as well be written in another language.
+It does not know the worker, and could as well be written in another language.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from groundstate.demo.shop import Order
 
 
 class Storefront:
-    """POST /orders {email, total} and GET /orders/ID."""
+    """The shop's endpoints: POST /orders {email, total} and GET /orders/ID."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def app(self) -> Starlette:
-        """The shop, to be served."""
+        """Return the shop's ASGI application."""
         return Starlette(routes=[Route("/orders", self.place, methods=["POST"]), Route("/orders/{id:int}", self.look, methods=["GET"])])
 
     async def place(self, request: Request) -> Response:
-        """201 with the order's number, once it is committed."""
+        """Insert an order, and answer 201 with its number once it is committed."""
         asked = await request.json()
         return JSONResponse({"id": await run_in_threadpool(self._insert, asked["email"], asked["total"])}, 201)
 
@@ -43,7 +43,7 @@ class Storefront:
             return order.id
 
     async def look(self, request: Request) -> Response:
-        """How far an order is; 404 where there is none."""
+        """Answer with the status of an order, or 404 where it does not exist."""
         order = await run_in_threadpool(self._read, request.path_params["id"])
         return JSONResponse({"why": "no such order"}, 404) if order is None else JSONResponse(order)
 
@@ -54,7 +54,7 @@ class Storefront:
 
 
 def main() -> None:
-    """SHOP_DATABASE=URL python -m groundstate.demo.storefront --fd N"""
+    """Serve the web shop: `SHOP_DATABASE=URL python -m groundstate.demo.storefront --fd N`."""
     serving.serve(Storefront(database.engine(os.environ["SHOP_DATABASE"])).app(), serving.arguments().fd)
 
 

@@ -1,1 +1,3 @@
-"""Carries out what was declared: claim, transact, call, conclude, settle, sweep. Knows no face and no driver."""
+"""Carry out declared reactions: claim records, call services, conclude, settle and sweep. Imports neither the `app` package nor a database
+driver.
+"""

@@ -1,7 +1,8 @@
-"""The worker of one store: one thread for transactions and liveness, which takes turns between reactions. The story of a running life.
+"""The worker of one database: one thread runs all transactions and liveness checks, and alternates between the reactions.
 
-Each turn: are we still who we were; put what came back to its records and begin new calls into the freed slots, in one commit; then
-DB-only batches, fresh rows before the backlog; then, each second or when something is due, a sweep, the safety net under lost hints.
+Each loop iteration does this: check that the worker still has its lock; in one commit, conclude the calls that returned and begin new calls
+in the freed slots; run DB-only batches, fresh rows before the backlog. A sweep finds work whose hint was lost: it runs each second, or when
+something is due.
 """
 
 from __future__ import annotations
@@ -16,111 +17,98 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import func, select
 
-from groundstate.engine import (
-    adopt,
-    barred,
-    due,
-    guards,
-    hints,
-    illegible,
-    inside_call,
-    left_by_others,
-    locked,
-    moved_tables,
-    numbers,
-    put_back,
-    schema,
-    set_apart,
-    tokens,
-    transaction,
-    trouble,
-    unfit,
-    unknown_states,
-    upcoming,
-    vitals,
-)
-from groundstate.engine.admission import Admission
-from groundstate.engine.afar import Afar
-from groundstate.engine.aside import Aside
-from groundstate.engine.batches import Batches
-from groundstate.engine.concern import wake_parents
-from groundstate.engine.crowd import Crowd
-from groundstate.engine.fleet import Fleet
-from groundstate.engine.guarded import describe
-from groundstate.engine.hints import Touched
-from groundstate.engine.lane import Lane, lanes_of
-from groundstate.engine.life import Life
-from groundstate.engine.looks import Looks
-from groundstate.engine.messenger import Messenger
-from groundstate.engine.own_words import OwnWords
-from groundstate.engine.part import Part
-from groundstate.engine.pulse import Pulse
-from groundstate.engine.question import Question
-from groundstate.engine.registry import Newcomer
-from groundstate.engine.repeated import Repeated
-from groundstate.engine.shift import Shift
-from groundstate.engine.succession import WHILE_IT_CAME_UP, Succession, follow_the_clock, patiently, say_back, take_over
-from groundstate.engine.suspects import Suspects
-from groundstate.engine.sweeps import SWEEP_S, Sweeps
-from groundstate.engine.threads import stack_of
-from groundstate.engine.ticks import Ticks
-from groundstate.engine.timers import Timers
-from groundstate.engine.traffic import Traffic
-from groundstate.engine.trouble import Illegible, RowRewritten
-from groundstate.engine.vitals import Vitals
-from groundstate.engine.watching import Watch, Watched, Where
+from groundstate.engine import health
+from groundstate.engine.call import rate_limit
+from groundstate.engine.call.call_turn import CallTurns
+from groundstate.engine.call.thread_pool import stack_of
+from groundstate.engine.handler_turn import Batches
+from groundstate.engine.health import WorkerHealth
+from groundstate.engine.operate import left_by_other_apps, moved_tables
+from groundstate.engine.publish_report import ReportPublisher
+from groundstate.engine.recover import adopt
+from groundstate.engine.recover.admission import Admission
+from groundstate.engine.recover.startup import WHILE_IT_CAME_UP, Succession, follow_the_clock, retry_start_step, say_back, take_over
+from groundstate.engine.recover.suspects import Suspects
+from groundstate.engine.rows import corrupt_rows, data_restore_check
+from groundstate.engine.rows.incarnation import Incarnation
+from groundstate.engine.rows.reaction_registry import Newcomer
+from groundstate.engine.schedule import upcoming
+from groundstate.engine.schedule.run_ticks import Ticks
+from groundstate.engine.sql import call_write_guard, commit_hooks, db_errors, lock_ids, lock_waits, schema, session_guards, transaction
+from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.db_errors import Illegible, RowRewritten
+from groundstate.engine.sql.safe_text import describe
+from groundstate.engine.watch import due_attempts, locked_tables, missing_columns, raising_conditions, unknown_states
+from groundstate.engine.watch.backlog_sharing import BacklogSharing
+from groundstate.engine.watch.due_timers import Timers
+from groundstate.engine.watch.hint_publisher import HintPublisher
+from groundstate.engine.watch.idle_probe import IdleProbe
+from groundstate.engine.watch.log_backoff import Repeated
+from groundstate.engine.watch.peek import Peek
+from groundstate.engine.watch.remote_hints import RemoteHints
+from groundstate.engine.watch.routing import wake_parents
+from groundstate.engine.watch.shard_routing import Part
+from groundstate.engine.watch.slow_conditions import Aside
+from groundstate.engine.watch.sweep_leader import SweepLeader
+from groundstate.engine.watch.sweeps import SWEEP_S, Sweeps
+from groundstate.engine.watch.trace_hooks import Watch, Watched, Where
+from groundstate.engine.watch.work_queue import WorkQueue, lanes_of
+from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.acceptance import Accept, acceptance
-from groundstate.rules.hint import Hint
-from groundstate.rules.reaction import ReactionSpec
+from groundstate.rules.hint_codec import Hint
 from groundstate.rules.schedule import ScheduleSpec
-from groundstate.store.naming import name_of
+from groundstate.rules.specs import ReactionSpec
 from groundstate.store.port import Opened
+from groundstate.store.safe_name import name_of
 from groundstate.store.tables import attempt as attempt_table
-from groundstate.values import lines
-from groundstate.values.errors import Stopped, StoreRefused, WentBack
+from groundstate.values import log_store
+from groundstate.values.errors import StoppedError, StoreRefusedError, WentBackError
 
 log = logging.getLogger("groundstate")
-DEAD_EACH_S = 0.2  # for each other worker: so often it is asked whether one of them is dead, and at each sweep where they are few
-MENDED_S = 0.1  # after rows of ours were put right it is looked again
-RETURNS_S = 0.8  # a worker without its lock tries so often: others wait some seconds for it on a server that was started anew
-LEAVES_S = 15.0  # past the drain's limit it has so long to write down what is in doubt
-CALLS_END_S = 3.0  # so long async calls may take to end once they are cancelled; what goes on all the same keeps this life's lock
-GIVES_UP_S = 0.7  # so long a start that is given up is waited for: what it asked the server may not have been answered
+DEAD_EACH_S = 0.2  # seconds for each other worker: the least time between two checks whether workers are dead
+MENDED_S = 0.1  # seconds: pause after corrupt rows of groundstate's tables were repaired
+RETURNS_S = 0.8  # seconds: longest pause of a worker that lost its lock; after a server restart others wait only 5 s before they adopt
+LEAVES_S = 15.0  # seconds beyond the drain limit for the worker to record which calls are in doubt
+CALLS_END_S = 3.0  # seconds that cancelled async calls have to end; while a call still runs, this incarnation keeps its lock
+GIVES_UP_S = 0.7  # seconds that `stop` waits for a start that it cancels, whose statement the server may not have answered
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a worker is started."""
+    """The options with which a worker is started."""
 
-    accept: Accept = False  # which new and changed reactions are started on rows that are there, and what is known of their calls
+    accept: Accept = False  # which new and changed reactions start on rows that exist already, and what is known of their calls
     after_restore: bool = False
-    held: bool = False  # comes up and carries out nothing until told
-    leave_undeclared: bool = False  # attempts of reactions that this code does not declare do not keep it from starting
+    wait_for_go: bool = False  # the worker starts, and carries out nothing until `go` is called
+    leave_undeclared: bool = False  # start even if there are attempts of reactions that this code does not declare
 
 
 @dataclass(frozen=True)
 class Rest:
-    """What remains when all is quiet: what waits for its time, or for a person."""
+    """Counts of what remains when no work can be done now: attempts and records that wait for their time or for a person."""
 
     in_doubt: int
     failed: int
     held: int
-    timers: int = 0  # records that are still to become due
+    timers: int = 0  # records that will become due later
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What an end left. clean: each life said that it is over, so that nobody has to find it out by its lock."""
+    """What a worker left when it ended. clean: each incarnation recorded its own end, so that no other worker has to detect it by its free
+    lock.
+    """
 
-    in_doubt: int = 0  # calls that it cut off, that timed out meanwhile, or that still run past their time limit
+    in_doubt: int = 0  # calls that the stop cut off, that timed out meanwhile, or that still run past their time limit
     clean: bool = True
-    hangs: bool = False  # a worker's own thread did not end, and was left behind
+    hangs: bool = False  # the worker's own thread did not end and was abandoned
 
 
 class Worker:
-    """Carries out the reactions of one store. `start`, then `stop`; `quiet` tells when nothing is left that can be done now."""
+    """Carry out the reactions of one database. Call `start`, then `stop`; `until_idle` waits until no work can be done now."""
 
-    def __init__(  # noqa: PLR0913  # an app's parts, as it is put together
+    def __init__(  # noqa: PLR0913  # each comes from another part of the app
         self,
         app: str,
         specs: Sequence[ReactionSpec],
@@ -129,145 +117,161 @@ class Worker:
         schedules: Sequence[ScheduleSpec] = (),
         options: Options,
         redact: Callable[[str], str] | None = None,
-        messenger: Messenger | None = None,
+        publisher: HintPublisher | None = None,
         watch: Watch | None = None,
         part: Part | None = None,
     ) -> None:
         self.options = options
         self._part = part or Part()
-        self.database, make_lives, self._witness = opened
+        self.database, make_liveness, self._witness = opened
         self._specs = specs
         self._schedules = schedules
         self._app = app
         self._store = self._part.name or name_of(self.database.settings.url)
-        self._place = inside_call.watch(app, self.database.settings.url, self.database)  # kept: as long as it is, calls may not write there
+        self._place = call_write_guard.watch(
+            app, self.database.settings.url, self.database
+        )  # while this reference exists, call functions may not write to this database
         self.failure: BaseException | None = None
-        self.when_ended: Callable[[Worker], None] = _nobody_asks  # it came up, and its thread ended by itself: told once it has left
-        self._up = False  # whether it came up
-        self._said_so = False  # whether its last life said that it is over
+        # Called after the thread of a started worker ended by an error and cleaned up.
+        self.when_ended: Callable[[Worker], None] = _nobody_asks
+        self._up = False  # whether the start has succeeded
+        self._said_so = False  # whether the last incarnation recorded its own end
         self._wake = threading.Event()
         self._started = threading.Event()
         self._go = threading.Event()
         self._quiet = threading.Event()
-        self._quiet_wanted: str | None = None  # 'asked', then 'swept' once a sweep began after that
+        self._quiet_wanted: str | None = None  # what `until_idle` wants: 'asked', then 'swept' once a sweep began after that
         declared = frozenset([*(spec.name for spec in specs), *(spec.name for spec in schedules)])
         tables_of = {spec.name: spec.table_name for spec in specs}
         self._succession = Succession(
-            lambda: Life(app, self.database, make_lives(), self._witness, redact or str, declared=declared, tables_of=tables_of),
+            lambda: Incarnation(app, self.database, make_liveness(), self._witness, redact or str, declared=declared, tables_of=tables_of),
             after_restore=options.after_restore,
         )
-        self._shift = Shift(app, self.database, self._succession.next_life(), self._store)
-        self._shift.watched = Watched(Where(app, self._store), watch)
-        self._admission = Admission(self._shift, accept=acceptance(options.accept, declared), leave_undeclared=options.leave_undeclared)
-        self._traffic = Traffic(self._shift, self._wake.set)
-        self._timers = Timers(self._shift)
-        self._ticks = Ticks(self._shift, schedules)
-        self._messenger = messenger
-        self._fleet = Fleet(self._shift, lambda: messenger is not None and messenger.up)
-        self._afar = Afar()
-        self._crowd = Crowd(self._shift, self._fleet, self._say)
-        self._words = OwnWords(self._shift, self._traffic.limits, self._crowd, lambda: self._is_held)
-        self._aside = Aside(self._shift, self._wake.set)
-        self._batches = Batches(self._shift, self._crowd)
-        self._suspects = Suspects(self._shift)
-        self._looks = Looks(self._shift, self._fleet, self._timers)
-        self._sweeps = Sweeps(self._shift, self._fleet, self._looks, self._timers)
-        self._registered = threading.Event()  # that happened, or something stands in the way of it
-        self._counted = False  # whether new and changed reactions were: before that nobody knows whether all is quiet
+        self._worker_state = WorkerState(app, self.database, self._succession.next_life(), self._store)
+        self._worker_state.watched = Watched(Where(app, self._store), watch)
+        self._admission = Admission(
+            self._worker_state, accept=acceptance(options.accept, declared), leave_undeclared=options.leave_undeclared
+        )
+        self._call_turns = CallTurns(self._worker_state, self._wake.set)
+        self._timers = Timers(self._worker_state)
+        self._ticks = Ticks(self._worker_state, schedules)
+        self._publisher = publisher
+        self._leader = SweepLeader(self._worker_state, lambda: publisher is not None and publisher.up)
+        self._remote_hints = RemoteHints()
+        self._sharing = BacklogSharing(self._worker_state, self._leader, self._say)
+        self._words = ReportPublisher(self._worker_state, self._call_turns.limits, self._sharing, lambda: self._waits_for_go)
+        self._aside = Aside(self._worker_state, self._wake.set)
+        self._batches = Batches(self._worker_state, self._sharing)
+        self._suspects = Suspects(self._worker_state)
+        self._looks = Peek(self._worker_state, self._leader, self._timers)
+        self._sweeps = Sweeps(self._worker_state, self._leader, self._looks, self._timers)
+        self._registered = threading.Event()  # set once reactions are registered, or an error or a stop prevents that
+        self._counted = False  # whether rows of new and changed reactions were counted; before that the worker cannot be called idle
         self._next_watch = 0.0
         self._next_dead = 0.0
-        self._turned_at = time.monotonic()  # when its thread has come round, or at the latest will after a wait
-        self._not_before = 0.0  # the database is in trouble until then
+        self._turned_at = time.monotonic()  # monotonic time of the last loop iteration, or of the end of the wait that follows it
+        self._not_before = 0.0  # monotonic time before which no loop iteration runs, since the database is in trouble
         self._trouble = 0
-        self._troubled_at = 0.0  # since when
+        self._troubled_at = 0.0  # monotonic time at which the present trouble began
         self._troubled_by = ""
         self._says_trouble = Repeated()
         self._thread = threading.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
     @property
-    def life(self) -> Life:
-        """The present life: another one after a lock was lost."""
-        return self._shift.life
+    def incarnation(self) -> Incarnation:
+        """Return the current worker incarnation; a new one replaces it if its lock was lost."""
+        return self._worker_state.incarnation
 
     @property
     def refused(self) -> list[Newcomer]:
-        """New and changed reactions that are not started until a person accepts them."""
+        """Return the new and changed reactions that do not start until a person accepts them."""
         return self._admission.refused
 
     @property
     def waiting(self) -> dict[str, str]:
-        """By the name of each reaction that is not carried out here just now, why."""
+        """Return, by name, each reaction that this worker does not carry out now, and why."""
         found = {
-            lane.name: lane.lacks or "it is not known yet which rows it would begin with"
-            for lane in self.lanes
-            if lane.lacks or not lane.on
+            queue.name: queue.lacks or "it is not known yet which rows it would begin with"
+            for queue in self.queues
+            if queue.lacks or not queue.on
         }
         found |= dict.fromkeys(
-            self.life.waiting, f"the database may have been put back, and a person must say what it was: {put_back.CURE}"
+            self.incarnation.waiting, f"the database may have been put back, and a person must say what it was: {data_restore_check.CURE}"
         )
         found |= {newcomer.name: newcomer.words for newcomer in self.refused}
-        found |= {part.name: part.barred for part in self._shift.parts if part.barred is not None and part.name not in found}
+        found |= {part.name: part.barred for part in self._worker_state.parts if part.barred is not None and part.name not in found}
         if self.trouble is not None:
-            found |= {lane.name: f"its database is in trouble: {self.trouble}" for lane in self.lanes if lane.name not in found}
+            found |= {queue.name: f"its database is in trouble: {self.trouble}" for queue in self.queues if queue.name not in found}
         return found
 
     @property
     def expired(self) -> Mapping[str, int]:
-        """How many were too late, by reaction, since it was started."""
-        return self._shift.tally.expired
+        """Return how many records expired since the worker was started, by reaction."""
+        return self._worker_state.tally.expired
 
     @property
     def trouble(self) -> str | None:
-        """What its database was in trouble with in the last turn; None where that went well."""
-        return self._troubled_by if self._trouble else None
+        """Return what went wrong with the database in the last loop iteration, or for a schedule since; None if it went well."""
+        if self._trouble:
+            return self._troubled_by
+        return self._ticks.trouble if self._leader.sweeps else None  # who does not sweep looks at no schedule
 
-    def vitals(self) -> Vitals:
-        """How it does. From any thread."""
-        return vitals.of(
-            self._shift,
-            self._traffic,
+    def worker_health(self) -> WorkerHealth:
+        """Return a snapshot of this worker's health. Any thread may call this."""
+        return health.build_worker_health(
+            self._worker_state,
+            self._call_turns,
             thread=self._thread.ident,
             turned_s=max(time.monotonic() - self._turned_at, 0.0),
             trouble=self.trouble,
             ended=self.failure,
-            held=self._is_held,
+            waits_for_go=self._waits_for_go,
             refused=[one.name for one in self.refused],
             waiting=self.waiting,
         )
 
     @property
-    def _is_held(self) -> bool:
-        return self.options.held and not self._go.is_set()
+    def not_idle(self) -> list[str]:
+        """What keeps it from being idle, in words. From any thread."""
+        return health.not_idle(self._worker_state, self._call_turns, self.waiting, ticks=self._ticks.wants)
 
     @property
-    def lanes(self) -> list[Lane]:
-        """What waits for each reaction."""
-        return self._shift.lanes
+    def _waits_for_go(self) -> bool:
+        return self.options.wait_for_go and not self._go.is_set()
 
-    # ---- from other threads --------------------------------------------------------------------------------------------------
+    @property
+    def queues(self) -> list[WorkQueue]:
+        """Return the work queues, one for each reaction."""
+        return self._worker_state.queues
+
+    # ---- methods that other threads call -------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Comes up: the lock, identity, adoption.
+        """Start the worker thread; return once it has its lock, has recorded its identity and has adopted what dead workers left.
 
         Raises:
-            Stopped: `stop` was called meanwhile.
-            what stands in the way, with its cure.
+            StoppedError: `stop` was called meanwhile.
+            Exception: whatever keeps the worker from starting, with its cure.
         """
-        if self._shift.stopping is None:
+        if self._worker_state.stopping is None:
             self._thread.start()
             self._started.wait()
-        if self._shift.stopping is not None and not self._up:
-            raise Stopped(WHILE_IT_CAME_UP) from self.failure
+        if self._worker_state.stopping is not None and not self._up:
+            raise StoppedError(WHILE_IT_CAME_UP) from self.failure
         if self.failure is not None and not self._up:
             raise self.failure
 
     def until_registered(self, timeout_s: float) -> None:
-        """Returns once it is known of each reaction whether it is carried out: what is written from then on is its, or waits with it."""
+        """Wait, at most `timeout_s` seconds, until the worker knows of each reaction whether it carries it out. Rows written after that
+        belong to a reaction that has started, or wait together with one that has not.
+        """
         self._registered.wait(timeout_s)
 
     def stop(self, limit_s: float) -> Ended:
-        """Begins nothing new, lets calls end within the limit, leaves the rest in doubt, and ends this life. A start ends at once."""
-        self._shift.stopping = time.monotonic() + limit_s
-        self._traffic.caller.draining = True
+        """Begin nothing new, let calls end within `limit_s` seconds, leave the rest in doubt, and end this incarnation. A start that is
+        still under way ends at once.
+        """
+        self._worker_state.stopping = time.monotonic() + limit_s
+        self._call_turns.caller.draining = True
         self._go.set()
         self._wake.set()
         self._registered.set()
@@ -276,7 +280,9 @@ class Worker:
             self._started.set()
         if self._thread.is_alive():
             self._thread.join(limit_s + LEAVES_S if up else GIVES_UP_S)
-        hangs = self._thread.is_alive() and (up or self._shift.life.sound)  # else it waits for a server, and has begun nothing
+        hangs = self._thread.is_alive() and (
+            up or self._worker_state.incarnation.sound
+        )  # a start that has no lock yet waits for a server, and has begun nothing
         if hangs:
             stack = stack_of(self._thread.ident)
             log.error(
@@ -287,25 +293,26 @@ class Worker:
                 stack,
                 extra={"event": "worker_left_behind", "store": self._store, "stack": stack},
             )
-        return Ended(len(self._traffic.left_in_doubt), clean=not hangs and (self._said_so if up else True), hangs=hangs)
+        return Ended(len(self._call_turns.left_in_doubt), clean=not hangs and (self._said_so if up else True), hangs=hangs)
 
     def go(self) -> None:
-        """After a start with `held`: carries out from now on."""
+        """Let a worker that was started with `wait_for_go` carry out its reactions from now on."""
         self._go.set()
         self._wake.set()
 
     def hear(self, touched: Touched) -> None:
-        """A hint: wakes the reactions it concerns."""
+        """Receive a hint, which lists what one commit of this process touched, and wake the reactions it concerns."""
         if not self._part.concerns(self._part.of(touched)):
             return
         if threading.current_thread() is not self._thread:
             self._sweeps.heard_here = True
-        heard = [lane.hear(touched, shared=self._shift.others) for lane in self._shift.parts]  # each is to hear
+        # A list, so that each queue takes the hint: any() would stop at the first that does.
+        heard = [queue.hear(touched, shared=self._worker_state.others) for queue in self._worker_state.parts]
         if any(heard):
             self._wake.set()
 
-    def until_quiet(self, timeout_s: float | None) -> bool:
-        """Waits until a whole sweep that began after now found nothing that can be done."""
+    def until_idle(self, timeout_s: float | None) -> bool:
+        """Wait until a whole sweep that began after this call finds nothing to do. Return False if `timeout_s` seconds pass before."""
         self._quiet.clear()
         self._quiet_wanted = "asked"
         self._sweeps.next = 0.0
@@ -314,46 +321,46 @@ class Worker:
             end = None if timeout_s is None else time.monotonic() + timeout_s
             while not self._quiet.wait(0.2):
                 if self.failure is not None or not self._thread.is_alive():
-                    raise self.failure or Stopped("the worker has stopped")
+                    raise self.failure or StoppedError("the worker has stopped")
                 if end is not None and time.monotonic() > end:
                     return False
-                self._quiet_wanted = self._quiet_wanted or "asked"  # another who waited may have gone, and taken the wish with him
+                self._quiet_wanted = self._quiet_wanted or "asked"  # another waiter may have ended and cleared the request for both
             return True
         finally:
             self._quiet_wanted = None
 
-    # ---- a life ----------------------------------------------------------------------------------------------------------------
+    # ---- from the start of the worker thread to its loop -----------------------------------------------------------------------
     def _run(self) -> None:
-        lines.are_of(self._store, of_several=self._part.several)
+        log_store.label_log_lines(self._store, of_several=self._part.several)
         try:
             self._come_up()
             self._up = True
-        except BaseException as error:  # told to who started us
+        except BaseException as error:  # `start` raises it in the thread that waits there
             self.failure = error
             with contextlib.suppress(Exception):
-                if self._shift.stopping is None:
-                    self._shift.life.lives.release()
+                if self._worker_state.stopping is None:
+                    self._worker_state.incarnation.liveness.release()
                 else:
-                    self._succession.give_up(self._shift)
+                    self._succession.give_up(self._worker_state)
             with contextlib.suppress(Exception):
                 self.database.close()
             return
         finally:
             self._started.set()
-        hints.listen(self)
+        commit_hooks.listen(self)
         try:
             self._go_on()
         except BaseException as error:
             log.exception(
-                "the worker of %s ended by an error of its own; what was under way is settled by the next life",
+                "the worker of %s ended by an error of its own; what was under way is settled by the next start",
                 self._store,
                 extra={"event": "worker_ended", "app": self._app, "store": self._store},
             )
             self.failure = error
-            self._shift.life.sound = False
+            self._worker_state.incarnation.sound = False
         finally:
             self._registered.set()
-            hints.stop_listening(self)
+            commit_hooks.stop_listening(self)
             try:
                 self._leave()
             finally:
@@ -361,57 +368,59 @@ class Worker:
                     self.when_ended(self)
 
     def _come_up(self) -> None:
-        patiently(self._shift, self.database.connect)
+        retry_start_step(self._worker_state, self.database.connect)
         transaction.watch(self.database)
-        patiently(self._shift, lambda: schema.check(self.database))
-        lanes = [lanes_of(Question(spec, self.database)) for spec in self._specs]
-        questions = [lane.question for lane in lanes]
-        for question in questions:
-            guards.guard(question)
-            wake_parents(question)
-        self._shift.lanes = lanes
-        for lane in lanes:
-            unfit.met(self._shift, lane, lane.question.filter_raised)
-        self._fleet.lock = numbers.sweeper(self._app, self._code())
-        patiently(self._shift, self._admission.read)
-        self._succession.begin(self._shift)
-        patiently(self._shift, lambda: moved_tables.follow(self._shift))
-        patiently(self._shift, self._tell_of_others)
+        retry_start_step(self._worker_state, lambda: schema.check(self.database))
+        queues = [lanes_of(ConditionQuery(spec, self.database)) for spec in self._specs]
+        queries = [queue.query for queue in queues]
+        for query in queries:
+            session_guards.guard(query)
+            wake_parents(query)
+        self._worker_state.queues = queues
+        for queue in queues:
+            missing_columns.wait_if_schema_misfit(self._worker_state, queue, queue.query.filter_raised)
+        self._leader.lock = lock_ids.sweep_leader_lock_id(self._app, self._code())
+        retry_start_step(self._worker_state, self._admission.read)
+        self._succession.begin(self._worker_state)
+        retry_start_step(self._worker_state, lambda: moved_tables.update_renamed_tables(self._worker_state))
+        retry_start_step(self._worker_state, self._log_leftovers_of_other_apps)
 
-    def _tell_of_others(self) -> None:
-        """What other apps of which no worker lives left on this database: perhaps this app, under its name of before."""
-        questions = [lane.question for lane in self._shift.lanes]
+    def _log_leftovers_of_other_apps(self) -> None:
+        """Log what apps without a living worker left in this database: one of them may be this app under a former name."""
+        queries = [queue.query for queue in self._worker_state.queues]
         with self.database.reading() as connection:
-            found = left_by_others.look(self._app, self.database, connection, questions, self.life.lives)
-        left_by_others.say(self._app, found)
+            found = left_by_other_apps.find_left_by_others(self._app, self.database, connection, queries, self.incarnation.liveness)
+        left_by_other_apps.log_left_by_others(self._app, found)
 
     def _code(self) -> str:
-        """What tells this code's conditions and schedules from another version's: whoever sweeps for all must know all of them."""
-        said = sorted([lane.name, lane.question.condition_text] for lane in self._shift.lanes)
+        """Return a text that identifies this code's conditions and schedules: a worker sweeps only for workers with the same text, since it
+        must know all of theirs.
+        """
+        said = sorted([queue.name, queue.query.condition_text] for queue in self._worker_state.queues)
         return json.dumps([said, sorted([spec.name, spec.words] for spec in self._schedules)])
 
-    # ---- turns -----------------------------------------------------------------------------------------------------------------
+    # ---- loop iterations -------------------------------------------------------------------------------------------------------
     def _go_on(self) -> None:
-        if self.options.held:
+        if self.options.wait_for_go:
             self._stand_by()
         warned = False
         busy_until = time.monotonic() + SWEEP_S
-        while self._shift.stopping is None or not self._traffic.drained():
+        while self._worker_state.stopping is None or not self._call_turns.drained():
             try:
                 self._turn()
                 if not self._counted:
-                    self._count_newcomers()  # after the first turn: what is known is under way before anything is counted
+                    self._count_newcomers()  # after the first iteration, so that counting rows does not delay known reactions
             except RowRewritten as error:
-                self._succession.begin_another(self._shift, str(error))
-            except WentBack as error:
-                self._succession.went_back(self._shift, str(error))
+                self._succession.begin_another(self._worker_state, str(error))
+            except WentBackError as error:
+                self._succession.went_back(self._worker_state, str(error))
             except Illegible as error:
                 self._mend(error)
             except Exception as error:
                 self._after_trouble(error)
             wait = self._wait_s()
             if not warned and (wait > 0 or time.monotonic() > busy_until):
-                self._admission.warn()  # not before what was waiting is under way
+                self._warn()  # late, so that these checks do not delay work that was waiting
                 warned, wait = True, self._wait_s()
             self._turned_at = time.monotonic() + max(wait, 0.0)
             if wait > 0:
@@ -419,14 +428,14 @@ class Worker:
             self._wake.clear()
 
     def _stand_by(self) -> None:
-        """Registers each reaction, and carries nothing out until `go`."""
+        """Register each reaction, and carry out nothing until `go` is called."""
         self._turned_at = time.monotonic() + SWEEP_S
         try:
             self._count_newcomers()
         except Exception as error:
-            self._after_trouble(error)  # tried again after the first turn
-        while not self._go.wait(SWEEP_S) and self._shift.stopping is None:
-            self._shift.life.lives.held()
+            self._after_trouble(error)  # the loop tries again after its first iteration
+        while not self._go.wait(SWEEP_S) and self._worker_state.stopping is None:
+            self._worker_state.incarnation.liveness.held()
             self._words.turn()
             self._turned_at = time.monotonic() + SWEEP_S
 
@@ -435,10 +444,17 @@ class Worker:
         self._counted = True
         self._registered.set()
 
-    def _mend(self, met: Illegible) -> None:
-        """Somebody edited rows of ours: they are held for a person, and everything else goes on."""
+    def _warn(self) -> None:
+        """A courtesy of the start, by which no thread of ours ends."""
         try:
-            if illegible.mend(self._shift.life):
+            self._admission.warn()
+        except Exception as error:
+            self._after_trouble(error)
+
+    def _mend(self, met: Illegible) -> None:
+        """Hold attempts whose rows were edited by hand and cannot be read, so that everything else goes on."""
+        try:
+            if corrupt_rows.mend_unreadable_rows(self._worker_state.incarnation):
                 self._not_before = time.monotonic() + MENDED_S
             else:
                 self._after_trouble(met)
@@ -446,31 +462,34 @@ class Worker:
             self._after_trouble(error)
 
     def _after_trouble(self, error: Exception) -> None:
-        """Waited out, whatever it is; what came back stays in memory, and no new call is begun while conclusions are stuck."""
+        """Pause after an error of a loop iteration, whatever it is. Call results stay in memory, and no new call begins before they are
+        concluded.
+        """
         if not self._trouble:
             self._troubled_at = time.monotonic()
         self._trouble = min(self._trouble + 1, 6)
-        whose = locked.who_locks_ours(self.database) if trouble.locked(error) else None
+        whose = lock_waits.who_locks_ours(self.database) if db_errors.locked(error) else None
         self._troubled_by = whose or describe(error)
         self._registered.set()
         wait = 0.1 * 2**self._trouble
-        if not self._shift.life.sound:
+        if not self._worker_state.incarnation.sound:
             wait = min(wait, RETURNS_S)
         self._not_before = time.monotonic() + wait
         self._sweeps.by_itself(self._not_before)
         self._succession.next_check = 0.0
-        words = str(error) if isinstance(error, StoreRefused) else whose or trouble.told(error)
+        words = str(error) if isinstance(error, StoreRefusedError) else whose or db_errors.error_in_one_line(error)
         is_new = self._says_trouble.is_new(words)
         if not self._says_trouble.may_say(words, time.monotonic()):
             return
-        if trouble.transient(error):
+        if db_errors.transient(error):
             log.warning(
                 "the database is in trouble, tried again in %.1f s: %s",
                 wait,
                 words,
                 extra={"event": "database_trouble", "wait_s": wait},
             )
-        elif isinstance(error, StoreRefused) or trouble.undefined(error) or trouble.denied(error):  # its words are enough
+        # The message says enough without a traceback.
+        elif isinstance(error, StoreRefusedError) or db_errors.undefined(error) or db_errors.denied(error):
             log.error("tried again in %.1f s: %s", wait, words, extra={"event": "turn_failed", "wait_s": wait})
         else:
             trace = error if is_new else None
@@ -482,211 +501,238 @@ class Worker:
         started = time.monotonic()
         if started < self._not_before:
             return
-        before = self._shift.took
+        before = self._worker_state.took
         self.database.refuse_silent()
-        self._succession.check(self._shift)
-        self._fleet.turned_at = started
-        if self._shift.stopping is not None:
-            self._fleet.resign()
-        self._afar.take_over(self._shift, started)
-        if self._sweeps.turn(self._keep_house, self._beat) and self._quiet_wanted == "asked":
+        self._succession.check(self._worker_state)
+        self._leader.turned_at = started
+        if self._worker_state.stopping is not None:
+            self._leader.resign()
+        self._remote_hints.take_over(self._worker_state, started)
+        self._leader.turn(started, self._say)
+        if self._sweeps.turn(self._do_sweep_chores, self._beat) and self._quiet_wanted == "asked":
             self._quiet_wanted = "swept"
-        if self._shift.left_begun:
-            self._traffic.find_unknown()
-            self._shift.left_begun = False
-        self._crowd.turn()
-        sweeping = any(lane.passes for lane in self._shift.parts)  # and not what rings now, or is heard of
+        if self._worker_state.left_begun:
+            self._call_turns.find_unknown()
+            self._worker_state.left_begun = False
+        self._sharing.turn()
+        # Read first, since timers and hints of this iteration begin passes too.
+        sweeping = any(queue.passes for queue in self._worker_state.parts)
         if not sweeping:
-            self._shift.tally.sweep_ends(started)
-        if barred.look_again(self._shift):
+            self._worker_state.tally.sweep_ends(started)
+        if locked_tables.recheck_barred_queues(self._worker_state):
             self._timers.heard()
         if self._admission.look_again():
             self._timers.heard()
         self._timers.turn()
-        set_apart.turn(self._shift)
+        raising_conditions.turn(self._worker_state)
         self._looks.turn()
         self._aside.turn()
         self._watch_calls(started)
         self._suspects.turn()
-        self._traffic.turn()
-        if self._shift.stopping is None:
-            if not self._traffic.suspect_in_air:
+        self._call_turns.turn()
+        if self._worker_state.stopping is None:
+            if self._handlers_may_run:
                 self._handle()
-            self._is_it_quiet()
+            self._signal_idle_if_idle()
         if self._trouble:
             self._trouble = 0
             self._says_trouble = Repeated()
-            say_back(self._shift, time.monotonic() - self._troubled_at)
-        if sweeping and self._shift.took == before:
+            say_back(self._worker_state, time.monotonic() - self._troubled_at)
+        if sweeping and self._worker_state.took == before:
             self._sweeps.idle_s += time.monotonic() - started
         self._words.turn()
-        self._shift.life.lines.turn(started)
+        self._worker_state.incarnation.lines.turn(started)
 
     def _handle(self) -> None:
-        """What is carried out by handlers alone. In careful mode a suspect's handler runs once no call is in the air."""
-        alone = None if self._traffic.calls_in_air else self._shift.alone
-        if self._ticks_here and (alone is not None or self._shift.alone is None):
+        """Run DB-only handlers. In careful mode a suspected record's handler runs once no call is in flight."""
+        alone = None if self._call_turns.calls_in_air else self._worker_state.alone
+        if self._ticks_may_run:
             self._ticks.turn()
         if alone is not None:
-            if alone.reaction not in self._shift.schedules:
+            if alone.reaction not in self._worker_state.schedules:
                 self._batches.carry_out_alone(alone)
             self._suspects.had_its_turn()
         self._batches.turn()
 
     @property
+    def _handlers_may_run(self) -> bool:
+        """Not beside the call of a suspect, which is to be alone in the air."""
+        return not self._call_turns.suspect_in_air
+
+    @property
+    def _ticks_may_run(self) -> bool:
+        """Nor while a suspect waits for calls in the air to end."""
+        return self._ticks_here and self._handlers_may_run and (self._worker_state.alone is None or not self._call_turns.calls_in_air)
+
+    @property
     def _ticks_here(self) -> bool:
-        """Whether this worker looks after schedules: the one that sweeps, and one that is to say when all is quiet."""
-        return self._fleet.sweeps or self._quiet_wanted is not None
+        """Return whether this worker carries out schedules: the sweep leader does, and so does a worker on which `until_idle` waits."""
+        return self._leader.sweeps or self._quiet_wanted is not None
 
     def _wait_s(self) -> float:
-        """How long nothing is to be done but by a hint."""
+        """Return for how many seconds the loop has nothing to do unless a hint arrives."""
         now = time.monotonic()
         if now < self._not_before:
             return self._not_before - now
-        if self._shift.alone is not None and not self._traffic.calls_in_air:
-            return 0.0  # another one may be suspected
-        if self._shift.stopping is None and any(self._can_go_on(lane, now) for lane in self._shift.parts):
+        if self._worker_state.alone is not None and not self._call_turns.calls_in_air:
+            return 0.0  # careful mode: another suspected attempt may be next
+        if self._worker_state.stopping is None and any(self._can_go_on(queue, now) for queue in self._worker_state.parts):
             return 0.0
-        if self._shift.stopping is None and any(set_apart.is_waiting(lane) and lane.not_before <= now for lane in self._shift.lanes):
+        if self._worker_state.stopping is None and any(
+            raising_conditions.is_waiting(queue) and queue.not_before <= now for queue in self._worker_state.queues
+        ):
             return 0.0
-        times = [self._sweeps.wait_until(), now + SWEEP_S, self._afar.wait_until()]
-        if self._ticks_here:
+        times = [self._sweeps.wait_until(), now + SWEEP_S, self._remote_hints.wait_until()]
+        if self._ticks_may_run:
             times.append(self._ticks.wait_until())
         known = (
-            self._shift.next_due,
+            self._worker_state.next_due,
             self._timers.wait_until(),
             self._aside.wait_until(),
-            self._crowd.wait_until(),
-            self._shift.life.rings.wait_until(),
+            self._sharing.wait_until(),
+            self._worker_state.incarnation.rings.wait_until() if self._handlers_may_run else None,  # what ends that wakes this thread
         )
         times += [at for at in known if at is not None]
-        times += [lane.not_before for lane in self._shift.parts if (lane.wants or lane.lacks) and lane.not_before > now]
-        times += [lane.failing.until for lane in self._shift.parts if lane.wants and lane.failing.until > now]
-        traffic = self._traffic.wait_s(now)
-        return max(min(min(times) - now, SWEEP_S if traffic is None else traffic), 0.0)
+        times += [queue.not_before for queue in self._worker_state.parts if (queue.wants or queue.lacks) and queue.not_before > now]
+        times += [queue.barred_until for queue in self._worker_state.parts if queue.barred is not None]
+        times += [queue.failing.until for queue in self._worker_state.parts if queue.wants and queue.failing.until > now]
+        call_turns = self._call_turns.wait_s(now)
+        return max(min(min(times) - now, SWEEP_S if call_turns is None else call_turns), 0.0)
 
-    def _can_go_on(self, lane: Lane, now: float) -> bool:
-        if not lane.wants or lane.not_before > now:
+    def _can_go_on(self, queue: WorkQueue, now: float) -> bool:
+        if not queue.wants or queue.not_before > now:
             return False
-        part = self._batches.can_go_on if lane.question.spec.call is None else self._traffic.has_room
-        return part(lane, now)
+        if queue.query.spec.call is not None:
+            return self._call_turns.has_room(queue, now)
+        return self._handlers_may_run and self._batches.can_go_on(queue, now)
 
     # ---- sweeps ------------------------------------------------------------------------------------------------------------------
-    def _keep_house(self, seen: Pulse) -> None:
-        """What a sweep looks at beside conditions: dead lives, calls that nobody knows, baselines that are over, the next due time."""
+    def _do_sweep_chores(self, seen: IdleProbe) -> None:
+        """Do what a sweep does beside conditions: adopt from dead workers, find begun calls that are not in memory, delete baselines that
+        no longer apply, and look up the next due time.
+        """
         now = time.monotonic()
         if seen.strangers and now < self._next_dead:
             seen = replace(seen, strangers=False)
         else:
-            self._next_dead = now + DEAD_EACH_S * (self._fleet.size - 1)
-        take_over(self._shift, seen)
-        if self._shift.life.awaits_until is not None:
-            self._sweeps.next = min(self._sweeps.next, max(self._shift.life.awaits_until, self._next_dead, now))
+            self._next_dead = now + DEAD_EACH_S * (self._leader.size - 1)
+        take_over(self._worker_state, seen)
+        if self._worker_state.incarnation.awaits_until is not None:
+            self._sweeps.next = min(self._sweeps.next, max(self._worker_state.incarnation.awaits_until, self._next_dead, now))
         if seen.attempts:
-            self._traffic.find_unknown()
+            self._call_turns.find_unknown()
         if seen.old_rates:
-            tokens.forget_old(self._shift)
+            rate_limit.forget_old(self._worker_state)
         self._admission.read_again(seen)
         self._admission.look_at_older()
         self._ticks.look_again()
         if seen.attempts:
-            due.ask(self._shift)
+            due_attempts.refresh_next_due(self._worker_state)
         else:
-            self._shift.next_due = None
-            unknown_states.none(self._shift)
-            for lane in self._shift.lanes:
-                lane.due, lane.due_cursor = False, None
+            self._worker_state.next_due = None
+            unknown_states.none(self._worker_state)
+            for queue in self._worker_state.queues:
+                queue.due, queue.due_cursor = False, None
 
-    def _beat(self, seen: Pulse) -> None:
-        """What a worker looks at for which another one sweeps: what a person said, and how careful to be."""
-        adopt.forget_past(self._shift.life)
-        adopt.look_at_ends(self._shift.life, seen)
-        follow_the_clock(self._shift)
+    def _beat(self, seen: IdleProbe) -> None:
+        """Check regularly, in a worker for which another one sweeps, what a person accepted or trusted, and whether careful mode
+        applies.
+        """
+        adopt.forget_past(self._worker_state.incarnation)
+        adopt.look_at_ends(self._worker_state.incarnation, seen)
+        follow_the_clock(self._worker_state)
         self._admission.read_again(seen)
         self._admission.look_at_older()
 
     def _watch_calls(self, now: float) -> None:
-        """Each second: calls whose records moved on are ended where they asked for it, and one that blocks the loop is told of."""
+        """Once a second, end overtaken calls whose declaration asks for that, and log a call that blocks the event loop."""
         if now >= self._next_watch:
             self._next_watch = now + SWEEP_S
-            self._traffic.end_overtaken()
-            self._traffic.caller.watch()
+            self._call_turns.end_overtaken()
+            self._call_turns.caller.watch()
 
-    # ---- the others --------------------------------------------------------------------------------------------------------------
+    # ---- hints from and to other workers -----------------------------------------------------------------------------------------
     def hear_afar(self, hint: Hint) -> None:
-        """From any thread: a hint of another process. Which worker looks is in the dice; too many of them cost a query each."""
-        if self.failure is not None or hint.in_hand or not self._part.concerns(hint.store) or not self._crowd.hear(hint):
+        """Receive a hint from another process, on any thread. The random number in the hint decides which workers query the database for
+        it.
+        """
+        if hint.leads and self._part.concerns(hint.store):
+            self._leader.leads_says(hint)
+            return
+        if self.failure is not None or hint.in_hand or not self._part.concerns(hint.store) or not self._sharing.hear(hint):
             return
         if hint.let_in is None:
-            wait_s = self._fleet.wakes(hint.dice, hint.rows)
+            wait_s = self._leader.wakes(hint.dice, hint.rows)
             if wait_s is None:
                 return
-            self._afar.hear(hint, time.monotonic() + wait_s)
+            self._remote_hints.hear(hint, time.monotonic() + wait_s)
         self._wake.set()
 
     def _say(self, hint: Hint) -> None:
-        """To the other workers, where there is a way."""
-        if self._messenger is not None:
-            self._messenger.say(replace(hint, store=self._part.name))
+        """Send a hint to the other workers, provided that there is a hint publisher."""
+        if self._publisher is not None:
+            self._publisher.say(replace(hint, store=self._part.name))
 
     def stand_down(self) -> None:
-        """From any thread: one that hangs lets another one sweep for all."""
-        self._fleet.stand_down()
+        """Let another worker sweep for all if this worker hangs. Any thread may call this."""
+        self._leader.stand_down()
 
-    # ---- quiet, and the end ----------------------------------------------------------------------------------------------------------
-    def _is_it_quiet(self) -> None:
+    # ---- idleness, and the end of the worker -----------------------------------------------------------------------------------------
+    def _signal_idle_if_idle(self) -> None:
         if (
             self._quiet_wanted != "swept"
             or not self._counted
-            or not self._traffic.quiet
+            or not self._call_turns.quiet
             or self._ticks.wants
-            or self._shift.life.rings.wait
-            or self._shift.alone is not None
-            or any(lane.wants or (lane.on and lane.backlog) for lane in self._shift.parts)
+            or self._worker_state.incarnation.rings.wait
+            or self._worker_state.alone is not None
+            or any(queue.wants or (queue.on and queue.backlog) for queue in self._worker_state.parts)
         ):
             return
-        if self._shift.took:
-            self._quiet_wanted = "asked"  # something was done since the last sweep began: look once more
+        if self._worker_state.took:
+            self._quiet_wanted = "asked"  # work was done since the last sweep began, so one more sweep must find nothing
             self._sweeps.next = 0.0
             return
         self._quiet_wanted = None
         self._quiet.set()
 
     def rest(self) -> Rest:
-        """What is left in the attempt table, by state."""
+        """Count the attempts of this app by state, and the records that are still to become due."""
         table = attempt_table
         counted = select(table.c.state, func.count()).where(table.c.app == self._app).group_by(table.c.state)
         with self.database.reading() as connection:
             states = {row[0]: row[1] for row in connection.execute(counted)}
-            timers = sum(upcoming.count(connection, lane.question) for lane in self._shift.lanes)
+            timers = sum(upcoming.count(connection, queue.query) for queue in self._worker_state.queues)
         return Rest(states.get("doubt", 0), states.get("failed", 0), states.get("held", 0), timers)
 
     def _leave(self) -> None:
-        caller = self._traffic.caller
-        self._shift.life.lines.turn(time.monotonic(), over=True)
+        caller = self._call_turns.caller
+        self._worker_state.incarnation.lines.turn(time.monotonic(), over=True)
         with contextlib.suppress(Exception):
-            self._fleet.resign()  # this life may be kept for long yet
+            self._leader.resign()  # this incarnation may keep its locks for long while its last calls run
         self._aside.stop()
         caller.stop(CALLS_END_S)
-        if caller.busy and self._shift.life.sound:
-            # Whoever took this life for dead would settle calls that may still land. A process that ends takes its threads along.
+        if caller.busy and self._worker_state.incarnation.sound:
+            # Without the lock, another worker would take this incarnation for dead and settle calls that may still take effect.
             log.warning(
-                "%d calls still run: this life's lock is kept until they end",
+                "%d calls still run: its lock is kept until they end",
                 caller.busy,
                 extra={"event": "calls_still_running", "count": caller.busy},
             )
-            self._say_over(self._shift.life.say_over)  # a process that ends while they run is no unclean end: they are in doubt already
-            threading.Thread(target=lines.as_here(self._leave_last), name="groundstate-last-calls", daemon=True).start()
+            self._say_over(
+                self._worker_state.incarnation.delete_row_keep_lock
+            )  # recorded now, so that a process exit while they run is no unclean end: they are in doubt already
+            threading.Thread(target=log_store.keep_log_label(self._leave_last), name="groundstate-last-calls", daemon=True).start()
             return
-        if self._shift.life.sound:
-            self._say_over(self._shift.life.end)
+        if self._worker_state.incarnation.sound:
+            self._say_over(self._worker_state.incarnation.end)
         else:
-            self._shift.life.lives.release()
+            self._worker_state.incarnation.liveness.release()
         self.database.close()
 
     def _leave_last(self) -> None:
-        self._traffic.caller.wait()
-        self._shift.life.lives.release()
+        self._call_turns.caller.wait()
+        self._worker_state.incarnation.liveness.release()
         self.database.close()
 
     def _say_over(self, end: Callable[[], None]) -> None:
@@ -695,11 +741,11 @@ class Worker:
             self._said_so = True
         except Exception as error:
             log.warning(
-                "this life could not say that it ended: the next one will see that by its lock (%s)",
+                "this worker could not write that it ended: the next one will see that by its lock (%s)",
                 describe(error),
-                extra={"event": "life_end_unsaid", "life": f"{self._shift.life.id:x}"},
+                extra={"event": "worker_end_unsaid", "worker": f"{self._worker_state.incarnation.id:x}"},
             )
 
 
 def _nobody_asks(_worker: Worker) -> None:
-    """Who made it does not ask whether its thread ended."""
+    """Do nothing: the default of `Worker.when_ended`."""

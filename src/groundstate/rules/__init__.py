@@ -1,1 +1,1 @@
-"""Decisions: pure functions and the values they take. No clock, no I/O, no await; time is an argument."""
+"""Holds pure functions that decide, and the values they take. They read no clock, do no I/O and await nothing; time is an argument."""

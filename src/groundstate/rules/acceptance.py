@@ -1,12 +1,12 @@
-"""What a person said of new and changed reactions on rows that are there: which start, and what is known of their calls.
+"""Reads what a person accepts about new and changed reactions on rows that exist: which start, and how their calls are treated.
 
-Where a reaction makes a call, nobody knows from the rows alone whether it was made before: our tables may have been dropped, or another
-system called. So its rows are accepted as rows to `call`, or as a `doubt` each, and there is no default.
+Where a reaction makes a call, the rows alone do not show whether it was made before: our tables may have been dropped, or another system
+may have called. So its rows are accepted as rows to `call`, or each as a `doubt`, and there is no default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +19,9 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Acceptance:
-    """all, of_all: whether every reaction is accepted, and in which way where that was said. named: those that were named, likewise."""
+    """An Acceptance says which reactions are accepted. all: every reaction is; of_all: the way of their calls, where one was given. named:
+    the reactions accepted by name, each with the way of its calls or None.
+    """
 
     all: bool = False
     of_all: Way | None = None
@@ -29,27 +31,54 @@ class Acceptance:
         return self.all or name in self.named
 
     def way(self, name: str) -> Way | None:
-        """What was said of its calls; None: nothing."""
+        """Return how the calls of this reaction are treated, 'call' or 'doubt'; None where neither was given."""
         return self.named.get(name) or self.of_all
 
 
 def acceptance(given: Accept, names: Container[str]) -> Acceptance:
-    """What was given, in one form.
+    """Return the Acceptance for what a person gave in any of its forms.
 
-    given: True, or 'all': every reaction, with nothing said of calls; 'call' or 'doubt': every reaction, in this way; names, each also as
-    'NAME=call' or 'NAME=doubt', 'all' among them; or a mapping of names to 'call', 'doubt' or None. names: that the app has.
+    Args:
+        given: True or 'all' accepts every reaction, with no way of calls; 'call' or 'doubt' accepts every reaction, in this way; names
+            accept these reactions, each also as 'NAME=call' or 'NAME=doubt', 'all' among them; so does a mapping of names to 'call',
+            'doubt' or None.
+        names: the names of the app's reactions.
 
     Raises:
-        DeclarationError: a way that is none.
+        DeclarationError: a way is neither 'call' nor 'doubt', or one reaction is given both.
     """
     if isinstance(given, bool):
         return Acceptance(all=given)
     if isinstance(given, str):
         given = [f"{ALL}={given}"] if _way(given) else [given]
-    said = dict(given) if isinstance(given, Mapping) else dict(_parted(one, names) for one in given)
+    said = dict(given) if isinstance(given, Mapping) else _one_way_each(_parted(one, names) for one in given)
     ways = {name: _checked(name, way) for name, way in said.items()}
     of_all = ways.pop(ALL, None) if ALL not in names else None
     return Acceptance(all=ALL in said and ALL not in names, of_all=of_all, named=ways)
+
+
+def refuse_contradiction(said: Acceptance, baseline: Sequence[str]) -> None:
+    """Raise DeclarationError for a reaction that is to leave out the rows that are there, and is named to start on them as well.
+
+    Beside 'all' a baseline is an exception to it.
+    """
+    for name in baseline:
+        if name in said.named:
+            way = said.named[name]
+            raise DeclarationError(
+                f"{name} is both accepted and a baseline: accept {name}{f'={way}' if way else ''} starts it on the rows that match now, and"
+                f" baseline {name} leaves them as they are. Say one of the two; nothing was changed"
+            )
+
+
+def _one_way_each(given: Iterable[tuple[str, str | None]]) -> dict[str, str | None]:
+    said: dict[str, str | None] = {}
+    for name, way in given:
+        before = said.get(name)
+        if before is not None and way is not None and before != way:
+            raise DeclarationError(f"accept {name}={before} and {name}={way}: its calls are either to be made or in doubt, so say one")
+        said[name] = before or way
+    return said
 
 
 def _parted(one: str, names: Container[str]) -> tuple[str, str | None]:

@@ -1,8 +1,8 @@
-"""The transitions of an attempt: the table of what happened to what, and nothing else.
+"""Defines the state transitions of an attempt: the table of what happened and what follows, and nothing else.
 
-Each function is told one attempt and what happened to it, and says what is to become of it. The rows are those of the attempt table in
-the docs, and no other transition exists; `protocol.pml` checks the same rows with a model checker, so change both or neither. Pure: no
-clock, no dice, no table. A deleted record comes before every other row, and settling never asks whether something blocks it.
+Each function takes one attempt and what happened to it, and returns what is to become of it. The rows are those of the attempt table in the
+docs, and no other transition exists; `protocol.pml` checks the same rows with a model checker, so change both or neither. Pure: no clock,
+no random number, no database. A deleted record comes before every other row, and settling never asks whether something blocks it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from groundstate.rules import careful, kind
-from groundstate.rules.kind import Kind
+from groundstate.rules import begun_kind, poison_suspects
+from groundstate.rules.begun_kind import Kind
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import LONG_AGO, MARGIN, InDoubt, Retry
 from groundstate.rules.retry import UNKNOWN_HELD_AFTER, last_try_used
 
 
 class State(StrEnum):
-    """Where an attempt stands; what stands in no state is not there."""
+    """A State is the state of an attempt's row; an attempt in none of these states has no row."""
 
     BEGUN = "begun"
     DOUBT = "doubt"
@@ -29,13 +29,13 @@ class State(StrEnum):
 
     @property
     def words(self) -> str:
-        """As it is said to people."""
+        """Return the state as it is shown to people."""
         return "in doubt" if self is State.DOUBT else self.value
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A row of `groundstate_attempt` (see the docs page of that name for each column)."""
+    """An Attempt is a row of `groundstate_attempt` (see the docs page of that name for each column)."""
 
     app: str
     reaction: str
@@ -55,8 +55,8 @@ class Attempt:
     why: str | None = None
     outcome: str | None = None  # JSON array; None where there is none
     blocks: str | None = None
-    together: int = 0  # careful mode: how many were begun together; 0 outside it
-    begun_with: str | None = None  # JSON: what its latest call was begun with (rules/kind.py); None where that is not known
+    together: int = 0  # how many attempts were begun together in careful mode; 0 outside of it
+    begun_with: str | None = None  # JSON: what its latest call was begun with (rules/begun_kind.py); None where that is not known
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
@@ -64,136 +64,141 @@ class Attempt:
 
     @property
     def blocking(self) -> bool:
-        """Whether no other reaction, and no other occurrence of its own, may take the record."""
+        """Return whether the attempt keeps every other reaction, and every other occurrence of its own reaction, from the record."""
         return self.state is State.BEGUN or self.unsure
 
     @property
     def keeps_own_reaction(self) -> bool:
-        """Whether it keeps its own reaction, and no other, from the record under every other occurrence until a person settles it.
+        """Return whether the attempt keeps its own reaction, but no other, from this record under every other occurrence, until a person
+        settles it.
 
-        Held, and its call was made or may have been: the round that comes next may be the same work under another key.
+        It does so if it is held and its call was or may have been made: the next occurrence may be the same work under another key.
         """
         return self.state is State.HELD and (self.unsure or self.outcome is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the reaction's author chose, as far as transitions depend on it."""
+    """Terms hold what the reaction's author chose, as far as state transitions depend on it."""
 
     policy: InDoubt | None  # None for a reaction without a call
     retry: Retry
     timeout: timedelta = timedelta()
-    has_find: bool = False
+    has_lookup: bool = False
     kind: Kind | None = None  # what its calls are begun with
-    answers_for: Collection[str] = ()  # services of whose calls, begun by whatever code, its find knows
+    answers_for: Collection[str] = ()  # services whose calls its lookup knows, whatever code began them
 
     @property
     def repeats_under_its_key(self) -> bool:
-        """Whether a call made again brings the outcome of the first."""
+        """Return whether a call that is made again brings the outcome of the first call."""
         return self.policy is not None and self.policy.kind == "same_key"
 
     @property
     def settle_after(self) -> timedelta:
-        """How long after its deadline a call may still land."""
+        """Return how long after its deadline a call may still be carried out."""
         chosen = self.policy.settle_after if self.policy else None
         return self.timeout if chosen is None else chosen
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was read under the record's lock."""
+    """Facts are what was read under the record's lock."""
 
     exists: bool
-    holds: bool  # condition and occurrence, both
-    expired: bool = False  # too late for it, by `valid_for`
+    holds: bool  # whether both the condition and the occurrence hold
+    expired: bool = False  # whether it is too late for the record, by `valid_for`
 
     @property
     def gone(self) -> bool:
         return not self.holds
 
 
-# ---- what is to become of it ---------------------------------------------------------------------------------------------------
+# ---- decisions: what becomes of an attempt -------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """The attempt becomes this."""
+    """Keep says that the attempt is stored as this one."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """The attempt is deleted; `say` is a line for the log where that must not be silent."""
+    """Delete says that the attempt is deleted; `say` is a line for the log, where the deletion must not be silent."""
 
     say: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conclude:
-    """Run the handler with the outcome. What it does decides: see `handled`. `loudly` is said in the log."""
+    """Conclude says that the handler is run with the outcome, and that its result decides what follows. `loudly` is a line for the log."""
 
     loudly: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Overtaken:
-    """The outcome came, and the condition or occurrence no longer holds: `overtaken.answer` says what becomes of it."""
+    """Overtaken says that an outcome came whose condition or occurrence no longer holds: `overtaken.answer` decides what becomes of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Begin a call for it, with what must stay of the attempt."""
+    """Begin says that a call is begun for this attempt, which contains what must be kept of the old one."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask the find."""
+class AskLookup:
+    """AskLookup says that the call's lookup is asked what became of the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """Run the `gave_up` handler; without one, or without progress, hold."""
+    """GaveUp says that the `gave_up` handler is run; without one, or where it makes no progress, the attempt is held."""
 
     unsure: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """It is too late: run the `expired` handler; without progress: see `expired_in_vain`."""
+    """Expired says that it is too late, and that the `expired` handler is run; where it makes no progress, `expired_in_vain` decides."""
 
     unsure: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing changes now."""
+    """Wait says that nothing changes now."""
 
 
-Decision = Keep | Delete | Conclude | Overtaken | Begin | Ask | GaveUp | Expired | Wait
+Decision = Keep | Delete | Conclude | Overtaken | Begin | AskLookup | GaveUp | Expired | Wait
 
 
-# ---- begun ---------------------------------------------------------------------------------------------------------------------
+# ---- attempts that are begun ---------------------------------------------------------------------------------------------------
 def returned(facts: Facts) -> Decision:
-    """Its call returned, or a doubt was found: the outcome is in hand. Never a new call from here."""
+    """Decide what follows when the call returned, or the lookup found the outcome of a call in doubt. It is never a new call."""
     if not facts.exists:
         return Overtaken()
     return Conclude() if facts.holds else Overtaken()
 
 
 def outcome_refused(attempt: Attempt, why: str, error: str | None, outcomes: str) -> Keep:
-    """An outcome is there, and the handler raised, made no progress, its flush was refused, or nobody could take it."""
+    """Hold an attempt whose outcome could not be concluded: the handler raised or made no progress, its flush was refused, or no handler
+    accepts the outcome.
+    """
     return Keep(replace(attempt, state=State.HELD, unsure=False, outcome=outcomes, why=why, error=error, next_at=None))
 
 
 def not_done(attempt: Attempt, error: str, next_at: datetime, *, counts: bool) -> Keep:
-    """The call was surely not done. `counts` is False for Busy. That says nothing of an earlier call: doubt stays."""
+    """Decide what follows when the call was certainly not made. `counts` is False for Throttled. An earlier call may have been made all the
+    same, so an attempt in doubt stays in doubt.
+    """
     state = State.DOUBT if attempt.unsure else State.FAILED
     return Keep(replace(attempt, state=state, failures=attempt.failures + counts, next_at=next_at, error=error))
 
 
 def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> Keep:
-    """The call timed out, or raised what says nothing about the outside."""
+    """Put the attempt in doubt: its call timed out, or raised an error that does not show whether the service acted."""
     return Keep(
         replace(
             attempt,
@@ -208,31 +213,33 @@ def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> K
 
 
 def adopted(attempt: Attempt, adopter: int, now: datetime, *, alone: bool, ends: Sequence[int] = ()) -> Keep:
-    """Its worker is no more, and the adopter holds that worker's lock.
+    """Take over an attempt whose worker has ended; the adopter holds that worker's lock.
 
-    What was begun for a call has a call number, whatever the code of today makes of its reaction; without one only a handler ran.
-    alone: nothing else was under way in its worker, which was careful (hazard 25); outside careful mode every end without an outcome counts
-    as a failure. ends: of lives, at which it was under way, this one the last; none where this one says nothing of it: a drain, a lost
-    lock, a server that was started anew.
+    An attempt that was begun for a call has a call number, whatever today's code makes of its reaction; without one only a handler ran.
+    alone: nothing else was in progress in its worker, which was in careful mode (hazard 25); outside careful mode every end without an
+    outcome counts as a failure. ends: the unclean ends of workers at which it was in progress, this one last; empty where this end says
+    nothing of the attempt: after a drain, a lost lock, or a restart of the database server.
     """
     if attempt.state is State.DOUBT:
         return Keep(replace(attempt, worker=adopter, deadline=max(attempt.deadline, now)))
     has_call = attempt.unsure or attempt.call_no > 0
     counts = alone or (has_call and attempt.together == 0)
-    taken_over = replace(attempt, worker=adopter, failures=attempt.failures + counts, next_at=now, error=careful.DIED)
+    taken_over = replace(attempt, worker=adopter, failures=attempt.failures + counts, next_at=now, error=poison_suspects.DIED)
     if ends:
-        taken_over = replace(taken_over, why=careful.ended_under(ends))
+        taken_over = replace(taken_over, why=poison_suspects.ended_under(ends))
     if has_call:
         taken_over = replace(taken_over, state=State.DOUBT, unsure=True, deadline=max(attempt.deadline, now))
     else:
         taken_over = replace(taken_over, state=State.FAILED)
-    if alone and careful.suspected(ends[:-1], has_call=has_call):
-        return held_as(taken_over, careful.ended_under(ends, alone=True))
+    if alone and poison_suspects.suspected(ends[:-1], has_call=has_call):
+        return held_as(taken_over, poison_suspects.ended_under(ends, alone=True))
     return Keep(taken_over)
 
 
 def did_not_go_out(attempt: Attempt, now: datetime) -> Keep | Delete:
-    """Its worker lives and knows that the call did not go out: also where the begin's COMMIT brought no answer, and landed after all."""
+    """Decide what follows when the attempt's worker is running and knows that the call was not sent. This includes a begin whose COMMIT
+    brought no answer and took effect after all.
+    """
     if attempt.unsure:
         return Keep(replace(attempt, state=State.DOUBT, next_at=now))
     if attempt.failures > 0:
@@ -241,17 +248,19 @@ def did_not_go_out(attempt: Attempt, now: datetime) -> Keep | Delete:
 
 
 def not_in_memory(attempt: Attempt, now: datetime) -> Keep | Delete:
-    """Its worker lives, has no such call in memory, and did not try in vain to begin it: it may have been made, and what was written of
-    it since is gone from the database (a failover that lost commits), or somebody put its row back.
+    """Decide what follows when the attempt's worker is running, has no such call in memory, and did not fail to begin it.
+
+    The call may have been made, and what was written of it since is gone from the database (a failover that lost commits), or a person put
+    its row back.
     """
     if not attempt.unsure and attempt.call_no == 0:
         return did_not_go_out(attempt, now)
     return unclear(attempt, "its worker knows nothing of this call, though the database says that it began it", now, now)
 
 
-# ---- doubt ---------------------------------------------------------------------------------------------------------------------
+# ---- attempts in doubt ---------------------------------------------------------------------------------------------------------
 def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decision:
-    """A doubt of ours, due to be looked at, whose thread does not run any more."""
+    """Decide what follows for an attempt of this worker that is in doubt, whose retry time has come and whose thread no longer runs."""
     policy = terms.policy
     if policy is None:
         return held_as(attempt, "the reaction makes no call any more: settle what became of this one")
@@ -259,9 +268,9 @@ def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decis
         return held_as(attempt, "the record was deleted while its call was in doubt")
     reason = of_other_code(attempt, terms)
     if reason is not None:
-        return held_as(attempt, f"{kind.HELD_FOR}: {reason}")
-    if kind.needs_its_find(attempt.begun_with, terms.kind):
-        return Ask()
+        return held_as(attempt, f"{begun_kind.HELD_FOR}: {reason}")
+    if begun_kind.needs_lookup_only(attempt.begun_with, terms.kind):
+        return AskLookup()
     return _by_policy(attempt, policy, terms, facts, now)
 
 
@@ -269,12 +278,12 @@ def _by_policy(attempt: Attempt, policy: InDoubt, terms: Terms, facts: Facts, no
     spent = last_try_used(terms.retry, attempt.failures, attempt.since, now)
     match policy.kind:
         case "hold":
-            return held_as(attempt, "in doubt, and its policy is hold(): a person decides")
-        case "ask":
+            return held_as(attempt, "in doubt, and its policy is InDoubt.hold(): a person decides")
+        case "lookup":
             return _ask(attempt, terms)
-        case "again":
+        case "repeat":
             if facts.gone:
-                return Delete("in doubt under again(), and its condition no longer holds: let go")
+                return Delete("in doubt under InDoubt.repeat(), and its condition no longer holds: let go")
             if facts.expired:
                 return Expired(unsure=True)
             return GaveUp(unsure=True) if spent else Begin(attempt)
@@ -283,19 +292,23 @@ def _by_policy(attempt: Attempt, policy: InDoubt, terms: Terms, facts: Facts, no
                 if spent:
                     return held_as(attempt, "in doubt, and the last try was used")
                 return Begin(attempt)
-            if terms.has_find:
+            if terms.has_lookup:
                 return _ask(attempt, terms)
             return held_as(attempt, f"in doubt, and {_no_second_call(attempt, facts)}")
 
 
-def _ask(attempt: Attempt, terms: Terms) -> Ask | Keep:
-    reason = None if kind.kind_in(attempt.begun_with).service in terms.answers_for else kind.other_find(attempt.begun_with, terms.kind)
-    return Ask() if reason is None else held_as(attempt, f"{kind.HELD_FOR}: {reason}")
+def _ask(attempt: Attempt, terms: Terms) -> AskLookup | Keep:
+    reason = (
+        None
+        if begun_kind.kind_in(attempt.begun_with).service in terms.answers_for
+        else begun_kind.other_lookup(attempt.begun_with, terms.kind)
+    )
+    return AskLookup() if reason is None else held_as(attempt, f"{begun_kind.HELD_FOR}: {reason}")
 
 
 def of_other_code(attempt: Attempt, terms: Terms) -> str | None:
-    """Why a doubt, or what may become one, cannot be settled by the code of today; None: it can, by its policy."""
-    return kind.not_to_settle(attempt.begun_with, terms.kind, terms.answers_for if terms.has_find else ())
+    """Return why today's code cannot settle an attempt that is in doubt or may become so; None where it can, by its policy."""
+    return begun_kind.reason_not_to_settle(attempt.begun_with, terms.kind, terms.answers_for if terms.has_lookup else ())
 
 
 def _no_second_call(attempt: Attempt, facts: Facts) -> str:
@@ -303,61 +316,63 @@ def _no_second_call(attempt: Attempt, facts: Facts) -> str:
         return "its condition no longer holds"
     if facts.expired:
         return "it is too late to call again"
-    # After a restore, and where a person accepted it as a doubt, nobody knows when its call was made: its key counts as too old, and `why`
-    # says what happened, unless it tells of a death instead.
-    if attempt.first_at == LONG_AGO and attempt.why is not None and not attempt.why.startswith(careful.DIED):
+    # After a restore, and where a person accepted the row as a doubt, it is not known when the call was made: its key counts as too old,
+    # and `why` says what happened, unless `why` reports the end of a worker instead.
+    if attempt.first_at == LONG_AGO and attempt.why is not None and not attempt.why.startswith(poison_suspects.DIED):
         return attempt.why
     return "its key is too old to call again"
 
 
 def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
-    """Whether the provider may forget the key before a call begun now has surely landed."""
+    """Return whether the provider may forget the key before it is certain that a call begun now was carried out or never will be."""
     if terms.policy is None or terms.policy.kept_for is None:
         return False
     return attempt.first_at + terms.policy.kept_for <= now + terms.timeout + MARGIN + terms.settle_after
 
 
 def absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, asks_at: datetime, next_at: datetime) -> Decision:
-    """A find answered Absent to a question asked at `asked_at` by the database's clock.
+    """Decide what follows when a lookup answered Absent to a question asked at `asked_at`, by the database's clock.
 
-    asks_at: when it is asked again, where that was too early. next_at: when it is called again, by the backoff
-    of what failed, counted from its deadline.
+    asks_at: when the lookup is asked again, where that question was too early. next_at: when the call is made again, by the backoff for
+    failures, counted from its deadline.
     """
     if not facts.exists:
         return held_as(attempt, "the record was deleted while its call was in doubt")
     if asked_at <= attempt.deadline + terms.settle_after:
-        return unknown(attempt, asks_at, None)  # its call's own error stays
+        return unknown(attempt, asks_at, None)  # None keeps the error of its call
     if facts.holds:
         return Keep(replace(attempt, state=State.FAILED, unsure=False, next_at=next_at))
     return Delete()
 
 
 def unknown(attempt: Attempt, next_at: datetime, error: str | None) -> Keep:
-    """A find answered Unknown, raised, or answered Absent to a question asked too early."""
+    """Leave the attempt as it is until `next_at`: its lookup answered Unknown, raised, or answered Absent to a question asked too early."""
     return Keep(replace(attempt, next_at=next_at, error=error or attempt.error))
 
 
 def unknown_for_too_long(attempt: Attempt, why: str) -> Keep:
-    """Nobody could say for a day (or `give_up_after`) what became of it."""
+    """Hold an attempt of which no lookup could say for a day (or `give_up_after`) what became of its call."""
     return held_as(attempt, why)
 
 
 def unanswered(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str | None) -> Keep:
-    """Nobody can say just now what became of its call: asked again later, for as long as `UNKNOWN_HELD_AFTER` or `give_up_after` says."""
+    """Schedule another lookup, since it is not known now what became of the call; hold the attempt after `UNKNOWN_HELD_AFTER` or
+    `give_up_after`.
+    """
     limit = terms.retry.give_up_after or UNKNOWN_HELD_AFTER
     if now - attempt.deadline > limit:
         return unknown_for_too_long(attempt, f"nobody could say for {limit} what became of its call")
     return unknown(attempt, next_at, error)
 
 
-# ---- failed --------------------------------------------------------------------------------------------------------------------
+# ---- attempts that failed ------------------------------------------------------------------------------------------------------
 def retry_failed(attempt: Attempt, terms: Terms, facts: Facts, now: datetime, *, blocked: bool) -> Decision:
-    """A failed attempt whose `next_at` has passed."""
+    """Decide what follows for a failed attempt whose `next_at` has passed."""
     if facts.gone or not facts.exists:
         return Delete()
     if blocked:  # another call on the record is not settled: neither a call nor a handler may act on the record as if it had not been made
         return Wait()
-    if facts.expired:  # before the last try: nothing is worth doing any more, so it does not matter how often it was tried
+    if facts.expired:  # checked before the last try, since a record that is too late may have been tried any number of times
         return Expired(unsure=False)
     if last_try_used(terms.retry, attempt.failures, attempt.since, now):
         return GaveUp(unsure=False)
@@ -365,7 +380,9 @@ def retry_failed(attempt: Attempt, terms: Terms, facts: Facts, now: datetime, *,
 
 
 def expired_in_vain(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str) -> Keep:
-    """The `expired` handler raised or made no progress: it is tried again, and held after the last try. A doubt under again() stays one."""
+    """Decide what follows when the `expired` handler raised or made no progress: it is tried again, and the attempt is held after the last
+    try. An attempt in doubt, under InDoubt.repeat(), stays in doubt.
+    """
     state = State.DOUBT if attempt.unsure else State.FAILED
     after = replace(attempt, state=state, failures=attempt.failures + 1, next_at=next_at, error=error, why=IN_VAIN)
     if last_try_used(terms.retry, after.failures, after.since, now):
@@ -377,17 +394,19 @@ IN_VAIN = "it is too late for it, and its expired handler failed"
 
 
 def held_as(attempt: Attempt, why: str, *, error: str | None = None) -> Keep:
-    """Held for a person, with the reason; what is unsure stays so."""
+    """Hold the attempt for a person, with the reason `why`; an unsure attempt stays unsure."""
     return Keep(replace(attempt, state=State.HELD, next_at=None, why=why, error=error or attempt.error))
 
 
 # ---- a call is begun -----------------------------------------------------------------------------------------------------------
-def begun(  # noqa: PLR0913  # what a call has
+def begun(  # noqa: PLR0913  # the columns that a call has
     attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: datetime, together: int = 0, begun_with: str | None = None
 ) -> Attempt:
-    """The attempt with a new call: unsure, the key's age and a later deadline stay where an earlier call may have been made.
+    """Return the attempt with a new call. Where an earlier call may have been made, it stays unsure, and keeps the age of its key and the
+    later deadline.
 
-    Such an earlier call was the same call, or both are under again(): `settle` begins no other one. Its find may have been another.
+    Such an earlier call was the same call, or both are under InDoubt.repeat(): `settle` begins no other one. Its lookup may have been
+    another.
     """
     return replace(
         attempt,
@@ -399,19 +418,19 @@ def begun(  # noqa: PLR0913  # what a call has
         deadline=max(deadline, attempt.deadline) if attempt.unsure else deadline,
         next_at=None,
         together=together,
-        begun_with=kind.begun_again(attempt.begun_with, begun_with) if attempt.unsure else begun_with,
+        begun_with=begun_kind.kind_text_of_repeated_begin(attempt.begun_with, begun_with) if attempt.unsure else begun_with,
     )
 
 
-# ---- words that come late --------------------------------------------------------------------------------------------------------
+# ---- call results that come late --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class HoldNew:
-    """The attempt is gone: a held one is written anew with the outcome, unless a handler takes it."""
+    """HoldNew says that the attempt is gone: a new held attempt with the outcome is written, unless a handler takes the outcome."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddOutcome:
-    """The attempt keeps this outcome beside those it has; `unsure` is what it becomes."""
+    """AddOutcome says that the attempt keeps this outcome beside those it has; `unsure` is its new value."""
 
     unsure: bool
     loudly: str | None = None
@@ -419,44 +438,44 @@ class AddOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """It says nothing new; a line in the log."""
+    """Drop says that the outcome is dropped since it says nothing new; `say` is a line for the log."""
 
     say: str
 
 
-def comes_back(facts: Facts, *, outcome: bool, again: bool, blocked: bool) -> bool:
-    """The attempt is gone though its worker lives, never lost its lock, and has not removed it. Whether it stands again, as it was, before
-    its word is put to it.
+def attempt_is_restored(facts: Facts, *, outcome: bool, repeats: bool, blocked: bool) -> bool:
+    """Return whether a missing attempt is restored, as it was, before its call result is applied. Its worker is running, never lost its
+    lock and did not delete it.
 
-    outcome: an outcome is there; it is concluded where condition and occurrence still hold and nothing else was begun on the record. Else
-    the call ended without one, so that nobody knows what became of it: a doubt, whatever its record is; under again() only where the record
-    would be called once more.
+    outcome: the call has an outcome, which is concluded where condition and occurrence still hold and nothing else was begun on the record.
+    Without an outcome the call is in doubt, so the attempt is restored whatever its record is; but under InDoubt.repeat() only where the
+    record would be called once more.
     """
-    return not (outcome or again) or (facts.exists and facts.holds and not blocked)
+    return not (outcome or repeats) or (facts.exists and facts.holds and not blocked)
 
 
 Late = Conclude | HoldNew | AddOutcome | Drop
 
 
-def late(attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | None = None, *, own: Kind | None = None) -> Late:
-    """An outcome of a call that is no longer the attempt's latest: evidence that the outside was acted on, whoever asks.
+def late_outcome(attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | None = None, *, own: Kind | None = None) -> Late:
+    """Decide what follows when an outcome comes of a call that is no longer its attempt's latest: it is evidence that the service acted.
 
-    said: what the reaction's author said of outcomes that are overtaken. own: what the call whose outcome this is was begun with; of
-    another kind it says nothing of the attempt's latest call.
+    said: what the reaction's author declared about overtaken outcomes. own: what the call with this outcome was begun with; if that is
+    another kind, the outcome says nothing of the attempt's latest call.
     """
     if attempt is None:
         if said == "drop":
             return Drop("an outcome came after its attempt was settled, and is dropped as overtaken='drop' says")
-        if said is None and policy is not None and policy.kind == "again":
-            return Drop("an outcome came after its attempt was settled, under again(): let go")
+        if said is None and policy is not None and policy.kind == "repeat":
+            return Drop("an outcome came after its attempt was settled, under InDoubt.repeat(): let go")
         return HoldNew()
-    if attempt.blocking and kind.other_call(attempt.begun_with, own) is not None:
+    if attempt.blocking and begun_kind.other_call(attempt.begun_with, own) is not None:
         return AddOutcome(unsure=True, loudly="an outcome of another call came while what became of the latest one is not known: held")
     match attempt.state:
         case State.DOUBT:
             return Conclude()
         case State.FAILED:
-            return Conclude("an outcome came though its call was told absent: find or a person was wrong")
+            return Conclude("an outcome came though its call was told absent: the lookup or a person was wrong")
         case State.BEGUN if attempt.unsure:
             return Conclude()
         case State.BEGUN:
@@ -469,16 +488,16 @@ def late(attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | 
             return AddOutcome(unsure=False)
 
 
-# ---- a person ----------------------------------------------------------------------------------------------------------------
+# ---- what a person asks for --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Not possible now; why, and what is."""
+    """Refuse says that what a person asked for is not possible now, why, and what is possible."""
 
     why: str
 
 
 def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclude | Refuse:
-    """`groundstate retry`: an outcome in hand is concluded again, and is never a new call."""
+    """Apply `groundstate retry`. An attempt with an outcome is concluded again, and no new call is begun for it."""
     fresh = replace(attempt, failures=0, since=now, next_at=now, why=None)
     if attempt.state is State.FAILED:
         return Keep(replace(attempt, next_at=now, failures=0, since=now))
@@ -491,7 +510,7 @@ def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclu
     if not attempt.unsure:
         return Keep(replace(fresh, state=State.FAILED))
     policy = terms.policy
-    if policy is None or policy.kind == "hold" or (key_too_old(attempt, terms, now) and not terms.has_find):
+    if policy is None or policy.kind == "hold" or (key_too_old(attempt, terms, now) and not terms.has_lookup):
         return Refuse("nobody can say what became of its call: settle it as absent or with its outcome first")
     reason = of_other_code(attempt, terms)
     if reason is not None:
@@ -500,7 +519,7 @@ def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclu
 
 
 def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Keep | Delete | Refuse:
-    """`groundstate settle --absent`: a person says that the outside was not acted on."""
+    """Apply `groundstate settle --absent`, by which a person says that the service did not act."""
     if attempt.state is not State.HELD:
         return Refuse(f"it is {attempt.state.words}, not held: its policy settles it")
     if not attempt.unsure:
@@ -516,7 +535,7 @@ def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -
 
 
 def person_outcome(attempt: Attempt, terms: Terms, now: datetime) -> Conclude | Refuse:
-    """`groundstate settle --outcome`: a person says with which outcome the outside was acted on. Goes on as found."""
+    """Apply `groundstate settle --outcome`: a person says with which outcome the service acted, and it goes on as if a lookup found it."""
     if attempt.state is not State.HELD:
         return Refuse(f"it is {attempt.state.words}, not held: its policy settles it")
     if terms.policy is None:
@@ -527,7 +546,7 @@ def person_outcome(attempt: Attempt, terms: Terms, now: datetime) -> Conclude | 
 
 
 def one_of_several(attempt: Attempt, remaining: str) -> Keep:
-    """One of several outcomes was concluded: the others stay listed, since each says that the outside was acted on."""
+    """Hold the attempt after one of several outcomes was concluded: the others stay listed, since each says that the service acted."""
     why = (
         "one of its outcomes was concluded, and these came as well: `retry` gives them to `overtaken`; or undo them outside, then `forget`"
     )
@@ -535,10 +554,12 @@ def one_of_several(attempt: Attempt, remaining: str) -> Keep:
 
 
 def person_forget(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Delete | Refuse:
-    """`groundstate forget`: refused while condition and occurrence hold, since that would be a new call."""
+    """Apply `groundstate forget`. It is refused while condition and occurrence hold, since that would lead to a new call or run."""
     if attempt.state is not State.HELD:
         return Refuse(f"it is {attempt.state.words}, not held")
     if facts.exists and facts.holds:
+        if terms.policy is None and not attempt.unsure and attempt.outcome is None and attempt.call_no == 0:
+            return Refuse("its condition holds, so once forgotten its handler would run again: change the record first, or `retry` it")
         return Refuse("its condition holds, so forgetting it would be a new call: change the record first, or `retry` or `settle` it")
     if attempt.unsure and now <= attempt.deadline + terms.settle_after:
         return Refuse("its call may still be on its way; forget it after its deadline and settle_after")

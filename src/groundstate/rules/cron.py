@@ -1,8 +1,9 @@
-"""Cron: five fields on the wall clock of a zone, as a set of instants. Pure: the time is an argument, and nothing here waits.
+"""Computes when a cron expression comes: five fields on the wall clock of a zone, which describe a set of instants. Pure: the time is an
+argument, and nothing here waits.
 
-A library (cronsim) reads the fields and walks their wall times without a zone. What becomes of wall times that do not exist or come twice
-is decided here, since no library has these choices (docs/time.md). All comparing is done in UTC: Python compares two times of one zone by
-what its clock shows.
+The library cronsim reads the fields and iterates over their wall times without a zone. What becomes of wall times that do not exist or come
+twice is decided here, since no library offers these choices (docs/time.md). All comparing is done in UTC, because Python compares two times
+of one zone by what its clock shows.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import Any, Literal
 from groundstate.values.errors import DeclarationError
 
 Gap = Literal["shift", "skip"]
-Overlap = Literal["first", "second", "both"]
+Fold = Literal["first", "second", "both"]
 
 _GAPS: tuple[Gap, ...] = ("shift", "skip")
-_OVERLAPS: tuple[Overlap, ...] = ("first", "second", "both")
+_FOLDS: tuple[Fold, ...] = ("first", "second", "both")
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 _SIZES = (60, 24, 31, 12, 7)
 _ALIASES = {
@@ -37,41 +38,42 @@ _ALIASES = {
 }
 _INSTANT = timedelta(microseconds=1)
 _HOUR = timedelta(hours=1)
-_AROUND = timedelta(hours=40)  # a clock shows at most 15 hours from UTC, and no change moves it by more than 24
+_AROUND = timedelta(hours=40)  # hours around a day: a zone is at most 15 hours from UTC, and no change moves its clock by more than 24
 _DAY = timedelta(days=1)
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-_ANY_DAY = datetime(2000, 1, 1)  # noqa: DTZ001  # of a wall clock
+_ANY_DAY = datetime(2000, 1, 1)  # noqa: DTZ001  # a time on a wall clock has no zone
 
 
 @dataclass(frozen=True)
 class Cron:
-    """A cron expression in a time zone: points in time that come again, as in `Cron("0 7 * * MON", "Europe/Berlin")`.
+    """A Cron describes points in time that come again in a time zone, as `Cron("0 7 * * MON", "Europe/Berlin")` does.
 
-    Two wall times that fall on one instant are one tick. Ticks are given as times of the zone. Python takes no two times of different
-    zones for equal where one lies in an hour that comes twice: compare `tick.astimezone(UTC)`, and store ticks in `Instant` columns.
+    Two wall times that fall on one instant are one tick. Ticks are returned as times of the zone. Python never treats two times of
+    different zones as equal where one lies in an hour that comes twice: compare `tick.astimezone(UTC)`, and store ticks in `UtcDateTime`
+    columns.
 
     Args:
         expression: minute, hour, day of month, month, day of week; names (JAN, MON), ranges, lists, steps of a star or a range, `L`, `LW`,
-            `5L`, `MON#2`, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. Where one of the two fields of days begins with a
-            star both must match, else one of them, as in Debian's cron.
+            `5L`, `MON#2`, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. Where one of the two day fields begins with a star both
+            must match, else one of them, as in Debian's cron.
         zone: a name of the IANA time zone database.
-        gap: what becomes of a wall time that the clock skips. "shift": it is taken with the offset before the change, as RFC 5545 3.3.5
-            says it, so that 02:30 comes at 03:30, which is when it would have come without the change; "skip": it does not come.
-        overlap: which one is meant where the clock shows a wall time twice.
+        gap: what becomes of a wall time that the clock skips. "shift" takes it with the offset before the change, as RFC 5545 3.3.5
+            specifies, so that 02:30 comes at 03:30, which is when it would have come without the change; with "skip" it does not come.
+        fold: which tick is meant where the clock shows a wall time twice: "first", "second" or "both".
 
     Raises:
-        DeclarationError: this is no such expression, it never comes, or there is no such zone; the message names the cure.
+        DeclarationError: the expression is invalid or never comes, or there is no such zone; the message names the cure.
     """
 
     expression: str
     zone: str = "UTC"
     gap: Gap = "shift"
-    overlap: Overlap = "first"
+    fold: Fold = "first"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "expression", _checked(self.expression))
         _check_choice("gap", self.gap, _GAPS)
-        _check_choice("overlap", self.overlap, _OVERLAPS)
+        _check_choice("fold", self.fold, _FOLDS)
         if not isinstance(self.zone, str):
             raise DeclarationError(f"zone={self.zone!r}: give a name of the IANA database, as 'Europe/Berlin'")
         _zone(self.zone)
@@ -81,14 +83,14 @@ class Cron:
 
     @property
     def tzinfo(self) -> tzinfo:
-        """The zone itself."""
+        """Return the time zone as a tzinfo object."""
         return _zone(self.zone)
 
     def next(self, after: datetime) -> datetime:
-        """The first tick that is later than `after`, in the zone. A naive `after` means UTC.
+        """Return the first tick that is later than `after`, in the zone. A naive `after` means UTC.
 
         Raises:
-            OverflowError: it would come after the year 9999.
+            OverflowError: the tick would come after the year 9999.
         """
         found = self._nearest(_utc(after), forwards=True)
         if found is None:
@@ -96,12 +98,12 @@ class Cron:
         return found.astimezone(self.tzinfo)
 
     def latest(self, until: datetime) -> datetime | None:
-        """The last tick at or before `until`, in the zone; None where there is none since the year 1. A naive `until` means UTC."""
+        """Return the last tick at or before `until`, in the zone; None where there is none since the year 1. A naive `until` means UTC."""
         found = self._nearest(_utc(until), forwards=False)
         return None if found is None else found.astimezone(self.tzinfo)
 
     def backwards(self, until: datetime) -> Iterator[datetime]:
-        """The ticks at or before `until`, latest first, in the zone. A naive `until` means UTC."""
+        """Yield the ticks at or before `until`, latest first, in the zone. A naive `until` means UTC."""
         at = _utc(until)
         while (found := self._nearest(at, forwards=False)) is not None:
             yield found.astimezone(self.tzinfo)
@@ -110,19 +112,19 @@ class Cron:
             at = found - _INSTANT
 
     def following(self, mark: datetime) -> datetime:
-        """As `next`: what a schedule asks."""
+        """Return the first tick later than `mark`: it is `next` under the name that a schedule calls."""
         return self.next(mark)
 
     def since(self, mark: datetime, now: datetime) -> Iterator[datetime]:
-        """The ticks later than `mark` and not later than `now`, latest first."""
+        """Return an iterator over the ticks later than `mark` and not later than `now`, latest first."""
         return takewhile(lambda tick: tick > mark, self.backwards(now))
 
     # ---- from wall times to instants -----------------------------------------------------------------------------------------------
     def _nearest(self, at: datetime, *, forwards: bool) -> datetime | None:
-        """The tick nearest to `at` on one side: later than it, or not later.
+        """Return the tick nearest to `at` on one side: later than `at` if `forwards`, else not later.
 
-        Wall times are walked in their order. Instants come in the same order but around a change of the clock, where those that were
-        shifted lie among others. So the walk goes on until no later wall time can give a nearer instant.
+        Wall times are walked in their order. Instants come in the same order except around a change of the clock, where shifted ones lie
+        among others. So the walk goes on until no further wall time can give a nearer instant.
         """
         best: datetime | None = None
         try:
@@ -138,26 +140,26 @@ class Cron:
                         best = tick
                 if best is not None and low == high:
                     return best
-        except (OverflowError, ValueError):  # the library has walked past an end of the calendar
+        except (OverflowError, ValueError):  # the library has passed an end of the calendar
             pass
         return best
 
     def _ticks(self, wall: datetime) -> Iterator[datetime]:
-        """The instants that a wall time stands for, by the policies."""
+        """Yield the instants that a wall time stands for, by the policies `gap` and `fold`."""
         zone = self.tzinfo
         try:
             first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-        except OverflowError:  # on the first or the last day of the calendar, and outside of it in UTC
+        except OverflowError:  # a wall time on the first or last day of the calendar may lie outside of it in UTC
             return
         if first == second:
             yield first
-        elif first > second:  # skipped: fold 0 is read with the offset before the change
+        elif first > second:  # the clock skips this wall time; fold 0 is read with the offset before the change
             if self.gap == "shift":
                 yield first
         else:
-            if self.overlap != "second":
+            if self.fold != "second":
                 yield first
-            if self.overlap != "first":
+            if self.fold != "first":
                 yield second
 
 
@@ -176,7 +178,7 @@ def _utc(moment: datetime) -> datetime:
 
 
 def _moved(moment: datetime, by: timedelta) -> datetime:
-    """So much later, or the end of the calendar on that side."""
+    """Return `moment` moved by `by`, or the end of the calendar on that side where the result lies beyond it."""
     try:
         return moment + by
     except OverflowError:
@@ -184,12 +186,14 @@ def _moved(moment: datetime, by: timedelta) -> datetime:
 
 
 def _walls(expression: str, start: datetime, *, forwards: bool) -> Iterator[datetime]:
-    """Wall times of the expression after `start`, or those not after it, latest first. Raises OverflowError or ValueError at an end of the
-    calendar. The calendar's very first is among those after it: nothing is before it from where one could start.
+    """Return an iterator over the wall times of the expression after `start`, or over those not after it, latest first. It raises
+    OverflowError or ValueError at an end of the calendar.
+
+    Where `start` is the first moment of the calendar, a wall time at that moment is included: no earlier start could reach it.
     """
     from cronsim import CronSim
 
-    if not forwards:  # the library takes what is finer than a second for later than that second
+    if not forwards:  # the library treats a fraction of a second as later than that second
         return CronSim(expression, start if start.microsecond else start + _INSTANT, reverse=True)
     if start == _FIRST.replace(tzinfo=None):
         return _with_the_first(expression, start)
@@ -206,7 +210,9 @@ def _with_the_first(expression: str, start: datetime) -> Iterator[datetime]:
 
 @lru_cache(maxsize=4096)
 def _offsets(zone: str, day: date) -> tuple[timedelta, timedelta]:
-    """The lowest and the highest offset from UTC that the zone has around this day, asked each hour: no two changes are so close."""
+    """Return the lowest and the highest offset from UTC that the zone has around this day. Probing each hour is enough: changes are further
+    apart.
+    """
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
     hours = range(-(_AROUND // _HOUR), (_AROUND + _DAY) // _HOUR + 1)
     found = {offset for number in hours if (offset := _offset(midnight, number, zone)) is not None}
@@ -214,17 +220,17 @@ def _offsets(zone: str, day: date) -> tuple[timedelta, timedelta]:
 
 
 def _offset(midnight: datetime, hours: int, zone: str) -> timedelta | None:
-    """Of so many hours later; None where that is outside of the calendar, in UTC or in the zone."""
+    """Return the zone's offset from UTC so many hours after `midnight`; None where that is outside the calendar, in UTC or in the zone."""
     try:
         return (midnight + hours * _HOUR).astimezone(_zone(zone)).utcoffset() or timedelta()
     except OverflowError:
         return None
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------------------
+# ---- checks of an expression and a zone --------------------------------------------------------------------------------------------
 @lru_cache(maxsize=512)
 def _zone(name: str) -> tzinfo:
-    """Raises DeclarationError, naming zones that are written nearly so."""
+    """Return the zone of this name, or raise DeclarationError that suggests zones with similar names."""
     from zoneinfo import ZoneInfo
 
     try:
@@ -252,7 +258,7 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _checked(expression: Any) -> str:
-    """The expression in one way of writing. Raises DeclarationError."""
+    """Return the expression in its canonical form, or raise DeclarationError."""
     if not isinstance(expression, str):
         raise DeclarationError(f"cron {expression!r}: give its five fields as text, as '0 7 * * MON'")
     return _read(expression)
@@ -288,20 +294,20 @@ def _of_alias(expression: str) -> str:
 
 
 _OF_ONE = re.compile(r"(?<![^,])(\w+)-(\w+)/\d+(?![^,])")  # a range with a step
-_FROM = re.compile(r"(?<![^,])(\w+)/(\d+)(?![^,])")  # a step from one value on
+_FROM = re.compile(r"(?<![^,])(\w+)/(\d+)(?![^,])")  # a step after one value
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _ENDS = (59, 23, 31, 12, 7)
 _DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 
 
 def _one(number: int, found: re.Match[str]) -> str:
-    """A range of one value is that value, whatever its step: the library would take it for one that goes on to the field's end."""
+    """Replace a range of one value by that value, whatever its step: the library would let it go on to the field's end."""
     first, last = found.group(1), found.group(2)
     return first if _number(number, first) == _number(number, last) else found.group()
 
 
 def _number(number: int, written: str) -> int | None:
-    """What a number or a name stands for in this field; None for neither."""
+    """Return the number that a number or a name stands for in this field; None for anything else."""
     if number == 3 and written in _MONTHS:
         return _MONTHS.index(written) + 1
     if number == 4 and written in _DAYS:
@@ -310,7 +316,7 @@ def _number(number: int, written: str) -> int | None:
 
 
 def _check_step(where: str, number: int, start: str, step: str) -> None:
-    """A step after one value. Quartz and most libraries count on to the field's end; Vixie's cron and Debian's take the value alone."""
+    """Refuse a step after one value: Quartz and most libraries count on to the field's end, but Vixie's and Debian's cron do not."""
     if start in ("L", "LW"):
         raise DeclarationError(f"{where}, and {start} is one day, from which no step goes on: leave /{step} out")
     first = _number(number, start)
@@ -334,7 +340,9 @@ def _check_field(where: str, number: int, field: str) -> None:
 
 
 def _comes(expression: str) -> bool:
-    """Whether it is an expression that has a tick at all: the library looks for fifty years, and 29 February is a Monday within forty."""
+    """Return whether the expression is valid and has a tick at all: the library searches fifty years, and 29 February is a Monday within
+    forty.
+    """
     from cronsim import CronSimError
 
     try:

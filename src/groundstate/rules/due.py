@@ -1,4 +1,4 @@
-"""When a record becomes due, and how late it may still be carried out. Pure: the time is an argument, and no clock is read.
+"""Computes when a record becomes due, and how late it may still be carried out. Pure: the time is an argument, and no clock is read.
 
 A due time is a column, or an expression over columns, so that a timer is stored nowhere else and cannot be lost.
 """
@@ -14,16 +14,16 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from groundstate.values.errors import DeclarationError
 
-FARTHEST = timedelta(days=36_525)  # a hundred years: beyond it a database's calendar may end, and a condition would say nothing
+FARTHEST = timedelta(days=36_525)  # a hundred years: beyond it a database's calendar may end, and a condition would have no result
 
 
 class InNoCalendar(ValueError):
-    """A due time before the year 1, or after 9999: there is no such moment for Python."""
+    """This is raised for a due time before the year 1 or after 9999, which Python cannot represent."""
 
 
 @dataclass(frozen=True, eq=False)
 class Due:
-    """What `after` makes: due so long after a column's time, and for how long it is worth doing."""
+    """A Due is what `after` returns: a record is due `delta` after the time `of`, and is worth carrying out for `valid_for`."""
 
     of: Any
     delta: timedelta = timedelta()
@@ -32,9 +32,9 @@ class Due:
 
 @dataclass(frozen=True, eq=False)
 class DueSpec:
-    """The same, checked. `attribute` is the record's own column that `base` is, None where it is an expression.
+    """A DueSpec is a `Due` that was checked. `attribute` is the record's own column that `base` is, None where `base` is an expression.
 
-    expires: this is the part of the reaction that answers what is too late, by the `expired` handler.
+    expires: this belongs to the part of the reaction that runs the `expired` handler for records that are too late.
     """
 
     base: ColumnElement[Any]
@@ -45,16 +45,16 @@ class DueSpec:
 
     @property
     def since(self) -> timedelta:
-        """How long ago the base time of what is taken now must be, at least."""
+        """Return the age that the base time of a record must have reached for the record to be taken."""
         return self.delta + self.valid_for if self.expires and self.valid_for is not None else self.delta
 
     @property
     def until(self) -> timedelta | None:
-        """How long ago it must not be yet; None for ever."""
+        """Return the age of the base time from which on a record is no longer taken; None for no limit."""
         return None if self.expires or self.valid_for is None else self.delta + self.valid_for
 
     def at(self, base: object) -> datetime:
-        """When a record with this base time becomes due. Raises InNoCalendar."""
+        """Return when a record with this base time becomes due. Raises InNoCalendar."""
         try:
             return instant(base) + self.delta
         except OverflowError:
@@ -62,20 +62,21 @@ class DueSpec:
             raise InNoCalendar(words) from None
 
     def expired(self, due: datetime, now: datetime) -> bool:
-        """Whether it is too late for what was due then."""
-        return self.valid_for is not None and now - due >= self.valid_for  # and not due + valid_for, which may be in no calendar
+        """Return whether it is too late at `now` for a record with this due time."""
+        return self.valid_for is not None and now - due >= self.valid_for  # due + valid_for may be in no calendar
 
 
 def after(column: Any, delta: timedelta = timedelta(), *, valid_for: timedelta | None = None) -> Due:
-    """Due `delta` after the column's time, by the database's clock; a negative delta: so long before it.
+    """Make a record due `delta` after the column's time, by the database's clock; with a negative delta it is due before that time.
 
     Args:
         column: a column of the record, or an SQL expression that gives a point in time. Where it is NULL nothing is due.
         delta: at most a hundred years either way.
-        valid_for: from so long after the due time on it is not carried out any more: the reaction's `expired` handler answers instead.
+        valid_for: from this long after the due time on the record is not carried out any more: the reaction's `expired` handler runs
+            instead.
 
     Raises:
-        DeclarationError: a duration that cannot be meant.
+        DeclarationError: a duration is no timedelta, is too long, or is a `valid_for` that is not more than zero.
     """
     chosen: dict[str, object] = {"delta": delta} if valid_for is None else {"delta": delta, "valid_for": valid_for}
     for name, given in chosen.items():
@@ -88,7 +89,7 @@ def after(column: Any, delta: timedelta = timedelta(), *, valid_for: timedelta |
 
 
 def instant(value: object) -> datetime:
-    """A point in time in UTC, as the database gives it: naive ones mean UTC, a date its midnight there (rules.md 10)."""
+    """Return a time from the database as a datetime in UTC: a naive one means UTC, a date its midnight in UTC (rules.md 10)."""
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     if isinstance(value, date):

@@ -1,6 +1,8 @@
-"""What an outcome means whose condition or occurrence no longer holds: what the author said, else the default (rules.md 2). Pure.
+"""Decides what becomes of an outcome whose condition or occurrence no longer holds: what the author declared, else the default (rules.md
+2). Pure.
 
-The default: a fact concludes and a state holds; under `again()` what would be held is dropped, as a doubt of that policy is.
+By default the outcome of a reaction with a done column is concluded, and any other is held. Under `InDoubt.repeat()` an outcome that would
+be held is dropped, as a call in doubt is under that policy.
 """
 
 from __future__ import annotations
@@ -15,25 +17,25 @@ WORDS: tuple[str, ...] = get_args(WhenOvertaken)
 
 @dataclass(frozen=True, slots=True)
 class FalseClause:
-    """A clause that does not hold any more: the columns of this record that it names, and whether it reads these alone."""
+    """A FalseClause is a clause that no longer holds: the columns of this record that it names, and whether it reads only these."""
 
     columns: Collection[str]
     own_columns_only: bool
 
 
-def kept(  # what was written, and what is true of it
+def reason_to_hold_overtaken(  # the columns that were written, and what is known of them
     written: Collection[str],
     null_before: Collection[str],
     false_clauses: Sequence[FalseClause],
     *,
     wrote_else: bool,
     same_occurrence: bool,
-    fact: bool = False,
+    done_column: bool = False,
 ) -> str | None:
-    """None where it is kept, else why it is held with its outcome.
+    """Return None where an overtaken outcome is kept, else the reason why it is held.
 
-    fact: the reaction said by `fact=` that what it writes is one. Then it is one whatever other tables say now; of another reaction nobody
-    knows whether the clause that asked them speaks of the same.
+    done_column: the reaction declared a done column, so what it writes is true whatever other tables contain now. For another reaction it
+    is not known whether a clause over other tables concerns the same work.
     """
     if not same_occurrence:
         return "overtaken: its occurrence changed while the call was made"
@@ -41,7 +43,7 @@ def kept(  # what was written, and what is true of it
         return "overtaken: the handler wrote more than columns of this record"
     if not written:
         return "overtaken: the condition no longer held and the handler wrote nothing"
-    if not fact and any(not clause.own_columns_only for clause in false_clauses):
+    if not done_column and any(not clause.own_columns_only for clause in false_clauses):
         return "overtaken: a clause over other tables no longer held"
     tested = {column for clause in false_clauses for column in clause.columns}
     for column in sorted(written):
@@ -54,31 +56,31 @@ def kept(  # what was written, and what is true of it
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """The reaction's own overtaken handler takes it."""
+    """HandOver passes the overtaken outcome to the reaction's own `overtaken` handler."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteSame:
-    """What was done was done: the ordinary handler writes it, whatever the condition and the occurrence are now."""
+    """WriteSame lets the ordinary handler write the outcome whatever the condition and the occurrence are now: the call was made."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteFact:
-    """The ordinary handler writes it if that is a fact (see `kept`); else it is held, or dropped where `drops`."""
+    """WriteFact lets the ordinary handler write the outcome if `kept` allows it; else it drops the outcome where `drops`, or holds it."""
 
     drops: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """It is held for a person."""
+    """Hold keeps the outcome in a held attempt for a person, with the reason `why`."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class DropIt:
-    """Its attempt goes; `say` is a line for the log."""
+    """DropIt deletes the attempt of an overtaken outcome; `say` is a line for the log."""
 
     say: str
 
@@ -86,8 +88,8 @@ class DropIt:
 Answer = HandOver | WriteSame | WriteFact | Hold | DropIt
 
 
-def answer(said: WhenOvertaken | None, *, has_handler: bool, again: bool, exists: bool) -> Answer:
-    """What becomes of the outcome. `again`: the call may be made twice. `exists`: the record was not deleted."""
+def decide_overtaken_outcome(said: WhenOvertaken | None, *, has_handler: bool, repeats: bool, exists: bool) -> Answer:
+    """Decide what becomes of an overtaken outcome. repeats: the call may be made twice. exists: the record was not deleted."""
     if said == "drop":
         return DropIt("its outcome was overtaken, and is dropped as overtaken='drop' says")
     if not exists:
@@ -98,4 +100,4 @@ def answer(said: WhenOvertaken | None, *, has_handler: bool, again: bool, exists
         case "same":
             return WriteSame()
         case None:
-            return HandOver() if has_handler else WriteFact(drops=again)
+            return HandOver() if has_handler else WriteFact(drops=repeats)

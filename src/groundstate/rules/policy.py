@@ -1,4 +1,4 @@
-"""How a call in doubt is settled, and when a failed one is tried again: the choices a user declares. Nothing is decided here."""
+"""Holds the choices that a user declares: how a call in doubt is settled, and when a failed call is tried again. It decides nothing."""
 
 from __future__ import annotations
 
@@ -8,57 +8,83 @@ from typing import Literal
 
 from groundstate.values.errors import DeclarationError
 
-MARGIN = timedelta(seconds=5)  # a call's deadline is its begin + timeout + this: room for the begin's own commit
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # when a call was made first of which nobody knows: its key is too old
+MARGIN = timedelta(seconds=5)  # a call's deadline is its begin + timeout + this, which leaves room for the begin's own commit
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # the first begin of a call where it is not known: its key is too old
 
 
 @dataclass(frozen=True)
 class InDoubt:
-    """What becomes of a call that may have been made. Choose by `again()`, `same_key()`, `ask()` or `hold()`; no default is right."""
+    """An InDoubt policy says what becomes of a call that may have been made, and whose outcome is not known.
 
-    kind: Literal["again", "same_key", "ask", "hold"]
+    Choose by `InDoubt.lookup()`, `InDoubt.same_key()`, `InDoubt.repeat()` or `InDoubt.hold()`. There is no default, because none is right
+    for every call.
+    """
+
+    kind: Literal["repeat", "same_key", "lookup", "hold"]
     kept_for: timedelta | None = None
     settle_after: timedelta | None = None
 
+    @classmethod
+    def lookup(cls, *, settle_after: timedelta) -> InDoubt:
+        """Settle a call in doubt by its lookup, which asks the service whether the call was carried out.
 
-def again() -> InDoubt:
-    """Calling twice does no harm: a call in doubt is simply made again, while the condition holds."""
-    return InDoubt("again")
+        The answer `Absent` is believed only if the lookup began later than the call's deadline plus `settle_after`. A host that is
+        suspended between our last check and the sending of the request, and that resumes later than this, can still send it: nothing on our
+        side can prevent that. Then the call is carried out at most twice, and the log says so. A key that the provider keeps does prevent
+        it (`InDoubt.same_key`).
 
+        Args:
+            settle_after: a span longer than a request of yours can be on its way.
 
-def same_key(*, kept_for: timedelta, settle_after: timedelta | None = None) -> InDoubt:
-    """Call again under the same `Key`, which the call must take and the provider must keep for `kept_for`.
-
-    Past that the key is too old to call again under it: the call's find settles it if it has one, else it is held.
-    settle_after: how long after its deadline a call may still land; the call's timeout where None. With a find it must be given.
-    """
-    _positive("kept_for", kept_for)
-    if settle_after is not None:
+        Raises:
+            DeclarationError: `settle_after` is no timedelta, or is negative.
+        """
         _positive("settle_after", settle_after, zero=True)
-    return InDoubt("same_key", kept_for=kept_for, settle_after=settle_after)
+        return cls("lookup", settle_after=settle_after)
 
+    @classmethod
+    def same_key(cls, *, kept_for: timedelta, settle_after: timedelta | None = None) -> InDoubt:
+        """Settle a call in doubt by making it again under the same `IdempotencyKey`. The call must send the key.
 
-def ask(*, settle_after: timedelta) -> InDoubt:
-    """By the call's find, which asks the outside what became of it.
+        After `kept_for` the key is too old for another call: then the call's lookup settles it, if it has one, and otherwise the attempt is
+        held for a person.
 
-    `Absent` is believed only when it was asked later than the call's deadline plus `settle_after`: choose that longer than a request of
-    yours can be on its way. A host that is suspended just between our last check and the send, and wakes up later than that, can still
-    send: nothing on our side closes this. Then it is done at most twice, and you are told; a key at the provider closes it.
-    """
-    _positive("settle_after", settle_after, zero=True)
-    return InDoubt("ask", settle_after=settle_after)
+        Args:
+            kept_for: for how long the provider keeps the key.
+            settle_after: how long after its deadline a call may still be carried out; the call's timeout if None. A call with a lookup must
+                give it.
 
+        Raises:
+            DeclarationError: `kept_for` or `settle_after` is no timedelta, or is too short.
+        """
+        _positive("kept_for", kept_for)
+        if settle_after is not None:
+            _positive("settle_after", settle_after, zero=True)
+        return cls("same_key", kept_for=kept_for, settle_after=settle_after)
 
-def hold() -> InDoubt:
-    """A person decides: the call is held with its key, and `groundstate settle` says what became of it."""
-    return InDoubt("hold")
+    @classmethod
+    def repeat(cls) -> InDoubt:
+        """Make a call in doubt again as long as its condition holds. This is for calls that do no harm if they are made twice."""
+        return cls("repeat")
+
+    @classmethod
+    def hold(cls) -> InDoubt:
+        """Hold the attempt for a person, who checks the service and says what became of the call by `groundstate settle`."""
+        return cls("hold")
 
 
 @dataclass(frozen=True)
 class Retry:
-    """When what failed is tried again: exponential backoff with jitter, from `first` to `longest`.
+    """A Retry says when what failed is tried again: by exponential backoff with jitter, from `first` to `longest`.
 
-    times: tries in all, None for no limit. give_up_after: how long after the first begin no further try is made.
+    Args:
+        times: the number of tries in all; None for no limit.
+        first: the backoff after the first failure.
+        longest: the longest backoff.
+        give_up_after: how long after the first begin no further try is made; None for no limit.
+
+    Raises:
+        DeclarationError: `times` is less than 1, or a duration is no timedelta or not more than zero.
     """
 
     times: int | None = 10

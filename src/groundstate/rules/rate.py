@@ -1,7 +1,7 @@
-"""How many calls may be begun in a span of time, counted in slices of it. Pure: the time is an argument, in microseconds of the epoch.
+"""Counts the calls begun in a span of time, in slices of it, and decides how many more may begin. Pure: the time is an argument, in
+microseconds since the epoch.
 
-A count says 'so many calls were begun before this moment', which stays true whatever happens afterwards: a fact about the past, and no
-mark that anything runs.
+A count says how many calls were begun before a moment, which stays true whatever happens afterwards: it does not claim that anything runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-SLICES = 20  # of a span: so much of it is lost, at most, since what was begun in a slice counts from the slice's end
+SLICES = 20  # slices of a span: a call counts from the end of its slice, so at most one slice of the span is lost
 AHEAD = 1_000_000  # microseconds by which another worker's reading of the database's clock may be ahead of ours
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -19,10 +19,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True)
 class Rate:
-    """At most so many calls in any span of time.
+    """A Rate allows at most `times` calls in any span of time of length `each`.
 
     Args:
-        times: how many, at least 1.
+        times: the number of calls, at least 1.
         each: the span, such as `timedelta(seconds=1)`.
     """
 
@@ -32,7 +32,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Counted:
-    """Calls begun, by the end of the slice in which they were; those of the last span alone."""
+    """Counted holds the numbers of calls begun in the last span, by the end of their slice in microseconds since the epoch."""
 
     by_end: Mapping[int, int]
 
@@ -45,15 +45,15 @@ def microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def moment_of(microsecond: int) -> datetime:
+def datetime_from_microseconds(microsecond: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microsecond)
 
 
-def counted(written: str | None, rate: Rate, now: int) -> Counted:
-    """What still counts now. None: nothing was counted yet.
+def read_call_count(written: str | None, rate: Rate, now: int) -> Counted:
+    """Return the calls that still count at `now`, from the stored text; None means that nothing was counted yet.
 
-    What lies more than a second in the future is from before the clock was set back: it counts as begun just now, so that there are never
-    more than the rate, and nobody waits for longer than one span and that second. What cannot be read counts in full.
+    An entry more than a second in the future dates from before the clock was set back: it counts as begun just now, so that the rate is
+    never exceeded, and no call waits for longer than one span and that second. A text that cannot be read counts as a full span of calls.
     """
     end = _end_of_slice(rate, now)
     try:
@@ -68,13 +68,13 @@ def counted(written: str | None, rate: Rate, now: int) -> Counted:
     return Counted(still)
 
 
-def left(found: Counted, rate: Rate) -> int:
-    """How many calls may be begun now."""
+def calls_left(found: Counted, rate: Rate) -> int:
+    """Return how many calls may be begun now."""
     return max(rate.times - found.calls, 0)
 
 
-def taken(found: Counted, rate: Rate, now: int, calls: int) -> Counted:
-    """With so many more, begun now."""
+def count_with_more_calls(found: Counted, rate: Rate, now: int, calls: int) -> Counted:
+    """Return the count with so many more `calls`, begun at `now`."""
     if not calls:
         return found
     end = _end_of_slice(rate, now)
@@ -82,7 +82,7 @@ def taken(found: Counted, rate: Rate, now: int, calls: int) -> Counted:
 
 
 def free_at(found: Counted, rate: Rate) -> int | None:
-    """When the next call may be begun, where none may now."""
+    """Return when the next call may be begun, in microseconds since the epoch; None where one may be begun now."""
     over = found.calls - rate.times
     if over < 0:
         return None
@@ -93,13 +93,13 @@ def free_at(found: Counted, rate: Rate) -> int | None:
     return None
 
 
-def until(found: Counted, rate: Rate) -> int:
-    """From when on nothing of it counts any more."""
+def all_expired_at(found: Counted, rate: Rate) -> int:
+    """Return the time, in microseconds since the epoch, from which none of these calls counts any more."""
     return max(found.by_end, default=0) + _span(rate)
 
 
-def said(found: Counted) -> str:
-    """As it is written down."""
+def count_as_json(found: Counted) -> str:
+    """Return the count as the JSON text that is stored."""
     return json.dumps({str(end): count for end, count in sorted(found.by_end.items())}, separators=(",", ":"))
 
 

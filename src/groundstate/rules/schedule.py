@@ -1,6 +1,6 @@
-"""A schedule and what is to be done of it at a moment: which ticks since its mark are carried out, and which are left out. Pure.
+"""Decides which ticks of a schedule since its cursor are carried out now, and which are left out. Pure.
 
-The mark is the instant of the last tick that was carried out, or left out. What is due is told from the mark and the time alone.
+The cursor (`mark`) is the time of the last tick that was carried out or left out. What is due follows from it and the time alone.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from typing import Any, Literal, Protocol
 
 from groundstate.rules.attempt import Terms
 from groundstate.rules.policy import Retry
-from groundstate.rules.reaction import Function
+from groundstate.rules.specs import Function
 
 Missed = Literal["none", "latest", "all"]
 
-ON_TIME = timedelta(minutes=1)  # with missed="none" a tick is carried out if it is at most so late
-COUNTED_MOST = 10_000  # ticks that were missed are counted up to this
+ON_TIME = timedelta(minutes=1)  # with missed="none" a tick is carried out if it is at most this late
+COUNTED_MOST = 10_000  # missed ticks are counted up to this number
 
 
 class Timing(Protocol):
-    """When the ticks of a schedule are: `Cron`, or `Period`."""
+    """A Timing computes when the ticks of a schedule are: it is a `Cron` or a `Period`."""
 
     @property
     def tzinfo(self) -> tzinfo: ...
 
     def following(self, mark: datetime) -> datetime:
-        """The first tick later than the mark. Raises OverflowError past the end of the calendar."""
+        """Return the first tick later than `mark`. Raises OverflowError past the end of the calendar."""
         ...
 
     def since(self, mark: datetime, now: datetime) -> Iterator[datetime]:
-        """The ticks later than the mark and not later than now, latest first."""
+        """Yield the ticks later than `mark` and not later than `now`, latest first."""
         ...
 
 
 @dataclass(frozen=True)
 class Period:
-    """Ticks that lie on the mark and so many times `delta` after it."""
+    """A Period is a timing whose ticks are `delta` apart, counted from the schedule's cursor."""
 
     delta: timedelta
 
@@ -59,32 +59,32 @@ class Period:
 
 @dataclass(frozen=True, eq=False)
 class ScheduleSpec:
-    """A schedule, declared and checked."""
+    """A ScheduleSpec is a declared schedule whose arguments were checked."""
 
     app: str
     name: str
     timing: Timing
     handler: Function
     missed: Missed = "latest"
-    most: int = 100
+    max_missed: int = 100
     retry: Retry = field(default_factory=Retry)
-    store: Any = None  # the app's Store whose session the handler is given
+    store: Any = None  # the app's Store whose session the handler receives
 
     @property
     def terms(self) -> Terms:
-        """What the transitions of a tick's attempt depend on."""
+        """Return what the state transitions of a tick's attempt depend on. A tick makes no call, so there is no in-doubt policy."""
         return Terms(policy=None, retry=self.retry)
 
     @property
     def words(self) -> str:
-        """As it is kept in our table: where this changes, the schedule is another one."""
+        """Return the timing as text, as it is stored in our table: where this text changes, the schedule counts as another one."""
         return f"every {self.timing}"
 
 
-# ---- what is to be done ------------------------------------------------------------------------------------------------------------
+# ---- which ticks are carried out ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class LeftOut:
-    """Ticks that are not carried out, by the policy. at_least: there are more than were counted."""
+    """LeftOut counts the ticks that are not carried out because of the schedule's `missed`. at_least: there are more than were counted."""
 
     count: int
     first: datetime
@@ -101,9 +101,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of the ticks since the mark: `run` are carried out, oldest first, and `left_out` are not.
+    """A Decision says what becomes of the ticks since the cursor: those in `run` are carried out, oldest first, and `left_out` are not.
 
-    mark: where it goes without a tick that is carried out; None where it stays.
+    mark: where the cursor moves although no tick is carried out; None where it stays.
     """
 
     run: tuple[datetime, ...] = ()
@@ -112,9 +112,9 @@ class Decision:
 
 
 def decide(spec: ScheduleSpec, mark: datetime, now: datetime) -> Decision:
-    """Which of the ticks later than the mark and not later than now are carried out."""
+    """Decide which of the ticks later than `mark` and not later than `now` are carried out."""
     found = spec.timing.since(mark, now)
-    run = tuple(reversed(list(islice(found, spec.most if spec.missed == "all" else 1))))
+    run = tuple(reversed(list(islice(found, spec.max_missed if spec.missed == "all" else 1))))
     left_out = _left_out(found)
     if not run:
         return Decision()
@@ -124,7 +124,7 @@ def decide(spec: ScheduleSpec, mark: datetime, now: datetime) -> Decision:
 
 
 def _left_out(found: Iterator[datetime]) -> LeftOut | None:
-    """Of ticks that come latest first."""
+    """Summarise these ticks, given latest first, as left out; return None where there are none."""
     some = list(islice(found, COUNTED_MOST))
     if not some:
         return None

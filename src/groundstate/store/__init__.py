@@ -1,1 +1,1 @@
-"""Databases and the locks that tell who is alive: a port, and its drivers for SQLite and PostgreSQL."""
+"""Connects to SQLite and PostgreSQL, and holds the locks that show which workers are alive: a port, and a driver for each."""

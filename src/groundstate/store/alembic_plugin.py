@@ -1,7 +1,7 @@
-"""A plugin that Alembic 1.18 or newer loads by itself: `alembic revision --autogenerate` writes no DROP for groundstate's tables.
+"""Plugs into Alembic 1.18 or newer, which loads it by itself: `alembic revision --autogenerate` writes no DROP for groundstate's tables.
 
-Alembic knows the tables of `target_metadata`, and takes every other table of the database for one that is to be dropped. Where env.py names
-groundstate's metadata as a target, alone or in a list, its tables are compared like all others. And an `Instant` column, ours or the
+Alembic knows the tables of `target_metadata`, and takes every other table of the database for one to be dropped. Where env.py has
+groundstate's metadata as a target, by itself or in a list, its tables are compared like all others. A `UtcDateTime` column, ours or the
 project's, is written by its public name, with the import that it needs. Only Alembic imports this module.
 """
 
@@ -14,22 +14,24 @@ from alembic.util import DispatchPriority, PriorityDispatchResult
 
 from groundstate.store.autogenerate import left_alone, render_item, targets_of
 
-if TYPE_CHECKING:  # Alembic loads this while it is itself only half imported
+if TYPE_CHECKING:  # Alembic imports this module while it is itself only partly imported
     from alembic.autogenerate.api import AutogenContext
     from alembic.operations.ops import UpgradeOps
     from alembic.runtime.plugins import Plugin
 
-log = logging.getLogger("alembic.autogenerate.groundstate")  # beside Alembic's own 'Detected removed table'
+log = logging.getLogger("alembic.autogenerate.groundstate")  # shown beside Alembic's own line 'Detected removed table'
 
 
 def setup(plugin: Plugin) -> None:
-    """What Alembic calls once, when it starts. Ours is the last comparison: what the others found is there by then."""
+    """Register our comparators; Alembic calls this once, when it starts. Ours for tables runs last, after the others have found their
+    operations.
+    """
     plugin.add_autogenerate_comparator(leave_ours_alone, "schema", "groundstate_tables", priority=DispatchPriority.LAST)
     plugin.add_autogenerate_comparator(name_our_types, "schema", "groundstate_types")
 
 
-def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic's form
-    """Takes out each operation on a table of ours that the project's metadata does not name, those on its indexes too."""
+def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic's signature
+    """Remove each operation on a table of ours, or on its indexes, where the project's metadata does not contain the table."""
     targets = targets_of(context.sorted_tables, context.dialect.default_schema_name)
     spared: set[str] = set()
     kept: list[Any] = []
@@ -46,8 +48,8 @@ def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: 
     return PriorityDispatchResult.CONTINUE
 
 
-def name_our_types(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # as above
-    """Adds `render_item` to the project's own, which comes first."""
+def name_our_types(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic's signature
+    """Add our `render_item` to the project's own, which is called first."""
     theirs = context.opts.get("render_item")
 
     def render(type_: str, item: object, context: Any) -> str | Literal[False]:

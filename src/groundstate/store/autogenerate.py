@@ -1,4 +1,4 @@
-"""What Alembic's autogenerate is to know of groundstate: which tables it leaves alone, and how an `Instant` is written.
+"""Tells Alembic's autogenerate which of groundstate's tables it leaves alone, and how a `UtcDateTime` column is written.
 
 Imports no Alembic.
 """
@@ -12,34 +12,36 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
-from groundstate.store.tables import Instant, metadata
-from groundstate.store.written import Xid8
+from groundstate.store.tables import UtcDateTime, metadata
+from groundstate.store.wrote_column import Xid8
 
 OURS = frozenset(metadata.tables)
-TableName = tuple[str | None, str]  # schema, None for the connection's default one; and name
+TableName = tuple[str | None, str]  # (schema, name); the schema is None for the connection's default one
 
 
-def include_name(name: str | None, type_: str, parent_names: MutableMapping[str, str | None]) -> bool:  # noqa: ARG001  # Alembic calls it so
-    """For `context.configure(include_name=...)` in env.py: False for groundstate's tables, True for everything else.
+def include_name(name: str | None, type_: str, parent_names: MutableMapping[str, str | None]) -> bool:  # noqa: ARG001  # Alembic's form
+    """Return False for groundstate's tables and True for everything else, for `context.configure(include_name=...)` in env.py.
 
-    Needed where Alembic is older than 1.18, or `autogenerate_plugins` names plugins and not ours. Not for an env.py whose
+    Needed where Alembic is older than 1.18, or where `autogenerate_plugins` names plugins, but not ours. Do not use it where
     `target_metadata` has groundstate's tables: Alembic would take them for missing, and create them once more.
     """
     return not (type_ == "table" and name in OURS)
 
 
 def render_item(type_: str, item: object, context: Any) -> str | Literal[False]:
-    """For `context.configure(render_item=...)` in env.py: an `Instant` is written by its public name, and PostgreSQL's xid8, for which
-    SQLAlchemy has no type, by ours, each with the import that it needs; all else as usual. Needed where `include_name` is.
+    """Return the Python source of groundstate's column types, for `context.configure(render_item=...)` in env.py; False for all other
+    types.
 
-    A subclass of `Instant` is the project's own type, and is left to the project's own env.py as all others are.
+    A `UtcDateTime` is written by its public name, and PostgreSQL's xid8, for which SQLAlchemy has no type, by our name for it; each with
+    the import that it needs. Needed in the same cases as `include_name`. A subclass of `UtcDateTime` is the project's own type, and is left
+    to the project's env.py.
     """
     if type_ != "type":
         return False
-    if type(item) is Instant:
+    if type(item) is UtcDateTime:
         context.imports.add("import groundstate")
         return f"groundstate.{item!r}{_variants(item, context)}"
-    if isinstance(item, postgresql.ARRAY) and type(item.item_type) is Instant:
+    if isinstance(item, postgresql.ARRAY) and type(item.item_type) is UtcDateTime:
         context.imports.update(("import groundstate", "from sqlalchemy.dialects import postgresql"))
         return "postgresql." + repr(item).replace(repr(item.item_type), f"groundstate.{item.item_type!r}", 1) + _variants(item, context)
     if isinstance(item, Xid8):
@@ -49,13 +51,15 @@ def render_item(type_: str, item: object, context: Any) -> str | Literal[False]:
 
 
 def _variants(item: TypeEngine[Any], context: Any) -> str:
-    """What it is on other databases. Alembic writes this by itself only where it writes the type as well."""
-    found: dict[str, TypeEngine[Any]] = dict(item._variant_mapping)  # noqa: SLF001  # it has no public name
+    """Return the `.with_variant(...)` calls that say what a type is on other databases. Alembic writes those only where it writes the type
+    itself.
+    """
+    found: dict[str, TypeEngine[Any]] = dict(item._variant_mapping)  # noqa: SLF001  # SQLAlchemy has no public name for it
     return "".join(f".with_variant({_written(found[dialect], context)}, {dialect!r})" for dialect in sorted(found))
 
 
 def _written(kind: TypeEngine[Any], context: Any) -> str:
-    """A type within another one, as Alembic would write it."""
+    """Return a nested type as Alembic would write it."""
     ours = render_item("type", kind, context)
     if ours is not False:
         return ours
@@ -71,13 +75,14 @@ def _written(kind: TypeEngine[Any], context: Any) -> str:
 
 
 def left_alone(table: TableName, targets: frozenset[TableName]) -> bool:
-    """Whether autogenerate is to leave this table alone: it has the name of one of ours, and the project's metadata does not name it.
+    """Return whether autogenerate is to leave this table alone: it has the name of one of ours, and the project's metadata does not contain
+    it.
 
-    In each schema: a worker's role may find our tables by its own `search_path`, in a schema that is not Alembic's default one.
+    This holds in every schema: a worker's role may find our tables by its own `search_path`, in a schema that is not Alembic's default one.
     """
     return table[1] in OURS and table not in targets
 
 
 def targets_of(tables: Iterable[Table], default_schema: str | None) -> frozenset[TableName]:
-    """The tables that the project's metadata names, as autogenerate names them: without the default schema."""
+    """Return the tables of the project's metadata as autogenerate names them: without the default schema."""
     return frozenset((None if table.schema == default_schema else table.schema, table.name) for table in tables)

@@ -1,7 +1,7 @@
-"""The driver for SQLite: one file on a local disk, in WAL mode with synchronous=FULL, written by BEGIN IMMEDIATE.
+"""Drives SQLite: one file on a local disk, in WAL mode with synchronous=FULL, written by BEGIN IMMEDIATE.
 
-Never waits for a lock longer than it was told, and never changes `foreign_keys`: that stays as SQLite was built, or as a listener sets it,
-on the class `Engine` or on the user's own engine.
+Never waits for a lock longer than its time limit, and never changes `foreign_keys`: that stays as SQLite was built, or as a listener sets
+it, on the class `Engine` or on the user's own engine.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from sqlalchemy import URL, ColumnElement, Connection, Float, Select, Text, even
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.store.carried import connector, engine_of
-from groundstate.store.high_water import HighWaterFile, state_folder
-from groundstate.store.kept_open import SqliteConnection, lets_go_of_what_broke
-from groundstate.store.limits import Limit, limited
-from groundstate.store.mounts import MOUNTINFO, refuse_network
-from groundstate.store.tables import Instant
-from groundstate.store.transactions import Manner, begin_with, transaction
-from groundstate.values.errors import StoreRefused
-from groundstate.values.forks import forsake_in_child, refuse_child
+from groundstate.store.begin_high_water import HighWaterFile, state_folder
+from groundstate.store.driver_guard import SqliteConnection, lets_go_of_what_broke
+from groundstate.store.engine_settings import connector, engine_of
+from groundstate.store.explicit_begin import TransactionMode, begin_with, transaction
+from groundstate.store.network_file_systems import MOUNTINFO, refuse_network
+from groundstate.store.statement_timeouts import Limit, limited
+from groundstate.store.tables import UtcDateTime
+from groundstate.values.after_fork import forsake_in_child, refuse_child
+from groundstate.values.errors import StoreRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from groundstate.store.port import Settings
 
-WAIT = timedelta(seconds=5)
+WAIT = timedelta(seconds=5)  # how long BEGIN IMMEDIATE waits for the lock, where the caller does not say
 
-# In a forked child: the files that the parent had open. SQLite keeps its view of a file's locks in the process's memory, the child's
-# copy of it is wrong, and connections opened anew go by it all the same.
+# In a forked child: the files that the parent had open. SQLite keeps its view of a file's locks in the process's memory; the child's
+# copy of it is wrong, and even new connections use it.
 _open_before_fork: set[str] = set()
 # In a forked child: the pools of the parent, kept so that none of their connections is closed, which could remove the parent's WAL.
 _inherited: list[object] = []
 
 
 def sqlite_path(url: URL) -> str:
-    """The path of the database file, with links resolved, so that all who open it lock the same file beside it."""
+    """Return the path of the database file with links resolved, so that all processes that open it lock the same file beside it."""
     database = url.database or ""
     if database.startswith("file:"):
         database = unquote(database.removeprefix("file:").partition("?")[0])
@@ -54,13 +54,13 @@ def sqlite_path(url: URL) -> str:
 
 
 class SqliteDatabase:
-    """One SQLite file, by the promises of `port.Database`."""
+    """Implements `port.Database` for one SQLite file."""
 
     name = "sqlite"
     locks_rows = False
     codec = "utf-8"
     server: ColumnElement[str | None] = literal_column("NULL", type_=Text())
-    incarnation: ColumnElement[str | None] = literal_column("NULL", type_=Text())
+    server_start: ColumnElement[str | None] = literal_column("NULL", type_=Text())
     up_s: ColumnElement[float | None] = literal_column("NULL", type_=Float())
 
     insert = staticmethod(insert)
@@ -72,7 +72,7 @@ class SqliteDatabase:
         self._mountinfo = mountinfo
         self._pid = os.getpid()
         self._checked = False
-        self._opened: tuple[int, int] | None = None  # which file, by its device and number
+        self._opened: tuple[int, int] | None = None  # device and inode of the file that is open
         self._watching: sqlite3.Connection | None = None
         self._version: int | None = None
         given = {key: value for key, value in settings.connect_args.items() if key != "autocommit"}
@@ -84,10 +84,10 @@ class SqliteDatabase:
         forsake_in_child(self)
 
     def connect(self) -> None:
-        """Opens the file (a new one where none is), and checks where it lies and that it can be written durably. Idempotent.
+        """Open the file (created where there is none), and check where it lies and that it can be written durably. Idempotent.
 
         Raises:
-            StoreRefused: with what was found and the cure.
+            StoreRefusedError: the file cannot keep the promises; the message has what was found and the cure.
             OperationalError: another process keeps it locked just now.
         """
         refuse_child(self._pid)
@@ -95,7 +95,7 @@ class SqliteDatabase:
             return
         if self.path in _open_before_fork:
             message = f"{self.path} was open in this process's parent when it was forked, and SQLite does not survive that: {_AFTER_FORK}"
-            raise StoreRefused(message)
+            raise StoreRefusedError(message)
         refuse_network(self.path, self._mountinfo)
         try:
             with self.engine.connect() as connection:
@@ -111,7 +111,9 @@ class SqliteDatabase:
 
     @contextmanager
     def writing(self, *, wait: timedelta | None = None) -> Iterator[Connection]:
-        """BEGIN IMMEDIATE. A lock that does not come within `wait` raises SQLAlchemy's OperationalError, 'database is locked'."""
+        """Open a transaction by BEGIN IMMEDIATE. A lock that is not free within `wait` raises SQLAlchemy's OperationalError, 'database is
+        locked'.
+        """
         refuse_child(self._pid)
         self.refuse_silent()
         manner = _WRITING if wait is None else replace(_WRITING, before=_busy_timeout(wait), after=_busy_timeout(WAIT))
@@ -119,39 +121,43 @@ class SqliteDatabase:
             yield connection
 
     @contextmanager
-    def reading(self, *, wait: timedelta | None = None) -> Iterator[Connection]:  # noqa: ARG002  # the port's: a reader waits for nobody here
-        """A snapshot under `query_only`: writing in it raises OperationalError, 'attempt to write a readonly database'."""
+    def reading(self, *, wait: timedelta | None = None) -> Iterator[Connection]:  # noqa: ARG002  # `wait` is the port's: a reader waits for no lock
+        """Open a snapshot under `query_only`: writing in it raises OperationalError, 'attempt to write a readonly database'."""
         refuse_child(self._pid)
         with transaction(self.engine, _READING) as connection:
             yield connection
 
     def limit(self, connection: Connection, seconds: float) -> AbstractContextManager[Limit]:
-        """By interrupting it: OperationalError, 'interrupted'."""
+        """Interrupt a statement that runs for longer than `seconds`, which raises OperationalError, 'interrupted'."""
         driver: Any = connection.connection.driver_connection
         return limited(seconds, driver.interrupt)
 
     def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
-        """The host's clock in UTC, to the millisecond, in the very text that `Instant` stores, so that it compares with columns."""
+        """Return SQL for the host's clock in UTC, to the millisecond, as the very text that `UtcDateTime` stores, so that it compares with
+        columns.
+        """
         moved = f", '{ahead / timedelta(seconds=1):+.3f} seconds'" if ahead else ""
-        return literal_column(f"(strftime('%Y-%m-%d %H:%M:%f', 'now'{moved}) || '000')", type_=Instant())
+        return literal_column(f"(strftime('%Y-%m-%d %H:%M:%f', 'now'{moved}) || '000')", type_=UtcDateTime())
 
     def lock(self, select: Select[Any], *_of: Any) -> Select[Any]:
-        """The select as it is: BEGIN IMMEDIATE has locked the database."""
+        """Return the select as it is, since BEGIN IMMEDIATE has locked the whole database."""
         return select
 
     def refuse_silent(self) -> None:
-        """There is no server; but raises StoreRefused where the file that is open is no longer the one that has its name."""
+        """Raise StoreRefusedError if the open file is no longer the one that has its name. There is no server that could be silent."""
         if self._opened is None:
             return
         there = _which(self.path)
         if there != self._opened:
             what = "was removed" if there is None else "was replaced by another file"
-            raise StoreRefused(
+            raise StoreRefusedError(
                 f"{self.path} {what} while it was open, and what is written now is in no file of that name: {_AFTER_REPLACED}"
             )
 
     def someone_wrote(self) -> bool:
-        """Whether any connection committed since the last question, those of this process too; True at the first. For one thread."""
+        """Return whether any connection, those of this process included, committed since the last call; True at the first. For one thread
+        only.
+        """
         refuse_child(self._pid)
         watching = self._watching
         if watching is None:
@@ -161,29 +167,29 @@ class SqliteDatabase:
         return bool(before != version)
 
     def _connect(self) -> sqlite3.Connection:
-        """A connection outside of the pool."""
+        """Return a new connection outside of the pool."""
         carried = self.settings.carried
         if carried.source is not None:
             made: sqlite3.Connection = connector(carried, self._arguments)()
             return made
         arguments, options = self.engine.dialect.create_connect_args(self.settings.url)
-        connect: Any = sqlite3.connect  # SQLAlchemy's arguments for it are not typed
-        return connect(*arguments, **{**options, **self._arguments})  # type: ignore[no-any-return]  # as above
+        connect: Any = sqlite3.connect  # untyped, as are the arguments that SQLAlchemy makes for it
+        return connect(*arguments, **{**options, **self._arguments})  # type: ignore[no-any-return]  # `connect` is untyped
 
     def identity(self) -> str | None:
-        """None: nothing in a SQLite file tells it from an older copy of itself. The witness does, and the high-water mark."""
+        """Return None always: nothing in a SQLite file tells it from an older copy of itself. The witness does, and the high-water mark."""
         return None
 
     def missing(self) -> str | None:
-        """The path of the file that is not there yet."""
+        """Return the path of the file if it does not exist yet, otherwise None."""
         return None if Path(self.path).exists() else self.path
 
-    def refusal(self, error: BaseException | None) -> StoreRefused | None:
-        """What SQLite's code says against the file."""
+    def refusal(self, error: BaseException | None) -> StoreRefusedError | None:
+        """Return the refusal that SQLite's error code stands for, with its cure; None where it says nothing against the file."""
         return refusal(self.path, error)
 
     def close(self) -> None:
-        """Closes every connection. `connect` opens it again."""
+        """Close every connection. `connect` opens them again."""
         if self._pid != os.getpid():
             return
         if self._watching is not None:
@@ -193,7 +199,7 @@ class SqliteDatabase:
         self.engine.dispose()
 
     def forsake(self) -> None:
-        """In a forked child: keeps what was inherited untouched and for ever, and lets nothing be opened in its place."""
+        """Keep the inherited connections untouched for ever in a forked child, and refuse to open the file there."""
         if self._checked or self._watching is not None:
             _open_before_fork.add(self.path)
         _inherited.extend((self.engine.pool, self._watching))
@@ -202,8 +208,8 @@ class SqliteDatabase:
 
 
 _AFTER_FORK = "open it in the child alone, or start the child with the 'spawn' method (gunicorn: without preload)"
-_WRITING = Manner("BEGIN IMMEDIATE")
-_READING = Manner("BEGIN", keep=False, before="PRAGMA query_only=ON", after="PRAGMA query_only=OFF")
+_WRITING = TransactionMode("BEGIN IMMEDIATE")
+_READING = TransactionMode("BEGIN", keep=False, before="PRAGMA query_only=ON", after="PRAGMA query_only=OFF")
 
 
 def _busy_timeout(wait: timedelta) -> str:
@@ -211,19 +217,19 @@ def _busy_timeout(wait: timedelta) -> str:
 
 
 def _prepare(connection: sqlite3.Connection, record: Any) -> None:
-    if isinstance(connection, SqliteConnection):  # or it is made by a function of the user's
+    if isinstance(connection, SqliteConnection):  # a user's `creator=` may make another class
         connection.info_of_pool = record.info
     connection.execute(_busy_timeout(WAIT))
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA fullfsync=ON")  # heeded on macOS, where a plain fsync does not reach the disk
+    connection.execute("PRAGMA fullfsync=ON")  # takes effect on macOS, where a plain fsync does not reach the disk
 
 
 def _check_mode(connection: Connection, path: str) -> None:
     mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
     if mode != "wal":
         message = f"{path} cannot be brought into WAL mode (it is in {mode!r}): use a local disk, and no URL options that forbid it"
-        raise StoreRefused(message)
+        raise StoreRefusedError(message)
 
 
 def _check_writable(connection: Connection) -> None:
@@ -231,10 +237,10 @@ def _check_writable(connection: Connection) -> None:
     connection.rollback()
     try:
         driver.execute(_busy_timeout(timedelta()))
-        driver.execute("BEGIN IMMEDIATE")  # which succeeds on a read-only file as well: what is written next does not
+        driver.execute("BEGIN IMMEDIATE")  # succeeds on a read-only file as well, unlike the write in the next line
         driver.execute(f"PRAGMA user_version={driver.execute('PRAGMA user_version').fetchone()[0]}")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # busy: somebody writes it, so it can be written
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # busy: another connection is writing, so the file can be written
             raise
     finally:
         driver.rollback()
@@ -242,7 +248,7 @@ def _check_writable(connection: Connection) -> None:
 
 
 def _which(path: str) -> tuple[int, int] | None:
-    """Which file has this name; None where none has."""
+    """Return device and inode of the file that has this name; None where there is none."""
     try:
         found = Path(path).stat()
     except FileNotFoundError:
@@ -255,17 +261,17 @@ _AFTER_REPLACED = (
 )
 
 
-def refusal(path: str, error: BaseException | None) -> StoreRefused | None:
-    """The refusal with its cure; None where the error says nothing against the file."""
+def refusal(path: str, error: BaseException | None) -> StoreRefusedError | None:
+    """Return the refusal that an error of SQLite stands for, with its cure; None where it says nothing against the file."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_CANTOPEN:
-        return StoreRefused(_cannot_open(path))
+        return StoreRefusedError(_cannot_open(path))
     if code == sqlite3.SQLITE_READONLY:
-        return StoreRefused(f"{path} is read-only: let this user write to the file and to its folder, and leave out mode=ro")
+        return StoreRefusedError(f"{path} is read-only: let this user write to the file and to its folder, and leave out mode=ro")
     if code == sqlite3.SQLITE_NOTADB:
-        return StoreRefused(f"{path} is not a SQLite database: another file has its name, or it is encrypted; give the right path")
+        return StoreRefusedError(f"{path} is not a SQLite database: another file has its name, or it is encrypted; give the right path")
     if code == sqlite3.SQLITE_CORRUPT:
-        return StoreRefused(f"{path} is damaged ({error}): put back a backup, then run `groundstate run --after-restore`")
+        return StoreRefusedError(f"{path} is damaged ({error}): put back a backup, then run `groundstate run --after-restore`")
     return None
 
 

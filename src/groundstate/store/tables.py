@@ -1,6 +1,6 @@
-"""The four tables we own, and the column type for points in time. Metadata alone: nothing here connects.
+"""Defines the four tables we own, and the column type for points in time. It is metadata only: nothing here connects.
 
-What is PostgreSQL's alone is added by its driver, so that an app on SQLite loads nothing of it: Alembic's target is
+PostgreSQL's own options are added by its driver, so that an app on SQLite loads nothing of it. Alembic's target, which has them, is
 `groundstate.store.migrations.metadata`. `groundstate init` creates the same tables.
 """
 
@@ -13,57 +13,60 @@ from sqlalchemy import BigInteger, Boolean, Column, DateTime, Dialect, Index, In
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlalchemy.util import generic_repr
 
-from groundstate.store.written import wrote
-from groundstate.values.errors import DeclarationError, StateRefused
+from groundstate.store.wrote_column import wrote
+from groundstate.values.errors import DeclarationError, StateRefusedError
 
-VERSION = 2  # of the tables' shape; kept in the identity row
+VERSION = 2  # the version of the tables' schema; kept in the identity row
 
 Naive = Literal["refuse", "utc"]
 
 
-class Instant(TypeDecorator[datetime]):
-    """A point in time: aware datetimes in and out, stored in UTC.
+class UtcDateTime(TypeDecorator[datetime]):
+    """Stores a point in time: takes and returns aware datetimes, and stores them in UTC.
 
-    PostgreSQL: `timestamp with time zone`. SQLite: text in UTC with microseconds, which sorts as time does. Plain
-    `DateTime(timezone=True)` gives naive datetimes back on SQLite, and comparing those with `Moment.now` raises.
+    On PostgreSQL the column is a `timestamp with time zone`; on SQLite it is text in UTC with microseconds, which sorts as time does. A
+    plain `DateTime(timezone=True)` returns naive datetimes on SQLite, and comparing those with `ReactionContext.now` raises.
 
     Args:
-        naive: what becomes of a datetime without a zone. "refuse": it is not written, since `datetime.now()` is the host's own wall clock,
-            hours off where that is not in UTC; "utc": it is taken as UTC, which is what somebody means who has such values of old.
+        naive: what happens to a datetime without a time zone. With "refuse", writing it raises StateRefusedError, since `datetime.now()` is
+            the host's wall clock, hours off where that is not in UTC. With "utc" it is taken as UTC, for tables that already have such
+            values.
 
     Raises:
-        DeclarationError: there is no such choice.
+        DeclarationError: `naive` is neither "refuse" nor "utc".
     """
 
     impl = DateTime
     cache_ok = True
 
-    def __init__(self, naive: Naive = "refuse") -> None:  # what is by name alone is in no cache key of SQLAlchemy
+    def __init__(self, naive: Naive = "refuse") -> None:  # not keyword-only: such arguments are missing from SQLAlchemy's cache key
         if naive not in ("refuse", "utc"):
-            raise DeclarationError(f"Instant(naive={naive!r}): choose 'refuse', or 'utc' where all that has no zone is in UTC")
+            raise DeclarationError(f"UtcDateTime(naive={naive!r}): choose 'refuse', or 'utc' where all that has no zone is in UTC")
         super().__init__()
         self.naive = naive
 
     def __repr__(self) -> str:
-        """As it is written in Python, so that Alembic can: `TypeDecorator` would tell its impl's arguments. Of a subclass, by its own."""
+        """Return the Python source of this type, which Alembic writes; `TypeDecorator` would show its impl's arguments. A subclass is shown
+        by its own name.
+        """
         return generic_repr(self)
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(DateTime(timezone=dialect.name != "sqlite"))
 
     def coerce_compared_value(self, op: Any, value: Any) -> Any:
-        """What a value beside it is bound as: a duration is none of its own kind."""
+        """Return the type by which a value beside this column is bound: Interval for a timedelta, which is no point in time."""
         return Interval() if isinstance(value, timedelta) else super().coerce_compared_value(op, value)
 
     def refuses(self, value: object) -> str | None:
-        """Why a value is not written, with the cure; None where it is."""
+        """Return why a value is not written, with the cure; None if it may be written."""
         if not isinstance(value, datetime):
-            return f"an Instant column is given {value!r}: give an aware datetime, such as datetime.now(UTC)"
+            return f"an UtcDateTime column is given {value!r}: give an aware datetime, such as datetime.now(UTC)"
         if value.tzinfo is None and self.naive == "refuse":
             return (
-                f"an Instant column is given {value.isoformat(sep=' ')}, which has no zone, so that nobody knows when that was: write"
+                f"an UtcDateTime column is given {value.isoformat(sep=' ')}, which has no zone, so that nobody knows when that was: write"
                 " datetime.now(UTC), or value.astimezone(UTC) for the host's own time, or value.replace(tzinfo=UTC) for one in UTC;"
-                " where all that has no zone is in UTC, map the column as Instant(naive='utc')"
+                " where all that has no zone is in UTC, map the column as UtcDateTime(naive='utc')"
             )
         return None
 
@@ -72,7 +75,7 @@ class Instant(TypeDecorator[datetime]):
             return None
         why = self.refuses(value)
         if why is not None:
-            raise StateRefused(why)
+            raise StateRefusedError(why)
         aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return aware.replace(tzinfo=None) if dialect.name == "sqlite" else aware
 
@@ -96,17 +99,17 @@ attempt = Table(
     Column("call", BigInteger, nullable=False),
     Column("call_no", Integer, nullable=False),
     Column("unsure", Boolean, nullable=False),
-    Column("since", Instant, nullable=False),
-    Column("first_at", Instant, nullable=False),
-    Column("deadline", Instant, nullable=False),
+    Column("since", UtcDateTime, nullable=False),
+    Column("first_at", UtcDateTime, nullable=False),
+    Column("deadline", UtcDateTime, nullable=False),
     Column("failures", Integer, nullable=False),
-    Column("next_at", Instant),
+    Column("next_at", UtcDateTime),
     Column("error", Text),
     Column("why", Text),
     Column("outcome", Text),
     Column("blocks", Text),
     Column("together", Integer, nullable=False),
-    Column("begun_with", Text),  # JSON: what its latest call was begun with, or under what a baseline was left (rules/kind.py)
+    Column("begun_with", Text),  # JSON: by which kind of code its latest call was begun, or its baseline left (rules/begun_kind.py)
     sqlite_with_rowid=False,
 )
 
@@ -119,32 +122,33 @@ reaction = Table(
     "groundstate_reaction",
     metadata,
     Column("app", Text, primary_key=True),
-    Column("name", Text, primary_key=True),  # '' is the store's own row, with its identity
-    Column("key_name", Text, nullable=False),  # the name that keys are made of: a rename does not change it (hazard 62)
-    Column("condition", Text, nullable=False),  # SQL as it was accepted (hazard 50); the identity for the store's own row
-    Column("suspect", Boolean, nullable=False),  # hazard 46: taken as a doubt until a person trusts it
-    Column("earlier", Text),  # JSON array: the conditions that were accepted before that one, the latest last; older code may run by them
-    Column("record", Text),  # the table and the key of its records, as it was accepted: by them attempts know a record
-    Column("seen_at", Instant, nullable=False),
+    Column("name", Text, primary_key=True),  # '' for the store's own row, which has its identity
+    Column("key_name", Text, nullable=False),  # the name that idempotency keys are made of: a rename does not change it (hazard 62)
+    Column("condition", Text, nullable=False),  # the SQL that was accepted (hazard 50); in the store's own row, its identity
+    Column("suspect", Boolean, nullable=False),  # its records are put in doubt until a person trusts it (hazard 46)
+    Column("earlier", Text),  # JSON array: conditions accepted before, the latest last; older code may still run by them
+    Column("record", Text),  # the accepted table and primary key of its records, by which attempts name them
+    Column("seen_at", UtcDateTime, nullable=False),
     Column("mark", Text),
-    Column("begins", BigInteger),  # of the store's own row on SQLite alone: how many calls were ever begun here
+    Column("begins", BigInteger),  # the number of calls ever begun here; only in the store's own row, on SQLite
     wrote("groundstate_reaction"),
 )
 
 worker = Table(
     "groundstate_worker",
     metadata,
-    Column("life", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("app", Text, nullable=False),
     Column("host", Text, nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("began_at", Instant, nullable=False),
-    Column("ended_at", Instant),  # written by who adopted it; a clean end deletes the row
+    Column("began_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),  # written by the worker that adopted it; a clean end deletes the row
     Column("begins", BigInteger, nullable=False),
-    # JSON of the server on which its lock was taken (its start, its last crash recovery, its timeline): on another one a free lock may be
-    # that of a living worker which has not come back yet. NULL: SQLite, or written by older code.
+    # JSON of the server on which its lock was taken (its start, its last crash recovery, its timeline). On another server a lock may be
+    # free although its worker is alive and has only not reconnected yet. NULL on SQLite, and where older code wrote the row.
     Column("server", Text),
-    Column("says", Text),  # JSON: what the living worker says of itself to who looks (engine/says.py); nothing is decided by it
+    # JSON: what the living worker reports of itself, for display only (engine/rows/worker_report.py); nothing is decided by it.
+    Column("says", Text),
     wrote("groundstate_worker"),
 )
 
@@ -152,11 +156,11 @@ rate = Table(
     "groundstate_rate",
     metadata,
     Column("app", Text, primary_key=True),
-    Column("outside", Text, primary_key=True),
-    Column("part", Text, primary_key=True),  # '' for the outside as a whole, else '=' and the value of `per`
-    # How many calls were begun, by the slice of time in which they were: a fact about the past, and no mark that anything runs.
+    Column("service", Text, primary_key=True),
+    Column("tenant", Text, primary_key=True),  # '' for the service as a whole, else '=' and the value of `per`
+    # JSON: how many calls were begun in each slice of time: a fact about the past, and no mark that anything is running.
     Column("counts", Text, nullable=False),
-    Column("until", Instant, nullable=False),  # from then on it says nothing any more, and is deleted
+    Column("until", UtcDateTime, nullable=False),  # after this time the row has no effect any more, and is deleted
     sqlite_with_rowid=False,
 )
 rate_until_index = Index("groundstate_rate_until", rate.c.until)

@@ -1,1 +1,1 @@
-"""What others may watch an app by: metrics and traces. Each guest stands in one file; nothing is carried out here."""
+"""Exports metrics and traces of an app. The integration with each tool is in one file; no reaction is carried out here."""

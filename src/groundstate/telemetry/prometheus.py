@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: a collector for anybody's registry, and the page of our own. Counts nothing itself."""
+"""Exports an app's metrics to Prometheus: by a collector for any registry, and by a page of groundstate's own. It counts nothing itself."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector as Registered
 
 from groundstate.app.app import App
-from groundstate.telemetry.measures import MEASURES, Meter
+from groundstate.telemetry.metrics import MEASURES, Meter
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Collector(Registered):
-    """The metrics of one app, each time they are scraped: `prometheus_client.REGISTRY.register(Collector(app))`."""
+    """A Collector reads the metrics of one app each time they are scraped: `prometheus_client.REGISTRY.register(Collector(app))`."""
 
     def __init__(self, app: App) -> None:
         self._meter = Meter(app)
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client calls."""
+        """Yield the metrics with their values; prometheus_client calls this for each scrape."""
         values = self._meter.values()
         for measure in MEASURES:
             if not values[measure]:
@@ -36,16 +36,16 @@ class Collector(Registered):
             yield family
 
     def describe(self) -> list[Metric]:
-        """Nothing, so that registering it asks no database."""
+        """Return an empty list, so that registering the collector queries no database."""
         return []
 
     def close(self) -> None:
-        """Closes its connections to the databases."""
+        """Close the connections to the databases."""
         self._meter.close()
 
 
 class Page:
-    """The page that `groundstate run --http` serves under /metrics: of the app alone, and nothing of this Python."""
+    """A Page is what `groundstate run --http` serves under /metrics: the metrics of the app only, and none of the Python process."""
 
     def __init__(self, app: App) -> None:
         self._collector = Collector(app)
@@ -53,9 +53,9 @@ class Page:
         self._registry.register(self._collector)
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def close(self) -> None:
-        """Closes its connections to the databases."""
+        """Close the connections to the databases."""
         self._collector.close()

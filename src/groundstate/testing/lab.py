@@ -1,7 +1,7 @@
-"""The crash lab: a user's own app, killed at every crossing and started again, with the invariants asserted after each.
+"""The crash lab: it kills a user's own app at every crossing, starts it again, and asserts the invariants after each.
 
-What databases do for themselves, for the handlers of an application: SQLite's crash tests and FoundationDB's simulation are where the
-idea comes from. A run is deterministic: clock, dice, threads and outside are the lab's.
+It does for the handlers of an application what databases do for themselves; the idea comes from SQLite's crash tests and FoundationDB's
+simulation. A run is deterministic: the lab controls clock, random numbers, threads and external services.
 """
 
 from __future__ import annotations
@@ -17,36 +17,37 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import inspect
 
 from groundstate.app.app import App
-from groundstate.app.outside import Call
-from groundstate.testing import explore, schedule
-from groundstate.testing.book import Check
-from groundstate.testing.clock import Clock
-from groundstate.testing.guard import Guard
-from groundstate.testing.place import Place
-from groundstate.testing.postgres_place import PostgresPlace
-from groundstate.testing.provider import Client, Fake, Ledger
-from groundstate.testing.schedule import Schedule
-from groundstate.testing.sqlite_place import SqlitePlace
-from groundstate.testing.trial import REPEAT, Cast, Crashed, Findings, Trial
+from groundstate.app.external_service import Call
+from groundstate.testing.databases.scratch_db import Place
+from groundstate.testing.databases.scratch_postgres import PostgresPlace
+from groundstate.testing.databases.scratch_sqlite import SqlitePlace
+from groundstate.testing.runner import REPEAT, Cast, Crashed, Findings, Trial
+from groundstate.testing.search import schedule_search
+from groundstate.testing.simulate import crash_plan
+from groundstate.testing.simulate.clock import Clock
+from groundstate.testing.simulate.crash_plan import Schedule
+from groundstate.testing.simulate.fake_provider import Client, Fake, Ledger
+from groundstate.testing.verdict.invariants import Check
+from groundstate.testing.verdict.io_guard import Guard
 from groundstate.values.errors import DeclarationError
 
 A = TypeVar("A")
-O = TypeVar("O")  # noqa: E741  # as in the other signatures
+O = TypeVar("O")  # noqa: E741  # the same type variable as in the other signatures
 Act = TypeVar("Act", bound=Check)
-SAYS_EVERY_S = 10.0
+SAYS_EVERY_S = 10.0  # seconds between two lines of progress that are printed
 
 
 class NeverTaken(AssertionError):
-    """A reaction that no schedule carried out: nothing was learned of it."""
+    """Raised where a reaction was carried out in no run, so that the test shows nothing about it."""
 
 
 class Lab:
-    """One app under test. The fixture `lab` of the pytest plugin; in a script or another runner, `with Lab() as lab:`.
+    """The crash lab for one app under test: the fixture `lab` of the pytest plugin, or `with Lab() as lab:` elsewhere.
 
     Args:
-        postgres: the URL of a PostgreSQL on which scratch databases may be made; None: SQLite files, which is quicker.
-        strict: a handler that reads a clock or throws dice other than by its `Moment` fails the test as well.
-        say: is given a line now and then where it takes long.
+        postgres: the URL of a PostgreSQL server on which scratch databases may be created; None uses SQLite files, which is quicker.
+        strict: the test also fails where a handler reads a clock or random numbers other than through its `ReactionContext`.
+        say: a function that receives a line of progress now and then in a long test.
     """
 
     def __init__(self, *, postgres: str | None = None, strict: bool = False, say: Callable[[str], None] = print) -> None:
@@ -65,24 +66,29 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """Removes the scratch databases."""
+        """Remove the scratch databases."""
         while self._places:
             self._places.pop().close()
 
     def fake(self, call: Call[A, O], answer: Callable[[A], O] | O, *, through: Callable[[Client], Any] | None = None) -> Ledger[A]:
-        """Replaces a call and its find by a provider with a ledger, kept by key, which does what the schedule says.
+        """Replace a call and its lookup by a fake provider, which keeps a ledger by idempotency key and behaves as the schedule says.
 
-        answer: the outcome, or what makes it of the call's argument; make it different for each record, so that one taken for another
-            shows.
-        through: runs the call and the find that you wrote, against the same provider: it is given a line to it, and returns what they
-            are given as `client`. Without it they are not run; but what a call that takes `key` and `client` makes of a time-out is
-            looked at, with a stand-in for its client.
+        Args:
+            call: the function under `@service.call`.
+            answer: the outcome, or a function that makes it from the call's argument. Make it different for each record, so that an outcome
+                given to the wrong record shows.
+            through: makes the lab run the call and the lookup that you wrote against the fake provider: it receives a client of the
+                provider and returns what they receive as `client`. Without it they are not run; but how a call with `key` and `client`
+                reacts to a time-out is still checked, with a stand-in for its client.
+
+        Returns:
+            The ledger of the fake provider.
 
         Raises:
-            DeclarationError: it is no call, or one for many records with `through`.
+            DeclarationError: `call` is not a call, or it is one for many records and `through` is given.
         """
         if not isinstance(call, Call):
-            raise DeclarationError(f"lab.fake({call!r}, ...): give the call itself, the function under @outside.call")
+            raise DeclarationError(f"lab.fake({call!r}, ...): give the call itself, the function under @service.call")
         if through is not None and call.spec.many:
             raise DeclarationError(f"lab.fake({call.__name__}, ..., through=...): a call for many records at once is not run; leave it out")
         self._fakes = [one for one in self._fakes if one.spec is not call.spec]
@@ -91,16 +97,19 @@ class Lab:
         return made.ledger
 
     def meanwhile(self, act: Act) -> Act:
-        """Someone else's transaction: `act(session)` is put between any two crossings, once a run, and committed. May be a decorator.
+        """Insert a transaction of another program: `act(session)` runs between any two crossings, once a run, and is committed.
 
-        It is another program's: no hint tells of it. Raises DeclarationError where it is no function.
+        No hint is sent for it. It may be used as a decorator.
+
+        Raises:
+            DeclarationError: `act` is not callable.
         """
         if not callable(act):
             raise DeclarationError(f"lab.meanwhile({act!r}): give a function that takes a session")
         self._meanwhile.append(act)
         return act
 
-    def crash_everywhere(  # noqa: PLR0913  # each is said by name
+    def crash_everywhere(  # noqa: PLR0913  # each is passed by keyword
         self,
         app: App,
         *rows: object,
@@ -113,34 +122,38 @@ class Lab:
         seed: int | None = None,
         only: str | None = None,
     ) -> Findings:
-        """Runs the app on these rows once for each place at which it can be cut, and asserts the invariants in each run.
+        """Run the app on these rows once for each crossing at which it can be cut, and assert the invariants in each run.
 
-        A clean run counts the crossings: each statement, each commit before and after, each hint, each call before, in and after, each
-        find. Then the app dies at each in turn (where several leave the same behind, byte for byte, once for all of them), someone
-        else's transaction comes between any two, `lab.clock` leaps as it was told, and each call meets each mood of the outside. Then
-        mixtures are drawn by a seed: pairs of deaths, a lock lost alive, a second worker, the database put back to an earlier copy. What
-        would be the same run as one that was tried is skipped, and a run ends where it comes to a restart that was tried.
+        A clean run counts the crossings: each statement, each commit (before and after), each hint, each call (before, during and after)
+        and each lookup. Then the app is killed at each of them in turn (once for all crossings that leave byte-identical state behind), a
+        transaction of another program is inserted between any two, `lab.clock` leaps as declared, and each call meets each mood of the
+        external service. Then mixtures are drawn by a seed: pairs of kills, a lock lost while its process lives, a second worker, the
+        database restored from an earlier copy. A schedule that would repeat an earlier run is skipped, and a run ends where it reaches a
+        restart that was tried.
 
         Args:
-            app: as declared. Its own database is not touched.
-            rows: records that are there when a run begins.
-            always: `always(session)` is called after each commit, and `at_the_end(session)` after each run; they assert.
-            at_the_end: see there.
-            may_fail: reactions whose handlers are meant to raise; elsewhere that is a fault.
-            reactions: the names of those, and of schedules, that take part: the others are left out, as if they were not declared. None:
+            app: the app as declared. Its own database is not touched.
+            rows: records that exist when a run begins.
+            always: `always(session)` is called after each commit, and makes assertions of yours.
+            at_the_end: `at_the_end(session)` is called after each run, and makes assertions of yours.
+            may_fail: names of the reactions whose handlers are meant to raise; any other handler that raises fails the test.
+            reactions: names of the reactions and schedules that take part; the others are left out as if they were not declared. None means
                 all of the app.
-            budget: how many mixtures are drawn.
-            seconds: no run begins later than so long after the first. They come in another order then, drawn by the seed, so that those
-                that are carried out are a fair sample of all kinds and all crossings; the findings say what was left out. None: all.
-            seed: draws the same again; printed by a failure.
-            only: runs one schedule, as a failure printed it.
+            budget: the number of mixtures that are drawn.
+            seconds: no run begins later than this many seconds after the first. The runs are then shuffled by the seed, so that those
+                carried out are a fair sample of all kinds and crossings; the findings list what was left out. None means no limit.
+            seed: draws the same mixtures again; a failure prints it.
+            only: runs only this schedule, as a failure printed it.
+
+        Returns:
+            The findings: counts of runs, crossings and kills, and why attempts were held.
 
         Raises:
-            Crashed: an invariant, or an assertion of yours, does not hold. The message is the story of the smallest schedule found.
-            NeverTaken: a reaction was carried out in no run. Where nothing that is tried could change that, after the clean run.
-            DeclarationError: a call has no fake, or an argument has no meaning; with the cure.
+            Crashed: an invariant or an assertion of yours does not hold. The message is the story of the smallest schedule found.
+            NeverTaken: no run carried out a reaction. It is raised right after the clean run where no other schedule could change that.
+            DeclarationError: a call has no fake, or an argument is invalid; the message names the cure.
         """
-        __tracebackhide__ = True  # of pytest: what a test's author looks for is not in here
+        __tracebackhide__ = True  # pytest hides this frame, in which the author of a test finds nothing
         app.check_declarations()
         played = self._check(app, rows, may_fail, reactions, budget, seconds)
         only = only or os.environ.get(REPEAT)
@@ -162,7 +175,7 @@ class Lab:
         may_fail: Sequence[str] = (),
         reactions: Sequence[str] | None = None,
     ) -> Trial:
-        """A scratch database with these rows, on which schedules can be run one by one: what `crash_everywhere` is made of."""
+        """Make a scratch database with these rows, on which schedules can be run one by one; `crash_everywhere` is built on it."""
         place = SqlitePlace(app) if self.postgres is None else PostgresPlace(app, self.postgres)
         self._places.append(place)
         place.fill(app, rows)
@@ -172,14 +185,14 @@ class Lab:
         return Trial(app, place, cast)
 
     def _everywhere(self, trial: Trial, expected: set[str], budget: int, seconds: float | None) -> None:
-        """The clean run, then all singles, then as many mixtures; or as many of both, mixed, as the seconds let.
+        """Run the clean schedule, all singles and `budget` mixtures, or with `seconds` as many of both, mixed, as fit into that time.
 
-        expected: the reactions that are to be carried out in some run.
+        expected: the reactions that must be carried out in some run.
         """
-        __tracebackhide__ = True  # as above
+        __tracebackhide__ = True  # the author of a test finds nothing in this frame
         started = said = time.monotonic()
         stage = trial.clean()
-        seen = explore.seen(stage, locks_rows=stage.place.locks_rows)
+        seen = schedule_search.seen(stage, locks_rows=stage.place.locks_rows)
         trial.findings.deaths = len(seen.deaths)
         missing = sorted(expected - trial.taken)
         if missing and not (seen.calls or self._meanwhile):
@@ -187,11 +200,11 @@ class Lab:
         if missing:
             self._say(f"crash lab: {', '.join(missing)} not carried out in the run without mischief; others may bring it about")
         meanwhile = len(self._meanwhile)
-        singles = list(explore.singles(seen, meanwhile))
-        dice = random.Random(trial.findings.seed)  # noqa: S311  # to be repeated is what it is for
-        chosen = [*singles, *islice(explore.mixtures(seen, meanwhile, dice), budget)]
+        singles = list(schedule_search.singles(seen, meanwhile))
+        dice = random.Random(trial.findings.seed)  # noqa: S311  # the random numbers must be repeatable
+        chosen = [*singles, *islice(schedule_search.mixtures(seen, meanwhile, dice), budget)]
         if seconds is not None:
-            chosen = explore.evenly(chosen, dice)
+            chosen = schedule_search.evenly(chosen, dice)
         for number, one in enumerate(chosen):
             now = time.monotonic()
             if seconds is not None and now - started >= seconds:
@@ -207,7 +220,7 @@ class Lab:
             more = ", and not all were tried: give it more seconds" if trial.findings.left_out else ""
             raise NeverTaken(_never(missing, f"{trial.findings.runs} runs{more}"))
 
-    # ---- what was given ------------------------------------------------------------------------------------------------------------
+    # ---- checks of the arguments ---------------------------------------------------------------------------------------------------
     def _check(
         self,
         app: App,
@@ -217,7 +230,7 @@ class Lab:
         budget: int,
         seconds: float | None,
     ) -> set[str]:
-        """Returns the names of the reactions that take part."""
+        """Check the arguments of `crash_everywhere` and return the names of the reactions that take part."""
         _check_names(app, "reactions", reactions or ())
         played = set(app.reactions) if reactions is None else set(app.reactions).intersection(reactions)
         known = {one.spec for one in self._fakes}
@@ -245,7 +258,7 @@ class Lab:
 
 
 def _left_out(chosen: Sequence[Schedule], tried: int) -> dict[str, tuple[int, int]]:
-    """Of each sort how many were not tried, of how many."""
+    """Map each sort of schedule to how many were not tried, and to how many there are in all."""
     of_all, left = Counter(one.sort for one in chosen), Counter(one.sort for one in chosen[tried:])
     return {sort: (left[sort], count) for sort, count in of_all.items() if left[sort]}
 
@@ -273,7 +286,7 @@ def _check_row(app: App, row: Any) -> None:
 
 def _parsed(only: str) -> Schedule:
     try:
-        return schedule.parsed(only)
+        return crash_plan.parsed(only)
     except ValueError as error:
         raise DeclarationError(str(error)) from error
 

@@ -1,1 +1,1 @@
-"""How hints travel between processes: one small port, and a driver a file. Nothing that travels here is kept by anybody."""
+"""Hints between processes: the Transport protocol and one driver module for each kind of server. Nothing sent here is stored."""

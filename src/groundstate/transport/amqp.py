@@ -1,7 +1,8 @@
-"""Hints by RabbitMQ: a fanout exchange that is not durable, and to each who listens an exclusive queue that goes with its connection.
+"""The transport over RabbitMQ: a fanout exchange that is not durable, with one exclusive queue for each listener, deleted with its
+connection.
 
-Both live in memory and are gone after a restart. Refused where the exchange, or a queue that others bound to it, is durable; which
-queues are bound is told by RabbitMQ's management API alone.
+Exchange and queues are in memory and gone after a restart. The transport is refused if the exchange, or another queue or exchange that is
+bound to it, is durable. Only RabbitMQ's management API shows which are bound.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from groundstate.transport.connecting import Connecting, limited
 from groundstate.transport.port import Finding
+from groundstate.transport.reconnecting import ReconnectingTransport, cut_if_slower_than
 
-with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+with suppress(ImportError):  # from_url.py raises, with the cure, before anything here is used
     import pika
     from pika.exceptions import ChannelClosedByBroker
 
-ASKED_WITHIN_S = 2.0
-ANSWERS_WITHIN_S = 5.0  # so long RabbitMQ may take for what pika waits for without end
-LOOK_S = 5.0  # how often it is seen whether the exchange is still there
-UNHEARD_MOST = 1_000  # hints that RabbitMQ keeps for a slow listener; beyond this the oldest are lost
-NOT_FOUND, REFUSED, NOT_AS_OURS = 404, 403, 406
+ASKED_WITHIN_S = 2.0  # seconds that one request to the management API may take
+ANSWERS_WITHIN_S = 5.0  # seconds that RabbitMQ may take for operations for which pika has no timeout
+LOOK_S = 5.0  # seconds between checks that the exchange still exists
+UNHEARD_MOST = 1_000  # hints in the queue of a slow listener; beyond this RabbitMQ drops the oldest
+NOT_FOUND, REFUSED, NOT_AS_OURS = 404, 403, 406  # reply codes of AMQP; 404 also of HTTP
 _MANAGED = {"amqp": "http://{}:15672", "amqps": "https://{}:15671"}
 _UNSEEN = (
     "let it be asked: `rabbitmq-plugins enable rabbitmq_management`, and `rabbitmqctl set_user_tags <user> management` (where it is"
@@ -37,8 +38,11 @@ _UNSEEN = (
 )
 
 
-class AmqpTransport(Connecting):
-    """A fanout exchange named as the subject. url: amqp:// or amqps://, as pika reads it, and `management=`, the URL of that API."""
+class AmqpTransport(ReconnectingTransport):
+    """The transport over RabbitMQ, with a fanout exchange named as the subject.
+
+    `url` is an amqp:// or amqps:// URL of pika; its option `management=` is the URL of the management API.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__("amqp", _Driver(url))
@@ -62,7 +66,7 @@ class _Driver:
                 _declare(connection.channel(), subject)
             except ChannelClosedByBroker as error:
                 if error.reply_code == NOT_FOUND:
-                    return []  # so nothing is bound to it
+                    return []  # the exchange does not exist, so no queue is bound to it
                 if error.reply_code == NOT_AS_OURS:
                     cure = f"`rabbitmqadmin delete exchange name={subject}`"
                     return [Finding(True, f"the exchange {subject} is there already, and not as a hint's: {error.reply_text}", cure)]
@@ -80,14 +84,18 @@ class _Driver:
     @contextmanager
     def _connected(self) -> Iterator[Any]:
         connection = _Connection(self._parameters())
-        with limited(ANSWERS_WITHIN_S, connection.cut):
+        with cut_if_slower_than(ANSWERS_WITHIN_S, connection.cut):
             try:
                 yield connection.connection
             finally:
                 connection.close()
 
     def _parameters(self, heartbeat_s: int = 0) -> Any:
-        """heartbeat_s: 0 for who has no thread that answers; when the listener's connection is lost, the other is closed as well."""
+        """Return pika's connection parameters. `heartbeat_s` is the interval of AMQP heartbeats in seconds; 0 turns them off.
+
+        They are off for connections without a thread that answers them. When the listening connection is lost, the sending one is closed
+        too.
+        """
         found = pika.URLParameters(self._url)
         found.heartbeat = heartbeat_s
         found.connection_attempts, found.socket_timeout, found.stack_timeout, found.blocked_connection_timeout = 1, 5, 6, 5
@@ -101,17 +109,17 @@ def _declare(channel: Any, subject: str) -> None:
 
 
 class _Management:
-    """RabbitMQ's HTTP API, which tells what is bound to an exchange. Raises ValueError where its URL is none."""
+    """RabbitMQ's HTTP management API, which shows what is bound to an exchange. Making one raises ValueError if its URL cannot be used."""
 
     def __init__(self, url: str, user: str) -> None:
         self._place = urlsplit(url)
         if self._place.scheme not in {"http", "https"} or not self._place.hostname:
             raise ValueError
-        self._at = f"{self._place.scheme}://{self._place.hostname}:{self._place.port}"  # and its port is a number
+        self._at = f"{self._place.scheme}://{self._place.hostname}:{self._place.port}"  # `.port` raises ValueError unless it is a number
         self._user = base64.b64encode(user.encode()).decode()
 
     def bound(self, vhost: str, exchange: str) -> list[Finding]:
-        """What keeps of all that this exchange hands on, through other exchanges as well."""
+        """Return a finding for each durable queue or exchange that receives messages of this exchange, also through other exchanges."""
         place = quote(vhost, safe="")
         durable, seen, ahead = [], set(), [exchange]
         try:
@@ -138,7 +146,7 @@ class _Management:
             said = answer.read()
         finally:
             connection.close()
-        if answer.status == NOT_FOUND:  # it went meanwhile
+        if answer.status == NOT_FOUND:  # the queue or exchange was deleted between the two requests
             return {}
         if answer.status != 200:
             raise PermissionError(f"{answer.status} {answer.reason}")
@@ -146,13 +154,13 @@ class _Management:
 
 
 class _Connection:
-    """One connection of ours."""
+    """One connection to RabbitMQ that another thread may cut."""
 
     def __init__(self, parameters: Any) -> None:
         self.connection = pika.BlockingConnection(parameters)
 
     def cut(self) -> None:
-        with suppress(AttributeError, OSError):  # it has ended; and pika tells no other way to its socket
+        with suppress(AttributeError, OSError):  # the connection may be closed already; pika has no public way to its socket
             socket.socket.shutdown(self.connection._impl._transport._sock, socket.SHUT_RDWR)  # noqa: SLF001
 
     def close(self) -> None:
@@ -166,13 +174,13 @@ class _Listening(_Connection):
         self._subject = subject
         self._unheard: list[bytes] = []
         try:
-            with limited(ANSWERS_WITHIN_S, self.cut):
+            with cut_if_slower_than(ANSWERS_WITHIN_S, self.cut):
                 self._channel = self.connection.channel()
                 _declare(self._channel, subject)
                 limits = {"x-max-length": UNHEARD_MOST}
                 queue = self._channel.queue_declare("", exclusive=True, auto_delete=True, arguments=limits).method.queue
                 self._channel.queue_bind(queue, subject)
-                self._channel.add_on_cancel_callback(lambda _: self.close())  # somebody deleted the queue
+                self._channel.add_on_cancel_callback(lambda _: self.close())  # RabbitMQ cancels the consumer when its queue is deleted
                 self._channel.basic_consume(queue, self._take, auto_ack=True, exclusive=True)
         except BaseException:
             self.close()
@@ -183,9 +191,9 @@ class _Listening(_Connection):
         self._unheard.append(body)
 
     def heard(self, wait_s: float) -> Sequence[bytes]:
-        if time.monotonic() >= self._look_at:  # of an exchange that was deleted nothing is told
+        if time.monotonic() >= self._look_at:  # RabbitMQ does not report that the exchange was deleted
             self._look_at = time.monotonic() + LOOK_S
-            with limited(ANSWERS_WITHIN_S, self.cut):
+            with cut_if_slower_than(ANSWERS_WITHIN_S, self.cut):
                 self._channel.exchange_declare(self._subject, passive=True)
         self.connection.process_data_events(wait_s)
         heard, self._unheard = self._unheard, []
@@ -196,11 +204,13 @@ class _Speaking(_Connection):
     def __init__(self, parameters: Any, subject: str) -> None:
         super().__init__(parameters)
         self._subject = subject
-        with limited(ANSWERS_WITHIN_S, self.cut):
+        with cut_if_slower_than(ANSWERS_WITHIN_S, self.cut):
             self._channel = self.connection.channel()
 
     def say(self, hints: Sequence[bytes]) -> None:
-        """In memory alone: none is marked as persistent. What RabbitMQ refuses is told by a closed channel, at the next."""
+        """Publish the hints as transient messages, held in memory only. If RabbitMQ refuses one it closes the channel, so that the next
+        call raises.
+        """
         for hint in hints:
             self._channel.basic_publish(self._subject, "", hint)
         self.connection.process_data_events(0)

@@ -1,6 +1,7 @@
-"""Hints by core NATS, which keeps nothing; and refused where a JetStream stream writes down what goes over our subject.
+"""The transport over core NATS, which stores nothing. It is refused if a JetStream stream stores the messages of our subject.
 
-nats-py wants an event loop: each connection has one in a thread of its own. It does not connect again by itself, that is ours.
+nats-py needs an event loop, so each connection has one in a thread of its own. Its automatic reconnection is off: reconnecting.py does
+that.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from groundstate.transport.connecting import Connecting
 from groundstate.transport.port import Finding
+from groundstate.transport.reconnecting import ReconnectingTransport
 
-with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+with suppress(ImportError):  # from_url.py raises, with the cure, before anything here is used
     import nats
     from nats import errors
 
 T = TypeVar("T")
-WITHIN_S = 5.0
-ASKED_WITHIN_S = 2.0
-UNHEARD_MOST = 1_000  # beyond this, of a slow listener, hints are lost
+WITHIN_S = 5.0  # seconds that connecting, or one answer of the server, may take
+ASKED_WITHIN_S = 2.0  # seconds that JetStream may take to list the streams of a subject
+UNHEARD_MOST = 1_000  # received hints that may wait to be read; beyond this new ones are dropped
 _UNSEEN = (
     "let this user publish to $JS.API.STREAM.NAMES, or say that you know it: `groundstate run --trust-transport`,"
     " `app.start(trust_transport=True)`"
 )
 
 
-class NatsTransport(Connecting):
-    """PUB and SUB. url: nats:// or tls://, as nats-py reads it; several of one cluster with commas between them."""
+class NatsTransport(ReconnectingTransport):
+    """The transport over NATS. `url` is a nats:// or tls:// URL of nats-py, or several of one cluster, separated by commas."""
 
     def __init__(self, url: str) -> None:
         super().__init__("nats", _Driver(url))
@@ -60,7 +61,7 @@ async def _streams(client: Any, subject: str) -> list[Finding]:
     try:
         answer = json.loads((await client.request("$JS.API.STREAM.NAMES", asked, timeout=ASKED_WITHIN_S)).data)
     except errors.NoRespondersError:
-        return []  # no JetStream here
+        return []  # this server has no JetStream
     except (errors.TimeoutError, TimeoutError):
         return [Finding(False, f"it cannot be seen whether a stream of JetStream keeps what is said to {subject}", _UNSEEN)]
     if answer.get("error", {}).get("err_code") == _NOT_ENABLED:
@@ -78,11 +79,11 @@ async def _streams(client: Any, subject: str) -> list[Finding]:
     ]
 
 
-_NOT_ENABLED = 10039  # JetStream not enabled for the account
+_NOT_ENABLED = 10039  # NATS error code: JetStream is not enabled for the account
 
 
 class _Connection:
-    """A client, and the loop that it lives in."""
+    """A NATS client, with the event loop and the thread that it runs in."""
 
     def __init__(self, url: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -101,11 +102,14 @@ class _Connection:
             self.lost.set()
 
         async def said(error: Exception) -> None:
-            """A slow listener loses hints, which is no matter; who may not say or hear is told so here alone, before the next PONG."""
+            """Keep a permission error, which NATS reports only here, before its next PONG.
+
+            Other errors, such as that of a slow consumer, are ignored: they only mean that hints were lost.
+            """
             if "permissions violation" in str(error).lower():
                 self._refused = str(error)
 
-        # Each server is tried at once and no more: when to try again is ours to say.
+        # Each server of the URL is tried once, without waiting: reconnecting.py decides when to try again.
         return await nats.connect(
             url.split(","), name="groundstate hints", allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0,
             connect_timeout=int(WITHIN_S), ping_interval=5, max_outstanding_pings=2,
@@ -119,13 +123,16 @@ class _Connection:
         finally:
             answer.cancel()
 
-    async def heard_by_server(self) -> None:
-        """Until the server has answered all that was said. By two PINGs: nats-py sends the first before what still waits to be sent."""
+    async def wait_until_server_processed(self) -> None:
+        """Wait until the server has processed everything that was sent before.
+
+        That takes two PINGs: nats-py sends the first one before the messages that still wait to be sent.
+        """
         for _ in range(2):
             await self.client.flush(int(WITHIN_S))
 
     def refuse_lost(self) -> None:
-        """Raises where it is closed, or where this user may not do what it is for."""
+        """Raise if the connection is closed, or if this user lacks the permission to publish or subscribe."""
         if self._refused:
             raise PermissionError(self._refused)
         if self.lost.is_set():
@@ -163,7 +170,7 @@ class _Listening:
 
     async def _subscribed(self, subject: str) -> None:
         await self._connection.client.subscribe(subject, cb=self._take)
-        await self._connection.heard_by_server()
+        await self._connection.wait_until_server_processed()
 
     async def _take(self, said: Any) -> None:
         with suppress(queue.Full):
@@ -196,7 +203,7 @@ class _Speaking:
     async def _published(self, hints: Sequence[bytes]) -> None:
         for hint in hints:
             await self._connection.client.publish(self._subject, hint)
-        await self._connection.heard_by_server()
+        await self._connection.wait_until_server_processed()
 
     def cut(self) -> None:
         self._connection.cut()

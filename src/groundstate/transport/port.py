@@ -1,6 +1,7 @@
-"""What the engine asks of whatever carries hints between processes. A promise, and what is not promised; the drivers are beside it.
+"""The Transport protocol: what the engine requires of a carrier of hints between processes. The drivers are in the modules beside it.
 
-A hint is a few hundred bytes that say where to look. Nothing is right because one arrived, and nothing is wrong because one did not.
+A hint is a message of a few hundred bytes that names where a worker should look for rows. Correctness never depends on hints: one that
+arrives only makes a worker look earlier, and one that is lost costs only time, since the sweep finds the rows later.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-Hear = Callable[[bytes], None]
-HINT_MOST = 7_000  # bytes: PostgreSQL's NOTIFY takes 8,000
+HintCallback = Callable[[bytes], None]
+HINT_MOST = 7_000  # bytes of one hint at most: a payload of PostgreSQL's NOTIFY is limited to 8,000
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What speaks against a transport: it persists (`surely`), or it cannot be seen whether it does.
+    """One reason against the use of a transport: its server stores messages, or it cannot be verified whether it does.
 
-    found: what was seen, with the names of settings, streams, queues. cure: the commands that end it.
+    Attributes:
+        surely: True if the server certainly stores messages; False if that could not be verified.
+        found: What was seen, with the names of the settings, streams or queues.
+        cure: The commands that remove the reason.
     """
 
     surely: bool
@@ -26,40 +30,50 @@ class Finding:
 
 
 class Transport(Protocol):
-    """Carries hints to every process that is subscribed just now. May lose, double or reorder them; keeps nothing, on disk or for later.
+    """Carries hints to every process that is subscribed at the moment. It may lose, repeat or reorder hints, and must not store them.
 
-    Works in threads of its own, and connects again by itself, with backoff and jitter, for as long as it is open. At each connection it
-    first asks whether what it talks to persists, and subscribes only where nothing speaks against it, or what does was trusted.
+    It works in threads of its own and, while it is open, reconnects by itself, with backoff and jitter. On each connection it first checks
+    whether the server stores messages, and subscribes only if there is no `Finding`, or if all findings are unverified and it is `trusted`.
     """
 
-    name: str  # as its URL begins: "memory", "postgresql", "nats", "redis", "amqp"
+    name: str  # the kind of its URL: "memory", "postgresql", "nats", "redis", "amqp"
 
-    def open(self, subject: str, hear: Hear, *, trusted: bool = False) -> None:
-        """Begins to connect, and waits a few seconds at most until it is subscribed.
+    def open(self, subject: str, hear: HintCallback, *, trusted: bool = False) -> None:
+        """Begin to connect, and wait a few seconds at most for the subscription.
 
-        A transport that cannot be reached is no error: it is `up` later, or never. `hear` is called with each hint, one's own included, on
-        a thread of the transport: it returns at once and does not raise. subject: letters, digits, `_`, `-` and `.`, the same for
-        all who are to hear each other. trusted: what cannot be seen is taken for well; what surely persists is not.
+        A server that cannot be reached is no error: the transport becomes `up` later, or never.
+
+        Args:
+            subject: The name of the channel: letters, digits, `_`, `-` and `.`. Processes that use the same subject receive each other's
+                hints.
+            hear: Called with each hint, also with this process's own, on a thread of the transport. It must return at once and must not
+                raise.
+            trusted: Whether to accept a server of which it cannot be verified whether it stores messages. One that certainly does is still
+                refused.
 
         Raises:
-            TransportRefused: it persists, or it cannot be seen and is not trusted; with what was found and the cure.
+            TransportRefusedError: The server stores messages, or this cannot be verified and it is not trusted. The message has the cure.
         """
 
     def send(self, hint: bytes) -> None:
-        """Hands a hint over, and returns at once. Never raises and never waits: while it is not `up`, or is slow, hints are lost."""
+        """Pass a hint to the sending thread and return at once, without waiting or raising. Hints are lost while the transport is slow or
+        not `up`.
+        """
 
     @property
     def up(self) -> bool:
-        """Whether hints come and go just now, as far as is known."""
+        """Whether hints are sent and received at the moment, as far as this process knows."""
         ...
 
     def findings(self) -> list[Finding]:
-        """Asks now, by a connection of its own, whether what it talks to persists. Empty: it forgets. Needs no `open`.
+        """Check now, on a separate connection, whether the server stores messages, and return the findings; none means that it does not.
+
+        The transport need not be open.
 
         Raises:
-            TransportDown: it cannot be reached.
+            TransportDownError: The server cannot be reached.
         """
         ...
 
     def close(self) -> None:
-        """Ends threads and connections, also while one waits. Idempotent. In a forked child it does nothing."""
+        """End the threads and connections, even one that waits for the server. Idempotent; does nothing in a forked child process."""

@@ -1,6 +1,7 @@
-"""Hints by LISTEN and NOTIFY of PostgreSQL, on connections of their own: never in anybody's transaction, which would hold a lock on all.
+"""The transport over LISTEN and NOTIFY of PostgreSQL, on connections of its own.
 
-The server keeps a notification in memory until everybody who listens has read it, and nothing over a restart.
+A transaction that has called NOTIFY takes a server-wide lock when it commits, so hints are never sent in a transaction that does other
+work. The server holds a notification in memory until each listener has read it; none survives a restart.
 """
 
 from __future__ import annotations
@@ -16,28 +17,32 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
-from groundstate.rules.hint import ROWS, channel_of
-from groundstate.transport.connecting import Connecting, limited
+from groundstate.rules.hint_codec import ROWS, channel_of
 from groundstate.transport.port import Finding
+from groundstate.transport.reconnecting import ReconnectingTransport, cut_if_slower_than
 from groundstate.values import keepalive
-from groundstate.values.arguments import from_asyncpg
-from groundstate.values.forks import forsake_in_child, hang_up
+from groundstate.values.after_fork import forsake_in_child, hang_up
+from groundstate.values.driver_arguments import from_asyncpg
 
-with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+with suppress(ImportError):  # from_url.py raises, with the cure, before anything here is used
     import psycopg
     from psycopg import sql
 
-Connect = Callable[..., Any]  # which makes a connection of psycopg's
+Connect = Callable[..., Any]  # a function that returns a psycopg connection
 PROBE = "probe "
-PROBED_WITHIN_S = 3.0
-ANSWERS_WITHIN_S = 5.0  # so long each connection may take until it is as it is to be: libpq's own limit is for connecting alone
+PROBED_WITHIN_S = 3.0  # seconds that a test notification may take to be sent, and again to arrive
+ANSWERS_WITHIN_S = 5.0  # seconds for the statements that set up a connection; libpq's own timeout covers only connecting
 _CLIENT = {**keepalive.CLIENT, "connect_timeout": 5, "application_name": "groundstate hints"}
-_PAYLOAD_MOST = 7_999  # bytes
+_PAYLOAD_MOST = 7_999  # bytes: PostgreSQL's limit of a NOTIFY payload
 
 
-class PostgresTransport(Connecting):
-    """LISTEN/NOTIFY. arguments: psycopg's, for a connection past any pooler. also: further channels, whose payloads come after `rows:`.
-    connect: what is called with the arguments; psycopg itself where None.
+class PostgresTransport(ReconnectingTransport):
+    """The transport over LISTEN and NOTIFY.
+
+    Args:
+        arguments: Connection arguments of psycopg. They must lead to the server directly, not through a pooler.
+        also: Further channels to listen on. Their payloads are passed on as hints with the prefix `rows:`.
+        connect: The function to call with the arguments; None for `psycopg.connect`.
     """
 
     def __init__(self, arguments: Mapping[str, Any], also: Sequence[str] = (), connect: Connect | None = None) -> None:
@@ -46,11 +51,11 @@ class PostgresTransport(Connecting):
 
 
 def of_url(url: str, *, by_asyncpg: bool = False) -> PostgresTransport:
-    """By a URL of libpq's, or with options of asyncpg's.
+    """Return the transport for a URL of libpq or, if `by_asyncpg`, for a URL with options of asyncpg.
 
     Raises:
-        ValueError: libpq cannot read it; it is not repeated.
-        StoreRefused: one of asyncpg's options cannot be said to libpq.
+        ValueError: libpq cannot read the URL. The message does not repeat it, since it may hold a password.
+        StoreRefusedError: An option of asyncpg has no equivalent in libpq.
     """
     place, _, query = url.partition("?")
     by_words = from_asyncpg(dict(parse_qsl(query))) if by_asyncpg else {}
@@ -65,8 +70,8 @@ class _Driver:
         self._connect = connect
         self._also = also
 
-    def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # whatever the subject
-        """None: it cannot persist."""
+    def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # the answer is the same for every subject
+        """Return no findings: NOTIFY cannot store messages."""
         return []
 
     def listen(self, subject: str) -> _Listening:
@@ -77,19 +82,19 @@ class _Driver:
 
 
 class _Connection:
-    """One connection of ours, which a forked child leaves alone."""
+    """One connection of the transport. A forked child process does not use or end it."""
 
     def __init__(self, connect: Connect, channel: str) -> None:
         self._channel = channel
         self.connection: psycopg.Connection[Any] = connect()
-        self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))  # our own end of it, which libpq does not close
+        self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))  # `cut` may shut it down while libpq waits
         forsake_in_child(self)
 
     def _settle(self) -> None:
-        """Who listens and does not read (a frozen process, a host that is gone) must not stop the queue of notifications, which all
-        databases of a server share, and whose end makes commits fail.
+        """Set the server's keepalive settings for this session, so that it ends soon after its client hangs or is gone.
 
-        Not before it is proved that this session is ours: a pooler would hand it to others with our settings on it.
+        A listener that does not read would fill the notification queue that all databases of the server share, and commits fail once it is
+        full. Called only after `_prove`: a pooler would later give this session, with our settings, to other clients.
         """
         for name, value in keepalive.SERVER.items():
             with suppress(psycopg.DatabaseError):
@@ -104,7 +109,7 @@ class _Connection:
         self._socket.close()
 
     def forsake(self) -> None:
-        """In a forked child: so that nothing there ends the parent's session."""
+        """Drop the connection in a forked child, without ending the parent's session."""
         self._socket.close()
         if not self.connection.closed:
             hang_up(self.connection.fileno())
@@ -114,7 +119,7 @@ class _Listening(_Connection):
     def __init__(self, connect: Connect, channel: str, also: tuple[str, ...]) -> None:
         super().__init__(connect, channel)
         try:
-            with limited(ANSWERS_WITHIN_S, self.cut):
+            with cut_if_slower_than(ANSWERS_WITHIN_S, self.cut):
                 for one in (channel, *also):
                     self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(one)))
                 self._prove(connect)
@@ -124,7 +129,7 @@ class _Listening(_Connection):
             raise
 
     def heard(self, wait_s: float) -> list[bytes]:
-        """Those of one wait; whatever comes meanwhile comes along."""
+        """Wait up to `wait_s` seconds for a notification, and return it together with those that arrived with it."""
         found = []
         for one in self.connection.notifies(timeout=wait_s, stop_after=1):
             if one.channel != self._channel:
@@ -134,11 +139,14 @@ class _Listening(_Connection):
         return found
 
     def _prove(self, connect: Connect) -> None:
-        """A pooler in transaction mode lets LISTEN go to one session and hears none: what is said once must come back."""
+        """Send one notification from a second connection, and raise ConnectionError unless it arrives within a few seconds.
+
+        Behind a pooler in transaction mode LISTEN succeeds, but its notifications never reach this client.
+        """
         mark = PROBE + secrets.token_hex(8)
         other = _Connection(connect, self._channel)
         try:
-            with limited(PROBED_WITHIN_S, other.cut):
+            with cut_if_slower_than(PROBED_WITHIN_S, other.cut):
                 other.connection.execute("SELECT pg_notify(%s, %s)", (self._channel, mark))
         finally:
             other.close()
@@ -151,11 +159,11 @@ class _Listening(_Connection):
 
 
 class _Speaking(_Connection):
-    """Opened where a listening one has been proved, in the same way."""
+    """A connection for NOTIFY. It is opened after a listening connection with the same arguments was proved to receive notifications."""
 
     def __init__(self, connect: Connect, channel: str) -> None:
         super().__init__(connect, channel)
-        with limited(ANSWERS_WITHIN_S, self.cut):
+        with cut_if_slower_than(ANSWERS_WITHIN_S, self.cut):
             self._settle()
 
     def say(self, hints: Sequence[bytes]) -> None:
@@ -165,7 +173,7 @@ class _Speaking(_Connection):
 
 
 def _written(hint: bytes) -> str:
-    """As text: what is plain stays as it is, so that who looks can read it."""
+    """Return the hint as text for a payload: printable ASCII stays readable after `=`, anything else is Base64 after `~`."""
     if hint.isascii() and b"\0" not in hint:
         return "=" + hint.decode()
     return "~" + base64.b64encode(hint).decode()

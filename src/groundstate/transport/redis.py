@@ -1,6 +1,6 @@
-"""Hints by the pub/sub of Redis. Nothing of it is written to disk; but a Redis that keeps what it is given is refused all the same.
+"""The transport over Redis pub/sub. A Redis server that persists its data is refused, although pub/sub messages are never written to disk.
 
-So that nobody has to ask, after a power cut, whether something of ours came back with it.
+With such a server somebody would have to check, after a power failure, whether data of groundstate came back with it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from groundstate.transport.connecting import Connecting
 from groundstate.transport.port import Finding
+from groundstate.transport.reconnecting import ReconnectingTransport
 
-with suppress(ImportError):  # `opening` refuses with the cure before anything here is used
+with suppress(ImportError):  # from_url.py raises, with the cure, before anything here is used
     import redis
     from redis.backoff import NoBackoff
     from redis.exceptions import RedisError, ResponseError
@@ -20,7 +20,7 @@ with suppress(ImportError):  # `opening` refuses with the cure before anything h
 
 
 def _options() -> Mapping[str, Any]:
-    """A connection that is lost is lost: who connects again asks first."""
+    """Return the client options: timeouts, and no retry, since reconnecting.py must check the server again on each new connection."""
     return {
         "socket_connect_timeout": 2,
         "socket_timeout": 5,
@@ -31,16 +31,16 @@ def _options() -> Mapping[str, Any]:
     }
 
 
-_OF_TCP = {"socket_connect_timeout", "socket_keepalive"}
-CHAIN_LONGEST = 8  # replicas of replicas that are followed to their master
+_OF_TCP = {"socket_connect_timeout", "socket_keepalive"}  # options that a Unix socket does not have
+CHAIN_LONGEST = 8  # links of a chain of replicas that are followed towards the first master
 _UNSEEN = (
     "let this user see it (`ACL SETUSER <user> +config|get +info`), or say that you know it: `groundstate run --trust-transport`,"
     " `app.start(trust_transport=True)`"
 )
 
 
-class RedisTransport(Connecting):
-    """PUBLISH and SUBSCRIBE. url: redis://, rediss:// or unix://, as redis-py reads it."""
+class RedisTransport(ReconnectingTransport):
+    """The transport over PUBLISH and SUBSCRIBE. `url` is a redis://, rediss:// or unix:// URL of redis-py."""
 
     def __init__(self, url: str) -> None:
         super().__init__("redis", _Driver(url))
@@ -51,17 +51,17 @@ class _Driver:
         self._url = url
         with closing(self._client()) as client:
             try:
-                client.connection_pool.make_connection()  # which connects to nothing, and reads every option
+                client.connection_pool.make_connection()  # connects to nothing, but raises for an option that it cannot read
             except RedisError:
                 raise ValueError from None
 
     def _client(self) -> Any:
         options = {name: value for name, value in _options().items() if name not in _OF_TCP or not self._url.startswith("unix:")}
         made = redis.Redis.from_url(self._url, **options)
-        made.connection_pool.connection_kwargs["decode_responses"] = False  # what is text is no hint
+        made.connection_pool.connection_kwargs["decode_responses"] = False  # hints are bytes, whatever the URL says
         return made
 
-    def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # whatever the subject
+    def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # the answer is the same for every subject
         client = self._client()
         try:
             client.ping()
@@ -77,7 +77,10 @@ class _Driver:
 
 
 def _of_its_master(client: Any, who: str, steps: int = CHAIN_LONGEST) -> list[Finding]:
-    """A replica has what its master has, and gets it again from the master's disk; so it is with the master of a master."""
+    """Return the findings on the master that this server replicates, and on the masters of that one, for up to `steps` more links.
+
+    A replica has the data of its master, and gets it back from the master's disk after a restart.
+    """
     try:
         role = client.info("replication")
     except ResponseError:
@@ -103,9 +106,9 @@ def _of_its_master(client: Any, who: str, steps: int = CHAIN_LONGEST) -> list[Fi
 def _of_itself(client: Any, who: str) -> list[Finding]:
     try:
         settings = {**client.config_get("save"), **client.config_get("appendonly")}
-    except ResponseError:  # not allowed, or CONFIG was renamed
+    except ResponseError:  # CONFIG GET is not allowed for this user, or the command was renamed
         return _by_info(client, who)
-    if not {"save", "appendonly"} <= set(settings):  # one that speaks as Redis does and keeps by other settings
+    if not {"save", "appendonly"} <= set(settings):  # another server with the Redis protocol, which has other settings for persistence
         return _by_info(client, who)
     found = []
     if settings.get("save"):
@@ -135,7 +138,7 @@ class _Listening:
         self._client = client
         self._heard = client.pubsub()
         self._heard.subscribe(subject)
-        if self._heard.get_message(timeout=5) is None:  # the answer to that
+        if self._heard.get_message(timeout=5) is None:  # the first message is the answer to SUBSCRIBE
             raise ConnectionError("Redis did not answer SUBSCRIBE")
 
     def heard(self, wait_s: float) -> Sequence[bytes]:
@@ -157,7 +160,7 @@ class _Speaking:
         client.ping()
 
     def say(self, hints: Sequence[bytes]) -> None:
-        """In one message."""
+        """Publish the hints in one pipeline, which is sent at once."""
         line = self._client.pipeline(transaction=False)
         for hint in hints:
             line.publish(self._subject, hint)

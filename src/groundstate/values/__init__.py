@@ -1,1 +1,1 @@
-"""Plain values that every other layer speaks: errors, answers, moments and keys. They import nothing of ours."""
+"""Defines plain values that every other layer uses: errors, answers, times and keys. It imports nothing else of groundstate."""

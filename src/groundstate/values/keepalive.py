@@ -1,6 +1,6 @@
-"""How soon one end of a connection to PostgreSQL misses the other: within some ten seconds, whoever connects and for what.
+"""Holds the settings by which each end of a connection to PostgreSQL notices within about ten seconds that the other end is gone.
 
-CLIENT is for libpq, SERVER for the session's own settings there: the server must notice as well, and libpq's do the other direction alone.
+CLIENT is for libpq, and SERVER for the session on the server: the server must notice as well, and libpq's settings only serve the client.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ CLIENT: Mapping[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10000,
 }
-# In this order, and each by itself: a role's own time for a statement may be shorter than the others take, and a system may lack one.
+# Set in this order, each by a statement of its own: a role's own statement_timeout may be too short for setting the others, and an
+# operating system may lack one of them.
 SERVER: Mapping[str, str] = {
     "statement_timeout": "10000",
     "tcp_keepalives_idle": "5",

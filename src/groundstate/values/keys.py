@@ -1,6 +1,6 @@
-"""Canonical texts of keys and occurrences, and the idempotency key made of them. Never a driver's `str()`.
+"""Builds the canonical texts of keys and occurrences, and the idempotency key made of them. It never uses a driver's `str()`.
 
-The text is ours so that it is the same on each database, driver and release: datetimes in UTC, decimals normalised.
+The texts are made here so that they are the same on each database, driver and release: datetimes in UTC, decimals normalised.
 """
 
 from __future__ import annotations
@@ -18,25 +18,31 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import zip_longest
 from typing import Any
 
-from groundstate.values.answers import Key, Occurrence
+from groundstate.values.answers import IdempotencyKey, Occurrence
 from groundstate.values.errors import GroundstateError
 
 _OF_A_NET = (IPv4Address, IPv6Address, IPv4Network, IPv6Network)
 
 
+class BytesOfText(bytes):
+    """A stored text that is not UTF-8."""
+
+
 @dataclass(frozen=True)
 class NoValue:
-    """What stands in a column of a key, and its type makes no value of, or one that it writes otherwise. Such a record is not found."""
+    """A NoValue stands for the content of a key column that its type cannot read, or would write differently. A record with this key is not
+    found.
+    """
 
-    raw: object  # as the driver gives it
+    raw: object  # as the driver returns it
     why: str
-    loaded: object = None  # what its type makes of it all the same
+    loaded: object = None  # the value that its type makes of it all the same
 
     def __str__(self) -> str:
         return str(self.raw)
 
 
-# What a value of a key may be.
+# The types that a value of a key may have.
 WITH_TEXT = (
     str,
     enum.Enum,
@@ -56,7 +62,7 @@ WITH_TEXT = (
 
 
 def text(value: object) -> str:
-    """The canonical text of one value of a key. Raises GroundstateError for a type that has none."""
+    """Return the canonical text of one value of a key. Raises GroundstateError for a type that has none."""
     match value:
         case str() if not isinstance(value, enum.Enum):
             return value
@@ -85,18 +91,21 @@ def text(value: object) -> str:
         case IPv4Address() | IPv6Address() | IPv4Network() | IPv6Network():
             return str(value)
         case NoValue():
-            return text(value.raw)
+            return without_nul(text(value.raw))
     raise GroundstateError(f"{type(value).__name__} cannot be part of a key: use a column of text, integer, UUID, date, time or decimal")
 
 
+_NUL = "\\x00"  # as a NUL is written, at which SQLite ends the texts of an attempt that it is given as JSON
+
+
 def instant(value: datetime) -> str:
-    """A datetime in UTC, to the microsecond; naive ones mean UTC (rules.md 10)."""
+    """Return the text of a datetime in UTC, to the microsecond; a naive one means UTC (rules.md 10)."""
     aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     return aware.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _seconds(value: timedelta) -> str:
-    microseconds = value // timedelta(microseconds=1)  # and not total_seconds(), a float, which rounds those of some centuries
+    microseconds = value // timedelta(microseconds=1)  # total_seconds() is a float, which rounds durations of some centuries
     whole, rest = divmod(abs(microseconds), 1_000_000)
     return f"{'-' if microseconds < 0 else ''}{whole}.{rest:06}"
 
@@ -106,33 +115,38 @@ def _seconds_of(written: str) -> timedelta:
 
 
 def _decimal(value: Decimal) -> str:
-    plain = f"{value:f}"  # and not normalize(), which rounds to the context's precision
+    plain = f"{value:f}"  # normalize() would round to the context's precision
     if "." in plain:
         plain = plain.rstrip("0").rstrip(".")
     return "0" if plain in {"-0", ""} else plain
 
 
 def record_text(values: Sequence[object]) -> str:
-    """The canonical text of a primary key: of one column its text, of several a JSON array in the mapper's order."""
+    """Return the canonical text of a primary key: the text of a single column, or a JSON array of several in the mapper's order."""
     if len(values) == 1:
         return text(values[0])
     return json.dumps([value if type(value) in (int, str) else text(value) for value in values], separators=(",", ":"), ensure_ascii=False)
 
 
-_NULL, _EMPTY = ":null:", ":empty:"  # in an occurrence; of a column of times or numbers NULL has always been ''
-LIKE_EMPTY = "^:+(null|empty):+$"  # a text that looks like one has a colon more at each end; read by databases as well
+_NULL, _EMPTY = ":null:", ":empty:"  # texts of NULL and '' in an occurrence; for times and numbers the text of NULL has always been ''
+LIKE_EMPTY = "^:+(null|empty):+$"  # a text that looks like these gets one more colon at each end; databases use this pattern as well
 _LIKE_THEM = re.compile(LIKE_EMPTY.strip("^$"))
 
 
-def occurrence_text(values: Sequence[object], may_be_empty: Sequence[bool] = ()) -> str:
-    """The canonical text of the occurrence columns: empty for none, of several a JSON array. Different for different values.
+def without_nul(words: str) -> str:
+    """Return the text with each NUL written out. A subclass of `str` without any is returned as it is: its own methods may refuse."""
+    return words.replace("\x00", _NUL) if "\x00" in words else words
 
-    may_be_empty: of each column, whether it could hold an empty text beside NULL.
+
+def occurrence_text(values: Sequence[object], may_be_empty: Sequence[bool] = ()) -> str:
+    """Return the canonical text of the occurrence columns: empty for none, a JSON array for several. Different values have different texts.
+
+    may_be_empty: for each column, whether it could hold an empty text beside NULL.
     """
     if not values:
         return ""
     parts = [_part(value, may_be) for value, may_be in zip_longest(values, may_be_empty, fillvalue=False)]
-    return parts[0] if len(parts) == 1 else _array(parts)
+    return _array(parts) if len(parts) > 1 else without_nul(parts[0])
 
 
 def _part(value: object, may_be_empty: object) -> str:
@@ -149,9 +163,9 @@ def _array(parts: Sequence[str]) -> str:
 
 
 def is_round(written: str, occurrence: str, columns: int) -> bool:
-    """Whether an attempt of `written` stands for this occurrence of so many columns.
+    """Return whether an attempt with the text `written` belongs to this occurrence of so many columns.
 
-    Older code wrote '' for NULL and for an empty text: an attempt of its which is still there may be that of either.
+    Older code wrote '' both for NULL and for an empty text: an attempt that it left may belong to either.
     """
     return written == occurrence or (":" in occurrence and written == _formerly(occurrence, columns))
 
@@ -171,7 +185,9 @@ def _part_formerly(part: str) -> str:
 
 
 def occurrence_of(written: str, columns: int) -> Occurrence:
-    """The parts of an occurrence of so many columns, as it was written in an attempt; what somebody edited to be none is one part."""
+    """Return the parts of an occurrence of so many columns from the text in an attempt. If a person's edit left no JSON array, the text is
+    the only part.
+    """
     if columns == 0:
         return Occurrence(())
     if columns == 1:
@@ -184,13 +200,13 @@ def occurrence_of(written: str, columns: int) -> Occurrence:
 
 
 def _instant_of(written: str) -> datetime:
-    """As `instant` writes it; a person may have left out the zone."""
+    """Return the datetime that `instant` wrote as this text. A person may have left out the zone, which then is UTC."""
     value = datetime.fromisoformat(written.replace("Z", "+00:00"))
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
 
 def tick_text(written: str) -> str:
-    """The canonical text of a point in time, as a person wrote it; what is none stays as it is."""
+    """Return the canonical text of a point in time that a person wrote; any other text is returned unchanged."""
     try:
         return instant(_instant_of(written))
     except (ValueError, OverflowError):
@@ -201,7 +217,7 @@ def _bool_of(written: str) -> bool:
     return {"true": True, "false": False}[written.lower()]
 
 
-DIGITS_MOST = 131_072  # of a number before its point: as PostgreSQL has it
+DIGITS_MOST = 131_072  # digits of a number before its decimal point: PostgreSQL's limit
 
 
 def _decimal_of(written: str) -> Decimal:
@@ -227,7 +243,7 @@ _READ: Mapping[type, tuple[Callable[[str], Any], str]] = {
 
 
 def value_of(written: str, kind: type) -> Any:
-    """The value of which `written` is the canonical text, or what a person typed for it. Raises ValueError with what was expected."""
+    """Return the value that `written` stands for: its canonical text, or what a person typed. Raises ValueError with what was expected."""
     if issubclass(kind, enum.Enum):
         try:
             return kind[written]
@@ -244,11 +260,11 @@ def _short(written: str) -> str:
     return repr(written if len(written) <= SHOWN else f"{written[:SHOWN]}...")
 
 
-SHOWN = 80  # letters of a text that is no key, in a message
+SHOWN = 80  # characters: a message shows at most this many of an invalid key
 
 
 def record_texts(written: str, columns: int) -> list[str]:
-    """The texts of the values of a primary key of so many columns. Raises ValueError saying what was expected."""
+    """Return the texts of the values of a primary key of so many columns. Raises ValueError with what was expected."""
     if columns == 1:
         return [written]
     expected = f"a JSON array of {columns} values"
@@ -261,26 +277,27 @@ def record_texts(written: str, columns: int) -> list[str]:
     return [text(part) for part in parts]
 
 
-_FORMERLY = "\x1f"  # not printable, so that no name has it
+_FORMERLY = "\x1f"  # between the app's first name and the reaction's; not printable, so that no name contains it
 
 
 def key_name_under(app: str, key_name: str) -> str:
-    """The key name of a reaction whose app is about to get another name: from then on it says the app's as well."""
+    """Return the key name of a reaction whose app is about to get another name: from then on it contains the app's first name as well."""
     return key_name if _FORMERLY in key_name else f"{app}{_FORMERLY}{key_name}"
 
 
 def key_name_parts(key_name: str) -> tuple[str, ...]:
-    """The name alone, or the app's first name and the name."""
+    """Return the parts of a key name: only the reaction's name or, after a rename of the app, the app's first name and that name."""
     return tuple(key_name.split(_FORMERLY, 1))
 
 
-def call_key(app: str, reaction: str, record: str, occurrence: str) -> Key:
-    """The idempotency key of a call: the same for the same (app, reaction, record, occurrence), in each life and after a restore.
+def call_key(app: str, reaction: str, record: str, occurrence: str) -> IdempotencyKey:
+    """Return the idempotency key of a call: the same for the same (app, reaction, record, occurrence), in each worker incarnation and after
+    a restore.
 
-    reaction: its key name, which a rename does not change (hazard 62), and which after a rename of the app says the app's first name.
-    64 hexadecimal digits, so that it tells nothing of the record and fits every provider's limit of length.
+    reaction: its key name, which a rename does not change (hazard 62), and which after a rename of the app contains the app's first name.
+    The key has 64 hexadecimal digits, so that it tells nothing of the record and fits every provider's limit of length.
     """
     if _FORMERLY in reaction:
         app, reaction = reaction.split(_FORMERLY, 1)
     parts = json.dumps([app, reaction, record, occurrence], ensure_ascii=False)
-    return Key(hashlib.sha256(parts.encode()).hexdigest())
+    return IdempotencyKey(hashlib.sha256(parts.encode()).hexdigest())

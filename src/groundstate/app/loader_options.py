@@ -1,0 +1,66 @@
+"""What `load=` of a call was given: loader options for the record of its reaction. Raises DeclarationError with the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
+from sqlalchemy.orm import InstrumentedAttribute, Mapper, RelationshipProperty
+from sqlalchemy.orm.interfaces import ORMOption
+
+from groundstate.rules.specs import ReactionSpec
+from groundstate.values.errors import DeclarationError
+
+_CURE = "give a list of SQLAlchemy's loader options, as in load=[selectinload(Order.lines)]"
+
+
+def checked(what: str, given: Any) -> tuple[Any, ...]:
+    """These, each an option. Which record they must fit is known once a reaction has the call."""
+    if isinstance(given, ORMOption):
+        raise DeclarationError(f"{what}: load={_shown(given)}: that is one option: give a list of them, as in load=[selectinload(...)]")
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise DeclarationError(f"{what}: load={_shown(given)}: {_cure(given)}")
+    for one in given:
+        if not isinstance(one, ORMOption):
+            raise DeclarationError(f"{what}: load=[{_shown(one)}]: {_cure(one)}")
+    return tuple(given)
+
+
+def check_root(what: str, mapper: Mapper[Any], options: Collection[Any]) -> None:
+    """Refuses what loads something of another record."""
+    for one in options:
+        path = getattr(getattr(one, "path", None), "path", ())  # SQLAlchemy shows it by no public name
+        root = path[0] if path else None
+        if isinstance(root, Mapper) and not (root.isa(mapper) or mapper.isa(root)):
+            name = mapper.class_.__name__
+            raise DeclarationError(
+                f"{what}: load= is of {root.class_.__name__}, and the record is {name}: give loader options of that, as in"
+                f" load=[selectinload({name}.<relationship>)]"
+            )
+
+
+def check_configured(spec: ReactionSpec) -> None:
+    """Refuses what no statement can be made of, which is known once all models are configured."""
+    if spec.call is None or not spec.call.load:
+        return
+    try:
+        select(spec.record).options(*spec.call.load).compile()
+    except (ArgumentError, InvalidRequestError) as error:
+        what = f"reaction {spec.name}: load= of its call {spec.call.function.name} cannot be loaded with {spec.record.__name__}"
+        raise DeclarationError(f"{what}: {error}") from error
+
+
+def _cure(given: Any) -> str:
+    if isinstance(given, InstrumentedAttribute) and isinstance(given.comparator, RelationshipProperty.Comparator):
+        return f"that is a relationship: write load=[selectinload({given})]"
+    return f"that is no loader option: {_CURE}"
+
+
+def _shown(given: Any) -> str:
+    if isinstance(given, InstrumentedAttribute):
+        return str(given)
+    if isinstance(given, ORMOption):
+        return "selectinload(...)"
+    return given.__name__ if isinstance(given, type) else repr(given)

@@ -1,0 +1,345 @@
+"""Reads, inserts, updates and deletes rows of `groundstate_attempt` in batches; each update and delete is fenced by the attempt's call
+number. What an attempt becomes is decided in rules/attempt.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from datetime import datetime
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, Protocol
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    Select,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+
+from groundstate.engine.sql import in_list
+from groundstate.engine.sql.condition_query import ConditionQuery, blocking
+from groundstate.engine.sql.db_errors import Illegible, reading_ours
+from groundstate.engine.sql.raw_cells import LATEST, LIFE_MOST, NUMBER_MOST
+from groundstate.rules import begun_kind
+from groundstate.rules.attempt import Attempt, State
+from groundstate.rules.blocking import BASELINE
+from groundstate.store.port import Database
+from groundstate.store.tables import attempt as table
+
+_NAMES = tuple(field.name for field in fields(Attempt))
+_COLUMNS = [table.c[name] for name in _NAMES]
+Identity = tuple[str, str, str, str]
+
+
+def new_call() -> int:
+    """Return 63 random bits for a BIGINT: the fence of one call. They are drawn 256 at a time, since each draw is a system call that
+    releases the GIL.
+    """
+    while True:
+        try:
+            return _drawn.pop()
+        except IndexError:
+            _drawn.extend(number & _63_BITS for number in memoryview(os.urandom(8 * _AT_ONCE)).cast("q"))
+
+
+_63_BITS = 2**63 - 1
+_AT_ONCE = 256
+_drawn: list[int] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drawn.clear)  # without this a forked child would draw the same fences as its parent
+
+
+def from_row(row: Any) -> Attempt:
+    """Return the Attempt in one row of `groundstate_attempt`. Raises Illegible if a column holds a value that groundstate never writes."""
+    (app, reaction, record, occurrence, state, worker, call, call_no, _unsure, since, first_at, deadline, failures, _next_at,
+     error, why, outcome, blocks, together, begun_with) = row  # fmt: skip
+    if not (
+        app.__class__ is reaction.__class__ is record.__class__ is occurrence.__class__ is str
+        and worker.__class__ is call.__class__ is call_no.__class__ is failures.__class__ is together.__class__ is int
+        and 0 <= worker <= LIFE_MOST
+        and 0 <= call_no <= NUMBER_MOST
+        and 0 <= failures <= NUMBER_MOST
+        and 0 <= together <= NUMBER_MOST
+        and since <= LATEST >= first_at
+        and deadline <= LATEST
+        and (error is None or error.__class__ is str)
+        and (why is None or why.__class__ is str)
+        and (outcome is None or outcome.__class__ is str)
+        and (blocks is None or blocks.__class__ is str)
+        and (begun_with is None or (begun_with.__class__ is str and begun_kind.is_legible(begun_with)))
+    ):
+        raise Illegible(f"the attempt of {reaction!r} on {record!r} cannot be read")
+    if state not in _STATES:
+        return replace(Attempt(app, reaction, record, occurrence, State.HELD, *row[5:]), **as_held(state))
+    return Attempt(app, reaction, record, occurrence, _STATES[state], *row[5:])
+
+
+_STATES = {state.value: state for state in State}
+
+
+def as_held(state: object) -> dict[str, Any]:
+    """Return the field values with which an attempt in an unknown state is read: held and unsure, since its call may have been made.
+    Reading such a row never changes it: `save` compares the state column with `held`, which the row does not hold.
+    """
+    return {"state": State.HELD, "unsure": True, "next_at": None, "why": unknown_state(state)}
+
+
+def unknown_state(state: object) -> str:
+    """Return the text of `why` for an attempt whose state this version does not know."""
+    shown = state[:80] if isinstance(state, str) else state
+    return (
+        f"its state is {shown!r}, which this version does not know: newer code wrote it, or somebody edited it. It is left"
+        " as it is, and its record alone, until that code or a person has settled it (settle, retry or forget take it as held)"
+    )
+
+
+def fetch(connection: Connection, statement: Select[Any], given: Mapping[str, Any] | None = None) -> list[Attempt]:
+    """Run a statement that `rows` made and return its attempts. Raises Illegible if one of them cannot be read."""
+    with reading_ours():
+        return [from_row(row) for row in connection.execute(statement, given)]
+
+
+def state_of(written: object) -> State:
+    """Return the State for a text of the column `state`; an unknown text counts as held, since only a person can say what it meant."""
+    return _STATES.get(str(written), State.HELD)
+
+
+# A row whose state is unknown (newer code wrote it, or a person edited it) counts as held.
+is_held: ColumnElement[bool] = or_(table.c.state == State.HELD.value, table.c.state.not_in(list(_STATES)))
+# A baseline: a row that existed before its reaction and was left out of it. Nothing of it is open, whatever code declares the reaction.
+is_baseline: ColumnElement[bool] = and_(is_held, func.coalesce(table.c.why, "") == BASELINE)
+
+
+def values_of(attempt: Attempt) -> dict[str, Any]:
+    return {name: getattr(attempt, name) for name in _NAMES}
+
+
+def new_attempt(identity: Identity, worker: int, now: datetime, blocks: str | None = None) -> Attempt:
+    """Return a new Attempt, which is not in the table yet."""
+    app, reaction, record, occurrence = identity
+    return Attempt(
+        app=app, reaction=reaction, record=record, occurrence=occurrence, state=State.FAILED, worker=worker, call=new_call(), call_no=0,
+        unsure=False, since=now, first_at=now, deadline=now, blocks=blocks,
+    )  # fmt: skip
+
+
+def new_attempt_of_record(query: ConditionQuery, record: str, occurrence: str, worker: int, now: datetime) -> Attempt:
+    """Return a new Attempt on a record of this reaction. It blocks other reactions on the table unless its reaction has a done column."""
+    spec = query.spec
+    return new_attempt((spec.app, spec.name, record, occurrence), worker, now, None if spec.done_column else spec.table_name)
+
+
+ANY: Select[Any] = select(table.c.app).limit(1)  # selects one row if any attempt exists
+
+
+def select_attempts(*where: ColumnElement[bool]) -> Select[Any]:
+    return select(*_COLUMNS).where(*where)
+
+
+def attempts_deciding_claim(
+    tx: Reader, query: ConditionQuery, records: Sequence[str], *, lock: bool = False, own: bool = False
+) -> dict[str, list[Attempt]]:
+    """Return the attempts, by record, that decide whether the reaction may claim these records: its own ones, and those of other reactions
+    that block a record. With `own`, or for a reaction with a done column, only its own ones. `lock` locks the attempts' rows.
+    """
+    if not records:
+        return {}
+    spec = query.spec
+    alone = own or spec.done_column is not None
+    same_call = () if alone else spec.same_call
+    statement, parameter = _concerning(tx.database, not alone, lock, bool(same_call))
+    given: dict[str, Any] = {"app": spec.app, "reaction": spec.name, "records": parameter(records)}
+    if not alone:
+        given["blocks"] = query.spellings
+    if same_call:
+        given["same_call"] = list(same_call)
+    by_record: dict[str, list[Attempt]] = {}
+    for one in fetch(tx.connection, statement, given):
+        by_record.setdefault(one.record, []).append(one)
+    return by_record
+
+
+@lru_cache(maxsize=128)
+def _concerning(database: Database, blocks: bool, lock: bool, same_call: bool) -> tuple[Select[Any], Callable[[Sequence[Any]], Any]]:
+    records = in_list.one_of(database, table.c.record, "records")
+    wanted = and_(table.c.app == bindparam("app"), table.c.reaction == bindparam("reaction"), records.expression)
+    if blocks:
+        # An OR of two conditions, each with an index of its own: own attempts by the primary key, blocking ones by the partial index.
+        wanted = or_(wanted, and_(table.c.blocks.in_(bindparam("blocks", expanding=True)), records.expression, blocking))
+        if same_call:
+            names = table.c.reaction.in_(bindparam("same_call", expanding=True))
+            made = and_(table.c.state == "held", table.c.outcome.is_not(None), table.c.blocks.is_not(None))
+            wanted = or_(wanted, and_(table.c.app == bindparam("app"), names, records.expression, made))
+    statement = select_attempts(wanted)
+    return (locked(database, statement) if lock else statement), records.parameter
+
+
+class Reader(Protocol):
+    """The part of a transaction that reading attempts needs."""
+
+    database: Database
+    connection: Connection
+
+
+def locked(database: Database, statement: Select[Any]) -> Select[Any]:
+    return statement.with_for_update() if database.locks_rows else statement
+
+
+class Writer(Reader, Protocol):
+    """The part of a transaction that inserting attempts needs."""
+
+    some_attempts: bool  # set to True by `insert`: claims later in the same transaction must look for attempts
+
+
+def insert(tx: Writer, new: Sequence[Attempt]) -> set[int]:
+    """Insert new attempts; where a row of the same identity exists already, it is left as it is. Returns the call numbers of the rows that
+    were inserted.
+    """
+    if not new:
+        return set()
+    tx.some_attempts = True
+    alike: dict[tuple[Any, ...], list[Attempt]] = {}
+    for one in new:
+        alike.setdefault(_shared_by(one), []).append(one)
+    statement, parameter = _insert_alike(tx.database)
+    written = 0
+    for shared, some in alike.items():
+        given = dict(zip(_SHARED, shared, strict=True)) | parameter([(one.record, one.occurrence, one.call) for one in some])
+        written += tx.connection.execute(statement, given).rowcount
+    calls = {one.call for one in new}
+    if written == len(new):
+        return calls
+    there = tx.connection.execute(select(table.c.call).where(table.c.worker == new[0].worker, table.c.call.in_(calls)))
+    return set(there.scalars())
+
+
+_OWN = ("record", "occurrence", "call")  # the columns in which the attempts of a batch differ
+_SHARED = tuple(name for name in _NAMES if name not in _OWN)
+_shared_by = attrgetter(*_SHARED)
+
+
+@lru_cache(maxsize=128)
+def _insert_alike(database: Database) -> tuple[Any, Callable[[Sequence[tuple[str, str, int]]], dict[str, Any]]]:
+    """Return one INSERT for any number of attempts that differ only in record, occurrence and call, and the function that makes its
+    parameters. A batch of calls is begun with a single such statement.
+    """
+    if database.locks_rows:
+        source: Any = in_list.unnested("own", {name: table.c[name].type for name in _OWN})
+        values: list[Any] = [source.c[name] for name in _OWN]
+    else:
+        source = func.json_each(bindparam("own", type_=Text())).table_valued("value", name="own")
+        values = [func.json_extract(source.c.value, f"$[{number}]") for number in range(len(_OWN))]
+    shared = [bindparam(name, type_=table.c[name].type) for name in _SHARED]
+    rows_of = select(*shared, *values).select_from(source).where(true())  # without a WHERE, SQLite parses ON CONFLICT as a join
+    statement = database.insert(table).from_select([*_SHARED, *_OWN], rows_of)
+    once = statement.on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
+    return once, _as_arrays if database.locks_rows else _as_json
+
+
+def _as_arrays(own: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    return {name: [one[number] for one in own] for number, name in enumerate(_OWN)}
+
+
+def _as_json(own: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    return {"own": json.dumps(own, ensure_ascii=False)}
+
+
+def save(connection: Connection, changed: Sequence[tuple[Attempt, Attempt]]) -> set[int]:
+    """Update attempts given as (before, after) pairs, each only if the state, call and worker in its row are still those of `before`.
+
+    Returns the call numbers of the rows that were updated.
+    """
+    parameters = []
+    for before, after in changed:
+        values = {f"new_{name}": getattr(after, name) for name in _CHANGING}
+        parameters.append(
+            {"k_app": before.app, "k_reaction": before.reaction, "k_record": before.record, "k_occurrence": before.occurrence,
+             "k_call": before.call, "k_state": before.state, "k_worker": before.worker} | values
+        )  # fmt: skip
+    if not parameters:
+        return set()
+    written = _written(connection, parameters)
+    calls = {after.call for _, after in changed}
+    if written == len(parameters):
+        return calls
+    return set(connection.execute(select(table.c.call).where(table.c.call.in_(calls))).scalars())
+
+
+def _written(connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> int:
+    if connection.dialect.name != "postgresql" or len(parameters) < _AS_ONE:
+        return connection.execute(_SAVE, parameters).rowcount
+    return connection.execute(_save_all(), {name: [one[name] for one in parameters] for name in parameters[0]}).rowcount
+
+
+_AS_ONE = 8  # attempts: from this number on, PostgreSQL saves them with one UPDATE instead of one for each
+_FENCE = ("app", "reaction", "record", "occurrence", "call", "state", "worker")
+_CHANGING = [name for name in _NAMES if name not in ("app", "reaction", "record", "occurrence")]
+_SAVE = (
+    update(table)
+    .where(*[table.c[name] == bindparam(f"k_{name}") for name in _FENCE])
+    .values({table.c[name]: bindparam(f"new_{name}") for name in _CHANGING})
+)
+
+
+@lru_cache(maxsize=1)
+def _save_all() -> Update:
+    """Return the PostgreSQL UPDATE that saves many attempts in one statement, from arrays of their old and new values."""
+    columns = {f"k_{name}": table.c[name].type for name in _FENCE} | {f"new_{name}": table.c[name].type for name in _CHANGING}
+    new = in_list.unnested("new", columns)
+    fence = [table.c[name] == new.c[f"k_{name}"] for name in _FENCE]
+    return update(table).where(*fence).values({table.c[name]: new.c[f"new_{name}"] for name in _CHANGING})
+
+
+def remove(database: Database, connection: Connection, gone: Sequence[Attempt]) -> int:
+    """Delete these attempts, each only if its row still has the same call number, and return how many rows were deleted."""
+    count = 0
+    by_reaction: dict[tuple[str, str], list[Attempt]] = {}
+    for one in gone:
+        by_reaction.setdefault((one.app, one.reaction), []).append(one)
+    for (app, reaction), some in by_reaction.items():
+        statement, records, calls = _remove(database)
+        given = {
+            "app": app,
+            "reaction": reaction,
+            "records": records([one.record for one in some]),
+            "calls": calls([one.call for one in some]),
+        }
+        count += connection.execute(statement, given).rowcount
+    return count
+
+
+@lru_cache(maxsize=128)
+def _remove(database: Database) -> tuple[Delete, Callable[[Sequence[Any]], Any], Callable[[Sequence[Any]], Any]]:
+    records = in_list.one_of(database, table.c.record, "records")
+    calls = in_list.one_of(database, table.c.call, "calls")
+    mine = (table.c.app == bindparam("app"), table.c.reaction == bindparam("reaction"))
+    return delete(table).where(*mine, records.expression, calls.expression), records.parameter, calls.parameter
+
+
+def by_identity(found: Mapping[str, Sequence[Attempt]], identity: Identity) -> Attempt | None:
+    """Return the attempt with this identity among attempts grouped by record, or None."""
+    for one in found.get(identity[2], ()):
+        if one.identity == identity:
+            return one
+    return None
+
+
+def rows_after_cursor(order: Sequence[ColumnElement[Any]], cursor: Sequence[Any]) -> ColumnElement[bool]:
+    """Return the condition that selects rows after the cursor in this sort order."""
+    values = [bindparam(None, value, type_=column.type) for column, value in zip(order, cursor, strict=True)]
+    return tuple_(*order) > tuple_(*values)

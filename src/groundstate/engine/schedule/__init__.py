@@ -1,0 +1,1 @@
+"""Schedules: the ticks of `app.every`."""

@@ -1,0 +1,172 @@
+"""Refuses writes to the app's stores while a call, a lookup or `prepare` runs, before they reach the database.
+
+While a handler runs, only its own session's connection may write: two connections would wait for each other's locks.
+
+After a crash a call may be made again, and what it wrote beside its outcome would be written twice (hazard 65, W14). Whether code runs
+inside a call is kept in a context variable, which follows tasks, `asyncio.to_thread` and SQLAlchemy's greenlets. Whether a statement writes
+is read from its text, as SQLAlchemy hands it to the driver. A read-only transaction would also catch what a database function writes. But
+it would have to be set on connections of the user's, `call_writes` could not end it in the middle of a transaction, and it refuses SELECT
+... FOR UPDATE.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, object_mapper
+
+from groundstate.rules.sql_statements import what_it_writes
+from groundstate.store.same_database import StoreLocation
+from groundstate.values.errors import DeclarationError, StateRefusedError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+    from groundstate.store.port import Database
+
+log = logging.getLogger("groundstate")
+
+CALL_CURE = (
+    "that is outside the conclusion, and would be done again after a crash. Return it as the outcome, and let the handler write it; "
+    'what must be written now, such as progress or a refreshed token, goes into `with call_writes("why it may be written twice"):`'
+)
+PREPARE_CURE = "it may read any row and write none, since it runs again for each try and each lookup. Let the handler write it"
+
+HANDLER_CURE = (
+    "it is another connection than its session's: the two wait for each other's locks, and what is written there stays when the handler's"
+    " own transaction is rolled back, and is written again. Use the session that is given, by a parameter `session: Session`; what must be"
+    " written by itself belongs into a call, in a block of call_writes"
+)
+REDACT_CURE = "it makes one text of another, and writes nothing"
+
+
+class Inside:
+    """The code that runs in this context: a description and a cure for messages, and the stores that it may not write to."""
+
+    __slots__ = ("cure", "may_say", "own", "places", "runs", "what")
+
+    def __init__(self, what: str, cure: str, places: Sequence[StoreLocation], *, may_say: bool, own: Connection | None) -> None:
+        self.what = what
+        self.cure = cure
+        self.places = places
+        self.own = own  # the only connection that may write
+        self.may_say = may_say  # whether `call_writes` permits it to write
+        self.runs = True  # False after its end, since tasks that it left behind keep its context for ever
+
+
+in_call: ContextVar[Inside | None] = ContextVar("groundstate_in_call", default=None)
+_said: ContextVar[tuple[str, ...]] = ContextVar("groundstate_call_writes", default=())  # the `why` of each open call_writes block
+
+_places: dict[str, tuple[weakref.ref[StoreLocation], ...]] = {}  # app name -> its stores
+_changing = threading.Lock()
+
+
+def watch(app: str, url: URL, database: Database | None = None) -> StoreLocation:
+    """Keep calls of this app from writing to this database from now on, as long as the caller holds a reference to the returned Place."""
+    place = StoreLocation(url, database)
+    with _changing:
+        _places[app] = (*(known for known in _places.get(app, ()) if known() is not None), weakref.ref(place))
+        if not event.contains(Engine, "before_cursor_execute", _before_statement):
+            event.listen(Engine, "before_cursor_execute", _before_statement)
+    return place
+
+
+@contextmanager
+def inside(app: str, what: str, cure: str = CALL_CURE, *, may_say: bool = True, own: Connection | None = None) -> Iterator[None]:
+    """While the block runs, refuse writes of this context to the stores of the app, except by the connection `own`.
+
+    what: a description of what runs, such as 'the call charge'.
+    """
+    places = [place for known in _places.get(app, ()) if (place := known()) is not None]
+    here = Inside(what, cure, places, may_say=may_say, own=own)
+    call, said = in_call.set(here), _said.set(())
+    try:
+        yield
+    finally:
+        here.runs = False
+        with suppress(ValueError):  # an unfinished coroutine is closed in another context, which does not know these tokens
+            _said.reset(said)
+            in_call.reset(call)
+
+
+@contextmanager
+def service() -> Iterator[None]:
+    """While the block runs, treat this context as outside of any call: for work that a call triggers and that is not its own."""
+    token = in_call.set(None)
+    try:
+        yield
+    finally:
+        in_call.reset(token)
+
+
+class call_writes:  # noqa: N801  # in lower case, since it is used as `with call_writes(...)`
+    """Lets a call, or a lookup, write to the app's own stores while the block runs; outside of such a block these writes are refused.
+
+    After a crash the call may be made again, and then it writes again. Works in sync and async functions, may be nested, and does nothing
+    outside of a call. The session that writes must commit it; it is no part of the call's conclusion. In `prepare` it has no effect: writes
+    stay refused.
+
+    Args:
+        why: what makes a second write harmless, such as "progress: the same percentage twice does no harm". It is logged at DEBUG.
+
+    Raises:
+        DeclarationError: `why` is empty.
+    """
+
+    def __init__(self, why: str) -> None:
+        if not str(why or "").strip():
+            raise DeclarationError(f'call_writes({why!r}): say why a crash may make it write twice, as in call_writes("a progress row")')
+        self._why = why
+
+    def __enter__(self) -> None:
+        here = in_call.get()
+        if here is not None and here.runs:
+            log.debug("%s writes: %s", here.what, self._why, extra={"event": "call_writes", "why": self._why})
+        _said.set((*_said.get(), self._why))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _said.set(_said.get()[:-1])
+
+
+def _refusing() -> Inside | None:
+    """Return what runs in this context and may not write now; nearly always None."""
+    here = in_call.get()
+    return None if here is None or not here.runs or (here.may_say and _said.get()) else here
+
+
+def _before_statement(connection: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
+    here = _refusing()
+    if here is None or connection is here.own:
+        return
+    writes = what_it_writes(statement, postgres=connection.dialect.name == "postgresql")
+    if writes is not None and any(place.is_behind(connection) for place in here.places):
+        raise StateRefusedError(f"{here.what} sends {writes} to a store of its app: {here.cure}")
+
+
+def refuse_flush(session: Session) -> None:
+    """Refuse a flush as a whole, so that the session's transaction stays usable. Writes that are missed here are refused in
+    `_before_statement`.
+
+    Raises:
+        StateRefusedError: the flush is inside a call, and would write to a store of the app.
+    """
+    here = _refusing()
+    if here is None or (here.own is not None and session.bind is here.own):
+        return
+    for record in [*session.new, *session.deleted, *(one for one in session.dirty if session.is_modified(one))]:
+        mapper = object_mapper(record)
+        try:
+            url = session.get_bind(mapper).engine.url
+        except SQLAlchemyError:
+            continue  # only the session's own flush knows the engine of this mapper
+        if any(place.is_at(url) for place in here.places):
+            raise StateRefusedError(f"{here.what} writes {getattr(mapper.local_table, 'fullname', '')}, of a store of its app: {here.cure}")

@@ -1,0 +1,67 @@
+"""Asks the database what else a write to a table may change: by a trigger, a rule, a view, or the action of a foreign key. The answers are
+kept for a minute, so that a plain batch pays nothing for them.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import Any
+
+from sqlalchemy import Connection, Table, text
+
+from groundstate.engine.sql.condition_query import sql_name
+from groundstate.engine.sql.views import is_table
+from groundstate.store.port import Database
+
+KEPT_S = 60.0  # seconds: a trigger that is made while a worker runs is heard of after that
+# A trigger in PL/pgSQL whose text has no word that writes or carries out anything sets columns of its own row alone, such as updated_at.
+_HOOKS = {
+    "postgresql": text(
+        "SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_language l ON l.oid = p.prolang"
+        " WHERE t.tgrelid = to_regclass(:name) AND NOT t.tgisinternal AND left(t.tgname, 16) <> 'groundstate_rows'"
+        r" AND NOT (l.lanname = 'plpgsql' AND p.prosrc !~* '\m(insert|update|delete|merge|truncate|select|perform|execute|call)\M'))"
+        " OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = to_regclass(:name) AND rulename <> '_RETURN')"
+    ),
+    "sqlite": text(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = lower(:name)"
+        " UNION ALL SELECT 1 FROM sqlite_temp_master WHERE type = 'trigger' AND lower(tbl_name) = lower(:name))"
+    ),
+}
+_ACTIONS = {
+    "postgresql": text(
+        "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = to_regclass(:name)"
+        " AND CASE WHEN :deletes THEN confdeltype ELSE confupdtype END IN ('c', 'n', 'd'))"
+    ),
+    "sqlite": text(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master m, pragma_foreign_key_list(m.name) f WHERE m.type = 'table'"
+        ' AND lower(f."table") = lower(:name)'
+        " AND CASE WHEN :deletes THEN f.on_delete ELSE f.on_update END NOT IN ('NO ACTION', 'RESTRICT'))"
+    ),
+}
+_Known = dict[tuple[str, str], tuple[bool, float]]
+_known: weakref.WeakKeyDictionary[Database, _Known] = weakref.WeakKeyDictionary()
+
+
+def are_possible(database: Database, connection: Connection, table: Table, *, deletes: bool = False, keys: bool = False) -> bool:
+    """Whether a write to this table may change other rows, of whatever table.
+
+    deletes: rows are deleted. keys: columns are updated to which foreign keys may refer.
+    """
+    if not is_table(database, connection, table):
+        return True  # a view, or a table in another file, whose triggers are not in this catalogue
+    if _asked(database, connection, table, "hooks", _HOOKS, {}):
+        return True
+    if deletes and _asked(database, connection, table, "deletes", _ACTIONS, {"deletes": True}):
+        return True
+    return keys and _asked(database, connection, table, "updates", _ACTIONS, {"deletes": False})
+
+
+def _asked(database: Database, connection: Connection, table: Table, what: str, statements: Any, values: dict[str, Any]) -> bool:
+    name = sql_name(table, database) if database.locks_rows else table.name
+    known, now = _known.setdefault(database, {}), time.monotonic()
+    found = known.get((name, what))
+    if found is None or now - found[1] > KEPT_S:
+        answer = connection.execute(statements[database.name], {"name": name, **values}).scalar()
+        found = known[name, what] = (bool(answer), now)
+    return found[0]

@@ -1,0 +1,35 @@
+"""Warns, once for each, of listeners to session commits that are not called for what handlers changed.
+
+Our commit is the connection's, for all handlers of a batch, whose changes were flushed before: nothing is dirty in the session any more,
+and an error that such a listener raised would belong to no single record. Listeners to flushes hear of all changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+log = logging.getLogger("groundstate")
+_EVENTS = ("before_commit", "after_commit")
+_told: set[tuple[str, str]] = set()
+
+
+def warn_of_unheard_listeners(session: Session) -> None:
+    """Log a warning for each commit listener that is not called for handlers and was not logged before."""
+    dispatch: Any = session.dispatch
+    for event in _EVENTS:
+        for function in getattr(dispatch, event):
+            module = getattr(function, "__module__", type(function).__module__)
+            name = f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+            if name.startswith("groundstate.") or (event, name) in _told:
+                continue
+            _told.add((event, name))
+            log.warning(
+                "%s listens to %s of sessions, and is not called for what handlers change: listen to after_flush, which comes before the"
+                " commit, or let a reaction do it, which comes after it",
+                name,
+                event,
+                extra={"event": "listener_unheard"},
+            )

@@ -1,0 +1,70 @@
+"""Ready-made lists for `ExternalService(not_done=...)`: exceptions that prove that the service did not act on the request.
+
+Exceptions are named by dotted paths, so that this module does not import the libraries.
+
+A list contains what fails before the request is sent (no address, no connection, a login refused) and replies that by the protocol itself
+mean that the server did not take the request. A list never contains a timeout of reading or writing, or a broken connection: after these,
+the server may have acted. A list is true for one request. A library that repeats or redirects a request by itself can raise a listed error
+for its second request although the server acted on the first; the comment above each list says how to switch that off.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Final
+
+_Listed = tuple[str | Callable[[Exception], bool], ...]
+
+# By default httpx follows no redirects, and `retries=` of its transport repeats only the connecting: nothing is to be switched off.
+HTTPX: Final[_Listed] = (
+    "httpx.ConnectError",  # no address, no connection, or no TLS: an HTTP request needs an open connection (RFC 9112, 9)
+    "httpx.ConnectTimeout",  # no connection was made in time
+    "httpx.PoolTimeout",  # no connection in the client's own pool was free in time
+    "httpx.UnsupportedProtocol",  # the URL does not begin with http:// or https://
+)
+
+# Use with `allow_redirects=False` and without a mounted urllib3 Retry. A refused connection is not listed: requests raises the same
+# ConnectionError for it and for a connection that broke after sending.
+REQUESTS: Final[_Listed] = (
+    "requests.exceptions.ConnectTimeout",  # no connection in time: an HTTP request needs an open connection (RFC 9112, 9)
+    "requests.exceptions.InvalidSchema",  # the URL does not begin with http:// or https://
+    "requests.exceptions.InvalidURL",  # the URL cannot be parsed
+    "requests.exceptions.MissingSchema",  # the URL has no http:// or https://
+)
+
+
+def _smtp_refused_the_mail(error: Exception) -> bool:
+    """Whether the server replied 400 to 599 to the mail itself, so that the requested action did not occur (RFC 5321, 4.2.1).
+
+    Other numbers are no such reply: smtplib uses -1 for a reply that it could not read.
+    """
+    smtplib = sys.modules.get("smtplib")
+    return smtplib is not None and isinstance(error, smtplib.SMTPDataError) and 400 <= error.smtp_code <= 599
+
+
+# Use with one mail for each call. In SMTP the server accepts a mail only by its reply to the end of the mail's data (RFC 5321, 4.2.5): a
+# mail that is refused before or by this reply was not sent.
+SMTPLIB: Final[_Listed] = (
+    "builtins.ConnectionRefusedError",  # no program listens at this address
+    "socket.gaierror",  # the host name has no address
+    "ssl.SSLCertVerificationError",  # the handshake failed: no command went over that connection
+    "smtplib.SMTPConnectError",  # the server's greeting was a refusal
+    "smtplib.SMTPHeloError",  # the server refused HELO
+    "smtplib.SMTPAuthenticationError",  # the server refused the login
+    "smtplib.SMTPNotSupportedError",  # the server lacks an extension that the mail or the login needs: the command was not sent
+    "smtplib.SMTPSenderRefused",  # the server refused MAIL FROM
+    "smtplib.SMTPRecipientsRefused",  # the server refused RCPT TO for all recipients, so that no data followed
+    _smtp_refused_the_mail,
+)
+
+# Use with `Config(retries={"total_max_attempts": 1})`: otherwise botocore repeats requests by itself, also after a read timeout.
+BOTOCORE: Final[_Listed] = (
+    "botocore.exceptions.ConnectTimeoutError",  # no connection in time: an HTTP request needs an open connection (RFC 9112, 9)
+    "botocore.exceptions.EndpointConnectionError",  # no address, or no connection
+    "botocore.exceptions.NoCredentialsError",  # raised before the request is signed, like the errors below that have no comment
+    "botocore.exceptions.NoRegionError",
+    "botocore.exceptions.ParamValidationError",
+    "botocore.exceptions.PartialCredentialsError",
+    "botocore.exceptions.ProxyConnectionError",  # no connection to the proxy
+)

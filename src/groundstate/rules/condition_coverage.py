@@ -1,0 +1,130 @@
+"""Decides whether one condition implies another, by comparing their clauses: constants, bounds and ORs. Pure.
+
+It says yes only where that is certain: a clause of any other form is implied only by an identical clause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import ColumnElement, TypeDecorator
+from sqlalchemy.orm import Mapper
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, ExpressionClauseList, Grouping, Null
+
+from groundstate.rules import column_demands
+from groundstate.rules import sql_inspect as look
+
+
+def condition_is_implied(wide: Sequence[ColumnElement[bool]], narrow: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> bool:
+    """Return whether the `narrow` clauses certainly imply all `wide` clauses, whatever else `narrow` demands."""
+    return all(_follows(one, narrow, mapper) for one in wide)
+
+
+def _follows(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
+    """Return whether the clause `wide` holds wherever all clauses of `narrow` hold."""
+    alike = any(look.same(form, one) for form in _forms(wide) for one in narrow)
+    if alike or _is_demanded(wide, narrow, mapper) or _is_within(wide, narrow) or _is_implied_not_null(wide, narrow):
+        return True
+    if any(condition_is_implied(look.split([one]), narrow, mapper) for one in _alternatives(wide)):
+        return True
+    each_or = [found for found in map(_alternatives, narrow) if found]
+    return any(all(_follows(wide, look.split([one]), mapper) for one in found) for found in each_or)
+
+
+def _alternatives(clause: Any) -> Sequence[Any]:
+    """Return the operands of an OR, or one equality for each constant of an IN with several; return nothing for any other clause."""
+    inner = clause.element if isinstance(clause, Grouping) else clause
+    if isinstance(inner, BooleanClauseList) and inner.operator is operators.or_:
+        return inner.clauses
+    if isinstance(inner, BinaryExpression) and inner.operator is operators.in_op:
+        values = list(look.bound(inner.right))
+        return [inner.left == value for value in values] if len(values) > 1 else ()
+    return ()
+
+
+def _forms(clause: Any) -> Iterator[Any]:
+    """Yield the clause itself and, for a comparison, the equivalent one with its sides swapped."""
+    yield clause
+    if isinstance(clause, BinaryExpression) and clause.operator in _MIRRORED:
+        yield BinaryExpression(clause.right, clause.left, _MIRRORED[clause.operator], type_=clause.type)
+
+
+_MIRRORED: dict[Any, Any] = {
+    operators.lt: operators.gt, operators.gt: operators.lt, operators.le: operators.ge, operators.ge: operators.le,
+    operators.eq: operators.eq, operators.ne: operators.ne,
+}  # fmt: skip
+
+
+def _is_implied_not_null(wide: Any, narrow: Sequence[Any]) -> bool:
+    """Return whether `wide` is `x IS NOT NULL` and a clause of `narrow` compares x, since a comparison with NULL never holds."""
+    if not (isinstance(wide, BinaryExpression) and wide.operator is operators.is_not and isinstance(wide.right, Null)):
+        return False
+    compared = (operators.in_op, operators.between_op, *_MIRRORED)
+    asked = [one for one in narrow if isinstance(one, BinaryExpression) and one.operator in compared]
+    return any(look.same(wide.left, side) for one in asked for side in (one.left, one.right))
+
+
+# ---- constants ---------------------------------------------------------------------------------------------------------------------
+def _is_demanded(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
+    wanted = column_demands.demand_of_clause(wide, mapper)
+    return wanted is not None and any(one.implies(wanted) for one in column_demands.of_all(narrow, mapper)[0])
+
+
+# ---- bounds ------------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Bound:
+    """A _Bound says that an expression is at least (`is_least`) or at most `value`; `is_open` excludes the value itself."""
+
+    left: Any
+    is_least: bool
+    value: Any
+    is_open: bool
+
+    def implies(self, other: _Bound) -> bool:
+        if self.is_least is not other.is_least or not look.same(self.left, other.left):
+            return False
+        try:
+            beyond = self.value > other.value if self.is_least else self.value < other.value
+        except TypeError:  # Python cannot compare an aware datetime with a naive one
+            return False
+        return bool(beyond or (self.value == other.value and (self.is_open or not other.is_open)))
+
+
+def _is_within(wide: Any, narrow: Sequence[Any]) -> bool:
+    wanted = list(_bounds(wide)) if _is_comparison(wide) else []
+    told = [bound for one in narrow for bound in _bounds(one)]
+    return bool(wanted) and all(any(one.implies(bound) for one in told) for bound in wanted)
+
+
+def _is_comparison(clause: Any) -> bool:
+    """Return whether the clause is a comparison other than `==` and IN: the bounds of `x IN (1, 3)` would admit 2 as well."""
+    return isinstance(clause, BinaryExpression) and clause.operator not in (operators.eq, operators.in_op)
+
+
+def _bounds(clause: Any) -> Iterator[_Bound]:
+    if not isinstance(clause, BinaryExpression) or isinstance(clause.left.type, TypeDecorator):  # its stored order may differ
+        return
+    left, right = clause.left, clause.right
+    if clause.operator is operators.between_op and isinstance(right, ExpressionClauseList):
+        low, high = (list(look.bound(one)) for one in right.clauses)
+        least, most, is_open = low, high, False
+    else:
+        values = list(look.bound(right))
+        least = values if clause.operator in (operators.gt, operators.ge, operators.eq, operators.in_op) else []
+        most = values if clause.operator in (operators.lt, operators.le, operators.eq, operators.in_op) else []
+        is_open = clause.operator in (operators.gt, operators.lt)
+    if all(_is_ordered(value) for value in (*least, *most)) and len({type(value) for value in (*least, *most)}) <= 1:
+        if least:
+            yield _Bound(left, True, min(least), is_open)
+        if most:
+            yield _Bound(left, False, max(most), is_open)
+
+
+def _is_ordered(value: object) -> bool:
+    """Return whether the value's type is ordered alike in Python and in the database; texts are not, since a collation orders them."""
+    return isinstance(value, int | float | Decimal | date) and not isinstance(value, bool)

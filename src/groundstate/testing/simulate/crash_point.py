@@ -1,0 +1,49 @@
+"""Crossings, the places where the lab can cut a program, and their names in a story."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A place where the program can be cut: before a statement, around a commit, before a hint, or around a call or lookup."""
+
+    number: int
+    kind: str  # statement, commit, committed, hint, call, done, answered, lookup, found
+    what: str
+    process: int
+    inside: bool = False  # whether the process has a transaction open
+    told: bool = True  # whether a clock that can leap, or that runs on while the host is suspended, was read since the crossing before
+
+    def __str__(self) -> str:
+        return f"{_BEFORE.get(self.kind, self.kind)} {self.what}".strip()
+
+
+_BEFORE = {
+    "statement": "before",
+    "commit": "before COMMIT of",
+    "committed": "after COMMIT of",
+    "hint": "before the hint of",
+    "call": "before the call",
+    "done": "in the call, done but not answered:",
+    "answered": "after the answer of the call",
+    "lookup": "before the lookup of",
+    "found": "after the lookup of",
+}
+
+
+def in_short(statement: str) -> str:
+    """Shorten a statement to its verb and the first table that it names."""
+    words = statement.split(None, 2)
+    verb = words[0].upper() if words else ""
+    if verb in {"BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "PRAGMA", "SET"}:
+        return verb
+    if verb == "WITH":
+        does = re.search(r"\b(INSERT|UPDATE|DELETE)\b", statement)
+        verb = does[1] if does else "SELECT"
+    if verb == "UPDATE" and words[0] != "WITH" and len(words) > 1:
+        return f"UPDATE {words[1]}"
+    found = re.search(r"\b(?:INTO|FROM)\s+([\w.\"]+)", statement, re.IGNORECASE)
+    return f"{verb} {found[1]}" if found else verb
