@@ -117,7 +117,7 @@ def test_a_key_that_nothing_was_promised_of_is_called_under_once_more_by_no_leav
     one = doubt(replace(BANK, policy=was))
     held = rules.settle(one, today("same_key"), HOLDS, NOW)
     assert isinstance(held, rules.Keep)
-    assert f"begun under {was}(), which promises nothing of its key" in (held.attempt.why or "")
+    assert f"begun under InDoubt.{was}(), which promises nothing of its key" in (held.attempt.why or "")
     assert becomes(one, today("same_key", BANK, "bank")) == "lookup"
 
 
