@@ -14,7 +14,7 @@ usage() {
     cat <<'END'
 usage: ./gs demo [options of `groundstate demo`]    watch a shop being killed again and again, and its books balance
        ./gs test [options of pytest]                run the tests, with a PostgreSQL of their own
-       ./gs test --thorough                         run every test: of those that are nearly alike `./gs test` runs a quarter
+       ./gs test --thorough                         run every test: of those that are nearly alike `./gs test` runs some
        ./gs check                                   all that CI does: format, lint, types and layers, then the tests
 END
 }

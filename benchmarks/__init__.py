@@ -1,4 +1,4 @@
-"""How quick groundstate is beside the bare driver and a plain ORM loop on the same machine in the same run: `python -m benchmarks`.
+"""The benchmarks: they compare groundstate with the bare database driver and with a plain ORM loop. Run them by `python -m benchmarks`.
 
-Asserts no time. Figures of two machines, or of two runs, are not to be compared; the ratios within one run are.
+No benchmark asserts a time. Compare only the ratios within one run, and never figures of two machines or of two runs.
 """

@@ -1,6 +1,7 @@
-"""The driver alone, sqlite3 or psycopg, with the durability that groundstate demands: what nobody on that driver can be quicker than.
+"""The bare driver, sqlite3 or psycopg, with the durability that groundstate requires: the lower bound for any program on that driver.
 
-As a program: `python -m benchmarks.bare fetch|ask|insert URL ...`, the other processes of some workloads. Imports nothing of groundstate.
+As a program, `python -m benchmarks.bare fetch|ask|insert URL ...`, it plays the other processes of some workloads. It imports nothing of
+groundstate.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ UNFINISHED = "SELECT id, status FROM orders WHERE status = 'placed' ORDER BY id 
 
 
 class Driver:
-    """One connection of the bare driver. Statements are written with `?`."""
+    """One connection of the bare driver. In statements, `?` stands for a value."""
 
     def __init__(self, url: str) -> None:
         self.embedded = url.startswith("sqlite")
         self.connection: Any
         if self.embedded:
-            self.connection = import_module("sqlite3").connect(path_of(url), isolation_level=None, timeout=5, check_same_thread=False)
+            self.connection = import_module("sqlite3").connect(sqlite_path(url), isolation_level=None, timeout=5, check_same_thread=False)
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = FULL")
         else:
@@ -32,46 +33,46 @@ class Driver:
         self.among = "IN (SELECT value FROM json_each(?))" if self.embedded else "= ANY(?)"
 
     def execute(self, statement: str, *values: Any) -> Any:
-        """Its cursor."""
+        """Execute the statement and return its cursor."""
         return self.connection.execute(statement if self.embedded else statement.replace("?", "%s"), values)
 
     def execute_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Once for each row."""
+        """Execute the statement once for each row of values."""
         cursor = self.connection.cursor()
         cursor.executemany(statement if self.embedded else statement.replace("?", "%s"), rows)
 
-    def many(self, values: Sequence[Any]) -> Any:
-        """The one value that `among` wants."""
+    def bind_many(self, values: Sequence[Any]) -> Any:
+        """Return the values as the one parameter that the expression `among` takes."""
         return json.dumps(values) if self.embedded else list(values)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Committed at the end of the block."""
+        """Run the block in a transaction, which is committed at its end."""
         self.connection.execute("BEGIN IMMEDIATE" if self.embedded else "BEGIN")
         yield
         self.connection.execute("COMMIT")
 
-    def number(self, statement: str, *values: Any) -> int:
-        """The one number that it gives."""
+    def fetch_number(self, statement: str, *values: Any) -> int:
+        """Execute a query and return its one number."""
         return int(self.execute(statement, *values).fetchone()[0])
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Close the connection."""
         self.connection.close()
 
 
-def path_of(url: str) -> str:
-    """The file of a URL of SQLite."""
+def sqlite_path(url: str) -> str:
+    """Return the path of the file that an SQLite URL names."""
     return url.removeprefix("sqlite:///")
 
 
-def fetch(url: str) -> None:
-    """What is unfinished, once."""
+def fetch_unfinished_orders(url: str) -> None:
+    """Read all unfinished orders once."""
     print(len(Driver(url).execute(UNFINISHED).fetchall()), flush=True)
 
 
-def ask(url: str) -> None:
-    """The same question each second, until killed."""
+def poll_every_second(url: str) -> None:
+    """Ask every second whether there are unfinished orders, until the process is killed."""
     driver = Driver(url)
     print("asking", flush=True)
     while True:
@@ -79,8 +80,8 @@ def ask(url: str) -> None:
         time.sleep(1)
 
 
-def insert(url: str, table: str, seconds: float, pause_s: float) -> None:
-    """One row and a commit after each pause, for so many seconds. Tells [id, begun, committed] of each, and each error."""
+def insert_repeatedly(url: str, table: str, seconds: float, pause_s: float) -> None:
+    """For `seconds`, insert and commit a row after each pause. Print [id, begun, committed] for each row, and each error."""
     driver = Driver(url)
     statement = f"INSERT INTO {table} (status) VALUES ('placed') RETURNING id"
     print("inserting", flush=True)
@@ -90,7 +91,7 @@ def insert(url: str, table: str, seconds: float, pause_s: float) -> None:
     while time.monotonic() < end:
         begun = time.monotonic()
         try:
-            number = driver.number(statement)
+            number = driver.fetch_number(statement)
         except driver.connection.Error as error:
             errors.append(str(error))
         else:
@@ -102,10 +103,10 @@ def insert(url: str, table: str, seconds: float, pause_s: float) -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["fetch", url]:
-            fetch(url)
+            fetch_unfinished_orders(url)
         case ["ask", url]:
-            ask(url)
+            poll_every_second(url)
         case ["insert", url, table, seconds, pause_s]:
-            insert(url, table, float(seconds), float(pause_s))
+            insert_repeatedly(url, table, float(seconds), float(pause_s))
         case _:
             sys.exit(__doc__)

@@ -1,4 +1,4 @@
-"""E: one call outside of 2 ms for each order, so many in flight at once. Orders a second."""
+"""Workload E: one external call of 2 ms for each order, with a limit on the calls in flight. Orders a second."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import asyncio
 import time
 from functools import partial
 
-from benchmarks.harness import Place, Row, Size, alternate, carry_out_all, driver_on, expect, fill, with_status
-from benchmarks.shop import charging_app, set_up
+from benchmarks.harness import (
+    Place,
+    Row,
+    Size,
+    carry_out_all,
+    count_with_status,
+    insert_orders,
+    median_of_rounds,
+    open_driver,
+    require_count,
+)
+from benchmarks.shop import create_charging_app, create_tables
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 CALL_S = 0.002
@@ -15,29 +25,32 @@ TARGETS = {"sqlite": "6,000", "postgres": "4,000"}
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """Ours and the bare driver with the same number in flight."""
-    return [_row(place, size, limit) for limit in size.limits]
+    """Measure groundstate and the bare driver with the same limits on the calls in flight."""
+    return [_measure_limit(place, size, limit) for limit in size.limits]
 
 
-def _row(place: Place, size: Size, limit: int) -> Row:
-    def on(contender: str) -> float:
+def _measure_limit(place: Place, size: Size, limit: int) -> Row:
+    def measure_rate(contender: str) -> float:
         with place.database() as url:
-            app = charging_app(url, limit=limit, call_s=CALL_S)
-            set_up(app)
-            fill(url, size.calls, "placed")
-            seconds = carry_out_all(app) if contender == "ours" else asyncio.run(bare(url, limit))
-            expect(f"orders paid by {contender}", with_status(url, "paid"), size.calls)
+            app = create_charging_app(url, limit=limit, call_s=CALL_S)
+            create_tables(app)
+            insert_orders(url, size.calls, "placed")
+            seconds = carry_out_all(app) if contender == "ours" else asyncio.run(run_bare_driver(url, limit))
+            require_count(f"orders paid by {contender}", count_with_status(url, "paid"), size.calls)
             return size.calls / seconds
 
-    found = alternate(size.rounds, {name: partial(on, name) for name in ("ours", "bare")})
+    found = median_of_rounds(size.rounds, {name: partial(measure_rate, name) for name in ("ours", "bare")})
     figure = f"one call in each, {limit} in flight"
     beside = {"driver, begun and concluded": found["bare"]}
     return Row("E", place.name, figure, "calls/s", found["ours"], size.calls, beside, TARGETS[place.name])
 
 
-async def bare(url: str, limit: int) -> float:
-    """One transaction a tick: concludes what returned, and writes down what goes out next, which is sent after the commit."""
-    with driver_on(url) as driver:
+async def run_bare_driver(url: str, limit: int) -> float:
+    """Carry out the orders by the bare driver, and return the seconds.
+
+    One transaction a tick writes the outcomes that came back and the calls to be sent next; these are sent after its commit.
+    """
+    with open_driver(url) as driver:
         driver.execute("CREATE TABLE in_flight (id INTEGER PRIMARY KEY, begun_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)")
         read = f"SELECT id FROM orders WHERE status = 'placed' AND id > ? ORDER BY id LIMIT ?{driver.locks}"
         returned: list[tuple[str, int]] = []
@@ -57,7 +70,7 @@ async def bare(url: str, limit: int) -> float:
             with driver.transaction():
                 if done:
                     driver.execute_many("UPDATE orders SET status = 'paid', receipt = ? WHERE id = ?", done)
-                    driver.execute(f"DELETE FROM in_flight WHERE id {driver.among}", driver.many([number for _, number in done]))
+                    driver.execute(f"DELETE FROM in_flight WHERE id {driver.among}", driver.bind_many([number for _, number in done]))
                 begun = [row[0] for row in driver.execute(read, last, limit - flying).fetchall()] if more else []
                 more = more and len(begun) == limit - flying
                 driver.execute_many("INSERT INTO in_flight (id) VALUES (?)", [(number,) for number in begun])

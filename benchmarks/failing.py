@@ -1,4 +1,4 @@
-"""K: many orders that failed and wait for their next try stand before those that can be carried out (hazard 27). Orders a second."""
+"""Workload K: many orders that failed and wait for a retry come before those that can be carried out (hazard 27). Orders a second."""
 
 from __future__ import annotations
 
@@ -6,44 +6,56 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import insert
 
-from benchmarks.harness import Place, Row, Size, alternate, attempts_left, carry_out_all, engine_on, expect, fill, with_status
-from benchmarks.shop import add_indexes, packing_app, set_up
+from benchmarks.harness import (
+    Place,
+    Row,
+    Size,
+    carry_out_all,
+    count_attempts,
+    count_with_status,
+    create_durable_engine,
+    insert_orders,
+    median_of_rounds,
+    require_count,
+)
+from benchmarks.shop import create_packing_app, create_proposed_indexes, create_tables
 from groundstate.store.tables import attempt
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """Beside the same orders with none before them."""
-    found = alternate(
-        size.rounds, {"behind": lambda: _orders_a_second(place, size, size.failed), "none": lambda: _orders_a_second(place, size, 0)}
+    """Measure the orders with and without failed ones before them."""
+    found = median_of_rounds(
+        size.rounds,
+        {"behind": lambda: _measure_orders_a_second(place, size, size.failed), "none": lambda: _measure_orders_a_second(place, size, 0)},
     )
     figure = f"orders behind {size.failed:,} that failed"
     return [Row("K", place.name, figure, "orders/s", found["behind"], size.orders, {"none failed": found["none"]})]
 
 
-def _orders_a_second(place: Place, size: Size, failed: int) -> float:
+def _measure_orders_a_second(place: Place, size: Size, failed: int) -> float:
     with place.database() as url:
-        app = packing_app(url)
-        set_up(app)
-        fill(url, failed + size.orders, "placed")
-        write_failures(url, failed)
-        add_indexes(app)
+        app = create_packing_app(url)
+        create_tables(app)
+        insert_orders(url, failed + size.orders, "placed")
+        insert_failed_attempts(url, failed)
+        create_proposed_indexes(app)
         seconds = carry_out_all(app)
-        expect("orders packed", with_status(url, "packed"), size.orders)
-        expect("failures that wait", attempts_left(url), failed)
+        require_count("orders packed", count_with_status(url, "packed"), size.orders)
+        require_count("failures that wait", count_attempts(url), failed)
         return size.orders / seconds
 
 
-def write_failures(url: str, count: int) -> None:
-    """Failed attempts for the first so many orders, to be tried again tomorrow."""
+def insert_failed_attempts(url: str, count: int) -> None:
+    """Insert failed attempts for the first `count` orders, to be retried tomorrow."""
     now = datetime.now(UTC)
     same = {
         "app": "packing", "reaction": "packed", "occurrence": "", "state": "failed", "worker": 1, "call_no": 0, "unsure": False,
         "since": now, "first_at": now, "deadline": now, "failures": 1, "next_at": now + timedelta(days=1), "error": "ValueError: no",
         "blocks": "orders", "together": 0,
     }  # fmt: skip
-    with engine_on(url) as engine:
+    with create_durable_engine(url) as engine:
         with engine.begin() as connection:
             for first in range(1, count + 1, 10_000):
                 some = range(first, min(first + 10_000, count + 1))

@@ -1,4 +1,4 @@
-"""What all workloads share: sizes, fresh databases, rounds that alternate, rows of the result, and processes beside ours."""
+"""Shared by all workloads: sizes, new databases, alternating rounds, rows of the result, and helper processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything. Seconds where it says so."""
+    """The sizes of all workloads. Names that end with `_s` are in seconds."""
 
     rounds: int = 5
     orders: int = 20_000
@@ -54,7 +54,7 @@ class Size:
     telling_s: float = 3.0
     shards: tuple[int, ...] = (1, 2, 4)
     tenants: tuple[int, ...] = (1, 4, 40, 1_000)
-    written_before_s: float = 2.0  # a timer is written so long before it is due: at least one sweep
+    written_before_s: float = 2.0  # seconds from the insert of a timer to its due time, at least one sweep
 
 
 FULL = Size()
@@ -67,7 +67,7 @@ QUICK = Size(
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, with what it is to be seen beside. `work`: how much was carried out for it, counted in the database afterwards."""
+    """One figure with its references. `work`: the amount of work that was done for it, counted in the database afterwards."""
 
     workload: str
     store: str
@@ -80,20 +80,20 @@ class Row:
 
 
 class NotDone(Exception):
-    """The work was not done, so that its time means nothing."""
+    """Raised where the work was not done, so that its time means nothing."""
 
 
 class Workload(Protocol):
-    """One file of this folder."""
+    """The interface of a workload's module."""
 
     STORES: tuple[str, ...]
 
     def run(self, place: Place, size: Size) -> list[Row]:
-        """Its figures on one store."""
+        """Return the workload's figures on one store."""
 
 
 class Place:
-    """Where fresh databases come from: a folder, or a PostgreSQL of our own in it."""
+    """Creates new databases, in a folder or on a PostgreSQL server of its own."""
 
     def __init__(self, name: str, folder: Path, server: PostgresServer | None = None) -> None:
         self.name, self._folder, self._server = name, folder, server
@@ -101,7 +101,7 @@ class Place:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """The URL of an empty database, which is gone after the block."""
+        """Within the block, yield the URL of an empty database, which is removed at the end."""
         if self._server is not None:
             url = self._server.create_database()
             try:
@@ -119,23 +119,23 @@ class Place:
 
     @property
     def has_server(self) -> bool:
-        """Whether its databases are on a server, and not in files."""
+        """Whether the databases are on a server, and not in files."""
         return self._server is not None
 
     def kill_server(self) -> None:
-        """All its processes at once, where it has one."""
+        """Kill all processes of the server, if there is one."""
         if self._server is not None:
             self._server.kill()
 
     def start(self) -> None:
-        """Brings its server up, where it has one."""
+        """Start the server, if there is one."""
         if self._server is not None:
             self._server.start()
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------------------
-def alternate(rounds: int, contenders: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    """The median of each over the rounds, in which each comes once: what disturbs the machine disturbs all."""
+def median_of_rounds(rounds: int, contenders: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """Run each contender once in each round, and return the median of each. So a disturbance of the machine affects all contenders."""
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
@@ -144,18 +144,18 @@ def alternate(rounds: int, contenders: Mapping[str, Callable[[], float]]) -> dic
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that so large a share of them does not exceed."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
 
-def expect(what: str, found: int, wanted: int) -> None:
-    """Refuses a figure for work that was not done."""
+def require_count(what: str, found: int, wanted: int) -> None:
+    """Raise NotDone if the amount of work that was done is not the wanted one."""
     if found != wanted:
         raise NotDone(f"{what}: {found:,} of {wanted:,}")
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Waits for it, or refuses."""
+    """Wait until the condition is true; raise NotDone where it is not within `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -164,23 +164,23 @@ def wait_until(what: str, condition: Callable[[], bool], seconds: float = 120.0)
 
 
 class CommitClock:
-    """When the last commit of a session of this process was on disk, before anybody else in the process hears of it."""
+    """Records when the last commit of a session of this process was on disk, before any other listener is called."""
 
     def __enter__(self) -> Self:
         self.at = 0.0
-        event.listen(Session, "after_commit", self._note, insert=True)
+        event.listen(Session, "after_commit", self._record_commit, insert=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        event.remove(Session, "after_commit", self._note)
+        event.remove(Session, "after_commit", self._record_commit)
 
-    def _note(self, _session: Session) -> None:
+    def _record_commit(self, _session: Session) -> None:
         if threading.current_thread() is threading.main_thread():
             self.at = time.monotonic()
 
 
 class CarriedOut:
-    """When an order's (or other record's) commit by a worker of this process was done: what the engine itself tells after each."""
+    """Records when a worker of this process committed its change of each order (or other record), from the engine's own notifications."""
 
     def __init__(self, record: type = Order) -> None:
         self.at: dict[int, float] = {}
@@ -188,7 +188,7 @@ class CarriedOut:
         self._record = record
 
     def hear(self, touched: commit_hooks.Touched) -> None:
-        """A commit of whatever thread."""
+        """Record the commit of any thread; the engine calls it."""
         if threading.current_thread() is threading.main_thread():
             return
         now = time.monotonic()
@@ -197,19 +197,19 @@ class CarriedOut:
         self.any.set()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hears while the block runs."""
-        commit_hooks.listen(self)
+    def registered(self) -> Iterator[None]:
+        """Receive notifications within the block."""
+        commit_hooks.add_listener(self)
         try:
             yield
         finally:
-            commit_hooks.stop_listening(self)
+            commit_hooks.remove_listener(self)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------------------
 @contextmanager
-def driver_on(url: str) -> Iterator[Driver]:
-    """A bare connection, closed after the block."""
+def open_driver(url: str) -> Iterator[Driver]:
+    """Within the block, yield a connection of the bare driver."""
     driver = Driver(url)
     try:
         yield driver
@@ -217,9 +217,9 @@ def driver_on(url: str) -> Iterator[Driver]:
         driver.close()
 
 
-def fill(url: str, count: int, status: str, *, first: int = 1) -> None:
-    """So many orders, by one statement of the driver: nobody in this process hears of them."""
-    with driver_on(url) as driver:
+def insert_orders(url: str, count: int, status: str, *, first: int = 1) -> None:
+    """Insert `count` orders by one statement of the bare driver, so that no hint is sent."""
+    with open_driver(url) as driver:
         if driver.embedded:
             numbers = "WITH RECURSIVE n(i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i < ?) SELECT i, ? FROM n"
             driver.execute(f"INSERT INTO orders (id, status) {numbers}", first, first + count - 1, status)
@@ -231,9 +231,9 @@ def fill(url: str, count: int, status: str, *, first: int = 1) -> None:
             driver.execute("VACUUM ANALYZE orders")
 
 
-def fill_timers(url: str, count: int, due: float, each_s: float = 0.0, *, first: int = 1) -> None:
-    """So many timers, the first due then (seconds since 1970) and each so much later than the one before; nobody hears of them."""
-    with driver_on(url) as driver:
+def insert_timers(url: str, count: int, due: float, each_s: float = 0.0, *, first: int = 1) -> None:
+    """Insert `count` timers without hints. due: when the first is due (Unix time). each_s: seconds from one timer to the next."""
+    with open_driver(url) as driver:
         if driver.embedded:
             at = "strftime('%Y-%m-%d %H:%M:%f', ? + i * ?, 'unixepoch') || '000'"
             numbers = f"WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?) SELECT ? + i, {at} FROM n"
@@ -244,26 +244,26 @@ def fill_timers(url: str, count: int, due: float, each_s: float = 0.0, *, first:
             driver.execute("VACUUM ANALYZE timers")
 
 
-def timers_done(url: str, *, last: int | None = None) -> int:
-    """How many were carried out, of those up to this number."""
-    with driver_on(url) as driver:
-        return driver.number(f"SELECT count(*) FROM timers WHERE done_at IS NOT NULL{'' if last is None else f' AND id <= {last}'}")
+def count_done_timers(url: str, *, last: int | None = None) -> int:
+    """Return the number of timers that were carried out, up to the id `last`."""
+    with open_driver(url) as driver:
+        return driver.fetch_number(f"SELECT count(*) FROM timers WHERE done_at IS NOT NULL{'' if last is None else f' AND id <= {last}'}")
 
 
-def with_status(url: str, status: str) -> int:
-    """How many orders have it."""
-    with driver_on(url) as driver:
-        return driver.number("SELECT count(*) FROM orders WHERE status = ?", status)
+def count_with_status(url: str, status: str) -> int:
+    """Return the number of orders with this status."""
+    with open_driver(url) as driver:
+        return driver.fetch_number("SELECT count(*) FROM orders WHERE status = ?", status)
 
 
-def attempts_left(url: str) -> int:
-    """Rows of ours."""
-    with driver_on(url) as driver:
-        return driver.number("SELECT count(*) FROM groundstate_attempt")
+def count_attempts(url: str) -> int:
+    """Return the number of rows in groundstate's table of attempts."""
+    with open_driver(url) as driver:
+        return driver.fetch_number("SELECT count(*) FROM groundstate_attempt")
 
 
 def carry_out_all(app: App) -> float:
-    """Seconds from the word to go until nothing is left, of a worker that is up already."""
+    """Return the seconds in which a worker that has already started carries out all work."""
     app.start(wait=True)
     try:
         started = time.perf_counter()
@@ -275,25 +275,25 @@ def carry_out_all(app: App) -> float:
 
 
 @contextmanager
-def engine_on(url: str) -> Iterator[Any]:
-    """A user's engine, with the durability that groundstate gives its own."""
+def create_durable_engine(url: str) -> Iterator[Any]:
+    """Within the block, yield a user's engine with the durability of groundstate's own engine."""
     engine = create_engine(url)
     if url.startswith("sqlite"):
-        event.listen(engine, "connect", _durable)
+        event.listen(engine, "connect", _set_durable_pragmas)
     try:
         yield engine
     finally:
         engine.dispose()
 
 
-def _durable(connection: Any, _record: object) -> None:
+def _set_durable_pragmas(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------------------
 @contextmanager
-def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """`python -m ...`, its stdout read by us; killed at the end of the block, whatever it does."""
+def start_process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Within the block, run `python -m ...` with its stdout as a pipe; the process is killed at the end."""
     command = [sys.executable, "-m", *map(str, arguments)]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -305,28 +305,31 @@ def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
             running.stdout.close()
 
 
-def line_of(running: subprocess.Popen[str]) -> str:
-    """The next line that it writes. Raises NotDone where it ended instead."""
+def read_line(running: subprocess.Popen[str]) -> str:
+    """Return the next line that the process prints. Raises NotDone where the process has ended."""
     line = running.stdout.readline() if running.stdout is not None else ""
     if not line:
         raise NotDone(f"{running.args!r} ended with {running.wait()} and said nothing")
     return line.strip()
 
 
-def told_by(running: subprocess.Popen[str]) -> dict[str, Any]:
-    """The JSON object of its next line."""
-    told: dict[str, Any] = json.loads(line_of(running))
+def read_json_line(running: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return the JSON object in the next line that the process prints."""
+    told: dict[str, Any] = json.loads(read_line(running))
     return told
 
 
-def cpu_s(pid: int) -> float:
-    """Seconds of a core that a process has used."""
+def cpu_seconds(pid: int) -> float:
+    """Return the seconds of processor time that a process has used."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
 
-def sync_ms(folder: Path) -> float:
-    """What it costs here to bring 8 kB to the disk, in ms: below 0.01 the folder is in memory, and no figure means anything."""
+def measure_sync_ms(folder: Path) -> float:
+    """Return the milliseconds in which 8 kB are brought to disk in this folder.
+
+    Below 0.01 the folder is in memory, and no figure of this machine means anything.
+    """
     took: list[float] = []
     path = folder / "fsync"
     with path.open("wb", buffering=0) as file:

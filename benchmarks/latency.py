@@ -1,4 +1,4 @@
-"""L: from the commit of an insert in the same process to the first line of the handler, one order at a time. Milliseconds."""
+"""Workload L: the time from the commit of an insert to the first line of the handler, in one process, one order at a time. Milliseconds."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ import time
 from sqlalchemy.orm import Session
 
 from benchmarks.bare import Driver
-from benchmarks.harness import CommitClock, Place, Row, Size, driver_on, engine_on, expect, percentile, with_status
-from benchmarks.shop import Order, packing_app, set_up
+from benchmarks.harness import (
+    CommitClock,
+    Place,
+    Row,
+    Size,
+    count_with_status,
+    create_durable_engine,
+    open_driver,
+    percentile,
+    require_count,
+)
+from benchmarks.shop import Order, create_packing_app, create_tables
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """Ours, and a thread that is handed the key and locks and reads the row by the bare driver."""
+    """Measure groundstate, and a thread that is given the key and locks and reads the row by the bare driver."""
     ours_ms: list[float] = []
     bare_ms: list[float] = []
     some = max(size.samples // size.rounds, 1)
     for _ in range(size.rounds):
-        ours_ms += ours(place, some)
-        bare_ms += bare(place, some)
+        ours_ms += measure_ours_ms(place, some)
+        bare_ms += run_bare_driver(place, some)
     name = "driver, handed over by a queue"
     return [
         Row("L", place.name, "commit to handler, median", "ms", percentile(ours_ms, 0.5), len(ours_ms), {name: percentile(bare_ms, 0.5)}),
@@ -30,12 +40,12 @@ def run(place: Place, size: Size) -> list[Row]:
     ]
 
 
-def ours(place: Place, count: int) -> list[float]:
-    """An ordinary session's commit wakes the reaction."""
+def measure_ours_ms(place: Place, count: int) -> list[float]:
+    """Return the latencies where the commit of an ordinary session wakes the reaction."""
     first_lines: queue.SimpleQueue[float] = queue.SimpleQueue()
-    with place.database() as url, engine_on(url) as engine, CommitClock() as clock:
-        app = packing_app(url, heard=lambda _: first_lines.put(time.monotonic()))
-        set_up(app)
+    with place.database() as url, create_durable_engine(url) as engine, CommitClock() as clock:
+        app = create_packing_app(url, heard=lambda _: first_lines.put(time.monotonic()))
+        create_tables(app)
         app.start()
         took: list[float] = []
         try:
@@ -44,25 +54,25 @@ def ours(place: Place, count: int) -> list[float]:
                     session.add(Order(status="placed"))
                     session.commit()
                 took.append((first_lines.get(timeout=30) - clock.at) * 1000)
-                time.sleep(0.002)  # one at a time: the handler's own commit is over
+                time.sleep(0.002)  # so that the handler's own commit is over before the next order
         finally:
             app.stop()
-        expect("orders packed", with_status(url, "packed"), count)
+        require_count("orders packed", count_with_status(url, "packed"), count)
     return took
 
 
-def bare(place: Place, count: int) -> list[float]:
-    """The same with nothing between."""
-    with place.database() as url, driver_on(url) as writer, driver_on(url) as reader:
-        set_up(packing_app(url))
+def run_bare_driver(place: Place, count: int) -> list[float]:
+    """Return the latencies where the inserting thread passes the key to a thread with the bare driver."""
+    with place.database() as url, open_driver(url) as writer, open_driver(url) as reader:
+        create_tables(create_packing_app(url))
         keys: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         first_lines: queue.SimpleQueue[float] = queue.SimpleQueue()
-        thread = threading.Thread(target=_listen, args=(reader, keys, first_lines))
+        thread = threading.Thread(target=_run_bare_reader, args=(reader, keys, first_lines))
         thread.start()
         took: list[float] = []
         try:
             for _ in range(count):
-                number = writer.number("INSERT INTO orders (status) VALUES ('placed') RETURNING id")
+                number = writer.fetch_number("INSERT INTO orders (status) VALUES ('placed') RETURNING id")
                 committed = time.monotonic()
                 keys.put(number)
                 took.append((first_lines.get(timeout=30) - committed) * 1000)
@@ -70,11 +80,11 @@ def bare(place: Place, count: int) -> list[float]:
         finally:
             keys.put(None)
             thread.join()
-        expect("orders packed by the bare driver", with_status(url, "packed"), count)
+        require_count("orders packed by the bare driver", count_with_status(url, "packed"), count)
     return took
 
 
-def _listen(driver: Driver, keys: queue.SimpleQueue[int | None], first_lines: queue.SimpleQueue[float]) -> None:
+def _run_bare_reader(driver: Driver, keys: queue.SimpleQueue[int | None], first_lines: queue.SimpleQueue[float]) -> None:
     while (number := keys.get()) is not None:
         with driver.transaction():
             driver.execute(f"SELECT id, status FROM orders WHERE id = ?{driver.locks}", number).fetchone()

@@ -1,9 +1,9 @@
-"""B: what stays of ours in the database for an order that is finished. Rows, and bytes an order."""
+"""Workload B: what groundstate leaves in the database for a finished order. Rows, and bytes for each order."""
 
 from __future__ import annotations
 
-from benchmarks.harness import Place, Row, Size, attempts_left, carry_out_all, driver_on, expect, fill, with_status
-from benchmarks.shop import charging_app, set_up
+from benchmarks.harness import Place, Row, Size, carry_out_all, count_attempts, count_with_status, insert_orders, open_driver, require_count
+from benchmarks.shop import create_charging_app, create_tables
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 WAVES = 4
@@ -11,18 +11,21 @@ TABLES = ("groundstate_attempt", "groundstate_reaction", "groundstate_worker", "
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """After waves of orders with a call each: what the last adds to our tables. The first ones leave room that is used again."""
+    """Carry out waves of orders with a call, and return what the last wave adds to groundstate's tables.
+
+    The first waves leave free space, which later ones use again.
+    """
     count = max(size.calls // 2, 1)
     with place.database() as url:
-        app = charging_app(url, limit=100)
-        set_up(app)
+        app = create_charging_app(url, limit=100)
+        create_tables(app)
         sizes = []
         for wave in range(WAVES):
-            fill(url, count, "placed", first=1 + wave * count)
+            insert_orders(url, count, "placed", first=1 + wave * count)
             carry_out_all(app)
-            expect("orders paid", with_status(url, "paid"), (wave + 1) * count)
-            sizes.append(_bytes(url))
-        rows = attempts_left(url)
+            require_count("orders paid", count_with_status(url, "paid"), (wave + 1) * count)
+            sizes.append(_table_bytes(url))
+        rows = count_attempts(url)
     done = WAVES * count
     return [
         Row("B", place.name, "rows of ours, all orders finished", "rows", float(rows), done, {}, "0"),
@@ -31,17 +34,17 @@ def run(place: Place, size: Size) -> list[Row]:
     ]
 
 
-def _bytes(url: str) -> int:
-    """Of our tables and their indexes. SQLite tells it by the pages that are free were they gone."""
-    with driver_on(url) as driver:
+def _table_bytes(url: str) -> int:
+    """Return the size of groundstate's tables and their indexes. On SQLite it is the space that becomes free when they are dropped."""
+    with open_driver(url) as driver:
         if not driver.embedded:
             for table in TABLES:
                 driver.execute(f"VACUUM {table}")
-            return sum(driver.number("SELECT pg_total_relation_size(?::regclass)", table) for table in TABLES)
-        free = driver.number("PRAGMA freelist_count")
+            return sum(driver.fetch_number("SELECT pg_total_relation_size(?::regclass)", table) for table in TABLES)
+        free = driver.fetch_number("PRAGMA freelist_count")
         driver.execute("BEGIN IMMEDIATE")
         for table in TABLES:
             driver.execute(f"DROP TABLE {table}")
-        pages = driver.number("PRAGMA freelist_count") - free
+        pages = driver.fetch_number("PRAGMA freelist_count") - free
         driver.execute("ROLLBACK")
-        return pages * driver.number("PRAGMA page_size")
+        return pages * driver.fetch_number("PRAGMA page_size")

@@ -1,6 +1,6 @@
-"""C: what one database bears: commits a second of one row each, and on PostgreSQL the bytes that an event adds to its log.
+"""Workload C: the limits of one database: commits of one row a second, and on PostgreSQL the bytes that an event adds to the log.
 
-As a program: `python -m benchmarks.limits URL SECONDS`, one connection that commits one row after the other.
+As a program, `python -m benchmarks.limits URL SECONDS`, it is one connection that commits one row after the other.
 """
 
 from __future__ import annotations
@@ -10,66 +10,80 @@ import time
 from contextlib import ExitStack
 
 from benchmarks.bare import Driver
-from benchmarks.harness import Place, Row, Size, carry_out_all, driver_on, expect, fill, line_of, process, with_status
-from benchmarks.shop import STEPS, charging_app, set_up, steps_app
-from benchmarks.steps import bare
+from benchmarks.harness import (
+    Place,
+    Row,
+    Size,
+    carry_out_all,
+    count_with_status,
+    insert_orders,
+    open_driver,
+    read_line,
+    require_count,
+    start_process,
+)
+from benchmarks.shop import STEPS, create_charging_app, create_steps_app, create_tables
+from benchmarks.steps import run_bare_driver
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 CONNECTIONS = {"sqlite": (1,), "postgres": (1, 8)}
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """Commits; and the log, where it can be read."""
-    rows = [_commits(place, size, number) for number in CONNECTIONS[place.name]]
-    return rows + ([] if place.name == "sqlite" else [_log_of_steps(place, size), _log_of_calls(place, size)])
+    """Measure the commits, and the log where it can be read."""
+    rows = [_measure_commits(place, size, number) for number in CONNECTIONS[place.name]]
+    return rows + ([] if place.name == "sqlite" else [_measure_log_of_steps(place, size), _measure_log_of_calls(place, size)])
 
 
-def _commits(place: Place, size: Size, number: int) -> Row:
+def _measure_commits(place: Place, size: Size, number: int) -> Row:
     with place.database() as url, ExitStack() as stack:
-        set_up(steps_app(url))
-        running = [stack.enter_context(process("benchmarks.limits", url, size.beside_s)) for _ in range(number)]
-        done = sum(int(line_of(one)) for one in running)
-        expect("rows committed", with_status(url, "written"), done)
+        create_tables(create_steps_app(url))
+        running = [stack.enter_context(start_process("benchmarks.limits", url, size.beside_s)) for _ in range(number)]
+        done = sum(int(read_line(one)) for one in running)
+        require_count("rows committed", count_with_status(url, "written"), done)
     figure = f"one row a commit, by the driver, {number} {'connection' if number == 1 else 'connections'}"
     return Row("C", place.name, figure, "commits/s", done / size.beside_s, done)
 
 
-def _log_of_steps(place: Place, size: Size) -> Row:
+def _measure_log_of_steps(place: Place, size: Size) -> Row:
     found: dict[str, float] = {}
     for contender in ("ours", "driver"):
         with place.database() as url:
-            app = steps_app(url)
-            set_up(app)
-            fill(url, size.orders, "placed")
-            with driver_on(url) as driver:
-                before = _log_at(driver)
-                _ = carry_out_all(app) if contender == "ours" else bare(url)
-                found[contender] = (_log_at(driver) - before) / (size.orders * len(STEPS))
-            expect("orders shipped", with_status(url, "shipped"), size.orders)
+            app = create_steps_app(url)
+            create_tables(app)
+            insert_orders(url, size.orders, "placed")
+            with open_driver(url) as driver:
+                before = _log_position(driver)
+                _ = carry_out_all(app) if contender == "ours" else run_bare_driver(url)
+                found[contender] = (_log_position(driver) - before) / (size.orders * len(STEPS))
+            require_count("orders shipped", count_with_status(url, "shipped"), size.orders)
     return Row("C", place.name, "log of a step in a batch", "bytes", found["ours"], size.orders, {"driver": found["driver"]})
 
 
-def _log_of_calls(place: Place, size: Size) -> Row:
+def _measure_log_of_calls(place: Place, size: Size) -> Row:
     with place.database() as url:
-        app = charging_app(url, limit=100)
-        set_up(app)
-        fill(url, size.calls, "placed")
-        with driver_on(url) as driver:
-            before = _log_at(driver)
+        app = create_charging_app(url, limit=100)
+        create_tables(app)
+        insert_orders(url, size.calls, "placed")
+        with open_driver(url) as driver:
+            before = _log_position(driver)
             carry_out_all(app)
-            added = _log_at(driver) - before
-        expect("orders paid", with_status(url, "paid"), size.calls)
+            added = _log_position(driver) - before
+        require_count("orders paid", count_with_status(url, "paid"), size.calls)
     return Row("C", place.name, "log of a call, begun and concluded", "bytes", added / size.calls, size.calls)
 
 
-def _log_at(driver: Driver) -> int:
-    """The position in the log. After a checkpoint each page goes into it whole when it is first touched, as it does in the long run."""
+def _log_position(driver: Driver) -> int:
+    """Return the position in the log, after a checkpoint.
+
+    After a checkpoint each page is logged whole when it is first changed, as happens in continuous operation.
+    """
     driver.execute("CHECKPOINT")
-    return driver.number("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint")
+    return driver.fetch_number("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint")
 
 
-def commit(url: str, seconds: float) -> None:
-    """One row after the other; how many."""
+def commit_rows(url: str, seconds: float) -> None:
+    """Commit one row after the other for `seconds`, and print the number of rows."""
     driver = Driver(url)
     done, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
@@ -79,4 +93,4 @@ def commit(url: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    commit(sys.argv[1], float(sys.argv[2]))
+    commit_rows(sys.argv[1], float(sys.argv[2]))

@@ -1,7 +1,7 @@
-"""R: a worker process is killed with calls in the air, and another is started: seconds from its start until all is under way.
+"""Workload R: a worker process is killed with calls in flight and another one started: the seconds from its start until all is under way.
 
-Under way is an order that was taken, or of which the lookup of its call was asked. With the indexes that `groundstate check` proposes.
-On PostgreSQL once more with the server killed together with the worker: then the second life waits before it adopts what may be another's.
+An order is under way when it was carried out or its call was looked up. The indexes exist that `groundstate check` proposes. A second case
+on PostgreSQL kills the server together with the worker; then the new worker waits before it adopts attempts that may be a living worker's.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import subprocess
 import sys
 import time
 
-from benchmarks.harness import ROOT, NotDone, Place, Row, Size, attempts_left, fill, line_of, process, told_by
-from benchmarks.shop import add_indexes, charging_app, set_up
+from benchmarks.harness import ROOT, NotDone, Place, Row, Size, count_attempts, insert_orders, read_json_line, read_line, start_process
+from benchmarks.shop import create_charging_app, create_proposed_indexes, create_tables
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 LIMIT = 200
 HANGS_S = 3600.0
-ROUNDS_MOST = 3  # each fills a database anew
+ROUNDS_MOST = 3  # rounds at most, since each fills a new database
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """For each number of finished orders."""
-    return [row for finished in size.finished for row in _rows(place, size, finished)]
+    """Measure the restart for each number of finished orders."""
+    return [row for finished in size.finished for row in _measure_rows(place, size, finished)]
 
 
-def _rows(place: Place, size: Size, finished: int) -> list[Row]:
+def _measure_rows(place: Place, size: Size, finished: int) -> list[Row]:
     rounds = min(size.rounds, ROUNDS_MOST)
-    middle = _middle([_one(place, finished, size.unfinished) for _ in range(rounds)])
+    middle = _median_of_each([_measure_restart(place, finished, size.unfinished) for _ in range(rounds)])
     beside = {"import of sqlalchemy.orm": middle["orm"], "driver fetches them": middle["fetch"]}
     of = f"{size.unfinished:,} unfinished of {finished + size.unfinished:,}"
     target = "0.6, of it 0.3 the ORM's import"
@@ -37,7 +37,7 @@ def _rows(place: Place, size: Size, finished: int) -> list[Row]:
         Row("R", place.name, f"{of}: memory then", "MB", middle["memory_mb"], size.unfinished),
     ]
     if place.has_server:
-        together = _middle([_one(place, finished, size.unfinished, server_too=True) for _ in range(rounds)])
+        together = _median_of_each([_measure_restart(place, finished, size.unfinished, server_too=True) for _ in range(rounds)])
         words = f"{of}: all under way, server and workers killed together"
         rows.append(
             Row("R", place.name, words, "s", together["all"], size.unfinished, {"first": together["first"]}, "5 and the row before")
@@ -45,47 +45,47 @@ def _rows(place: Place, size: Size, finished: int) -> list[Row]:
     return rows
 
 
-def _middle(lives: list[dict[str, float]]) -> dict[str, float]:
+def _median_of_each(lives: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(life[name] for life in lives) for name in lives[0]}
 
 
-def _one(place: Place, finished: int, unfinished: int, *, server_too: bool = False) -> dict[str, float]:
+def _measure_restart(place: Place, finished: int, unfinished: int, *, server_too: bool = False) -> dict[str, float]:
     with place.database() as url:
-        return _restarted(place, url, finished, unfinished, server_too=server_too)
+        return _restart_and_measure(place, url, finished, unfinished, server_too=server_too)
 
 
-def _restarted(place: Place, url: str, finished: int, unfinished: int, *, server_too: bool) -> dict[str, float]:
+def _restart_and_measure(place: Place, url: str, finished: int, unfinished: int, *, server_too: bool) -> dict[str, float]:
     limit = min(LIMIT, unfinished)
-    app = charging_app(url, limit=limit)
-    set_up(app)
-    fill(url, finished, "paid")
-    fill(url, unfinished, "placed", first=finished + 1)
-    add_indexes(app)
-    with process("benchmarks.worker", limit, HANGS_S, limit, url) as first_life:
-        line_of(first_life)
-        told_by(first_life)  # calls hang, and all slots are taken
+    app = create_charging_app(url, limit=limit)
+    create_tables(app)
+    insert_orders(url, finished, "paid")
+    insert_orders(url, unfinished, "placed", first=finished + 1)
+    create_proposed_indexes(app)
+    with start_process("benchmarks.worker", limit, HANGS_S, limit, url) as first_life:
+        read_line(first_life)
+        read_json_line(first_life)  # now the calls hang, and all slots are taken
         if server_too:
             place.kill_server()
         first_life.kill()
         first_life.wait()
     if server_too:
         place.start()
-    if attempts_left(url) != limit:
-        raise NotDone(f"{attempts_left(url)} of {limit} calls were in the air when it was killed")
+    if count_attempts(url) != limit:
+        raise NotDone(f"{count_attempts(url)} of {limit} calls were in the air when it was killed")
     started = time.monotonic()
-    with process("benchmarks.worker", limit, 0.002, unfinished, url) as second_life:
-        line_of(second_life)
-        told = told_by(second_life)
+    with start_process("benchmarks.worker", limit, 0.002, unfinished, url) as second_life:
+        read_line(second_life)
+        told = read_json_line(second_life)
     return {
         "first": told["first"] - started,
         "all": told["all"] - started,
         "memory_mb": told["memory_mb"],
-        "orm": _seconds("-c", "import sqlalchemy.orm"),
-        "fetch": _seconds("-m", "benchmarks.bare", "fetch", url),
+        "orm": _run_timed("-c", "import sqlalchemy.orm"),
+        "fetch": _run_timed("-m", "benchmarks.bare", "fetch", url),
     }
 
 
-def _seconds(*arguments: str) -> float:
+def _run_timed(*arguments: str) -> float:
     """Of a whole process."""
     started = time.monotonic()
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

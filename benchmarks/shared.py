@@ -1,4 +1,4 @@
-"""J: flights are counted on the rows of their carriers, which all handlers share. Steps a second, and each flight is counted."""
+"""Workload J: handlers count flights on the rows of their carriers, which all handlers share. Steps a second; every flight is counted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 from sqlalchemy import create_engine, func, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from benchmarks.harness import Place, Row, Size, alternate, carry_out_all, engine_on, expect
-from benchmarks.shop import set_up
+from benchmarks.harness import Place, Row, Size, carry_out_all, create_durable_engine, median_of_rounds, require_count
+from benchmarks.shop import create_tables
 from groundstate import App, Store
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
@@ -18,11 +18,11 @@ BATCH = 500
 
 
 class Base(DeclarativeBase):
-    """The airport's tables."""
+    """The declarative base of the airport's tables."""
 
 
 class Carrier(Base):
-    """Who flies, and how often."""
+    """An airline and the number of its flights."""
 
     __tablename__ = "carriers"
 
@@ -41,27 +41,27 @@ class Flight(Base):
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """For few and many shared rows: one worker of ours, and a plain ORM loop, each on a fresh database."""
+    """Measure few and many shared rows: one worker, and a plain ORM loop, each on a new database."""
 
-    def on(contender: str, carriers: int) -> float:
+    def measure_rate(contender: str, carriers: int) -> float:
         with place.database() as url:
-            app = airport(url)
-            set_up(app)
-            _fill(url, size.orders, carriers)
-            seconds = carry_out_all(app) if contender == "ours" else orm(url)
-            expect("flights counted", _counted(url), size.orders)
+            app = create_airport_app(url)
+            create_tables(app)
+            _insert_flights(url, size.orders, carriers)
+            seconds = carry_out_all(app) if contender == "ours" else run_plain_orm(url)
+            require_count("flights counted", _count_counted_flights(url), size.orders)
             return size.orders / seconds
 
     rows = []
     for carriers in CARRIERS:
-        found = alternate(size.rounds, {name: partial(on, name, carriers) for name in ("ours", "ORM")})
+        found = median_of_rounds(size.rounds, {name: partial(measure_rate, name, carriers) for name in ("ours", "ORM")})
         figure = f"flights counted on {carriers:,} carrier{'s' if carriers > 1 else ''}"
         rows.append(Row("J", place.name, figure, "steps/s", found["ours"], size.orders, {"ORM loop": found["ORM"]}))
     return rows
 
 
-def airport(url: str) -> App:
-    """A handler that reads its flight's carrier by its key and counts the flight there."""
+def create_airport_app(url: str) -> App:
+    """Return an app whose handler loads the carrier of its flight by key and counts the flight."""
     app = App("airport", Store(url, Base))
 
     @app.on(Flight, Flight.status == "landed")
@@ -73,9 +73,12 @@ def airport(url: str) -> App:
     return app
 
 
-def orm(url: str) -> float:
-    """Batches of 500: loaded and locked, the carriers locked as they come, the unit of work, a commit."""
-    with engine_on(url) as engine:
+def run_plain_orm(url: str) -> float:
+    """Carry out the flights by a plain ORM loop, and return the seconds.
+
+    It works in batches of 500: load and lock the flights, lock each carrier, flush, commit.
+    """
+    with create_durable_engine(url) as engine:
         started = time.perf_counter()
         last, flights = 0, [Flight()]
         while flights:
@@ -94,7 +97,7 @@ def orm(url: str) -> float:
         return time.perf_counter() - started
 
 
-def _fill(url: str, flights: int, carriers: int) -> None:
+def _insert_flights(url: str, flights: int, carriers: int) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(insert(Carrier), [{"id": number} for number in range(1, carriers + 1)])
@@ -102,7 +105,7 @@ def _fill(url: str, flights: int, carriers: int) -> None:
     engine.dispose()
 
 
-def _counted(url: str) -> int:
+def _count_counted_flights(url: str) -> int:
     engine = create_engine(url)
     with engine.connect() as connection:
         counted = connection.execute(select(func.sum(Carrier.flights))).scalar_one()

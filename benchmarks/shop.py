@@ -1,4 +1,7 @@
-"""The orders that are carried out, and the apps that do it. Imports what a user's own module would: workers are timed from their start."""
+"""The orders of most workloads, and the apps that carry them out.
+
+The module imports only what a user's module would, since the start of workers is timed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ STEPS = {"placed": "paid", "paid": "packed", "packed": "shipped"}
 
 
 class Base(DeclarativeBase):
-    """The shop's tables."""
+    """The declarative base of the shop's tables."""
 
 
 class Order(Base):
@@ -33,7 +36,7 @@ class Order(Base):
 
 
 class Timer(Base):
-    """What is to be done once, at its time."""
+    """A record with a due time, which is carried out once."""
 
     __tablename__ = "timers"
 
@@ -43,7 +46,7 @@ class Timer(Base):
 
 
 class Visit(Base):
-    """What another program writes into the same database."""
+    """A row that another program writes to the same database."""
 
     __tablename__ = "visits"
 
@@ -52,17 +55,17 @@ class Visit(Base):
     at: Mapped[float | None] = mapped_column(Float, default=None)
 
 
-def nothing(_order: int) -> None:
-    """For who wants to hear of no order."""
+def ignore_order(_order: int) -> None:
+    """Do nothing; the default for `heard`."""
 
 
-def steps_app(url: str) -> App:
-    """Three steps of each order, in the database alone."""
-    return steps_on(Store(url, Base))
+def create_steps_app(url: str) -> App:
+    """Return an app that carries out three steps of each order, in the database only."""
+    return create_steps_app_on(Store(url, Base))
 
 
-def steps_on(store: Store) -> App:
-    """The same, wherever the orders are."""
+def create_steps_app_on(store: Store) -> App:
+    """Return the app of `create_steps_app` on a given store."""
     app = App("steps", store)
 
     @app.on(Order, Order.status == "placed")
@@ -80,8 +83,8 @@ def steps_on(store: Store) -> App:
     return app
 
 
-def packing_app(url: str, heard: Callable[[int], None] = nothing) -> App:
-    """One step of each order, in the database alone. `heard` is the first line of the handler."""
+def create_packing_app(url: str, heard: Callable[[int], None] = ignore_order) -> App:
+    """Return an app that carries out one step of each order, in the database only. heard: called first in the handler."""
     app = App("packing", Store(url, Base))
 
     @app.on(Order, Order.status == "placed")
@@ -92,8 +95,8 @@ def packing_app(url: str, heard: Callable[[int], None] = nothing) -> App:
     return app
 
 
-def reminding_app(url: str, heard: Callable[[int], None] = nothing) -> App:
-    """Timers, in the database alone. `heard` is the first line of the handler."""
+def create_reminding_app(url: str, heard: Callable[[int], None] = ignore_order) -> App:
+    """Return an app that carries out timers, in the database only. heard: called first in the handler."""
     app = App("reminding", Store(url, Base))
 
     @app.on(Timer, Timer.done_at.is_(None), due=Timer.due_at)
@@ -104,8 +107,8 @@ def reminding_app(url: str, heard: Callable[[int], None] = nothing) -> App:
     return app
 
 
-def charging_app(url: str, *, limit: int, call_s: float = 0.002, heard: Callable[[int], None] = nothing) -> App:
-    """One call outside for each order, of `call_s` seconds. `heard` is the first line of the call, and of its lookup."""
+def create_charging_app(url: str, *, limit: int, call_s: float = 0.002, heard: Callable[[int], None] = ignore_order) -> App:
+    """Return an app with one external call of `call_s` seconds for each order. heard: called first in the call and in its lookup."""
     app = App("charging", Store(url, Base))
     bank = ExternalService("bank", limit=limit)
 
@@ -116,7 +119,7 @@ def charging_app(url: str, *, limit: int, call_s: float = 0.002, heard: Callable
         return key[:8]
 
     @charge.lookup
-    async def _(order: Order, key: IdempotencyKey) -> str | Absent | Unknown:  # noqa: ARG001  # a real bank finds by the key
+    async def charge_lookup(order: Order, key: IdempotencyKey) -> str | Absent | Unknown:  # noqa: ARG001  # a real bank finds by the key
         heard(order.id)
         return Absent()
 
@@ -127,13 +130,13 @@ def charging_app(url: str, *, limit: int, call_s: float = 0.002, heard: Callable
     return app
 
 
-def set_up(app: App) -> None:
-    """All tables, the shop's and groundstate's."""
+def create_tables(app: App) -> None:
+    """Create the tables of the shop and of groundstate."""
     app.init(tables=True, accept=True)
 
 
-def add_indexes(app: App) -> list[str]:
-    """Creates the indexes that `groundstate check` proposes; their DDL."""
+def create_proposed_indexes(app: App) -> list[str]:
+    """Create the indexes that `groundstate check` proposes, and return their DDL."""
     made: list[str] = []
     for store in app.stores:
         database, _, _ = connect.open_store(store.settings())
@@ -143,7 +146,7 @@ def add_indexes(app: App) -> list[str]:
             database.close()
         made += [one.cure for one in findings if one.kind == "index" and one.cure]
         engine = create_engine(store.settings().url)
-        # PostgreSQL makes them CONCURRENTLY, which no transaction may be around.
+        # CREATE INDEX CONCURRENTLY must not run in a transaction.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for ddl in made:
                 connection.execute(text(ddl))

@@ -1,6 +1,6 @@
-"""Q: calls of 30 ms where four slots, or a rate for each tenant, are all there is: calls a second by the tenants and the workers.
+"""Workload Q: calls of 30 ms under a limit of four slots, or a rate for each tenant: calls a second, by numbers of tenants and workers.
 
-As a program: `python -m benchmarks.slots per|whole slots|rates URL`: a worker. Says `up`, and works until it is killed.
+As a program, `python -m benchmarks.slots per|whole slots|rates URL`, it is a worker. It prints `up`, and works until it is killed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from benchmarks.harness import Place, Row, Size, driver_on, line_of, process, wait_until
-from benchmarks.shop import add_indexes, set_up
+from benchmarks.harness import Place, Row, Size, open_driver, read_line, start_process, wait_until
+from benchmarks.shop import create_proposed_indexes, create_tables
 from groundstate import App, ExternalService, InDoubt, Rate, Store
 
 STORES: tuple[str, ...] = ("sqlite", "postgres")
 SLOTS, CALL_S = 4, 0.03
-RATE, RATED = 20, 8  # calls a second of each tenant, of so many
+RATE, RATED = 20, 8  # calls a second for each tenant; number of tenants
 WORKERS = (1, 4)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What bounds the calls: so many a second are allowed, of which so many are made before it is measured."""
+    """What limits the calls. allowed: calls a second that the limit allows. at_first: calls that are made before the measurement."""
 
     name: str
     words: str
@@ -43,11 +43,11 @@ BOUNDS = (
 
 
 class Base(DeclarativeBase):
-    """The table of this workload."""
+    """The declarative base of this workload's table."""
 
 
 class Notice(Base):
-    """What a tenant's endpoint is to be told."""
+    """A notice for the endpoint of a tenant."""
 
     __tablename__ = "notices"
 
@@ -57,22 +57,22 @@ class Notice(Base):
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """Calls a second with `per`, beside the same without it and what the limit or the rates allow."""
+    """Measure the calls with `per`, beside the same calls without it and beside the rate that the limit allows."""
     rows: list[Row] = []
     for workers in [count for count in WORKERS if count in size.workers]:
         for bound in BOUNDS:
             calls = max(round(bound.allowed * size.beside_s), bound.at_first)
-            whole = _calls_a_second(place, bound, "whole", workers, 1, calls)
+            whole = _measure_calls_a_second(place, bound, "whole", workers, 1, calls)
             for tenants in bound.tenants or size.tenants:
-                ours = _calls_a_second(place, bound, "per", workers, tenants, calls)
+                ours = _measure_calls_a_second(place, bound, "per", workers, tenants, calls)
                 figure = f"{bound.words}, {tenants:,} tenants, {'1 worker' if workers == 1 else f'{workers} workers'}"
                 beside = {"without per": whole, "allowed": bound.allowed}
                 rows.append(Row("Q", place.name, figure, "calls/s", ours, calls, beside, "0.9"))
     return rows
 
 
-def notices_app(url: str, kind: str, bound: str) -> App:
-    """A call for each notice, by tenants or not, bound by slots or by rates."""
+def create_notices_app(url: str, kind: str, bound: str) -> App:
+    """Return an app with a call for each notice, with or without `per` tenant, limited by slots or by rates."""
     app = App("notices", Store(url, Base))
     second = timedelta(seconds=1)
     limits: dict[str, Any] = {
@@ -93,28 +93,28 @@ def notices_app(url: str, kind: str, bound: str) -> App:
     return app
 
 
-def _calls_a_second(place: Place, bound: Bound, kind: str, workers: int, tenants: int, calls: int) -> float:
+def _measure_calls_a_second(place: Place, bound: Bound, kind: str, workers: int, tenants: int, calls: int) -> float:
     with place.database() as url, ExitStack() as stack:
-        app = notices_app(url, kind, bound.name)
-        set_up(app)
-        add_indexes(app)
-        for one in [stack.enter_context(process("benchmarks.slots", kind, bound.name, url)) for _ in range(workers)]:
-            line_of(one)
-        _fill(url, 2 * (bound.at_first + calls), tenants)
-        wait_until("the first calls are made", lambda: _delivered(url) >= bound.at_first)
-        before, started = _delivered(url), time.perf_counter()
-        wait_until("the others are made", lambda: _delivered(url) >= before + calls)
-        return (_delivered(url) - before) / (time.perf_counter() - started)
+        app = create_notices_app(url, kind, bound.name)
+        create_tables(app)
+        create_proposed_indexes(app)
+        for one in [stack.enter_context(start_process("benchmarks.slots", kind, bound.name, url)) for _ in range(workers)]:
+            read_line(one)
+        _insert_notices(url, 2 * (bound.at_first + calls), tenants)
+        wait_until("the first calls are made", lambda: _count_delivered(url) >= bound.at_first)
+        before, started = _count_delivered(url), time.perf_counter()
+        wait_until("the others are made", lambda: _count_delivered(url) >= before + calls)
+        return (_count_delivered(url) - before) / (time.perf_counter() - started)
 
 
-def _delivered(url: str) -> int:
-    with driver_on(url) as driver:
-        return driver.number("SELECT count(*) FROM notices WHERE status = ?", "delivered")
+def _count_delivered(url: str) -> int:
+    with open_driver(url) as driver:
+        return driver.fetch_number("SELECT count(*) FROM notices WHERE status = ?", "delivered")
 
 
-def _fill(url: str, count: int, tenants: int) -> None:
-    """By the driver: no worker hears of it."""
-    with driver_on(url) as driver:
+def _insert_notices(url: str, count: int, tenants: int) -> None:
+    """Insert the notices by the bare driver, so that no hint is sent."""
+    with open_driver(url) as driver:
         numbers = (
             f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
             if driver.embedded
@@ -126,7 +126,7 @@ def _fill(url: str, count: int, tenants: int) -> None:
 
 
 def _main(kind: str, bound: str, url: str) -> None:
-    app = notices_app(url, kind, bound)
+    app = create_notices_app(url, kind, bound)
     app.start()
     print("up", flush=True)
     while app.failure is None:

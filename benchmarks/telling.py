@@ -1,4 +1,4 @@
-"""N: what triggers that tell workers cost those who write: transactions a second, beside the same without triggers."""
+"""Workload N: the cost for writers of triggers that notify workers: transactions a second, with and without the triggers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import partial
 
 import psycopg
 
-from benchmarks.harness import Place, Row, Size, alternate, expect
-from benchmarks.shop import packing_app, set_up
+from benchmarks.harness import Place, Row, Size, median_of_rounds, require_count
+from benchmarks.shop import create_packing_app, create_tables
 from groundstate.engine.operate import triggers
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
@@ -25,14 +25,14 @@ STATEMENTS = {
 
 
 def run(place: Place, size: Size) -> list[Row]:
-    """Each shape of transaction, by each number of connections."""
+    """Measure each shape of transaction with each number of connections."""
     rows = []
     for shape, statement in STATEMENTS.items():
         for count in CONNECTIONS:
             contenders: dict[str, Callable[[], float]] = {
-                name: partial(_rate, place, size.telling_s, statement, count, told=name == "ours") for name in ("ours", "bare")
+                name: partial(_measure_rate, place, size.telling_s, statement, count, told=name == "ours") for name in ("ours", "bare")
             }
-            found = alternate(size.rounds, contenders)
+            found = median_of_rounds(size.rounds, contenders)
             what = f"transactions of {shape}, {count} {'connection' if count == 1 else 'connections'}"
             rows.append(
                 Row("N", place.name, what, "tx/s", found["ours"], int(found["ours"] * size.telling_s), {"no triggers": found["bare"]})
@@ -40,20 +40,20 @@ def run(place: Place, size: Size) -> list[Row]:
     return rows
 
 
-def _rate(place: Place, seconds: float, statement: str, count: int, *, told: bool) -> float:
+def _measure_rate(place: Place, seconds: float, statement: str, count: int, *, told: bool) -> float:
     with place.database() as url:
-        app = packing_app(url)
-        set_up(app)
+        app = create_packing_app(url)
+        create_tables(app)
         address = url.replace("+psycopg", "")
         if told:
             database, _, _ = connect.open_store(app.stores[0].settings())
             wanted = triggers.tables_read([ConditionQuery(spec, database) for spec in app.reactions.values()])
-            triggers.carry_out(database, triggers.to_install(app.name, database, wanted))
+            triggers.run_statements(database, triggers.install_statements(app.name, database, wanted))
             database.close()
-        with _listening(address, triggers.channel(app.name)):
+        with _open_listener(address, triggers.channel_name(app.name)):
             done = [0] * count
             end = time.monotonic() + seconds
-            writers = [threading.Thread(target=_write, args=(address, statement, end, done, number)) for number in range(count)]
+            writers = [threading.Thread(target=_write_repeatedly, args=(address, statement, end, done, number)) for number in range(count)]
             started = time.monotonic()
             for one in writers:
                 one.start()
@@ -62,11 +62,11 @@ def _rate(place: Place, seconds: float, statement: str, count: int, *, told: boo
             passed = time.monotonic() - started
         with psycopg.connect(address) as connection:
             row = connection.execute("SELECT count(DISTINCT xmin::text) FROM orders").fetchone()
-            expect("transactions", row[0] if row else 0, sum(done))
+            require_count("transactions", row[0] if row else 0, sum(done))
         return sum(done) / passed
 
 
-def _write(address: str, statement: str, end: float, done: list[int], number: int) -> None:
+def _write_repeatedly(address: str, statement: str, end: float, done: list[int], number: int) -> None:
     with psycopg.connect(address, autocommit=True) as connection:
         while time.monotonic() < end:
             connection.execute(statement)
@@ -74,8 +74,8 @@ def _write(address: str, statement: str, end: float, done: list[int], number: in
 
 
 @contextmanager
-def _listening(address: str, channel: str) -> Iterator[None]:
-    """Somebody who hears, as a worker does."""
+def _open_listener(address: str, channel: str) -> Iterator[None]:
+    """Within the block, listen to the channel, as a worker does."""
     ended = threading.Event()
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute(f"LISTEN {channel}")

@@ -1,8 +1,7 @@
-"""A real worker process: `python -m benchmarks.worker LIMIT CALL_SECONDS COUNT URL`. It charges orders until it is killed.
+"""A worker process: `python -m benchmarks.worker LIMIT CALL_SECONDS COUNT URL`. It charges orders until it is killed.
 
-Tells, once so many orders are under way (taken, or the lookup of their call asked), when the first and the last of them were, and its
-memory.
-`python -m benchmarks.worker timers COUNT URL` does the same with timers.
+Once COUNT orders are under way (carried out, or their call was looked up), it prints when the first and the last of them were, and its
+memory. `python -m benchmarks.worker timers COUNT URL` does the same with timers.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.shop import charging_app, reminding_app
+from benchmarks.shop import create_charging_app, create_reminding_app
 from groundstate import App
 
 
-class Heard:
-    """Which orders are under way, and since when."""
+class OrdersUnderWay:
+    """Records when each order was first under way."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -27,14 +26,14 @@ class Heard:
         self.all = threading.Event()
 
     def __call__(self, order: int) -> None:
-        """Notes an order, once."""
+        """Record that the order is under way, unless it was recorded before."""
         self.seen.setdefault(order, time.monotonic())
         if len(self.seen) >= self.count:
             self.all.set()
 
 
-def work(app: App, heard: Heard) -> None:
-    """Comes up, and goes on until killed."""
+def run_worker(app: App, heard: OrdersUnderWay) -> None:
+    """Start the app's worker, and run it until the process is killed."""
     app.start()
     if app.refused:
         sys.exit(f"not started: {app.refused}")
@@ -48,7 +47,10 @@ def work(app: App, heard: Heard) -> None:
 
 
 def memory_mb() -> float:
-    """The most that this program had in memory; on Linux not by getrusage, which counts what the process was before it became this one."""
+    """Return the peak memory of this process in MB.
+
+    On Linux getrusage is not used, since it includes the process before it executed this program.
+    """
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
@@ -57,8 +59,8 @@ def memory_mb() -> float:
 
 
 if __name__ == "__main__":
-    hearing = Heard(int(sys.argv[-2]))
+    hearing = OrdersUnderWay(int(sys.argv[-2]))
     if sys.argv[1] == "timers":
-        work(reminding_app(sys.argv[-1], heard=hearing), hearing)
+        run_worker(create_reminding_app(sys.argv[-1], heard=hearing), hearing)
     else:
-        work(charging_app(sys.argv[-1], limit=int(sys.argv[1]), call_s=float(sys.argv[2]), heard=hearing), hearing)
+        run_worker(create_charging_app(sys.argv[-1], limit=int(sys.argv[1]), call_s=float(sys.argv[2]), heard=hearing), hearing)

@@ -1,1 +1,1 @@
-"""The protocol as a model for Spin, and the command that checks it, `python -m model`: see docs/model.md. Imports nothing of ours."""
+"""The protocol as a model for Spin, and the command that checks it, `python -m model`: see docs/model.md. It imports no groundstate."""

@@ -1,4 +1,4 @@
-"""One run of the model checker: a model, its settings, and what came out of it. Decides nothing about what should have come out."""
+"""One run of the model checker: a model, its settings, and the result. The module does not judge the result."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).parent
 NEEDED = ("spin", "gcc")
-TOO_SMALL = ("RaiseMAXC", "RaiseMAXI")  # not invariants: the run needs more room
+TOO_SMALL = ("RaiseMAXC", "RaiseMAXI")  # not invariants: a limit of the model is too small for this run
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
-    verdict: pass, the name of the invariant that was violated, or what kept it from an end (cut off, out of memory, error: ...).
-    states: how many were stored. seconds: of the search alone, without translation and compilation. rows: of the table, that were met.
+    verdict: pass, the name of the violated invariant, or why the run did not end (cut off, out of memory, error: ...).
+    states: the number of stored states. seconds: the duration of the search, without translation and compilation.
+    rows: the numbers of the table's rows that were reached.
     """
 
     verdict: str
@@ -30,8 +31,8 @@ class Result:
     rows: frozenset[int]
 
 
-def missing() -> str | None:
-    """What must be installed, and how; None where all is there."""
+def missing_tools() -> str | None:
+    """Return a message that names the missing programs and how to install them; None if there are none."""
     absent = [tool for tool in NEEDED if shutil.which(tool) is None]
     if not absent:
         return None
@@ -41,69 +42,70 @@ def missing() -> str | None:
     )
 
 
-def command(*words: str, folder: Path, limit: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Carries out a command there, and takes what it says. Raises TimeoutExpired."""
+def run_command(*words: str, folder: Path, limit: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in the folder, and return its result with its output. Raises TimeoutExpired after `limit` seconds."""
     return subprocess.run(list(words), cwd=folder, capture_output=True, text=True, timeout=limit, check=False)
 
 
-def check(model: str, settings: tuple[str, ...], *, limit_s: float, memory_mb: int, small: bool = False) -> Result:
-    """Translates, compiles and searches. limit_s: of the search alone. memory_mb: for the search.
+def check_model(model: str, settings: tuple[str, ...], *, limit_s: float, memory_mb: int, small: bool = False) -> Result:
+    """Translate, compile and search the model, and return the result.
 
-    small: the search is expected to be short, so that the compiler need not take pains.
+    limit_s: seconds of the search at most. memory_mb: memory for the search.
+    small: whether the search is expected to be short, so that optimising in the compiler would cost more than it saves.
     """
     with TemporaryDirectory(prefix="groundstate-model-") as name:
         folder = Path(name)
-        problem = _build(folder, model, settings, memory_mb, "-O0" if small else "-O2")
+        problem = _build_checker(folder, model, settings, memory_mb, "-O0" if small else "-O2")
         if problem is not None:
             return Result(f"error: {problem}", 0, 0.0, 0, frozenset())
         started = time.monotonic()
         try:
-            said = command("./pan", "-m400000", "-w22", folder=folder, limit=limit_s).stdout
+            said = run_command("./pan", "-m400000", "-w22", folder=folder, limit=limit_s).stdout
         except subprocess.TimeoutExpired:
             return Result("cut off", 0, limit_s, 0, frozenset())
-        return _result(said, time.monotonic() - started)
+        return _parse_result(said, time.monotonic() - started)
 
 
-def story(model: str, settings: tuple[str, ...], *, limit_s: float, memory_mb: int) -> str:
-    """The shortest way to the violation that is found first, step by step; says so where none is found."""
+def shortest_violation(model: str, settings: tuple[str, ...], *, limit_s: float, memory_mb: int) -> str:
+    """Return the shortest way to the first violation, step by step, or the text that there is none."""
     with TemporaryDirectory(prefix="groundstate-model-") as name:
         folder = Path(name)
-        problem = _build(folder, model, settings, memory_mb, "-O1", "-DREACH")
+        problem = _build_checker(folder, model, settings, memory_mb, "-O1", "-DREACH")
         if problem is not None:
             return problem
-        command("./pan", "-m400000", "-w22", "-i", folder=folder, limit=limit_s)
-        return command("spin", "-t", "-p", "-g", *settings, "-DPLAIN", model, folder=folder).stdout
+        run_command("./pan", "-m400000", "-w22", "-i", folder=folder, limit=limit_s)
+        return run_command("spin", "-t", "-p", "-g", *settings, "-DPLAIN", model, folder=folder).stdout
 
 
-def _build(folder: Path, model: str, settings: tuple[str, ...], memory_mb: int, *more: str) -> str | None:
+def _build_checker(folder: Path, model: str, settings: tuple[str, ...], memory_mb: int, *more: str) -> str | None:
     for file in HERE.glob("*.pml"):
         shutil.copy(file, folder)
-    translated = command("spin", "-a", *settings, model, folder=folder)
+    translated = run_command("spin", "-a", *settings, model, folder=folder)
     if translated.returncode != 0 or "Error" in translated.stdout:
         return f"spin: {translated.stdout.strip()[-500:]}{translated.stderr.strip()[-500:]}"
     flags = ("-w", "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=2048", f"-DMEMLIM={memory_mb}", *more)
-    compiled = command("gcc", *flags, "-o", "pan", "pan.c", folder=folder)
+    compiled = run_command("gcc", *flags, "-o", "pan", "pan.c", folder=folder)
     return f"gcc: {compiled.stderr.strip()[-500:]}" if compiled.returncode != 0 else None
 
 
-def _result(said: str, seconds: float) -> Result:
+def _parse_result(said: str, seconds: float) -> Result:
     states = re.search(r"^\s*(\S+) states, stored", said, re.MULTILINE)
     memory = re.search(r"^\s*([\d.]+)\s+total actual memory usage", said, re.MULTILINE)
     rows = frozenset(int(number) for number in re.findall(r"^ROW (\d+)", said, re.MULTILINE))
-    return Result(_verdict(said), int(float(states[1])) if states else 0, seconds, int(float(memory[1])) if memory else 0, rows)
+    return Result(_parse_verdict(said), int(float(states[1])) if states else 0, seconds, int(float(memory[1])) if memory else 0, rows)
 
 
-def _verdict(said: str) -> str:
+def _parse_verdict(said: str) -> str:
     violated = re.search(r"assertion violated .*?\((\d+)==0\)", said)
     if violated:
-        return names().get(int(violated[1]), f"assertion {violated[1]}")
+        return invariant_names().get(int(violated[1]), f"assertion {violated[1]}")
     if "out of memory" in said or "max search depth" in said:
         return "cut off"
     return "pass" if "errors: 0" in said else f"error: {said.strip()[-300:]}"
 
 
-def names() -> dict[int, str]:
-    """The invariants by their numbers, which is how the checker tells of them."""
+def invariant_names() -> dict[int, str]:
+    """Return the invariants' names by the numbers that the checker prints."""
     found = {}
     for file in HERE.glob("*.pml"):
         for name, number in re.findall(r"^#define ([A-Za-z]+) (1\d\d)\b", file.read_text(), re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The pytest plugin with the fixture `lab`. It is a module beside the package, so that pytest can load it without importing the package."""
+"""The pytest plugin with the fixture `lab`: a module outside of the package, so that pytest loads it without importing the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """Provide a crash lab on SQLite, whose scratch databases are removed after the test. For PostgreSQL set `lab.postgres = url`."""
-    from groundstate.testing import Lab  # noqa: PLC0415  # a late import, since otherwise every pytest run would import SQLAlchemy
+    from groundstate.testing import Lab  # noqa: PLC0415  # imported late, since otherwise every pytest run would import SQLAlchemy
 
     with Lab() as made:
         yield made

@@ -20,6 +20,7 @@ from groundstate.telemetry import cached_queries
 from tests import compiled
 from tests.databases import Databases
 from tests.patience import HANG_S
+from tests.sampling import each_case_on_one_store
 
 _TESTS = Path(__file__).parent
 
@@ -57,9 +58,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker in _markers(item):
             item.add_marker(marker)
     if not config.getoption("--thorough"):
-        left_out = [item for item in items if item.get_closest_marker("thorough")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        thorough = {item for item in items if item.get_closest_marker("thorough")}
+        thorough.update(each_case_on_one_store([item for item in items if item not in thorough]))
+        config.hook.pytest_deselected(items=[item for item in items if item in thorough])
+        items[:] = [item for item in items if item not in thorough]
     place = {name: number for number, name in enumerate(_FIRST)}
     items.sort(key=lambda item: place.get(item.path.relative_to(_TESTS).as_posix(), len(place)))
 
@@ -107,7 +109,7 @@ def unhurried() -> Iterator[None]:
         patch.setattr(startup, "LOCKED_OUT_S", 10 * HANG_S)  # for locks of others, and for a server that takes nobody just now
         patch.setattr(worker, "LEAVES_S", HANG_S)  # at a stop, for its thread
         patch.setattr(worker, "CALLS_END_S", HANG_S)  # at a stop, for its async calls
-        patch.setattr(call_turn, "LAST_WORDS_S", HANG_S)  # at a stop, to write down what is in doubt
+        patch.setattr(call_turn, "LAST_WRITES_S", HANG_S)  # at a stop, to write down what is in doubt
         patch.setattr(action, "PATIENCE_S", HANG_S)  # for a person's word, while a record is locked
         patch.setattr(cached_queries, "WAIT_S", HANG_S)  # for an answer to whoever scrapes
         patch.setattr(sweeps, "SWEEP_LED_S", 10 * HANG_S)  # until it sweeps by itself beside another one that sweeps

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks.__main__ import WORKLOADS, describe, main, places, run_one
-from benchmarks.harness import NotDone, Place, Size, expect
+from benchmarks.__main__ import WORKLOADS, create_places, describe_machine, main, run_workload
+from benchmarks.harness import NotDone, Place, Size, require_count
 
 TINY = Size(
     rounds=1, orders=300, calls=200, limits=(50,), samples=10, finished=(500,), unfinished=60, backlog=100_000, failed=300, line=300,
@@ -33,13 +33,13 @@ COUNTS = {"rows", "bytes", "errors", "% of a core", "statements/s"}  # may be 0
 
 @pytest.fixture(scope="module")
 def sqlite_place() -> Iterator[Place]:
-    with places(["sqlite"]) as (_, [place]):
+    with create_places(["sqlite"]) as (_, [place]):
         yield place
 
 
 @pytest.fixture(scope="module")
 def postgres_place() -> Iterator[Place]:
-    with places(["postgres"]) as (_, [place]):
+    with create_places(["postgres"]) as (_, [place]):
         yield place
 
 
@@ -52,7 +52,7 @@ def postgres_place() -> Iterator[Place]:
     ],
 )
 def test_a_workload_does_its_work(name: str, store: str, request: pytest.FixtureRequest) -> None:
-    rows = run_one(name, request.getfixturevalue(f"{store}_place"), TINY)
+    rows = run_workload(name, request.getfixturevalue(f"{store}_place"), TINY)
     assert rows
     for row in rows:
         assert (row.workload, row.store) == (name, store)
@@ -63,7 +63,7 @@ def test_a_workload_does_its_work(name: str, store: str, request: pytest.Fixture
 
 
 def test_nothing_of_ours_is_left_for_finished_orders(sqlite_place: Place) -> None:
-    rows = run_one("B", sqlite_place, TINY)
+    rows = run_workload("B", sqlite_place, TINY)
     assert [row.ours for row in rows if row.unit == "rows"] == [0]
 
 
@@ -73,10 +73,10 @@ def test_the_command_writes_its_figures_down(tmp_path: Path, monkeypatch: pytest
     assert main(["--quick", "--store", "sqlite", "--only", "T", "--json", str(file)]) == 0
     written = json.loads(file.read_text())
     assert [(row["workload"], row["store"], row["work"]) for row in written["rows"]] == [("T", "sqlite", 900)]
-    assert set(written["machine"]) == set(describe(tmp_path))
+    assert set(written["machine"]) == set(describe_machine(tmp_path))
     assert "3-step orders" in capsys.readouterr().out
 
 
 def test_a_figure_for_work_that_was_not_done_is_refused() -> None:
     with pytest.raises(NotDone, match="orders shipped: 999 of 1,000"):
-        expect("orders shipped", 999, 1000)
+        require_count("orders shipped", 999, 1000)

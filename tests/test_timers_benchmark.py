@@ -10,17 +10,17 @@ import pytest
 from benchmarks.crash.environment import REQUIREMENTS
 from benchmarks.timers import __main__ as command
 from benchmarks.timers.contenders import CONTENDERS, PEERS
-from benchmarks.timers.measuring import Setting, counted
+from benchmarks.timers.measuring import Setting, count_timers
 
 
 def test_what_is_late_early_doubled_and_missing_is_counted() -> None:
-    found = counted(10, 6, [(0.2, 1), (0.1, 1), (-0.5, 1), (3.0, 2)])
+    found = count_timers(10, 6, [(0.2, 1), (0.1, 1), (-0.5, 1), (3.0, 2)])
     assert (found.median_s, found.p99_s, found.longest_s) == (0.2, 3.0, 3.0)
     assert (found.timers, found.early, found.doubled, found.missing) == (6, 1, 1, 2)
 
 
 def test_a_contender_that_carries_nothing_out_has_no_lateness() -> None:
-    found = counted(10, 6, [])
+    found = count_timers(10, 6, [])
     assert found.missing == 6
     assert str(found.median_s) == "nan"
 
@@ -38,7 +38,7 @@ def test_ours_is_measured_through_a_kill(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_each_peer_is_pinned_and_has_its_script() -> None:
     pinned = {line.partition("==")[0].partition("[")[0] for line in REQUIREMENTS.read_text().splitlines() if "==" in line}
-    peers = [contender for contender in CONTENDERS.values() if not contender.ours]
+    peers = [contender for contender in CONTENDERS.values() if not contender.is_ours]
     assert {package for contender in peers for package in contender.packages} <= pinned
     assert all(contender.settings for contender in CONTENDERS.values())
     assert all((PEERS / f"{contender.packages[0]}_timers.py").exists() for contender in peers)

@@ -1,7 +1,8 @@
-"""Does the steps of a release that a program can do, and ends before the tag and the upload: `python -m tools.release VERSION`.
+"""Carries out the steps of a release up to the tag and the upload, which a person does: `python -m tools.release VERSION`.
 
-It must run in a clean clone on the branch main. It sets the version in pyproject.toml, gives the top section of CHANGELOG.md that version
-and today's date, runs `./gs check`, builds the wheel, and imports the wheel in a fresh environment. Nothing is committed or uploaded.
+It must run in a clean clone on the branch main. It sets the version in pyproject.toml, writes the version and today's date above the
+unreleased changes in CHANGELOG.md, runs `./gs check`, builds the wheel, and imports the wheel in a fresh environment. Nothing is committed
+or uploaded.
 """
 
 from __future__ import annotations
@@ -46,29 +47,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def refuse_unclean_tree(root: Path) -> None:
-    """Raises ReleaseRefusedError if files are changed or untracked, or the branch is another than main."""
-    changed = said_by("git", "-C", str(root), "status", "--porcelain")
+    """Check that no file is changed or untracked, and that the branch is main. Raises ReleaseRefusedError."""
+    changed = output_of("git", "-C", str(root), "status", "--porcelain")
     if changed:
         raise ReleaseRefusedError(f"the tree is not clean, commit or remove these first:\n{changed}")
-    branch = said_by("git", "-C", str(root), "rev-parse", "--abbrev-ref", "HEAD")
+    branch = output_of("git", "-C", str(root), "rev-parse", "--abbrev-ref", "HEAD")
     if branch != "main":
         raise ReleaseRefusedError(f"this is the branch {branch}: releases are made from main")
 
 
 def with_version(pyproject: str, version: str) -> str:
-    """Returns pyproject.toml with the new version. Raises ReleaseRefusedError if that is no later one."""
+    """Return pyproject.toml with the new version. Raises ReleaseRefusedError if the version is invalid or earlier than the current one."""
     if re.fullmatch(r"\d+\.\d+\.\d+", version) is None:
         raise ReleaseRefusedError(f"{version!r} is no version: give three numbers, such as 0.2.0")
     found = re.search(r'(?m)^version = "(\d+\.\d+\.\d+)"$', pyproject)
     if found is None:
         raise ReleaseRefusedError("pyproject.toml has no line `version = ...`")
-    if _numbers(version) < _numbers(found[1]):
+    if _version_numbers(version) < _version_numbers(found[1]):
         raise ReleaseRefusedError(f"{version} is earlier than {found[1]}, which pyproject.toml has")
     return pyproject.replace(found[0], f'version = "{version}"')
 
 
 def with_dated_section(changelog: str, version: str) -> str:
-    """Returns CHANGELOG.md with its section of unreleased changes under this version and today's date."""
+    """Return CHANGELOG.md with the heading of its unreleased changes replaced by this version and today's date."""
     if changelog.count(f"{UNRELEASED}\n") != 1:
         raise ReleaseRefusedError(f"CHANGELOG.md needs one section `{UNRELEASED}`")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -76,37 +77,37 @@ def with_dated_section(changelog: str, version: str) -> str:
 
 
 def build_wheel() -> Path:
-    """Builds the wheel into dist/. Returns the wheel."""
+    """Build the wheel into dist/, and return its path."""
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", "dist", ".")
     return max((ROOT / "dist").glob("groundstate-*.whl"), key=lambda path: path.stat().st_mtime)
 
 
 def import_wheel(wheel: Path, version: str) -> None:
-    """Installs the wheel into a fresh environment, and compares the version that it says of itself."""
+    """Install the wheel into a new environment, and check the version that `groundstate --version` prints there."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = f"{folder}/bin/python"
         run(python, "-m", "pip", "install", "--quiet", str(wheel))
-        said = said_by(python, "-m", "groundstate", "--version")
+        said = output_of(python, "-m", "groundstate", "--version")
         if said != f"groundstate {version}":
-            raise ReleaseRefusedError(f"the installed wheel says {said!r} of itself")
+            raise ReleaseRefusedError(f"the installed wheel has the version {said!r} instead of groundstate {version}")
 
 
 def run(*command: str) -> None:
-    """Runs a command in the clone. Raises ReleaseRefusedError if it fails; what it printed is on the terminal."""
+    """Run a command in the clone. Raises ReleaseRefusedError if it fails. The command prints to the terminal."""
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
-        raise ReleaseRefusedError(f"`{' '.join(command)}` failed; what it said is above")
+        raise ReleaseRefusedError(f"`{' '.join(command)}` failed; its output is above")
 
 
-def said_by(*command: str) -> str:
-    """What a command prints, without the last line break."""
+def output_of(*command: str) -> str:
+    """Return the output of a command without the last line break. Raises ReleaseRefusedError if the command fails."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise ReleaseRefusedError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in version.split("."))
 
 

@@ -1,4 +1,4 @@
-"""The same shop over groundstate and over its peers, killed by the same schedule: `python -m benchmarks.crash`.
+"""The crash benchmark: the same shop over groundstate and over its peers, whose workers are killed by the same schedule.
 
-Counts what was lost, doubled, stuck and unlisted, and measures no speed. See docs/crash-benchmark.md.
+`python -m benchmarks.crash` counts lost, doubled, stuck and unlisted orders; it measures no speed. See docs/crash-benchmark.md.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.crash`: the same shop and the same kills for groundstate and its peers; one table. See docs/crash-benchmark.md."""
+"""The command `python -m benchmarks.crash`: the same shop and the same kills for groundstate and its peers. See docs/crash-benchmark.md."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from tools.servers.postgres import PostgresServer
 from benchmarks.crash import environment
 from benchmarks.crash.contenders import CONTENDERS
 from benchmarks.crash.gateway import KINDS
-from benchmarks.crash.schedule import schedule
+from benchmarks.crash.schedule import draw_kills
 from benchmarks.crash.supervisor import Plan, Result, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status: 1 where a run could not be brought to its end."""
-    chosen = _parsed(arguments)
+    """Run the command with these arguments, and return its exit status: 1 where a run could not be completed."""
+    chosen = _parse_arguments(arguments)
     names = chosen.only or list(CONTENDERS)
     kinds = chosen.gateway or KINDS
-    kills = schedule(chosen.seed, chosen.kills, chosen.orders)
+    kills = draw_kills(chosen.seed, chosen.kills, chosen.orders)
     talk = Console(stderr=True, highlight=False)
-    peers = [name for name in names if not CONTENDERS[name].ours]
+    peers = [name for name in names if not CONTENDERS[name].is_ours]
     if peers:
         talk.print(f"the peers' environment: {chosen.venv}")
-        environment.prepare(chosen.venv)
+        environment.create_environment(chosen.venv)
     folder = chosen.logs or Path(tempfile.mkdtemp(prefix="groundstate-crash-"))
     failed: list[str] = []
     results: list[Result] = []
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         with ThreadPoolExecutor(chosen.jobs) as pool:
             results = [result for result in pool.map(one, [(name, kind) for kind in kinds for name in names]) if result is not None]
-        machine = describe(server, chosen.venv if peers else None)
+        machine = describe_versions(server, chosen.venv if peers else None)
     told = {"orders": chosen.orders, "kills": chosen.kills, "seed": chosen.seed}
-    show(Console(width=None if sys.stdout.isatty() else 180), {**told, **machine}, results)
+    print_table(Console(width=None if sys.stdout.isatty() else 180), {**told, **machine}, results)
     if chosen.json:
         settings = {name: {"settings": CONTENDERS[name].settings, "shortened": CONTENDERS[name].shortened} for name in names}
         written = {**told, "machine": machine, "settings": settings, "results": [asdict(result) for result in results]}
@@ -76,23 +76,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def describe(server: PostgresServer | None, venv: Path | None) -> dict[str, Any]:
-    """What took part, by version."""
-    found: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count(), **environment.own_versions()}
+def describe_versions(server: PostgresServer | None, venv: Path | None) -> dict[str, Any]:
+    """Return the versions of all programs that take part."""
+    found: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count(), **environment.our_versions()}
     if server is not None:
         engine = create_engine(server.url())
         with engine.connect() as connection:
             found["postgresql"] = connection.execute(text("SHOW server_version")).scalar_one()
         engine.dispose()
     if venv is not None:
-        packages = sorted({package for contender in CONTENDERS.values() if not contender.ours for package in contender.packages})
-        found.update(environment.versions(venv / "bin" / "python", packages))
-        found["redis-server"] = environment.redis_version(venv)
+        packages = sorted({package for contender in CONTENDERS.values() if not contender.is_ours for package in contender.packages})
+        found.update(environment.installed_versions(venv / "bin" / "python", packages))
+        found["redis-server"] = environment.read_redis_version(venv)
     return found
 
 
-def show(console: Console, told: dict[str, Any], results: Sequence[Result]) -> None:
-    """The table: a line for each contender at each kind of gateway."""
+def print_table(console: Console, told: dict[str, Any], results: Sequence[Result]) -> None:
+    """Print the table: one line for each contender at each kind of gateway."""
     table = Table("gateway", "contender", caption=", ".join(f"{name} {value}" for name, value in told.items()))
     for title in ("right", "doubled", "lost", "stuck", "unlisted", "kills", "requests", "s"):
         table.add_column(title, justify="right")
@@ -105,7 +105,7 @@ def show(console: Console, told: dict[str, Any], results: Sequence[Result]) -> N
     console.print(table)
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.crash", description="groundstate and its peers under one schedule of kills."
     )

@@ -1,4 +1,4 @@
-"""The contenders: how each is set up and started, how long its own recovery may take, and which of its settings are not the docs' own."""
+"""The contenders: how each is set up and started, how long its own recovery may take, and which of its settings differ from its docs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-CONCURRENCY = 8  # calls in flight at most, for all
+CONCURRENCY = 8  # most calls in flight, for all contenders
 PEERS = Path(__file__).parent / "peers"
 OWN = ("{python}", "-m", "groundstate.cli.main")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Commands are templates of {python} and {bin}. `quiet_s`: with nothing happening for so long, nothing will by itself."""
+    """One contender. Its commands are templates with {python} and {bin}.
+
+    quiet_s: seconds without any event after which the contender will surely do nothing more by itself.
+    """
 
     name: str
     database: str
@@ -27,20 +30,20 @@ class Contender:
     shortened: str = ""
     redis: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
-    peers: Path = PEERS  # where its script lies
+    peers: Path = PEERS  # folder of the contender's script
 
     @property
-    def ours(self) -> bool:
-        """Runs in this environment, and needs nothing installed."""
+    def is_ours(self) -> bool:
+        """Whether the contender is groundstate, which runs in this environment."""
         return self.packages == ("groundstate",)
 
-    def command(self, words: tuple[str, ...], venv: Path) -> list[str]:
-        """A template, filled in."""
-        python = sys.executable if self.ours else str(venv / "bin" / "python")
+    def fill_in_command(self, words: tuple[str, ...], venv: Path) -> list[str]:
+        """Return a command template with {python} and {bin} filled in."""
+        python = sys.executable if self.is_ours else str(venv / "bin" / "python")
         return [word.format(python=python, bin=venv / "bin", n=CONCURRENCY) for word in words]
 
 
-def _ours(database: str) -> Contender:
+def _create_ours(database: str) -> Contender:
     return Contender(
         name=f"groundstate, {database}",
         database=database,
@@ -53,7 +56,7 @@ def _ours(database: str) -> Contender:
     )
 
 
-def _celery(way: str, settings: str) -> Contender:
+def _create_celery(way: str, settings: str) -> Contender:
     return Contender(
         name=f"celery, acks {way}",
         database="postgres",
@@ -69,7 +72,7 @@ def _celery(way: str, settings: str) -> Contender:
     )
 
 
-def _dbos(way: str, name: str, more: str) -> Contender:
+def _create_dbos(way: str, name: str, more: str) -> Contender:
     return Contender(
         name=name,
         database="postgres",
@@ -84,12 +87,14 @@ def _dbos(way: str, name: str, more: str) -> Contender:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "ours-sqlite": _ours("sqlite"),
-    "ours-postgres": _ours("postgres"),
-    "celery-early": _celery("early", "the defaults"),
-    "celery-late": _celery("late", "acks_late, reject_on_worker_lost, prefetch_multiplier 1"),
-    "dbos": _dbos("plain", "dbos", ""),
-    "dbos-waits": _dbos("waits", "dbos, waits when recovered", "; a step before the call, and 5 s of waiting after a recovery, of our own"),
+    "ours-sqlite": _create_ours("sqlite"),
+    "ours-postgres": _create_ours("postgres"),
+    "celery-early": _create_celery("early", "the defaults"),
+    "celery-late": _create_celery("late", "acks_late, reject_on_worker_lost, prefetch_multiplier 1"),
+    "dbos": _create_dbos("plain", "dbos", ""),
+    "dbos-waits": _create_dbos(
+        "waits", "dbos, waits when recovered", "; a step before the call, and 5 s of waiting after a recovery, of our own"
+    ),
     "procrastinate": Contender(
         name="procrastinate",
         database="postgres",

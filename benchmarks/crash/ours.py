@@ -1,4 +1,4 @@
-"""The shop over groundstate: `place N` and `left`; its tables are made by `groundstate init`, and its worker is `groundstate run`."""
+"""The shop over groundstate: the commands `place N` and `left`. `groundstate init` creates its tables; `groundstate run` is its worker."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ bank = ExternalService(
 in_doubt = InDoubt.lookup(settle_after=timedelta(seconds=3)) if CAN_BE_ASKED else InDoubt.same_key(kept_for=timedelta(hours=24))
 
 
-def answered(charge: dict[str, Any]) -> Receipt | Declined:
+def outcome_of_charge(charge: dict[str, Any]) -> Receipt | Declined:
     return Receipt(charge["id"]) if charge["outcome"] == "charged" else Declined(charge["why"])
 
 
@@ -58,16 +58,16 @@ async def charge(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -
     answer = await client.post("/charges", json={"key": key, "order": order.id, "amount": order.total})
     if answer.status_code == 503:
         raise Throttled(timedelta(seconds=int(answer.headers["retry-after"])))
-    return answered(answer.json())
+    return outcome_of_charge(answer.json())
 
 
-async def find(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
+async def charge_lookup(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
     answer = await client.get("/charges", params={"key": key})
-    return answered(answer.json()) if answer.is_success else Absent() if answer.status_code == 404 else Unknown()
+    return outcome_of_charge(answer.json()) if answer.is_success else Absent() if answer.status_code == 404 else Unknown()
 
 
 if CAN_BE_ASKED:
-    charge.lookup(find)
+    charge.lookup(charge_lookup)
 
 
 @app.on(Order, Order.status == "placed", call=charge)
@@ -78,7 +78,7 @@ def paid(order: Order, outcome: Receipt | Declined) -> None:
         order.status = "declined"
 
 
-def place(orders: int, pause_s: float) -> None:
+def place_orders(orders: int, pause_s: float) -> None:
     engine = create_engine(DATABASE)
     for number in range(1, orders + 1):
         with Session(engine) as session, session.begin():
@@ -87,8 +87,8 @@ def place(orders: int, pause_s: float) -> None:
     engine.dispose()
 
 
-def left() -> dict[int, str]:
-    """What `groundstate pending` lists: attempts by their standing, and rows that no attempt was made for yet."""
+def list_unfinished() -> dict[int, str]:
+    """Return what `groundstate pending` lists, by order: attempts with their standing, and rows without an attempt."""
     pending = ["pending", "--app", "benchmarks.crash.ours:app", "--json", "--limit", "100000"]
     said = subprocess.run([sys.executable, "-m", "groundstate.cli.main", *pending], stdout=subprocess.PIPE, check=True).stdout
     report = json.loads(said)["stores"][0]["report"]
@@ -105,8 +105,8 @@ def left() -> dict[int, str]:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["place", orders, pause_s]:
-            place(int(orders), float(pause_s))
+            place_orders(int(orders), float(pause_s))
         case ["left"]:
-            print(json.dumps(left()))
+            print(json.dumps(list_unfinished()))
 
 # ruff: noqa: D101, D103, ARG001 - this is how a user writes, and the framework supplies arguments by position

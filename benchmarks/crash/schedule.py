@@ -1,27 +1,30 @@
-"""When the worker is killed: by the gateway's count of requests, and not by a clock, so that the quick and the slow meet the same. Pure."""
+"""The schedule of kills. It goes by the gateway's count of requests instead of a clock, so that quick and slow contenders meet the same.
+
+The functions are pure.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
 
-LONGEST_WAIT_S = 0.3  # about what the gateway takes: the kill falls before, in and after the answers
-SHARE = 0.8  # of the orders: a contender that loses work sends fewer requests than there are orders, and shall meet every kill
+LONGEST_WAIT_S = 0.3  # seconds, about the gateway's time for a request, so that kills fall before, during and after answers
+SHARE = 0.8  # share of the orders: a contender that loses work sends fewer requests than orders, and must get all kills
 
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL to the whole worker, so long after the gateway saw its so-manyth charge request."""
+    """A SIGKILL to the whole worker, some time after the gateway received the charge request with this number."""
 
     after: int
     wait_s: float
 
 
-def schedule(seed: int, kills: int, orders: int) -> list[Kill]:
-    """The kills of a run, in order. The same for every contender.
+def draw_kills(seed: int, kills: int, orders: int) -> list[Kill]:
+    """Return the kills of a run in order; they are the same for every contender.
 
     Raises:
-        ValueError: more kills than requests that surely come.
+        ValueError: there are more kills than requests that surely arrive.
     """
     last = int(orders * SHARE)
     if kills > last:

@@ -1,4 +1,4 @@
-"""Timers of groundstate and of its peers, each as its docs recommend, on one PostgreSQL: `python -m benchmarks.timers`.
+"""The benchmark of timers: groundstate and its peers, each as its docs recommend, on one PostgreSQL. `python -m benchmarks.timers` runs it.
 
-How late they are, what a kill before their time does to them, and what a hundred thousand that wait cost. See docs/benchmarks.md.
+It measures how late timers are, also after a kill before their time, and the cost of a hundred thousand that wait. See docs/benchmarks.md.
 """

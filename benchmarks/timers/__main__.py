@@ -1,4 +1,4 @@
-"""`python -m benchmarks.timers`: timers of groundstate and its peers on one PostgreSQL; three tables. See docs/benchmarks.md."""
+"""The command `python -m benchmarks.timers`: timers of groundstate and its peers on one PostgreSQL. See docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -22,14 +22,21 @@ from tools.servers.postgres import PostgresServer
 
 from benchmarks.crash import environment
 from benchmarks.timers.contenders import CONTENDERS
-from benchmarks.timers.measuring import Lateness, Setting, Waiting, killed, late, waiting
+from benchmarks.timers.measuring import (
+    Lateness,
+    Setting,
+    Waiting,
+    measure_lateness,
+    measure_lateness_after_kill,
+    measure_waiting,
+)
 
 Measure = Callable[[Setting], Lateness | Waiting]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many timers are due in all at so many each second, and how many wait."""
+    """How many timers are due and at which rate (a second), and how many wait."""
 
     late: tuple[tuple[float, int], ...] = ((1, 20), (100, 1_000), (1_000, 3_000))
     killed: tuple[float, int] = (10, 100)
@@ -41,20 +48,20 @@ QUICK = Size(late=((10, 30),), killed=(10, 20), waiting=(0, 1_000))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status: 1 where a run could not be brought to its end."""
-    chosen = _parsed(arguments)
+    """Run the command with these arguments, and return its exit status: 1 where a run could not be completed."""
+    chosen = _parse_arguments(arguments)
     names = chosen.only or list(CONTENDERS)
     talk = Console(stderr=True, highlight=False)
-    if any(not CONTENDERS[name].ours for name in names):
+    if any(not CONTENDERS[name].is_ours for name in names):
         talk.print(f"the peers' environment: {chosen.venv}")
-        environment.prepare(chosen.venv)
+        environment.create_environment(chosen.venv)
     folder = chosen.logs or Path(tempfile.mkdtemp(prefix="groundstate-timers-"))
     size = QUICK if chosen.quick else FULL
     told: dict[str, list[dict[str, Any]]] = {"late": [], "killed": [], "waiting": []}
     failed = False
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer(max_connections=200, settings={"track_commit_timestamp": "on"}))
-        for part, name, go in _runs(chosen.part or list(told), names, size):
+        for part, name, go in _run_contenders(chosen.part or list(told), names, size):
             setting = Setting(server, chosen.venv, folder / f"{name}-{part}")
             try:
                 found = go(setting)
@@ -65,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             talk.print(f"{name}, {part}: {found}")
             told[part].append({"contender": CONTENDERS[name].name, **asdict(found)})
     machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load after": round(os.getloadavg()[0], 2)}
-    show(Console(width=None if sys.stdout.isatty() else 180), machine, told)
+    print_table(Console(width=None if sys.stdout.isatty() else 180), machine, told)
     if chosen.json:
         settings = {CONTENDERS[name].name: [CONTENDERS[name].settings, CONTENDERS[name].shortened] for name in names}
         chosen.json.write_text(json.dumps({"machine": machine, "settings": settings, **told}, indent=1))
@@ -77,24 +84,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _runs(parts: Sequence[str], names: Sequence[str], size: Size) -> list[tuple[str, str, Measure]]:
-    """Part by part, so that contenders whose figures stand beside each other ran beside each other."""
+def _run_contenders(parts: Sequence[str], names: Sequence[str], size: Size) -> list[tuple[str, str, Measure]]:
+    """Return all runs, ordered so that contenders whose figures are compared run one after the other."""
     runs: list[tuple[str, str, Measure]] = []
     contenders = [(name, CONTENDERS[name]) for name in names]
     if "late" in parts:
         for rate, count in size.late:
-            runs += [("late", name, partial(late, one, each_second=rate, count=count)) for name, one in contenders]
+            runs += [("late", name, partial(measure_lateness, one, each_second=rate, count=count)) for name, one in contenders]
     if "killed" in parts:
         rate, count = size.killed
-        runs += [("killed", name, partial(killed, one, each_second=rate, count=count)) for name, one in contenders]
+        runs += [("killed", name, partial(measure_lateness_after_kill, one, each_second=rate, count=count)) for name, one in contenders]
     if "waiting" in parts:
         for count in size.waiting:
-            runs += [("waiting", name, partial(waiting, one, count=count)) for name, one in contenders]
+            runs += [("waiting", name, partial(measure_waiting, one, count=count)) for name, one in contenders]
     return runs
 
 
-def show(console: Console, machine: dict[str, Any], told: dict[str, list[dict[str, Any]]]) -> None:
-    """Three tables: lateness, lateness after a kill, and what waits."""
+def print_table(console: Console, machine: dict[str, Any], told: dict[str, list[dict[str, Any]]]) -> None:
+    """Print three tables: lateness, lateness after a kill, and the cost of waiting timers."""
     for part, title in (("late", "seconds late"), ("killed", "seconds late, the worker killed before their time and started again")):
         table = Table("contender", title=title)
         for column in ("due each second", "timers", "median", "p99", "longest", "early", "doubled", "missing"):
@@ -115,7 +122,7 @@ def show(console: Console, machine: dict[str, Any], told: dict[str, list[dict[st
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.timers", description="Timers of groundstate and its peers.")
     parser.add_argument("--quick", action="store_true", help="few timers: to see that all runs; not for quoting")
     parser.add_argument(

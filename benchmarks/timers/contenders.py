@@ -1,4 +1,4 @@
-"""The contenders: how each is set up and started, and which of its settings are not its docs' own."""
+"""The contenders: how each is set up and started, and which of its settings differ from its docs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ PEERS = Path(__file__).parent / "peers"
 PROCRASTINATE = ("{bin}/procrastinate", "--app", "procrastinate_timers.app")
 
 
-def _procrastinate(name: str, settings: str, *more: str) -> Contender:
+def _create_procrastinate(name: str, settings: str, *more: str) -> Contender:
     return Contender(
         name=name,
         database="postgres",
         script=("{python}", "-c", "import procrastinate_timers; procrastinate_timers.main()"),  # its app must not be in the main module
         setup=(*PROCRASTINATE, "schema", "--apply"),
         work=(*PROCRASTINATE, "worker", "--concurrency", "{n}", *more),
-        quiet_s=60,  # a job in hand when its worker was killed waits for the next tenth minute; those that wait are not in hand
+        quiet_s=60,  # a job that was being processed when its worker was killed is retried every tenth minute
         packages=("procrastinate",),
         settings=f"schedule_at; deferred in the row's transaction; retry_stalled_jobs as in its docs; {settings}",
         peers=PEERS,
     )
 
 
-def _dbos(way: str, name: str, settings: str) -> Contender:
+def _create_dbos(way: str, name: str, settings: str) -> Contender:
     return Contender(
         name=name,
         database="postgres",
@@ -64,10 +64,12 @@ CONTENDERS: dict[str, Contender] = {
         redis=True,
         peers=PEERS,
     ),
-    "procrastinate": _procrastinate("procrastinate", "polls each 5 s, by default"),
-    "procrastinate-quick": _procrastinate(
+    "procrastinate": _create_procrastinate("procrastinate", "polls each 5 s, by default"),
+    "procrastinate-quick": _create_procrastinate(
         "procrastinate, polls each 0.1 s", "fetch_job_polling_interval 0.1 s", "--fetch-job-polling-interval", "0.1"
     ),
-    "dbos-delay": _dbos("delay", "dbos, delayed queue", "delay_seconds, enqueued in the row's transaction; transaction of a datasource"),
-    "dbos-sleep": _dbos("sleep", "dbos, durable sleep", "an async workflow that sleeps; enqueued in the row's transaction; a step"),
+    "dbos-delay": _create_dbos(
+        "delay", "dbos, delayed queue", "delay_seconds, enqueued in the row's transaction; transaction of a datasource"
+    ),
+    "dbos-sleep": _create_dbos("sleep", "dbos, durable sleep", "an async workflow that sleeps; enqueued in the row's transaction; a step"),
 }

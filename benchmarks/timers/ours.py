@@ -1,4 +1,4 @@
-"""Timers over groundstate: `place FIRST COUNT DUE EACH`; its tables are made by `groundstate init`, and its worker is `groundstate run`."""
+"""Timers over groundstate: the command `place FIRST COUNT DUE EACH`. Its tables are made by `groundstate init`, its worker by `run`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def remind(timer: Timer, ctx: ReactionContext) -> None:
     timer.times += 1
 
 
-def place(first: int, count: int, due: float, each: float) -> None:
-    """One transaction a timer; where all are due at once, one for all."""
+def place_timers(first: int, count: int, due: float, each: float) -> None:
+    """Insert each timer in its own transaction; if all are due at once, in one transaction."""
     engine = create_engine(DATABASE)
     rows = [Timer(id=first + number, due_at=datetime.fromtimestamp(due + number * each, UTC)) for number in range(count)]
     step = 1 if each else max(count, 1)
@@ -48,6 +48,6 @@ def place(first: int, count: int, due: float, each: float) -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["place", first, count, due, each]:
-            place(int(first), int(count), float(due), float(each))
+            place_timers(int(first), int(count), float(due), float(each))
 
 # ruff: noqa: D101, D103 - this is how a user writes

@@ -1,7 +1,7 @@
 """groundstate runs event-driven applications whose state is in your own tables: after a crash you know what is left to do.
 
-Every public name can be imported from here. Its module is imported when the name is first used, so that `import groundstate` alone imports
-nothing else.
+Every public name can be imported from here. The module that defines a name is imported when the name is first used, so that
+`import groundstate` itself is fast.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ if TYPE_CHECKING:
     from groundstate.app.app import App
     from groundstate.app.children import every_child
     from groundstate.app.external_service import Call, ExternalService
+    from groundstate.app.lifecycle import Remaining
     from groundstate.app.reaction import Plain, Reaction
-    from groundstate.app.store import Store
+    from groundstate.app.store import ShardedStore, Store
+    from groundstate.engine.health import WorkerHealth
+    from groundstate.engine.rows.reaction_registry import UnacceptedReaction
     from groundstate.engine.sql.call_write_guard import call_writes
+    from groundstate.engine.worker import StopResult
     from groundstate.rules.cron import Cron
     from groundstate.rules.due import Due, after
     from groundstate.rules.in_order import InOrder
     from groundstate.rules.policy import InDoubt, Retry
     from groundstate.rules.rate import Rate
+    from groundstate.store.port import StoreSettings
     from groundstate.store.tables import UtcDateTime
     from groundstate.values.answers import Absent, Failure, IdempotencyKey, NotDone, Occurrence, ReactionContext, Throttled, Unknown
     from groundstate.values.errors import (
@@ -43,14 +48,19 @@ _HOMES = {
     "app.app": ("App",),
     "app.children": ("every_child",),
     "app.external_service": ("Call", "ExternalService"),
+    "app.lifecycle": ("Remaining",),
     "app.reaction": ("Plain", "Reaction"),
-    "app.store": ("Store",),
+    "app.store": ("ShardedStore", "Store"),
+    "engine.health": ("WorkerHealth",),
+    "engine.rows.reaction_registry": ("UnacceptedReaction",),
     "engine.sql.call_write_guard": ("call_writes",),
+    "engine.worker": ("StopResult",),
     "rules.cron": ("Cron",),
     "rules.due": ("Due", "after"),
     "rules.in_order": ("InOrder",),
     "rules.policy": ("InDoubt", "Retry"),
     "rules.rate": ("Rate",),
+    "store.port": ("StoreSettings",),
     "store.tables": ("UtcDateTime",),
     "values.answers": ("Absent", "Throttled", "Failure", "IdempotencyKey", "ReactionContext", "NotDone", "Occurrence", "Unknown"),
     "values.errors": (
@@ -93,17 +103,23 @@ __all__ = [
     "Rate",
     "Reaction",
     "ReactionContext",
+    "Remaining",
     "Retry",
+    "ShardedStore",
     "StateRefusedError",
+    "StopResult",
     "StoppedError",
     "Store",
     "StoreRefusedError",
+    "StoreSettings",
     "Throttled",
     "TransportDownError",
     "TransportRefusedError",
+    "UnacceptedReaction",
     "Unknown",
     "UtcDateTime",
     "WentBackError",
+    "WorkerHealth",
     "after",
     "call_writes",
     "every_child",

@@ -1,7 +1,8 @@
-"""The command `groundstate`, and `python -m groundstate`: the signal to end is heard before anything else is imported.
+"""The entry point of `groundstate` and `python -m groundstate`. It handles SIGTERM before it imports the commands.
 
-A process that is number 1, as in a container, ignores a signal that it has no handler for. Until `groundstate run` has its own, the command
-and the app's module are imported, for a second or more, and nothing is begun that could be left behind: so the process ends at once.
+A process with the id 1, as in a container, ignores signals that it has no handler for. Importing the command and the app's module takes a
+second or more. During that time nothing is in progress that could be left unfinished, so SIGTERM ends the process at once; after that,
+`groundstate run` installs its own handler.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import signal
 
 
 def main() -> None:
-    """Runs one command, and ends the process with its exit code."""
-    signal.signal(signal.SIGTERM, _end_at_once)
+    """Run one command, and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _exit_at_once)
     importlib.import_module("groundstate.cli.main").main()
 
 
-def _end_at_once(number: int, _frame: object) -> None:
+def _exit_at_once(number: int, _frame: object) -> None:
     os._exit(128 + number)
 
 

@@ -2,10 +2,11 @@
 
 Exceptions are named by dotted paths, so that this module does not import the libraries.
 
-A list contains what fails before the request is sent (no address, no connection, a login refused) and replies that by the protocol itself
-mean that the server did not take the request. A list never contains a timeout of reading or writing, or a broken connection: after these,
-the server may have acted. A list is true for one request. A library that repeats or redirects a request by itself can raise a listed error
-for its second request although the server acted on the first; the comment above each list says how to switch that off.
+A list contains errors that are raised before the request is sent (no address, no connection, a login refused), and replies that mean, by
+the protocol, that the server did not accept the request. A list never contains a timeout of reading or writing, or a broken connection:
+after these, the server may have acted. A list is right only for a single request: a library that repeats or redirects a request by itself
+can raise a listed error for its second request although the server acted on the first; the comment above each list says how to switch
+repeating and redirecting off.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 
 _Listed = tuple[str | Callable[[Exception], bool], ...]
 
-# By default httpx follows no redirects, and `retries=` of its transport repeats only the connecting: nothing is to be switched off.
+# Nothing must be switched off: by default httpx follows no redirects, and `retries=` of its transport repeats only the connecting.
 HTTPX: Final[_Listed] = (
     "httpx.ConnectError",  # no address, no connection, or no TLS: an HTTP request needs an open connection (RFC 9112, 9)
     "httpx.ConnectTimeout",  # no connection was made in time
@@ -25,7 +26,7 @@ HTTPX: Final[_Listed] = (
 )
 
 # Use with `allow_redirects=False` and without a mounted urllib3 Retry. A refused connection is not listed: requests raises the same
-# ConnectionError for it and for a connection that broke after sending.
+# ConnectionError for a connection that broke after sending.
 REQUESTS: Final[_Listed] = (
     "requests.exceptions.ConnectTimeout",  # no connection in time: an HTTP request needs an open connection (RFC 9112, 9)
     "requests.exceptions.InvalidSchema",  # the URL does not begin with http:// or https://
@@ -37,7 +38,7 @@ REQUESTS: Final[_Listed] = (
 def _smtp_refused_the_mail(error: Exception) -> bool:
     """Whether the server replied 400 to 599 to the mail itself, so that the requested action did not occur (RFC 5321, 4.2.1).
 
-    Other numbers are no such reply: smtplib uses -1 for a reply that it could not read.
+    Other numbers do not count as such a reply: smtplib uses -1 for a reply that it could not read.
     """
     smtplib = sys.modules.get("smtplib")
     return smtplib is not None and isinstance(error, smtplib.SMTPDataError) and 400 <= error.smtp_code <= 599
@@ -62,9 +63,9 @@ SMTPLIB: Final[_Listed] = (
 BOTOCORE: Final[_Listed] = (
     "botocore.exceptions.ConnectTimeoutError",  # no connection in time: an HTTP request needs an open connection (RFC 9112, 9)
     "botocore.exceptions.EndpointConnectionError",  # no address, or no connection
-    "botocore.exceptions.NoCredentialsError",  # raised before the request is signed, like the errors below that have no comment
-    "botocore.exceptions.NoRegionError",
-    "botocore.exceptions.ParamValidationError",
-    "botocore.exceptions.PartialCredentialsError",
+    "botocore.exceptions.NoCredentialsError",  # raised before the request is signed
+    "botocore.exceptions.NoRegionError",  # raised before the request is signed
+    "botocore.exceptions.ParamValidationError",  # raised before the request is signed
+    "botocore.exceptions.PartialCredentialsError",  # raised before the request is signed
     "botocore.exceptions.ProxyConnectionError",  # no connection to the proxy
 )

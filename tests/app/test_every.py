@@ -44,10 +44,10 @@ def test_a_schedule_is_known_by_its_name_and_its_handler_stays_callable(one: App
 
     assert callable(weekly)
     spec = one.schedules["weekly"]
-    assert (spec.words, spec.missed, spec.max_missed, spec.retry.times) == ("every 0 7 * * MON in Europe/Berlin", "all", 5, 2)
-    assert one.schedules["often"].words == "every 90 s"
+    assert (spec.as_text, spec.missed, spec.max_missed, spec.retry.times) == ("every 0 7 * * MON in Europe/Berlin", "all", 5, 2)
+    assert one.schedules["often"].as_text == "every 90 s"
     one.every(timedelta(days=5000, microseconds=1), name="odd")(nothing)
-    assert one.schedules["odd"].words == "every 432000000.000001 s"
+    assert one.schedules["odd"].as_text == "every 432000000.000001 s"
     one.check_declarations()
 
 
@@ -97,7 +97,7 @@ def test_a_name_is_a_reactions_or_a_schedules(one: App) -> None:
 
 
 def test_an_app_with_several_stores_is_told_to_say_in_which_a_tick_writes(app: App) -> None:
-    with pytest.raises(DeclarationError, match="has 2 stores: say in which its tick writes, by store="):
+    with pytest.raises(DeclarationError, match="has 2 stores: say by store= to which one the handler writes"):
         app.every(HOUR)(nothing)
     app.every(HOUR, store=app.stores[1])(nothing)
     assert [spec.name for spec in schedules_of(app, app.stores[1])] == ["nothing"]

@@ -48,7 +48,7 @@ def test_options_of_another_record_are_refused_where_the_reaction_is_declared(
     app: App, bank: ExternalService, option: Any, root: str
 ) -> None:
     call = bank.call(in_doubt=InDoubt.repeat(), load=[option])(_charge)
-    words = rf"its call _charge: load= is of {root}, and the record is Order: give loader options of that"
+    words = rf"its call _charge: load= is for {root}, and the record is Order: give loader options of Order"
     with pytest.raises(DeclarationError, match=words):
         app.on(Order, Order.status == "placed", call=call)(_charged)
 

@@ -75,7 +75,7 @@ def test_where_the_store_is_known_at_the_start_alone_it_is_refused_there(tmp_pat
     if place == "at_rest":  # which `pending --states` alone asks
         app.init(tables=True)
     with pytest.raises(DeclarationError, match="on SQLite"):
-        _ = pending.ask(app, app.stores[0], states=True) if place == "at_rest" else app.init(tables=True, accept=True)
+        _ = pending.read_pending(app, app.stores[0], states=True) if place == "at_rest" else app.init(tables=True, accept=True)
 
 
 def test_until_refuses_it_when_it_asks(tmp_path: Path) -> None:

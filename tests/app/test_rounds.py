@@ -214,26 +214,26 @@ def name_of(one: Any) -> str:
 
 @pytest.mark.parametrize("handler", WRITES, ids=name_of)
 def test_a_handler_that_writes_the_column_is_seen_to(handler: Any) -> None:
-    assert handler_writes.writes(handler, "due_at", Timer)
+    assert handler_writes.handler_writes_attribute(handler, "due_at", Timer)
 
 
 @pytest.mark.parametrize("handler", DOES_NOT, ids=name_of)
 def test_a_handler_that_does_not_write_the_column_is_seen_to(handler: Any) -> None:
-    assert not handler_writes.writes(handler, "due_at", Timer)
+    assert not handler_writes.handler_writes_attribute(handler, "due_at", Timer)
 
 
 @pytest.mark.parametrize("handler", WRITES, ids=name_of)
 def test_what_is_accepted_where_the_source_can_be_read_is_accepted_where_it_cannot(handler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler_writes, "_definition", lambda _function: None)
-    assert handler_writes.writes(handler, "due_at", Timer)
+    monkeypatch.setattr(handler_writes, "_parse_definition", lambda _function: None)
+    assert handler_writes.handler_writes_attribute(handler, "due_at", Timer)
 
 
 @pytest.mark.parametrize("handler", [reads, writes_another_column, asks_a_method, asks_a_function], ids=name_of)
 def test_without_source_a_handler_that_sets_no_such_attribute_is_seen_to(handler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler_writes, "_definition", lambda _function: None)
-    assert not handler_writes.writes(handler, "due_at", Timer)
+    monkeypatch.setattr(handler_writes, "_parse_definition", lambda _function: None)
+    assert not handler_writes.handler_writes_attribute(handler, "due_at", Timer)
 
 
 def test_a_lambda_within_a_call_is_read_by_its_code() -> None:
-    assert handler_writes.writes((lambda one: setattr(one, "due_at", 1)), "due_at", Timer)
-    assert not handler_writes.writes((lambda one: setattr(one, "name", 1)), "due_at", Timer)
+    assert handler_writes.handler_writes_attribute((lambda one: setattr(one, "due_at", 1)), "due_at", Timer)
+    assert not handler_writes.handler_writes_attribute((lambda one: setattr(one, "name", 1)), "due_at", Timer)

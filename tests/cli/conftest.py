@@ -101,7 +101,7 @@ class Shop:
             "blocks": blocks, **other,
         })  # fmt: skip
         database, _ = self.open()
-        with transaction.writing(database, self.name) as tx:
+        with transaction.writing_transaction(database, self.name) as tx:
             attempts.insert(tx, [made])
         return made
 
@@ -109,7 +109,7 @@ class Shop:
     def a_worker(self, says: str | None = None) -> Iterator[None]:
         """While it lasts, a worker lives: by its lock, with a row that says this of it. It carries out nothing."""
         _, lives = self.open()
-        lives.take(77)
+        lives.take_lock(77)
         self.sql(
             "INSERT INTO groundstate_worker (id, app, host, pid, began_at, begins, says)"
             " VALUES (77, :app, 'h', 1, '2026-01-01 00:00:00.000000', 0, :says)",
@@ -122,7 +122,7 @@ class Shop:
             lives.release()
 
     def open(self) -> tuple[Database, Liveness]:
-        database, make_lives, _ = connect.open_store(connect.settings_of(self.url))
+        database, make_lives, _ = connect.open_store(connect.resolve_settings(self.url))
         self.opened.append(database)
         return database, make_lives()
 

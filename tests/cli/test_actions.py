@@ -14,6 +14,7 @@ from sqlalchemy import Engine, create_engine, insert, select, update
 from sqlalchemy.orm import Session
 
 from groundstate.cli.main import main
+from groundstate.clock import SYSTEM_DICE
 from groundstate.engine.rows import attempts
 from groundstate.rules.attempt import Attempt, State
 from groundstate.store import connect, tables
@@ -45,7 +46,7 @@ class Shop:
     """The shop's database, and the command line at it."""
 
     def __init__(self, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-        self.engine: Engine = create_engine(connect.settings_of(url, None, None, "lossy").url)
+        self.engine: Engine = create_engine(connect.resolve_settings(url, None, None, "lossy").url)
         self._capsys = capsys
         app.init(tables=True, accept=True)
 
@@ -69,8 +70,8 @@ class Shop:
         with Session(self.engine) as session, session.begin():
             session.add_all([Order(id=number) for number in records if session.get(Order, number) is None])
             for number in records:
-                one = replace(base, record=str(number), call=attempts.new_call(), **values)
-                session.execute(insert(tables.attempt).values(**attempts.values_of(one)))
+                one = replace(base, record=str(number), call=attempts.new_call_number(SYSTEM_DICE), **values)
+                session.execute(insert(tables.attempt).values(**attempts.column_values(one)))
 
     def order(self, number: int) -> Order:
         with Session(self.engine) as session:
@@ -213,8 +214,8 @@ def test_an_outcome_whose_handler_fails_is_said_and_is_no_success(shop: Shop) ->
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["paid", "1"], 2, "say one of the two"),
-        (["paid", "1", "--absent", "--outcome", '"r1"'], 2, "say one of the two"),
+        (["paid", "1"], 2, "give one of the two"),
+        (["paid", "1", "--absent", "--outcome", '"r1"'], 2, "give one of the two"),
         (["paid", "1", "--outcome", "{"], 1, "no outcome of type str"),
         (["paid", "1", "--outcome", "5"], 1, "no outcome of type str"),
         (["paid", "9", "--absent"], 3, "no attempt of paid stands on 9"),
@@ -356,7 +357,7 @@ def test_trust_says_what_is_trusted_again_and_what_is_still_open(shop: Shop) -> 
     said = shop.run("trust", "paid", "--json").json
     assert (said["trusted"], said["in_doubt"], said["held_unsure"]) == (["paid"], 1, 1)
     said_again = shop.run("trust")
-    assert "1 attempt is in doubt still" in said_again.out
+    assert "1 attempt is still in doubt" in said_again.out
     assert shop.run("trust", "payed").code == 3
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from groundstate.cli.common import Code, code_of, escape_for_terminal
+from groundstate.cli.common import Code, escape_for_terminal, exit_code_of
 from groundstate.values.errors import NotInitialisedError, StoreRefusedError, TransportDownError, TransportRefusedError
 from tests.cli.conftest import Shop, groundstate, module_named
 
@@ -120,4 +120,4 @@ def test_json_is_plain_ascii_so_that_no_escape_reaches_a_terminal_by_it(sqlite_s
 
 @pytest.mark.parametrize("error", [NotInitialisedError, StoreRefusedError, TransportRefusedError, TransportDownError])
 def test_a_database_or_transport_that_cannot_be_used_is_no_error_of_ours(error: type[Exception]) -> None:
-    assert code_of(error("because")) == Code.DATABASE
+    assert exit_code_of(error("because")) == Code.DATABASE

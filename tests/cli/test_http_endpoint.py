@@ -116,15 +116,15 @@ def test_a_handler_that_hangs_is_told_by_both_and_by_the_log_once_each_time(
     watched.app.start()
     served.health.started = True
     until(lambda: served.unready() == [])
-    log.look()
+    log.log_changes()
     watched.order("mailed", "block")
     assert watched.handled.wait(HANG_S)
     until(lambda: served.stuck() != [])
     for told in (served.stuck(), served.unready()):
-        assert re.fullmatch(r"the worker of sqlite:///\S+ has not come round for \d+ s", told[0])
+        assert re.fullmatch(r"the worker of sqlite:///\S+ has been stuck for \d+ s", told[0])
     for times in (1, 2):
-        log.look()
-        log.look()
+        log.log_changes()
+        log.log_changes()
         events = [vars(one)["event"] for one in caplog.records]
         assert [event for event in events if event in ("worker_stuck", "worker_comes_round")] == [
             "worker_stuck",
@@ -134,14 +134,14 @@ def test_a_handler_that_hangs_is_told_by_both_and_by_the_log_once_each_time(
         if times == 1:
             watched.gate.set()
             until(lambda: served.stuck() == [])
-            log.look()
+            log.log_changes()
             watched.gate.clear()
             watched.handled.clear()
             watched.order("mailed", "block")
             assert watched.handled.wait(HANG_S)
             until(lambda: served.stuck() != [])
     assert "gate.wait" in caplog.text
-    assert re.search(r"a handler of \w+ runs on \d+, and waits for something\. It stands at", caplog.text)
+    assert re.search(r"a handler of \w+ runs on \d+, and waits for something\. The stack of its thread", caplog.text)
     served.health.draining = True
     watched.gate.set()
 
@@ -195,7 +195,7 @@ def test_an_address_that_is_none_or_is_taken_is_refused(watched: Watched) -> Non
 
 
 def test_an_address_of_ip_version_6_is_written_in_brackets() -> None:
-    assert http_endpoint._address("[::1]:8080") == ("::1", 8080)
+    assert http_endpoint._parse_address("[::1]:8080") == ("::1", 8080)
 
 
 def test_a_stuck_that_is_no_number_is_refused(sqlite_shop: Shop) -> None:
@@ -217,7 +217,7 @@ def test_a_reaction_that_waits_for_a_migration_is_told_and_the_worker_is_ready_f
     until(lambda: "paid" in content(served.address, "/readyz")["stores"][0]["waiting"])
     until(lambda: served.unready() == [])
     assert "run your migrations" in content(served.address, "/readyz")["stores"][0]["waiting"]["paid"]
-    assert "paid is not: " in served.health.in_words(5.0)
+    assert "paid is not: " in served.health.describe(5.0)
     assert 'groundstate_reaction_unfit{app="' in get(served.address, "/metrics")[1]
     watched.sql("ALTER TABLE orders RENAME COLUMN gone TO receipt")
     until(lambda: content(served.address, "/readyz")["stores"][0]["waiting"] == {})
@@ -230,4 +230,4 @@ def test_a_reaction_that_waits_for_a_person_is_told_and_the_worker_is_ready_for_
     served.health.started = True
     until(lambda: served.unready() == [])
     assert "matches 1 row" in content(served.address, "/readyz")["stores"][0]["waiting"]["paid"]
-    assert "paid is not: " in served.health.in_words(5.0)
+    assert "paid is not: " in served.health.describe(5.0)

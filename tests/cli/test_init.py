@@ -63,7 +63,7 @@ def test_what_contradicts_itself_is_refused_and_nothing_is_changed(bare: Shop, s
     bare.order("paid", 3)
     told = bare.run("init", *said)
     assert told.code == 2
-    assert "say one" in told.err.lower()
+    assert "give one" in told.err.lower()
     assert bare.report()["baseline"] == 0
     assert {one["name"] for one in bare.run("init", "--json").json["not_started"]} >= {"packed"}
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from groundstate.cli import run
-from groundstate.cli.common import Neutral
+from groundstate.cli.common import EscapingFormatter
 from groundstate.cli.json_log import OURS, JsonLines
 from tests.cli.conftest import Shop
 from tests.cli.test_run import said, statuses, until, worker
@@ -134,8 +134,8 @@ def test_a_line_of_text_has_its_time_in_utc_whatever_the_hosts_zone_is(monkeypat
     try:
         line = record("%s is done", "it")
         line.created = datetime(2026, 1, 1, 12, 0, 0, 123_000, tzinfo=UTC).timestamp()
-        shown = Neutral("%(asctime)s %(levelname)s %(name)s: %(message)s").format(line)
-        at_a_terminal = run._in_utc(datetime.fromtimestamp(line.created)).plain  # noqa: DTZ006  # as rich gives it
+        shown = EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s").format(line)
+        at_a_terminal = run._time_in_utc(datetime.fromtimestamp(line.created)).plain  # noqa: DTZ006  # as rich gives it
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -118,7 +118,7 @@ class Two:
         return set(_stores_of(self.run(*arguments, "--json").json))
 
     def page(self, path: str) -> str:
-        return self.endpoint.answer(path)[2].decode()
+        return self.endpoint.respond_to(path)[2].decode()
 
     def in_metrics(self) -> dict[str, set[str]]:
         """Of each metric with that label."""
@@ -175,8 +175,8 @@ def test_a_store_has_one_name_wherever_it_is_named(two: Two, caplog: pytest.LogC
     assert {one for named in two.in_metrics().values() for one in named} == two.names
     assert two.in_metrics()["groundstate_worker_up"] == two.in_metrics()["groundstate_pending_rows"] == two.names
     assert {(one.attributes or {})["groundstate.store"] for one in spans.get_finished_spans()} == two.names
-    StuckLog(two.app, two.health, -1.0).look()  # as if both hung
-    turn, ended = Worker._turn, set[str]()
+    StuckLog(two.app, two.health, -1.0).log_changes()  # as if both hung
+    turn, ended = Worker._run_iteration, set[str]()
 
     def end_once(self: Worker) -> None:
         if self.worker_health().store not in ended:
@@ -184,7 +184,7 @@ def test_a_store_has_one_name_wherever_it_is_named(two: Two, caplog: pytest.LogC
             raise Ends("no more turns")
         turn(self)
 
-    monkeypatch.setattr(Worker, "_turn", end_once)
+    monkeypatch.setattr(Worker, "_run_iteration", end_once)
     until(lambda: {named(one) for one in caplog.records if event(one) == "worker_replaced"} == two.names)
     of_a_store = {event(one) for one in caplog.records if named(one)}
     assert of_a_store >= {"worker_began", "attempt_kept", "worker_stuck", "worker_ended", "worker_replaced"}

@@ -19,7 +19,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 
 from groundstate.cli import pending_tables
 from groundstate.engine.operate import living_workers
-from groundstate.engine.operate.pending import pending
+from groundstate.engine.operate.pending import build_pending_report
 from groundstate.engine.rows import attempt_text
 from groundstate.engine.sql import lock_waits
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -93,7 +93,7 @@ def test_what_was_begun_is_in_the_air_while_its_life_has_its_lock_and_in_doubt_a
     life = secrets.randbits(62)
     shop.attempt("paid", "1", State.BEGUN, worker=life)
     _, lives = shop.open()
-    lives.take(life)
+    lives.take_lock(life)
     try:
         report = shop.report()
         (begun,) = report["in_doubt"]
@@ -270,22 +270,22 @@ def test_hazard_19_a_row_that_a_long_transaction_locks_is_listed_with_its_pid(po
         pid = theirs.execute(text("SELECT pg_backend_pid()")).scalar_one()
         theirs.execute(text("SELECT id FROM orders WHERE id = 2 FOR UPDATE")).all()
         with database.reading() as connection:
-            (found,) = [one for one in lock_waits.locked(connection, questions, timedelta()) if one.reaction == "packed"]
+            (found,) = [one for one in lock_waits.find_locked_records(connection, questions, timedelta()) if one.reaction == "packed"]
         assert (found.record, found.pid) == ("2", pid)
         assert found.since is not None
         assert (found.who, found.ours) == ("unnamed, idle in transaction", False)
         with database.reading() as connection:
-            assert lock_waits.locked(connection, questions, timedelta(hours=1)) == []
+            assert lock_waits.find_locked_records(connection, questions, timedelta(hours=1)) == []
         theirs.execute(text("SET application_name = 'groundstate'"))  # as that of a worker, whose handler it is then
         with database.reading() as connection:
-            (found,) = [one for one in lock_waits.locked(connection, questions, timedelta()) if one.reaction == "packed"]
+            (found,) = [one for one in lock_waits.find_locked_records(connection, questions, timedelta()) if one.reaction == "packed"]
         waits = "whose handler has run since then, and waits for something that is not the database"
         assert (found.who, found.ours) == (f"a worker of groundstate, {waits}", True)
         with role(shop.url, options="") as login:
             shop.sql(f"GRANT SELECT ON orders, items TO {make_url(login).username}")
             unseeing = create_engine(make_url(login).set(drivername="postgresql+psycopg"))
             with unseeing.connect() as connection:
-                (found,) = [one for one in lock_waits.locked(connection, questions, timedelta()) if one.reaction == "packed"]
+                (found,) = [one for one in lock_waits.find_locked_records(connection, questions, timedelta()) if one.reaction == "packed"]
             unseeing.dispose()
         assert "this role may not see: GRANT pg_read_all_stats shows it" in found.who
     other.dispose()
@@ -321,7 +321,7 @@ def test_a_row_that_another_transaction_locks_is_not_told_as_carried_out_now(pos
     shop = postgres_shop
     shop.order("paid", 2)
     _, lives = shop.open()
-    lives.take(77)
+    lives.take_lock(77)
     shop.sql("INSERT INTO groundstate_worker (id, app, host, pid, began_at, begins) VALUES (77, :app, 'h', 1, now(), 0)", app=shop.name)
     other = create_engine(make_url(shop.url).set(drivername="postgresql+psycopg"), connect_args={"application_name": "console"})
     with other.begin() as theirs:
@@ -332,7 +332,7 @@ def test_a_row_that_another_transaction_locks_is_not_told_as_carried_out_now(pos
     other.dispose()
     lives.release()
     assert before["packed"] == "carried out now"
-    assert f"waits until pid {pid} (console, idle in transaction) lets go of its row" in after["packed"]
+    assert f"waits until pid {pid} (console, idle in transaction) unlocks its row" in after["packed"]
 
 
 def test_a_writer_of_the_sqlite_file_does_not_stop_it(sqlite_shop: Shop) -> None:
@@ -360,11 +360,11 @@ def test_two_unclean_ends_are_careful_mode(shop: Shop) -> None:
 
 def test_a_lock_that_cannot_be_seen_says_neither_alive_nor_dead() -> None:
     class Unseen:
-        def alive(self, _lives: list[int]) -> dict[int, bool | None]:
+        def alive_by_worker(self, _lives: list[int]) -> dict[int, bool | None]:
             raise PermissionError("no")
 
     lives: Any = Unseen()
-    assert living_workers.alive_of(lives, [1, 2]) == {1: None, 2: None}
+    assert living_workers.read_liveness(lives, [1, 2]) == {1: None, 2: None}
 
 
 # ---- databases that cannot be read -----------------------------------------------------------------------------------------------
@@ -397,9 +397,9 @@ def test_a_server_that_is_not_there_is_told_in_a_line(postgres_shop: Shop) -> No
 
 
 def test_on_a_standby_what_was_begun_is_alive_or_in_doubt() -> None:
-    assert attempt_text.begun(alive=None, has_call=True) == "alive or in doubt"
-    assert attempt_text.begun(alive=True, has_call=True) == "in the air"
-    assert attempt_text.begun(alive=False, has_call=True) == "in doubt"
+    assert attempt_text.describe_begun_state(alive=None, has_call=True) == "alive or in doubt"
+    assert attempt_text.describe_begun_state(alive=True, has_call=True) == "in the air"
+    assert attempt_text.describe_begun_state(alive=False, has_call=True) == "in doubt"
 
 
 def test_where_no_lock_can_be_seen_it_says_so(shop: Shop) -> None:
@@ -408,12 +408,12 @@ def test_where_no_lock_can_be_seen_it_says_so(shop: Shop) -> None:
     module = __import__(shop.module)
 
     class Unseen:
-        def alive(self, lives: list[int]) -> dict[int, bool | None]:
+        def alive_by_worker(self, lives: list[int]) -> dict[int, bool | None]:
             return dict.fromkeys(lives)
 
     lives: Any = Unseen()
     database, _ = shop.open()
-    report = pending(shop.name, database, [ConditionQuery(spec, database) for spec in module.app.reactions.values()], lives)
+    report = build_pending_report(shop.name, database, [ConditionQuery(spec, database) for spec in module.app.reactions.values()], lives)
     (begun,) = report.in_doubt
     assert begun.standing == "alive or in doubt"
     assert "from here no lock tells who is alive" in report.in_flight
@@ -424,7 +424,7 @@ KEY = "0f3a1c5e-9d7b-4e2a-8c61-5b9e7d2f4a10"
 
 
 def _put(width: int, why: str) -> list[str]:
-    made = pending_tables.table("reaction", "record", "since", "why", "error")
+    made = pending_tables.make_table("reaction", "record", "since", "why", "error")
     made.add_row("charged", f"{KEY} (a round of some length)", "2026-11-30 03:40:00 UTC", why, "-")
     out = io.StringIO()
     pending_tables.print_table(Console(width=width, file=out), made)

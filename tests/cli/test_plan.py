@@ -134,7 +134,7 @@ def test_triggers_are_installed_shown_and_removed(postgres_shop: Shop) -> None:
     assert states() == {"missing"}
     assert postgres_shop.run("triggers", "install").code == 0
     assert states() == {"installed"}
-    assert "heard at their commit" in postgres_shop.run("triggers").out
+    assert "a hint is sent when another program commits" in postgres_shop.run("triggers").out
     postgres_shop.sql(f"ALTER TABLE orders DISABLE TRIGGER groundstate_rows_{postgres_shop.name}")
     assert postgres_shop.run("triggers").code == 1
     assert postgres_shop.run("triggers", "--json").code == 1

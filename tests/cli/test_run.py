@@ -185,11 +185,11 @@ def test_a_handler_that_hangs_is_in_the_log_with_where_it_stands_once_and_left_b
     module.write_text(f"{hanging}\nfrom groundstate.engine import worker\nworker.LEAVES_S = 0.5\n")
     sqlite_shop.order("paid")
     with worker(sqlite_shop, "--stuck", "1", "--drain", "0.5") as process:
-        until(lambda: "has not come round for" in said("err.txt"))
+        until(lambda: "has been stuck for" in said("err.txt"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(HANG_S) == 6
     stuck, _, left = said("err.txt").partition("SIGTERM: nothing new")
-    assert stuck.count("has not come round for") == 1
+    assert stuck.count("has been stuck for") == 1
     assert left.count("and is left behind") == 1
     for told in (stuck, left):
         assert f'{module.name}", line ' in told

@@ -50,7 +50,7 @@ class Ticking:
     def __init__(self, url: str, folder: Path) -> None:
         self.name = f"ticking{next(_numbers)}"
         (folder / f"{self.name}.py").write_text(TEXT.replace("NAME", repr(self.name)).replace("URL", repr(url)))
-        self.engine = create_engine(connect.settings_of(url, None, None, "lossy").url)
+        self.engine = create_engine(connect.resolve_settings(url, None, None, "lossy").url)
         self.run("init", "--tables")
 
     def run(self, *arguments: str) -> Said:
@@ -64,7 +64,7 @@ class Ticking:
         return sys.modules[self.name].app
 
     def mark(self, name: str, at: datetime | str) -> None:
-        written = at if isinstance(at, str) else keys.instant(at)
+        written = at if isinstance(at, str) else keys.datetime_text(at)
         with self.engine.begin() as connection:
             connection.execute(text("update groundstate_reaction set mark = :mark where name = :name"), {"mark": written, "name": name})
 

@@ -14,7 +14,7 @@ from groundstate.engine.rows import attempts
 from groundstate.engine.sql import transaction
 from groundstate.rules.attempt import Attempt, State
 from groundstate.store import connect
-from groundstate.store.safe_name import name_of
+from groundstate.store.safe_name import label_of_url
 from tests.cli.conftest import Said, groundstate, module_named
 from tests.engine.operate.test_several_stores import unused_url
 
@@ -84,8 +84,8 @@ class Sharded:
             "app": self.name, "reaction": "paid", "record": record, "occurrence": "", "state": State.HELD, "worker": 7, "call": 1,
             "call_no": 1, "unsure": False, "since": now, "first_at": now, "deadline": now, "blocks": "orders", **more,
         })  # fmt: skip
-        database = connect.open_store(connect.settings_of(self.urls[shard]))[0]
-        with transaction.writing(database, self.name) as tx:
+        database = connect.open_store(connect.resolve_settings(self.urls[shard]))[0]
+        with transaction.writing_transaction(database, self.name) as tx:
             attempts.insert(tx, [made])
         database.close()
 
@@ -108,7 +108,7 @@ def test_pending_and_status_tell_of_each_shard_by_its_name(sharded: Sharded) -> 
     sharded.sql("south", "INSERT INTO orders (id, status) VALUES (1, 'placed'), (2, 'placed')")
     stores = sharded.run("pending", "--json").json["stores"]
     assert [(one["store"], one["report"]["to_do"][0]["rows"]) for one in stores] == [("north", 0), ("south", 2)]
-    for named in ("south", name_of(connect.settings_of(sharded.urls["south"]).url)):
+    for named in ("south", label_of_url(connect.resolve_settings(sharded.urls["south"]).url)):
         assert [one["store"] for one in sharded.run("pending", "--store", named, "--json").json["stores"]] == ["south"]
     assert f"south ({sharded.urls['south']})" in sharded.run("pending").out
     assert [one["store"] for one in sharded.run("status", "--json").json["stores"]] == ["north", "south"]
@@ -127,7 +127,7 @@ def test_a_shard_that_is_down_is_told_of_and_the_others_are_shown(one_down: Shar
     said = one_down.run(command, "--json")
     assert said.code == 4
     assert [(one["store"], one["kind"]) for one in said.json["unusable"]] == [("west", "OperationalError")]
-    assert "west could not be asked: the database says: " in said.err
+    assert "west could not be read: the database says: " in said.err
     shown = one_down.run(command)
     assert shown.code == 4
     assert {"held": "1 of 1 held", "timers": "reminded"}.get(command, "south") in shown.out
@@ -160,7 +160,7 @@ def test_an_act_that_could_be_meant_for_two_shards_asks_which(sharded: Sharded) 
     for act in (("retry", "paid", "1"), ("forget", "paid", "1"), ("settle", "paid", "1", "--absent")):
         said = sharded.run(*act)
         assert said.code == 1
-        assert "paid has an attempt on 1 in several: say which, with --store, of north, south" in said.err
+        assert "paid has an attempt on 1 in several stores: say which by --store: north, south" in said.err
     assert sharded.attempts("north") == sharded.attempts("south") == [("1", "held")]
     assert sharded.run("forget", "paid", "1", "--store", "north").code == 0
     assert (sharded.attempts("north"), sharded.attempts("south")) == ([], [("1", "held")])
@@ -171,7 +171,7 @@ def test_an_act_on_what_may_be_on_a_shard_that_is_down_says_so(one_down: Sharded
     assert one_down.run("forget", "paid", "1").code == 0
     said = one_down.run("forget", "paid", "1")
     assert said.code == 4
-    assert "west could not be asked" in said.err
+    assert "west could not be read" in said.err
 
 
 def test_acts_on_all_go_over_all_shards(one_down: Sharded) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from groundstate.app.transports import hints_in_words
+from groundstate.app.transports import describe_hints
 from groundstate.cli import status as command
 from groundstate.rules.attempt import State
 from tests.cli.conftest import Shop
@@ -38,7 +38,7 @@ def test_it_lists_who_lives_by_the_lock(shop: Shop) -> None:
     finally:
         app.stop(timedelta(seconds=1))
     assert status(shop)["alive"] == 0
-    assert "No worker is here." in shop.run("status").out
+    assert "No worker is alive." in shop.run("status").out
 
 
 def test_it_counts_what_waits_and_what_stands_open(shop: Shop) -> None:
@@ -73,7 +73,7 @@ def test_it_shows_what_is_off_what_is_suspect_and_careful_mode(sqlite_shop: Shop
     assert status(sqlite_shop)["status"]["careful"]
     out = sqlite_shop.run("status").out
     assert "Not started until a person accepts them: packed" in out
-    assert "paid start each call as a doubt" in out
+    assert "each call of paid starts in doubt" in out
     assert "Careful mode" in out
     assert "ended uncleanly, adopted" in out
 
@@ -132,7 +132,7 @@ def test_what_is_held_comes_with_the_commands_that_settle_it_where_they_are_the_
     shop.attempt("paid", "3", State.HELD, outcome='"r3"')
     assert status(shop)["held"]["paid"] == {"count": 3, "lists": f"{lists} paid", "can": []}
     out = shop.run("status").out
-    assert "3 attempts are held of paid: `groundstate held --reaction paid` lists them, and what you can do." in out
+    assert "3 attempts are held of paid: `groundstate held --reaction paid` lists them, and says what you can do." in out
     assert "1 attempt is held of packed (`groundstate held --reaction packed` says why): `groundstate retry packed " in out
 
 
@@ -183,9 +183,9 @@ def test_it_says_by_what_hints_go(shop: Shop) -> None:
 
 
 def test_a_transport_that_was_chosen_is_named_without_its_password_and_one_that_cannot_be_told_says_why() -> None:
-    assert hints_in_words("nats://me:secret@host:4222", postgres=True) == "Hints: by nats"
+    assert describe_hints("nats://me:secret@host:4222", postgres=True) == "Hints: by nats"
 
     def missing() -> str:
         raise KeyError("NATS_URL")
 
-    assert "KeyError: 'NATS_URL'" in hints_in_words(missing, postgres=False)
+    assert "KeyError: 'NATS_URL'" in describe_hints(missing, postgres=False)

@@ -85,9 +85,9 @@ def test_a_worker_whose_handler_hangs_leaves_the_watchdog_unanswered(sqlite_shop
     with worker(sqlite_shop) as process:
         manager.until(lambda: manager.count("WATCHDOG=1") >= 2)
         sqlite_shop.order("paid")
-        manager.until(lambda: manager.said("has not come round for") and manager.silent_s() > 2 * WATCHDOG_S)
+        manager.until(lambda: manager.said("has been stuck for") and manager.silent_s() > 2 * WATCHDOG_S)
         # By now systemd would have killed it.
-        assert "It stands at:" in Path("err.txt").read_text(), "and the log tells before that where"
+        assert "The stack of its thread:" in Path("err.txt").read_text(), "and the log tells before that where"
         assert process.poll() is None
         process.send_signal(signal.SIGABRT)  # as systemd does then
         assert process.wait(HANG_S) == -signal.SIGABRT
@@ -105,7 +105,7 @@ def test_the_watchdog_of_another_process_is_not_answered(sqlite_shop: Shop, mana
     health = Health(sqlite_shop.load())
     environment = {"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "1000", "WATCHDOG_PID": str(os.getpid() + 1)}
     notifier = Notifier(health, environment)
-    notifier.ready()
+    notifier.notify_ready()
     manager.until(lambda: manager.count("READY=1") == 1)
     notifier.end()
     manager.listen()
@@ -115,6 +115,6 @@ def test_the_watchdog_of_another_process_is_not_answered(sqlite_shop: Shop, mana
 def test_without_a_service_manager_and_without_its_socket_nothing_is_said(sqlite_shop: Shop, tmp_path: Path) -> None:
     for named in ("", "relative/path", str(tmp_path / "nobody")):
         notifier = Notifier(Health(sqlite_shop.load()), {"NOTIFY_SOCKET": named, "WATCHDOG_USEC": "nonsense"})
-        notifier.ready()
-        notifier.stopping()
+        notifier.notify_ready()
+        notifier.notify_stopping()
         notifier.end()

@@ -150,7 +150,7 @@ def test_timers_lists_what_becomes_due_next(timed: Timed) -> None:
 
 def test_timers_says_so_where_nothing_is_to_come(timed: Timed) -> None:
     timed.order(1, -30 * HOUR)
-    assert timed.run("timers").out.strip() == "Nothing is to become due."
+    assert timed.run("timers").out.strip() == "Nothing will become due."
 
 
 def test_why_tells_when_it_is_due_and_that_it_never_is_or_is_too_late(timed: Timed) -> None:

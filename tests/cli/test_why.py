@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from groundstate.rules.attempt import State
-from groundstate.rules.poison_suspects import ended_under
+from groundstate.rules.poison_suspects import why_for_ended_workers
 from tests.cli.conftest import Shop, module_named
 
 
@@ -184,7 +184,7 @@ def test_in_careful_mode_and_while_a_reaction_is_suspect_it_says_how_it_is_carri
                 " VALUES (:life, :app, 'h', 1, :now, :now, 0)",
                 life=life, app=shop.name, now=now,
             )  # fmt: skip
-        shop.attempt("packed", "2", State.FAILED, failures=2, next_at=datetime.now(UTC), why=ended_under([5, 6]), call_no=0)
+        shop.attempt("packed", "2", State.FAILED, failures=2, next_at=datetime.now(UTC), why=why_for_ended_workers([5, 6]), call_no=0)
         assert answers(shop, "orders", "2")["packed"]["next"].startswith("tried again, alone, once nothing else is under way")
         shop.order("paid")
         assert answers(shop, "orders", "3")["packed"]["next"].startswith("carried out in careful mode: among few others")

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from groundstate.demo import books, database
-from groundstate.demo.books import Attempt, Books, OrderRow, balance
+from groundstate.demo.books import Attempt, Books, OrderRow, compare_books
 from groundstate.demo.ledger import Entry, Ledger
 from groundstate.store import tables
 
@@ -50,11 +50,11 @@ def one(order: OrderRow, **given: object) -> Books:
 
 
 def faults(of: Books) -> list[str]:
-    return [f"{fault.order} {fault.what}" for fault in balance(of).faults]
+    return [f"{fault.order} {fault.what}" for fault in compare_books(of).faults]
 
 
 def test_books_in_order_balance() -> None:
-    found = balance(GOOD)
+    found = compare_books(GOOD)
     assert (found.faults, found.held) == ((), ())
     assert found.counts["accepted by the shop"] == found.counts["in the database"] == 2
     assert (found.counts["charged by the gateway"], found.counts["declined by the gateway"], found.counts["mails that arrived"]) == (
@@ -71,7 +71,7 @@ def test_empty_books_balance() -> None:
 @pytest.mark.parametrize("arrived", [True, False])
 def test_a_held_mail_is_listed_with_its_reason_and_what_the_mail_server_knows(arrived: bool) -> None:
     order = replace(PACKED, mailed=False)
-    found = balance(one(order, mails=[mail(order)] if arrived else [], attempts=[held("mailed", 1)]))
+    found = compare_books(one(order, mails=[mail(order)] if arrived else [], attempts=[held("mailed", 1)]))
     assert found.faults == ()
     (item,) = found.held
     assert (item.order, item.why) == (1, "in doubt, and nobody can be asked")
@@ -81,14 +81,14 @@ def test_a_held_mail_is_listed_with_its_reason_and_what_the_mail_server_knows(ar
 @pytest.mark.parametrize("charged", [True, False])
 def test_a_held_charge_is_listed_and_may_have_been_made_once(charged: bool) -> None:
     order = OrderRow(1, "a@x", 500, "placed", None, mailed=False)
-    found = balance(one(order, charges=[charge(order)] if charged else [], mails=[], attempts=[held("paid", 1)]))
+    found = compare_books(one(order, charges=[charge(order)] if charged else [], mails=[], attempts=[held("paid", 1)]))
     assert found.faults == ()
     assert found.held[0].evidence == ("charged as ch_1" if charged else "not charged")
 
 
 def test_an_order_that_the_shop_did_not_accept_is_no_fault_and_is_counted() -> None:
     refused: list[Entry] = [{"email": "c@x", "total": 1}, {"email": "c@x", "refused": "the shop answered 500"}]
-    found = balance(replace(GOOD, customers=[*GOOD.customers, *refused]))
+    found = compare_books(replace(GOOD, customers=[*GOOD.customers, *refused]))
     assert (found.faults, found.counts["not accepted"]) == ((), 1)
 
 
@@ -211,7 +211,7 @@ def test_an_attempt_for_no_order_is_found() -> None:
 
 
 def test_the_books_are_read_from_the_database_and_the_ledgers(tmp_path: Path, database_url: str) -> None:
-    engine = database.engine(database_url)
+    engine = database.create_shop_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("create table orders (id integer, email text, total integer, status text, receipt text, mailed_at text)"))
         connection.execute(text("insert into orders values (2, 'b@x', 7, 'placed', null, null), (1, 'a@x', 5, 'packed', 'ch_1', 'now')"))
@@ -226,7 +226,7 @@ def test_the_books_are_read_from_the_database_and_the_ledgers(tmp_path: Path, da
         )
     with closing(Ledger(tmp_path / books.MAILS)) as mails:
         mails.write({"order": 1})
-    found = books.read(tmp_path, engine)
+    found = books.read_books(tmp_path, engine)
     engine.dispose()
     assert found.orders == [OrderRow(1, "a@x", 5, "packed", "ch_1", mailed=True), OrderRow(2, "b@x", 7, "placed", None, mailed=False)]
     assert found.attempts == [Attempt("paid", "2", "held", True, "because", None)]

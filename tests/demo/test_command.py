@@ -44,7 +44,7 @@ def test_a_postgres_url_that_is_none_or_leads_nowhere_is_refused(tmp_path: Path,
 
 
 def test_a_postgres_database_that_is_in_use_is_refused_and_left_alone(tmp_path: Path, postgres_url: str) -> None:
-    engine = database.engine(postgres_url)
+    engine = database.create_shop_engine(postgres_url)
     with engine.begin() as connection:
         connection.execute(text("create table orders (mine integer)"))
     done = run("--folder", str(tmp_path / "f"), "--postgres", postgres_url)

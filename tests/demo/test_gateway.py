@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from groundstate.demo.gateway import Gateway
-from groundstate.demo.ledger import Ledger, read
-from groundstate.demo.mischief import Treatment, Trick, declines, treatment
+from groundstate.demo.ledger import Ledger, read_entries
+from groundstate.demo.mischief import Treatment, Trick, choose_treatment, is_card_declined
 from tests.patience import HANG_S
 
 PROMPT = Treatment(Trick.PROMPT, before=0.1, after=0.0, hidden=0.0)
@@ -31,7 +31,7 @@ class World:
         self.waits: list[float] = []
         self._treatments = treatments
         gateway = Gateway(self.ledger, treat=self._treat, declines=lambda _: declined, pause=self._pause, clock=lambda: self.now)
-        self._app = gateway.app()
+        self._app = gateway.build_app()
 
     def _treat(self, _: int, number: int) -> Treatment:
         return self._treatments[min(number, len(self._treatments)) - 1]
@@ -55,7 +55,7 @@ class World:
 
     @property
     def charged(self) -> list[str]:
-        return [entry["id"] for entry in read(self.ledger.path) if entry["outcome"] == "charged"]
+        return [entry["id"] for entry in read_entries(self.ledger.path) if entry["outcome"] == "charged"]
 
 
 WorldOf = Callable[..., World]
@@ -77,7 +77,7 @@ def test_a_charge_is_in_the_ledger_with_its_key_order_and_amount(world_of: World
     world = world_of(PROMPT)
     answer = world.post()
     assert answer.status_code == 201
-    (entry,) = read(world.ledger.path)
+    (entry,) = read_entries(world.ledger.path)
     assert (entry["id"], entry["key"], entry["order"], entry["amount"], entry["outcome"]) == ("ch_1", "k", 1, 500, "charged")
     assert answer.json()["id"] == "ch_1"
 
@@ -121,7 +121,7 @@ def test_a_declined_card_is_an_answer_that_a_find_gives_again(world_of: WorldOf)
 def test_a_late_answer_was_charged_before_the_client_gave_up(world_of: WorldOf) -> None:
     world = world_of(Treatment(Trick.LATE_ANSWER, before=0.02, after=3.0, hidden=0.0))
     world.post()
-    (entry,) = read(world.ledger.path)
+    (entry,) = read_entries(world.ledger.path)
     assert entry["at"] == 1000.02
     assert world.now == pytest.approx(1003.02)
 
@@ -141,7 +141,7 @@ def gateway_process(ledger: Path, seed: int) -> Iterator[tuple[str, subprocess.P
 
 
 def order_for(seed: int, trick: Trick) -> int:
-    return next(order for order in range(1, 1000) if treatment(seed, order, 1).trick is trick and not declines(seed, order))
+    return next(order for order in range(1, 1000) if choose_treatment(seed, order, 1).trick is trick and not is_card_declined(seed, order))
 
 
 def test_a_dropped_connection_leaves_the_client_in_doubt_and_the_charge_in_the_ledger(tmp_path: Path) -> None:
@@ -149,14 +149,16 @@ def test_a_dropped_connection_leaves_the_client_in_doubt_and_the_charge_in_the_l
     with gateway_process(tmp_path / "l", 3) as (url, _), httpx.Client(base_url=url, timeout=HANG_S) as client:
         with pytest.raises(httpx.RemoteProtocolError):
             client.post("/charges", json={"key": "k", "order": order, "amount": 5})
-        assert [entry["order"] for entry in read(tmp_path / "l")] == [order]
+        assert [entry["order"] for entry in read_entries(tmp_path / "l")] == [order]
 
 
 def test_the_ledger_outlives_a_killed_gateway_and_the_next_one_finds_in_it(tmp_path: Path) -> None:
     order = next(
         order
         for order in range(1, 1000)
-        if treatment(3, order, 1).trick is Trick.PROMPT and treatment(3, order, 1).hidden == 0 and not declines(3, order)
+        if choose_treatment(3, order, 1).trick is Trick.PROMPT
+        and choose_treatment(3, order, 1).hidden == 0
+        and not is_card_declined(3, order)
     )
     with gateway_process(tmp_path / "l", 3) as (url, process), httpx.Client(base_url=url, timeout=HANG_S) as client:
         charged = client.post("/charges", json={"key": "k", "order": order, "amount": 5}).json()

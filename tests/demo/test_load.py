@@ -8,25 +8,25 @@ from pathlib import Path
 
 import httpx
 
-from groundstate.demo.ledger import Entry, Ledger, read
-from groundstate.demo.load import order_all
+from groundstate.demo.ledger import Entry, Ledger, read_entries
+from groundstate.demo.load import place_orders
 
 
 def ordered(path: Path, shop: httpx.MockTransport, orders: int, seed: int = 1) -> list[Entry]:
     async def all_of_them() -> None:
         with closing(Ledger(path)) as ledger:
             async with httpx.AsyncClient(transport=shop, base_url="http://shop") as client:
-                await order_all(client, ledger, orders=orders, per_second=1000, seed=seed)
+                await place_orders(client, ledger, orders=orders, per_second=1000, seed=seed)
 
     asyncio.run(all_of_them())
-    return read(path)
+    return read_entries(path)
 
 
 def test_each_accepted_order_is_written_down_with_its_number_and_was_asked_for_before(tmp_path: Path) -> None:
     seen: list[str] = []
 
     def shop(request: httpx.Request) -> httpx.Response:
-        entries = read(tmp_path / "l")
+        entries = read_entries(tmp_path / "l")
         email = httpx.Response(200, content=request.content).json()["email"]
         assert any(entry["email"] == email and "order" not in entry for entry in entries)
         seen.append(email)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from groundstate.demo.ledger import read
+from groundstate.demo.ledger import read_entries
 from tests.patience import HANG_S
 
 
@@ -38,8 +38,8 @@ def test_each_mail_that_was_taken_is_a_line_and_the_same_mail_again_is_another(p
     with smtplib.SMTP("127.0.0.1", port, timeout=HANG_S) as client:
         for order in (1, 2, 1):
             client.send_message(mail(order))
-            assert read(tmp_path / "l")[-1]["order"] == order
-    entries = read(tmp_path / "l")
+            assert read_entries(tmp_path / "l")[-1]["order"] == order
+    entries = read_entries(tmp_path / "l")
     assert [(entry["order"], entry["id"]) for entry in entries] == [(1, "<1@example.org>"), (2, "<2@example.org>"), (1, "<1@example.org>")]
     assert all(entry["to"] == ["b@example.org"] for entry in entries)
 
@@ -55,4 +55,4 @@ def test_a_client_that_leaves_before_the_mail_is_whole_is_not_counted(port: int,
     client.close()
     with smtplib.SMTP("127.0.0.1", port, timeout=HANG_S) as other:
         other.send_message(mail(2))
-    assert [entry["order"] for entry in read(tmp_path / "l")] == [2]
+    assert [entry["order"] for entry in read_entries(tmp_path / "l")] == [2]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from groundstate.demo.mischief import CLIENT_GIVES_UP, LONGEST_HIDDEN, Trick, declines, mail_takes, treatment
+from groundstate.demo.mischief import CLIENT_GIVES_UP, LONGEST_HIDDEN, Trick, choose_treatment, is_card_declined, mail_delay_s
 
-SAMPLE = [treatment(7, order, number) for order in range(1, 1500) for number in (1, 2)]
+SAMPLE = [choose_treatment(7, order, number) for order in range(1, 1500) for number in (1, 2)]
 SETTLE_AFTER = 3.0  # seconds past the deadline, as in the shop
 
 
 def test_the_same_seed_gives_the_same_mischief() -> None:
-    assert [treatment(7, order, 1) for order in range(50)] == [treatment(7, order, 1) for order in range(50)]
-    assert [treatment(7, order, 1) for order in range(50)] != [treatment(8, order, 1) for order in range(50)]
-    assert [declines(7, order) for order in range(50)] == [declines(7, order) for order in range(50)]
+    assert [choose_treatment(7, order, 1) for order in range(50)] == [choose_treatment(7, order, 1) for order in range(50)]
+    assert [choose_treatment(7, order, 1) for order in range(50)] != [choose_treatment(8, order, 1) for order in range(50)]
+    assert [is_card_declined(7, order) for order in range(50)] == [is_card_declined(7, order) for order in range(50)]
 
 
 def test_every_trick_is_played() -> None:
     assert {one.trick for one in SAMPLE} == set(Trick)
-    assert {declines(7, order) for order in range(200)} == {True, False}
+    assert {is_card_declined(7, order) for order in range(200)} == {True, False}
 
 
 def test_what_is_late_is_late_for_the_client_and_what_is_not_is_in_time() -> None:
@@ -33,6 +33,6 @@ def test_each_charge_is_shown_before_an_absent_is_believed() -> None:
 
 
 def test_the_mail_server_is_slow_at_times_and_never_slower_than_its_client_waits() -> None:
-    waits = [mail_takes(7, str(order)) for order in range(1500)]
+    waits = [mail_delay_s(7, str(order)) for order in range(1500)]
     assert max(waits) > 0.5
     assert 2 * max(waits) < 20

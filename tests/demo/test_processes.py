@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from groundstate.demo.processes import Doors, Processes, kill
+from groundstate.demo.processes import ListeningSockets, Processes, kill_and_reap
 from tests.patience import HANG_S, until
 
 SLEEPER = ["-c", "import time; time.sleep(600)"]
@@ -61,22 +61,22 @@ def test_children_die_when_the_with_is_left_by_an_error(tmp_path: Path) -> None:
 def test_a_killed_child_is_gone_when_kill_returns_and_its_log_is_kept(tmp_path: Path) -> None:
     with Processes(tmp_path, {"WORD": "hello"}) as processes:
         child = processes.start("child", ["-c", "import os, time; print(os.environ['WORD'], flush=True); time.sleep(600)"])
-        until(lambda: "hello" in processes.log("child"))
-        kill(child)
+        until(lambda: "hello" in processes.last_log_lines("child"))
+        kill_and_reap(child)
         assert child.returncode == -signal.SIGKILL
         with pytest.raises(ProcessLookupError):
             os.kill(child.pid, 0)
-        assert processes.log("another") == ""
+        assert processes.last_log_lines("another") == ""
 
 
 def test_a_question_returns_what_was_said_and_the_exit_code(tmp_path: Path) -> None:
     with Processes(tmp_path, {}) as processes:
-        done = processes.ask(["-c", "import sys; print('out', flush=True); print('err', file=sys.stderr); sys.exit(4)"])
+        done = processes.run_to_end(["-c", "import sys; print('out', flush=True); print('err', file=sys.stderr); sys.exit(4)"])
     assert (done.returncode, done.stdout) == (4, "out\nerr\n")
 
 
 def test_a_door_is_on_loopback_and_takes_clients_before_its_server_runs() -> None:
-    doors = Doors("shop")
+    doors = ListeningSockets("shop")
     try:
         with socket.create_connection(("127.0.0.1", doors.ports["shop"]), timeout=HANG_S) as client:
             assert client.getpeername() == ("127.0.0.1", doors.ports["shop"])

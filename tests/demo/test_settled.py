@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import Engine, text
 
 from groundstate.demo import database
-from groundstate.demo.director import unsettled
+from groundstate.demo.director import count_unsettled
 from groundstate.store import tables
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    made = database.engine(database_url)
+    made = database.create_shop_engine(database_url)
     with made.begin() as connection:
         connection.execute(text("create table orders (id integer, status text, receipt text, mailed_at text)"))
         tables.metadata.create_all(connection)
@@ -39,13 +39,13 @@ def attempt(engine: Engine, reaction: str, state: str, blocks: str | None) -> No
 
 
 def test_no_orders_are_settled(engine: Engine) -> None:
-    assert unsettled(engine) == 0
+    assert count_unsettled(engine) == 0
 
 
 @pytest.mark.parametrize(("status", "receipt", "mailed_at"), [("packed", "ch_1", "now"), ("cancelled", None, None)])
 def test_an_order_at_its_end_is_settled(engine: Engine, status: str, receipt: str | None, mailed_at: str | None) -> None:
     order(engine, status, receipt, mailed_at)
-    assert unsettled(engine) == 0
+    assert count_unsettled(engine) == 0
 
 
 @pytest.mark.parametrize(
@@ -54,26 +54,26 @@ def test_an_order_at_its_end_is_settled(engine: Engine, status: str, receipt: st
 )
 def test_an_order_half_way_is_not(engine: Engine, status: str, receipt: str | None, mailed_at: str | None) -> None:
     order(engine, status, receipt, mailed_at)
-    assert unsettled(engine) == 1
+    assert count_unsettled(engine) == 1
 
 
 def test_a_held_charge_is_settled_as_far_as_it_can_be(engine: Engine) -> None:
     order(engine, "placed")
     attempt(engine, "paid", "held", "orders")
-    assert unsettled(engine) == 0
+    assert count_unsettled(engine) == 0
 
 
 def test_a_held_mail_excuses_the_mail_alone(engine: Engine) -> None:
     order(engine, "paid", "ch_1")
     attempt(engine, "mailed", "held", None)
-    assert unsettled(engine) == 1
+    assert count_unsettled(engine) == 1
     with engine.begin() as connection:
         connection.execute(text("update orders set status = 'packed'"))
-    assert unsettled(engine) == 0
+    assert count_unsettled(engine) == 0
 
 
 @pytest.mark.parametrize("state", ["begun", "doubt", "failed"])
 def test_an_open_attempt_is_not_settled_even_where_the_order_is(engine: Engine, state: str) -> None:
     order(engine, "packed", "ch_1", "now")
     attempt(engine, "mailed", state, None)
-    assert unsettled(engine) == 1
+    assert count_unsettled(engine) == 1

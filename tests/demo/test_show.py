@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from groundstate.demo.books import Balance, Fault, Held
-from groundstate.demo.show import Progress, Show, balance_sheet
+from groundstate.demo.show import Progress, Show, print_balance_sheet
 
 PROGRESS = Progress({"placed": 3, "packed": 4, "cancelled": 1}, {"doubt": 2, "held": 5}, mailed=4, kills=1)
 
@@ -25,8 +25,8 @@ def said(by: Console) -> str:
 def test_a_file_gets_a_plain_line_of_progress_at_most_every_few_seconds() -> None:
     out = console()
     with Show(out, 10, 8) as show:
-        show.progress(PROGRESS)
-        show.progress(PROGRESS)
+        show.show_progress(PROGRESS)
+        show.show_progress(PROGRESS)
     assert said(out).count("8 orders") == 1
     assert "\x1b" not in said(out)
     for part in ("3 placed", "4 packed", "1 declined", "4 mailed", "2 in doubt", "5 held", "1 kills"):
@@ -36,9 +36,9 @@ def test_a_file_gets_a_plain_line_of_progress_at_most_every_few_seconds() -> Non
 def test_a_terminal_gets_a_panel_and_lines_above_it() -> None:
     out = console(terminal=True)
     with Show(out, 10, 8) as show:
-        show.progress(PROGRESS)
-        show.say("kill -9 [not markup]")
-        show.report("groundstate pending", "\x1b[1m[red]3[/red]\x1b[0m to carry out\n")
+        show.show_progress(PROGRESS)
+        show.print_line("kill -9 [not markup]")
+        show.print_report("groundstate pending", "\x1b[1m[red]3[/red]\x1b[0m to carry out\n")
     assert "8 of 10 orders, 1 of 8 kills" in said(out)
     assert "kill -9 [not markup]" in said(out)
     assert "[red]3[/red]" in said(out)
@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_panel_and_lines_above_it() -> None:
 
 def test_the_balance_tells_counts_what_is_held_and_the_verdict() -> None:
     out = console()
-    balance_sheet(out, Balance((), (Held("mailed", 17, "in doubt [hold]", "the mail arrived"),), {"packed": 4}))
+    print_balance_sheet(out, Balance((), (Held("mailed", 17, "in doubt [hold]", "the mail arrived"),), {"packed": 4}))
     for part in (
         "packed",
         "mailed",
@@ -62,6 +62,6 @@ def test_the_balance_tells_counts_what_is_held_and_the_verdict() -> None:
 @pytest.mark.parametrize(("order", "words"), [(3, "FAULT  order 3 was charged 2 times"), (None, "FAULT  was charged 2 times")])
 def test_a_fault_is_told_and_the_books_do_not_balance(order: int | None, words: str) -> None:
     out = console()
-    balance_sheet(out, Balance((Fault(order, "was charged 2 times"),), (), {}))
+    print_balance_sheet(out, Balance((Fault(order, "was charged 2 times"),), (), {}))
     assert words in said(out)
     assert "The books do not balance: 1 fault" in said(out)

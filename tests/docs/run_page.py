@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from groundstate import App, DeclarationError, DeclarationWarning
-from groundstate.engine.operate.state_circles import Steps
+from groundstate.engine.operate.state_circles import StateSteps
 from tests.docs.blocks import SHELLS, Block, blocks_of, commands_of
 from tests.patience import HANG, HANG_S, LONG_RUN_S
 
@@ -114,11 +114,11 @@ class Page:
 
 def nothing_comes_again(app: App) -> None:
     """What `check` tells of states that come again, and of rings, is told of no app that is right."""
-    steps = Steps(list(app.reactions.values()))
+    steps = StateSteps(list(app.reactions.values()))
     for spec in app.reactions.values():
-        way = None if spec.call is None or spec.occurrence else steps.comes_again(spec)
+        way = None if spec.call is None or spec.occurrence else steps.find_way_back(spec)
         assert way is None, f"{app.name}: {spec.name} comes again by {way}"
-    rings = list(steps.endless())
+    rings = list(steps.find_endless_cycles())
     assert not rings, f"{app.name}: {rings} go round for ever"
 
 

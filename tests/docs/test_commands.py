@@ -25,7 +25,7 @@ SHOWN = [
 
 def options_of(command: str) -> set[str]:
     """The options that a command really has."""
-    group: Any = typer.main.get_command(command_line._line(command))
+    group: Any = typer.main.get_command(command_line._make_command_line(command))
     found: set[str] = set()
     for parameter in group.commands[command].params:
         found.update(one for one in [*parameter.opts, *parameter.secondary_opts] if one.startswith("-"))

@@ -20,11 +20,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import Absent, App, NotDone, Retry, Store, Throttled, Unknown
+from groundstate.clock import SYSTEM_CLOCK
 from groundstate.engine.rows import attempts, clock_jumps
-from groundstate.engine.sql.call_write_guard import service
+from groundstate.engine.sql.call_write_guard import outside_of_call
 from groundstate.engine.watch import sweeps
 from groundstate.engine.watch.hint_publisher import HintPublisher
-from groundstate.engine.worker import Options, Worker
+from groundstate.engine.worker import Options, Parts, Worker
 from groundstate.rules.attempt import Attempt
 from groundstate.store import connect
 from groundstate.store.tables import UtcDateTime, attempt, worker
@@ -186,7 +187,10 @@ class Life:
         vars(self.database)["writing"] = self._writing
         world.clock_of(self.database)
         schedules = list(world.app.schedules.values())
-        self.worker = Worker(world.app.name, specs, opened, schedules=schedules, options=options, redact=redact, publisher=messenger)
+        self.worker = Worker(
+            world.app.name, specs, opened, schedules=schedules, options=options, redact=redact, publisher=messenger,
+            parts=Parts(clock=world.clock),
+        )  # fmt: skip
         self.words: list[str] = []
 
     @contextmanager
@@ -217,7 +221,7 @@ class Life:
         """From now on nothing of it commits; its lock is free."""
         with self._gate:
             self.dead = True
-        vars(self.worker)["_turn"] = _die  # it dies at its next step, wherever that is
+        vars(self.worker)["_run_iteration"] = _die  # it dies at its next step, wherever that is
         self.worker._go.set()
         self.worker._wake.set()
         if self.worker._thread.is_alive():
@@ -269,7 +273,7 @@ class Life:
     @property
     def pauses(self) -> bool:
         """Whether it pauses some outside."""
-        return bool(self.worker._call_turns.limits.open_breakers)
+        return bool(self.worker._call_turns.limits.scopes_with_open_breaker)
 
     @property
     def in_trouble(self) -> bool:
@@ -282,18 +286,18 @@ class Life:
         self.worker._wake.set()
 
     def quiet(self) -> None:
-        assert self.worker.until_idle(HANG_S), "it was not quiet in time"
+        assert self.worker.wait_until_idle(HANG_S), "it was not quiet in time"
 
     def stop(self, limit_s: float = 5.0) -> None:
         self.worker.stop(limit_s)
 
 
-def _leapt(pace: clock_jumps.Pace, now: datetime, asked_s: float) -> timedelta:
-    return _really_leapt(pace, now, asked_s) if World.leaping else timedelta()
+def _leapt(pace: clock_jumps.ClockComparison, now: datetime, asked_s: float, answered_s: float) -> timedelta:
+    return _really_leapt(pace, now, asked_s, answered_s) if World.leaping else timedelta()
 
 
-_really_leapt = clock_jumps.Pace.leapt
-_no_leaps = mock.patch.object(clock_jumps.Pace, "leapt", _leapt)
+_really_leapt = clock_jumps.ClockComparison.measure_leap
+_no_leaps = mock.patch.object(clock_jumps.ClockComparison, "measure_leap", _leapt)
 
 
 class World:
@@ -310,11 +314,12 @@ class World:
             _no_leaps.start()
         World._open.add(id(self))
         self.url = url
-        ours = connect.settings_of(url, None, None, "lossy").url
+        ours = connect.resolve_settings(url, None, None, "lossy").url
         self.postgres = ours.drivername.startswith("postgresql")
         self.app = declared(url, *(bases or (Base,)), **store)
         self.engine = create_engine(ours)
         self.ahead = 0.0  # seconds by which the database's clock is ahead
+        self.clock = SYSTEM_CLOCK  # the clock of its workers
         self.lives: list[Life] = []
         self.gateways: list[Gateway] = []
         self._there = False
@@ -353,7 +358,7 @@ class World:
     def add(self, *records: Any) -> None:
         if not self._there:
             self.there()
-        with service(), self.session() as session, session.begin():
+        with outside_of_call(), self.session() as session, session.begin():
             session.add_all(records)
 
     def orders_from(self, first: int, last: int) -> None:
@@ -375,23 +380,23 @@ class World:
 
     def set(self, number: int = 1, **values: Any) -> None:
         """An UPDATE by somebody of whom the engine hears nothing, also in the middle of a handler."""
-        with service(), self.engine.begin() as connection:
+        with outside_of_call(), self.engine.begin() as connection:
             table: Any = Order.__table__
             connection.execute(table.update().where(table.c.id == number).values(**values))
 
     def run(self, statement: str, **values: Any) -> None:
-        with service(), self.engine.begin() as connection:
+        with outside_of_call(), self.engine.begin() as connection:
             connection.execute(text(statement), values)
 
     def force(self, statement: str, **values: Any) -> None:
         """On rows of ours, against the trigger that refuses it on PostgreSQL: by the word that it asks for."""
-        with service(), forcing(self.engine) as connection:
+        with outside_of_call(), forcing(self.engine) as connection:
             connection.execute(text(statement), values)
 
     def attempts(self) -> list[Attempt]:
         with self.engine.connect() as connection:
             return [
-                attempts.from_row(row)
+                attempts.attempt_from_row(row)
                 for row in connection.execute(attempts.select_attempts().order_by(attempt.c.record, attempt.c.occurrence))
             ]
 

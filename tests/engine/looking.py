@@ -14,7 +14,7 @@ from sqlalchemy import text
 from groundstate import InDoubt, Retry
 from groundstate.cli import status
 from groundstate.engine.operate.living_workers import WorkerSeen
-from groundstate.engine.operate.why import Answer, why
+from groundstate.engine.operate.why import Answer, explain_record
 from groundstate.engine.rows.worker_report import WorkerReport
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
@@ -26,8 +26,8 @@ SLOW = Retry(times=10, first=timedelta(hours=1), longest=timedelta(hours=1))
 HOUR_S = 3600.0
 
 
-def seen(world: World) -> status.Seen:
-    return status.ask(world.app, world.app.stores[0])
+def seen(world: World) -> status.StoreStatus:
+    return status.read_status(world.app, world.app.stores[0])
 
 
 def lives(world: World) -> list[WorkerSeen]:
@@ -42,7 +42,7 @@ def said(world: World) -> WorkerReport:
 
 def printed(world: World) -> str:
     out = Console(file=StringIO(), width=300)
-    status._show(out, world.app.name, "the store", seen(world), "by nothing")
+    status._print_status(out, world.app.name, "the store", seen(world), "by nothing")
     return out.file.getvalue()  # type: ignore[attr-defined, no-any-return]  # the StringIO above
 
 
@@ -51,7 +51,7 @@ def answer(world: World, record: object, name: str | None = None, *, table: str 
     database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     try:
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
-        answers = why(world.app.name, database, questions, make_lives(), table, str(record)).answers
+        answers = explain_record(world.app.name, database, questions, make_lives(), table, str(record)).answers
     finally:
         database.close()
     (found,) = [one for one in answers if name in (None, one.reaction)]
@@ -75,7 +75,7 @@ def another_that_lives(world: World, words: str | None = None, *, number: int = 
     """A living worker of which nothing is known but that it has its lock and what its row says."""
     database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     taken = make_lives()
-    taken.take(number)
+    taken.take_lock(number)
     columns = {
         "id": number,
         "app": "shop",

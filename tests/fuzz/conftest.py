@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.cli.conftest import bare, folder, postgres_shop, shop, sqlite_shop
 
@@ -19,4 +19,6 @@ def examples(few: int) -> settings:
     The shop of a test is there for all its examples: each puts it back to where it was.
     """
     fixtures = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(deadline=None, max_examples=few * TIMES, derandomize=TIMES == 1, database=None, suppress_health_check=fixtures)
+    made = settings(deadline=None, max_examples=few * TIMES, derandomize=TIMES == 1, database=None, suppress_health_check=fixtures)
+    # The first one that is made is the plainest: it adds nothing to those that a test names.
+    return settings(made, phases=[Phase.explicit]) if few * TIMES == 1 else made

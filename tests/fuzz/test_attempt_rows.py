@@ -181,7 +181,7 @@ COMMANDS = [
 ]
 
 
-@examples(15)
+@examples(8)
 @given(st.sampled_from(NONSENSE), st.sampled_from(STATES), st.permutations(COMMANDS))
 def test_each_command_answers_in_words_whatever_stands_in_the_row(
     sqlite_shop: Shop, nonsense: tuple[str, Any], state: State, commands: list[list[str]]

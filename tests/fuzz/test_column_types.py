@@ -17,7 +17,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from groundstate import App, DeclarationError, ExternalService, InDoubt, Store
 from groundstate.engine.handle import asked_again, run_handler
-from groundstate.engine.handle.asked_again import AskedAgain
+from groundstate.engine.handle.asked_again import RecheckBeforeHandlers
 from groundstate.engine.handle.run_handler import Work
 from groundstate.engine.operate import actions
 from groundstate.engine.operate.action import Person
@@ -148,8 +148,10 @@ class Place:
         with person.incarnation.transaction() as tx:
             records = tx.session.scalars(select(row).where(row.id.in_(values)).order_by(row.id)).all()
             works = [Work((record.id,), record, "", (), {}) for record in records]
-            run_handler.run_each(question, tx, question.spec.handler, AskedAgain(question, tx, works, asked_again.ready))
-            assert run_handler.flush_all(question, tx, works) is not None, f"{column} goes by the unit of work"
+            run_handler.run_for_each_record(
+                question, tx, question.spec.handler, RecheckBeforeHandlers(question, tx, works, asked_again.keys_still_to_handle)
+            )
+            assert run_handler.write_changes(question, tx, works) is not None, f"{column} goes by the unit of work"
 
     def hold(self, person: Person, pairs: Sequence[Pair]) -> None:
         """What an attempt is whose handler failed after the call."""
@@ -159,8 +161,8 @@ class Place:
                 if not one.refused:
                     spec = person.queries[one.column].spec
                     fresh = attempts.new_attempt_of_record(person.queries[one.column], str(one.ours), "", person.incarnation.id, tx.now)
-                    written = outcome_json.dump(spec.outcome_type, [one.value])
-                    held.append(rules.outcome_refused(fresh, "the handler raised", None, written).attempt)
+                    written = outcome_json.dump_outcomes(spec.outcome_type, [one.value])
+                    held.append(rules.hold_refused_outcome(fresh, "the handler raised", None, written).attempt)
             attempts.insert(tx, held)
 
     def insert_keys(self, given_: Given) -> list[tuple[str, Any]]:
@@ -204,7 +206,7 @@ class Place:
             works = [Work((record.value,), record, "", (), {}) for record in records]
             for record in records:
                 record.status = "done"
-            run_handler.flush_all(question, tx, works)
+            run_handler.write_changes(question, tx, works)
 
     # ---- what is read --------------------------------------------------------------------------------------------------------
     def compare(self, pairs: Sequence[Pair]) -> None:
@@ -426,7 +428,7 @@ def test_two_rounds_are_one_where_the_store_says_that_their_values_are_equal(pla
                 )
                 equal = {(one, two) for one, two in session.execute(same)}
                 values = dict(place.values_read(session, row))
-            texts = {one: keys.occurrence_text([value], [occurrences.may_be_empty(row.value.type)]) for one, value in values.items()}
+            texts = {one: keys.occurrence_text([value], [occurrences.can_hold_empty_text(row.value.type)]) for one, value in values.items()}
             for one, two in combinations(sorted(texts), 2):
                 if {repr(values[one]), repr(values[two])} in _ALIKE or repr(values[one]) == repr(values[two]):
                     continue

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.cli.common import words_of
+from groundstate.cli.common import error_in_words
 from groundstate.engine.operate import action
 from groundstate.engine.recover import startup
 from groundstate.rules.attempt import State
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_told_by_each_command_and_a_worker_starts_or_says_why_
         app.stop(timedelta(seconds=1))
     except (GroundstateError, DBAPIError) as error:
         failure = error
-    assert failure is None or "--debug" not in words_of(failure)
+    assert failure is None or "--debug" not in error_in_words(failure)
     _put(filled, good)
 
 
@@ -176,7 +176,7 @@ def public(filled: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 def _settings_at(store: object, url: str) -> Callable[..., object]:
     from groundstate.store import connect
 
-    return lambda _store: connect.settings_of(url)
+    return lambda _store: connect.resolve_settings(url)
 
 
 @pytest.mark.parametrize(("of_file", "of_folder"), [(0o444, 0o755), (0o444, 0o555), (0o644, 0o555), (0o000, 0o755)])

@@ -33,7 +33,7 @@ def test_every_case_has_a_name_of_its_own_and_a_model() -> None:
 
 
 def test_the_invariants_have_names() -> None:
-    assert {"Listed", "AtMostOnce", "StickyDoubt", "Fenced", "NotLost", "NothingAtRest"} <= set(run.names().values())
+    assert {"Listed", "AtMostOnce", "StickyDoubt", "Fenced", "NotLost", "NothingAtRest"} <= set(run.invariant_names().values())
 
 
 @pytest.mark.parametrize(
@@ -51,31 +51,31 @@ def test_the_invariants_have_names() -> None:
 )
 def test_what_is_a_surprise(caught: bool, verdict: str, surprise: bool) -> None:
     case = Case("one", "protocol.pml", "POL=LOOKUP", "nothing", caught=caught)
-    assert command.surprising(case, result(verdict)) is surprise
+    assert command.is_surprising(case, result(verdict)) is surprise
 
 
 def test_what_the_checker_says_is_understood() -> None:
     said = "ROW 7\nROW 12\npan:1: assertion violated ((A_st[0]!=0)||(101==0)) (at depth 9)\n"
     said += "   4.5e+06 states, stored\n  120.5\ttotal actual memory usage\n"
-    understood = run._result(said, 2.0)
+    understood = run._parse_result(said, 2.0)
     assert understood == Result("Listed", 4_500_000, 2.0, 120, frozenset({7, 12}))
 
 
 def test_a_run_that_went_as_it_must_is_told_from_one_that_did_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "missing", lambda: None)
-    monkeypatch.setattr(run, "check", lambda *_words, **_settings: result("pass"))
+    monkeypatch.setattr(run, "missing_tools", lambda: None)
+    monkeypatch.setattr(run, "check_model", lambda *_words, **_settings: result("pass"))
     assert command.main(["--only", "lookup, quick"]) == 0
     assert command.main(["--only", "M_UNFENCED"]) == 1
     assert "a surprise" in capsys.readouterr().out
 
 
 def test_a_row_that_is_never_reached_fails_the_whole_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(run, "missing", lambda: None)
+    monkeypatch.setattr(run, "missing_tools", lambda: None)
     by_flags = {case.flags: case for case in CASES}
-    reached = [number for number in command.all_rows() if number != 44]
-    monkeypatch.setattr(run, "check", lambda _model, flags, **_: result("Listed" if by_flags[flags].caught else "pass", *reached))
+    reached = [number for number in command.all_row_numbers() if number != 44]
+    monkeypatch.setattr(run, "check_model", lambda _model, flags, **_: result("Listed" if by_flags[flags].caught else "pass", *reached))
     assert command.main([]) == 1
     assert "never: [44]" in capsys.readouterr().out
 
@@ -87,14 +87,14 @@ def test_where_spin_is_missing_it_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_a_case_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "missing", lambda: None)
+    monkeypatch.setattr(run, "missing_tools", lambda: None)
     assert command.main(["--only", "no such case"]) == 2
     assert command.main(["--story", "no such case"]) == 2
 
 
 def test_a_report_has_every_case_in_the_order_of_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(run, "missing", lambda: None)
-    monkeypatch.setattr(run, "check", lambda *_words, **_settings: result("pass"))
+    monkeypatch.setattr(run, "missing_tools", lambda: None)
+    monkeypatch.setattr(run, "check_model", lambda *_words, **_settings: result("pass"))
     command.main(["--report", str(tmp_path / "report.md")])
     assert [line.split(" | ")[0] for line in (tmp_path / "report.md").read_text().splitlines()[2:]] == [f"| {case.name}" for case in CASES]
 

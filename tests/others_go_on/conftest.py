@@ -18,7 +18,7 @@ from sqlalchemy import select
 from groundstate import ExternalService, InDoubt, Retry
 from groundstate.app.declared import databases_of
 from groundstate.cli import pending, status, why
-from groundstate.cli.actions import _acting as acting
+from groundstate.cli.actions import _open_for_person as acting
 from groundstate.cli.common import StoreReader
 from groundstate.engine.operate.action import Person
 from groundstate.engine.operate.fleet_status import ReactionSeen
@@ -143,17 +143,17 @@ class Beside(World):
 
     # ---- the three reports ----------------------------------------------------------------------------------------------------
     def pending(self) -> Pending:
-        return pending.ask(self.app, self.app.stores[0], shown=OTHERS)
+        return pending.read_pending(self.app, self.app.stores[0], shown=OTHERS)
 
     def status(self, name: str = "done") -> ReactionSeen:
-        return {one.name: one for one in status.ask(self.app, self.app.stores[0]).status.reactions}[name]
+        return {one.name: one for one in status.read_status(self.app, self.app.stores[0]).status.reactions}[name]
 
     def why(self, number: int = ONE, name: str = "done") -> Answer:
         """What is said of this record by this reaction."""
         return {one.reaction: one for one in self.why_of(self.kind.__tablename__, str(number)).answers}[name]
 
     def why_of(self, table: str, record: str) -> Why:
-        ((_, said),) = why._ask(self.app, StoreReader(databases_of(self.app)), table, record)
+        ((_, said),) = why._explain_record(self.app, StoreReader(databases_of(self.app)), table, record)
         return said
 
     def person(self) -> AbstractContextManager[Person]:
@@ -176,12 +176,12 @@ def a_world(database_url: Any, caplog: pytest.LogCaptureFixture, *bases: Any, ki
 @pytest.fixture
 def locks_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not when they are some seconds old."""
-    really = lock_waits.locked
+    really = lock_waits.find_locked_records
 
-    def told(connection: Any, questions: Any, age: timedelta = timedelta(), key: Any = None) -> list[lock_waits.Locked]:
+    def told(connection: Any, questions: Any, age: timedelta = timedelta(), key: Any = None) -> list[lock_waits.LockedRecord]:
         return really(connection, questions, age, key)
 
-    monkeypatch.setattr(lock_waits, "locked", told)
+    monkeypatch.setattr(lock_waits, "find_locked_records", told)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from groundstate.engine.call import executor, thread_pool
 from groundstate.engine.call.failed_calls import FailedCalls
 from groundstate.engine.rows.in_flight import NothingHappened, Unclear
 from groundstate.engine.rows.limited_logging import LINES_MOST, WITHIN_S, LimitedLines
-from groundstate.engine.watch.log_backoff import Repeated
+from groundstate.engine.watch.log_backoff import RepeatedTrouble
 from groundstate.rules.circuit_breaker import IN_A_ROW
 from tests.engine.kit import HANG_S, QUICK, Order, ms, until
 from tests.others_go_on.conftest import MORE, ONCE, ONE, OTHERS, Beside
@@ -86,12 +86,12 @@ def test_an_async_call_that_swallows_its_cancellation_is_told_as_a_thread_that_h
     beside.called(swallow, in_doubt=InDoubt.hold(), timeout=ms(20), service=ExternalService("desk", limit=20))
     beside.go_on("timed out after 0.02 s", event="call_hangs", state="doubt")
     one = beside.lives[0].worker
-    assert one._call_turns.limits.hanging == 1, "its slot is free, and one more call than the limit is under way"
+    assert one._call_turns.limits.number_of_hanging_calls == 1, "its slot is free, and one more call than the limit is under way"
     one.stop(0)
-    assert one.incarnation.liveness.held(), "another worker takes this one for dead, and settles a call that may still land"
+    assert one.incarnation.liveness.is_held(), "another worker takes this one for dead, and settles a call that may still land"
     gate.set()
     until(lambda: "groundstate-last-calls" not in {thread.name for thread in threading.enumerate()})
-    assert not one.incarnation.liveness.held()
+    assert not one.incarnation.liveness.is_held()
 
 
 def test_a_task_that_a_call_left_behind_may_end_the_process_and_the_calls_go_on(beside: Beside) -> None:
@@ -287,20 +287,20 @@ def test_of_many_failed_calls_ten_are_told_and_then_how_many_more(caplog: pytest
 
     def fail(record: int, now: float, *, pauses: bool = False) -> None:
         flight: Any = flight_of(record)
-        told.heard(NothingHappened(flight, "no paper"), now, pauses=pauses)
+        told.log_failure(NothingHappened(flight, "no paper"), now, pauses=pauses)
 
     for record in range(LINES_MOST + 3):
         fail(record, 100.0)
     fail(99, 100.0, pauses=True)
-    lines.turn(100.0 + WITHIN_S / 2)
+    lines.log_left_out_counts(100.0 + WITHIN_S / 2)
     assert [getattr(line, "record", None) for line in caplog.records] == [*map(str, range(LINES_MOST)), "99"]
-    lines.turn(100.0 + WITHIN_S)
-    assert caplog.records[-1].getMessage() == "paid: 3 more calls failed since then, of which no line tells"
+    lines.log_left_out_counts(100.0 + WITHIN_S)
+    assert caplog.records[-1].getMessage() == "paid: 3 more calls failed since then, for which no line was written"
     fail(100, 100.0 + WITHIN_S)
     assert getattr(caplog.records[-1], "record", None) == "100"
     for record in range(LINES_MOST):
         fail(record, 100.0 + WITHIN_S)
-    lines.turn(100.0 + WITHIN_S, over=True)
+    lines.log_left_out_counts(100.0 + WITHIN_S, over=True)
     assert getattr(caplog.records[-1], "count", None) == 1
 
 
@@ -310,17 +310,17 @@ def test_of_many_doubts_ten_are_told_beside_what_failed_and_then_how_many_more(c
     told = FailedCalls(str, lines)
     for record in range(LINES_MOST + 3):
         flight: Any = flight_of(record)
-        told.heard(Unclear(flight, "500"), 100.0, pauses=False, doubts=True)
-        told.heard(Unclear(flight, "its attempt had moved on"), 100.0, pauses=False)
-        told.heard(Unclear(flight, "told when it began to hang", running=True), 100.0, pauses=False, doubts=True)
+        told.log_failure(Unclear(flight, "500"), 100.0, pauses=False, doubts=True)
+        told.log_failure(Unclear(flight, "its attempt had moved on"), 100.0, pauses=False)
+        told.log_failure(Unclear(flight, "told when it began to hang", running=True), 100.0, pauses=False, doubts=True)
     last: Any = flight_of(99)
-    told.heard(NothingHappened(last, "no paper"), 100.0, pauses=False)
+    told.log_failure(NothingHappened(last, "no paper"), 100.0, pauses=False)
     assert [line.getMessage() for line in caplog.records] == [
         *(f"paid on orders {record} is in doubt: 500" for record in range(LINES_MOST)),
         "paid on orders 99: the call failed: no paper",
     ]
-    lines.turn(100.0 + WITHIN_S)
-    assert caplog.records[-1].getMessage() == "paid: 3 more calls are in doubt since then, of which no line tells"
+    lines.log_left_out_counts(100.0 + WITHIN_S)
+    assert caplog.records[-1].getMessage() == "paid: 3 more calls are in doubt since then, for which no line was written"
 
 
 def test_a_sync_call_that_hangs_has_one_line_with_the_cure(beside: Beside) -> None:
@@ -334,8 +334,8 @@ def test_a_sync_call_that_hangs_has_one_line_with_the_cure(beside: Beside) -> No
 
 
 def test_what_goes_on_is_said_at_once_and_then_at_gaps_that_double_up_to_a_minute() -> None:
-    one = Repeated()
-    said = [second for second in range(400) if one.may_say("no route", 100.0 + second)]
+    one = RepeatedTrouble()
+    said = [second for second in range(400) if one.may_log("no route", 100.0 + second)]
     assert said == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363]
-    assert one.may_say("another error", 100.0)
-    assert not one.may_say("another error", 100.0)
+    assert one.may_log("another error", 100.0)
+    assert not one.may_log("another error", 100.0)

@@ -16,7 +16,7 @@ from groundstate import Absent, ExternalService, Failure, InDoubt, NotDone, Retr
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.transaction import OurSession
 from groundstate.engine.watch.hint_publisher import HintPublisher
-from groundstate.engine.watch.trace_hooks import Watched, Where
+from groundstate.engine.watch.trace_hooks import GuardedWatch, Where
 from groundstate.store import connect
 from groundstate.transport.memory import MemoryTransport
 from tests.engine.kit import QUICK, Order, ms, until
@@ -201,7 +201,7 @@ def test_a_client_raises_when_it_is_opened_and_when_it_is_closed(beside: Beside,
 def test_a_watch_raises_and_is_told_of_once(beside: Beside, late: bool) -> None:
     beside.called(_receipt, service=ExternalService("desk", limit=20))
     life = beside.worker(start=False)
-    life.worker._worker_state.watched = life.worker._call_turns.caller.watched = Watched(Where("shop", "here"), Broken(late=late))
+    life.worker._worker_state.watched = life.worker._call_turns.caller.watched = GuardedWatch(Where("shop", "here"), Broken(late=late))
     life.worker.start()
     beside.placed()
     beside.until_done()

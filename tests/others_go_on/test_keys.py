@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from groundstate import ExternalService, InDoubt, InOrder, UtcDateTime
-from groundstate.cli.check import _ask as check
+from groundstate.cli.check import _check_store as check
 from groundstate.engine.operate import actions
 from groundstate.values.errors import NotFoundError
 from tests.engine.kit import Base, until
@@ -33,7 +33,7 @@ def test_a_key_that_does_not_come_back_from_its_text_bars_its_own_reactions_alon
         life = beside.worker()
         beside.until_done()
         barred = {f"{name}_{what}" for name in kinds for what in ("paid", "packed")}
-        until(lambda: set(life.worker.waiting) == barred, lambda: life.worker.waiting)
+        until(lambda: set(life.worker.reasons_of_waiting_reactions) == barred, lambda: life.worker.reasons_of_waiting_reactions)
         said = "are not found by the text of their key"
         until(lambda: sorted(line.split()[1] for line in beside.told("reaction_unfit") if said in line) == sorted(barred))
         report = beside.pending()

@@ -102,7 +102,7 @@ def test_a_locked_table_is_waited_for_once_and_not_by_each_reaction_on_it(
     really = locked_tables.recheck_barred_queues
 
     def look(worker_state: WorkerState) -> bool:
-        looked.append(sum(part.barred is not None for part in worker_state.parts))
+        looked.append(sum(part.barred is not None for part in worker_state.all_queues))
         return really(worker_state)
 
     with somebody(beside, f"LOCK TABLE boxes IN {mode} MODE"):
@@ -132,7 +132,7 @@ def test_an_idle_transaction_on_a_row_keeps_that_row_alone(beside: Beside) -> No
         (found,) = beside.pending().locked
         assert (found.reaction, found.record, f"pid {found.pid} ({found.who})", found.ours) == ("done", str(ONE), he, False)
         assert (beside.status().rows, beside.status().first) == (1, str(ONE))
-        assert f"waits until {he} lets go of its row" in beside.why().next
+        assert f"waits until {he} unlocks its row" in beside.why().next
         assert beside.attempts() == [], "it is tried, and that somebody has locked it is no failure of it"
     until(lambda: ONE in beside.done())
 
@@ -149,6 +149,6 @@ def test_a_lock_on_a_table_of_ours_is_told_and_all_goes_on_when_it_is_released(
         until(lambda: f"{he} has locked the table {table}" in (life.worker.worker_health().trouble or ""), life.worker.worker_health)
         until(lambda: any(he in line for line in beside.told("database_trouble")))
     beside.until_done()
-    until(lambda: life.worker.trouble is None)
+    until(lambda: life.worker.current_trouble is None)
     until(lambda: len(beside.told("database_back")) == 1)
     assert beside.told("turn_failed") == []

@@ -10,7 +10,7 @@ from sqlalchemy import event, select
 
 from groundstate import ExternalService, InDoubt, Retry, Throttled
 from groundstate.engine.rows.limited_logging import LimitedLines
-from groundstate.engine.sql.safe_text import describe
+from groundstate.engine.sql.safe_text import describe_exception
 from groundstate.engine.watch import reaction_pause
 from groundstate.engine.watch.work_queue import FAILING_MOST, WorkQueue
 from groundstate.rules import circuit_breaker
@@ -55,11 +55,11 @@ def test_a_service_pauses(beside: Beside, error: Exception, monkeypatch: pytest.
 
     until(all_are_seen)
     report = beside.pending()
-    assert all((one.error or "").startswith(describe(error)) for one in (*report.in_doubt, *report.failed))
-    assert (beside.why(WAITING[0], "charged").attempts[0].error or "").startswith(describe(error))
+    assert all((one.error or "").startswith(describe_exception(error)) for one in (*report.in_doubt, *report.failed))
+    assert (beside.why(WAITING[0], "charged").attempts[0].error or "").startswith(describe_exception(error))
     (line,) = beside.told("service_breaker")
     said = r"WARNING the service bank fails: it pauses for \d\.\d s, and is probed; its last answer: "
-    assert re.match(said + re.escape(describe(error)), line)
+    assert re.match(said + re.escape(describe_exception(error)), line)
     back.set()
     until(lambda: beside.count(Order.status == "charged") == len(WAITING), beside.attempts)
     until(lambda: beside.attempts() == [], beside.attempts)
@@ -74,7 +74,7 @@ def failures(beside: Beside) -> list[int]:
 
 
 def pauses(life: Life) -> bool:
-    return any(lane.failing.open for lane in life.worker.queues)
+    return any(lane.failing.is_open for lane in life.worker.queues)
 
 
 def idle(beside: Beside) -> WorkQueue:
@@ -151,22 +151,22 @@ def test_a_handler_that_fails_for_many_records_in_a_row_pauses_its_reaction_and_
 def test_pauses_that_come_again_and_again_are_told_ten_times_a_minute(beside: Beside) -> None:
     lane, lines = idle(beside), LimitedLines()
     for number in range(30):
-        reaction_pause.heard(lane, lines, 0, {(key,): "no" for key in range(FAILING_MOST)}, number)
-        assert lane.failing.open
-        reaction_pause.heard(lane, lines, 1, {}, number)
-        assert not lane.failing.open
+        reaction_pause.count_batch_in_breaker(lane, lines, 0, {(key,): "no" for key in range(FAILING_MOST)}, number)
+        assert lane.failing.is_open
+        reaction_pause.count_batch_in_breaker(lane, lines, 1, {}, number)
+        assert not lane.failing.is_open
     told = [getattr(one, "pauses", None) for one in beside.said.records if getattr(one, "event", "") == "reaction_pauses"]
     assert told == [True, False] * 10
-    lines.turn(100.0)
-    assert beside.told("lines_left_out") == ["WARNING done: 20 more pauses of its handler since then, of which no line tells"]
+    lines.log_left_out_counts(100.0)
+    assert beside.told("lines_left_out") == ["WARNING done: 20 more pauses of its handler since then, for which no line was written"]
 
 
 def test_a_record_that_fails_again_does_not_make_the_pause_longer(beside: Beside) -> None:
     lane, lines = idle(beside), LimitedLines()
     wrong = {(key,): "no" for key in range(FAILING_MOST)}
-    reaction_pause.heard(lane, lines, 0, wrong, 100.0)
+    reaction_pause.count_batch_in_breaker(lane, lines, 0, wrong, 100.0)
     until_ = lane.failing.until
-    reaction_pause.heard(lane, lines, 0, wrong, until_ + 1)
-    assert lane.failing.room(8, 0, until_ + 1) == 1
-    reaction_pause.heard(lane, lines, 0, {(77,): "no"}, until_ + 1)
-    assert lane.failing.room(8, 0, until_ + 1) == 0
+    reaction_pause.count_batch_in_breaker(lane, lines, 0, wrong, until_ + 1)
+    assert lane.failing.calls_allowed(8, 0, until_ + 1) == 1
+    reaction_pause.count_batch_in_breaker(lane, lines, 0, {(77,): "no"}, until_ + 1)
+    assert lane.failing.calls_allowed(8, 0, until_ + 1) == 0

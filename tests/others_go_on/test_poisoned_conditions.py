@@ -16,7 +16,7 @@ from groundstate import Due, ExternalService, InDoubt, InOrder, UtcDateTime
 from groundstate.cli.common import open_store_read_only
 from groundstate.engine.operate import actions
 from groundstate.engine.operate.check import check
-from groundstate.engine.operate.plan import plan
+from groundstate.engine.operate.plan import build_plan
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch import raising_conditions
 from tests.engine.kit import CALL_LIMIT, HANG_S, until
@@ -206,7 +206,7 @@ def test_an_outcome_of_a_row_that_was_spoiled_waits_and_the_others_are_concluded
     assert beside.states() == ["begun"]
     until(lambda: beside.told("outcome_waits"))
     (line,) = beside.told("outcome_waits")
-    assert line.startswith(f"WARNING done on papers {ONE}: what its call said waits in memory until the record is mended")
+    assert line.startswith(f"WARNING done on papers {ONE}: the outcome of its call waits in memory until the record is mended")
     assert words_of(beside) in line
     assert "what its call says waits in memory until the record is mended" in beside.why().next
     mend(beside, ONE)
@@ -330,7 +330,7 @@ def test_the_reports_name_the_row_before_any_worker_met_it(beside: Beside) -> No
     assert "as soon as a worker runs" in beside.why(2).next
     with open_store_read_only(beside.app.stores[0]) as (database, _lives):
         found = check(database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], beside.app.stores[0].metadatas)
-        planned = plan(beside.app.name, database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
+        planned = build_plan(beside.app.name, database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
     assert [(one.level, one.kind, one.subject) for one in found if one.kind in ("condition", "index")] == [("problem", "condition", "done")]
     assert said in next(one.words for one in found if one.kind == "condition")
     assert [(one.rows, one.lacks) for one in planned.reactions] == [(OTHERS, None)]

@@ -45,18 +45,18 @@ def test_one_of_two_databases_is_silent(
         stack.callback(app.stop)
         health = Health(app)
         health.started = True
-        until(lambda: all(one.ready for one in health.stores(60.0)))
+        until(lambda: all(one.ready for one in health.check_stores(60.0)))
         with muffled(muffler):
-            until(lambda: "does not answer" in (health.stores(60.0)[1].why or ""), lambda: health.stores(60.0))
+            until(lambda: "does not answer" in (health.check_stores(60.0)[1].why or ""), lambda: health.check_stores(60.0))
             with Session(shop) as session, session.begin():
                 session.add_all([Order() for _ in range(OTHERS)])
             until(lambda: _done(shop) == OTHERS)
-            assert [one.ready for one in health.stores(60.0)] == [True, False]
+            assert [one.ready for one in health.check_stores(60.0)] == [True, False]
             asked = StoreReader(databases_of(app))
-            ((store, report),) = asked.each(lambda store: pending.ask(app, store))
+            ((store, report),) = asked.read_each(lambda store: pending.read_pending(app, store))
             assert (store.label, report.to_do[0].rows) == ("shop", 0)
-            assert [one.store for one in asked.said["unusable"]] == ["bank"]
-            assert asked.said["unusable"][0].message.startswith("the database does not answer: ")
+            assert [one.store for one in asked.unreadable_as_json["unusable"]] == ["bank"]
+            assert asked.unreadable_as_json["unusable"][0].message.startswith("the database does not answer: ")
         told = [one for one in caplog.records if getattr(one, "event", "") == "database_trouble"]
         assert {getattr(one, "store", None) for one in told} == {"bank"}
 

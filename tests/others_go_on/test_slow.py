@@ -8,7 +8,8 @@ import pytest
 
 from groundstate.engine.watch import slow_conditions
 from groundstate.store import statement_timeouts
-from tests.engine.handle.test_slow_handlers import Turned, gate, measure_by
+from tests.engine.clocks import Turned
+from tests.engine.handle.test_slow_handlers import SLOW_S, gate
 from tests.engine.kit import HANG_S, Order, until
 from tests.others_go_on.conftest import ONE, Beside, a_world
 
@@ -30,7 +31,7 @@ def test_a_condition_takes_very_long(beside: Beside, monkeypatch: pytest.MonkeyP
     beside.until_done()
     until(lambda: beside.told("condition_slow"))
     (line,) = beside.told("condition_slow")
-    assert line.startswith("WARNING noted: its condition takes longer than 0.1 s to ask")
+    assert line.startswith("WARNING noted: the query of its condition takes longer than 0.1 s")
     beside.run("INSERT INTO orders (id, status, round) VALUES (1001, 'placed', 1)")  # of which nobody gives a hint
     life.sweep()
     until(lambda: 1001 in beside.done())
@@ -38,14 +39,13 @@ def test_a_condition_takes_very_long(beside: Beside, monkeypatch: pytest.MonkeyP
     assert (beside.count(Order.note.is_not(None)), beside.told("condition_slow")) == (0, [line])
 
 
-def test_each_handler_of_another_reaction_is_slow(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Turned()
+def test_each_handler_of_another_reaction_is_slow(beside: Beside) -> None:
+    beside.clock = clock = Turned()
     runs: list[str] = []
-    measure_by(clock, monkeypatch)
 
     @beside.app.on(Order, Order.note.is_(None), Order.id > 1000)
     def slow(order: Order) -> None:
-        clock.pass_by()
+        clock.ahead += SLOW_S
         order.note = "seen"
         runs.append("slow")
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import StateRefusedError
 from groundstate.cli.common import open_store_read_only
 from groundstate.engine.operate.check import check
-from groundstate.engine.operate.plan import plan
+from groundstate.engine.operate.plan import build_plan
 from groundstate.engine.sql.condition_query import ConditionQuery
 from tests.engine.kit import Base, until
 from tests.others_go_on.conftest import OTHERS, a_world
@@ -78,7 +78,8 @@ def test_a_condition_cannot_be_asked(database_url: str, caplog: pytest.LogCaptur
         with beside.session() as session, session.begin():
             session.add(Box(id=1))
         with pytest.raises(
-            StateRefusedError, match=f"the rest was done, and these are not started: shut: its condition cannot be asked: .*{words}"
+            StateRefusedError,
+            match=f"all else was done, but these reactions are not started: shut: its condition cannot be asked: .*{words}",
         ):
             beside.there()
         beside._there = True
@@ -88,9 +89,9 @@ def test_a_condition_cannot_be_asked(database_url: str, caplog: pytest.LogCaptur
         assert words in (beside.status("shut").unseen or "") + (beside.status("shut").lacks or "")
         assert words in beside.why_of("boxes", "1").answers[0].next
         with open_store_read_only(beside.app.stores[0]) as (database, _lives):
-            planned = plan(beside.app.name, database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
+            planned = build_plan(beside.app.name, database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
         assert {one.reaction: words in (one.lacks or "") for one in planned.reactions} == {"shut": True, "done": False}
-        assert planned.needs_somebody
+        assert planned.needs_person
         with open_store_read_only(beside.app.stores[0]) as (database, _lives):
             found = check(database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
         assert [one.subject for one in found if one.level == "problem" and words in one.words] == ["shut"]

@@ -18,7 +18,7 @@ from groundstate import Due, ExternalService, InDoubt, InOrder, StateRefusedErro
 from groundstate.app import loader_options
 from groundstate.cli.common import open_store_read_only
 from groundstate.engine.operate.check import check
-from groundstate.engine.operate.plan import plan
+from groundstate.engine.operate.plan import build_plan
 from groundstate.engine.recover.admission import Admission
 from groundstate.engine.rows import reaction_registry
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -61,10 +61,10 @@ NOT_TAKEN = "its condition cannot be asked: AttributeError: it takes no text: co
 
 @pytest.fixture
 def beside(database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Beside]:
-    monkeypatch.setattr(bound_values, "of_reaction", lambda *_: None)
-    monkeypatch.setattr(loader_options, "check_root", lambda *_: None)
-    monkeypatch.setattr(loader_options, "check_configured", lambda *_: None)
-    monkeypatch.setattr(loader_options, "checked", lambda _what, given: tuple(given))
+    monkeypatch.setattr(bound_values, "reason_to_refuse_reaction", lambda *_: None)
+    monkeypatch.setattr(loader_options, "check_options_fit_record", lambda *_: None)
+    monkeypatch.setattr(loader_options, "check_options_compile", lambda *_: None)
+    monkeypatch.setattr(loader_options, "check_options", lambda _what, given: tuple(given))
     monkeypatch.setattr(Picky, "takes", True)
     with a_world(database_url, caplog, Base, Shelves) as made:
         yield made
@@ -107,7 +107,7 @@ def reported(beside: Beside, words: str) -> None:
     assert words in beside.why_of("boxes", "1").answers[0].next
     with open_store_read_only(beside.app.stores[0]) as (database, _lives):
         queries = [ConditionQuery(spec, database) for spec in beside.app.reactions.values()]
-        planned = plan(beside.app.name, database, queries, [])
+        planned = build_plan(beside.app.name, database, queries, [])
         found = check(database, queries, beside.app.stores[0].metadatas)
     assert {one.reaction: words in (one.lacks or "") for one in planned.reactions} == {"shut": True, "done": False}
     assert [one.subject for one in found if one.level == "problem" and words in one.words] == ["shut"]
@@ -119,13 +119,13 @@ def waits_while_the_others_go_on(beside: Beside, words: str) -> None:
     life = beside.worker()
     until(lambda: len(beside.done()) == OTHERS + 1, beside.attempts)
     until(lambda: beside.told("reaction_unfit"))
-    until(lambda: life.worker._admission.look_again() is not None)
+    until(lambda: life.worker._admission.recheck_lacking_reactions() is not None)
     (line,) = beside.told("reaction_unfit")
     assert line.startswith("ERROR shut is not carried out: ")
     assert words in line
     assert not life.ended
     assert [beside.told(event) for event in ("turn_failed", "worker_ended", "condition_unaskable")] == [[], [], []]
-    assert life.worker.waiting["shut"].startswith(line.partition("carried out: ")[2][:20])
+    assert life.worker.reasons_of_waiting_reactions["shut"].startswith(line.partition("carried out: ")[2][:20])
     assert beside.attempts() == []
     reported(beside, words)
 
@@ -176,7 +176,7 @@ def test_a_type_that_takes_no_value_any_more_while_a_worker_runs_fails_no_record
     life.quiet()
     Picky.takes = False
     beside.run("INSERT INTO boxes (id, status, count, label) VALUES (1, 'open', 1, 'xy')")
-    life.worker._worker_state.queue("shut").hear_keys([(1,)])
+    life.worker._worker_state.queue_named("shut").note_keys([(1,)])
     life.turn()
     beside.add(Order(id=1000))
     until(lambda: beside.told("reaction_unfit"))
@@ -224,7 +224,7 @@ def test_a_new_reaction_with_such_a_value_is_named_by_init_and_the_others_are_st
     shut_by(beside, LIKE)
     calling(beside)
     Picky.takes = False
-    with pytest.raises(StateRefusedError, match=f"the rest was done, and these are not started: shut: {NOT_TAKEN}"):
+    with pytest.raises(StateRefusedError, match=f"all else was done, but these reactions are not started: shut: {NOT_TAKEN}"):
         beside.there()
     beside._there = True
     beside.run("INSERT INTO boxes (id, status, count) VALUES (1, 'open', 1)")
@@ -235,21 +235,21 @@ def test_a_new_reaction_with_such_a_value_that_is_left_as_a_baseline_is_named_by
     shut_by(beside, LIKE)
     calling(beside)
     Picky.takes = False
-    with pytest.raises(StateRefusedError, match=f"the rest was done, and these are not started: shut: {NOT_TAKEN}"):
+    with pytest.raises(StateRefusedError, match=f"all else was done, but these reactions are not started: shut: {NOT_TAKEN}"):
         beside.app.init(tables=True, baseline=["shut", "done"])
     with beside.engine.connect() as connection:
-        assert sorted(reaction_registry.known(connection, beside.app.name)) == ["done"]
+        assert sorted(reaction_registry.read_known_reactions(connection, beside.app.name)) == ["done"]
 
 
 def test_an_integer_that_sqlite_has_not_keeps_its_own_reaction_waiting(
     sqlite_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bound_values, "of_reaction", lambda *_: None)
+    monkeypatch.setattr(bound_values, "reason_to_refuse_reaction", lambda *_: None)
     words = "its condition cannot be asked: OverflowError: Python int too large to convert to SQLite INTEGER"
     with a_world(sqlite_url, caplog, Base, Shelves) as beside:
         shut_by(beside, Box.count < 2**64)
         calling(beside)
-        with pytest.raises(StateRefusedError, match=f"these are not started: shut: {words}"):
+        with pytest.raises(StateRefusedError, match=f"these reactions are not started: shut: {words}"):
             beside.there()
         beside._there = True
         beside.add(Box(id=1))
@@ -288,9 +288,9 @@ def test_whatever_a_courtesy_of_the_start_raises_ends_no_worker(beside: Beside, 
         raise ZeroDivisionError("enough")
 
     if what == "warn":
-        monkeypatch.setattr(Admission, "warn", fails)
+        monkeypatch.setattr(Admission, "log_start_warnings", fails)
     else:
-        monkeypatch.setattr(missing_columns, "_misfit", fails)
+        monkeypatch.setattr(missing_columns, "_find_misfit", fails)
     calling(beside)
     beside.placed()
     life = beside.worker()

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Absent, ExternalService, InDoubt, InOrder, UtcDateTime
-from groundstate.cli.check import _ask as check
+from groundstate.cli.check import _check_store as check
 from groundstate.engine.call import call_turn
 from groundstate.engine.operate import actions
 from groundstate.engine.sql import unreadable_columns
@@ -97,7 +97,7 @@ def test_an_error_of_the_words_themselves_hides_no_error(beside: Beside, monkeyp
     def raises(*_: object) -> Any:
         raise RuntimeError("no words")
 
-    monkeypatch.setattr(unreadable_columns, "_raw", raises)
+    monkeypatch.setattr(unreadable_columns, "_stored_bytes", raises)
     beside.handled(in_peace)
     beside.placed()
     spoil(beside)
@@ -202,7 +202,7 @@ def test_a_lookup_finds_the_outcome_of_a_record_that_cannot_be_read(beside: Besi
 def test_an_outcome_that_cannot_be_written_down_is_in_the_log_when_the_worker_ends_and_its_call_is_counted(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_turn, "LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(call_turn, "LAST_WRITES_S", 0.1)
     call = Held()
     beside.called(call, in_doubt=InDoubt.hold())
     beside.placed()
@@ -211,10 +211,10 @@ def test_an_outcome_that_cannot_be_written_down_is_in_the_log_when_the_worker_en
     beside.until_done()
     life.broken = True
     call.gate.set()
-    until(lambda: life.worker._call_turns._words)
+    until(lambda: life.worker._call_turns._results)
     assert life.worker.stop(0.1).in_doubt == 1
     (line,) = beside.told("outcome_unwritten")
-    assert line.startswith(f"ERROR done on scans {ONE}: what its call said could not be written down before the worker ended")
+    assert line.startswith(f"ERROR done on scans {ONE}: the outcome of its call could not be written before the worker ended")
     assert line.endswith('outcome: ["the receipt"]')
     assert beside.states() == ["begun"]  # which the next worker adopts
 

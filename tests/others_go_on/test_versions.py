@@ -17,10 +17,10 @@ def test_what_both_versions_match_is_carried_out_and_the_rest_waits_for_a_person
             world.worker()
         newer.placed()
         newer.until_done()
-        until(lambda: newer.lives[-1].worker.refused)
+        until(lambda: newer.lives[-1].worker.refused_reactions)
         words = "newly matches 1 row that was there before"
         (newcomer,) = newer.pending().newcomers
-        assert words in newcomer.words
+        assert words in newcomer.message
         assert (newer.status().rows, newer.status().partly) == (1, True)
         assert words in newer.why().next
         assert len(newer.told("reaction_refused")) == 1

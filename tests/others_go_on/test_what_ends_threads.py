@@ -95,7 +95,7 @@ def test_a_workers_thread_ends_and_another_worker_carries_out(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = threading.Event()
-    turn, make = Worker._turn, App._worker
+    turn, make = Worker._run_iteration, App._make_worker
     ends = iter([True])
 
     def end_once(self: Worker) -> None:
@@ -108,8 +108,8 @@ def test_a_workers_thread_ends_and_another_worker_carries_out(
             assert gate.wait(HANG_S)
         return make(self, *arguments)
 
-    monkeypatch.setattr(Worker, "_turn", end_once)
-    monkeypatch.setattr(App, "_worker", wait)
+    monkeypatch.setattr(Worker, "_run_iteration", end_once)
+    monkeypatch.setattr(App, "_make_worker", wait)
     app = App("threads", Store(database_url, Base))
 
     @app.on(Order, Order.status == "placed")
@@ -124,21 +124,21 @@ def test_a_workers_thread_ends_and_another_worker_carries_out(
         assert list(app.down.values()) == [why]
         health = Health(app)
         health.started = True
-        ((ready, said),) = [(one.ready, one.why) for one in health.stores(60)]
+        ((ready, said),) = [(one.ready, one.why) for one in health.check_stores(60)]
         assert (ready, said) == (False, f"no worker runs for it: {why}")
-        assert health.stuck(60) == [], "whoever asks /livez kills the process, in which another worker is to come"
+        assert health.find_stuck_workers(60) == [], "whoever asks /livez kills the process, in which another worker is to come"
         assert isinstance(app.failure, Ends)
         events = [getattr(line, "event", None) for line in caplog.records if line.levelname != "INFO"]
         assert [event for event in events if event != "transaction_long"] == ["worker_ended"]  # a busy machine may make one long
         gate.set()
-        engine = create_engine(connect.settings_of(database_url, None, None, "lossy").url)
+        engine = create_engine(connect.resolve_settings(database_url, None, None, "lossy").url)
         with Session(engine) as session:
             session.add_all([Order(id=number + 1) for number in range(OTHERS)])
             session.commit()
         until(lambda: count(engine) == OTHERS)
         until(lambda: not app.down)
         until(lambda: app.failure is None)
-        assert [one.ready for one in health.stores(60)] == [True]
+        assert [one.ready for one in health.check_stores(60)] == [True]
         until(lambda: "worker_replaced" in [getattr(line, "event", None) for line in caplog.records])  # said once it runs
         engine.dispose()
     finally:

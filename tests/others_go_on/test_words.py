@@ -150,7 +150,7 @@ def test_words_are_plain_text_whatever_type_they_are_of() -> None:
         def __str__(self) -> str:
             return Text("no paper")
 
-    assert safe_text.describe(Fails()) == "Fails: no paper"
+    assert safe_text.describe_exception(Fails()) == "Fails: no paper"
 
 
 def test_a_line_of_json_is_written_whatever_its_fields_are() -> None:
@@ -160,7 +160,7 @@ def test_a_line_of_json_is_written_whatever_its_fields_are() -> None:
 
 def test_ctrl_c_of_a_person_is_no_failure_of_what_is_shown() -> None:
     with pytest.raises(KeyboardInterrupt):
-        safe_text.describe(Speechless(KeyboardInterrupt))
+        safe_text.describe_exception(Speechless(KeyboardInterrupt))
 
 
 def test_a_handler_that_fails_is_told_with_its_table_its_try_and_when_the_next_one_is(beside: Beside) -> None:

@@ -55,7 +55,7 @@ class Pair:
 def pair(**settings: str) -> Iterator[Pair]:
     """With nothing in it."""
     with PostgresServer(max_connections=40, settings=settings) as primary:
-        standby = primary.copied(standby=True)
+        standby = primary.create_copy(standby=True)
         try:
             standby.start()
             yield Pair(primary, standby)

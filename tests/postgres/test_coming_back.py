@@ -22,8 +22,8 @@ from sqlalchemy.exc import OperationalError
 from tools.servers.postgres import PostgresServer
 
 from groundstate import InDoubt
-from groundstate.engine.operate.pending import pending
-from groundstate.engine.operate.why import why
+from groundstate.engine.operate.pending import build_pending_report
+from groundstate.engine.operate.why import explain_record
 from groundstate.engine.recover import adopt
 from groundstate.engine.rows import incarnation as lives
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -121,14 +121,14 @@ def asleep(*some: Life) -> Iterator[None]:
     """Their threads stand still at their next turn, as if their hosts were suspended."""
     awake, still = threading.Event(), [threading.Event() for _ in some]
     for life, stands in zip(some, still, strict=True):
-        vars(life.worker)["_turn"] = _standing(life, stands, awake)
+        vars(life.worker)["_run_iteration"] = _standing(life, stands, awake)
         life.worker._wake.set()
     assert all(stands.wait(HANG_S) for stands in still)
     try:
         yield
     finally:
         for life in some:
-            del vars(life.worker)["_turn"]
+            del vars(life.worker)["_run_iteration"]
         awake.set()
 
 
@@ -319,7 +319,7 @@ def test_a_life_waits_for_its_lock_while_its_own_last_session_still_has_it(world
     with asleep(life):
         life.lose_lock()
         until(lambda: _took(session, first))
-    until(lambda: "not free yet" in str(life.worker.trouble))
+    until(lambda: "not free yet" in str(life.worker.current_trouble))
     assert life.worker.incarnation.id == first
     session.release()
     came_back(life)
@@ -349,7 +349,7 @@ def test_and_begins_another_life_where_that_lasts(world: World, monkeypatch: pyt
 def _took(session: Liveness, life: int) -> bool:
     """Its last session ends a moment after it was closed."""
     try:
-        session.take(life)
+        session.take_lock(life)
     except LifeTakenError:
         return False
     return True
@@ -358,7 +358,7 @@ def _took(session: Liveness, life: int) -> bool:
 def test_an_adopter_that_loses_its_own_lock_meanwhile_takes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway, (adopter, dead) = in_the_air(world, ASK, 4, 2, done=True)
     gone, seen = dead.worker.incarnation.id, list[list[str]]()
-    real = adopt._remember_its_end
+    real = adopt._record_end
 
     def cut(life: Any, tx: Any, of: int) -> bool:
         found = real(life, tx, of)
@@ -369,7 +369,7 @@ def test_an_adopter_that_loses_its_own_lock_meanwhile_takes_nothing(world: World
             seen.append([one.state.value for one in world.attempts() if one.worker == gone])
         return found
 
-    monkeypatch.setattr(adopt, "_remember_its_end", cut)
+    monkeypatch.setattr(adopt, "_record_end", cut)
     monkeypatch.setattr(lives, "RECONNECT", ms(300))
     dead.kill()
     until(lambda: ended(world) == [gone])
@@ -387,14 +387,14 @@ def test_a_begin_whose_commit_landed_without_an_answer_is_known_for_not_sent_aft
     life = world.worker()
     life.sweep_no_more()
     restarted = threading.Event()
-    real = life.worker._succession.check
+    real = life.worker._succession.check_lock
 
     def check(shift: Any) -> None:
         if life.lost:
             restarted.wait()
         real(shift)
 
-    vars(life.worker._succession)["check"] = check
+    vars(life.worker._succession)["check_lock"] = check
     life.lose_word_of = "insert into groundstate_attempt"
     world.orders(3)
     until(lambda: life.lost == 1)
@@ -439,8 +439,8 @@ def test_calls_of_a_worker_that_may_come_back_are_listed_all_the_while(server: P
         database.connect()
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
         try:
-            report = pending("shop", database, questions, make_lives())
-            told = why("shop", database, questions, make_lives(), "orders", "1")
+            report = build_pending_report("shop", database, questions, make_lives())
+            told = explain_record("shop", database, questions, make_lives(), "orders", "1")
         finally:
             database.close()
     assert report.counts["alive or in doubt"] == 2
@@ -467,7 +467,9 @@ def test_they_are_told_as_in_doubt_once_no_worker_can_come_back(
     database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     database.connect()
     try:
-        report = pending("shop", database, [ConditionQuery(spec, database) for spec in world.app.reactions.values()], make_lives())
+        report = build_pending_report(
+            "shop", database, [ConditionQuery(spec, database) for spec in world.app.reactions.values()], make_lives()
+        )
     finally:
         database.close()
     assert report.counts["in doubt"] == 2

@@ -12,9 +12,9 @@ from tools.servers.postgres import PostgresServer
 
 from groundstate import ExternalService, InDoubt
 from groundstate.engine.operate import actions, plan, renaming
-from groundstate.engine.operate.fleet_status import overview
-from groundstate.engine.operate.pending import pending
-from groundstate.engine.operate.why import why
+from groundstate.engine.operate.fleet_status import build_overview
+from groundstate.engine.operate.pending import build_pending_report
+from groundstate.engine.operate.why import explain_record
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from tests.engine.charging import ASK, charging
@@ -75,7 +75,7 @@ class Shop:
         world = world or self.world
         database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
         try:
-            person = actions.person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
+            person = actions.build_person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
             return renaming.trust(person, name).reactions
         finally:
             database.close()
@@ -297,7 +297,7 @@ def test_a_renamed_reaction_waits_under_its_new_name(shop: Shop) -> None:
     _waits(shop).stop()
     database, make_lives, _ = connect.open_store(shop.world.app.stores[0].settings())
     try:
-        renaming.rename(actions.person("shop", [], database, make_lives(), by="ada"), "paid", "charged")
+        renaming.rename(actions.build_person("shop", [], database, make_lives(), by="ada"), "paid", "charged")
     finally:
         database.close()
     assert shop.ask("select name from groundstate_reaction where wrote = '0'::xid8") == [("charged",)]
@@ -321,7 +321,7 @@ def test_a_living_worker_that_began_nothing_sees_at_its_first_begin_that_its_row
     until(lambda: shop.world.count(Order.status == "paid") == MANY)
     busy.kill()
     shop.load(file)
-    idle.worker.go()
+    idle.worker.begin_work()
     until(lambda: idle.worker.incarnation.waiting == {"paid"} or shop.charged() != [1] * MANY)
     assert shop.charged() == [1] * MANY
     idle.sweep()
@@ -347,16 +347,16 @@ def test_every_command_that_looks_says_who_waits(shop: Shop, when: str) -> None:
     _put_back(shop)
     if when == "after it":
         _waits(shop).stop()
-    report = shop.read(lambda database, lives, questions: pending("shop", database, questions, lives))
+    report = shop.read(lambda database, lives, questions: build_pending_report("shop", database, questions, lives))
     assert report.waiting == ("paid",)
     assert [one.starts for one in report.to_do] == [False]
-    planned = shop.read(lambda database, _lives, questions: plan.plan("shop", database, questions, []))
+    planned = shop.read(lambda database, _lives, questions: plan.build_plan("shop", database, questions, []))
     assert planned.waiting == ("paid",)
-    assert planned.needs_somebody
+    assert planned.needs_person
     assert [one.starts for one in planned.reactions] == [False]
-    seen = shop.read(lambda database, lives, questions: overview("shop", database, questions, [], liveness=lives))
+    seen = shop.read(lambda database, lives, questions: build_overview("shop", database, questions, [], liveness=lives))
     assert [one.waits for one in seen.reactions] == [True]
-    said = shop.read(lambda database, lives, questions: why("shop", database, questions, lives, "orders", "1"))
+    said = shop.read(lambda database, lives, questions: explain_record("shop", database, questions, lives, "orders", "1"))
     assert "waits for a person" in said.answers[0].next
     assert shop.world.states() == []
 

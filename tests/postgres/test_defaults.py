@@ -156,7 +156,7 @@ def test_a_stopped_process_keeps_a_row_for_minutes_at_most(postgres_url: str) ->
 @pytest.mark.parametrize(("failover", "wanted"), [("lossy", "local"), ("lossless", "on")])
 def test_what_was_called_lossless_waits_for_the_standby_whatever_a_role_has_set(failover: str, wanted: str, postgres_url: str) -> None:
     with role(postgres_url, {"synchronous_commit": "local"}) as login:
-        database = connect.open_store(connect.settings_of(login, failover=failover))[0]
+        database = connect.open_store(connect.resolve_settings(login, failover=failover))[0]
         try:
             database.connect()
             with database.writing() as connection:

@@ -239,7 +239,7 @@ def test_init_makes_it_on_a_table_that_was_made_without_and_says_nothing_where_i
         try:
             database, _, _ = connect.open_store(theirs.app.stores[0].settings())
             database.connect()
-            assert schema.create(database) == []
+            assert schema.create_tables(database) == []
             database.close()
         finally:
             theirs.close()
@@ -250,13 +250,13 @@ def test_create_all_makes_it_and_a_migration_has_its_statements(world: World) ->
     with world.engine.begin() as connection:
         metadata.create_all(connection)
     with world.engine.connect() as connection:
-        assert delete_guard.are_there(connection)
+        assert delete_guard.triggers_exist(connection)
     without(world)
     with world.engine.begin() as connection:
         for statement in keep_rows:
             connection.execute(text(statement))
     with world.engine.connect() as connection:
-        assert delete_guard.are_there(connection)
+        assert delete_guard.triggers_exist(connection)
 
 
 def test_two_workers_and_a_row_deleted_by_hand_make_one_call(world: World) -> None:

@@ -73,8 +73,8 @@ def test_a_locked_table_is_waited_for_and_said_and_others_go_on(world: World, ca
         assert line.startswith(f"{name} waits: pid {pid} (")
         assert f"has locked the table {locked}, in a transaction since" in line
         assert line.endswith("; the others go on")
-        until(lambda: f"the table {locked}" in life.worker.waiting.get(name, ""))
-        assert other not in life.worker.waiting
+        until(lambda: f"the table {locked}" in life.worker.reasons_of_waiting_reactions.get(name, ""))
+        assert other not in life.worker.reasons_of_waiting_reactions
         if calls:
             world.add(Ticket(id=1))
             until(lambda: shows(world, "select status from tickets") == "closed")
@@ -83,7 +83,7 @@ def test_a_locked_table_is_waited_for_and_said_and_others_go_on(world: World, ca
             until(lambda: shows(world, "select status from orders where id = 2") == "paid")
     world.add(Ticket(id=3))
     until(lambda: shows(world, "select count(*) from tickets where status = 'open'") == 0)
-    until(lambda: name not in life.worker.waiting)
+    until(lambda: name not in life.worker.reasons_of_waiting_reactions)
     if calls:
         until(lambda: world.order().status == "paid")
         assert gateway.called(1) == 1
@@ -138,11 +138,11 @@ def test_an_answer_that_waits_for_a_locked_row_is_told_with_who_has_it_and_when_
         gateway.gate.set()
         until(lambda: told(caplog, "answer_waits"))
         (line,) = told(caplog, "answer_waits")
-        said = f"paid on orders 1: what its call said cannot be written down, since pid {pid} (a forgotten psql, idle in transaction)"
+        said = f"paid on orders 1: the result of its call cannot be written, since pid {pid} (a forgotten psql, idle in transaction)"
         assert said in line
         database, lives, _witness = connect.open_store(world.app.stores[0].settings())
         questions = [ConditionQuery(one, database) for one in world.app.reactions.values()]
-        (answer,) = why.why(world.app.name, database, questions, lives(), "orders", "1").answers
+        (answer,) = why.explain_record(world.app.name, database, questions, lives(), "orders", "1").answers
         database.close()
         assert f"pid {pid} (a forgotten psql" in answer.next
     until(lambda: told(caplog, "answer_written"))
@@ -150,7 +150,7 @@ def test_an_answer_that_waits_for_a_locked_row_is_told_with_who_has_it_and_when_
     assert len(told(caplog, "answer_waits")) == 1
 
 
-@pytest.mark.parametrize("look", [status.ask, pending.ask])
+@pytest.mark.parametrize("look", [status.read_status, pending.read_pending])
 def test_who_looks_while_a_table_of_ours_is_locked_is_told_by_whom(
     world: World, monkeypatch: pytest.MonkeyPatch, look: Callable[[App, Store], object]
 ) -> None:

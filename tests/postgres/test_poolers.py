@@ -12,7 +12,7 @@ from tools.servers.postgres import PostgresServer
 
 from groundstate import StoreRefusedError
 from groundstate.store.postgres import PostgresDatabase
-from groundstate.transport.from_url import transport_of
+from groundstate.transport.from_url import make_transport
 from groundstate.values import keepalive
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Order, World, until
@@ -70,7 +70,7 @@ def test_the_work_goes_through_the_pooler_and_the_lock_past_it(pooled: tuple[str
         for number in range(31, 51):  # one by one, so that statements come often enough to be prepared
             world.orders_from(number, number)
             until(lambda number=number: world.order(number).status == "packed")  # type: ignore[misc]
-        assert life.worker.incarnation.liveness.held()
+        assert life.worker.incarnation.liveness.is_held()
         life.quiet()
         assert [gateway.done(number) for number in range(1, 51)] == [1] * 50
         past = (
@@ -86,7 +86,7 @@ def test_the_work_goes_through_the_pooler_and_the_lock_past_it(pooled: tuple[str
 def test_hints_through_a_pooler_are_not_up_say_why_and_leave_no_setting_to_other_clients(
     pooled: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    transport = transport_of(pooled[0])
+    transport = make_transport(pooled[0])
     try:
         transport.open("groundstate.pooled", lambda _hint: None)
         until(lambda: "direct=" in caplog.text)

@@ -98,7 +98,7 @@ def _comes_up_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch, happen
     """With another life than the one to which this happened before it was up, and carries out."""
     gateway = charging(world, ASK)
     world.orders(3)
-    really = startup.follow_the_clock
+    really = startup.shorten_waits_of_wrong_clock
     met: list[int] = []
 
     def happens_before(shift: Any, **more: Any) -> None:
@@ -107,7 +107,7 @@ def _comes_up_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch, happen
             happens(shift)
         really(shift, **more)
 
-    monkeypatch.setattr(startup, "follow_the_clock", happens_before)
+    monkeypatch.setattr(startup, "shorten_waits_of_wrong_clock", happens_before)
     life = world.worker()
     assert len(met) == 1
     assert life.worker.incarnation.id not in met
@@ -223,7 +223,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for_and_the_log_says_when_a
     world.engine.dispose()
     until(lambda: world.order().status == "paid")
     assert gateway.called(1) == 1
-    until(lambda: "well again" in caplog.text)
+    until(lambda: "the database works again" in caplog.text)
     events = [vars(one).get("event") for one in caplog.records]
     assert events[0] == "worker_began"
     assert events[events.index("lock_lost") :].count("worker_resumed") == 1

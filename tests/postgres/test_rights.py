@@ -88,12 +88,12 @@ def test_a_right_that_is_missing_keeps_its_reaction_waiting_with_one_line_and_ch
     shop.world.orders(1)
     shop.world.run(f"revoke {right} on orders from {shop.role}")
     life = shop.world.worker()
-    until(lambda: "permission denied for table orders" in life.worker.waiting.get("paid", ""))
+    until(lambda: "permission denied for table orders" in life.worker.reasons_of_waiting_reactions.get("paid", ""))
     shop.world.add(Ticket(id=1))
     tickets_are_closed(shop)
     life.worker._sweeps.next = 0.0
     life.turn()
-    assert "closed" not in life.worker.waiting
+    assert "closed" not in life.worker.reasons_of_waiting_reactions
     (line,) = shop.told("reaction_unfit")
     assert line.startswith("paid is not carried out: permission denied for table orders: grant it")
     without_a_traceback(shop)
@@ -113,11 +113,11 @@ def test_a_right_that_every_living_worker_lacks_is_what_why_status_and_pending_s
     until(lambda: any(one.says.lacks for one in lives(shop.world)))
     assert answer(shop.world, 1).next == f"not carried out: {words}"
     assert f"paid is not carried out: {words}" in printed(shop.world)
-    assert pending.ask(shop.world.app, shop.world.app.stores[0]).lacks == {"paid": words}
+    assert pending.read_pending(shop.world.app, shop.world.app.stores[0]).lacks == {"paid": words}
     with another_that_lives(shop.world):
         assert answer(shop.world, 1).next == "carried out now"
         assert f"paid: not carried out in 1 of 2 workers: {words}" in printed(shop.world)
-        assert pending.ask(shop.world.app, shop.world.app.stores[0]).lacks == {}
+        assert pending.read_pending(shop.world.app, shop.world.app.stores[0]).lacks == {}
     shop.world.run(f"grant update on orders to {shop.role}")
     until(lambda: shop.world.order().status == "paid")
     until(lambda: not any(one.says.lacks for one in lives(shop.world)))
@@ -131,7 +131,7 @@ def test_a_right_to_a_table_of_ours_that_is_missing_is_told_in_the_databases_wor
     life.worker._sweeps.next = 0.0
     life.worker._wake.set()
     words = "permission denied for table groundstate_attempt"
-    until(lambda: words in life.worker.waiting.get("paid", ""))
+    until(lambda: words in life.worker.reasons_of_waiting_reactions.get("paid", ""))
     assert words in shop.log.text
     without_a_traceback(shop)
     (found,) = shop.findings()
@@ -150,7 +150,7 @@ def test_a_column_of_another_type_keeps_its_reaction_waiting_and_names_it(shop: 
     shop.world.run("alter table orders alter column status drop default, alter column status type integer using 0")
     life.worker._sweeps.next = 0.0
     life.worker._wake.set()
-    until(lambda: "(at orders.status)" in life.worker.waiting.get("paid", ""))
+    until(lambda: "(at orders.status)" in life.worker.reasons_of_waiting_reactions.get("paid", ""))
     (line,) = shop.told("reaction_unfit")
     assert "operator does not exist: integer = character varying (at orders.status)" in line
     shop.world.add(Ticket(id=1))

@@ -140,19 +140,19 @@ def test_a_server_that_does_not_answer_is_trouble_and_the_other_store_goes_on(
         health = Health(app)
         health.started = True
         stuck = StuckLog(app, health, 60.0)
-        until(lambda: all(one.ready for one in health.stores(60.0)))
+        until(lambda: all(one.ready for one in health.check_stores(60.0)))
         with stopped(postgres_server) if how == "stopped" else muffled(muffler):
-            until(lambda: not health.stores(60.0)[1].ready)
-            until(lambda: "does not answer" in (health.stores(60.0)[1].why or ""), lambda: health.stores(60.0))
+            until(lambda: not health.check_stores(60.0)[1].ready)
+            until(lambda: "does not answer" in (health.check_stores(60.0)[1].why or ""), lambda: health.check_stores(60.0))
             _write(shop, Item(id=1))
             until(lambda: _holds(shop, Item))
-            first = health.stores(60.0)[0]
-            assert (first.ready, health.stuck(60.0)) == (True, [])
-            stuck.look()
+            first = health.check_stores(60.0)[0]
+            assert (first.ready, health.find_stuck_workers(60.0)) == (True, [])
+            stuck.log_changes()
             events = [getattr(one, "event", "") for one in caplog.records]
             assert "database_trouble" in events
             assert "worker_stuck" not in events
-        until(lambda: health.stores(60.0)[1].ready)
+        until(lambda: health.check_stores(60.0)[1].ready)
         _write(bank, Payment(id=1))
         until(lambda: _holds(bank, Payment))
 
@@ -171,7 +171,7 @@ def test_a_stop_waits_for_no_server_that_does_not_answer(postgres_url: str) -> N
         life = world.worker()
         life.quiet()
         stack.enter_context(muffled(muffler))
-        until(lambda: "does not answer" in (life.worker.trouble or ""))
+        until(lambda: "does not answer" in (life.worker.current_trouble or ""))
         assert not life.worker.stop(1.0).hangs
 
 
@@ -209,7 +209,7 @@ def test_a_lock_on_our_own_tables_is_told_with_who_has_it_and_nothing_is_ready(
         )
         until(lambda: [one for one in caplog.records if _is_trouble(one) and f"pid {pid}" in one.getMessage()])
         assert not [one for one in caplog.records if getattr(one, "event", "") == "reaction_barred"]
-    until(lambda: life.worker.trouble is None)
+    until(lambda: life.worker.current_trouble is None)
     until(lambda: world.states() == ["failed"])
     world.close()
 

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from groundstate.rules import begun_kind
-from groundstate.rules.attempt import IN_VAIN, Attempt, Facts, State, Terms
+from groundstate.rules.attempt import EXPIRED_HANDLER_FAILED, Attempt, Facts, State, Terms
 from groundstate.rules.begun_kind import Kind
-from groundstate.rules.poison_suspects import ended_under
+from groundstate.rules.poison_suspects import why_for_ended_workers
 from groundstate.rules.policy import InDoubt, Retry
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -88,10 +88,10 @@ all_terms = st.builds(
 
 
 _OTHERS = (CHARGE, replace(CHARGE, policy="repeat"), replace(CHARGE, service="psp"), replace(CHARGE, occurrence=("round",)))
-_BEGUN_WITH = (None, *(begun_kind.text_of(one) for one in _OTHERS))
+_BEGUN_WITH = (None, *(begun_kind.kind_as_json(one) for one in _OTHERS))
 
 
-WHYS = (None, ended_under([5]), ended_under([5, 6]), IN_VAIN)
+WHYS = (None, why_for_ended_workers([5]), why_for_ended_workers([5, 6]), EXPIRED_HANDLER_FAILED)
 
 
 @st.composite

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
-from groundstate.rules.poison_suspects import ended_under, ends_met
+from groundstate.rules.poison_suspects import why_for_ended_workers, worker_ends_in_why
 from groundstate.rules.policy import MARGIN
 from tests.rules.making import ALL_TERMS, HOLDS, NOW, SECOND
 
@@ -113,7 +113,7 @@ class Case:
     @property
     def ends(self) -> list[int]:
         """The unclean ends at which it was under way, this one among them; none where this one was no unclean end."""
-        return [*ends_met(self.one.why), self.one.worker] if self.counts else []
+        return [*worker_ends_in_why(self.one.why), self.one.worker] if self.counts else []
 
     def is_killer(self, before: int) -> bool:
         """Whether it alone was under way at this unclean end, and was at so many before."""
@@ -177,23 +177,23 @@ def died(case: Case) -> Changes:
     """Its worker is no more. In careful mode only the one that was alone counts as having failed; an unclean end is remembered of each."""
     return {
         "state": DOUBT, "unsure": True, "worker": ADOPTER, "failures": case.one.failures + (case.one.together < 2), "next_at": case.now,
-        "error": WORDS, "deadline": later_deadline(case), "why": ended_under(case.ends) if case.ends else case.one.why,
+        "error": WORDS, "deadline": later_deadline(case), "why": why_for_ended_workers(case.ends) if case.ends else case.one.why,
     }  # fmt: skip
 
 
 def died_without_call(case: Case) -> Changes:
     return {
         "state": FAILED, "worker": ADOPTER, "failures": case.one.failures + (case.one.together == 1), "next_at": case.now, "error": WORDS,
-        "why": ended_under(case.ends) if case.ends else case.one.why,
+        "why": why_for_ended_workers(case.ends) if case.ends else case.one.why,
     }  # fmt: skip
 
 
 def killed_alone(case: Case) -> Changes:
-    return {**died(case), "state": HELD, "next_at": None, "why": ended_under(case.ends, alone=True)}
+    return {**died(case), "state": HELD, "next_at": None, "why": why_for_ended_workers(case.ends, alone=True)}
 
 
 def killed_alone_without_call(case: Case) -> Changes:
-    return {**died_without_call(case), "state": HELD, "next_at": None, "why": ended_under(case.ends, alone=True)}
+    return {**died_without_call(case), "state": HELD, "next_at": None, "why": why_for_ended_workers(case.ends, alone=True)}
 
 
 def fresh_start(case: Case) -> Changes:

@@ -101,7 +101,18 @@ def many_walks(kind: Kind, count: int) -> None:
 
 # ---- a world that cannot tell a mistake proves nothing -----------------------------------------------------------------------------
 FAILED, HELD = State.FAILED, State.HELD
-honest = {name: getattr(rules, name) for name in ("absent", "settle", "retry_failed", "adopted", "begun", "person_absent", "person_retry")}
+honest = {
+    name: getattr(rules, name)
+    for name in (
+        "on_lookup_absent",
+        "decide_attempt_in_doubt",
+        "decide_failed_attempt",
+        "adopt_attempt",
+        "attempt_with_new_call",
+        "apply_settle_absent_command",
+        "apply_retry_command",
+    )
+}
 
 
 def _sure(one: Attempt, **columns: Any) -> Keep:
@@ -109,63 +120,63 @@ def _sure(one: Attempt, **columns: Any) -> Keep:
 
 
 def _absent_by_the_time_of_its_answer(one: Attempt, terms: Terms, facts: Any, _asked: Any, now: Any, next_at: Any) -> Any:
-    return honest["absent"](one, terms, facts, now, now, next_at)
+    return honest["on_lookup_absent"](one, terms, facts, now, now, next_at)
 
 
 def _absent_at_once(one: Attempt, terms: Terms, facts: Any, asked: Any, now: Any, next_at: Any) -> Any:
-    return honest["absent"](replace(one, deadline=asked - 3600 * SECOND), terms, facts, asked, now, next_at)
+    return honest["on_lookup_absent"](replace(one, deadline=asked - 3600 * SECOND), terms, facts, asked, now, next_at)
 
 
 def _settles_only_while_it_holds(one: Attempt, terms: Terms, facts: Any, now: Any) -> Any:
-    return rules.Delete() if facts.gone else honest["settle"](one, terms, facts, now)
+    return rules.Delete() if facts.no_longer_holds else honest["decide_attempt_in_doubt"](one, terms, facts, now)
 
 
 def _key_as_old_as_the_latest_call(one: Attempt, *, now: Any, **given: Any) -> Attempt:
-    after: Attempt = honest["begun"](one, now=now, **given)
+    after: Attempt = honest["attempt_with_new_call"](one, now=now, **given)
     return replace(after, first_at=now)
 
 
 def _deadline_stays(one: Attempt, *given: Any, **more: Any) -> Keep:
-    return Keep(replace(honest["adopted"](one, *given, **more).attempt, deadline=one.deadline))
+    return Keep(replace(honest["adopt_attempt"](one, *given, **more).attempt, deadline=one.deadline))
 
 
 def _retry_forgets_the_outcome(one: Attempt, terms: Terms, now: Any) -> Any:
-    return honest["person_retry"](replace(one, outcome=None), terms, now)
+    return honest["apply_retry_command"](replace(one, outcome=None), terms, now)
 
 
 def _person_need_not_wait(one: Attempt, terms: Terms, facts: Any, now: Any) -> Any:
-    return honest["person_absent"](replace(one, deadline=now - 3600 * SECOND), terms, facts, now)
+    return honest["apply_settle_absent_command"](replace(one, deadline=now - 3600 * SECOND), terms, facts, now)
 
 
 def _settles_however_late(one: Attempt, terms: Terms, facts: Any, now: Any) -> Any:
-    return honest["settle"](one, terms, replace(facts, expired=False), now)
+    return honest["decide_attempt_in_doubt"](one, terms, replace(facts, expired=False), now)
 
 
 def _tries_again_however_late(one: Attempt, terms: Terms, facts: Any, now: Any, *, blocked: bool) -> Any:
-    return honest["retry_failed"](one, terms, replace(facts, expired=False), now, blocked=blocked)
+    return honest["decide_failed_attempt"](one, terms, replace(facts, expired=False), now, blocked=blocked)
 
 
 def _expires_in_doubt(one: Attempt, terms: Terms, facts: Any, now: Any) -> Any:
     late = facts.holds and facts.expired
-    return rules.Expired(unsure=True) if late else honest["settle"](one, terms, facts, now)
+    return rules.Expired(unsure=True) if late else honest["decide_attempt_in_doubt"](one, terms, facts, now)
 
 
 MISTAKES: list[tuple[str, Kind, str, Callable[..., Any]]] = [
-    ("a later NotDone clears the doubt", SAME_KEY, "not_done", lambda one, _error, at, **_: _sure(one, next_at=at)),
-    ("a stop clears the doubt", SAME_KEY, "did_not_go_out", lambda _one, _now: rules.Delete()),
-    ("a dead worker's call has failed", HOLD, "adopted", lambda one, adopter, now, **_: _sure(one, worker=adopter, next_at=now)),
-    ("a handler that raises is a failed call", HOLD, "outcome_refused", lambda one, *_: _sure(one)),
-    ("Absent is believed at once", ASK, "absent", _absent_at_once),
-    ("Absent is as late as its answer", ASK, "absent", _absent_by_the_time_of_its_answer),
-    ("a doubt is settled only while its condition holds", ASK, "settle", _settles_only_while_it_holds),
-    ("a late outcome is dropped", ASK, "late_outcome", lambda *_, **__: rules.Drop("no")),
-    ("retry forgets the outcome in hand", HOLD, "person_retry", _retry_forgets_the_outcome),
-    ("a person need not wait", HOLD, "person_absent", _person_need_not_wait),
-    ("a failed attempt is tried again however late", ASK_LATE, "retry_failed", _tries_again_however_late),
-    ("a doubt is called again under its key however late", SAME_KEY_LATE, "settle", _settles_however_late),
-    ("a doubt is called again under InDoubt.repeat() however late", AGAIN_LATE, "settle", _settles_however_late),
-    ("the expired handler answers for a doubt", ASK_LATE, "settle", _expires_in_doubt),
-    ("what is held may be forgotten while it holds", HOLD, "person_forget", lambda *_: rules.Delete()),
+    ("a later NotDone clears the doubt", SAME_KEY, "on_call_not_done", lambda one, _error, at, **_: _sure(one, next_at=at)),
+    ("a stop clears the doubt", SAME_KEY, "on_call_not_sent", lambda _one, _now: rules.Delete()),
+    ("a dead worker's call has failed", HOLD, "adopt_attempt", lambda one, adopter, now, **_: _sure(one, worker=adopter, next_at=now)),
+    ("a handler that raises is a failed call", HOLD, "hold_refused_outcome", lambda one, *_: _sure(one)),
+    ("Absent is believed at once", ASK, "on_lookup_absent", _absent_at_once),
+    ("Absent is as late as its answer", ASK, "on_lookup_absent", _absent_by_the_time_of_its_answer),
+    ("a doubt is settled only while its condition holds", ASK, "decide_attempt_in_doubt", _settles_only_while_it_holds),
+    ("a late outcome is dropped", ASK, "decide_late_outcome", lambda *_, **__: rules.Drop("no")),
+    ("retry forgets the outcome in hand", HOLD, "apply_retry_command", _retry_forgets_the_outcome),
+    ("a person need not wait", HOLD, "apply_settle_absent_command", _person_need_not_wait),
+    ("a failed attempt is tried again however late", ASK_LATE, "decide_failed_attempt", _tries_again_however_late),
+    ("a doubt is called again under its key however late", SAME_KEY_LATE, "decide_attempt_in_doubt", _settles_however_late),
+    ("a doubt is called again under InDoubt.repeat() however late", AGAIN_LATE, "decide_attempt_in_doubt", _settles_however_late),
+    ("the expired handler answers for a doubt", ASK_LATE, "decide_attempt_in_doubt", _expires_in_doubt),
+    ("what is held may be forgotten while it holds", HOLD, "apply_forget_command", lambda *_: rules.Delete()),
 ]
 
 
@@ -209,8 +220,8 @@ def a_thread_that_hung_sends_just_before_its_process_dies(world: World) -> None:
 
 
 STORIES = [
-    (SAME_KEY, a_third_call_under_a_key_that_is_forgotten_soon, "begun", _key_as_old_as_the_latest_call, "AtMostOnce"),
-    (ASK_WITH_THREADS, a_thread_that_hung_sends_just_before_its_process_dies, "adopted", _deadline_stays, "StickyDoubt"),
+    (SAME_KEY, a_third_call_under_a_key_that_is_forgotten_soon, "attempt_with_new_call", _key_as_old_as_the_latest_call, "AtMostOnce"),
+    (ASK_WITH_THREADS, a_thread_that_hung_sends_just_before_its_process_dies, "adopt_attempt", _deadline_stays, "StickyDoubt"),
 ]
 
 

@@ -34,25 +34,25 @@ from tests.rules.table import ADOPTER, BEGUN, DOUBT, FAILED, HELD, NEW_CALL, NEW
 EVENTS = sorted({row.event for row in TABLE})
 
 DECIDE: dict[str, Callable[[Case], Any]] = {
-    "late": lambda c: rules.late_outcome(c.attempt, c.terms.policy, own=c.terms.kind),
-    "returned": lambda c: rules.returned(c.facts),
-    "refused": lambda c: rules.outcome_refused(c.one, "the handler raised", SAID, '["paid"]'),
-    "one of several": lambda c: rules.one_of_several(c.one, '["paid"]'),
-    "not done": lambda c: rules.not_done(c.one, SAID, c.next_at, counts=c.counts),
-    "unclear": lambda c: rules.unclear(c.one, SAID, c.next_at, c.now),
-    "adopted": lambda c: rules.adopted(c.one, ADOPTER, c.now, alone=c.one.together == 1, ends=c.ends),
-    "did not go out": lambda c: rules.did_not_go_out(c.one, c.now),
-    "not in memory": lambda c: rules.not_in_memory(c.one, c.now),
-    "settle": lambda c: rules.settle(c.one, c.terms, c.facts, c.now),
-    "absent": lambda c: rules.absent(c.one, c.terms, c.facts, c.asked_at, c.asks_at, c.next_at),
-    "unknown": lambda c: rules.unknown(c.one, c.next_at, SAID),
-    "unknown for too long": lambda c: rules.unknown_for_too_long(c.one, "nobody could say"),
-    "due": lambda c: rules.retry_failed(c.one, c.terms, c.facts, c.now, blocked=c.blocked),
-    "expired in vain": lambda c: rules.expired_in_vain(c.one, c.terms, c.now, c.next_at, SAID),
-    "retry": lambda c: rules.person_retry(c.one, c.terms, c.now),
-    "settle as absent": lambda c: rules.person_absent(c.one, c.terms, c.facts, c.now),
-    "settle with an outcome": lambda c: rules.person_outcome(c.one, c.terms, c.now),
-    "forget": lambda c: rules.person_forget(c.one, c.terms, c.facts, c.now),
+    "late": lambda c: rules.decide_late_outcome(c.attempt, c.terms.policy, own=c.terms.kind),
+    "returned": lambda c: rules.on_call_returned(c.facts),
+    "refused": lambda c: rules.hold_refused_outcome(c.one, "the handler raised", SAID, '["paid"]'),
+    "one of several": lambda c: rules.hold_remaining_outcomes(c.one, '["paid"]'),
+    "not done": lambda c: rules.on_call_not_done(c.one, SAID, c.next_at, counts=c.counts),
+    "unclear": lambda c: rules.put_in_doubt(c.one, SAID, c.next_at, c.now),
+    "adopted": lambda c: rules.adopt_attempt(c.one, ADOPTER, c.now, alone=c.one.together == 1, ends=c.ends),
+    "did not go out": lambda c: rules.on_call_not_sent(c.one, c.now),
+    "not in memory": lambda c: rules.on_call_not_in_memory(c.one, c.now),
+    "settle": lambda c: rules.decide_attempt_in_doubt(c.one, c.terms, c.facts, c.now),
+    "absent": lambda c: rules.on_lookup_absent(c.one, c.terms, c.facts, c.asked_at, c.asks_at, c.next_at),
+    "unknown": lambda c: rules.on_lookup_unknown(c.one, c.next_at, SAID),
+    "unknown for too long": lambda c: rules.hold_unknown_for_too_long(c.one, "nobody could say"),
+    "due": lambda c: rules.decide_failed_attempt(c.one, c.terms, c.facts, c.now, blocked=c.blocked),
+    "expired in vain": lambda c: rules.on_expired_handler_failed(c.one, c.terms, c.now, c.next_at, SAID),
+    "retry": lambda c: rules.apply_retry_command(c.one, c.terms, c.now),
+    "settle as absent": lambda c: rules.apply_settle_absent_command(c.one, c.terms, c.facts, c.now),
+    "settle with an outcome": lambda c: rules.apply_settle_outcome_command(c.one, c.terms, c.now),
+    "forget": lambda c: rules.apply_forget_command(c.one, c.terms, c.facts, c.now),
 }
 
 
@@ -63,7 +63,7 @@ def happen(event: str, case: Case) -> tuple[str, Attempt | None]:
             return after.state.value, after
         case rules.Begin(before):
             deadline = case.now + case.terms.timeout
-            after = rules.begun(before, worker=ADOPTER, call=NEW_CALL, now=case.now, deadline=deadline, begun_with=NEW_WITH)
+            after = rules.attempt_with_new_call(before, worker=ADOPTER, call=NEW_CALL, now=case.now, deadline=deadline, begun_with=NEW_WITH)
             return "begun", after
         case rules.AddOutcome(unsure=unsure, loudly=loudly):
             kept = replace(case.one, state=HELD, unsure=unsure, outcome='["paid", "paid"]', why=case.one.why or "late", next_at=None)
@@ -131,7 +131,7 @@ def shapes_that_say_their_call() -> Iterator[Attempt]:
     others += [replace(CHARGE, lookup="looked_up", policy="same_key")]
     others += [replace(CHARGE, key=False), replace(CHARGE, occurrence=("round",)), Kind(), replace(CHARGE, service="psp", policy="repeat")]
     for other, first_at in itertools.product(others, (NOW, NOW - 7200 * SECOND)):
-        columns: dict[str, Any] = {"begun_with": begun_kind.text_of(other), "first_at": first_at, "deadline": NOW - SECOND}
+        columns: dict[str, Any] = {"begun_with": begun_kind.kind_as_json(other), "first_at": first_at, "deadline": NOW - SECOND}
         yield attempt(DOUBT, **columns)
         yield attempt(FAILED, **columns)
         for unsure in (False, True):
@@ -211,7 +211,7 @@ def test_an_attempt_that_was_in_doubt_stays_unsure_whatever_its_later_calls_say(
 def test_a_new_call_has_a_new_fence_and_the_next_number_and_a_key_as_old_as_the_first_unsure_call(
     one: Attempt, call: int, now: Any
 ) -> None:
-    after = rules.begun(one, worker=5, call=call, now=now, deadline=now + RETRY.first, together=2)
+    after = rules.attempt_with_new_call(one, worker=5, call=call, now=now, deadline=now + RETRY.first, together=2)
     assert (after.state, after.worker, after.call, after.call_no) == (BEGUN, 5, call, one.call_no + 1)
     assert (after.next_at, after.together) == (None, 2)
     assert after.deadline == (max(one.deadline, now + RETRY.first) if one.unsure else now + RETRY.first)
@@ -222,17 +222,17 @@ def test_a_new_call_has_a_new_fence_and_the_next_number_and_a_key_as_old_as_the_
 
 @given(attempts((BEGUN, DOUBT)), moments, moments)
 def test_a_deadline_never_moves_back_and_moves_to_now_where_a_thread_may_have_sent(one: Attempt, now: Any, next_at: Any) -> None:
-    adopted = rules.adopted(one, ADOPTER, now, alone=False).attempt
+    adopted = rules.adopt_attempt(one, ADOPTER, now, alone=False).attempt
     sent = one.state is DOUBT or one.unsure or one.call_no > 0  # a batch of careful mode sends nothing
     assert adopted.deadline == (max(one.deadline, now) if sent else one.deadline)
     if one.state is BEGUN:
-        assert rules.unclear(one, SAID, next_at, now).attempt.deadline == max(one.deadline, now)
-        assert rules.not_done(one, SAID, next_at, counts=True).attempt.deadline == one.deadline
+        assert rules.put_in_doubt(one, SAID, next_at, now).attempt.deadline == max(one.deadline, now)
+        assert rules.on_call_not_done(one, SAID, next_at, counts=True).attempt.deadline == one.deadline
 
 
 @given(attempts(), moments)
 def test_adopting_twice_is_adopting_once(one: Attempt, now: Any) -> None:
     if one.state not in (BEGUN, DOUBT):
         return
-    once = rules.adopted(one, ADOPTER, now, alone=False).attempt
-    assert rules.adopted(once, ADOPTER, now, alone=False).attempt == once
+    once = rules.adopt_attempt(one, ADOPTER, now, alone=False).attempt
+    assert rules.adopt_attempt(once, ADOPTER, now, alone=False).attempt == once

@@ -43,7 +43,7 @@ TODAY = {"service": "psp", "call": "charge_2", "key": False, "occurrence": ()}
 
 
 def doubt(was: Kind | None) -> Attempt:
-    return attempt(State.DOUBT, begun_with=None if was is None else begun_kind.text_of(was), first_at=NOW - timedelta(minutes=10))
+    return attempt(State.DOUBT, begun_with=None if was is None else begun_kind.kind_as_json(was), first_at=NOW - timedelta(minutes=10))
 
 
 def today(policy: str, own: Kind = BANK, *answers_for: str) -> Terms:
@@ -52,7 +52,7 @@ def today(policy: str, own: Kind = BANK, *answers_for: str) -> Terms:
 
 
 def becomes(one: Attempt, terms: Terms) -> str:
-    match rules.settle(one, terms, HOLDS, NOW):
+    match rules.decide_attempt_in_doubt(one, terms, HOLDS, NOW):
         case rules.Keep(after):
             assert after.state is State.HELD
             assert after.unsure
@@ -83,7 +83,7 @@ def test_a_doubt_of_another_call_is_held_with_the_reason_unless_both_say_that_ca
     expected = "begun" if was == now == "repeat" else "other code"
     assert becomes(one, terms) == expected
     if expected == "other code":
-        held = rules.settle(one, terms, HOLDS, NOW)
+        held = rules.decide_attempt_in_doubt(one, terms, HOLDS, NOW)
         assert isinstance(held, rules.Keep)
         assert OTHER_CALLS[what] in (held.attempt.why or "")
 
@@ -115,7 +115,7 @@ def test_a_find_that_knows_the_old_service_is_asked_and_nothing_is_called_by_its
 @pytest.mark.parametrize("was", ["lookup", "hold"])
 def test_a_key_that_nothing_was_promised_of_is_called_under_once_more_by_no_leave_and_a_find_that_knows_it_is_asked(was: str) -> None:
     one = doubt(replace(BANK, policy=was))
-    held = rules.settle(one, today("same_key"), HOLDS, NOW)
+    held = rules.decide_attempt_in_doubt(one, today("same_key"), HOLDS, NOW)
     assert isinstance(held, rules.Keep)
     assert f"begun under InDoubt.{was}(), which promises nothing of its key" in (held.attempt.why or "")
     assert becomes(one, today("same_key", BANK, "bank")) == "lookup"
@@ -126,7 +126,7 @@ def test_what_is_held_as_of_other_code_is_never_called_and_never_let_go(facts: r
     for was, now in PAIRS:
         if was == now == "repeat":
             continue
-        decision = rules.settle(doubt(replace(BANK, policy=was)), today(now, replace(BANK, service="psp")), facts, NOW)
+        decision = rules.decide_attempt_in_doubt(doubt(replace(BANK, policy=was)), today(now, replace(BANK, service="psp")), facts, NOW)
         assert isinstance(decision, rules.Keep)
         assert decision.attempt.state is State.HELD
         assert decision.attempt.unsure
@@ -134,47 +134,49 @@ def test_what_is_held_as_of_other_code_is_never_called_and_never_let_go(facts: r
 
 def test_a_person_gives_a_doubt_back_only_to_code_that_can_settle_it() -> None:
     held = replace(doubt(BANK), state=State.HELD, why="for a reason")
-    refused = rules.person_retry(held, today("lookup", replace(BANK, service="psp")), NOW)
+    refused = rules.apply_retry_command(held, today("lookup", replace(BANK, service="psp")), NOW)
     assert isinstance(refused, rules.Refuse)
     assert OTHER_CALLS["service"] in refused.why
-    given_back = rules.person_retry(held, today("lookup"), NOW)
+    given_back = rules.apply_retry_command(held, today("lookup"), NOW)
     assert isinstance(given_back, rules.Keep)
     assert given_back.attempt.state is State.DOUBT
 
 
 def test_no_find_is_asked_of_two_calls_under_one_key_that_had_a_find_each() -> None:
-    doubt = attempt(State.DOUBT, begun_with=begun_kind.text_of(BANK))
-    other_lookup = begun_kind.text_of(replace(BANK, lookup="looked_up_elsewhere"))
-    again = rules.begun(doubt, worker=1, call=2, now=NOW, deadline=NOW, begun_with=other_lookup)
-    for today in (BANK, begun_kind.kind_in(other_lookup)):
-        assert begun_kind.other_call(again.begun_with, today) is None
-        assert begun_kind.other_lookup(again.begun_with, today) is not None
-    once_more = rules.begun(again, worker=1, call=3, now=NOW, deadline=NOW, begun_with=other_lookup)
+    doubt = attempt(State.DOUBT, begun_with=begun_kind.kind_as_json(BANK))
+    other_lookup = begun_kind.kind_as_json(replace(BANK, lookup="looked_up_elsewhere"))
+    again = rules.attempt_with_new_call(doubt, worker=1, call=2, now=NOW, deadline=NOW, begun_with=other_lookup)
+    for today in (BANK, begun_kind.parse_kind(other_lookup)):
+        assert begun_kind.describe_call_difference(again.begun_with, today) is None
+        assert begun_kind.describe_lookup_difference(again.begun_with, today) is not None
+    once_more = rules.attempt_with_new_call(again, worker=1, call=3, now=NOW, deadline=NOW, begun_with=other_lookup)
     assert once_more.begun_with == again.begun_with
-    sure = rules.begun(replace(doubt, state=State.FAILED, unsure=False), worker=1, call=2, now=NOW, deadline=NOW, begun_with=other_lookup)
+    sure = rules.attempt_with_new_call(
+        replace(doubt, state=State.FAILED, unsure=False), worker=1, call=2, now=NOW, deadline=NOW, begun_with=other_lookup
+    )
     assert sure.begun_with == other_lookup
 
 
 def test_each_call_that_is_begun_says_anew_what_it_was_begun_with() -> None:
-    failed = attempt(State.FAILED, begun_with=begun_kind.text_of(BANK))
-    other = begun_kind.text_of(replace(BANK, service="psp"))
-    assert rules.begun(failed, worker=1, call=2, now=NOW, deadline=NOW, begun_with=other).begun_with == other
+    failed = attempt(State.FAILED, begun_with=begun_kind.kind_as_json(BANK))
+    other = begun_kind.kind_as_json(replace(BANK, service="psp"))
+    assert rules.attempt_with_new_call(failed, worker=1, call=2, now=NOW, deadline=NOW, begun_with=other).begun_with == other
 
 
 @pytest.mark.parametrize("state", [State.BEGUN, State.DOUBT, State.HELD])
 def test_an_outcome_of_a_call_elsewhere_settles_no_doubt_of_this_one_and_is_kept(state: State) -> None:
-    one = attempt(state, unsure=True, begun_with=begun_kind.text_of(BANK))
+    one = attempt(state, unsure=True, begun_with=begun_kind.kind_as_json(BANK))
     ask_ = POLICIES["lookup"]
-    assert isinstance(rules.late_outcome(one, ask_, own=BANK), rules.Conclude)
-    kept = rules.late_outcome(one, ask_, own=replace(BANK, service="psp"))
+    assert isinstance(rules.decide_late_outcome(one, ask_, own=BANK), rules.Conclude)
+    kept = rules.decide_late_outcome(one, ask_, own=replace(BANK, service="psp"))
     assert isinstance(kept, rules.AddOutcome)
     assert kept.unsure
     assert kept.loudly
 
 
 def test_an_outcome_concludes_a_failed_attempt_whose_later_call_elsewhere_surely_was_not_made() -> None:
-    failed = attempt(State.FAILED, begun_with=begun_kind.text_of(BANK))
-    assert isinstance(rules.late_outcome(failed, POLICIES["lookup"], own=replace(BANK, service="psp")), rules.Conclude)
+    failed = attempt(State.FAILED, begun_with=begun_kind.kind_as_json(BANK))
+    assert isinstance(rules.decide_late_outcome(failed, POLICIES["lookup"], own=replace(BANK, service="psp")), rules.Conclude)
 
 
 # ---- as text ---------------------------------------------------------------------------------------------------------------------
@@ -185,41 +187,41 @@ kinds = st.builds(Kind, texts, texts, st.none() | texts, st.booleans(), texts, c
 
 @given(kinds, kinds)
 def test_equal_texts_are_equal_kinds(one: Kind, other: Kind) -> None:
-    assert begun_kind.kind_in(begun_kind.text_of(one)) == one
-    assert (begun_kind.text_of(one) == begun_kind.text_of(other)) == (one == other)
-    assert begun_kind.is_legible(begun_kind.text_of(one))
+    assert begun_kind.parse_kind(begun_kind.kind_as_json(one)) == one
+    assert (begun_kind.kind_as_json(one) == begun_kind.kind_as_json(other)) == (one == other)
+    assert begun_kind.is_readable(begun_kind.kind_as_json(one))
 
 
 @given(st.lists(texts, min_size=1, max_size=3, unique=True), columns)
 def test_a_baseline_remembers_each_condition_it_was_left_under(conditions: list[str], named: tuple[str, ...]) -> None:
-    said = begun_kind.text_of_baseline(conditions, named)
-    assert begun_kind.baseline_in(said) == begun_kind.Baseline(tuple(conditions), named)
-    assert said.endswith(begun_kind.ending_of_baseline(named))
-    assert begun_kind.is_legible(said)
-    assert not begun_kind.is_of_other_rounds(said, named)
-    assert begun_kind.is_of_other_rounds(said, (*named, "one more"))
+    said = begun_kind.baseline_as_json(conditions, named)
+    assert begun_kind.parse_baseline(said) == begun_kind.Baseline(tuple(conditions), named)
+    assert said.endswith(begun_kind.baseline_json_suffix(named))
+    assert begun_kind.is_readable(said)
+    assert not begun_kind.has_other_occurrence_columns(said, named)
+    assert begun_kind.has_other_occurrence_columns(said, (*named, "one more"))
 
 
 @pytest.mark.parametrize("said", ["", "x", "[]", "5", "null", '{"service": 5}', '{"key": "yes"}', '{"occurrence": "round"}', "[" * 10_000])
 def test_what_nothing_of_ours_writes_is_not_legible_and_says_nothing(said: str) -> None:
-    assert not begun_kind.is_legible(said)
-    assert begun_kind.kind_in(said) == Kind()
-    assert begun_kind.baseline_in(said) is None
+    assert not begun_kind.is_readable(said)
+    assert begun_kind.parse_kind(said) == Kind()
+    assert begun_kind.parse_baseline(said) is None
 
 
 def test_names_of_a_later_release_say_nothing_to_this_one() -> None:
     said = '{"region":"eu","service":"bank"}'
-    assert begun_kind.is_legible(said)
-    assert begun_kind.other_call(said, BANK) is None
-    assert begun_kind.other_call(said, replace(BANK, service="psp")) is not None
+    assert begun_kind.is_readable(said)
+    assert begun_kind.describe_call_difference(said, BANK) is None
+    assert begun_kind.describe_call_difference(said, replace(BANK, service="psp")) is not None
 
 
 # ---- what blocks -----------------------------------------------------------------------------------------------------------------
 def test_a_held_outcome_of_a_call_that_was_promised_once_keeps_its_reaction_out_whatever_its_policy_is_now() -> None:
     def keeps(policy: str | None) -> bool:
-        said = None if policy is None else begun_kind.text_of(replace(BANK, policy=policy))
+        said = None if policy is None else begun_kind.kind_as_json(replace(BANK, policy=policy))
         held = attempt(State.HELD, outcome='["r1"]', why="for a reason", begun_with=said)
-        return blocking.blocker("shop", "charge", "another", [held], done_column=False, repeats=True) is not None
+        return blocking.find_blocking_attempt("shop", "charge", "another", [held], done_column=False, repeats=True) is not None
 
     assert {policy: keeps(policy) for policy in (None, *POLICIES)} == {
         None: False, "repeat": False, "same_key": True, "lookup": True, "hold": True,
@@ -227,9 +229,9 @@ def test_a_held_outcome_of_a_call_that_was_promised_once_keeps_its_reaction_out_
 
 
 def test_a_baseline_keeps_its_reaction_out_under_every_occurrence_once_that_is_made_of_other_columns() -> None:
-    left = attempt(State.HELD, why=blocking.BASELINE, blocks=None, begun_with=begun_kind.text_of_baseline(["true"], []))
-    assert blocking.blocker("shop", "charge", "2", [left], done_column=False, columns=()) is None
-    assert blocking.blocker("shop", "charge", "2", [left], done_column=False, columns=("round",)) is left
-    assert blocking.blocker("shop", "mail", "2", [left], done_column=False, columns=("round",)) is None
+    left = attempt(State.HELD, why=blocking.BASELINE, blocks=None, begun_with=begun_kind.baseline_as_json(["true"], []))
+    assert blocking.find_blocking_attempt("shop", "charge", "2", [left], done_column=False, columns=()) is None
+    assert blocking.find_blocking_attempt("shop", "charge", "2", [left], done_column=False, columns=("round",)) is left
+    assert blocking.find_blocking_attempt("shop", "mail", "2", [left], done_column=False, columns=("round",)) is None
     older = replace(left, begun_with=None)
-    assert blocking.blocker("shop", "charge", "2", [older], done_column=False, columns=("round",)) is None
+    assert blocking.find_blocking_attempt("shop", "charge", "2", [older], done_column=False, columns=("round",)) is None

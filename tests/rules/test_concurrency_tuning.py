@@ -75,13 +75,13 @@ class Crowd:
                 done[life] += rows
                 self.did += rows
                 if self.now - told[life] >= each_s * self.dice.uniform(0.9, 1.1):
-                    self.door.hear(Report(life, int(done[life]), self.now - told[life]), ["paid"], self.now)
+                    self.door.record_report(Report(life, int(done[life]), self.now - told[life]), ["paid"], self.now)
                     told[life], done[life] = self.now, 0.0
             self.look()
         return (self.did - before) / seconds
 
     def look(self) -> None:
-        said = self.door.look(1, self.lives, self.now)
+        said = self.door.decide_admission(1, self.lives, self.now)
         self.said = said or self.said
 
     def best(self) -> float:
@@ -154,7 +154,7 @@ def test_when_the_backlog_is_over_all_are_let_in_and_told_so_once() -> None:
     crowd.silent = set(crowd.lives)
     crowd.runs(3)
     assert crowd.said == AdmittedWorkers(None, ("paid",))
-    assert crowd.door.look(1, crowd.lives, crowd.now) is None
+    assert crowd.door.decide_admission(1, crowd.lives, crowd.now) is None
 
 
 def test_the_next_backlog_begins_with_what_was_found() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import JSON, ColumnElement, String, TypeDecorator, inspect, literal, or_
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate.rules.constant_clauses import constants, falsifies
+from groundstate.rules.constant_clauses import constants_by_attribute, makes_a_clause_false
 
 
 class Base(DeclarativeBase):
@@ -52,7 +52,7 @@ class Line(Base):
 
 
 def demanded(*clauses: ColumnElement[bool]) -> dict[str, Any]:
-    return constants(clauses, inspect(Order))
+    return constants_by_attribute(clauses, inspect(Order))
 
 
 def test_what_a_clause_demands_is_read_by_the_attribute_and_not_the_column_s_name() -> None:
@@ -86,30 +86,30 @@ def test_nothing_is_demanded_where_it_cannot_be_said_with_certainty(clause: Colu
 
 
 def test_a_new_value_proves_a_clause_false() -> None:
-    assert falsifies({"state": "new"}, {"state": "paid"})
-    assert falsifies({"tries": 3, "state": "new"}, {"tries": 4})
-    assert falsifies({"open": True}, {"open": False})
+    assert makes_a_clause_false({"state": "new"}, {"state": "paid"})
+    assert makes_a_clause_false({"tries": 3, "state": "new"}, {"tries": 4})
+    assert makes_a_clause_false({"open": True}, {"open": False})
 
 
 @pytest.mark.parametrize(("constant", "value"), [("new", "NEW"), ("new", "new  "), ("to_pay", "to pay"), ("café", "cafe"), ("ß", "SS")])
 def test_texts_that_some_collation_finds_equal_prove_nothing(constant: str, value: str) -> None:
-    assert not falsifies({"state": constant}, {"state": value})
+    assert not makes_a_clause_false({"state": constant}, {"state": value})
 
 
 def test_null_is_not_equal_to_anything() -> None:
-    assert falsifies({"state": "new"}, {"state": None})
+    assert makes_a_clause_false({"state": "new"}, {"state": None})
 
 
 def test_the_same_value_or_another_column_proves_nothing() -> None:
-    assert not falsifies({"state": "new"}, {"state": "new"})
-    assert not falsifies({"state": "new"}, {"note": "paid"})
-    assert not falsifies({}, {"state": "paid"})
+    assert not makes_a_clause_false({"state": "new"}, {"state": "new"})
+    assert not makes_a_clause_false({"state": "new"}, {"note": "paid"})
+    assert not makes_a_clause_false({}, {"state": "paid"})
 
 
 def test_values_of_another_type_prove_nothing_since_the_database_may_find_them_equal() -> None:
-    assert not falsifies({"tries": 1}, {"tries": True})
-    assert not falsifies({"tries": 1}, {"tries": "2"})
-    assert not falsifies({"tries": 1}, {"tries": Decimal(2)})
+    assert not makes_a_clause_false({"tries": 1}, {"tries": True})
+    assert not makes_a_clause_false({"tries": 1}, {"tries": "2"})
+    assert not makes_a_clause_false({"tries": 1}, {"tries": Decimal(2)})
 
 
 values = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from(["", "a", "A", "1"]))
@@ -119,6 +119,6 @@ names = st.sampled_from(["a", "b", "c"])
 @given(st.dictionaries(names, values.filter(lambda one: one is not None)), st.dictionaries(names, values))
 def test_whatever_is_proven_false_differs_in_a_demanded_column(wanted: dict[str, Any], new: dict[str, Any]) -> None:
     differs = any(name in new and (new[name] is None or new[name] != constant) for name, constant in wanted.items())
-    assert differs or not falsifies(wanted, new)
+    assert differs or not makes_a_clause_false(wanted, new)
     if any(name in new and new[name] is None for name in wanted):
-        assert falsifies(wanted, new)
+        assert makes_a_clause_false(wanted, new)

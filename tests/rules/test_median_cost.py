@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from groundstate.rules.median_cost import Usual
+from groundstate.rules.median_cost import UsualDuration
 
 
 def test_one_stall_is_not_what_it_costs() -> None:
-    usual = Usual()
-    assert [usual.took(seconds) for seconds in (5.0, 0.01, 0.02, 0.02, 5.0, 0.03)] == [0.0, 0.01, 0.02, 0.02, 0.02, 0.03]
+    usual = UsualDuration()
+    assert [usual.record(seconds) for seconds in (5.0, 0.01, 0.02, 0.02, 5.0, 0.03)] == [0.0, 0.01, 0.02, 0.02, 0.02, 0.03]
 
 
 def test_what_is_dear_twice_in_a_row_is_dear() -> None:
-    usual = Usual()
-    assert [usual.took(seconds) for seconds in (2.0, 3.0, 2.5, 4.0)] == [0.0, 2.0, 2.5, 3.0]
-    assert [usual.took(0.5), usual.took(0.5)] == [2.5, 0.5]
+    usual = UsualDuration()
+    assert [usual.record(seconds) for seconds in (2.0, 3.0, 2.5, 4.0)] == [0.0, 2.0, 2.5, 3.0]
+    assert [usual.record(0.5), usual.record(0.5)] == [2.5, 0.5]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundstate.rules.overtaken import (
-    DropIt,
+    DropOutcome,
     FalseClause,
     HandOver,
     Hold,
@@ -99,7 +99,7 @@ def test_what_the_author_said_counts_before_the_policy() -> None:
     for twice in (False, True):
         assert isinstance(decide_overtaken_outcome("same", has_handler=False, repeats=twice, exists=True), WriteSame)
         assert isinstance(decide_overtaken_outcome("hold", has_handler=False, repeats=twice, exists=True), Hold)
-        assert isinstance(decide_overtaken_outcome("drop", has_handler=False, repeats=twice, exists=True), DropIt)
+        assert isinstance(decide_overtaken_outcome("drop", has_handler=False, repeats=twice, exists=True), DropOutcome)
 
 
 def test_where_nothing_is_said_a_handler_takes_it_else_it_is_written_as_a_fact() -> None:
@@ -112,4 +112,4 @@ def test_an_outcome_of_a_deleted_record_is_held_unless_it_is_to_be_dropped() -> 
     keep: tuple[WhenOvertaken | None, ...] = (None, "hold", "same")
     for said in keep:
         assert isinstance(decide_overtaken_outcome(said, has_handler=said is None, repeats=True, exists=False), Hold)
-    assert isinstance(decide_overtaken_outcome("drop", has_handler=False, repeats=False, exists=False), DropIt)
+    assert isinstance(decide_overtaken_outcome("drop", has_handler=False, repeats=False, exists=False), DropOutcome)

@@ -30,7 +30,7 @@ class Counter:
         return got
 
     def free_at(self, now: int) -> int | None:
-        return rules.free_at(rules.read_call_count(self.written, self.rate, now), self.rate)
+        return rules.next_call_allowed_at(rules.read_call_count(self.written, self.rate, now), self.rate)
 
 
 @given(rates, some.lists(some.tuples(some.floats(0, 1.5), some.integers(1, 6)), max_size=40))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundstate.rules.policy import Retry
-from groundstate.rules.retry import backoff, last_try_used, next_question, next_try
+from groundstate.rules.retry import backoff, is_last_try_used, next_lookup_at, next_try_at
 from tests.rules.making import NOW, SECOND, moments
 
 RETRY = Retry(times=10, first=SECOND, longest=60 * SECOND)
@@ -38,28 +38,28 @@ def test_one_failure_more_never_waits_less(retry: Retry, failures: int, rolled: 
 
 
 def test_what_the_endpoint_asked_for_counts_where_it_is_later() -> None:
-    assert next_try(RETRY, 1, NOW, 0.0, retry_after=90 * SECOND) == NOW + 90 * SECOND
-    assert next_try(RETRY, 7, NOW, 0.0, retry_after=SECOND) == NOW + 30 * SECOND
-    assert next_try(RETRY, 1, NOW, 0.0) == NOW + SECOND / 2
+    assert next_try_at(RETRY, 1, NOW, 0.0, retry_after=90 * SECOND) == NOW + 90 * SECOND
+    assert next_try_at(RETRY, 7, NOW, 0.0, retry_after=SECOND) == NOW + 30 * SECOND
+    assert next_try_at(RETRY, 1, NOW, 0.0) == NOW + SECOND / 2
 
 
 def test_the_last_try_is_used_when_so_many_failed() -> None:
-    assert not last_try_used(Retry(times=3), 2, NOW, NOW)
-    assert last_try_used(Retry(times=3), 3, NOW, NOW)
-    assert not last_try_used(Retry(times=None), 10**9, NOW, NOW)
+    assert not is_last_try_used(Retry(times=3), 2, NOW, NOW)
+    assert is_last_try_used(Retry(times=3), 3, NOW, NOW)
+    assert not is_last_try_used(Retry(times=None), 10**9, NOW, NOW)
 
 
 def test_the_last_try_is_used_when_the_first_begin_was_too_long_ago() -> None:
     retry = Retry(times=None, give_up_after=60 * SECOND)
-    assert not last_try_used(retry, 0, NOW, NOW + 60 * SECOND - timedelta(microseconds=1))
-    assert last_try_used(retry, 0, NOW, NOW + 60 * SECOND)
+    assert not is_last_try_used(retry, 0, NOW, NOW + 60 * SECOND - timedelta(microseconds=1))
+    assert is_last_try_used(retry, 0, NOW, NOW + 60 * SECOND)
 
 
 @given(retries, moments, waits, moments, moments, dice)
 def test_a_find_is_asked_later_and_no_later_than_the_longest_wait(
     retry: Retry, deadline: datetime, settle_after: timedelta, since: datetime, now: datetime, rolled: float
 ) -> None:
-    at = next_question(retry, deadline, settle_after, since, now, rolled)
+    at = next_lookup_at(retry, deadline, settle_after, since, now, rolled)
     assert now < at <= now + retry.longest
     believable = deadline + settle_after
     if now <= believable:
@@ -67,6 +67,6 @@ def test_a_find_is_asked_later_and_no_later_than_the_longest_wait(
 
 
 def test_a_find_is_asked_as_soon_as_absent_can_be_believed_and_not_just_before() -> None:
-    soon = next_question(RETRY, NOW, SECOND, NOW - 600 * SECOND, NOW, 0.9)
+    soon = next_lookup_at(RETRY, NOW, SECOND, NOW - 600 * SECOND, NOW, 0.9)
     assert soon > NOW + SECOND
     assert soon - (NOW + SECOND) <= timedelta(milliseconds=1)

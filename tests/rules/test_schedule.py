@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundstate import Cron
-from groundstate.rules.schedule import COUNTED_MOST, ON_TIME, Period, ScheduleSpec, Timing, decide
+from groundstate.rules.schedule import COUNTED_MOST, ON_TIME, Period, ScheduleSpec, Timing, decide_ticks
 from groundstate.rules.specs import Function
 
 MARK = datetime(2026, 11, 2, 6, tzinfo=UTC)
@@ -35,7 +35,7 @@ def test_each_tick_since_the_mark_is_carried_out_or_left_out(timing: Timing, mis
     while tick <= now:
         ticks.append(tick)
         tick = timing.following(tick)
-    decision = decide(spec(missed, timing, most), MARK, now)
+    decision = decide_ticks(spec(missed, timing, most), MARK, now)
     run = list(decision.run)
     wanted = ticks[-most:] if missed == "all" else ticks[-1:]
     assert run == ([] if missed == "none" and wanted and now - wanted[0] > ON_TIME else wanted)
@@ -51,19 +51,19 @@ def test_each_tick_since_the_mark_is_carried_out_or_left_out(timing: Timing, mis
 
 @pytest.mark.parametrize("timing", [Period(timedelta(seconds=1)), Cron("* * * * *", "America/Sao_Paulo")])
 def test_of_very_many_ticks_the_latest_is_found_without_going_through_them(timing: Timing) -> None:
-    decision = decide(spec("latest", timing), MARK, MARK + timedelta(days=3000))
+    decision = decide_ticks(spec("latest", timing), MARK, MARK + timedelta(days=3000))
     assert decision.run == (MARK + timedelta(days=3000),)
     assert decision.left_out is not None
     assert (decision.left_out.count, decision.left_out.at_least) == (COUNTED_MOST, True)
-    assert decision.left_out.words.startswith("at least 10,000 ticks are left out, from ")
+    assert decision.left_out.as_text.startswith("at least 10,000 ticks are left out, from ")
 
 
 def test_a_mark_in_the_future_leaves_nothing_to_do() -> None:
     for timing in TIMINGS:
-        assert decide(spec("all", timing), MARK, MARK - timedelta(days=9)) == decide(spec("all", timing), MARK, MARK)
+        assert decide_ticks(spec("all", timing), MARK, MARK - timedelta(days=9)) == decide_ticks(spec("all", timing), MARK, MARK)
 
 
 def test_one_tick_that_is_left_out_is_told_in_its_zone() -> None:
-    decision = decide(spec("none", Cron("0 7 * * MON", "Europe/Berlin")), MARK, MARK + timedelta(days=8))
+    decision = decide_ticks(spec("none", Cron("0 7 * * MON", "Europe/Berlin")), MARK, MARK + timedelta(days=8))
     assert decision.left_out is not None
-    assert decision.left_out.words == "1 tick is left out, of 2026-11-09 07:00+01:00"
+    assert decision.left_out.as_text == "1 tick is left out, of 2026-11-09 07:00+01:00"

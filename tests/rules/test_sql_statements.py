@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from groundstate.rules.sql_statements import what_ends_it, what_it_sets, what_it_writes
+from groundstate.rules.sql_statements import describe_setting, describe_write, transaction_ending_keyword
 
 WRITES = {
     "INSERT INTO notes VALUES (1)": "INSERT INTO notes",
@@ -144,28 +144,28 @@ SQLITE_READS = [
 
 @pytest.mark.parametrize(("text", "told"), (WRITES | POSTGRES_WRITES).items())
 def test_what_writes_on_postgresql_is_told_without_its_literals(text: str, told: str) -> None:
-    assert what_it_writes(text, postgres=True) == told
+    assert describe_write(text, postgres=True) == told
 
 
 @pytest.mark.parametrize(("text", "told"), (WRITES | SQLITE_WRITES).items())
 def test_what_writes_on_sqlite_is_told_without_its_literals(text: str, told: str) -> None:
-    assert what_it_writes(text, postgres=False) == told
+    assert describe_write(text, postgres=False) == told
 
 
 @pytest.mark.parametrize("text", READS + POSTGRES_READS)
 def test_what_only_reads_on_postgresql_is_told_as_a_read(text: str) -> None:
-    assert what_it_writes(text, postgres=True) is None
+    assert describe_write(text, postgres=True) is None
 
 
 @pytest.mark.parametrize("text", READS + SQLITE_READS)
 def test_what_only_reads_on_sqlite_is_told_as_a_read(text: str) -> None:
-    assert what_it_writes(text, postgres=False) is None
+    assert describe_write(text, postgres=False) is None
 
 
 def test_a_long_text_is_read_to_its_end() -> None:
     numbers = ", ".join(str(number) for number in range(20_000))
-    assert what_it_writes(f"SELECT * FROM notes WHERE id IN ({numbers})", postgres=True) is None
-    assert what_it_writes(f"SELECT * FROM notes WHERE id IN ({numbers}); DELETE FROM notes", postgres=True) == "DELETE FROM notes"
+    assert describe_write(f"SELECT * FROM notes WHERE id IN ({numbers})", postgres=True) is None
+    assert describe_write(f"SELECT * FROM notes WHERE id IN ({numbers}); DELETE FROM notes", postgres=True) == "DELETE FROM notes"
 
 
 ENDS = {
@@ -206,8 +206,8 @@ POSTGRES_ENDS_NOTHING = [
 @pytest.mark.parametrize("postgres", [False, True], ids=["sqlite", "postgresql"])
 def test_what_ends_a_transaction_is_told_from_savepoints_and_names(postgres: bool) -> None:
     ends, nothing = (POSTGRES_ENDS, POSTGRES_ENDS_NOTHING) if postgres else (ENDS, SQLITE_ENDS_NOTHING)
-    assert {one: what_ends_it(one, postgres=postgres) for one in ends} == ends
-    told = {one: what_ends_it(one, postgres=postgres) for one in nothing}
+    assert {one: transaction_ending_keyword(one, postgres=postgres) for one in ends} == ends
+    told = {one: transaction_ending_keyword(one, postgres=postgres) for one in nothing}
     assert not any(told.values()), told
 
 
@@ -245,6 +245,6 @@ SQLITE_SETS_NOTHING = [
 @pytest.mark.parametrize("postgres", [False, True], ids=["sqlite", "postgresql"])
 def test_what_is_set_for_longer_than_a_transaction_is_told_from_what_ends_with_it(postgres: bool) -> None:
     sets, nothing = (POSTGRES_SETS, POSTGRES_SETS_NOTHING) if postgres else (SQLITE_SETS, SQLITE_SETS_NOTHING)
-    assert {one: what_it_sets(one, postgres=postgres) for one in sets} == sets
-    told = {one: what_it_sets(one, postgres=postgres) for one in nothing}
+    assert {one: describe_setting(one, postgres=postgres) for one in sets} == sets
+    told = {one: describe_setting(one, postgres=postgres) for one in nothing}
     assert not any(told.values()), told

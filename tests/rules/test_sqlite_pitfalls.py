@@ -42,7 +42,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from groundstate import UtcDateTime
-from groundstate.rules.sqlite_pitfalls import refused
+from groundstate.rules.sqlite_pitfalls import reason_to_refuse_expression
 
 HOUR = timedelta(hours=1)
 POSTGRES: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # of SQLAlchemy
@@ -501,31 +501,31 @@ RIGHT: dict[str, tuple[Any, bool]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_sqlite_computes_wrongly_is_refused_with_a_cure_and_on_postgresql_it_is_not(sqlite: Connection, name: str) -> None:
     clause, meant = WRONG[name]
-    why = refused(clause, sqlite.dialect)
+    why = reason_to_refuse_expression(clause, sqlite.dialect)
     assert why is not None
     assert why.startswith("on SQLite ")
     assert ": " in why, "the cure"
-    assert refused(clause, POSTGRES) is None
+    assert reason_to_refuse_expression(clause, POSTGRES) is None
     assert holds(sqlite, clause) is not meant, "it is right, and must not be refused"
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_sqlite_computes_rightly_is_not_refused(sqlite: Connection, name: str) -> None:
     clause, meant = RIGHT[name]
-    assert refused(clause, sqlite.dialect) is None
+    assert reason_to_refuse_expression(clause, sqlite.dialect) is None
     assert holds(sqlite, clause) is meant
 
 
 @pytest.mark.parametrize("clause", [cast_of(Row.data["text"], String) == "x", cast_of(Row.data["text"], String).in_(["1", "x"])])
 def test_text_of_json_that_keeps_its_quotes_is_refused_on_each_database(sqlite: Connection, clause: Any) -> None:
     for dialect in (sqlite.dialect, POSTGRES):
-        assert "write .as_string() and no cast" in str(refused(clause, dialect))
+        assert "write .as_string() and no cast" in str(reason_to_refuse_expression(clause, dialect))
     assert not holds(sqlite, clause)
 
 
 @pytest.mark.parametrize("clause", [Row.token == "no UUID", Row.january.in_([date(2026, 1, 5), literal("x", Date)])], ids=["one", "among"])
 def test_a_value_that_its_type_does_not_take_is_refused(sqlite: Connection, clause: Any) -> None:
-    why = str(refused(clause, sqlite.dialect))
+    why = str(reason_to_refuse_expression(clause, sqlite.dialect))
     assert "cannot be asked with '" in why
     assert "give it a value of the column's type" in why
 
@@ -559,7 +559,7 @@ def test_json_as_a_whole_is_text_on_sqlite_and_is_compared_on_postgresql_as_json
         sqlite.execute(insert(Paper).values(id=1, data=other, before=OBJECT, binary=other))
         assert (sqlite.execute(select(Paper.id).where(clause)).first() is not None) is not meant
         point.rollback()
-    assert "on SQLite" in str(refused(clause, sqlite.dialect))
-    assert "compare what is in it" in str(refused(clause, sqlite.dialect))
-    why = refused(clause, POSTGRES)
+    assert "on SQLite" in str(reason_to_refuse_expression(clause, sqlite.dialect))
+    assert "compare what is in it" in str(reason_to_refuse_expression(clause, sqlite.dialect))
+    why = reason_to_refuse_expression(clause, POSTGRES)
     assert (why is None) if name.startswith("JSONB") else ("PostgreSQL has no operator" in str(why))

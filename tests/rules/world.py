@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, Facts, State, Terms
-from groundstate.rules.blocking import blocker, due
+from groundstate.rules.blocking import find_blocking_attempt, is_retry_due
 from groundstate.rules.policy import MARGIN, Retry
 from tests.rules.making import NOW, SECOND, TIMEOUT, attempt
 
@@ -99,7 +99,7 @@ class World:
         return any(call.request == "air" and call.occurrence == occurrence for call in self.calls)
 
     def blocked(self, occurrence: int) -> bool:
-        return blocker("shop", "charge", str(occurrence), self.rows.values(), done_column=False) is not None
+        return find_blocking_attempt("shop", "charge", str(occurrence), self.rows.values(), done_column=False) is not None
 
     def thread_runs(self, one: Attempt) -> bool:
         return any(call.number == one.call and call.task in ("given up", "stuck") for call in self.calls)
@@ -116,7 +116,7 @@ class World:
 
     def of_rows(self, process: int, state: State) -> list[int]:
         """Occurrences whose attempt this process may look at now: a doubt is its owner's, once its thread has ended."""
-        found = [at for at, one in self.rows.items() if one.state is state and due(one, self.now)]
+        found = [at for at, one in self.rows.items() if one.state is state and is_retry_due(one, self.now)]
         if state is DOUBT:
             return [at for at in found if self.rows[at].worker == self.lives[process] and not self.thread_runs(self.rows[at])]
         return found
@@ -133,7 +133,7 @@ class World:
                 assert process is not None
                 self.begin_call(process, occurrence, before)
             case rules.GaveUp():
-                self.rows[occurrence] = rules.held_as(one, "the last try was used").attempt
+                self.rows[occurrence] = rules.hold_attempt(one, "the last try was used").attempt
             case rules.Expired():
                 self.expires(occurrence)
             case rules.AskLookup():
@@ -150,7 +150,7 @@ class World:
         assert life is not None
         assert not self.expired(occurrence), "NothingStale"
         number, deadline = 100 + len(self.calls), self.now + TIMEOUT + MARGIN
-        self.rows[occurrence] = rules.begun(before, worker=life, call=number, now=self.now, deadline=deadline)
+        self.rows[occurrence] = rules.attempt_with_new_call(before, worker=life, call=number, now=self.now, deadline=deadline)
         lands_by = deadline + self.terms.settle_after
         self.calls.append(Call(number, occurrence, process, life, deadline, "begun" if known else "ended", lands_by=lands_by))
 
@@ -173,13 +173,13 @@ class World:
         if one is None:
             self.rows[occurrence] = replace(self.fresh(occurrence, 0), failures=1, next_at=next_at)
         else:
-            self.rows[occurrence] = rules.expired_in_vain(one, self.terms, self.now, next_at, "it raised").attempt
+            self.rows[occurrence] = rules.on_expired_handler_failed(one, self.terms, self.now, next_at, "it raised").attempt
 
     # ---- outcomes ------------------------------------------------------------------------------------------------------------
     def conclude(self, occurrence: int, effect: int, *, handler_raises: bool) -> None:
         """An outcome is put to an attempt that may conclude."""
         one = self.rows[occurrence]
-        decision = rules.returned(self.facts(occurrence))
+        decision = rules.on_call_returned(self.facts(occurrence))
         if isinstance(decision, rules.Conclude) and not handler_raises:
             assert effect not in self.taken, "NoWorkLost: an old outcome was taken for new work"
             self.taken.add(effect)
@@ -192,7 +192,7 @@ class World:
             self.hold_with(occurrence, one, effect)
 
     def hold_with(self, occurrence: int, one: Attempt, effect: int) -> None:
-        self.rows[occurrence] = rules.outcome_refused(one, "held", None, self.added(one, effect)).attempt
+        self.rows[occurrence] = rules.hold_refused_outcome(one, "held", None, self.added(one, effect)).attempt
 
     @staticmethod
     def added(one: Attempt, effect: int) -> str:
@@ -201,7 +201,7 @@ class World:
     def late(self, occurrence: int, effect: int, *, handler_raises: bool) -> None:
         """An outcome of a call that is not the attempt's latest any more."""
         one = self.rows.get(occurrence)
-        match rules.late_outcome(one, self.terms.policy):
+        match rules.decide_late_outcome(one, self.terms.policy):
             case rules.Conclude():
                 self.conclude(occurrence, effect, handler_raises=handler_raises)
             case rules.AddOutcome(unsure=unsure):
@@ -230,15 +230,15 @@ class World:
         for at in self.to_sweep(life):
             one = self.rows[at]
             if one.worker == life:
-                self.put(at, rules.did_not_go_out(one, self.now))
+                self.put(at, rules.on_call_not_sent(one, self.now))
             else:
-                self.rows[at] = rules.adopted(one, life, self.now, alone=False).attempt
+                self.rows[at] = rules.adopt_attempt(one, life, self.now, alone=False).attempt
 
     def settles(self, process: int, at: int) -> None:
-        self.put(at, rules.settle(self.rows[at], self.terms, self.facts(at), self.now), process)
+        self.put(at, rules.decide_attempt_in_doubt(self.rows[at], self.terms, self.facts(at), self.now), process)
 
     def looks_at_failed(self, process: int, at: int) -> None:
-        self.put(at, rules.retry_failed(self.rows[at], self.terms, self.facts(at), self.now, blocked=self.blocked(at)), process)
+        self.put(at, rules.decide_failed_attempt(self.rows[at], self.terms, self.facts(at), self.now, blocked=self.blocked(at)), process)
 
     # ---- a call's moves --------------------------------------------------------------------------------------------------------
     def ours(self, call: Call) -> Attempt | None:
@@ -255,7 +255,7 @@ class World:
             return
         call.task = "ended"
         if one := self.ours(call):
-            self.put(call.occurrence, rules.did_not_go_out(one, self.now))
+            self.put(call.occurrence, rules.on_call_not_sent(one, self.now))
 
     def hangs(self, call: Call) -> None:
         """In its thread, behind that check and before its request goes out."""
@@ -296,13 +296,13 @@ class World:
             put = self.late if one is None else self.conclude
             put(call.occurrence, call.reports, handler_raises=handler_raises)
         elif one is not None:
-            self.put(call.occurrence, rules.not_done(one, "refused", self.now + SECOND, counts=True))
+            self.put(call.occurrence, rules.on_call_not_done(one, "refused", self.now + SECOND, counts=True))
 
     def times_out(self, call: Call, *, listens: bool) -> None:
         """listens: an answer that comes later is still heard. A thread that has not sent yet cannot be stopped."""
         self.trouble -= call.request != "lost"
         if one := self.ours(call):
-            self.put(call.occurrence, rules.unclear(one, "timed out", self.now, self.now))
+            self.put(call.occurrence, rules.put_in_doubt(one, "timed out", self.now, self.now))
         if call.task == "waiting":
             call.task = "given up" if listens or call.lands_by is None else "ended"
 
@@ -328,9 +328,9 @@ class World:
         later = self.now + SECOND
         match asked.answer:
             case "absent":
-                self.put(at, rules.absent(one, self.terms, self.facts(at), asked.at, later, self.now))
+                self.put(at, rules.on_lookup_absent(one, self.terms, self.facts(at), asked.at, later, self.now))
             case "unknown":
-                self.put(at, rules.unknown(one, later, None))
+                self.put(at, rules.on_lookup_unknown(one, later, None))
             case int(effect):
                 self.heard.add(effect)
                 self.conclude(at, effect, handler_raises=handler_raises)
@@ -384,13 +384,13 @@ class World:
         self.sent[at] = 0
         match deed:
             case "retry":
-                self.put_by_person(at, rules.person_retry(one, self.terms, self.now))
+                self.put_by_person(at, rules.apply_retry_command(one, self.terms, self.now))
             case "absent" if not self.open_effects(at) and not self.thread_runs(one):
-                self.put_by_person(at, rules.person_absent(one, self.terms, facts, self.now))
+                self.put_by_person(at, rules.apply_settle_absent_command(one, self.terms, facts, self.now))
             case "outcome" if self.open_effects(at):
-                self.put_by_person(at, rules.person_outcome(one, self.terms, self.now))
+                self.put_by_person(at, rules.apply_settle_outcome_command(one, self.terms, self.now))
             case "forget" if not self.thread_runs(one):
-                decision = rules.person_forget(one, self.terms, facts, self.now)
+                decision = rules.apply_forget_command(one, self.terms, facts, self.now)
                 if isinstance(decision, rules.Delete):
                     self.taken |= self.open_effects(at)
                 self.put_by_person(at, decision)

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 HOLDS = """
 import sys
 from groundstate.store.sqlite_liveness import FlockLiveness
-from groundstate.store.connect import open_store, settings_of
+from groundstate.store.connect import open_store, resolve_settings
 url, life, kind = sys.argv[1:]
-lives = FlockLiveness(url) if kind == "flock" else open_store(settings_of(url))[1]()
-lives.take(int(life))
+lives = FlockLiveness(url) if kind == "flock" else open_store(resolve_settings(url))[1]()
+lives.take_lock(int(life))
 print("held", flush=True)
 sys.stdin.read()
 """

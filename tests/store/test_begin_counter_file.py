@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from groundstate.store.begin_counter_file import FileWitness
-from groundstate.store.connect import open_store, settings_of
+from groundstate.store.connect import open_store, resolve_settings
 
 
 def test_the_last_count_of_each_life_is_remembered(tmp_path: Path) -> None:
@@ -48,12 +48,12 @@ def test_a_witness_that_cannot_be_written_says_so_once(tmp_path: Path, caplog: p
 
 
 def test_sqlite_has_its_witness_beside_it_and_postgres_where_it_is_told(tmp_path: Path) -> None:
-    beside = open_store(settings_of(f"sqlite:///{tmp_path}/shop.db"))[2]
+    beside = open_store(resolve_settings(f"sqlite:///{tmp_path}/shop.db"))[2]
     assert beside is not None
     beside.write(255, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["shop.db-groundstate-witness-ff"]
-    assert open_store(settings_of("postgresql://host/shop"))[2] is None
-    told = open_store(settings_of("postgresql://host/shop", witness=str(tmp_path / "told")))[2]
+    assert open_store(resolve_settings("postgresql://host/shop"))[2] is None
+    told = open_store(resolve_settings("postgresql://host/shop", witness=str(tmp_path / "told")))[2]
     assert told is not None
     told.write(1, 4)
     assert told.read() == {1: 4}

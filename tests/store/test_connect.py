@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import URL, StaticPool, create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from groundstate.store.connect import open_store, settings_of
+from groundstate.store.connect import open_store, resolve_settings
 from groundstate.values.errors import DeclarationError, StoreRefusedError
 
 SECRET = "hunter2"
@@ -19,7 +19,7 @@ SECRET = "hunter2"
 
 def refusal(*given: Any, **options: Any) -> str:
     with pytest.raises((StoreRefusedError, DeclarationError)) as caught:
-        settings_of(*given, **options)
+        resolve_settings(*given, **options)
     assert SECRET not in str(caught.value)
     return str(caught.value)
 
@@ -27,13 +27,13 @@ def refusal(*given: Any, **options: Any) -> str:
 @pytest.mark.parametrize("driver", ["", "+pysqlite", "+aiosqlite"])
 def test_sqlite_is_reached_by_pysqlite_at_an_absolute_path(driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    url = settings_of(f"sqlite{driver}:///shop.db").url
+    url = resolve_settings(f"sqlite{driver}:///shop.db").url
     assert (url.drivername, url.database) == ("sqlite+pysqlite", str(tmp_path / "shop.db"))
 
 
 @pytest.mark.parametrize("driver", ["", "+psycopg", "+psycopg2", "+asyncpg"])
 def test_postgres_is_reached_by_psycopg(driver: str) -> None:
-    settings = settings_of(f"postgresql{driver}://me:{SECRET}@host:5/shop", direct=f"postgresql{driver}://me@direct/shop")
+    settings = resolve_settings(f"postgresql{driver}://me:{SECRET}@host:5/shop", direct=f"postgresql{driver}://me@direct/shop")
     assert settings.url.render_as_string(hide_password=False) == f"postgresql+psycopg://me:{SECRET}@host:5/shop"
     assert settings.direct == URL.create("postgresql+psycopg", "me", host="direct", database="shop")
 
@@ -49,7 +49,7 @@ def test_postgres_is_reached_by_psycopg(driver: str) -> None:
     ],
 )
 def test_several_hosts_are_named_in_libpqs_way_or_in_sqlalchemys(url: str, hosts: str, ports: str) -> None:
-    settings = settings_of(url, direct=url)
+    settings = resolve_settings(url, direct=url)
     assert settings.direct == settings.url
     arguments = settings.url.get_dialect()().create_connect_args(settings.url)[1]
     assert arguments == {"host": hosts, "port": ports, "user": "me", "password": SECRET, "dbname": "shop", "sslmode": "require"}
@@ -57,10 +57,10 @@ def test_several_hosts_are_named_in_libpqs_way_or_in_sqlalchemys(url: str, hosts
 
 def test_an_engine_gives_its_url_and_arguments(tmp_path: Path) -> None:
     engine = create_engine(f"postgresql+psycopg://me:{SECRET}@host/shop", connect_args={"sslmode": "require", "autocommit": True})
-    settings = settings_of(engine)
+    settings = resolve_settings(engine)
     assert (settings.url.password, settings.connect_args) == (SECRET, {"sslmode": "require"})
     lite = create_engine(f"sqlite:///{tmp_path}/shop.db", connect_args={"cached_statements": 7, "timeout": 1})
-    assert settings_of(lite).connect_args == {"cached_statements": 7}
+    assert resolve_settings(lite).connect_args == {"cached_statements": 7}
 
 
 def test_an_async_engine_is_said_in_psycopgs_words() -> None:
@@ -71,7 +71,7 @@ def test_an_async_engine_is_said_in_psycopgs_words() -> None:
         "statement_cache_size": 0,
         "server_settings": {"jit": "off", "application_name": "a b", "x.y": "a b"},
     }
-    settings = settings_of(create_async_engine(f"postgresql+asyncpg://me:{SECRET}@host/shop", connect_args=arguments))
+    settings = resolve_settings(create_async_engine(f"postgresql+asyncpg://me:{SECRET}@host/shop", connect_args=arguments))
     assert settings.url.drivername == "postgresql+psycopg"
     assert settings.connect_args == {
         "sslmode": "require",
@@ -83,7 +83,7 @@ def test_an_async_engine_is_said_in_psycopgs_words() -> None:
 
 
 def test_asyncpgs_words_in_a_url_are_said_in_libpqs() -> None:
-    settings = settings_of("postgresql+asyncpg://me@host/shop?ssl=verify-full&prepared_statement_cache_size=0&command_timeout=5")
+    settings = resolve_settings("postgresql+asyncpg://me@host/shop?ssl=verify-full&prepared_statement_cache_size=0&command_timeout=5")
     assert settings.url.query == {"sslmode": "verify-full"}
     assert settings.connect_args == {"prepare_threshold": None}
 
@@ -144,13 +144,13 @@ def test_a_missing_psycopg_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "psycopg")
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(StoreRefusedError, match=r"pip install 'groundstate\[postgres\]'"):
-        open_store(settings_of("postgresql://host/shop"))
+        open_store(resolve_settings("postgresql://host/shop"))
 
 
 def test_two_paths_to_one_file_share_its_lock(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    one, other = (open_store(settings_of(f"sqlite:///{tmp_path}/{folder}/shop.db"))[1]() for folder in ("real", "link"))
-    one.take(1)
-    assert other.alive([1]) == {1: True}
+    one, other = (open_store(resolve_settings(f"sqlite:///{tmp_path}/{folder}/shop.db"))[1]() for folder in ("real", "link"))
+    one.take_lock(1)
+    assert other.alive_by_worker([1]) == {1: True}
     one.release()

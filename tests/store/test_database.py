@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, Oper
 from tools.servers.postgres import PostgresServer
 
 from groundstate.store import tables
-from groundstate.store.connect import open_store, settings_of
+from groundstate.store.connect import open_store, resolve_settings
 from groundstate.store.port import Database
 from groundstate.store.tables import UtcDateTime
 from groundstate.values.errors import StoppedError, StoreRefusedError
@@ -27,7 +27,7 @@ thing = Table("thing", metadata, Column("id", Integer, primary_key=True), Column
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    opened = open_store(settings_of(database_url))[0]
+    opened = open_store(resolve_settings(database_url))[0]
     opened.connect()
     with opened.writing() as connection:
         metadata.create_all(connection)
@@ -225,7 +225,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(database: Database) ->
 
 @pytest.fixture
 def postgres(postgres_url: str) -> Iterator[Database]:
-    opened = open_store(settings_of(postgres_url))[0]
+    opened = open_store(resolve_settings(postgres_url))[0]
     opened.connect()
     with opened.writing() as connection:
         metadata.create_all(connection)
@@ -237,8 +237,8 @@ def postgres(postgres_url: str) -> Iterator[Database]:
 def test_rows_that_others_lock_are_skipped(postgres: Database) -> None:
     ids = select(thing.c.id).order_by(thing.c.id)
     with postgres.writing() as one, postgres.writing() as other:
-        assert one.execute(postgres.lock(ids.where(thing.c.id == 1), thing)).scalars().all() == [1]
-        assert other.execute(postgres.lock(ids, thing)).scalars().all() == [2]
+        assert one.execute(postgres.with_row_locks(ids.where(thing.c.id == 1), thing)).scalars().all() == [1]
+        assert other.execute(postgres.with_row_locks(ids, thing)).scalars().all() == [2]
         # The lock leaves others free to refer to the row.
         assert other.exec_driver_sql("SELECT id FROM thing WHERE id = 1 FOR KEY SHARE NOWAIT").scalars().all() == [1]
 
@@ -298,8 +298,8 @@ def test_the_identity_changes_when_tables_are_made_anew(postgres: Database) -> N
 
 
 def test_somebody_always_may_have_written(postgres: Database) -> None:
-    assert postgres.someone_wrote()
-    assert postgres.someone_wrote()
+    assert postgres.has_someone_written()
+    assert postgres.has_someone_written()
 
 
 def test_tables_that_a_crash_would_empty_are_refused(postgres: Database) -> None:
@@ -313,7 +313,7 @@ def test_tables_that_a_crash_would_empty_are_refused(postgres: Database) -> None
 
 def test_a_server_without_fsync_is_refused() -> None:
     with PostgresServer(fsync=False) as server:
-        opened = open_store(settings_of(server.url()))[0]
+        opened = open_store(resolve_settings(server.url()))[0]
         with pytest.raises(StoreRefusedError, match="set fsync = on"):
             opened.connect()
         opened.close()

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from groundstate.store.connect import settings_of
+from groundstate.store.connect import resolve_settings
 from groundstate.store.sqlite import SqliteDatabase
 from groundstate.values.errors import StoreRefusedError
 from tests.store.children import forked
@@ -29,14 +29,14 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def database(path: Path) -> Iterator[SqliteDatabase]:
-    opened = SqliteDatabase(settings_of(f"sqlite:///{path}"))
+    opened = SqliteDatabase(resolve_settings(f"sqlite:///{path}"))
     opened.connect()
     yield opened
     opened.close()
 
 
 def refused(url: str, **options: Path) -> str:
-    database = SqliteDatabase(settings_of(url), **options)
+    database = SqliteDatabase(resolve_settings(url), **options)
     with pytest.raises(StoreRefusedError) as caught:
         database.connect()
     database.close()
@@ -66,22 +66,22 @@ def test_a_reader_does_not_wait_for_a_writer(database: SqliteDatabase) -> None:
 
 def test_the_select_is_left_as_it_is(database: SqliteDatabase) -> None:
     question = select(database.now())
-    assert database.lock(question) is question
+    assert database.with_row_locks(question) is question
     assert database.identity() is None
 
 
 def test_another_writer_is_noticed_once(database: SqliteDatabase, path: Path) -> None:
-    assert database.someone_wrote()
-    assert not database.someone_wrote()
+    assert database.has_someone_written()
+    assert not database.has_someone_written()
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE thing (id)")
     other.close()
-    assert database.someone_wrote()
-    assert not database.someone_wrote()
+    assert database.has_someone_written()
+    assert not database.has_someone_written()
 
 
 def test_closing_leaves_no_file_open(database: SqliteDatabase, path: Path) -> None:
-    database.someone_wrote()
+    database.has_someone_written()
     database.close()
     links = list(Path("/proc/self/fd").iterdir())
     assert not [link for link in links if link.is_symlink() and str(link.readlink()).startswith(str(path))]
@@ -90,7 +90,7 @@ def test_closing_leaves_no_file_open(database: SqliteDatabase, path: Path) -> No
 def test_a_forked_child_may_not_open_what_its_parent_had_open(database: SqliteDatabase, path: Path) -> None:
     def child() -> str:
         try:
-            SqliteDatabase(settings_of(f"sqlite:///{path}")).connect()
+            SqliteDatabase(resolve_settings(f"sqlite:///{path}")).connect()
         except StoreRefusedError as refusal:
             return str(refusal)
         return "not refused"

@@ -10,7 +10,7 @@ from groundstate.store import statement_timeouts
 class Looked:
     """Something to be looked at."""
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         assert now
 
 
@@ -21,15 +21,15 @@ def test_what_is_added_while_all_are_gone_through_ends_nothing() -> None:
     def add() -> None:
         while not over.is_set():
             kept.append(Looked())
-            statement_timeouts.look_at(kept[-1])
+            statement_timeouts.check_periodically(kept[-1])
 
     adds = threading.Thread(target=add)
     adds.start()
     try:
         while len(kept) < 20_000:
-            assert len(statement_timeouts._all()) <= len(kept) + len(statement_timeouts._limits) + len(statement_timeouts._others)
+            assert len(statement_timeouts._all_checked()) <= len(kept) + len(statement_timeouts._limits) + len(statement_timeouts._others)
     finally:
         over.set()
         adds.join()
-    assert set(kept) <= set(statement_timeouts._all())
+    assert set(kept) <= set(statement_timeouts._all_checked())
     assert statement_timeouts._thread[0].is_alive()

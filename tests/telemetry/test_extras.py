@@ -36,11 +36,11 @@ def test_nothing_of_them_is_imported_where_nobody_asks() -> None:
 def test_otel_without_its_extra_is_refused_with_the_cure(sqlite_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "opentelemetry")
     with pytest.raises(CommandFailed, match=r"groundstate\[otel\]"):
-        run._observe(sqlite_shop.app)
+        run._export_to_opentelemetry(sqlite_shop.app)
 
 
 def test_otel_with_its_extra_and_no_provider_changes_nothing(sqlite_shop: Shop) -> None:
-    run._observe(sqlite_shop.app)
+    run._export_to_opentelemetry(sqlite_shop.app)
     sqlite_shop.order()
     sqlite_shop.app.start()
     assert sqlite_shop.app.run_until_idle() is not None
@@ -50,7 +50,7 @@ def test_otel_with_its_extra_and_no_provider_changes_nothing(sqlite_shop: Shop) 
 def test_metrics_without_their_extra_are_told_of_with_the_cure(sqlite_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "prometheus_client")
     endpoint = Endpoint(sqlite_shop.app, Health(sqlite_shop.app), "127.0.0.1:0", 1.0)
-    status, _, body = endpoint.answer("/metrics")
+    status, _, body = endpoint.respond_to("/metrics")
     endpoint.close()
     assert (int(status), body) == (501, b"install groundstate[metrics] for this page\n")
 
@@ -59,7 +59,7 @@ def test_no_metric_and_no_probe_makes_a_database(tmp_path: Path, sqlite_shop: Sh
     sqlite_shop.engine.dispose()
     (tmp_path / "test.db").unlink()
     endpoint = Endpoint(sqlite_shop.app, Health(sqlite_shop.app), "127.0.0.1:0", 1.0)
-    assert b"groundstate_store_answers{" in endpoint.answer("/metrics")[2]
-    assert endpoint.answer("/readyz")[0] == 503
+    assert b"groundstate_store_answers{" in endpoint.respond_to("/metrics")[2]
+    assert endpoint.respond_to("/readyz")[0] == 503
     endpoint.close()
     assert not (tmp_path / "test.db").exists()

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import App, Store
 from groundstate.app.declared import databases_of
-from groundstate.store.safe_name import name_of
+from groundstate.store.safe_name import label_of_url
 from groundstate.telemetry import cached_queries
 from groundstate.telemetry.metrics import MEASURES
 from groundstate.telemetry.prometheus import Collector, Page
@@ -29,7 +29,7 @@ class Scraped:
     """One scrape of a page."""
 
     def __init__(self, page: Page) -> None:
-        self.families = {family.name: family for family in text_string_to_metric_families(page.text().decode())}
+        self.families = {family.name: family for family in text_string_to_metric_families(page.render().decode())}
 
     def value(self, name: str, **labels: str) -> float:
         """The one value that has these labels, and perhaps others."""
@@ -187,10 +187,10 @@ def test_a_collector_can_stand_in_anybodys_registry(sqlite_shop: Shop) -> None:
 
 def test_a_database_is_named_without_its_user_and_its_secrets_and_apart_from_others() -> None:
     url = make_url("postgresql+psycopg://me:secret@/shop?host=a&host=b&options=-csearch_path%3Dtwo&password=other&sslkey=file")
-    named = name_of(url)
+    named = label_of_url(url)
     assert named.startswith("postgresql:///shop?")
     assert {"host=a", "host=b", "options=-csearch_path%3Dtwo"} == set(named.partition("?")[2].split("&"))
-    assert name_of(make_url("postgresql://me:secret@db:5433/shop")) == "postgresql://db:5433/shop"
+    assert label_of_url(make_url("postgresql://me:secret@db:5433/shop")) == "postgresql://db:5433/shop"
 
 
 def test_a_transport_that_is_up_is_told_of_by_its_name(postgres_url: str) -> None:

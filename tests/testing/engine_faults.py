@@ -9,7 +9,7 @@ from groundstate.engine.call import begin, call_turn, conclude
 from groundstate.engine.handle import apply_outcome, run_handler
 from groundstate.engine.recover import adopt, restore, startup
 from groundstate.engine.rows import claim, in_flight
-from groundstate.engine.sql.calls_in_air import CallsInAir
+from groundstate.engine.sql.calls_in_air import InFlightCalls
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch import due_attempts, sweeps
 from groundstate.rules import attempt as rules
@@ -57,7 +57,7 @@ FAULTS = [
         [
             Change(
                 rules,
-                "not_done",
+                "on_call_not_done",
                 "state = State.DOUBT if attempt.unsure else State.FAILED",
                 "state, attempt = State.FAILED, replace(attempt, unsure=False)",
             )
@@ -68,14 +68,14 @@ FAULTS = [
         apps.ASKED,
         LOST_ANSWERS,
         "StickyDoubt",
-        [Change(rules, "unclear", "state=State.DOUBT,\n            unsure=True,", "state=State.FAILED,")],
+        [Change(rules, "put_in_doubt", "state=State.DOUBT,\n            unsure=True,", "state=State.FAILED,")],
     ),
     Fault(
         "a call whose worker died is taken for one that was not made",
         apps.HELD,
         DEATHS_IN_CALLS,
         "StickyDoubt",
-        [Change(rules, "adopted", "state=State.DOUBT, unsure=True,", "state=State.FAILED,")],
+        [Change(rules, "adopt_attempt", "state=State.DOUBT, unsure=True,", "state=State.FAILED,")],
     ),
     Fault(
         "the key of a call is made of its number",
@@ -119,7 +119,7 @@ FAULTS = [
         "assertion",
         [
             Change(adopt, "adopt_all", " if seen.get(stranger) is not True]", "]"),
-            Change(adopt, "adopt_all", "with incarnation.liveness.adopting(stranger) as is_dead:", "for is_dead in [stranger]:"),
+            Change(adopt, "adopt_all", "with incarnation.liveness.try_to_adopt(stranger) as is_dead:", "for is_dead in [stranger]:"),
         ],
     ),
     Fault(
@@ -128,8 +128,8 @@ FAULTS = [
         CANCELS,
         "AtMostOnce",
         [
-            Change(blocking, "blocker", "if same and one.keeps_own_reaction and not (", "if False and not ("),
-            Change(ConditionQuery, "unattempted", "blocking if self.spec.repeats else keeps_own_reaction", "blocking"),
+            Change(blocking, "find_blocking_attempt", "if same and one.blocks_own_reaction and not (", "if False and not ("),
+            Change(ConditionQuery, "has_no_blocking_attempt", "blocking if self.spec.repeats else keeps_own_reaction", "blocking"),
         ],
     ),
     Fault(
@@ -140,12 +140,12 @@ FAULTS = [
         [
             Change(
                 due_attempts,
-                "_of_a_lane",
+                "_build_due_query",
                 "and_(table.c.state == State.DOUBT.value, table.c.worker == _LIFE)",
                 "table.c.state == State.DOUBT.value",
             ),
-            Change(begin, "consider", "attempt.worker != incarnation.id", "False"),
-            Change(conclude._ResultWriter, "_word", " or attempt.worker != self.incarnation.id", ""),
+            Change(begin, "process_due_attempts", "attempt.worker != incarnation.id", "False"),
+            Change(conclude._ResultWriter, "_apply_result", " or attempt.worker != self.incarnation.id", ""),
         ],
     ),
     Fault(
@@ -156,11 +156,13 @@ FAULTS = [
         [
             Change(
                 call_turn.CallTurns,
-                "_in_air",
+                "_identities_in_flight",
                 "for in_flight in self._flying.values()}",
                 "for in_flight in self._flying.values() if not in_flight.given_up}",
             ),
-            Change(CallsInAir, "holds", "return self._flying[key] > self._landing[key]", "return False"),  # else this hides it
+            Change(
+                InFlightCalls, "must_leave_alone", "return self._flying[key] > self._landing[key]", "return False"
+            ),  # else this hides it
         ],
     ),
     Fault(
@@ -168,7 +170,7 @@ FAULTS = [
         FAILING,
         nothing,
         "Progress",
-        [Change(rules, "unclear", "failures=attempt.failures + 1", "failures=attempt.failures")],
+        [Change(rules, "put_in_doubt", "failures=attempt.failures + 1", "failures=attempt.failures")],
     ),
     Fault(
         "no deadline is looked at before a call goes out",
@@ -179,7 +181,7 @@ FAULTS = [
             Change(
                 in_flight.InFlightCall,
                 "may_go_out",
-                "return self.is_lookup or seconds_since_clocks(self.begun) <= MARGIN.total_seconds()",
+                "return self.is_lookup or seconds_since_clocks(self.begun, self.query.database.clock) <= MARGIN.total_seconds()",
                 "return True",
             )
         ],
@@ -189,14 +191,14 @@ FAULTS = [
         apps.ASKED,
         LATE,
         "AtMostOnce",
-        [Change(rules, "absent", "if asked_at <= attempt.deadline + terms.settle_after:", "if False:")],
+        [Change(rules, "on_lookup_absent", "if asked_at <= attempt.deadline + terms.settle_after:", "if False:")],
     ),
     Fault(
         "settle_after is not waited for",
         apps.ASKED,
         LATE,
         "AtMostOnce",
-        [Change(rules, "absent", "attempt.deadline + terms.settle_after", "attempt.deadline")],
+        [Change(rules, "on_lookup_absent", "attempt.deadline + terms.settle_after", "attempt.deadline")],
     ),
     Fault(
         "an outcome is dropped when its record has moved on",
@@ -206,7 +208,7 @@ FAULTS = [
         [
             Change(
                 apply_outcome.Conclusion,
-                "_overtaken",
+                "_apply_overtaken_outcome",
                 "spec = self.query.spec\n",
                 "self.removed.append(attempt)\n    return\n    spec = None\n",
             )
@@ -217,14 +219,21 @@ FAULTS = [
         apps.CANCELLED,
         CANCELS,
         "assertion",
-        [Change(rules, "returned", "return Conclude() if facts.holds else Overtaken()", "return Conclude()")],
+        [Change(rules, "on_call_returned", "return Conclude() if facts.holds else Overtaken()", "return Conclude()")],
     ),
     Fault(
         "an attempt in doubt is deleted when its record has moved on",
         apps.CANCELLED,
         CANCELS_IN_DOUBT,
         "Listed",
-        [Change(rules, "_by_policy", "spent = last_try_used(", "if facts.gone:\n        return Delete()\n    spent = last_try_used(")],
+        [
+            Change(
+                rules,
+                "_decide_by_policy",
+                "spent = is_last_try_used(",
+                "if facts.no_longer_holds:\n        return Delete()\n    spent = is_last_try_used(",
+            )
+        ],
     ),
     Fault(
         "an outcome in hand becomes a new call when its handler raised",
@@ -234,9 +243,9 @@ FAULTS = [
         [
             Change(
                 apply_outcome.Conclusion,
-                "_hold",
-                "rules.outcome_refused(attempt, why, error, written).attempt",
-                "rules.not_done(attempt, why, self.tx.now, counts=True).attempt",
+                "_hold_with_outcome",
+                "rules.hold_refused_outcome(attempt, why, error, written).attempt",
+                "rules.on_call_not_done(attempt, why, self.tx.now, counts=True).attempt",
             )
         ],
     ),
@@ -247,7 +256,10 @@ FAULTS = [
         "Listed",
         [
             Change(
-                apply_outcome.Conclusion, "_hold", "self.saved.append(", "self.removed.append(attempt)\n    return\n    self.saved.append("
+                apply_outcome.Conclusion,
+                "_hold_with_outcome",
+                "self.saved.append(",
+                "self.removed.append(attempt)\n    return\n    self.saved.append(",
             )
         ],
     ),
@@ -257,7 +269,12 @@ FAULTS = [
         nothing,
         "Listed",
         [
-            Change(call_turn.CallTurns, "turn", "(wanting), clock)\n", "(wanting), clock)\n            self._send(begun)\n"),
+            Change(
+                call_turn.CallTurns,
+                "_commit_turn",
+                "(list(wanting)), clock)\n",
+                "(list(wanting)), clock)\n        self._send_begun_calls(begun)\n",
+            ),
         ],
     ),
     Fault(
@@ -265,7 +282,7 @@ FAULTS = [
         apps.ASKED,
         nothing,
         "Listed",
-        [Change(begin, "begin", "written = attempts.insert(tx, new) |", "written = {one.call for one in new} |")],
+        [Change(begin, "begin_calls", "written = attempts.insert(tx, new) |", "written = {one.call for one in new} |")],
     ),
     Fault(
         "nothing blocks a record",
@@ -273,8 +290,8 @@ FAULTS = [
         CANCELS_IN_DOUBT,
         "assertion",
         [
-            Change(blocking, "blocker", "for one in attempts:", "for one in ():"),
-            Change(ConditionQuery, "unattempted", "if self.spec.done_column is None:", "if False:"),
+            Change(blocking, "find_blocking_attempt", "for one in attempts:", "for one in ():"),
+            Change(ConditionQuery, "has_no_blocking_attempt", "if self.spec.done_column is None:", "if False:"),
         ],
     ),
     Fault(
@@ -285,9 +302,9 @@ FAULTS = [
         [
             Change(
                 sweeps.Sweeps,
-                "turn",
-                "if queue.on:\n            queue.sweep()",
-                "if queue.on and not self._worker_state.turn:\n            queue.sweep()",
+                "begin_sweep_if_due",
+                "if queue.is_enabled:\n            queue.request_pass()",
+                "if queue.is_enabled and not self._worker_state.turn:\n            queue.request_pass()",
             )
         ],
     ),
@@ -310,21 +327,21 @@ FAULTS = [
         apps.STUCK,
         nothing,
         "Progress",
-        [Change(run_handler, "without_progress", "doubtful = list(works)", "return []\n    doubtful = list(works)")],
+        [Change(run_handler, "keys_without_progress", "doubtful = list(works)", "return []\n    doubtful = list(works)")],
     ),
     Fault(
         "what a handler wrote before it raised is kept",
         apps.PACKING,
         REPAIRS,
         "assertion",
-        [Change(run_handler, "run_one", "with tx.session.begin_nested():", "if True:")],
+        [Change(run_handler, "run_in_savepoint", "with tx.session.begin_nested():", "if True:")],
     ),
     Fault(
         "an outcome that comes late is dropped",
         apps.HELD,
         LATE_ANSWERS,
         "OutcomeKept",
-        [Change(rules, "late_outcome", "if attempt is None:", "return Drop('late')\n    if attempt is None:")],
+        [Change(rules, "decide_late_outcome", "if attempt is None:", "return Drop('late')\n    if attempt is None:")],
     ),
     Fault(
         "under InDoubt.hold() a call in doubt is made again",
@@ -334,8 +351,8 @@ FAULTS = [
         [
             Change(
                 rules,
-                "_by_policy",
-                'return held_as(attempt, "in doubt, and its policy is InDoubt.hold(): a person decides")',
+                "_decide_by_policy",
+                'return hold_attempt(attempt, "in doubt, and its policy is InDoubt.hold(): a person decides")',
                 "return Begin(attempt)",
             )
         ],
@@ -345,7 +362,14 @@ FAULTS = [
         apps.ASKED,
         LOST_ANSWERS,
         "AtMostOnce",
-        [Change(rules, "_by_policy", "return _ask(attempt, terms)\n        case", "return Begin(attempt)\n        case")],
+        [
+            Change(
+                rules,
+                "_decide_by_policy",
+                "return _ask_lookup_or_hold(attempt, terms)\n        case",
+                "return Begin(attempt)\n        case",
+            )
+        ],
     ),
     Fault(
         "a key is used for longer than the provider keeps it",
@@ -355,7 +379,7 @@ FAULTS = [
         [
             Change(
                 rules,
-                "key_too_old",
+                "is_key_too_old",
                 "return attempt.first_at + terms.policy.kept_for <=",
                 "return False and attempt.first_at + terms.policy.kept_for <=",
             )
@@ -366,7 +390,7 @@ FAULTS = [
         apps.FORGETFUL,
         KEYS_GROW_OLD,
         "OncePerKey",
-        [Change(rules, "begun", "first_at=attempt.first_at if attempt.unsure else now", "first_at=now")],
+        [Change(rules, "attempt_with_new_call", "first_at=attempt.first_at if attempt.unsure else now", "first_at=now")],
     ),
     Fault(
         "the outcome of one round is taken for another's",
@@ -377,7 +401,7 @@ FAULTS = [
             Change(
                 claim,
                 "lock_and_read_attempts",
-                "same = record is not None and is_this_round(query, occurrence, record)",
+                "same = record is not None and is_present_occurrence(query, occurrence, record)",
                 "same = record is not None",
             )
         ],
@@ -388,7 +412,7 @@ FAULTS = [
         GOES_BACK,
         "AtMostOnce",
         [
-            Change(startup.Succession, "_look_back", "if why:", "if why and restore.remember(worker_state.incarnation):")
+            Change(startup.Succession, "_check_for_restore", "if why:", "if why and restore.record_identity(worker_state.incarnation):")
         ],  # which returns None
     ),
     Fault(
@@ -396,21 +420,28 @@ FAULTS = [
         apps.ASKED,
         back_in_time("refused", copied=("call", 0, 15), restored=("call", 72)),
         "AtMostOnce",
-        [Change(restore, "_doubt_attempts", "if not some:", "if True:")],
+        [Change(restore, "_put_attempts_in_doubt", "if not some:", "if True:")],
     ),
     Fault(
         "calls of the lost time are taken to have landed when the backup is put back",
         apps.ASKED,
         back_in_time("late", restored=("call", 8)),
         "AtMostOnce",
-        [Change(restore, "_doubt_matching", "deadline=tx.now + called.spec.terms.timeout + MARGIN, next_at", "deadline=tx.now, next_at")],
+        [
+            Change(
+                restore,
+                "_insert_doubts_for_matches",
+                "deadline=tx.now + called.spec.terms.timeout + MARGIN, next_at",
+                "deadline=tx.now, next_at",
+            )
+        ],
     ),
     Fault(
         "a reaction is trusted again once what matched at the restart is in doubt",
         apps.APPROVED,
         GOES_BACK,
         "AtMostOnce",
-        [Change(begin, "begin", "query.spec.name in incarnation.suspects", "False")],
+        [Change(begin, "begin_calls", "query.spec.name in incarnation.suspects", "False")],
     ),
     Fault(
         "a record that another worker is calling for is taken once more",
@@ -418,8 +449,8 @@ FAULTS = [
         WORKERS,
         "AtMostOnce",
         [
-            Change(claim, "_free", "if own is None or", "if True or own is None or"),
-            Change(ConditionQuery, "unattempted", "if written is None:", "if True:"),
+            Change(claim, "_free_records", "if own is None or", "if True or own is None or"),
+            Change(ConditionQuery, "has_no_blocking_attempt", "if written is None:", "if True:"),
         ],
     ),
     Fault(
@@ -427,6 +458,13 @@ FAULTS = [
         apps.ASKED,
         hints("invented"),
         "AtMostOnce",
-        [Change(ConditionQuery, "records_given", "where(*self._given_and(self._ready_of_one))", "where(self._among_given)")],
+        [
+            Change(
+                ConditionQuery,
+                "select_given_ready_records",
+                "where(*self._conditions_for_given_rows(self._ready_of_one))",
+                "where(self._is_given_record)",
+            )
+        ],
     ),
 ]

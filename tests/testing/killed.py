@@ -19,7 +19,7 @@ from groundstate.testing import Lab
 from groundstate.testing.databases.scratch_sqlite import SqlitePlace
 from groundstate.testing.runner import Trial
 from groundstate.testing.simulate.crash_plan import Move, Schedule
-from groundstate.testing.simulate.db_intercept import Kept
+from groundstate.testing.simulate.db_intercept import DatabasePool
 from groundstate.testing.simulate.simulation import Stage
 from tests.patience import until
 from tests.testing.shops import Order, shop
@@ -40,21 +40,23 @@ class Left(Exception):
 @contextmanager
 def no_restart() -> Iterator[None]:
     """While the block runs, a run ends with its first death."""
-    start = Stage._start
+    start = Stage._start_process
 
     def once(stage: Stage) -> None:
         if stage.processes:
             raise Left
         start(stage)
 
-    with mock.patch.object(Stage, "_start", once):
+    with mock.patch.object(Stage, "_start_process", once):
         yield
 
 
 def left(lab: Lab) -> Any:
     """What stands in the database and beside it."""
     place: Any = lab._places[-1]
-    tables = {name: sorted(str(list(row)) for row in place.ask(0, f"SELECT {columns} FROM {name}")) for name, columns in COLUMNS.items()}
+    tables = {
+        name: sorted(str(list(row)) for row in place.query_rows(0, f"SELECT {columns} FROM {name}")) for name, columns in COLUMNS.items()
+    }
     service = [*sorted(place.folder.glob("*-witness-*")), *sorted(place._state.glob("*"))] if is_file(place) else []
     beside = [(path.name, path.read_bytes().hex()) for path in service]
     return tables, beside
@@ -67,7 +69,7 @@ def is_file(place: object) -> bool:
 def in_process(lab: Lab, trial: Trial, number: int) -> Any:
     with no_restart():
         try:
-            trial.once(Schedule((Move(number, "die"),)))
+            trial.run_once(Schedule((Move(number, "die"),)))
         except Left:
             return left(lab)
     raise AssertionError(f"nothing died at {number}")
@@ -81,13 +83,13 @@ def killed(lab: Lab, trial: Trial, number: int) -> tuple[Any, bool]:
     if child == 0:
         try:
             forget_connections(place)
-            trial._kept = Kept()
+            trial._kept = DatabasePool()
             trial.at_death = lambda _process: os.kill(os.getpid(), signal.SIGKILL)
-            trial.once(Schedule((Move(number, "die"),)))
+            trial.run_once(Schedule((Move(number, "die"),)))
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    until(lambda: is_file(place) or not place.ask(0, BESIDE)[0][0], lambda: "the server still has connections of a killed process")
+    until(lambda: is_file(place) or not place.query_rows(0, BESIDE)[0][0], lambda: "the server still has connections of a killed process")
     return left(lab), os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
@@ -110,8 +112,8 @@ def main(every: int, postgres: str | None) -> None:
     with Lab(postgres=postgres) as lab:
         lab.fake(made.charge, lambda order: f"r{order.id}")
         lab.fake(made.send, lambda order: f"m{order.id}")
-        trial = lab.trial(made.app, Order(id=1))
-        clean = trial.clean()
+        trial = lab._trial(made.app, Order(id=1))
+        clean = trial.run_clean()
         found = []
         for number in range(1, len(clean.crossings) + 1, every):
             here = in_process(lab, trial, number)

@@ -148,15 +148,16 @@ WORKERS = two_workers("call", "answered")
 
 PLANTED = [
     Planted(
-        "a token that was spent is not counted", RATED, DIES, "assertion", [Change(rate_limit.Tokens, "write", "self._spent[place])", "0)")]
+        "a token that was spent is not counted", RATED, DIES, "assertion",
+        [Change(rate_limit.Tokens, "write_counts", "self._spent[place])", "0)")],
     ),
     Planted(
         "counts are kept in the memory of a worker alone", RATED, DIES, "assertion",
-        [Change(rate_limit.Tokens, "write", "if rows:", "if False:")],
+        [Change(rate_limit.Tokens, "write_counts", "if rows:", "if False:")],
     ),
     Planted(
         "what has landed is counted as if it flew", LINED, moods(["refused"]), "Progress",
-        [Change(limiter.Limits, "landed", "_take_off(self._air, in_flight)", "pass")],
+        [Change(limiter.Limits, "count_ended_call", "_subtract_call(self._air, in_flight)", "pass")],
     ),
     Planted(
         "what is in doubt does not count for its line", ONE_EACH, moods(["answer-lost"], ["late"]), "assertion",

@@ -9,18 +9,18 @@ from itertools import chain, islice
 from unittest import mock
 
 from groundstate.testing.search import schedule_search
-from groundstate.testing.search.schedule_search import Seen
+from groundstate.testing.search.schedule_search import CleanRun
 from groundstate.testing.simulate.crash_plan import Move, Schedule
 from groundstate.testing.simulate.fake_provider import Mood
 
-Search = Callable[[Seen], Iterator[Schedule]]
+Search = Callable[[CleanRun], Iterator[Schedule]]
 AROUND_CALLS = ("call", "done", "answered")
 
 
 def moods(*chosen: Sequence[str], lookups_lag: bool = False) -> Search:
     """For each: the first call ends so, the second so, ..."""
 
-    def search(_seen: Seen) -> Iterator[Schedule]:
+    def search(_seen: CleanRun) -> Iterator[Schedule]:
         for words in chosen:
             yield Schedule(moods=tuple((number, Mood(word)) for number, word in enumerate(words, 1)), lookups_lag=lookups_lag)
 
@@ -30,7 +30,7 @@ def moods(*chosen: Sequence[str], lookups_lag: bool = False) -> Search:
 def at(kind: str, *crossings: str, which: int = 0, beside: Sequence[str] = (), after_first_call: bool = False) -> Search:
     """One move at each crossing of these kinds. beside: how the calls end."""
 
-    def search(seen: Seen) -> Iterator[Schedule]:
+    def search(seen: CleanRun) -> Iterator[Schedule]:
         first = next((one.number for one in seen.crossings if one.kind == "call"), 0) if after_first_call else 0
         for one in seen.crossings:
             if one.kind in crossings and one.number >= first:
@@ -50,7 +50,7 @@ def back_in_time(*beside: str, copied: tuple[str, int, int] = ("committed", 0, 0
     copied: at the nth crossing of a kind, and so many after it. restored: so many crossings after the first of a kind.
     """
 
-    def search(seen: Seen) -> Iterator[Schedule]:
+    def search(seen: CleanRun) -> Iterator[Schedule]:
         def places(kind: str) -> list[int]:
             return [one.number for one in seen.crossings if one.kind == kind]
 
@@ -64,14 +64,14 @@ def back_in_time(*beside: str, copied: tuple[str, int, int] = ("committed", 0, 0
 def two_workers(*switches: str, beside: Sequence[str] = ()) -> Search:
     """Two workers; and the other goes on at each crossing of these kinds. beside: how the calls end."""
 
-    def search(seen: Seen) -> Iterator[Schedule]:
+    def search(seen: CleanRun) -> Iterator[Schedule]:
         yield Schedule(moods=tuple((number, Mood(word)) for number, word in enumerate(beside, 1)), workers=2)
         yield from (Schedule((Move(one.number, "switch"),), workers=2) for one in seen.crossings if one.kind in switches)
 
     return search
 
 
-def nothing(_seen: Seen) -> Iterator[Schedule]:
+def nothing(_seen: CleanRun) -> Iterator[Schedule]:
     """The clean run alone."""
     return iter(())
 
@@ -81,7 +81,7 @@ def both(*searches: Search) -> Search:
     return lambda seen: chain.from_iterable(search(seen) for search in searches)
 
 
-_singles = schedule_search.singles
+_singles = schedule_search.single_schedules
 
 
 def everything(meanwhile: int) -> Search:
@@ -97,7 +97,7 @@ def sampled(search: Search, every: int) -> Search:
 def leap(which: int, *, beside: Sequence[str] = (), after: int = 0) -> Search:
     """A leap at each crossing at which it makes a difference. beside: how the calls end. after: of the clean run's first so many, none."""
 
-    def search(seen: Seen) -> Iterator[Schedule]:
+    def search(seen: CleanRun) -> Iterator[Schedule]:
         ends = tuple((number, Mood(word)) for number, word in enumerate(beside, 1))
         yield from (Schedule((Move(one, "leap", which),), ends) for one in seen.told if one > after)
 
@@ -112,7 +112,7 @@ def around_the_first_find(which: int) -> Search:
 def there_and_back(first: int, *, beside: Sequence[str] = ()) -> Search:
     """The first leap at an early crossing, and the second at each later one."""
 
-    def search(seen: Seen) -> Iterator[Schedule]:
+    def search(seen: CleanRun) -> Iterator[Schedule]:
         ends = tuple((number, Mood(word)) for number, word in enumerate(beside, 1))
         yield from (Schedule((Move(first, "leap", 1), Move(one, "leap", 2)), ends) for one in seen.told if one > first)
 
@@ -122,5 +122,5 @@ def there_and_back(first: int, *, beside: Sequence[str] = ()) -> Search:
 @contextmanager
 def limited_to(search: Search) -> Iterator[None]:
     """While the block runs, the lab tries these schedules beside its clean run, and its mixtures as the budget says."""
-    with mock.patch.object(schedule_search, "singles", lambda seen, _meanwhile: search(seen)):
+    with mock.patch.object(schedule_search, "single_schedules", lambda seen, _meanwhile: search(seen)):
         yield

@@ -77,7 +77,7 @@ def test_a_handler_that_reaches_outside_of_its_transaction_fails_with_the_place_
         words = told(lab, kind, do, invariant="NothingOutside")
     assert named in words
     assert HERE in words
-    assert "let a call do that" in words
+    assert "do it in a call (`@service.call`)" in words
     gc.collect()  # an event loop that was cut off is told of here, and not in another test
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from groundstate import App, DeclarationError, Retry, Store
 from groundstate.testing import Crashed, Lab, NeverTaken, runner
-from groundstate.testing.simulate.crash_plan import parsed
+from groundstate.testing.simulate.crash_plan import parse_schedule
 from tests.testing.shops import Base, Order, calling, cancel, many, never, plain, shop
 
 
@@ -115,7 +115,7 @@ def test_what_the_user_asserts_is_found_broken_with_the_smallest_schedule_its_st
         assert "seed 11" in told
         line = re.search(r'only="(.*?)"', told)
         assert line is not None
-        assert parsed(line[1]) == caught.value.schedule
+        assert parse_schedule(line[1]) == caught.value.schedule
         with pytest.raises(Crashed, match="charged twice") as again:
             lab.crash_everywhere(made.app, Order(id=1), at_the_end=once, only=line[1])
         assert str(again.value).partition("again:")[0] == told.partition("again:")[0]
@@ -184,7 +184,10 @@ def test_a_reaction_that_no_run_carried_out_is_reported() -> None:
 
 def test_what_nothing_can_bring_about_is_reported_after_the_clean_run_and_what_may_yet_come_is_said() -> None:
     app = undoing_each_other("one way", rounds=0)
-    with Lab() as lab, pytest.raises(NeverTaken, match="pong: never carried out in the run without mischief, and no crash can change that"):
+    with (
+        Lab() as lab,
+        pytest.raises(NeverTaken, match="pong: never carried out in the run without disturbances, and no crash can change that"),
+    ):
         lab.crash_everywhere(app, Order(id=1))
 
     def somebody_undoes(session: Session) -> None:
@@ -194,7 +197,7 @@ def test_what_nothing_can_bring_about_is_reported_after_the_clean_run_and_what_m
     with Lab(say=said.append) as lab:
         lab.meanwhile(somebody_undoes)
         assert lab.crash_everywhere(app, Order(id=1), budget=0).runs > 3
-    assert said[0] == "crash lab: pong not carried out in the run without mischief; others may bring it about"
+    assert said[0] == "crash lab: pong not carried out in the run without disturbances; other runs may carry it out"
 
 
 def test_a_handler_that_always_raises_and_may_was_tried() -> None:

@@ -19,7 +19,7 @@ from groundstate.engine.worker import Worker
 from groundstate.testing import Ledger
 from groundstate.testing.lab import Lab
 from groundstate.testing.runner import Trial
-from groundstate.testing.simulate.crash_plan import parsed
+from groundstate.testing.simulate.crash_plan import parse_schedule
 from groundstate.testing.simulate.fake_environment import EPOCH, Stuck
 from groundstate.testing.simulate.simulation import Stage
 from tests.patience import HANG_S
@@ -33,17 +33,17 @@ class Run:
     def __init__(self, lab: Lab, made: Calling, *rows: Order) -> None:
         self.lab = lab
         self.ledger: Ledger[Any] = lab.fake(made.call, lambda order: f"r{order.id}")
-        self.trial: Trial = lab.trial(made.app, *(rows or (Order(id=1),)))
+        self.trial: Trial = lab._trial(made.app, *(rows or (Order(id=1),)))
 
     def __call__(self, line: str = "") -> Stage:
-        return self.trial.run(parsed(line))
+        return self.trial.run(parse_schedule(line))
 
     def orders(self) -> list[Order]:
         with self.lab._places[-1].session() as session:
             return list(session.scalars(select(Order).order_by(Order.id)))
 
     def held(self) -> list[str]:
-        return [f"{row[0]}" for row in self.lab._places[-1].ask(0, "SELECT why FROM groundstate_attempt WHERE state = 'held'")]
+        return [f"{row[0]}" for row in self.lab._places[-1].query_rows(0, "SELECT why FROM groundstate_attempt WHERE state = 'held'")]
 
 
 @pytest.fixture
@@ -137,8 +137,8 @@ def test_a_provider_forgets_a_key_when_it_was_kept_for_as_long_as_promised(made:
     one = run.ledger.entries[0]
     fake = run.lab._fakes[0]
     day_s = timedelta(days=1).total_seconds()
-    assert fake.do(one.identity, one.key, one.argument, one.done_s + day_s - 1, 0.0) is one
-    assert fake.do(one.identity, one.key, one.argument, one.done_s + day_s, 0.0) is not one
+    assert fake.carry_out(one.identity, one.key, one.argument, one.done_s + day_s - 1, 0.0) is one
+    assert fake.carry_out(one.identity, one.key, one.argument, one.done_s + day_s, 0.0) is not one
 
 
 def test_one_request_for_many_can_be_cut_in_its_middle(made: Any) -> None:
@@ -170,9 +170,9 @@ def test_someone_elses_transaction_moves_the_clock_by_hand() -> None:
         def two_days_pass(_session: Session) -> None:
             lab.clock.forward(timedelta(days=2))
 
-        trial = lab.trial(made.app, Order(id=1))
-        clean = trial.run(parsed(""))
-        moved = trial.run(parsed(f"meanwhile@{where(clean, 'call')}"))
+        trial = lab._trial(made.app, Order(id=1))
+        clean = trial.run(parse_schedule(""))
+        moved = trial.run(parse_schedule(f"meanwhile@{where(clean, 'call')}"))
         assert moved.time.now_s - clean.time.now_s > 170_000
         assert lab.clock.now == EPOCH
         with pytest.raises(Stuck, match="no run is under way"):
@@ -190,16 +190,16 @@ def test_someone_elses_transaction_comes_where_it_is_put() -> None:
         def cancel(session: Session) -> None:
             session.get_one(Order, 1).status = "cancelled"
 
-        trial = lab.trial(app, Order(id=1))
-        clean = trial.run(parsed(""))
-        trial.run(parsed("meanwhile@1"))
+        trial = lab._trial(app, Order(id=1))
+        clean = trial.run(parse_schedule(""))
+        trial.run(parse_schedule("meanwhile@1"))
         assert ledger.effects == []
-        stage = trial.run(parsed(f"meanwhile@{where(clean, 'call')}"))
+        stage = trial.run(parse_schedule(f"meanwhile@{where(clean, 'call')}"))
         assert len(ledger.effects) == 1
         assert told(stage, "meanwhile, before the call paid of 1: cancel") == 1
         # Inside a transaction of the worker's it is kept out by the lock, and comes after it.
         inside = where(clean, "commit", "INSERT groundstate_attempt")
-        later = trial.run(parsed(f"meanwhile@{inside}"))
+        later = trial.run(parse_schedule(f"meanwhile@{inside}"))
         assert told(later, "meanwhile, after COMMIT of INSERT groundstate_attempt") == 1
 
 
@@ -231,7 +231,7 @@ def test_a_worker_that_stands_still_sends_what_it_was_about_to_send_no_more(made
     stage = run(f"freeze@{where(clean, 'call')}")
     story = "\n".join(stage.story)
     assert told(stage, "worker 1 loses its lock and stands still") == 1
-    assert story.index("worker 2 asks what became of paid of 1: 'absent'") < story.index("worker 2 calls paid of 1")
+    assert story.index("worker 2 looks up paid of 1: 'absent'") < story.index("worker 2 calls paid of 1")
     assert told(stage, "worker 1 calls") == 0
     assert len(run.ledger.effects) == 1
     assert stage.time.now_s > 60  # it was waited for until it went on
@@ -247,15 +247,15 @@ def test_a_worker_may_stand_still_anywhere_and_the_run_ends(made: Any, kind: str
 
 def test_a_find_leaves_nothing_behind_so_no_attempt_need_stand_when_it_goes_out(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[InFlightCall] = []
-    real = Stage.leave
+    real = Stage.on_calls_leave
 
     def leave(stage: Stage, flights: Sequence[InFlightCall]) -> None:
         left.extend(flights)
         real(stage, flights)
 
-    monkeypatch.setattr(Stage, "leave", leave)
+    monkeypatch.setattr(Stage, "on_calls_leave", leave)
     stage = made(calling("lookup"))("call1=answer-lost")
-    assert told(stage, "asks what became of paid of 1") >= 1
+    assert told(stage, "looks up paid of 1") >= 1
     assert [flight.is_lookup for flight in left] == [False]
 
 
@@ -267,15 +267,15 @@ def test_what_happens_in_the_clean_stop_is_looked_after_as_well(made: Any) -> No
     for line in (f"die@{stopping}", f"die@{stopping} die@{stopping + 30}"):
         stage = run(line)
         assert told(stage, "is killed") == len(line.split())
-        assert run.lab._places[-1].ask(0, "SELECT count(*) FROM groundstate_worker WHERE ended_at IS NULL")[0][0] == 0
+        assert run.lab._places[-1].query_rows(0, "SELECT count(*) FROM groundstate_worker WHERE ended_at IS NULL")[0][0] == 0
 
 
 def test_the_database_is_put_back_and_what_was_done_meanwhile_is_asked_for(made: Any) -> None:
     run = made(calling("lookup"))
     clean = run()
     stage = run(f"copy@5 restore@{len(clean.crossings) - 5}")
-    assert told(stage, "the copy of the database is put back") == 1
-    assert told(stage, "asks what became of paid of 1: 'r1'") == 1
+    assert told(stage, "the copy of the database is restored") == 1
+    assert told(stage, "looks up paid of 1: 'r1'") == 1
     assert len(run.ledger.effects) == 1
     assert run.orders()[0].receipt == "r1"
 
@@ -312,15 +312,15 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Touched]:
         hear(worker, touched)
 
     monkeypatch.setattr(Worker, "hear", listen)
-    monkeypatch.setattr(WorkerState, "hold_s", HANG_S)  # a busy machine ends no batch in its middle
+    monkeypatch.setattr(WorkerState, "target_hold_s", HANG_S)  # a busy machine ends no batch in its middle
     return told
 
 
 @pytest.mark.parametrize("hints", ["told", "lost", "doubled", "reordered", "invented"])
 def test_what_becomes_of_hints_is_seen_in_what_is_heard_and_in_no_final_state(heard: list[Touched], hints: str) -> None:
     with Lab() as lab:
-        trial = lab.trial(two_steps(), Order(id=1), Order(id=2))
-        stage = trial.run(parsed("" if hints == "told" else f"hints={hints}"))
+        trial = lab._trial(two_steps(), Order(id=1), Order(id=2))
+        stage = trial.run(parse_schedule("" if hints == "told" else f"hints={hints}"))
         with lab._places[-1].session() as session:
             assert session.scalars(select(Order.status)).all() == ["sent", "sent"]
     commits = told(stage, "commits UPDATE orders")
@@ -359,6 +359,6 @@ def test_the_shop_with_a_second_worker_and_all_else_repeats_itself() -> None:
         with Lab() as lab:
             lab.fake(made.charge, lambda order: f"r{order.id}")
             lab.fake(made.send, lambda order: f"m{order.id}")
-            trial = lab.trial(made.app, Order(id=1), Order(id=2))
-            stories.append(trial.run(parsed("die@20 die@150 switch@60 call2=late call3=answer-lost hints=doubled workers=2")).story)
+            trial = lab._trial(made.app, Order(id=1), Order(id=2))
+            stories.append(trial.run(parse_schedule("die@20 die@150 switch@60 call2=late call3=answer-lost hints=doubled workers=2")).story)
     assert stories[0] == stories[1]

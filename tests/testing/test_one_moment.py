@@ -9,7 +9,7 @@ import pytest
 
 from groundstate import App, ExternalService, InDoubt, ReactionContext, Store, after
 from groundstate.testing import Lab
-from groundstate.testing.search.schedule_search import Seen
+from groundstate.testing.search.schedule_search import CleanRun
 from groundstate.testing.simulate.crash_plan import Move, Schedule
 from tests.engine.sql.test_transaction_time import HOUR, Base, Note
 from tests.testing.searching import limited_to
@@ -21,7 +21,7 @@ def postgres(request: pytest.FixtureRequest) -> str | None:
     return request.getfixturevalue("postgres_url") if request.param == "postgres" else None
 
 
-def _just_before_the_records(seen: Seen) -> Iterator[Schedule]:
+def _just_before_the_records(seen: CleanRun) -> Iterator[Schedule]:
     """A statement's values are bound before its crossing: a leap there is one between this statement and the next."""
     for one, following in zip(seen.crossings, seen.crossings[1:], strict=False):
         if "SELECT groundstate_attempt" in str(one) and Note.__tablename__ in str(following):

@@ -19,7 +19,7 @@ from groundstate.testing import Lab
 from groundstate.testing.databases.scratch_db import Place
 from groundstate.testing.databases.scratch_postgres import PostgresPlace
 from groundstate.testing.databases.scratch_sqlite import SqlitePlace
-from groundstate.testing.simulate.crash_plan import parsed
+from groundstate.testing.simulate.crash_plan import parse_schedule
 from tests.patience import HANG_S, until
 from tests.testing.shops import Order, calling, cancel, plain, shop
 
@@ -63,9 +63,9 @@ def change(session: Session) -> None:
 
 def test_each_run_begins_with_what_was_filled(place: Place) -> None:
     for _ in range(2):
-        place.begin_anew()
+        place.reset()
         assert statuses(place) == FILLED
-        assert place.someone_else(change)
+        assert place.commit_as_other_program(change)
         assert len(statuses(place)) == 2
         assert statuses(place)[0][1] == "changed"
 
@@ -73,51 +73,51 @@ def test_each_run_begins_with_what_was_filled(place: Place) -> None:
 def test_numbers_that_the_database_gives_are_the_same_in_each_run(place: Place) -> None:
     given = []
     for _ in range(2):
-        place.begin_anew()
-        place.someone_else(lambda session: session.execute(text("DELETE FROM orders")))
-        place.someone_else(lambda session: session.add(Order(status="new")))
+        place.reset()
+        place.commit_as_other_program(lambda session: session.execute(text("DELETE FROM orders")))
+        place.commit_as_other_program(lambda session: session.add(Order(status="new")))
         given.append(statuses(place)[0][0])
     assert given[0] == given[1]
 
 
 def test_a_copy_is_put_back(place: Place) -> None:
-    place.begin_anew()
+    place.reset()
     copy = place.copy()
-    place.someone_else(change)
-    place.put_back(copy)
+    place.commit_as_other_program(change)
+    place.restore_copy(copy)
     assert statuses(place) == FILLED
 
 
 def test_the_same_content_is_the_same_state_in_each_run_and_another_is_another(place: Place) -> None:
     states = []
     for _ in range(2):
-        place.begin_anew()
+        place.reset()
         filled = place.state()
-        place.someone_else(change)
+        place.commit_as_other_program(change)
         assert place.state() != filled
         states.append((filled, place.state()))
     assert repr(states[0]) == repr(states[1])
 
 
 def test_someone_else_is_kept_out_by_a_lock_and_comes_in_after_it(place: Place) -> None:
-    place.begin_anew()
+    place.reset()
     with place.session() as session, session.begin():
         session.execute(text("UPDATE orders SET status = 'locked' WHERE id = 1"))
-        assert not place.someone_else(cancel)
-    assert place.someone_else(cancel)
+        assert not place.commit_as_other_program(cancel)
+    assert place.commit_as_other_program(cancel)
     assert statuses(place)[0][1] == "locked"  # by then it was no longer placed
 
 
 def test_what_someone_else_raises_is_not_swallowed(place: Place) -> None:
-    place.begin_anew()
+    place.reset()
     with pytest.raises(ZeroDivisionError):
-        place.someone_else(lambda _session: 1 // 0)
+        place.commit_as_other_program(lambda _session: 1 // 0)
     assert statuses(place) == FILLED
 
 
 def test_our_tables_can_be_asked_and_all_reactions_are_accepted(place: Place) -> None:
-    place.begin_anew()
-    assert [row[0] for row in place.ask(0, "SELECT name FROM groundstate_reaction WHERE name <> ''")] == ["places"]
+    place.reset()
+    assert [row[0] for row in place.query_rows(0, "SELECT name FROM groundstate_reaction WHERE name <> ''")] == ["places"]
     with place.connect(0) as connection:
         assert connection.execute(text("SELECT count(*) FROM groundstate_attempt")).scalar_one() == 0
 
@@ -132,10 +132,10 @@ def test_what_waits_for_a_lock_is_known_and_what_left_lets_go_of_it(postgres_url
         holds.exec_driver_sql("UPDATE orders SET status = 'held' WHERE id = 1")
         thread = threading.Thread(target=lambda: waits.exec_driver_sql("UPDATE orders SET status = 'waited' WHERE id = 1"))
         thread.start()
-        until(lambda: place.waits(waits.connection.driver_connection))
-        assert not place.waits(holds.connection.driver_connection)
+        until(lambda: place.waits_for_lock(waits.connection.driver_connection))
+        assert not place.waits_for_lock(holds.connection.driver_connection)
         driver: Any = holds.connection.driver_connection
-        with place.leaving([driver]):
+        with place.closing_connections([driver]):
             driver.close()
         thread.join(HANG_S)
         assert not thread.is_alive()
@@ -171,8 +171,8 @@ def test_a_death_a_meanwhile_and_a_second_worker_go_well_on_each(postgres: str |
         charges = lab.fake(made.charge, lambda order: f"r{order.id}")
         lab.fake(made.send, lambda order: f"m{order.id}")
         lab.meanwhile(cancel)
-        trial = lab.trial(made.app, Order(id=1), Order(id=2))
-        clean = trial.clean()
+        trial = lab._trial(made.app, Order(id=1), Order(id=2))
+        clean = trial.run_clean()
         for line in [
             f"die@{next(one.number for one in clean.crossings if one.kind == 'done')}",
             "die@30 die@80",
@@ -182,7 +182,7 @@ def test_a_death_a_meanwhile_and_a_second_worker_go_well_on_each(postgres: str |
             "call1=late hints=lost",
             "unlock@40",
         ]:
-            trial.run(parsed(line))
+            trial.run(parse_schedule(line))
             assert all(order in (1, 2) for order in (effect.id for effect in charges.effects))
         assert len(charges.effects) >= 1
 
@@ -191,8 +191,8 @@ def test_the_same_schedule_is_the_same_run_on_each(postgres: str | None) -> None
     made = calling("lookup")
     with Lab(postgres=postgres) as lab:
         lab.fake(made.call, "r1")
-        trial = lab.trial(made.app, Order(id=1))
-        told = [(stage.story, [str(one) for one in stage.crossings]) for stage in (trial.run(parsed("die@30")) for _ in range(2))]
+        trial = lab._trial(made.app, Order(id=1))
+        told = [(stage.story, [str(one) for one in stage.crossings]) for stage in (trial.run(parse_schedule("die@30")) for _ in range(2))]
     assert told[0] == told[1]
 
 

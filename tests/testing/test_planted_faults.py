@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from groundstate.testing import Crashed, Lab, NeverTaken, runner
-from groundstate.testing.search.schedule_search import Seen
+from groundstate.testing.search.schedule_search import CleanRun
 from groundstate.testing.simulate.crash_plan import Move, Schedule
 from tests.sampling import a_few
 from tests.testing import apps
@@ -59,7 +59,7 @@ def test_nothing_is_reported_of_the_app_that_is_right(lab: Lab, slip: Slip) -> N
         slip.right.run(lab, budget=0, seed=1)
 
 
-def _in_the_clean_end(seen: Seen) -> Iterator[Schedule]:
+def _in_the_clean_end(seen: CleanRun) -> Iterator[Schedule]:
     """A death and that of its restart, a restore, a lost lock: each in the last crossings, when all that was to be done is done."""
     end = seen.count
     yield Schedule((Move(end - 3, "die"), Move(end + 25, "die")))

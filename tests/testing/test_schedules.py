@@ -34,8 +34,8 @@ class Stands:
 
     def __init__(self, app: App, name: str, lab: Lab) -> None:
         self.app, self.name, self.key_name = app.name, name, name
-        self.condition, self.suspect, self.seen_at = app.schedules[name].words, False, lab.clock.now
-        self.mark = keys.instant(lab.clock.now - 2.5 * HOUR)
+        self.condition, self.suspect, self.seen_at = app.schedules[name].as_text, False, lab.clock.now
+        self.mark = keys.datetime_text(lab.clock.now - 2.5 * HOUR)
 
 
 registry().map_imperatively(Stands, tables.reaction)

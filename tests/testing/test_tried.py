@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,14 +11,16 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from groundstate.testing import Lab, NeverTaken, lab
+from groundstate.clock import SeededDice
+from groundstate.testing import Lab, NeverTaken
 from groundstate.testing.runner import Trial
 from groundstate.testing.search import schedule_search
 from groundstate.testing.search.tried_plans import Length, Tried
-from groundstate.testing.simulate.crash_plan import Move, Schedule, parsed
+from groundstate.testing.simulate.crash_plan import Move, Schedule, parse_schedule
 from groundstate.testing.simulate.restarts import Restarts
 from groundstate.testing.simulate.simulation import Stage
 from groundstate.testing.verdict.invariants import Check
+from tests.engine.clocks import Turned
 from tests.testing.searching import at, limited_to, sampled
 from tests.testing.shops import Order, cancel, plain, shop
 
@@ -29,12 +30,12 @@ def shopping(made: Lab, always: Check | None = None) -> Trial:
     made.fake(app.charge, lambda order: f"r{order.id}")
     made.fake(app.send, lambda order: f"m{order.id}")
     made.meanwhile(cancel)
-    return made.trial(app.app, Order(id=1), always=always)
+    return made._trial(app.app, Order(id=1), always=always)
 
 
 def drawn(clean: Stage, *, locks_rows: bool) -> list[Schedule]:
-    seen = schedule_search.seen(clean, locks_rows=locks_rows)
-    return [*schedule_search.singles(seen, 1), *islice(schedule_search.mixtures(seen, 1, random.Random(1)), 100)]
+    seen = schedule_search.summarise_clean_run(clean, locks_rows=locks_rows)
+    return [*schedule_search.single_schedules(seen, 1), *islice(schedule_search.mixed_schedules(seen, 1, SeededDice(1)), 100)]
 
 
 def what_came_of(stage: Stage) -> tuple[list[object], list[str]]:
@@ -47,12 +48,12 @@ def what_came_of(stage: Stage) -> tuple[list[object], list[str]]:
 def test_what_is_skipped_is_the_same_run_as_the_one_that_was_tried() -> None:
     with Lab() as made:
         trial = shopping(made)
-        clean = trial.clean()
+        clean = trial.run_clean()
         skipped = []
         for one in drawn(clean, locks_rows=False):
-            same = trial._tried.same_as(one)
+            same = trial._tried.find_same_run(one)
             if same is None and one.sort == "die":
-                trial.once_more(one)
+                trial.run_unless_repeated(one)
             elif same is not None:
                 skipped.append((one, same))
         assert {one.sort for one, _ in skipped} >= {"meanwhile", "mixtures"}
@@ -63,13 +64,13 @@ def test_what_is_skipped_is_the_same_run_as_the_one_that_was_tried() -> None:
 def test_on_postgresql_others_that_write_nothing_inside_transactions_are_skipped_too(postgres_url: str) -> None:
     with Lab(postgres=postgres_url) as made:
         trial = shopping(made)
-        clean = trial.clean()
-        between = schedule_search.seen(clean, locks_rows=True).between
+        clean = trial.run_clean()
+        between = schedule_search.summarise_clean_run(clean, locks_rows=True).between
         idle = [number for number in between if (1, number) in clean.idle]
         assert 0 < len(idle) < len(between)
         assert any(clean.crossings[number - 1].inside for number in idle)
         one = Schedule((Move(idle[0], "meanwhile", 1),))
-        assert trial._tried.same_as(one) == Schedule()
+        assert trial._tried.find_same_run(one) == Schedule()
         assert what_came_of(trial.run(one)) == what_came_of(trial.run(Schedule()))
 
 
@@ -82,7 +83,7 @@ def test_the_findings_say_how_many_were_skipped() -> None:
         with limited_to(at("meanwhile", "committed", which=1)):
             found = made.crash_everywhere(app.app, Order(id=1), budget=0, seed=1)
     assert 3 < found.skipped < found.skipped + found.runs
-    assert f"skipped {found.skipped} more, each the same as one that was tried" in str(found)
+    assert f"skipped {found.skipped} more, each of which would repeat an earlier run" in str(found)
 
 
 # ---- restarts ---------------------------------------------------------------------------------------------------------------------
@@ -101,11 +102,11 @@ def looks(session: Session) -> None:
 def test_a_run_ends_at_a_restart_that_was_tried_and_would_have_gone_on_as_that_did(always: Check | None) -> None:
     with Lab() as made:
         trial = shopping(made, always=always)
-        clean = trial.clean()
+        clean = trial.run_clean()
         commits = [one.number for one in clean.crossings if one.kind == "committed" and one.what != "nothing"]
         pairs = [f"die@{commits[3]} die@{commits[3] + after}" for after in range(1, 50, 6)]
         ended, went_on = [], []
-        for one in map(parsed, [f"die@{commits[3]}", *pairs]):
+        for one in map(parse_schedule, [f"die@{commits[3]}", *pairs]):
             stage = trial.run(one, joins=True)
             if stage.joined:
                 ended.append(one)
@@ -128,10 +129,10 @@ def test_a_restart_on_the_same_is_the_same_at_nearly_the_same_time() -> None:
 def test_where_the_schedule_has_more_to_come_no_run_ends_early() -> None:
     with Lab() as made:
         trial = shopping(made)
-        calls = [one.number for one in trial.clean().crossings if one.kind == "call"]
+        calls = [one.number for one in trial.run_clean().crossings if one.kind == "call"]
         for line in (f"die@{calls[0]}", f"die@{calls[0]} die@{calls[0] + 500}", f"die@{calls[0]} call2=lost", f"die@{calls[0]} hints=lost"):
-            assert not trial.run(parsed(line), joins=True).joined, line
-        assert trial.run(parsed(f"die@{calls[0]}"), joins=True).joined
+            assert not trial.run(parse_schedule(line), joins=True).joined, line
+        assert trial.run(parse_schedule(f"die@{calls[0]}"), joins=True).joined
 
 
 def mails_by_itself(sent: list[int]) -> Callable[[Order], None]:
@@ -144,20 +145,20 @@ def mails_by_itself(sent: list[int]) -> Callable[[Order], None]:
 
 def test_a_death_after_a_handler_ran_is_no_death_before_it() -> None:
     with Lab() as made:
-        trial = made.trial(plain("ran", mails_by_itself([])), Order(id=1))
-        clean = trial.clean()
+        trial = made._trial(plain("ran", mails_by_itself([])), Order(id=1))
+        clean = trial.run_clean()
         writes = next(one.number for one in clean.crossings if one.kind == "commit" and "UPDATE orders" in one.what)
         begins = max(one.number for one in clean.crossings if one.number < writes and not one.inside)
-        assert not trial.run(parsed(f"die@{begins}"), joins=True).joined
-        assert not trial.run(parsed(f"die@{writes}"), joins=True).joined
-        assert trial.run(parsed(f"die@{writes}"), joins=True).joined
+        assert not trial.run(parse_schedule(f"die@{begins}"), joins=True).joined
+        assert not trial.run(parse_schedule(f"die@{writes}"), joins=True).joined
+        assert trial.run(parse_schedule(f"die@{writes}"), joins=True).joined
 
 
 def test_the_findings_say_how_many_runs_ended_so() -> None:
     with Lab() as made, limited_to(sampled(at("die", "statement"), 3)):
         found = made.crash_everywhere(plain("ended", never_mind), Order(id=1), budget=0, seed=1)
     assert found.joined > 1
-    assert f"ended {found.joined} of them at a restart on what an earlier one began with" in str(found)
+    assert f"ended {found.joined} of them early, at a restart from the same state as in an earlier run" in str(found)
 
 
 # ---- what is the same -----------------------------------------------------------------------------------------------------------
@@ -165,8 +166,8 @@ def test_the_findings_say_how_many_runs_ended_so() -> None:
 def tried() -> Tried:
     """Of a clean run of 100 crossings and two calls, and a death at 40 whose run has 150."""
     made = Tried()
-    made.was(Schedule(), Length(100, 2))
-    made.was(parsed("die@40"), Length(150, 3))
+    made.record(Schedule(), Length(100, 2))
+    made.record(parse_schedule("die@40"), Length(150, 3))
     made.idle = {(1, 60)}
     return made
 
@@ -185,7 +186,7 @@ def tried() -> Tried:
     ],
 )
 def test_what_is_never_reached_changes_nothing(tried: Tried, line: str, same: str) -> None:
-    assert str(tried.same_as(parsed(line))) == same
+    assert str(tried.find_same_run(parse_schedule(line))) == same
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_what_is_never_reached_changes_nothing(tried: Tried, line: str, same: st
     ],
 )
 def test_what_could_be_another_run_is_run(tried: Tried, line: str) -> None:
-    assert tried.same_as(parsed(line)) is None
+    assert tried.find_same_run(parse_schedule(line)) is None
 
 
 # ---- whether others would write -------------------------------------------------------------------------------------------------
@@ -239,11 +240,11 @@ def test_others_are_idle_where_they_read_and_write_nothing_and_what_would_be_wri
     store: str, request: pytest.FixtureRequest
 ) -> None:
     with Lab(postgres=request.getfixturevalue("postgres_url") if store == "postgres" else None) as made:
-        place = made.trial(plain(f"idle-{store}", never_mind), Order(id=1))._place
-        place.begin_anew()
-        assert place.is_idle(looks)
+        place = made._trial(plain(f"idle-{store}", never_mind), Order(id=1))._place
+        place.reset()
+        assert place.would_write_nothing(looks)
         for act in (writes_by_a_statement, writes_and_lets_nobody_hear, adds, asks_nothing, raises, cancel):
-            assert not place.is_idle(act), act.__name__
+            assert not place.would_write_nothing(act), act.__name__
         with place.session() as session:
             assert [(one.id, one.count, one.status) for one in session.scalars(select(Order))] == [(1, 0, "placed")]
 
@@ -269,30 +270,23 @@ def test_others_who_move_the_clock_are_not_idle_and_the_clock_stays_where_it_is(
 
         for act in (waits, leaps, tells):
             made.meanwhile(act)
-        clean = made.trial(plain("clocks", never_mind), Order(id=1)).clean()
+        clean = made._trial(plain("clocks", never_mind), Order(id=1)).run_clean()
     assert {which for which, _ in clean.idle} == {3}
     assert clean.time.now_s < 60
 
 
 # ---- a budget in seconds ----------------------------------------------------------------------------------------------------------
-class Ticking:
+class Ticking(Turned):
     """A clock that shows a second more each time it is looked at."""
 
-    def __init__(self) -> None:
-        self._shows = 0.0
-
     def monotonic(self) -> float:
-        self._shows += 1
-        return self._shows
+        self.ahead += 1
+        return self.ahead
 
 
-@pytest.fixture
-def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab, "time", Ticking())
-
-
-def test_with_seconds_a_part_is_run_and_what_was_left_out_is_said(ticking: None) -> None:
+def test_with_seconds_a_part_is_run_and_what_was_left_out_is_said() -> None:
     with Lab() as made:
+        made._real = Ticking()
         app = shop()
         made.fake(app.charge, lambda order: f"r{order.id}")
         made.fake(app.send, lambda order: f"m{order.id}")
@@ -314,8 +308,9 @@ def test_with_seconds_enough_nothing_is_left_out() -> None:
     assert "left out" not in str(found)
 
 
-def test_what_was_not_reached_in_the_seconds_is_told_as_never_taken(ticking: None) -> None:
+def test_what_was_not_reached_in_the_seconds_is_told_as_never_taken() -> None:
     with Lab() as made:
+        made._real = Ticking()
         app = shop()
         made.fake(app.charge, lambda order: f"r{order.id}")
         made.fake(app.send, lambda order: f"m{order.id}")
@@ -326,7 +321,7 @@ def test_what_was_not_reached_in_the_seconds_is_told_as_never_taken(ticking: Non
 def test_each_beginning_of_the_order_is_a_fair_sample() -> None:
     deaths = [Schedule((Move(number, "die"),)) for number in range(1, 61)]
     others = [Schedule((Move(number, "meanwhile", 1),)) for number in range(1, 241)]
-    order = schedule_search.evenly([*deaths, *others], random.Random(7))
+    order = schedule_search.order_evenly([*deaths, *others], SeededDice(7))
     assert sorted(map(str, order)) == sorted(map(str, [*deaths, *others]))
     for many in (30, 60, 150):
         begun = [one.moves[0].crossing for one in order[:many] if one.sort == "die"]
@@ -338,7 +333,7 @@ def test_each_beginning_of_the_order_is_a_fair_sample() -> None:
 def test_the_seed_draws_the_same_order() -> None:
     some = [Schedule((Move(number, "die"),)) for number in range(1, 31)]
     assert (
-        schedule_search.evenly(some, random.Random(1))
-        == schedule_search.evenly(some, random.Random(1))
-        != schedule_search.evenly(some, random.Random(2))
+        schedule_search.order_evenly(some, SeededDice(1))
+        == schedule_search.order_evenly(some, SeededDice(1))
+        != schedule_search.order_evenly(some, SeededDice(2))
     )

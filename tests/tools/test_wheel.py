@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import venv
@@ -19,6 +20,7 @@ OURS = {
     "__main__",
     "app",
     "cli",
+    "clock",
     "demo",
     "engine",
     "not_done",
@@ -58,6 +60,19 @@ def test_the_wheel_has_what_a_user_needs_and_nothing_that_only_we_need(wheel: zi
     assert {name.split("/")[1].partition(".")[0] for name in files if name.startswith("groundstate/")} == OURS
     needless = [name for name in files if any(word in name for word in ("torture", "brokers", "watchdog", "servers", "test_"))]
     assert needless == []
+
+
+def test_the_page_of_the_package_has_no_relative_link_and_says_where_the_sources_are(wheel: zipfile.ZipFile) -> None:
+    (file,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    page = wheel.read(file).decode()
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert len(links) == len(re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())) > 10
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert {line.split(" ")[1].rstrip(",") for line in page.splitlines() if line.startswith("Project-URL: ")} >= {
+        "Documentation",
+        "Source",
+        "Issues",
+    }
 
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])

@@ -16,7 +16,7 @@ from tools.servers import watchdog
 from tools.servers.brokers import NatsServer, RedisServer
 from tools.servers.postgres import PostgresServer
 
-from groundstate.transport.from_url import transport_of
+from groundstate.transport.from_url import make_transport
 from tests.patience import until
 from tests.transport import rabbitmq
 from tests.transport.rabbitmq import AmqpServer
@@ -62,7 +62,7 @@ class Place:
         self, subject: str = "groundstate.test", *, trusted: bool = False, hear: Callable[[bytes], None] | None = None
     ) -> tuple[Any, Heard]:
         """A transport that is open, and what it heard."""
-        made, heard = transport_of(self.url), Heard()
+        made, heard = make_transport(self.url), Heard()
         self.transports.append(made)
         made.open(subject, hear or heard, trusted=trusted)
         return made, heard

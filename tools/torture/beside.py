@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any, Self
 
-from tools.torture.shop import sent, understood
+from tools.torture.shop import decode_answer, encode_request
 
 OPENS_WITHIN_S = 60  # seconds: the provider must have opened its socket by then
 
@@ -38,14 +38,14 @@ class ProviderProcess:
             self._process.stdin.close()
         self._process.wait(30)
 
-    def figures(self) -> dict[str, Any]:
+    def query_figures(self) -> dict[str, Any]:
         """Ask the provider for its own counts of what it did."""
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(30)
             line.connect(str(self.gate))
-            line.sendall(sent({"ask": "figures"}))
+            line.sendall(encode_request({"ask": "figures"}))
             with line.makefile("rb") as answers:
-                said: dict[str, Any] = understood(answers.readline())
+                said: dict[str, Any] = decode_answer(answers.readline())
         return said
 
 
@@ -63,7 +63,7 @@ class ProxyProcess:
         if said is None:
             raise RuntimeError("the proxy says nothing")
         self.port = int(said.readline())
-        self._listener = threading.Thread(target=self._listen, args=(said,), name="proxy", daemon=True)
+        self._listener = threading.Thread(target=self._read_answers, args=(said,), name="proxy", daemon=True)
         self._listener.start()
         return self
 
@@ -73,23 +73,23 @@ class ProxyProcess:
         self._process.wait(30)
         self._listener.join(30)
 
-    def cut(self, count: int) -> None:
+    def cut_connections(self, count: int) -> None:
         """Let the proxy cut some connections, each after a number of bytes that it draws."""
-        self._command(f"cut {count}")
+        self._send_command(f"cut {count}")
 
-    def stall(self, count: int, seconds: float) -> None:
+    def stall_connections(self, count: int, seconds: float) -> None:
         """Let the proxy stall some connections for these seconds, each after a number of bytes that it draws."""
-        self._command(f"stall {count} {seconds:.2f}")
+        self._send_command(f"stall {count} {seconds:.2f}")
 
-    def calm(self) -> None:
+    def cancel_faults(self) -> None:
         """Cancel cuts and stalls that have not happened yet."""
-        self._command("calm")
+        self._send_command("calm")
 
-    def _command(self, words: str) -> None:
+    def _send_command(self, words: str) -> None:
         if self._process.stdin is not None:
             self._process.stdin.write(words.encode() + b"\n")
             self._process.stdin.flush()
 
-    def _listen(self, said: IO[bytes]) -> None:
+    def _read_answers(self, said: IO[bytes]) -> None:
         for line in said:
             self.done[line.decode().strip()] += 1

@@ -32,7 +32,7 @@ class Clock:
         self._end.set()
         self._thread.join()
 
-    def ticked(self, took_s: float, now: float) -> None:
+    def count_tick(self, took_s: float, now: float) -> None:
         """Count a tick that took `took_s` seconds and ended at `now` (Unix time)."""
         self.awake_s += min(took_s, 2 * TICK_S)
         if took_s > TICK_S + STILL_S:
@@ -40,7 +40,7 @@ class Clock:
         while self._still and self._still[0][1] < now - KEPT_S:
             self._still.popleft()
 
-    def stood_still(self, since: float, until: float) -> bool:
+    def did_stand_still(self, since: float, until: float) -> bool:
         """Return whether the machine stood still at any time between the two (Unix time)."""
         return any(begun < until and ended > since for begun, ended in tuple(self._still))
 
@@ -52,5 +52,5 @@ class Clock:
         before = time.monotonic()
         while not self._end.wait(TICK_S):
             now = time.monotonic()
-            self.ticked(now - before, time.time())
+            self.count_tick(now - before, time.time())
             before = now

@@ -19,10 +19,10 @@ OURS = "groundstate.ours"  # the PostgreSQL setting that permits a transaction t
 class Copy(Protocol):
     """A database that can be copied and restored. Its methods raise OSError or DBAPIError where the disk has no room."""
 
-    def take(self) -> None:
+    def take_copy(self) -> None:
         """Copy all that is in the database now."""
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restore the database to the copy."""
 
 
@@ -32,13 +32,13 @@ class FolderCopy:
     def __init__(self, folder: Path, beside: Path, engine: Engine) -> None:
         self._folder, self._copy, self._engine = folder, beside, engine
 
-    def take(self) -> None:
+    def take_copy(self) -> None:
         """Copy all files of the folder."""
         self._engine.dispose()  # closing a file that SQLite has open in this process would release its locks
         shutil.rmtree(self._copy, ignore_errors=True)
         shutil.copytree(self._folder, self._copy, ignore=shutil.ignore_patterns(BALLAST))
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restore the copied files, and remove all others."""
         self._engine.dispose()
         for path in self._folder.iterdir():
@@ -54,31 +54,31 @@ class DataCopy:
         self._engine = engine
         self._rows: dict[str, list[bytes]] = {}
 
-    def take(self) -> None:
+    def take_copy(self) -> None:
         """Copy all rows in one snapshot."""
         with self._engine.connect() as connection:
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-            for table in _tables(connection):
-                with _cursor(connection) as cursor, cursor.copy(f"COPY {table} TO STDOUT") as copied:
+            for table in _table_names(connection):
+                with _driver_cursor(connection) as cursor, cursor.copy(f"COPY {table} TO STDOUT") as copied:
                     self._rows[table] = [bytes(some) for some in copied]
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restore the rows by TRUNCATE and COPY in one transaction."""
         with self._engine.begin() as connection:
             # docs/restoring.md asks for it, since rows of open calls are protected otherwise
             connection.execute(text(f"SET LOCAL {OURS} = 'on'"))
             connection.execute(text(f"TRUNCATE {', '.join(self._rows)}"))
             for table, rows in self._rows.items():
-                with _cursor(connection) as cursor, cursor.copy(f"COPY {table} FROM STDIN") as copied:
+                with _driver_cursor(connection) as cursor, cursor.copy(f"COPY {table} FROM STDIN") as copied:
                     for some in rows:
                         copied.write(some)
 
 
-def _tables(connection: Connection) -> list[str]:
+def _table_names(connection: Connection) -> list[str]:
     names = connection.execute(text("SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"))
     return [str(name) for name in names.scalars()]
 
 
-def _cursor(connection: Connection) -> Any:
+def _driver_cursor(connection: Connection) -> Any:
     """Return a cursor of the driver, which supports COPY."""
     return connection.connection.cursor()

@@ -34,53 +34,53 @@ class Deploys:
         self.meanwhile: Callable[[], None] = lambda: None
         self._environment, self._judge = dict(environment), judge
 
-    def begin(self) -> None:
+    def create_tables(self) -> None:
         """Create the tables for the first version. Raises RuntimeError where that fails."""
-        status, said = self._command("init", "--tables", "--accept", "all")
+        status, said = self._run_command("init", "--tables", "--accept", "all")
         if status != 0:
             raise RuntimeError(f"`groundstate init` ended with {status}: {said}")
 
-    def next_is_a_rename(self) -> bool:
+    def is_next_a_rename(self) -> bool:
         """Return whether the next version renames a reaction, so that all workers must end before it starts."""
         return self.code.version != 1
 
-    def roll(self) -> None:
+    def deploy_version_2(self) -> None:
         """Deploy version 2, which adds a reaction that is accepted on existing orders; workers of both versions run side by side."""
         self.code = replace(self.code, version=2)
-        self._surely("init", "--accept", "surveyed")
+        self._run_or_raise("init", "--accept", "surveyed")
 
-    def rename(self) -> None:
+    def rename_reaction(self) -> None:
         """Switch between versions 2 and 3, in which one reaction has another name; all workers must have ended."""
         self.code = replace(self.code, version=5 - self.code.version)
-        self._surely("rename", *(("labelled", "stickered") if self.code.version == 3 else ("stickered", "labelled")))
+        self._run_or_raise("rename", *(("labelled", "stickered") if self.code.version == 3 else ("stickered", "labelled")))
 
-    def turn(self, variant: str) -> None:
+    def switch_variant(self, variant: str) -> None:
         """Deploy this variant, or the plain code if it is the current variant; workers of both codes run side by side."""
         self.code = replace(self.code, variant="" if self.code.variant == variant else variant)
 
-    def plan(self) -> int:
+    def run_plan(self) -> int:
         """Run `groundstate plan` for the current code and the calls that are open now; return its exit status."""
-        return self._command("plan")[0]
+        return self._run_command("plan")[0]
 
-    def leave_what_is_there(self, reaction: str) -> None:
+    def set_baseline(self, reaction: str) -> None:
         """Run `groundstate init --baseline`: a person declares that rows which match the reaction already are left as they are."""
-        self._surely("init", "--baseline", reaction)
+        self._run_or_raise("init", "--baseline", reaction)
 
-    def trust(self) -> bool:
+    def run_trust(self) -> bool:
         """Run `groundstate trust`: a person declares that the lost time is dealt with. Return whether it succeeded."""
-        return self._command("trust")[0] == 0
+        return self._run_command("trust")[0] == 0
 
-    def _surely(self, *words: str) -> None:
+    def _run_or_raise(self, *words: str) -> None:
         tries = GIVES_UP_AFTER
-        status, said = self._command(*words)
+        status, said = self._run_command(*words)
         while (status == IN_TROUBLE or MAY_LIVE in said) and (tries := tries - 1):
             self.meanwhile()
             time.sleep(1.0)
-            status, said = self._command(*words)
+            status, said = self._run_command(*words)
         if status != 0:
-            self._judge.fault("Deploy", f"`groundstate {' '.join(words)}` ended with {status}: {said}")
+            self._judge.add_fault("Deploy", f"`groundstate {' '.join(words)}` ended with {status}: {said}")
 
-    def _command(self, *words: str) -> tuple[int, str]:
+    def _run_command(self, *words: str) -> tuple[int, str]:
         environment = self._environment | self.code.environment | {"GROUNDSTATE_APP": APP}
         command = [sys.executable, "-m", "groundstate.cli.main", *words]
         end = time.monotonic() + ENDS_WITHIN_S

@@ -42,7 +42,7 @@ class Tmpfs:
         """Remove the ballast file."""
         self._ballast.unlink(missing_ok=True)
 
-    def limit(self, workers: Iterable[int]) -> None:
+    def apply_limit(self, workers: Iterable[int]) -> None:
         """Do nothing, since a full tmpfs affects all workers."""
 
 
@@ -62,7 +62,7 @@ class FileLimit:
         """Let `limit` lift the limit from now on."""
         self._full = False
 
-    def limit(self, workers: Iterable[int]) -> None:
+    def apply_limit(self, workers: Iterable[int]) -> None:
         """Set or lift the limit of these worker processes, as the disk is full or not."""
         for pid in workers:
             with suppress(ProcessLookupError):
@@ -73,14 +73,14 @@ class FileLimit:
 Disk = Tmpfs | FileLimit
 
 
-def disk_in(folder: Path, size_mb: int, *, by_limit: bool) -> Disk | None:
+def create_disk(folder: Path, size_mb: int, *, by_limit: bool) -> Disk | None:
     """Return a disk that can be full, mounted at `folder` if possible; return None where neither a tmpfs nor a limit is available."""
-    if _mounted(folder, size_mb):
+    if _mount_tmpfs(folder, size_mb):
         return Tmpfs(folder)
     return FileLimit() if by_limit and hasattr(resource, "prlimit") else None
 
 
-def _mounted(folder: Path, size_mb: int) -> bool:
+def _mount_tmpfs(folder: Path, size_mb: int) -> bool:
     if sys.platform != "linux" or os.geteuid() != 0:
         return False
     system = ctypes.CDLL(None, use_errno=True)
@@ -91,7 +91,7 @@ def _mounted(folder: Path, size_mb: int) -> bool:
     )
 
 
-def unmount(folder: Path) -> None:
+def unmount_tmpfs(folder: Path) -> None:
     """Unmount the tmpfs at `folder`, if there is one; processes that still use it keep it until they end."""
     if folder.is_mount():
         ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(folder), MNT_DETACH)

@@ -31,7 +31,7 @@ _INSURED = "SELECT record, occurrence FROM groundstate_attempt WHERE reaction = 
 _MOVE = text("UPDATE orders SET term = term + 1 WHERE id = :id AND term = :term")
 
 
-class Enemy:
+class Intruder:
     """The intruder. Each action returns its result as text, for the report."""
 
     def __init__(self, place: Place, judge: Judge, dice: Random) -> None:
@@ -39,7 +39,7 @@ class Enemy:
 
     def delete_attempt(self) -> str:
         """Delete the attempt of a call in flight. PostgreSQL must refuse it, unless the transaction sets groundstate's own mark."""
-        found = self._some(_IN_THE_AIR)
+        found = self._find_row(_IN_THE_AIR)
         if found is None:
             return "found no call in the air"
         reaction, record, occurrence, call, pid = found
@@ -53,7 +53,7 @@ class Enemy:
             return connection.execute(_DELETE, row).rowcount
 
         try:
-            deleted = self._within(delete)
+            deleted = self._run_in_transaction(delete)
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) == "55P03" or not postgres:
                 return "found the row locked"
@@ -61,30 +61,32 @@ class Enemy:
             return "attempts whose DELETE was refused"
         if not deleted:
             return "came too late"
-        self._judge.erased(reaction, record, occurrence, pid)
+        self._judge.record_deleted_attempt(reaction, record, occurrence, pid)
         if postgres and not marked:
-            self._judge.fault("Guarded", f"an attempt that is begun could be deleted by plain SQL: {found}")
+            self._judge.add_fault("Guarded", f"an attempt that is begun could be deleted by plain SQL: {found}")
         return DELETED_IN_THE_AIR
 
     def move_occurrence(self) -> str:
         """Change the term of an order while its insurance call is in flight or in doubt."""
-        found = self._some(_INSURED)
+        found = self._find_row(_INSURED)
         if found is None:
             return "found no insurance under way"
         record, occurrence = found
         self._judge.moved.add(record)
         try:
-            moved = self._within(lambda connection: connection.execute(_MOVE, {"id": int(record), "term": int(occurrence)}).rowcount)
+            moved = self._run_in_transaction(
+                lambda connection: connection.execute(_MOVE, {"id": int(record), "term": int(occurrence)}).rowcount
+            )
         except DBAPIError:
             return "found the row locked"
         return "occurrences moved while their call was open" if moved else "came too late"
 
-    def _some(self, sql: str) -> Any:
+    def _find_row(self, sql: str) -> Any:
         """Search for a row of this query for up to LOOKS_FOR_S seconds; return one of them, or None."""
         end = time.monotonic() + LOOKS_FOR_S
         while True:
             try:
-                rows = self._judge.books.rows(sql)
+                rows = self._judge.books.query_rows(sql)
             except DBAPIError:  # the database is in trouble at the moment
                 rows = []
             if rows:
@@ -93,7 +95,7 @@ class Enemy:
                 return None
             time.sleep(0.01)
 
-    def _within(self, act: Callable[[Connection], int]) -> int:
+    def _run_in_transaction(self, act: Callable[[Connection], int]) -> int:
         with self._place.engine.begin() as connection:
             if self._place.store == "postgres":
                 connection.execute(text("SET LOCAL lock_timeout = '1s'"))

@@ -41,14 +41,14 @@ class LostTime:
     told: bool = True
     effects: dict[str, Effect] = field(default_factory=dict)
 
-    def is_of_it(self, effect: Effect) -> bool:
+    def belongs_to_lost_time(self, effect: Effect) -> bool:
         """Return whether an effect that lands now was called for before the restore."""
         return effect.pid in self.pids and effect.at < self.until
 
-    def promises(self, effect: Effect) -> bool:
+    def must_be_in_doubt(self, effect: Effect) -> bool:
         """Return whether the effect's condition matched the restored record; then it must be in doubt once workers know of the restore."""
         order = self.orders.get(int(effect.record))
-        return order is not None and order.asks_for(effect)
+        return order is not None and order.meets_condition(effect)
 
 
 @dataclass
@@ -70,69 +70,69 @@ class Excuses:
     _spoilt: set[tuple[str, str]] = field(default_factory=set)  # call and record of effects that no framework could prevent
     _noted: set[tuple[str, str]] = field(default_factory=set)
 
-    def count(self, reason: str, effect: Effect) -> None:
+    def count_once(self, reason: str, effect: Effect) -> None:
         """Count the effect for this reason, unless it was counted before."""
         if (reason, effect.id) not in self._noted:
             self._noted.add((reason, effect.id))
             self.counts[reason] += 1
 
-    def late(self, effect: Effect) -> None:
+    def excuse_late_effect(self, effect: Effect) -> None:
         """Excuse an effect that was sent later than its deadline plus settle_after."""
-        self.count(LATE, effect)
+        self.count_once(LATE, effect)
         self._spoilt.add((effect.call, effect.record))
 
-    def again(self, first: Effect, effect: Effect) -> bool:
+    def can_excuse_repetition(self, first: Effect, effect: Effect) -> bool:
         """Return whether no worker could know that the effect was called for twice.
 
         The order in which the two calls landed does not say which was made first.
         """
         if (effect.call, effect.record) in self._spoilt:
             return True
-        if not self._has_no_attempt_of_the_other(first, effect):
+        if not self._was_called_after_deletion(first, effect):
             return False
-        self.count(AGAIN, effect)
+        self.count_once(AGAIN, effect)
         self._spoilt.add((effect.call, effect.record))
         return True
 
-    def _has_no_attempt_of_the_other(self, one: Effect, other: Effect) -> bool:
+    def _was_called_after_deletion(self, one: Effect, other: Effect) -> bool:
         """Return whether one worker called after the other's attempt was deleted; a worker knows its own calls without an attempt."""
         erased = self.erased.get((one.call, one.record, one.occurrence))
         if erased is None or one.pid == other.pid:
             return False
         each_deleted = {one.pid, other.pid} <= erased.pids
-        return each_deleted or self.is_erased(one) != self.is_erased(other)
+        return each_deleted or self.was_attempt_deleted(one) != self.was_attempt_deleted(other)
 
-    def unlisted(self, effect: Effect) -> bool:
+    def can_excuse_unlisted(self, effect: Effect) -> bool:
         """Return whether the effect is excused if it is in no record and no attempt lists it."""
-        if self.is_erased(effect):
-            self.count(UNLISTED, effect)
+        if self.was_attempt_deleted(effect):
+            self.count_once(UNLISTED, effect)
             return True
         if effect.id not in self.lost.effects:
             return False
-        if self.lost.promises(effect):
+        if self.lost.must_be_in_doubt(effect):
             return not self.lost.told
-        self.count(UNMATCHED, effect)
+        self.count_once(UNMATCHED, effect)
         return True
 
-    def is_erased(self, effect: Effect) -> bool:
+    def was_attempt_deleted(self, effect: Effect) -> bool:
         """Return whether the attempt that listed the effect was deleted by hand."""
         erased = self.erased.get((effect.call, effect.record, effect.occurrence))
         return erased is not None and (effect.pid in erased.pids or effect.id in erased.effects)
 
-    def spoils(self, call: str, record: str) -> bool:
+    def may_be_repeated(self, call: str, record: str) -> bool:
         """Return whether this call may have been made twice for the record without any fault."""
         return (call, record) in self._spoilt
 
-    def holds(self, one: AttemptSeen) -> bool:
+    def may_cause_hold(self, one: AttemptSeen) -> bool:
         """Return whether an excused effect may be the reason why this attempt is held."""
         calls = [call for call, names in REACTIONS.items() if one.reaction in names]
         deleted = any((call, one.record) == erased[:2] for call in calls for erased in self.erased)
         return deleted or any((call, one.record) in self._spoilt for call in calls)
 
-    def went_back(self, orders: Mapping[int, OrderSeen], lost: Iterable[Effect], pids: Collection[int], until: float) -> None:
+    def record_restore(self, orders: Mapping[int, OrderSeen], lost: Iterable[Effect], pids: Collection[int], until: float) -> None:
         """Record a restore of the database, on which no process works yet."""
         self.lost = LostTime(orders, set(pids), until, told=False, effects={effect.id: effect for effect in lost})
 
-    def born(self, pid: int) -> None:
+    def record_new_process(self, pid: int) -> None:
         """Record a new process, which may have the number of an old one."""
         self.lost.pids.discard(pid)

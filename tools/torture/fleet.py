@@ -38,7 +38,7 @@ class Code:
 
 
 @dataclass(eq=False)
-class Seen:
+class ShopProcess:
     """One process of the shop, as the judge knows it."""
 
     pid: int
@@ -58,9 +58,9 @@ class Zygote:
 
     def __init__(self, code: Code, environment: Mapping[str, str], log: Path, changed: threading.Condition) -> None:
         self.code = code
-        self.children: dict[int, Seen] = {}
-        self.ended: list[Seen] = []
-        self.born: list[Seen] = []
+        self.children: dict[int, ShopProcess] = {}
+        self.ended: list[ShopProcess] = []
+        self.record_new_process: list[ShopProcess] = []
         self._changed = changed
         self._wanted: list[str] = []
         self._process = subprocess.Popen(
@@ -70,18 +70,18 @@ class Zygote:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), name=f"zygote {code}", daemon=True)
+        self._listener = threading.Thread(target=self._read_answers, args=(self._process.stdout,), name=f"zygote {code}", daemon=True)
         self._listener.start()
 
-    def bear(self, what: str) -> None:
+    def fork(self, what: str) -> None:
         """Ask the zygote to fork a child."""
         with self._changed:
             self._wanted.append(what)
-        self._command(what)
+        self._send_command(what)
 
-    def send(self, child: Seen, number: signal.Signals) -> None:
+    def send_signal(self, child: ShopProcess, number: signal.Signals) -> None:
         """Let the zygote send a signal to one of its children."""
-        self._command(f"signal {child.pid} {int(number)}")
+        self._send_command(f"signal {child.pid} {int(number)}")
 
     def close(self) -> None:
         """End the zygote; its children must have been killed before."""
@@ -92,19 +92,19 @@ class Zygote:
         if self._process.stdout is not None:
             self._process.stdout.close()
 
-    def _command(self, words: str) -> None:
+    def _send_command(self, words: str) -> None:
         if self._process.stdin is not None:
             self._process.stdin.write(words.encode() + b"\n")
             self._process.stdin.flush()
 
-    def _listen(self, said: IO[bytes]) -> None:
+    def _read_answers(self, said: IO[bytes]) -> None:
         for line in said:
             words = line.split()
             with self._changed:
                 pid = int(words[1])
                 if words[0] == b"born":
-                    self.children[pid] = Seen(pid, self.code, self._wanted.pop(0))
-                    self.born.append(self.children[pid])
+                    self.children[pid] = ShopProcess(pid, self.code, self._wanted.pop(0))
+                    self.record_new_process.append(self.children[pid])
                 elif words[0] == b"up":
                     self.children[pid].up = True
                 else:
@@ -124,33 +124,33 @@ class Fleet:
     def __init__(self, environment: Mapping[str, str], cold: Mapping[str, str], log: Path) -> None:
         self._environment, self._cold, self._log = dict(environment), dict(cold), log
         self._zygotes: dict[Code, Zygote] = {}
-        self._colds: list[Seen] = []
-        self._cold_ended: list[Seen] = []
+        self._colds: list[ShopProcess] = []
+        self._cold_ended: list[ShopProcess] = []
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one in self.all():
-            self._send(one, signal.SIGKILL)
-        self.wait(lambda: not self.all(), DIES_WITHIN_S)
+        for one in self.all_processes():
+            self._send_signal(one, signal.SIGKILL)
+        self.wait_until(lambda: not self.all_processes(), DIES_WITHIN_S)
         for zygote in self._zygotes.values():
             zygote.close()
 
     # ---- actions on processes ------------------------------------------------------------------------------------------------------
-    def bear(self, code: Code, what: str = "worker") -> Seen:
+    def fork(self, code: Code, what: str = "worker") -> ShopProcess:
         """Fork a process of this code; return once the process exists, which is long before it works."""
         zygote = self._zygotes.get(code)
         if zygote is None:
             zygote = self._zygotes[code] = Zygote(code, self._environment, self._log, self._changed)
-        before = len(zygote.born)
-        zygote.bear(what)
-        if not self.wait(lambda: len(zygote.born) > before, BORN_WITHIN_S):
+        before = len(zygote.record_new_process)
+        zygote.fork(what)
+        if not self.wait_until(lambda: len(zygote.record_new_process) > before, BORN_WITHIN_S):
             raise TimeoutError("the zygote bears no child")
-        return zygote.born[before]
+        return zygote.record_new_process[before]
 
-    def bear_cold(self, code: Code) -> Seen:
+    def start_cold(self, code: Code) -> ShopProcess:
         """Start a worker as a separate interpreter, as a user would."""
         with self._log.open("ab") as log:
             process = subprocess.Popen(
@@ -161,54 +161,54 @@ class Fleet:
                 stderr=log,
                 start_new_session=True,
             )
-        seen = Seen(process.pid, code, cold=process)
+        seen = ShopProcess(process.pid, code, cold=process)
         self._colds.append(seen)
         return seen
 
-    def kill(self, one: Seen) -> None:
+    def kill(self, one: ShopProcess) -> None:
         """Kill a process by SIGKILL; return once it is dead, so that it cannot write after what is read next."""
         one.told = "killed"
-        self._send(one, signal.SIGKILL)
-        if not self.wait(lambda: one.status is not None, DIES_WITHIN_S):
+        self._send_signal(one, signal.SIGKILL)
+        if not self.wait_until(lambda: one.status is not None, DIES_WITHIN_S):
             raise TimeoutError(f"{one} does not die")
 
-    def stop(self, one: Seen, for_s: float) -> None:
-        """Suspend a process by SIGSTOP for at least `for_s` seconds; the next `wake_due` after that continues it."""
+    def suspend(self, one: ShopProcess, for_s: float) -> None:
+        """Suspend a process by SIGSTOP for at least `for_s` seconds; the next `resume_due` after that continues it."""
         one.wakes_at = time.monotonic() + for_s
-        self._send(one, signal.SIGSTOP)
+        self._send_signal(one, signal.SIGSTOP)
 
-    def halt(self) -> None:
-        """Suspend all processes by SIGSTOP, and return once they stand still; `wake_due(all_of_them=True)` continues them."""
-        for one in self.all():
-            self.stop(one, 60)
-        while not all(_stands_still(one.pid) for one in self.all()):
+    def suspend_all(self) -> None:
+        """Suspend all processes by SIGSTOP, and return once they stand still; `resume_due(all_of_them=True)` continues them."""
+        for one in self.all_processes():
+            self.suspend(one, 60)
+        while not all(_is_stopped(one.pid) for one in self.all_processes()):
             time.sleep(0.005)  # no event reports it
 
-    def wake_due(self, *, all_of_them: bool = False) -> list[Seen]:
+    def resume_due(self, *, all_of_them: bool = False) -> list[ShopProcess]:
         """Continue the suspended processes whose time has come by SIGCONT, and return them."""
-        due = [one for one in self.all() if one.wakes_at is not None and (all_of_them or time.monotonic() >= one.wakes_at)]
+        due = [one for one in self.all_processes() if one.wakes_at is not None and (all_of_them or time.monotonic() >= one.wakes_at)]
         for one in due:
             one.wakes_at = None
-            self._send(one, signal.SIGCONT)
+            self._send_signal(one, signal.SIGCONT)
         return due
 
-    def drain(self, one: Seen) -> None:
+    def send_sigterm(self, one: ShopProcess) -> None:
         """Send SIGTERM to a process, which must then end by itself soon."""
         one.told, one.told_at = "drained", time.monotonic()
-        self._send(one, signal.SIGTERM)
+        self._send_signal(one, signal.SIGTERM)
 
     # ---- observation ---------------------------------------------------------------------------------------------------------------
-    def all(self) -> list[Seen]:
+    def all_processes(self) -> list[ShopProcess]:
         """Return the processes that have not ended."""
         self._reap()
         with self._changed:
             return [*self._colds, *(child for zygote in self._zygotes.values() for child in zygote.children.values())]
 
-    def living(self) -> list[Seen]:
+    def living_workers(self) -> list[ShopProcess]:
         """Return the workers that the run has neither killed nor told to end."""
-        return [one for one in self.all() if one.what != "person" and not one.told]
+        return [one for one in self.all_processes() if one.what != "person" and not one.told]
 
-    def ended(self) -> list[Seen]:
+    def take_ended(self) -> list[ShopProcess]:
         """Return the processes that ended since the last call."""
         self._reap()
         with self._changed:
@@ -218,7 +218,7 @@ class Fleet:
                 zygote.ended = []
         return gone
 
-    def wait(self, until: Callable[[], bool], within_s: float) -> bool:
+    def wait_until(self, until: Callable[[], bool], within_s: float) -> bool:
         """Wait until `until()` holds, and return whether it did; it is checked when a process changes, and 10 times a second with cold
         workers.
         """
@@ -240,16 +240,16 @@ class Fleet:
                 self._colds.remove(one)
                 self._cold_ended.append(one)
 
-    def _send(self, one: Seen, number: signal.Signals) -> None:
+    def _send_signal(self, one: ShopProcess, number: signal.Signals) -> None:
         if one.cold is not None:
             with suppress(ProcessLookupError):
                 if one.cold.poll() is None:
                     os.kill(one.pid, number)
         else:
-            self._zygotes[one.code].send(one, number)
+            self._zygotes[one.code].send_signal(one, number)
 
 
-def _stands_still(pid: int) -> bool:
+def _is_stopped(pid: int) -> bool:
     """Return whether the system reports the process as stopped; where it has no /proc, the stop is assumed to be immediate."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZX"

@@ -1,4 +1,4 @@
-"""The actions of the torture: they keep enough workers running, end processes, fill and free the disk, and call the judge's checks."""
+"""The operator of the run: it keeps enough workers running, ends processes, fills and frees the disk, and calls the judge's checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.store import tables
 from tools.torture import worker
 from tools.torture.deploy import Deploys
-from tools.torture.fleet import Code, Fleet, Seen
+from tools.torture.fleet import Code, Fleet, ShopProcess
 from tools.torture.judge import Judge
 from tools.torture.orders import Orders
 from tools.torture.place import Place
@@ -32,8 +32,8 @@ WORKING_WITHIN_S = 1.0  # seconds that a kill waits at most for work in progress
 
 
 @dataclass(eq=False)
-class Hands:
-    """What each action needs: the processes, the database, the judge, and pauses in which the shop goes on."""
+class Operator:
+    """The actions on the processes and the database of a run, and the pauses between them in which the shop runs."""
 
     plan: Plan
     dice: Random
@@ -47,161 +47,161 @@ class Hands:
     done: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     codes: dict[int, Code] = field(default_factory=dict)  # the code of each process, by its pid
-    person: Seen | None = None
+    person: ShopProcess | None = None
     full_until: float | None = None
-    _draining: dict[Seen, float] = field(default_factory=dict)  # since when each drains, by the judge's clock (seconds)
+    _draining: dict[ShopProcess, float] = field(default_factory=dict)  # since when each drains, by the judge's clock (seconds)
     _trouble_at: float = -IN_TROUBLE_S
     _person_at: float = field(default_factory=time.monotonic)
     _deeper_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.deploys.meanwhile = self.let_go
+        self.deploys.meanwhile = self.resume_and_free_if_due
 
-    def tell(self, what: str) -> None:
+    def log_action(self, what: str) -> None:
         """Log an action with its time, so that it can be compared with the ledger."""
         with self.story.open("a") as story:
             story.write(f"{time.time():.3f} {what}\n")
 
     # ---- processes -----------------------------------------------------------------------------------------------------------------
-    def staff(self) -> None:
-        """Keep as many workers running as planned, and a person now and then; continue stopped processes and free the disk when due."""
-        self.let_go()
-        while len([one for one in self.fleet.living() if one.wakes_at is None]) < self.plan.workers:
-            self.bear("worker")
+    def keep_workers_running(self) -> None:
+        """Start workers and the person where they are missing or due; continue stopped processes and free the disk when due."""
+        self.resume_and_free_if_due()
+        while len([one for one in self.fleet.living_workers() if one.wakes_at is None]) < self.plan.workers:
+            self.fork_process("worker")
         alive = self.person is not None and self.person.status is None
         if not alive and time.monotonic() - self._person_at > PERSON_EVERY_S:
-            self.send_person()
+            self.start_person()
 
-    def let_go(self) -> None:
+    def resume_and_free_if_due(self) -> None:
         """Continue the stopped processes and free the disk, each when its time has come."""
-        self.fleet.wake_due()
+        self.fleet.resume_due()
         if self.full_until is not None and time.monotonic() > self.full_until:
-            self.free()
+            self.free_disk()
 
-    def bear(self, what: str) -> Seen:
+    def fork_process(self, what: str) -> ShopProcess:
         """Fork a worker, a restorer or a person of the current code."""
-        one = self.fleet.bear(self.deploys.code, what)
+        one = self.fleet.fork(self.deploys.code, what)
         self.codes[one.pid] = one.code
-        self.judge.excuses.born(one.pid)
+        self.judge.excuses.record_new_process(one.pid)
         if self.full_until is not None and self.place.disk is not None:
-            self.place.disk.limit([one.pid])
+            self.place.disk.apply_limit([one.pid])
         return one
 
-    def bear_cold(self) -> None:
+    def start_cold_worker(self) -> None:
         """Start a worker as a separate interpreter, as a user does."""
-        one = self.fleet.bear_cold(self.deploys.code)
+        one = self.fleet.start_cold(self.deploys.code)
         self.codes[one.pid] = one.code
-        self.judge.excuses.born(one.pid)
+        self.judge.excuses.record_new_process(one.pid)
 
-    def send_person(self) -> Seen:
+    def start_person(self) -> ShopProcess:
         """Start a process of the person, which handles the held attempts once."""
         self._person_at = time.monotonic()
-        self.person = self.bear("person")
+        self.person = self.fork_process("person")
         return self.person
 
-    def wait_for_person(self) -> None:
+    def run_person(self) -> None:
         """Start a process of the person, and wait until it has ended."""
-        person = self.send_person()
-        self.fleet.wait(lambda: person.status is not None, PERSON_WITHIN_S)
+        person = self.start_person()
+        self.fleet.wait_until(lambda: person.status is not None, PERSON_WITHIN_S)
 
-    def kill(self, workers: list[Seen]) -> None:
+    def kill_workers(self, workers: list[ShopProcess]) -> None:
         """Kill the workers by SIGKILL, one after the other."""
         for one in workers:
             self.kills += one.what != "person"
-            self.tell(f"SIGKILL to {one.what} {one.pid} of version {one.code}")
+            self.log_action(f"SIGKILL to {one.what} {one.pid} of version {one.code}")
             self.done["killed while stopped"] += one.wakes_at is not None
             self.done["killed cold"] += one.cold is not None
             self.fleet.kill(one)
 
-    def some(self, count: int) -> list[Seen]:
+    def draw_workers(self, count: int) -> list[ShopProcess]:
         """Draw some living workers, mostly those that had time to begin a call."""
-        living = self.fleet.living()
+        living = self.fleet.living_workers()
         if self.dice.random() < 0.85:
             count = min(count, len(living))
             living = sorted(living, key=lambda one: one.since)[: max(count, len(living) - 1)]
         return self.dice.sample(living, min(count, len(living)))
 
-    def drain_all(self) -> None:
+    def drain_all_workers(self) -> None:
         """Send SIGTERM to all workers, and wait until they have ended."""
-        for one in self.fleet.living():
-            self.fleet.drain(one)
-        self.fleet.wait(lambda: not self.fleet.all(), DRAIN_WITHIN_S + 1)
-        self._look_at_ends()
+        for one in self.fleet.living_workers():
+            self.fleet.send_sigterm(one)
+        self.fleet.wait_until(lambda: not self.fleet.all_processes(), DRAIN_WITHIN_S + 1)
+        self._check_ends()
 
-    def end_all(self, *, drained: bool) -> None:
+    def end_all_processes(self, *, drained: bool) -> None:
         """End all processes of the shop, including persons; with `drained`, first by SIGTERM."""
         if drained:
-            self.drain_all()
-            if not self.fleet.wait(lambda: not self.fleet.all(), DRAIN_WITHIN_S):
-                for one in self.fleet.all():
-                    self.judge.fault("Drain", f"{one} has not ended {DRAIN_WITHIN_S:g} s after it was told to")
-        self.kill(self.fleet.all())
-        self._look_at_ends()
+            self.drain_all_workers()
+            if not self.fleet.wait_until(lambda: not self.fleet.all_processes(), DRAIN_WITHIN_S):
+                for one in self.fleet.all_processes():
+                    self.judge.add_fault("Drain", f"{one} has not ended {DRAIN_WITHIN_S:g} s after it was told to")
+        self.kill_workers(self.fleet.all_processes())
+        self._check_ends()
 
     # ---- the database ----------------------------------------------------------------------------------------------------------------
-    def free(self) -> None:
-        """Give the disk room again."""
+    def free_disk(self) -> None:
+        """Free the disk, if it is full."""
         if self.full_until is not None:
             self.full_until = None
-            self.in_trouble()
-            self.place.free()
+            self.note_trouble()
+            self.place.free_disk()
             if self.place.disk is not None:
-                self.place.disk.limit(one.pid for one in self.fleet.all())
+                self.place.disk.apply_limit(one.pid for one in self.fleet.all_processes())
 
-    def fill(self, for_s: float) -> None:
+    def fill_disk(self, for_s: float) -> None:
         """Fill the disk for `for_s` seconds."""
-        self.in_trouble()
+        self.note_trouble()
         self.full_until = time.monotonic() + for_s
-        self.place.fill()
+        self.place.fill_disk()
         if self.place.disk is not None:
-            self.place.disk.limit(one.pid for one in self.fleet.all())
+            self.place.disk.apply_limit(one.pid for one in self.fleet.all_processes())
 
-    def in_trouble(self) -> None:
+    def note_trouble(self) -> None:
         """Note a trouble of the database, after which a worker may fail to start for a while."""
         self._trouble_at = time.monotonic()
 
     def end_troubles(self) -> None:
         """End all troubles: continue stopped processes, free the disk, and bring the database back."""
-        self.fleet.wake_due(all_of_them=True)
-        self.free()
-        self.place.recover()
+        self.fleet.resume_due(all_of_them=True)
+        self.free_disk()
+        self.place.wait_for_recovery()
 
     # ---- in between ------------------------------------------------------------------------------------------------------------------
-    def pause(self, seconds: float) -> None:
+    def let_shop_run(self, seconds: float) -> None:
         """Let the shop run on for these seconds; stopped processes continue when their time has come."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            self.fleet.wait(lambda: False, min(left, 0.2))
-            self.let_go()
+            self.fleet.wait_until(lambda: False, min(left, 0.2))
+            self.resume_and_free_if_due()
 
-    def go_on(self, seconds: float) -> None:
+    def run_with_checks(self, seconds: float) -> None:
         """Let the shop run on for these seconds with enough workers, and let the judge check the invariants."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self.staff()
-            self.pause(0.2)
-            self.look()
+            self.keep_workers_running()
+            self.let_shop_run(0.2)
+            self.check_all()
 
-    def until_effects(self, count: int) -> None:
-        """Wait until some effects have landed, so that on a slow machine, too, the next action hits workers that work."""
+    def wait_for_effects(self, count: int) -> None:
+        """Wait until `count` effects have landed, so that the next action hits workers that work, even on a slow machine."""
         end = time.monotonic() + WORKING_WITHIN_S
-        while time.monotonic() < end and not self.judge.ledger.more_than(count):
-            self.pause(0.02)
+        while time.monotonic() < end and not self.judge.ledger.has_more_than(count):
+            self.let_shop_run(0.02)
 
-    def look(self) -> None:
-        """Let the judge check the invariants, and check how the processes ended that have ended."""
-        self._look_at_ends()
-        with suppress(DBAPIError):  # the database is in trouble; the next check finds what this one would have found
-            self.judge.sample()
+    def check_all(self) -> None:
+        """Let the judge check the invariants, and check the exit statuses of processes that have ended."""
+        self._check_ends()
+        with suppress(DBAPIError):  # the database is in trouble; the next check covers the same effects
+            self.judge.check_effects()
             if time.monotonic() - self._deeper_at > DEEPER_EVERY_S:
                 self._deeper_at = time.monotonic()
-                self.judge.look_deeper()
-                self._age_the_ends()
+                self.judge.check_orders()
+                self._backdate_worker_ends()
 
-    def _look_at_ends(self) -> None:
-        """Check that workers ended only when they were told to; where the database is in trouble, one may fail to start."""
+    def _check_ends(self) -> None:
+        """Check that workers ended only after a signal of the run. Where the database is in trouble, a worker may fail to start."""
         in_trouble = self.full_until is not None or time.monotonic() - self._trouble_at < IN_TROUBLE_S
-        for one in self.fleet.ended():
+        for one in self.fleet.take_ended():
             by_itself = (0, -signal.SIGTERM, worker.NO_DATABASE) if one.told_at else ()  # it may have ended just before the kill
             expected = {"killed": (-signal.SIGKILL, *by_itself), "drained": by_itself}.get(one.told, ())
             if one.what == "person":
@@ -209,23 +209,21 @@ class Hands:
             may_not_start = one.status == worker.NO_DATABASE and (in_trouble or self.place.store == "postgres")
             how = one.told or "nobody told it to"
             self.judge.checks["OthersGoOn"] += 1
-            self.ends[f"{one.what}, {how}: {_word(one.status)}"] += 1
+            self.ends[f"{one.what}, {how}: {_status_text(one.status)}"] += 1
             if one.status not in expected and not may_not_start:
-                self.judge.fault("OthersGoOn", f"{one.what} {one.pid} of version {one.code} ended: {_word(one.status)} ({how})")
-        for one in self.fleet.all():
-            if one.told == "drained" and self._too_long(one) and one.wakes_at is None:
-                self.judge.fault("Drain", f"worker {one.pid} has not ended {DRAIN_WITHIN_S:g} s after SIGTERM")
-                self.kill([one])
+                self.judge.add_fault("OthersGoOn", f"{one.what} {one.pid} of version {one.code} ended: {_status_text(one.status)} ({how})")
+        for one in self.fleet.all_processes():
+            if one.told == "drained" and self._is_draining_too_long(one) and one.wakes_at is None:
+                self.judge.add_fault("Drain", f"worker {one.pid} has not ended {DRAIN_WITHIN_S:g} s after SIGTERM")
+                self.kill_workers([one])
 
-    def _too_long(self, one: Seen) -> bool:
+    def _is_draining_too_long(self, one: ShopProcess) -> bool:
         """Return whether a draining worker had DRAIN_WITHIN_S seconds of run time to end."""
         since = self._draining.setdefault(one, self.judge.clock.awake_s)
         return self.judge.clock.awake_s - since > DRAIN_WITHIN_S
 
-    def _age_the_ends(self) -> None:
-        """In every other 20 seconds, move the ends of dead workers into the past as if the kills were hours apart, so that careful mode
-        ends.
-        """
+    def _backdate_worker_ends(self) -> None:
+        """Move the ends of dead workers one hour into the past, so that careful mode ends. Done in every other period of 20 seconds."""
         if int(time.monotonic() / 20) % 2 == 0:
             return
         past = "datetime(ended_at, '-1 hour')" if self.place.store == "sqlite" else "ended_at - interval '1 hour'"
@@ -235,7 +233,7 @@ class Hands:
             connection.execute(ended.values(ended_at=literal_column(past)))
 
 
-def _word(status: int | None) -> str:
+def _status_text(status: int | None) -> str:
     words = {
         0: "by an orderly end",
         -signal.SIGKILL: "by SIGKILL",

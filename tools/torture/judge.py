@@ -68,53 +68,53 @@ class Judge:
     def __post_init__(self) -> None:
         self.books = Books(self.engine)
 
-    def fault(self, invariant: str, words: str) -> None:
+    def add_fault(self, invariant: str, words: str) -> None:
         """Record a fault, unless it was recorded before."""
         line = f"{invariant}: {words}"
         if line not in self.faults:
             self.faults.append(line)
 
     # ---- at any time -------------------------------------------------------------------------------------------------------------
-    def sample(self) -> None:
+    def check_effects(self) -> None:
         """Check Listed, AtMostOnce, OncePerKey and OtherRounds for every effect that was in the ledger before the database is read."""
-        new = self._take_in(self.ledger.new())
-        attempts = self.books.attempts()  # before the orders, so that an attempt concluded in between is found there
+        new = self._check_new_effects(self.ledger.read_new())
+        attempts = self.books.read_attempts()  # before the orders, so that an attempt concluded in between is found there
         self.samples += 1
-        self._look_at_doubts(attempts)
-        self._look_at_rounds(new, attempts)
+        self._check_doubts(attempts)
+        self._check_rounds(new, attempts)
         if not self._open:
             return
         among = {int(effect.record) for effect in self._open}
-        orders = self.books.orders(among)
-        gone = self.books.orders(among - orders.keys(), table="gone_orders")
+        orders = self.books.read_orders(among)
+        gone = self.books.read_orders(among - orders.keys(), table="gone_orders")
         self.checks["Listed"] += len(self._open)
-        standing = _standing(attempts)
+        standing = _attempt_keys(attempts)
         lost = self.excuses.lost
         still: list[Effect] = []
         for effect in self._open:
             number = int(effect.record)
             order = orders.get(number) or gone.get(number)
             if order is None:
-                self.fault("NotLost", f"order {effect.record} is gone")
-            elif order.concluded(effect):
+                self.add_fault("NotLost", f"order {effect.record} is gone")
+            elif order.is_concluded(effect):
                 lost.effects.pop(effect.id, None)
             else:
                 still.append(effect)
                 if _is_listed(effect, standing):
                     lost.effects.pop(effect.id, None)  # from now on it is treated as any other effect
-                elif not self.excuses.unlisted(effect):
+                elif not self.excuses.can_excuse_unlisted(effect):
                     deleted = " (deleted)" if number in gone else ""
                     lost_time = "; of the lost time" if effect.id in lost.effects else ""
-                    self.fault("Listed", f"{effect} is in no record, and no attempt stands for it; {order}{deleted}{lost_time}")
+                    self.add_fault("Listed", f"{effect} is in no record, and no attempt stands for it; {order}{deleted}{lost_time}")
         self._open = still
 
-    def _look_at_doubts(self, attempts: Sequence[AttemptSeen]) -> None:
+    def _check_doubts(self, attempts: Sequence[AttemptSeen]) -> None:
         """Count the attempts in doubt and held, each once, and check HeldForAReason."""
         new = {(*one.key, one.call_no, one.state, one.why): one for one in attempts if one.unsure or one.state == "held"}
         new = {which: one for which, one in new.items() if which not in self._noted}
         self._noted |= new.keys()
         held = [one for one in new.values() if one.state == "held"]
-        orders = self.books.orders({int(one.record) for one in held})
+        orders = self.books.read_orders({int(one.record) for one in held})
         for one in new.values():
             if one.state != "held":
                 self.doubts[one.reaction] += 1
@@ -123,28 +123,28 @@ class Judge:
             self.checks["HeldForAReason"] += 1
             order = orders.get(int(one.record))
             if not self._may_be_held(one, order):
-                self.fault("HeldForAReason", f"{one}: nothing in this shop gives a reason; {order}")
+                self.add_fault("HeldForAReason", f"{one}: nothing in this shop gives a reason; {order}")
 
     def _may_be_held(self, one: AttemptSeen, order: OrderSeen | None) -> bool:
         """Return whether this shop, or an action of the run, gives a reason to hold the attempt."""
         why = one.why or ""
-        if order is None or why.startswith(KILLED) or why == DELETED or self.excuses.holds(one):
+        if order is None or why.startswith(KILLED) or why == DELETED or self.excuses.may_cause_hold(one):
             return True
         if one.reaction in self.redeclared and (OTHER_CODE in why or OTHER_ROUND in why):
             return True
         match one.reaction:
             case "mailed":
-                return one.unsure or one.says_what_is_in(order.mailed)
+                return one.unsure or one.has_outcome_in(order.mailed)
             case "announced":
-                return why in (OLD_KEY, LOST_TIME) or one.says_what_is_in(order.announced)
+                return why in (OLD_KEY, LOST_TIME) or one.has_outcome_in(order.announced)
             case "insured":
-                return (one.record in self.moved and OTHER_ROUND in why) or one.says_what_is_in(order.policy)
+                return (one.record in self.moved and OTHER_ROUND in why) or one.has_outcome_in(order.policy)
             case "listed":  # InDoubt.repeat() may call twice; an outcome may come late, or after the order was cancelled
                 return one.outcome is not None
             case _:
                 return False
 
-    def _look_at_rounds(self, new: Sequence[Effect], attempts: Sequence[AttemptSeen]) -> None:
+    def _check_rounds(self, new: Sequence[Effect], attempts: Sequence[AttemptSeen]) -> None:
         """Check OtherRounds: while a call for one term of an order is open, none is made for another term."""
         insured = {(one.record, one.occurrence): one for one in attempts if one.reaction == "insured" and one.is_open}
         for effect in new:
@@ -154,61 +154,61 @@ class Judge:
             for before in self._terms.setdefault(effect.record, []):
                 one = insured.get((effect.record, before.occurrence))
                 if one is not None and before.occurrence != effect.occurrence:
-                    self.fault("OtherRounds", f"{effect} though {before} waits: {one}")
+                    self.add_fault("OtherRounds", f"{effect} though {before} waits: {one}")
             self._terms[effect.record].append(effect)
 
-    def _take_in(self, new: Sequence[Effect]) -> list[Effect]:
-        """Check effects that landed, and return those that must be listed."""
+    def _check_new_effects(self, new: Sequence[Effect]) -> list[Effect]:
+        """Check new effects in the ledger, and return those that must be in a record or listed by an attempt."""
         taken: list[Effect] = []
         for effect in new:
             self.effects[effect.call] += 1
             if effect.call not in ONCE:
                 continue
-            of_lost_time = self.excuses.lost.is_of_it(effect)
+            of_lost_time = self.excuses.lost.belongs_to_lost_time(effect)
             if int(effect.record) in self.excuses.vanished:
                 if of_lost_time:
-                    self.excuses.count(VANISHED, effect)
+                    self.excuses.count_once(VANISHED, effect)
                 else:
-                    self.fault("NotLost", f"{effect}, and its order is none any more")
+                    self.add_fault("NotLost", f"{effect}, and its order is none any more")
                 continue
-            if effect.late_s and (effect.pid in self.stopped or self.clock.stood_still(effect.at - STILL_WITHIN_S, effect.at)):
-                self.excuses.late(effect)
+            if effect.late_s and (effect.pid in self.stopped or self.clock.did_stand_still(effect.at - STILL_WITHIN_S, effect.at)):
+                self.excuses.excuse_late_effect(effect)
                 continue
             if effect.late_s:
-                self.fault("Deadline", f"{effect} was sent later than deadline + settle_after, and nobody had stopped its process")
+                self.add_fault("Deadline", f"{effect} was sent later than deadline + settle_after, and nobody had stopped its process")
             if of_lost_time:
                 self.excuses.lost.effects[effect.id] = effect
             taken.append(effect)
-            self._look_at_once(effect)
+            self._check_not_repeated(effect)
         self._open += taken
         return taken
 
-    def _look_at_once(self, effect: Effect) -> None:
+    def _check_not_repeated(self, effect: Effect) -> None:
         """Check AtMostOnce, OncePerKey and LeftAlone for one effect."""
         which = (effect.call, effect.record, effect.occurrence)  # the key is left out, since a second key is a fault as well
         self.checks[ONCE[effect.call]] += 1
         first = self._first.setdefault(which, effect)
-        if first is not effect and not self.excuses.again(first, effect):
-            self.fault(ONCE[effect.call], f"done again: first {first}, now {effect}")
+        if first is not effect and not self.excuses.can_excuse_repetition(first, effect):
+            self.add_fault(ONCE[effect.call], f"done again: first {first}, now {effect}")
         if effect.call == "thank":
             self.checks["LeftAlone"] += 1
             if effect.record in self.left:
-                self.fault("LeftAlone", f"{effect}, and a person had said to leave this order as it is")
+                self.add_fault("LeftAlone", f"{effect}, and a person had said to leave this order as it is")
 
-    def look_deeper(self) -> None:
+    def check_orders(self) -> None:
         """Check NotLost and Progress: every order that was placed exists, and none is stuck."""
         placed = self.placed[:]  # copied before the database is read
-        there = self._there()
+        there = self._existing_orders()
         for number in placed:
             self.checks["NotLost"] += 1
             if number not in there:
-                self.fault("NotLost", f"order {number} is gone")
+                self.add_fault("NotLost", f"order {number} is gone")
         attempts: dict[str, list[AttemptSeen]] = {}
-        for one in self.books.attempts():
+        for one in self.books.read_attempts():
             attempts.setdefault(one.record, []).append(one)
         now, effects = self.clock.awake_s, self.effects.total()
         before, self._since = self._since, {}
-        for order in self.books.unfinished(surveys=self.surveys, left=self.left):
+        for order in self.books.read_unfinished(surveys=self.surveys, left=self.left):
             its = attempts.get(str(order.id), [])
             if any(one.state == "held" for one in its):
                 continue
@@ -217,64 +217,64 @@ class Judge:
             same = before.get(order.id, (None, now, effects))
             self._since[order.id] = same if same[0] == looks else (looks, now, effects)
             if same[0] == looks and now - same[1] > PATIENCE_S and effects - same[2] >= PASSED_OVER:
-                self.fault("Progress", f"{order} was not touched for {PATIENCE_S:g} s and {PASSED_OVER} effects, with {its}")
-        self._look_at_left()
+                self.add_fault("Progress", f"{order} was not touched for {PATIENCE_S:g} s and {PASSED_OVER} effects, with {its}")
+        self._check_baselines()
 
-    def _look_at_left(self) -> None:
+    def _check_baselines(self) -> None:
         """Check LeftAlone: the baseline that a person set stays in the database, whatever code runs meanwhile."""
         if not self.left:
             return
-        baselines = {record for reaction, record in self.books.baselines() if reaction == "thanked"}
-        there = {str(number) for number in self.books.orders({int(record) for record in self.left})}
+        baselines = {record for reaction, record in self.books.read_baselines() if reaction == "thanked"}
+        there = {str(number) for number in self.books.read_orders({int(record) for record in self.left})}
         for record in self.left & there:
             self.checks["LeftAlone"] += 1
             if record not in baselines:
-                self.fault("LeftAlone", f"order {record} is not marked any more as one that is to be left as it is")
+                self.add_fault("LeftAlone", f"order {record} is not marked any more as one that is to be left as it is")
 
-    def _there(self) -> set[int]:
-        return {row[0] for row in self.books.rows("SELECT id FROM orders UNION ALL SELECT id FROM gone_orders")}
+    def _existing_orders(self) -> set[int]:
+        return {row[0] for row in self.books.query_rows("SELECT id FROM orders UNION ALL SELECT id FROM gone_orders")}
 
-    def forgive_the_time(self) -> None:
-        """Measure the patience with all orders anew, since our own actions kept the shop from working."""
+    def reset_patience(self) -> None:
+        """Restart the time that each order may be unfinished, since actions of the run kept the shop from working."""
         self._since = {}
 
     # ---- reported actions ----------------------------------------------------------------------------------------------------------
-    def went_back(self, ended: Iterable[int]) -> int:
-        """Take note of a restore of the database, on which no process works yet; return how many orders were lost.
+    def record_restore(self, ended: Iterable[int]) -> int:
+        """Record a restore of the database, before any process works on it; return the number of lost orders.
 
         ended: the ids of all processes that ran before.
         """
-        self._take_in(self.ledger.new())
-        there = self._there()
+        self._check_new_effects(self.ledger.read_new())
+        there = self._existing_orders()
         vanished = {number for number in self.placed if number not in there}
         self.placed[:] = [number for number in self.placed if number in there]
         self.excuses.vanished |= vanished
-        orders = self.books.orders()
-        both = orders | self.books.orders(table="gone_orders")
-        standing = _standing(self.books.attempts())
+        orders = self.books.read_orders()
+        both = orders | self.books.read_orders(table="gone_orders")
+        standing = _attempt_keys(self.books.read_attempts())
         self._open, lost = [], []
         for effect in self.ledger.effects:
-            if effect.call not in ONCE or self.excuses.spoils(effect.call, effect.record):
+            if effect.call not in ONCE or self.excuses.may_be_repeated(effect.call, effect.record):
                 continue
             if int(effect.record) in self.excuses.vanished:
-                self.excuses.count(VANISHED, effect)
+                self.excuses.count_once(VANISHED, effect)
                 continue
             order = both.get(int(effect.record))
-            if order is not None and order.concluded(effect):
+            if order is not None and order.is_concluded(effect):
                 continue
             self._open.append(effect)
-            if not _is_listed(effect, standing) and not self.excuses.is_erased(effect):
+            if not _is_listed(effect, standing) and not self.excuses.was_attempt_deleted(effect):
                 lost.append(effect)
-        self.excuses.went_back(orders, lost, set(ended), time.time() + IN_THE_AIR_S)
-        self.left &= {record for _, record in self.books.baselines()}
-        self.forgive_the_time()
+        self.excuses.record_restore(orders, lost, set(ended), time.time() + IN_THE_AIR_S)
+        self.left &= {record for _, record in self.books.read_baselines()}
+        self.reset_patience()
         return len(vanished)
 
-    def knows_that_it_went_back(self) -> None:
-        """Take note that the workers know of the restore, so that lost calls whose condition matches must be in doubt."""
+    def record_restore_is_known(self) -> None:
+        """Record that the workers know of the restore, so that from now on lost calls whose condition matches must be in doubt."""
         self.excuses.lost.told = True
 
-    def lost_time_is_over(self, *, wider: bool) -> bool:
+    def is_lost_time_over(self, *, wider: bool) -> bool:
         """Return whether each call of the lost time is in its record or listed, or no condition can match its order any more.
 
         wider: whether the code thanks for more orders than those that must be thanked for.
@@ -282,18 +282,18 @@ class Judge:
         lost = self.excuses.lost
         if not lost.told or time.time() < lost.until:
             return False
-        orders = self.books.orders({int(effect.record) for effect in lost.effects.values()})
+        orders = self.books.read_orders({int(effect.record) for effect in lost.effects.values()})
         for effect in lost.effects.values():
             order = orders.get(int(effect.record))
-            if order is None or order.concluded(effect) or (effect.call == "thank" and effect.record in self.left):
+            if order is None or order.is_concluded(effect) or (effect.call == "thank" and effect.record in self.left):
                 continue
-            if order.status not in FINAL or order.asks_for(effect) or (wider and effect.call == "thank"):
+            if order.status not in FINAL or order.meets_condition(effect) or (wider and effect.call == "thank"):
                 return False
         return True
 
-    def erased(self, reaction: str, record: str, occurrence: str, pid: int) -> None:
-        """Take note that this attempt's row was deleted by hand while that process had its call in flight."""
-        self._take_in(self.ledger.new())
+    def record_deleted_attempt(self, reaction: str, record: str, occurrence: str, pid: int) -> None:
+        """Record that this attempt's row was deleted by hand while the process `pid` had its call in flight."""
+        self._check_new_effects(self.ledger.read_new())
         for call, names in REACTIONS.items():
             if reaction in names:
                 which = (call, record, "" if call == "label" else occurrence)
@@ -302,34 +302,34 @@ class Judge:
                 erased.effects |= {one.id for one in self._open if (one.call, one.record, one.occurrence) == which}
 
     # ---- at rest -----------------------------------------------------------------------------------------------------------------
-    def unfinished(self) -> list[str]:
-        """Return the orders that are on their way, and the attempts that are neither held nor wait for a held attempt of another
-        occurrence.
-        """
-        attempts = self.books.attempts()
+    def list_unfinished(self) -> list[str]:
+        """Return the unfinished orders, and the attempts that neither are held nor wait for a held attempt of another occurrence."""
+        attempts = self.books.read_attempts()
         held = {one.record for one in attempts if one.state == "held"}
-        waiting = [f"{one}" for one in attempts if not _waits_for_a_person(one, attempts)]
-        return waiting + [f"{order}" for order in self.books.unfinished(surveys=self.surveys, left=self.left) if str(order.id) not in held]
+        waiting = [f"{one}" for one in attempts if not _is_waiting_for_person(one, attempts)]
+        return waiting + [
+            f"{order}" for order in self.books.read_unfinished(surveys=self.surveys, left=self.left) if str(order.id) not in held
+        ]
 
-    def helpable(self) -> int:
-        """Return the number of held attempts that a person can help: all but those of deleted orders."""
-        return sum(one.state == "held" and one.why != DELETED for one in self.books.attempts())
+    def count_helpable(self) -> int:
+        """Return the number of held attempts that a person can settle: all but those of deleted orders."""
+        return sum(one.state == "held" and one.why != DELETED for one in self.books.read_attempts())
 
-    def verdict(self, living: Collection[int] = ()) -> Counter[str]:
+    def judge_end(self, living: Collection[int] = ()) -> Counter[str]:
         """Check all invariants when only the workers `living` run and no work is left; return the held attempts by reason."""
-        self.sample()
-        self._look_at_left()
-        attempts = self.books.attempts()
-        orders = self.books.orders()
-        gone = self.books.orders(table="gone_orders")
+        self.check_effects()
+        self._check_baselines()
+        attempts = self.books.read_attempts()
+        orders = self.books.read_orders()
+        gone = self.books.read_orders(table="gone_orders")
         held = {one.key: one for one in attempts if one.state == "held"}
         for one in attempts:
-            if not _waits_for_a_person(one, attempts):
-                self.fault("NothingAtRest", f"{one} stands though nothing is to be done")
+            if not _is_waiting_for_person(one, attempts):
+                self.add_fault("NothingAtRest", f"{one} stands though nothing is to be done")
         self.checks["NothingAtRest"] += 1
-        for row in self.books.rows("SELECT pid, id, began_at FROM groundstate_worker WHERE ended_at IS NULL"):
+        for row in self.books.query_rows("SELECT pid, id, began_at FROM groundstate_worker WHERE ended_at IS NULL"):
             if row[0] not in living:
-                self.fault("NothingAtRest", f"the life {row} is over and its row stays")
+                self.add_fault("NothingAtRest", f"the life {row} is over and its row stays")
         done: dict[tuple[str, int], list[Effect]] = {}
         for effect in self.ledger.effects:
             done.setdefault((effect.call, int(effect.record)), []).append(effect)
@@ -337,40 +337,40 @@ class Judge:
         for number in self.placed:
             order = orders.get(number) or gone.get(number)
             if order is None:
-                self.fault("NotLost", f"order {number} is gone")
+                self.add_fault("NotLost", f"order {number} is gone")
                 continue
             self.checks["NotLost"] += 1
             self.checks["Fenced"] += 1
             if number in orders and str(number) not in held_records:
-                self._is_through(order)
-            self._balance(order, done)
+                self._check_order_is_finished(order)
+            self._check_against_ledger(order, done)
         return Counter(f"{one.reaction}: {one.why}" for one in held.values())
 
-    def _is_through(self, order: OrderSeen) -> None:
-        owed = order.owes(surveys=self.surveys, left=str(order.id) in self.left)
+    def _check_order_is_finished(self, order: OrderSeen) -> None:
+        owed = order.list_open_work(surveys=self.surveys, left=str(order.id) in self.left)
         if order.status == "done" and (order.charged_round != order.rounds or order.label is None or order.listing is None):
             owed.append("is done and lacks something")
         if owed:
-            self.fault("NotLost", f"{order} {', '.join(owed)}, and is not held")
+            self.add_fault("NotLost", f"{order} {', '.join(owed)}, and is not held")
 
-    def _balance(self, order: OrderSeen, done: dict[tuple[str, int], list[Effect]]) -> None:
+    def _check_against_ledger(self, order: OrderSeen, done: dict[tuple[str, int], list[Effect]]) -> None:
         charges = done.get(("charge", order.id), [])
         times = Counter(one.occurrence for one in charges)
         for number in range(1, order.charged_round + 1):
-            if times[str(number)] != 1 and not self.excuses.spoils("charge", str(order.id)):
-                self.fault("NotLost", f"{order} says that its instalment {number} was charged; the ledger has {charges}")
+            if times[str(number)] != 1 and not self.excuses.may_be_repeated("charge", str(order.id)):
+                self.add_fault("NotLost", f"{order} says that its instalment {number} was charged; the ledger has {charges}")
         if order.charged_round and order.receipt not in [one.id for one in charges if one.occurrence == str(order.charged_round)]:
-            self.fault("Fenced", f"{order} has a receipt that is not of its last charge: {charges}")
+            self.add_fault("Fenced", f"{order} has a receipt that is not of its last charge: {charges}")
         insured = done.get(("insure", order.id), [])
         if order.insured_term and order.policy not in [one.id for one in insured if one.occurrence == str(order.insured_term)]:
-            self.fault("Fenced", f"{order} has a policy that is not of its last term: {insured}")
+            self.add_fault("Fenced", f"{order} has a policy that is not of its last term: {insured}")
         named = {"label": order.label, "mail": order.mailed, "listing": order.listing, "announce": order.announced, "thank": order.thanked}
         for call, column in named.items():
             if column is not None and column not in [one.id for one in done.get((call, order.id), [])]:
-                self.fault("Fenced", f"{order} has an outcome that the ledger does not know: {column}")
+                self.add_fault("Fenced", f"{order} has an outcome that the ledger does not know: {column}")
 
 
-def _standing(attempts: Iterable[AttemptSeen]) -> set[tuple[str, ...]]:
+def _attempt_keys(attempts: Iterable[AttemptSeen]) -> set[tuple[str, ...]]:
     """Return the keys of the attempts: by reaction, record and occurrence, and by reaction and record."""
     return {one.key for one in attempts} | {(one.reaction, one.record) for one in attempts}
 
@@ -383,7 +383,7 @@ def _is_listed(effect: Effect, standing: set[tuple[str, ...]]) -> bool:
     return any((name, effect.record, effect.occurrence) in standing for name in names)
 
 
-def _waits_for_a_person(one: AttemptSeen, attempts: Iterable[AttemptSeen]) -> bool:
+def _is_waiting_for_person(one: AttemptSeen, attempts: Iterable[AttemptSeen]) -> bool:
     """Return whether the attempt is held, or failed while a held attempt of its reaction and record keeps it from being retried."""
     if one.state == "held":
         return True

@@ -46,7 +46,7 @@ class Ledger:
         if self._file is not None:
             self._file.close()
 
-    def land(self, asked: dict[str, Any], shown_at: float, now: float, *, kept_s: float = 0.0, late_s: float = 0.0) -> Effect:
+    def carry_out(self, asked: dict[str, Any], shown_at: float, now: float, *, kept_s: float = 0.0, late_s: float = 0.0) -> Effect:
         """Carry out a call, or return the earlier effect of its key.
 
         kept_s: seconds for which the provider acts only once under a key; 0 if it ignores keys.
@@ -71,7 +71,7 @@ class Ledger:
             self._file.write(json.dumps(asdict(effect)) + "\n")  # written before the answer goes out
         return effect
 
-    def find(self, key: str, now: float) -> Effect | None:
+    def look_up(self, key: str, now: float) -> Effect | None:
         """Return the first effect under the key once it is visible, or None."""
         return next((effect for effect in self._by_key.get(key, ()) if effect.shown_at <= now), None)
 
@@ -84,13 +84,13 @@ class Reader:
     effects: list[Effect] = field(default_factory=list)  # all effects read so far
     _offset: int = 0
 
-    def more_than(self, count: int) -> bool:
+    def has_more_than(self, count: int) -> bool:
         """Return whether at least about `count` effects were written since the last read."""
         return self.file.exists() and self.file.stat().st_size - self._offset >= count * BYTES_OF_ONE
 
-    def new(self) -> list[Effect]:
+    def read_new(self) -> list[Effect]:
         """Read the effects that were written since the last read; all of them landed before this call."""
-        lines, self._offset = _lines_after(self.file, self._offset)
+        lines, self._offset = _read_lines_after(self.file, self._offset)
         new = [Effect(**json.loads(line)) for line in lines]
         self.effects += new
         return new
@@ -109,7 +109,7 @@ class Request:
     trick: str
 
     @property
-    def surely_not_done(self) -> bool:
+    def is_surely_not_done(self) -> bool:
         """Whether the provider answered that it did nothing, so that any worker may call again."""
         return self.trick in ("refused", "busy")
 
@@ -121,16 +121,16 @@ class Requests:
     file: Path
     _offset: int = 0
 
-    def skip(self) -> None:
+    def skip_existing(self) -> None:
         """Ignore all requests received so far."""
         self._offset = self.file.stat().st_size if self.file.exists() else 0
 
-    def heard(self) -> list[Request]:
+    def read_new_requests(self) -> list[Request]:
         """Return the requests received since `skip`, in their order."""
-        return [Request(**json.loads(line)) for line in _lines_after(self.file, self._offset)[0]]
+        return [Request(**json.loads(line)) for line in _read_lines_after(self.file, self._offset)[0]]
 
 
-def _lines_after(file: Path, offset: int) -> tuple[list[bytes], int]:
+def _read_lines_after(file: Path, offset: int) -> tuple[list[bytes], int]:
     """Return the whole lines after the offset, and the offset of their end."""
     if not file.exists():
         return [], offset

@@ -25,7 +25,7 @@ GIVES_UP_S = 120.0  # seconds: a database that accepts no order for this long do
 
 @dataclass
 class Orders:
-    """Places orders while `coming_in`; where the result of a commit is lost, the statement is repeated until it has surely succeeded.
+    """Places orders within `placing_orders`; where the result of a commit is lost, the statement is repeated until it has surely succeeded.
 
     most: the number of orders under way at once.
     cancels, deletes: of each hundred iterations, how many end with one.
@@ -45,7 +45,7 @@ class Orders:
     _last: int = 0  # the last number given; none is given twice, even if its order may be lost
 
     @contextmanager
-    def coming_in(self) -> Iterator[None]:
+    def placing_orders(self) -> Iterator[None]:
         """Let orders come in while the block runs. Raises the exception that stopped them."""
         thread = threading.Thread(target=self._run, name="orders", daemon=True)
         thread.start()
@@ -58,7 +58,7 @@ class Orders:
             raise self.failure
 
     @contextmanager
-    def closed(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Keep orders from being placed, cancelled or deleted while the block runs."""
         with self._at_work:
             yield
@@ -67,33 +67,33 @@ class Orders:
         try:
             while not self._end.wait(self.dice.uniform(0.02, 0.15)):
                 with self._at_work:
-                    self._some()
+                    self._place_some()
         except BaseException as error:  # noqa: BLE001  # passed on to the thread that waits for this one
             self.failure = error
 
-    def _some(self) -> None:
-        if self._surely(lambda connection: int(connection.execute(_UNDER_WAY).scalar_one())) >= self.most:
+    def _place_some(self) -> None:
+        if self._run_until_committed(lambda connection: int(connection.execute(_UNDER_WAY).scalar_one())) >= self.most:
             return
         new = range(self._last + 1, self._last + 1 + self.dice.randint(1, 5))
         rows = [{"id": number, "rounds": self.dice.choice([1, 1, 2])} for number in new]
-        self._surely(lambda connection: connection.execute(_INSERT, rows).rowcount)
+        self._run_until_committed(lambda connection: connection.execute(_INSERT, rows).rowcount)
         self.placed += new
         self._last = new[-1]
         chance = self.dice.random() * 100
         one = {"id": self.dice.choice(self.placed[-40:])}
         if chance < self.cancels:
-            self.cancelled += self._surely(lambda connection: connection.execute(_CANCEL, one).rowcount)
+            self.cancelled += self._run_until_committed(lambda connection: connection.execute(_CANCEL, one).rowcount)
         elif chance < self.cancels + self.deletes:
-            self.deleted += self._surely(lambda connection: self._delete(connection, one))
+            self.deleted += self._run_until_committed(lambda connection: self._delete_order(connection, one))
 
-    def _delete(self, connection: Connection, one: dict[str, int]) -> int:
+    def _delete_order(self, connection: Connection, one: dict[str, int]) -> int:
         # The row is locked first, so that the copied row is the one deleted.
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT 1 FROM orders WHERE id = :id FOR UPDATE"), one)
         connection.execute(_COPY, one)
         return connection.execute(_DELETE, one).rowcount
 
-    def _surely(self, act: Callable[[Connection], int]) -> int:
+    def _run_until_committed(self, act: Callable[[Connection], int]) -> int:
         """Run `act` in a transaction, and repeat it where the database is in trouble; each `act` must be idempotent."""
         end = time.monotonic() + GIVES_UP_S
         while True:

@@ -40,20 +40,20 @@ BOOKED = {
 BOOKED["stickered"] = BOOKED["labelled"]
 
 
-def go_round() -> Counter[str]:
+def handle_held_attempts() -> Counter[str]:
     """Handle all held attempts once, and return how often each action was taken."""
     done: Counter[str] = Counter()
     store = shop.app.stores[0]
     database, make_lives, _ = connect.open_store(store.settings())
     try:
-        person = actions.person(shop.app.name, reactions_of(shop.app, store), database, make_lives(), by="the torture's person")
-        page = held.held(shop.app.name, database, person.queries, limit=AT_ONCE)
+        person = actions.build_person(shop.app.name, reactions_of(shop.app, store), database, make_lives(), by="the torture's person")
+        page = held.read_held_page(shop.app.name, database, person.queries, limit=AT_ONCE)
         while page.held:
             for one in page.held:
-                done[_settle(person, one)] += 1
+                done[_settle_attempt(person, one)] += 1
             if not page.left or page.more is None:
                 break
-            page = held.held(shop.app.name, database, person.queries, after=page.more, limit=AT_ONCE)
+            page = held.read_held_page(shop.app.name, database, person.queries, after=page.more, limit=AT_ONCE)
     except (DBAPIError, GroundstateError) as error:  # the database is in trouble; the next pass continues
         log.warning("the person was interrupted: %s", error)
         done["interrupted"] += 1
@@ -62,8 +62,8 @@ def go_round() -> Counter[str]:
     return done
 
 
-def _settle(person: Person, one: Held) -> str:
-    deed = _deed(person, one)
+def _settle_attempt(person: Person, one: Held) -> str:
+    deed = _choose_action(person, one)
     if deed is None:
         return "left"
     name, act = deed
@@ -74,17 +74,19 @@ def _settle(person: Person, one: Held) -> str:
     return f"{name}: held again" if did.became == "held" else name
 
 
-def _deed(person: Person, one: Held) -> tuple[str, Callable[[], ActionResult]] | None:
+def _choose_action(person: Person, one: Held) -> tuple[str, Callable[[], ActionResult]] | None:
     where = (one.reaction, one.record, one.occurrence)
     if "deleted" in one.why:
         return None
     if one.outcome is not None:
         if "retry" in one.can and not one.why.startswith("overtaken"):
             return "retry", partial(actions.retry, person, *where)
-        return "forget", partial(_book_and_forget, person, one)
+        return "forget", partial(_write_outcome_and_forget, person, one)
     if not one.unsure:
         return "retry", partial(actions.retry, person, *where)
-    truths = [shop.told_in_thread({"ask": "truth", "key": shop.key_at(service, one.key or "")}) for service in _services(one)]
+    truths = [
+        shop.send_request_blocking({"ask": "truth", "key": shop.service_key(service, one.key or "")}) for service in _possible_services(one)
+    ]
     ids = [truth["id"] for truth in truths if "id" in truth]
     if ids:
         return "settle --outcome", partial(actions.settle, person, *where, outcome=json.dumps(ids[0]))
@@ -93,11 +95,11 @@ def _deed(person: Person, one: Held) -> tuple[str, Callable[[], ActionResult]] |
     return None
 
 
-def _services(one: Held) -> tuple[str, ...]:
+def _possible_services(one: Held) -> tuple[str, ...]:
     return SERVICES.get(one.reaction, ("",))
 
 
-def _book_and_forget(person: Person, one: Held) -> ActionResult:
+def _write_outcome_and_forget(person: Person, one: Held) -> ActionResult:
     """Write the outcome into the order by plain SQL, and forget the attempt, which then is of no use."""
     outcomes: list[Any] = json.loads(one.outcome or "[]")
     if one.reaction in BOOKED and outcomes:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from tools.servers.postgres import PostgresServer, ServerError
 from tools.torture.beside import ProxyProcess
 from tools.torture.copies import Copy, DataCopy, FolderCopy
-from tools.torture.disk import LEFT_FREE, Disk, disk_in, unmount
+from tools.torture.disk import LEFT_FREE, Disk, create_disk, unmount_tmpfs
 
 SIZE_MB = {"sqlite": 128, "postgres": 400}
 RECOVERS_WITHIN_S = 60  # seconds: the database must answer again by then
@@ -48,11 +48,11 @@ class Place:
     proxy: ProxyProcess | None = None
     done: Counter[str] = field(default_factory=Counter)
 
-    def can(self, trouble: str) -> bool:
+    def can_cause(self, trouble: str) -> bool:
         """Return whether this trouble can be made on this machine."""
         return self.disk is not None if trouble == "fill the disk" else True
 
-    def fill(self) -> None:
+    def fill_disk(self) -> None:
         """Fill the disk, except for a few bytes."""
         if self.store == "sqlite":
             with suppress(DBAPIError), self.engine.connect() as connection:  # otherwise its log keeps room that it fills repeatedly
@@ -62,11 +62,11 @@ class Place:
         if self.disk is not None:
             self.disk.fill(self.dice.choice(LEFT_FREE))
 
-    def free(self) -> None:
+    def free_disk(self) -> None:
         """Free the disk, and start a server that ended for want of room."""
         if self.disk is not None:
             self.disk.free()
-        self.recover()
+        self.wait_for_recovery()
 
     def kill_server(self, also: Callable[[], None] = lambda: None) -> None:
         """Kill all processes of PostgreSQL by SIGKILL, and start it again after a moment. also: called while it is down."""
@@ -74,28 +74,28 @@ class Place:
             self.server.kill()
             also()
             time.sleep(self.dice.choice([0, 0, 0.3, 1.0]))
-            self.recover()
+            self.wait_for_recovery()
 
     def kill_backend(self) -> None:
         """Kill one backend of PostgreSQL by SIGKILL: the server ends all others and recovers by itself."""
         if self.server is not None and (backends := self.server.backends()):
             with suppress(ProcessLookupError):
                 os.kill(self.dice.choice(backends), signal.SIGKILL)
-            self.recover()
+            self.wait_for_recovery()
 
     def restart_server(self, how: str) -> None:
         """Stop PostgreSQL in the mode `fast` or `immediate`, and start it again at once."""
         if self.server is not None:
             (self.server.stop if how == "fast" else self.server.stop_at_once)()
-            self.recover()
+            self.wait_for_recovery()
 
-    def recover(self) -> None:
+    def wait_for_recovery(self) -> None:
         """Wait until the database answers; start PostgreSQL if it is down. Raises TimeoutError if it does not come back."""
         started = time.monotonic()
         while True:
             if self.server is not None and not self.server.running:
                 self.done["PostgreSQL started again"] += 1
-                self._start(self.server)
+                self._start_server(self.server)
             try:
                 with self.engine.connect() as connection:
                     connection.execute(text("SELECT 1")).scalar_one()
@@ -108,7 +108,7 @@ class Place:
             else:
                 return
 
-    def _start(self, server: PostgresServer) -> None:
+    def _start_server(self, server: PostgresServer) -> None:
         """Start PostgreSQL, which writes while it recovers; if the disk has no room for that, free it and start once more."""
         try:
             server.start()
@@ -121,26 +121,26 @@ class Place:
 
 
 @contextmanager
-def place_in(folder: Path, store: str, dice: Random) -> Iterator[Place]:
+def create_place(folder: Path, store: str, dice: Random) -> Iterator[Place]:
     """Create a database in the run's own folder, and remove it after the block."""
     room = folder / "disk"
     room.mkdir()
     folder.chmod(0o755)  # PostgreSQL's account must be able to enter it
-    disk = disk_in(room, SIZE_MB[store], by_limit=store == "sqlite")
+    disk = create_disk(room, SIZE_MB[store], by_limit=store == "sqlite")
     try:
-        with (_sqlite if store == "sqlite" else _postgres)(room, disk, dice) as place:
+        with (_create_sqlite if store == "sqlite" else _create_postgres)(room, disk, dice) as place:
             yield place
     finally:
-        unmount(room)
+        unmount_tmpfs(room)
 
 
 @contextmanager
-def _sqlite(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
+def _create_sqlite(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
     url = f"sqlite:///{room / 'torture.db'}"
     engine = create_engine(url, connect_args={"timeout": WAITS_S})
 
     @event.listens_for(engine, "connect")
-    def _(connection: sqlite3.Connection, _record: object) -> None:
+    def set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute("PRAGMA synchronous = OFF")  # the judge's own writes need not survive a power cut
 
     try:
@@ -151,7 +151,7 @@ def _sqlite(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
 
 
 @contextmanager
-def _postgres(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
+def _create_postgres(room: Path, disk: Disk | None, dice: Random) -> Iterator[Place]:
     settings = {"max_wal_size": "64MB", "min_wal_size": "32MB"}
     with PostgresServer(max_connections=200, within=room, settings=settings) as server:
         url = server.create_database()

@@ -64,15 +64,15 @@ class Plan:
     only: tuple[str, ...] = ()
 
 
-def troubles(store: str) -> dict[str, int]:
+def trouble_intervals(store: str) -> dict[str, int]:
     """Map each trouble beside the kills to the number of kills in which it occurs once, for this store."""
     return ONE_IN | ONE_IN_POSTGRES if store == "postgres" else dict(ONE_IN)
 
 
-def chunk(dice: Random, kills: int, store: str, only: Collection[str] = ()) -> list[str]:
+def draw_actions(dice: Random, kills: int, store: str, only: Collection[str] = ()) -> list[str]:
     """Return a random sequence of actions: at least `kills` kills, with all troubles, or those in `only`, between them."""
     done = dice.choices(KILLS, (86, 8, 1.5, 3), k=kills)
-    for trouble, one_in in troubles(store).items():
+    for trouble, one_in in trouble_intervals(store).items():
         if only and trouble not in only:
             continue
         count = max(round(kills / one_in * dice.uniform(0.7, 1.3)), 2 if trouble in FORWARD_AND_BACK and kills >= IN_A_RUN else 1)
@@ -81,7 +81,7 @@ def chunk(dice: Random, kills: int, store: str, only: Collection[str] = ()) -> l
     return done
 
 
-def chunks(plan: Plan, dice: Random) -> Iterator[list[str]]:
+def draw_actions_forever(plan: Plan, dice: Random) -> Iterator[list[str]]:
     """Yield the actions of a run without end; the caller stops when the plan is fulfilled."""
     for size in repeat(min(plan.kills or CHUNK, CHUNK)):
-        yield chunk(dice, size, plan.store, plan.only)
+        yield draw_actions(dice, size, plan.store, plan.only)

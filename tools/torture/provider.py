@@ -46,12 +46,12 @@ class Provider:
         """Serve until the event is set."""
         served: set[asyncio.Task[None]] = set()
 
-        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.get_running_loop().create_task(self._client(reader, writer))
+        def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.get_running_loop().create_task(self._serve_client(reader, writer))
             served.add(task)
             task.add_done_callback(served.discard)
 
-        server = await asyncio.start_unix_server(connected, self._gate, backlog=512)
+        server = await asyncio.start_unix_server(handle_connection, self._gate, backlog=512)
         await ended.wait()
         server.close()
         tasks = [*served, *self._landing]
@@ -59,11 +59,11 @@ class Provider:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await reader.readline()
             if line.endswith(b"\n"):  # otherwise the client was killed while it wrote
-                answer = await self._answer(json.loads(line))
+                answer = await self._answer_request(json.loads(line))
                 if answer is not None:
                     writer.write(json.dumps(answer).encode() + b"\n")
                     await writer.drain()
@@ -72,20 +72,20 @@ class Provider:
         finally:
             writer.close()
 
-    async def _answer(self, asked: Request) -> Any:
+    async def _answer_request(self, asked: Request) -> Any:
         match asked["ask"]:
             case "do":
-                return await self._do(asked)
+                return await self._answer_call(asked)
             case "many":
-                return await asyncio.gather(*[self._do({**one, "sent": asked["sent"]}) for one in asked["each"]])
+                return await asyncio.gather(*[self._answer_call({**one, "sent": asked["sent"]}) for one in asked["each"]])
             case "find":
-                return self._find(asked)
+                return self._answer_lookup(asked)
             case "truth":
-                return self._truth(asked["key"])
+                return self._answer_person(asked["key"])
             case _:
-                return self.figures()
+                return self.count_figures()
 
-    def figures(self) -> Request:
+    def count_figures(self) -> Request:
         """Return the provider's counts for the report."""
         return {
             "tricks": dict(self.tricks),
@@ -95,37 +95,37 @@ class Provider:
             "in the air": len(self._landing),
         }
 
-    def _truth(self, key: str) -> Request:
+    def _answer_person(self, key: str) -> Request:
         """Answer a person who looks up a key at the provider: nothing is hidden, and a call in flight gives `unknown`."""
         if key in self._landing.values() or self._heard[key]:
             return {"unknown": "one is on its way"}
-        effect = self.ledger.find(key, float("inf"))
+        effect = self.ledger.look_up(key, float("inf"))
         return {"id": effect.id} if effect else {"absent": True}
 
-    def _find(self, asked: Request) -> Request:
+    def _answer_lookup(self, asked: Request) -> Request:
         if self._dice.random() < 0.1:
             self.finds[f"{asked['call']}: unknown"] += 1
             return {"unknown": "ask again"}
-        effect = self.ledger.find(asked["key"], self._clock())
+        effect = self.ledger.look_up(asked["key"], self._clock())
         self.finds[f"{asked['call']}: {'found' if effect else 'absent'}"] += 1
         return {"id": effect.id} if effect else {"absent": True}
 
-    async def _do(self, asked: Request) -> Request | None:
+    async def _answer_call(self, asked: Request) -> Request | None:
         self._heard[asked["key"]] += 1
         trick = self._dice.choices(list(TRICKS), list(TRICKS.values()))[0]
         if self._requests is not None:
             told = ("key", "call", "record", "occurrence", "pid", "sent")
             self._requests.write(json.dumps({name: asked[name] for name in told} | {"trick": trick}) + "\n")
         try:
-            return await self._tricked(asked, trick)
+            return await self._apply_trick(asked, trick)
         finally:
             self._heard[asked["key"]] -= 1
             if not self._heard[asked["key"]]:
                 del self._heard[asked["key"]]
 
-    async def _tricked(self, asked: Request, trick: str) -> Request | None:
+    async def _apply_trick(self, asked: Request, trick: str) -> Request | None:
         if asked["sent"] > asked["until"]:
-            return {"id": self._land(asked).id}  # a real provider would carry it out as well, since it does not know our deadline
+            return {"id": self._carry_out(asked).id}  # a real provider would carry it out as well, since it does not know our deadline
         if self._clock() > asked["until"] - AHEAD_S:
             trick = "never arrives"  # it was sent in time and received too late because we are slow; this keeps the contract
         self.tricks[trick] += 1
@@ -141,38 +141,38 @@ class Provider:
             case "never arrives":
                 return None
             case "lands late":
-                self._land_late(asked)
+                self._carry_out_late(asked)
                 await asyncio.sleep(self._dice.choice([0, GIVEN_UP_S + 0.2]))
                 return None
         if self._clock() > asked["until"] - AHEAD_S / 5:
             return None  # it became too late meanwhile because we are slow
-        effect = self._land(asked)
+        effect = self._carry_out(asked)
         if trick == "answer lost":
             return None
         if trick == "answer late":
             await asyncio.sleep(GIVEN_UP_S + self._dice.uniform(0.05, 1))
         return {"id": effect.id}
 
-    def _land(self, asked: Request) -> Effect:
+    def _carry_out(self, asked: Request) -> Effect:
         now = self._clock()
         late_s = max(asked["sent"] - asked["until"], 0.0)
         self.late += late_s > 0
         hidden = self._dice.uniform(0, 0.9) if self._dice.random() < 0.25 else 0.0
         shown_at = max(now, now + (asked["until"] - AHEAD_S - now) * hidden)
-        effect = self.ledger.land(asked, shown_at, now, kept_s=asked["kept"], late_s=late_s)
+        effect = self.ledger.carry_out(asked, shown_at, now, kept_s=asked["kept"], late_s=late_s)
         self.known[asked["call"]] += effect.at < now
         return effect
 
-    def _land_late(self, asked: Request) -> None:
+    def _carry_out_late(self, asked: Request) -> None:
         """Carry out the call at a random time before the last one that the contract allows; skip it if we were too slow ourselves."""
         at = self._clock() + (asked["until"] - AHEAD_S - self._clock()) * self._dice.uniform(0.1, 1)
 
-        async def land() -> None:
+        async def carry_out_now() -> None:
             await asyncio.sleep(max(at - self._clock(), 0))
             if self._clock() < asked["until"] - AHEAD_S / 5:
-                self._land(asked)
+                self._carry_out(asked)
 
-        task = asyncio.get_running_loop().create_task(land())
+        task = asyncio.get_running_loop().create_task(carry_out_now())
         self._landing[task] = asked["key"]
         task.add_done_callback(self._landing.pop)
 

@@ -33,7 +33,7 @@ class Proxy:
         self._port, self._dice = port, dice
         self._pipes: list[tuple[Pipe, Pipe]] = []
 
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward one connection until either end closes it or the proxy cuts it."""
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -43,7 +43,7 @@ class Proxy:
         pair = (Pipe(reader, far_writer), Pipe(far_reader, writer))
         self._pipes.append(pair)
         try:
-            tasks = [asyncio.ensure_future(self._pass_on(pipe)) for pipe in pair]
+            tasks = [asyncio.ensure_future(self._forward(pipe)) for pipe in pair]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
@@ -54,7 +54,7 @@ class Proxy:
             writer.transport.abort()
             far_writer.transport.abort()
 
-    async def _pass_on(self, pipe: Pipe) -> None:
+    async def _forward(self, pipe: Pipe) -> None:
         with suppress(OSError):
             while data := await pipe.source.read(65536):
                 if pipe.left is not None and len(data) >= pipe.left:
@@ -63,9 +63,9 @@ class Proxy:
                     await pipe.sink.drain()
                     if not pipe.stall_s:
                         await asyncio.sleep(0)  # lets the first part be sent before the line goes dead
-                        _say("cut")
+                        _print_line("cut")
                         return
-                    _say("stall")
+                    _print_line("stall")
                     pipe.left = None
                     await asyncio.sleep(pipe.stall_s)
                 elif pipe.left is not None:
@@ -73,7 +73,7 @@ class Proxy:
                 pipe.sink.write(data)
                 await pipe.sink.drain()
 
-    def obey(self, words: list[str]) -> None:
+    def execute_command(self, words: list[str]) -> None:
         """Carry out a command from stdin."""
         if words[0] == "calm":
             for pair in self._pipes:
@@ -86,7 +86,7 @@ class Proxy:
             pipe.stall_s = float(words[2]) if words[0] == "stall" else 0.0
 
 
-def _say(words: str) -> None:
+def _print_line(words: str) -> None:
     sys.stdout.write(words + "\n")
     sys.stdout.flush()
 
@@ -95,12 +95,12 @@ async def main() -> None:
     """Run the proxy until stdin is closed."""
     port, seed = int(sys.argv[1]), int(sys.argv[2])
     proxy = Proxy(port, Random(seed))
-    server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0, backlog=512)
-    _say(str(server.sockets[0].getsockname()[1]))
+    server = await asyncio.start_server(proxy.forward_connection, "127.0.0.1", 0, backlog=512)
+    _print_line(str(server.sockets[0].getsockname()[1]))
     commands = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     while line := await commands.readline():
-        proxy.obey(line.decode().split())
+        proxy.execute_command(line.decode().split())
     server.close()
 
 

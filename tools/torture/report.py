@@ -28,21 +28,21 @@ REACTIONS = {name: call for call, names in (seen.REACTIONS | {"listing": ("liste
 LONGEST_FAULT = 2000  # characters of a fault in the report
 
 
-def write(file: Path, states: Iterable[State]) -> None:
+def write_report(file: Path, states: Iterable[State]) -> None:
     """Write the reports of the runs to the file, as JSON if its name ends in .json, else as Markdown."""
-    contents = [content(state) for state in states]
+    contents = [report_content(state) for state in states]
     if file.suffix == ".json":
         file.write_text(json.dumps({"torture": contents}, indent=2) + "\n")
     else:
-        file.write_text("\n".join(_markdown(one) for one in contents))
+        file.write_text("\n".join(_to_markdown(one) for one in contents))
 
 
-def content(state: State) -> dict[str, Any]:
+def report_content(state: State) -> dict[str, Any]:
     """Return all that is reported of one run."""
     plan = state.plan
     return {
         "store": plan.store,
-        "verdict": verdict(state),
+        "verdict": verdict_text(state),
         "faults": [fault[:LONGEST_FAULT] for fault in state.faults],
         "seed": plan.seed,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -58,26 +58,26 @@ def content(state: State) -> dict[str, Any]:
         "kills a second": round(state.kills / state.tormented_s, 1) if state.tormented_s else 0,
         "seconds": {"tormented": round(state.tormented_s), "in all": round(state.passed_s)},
         "disk made full by": state.disk,
-        "troubles": _sorted(state.troubles),
-        "how processes ended": _sorted(state.ends),
+        "troubles": _sort_counts(state.troubles),
+        "how processes ended": _sort_counts(state.ends),
         "orders": dict(state.orders),
-        "calls": _calls(state),
-        "settled by a person": _sorted(state.said.deeds),
-        "what the provider did": _sorted(state.provider.get("tricks", {})),
-        "held at some time": _sorted(state.held),
-        "held at the end": _sorted(state.held_at_the_end),
+        "calls": _calls_content(state),
+        "settled by a person": _sort_counts(state.said.deeds),
+        "what the provider did": _sort_counts(state.provider.get("tricks", {})),
+        "held at some time": _sort_counts(state.held),
+        "held at the end": _sort_counts(state.held_at_the_end),
         "looked at": {name: state.checks.get(name, 0) for name in INVARIANTS},
-        "excused": _sorted(state.excused),
-        "errors logged, explained by the troubles": _sorted(state.said.explained),
+        "excused": _sort_counts(state.excused),
+        "errors logged, explained by the troubles": _sort_counts(state.said.explained),
     }
 
 
-def verdict(state: State) -> str:
+def verdict_text(state: State) -> str:
     """Return the verdict on the run as text."""
-    return "nothing lost, doubled or unlisted" if state.good else f"{len(state.faults)} faults"
+    return "nothing lost, doubled or unlisted" if state.has_passed else f"{len(state.faults)} faults"
 
 
-def _calls(state: State) -> dict[str, dict[str, Any]]:
+def _calls_content(state: State) -> dict[str, dict[str, Any]]:
     """Return for each call its policy, its effects, and how its calls in doubt were settled."""
     finds, known = state.provider.get("finds", {}), state.provider.get("known keys", {})
     return {
@@ -92,11 +92,11 @@ def _calls(state: State) -> dict[str, dict[str, Any]]:
     }
 
 
-def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
+def _sort_counts(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _markdown(content: Mapping[str, Any]) -> str:
+def _to_markdown(content: Mapping[str, Any]) -> str:
     lines = [f"### Torture run on {content['store']}, seed {content['seed']}: {content['verdict']}", ""]
     lines += [f"- FAULT {fault}" for fault in content["faults"]]
     lines += [f"{content['kills']:,} kills, {content['kills a second']} a second. {content['written']}.", ""]
@@ -116,11 +116,11 @@ def _markdown(content: Mapping[str, Any]) -> str:
     told = {"verdict", "faults", "seed", "store", "written", "versions", "calls", "kills", "kills a second"}
     for name, of in content.items():
         if name not in told:
-            lines += ["", f"**{name}**: {_plain(of)}"]
+            lines += ["", f"**{name}**: {_to_text(of)}"]
     return "\n".join(lines) + "\n"
 
 
-def _plain(of: Any) -> str:
+def _to_text(of: Any) -> str:
     if not isinstance(of, Mapping):
         return str(of)
     return "; ".join(f"{name} {count:,}" if isinstance(count, int) else f"{name} {count}" for name, count in of.items()) or "nothing"

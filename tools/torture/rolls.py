@@ -6,7 +6,7 @@ It changes a call's service and policy, a reaction's occurrence, or a condition;
 from __future__ import annotations
 
 from tools.torture.deploy import DIFFERS, REDECLARED
-from tools.torture.hands import Hands
+from tools.torture.hands import Operator
 from tools.torture.shop import THANKED_OF
 
 _BEGUN = (
@@ -23,61 +23,63 @@ Begun = tuple[str, str, str, int]  # reaction, record, occurrence, pid
 class Rolls:
     """Rolling deploys from one variant of the shop's code to another."""
 
-    def __init__(self, hands: Hands) -> None:
+    def __init__(self, hands: Operator) -> None:
         self._hands = hands
 
-    def turn(self, variant: str) -> None:
+    def roll_to_variant(self, variant: str) -> None:
         """Roll to this variant, or from it back to the plain code."""
         hands, dice = self._hands, self._hands.dice
         hands.end_troubles()
-        old = hands.fleet.living()
+        old = hands.fleet.living_workers()
         hands.judge.redeclared |= {*REDECLARED[variant]}
-        hands.deploys.turn(variant)
+        hands.deploys.switch_variant(variant)
         forward = hands.deploys.code.variant == variant
         how = dice.choice(("all killed", "some killed", "some drained"))
         if how == "all killed":
-            hands.until_effects(dice.randint(1, 8))
-            hands.end_all(drained=False)
-            self._look_at_plan(variant)
+            hands.wait_for_effects(dice.randint(1, 8))
+            hands.end_all_processes(drained=False)
+            self._check_plan(variant)
         if variant == "wider" and forward:
-            self._leave_what_is_there()
-        hands.tell(f"{how}: now version {hands.deploys.code}")
+            self._set_baseline()
+        hands.log_action(f"{how}: now version {hands.deploys.code}")
         for one in old[: max(len(old) // 2, 1)]:
             if how == "some killed" and one.status is None:
-                hands.kill([one])
+                hands.kill_workers([one])
             elif how == "some drained" and one.status is None:
-                hands.fleet.drain(one)
-        hands.go_on(dice.uniform(1, 3))
+                hands.fleet.send_sigterm(one)
+        hands.run_with_checks(dice.uniform(1, 3))
         hands.done[f"rolled {'forward' if forward else 'back'}, {how}: {variant}"] += 1
-        hands.judge.forgive_the_time()
+        hands.judge.reset_patience()
 
-    def _look_at_plan(self, variant: str) -> None:
+    def _check_plan(self, variant: str) -> None:
         """Check that `groundstate plan` reports open calls that this code would settle differently; no worker runs meanwhile."""
-        before = self._begun_otherwise(variant)
-        status = self._hands.deploys.plan()
-        open_calls = before & self._begun_otherwise(variant)  # the last transaction of a killed worker may become visible late
+        before = self._calls_settled_otherwise(variant)
+        status = self._hands.deploys.run_plan()
+        open_calls = before & self._calls_settled_otherwise(variant)  # the last transaction of a killed worker may become visible late
         if open_calls:
             self._hands.judge.checks["Deploy"] += 1
         if open_calls and status == 0:
-            self._hands.judge.fault("Deploy", f"`groundstate plan` says nothing of {sorted(open_calls)[:3]}, begun by other code")
+            self._hands.judge.add_fault("Deploy", f"`groundstate plan` says nothing of {sorted(open_calls)[:3]}, begun by other code")
         self._hands.done["plans that told of open calls"] += bool(open_calls) and status == DIFFERS
 
-    def _begun_otherwise(self, variant: str) -> set[Begun]:
+    def _calls_settled_otherwise(self, variant: str) -> set[Begun]:
         now = self._hands.deploys.code.variant == variant
         codes, found = self._hands.codes, set[Begun]()
-        for row in self._hands.judge.books.rows(_BEGUN):
+        for row in self._hands.judge.books.query_rows(_BEGUN):
             reaction, record, occurrence, pid = row
             if reaction in REDECLARED[variant] and pid in codes and (codes[pid].variant == variant) is not now:
                 found.add((reaction, record, occurrence, pid))
         return found
 
-    def _leave_what_is_there(self) -> None:
+    def _set_baseline(self) -> None:
         """Let a person set a baseline for the orders that the wider condition matches and the narrow one did not."""
         hands = self._hands
-        hands.kill([one for one in hands.fleet.all() if one.code.variant == "wider"])  # the orders that these still match must not be left
+        hands.kill_workers(
+            [one for one in hands.fleet.all_processes() if one.code.variant == "wider"]
+        )  # the orders that these still match must not be left
         judge, before = hands.judge, len(hands.judge.left)
-        left = {str(row[0]) for row in judge.books.rows(_TO_BE_LEFT, all=THANKED_OF, half=THANKED_OF // 2)}
-        hands.deploys.leave_what_is_there("thanked")
+        left = {str(row[0]) for row in judge.books.query_rows(_TO_BE_LEFT, all=THANKED_OF, half=THANKED_OF // 2)}
+        hands.deploys.set_baseline("thanked")
         # The baseline covers every matching order, including those that the narrow condition matched and no worker had begun.
-        judge.left |= left | {record for reaction, record in judge.books.baselines() if reaction == "thanked"}
+        judge.left |= left | {record for reaction, record in judge.books.read_baselines() if reaction == "thanked"}
         hands.done["orders left as they are"] += len(judge.left) - before

@@ -21,13 +21,13 @@ from tools.torture.clock import Clock
 from tools.torture.deploy import Deploys
 from tools.torture.enemy import DELETED_IN_THE_AIR
 from tools.torture.fleet import Fleet
-from tools.torture.hands import Hands
+from tools.torture.hands import Operator
 from tools.torture.judge import Judge
 from tools.torture.ledger import Reader, Requests
 from tools.torture.orders import Orders
-from tools.torture.place import place_in
-from tools.torture.plan import KILLS, Plan, chunks
-from tools.torture.said import Said, said
+from tools.torture.place import create_place
+from tools.torture.plan import KILLS, Plan, draw_actions_forever
+from tools.torture.said import LoggedErrors, read_errors
 from tools.torture.tormentor import Tormentor
 
 HELPED_WITHIN_S = 30.0  # seconds of run time for which a person still tries to help at the end
@@ -56,11 +56,11 @@ class State:
     checks: Counter[str] = field(default_factory=Counter)
     excused: Counter[str] = field(default_factory=Counter)
     provider: dict[str, Any] = field(default_factory=dict)
-    said: Said = field(default_factory=Said)
+    said: LoggedErrors = field(default_factory=LoggedErrors)
     faults: list[str] = field(default_factory=list)
 
     @property
-    def good(self) -> bool:
+    def has_passed(self) -> bool:
         """Whether every invariant held."""
         return not self.faults
 
@@ -73,8 +73,8 @@ def run(plan: Plan, tell: Callable[[State], None] = lambda _: None) -> State:
     """
     state, dice = State(plan), Random(plan.seed)
     with ExitStack() as stack:
-        folder = stack.enter_context(_folder(plan.keep))
-        place = stack.enter_context(place_in(folder, plan.store, Random(dice.random())))
+        folder = stack.enter_context(_run_folder(plan.keep))
+        place = stack.enter_context(create_place(folder, plan.store, Random(dice.random())))
         state.version, state.disk = place.version, place.disk.name if place.disk else "not possible here"
         provider = stack.enter_context(ProviderProcess(folder, dice.randrange(2**32)))
         log = folder / "processes.log"
@@ -82,29 +82,29 @@ def run(plan: Plan, tell: Callable[[State], None] = lambda _: None) -> State:
         cold["GROUNDSTATE_STATE"] = str(folder / "state")  # beside the database and not in its folder, so that no copy includes it
         judge = Judge(place.engine, Reader(provider.ledger), stack.enter_context(Clock()))
         deploys = Deploys(cold, judge)
-        deploys.begin()
+        deploys.create_tables()
         fleet = stack.enter_context(Fleet(cold | {"TORTURE_DATABASE": place.through}, cold, log))
         orders = Orders(place.engine, Random(dice.random()), plan.under_way, CANCELS, DELETES, judge.placed)
-        hands = Hands(plan, dice, place, fleet, judge, deploys, orders, folder / "acts.log")
+        hands = Operator(plan, dice, place, fleet, judge, deploys, orders, folder / "acts.log")
         tormentor = Tormentor(hands, Requests(provider.requests))
-        show = _Showing(state, hands, tell)
-        _torment(hands, tormentor, show)
-        _settle(hands, tormentor, provider, show)
-        _end(hands, provider, log, show)
+        show = _ProgressReporter(state, hands, tell)
+        _run_actions(hands, tormentor, show)
+        _wait_until_settled(hands, tormentor, provider, show)
+        _end_run(hands, provider, log, show)
         if plan.keep is not None and plan.store == "sqlite":
             shutil.copytree(folder / "disk", folder / "database")
     return state
 
 
-class _Showing:
+class _ProgressReporter:
     """Passes the progress of a run to `tell`."""
 
-    def __init__(self, state: State, hands: Hands, tell: Callable[[State], None]) -> None:
+    def __init__(self, state: State, hands: Operator, tell: Callable[[State], None]) -> None:
         self.state = state
         self._hands, self._tell = hands, tell
         self._began = self._told = time.monotonic()
 
-    def tell(self, phase: str, *, every_s: float = 0.5) -> None:
+    def report_phase(self, phase: str, *, every_s: float = 0.5) -> None:
         """Report the progress, unless it was reported less than `every_s` seconds ago in the same phase."""
         now, state = time.monotonic(), self.state
         if now - self._told < every_s and phase == state.phase:
@@ -121,73 +121,73 @@ class _Showing:
         self._tell(state)
 
 
-def _torment(hands: Hands, tormentor: Tormentor, show: _Showing) -> None:
+def _run_actions(hands: Operator, tormentor: Tormentor, show: _ProgressReporter) -> None:
     plan, orders, began = hands.plan, hands.orders, time.monotonic()
     end = began + plan.minutes * 60 if plan.minutes is not None else float("inf")
     enough = plan.kills if plan.kills is not None else float("inf")
 
-    def over() -> bool:
+    def is_over() -> bool:
         return time.monotonic() > end or orders.failure is not None or len(hands.judge.faults) >= FAULTS_ENOUGH
 
-    with orders.coming_in():
-        for some in chunks(plan, hands.dice):
+    with orders.placing_orders():
+        for some in draw_actions_forever(plan, hands.dice):
             for what in some:
-                if (what in KILLS and hands.kills >= enough) or over():
+                if (what in KILLS and hands.kills >= enough) or is_over():
                     continue  # the other troubles of a chunk are made even if its kills were made sooner
-                tormentor.act(what)
-                show.tell("torments")
-            if hands.kills >= enough or over():
+                tormentor.carry_out(what)
+                show.report_phase("torments")
+            if hands.kills >= enough or is_over():
                 break
-        if not over():
-            tormentor.catch_up(lambda: show.tell("catches up"))
+        if not is_over():
+            tormentor.carry_out_postponed(lambda: show.report_phase("catches up"))
         show.state.tormented_s = time.monotonic() - began
         hands.end_troubles()  # before the last orders are placed, since they wait for the database
 
 
-def _settle(hands: Hands, tormentor: Tormentor, provider: ProviderProcess, show: _Showing) -> None:
+def _wait_until_settled(hands: Operator, tormentor: Tormentor, provider: ProviderProcess, show: _ProgressReporter) -> None:
     """Kill no worker any more, and wait until all orders are final and no person can help any held attempt."""
     judge, clock = hands.judge, hands.judge.clock
     end = clock.awake_s + hands.plan.settles_within_s
     helped_until: float | None = None
     while True:
-        hands.staff()
-        hands.fleet.wait(lambda: False, 0.2)
-        tormentor.look()
-        show.tell("settles")
+        hands.keep_workers_running()
+        hands.fleet.wait_until(lambda: False, 0.2)
+        tormentor.check_invariants()
+        show.report_phase("settles")
         try:
-            left, helpable = judge.unfinished(), judge.helpable()
+            left, helpable = judge.list_unfinished(), judge.count_helpable()
         except DBAPIError:
             left, helpable = ["the database is in trouble"], 0
-        if not left and not tormentor.restores.suspect and not provider.figures()["in the air"]:
+        if not left and not tormentor.restores.suspect and not provider.query_figures()["in the air"]:
             helped_until = helped_until or clock.awake_s + HELPED_WITHIN_S
             if not helpable or clock.awake_s > helped_until:
                 return
-            hands.wait_for_person()
+            hands.run_person()
         if len(judge.faults) >= FAULTS_ENOUGH:
             return
         if clock.awake_s > end:
             since = f"{hands.plan.settles_within_s:g} s after the last kill"
-            judge.fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")
+            judge.add_fault("NotLost", f"not quiet {since}: {len(left)} left, such as {left[:5]}")
             return
 
 
-def _end(hands: Hands, provider: ProviderProcess, log: Path, show: _Showing) -> None:
-    show.tell("ends")
-    hands.drain_all()
-    show.state.held_at_the_end = hands.judge.verdict()
-    show.state.said = said(log, hands.done)
+def _end_run(hands: Operator, provider: ProviderProcess, log: Path, show: _ProgressReporter) -> None:
+    show.report_phase("ends")
+    hands.drain_all_workers()
+    show.state.held_at_the_end = hands.judge.judge_end()
+    show.state.said = read_errors(log, hands.done)
     for line, count in show.state.said.unexplained.items():
-        hands.judge.fault("OthersGoOn", f"the processes said {count} times: {line}")
+        hands.judge.add_fault("OthersGoOn", f"the processes said {count} times: {line}")
     deleted, put_back = hands.done[DELETED_IN_THE_AIR], show.state.said.put_back
     if len(put_back) > deleted:
         words = f"{deleted} attempts were deleted by hand, and {len(put_back)} were taken for it: {sorted(put_back)[:20]}"
-        hands.judge.fault("Guarded", words)
-    show.state.provider = provider.figures()
-    show.tell("is judged", every_s=0)
+        hands.judge.add_fault("Guarded", words)
+    show.state.provider = provider.query_figures()
+    show.report_phase("is judged", every_s=0)
 
 
 @contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
+def _run_folder(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
         keep.mkdir(parents=True)
         yield keep.resolve()

@@ -13,29 +13,31 @@ from groundstate.engine.call.conclude import OR_CONCLUDED
 # The last line of a traceback of a database error.
 _DATABASE = re.compile(r"(sqlalchemy\.exc|psycopg|sqlite3)\.")
 # Messages that a worker logs because of what the torture does to it.
-_EXPLAINED = (
+EXPLAINED = (
     "tried again",  # the database was in trouble; the traceback says how
     "the lock of this worker is lost",  # its connection was cut, or the server was killed
     "the database is on another server now",  # its connection was cut, or the server was killed
     "is held with its outcome",  # the judge decides by the attempt whether it had a reason
     "is held now, and waits for a person",  # the judge decides by the attempt whether it had a reason
-    "since then, of which no line tells",  # the number of such messages that were not logged
-    "is not started: it is new here",  # it waits until a person accepts it
+    "since then, for which no line was written",  # the number of such messages that were not logged
+    "it is new here and matches",  # it waits until a person accepts it
 )
+DELETED_BY_HAND = "its attempt was deleted by hand"
+EARLIER_CALL = "an outcome of an earlier call came"
 # Messages that only these troubles explain.
-_EXPLAINED_BY = {
+EXPLAINED_BY = {
     "put a copy back": ("the database went back in time", "the database may have been put back"),
-    "delete an attempt": ("its attempt was deleted by hand", "an outcome of an earlier call came while a new one is in the air"),
+    "delete an attempt": (DELETED_BY_HAND, f"{EARLIER_CALL} while a new call is in flight"),
 }
-_LATE = re.compile(r"ERROR \S+ on \S+ \S+: (?!an outcome of an earlier call came)")  # a call result that came late is logged as an error
-_PUT_BACK = re.compile(rf"ERROR (\S+) on \S+ (\S+): its attempt was deleted by hand(?!.*{OR_CONCLUDED})")
+_LATE = re.compile(rf"ERROR \S+ on \S+ \S+: (?!{EARLIER_CALL})")  # a call result that came late is logged as an error
+_PUT_BACK = re.compile(rf"ERROR (\S+) on \S+ (\S+): {DELETED_BY_HAND}(?!.*{OR_CONCLUDED})")
 _PERSON = re.compile(r"the person's round: (.*)")
 _LEVEL = re.compile(r"^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (.*)")
 _END_OF_TRACEBACK = re.compile(r"^[A-Za-z_][A-Za-z_.]*(Error|Exception|Refused|Back|Interrupt)\b.*")
 
 
 @dataclass
-class Said:
+class LoggedErrors:
     """The lines of a log, counted with their numbers masked, so that similar lines are counted together."""
 
     warnings: Counter[str] = field(default_factory=Counter)
@@ -45,19 +47,19 @@ class Said:
     put_back: set[str] = field(default_factory=set)  # reaction and record of attempts that workers took for deleted by hand
 
 
-def said(log: Path, done: Collection[str] = ()) -> Said:
+def read_errors(log: Path, done: Collection[str] = ()) -> LoggedErrors:
     """Read the whole log. done: names of the troubles that were made, some of which explain certain messages."""
-    found = Said()
+    found = LoggedErrors()
     if not log.exists():
         return found
-    explained = (*_EXPLAINED, *(words for act in done for words in _EXPLAINED_BY.get(act, ())))
+    explained = (*EXPLAINED, *(words for act in done for words in EXPLAINED_BY.get(act, ())))
     with log.open(errors="replace") as lines:
         for line in lines:
-            _take(found, line.rstrip("\n"), explained)
+            _count_line(found, line.rstrip("\n"), explained)
     return found
 
 
-def _take(found: Said, line: str, explained: tuple[str, ...]) -> None:
+def _count_line(found: LoggedErrors, line: str, explained: tuple[str, ...]) -> None:
     words = re.sub(r"\d+", "#", line)[:300]
     level = _LEVEL.match(line)
     if level is None:

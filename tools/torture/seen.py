@@ -50,7 +50,7 @@ class OrderSeen:
     policy: str | None
     thanked: str | None
 
-    def concluded(self, effect: Effect) -> bool:
+    def is_concluded(self, effect: Effect) -> bool:
         """Return whether the record shows that this effect's call is concluded."""
         match effect.call:
             case "charge":
@@ -68,7 +68,7 @@ class OrderSeen:
             case _:
                 return True
 
-    def asks_for(self, effect: Effect) -> bool:
+    def meets_condition(self, effect: Effect) -> bool:
         """Return whether the condition of this effect's reaction holds for the order now, under the effect's occurrence."""
         match effect.call:
             case "charge":
@@ -86,7 +86,7 @@ class OrderSeen:
             case _:
                 return False
 
-    def owes(self, *, surveys: bool, left: bool = False) -> list[str]:
+    def list_open_work(self, *, surveys: bool, left: bool = False) -> list[str]:
         """Return the work that is still to be done for the order.
 
         surveys: whether the reaction of version 2 has been deployed.
@@ -133,7 +133,7 @@ class AttemptSeen:
         """Return whether the call was made, or may have been, and is not concluded."""
         return self.state == "begun" or self.unsure or self.outcome is not None
 
-    def says_what_is_in(self, column: str | None) -> bool:
+    def has_outcome_in(self, column: str | None) -> bool:
         """Return whether the attempt's outcome is already in this column of the record.
 
         Then the attempt may be held: its outcome came again after its row was deleted, and no overtaken handler compares it.
@@ -161,32 +161,34 @@ class Books:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def rows(self, sql: str, **given: Any) -> Sequence[Any]:
+    def query_rows(self, sql: str, **given: Any) -> Sequence[Any]:
         """Run a SELECT and return its rows."""
         with self._engine.connect() as connection:
             return connection.execute(text(sql), given).all()
 
-    def attempts(self) -> list[AttemptSeen]:
+    def read_attempts(self) -> list[AttemptSeen]:
         """Return all attempts except baselines."""
-        return [AttemptSeen(row[0], row[1], row[2], row[3], bool(row[4]), *row[5:]) for row in self.rows(_ATTEMPTS, baseline=BASELINE)]
+        return [
+            AttemptSeen(row[0], row[1], row[2], row[3], bool(row[4]), *row[5:]) for row in self.query_rows(_ATTEMPTS, baseline=BASELINE)
+        ]
 
-    def baselines(self) -> set[tuple[str, str]]:
+    def read_baselines(self) -> set[tuple[str, str]]:
         """Return reaction and record of the rows that a person said to leave as they are."""
-        rows = self.rows("SELECT reaction, record FROM groundstate_attempt WHERE state = 'held' AND why = :why", why=BASELINE)
+        rows = self.query_rows("SELECT reaction, record FROM groundstate_attempt WHERE state = 'held' AND why = :why", why=BASELINE)
         return {(row[0], row[1]) for row in rows}
 
-    def unfinished(self, *, surveys: bool, left: Collection[str] = ()) -> list[OrderSeen]:
+    def read_unfinished(self, *, surveys: bool, left: Collection[str] = ()) -> list[OrderSeen]:
         """Return the orders for which work is still to be done. left: ids of orders that a person said not to thank for."""
-        found = [OrderSeen(*row) for row in self.rows(f"SELECT {_COLUMNS} FROM orders WHERE {_UNFINISHED}")]  # noqa: S608  # all parts of the statement are constants of this module
-        return [order for order in found if order.owes(surveys=surveys, left=str(order.id) in left)]
+        found = [OrderSeen(*row) for row in self.query_rows(f"SELECT {_COLUMNS} FROM orders WHERE {_UNFINISHED}")]  # noqa: S608  # all parts of the statement are constants of this module
+        return [order for order in found if order.list_open_work(surveys=surveys, left=str(order.id) in left)]
 
-    def orders(self, among: Collection[int] | None = None, table: str = "orders") -> dict[int, OrderSeen]:
+    def read_orders(self, among: Collection[int] | None = None, table: str = "orders") -> dict[int, OrderSeen]:
         """Return the orders with these ids, or all orders, by id."""
         sql = f"SELECT {_COLUMNS} FROM {table}"  # noqa: S608  # all parts of the statement are constants of this module
         if among is not None and not among:
             return {}
         if among is None or len(among) > MANY:
-            return {row[0]: OrderSeen(*row) for row in self.rows(sql)}
+            return {row[0]: OrderSeen(*row) for row in self.query_rows(sql)}
         statement = text(f"{sql} WHERE id IN :ids").bindparams(bindparam("ids", expanding=True))
         with self._engine.connect() as connection:
             return {row[0]: OrderSeen(*row) for row in connection.execute(statement, {"ids": sorted(among)})}

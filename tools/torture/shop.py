@@ -117,10 +117,10 @@ florist = ExternalService("florist", limit=10)
 
 
 # ---- the protocol of the provider ------------------------------------------------------------------------------------------------
-def request(ask_for: str, call: str, key: str, order: Order, ctx: ReactionContext, occurrence: str = "") -> dict[str, Any]:
+def make_request(ask_for: str, call: str, key: str, order: Order, ctx: ReactionContext, occurrence: str = "") -> dict[str, Any]:
     """Return one request to the provider; its `until` is the last time at which the settling contract lets it act on this call.
 
-    key: the key in the ledger of the service; see `key_at`.
+    key: the key in the ledger of the service; see `service_key`.
     """
     until = ctx.now + TIMEOUT + MARGIN + SETTLE_AFTER
     kept = KEPT_FOR.total_seconds() if call in KEEPS or key.startswith(POST) else 0
@@ -128,24 +128,24 @@ def request(ask_for: str, call: str, key: str, order: Order, ctx: ReactionContex
     return asked | {"until": until.timestamp(), "pid": os.getpid()}
 
 
-def key_at(service: str, key: str) -> str:
+def service_key(service: str, key: str) -> str:
     """Return the key in the ledger of one service; '' is the first service of its kind. No service knows what another one did."""
     return f"{service}:{key}" if service else key
 
 
-def sent(asked: Any) -> bytes:
+def encode_request(asked: Any) -> bytes:
     """Encode a request as a line of JSON, with the time at which it is sent."""
     return json.dumps({**asked, "sent": time.time()}).encode() + b"\n"
 
 
-def understood(line: bytes) -> Any:
+def decode_answer(line: bytes) -> Any:
     """Decode the provider's answer. Raises ConnectionError where the provider closed the connection, which leaves the call in doubt."""
     if not line.endswith(b"\n"):
         raise ConnectionError("the provider hung up")
     return json.loads(line)
 
 
-def receipt_in(answer: Answer) -> str:
+def parse_receipt(answer: Answer) -> str:
     """Return the receipt in an answer. Raises NotDone or Throttled if the provider answered that it did nothing."""
     if "refused" in answer:
         raise NotDone(answer["refused"])
@@ -154,42 +154,43 @@ def receipt_in(answer: Answer) -> str:
     return str(answer["id"])
 
 
-def found(answer: Answer) -> str | Absent | Unknown:
+def parse_lookup_answer(answer: Answer) -> str | Absent | Unknown:
     """Convert the provider's answer to a lookup into the lookup's result."""
     if "id" in answer:
         return str(answer["id"])
     return Absent() if "absent" in answer else Unknown()
 
 
-async def told(asked: Any) -> Any:
+async def send_request(asked: Any) -> Any:
     """Send a request to the provider and return its answer, on the event loop of the calls."""
     reader, writer = await asyncio.open_unix_connection(DOOR)
     try:
-        writer.write(sent(asked))
-        return understood(await reader.readline())
+        writer.write(encode_request(asked))
+        return decode_answer(await reader.readline())
     finally:
         writer.close()
 
 
-def told_in_thread(asked: Any) -> Any:
+def send_request_blocking(asked: Any) -> Any:
     """Send a request to the provider and return its answer; it blocks the thread."""
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(DOOR)
-        line.sendall(sent(asked))
+        line.sendall(encode_request(asked))
         with line.makefile("rb") as answers:
-            return understood(answers.readline())
+            return decode_answer(answers.readline())
 
 
 # ---- InDoubt.lookup(): a charge for each instalment ------------------------------------------------------------------------------
 @bank.call(in_doubt=InDoubt.lookup(settle_after=SETTLE_AFTER), timeout=TIMEOUT, retry=RETRY)
 async def charge(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str:
     """Charge the current instalment. It may happen at most once for each instalment, and the bank has a lookup."""
-    return receipt_in(await told(request("do", "charge", key, order, ctx, str(order.round))))
+    return parse_receipt(await send_request(make_request("do", "charge", key, order, ctx, str(order.round))))
 
 
 @charge.lookup
-async def _(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str | Absent | Unknown:
-    return found(await told(request("find", "charge", key, order, ctx)))
+async def charge_lookup(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str | Absent | Unknown:
+    """Look up the charge of the current instalment at the provider."""
+    return parse_lookup_answer(await send_request(make_request("find", "charge", key, order, ctx)))
 
 
 @app.on(Order, Order.status == "placed", call=charge, occurrence=(Order.round,))
@@ -199,7 +200,7 @@ def paid(order: Order, outcome: str) -> None:
 
 
 @paid.overtaken
-def _(order: Order, outcome: str) -> None:
+def paid_overtaken(order: Order, outcome: str) -> None:
     """Write the charge into an order that was cancelled while the call was in flight."""
     order.charged_round, order.receipt = order.round, outcome
 
@@ -228,12 +229,13 @@ if VERSION >= 2:
 @courier.call(in_doubt=InDoubt.same_key(kept_for=KEPT_FOR, settle_after=SETTLE_AFTER), timeout=TIMEOUT, retry=RETRY)
 def label(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str:
     """Print a label in a thread. The courier acts only once under a key."""
-    return receipt_in(told_in_thread(request("do", "label", key, order, ctx)))
+    return parse_receipt(send_request_blocking(make_request("do", "label", key, order, ctx)))
 
 
 @label.lookup
-def _(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str | Absent | Unknown:
-    return found(told_in_thread(request("find", "label", key, order, ctx)))
+def label_lookup(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str | Absent | Unknown:
+    """Look up the label at the provider."""
+    return parse_lookup_answer(send_request_blocking(make_request("find", "label", key, order, ctx)))
 
 
 @app.on(
@@ -249,7 +251,7 @@ def labelled(order: Order, outcome: str) -> None:
 
 
 @labelled.overtaken
-def _(order: Order, outcome: str) -> None:
+def labelled_overtaken(order: Order, outcome: str) -> None:
     """Write the label into an order that was cancelled meanwhile, or one whose occurrence a deploy changed and which still waits for it."""
     order.label = outcome
     if order.status == "packed":
@@ -262,8 +264,8 @@ async def announce(orders: Sequence[Order], keys: Sequence[IdempotencyKey], ctx:
 
     An order that the answer leaves out is in doubt; one whose key is too old is held, since there is no lookup.
     """
-    asked = [request("do", "announce", key, order, ctx) for order, key in zip(orders, keys, strict=True)]
-    answers = await told({"ask": "many", "each": asked})
+    asked = [make_request("do", "announce", key, order, ctx) for order, key in zip(orders, keys, strict=True)]
+    answers = await send_request({"ask": "many", "each": asked})
     said: dict[Order, str | NotDone] = {}
     for order, answer in zip(orders, answers, strict=True):
         if answer is not None:
@@ -287,7 +289,7 @@ def shipped(order: Order) -> None:
 @catalogue.call(in_doubt=InDoubt.repeat(), timeout=TIMEOUT, retry=RETRY)
 async def listing(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str:
     """List the order in the catalogue. Calling it twice does no harm."""
-    return receipt_in(await told(request("do", "listing", key, order, ctx)))
+    return parse_receipt(await send_request(make_request("do", "listing", key, order, ctx)))
 
 
 @app.on(Order, Order.status == "shipped", call=listing)
@@ -299,13 +301,13 @@ def listed(order: Order, outcome: str) -> None:
 @post.call(in_doubt=InDoubt.hold(), timeout=TIMEOUT, retry=RETRY)
 async def mail(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str:
     """Mail the receipt. A person decides where the call is in doubt."""
-    return receipt_in(await told(request("do", "mail", key, order, ctx)))
+    return parse_receipt(await send_request(make_request("do", "mail", key, order, ctx)))
 
 
 @other_post.call(in_doubt=InDoubt.same_key(kept_for=KEPT_FOR), timeout=TIMEOUT, retry=RETRY)
 async def mail_elsewhere(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str:
     """Mail the receipt by another post, which acts only once under a key and does not know what the first post did."""
-    return receipt_in(await told(request("do", "mail", key_at(POST, key), order, ctx)))
+    return parse_receipt(await send_request(make_request("do", "mail", service_key(POST, key), order, ctx)))
 
 
 @app.on(Order, Order.receipt.is_not(None), call=mail_elsewhere if VARIANT == "service" else mail, done_column=Order.mailed)
@@ -318,23 +320,23 @@ def mailed(order: Order, outcome: str) -> None:
 @insurer.call(in_doubt=InDoubt.lookup(settle_after=SETTLE_AFTER), timeout=TIMEOUT, retry=RETRY)
 async def insure(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str:
     """Insure the order for its current term. It may happen at most once for each term."""
-    return receipt_in(await told(request("do", "insure", key, order, ctx, str(order.term))))
+    return parse_receipt(await send_request(make_request("do", "insure", key, order, ctx, str(order.term))))
 
 
 @insure.lookup
 async def _(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str | Absent | Unknown:
-    return found(await told(request("find", "insure", key, order, ctx)))
+    return parse_lookup_answer(await send_request(make_request("find", "insure", key, order, ctx)))
 
 
 @other_insurer.call(in_doubt=InDoubt.lookup(settle_after=SETTLE_AFTER), timeout=TIMEOUT, retry=RETRY)
 async def insure_elsewhere(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str:
     """Insure the order at another insurer."""
-    return receipt_in(await told(request("do", "insure", key_at(INSURER, key), order, ctx, str(order.term))))
+    return parse_receipt(await send_request(make_request("do", "insure", service_key(INSURER, key), order, ctx, str(order.term))))
 
 
 @insure_elsewhere.lookup
 async def _(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str | Absent | Unknown:
-    return found(await told(request("find", "insure", key_at(INSURER, key), order, ctx)))
+    return parse_lookup_answer(await send_request(make_request("find", "insure", service_key(INSURER, key), order, ctx)))
 
 
 @app.on(
@@ -352,12 +354,13 @@ def insured(order: Order, outcome: str) -> None:
 @florist.call(in_doubt=InDoubt.lookup(settle_after=SETTLE_AFTER), timeout=TIMEOUT, retry=RETRY)
 async def thank(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str:
     """Send flowers for the order. It may happen at most once."""
-    return receipt_in(await told(request("do", "thank", key, order, ctx)))
+    return parse_receipt(await send_request(make_request("do", "thank", key, order, ctx)))
 
 
 @thank.lookup
-async def _(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str | Absent | Unknown:
-    return found(await told(request("find", "thank", key, order, ctx)))
+async def thank_lookup(order: Order, key: IdempotencyKey, ctx: ReactionContext) -> str | Absent | Unknown:
+    """Look up the flowers at the provider."""
+    return parse_lookup_answer(await send_request(make_request("find", "thank", key, order, ctx)))
 
 
 @app.on(

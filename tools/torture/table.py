@@ -33,20 +33,20 @@ class Show:
         if self._live is not None:
             self._live.stop()
 
-    def tell(self, state: State) -> None:
+    def show_progress(self, state: State) -> None:
         """Show the current progress."""
         if self._live is not None:
-            self._live.update(_table(state), refresh=True)
+            self._live.update(_build_table(state), refresh=True)
             return
         for fault in state.faults[self._faults :]:
             self._console.print(f"FAULT {fault[:FAULT_SHOWN]}", soft_wrap=True, highlight=False, markup=False)
         self._faults = len(state.faults)
         if time.monotonic() - self._last > PLAIN_EVERY_S or state.phase != self._phase:
             self._last, self._phase = time.monotonic(), state.phase
-            self._console.print(line(state), soft_wrap=True, highlight=False)
+            self._console.print(progress_line(state), soft_wrap=True, highlight=False)
 
 
-def line(state: State) -> str:
+def progress_line(state: State) -> str:
     """Return the progress as one line."""
     planned = f" of {state.plan.kills}" if state.plan.kills is not None else ""
     return (
@@ -55,18 +55,18 @@ def line(state: State) -> str:
     )
 
 
-def _table(state: State) -> Table:
-    table = Table(title=line(state), title_justify="left", show_header=True, header_style="bold")
+def _build_table(state: State) -> Table:
+    table = Table(title=progress_line(state), title_justify="left", show_header=True, header_style="bold")
     for column in ("troubles", "effects, doubts, held", "looked at by the judge"):
         table.add_column(column, ratio=1, vertical="top")
     shown = dict(state.effects)
     shown |= {f"in doubt: {name}": count for name, count in state.doubts.items()}
     shown |= {f"held: {name}": count for name, count in state.held.items()}
-    table.add_row(_lines(state.troubles), _lines(shown), _lines(state.checks))
+    table.add_row(_counts_text(state.troubles), _counts_text(shown), _counts_text(state.checks))
     for fault in state.faults[-5:]:
         table.add_row("[red]FAULT[/red]", fault[:200].replace("[", "\\["), "")
     return table
 
 
-def _lines(counts: Mapping[str, int]) -> str:
+def _counts_text(counts: Mapping[str, int]) -> str:
     return "\n".join(f"{count:>8,}  {name[:60]}" for name, count in counts.items()).replace("[", "\\[")

@@ -33,15 +33,15 @@ PLANTED = os.environ.get("TORTURE_PLANTED", "")  # a module that plants a fault 
 log = logging.getLogger("tools.torture")
 
 
-def act_as_person() -> int:
+def run_person() -> int:
     """Let the person handle all held attempts once, and log what was done; return the exit status."""
-    done = person.go_round()
+    done = person.handle_held_attempts()
     if done:
         log.warning("the person's round: %s", ", ".join(f"{name} {count}" for name, count in sorted(done.items())))
     return 0
 
 
-def _say_up(answers: int) -> None:
+def _report_started(answers: int) -> None:
     """Report a started worker to the reader of the zygote's output, in one write that a pipe does not split."""
     os.write(answers, b"up %d\n" % os.getpid())
     os.close(answers)
@@ -50,11 +50,11 @@ def _say_up(answers: int) -> None:
 LIVES: dict[str, Callable[[Callable[[], None]], int]] = {
     "worker": worker.run,
     "restorer": lambda up: worker.run(up, after_restore=True),
-    "person": lambda _: act_as_person(),
+    "person": lambda _: run_person(),
 }
 
 
-def child(log_file: str, life: Callable[[Callable[[], None]], int]) -> None:
+def run_child(log_file: str, life: Callable[[Callable[[], None]], int]) -> None:
     """Run in the forked process: start a session of its own, send its output to the log, and never return."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -67,7 +67,7 @@ def child(log_file: str, life: Callable[[Callable[[], None]], int]) -> None:
     status = worker.BY_ITSELF
     logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s {os.getpid()} %(levelname)s %(message)s")
     try:
-        status = life(lambda: _say_up(answers))
+        status = life(lambda: _report_started(answers))
     except Exception:
         log.exception("ended by an error")
     os._exit(status)
@@ -81,7 +81,7 @@ def main(log_file: str) -> None:
         import_module(module)
     shop.app.check_declarations()
     gc.freeze()  # imported objects stay for ever, so garbage collections in the children need not copy their pages
-    rest, children, ended_bell = b"", set[int](), _bell()
+    rest, children, ended_bell = b"", set[int](), _open_child_signal()
     while True:
         readable, _, _ = select.select([0, ended_bell], [], [])
         if ended_bell in readable:
@@ -92,14 +92,14 @@ def main(log_file: str) -> None:
                 return
             *lines, rest = (rest + heard).split(b"\n")
             for line in lines:
-                _obey(line.decode().split(), children, log_file)
+                _execute_command(line.decode().split(), children, log_file)
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 children.discard(ended[0])
                 os.write(1, b"ended %d %d\n" % (ended[0], os.waitstatus_to_exitcode(ended[1])))
 
 
-def _bell() -> int:
+def _open_child_signal() -> int:
     """Return a descriptor that becomes readable when a child ends."""
     heard, rung = os.pipe()
     os.set_blocking(rung, False)
@@ -108,14 +108,14 @@ def _bell() -> int:
     return heard
 
 
-def _obey(words: list[str], children: set[int], log_file: str) -> None:
+def _execute_command(words: list[str], children: set[int], log_file: str) -> None:
     if words[0] == "signal":
         if int(words[1]) in children:  # the child is not reaped yet, so its pid cannot have been reused
             os.kill(int(words[1]), int(words[2]))
         return
     born = os.fork()
     if born == 0:
-        child(log_file, LIVES[words[0]])
+        run_child(log_file, LIVES[words[0]])
     children.add(born)
     os.write(1, b"born %d\n" % born)
 

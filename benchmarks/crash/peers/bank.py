@@ -1,6 +1,6 @@
-"""The gateway's client, as all the peers' shops use it: one key an order, the same in each try, which is what their docs advise.
+"""The gateway's client for the shops of all peers: one key for each order, the same in each try, as the docs of the peers advise.
 
-Where the gateway keeps idempotency keys, the key is sent and that is all. Where it does not, it is asked first whether it knows the key.
+Where the gateway remembers idempotency keys, the client sends the key. Where it does not, the client first looks up the key.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ GIVES_UP_S = 2.0
 
 
 def charge(order_id: int, total: int) -> dict[str, Any]:
-    """The charge, or the refusal, of an order. Raises an httpx.HTTPError where there is neither: then it is to be tried again."""
+    """Return the gateway's answer, a charge or a refusal. Raises httpx.HTTPError where there is neither; then the task must be retried."""
     key = f"order-{order_id}"
     with httpx.Client(base_url=GATEWAY, timeout=GIVES_UP_S) as client:
-        if CAN_BE_ASKED and (known := _known(client.get("/charges", params={"key": key}))):
+        if CAN_BE_ASKED and (known := _find_known_charge(client.get("/charges", params={"key": key}))):
             return known
-        return _answer(client.post("/charges", json={"key": key, "order": order_id, "amount": total}))
+        return _parse_answer(client.post("/charges", json={"key": key, "order": order_id, "amount": total}))
 
 
 async def charge_async(order_id: int, total: int) -> dict[str, Any]:
-    """As `charge`, for shops that are written with asyncio."""
+    """Do the same as `charge`, for shops that are written with asyncio."""
     key = f"order-{order_id}"
     async with httpx.AsyncClient(base_url=GATEWAY, timeout=GIVES_UP_S) as client:
-        if CAN_BE_ASKED and (known := _known(await client.get("/charges", params={"key": key}))):
+        if CAN_BE_ASKED and (known := _find_known_charge(await client.get("/charges", params={"key": key}))):
             return known
-        return _answer(await client.post("/charges", json={"key": key, "order": order_id, "amount": total}))
+        return _parse_answer(await client.post("/charges", json={"key": key, "order": order_id, "amount": total}))
 
 
-def settled(answer: dict[str, Any]) -> tuple[str, str | None]:
-    """What the order's row gets: its status and its receipt."""
+def row_values(answer: dict[str, Any]) -> tuple[str, str | None]:
+    """Return the status and the receipt that are written to the order's row."""
     return ("paid", answer["id"]) if answer["outcome"] == "charged" else ("declined", None)
 
 
-def _known(response: httpx.Response) -> dict[str, Any] | None:
-    return None if response.status_code == httpx.codes.NOT_FOUND else _answer(response)
+def _find_known_charge(response: httpx.Response) -> dict[str, Any] | None:
+    return None if response.status_code == httpx.codes.NOT_FOUND else _parse_answer(response)
 
 
-def _answer(response: httpx.Response) -> dict[str, Any]:
+def _parse_answer(response: httpx.Response) -> dict[str, Any]:
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:  # a refused card is an answer
         response.raise_for_status()
     answer: dict[str, Any] = response.json()

@@ -24,7 +24,7 @@ DATABASE = os.environ["CRASH_DATABASE"].replace("postgresql://", "postgresql+psy
 WAITS = os.environ["CRASH_WAY"] == "waits"
 LISTED = ["ENQUEUED", "DELAYED", "PENDING", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
-# No executor_id: this one process is "local" in each of its lives, so that each life recovers what the last one left, at its start.
+# Without an executor_id the process is always "local", so that at each start it recovers what the one before has left.
 DBOS(config={"name": "shop", "system_database_url": DATABASE, "log_level": "WARNING"})
 orders = SQLAlchemyDatasource.create(DATABASE)
 begun_in_this_process: set[int] = set()
@@ -56,12 +56,12 @@ def charge_order(order_id: int, total: int) -> None:
     settle(order_id, *bank.settled(charge(order_id, total)))
 
 
-def launch() -> None:
+def launch_dbos() -> None:
     DBOS.launch()
     DBOS.register_queue("charges", worker_concurrency=int(os.environ["CRASH_CONCURRENCY"]))
 
 
-def place(count: int, pause_s: float) -> None:
+def place_orders(count: int, pause_s: float) -> None:
     engine, client = create_engine(DATABASE), DBOSClient(system_database_url=DATABASE)
     for order_id in range(1, count + 1):
         with engine.begin() as connection:
@@ -71,8 +71,8 @@ def place(count: int, pause_s: float) -> None:
         time.sleep(pause_s)
 
 
-def left() -> dict[int, str]:
-    """What `dbos workflow list` shows that is not SUCCESS."""
+def list_unfinished() -> dict[int, str]:
+    """Return the workflows that `dbos workflow list` shows and that have not succeeded."""
     client = DBOSClient(system_database_url=DATABASE)
     return {int(one.workflow_id.rpartition("-")[2]): one.status for one in client.list_workflows(status=LISTED, name="charge_order")}
 
@@ -80,14 +80,14 @@ def left() -> dict[int, str]:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["setup"]:
-            launch()
+            launch_dbos()
             DBOS.destroy()
         case ["place", count, pause_s]:
-            place(int(count), float(pause_s))
+            place_orders(int(count), float(pause_s))
         case ["work"]:
-            launch()
+            launch_dbos()
             threading.Event().wait()
         case ["left"]:
-            print(json.dumps(left()))
+            print(json.dumps(list_unfinished()))
 
 # ruff: noqa: D103 - this is how a user writes

@@ -28,7 +28,7 @@ DATABASE, CONCURRENCY = os.environ["CRASH_DATABASE"], int(os.environ["CRASH_CONC
 
 @asynccontextmanager
 async def main() -> AsyncGenerator[PgQueuer, None]:
-    """A worker's factory."""
+    """Create the worker."""
     connection = await asyncpg.connect(DATABASE)
     shop = await asyncpg.create_pool(DATABASE, min_size=1)
     pgq = PgQueuer.from_asyncpg_connection(connection)
@@ -45,8 +45,8 @@ async def main() -> AsyncGenerator[PgQueuer, None]:
         order = await shop.fetchrow("SELECT status, total FROM orders WHERE id = $1", order_id)
         if order["status"] != "placed":
             return
-        settled = bank.settled(await bank.charge_async(order_id, order["total"]))
-        await shop.execute("UPDATE orders SET status = $1, receipt = $2 WHERE id = $3", *settled, order_id)
+        row_values = bank.settled(await bank.charge_async(order_id, order["total"]))
+        await shop.execute("UPDATE orders SET status = $1, receipt = $2 WHERE id = $3", *row_values, order_id)
 
     try:
         yield pgq
@@ -55,7 +55,7 @@ async def main() -> AsyncGenerator[PgQueuer, None]:
         await connection.close()
 
 
-async def place(orders: int, pause_s: float) -> None:
+async def place_orders(orders: int, pause_s: float) -> None:
     connection = await asyncpg.connect(DATABASE)
     queries = Queries.from_asyncpg_connection(connection)
     for order_id in range(1, orders + 1):
@@ -66,8 +66,8 @@ async def place(orders: int, pause_s: float) -> None:
     await connection.close()
 
 
-async def left() -> dict[int, str]:
-    """What is in its queue table: `pgq backlog`, `pgq stale` and `pgq failed` show these."""
+async def list_unfinished() -> dict[int, str]:
+    """Return the content of the queue table, which `pgq backlog`, `pgq stale` and `pgq failed` show."""
     connection = await asyncpg.connect(DATABASE)
     return {int(row["payload"]): row["status"] for row in await connection.fetch("SELECT payload, status FROM pgqueuer")}
 
@@ -75,11 +75,11 @@ async def left() -> dict[int, str]:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["place", orders, pause_s]:
-            asyncio.run(place(int(orders), float(pause_s)))
+            asyncio.run(place_orders(int(orders), float(pause_s)))
         case ["work"]:
-            # A batch may be half of what runs at once, at most.
+            # A batch may be at most half of the concurrency limit.
             asyncio.run(run(main, batch_size=CONCURRENCY // 2, max_concurrent_tasks=CONCURRENCY, restart_on_failure=False))
         case ["left"]:
-            print(json.dumps(asyncio.run(left())))
+            print(json.dumps(asyncio.run(list_unfinished())))
 
 # ruff: noqa: D103 - this is how a user writes

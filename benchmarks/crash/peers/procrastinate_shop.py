@@ -28,11 +28,11 @@ async def charge_order(order_id: int) -> None:
         status, total = await found.fetchone()
         if status != "placed":
             return
-        settled = bank.settled(await bank.charge_async(order_id, total))
-        await connection.execute("UPDATE orders SET status = %s, receipt = %s WHERE id = %s", [*settled, order_id])
+        row_values = bank.settled(await bank.charge_async(order_id, total))
+        await connection.execute("UPDATE orders SET status = %s, receipt = %s WHERE id = %s", [*row_values, order_id])
 
 
-# Each minute; each tenth minute in their example. The 30 s without a heartbeat, after which a job is stalled, are the default.
+# Every minute (in their example every tenth). By default a job is stalled after 30 s without a heartbeat.
 @app.periodic(cron="* * * * *")
 @app.task(queueing_lock="retry_stalled_jobs", pass_context=True)
 async def retry_stalled_jobs(context: procrastinate.JobContext, timestamp: int) -> None:  # noqa: ARG001
@@ -40,7 +40,7 @@ async def retry_stalled_jobs(context: procrastinate.JobContext, timestamp: int) 
         await app.job_manager.retry_job(job)
 
 
-async def place(orders: int, pause_s: float) -> None:
+async def place_orders(orders: int, pause_s: float) -> None:
     async with app.open_async(), await psycopg.AsyncConnection.connect(DATABASE) as connection:
         for order_id in range(1, orders + 1):
             await connection.execute("INSERT INTO orders (id, total, status) VALUES (%s, 4900, 'placed')", [order_id])
@@ -49,8 +49,8 @@ async def place(orders: int, pause_s: float) -> None:
             await asyncio.sleep(pause_s)
 
 
-async def left() -> dict[int, str]:
-    """What `procrastinate shell` and the job manager list that is not succeeded."""
+async def list_unfinished() -> dict[int, str]:
+    """Return the jobs that `procrastinate shell` and the job manager list and that have not succeeded."""
     async with app.open_async():
         jobs = await app.job_manager.list_jobs_async(task=charge_order.name)
         return {job.task_kwargs["order_id"]: job.status for job in jobs if job.status != "succeeded"}
@@ -59,9 +59,9 @@ async def left() -> dict[int, str]:
 def main() -> None:
     match sys.argv[1:]:
         case ["place", orders, pause_s]:
-            asyncio.run(place(int(orders), float(pause_s)))
+            asyncio.run(place_orders(int(orders), float(pause_s)))
         case ["left"]:
-            print(json.dumps(asyncio.run(left())))
+            print(json.dumps(asyncio.run(list_unfinished())))
 
 
 # ruff: noqa: D103 - this is how a user writes

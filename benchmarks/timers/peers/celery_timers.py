@@ -28,12 +28,12 @@ connection: psycopg.Connection | None = None
 @app.task
 def remind(number: int) -> None:
     global connection
-    if connection is None:  # one a process of the pool, made after the fork
+    if connection is None:  # one for each process of the pool, opened after the fork
         connection = psycopg.connect(DATABASE, autocommit=True)
     connection.execute("UPDATE timers SET done_at = clock_timestamp(), times = times + 1 WHERE id = %s", [number])
 
 
-def place(first: int, count: int, due: float, each: float) -> None:
+def place_timers(first: int, count: int, due: float, each: float) -> None:
     with psycopg.connect(DATABASE, autocommit=True) as own, app.producer_pool.acquire(block=True) as producer:
         for number in range(count):
             at = datetime.fromtimestamp(due + number * each, UTC)
@@ -44,6 +44,6 @@ def place(first: int, count: int, due: float, each: float) -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["place", first, count, due, each]:
-            place(int(first), int(count), float(due), float(each))
+            place_timers(int(first), int(count), float(due), float(each))
 
 # ruff: noqa: D103, PLW0603 - this is how a user writes

@@ -22,9 +22,9 @@ DELAY = os.environ["TIMERS_WAY"] == "delay"
 AT_ONCE = 500
 EFFECT = text("UPDATE timers SET done_at = clock_timestamp(), times = times + 1 WHERE id = :id")
 
-# No executor_id: this one process is "local" in each of its lives, so that each life recovers what the last one left, at its start.
+# Without an executor_id the process is always "local", so that at each start it recovers what the one before has left.
 DBOS(config={"name": "timers", "system_database_url": DATABASE, "log_level": "WARNING"})
-POOL = {"pool_timeout": 600}  # 30 s by default, after which a workflow that waits for a connection has failed for good
+POOL = {"pool_timeout": 600}  # seconds; after the default of 30, a workflow that waits for a connection fails for good
 timers = SQLAlchemyDatasource.create(DATABASE, engine_kwargs=POOL)
 engine = create_engine(DATABASE, **POOL)
 
@@ -55,13 +55,13 @@ async def sleep_and_remind(number: int, due: float) -> None:
     await effect_in_a_step(number)
 
 
-def launch() -> None:
+def launch_dbos() -> None:
     DBOS.launch()
-    DBOS.register_queue("timers")  # with a worker_concurrency of 8 it takes 8 a second, since it polls each second
+    DBOS.register_queue("timers")  # without worker_concurrency: it polls every second, so a limit of 8 would mean 8 timers a second
 
 
-def place(first: int, count: int, due: float, each: float) -> None:
-    """One transaction a timer; where all are due at once, many a transaction."""
+def place_timers(first: int, count: int, due: float, each: float) -> None:
+    """Insert each timer in its own transaction; if all are due at once, many in one transaction."""
     client = DBOSClient(system_database_url=DATABASE)
     step = 1 if each else AT_ONCE
     for start in range(0, count, step):
@@ -81,12 +81,12 @@ def place(first: int, count: int, due: float, each: float) -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["setup"]:
-            launch()
+            launch_dbos()
             DBOS.destroy()
         case ["place", first, count, due, each]:
-            place(int(first), int(count), float(due), float(each))
+            place_timers(int(first), int(count), float(due), float(each))
         case ["work"]:
-            launch()
+            launch_dbos()
             threading.Event().wait()
 
 # ruff: noqa: D103 - this is how a user writes

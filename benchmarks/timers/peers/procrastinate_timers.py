@@ -31,7 +31,7 @@ async def remind(number: int) -> None:
         await connection.execute("UPDATE timers SET done_at = clock_timestamp(), times = times + 1 WHERE id = %s", [number])
 
 
-# Each tenth minute, and 30 s without a heartbeat: as in their example, and by default.
+# Every tenth minute as in their example, and 30 s without a heartbeat by default.
 @app.periodic(cron="*/10 * * * *")
 @app.task(queueing_lock="retry_stalled_jobs", pass_context=True)
 async def retry_stalled_jobs(context: procrastinate.JobContext, timestamp: int) -> None:  # noqa: ARG001
@@ -39,8 +39,8 @@ async def retry_stalled_jobs(context: procrastinate.JobContext, timestamp: int) 
         await app.job_manager.retry_job(job)
 
 
-async def place(first: int, count: int, due: float, each: float) -> None:
-    """One transaction a timer; where all are due at once, batches, as "Batch defer multiple jobs" says."""
+async def place_timers(first: int, count: int, due: float, each: float) -> None:
+    """Insert each timer in its own transaction; if all are due at once, in batches, as "Batch defer multiple jobs" says."""
     async with app.open_async(), await psycopg.AsyncConnection.connect(DATABASE) as connection:
         step = 1 if each else AT_ONCE
         for start in range(0, count, step):
@@ -56,7 +56,7 @@ async def place(first: int, count: int, due: float, each: float) -> None:
 def main() -> None:
     match sys.argv[1:]:
         case ["place", first, count, due, each]:
-            asyncio.run(place(int(first), int(count), float(due), float(each)))
+            asyncio.run(place_timers(int(first), int(count), float(due), float(each)))
 
 
 # ruff: noqa: D103, PLW0603 - this is how a user writes

@@ -1,1 +1,1 @@
-"""What a user declares: stores, external services, calls and reactions. Each is checked where it is declared."""
+"""What a user declares: stores, external services, calls and reactions. Each declaration is checked when it is made."""

@@ -1,4 +1,4 @@
-"""`App`: the stores of an application, and the reactions and schedules that are declared for their records."""
+"""`App`: the stores of an application, and the reactions and schedules that are declared for records in these stores."""
 
 from __future__ import annotations
 
@@ -33,54 +33,55 @@ from groundstate.values.errors import DeclarationError
 
 R = TypeVar("R")  # the class of the record
 A = TypeVar("A")  # the first argument of a call
-O = TypeVar("O")  # the call's outcome  # noqa: E741 - one letter, as R and P in the other signatures
-P = ParamSpec("P")  # the parameters of the handler that groundstate supplies by their annotations
-Q = ParamSpec("Q")  # the parameters of `prepare` that groundstate supplies by their annotations
+O = TypeVar("O")  # the call's outcome  # noqa: E741 - one letter, like R and P
+P = ParamSpec("P")  # the handler's further parameters, for which groundstate supplies values by their annotations
+Q = ParamSpec("Q")  # the further parameters of `prepare`, for which groundstate supplies values by their annotations
 RC = TypeVar("RC")
 OC = TypeVar("OC")
 
-Column = SQLCoreOperations[Any]  # not InstrumentedAttribute, so that SQLModel's col() is accepted too
-Clause = SQLCoreOperations[bool]  # bool is left out, since it would accept `Order.mailed_at is None`
+Column = SQLCoreOperations[Any]  # a wider type than InstrumentedAttribute, so that SQLModel's col() is accepted too
+Clause = SQLCoreOperations[bool]  # `bool` itself is not accepted, so that a type checker refuses `Order.mailed_at is None`
 
 _LIMITS = ("limit", "rate", "limit_per", "rate_per")
 _apps: weakref.WeakValueDictionary[str, App] = weakref.WeakValueDictionary()
 
 
-class _On(Protocol[RC]):
+class _OnDecorator(Protocol[RC]):
     def __call__(self, handler: Callable[Concatenate[RC, P], None], /) -> Plain[RC, P]: ...
 
 
-class _OnCall(Protocol[RC, OC]):
+class _OnCallDecorator(Protocol[RC, OC]):
     def __call__(self, handler: Callable[Concatenate[RC, OC, P], None], /) -> Reaction[RC, OC, P]: ...
 
 
 class App(Running):
     """An application: its stores, and its reactions and schedules by name.
 
-    Idempotency keys contain the app's name: with another name, an app's calls have other keys.
+    The app's name is part of each idempotency key. If you give the app another name, run `groundstate rename --whole-app`: otherwise its
+    calls get other keys, and a provider takes a repeated call for a new one.
 
     Args:
         name: the name of the app.
         stores: the databases in which its records are.
-        transport: the URL of the transport that carries hints between its processes, or a function that returns the URL, called at the
-            start: `nats://...`, `redis://...`, `amqp://...`, `postgresql://...`, or `memory:` for hints within this process only. If it is
-            left out, each PostgreSQL store carries its own hints.
-        keys: whether hints contain primary keys of records. These can be secrets; without them each hint costs one more query.
+        transport: the URL of the transport that carries hints (messages that say where work may be) between the app's processes, or a
+            function that returns the URL, called at the start: `nats://...`, `redis://...`, `amqp://...`, `postgresql://...`, or `memory:`
+            for hints within this process only. If left out, hints about a PostgreSQL store travel through that store.
+        keys: whether hints contain primary keys of records. A primary key can be a secret; without it, each hint costs one more query.
 
     Raises:
         DeclarationError: another app of this process has this name, or two stores own the same tables.
     """
 
     def __init__(self, name: str, *stores: Store, transport: str | Callable[[], str] | None = None, keys: bool = False) -> None:
-        self.name = declaration.checked_name(name, "the app")
-        self.stores = _checked_stores(name, stores)
-        self.transport = transports.checked(name, transport, keys)
+        self.name = declaration.check_name(name, "the app")
+        self.stores = _check_stores(name, stores)
+        self.transport = transports.check_transport_option(name, transport, keys)
         self.keys = keys
         self.reactions: dict[str, ReactionSpec] = {}
         self.schedules: dict[str, ScheduleSpec] = {}
         self.rested: list[tuple[type, ColumnElement[bool]]] = []
         self._place = source_lint.declaration_file_and_line()
-        _register(self)
+        _register_app(self)
 
     def __repr__(self) -> str:
         return f"<app {self.name}: {len(self.reactions)} reactions>"
@@ -96,7 +97,7 @@ class App(Running):
         done_column: Column | None = None,
         retry: Retry | None = None,
         name: str | None = None,
-    ) -> _On[R]: ...
+    ) -> _OnDecorator[R]: ...
     @overload
     def on(
         self,
@@ -111,7 +112,7 @@ class App(Running):
         overtaken: WhenOvertaken | None = None,
         name: str | None = None,
         key_name: str | tuple[str, str] | None = None,
-    ) -> _OnCall[R, O]: ...
+    ) -> _OnCallDecorator[R, O]: ...
     @overload
     def on(
         self,
@@ -127,8 +128,8 @@ class App(Running):
         overtaken: WhenOvertaken | None = None,
         name: str | None = None,
         key_name: str | tuple[str, str] | None = None,
-    ) -> _OnCall[R, O]: ...
-    @decorator_forms.with_example("@app.on(Order, Order.status == 'placed')")
+    ) -> _OnCallDecorator[R, O]: ...
+    @decorator_forms.show_example_on_misuse("@app.on(Order, Order.status == 'placed')")
     def on(  # noqa: PLR0913
         self,
         record: type,
@@ -145,34 +146,35 @@ class App(Running):
         name: str | None = None,
         key_name: str | tuple[str, str] | None = None,
     ) -> Any:
-        """Declare a reaction, as a decorator of its handler: it runs for each record for which the clauses hold, until a commit makes one
-        false.
+        """Declare a reaction, as a decorator of its handler: the handler runs for each record for which all clauses hold, until a commit
+        makes a clause false.
 
         Args:
             record: a mapped class whose table is in one of the app's stores.
             clauses: SQL conditions, all of which must hold.
             call: the call that is made before the handler, which is given the call's outcome.
-            prepare: a function that makes the call's argument from the record, inside the transaction that begins the attempt. If it
-                raises, the call was surely not made.
+            prepare: a function that makes the call's argument from the record, inside the transaction that begins the attempt. If `prepare`
+                raises, the call is not made.
             due: the time from which the condition holds, by the database's clock: a column, or `after(column, timedelta)`.
-            occurrence: the columns that tell one occurrence of this event from the next; the due column if left out. It must be given
-                if `due` is a column, a call is made and the handler does not write that column. `()` means that there is only one
-                occurrence.
-            in_order: runs records with equal values of a column one at a time, and in an order if one is given: `InOrder(by, order)`.
+            occurrence: the columns whose values tell one occurrence (one round of a recurring event) from the next; the due column if left
+                out. Required if `due` is a column, a call is made and the handler does not write the due column. `()` means that there is
+                only one occurrence.
+            in_order: `InOrder(by, order)`: records with equal values in the column `by` are carried out one at a time, sorted by `order` if
+                that is given.
             per: the column that names the tenant of the external service for this record: `limit_per`, `rate_per` and the pause of a
-                failing service apply to each of its values. NULL means no tenant.
+                failing service apply to each tenant separately. NULL means no tenant.
             done_column: the one column that the handler writes. The condition gets the clause that this column is NULL, so that the
-                reaction can run alongside others.
-            overtaken: what to do with an outcome that came when the condition or the occurrence no longer held. "hold": it is held for
-                a person; "same": the handler writes it, since the call was made; "drop": it is logged, and nothing is kept of it. The
-                decorator `@reaction.overtaken` declares a handler for such outcomes. Without either, the handler is run, and what it
-                wrote is kept if this is nothing but the done column; otherwise the outcome is held, or dropped under
+                reaction can run alongside other reactions on the same record.
+            overtaken: what to do with an outcome that came when the condition or the occurrence no longer held. "hold": it is held for a
+                person; "same": the handler writes it, since the call was made; "drop": it is logged, and nothing is kept of it. The
+                decorator `@reaction.overtaken` declares a handler for such outcomes. If neither is given, the ordinary handler is run. If
+                that handler writes nothing but the done column, its write is kept; otherwise the outcome is held, or dropped under
                 `InDoubt.repeat()`.
             retry: when a failed handler is tried again. A reaction with a call takes this from its call.
             name: the name of the reaction, of which idempotency keys are made; the handler's name if left out.
-            key_name: the name of which idempotency keys are made, if the reaction had another name when its first call was made. So the
-                code itself says what otherwise only the database knows after a rename. Give `("shop", "paid")` if the app had another
-                name too.
+            key_name: the name that the reaction had when its first call was made, if it was renamed since: idempotency keys are still made
+                of the first name. `groundstate rename` keeps the first name in the database; `key_name` states it in the source code too.
+                If the app was renamed too, give both first names: `("shop", "paid")`.
 
         Raises:
             DeclarationError: the reaction, as declared, would lose or repeat an effect, or never run; the message names the cure.
@@ -182,14 +184,14 @@ class App(Running):
                 f"on({getattr(record, '__name__', record)}) is given a function for the record, and would declare nothing: write"
                 " @app.on(Order, Order.status == 'placed') above it"
             )
-        chosen = declaration.Given(
+        chosen = declaration.ReactionOptions(
             call, prepare, due, occurrence, in_order, per, done_column, overtaken, retry, name, key_name
         )  # fmt: skip
-        validate_condition.check_source(f"on({getattr(record, '__name__', record)}, ...)")
+        validate_condition.refuse_python_conditions(f"on({getattr(record, '__name__', record)}, ...)")
 
         def declare(handler: Any, /) -> Any:
-            spec = declaration.reaction(self.name, self.stores, record, clauses, chosen, handler)
-            self._add(spec)
+            spec = declaration.make_reaction_spec(self.name, self.stores, record, clauses, chosen, handler)
+            self._add_reaction(spec)
             return Plain(spec) if spec.call is None else Reaction(spec)
 
         return declare
@@ -207,12 +209,12 @@ class App(Running):
         store: Store | None = None,
         name: str | None = None,
     ) -> Callable[[Callable[P, None]], Callable[P, None]]:
-        """Declare a schedule, as a decorator of a handler that writes rows at each tick, in the transaction that moves the schedule's
-        cursor.
+        """Declare a schedule, as a decorator of a handler that writes rows at each tick, in the transaction that also moves the schedule's
+        cursor (up to which tick it is carried out).
 
-        The handler takes by annotation `session: Session` and `ctx: ReactionContext`; `ctx.due` is the tick, in the zone. Each tick is
-        carried out once, by one of the workers. Ticks before the first start, or before a change of expression, zone or timedelta, are not
-        carried out. If the handler raises, the tick is a failed attempt and is tried again.
+        The handler may have parameters annotated `session: Session` and `ctx: ReactionContext`; `ctx.due` is the time of the tick, in the
+        time zone `zone`. Each tick is carried out once, by one of the workers. Ticks before the first start, or before a change of
+        expression, zone or timedelta, are not carried out. If the handler raises, the tick is a failed attempt and is tried again.
 
         Args:
             cron: a cron expression (see `Cron`), or a timedelta of at least a second: the distance between ticks, counted from the first
@@ -239,34 +241,35 @@ class App(Running):
             )
 
         def declare(handler: Callable[P, None], /) -> Callable[P, None]:
-            given = validate_schedule.Given(cron, zone, missed, max_missed, gap, fold, retry, store, name)
-            spec = validate_schedule.schedule(self.name, self.stores, given, handler)
-            self._check_new(spec.name)
+            given = validate_schedule.ScheduleOptions(cron, zone, missed, max_missed, gap, fold, retry, store, name)
+            spec = validate_schedule.make_schedule_spec(self.name, self.stores, given, handler)
+            self._refuse_if_known_or_running(spec.name)
             self.schedules[spec.name] = spec
             return handler
 
         return declare
 
     def at_rest(self, record: type, clause: Clause) -> None:
-        """Declare that records are at rest while the clause holds: `pending --states` does not list their states as unanswered.
+        """Declare that no reaction is needed for records while the clause holds: `groundstate pending --states` then does not list their
+        values among those that no reaction handles.
 
         Raises:
             DeclarationError: the clause cannot be evaluated on these records.
         """
         mapper = declaration.mapper_of(record)
         what = f"at_rest({mapper.class_.__name__}, ...)"
-        validate_condition.check_source(what)
+        validate_condition.refuse_python_conditions(what)
         store = declaration.store_of(self.name, self.stores, mapper)
-        rested = _joined(validate_condition.clauses_of(what, mapper, [clause]))
-        why = None if store.sqlite_dialect is None else sqlite_pitfalls.refused(rested, store.sqlite_dialect)
+        rested = _join_by_and(validate_condition.check_clauses(what, mapper, [clause]))
+        why = None if store.sqlite_dialect is None else sqlite_pitfalls.reason_to_refuse_expression(rested, store.sqlite_dialect)
         if why is None and store.dialect is not None:
-            why = bound_values.refused(rested, store.dialect)
+            why = bound_values.reason_to_refuse_expression(rested, store.dialect)
         if why is not None:
             raise DeclarationError(f"{what}: {why}")
         self.rested.append((mapper.class_, rested))
 
     def check_declarations(self) -> None:
-        """Check what can be known only when everything is declared. Each start calls this.
+        """Check all declarations together, once everything is declared. Each start calls this.
 
         Raises:
             DeclarationError: a call lacks what its policy needs, or the models do not fit together.
@@ -275,7 +278,7 @@ class App(Running):
             configure_mappers()
         except InvalidRequestError as error:
             raise DeclarationError(f"the models do not fit together: {error}") from error
-        self._check_outsides()
+        self._refuse_services_of_one_name()
         for spec in self.reactions.values():
             if spec.call is not None and spec.call.in_doubt.kind == "lookup" and spec.call.lookup is None:
                 name = spec.call.function.name
@@ -283,7 +286,7 @@ class App(Running):
                     f"call {name} is settled by InDoubt.lookup(), and has no lookup: declare it with @{name}.lookup, or choose"
                     " InDoubt.hold()"
                 )
-            if spec.call is not None and spec.call.answers_for and not spec.call.asks_its_lookup:
+            if spec.call is not None and spec.call.answers_for and not spec.call.uses_lookup:
                 raise DeclarationError(
                     f"call {spec.call.function.name} says answers_for={list(spec.call.answers_for)!r}, and has no lookup that is asked:"
                     f" declare one with @{spec.call.function.name}.lookup, under InDoubt.lookup() or InDoubt.same_key(), or leave"
@@ -294,12 +297,12 @@ class App(Running):
                     f"reaction {spec.name} is valid for {spec.due.valid_for}, and nothing says what becomes of a record after that: declare"
                     f" @{spec.name}.expired, which moves the record on"
                 )
-            loader_options.check_configured(spec)
-            declaration.warn_when_configured(spec)
-            spec.same_call = tuple(other.name for other in self.reactions.values() if other is not spec and _calls_alike(other, spec))
+            loader_options.check_options_compile(spec)
+            declaration.warn_about_unnoticed_changes(spec)
+            spec.same_call = tuple(other.name for other in self.reactions.values() if other is not spec and _have_same_call(other, spec))
 
-    def _check_outsides(self) -> None:
-        """Refuse two services of one name with different limits: calls are counted by that name, so each would count the other's calls."""
+    def _refuse_services_of_one_name(self) -> None:
+        """Refuse two services with the same name and different limits, since calls are counted by the service's name."""
         seen: dict[str, ServiceSpec] = {}
         for spec in self.reactions.values():
             service = None if spec.call is None else spec.call.service
@@ -314,26 +317,26 @@ class App(Running):
                     " Declare one ExternalService and import it where its calls are, or give each a name of its own"
                 )
 
-    def _add(self, spec: ReactionSpec) -> None:
-        self._check_new(spec.name)
+    def _add_reaction(self, spec: ReactionSpec) -> None:
+        self._refuse_if_known_or_running(spec.name)
         for other in self.reactions.values():
             if spec.call is not None and other.call is not None and (spec.key_name or spec.name) == (other.key_name or other.name):
                 raise DeclarationError(
                     f"reaction {spec.name} would make the keys of reaction {other.name}, and a provider takes the call of one for that of"
                     " the other: key_name= is for the one that had the name when its first call was made"
                 )
-            if other.record is spec.record and look.same_all(other.clauses, spec.clauses) and _due_alike(other, spec):
+            if other.record is spec.record and look.are_same_clauses(other.clauses, spec.clauses) and _have_same_due_time(other, spec):
                 raise DeclarationError(
                     f"reaction {spec.name} has the same condition as reaction {other.name}, and the first to run takes it from the other:"
                     f" give each a column of its own that says whether it was done, by done_column={spec.record.__name__}.<column>, or do"
                     " both in"
                     " one handler"
                 )
-            declaration.warn_of_another(spec, other)
+            declaration.warn_if_one_implies_other(spec, other)
         self.reactions[spec.name] = spec
 
-    def _check_new(self, name: str) -> None:
-        if self._carries_out:
+    def _refuse_if_known_or_running(self, name: str) -> None:
+        if self._has_workers:
             raise DeclarationError(
                 f"{name} is declared while App({self.name!r}) runs in this process, which would never carry it out: import the module that"
                 " declares it before app.start()"
@@ -345,27 +348,27 @@ class App(Running):
                 )
 
 
-def _calls_alike(one: ReactionSpec, other: ReactionSpec) -> bool:
-    """Whether two reactions make the same call for rows of the same table."""
+def _have_same_call(one: ReactionSpec, other: ReactionSpec) -> bool:
+    """Whether two reactions make the same call of the same service for rows of the same table."""
     if one.kind is None or other.kind is None:
         return False
     return (one.kind.service, one.kind.call, one.table_name) == (other.kind.service, other.kind.call, other.table_name)
 
 
-def _due_alike(one: ReactionSpec, other: ReactionSpec) -> bool:
+def _have_same_due_time(one: ReactionSpec, other: ReactionSpec) -> bool:
     if one.due is None or other.due is None:
         return one.due is other.due
-    return one.due.delta == other.due.delta and look.same(one.due.base, other.due.base)
+    return one.due.delta == other.due.delta and look.is_same_clause(one.due.base, other.due.base)
 
 
-def _joined(clauses: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+def _join_by_and(clauses: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
     first, *others = clauses
     for one in others:
         first = first & one
     return first
 
 
-def _checked_stores(name: str, stores: Sequence[Store]) -> tuple[Store, ...]:
+def _check_stores(name: str, stores: Sequence[Store]) -> tuple[Store, ...]:
     for one in stores:
         if not isinstance(one, Store):
             raise DeclarationError(f"App({name!r}, {one!r}): give stores, as in App({name!r}, Store('sqlite:///{name}.db', Base))")
@@ -384,17 +387,17 @@ def _checked_stores(name: str, stores: Sequence[Store]) -> tuple[Store, ...]:
     return tuple(stores)
 
 
-def _register(app: App) -> None:
-    """Refuse a second app of this name. An app that is declared at the same file and line replaces the first, since its module was imported
-    again.
+def _register_app(app: App) -> None:
+    """Register the app by its name. Raises DeclarationError if an app that was declared elsewhere has this name. An app that was declared
+    at the same file and line is replaced, since its module was imported again.
     """
     other = _apps.get(app.name)
-    if other is not None and other._place != app._place:  # noqa: SLF001 - private, but of this same class
+    if other is not None and other._place != app._place:  # noqa: SLF001 - an attribute of the same class
         del other
         gc.collect()
         other = _apps.get(app.name)
-        place = "" if other is None else other._place  # noqa: SLF001 - private, but of this same class
-        if other is not None and place != app._place:  # noqa: SLF001 - private, but of this same class
+        place = "" if other is None else other._place  # noqa: SLF001 - an attribute of the same class
+        if other is not None and place != app._place:  # noqa: SLF001 - an attribute of the same class
             raise DeclarationError(
                 f"this process has an App({app.name!r}) already, declared at {place}: keys are made of an app's name, so both"
                 " would make the same; give this one another name"

@@ -1,4 +1,6 @@
-"""Checks what was given to `App.on` and to the handler, and makes a ReactionSpec of it. Refuses what would lose or repeat an effect."""
+"""Checks the arguments of `App.on` and the handler, and makes a ReactionSpec. Raises DeclarationError if an effect would be lost or
+repeated.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,11 @@ from groundstate.rules.specs import CallSpec, Function, ReactionSpec
 from groundstate.values import keys
 from groundstate.values.errors import DeclarationError, DeclarationWarning
 
-LONGEST_NAME = 200
+LONGEST_NAME = 200  # characters
 
 
 @dataclass(frozen=True)
-class Given:
+class ReactionOptions:
     """The options of `App.on`, without the record and its clauses."""
 
     call: Call[Any, Any] | None = None
@@ -53,8 +55,8 @@ class Given:
     key_name: Any = None
 
 
-def checked_name(name: Any, what: str) -> str:
-    """Return a name that idempotency keys can be made of. Raises DeclarationError if it cannot be used."""
+def check_name(name: Any, what: str) -> str:
+    """Return the given name unchanged. Raises DeclarationError if it cannot be part of idempotency keys."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
         raise DeclarationError(f"{what} {name!r}: a name has 1 to {LONGEST_NAME} printable characters")
     return name
@@ -79,23 +81,25 @@ def store_of(app: str, stores: Sequence[Store], mapper: Mapper[Any]) -> Store:
     )
 
 
-def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequence[Any], given: Given, handler: Any) -> ReactionSpec:
-    """Return the spec of a reaction, checked as far as is possible before everything is declared."""
-    name = checked_name(signature.function_name(handler, "the handler") if given.name is None else given.name, "the reaction")
+def make_reaction_spec(
+    app: str, stores: Sequence[Store], record: Any, given_clauses: Sequence[Any], given: ReactionOptions, handler: Any
+) -> ReactionSpec:
+    """Return the spec of a reaction. Checks only what does not depend on other reactions and models."""
+    name = check_name(signature.function_name(handler, "the handler") if given.name is None else given.name, "the reaction")
     what = f"reaction {name}"
     mapper = mapper_of(record)
     store = store_of(app, stores, mapper)
-    validate_condition.check_key(what, mapper)
-    clauses = validate_condition.clauses_of(what, mapper, given_clauses)
-    done = None if given.done_column is None else validate_condition.done_column_of(what, mapper, given.done_column)
+    validate_condition.check_primary_key(what, mapper)
+    clauses = validate_condition.check_clauses(what, mapper, given_clauses)
+    done = None if given.done_column is None else validate_condition.check_done_column(what, mapper, given.done_column)
     if done is not None:
         clauses = (*clauses, done.is_(None))
     if not clauses and given.due is None:
         raise DeclarationError(f"{what} has no clause, so that it would be carried out for ever: say when, as in Order.status == 'placed'")
-    due = timing.due_of(what, mapper, given.due)
+    due = timing.check_due(what, mapper, given.due)
     call = _call_spec(what, given)
-    read = _handler(what, mapper, call, handler)
-    occurrence = _occurrence(what, mapper, given, due, read)
+    read = _read_and_check_handler(what, mapper, call, handler)
+    occurrence = _occurrence_columns(what, mapper, given, due, read)
     spec = ReactionSpec(
         app=app,
         name=name,
@@ -104,82 +108,82 @@ def reaction(app: str, stores: Sequence[Store], record: Any, given_clauses: Sequ
         clauses=clauses,
         handler=read.function,
         call=call,
-        prepare=_prepare(what, mapper, given, call),
+        prepare=_read_and_check_prepare(what, mapper, given, call),
         due=due,
         occurrence=occurrence,
         occurrence_said=given.occurrence is not None,
         done_column=None if done is None else done.key,
-        children=children.found_in(clauses),
-        in_order=validate_ordering.in_order_of(what, mapper, given.in_order),
-        per=validate_ordering.per_of(what, mapper, call, given.per),
-        when_overtaken=_overtaken(what, given),
-        retry=_retry(what, given),
+        children=children.find_child_marks(clauses),
+        in_order=validate_ordering.check_in_order(what, mapper, given.in_order),
+        per=validate_ordering.check_per(what, mapper, call, given.per),
+        when_overtaken=_check_overtaken(what, given),
+        retry=_check_retry(what, given),
         store=store,
         key_name=_key_name(what, given),
     )
     if call is not None:
-        spec.outcome_type = outcome_types.check(read.first[1], f"{what}: its handler {read.function.name}")
-        outcome_types.check_covers(spec.outcome_type, call.outcome_type, f"{what}: its call")
-        outcome_types.check_covers(spec.outcome_type, call.found_type, f"{what}: the lookup of its call")
+        spec.outcome_type = outcome_types.check_outcome_type(read.first[1], f"{what}: its handler {read.function.name}")
+        outcome_types.check_handler_covers(spec.outcome_type, call.outcome_type, f"{what}: its call")
+        outcome_types.check_handler_covers(spec.outcome_type, call.found_type, f"{what}: the lookup of its call")
     sqlite = store.sqlite_dialect
-    why = None if sqlite is None else sqlite_pitfalls.of_reaction(spec, sqlite)
+    why = None if sqlite is None else sqlite_pitfalls.reason_to_refuse_reaction(spec, sqlite)
     if why is None and store.dialect is not None:
-        why = bound_values.of_reaction(spec, store.dialect)
+        why = bound_values.reason_to_refuse_reaction(spec, store.dialect)
     if why is not None:
         raise DeclarationError(why)
     if call is not None:
-        loader_options.check_root(f"{what}: its call {call.function.name}", mapper, call.load)
-    _warn(spec)
+        loader_options.check_options_fit_record(f"{what}: its call {call.function.name}", mapper, call.load)
+    _warn_about_condition(spec)
     return spec
 
 
-def _key_name(what: str, given: Given) -> str:
-    """Return the name that idempotency keys are made of, or '' if it is the reaction's own name."""
+def _key_name(what: str, given: ReactionOptions) -> str:
+    """Return the text of `key_name=`, of which idempotency keys are made, or '' if the option was not given."""
     said = given.key_name
     if said is None:
         return ""
     if given.call is None:
-        raise DeclarationError(f"{what}: key_name= is of the keys of its calls, and there is no call=")
+        raise DeclarationError(f"{what}: key_name= is for the idempotency keys of its calls, and there is no call=: leave it out")
     if isinstance(said, tuple) and len(said) == 2:
-        return keys.key_name_under(checked_name(said[0], f"{what}: key_name="), checked_name(said[1], f"{what}: key_name="))
-    return checked_name(said, f"{what}: key_name=")
+        return keys.key_name_with_app(check_name(said[0], f"{what}: key_name="), check_name(said[1], f"{what}: key_name="))
+    return check_name(said, f"{what}: key_name=")
 
 
-def _occurrence(
-    what: str, mapper: Mapper[Any], given: Given, due: DueSpec | None, read: signature.Signature
+def _occurrence_columns(
+    what: str, mapper: Mapper[Any], given: ReactionOptions, due: DueSpec | None, read: signature.Signature
 ) -> tuple[InstrumentedAttribute[Any], ...]:
-    """Return the columns that tell one occurrence from the next.
+    """Return the columns that tell one occurrence (one round of a recurring event) from the next: those of `occurrence=` if it was given,
+    otherwise those of the due time.
 
-    Raises DeclarationError if the due column would be used for a call although the handler does not write it: then `occurrence=` must be
-    given explicitly.
+    Raises DeclarationError if `occurrence=` was not given, a call is made, and the handler does not write the due column.
     """
     if given.occurrence is not None:
-        return validate_condition.occurrence_of(what, mapper, given.occurrence)
+        return validate_condition.check_occurrence(what, mapper, given.occurrence)
     if due is None:
         return ()
     if given.call is not None and not isinstance(given.due, Due) and due.attribute is not None:
         name, shown = due.attribute.key, f"{mapper.class_.__name__}.{due.attribute.key}"
-        if not handler_writes.writes(read.function.call, name, mapper.class_):
+        if not handler_writes.handler_writes_attribute(read.function.call, name, mapper.class_):
             raise DeclarationError(
                 f"{what}: due={shown} tells one round from the next, and nothing in its handler {read.function.name} is seen to write that"
                 f" column: whoever moves it makes another round, and another call under another key. Say what is meant: occurrence=() where"
                 f" a record is called for once, whatever its due time; occurrence=[{shown}] where each new time is a new call; or the"
                 f" columns by which you tell one round from the next"
             )
-    return timing.occurrence_of(what, mapper, due)
+    return timing.columns_of_due_time(what, mapper, due)
 
 
-def _call_spec(what: str, given: Given) -> CallSpec | None:
+def _call_spec(what: str, given: ReactionOptions) -> CallSpec | None:
     if given.call is None:
         if given.prepare is not None:
-            raise DeclarationError(f"{what}: prepare= makes what a call takes, and there is no call=")
+            raise DeclarationError(f"{what}: prepare= makes the argument of a call, and there is no call=: leave it out")
         return None
     if not isinstance(given.call, Call):
         raise DeclarationError(f"{what}: call={given.call!r} is no call: declare it with @service.call(in_doubt=...)")
     return given.call.spec
 
 
-def _retry(what: str, given: Given) -> Retry:
+def _check_retry(what: str, given: ReactionOptions) -> Retry:
     if given.retry is None:
         return Retry()
     if given.call is not None:
@@ -189,7 +193,7 @@ def _retry(what: str, given: Given) -> Retry:
     return given.retry
 
 
-def _overtaken(what: str, given: Given) -> WhenOvertaken | None:
+def _check_overtaken(what: str, given: ReactionOptions) -> WhenOvertaken | None:
     if given.overtaken is None:
         return None
     if given.call is None:
@@ -203,38 +207,38 @@ def _overtaken(what: str, given: Given) -> WhenOvertaken | None:
     return said
 
 
-def _handler(what: str, mapper: Mapper[Any], call: CallSpec | None, handler: Any) -> signature.Signature:
+def _read_and_check_handler(what: str, mapper: Mapper[Any], call: CallSpec | None, handler: Any) -> signature.Signature:
     first = ("the record",) if call is None else ("the record", "the outcome")
     read = read_handler(handler, f"{what}: its handler", first, IN_TRANSACTION)
-    check_takes(read.what, read.first[0], mapper)
+    check_record_annotation(read.what, read.first[0], mapper)
     return read
 
 
-def _prepare(what: str, mapper: Mapper[Any], given: Given, call: CallSpec | None) -> Function | None:
+def _read_and_check_prepare(what: str, mapper: Mapper[Any], given: ReactionOptions, call: CallSpec | None) -> Function | None:
     if call is not None and given.prepare is None:
-        check_takes(f"{what}: its call {call.function.name}", call.argument_type, mapper)
+        check_record_annotation(f"{what}: its call {call.function.name}", call.argument_type, mapper)
     if given.prepare is None:
         return None
     read = read_handler(given.prepare, f"{what}: prepare=", ("the record",), IN_TRANSACTION)
-    check_takes(read.what, read.first[0], mapper)
+    check_record_annotation(read.what, read.first[0], mapper)
     return read.function
 
 
-def check_takes(what: str, annotation: Any, mapper: Mapper[Any]) -> None:
-    """Refuse a function that is annotated to take records of another class."""
-    for one in signature.members(annotation):
+def check_record_annotation(what: str, annotation: Any, mapper: Mapper[Any]) -> None:
+    """Raise DeclarationError if the annotation says that the function takes records of another class than the reaction's."""
+    for one in signature.union_members(annotation):
         if one is inspecting.Parameter.empty or not isinstance(one, type) or sqlalchemy.inspect(one, raiseerr=False) is None:
             return
         if issubclass(mapper.class_, one) or not isinstance(sqlalchemy.inspect(one), Mapper):
             return
-    names = " | ".join(one.__name__ for one in signature.members(annotation))
+    names = " | ".join(one.__name__ for one in signature.union_members(annotation))
     raise DeclarationError(f"{what} takes {names}, and the reaction is on {mapper.class_.__name__}")
 
 
-def _warn(spec: ReactionSpec) -> None:
+def _warn_about_condition(spec: ReactionSpec) -> None:
     what = f"reaction {spec.name}"
-    told = [f"{what}: {why}" for why in condition_lint.suspected(spec.clauses)]
-    recurring = condition_lint.recurs(spec.clauses)
+    told = [f"{what}: {why}" for why in condition_lint.suspicious_clause_warnings(spec.clauses)]
+    recurring = condition_lint.column_compared_with_clock(spec.clauses)
     if spec.call is not None and not spec.occurrence and not spec.occurrence_said and recurring is not None:
         told.append(
             f"{what}: where its condition holds again later, the call's key is that of the first time, and a provider answers as it did"
@@ -248,33 +252,37 @@ def _warn(spec: ReactionSpec) -> None:
             " that the handler writes, or occurrence=() where a record is called for once"
         )
     for one in told:
-        warnings.warn(one, DeclarationWarning, stacklevel=source_lint.stacklevel())
+        warnings.warn(one, DeclarationWarning, stacklevel=source_lint.stacklevel_of_declaration())
 
 
 def _columns_compared_by_condition(spec: ReactionSpec) -> list[str] | None:
-    """Return the columns that the condition of a call compares with each other.
+    """Return the columns, as `Class.column`, that the reaction's condition compares with each other, if a later change of one of them would
+    make the same call again.
 
-    Returns None if the condition also ends in another way, or if an occurrence or a done column tells its repetitions apart.
+    Returns None if there is no such danger, as when an occurrence or a done column is declared, or if the handler's source does not show
+    it.
     """
     kind = spec.kind
     if spec.call is None or kind is None or spec.occurrence or spec.occurrence_said or spec.done_column is not None:
         return None
     if not kind.key and spec.call.in_doubt.kind not in ("same_key", "lookup"):
-        return None  # neither the call nor its lookup uses the idempotency key
-    found = condition_lint.compares_own(spec.clauses, spec.mapper)
+        return None  # no idempotency key is used, by the call or by its lookup
+    found = condition_lint.attributes_compared_with_each_other(spec.clauses, spec.mapper)
     if found is None:
         return None
     names, others = found
     handler = spec.handler.call
-    if any(handler_writes.writes(handler, name, spec.record) for name in others):
-        return None  # the handler also writes another column of the condition, and so moves the record on
-    if others and not any(handler_writes.writes(handler, name, spec.record) for name in names):
-        return None  # the source of the handler does not show how the condition ends
+    if any(handler_writes.handler_writes_attribute(handler, name, spec.record) for name in others):
+        return None  # the handler ends the condition by another column, whatever the compared columns are
+    if others and not any(handler_writes.handler_writes_attribute(handler, name, spec.record) for name in names):
+        return None  # the source of the handler does not show how it makes the condition false
     return [f"{spec.record.__name__}.{name}" for name in names]
 
 
-def warn_of_another(spec: ReactionSpec, other: ReactionSpec) -> None:
-    """Warn if one of two reactions holds wherever the other one does: the first to run takes the record from the other."""
+def warn_if_one_implies_other(spec: ReactionSpec, other: ReactionSpec) -> None:
+    """Warn if each record that meets the condition of one reaction also meets that of the other: the reaction that runs first then takes
+    the record from the other.
+    """
     if spec.done_column is not None or other.done_column is not None or spec.due is not None or other.due is not None:
         return
     for narrow, wide in ((spec, other), (other, spec)):
@@ -285,17 +293,17 @@ def warn_of_another(spec: ReactionSpec, other: ReactionSpec) -> None:
                 f" the other: say in the condition of {wide.name} what it leaves to {narrow.name}, as in ~({shown}.<column> > ...), or give"
                 f" each a column of its own that says whether it was done, by done_column={shown}.<column>",
                 DeclarationWarning,
-                stacklevel=source_lint.stacklevel(),
+                stacklevel=source_lint.stacklevel_of_declaration(),
             )
             return
 
 
-def warn_when_configured(spec: ReactionSpec) -> None:
-    """Warn about a JSON column that the handler changes in place, unnoticed by SQLAlchemy. Call it after all models are declared."""
-    if not validate_condition.has_insides(spec.mapper):
+def warn_about_unnoticed_changes(spec: ReactionSpec) -> None:
+    """Warn about JSON columns that the handler changes in place, which SQLAlchemy does not notice. Call it when all models are declared."""
+    if not validate_condition.has_columns_mutable_in_place(spec.mapper):
         return
-    for name in validate_condition.lost_in_place(spec.mapper, source_lint.changed_in_place(spec.handler.call)):
-        file, line = source_lint.place_of(spec.handler.call)
+    for name in validate_condition.columns_changed_unnoticed(spec.mapper, source_lint.attributes_changed_in_place(spec.handler.call)):
+        file, line = source_lint.file_and_line_of(spec.handler.call)
         kind = type(spec.mapper.columns[name].type).__name__
         warnings.warn_explicit(
             f"reaction {spec.name}: its handler changes the inside of {name}, which SQLAlchemy does not see, so that nothing is written:"

@@ -1,4 +1,4 @@
-"""Lists what an app declares on each of its databases, for modules of groundstate and not for users. Only reads."""
+"""Lists the reactions and schedules that an app declares on each of its databases. For modules of groundstate, not for users."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.specs import ReactionSpec
 
 
-class Declares(Protocol):
-    """The declarations of an app, as `App` keeps them."""
+class AppDeclarations(Protocol):
+    """The attributes of `App` that this module reads."""
 
     @property
     def stores(self) -> Sequence[Store]:
@@ -28,22 +28,22 @@ class Declares(Protocol):
         """The specs of the app's schedules by their names."""
 
 
-def databases_of(app: Declares) -> tuple[Store, ...]:
+def databases_of(app: AppDeclarations) -> tuple[Store, ...]:
     """Return every database of the app: each store, and each shard of a sharded store."""
     return tuple(database for store in app.stores for database in store.databases)
 
 
-def reactions_of(app: Declares, store: Store) -> list[ReactionSpec]:
+def reactions_of(app: AppDeclarations, store: Store) -> list[ReactionSpec]:
     """Return the reactions whose records are in this store or shard."""
     return [spec for spec in app.reactions.values() if spec.store is store or store in spec.store.databases]
 
 
-def schedules_of(app: Declares, store: Store) -> list[ScheduleSpec]:
+def schedules_of(app: AppDeclarations, store: Store) -> list[ScheduleSpec]:
     """Return the schedules that write to this store or shard."""
     return [spec for spec in app.schedules.values() if spec.store is store or store in spec.store.databases]
 
 
-def tables_elsewhere(app: Declares, store: Store) -> dict[MetaData, str]:
-    """Return the metadata of the tables in the app's other stores, each with its store's name for error messages."""
+def tables_elsewhere(app: AppDeclarations, store: Store) -> dict[MetaData, str]:
+    """Return a dict from each MetaData of the app's other stores to the label of its store, for error messages."""
     others = [other for other in app.stores if store not in other.databases]
     return {metadata: other.label for other in others for metadata in other.metadatas}

@@ -1,4 +1,4 @@
-"""Checks the arguments of decorators such as `@bank.call(...)`: wrong or missing ones raise an error that shows an example."""
+"""Makes decorators such as `@bank.call(...)` raise an error that shows an example if their arguments are wrong or missing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def with_example(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a method so that arguments that it does not take raise a DeclarationError with this example, instead of a TypeError."""
+def show_example_on_misuse(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator of methods: wrong or missing arguments then raise a DeclarationError that shows this example, not a TypeError."""
 
-    def around(method: Callable[P, R]) -> Callable[P, R]:
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
         takes = inspect.signature(method)
 
         @functools.wraps(method)
-        def checked(*arguments: P.args, **options: P.kwargs) -> R:
+        def call_checked(*arguments: P.args, **options: P.kwargs) -> R:
             try:
                 takes.bind(*arguments, **options)
             except TypeError as error:
@@ -28,6 +28,6 @@ def with_example(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 raise DeclarationError(f"{method.__name__}({', '.join(given)}): {error}: write {example} above the function") from None
             return method(*arguments, **options)
 
-        return checked
+        return call_checked
 
-    return around
+    return decorate

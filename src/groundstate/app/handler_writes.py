@@ -1,6 +1,7 @@
 """Finds out whether a handler writes an attribute of its record, as far as its source or byte code shows. Runs no user code.
 
-What cannot be followed counts as 'does not write': then the declaration is refused, and its author says explicitly what is meant.
+If neither shows a write, the answer is that the handler does not write: the declaration is then refused, and its author must say what is
+meant.
 """
 
 from __future__ import annotations
@@ -15,87 +16,91 @@ from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import Any
 
-FOLLOWED_MOST = 8  # functions that one search reads, the handler included
+FOLLOWED_MOST = 8  # how many functions one search reads at most, the handler included
 
 
-def writes(handler: Callable[..., Any], attribute: str, record: type) -> bool:
+def handler_writes_attribute(handler: Callable[..., Any], attribute: str, record: type) -> bool:
     """Whether the handler sets this attribute of its first argument.
 
     The handler may set it itself, or pass its record to a function, method or property setter that sets it.
     `update(...).values(attribute=...)` counts as well.
 
-    Without source code, as in an app that is shipped as byte code, an attribute of this name on any object counts. So a declaration that is
-    accepted with source code is accepted without it too.
+    Without source code, byte code that sets an attribute of this name on any object counts. So a declaration that is accepted with source
+    code is also accepted without.
     """
-    return _Search(attribute, record).found_in(handler, 0)
+    return _AttributeSearch(attribute, record).function_sets_attribute(handler, 0)
 
 
 @dataclass
-class _Search:
-    """A search for code that sets one attribute. It remembers the functions that it has read."""
+class _AttributeSearch:
+    """A search for code that sets one attribute of a record. It reads each function only once."""
 
     attribute: str
     record: type
     _seen: set[tuple[CodeType, int]] = field(default_factory=set)
 
-    def found_in(self, function: Any, place: int) -> bool:
-        """Whether the function sets the attribute on its argument at this position."""
+    def function_sets_attribute(self, function: Any, place: int) -> bool:
+        """Whether the function sets the attribute on the object that is passed to it at position `place`."""
         function, place = _unwrap_callable(function, place)
         code = getattr(function, "__code__", None)
         if code is None or (code, place) in self._seen or len(self._seen) >= FOLLOWED_MOST:
             return False
         self._seen.add((code, place))
-        written = _definition(function)
+        written = _parse_definition(function)
         if written is None:
-            return self._found_in_code(code, function)
+            return self._byte_code_sets_attribute(code, function)
         taken = [*written.args.posonlyargs, *written.args.args]
-        if place >= len(taken):  # such as a decorator's `def wrapper(*given)` that lacks functools.wraps
-            return written.args.vararg is not None and any(self.found_in(one, place) for one in _in_cells(function))
-        names = _aliases(written, taken[place].arg)
-        return any(self._found_at(one, names, function) for one in ast.walk(written))
+        if place >= len(taken):  # it has `*args`, as a decorator's wrapper without functools.wraps
+            return written.args.vararg is not None and any(
+                self.function_sets_attribute(one, place) for one in _functions_in_closure(function)
+            )
+        names = _local_aliases(written, taken[place].arg)
+        return any(self._node_sets_attribute(one, names, function) for one in ast.walk(written))
 
-    def _found_at(self, one: ast.AST, names: set[str], function: FunctionType) -> bool:
-        if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store | ast.Del) and _is_one_of(one.value, names):
-            return one.attr == self.attribute or self._sets_by_property(one.attr)
+    def _node_sets_attribute(self, one: ast.AST, names: set[str], function: FunctionType) -> bool:
+        if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store | ast.Del) and _is_name_in(one.value, names):
+            return one.attr == self.attribute or self._property_setter_sets_attribute(one.attr)
         if not isinstance(one, ast.Call):
             return False
         called = one.func.attr if isinstance(one.func, ast.Attribute) else one.func.id if isinstance(one.func, ast.Name) else ""
         if called == "values" and any(given.arg == self.attribute for given in one.keywords):
             return True
-        if called == "setattr" and one.args and _is_one_of(one.args[0], names):
+        if called == "setattr" and one.args and _is_name_in(one.args[0], names):
             return len(one.args) > 1 and isinstance(one.args[1], ast.Constant) and one.args[1].value == self.attribute
-        if isinstance(one.func, ast.Attribute) and _is_one_of(one.func.value, names):
-            return self.found_in(inspect.getattr_static(self.record, called, None), 0)
-        given_at = [number for number, given in enumerate(one.args) if _is_one_of(given, names)]
+        if isinstance(one.func, ast.Attribute) and _is_name_in(one.func.value, names):
+            return self.function_sets_attribute(inspect.getattr_static(self.record, called, None), 0)
+        given_at = [number for number, given in enumerate(one.args) if _is_name_in(given, names)]
         if not given_at:
             return False
-        callee = _resolved(one.func, function)
-        worker_state = 1 if inspect.ismethod(callee) else 0
-        return any(self.found_in(callee, number + worker_state) for number in given_at)
+        callee = _resolve_callee(one.func, function)
+        bound = 1 if inspect.ismethod(callee) else 0
+        return any(self.function_sets_attribute(callee, number + bound) for number in given_at)
 
-    def _sets_by_property(self, name: str) -> bool:
-        """Whether the setter of a property, or hybrid property, of this name sets the attribute."""
+    def _property_setter_sets_attribute(self, name: str) -> bool:
+        """Whether the record's class has a property, or hybrid property, named `name` whose setter sets the searched attribute."""
         setter = getattr(inspect.getattr_static(self.record, name, None), "fset", None)
-        return setter is not None and self.found_in(setter, 0)
+        return setter is not None and self.function_sets_attribute(setter, 0)
 
-    def _found_in_code(self, code: CodeType, function: FunctionType) -> bool:
-        if any(self.found_in(one, 0) for one in _in_cells(function)):
+    def _byte_code_sets_attribute(self, code: CodeType, function: FunctionType) -> bool:
+        if any(self.function_sets_attribute(one, 0) for one in _functions_in_closure(function)):
             return True
-        for one in _codes(code):
+        for one in _nested_code_objects(code):
             if any(step.opname == "STORE_ATTR" and step.argval == self.attribute for step in dis.get_instructions(one)):
                 return True
-            if {"setattr", "values"} & set(one.co_names) and self.attribute in _constants(one):
+            if {"setattr", "values"} & set(one.co_names) and self.attribute in _string_constants(one):
                 return True
             for name in one.co_names:
                 found = function.__globals__.get(name, inspect.getattr_static(self.record, name, None))
                 setter = getattr(found, "fset", None)
-                if any(isinstance(each, FunctionType) and self.found_in(each, 0) for each in (found, setter)):
+                if any(isinstance(each, FunctionType) and self.function_sets_attribute(each, 0) for each in (found, setter)):
                     return True
         return False
 
 
 def _unwrap_callable(function: Any, place: int) -> tuple[Any, int]:
-    """Unwrap partials, methods and wrappers. Return the function that runs in the end, and the argument's position in it."""
+    """Return the plain function inside partials, methods and wrappers, and the position at which it gets the argument that was passed at
+    `place`.
+    """
     while True:
         if isinstance(function, functools.partial):
             function, place = function.func, place + len(function.args)
@@ -113,8 +118,8 @@ def _unwrap_callable(function: Any, place: int) -> tuple[Any, int]:
             return function, place
 
 
-def _definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    """Return the function's syntax tree. Returns None without source, or if it is no whole statement, as for a lambda within a call."""
+def _parse_definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """Return the syntax tree of the function's `def`. Returns None if there is no source code or no `def`, as for a lambda."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError):
@@ -123,24 +128,24 @@ def _definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     return first if isinstance(first, ast.FunctionDef | ast.AsyncFunctionDef) else None
 
 
-def _aliases(function: ast.AST, name: str) -> set[str]:
-    """Return the local names of the same object: after `one = order` these are `one` and `order`."""
+def _local_aliases(function: ast.AST, name: str) -> set[str]:
+    """Return the local names of the object that is named `name`: for "order", after `one = order`, these are `one` and `order`."""
     names = {name}
     for _ in range(3):
         for one in ast.walk(function):
-            if isinstance(one, ast.Assign) and _is_one_of(one.value, names):
+            if isinstance(one, ast.Assign) and _is_name_in(one.value, names):
                 names.update(target.id for target in one.targets if isinstance(target, ast.Name))
     return names
 
 
-def _is_one_of(one: ast.expr, names: set[str]) -> bool:
+def _is_name_in(one: ast.expr, names: set[str]) -> bool:
     return isinstance(one, ast.Name) and one.id in names
 
 
-def _resolved(called: ast.expr, function: FunctionType) -> Any:
-    """Return the function that is called by this expression, or None if it is not known yet."""
+def _resolve_callee(called: ast.expr, function: FunctionType) -> Any:
+    """Return the function that this expression names inside `function`. Returns None if that cannot be found out."""
     if isinstance(called, ast.Attribute):
-        owner = _resolved(called.value, function)
+        owner = _resolve_callee(called.value, function)
         return (
             None
             if owner is None
@@ -163,7 +168,7 @@ def _get_attribute_statically(owner: Any, name: str) -> Any:
     return found.__get__(owner) if isinstance(found, FunctionType) and not inspect.isclass(owner) else found
 
 
-def _in_cells(function: FunctionType) -> Iterator[FunctionType]:
+def _functions_in_closure(function: FunctionType) -> Iterator[FunctionType]:
     """Yield the functions in the function's closure, such as the one that a decorator's wrapper calls."""
     for cell in function.__closure__ or ():
         try:
@@ -174,15 +179,15 @@ def _in_cells(function: FunctionType) -> Iterator[FunctionType]:
             yield found
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def _nested_code_objects(code: CodeType) -> Iterator[CodeType]:
     yield code
     for one in code.co_consts:
         if isinstance(one, CodeType):
-            yield from _codes(one)
+            yield from _nested_code_objects(one)
 
 
-def _constants(code: CodeType) -> set[object]:
-    """Return the strings among the code's constants, also those in tuples: the names of keyword arguments are kept in a tuple."""
+def _string_constants(code: CodeType) -> set[object]:
+    """Return the strings among the constants of a code object, also those in tuples: names of keyword arguments are kept in tuples."""
     found: set[object] = set()
     for one in code.co_consts:
         found.update(one if isinstance(one, tuple) else (one,) if isinstance(one, str) else ())

@@ -1,4 +1,4 @@
-"""What `load=` of a call was given: loader options for the record of its reaction. Raises DeclarationError with the cure."""
+"""Checks `load=` of a call: SQLAlchemy loader options for the record of its reaction. Raises DeclarationError with the cure."""
 
 from __future__ import annotations
 
@@ -16,33 +16,37 @@ from groundstate.values.errors import DeclarationError
 _CURE = "give a list of SQLAlchemy's loader options, as in load=[selectinload(Order.lines)]"
 
 
-def checked(what: str, given: Any) -> tuple[Any, ...]:
-    """These, each an option. Which record they must fit is known once a reaction has the call."""
+def check_options(what: str, given: Any) -> tuple[Any, ...]:
+    """Return the options as a tuple. Raises DeclarationError if one is no loader option. `check_options_fit_record` checks them further."""
     if isinstance(given, ORMOption):
-        raise DeclarationError(f"{what}: load={_shown(given)}: that is one option: give a list of them, as in load=[selectinload(...)]")
+        raise DeclarationError(
+            f"{what}: load={_show_option(given)}: that is one option: give a list of them, as in load=[selectinload(...)]"
+        )
     if isinstance(given, str) or not isinstance(given, Collection):
-        raise DeclarationError(f"{what}: load={_shown(given)}: {_cure(given)}")
+        raise DeclarationError(f"{what}: load={_show_option(given)}: {_cure_for_wrong_option(given)}")
     for one in given:
         if not isinstance(one, ORMOption):
-            raise DeclarationError(f"{what}: load=[{_shown(one)}]: {_cure(one)}")
+            raise DeclarationError(f"{what}: load=[{_show_option(one)}]: {_cure_for_wrong_option(one)}")
     return tuple(given)
 
 
-def check_root(what: str, mapper: Mapper[Any], options: Collection[Any]) -> None:
-    """Refuses what loads something of another record."""
+def check_options_fit_record(what: str, mapper: Mapper[Any], options: Collection[Any]) -> None:
+    """Raise DeclarationError if an option is for another class than the record's."""
     for one in options:
-        path = getattr(getattr(one, "path", None), "path", ())  # SQLAlchemy shows it by no public name
+        path = getattr(getattr(one, "path", None), "path", ())  # SQLAlchemy has no public name for an option's path
         root = path[0] if path else None
         if isinstance(root, Mapper) and not (root.isa(mapper) or mapper.isa(root)):
             name = mapper.class_.__name__
             raise DeclarationError(
-                f"{what}: load= is of {root.class_.__name__}, and the record is {name}: give loader options of that, as in"
+                f"{what}: load= is for {root.class_.__name__}, and the record is {name}: give loader options of {name}, as in"
                 f" load=[selectinload({name}.<relationship>)]"
             )
 
 
-def check_configured(spec: ReactionSpec) -> None:
-    """Refuses what no statement can be made of, which is known once all models are configured."""
+def check_options_compile(spec: ReactionSpec) -> None:
+    """Raise DeclarationError if SQLAlchemy cannot compile a SELECT with `load=` of the reaction's call. Call it when all models are
+    configured.
+    """
     if spec.call is None or not spec.call.load:
         return
     try:
@@ -52,13 +56,13 @@ def check_configured(spec: ReactionSpec) -> None:
         raise DeclarationError(f"{what}: {error}") from error
 
 
-def _cure(given: Any) -> str:
+def _cure_for_wrong_option(given: Any) -> str:
     if isinstance(given, InstrumentedAttribute) and isinstance(given.comparator, RelationshipProperty.Comparator):
         return f"that is a relationship: write load=[selectinload({given})]"
     return f"that is no loader option: {_CURE}"
 
 
-def _shown(given: Any) -> str:
+def _show_option(given: Any) -> str:
     if isinstance(given, InstrumentedAttribute):
         return str(given)
     if isinstance(given, ORMOption):

@@ -1,4 +1,6 @@
-"""Reads what a user's function takes: its first arguments by position, and the rest by annotation. Calls no function."""
+"""Reads the parameters of a user's function: the first parameters get arguments by position, the others get what their annotations ask for.
+Calls no function.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from groundstate.values.errors import DeclarationError
 if sys.version_info >= (3, 14):
     import annotationlib
 
-_CALL = "__call__"  # the method of a callable object that is no function
+_CALL = "__call__"  # the method that runs if an object that is no function is called
 _PACKAGE = __name__.partition(".")[0]
 _SUPPLIES: dict[Any, str] = {
     Session: "session",
@@ -38,12 +40,12 @@ _SHOWN = {
     "keys": "keys: Sequence[IdempotencyKey]",
     "client": "client",
 }
-_NO_SESSION = " A call runs outside of any transaction: what it needs of other rows is read by `prepare` or `load=`."
+_NO_SESSION = " A call runs outside of any transaction: read the other rows that it needs by `prepare` or `load=`."
 _BY_TEXT = {kind.__name__: supply for kind, supply in _SUPPLIES.items() if isinstance(kind, type)} | {"Sequence[IdempotencyKey]": "keys"}
 
 
 class Unresolved:
-    """An annotation that names something that cannot be found when the function is declared. `text` is the annotation as written."""
+    """An annotation with a name that does not exist when the function is declared. `text` is the annotation as written."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -51,16 +53,17 @@ class Unresolved:
 
 @dataclass(frozen=True)
 class Signature:
-    """The parameters and the return type of a user's function, as `read` found them."""
+    """The parameters and the return type of a user's function, as `read_signature` found them."""
 
     function: Function
     what: str  # how error messages name the function, such as "the handler paid"
-    first: tuple[Any, ...]  # resolved annotations of its first arguments; inspect.Parameter.empty for one without
+    first: tuple[Any, ...]  # the annotation of each parameter that is passed by position; inspect.Parameter.empty for one without
     returns: Any
 
 
-def read(call: Any, what: str, first: Sequence[str], supplied: Sequence[str]) -> Signature:
-    """Return the signature of a function that takes `first` by position, and by annotation may take any of `supplied`.
+def read_signature(call: Any, what: str, first: Sequence[str], supplied: Sequence[str]) -> Signature:
+    """Return the signature of a function whose first parameters get the arguments named in `first`, by position. Each other parameter has a
+    default, or an annotation that stands for a value named in `supplied`.
 
     Raises:
         DeclarationError: the function cannot be called in this way; the message says what it may take.
@@ -68,31 +71,28 @@ def read(call: Any, what: str, first: Sequence[str], supplied: Sequence[str]) ->
     if not callable(call):
         raise DeclarationError(f"{what} is no function but {call!r}")
     what = f"{what} {name_of(call)}"
-    declared = _declared_as(call)
+    declared = _error_if_declared(call)
     if declared is not None:
         raise DeclarationError(f"{what} is {declared}")
-    if _is_generator(call):
+    if _is_generator_function(call):
         raise DeclarationError(f"{what} is a generator function, and its body would never run: return instead of yield")
     try:
         parameters = list(inspect.signature(call).parameters.values())
     except (TypeError, ValueError):
         raise DeclarationError(f"{what} has no signature that can be read: wrap it in a `def`") from None
-    hints = _hints(call)
+    hints = _resolve_annotations(call)
     by_position, rest = _split_positional_parameters(parameters, len(first))
     if by_position is None:
-        raise DeclarationError(f"{what} must take {_listed(first)} by position, and then by annotation what it wants of {_shown(supplied)}")
-    wants = {
-        one.name: supply for one in rest if (supply := _supplied_name_for_parameter(one, hints.get(one.name), what, supplied)) is not None
-    }
+        raise DeclarationError(
+            f"{what} must take {_join_by_and(first)} by position, and then by annotation what it wants of {_show_parameters(supplied)}"
+        )
+    wants = {one.name: supply for one in rest if (supply := _value_name_of_parameter(one, hints.get(one.name), what, supplied)) is not None}
     annotations = tuple(hints.get(one.name, inspect.Parameter.empty) for one in by_position)
     return Signature(Function(call, wants, is_async(call)), what, annotations, hints.get("return", inspect.Parameter.empty))
 
 
-def _declared_as(call: Any) -> str | None:
-    """Return an error text with the cure for a function that is a call or a reaction already, or wraps one.
-
-    Returns None for a plain function.
-    """
+def _error_if_declared(call: Any) -> str | None:
+    """Return an error text with the cure if the function is, or wraps, a declared call or reaction. Returns None for a plain function."""
     while call is not None:
         said: str | None = getattr(type(call), "DECLARED_AS", None)
         if said is not None:
@@ -111,20 +111,20 @@ def is_async(call: Any) -> bool:
     return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, _CALL, None))
 
 
-def bare(annotation: Any) -> Any:
-    """Return the annotation without a surrounding `Annotated`."""
+def without_annotated(annotation: Any) -> Any:
+    """Return X for `Annotated[X, ...]`, and any other annotation as it is."""
     return annotation.__origin__ if typing.get_origin(annotation) is typing.Annotated else annotation
 
 
-def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, without `Annotated`. For another type, return a tuple of the type alone."""
-    annotation = bare(annotation)
+def union_members(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, each without `Annotated`. For any other type, return a tuple with just this type."""
+    annotation = without_annotated(annotation)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return tuple(inner for one in typing.get_args(annotation) for inner in members(one))
+        return tuple(inner for one in typing.get_args(annotation) for inner in union_members(one))
     return (annotation,)
 
 
-def _is_generator(call: Any) -> bool:
+def _is_generator_function(call: Any) -> bool:
     return any(
         test(one) for one in (call, getattr(call, _CALL, None)) for test in (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
     )
@@ -133,9 +133,7 @@ def _is_generator(call: Any) -> bool:
 def _split_positional_parameters(
     parameters: Sequence[inspect.Parameter], count: int
 ) -> tuple[list[inspect.Parameter] | None, list[inspect.Parameter]]:
-    """Return the parameters that take the first `count` positional arguments, and the rest. The first list is None if too few can take
-    them.
-    """
+    """Return a pair: the parameters that take the first `count` positional arguments (None if there are fewer), and the others."""
     taken: list[inspect.Parameter] = []
     left = list(parameters)
     while len(taken) < count:
@@ -147,61 +145,64 @@ def _split_positional_parameters(
     return taken, left
 
 
-def _supplied_name_for_parameter(one: inspect.Parameter, annotation: Any, what: str, supplied: Sequence[str]) -> str | None:
+def _value_name_of_parameter(one: inspect.Parameter, annotation: Any, what: str, supplied: Sequence[str]) -> str | None:
     if one.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         return None
-    supply = "client" if one.name == "client" and "client" in supplied else _supply_of(annotation)
+    supply = "client" if one.name == "client" and "client" in supplied else _value_name_of_annotation(annotation)
     if supply in supplied and one.kind is not inspect.Parameter.POSITIONAL_ONLY:
         return supply
     if supply is None and one.default is not inspect.Parameter.empty:
         return None
     if supply in supplied:
-        raise DeclarationError(f"{what}: what is supplied is given by name, and {one.name!r} takes it by position alone: remove the '/'")
-    raise DeclarationError(_nobody_supplies(one, annotation, what, supplied))
+        raise DeclarationError(f"{what}: {one.name!r} is supplied by name, but can be passed only by position: remove the '/'")
+    raise DeclarationError(_message_for_unsupplied_parameter(one, annotation, what, supplied))
 
 
-def _nobody_supplies(one: inspect.Parameter, annotation: Any, what: str, supplied: Sequence[str]) -> str:
+def _message_for_unsupplied_parameter(one: inspect.Parameter, annotation: Any, what: str, supplied: Sequence[str]) -> str:
     hint = ""
-    kinds = [kind for kind in members(annotation) if isinstance(kind, type)]
+    kinds = [kind for kind in union_members(annotation) if isinstance(kind, type)]
     if one.name == "client":
         hint = " Give the service a client, as in ExternalService(name, client=lambda: httpx.AsyncClient())."
     elif any(issubclass(kind, Session) for kind in kinds):
-        hint = _NO_SESSION if "session" not in supplied else " What is supplied is a sqlalchemy.orm.Session: annotate it so."
+        hint = _NO_SESSION if "session" not in supplied else " The session is a sqlalchemy.orm.Session: annotate it so."
     elif any(kind.__name__ in ("AsyncSession", "async_scoped_session") for kind in kinds):
         hint = " Inside a transaction of ours nothing is awaited: take a sqlalchemy.orm.Session."
     elif one.name in ("session", "ctx", "key", "keys", "occurrence") and annotation is None:
         hint = f" Annotate it: {_SHOWN[one.name]}."
-    return f"{what}: nobody supplies its parameter {one.name!r}.{hint} By annotation it may take {_shown(supplied)}; give others a default"
+    may_take = _show_parameters(supplied)
+    return f"{what}: nobody supplies its parameter {one.name!r}.{hint} By annotation it may take {may_take}; give others a default"
 
 
-def _supply_of(annotation: Any) -> str | None:
+def _value_name_of_annotation(annotation: Any) -> str | None:
     if isinstance(annotation, Unresolved):
         last_names = re.sub(r"\s|[\w.]+\.(?=\w)", "", annotation.text)
         return _BY_TEXT.get(re.sub(r"^None\||\|None$", "", last_names))
-    for kind in members(annotation):
+    for kind in union_members(annotation):
         for known, supply in _SUPPLIES.items():
             if kind == known:
                 return supply
     return None
 
 
-def _hints(call: Any) -> dict[str, Any]:
-    """Return the annotations, each resolved by itself, so that one that cannot be found does not spoil the others."""
-    function = _innermost(call)
-    names = _names_around(function)
+def _resolve_annotations(call: Any) -> dict[str, Any]:
+    """Return the annotation of each parameter, by name. Each is resolved by itself, so that an unknown name in one leaves the others
+    intact.
+    """
+    function = _unwrap_function(call)
+    names = _names_in_enclosing_scopes(function)
     found: dict[str, Any] = {}
-    for name, annotation in _annotations(function).items():
-        found[name] = _resolved(annotation, getattr(function, "__globals__", {}), names)
+    for name, annotation in _raw_annotations(function).items():
+        found[name] = _resolve_annotation(annotation, getattr(function, "__globals__", {}), names)
     return found
 
 
-def _annotations(function: Any) -> dict[str, Any]:
+def _raw_annotations(function: Any) -> dict[str, Any]:
     if sys.version_info >= (3, 14):
         return dict(annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF))
     return dict(getattr(function, "__annotations__", {}))
 
 
-def _resolved(annotation: Any, module: dict[str, Any], around: dict[str, Any]) -> Any:
+def _resolve_annotation(annotation: Any, module: dict[str, Any], around: dict[str, Any]) -> Any:
     def carrier() -> None: ...
 
     carrier.__annotations__ = {"it": annotation}
@@ -211,7 +212,7 @@ def _resolved(annotation: Any, module: dict[str, Any], around: dict[str, Any]) -
         return Unresolved(annotation if isinstance(annotation, str) else getattr(annotation, "__forward_arg__", repr(annotation)))
 
 
-def _innermost(call: Any) -> Any:
+def _unwrap_function(call: Any) -> Any:
     while isinstance(call, functools.partial):
         call = call.func
     call = inspect.unwrap(call)
@@ -222,9 +223,9 @@ def _innermost(call: Any) -> Any:
     return call
 
 
-def _names_around(function: Any) -> dict[str, Any]:
-    """Return the variables of the function's closure and the locals around its declaration, so that models made inside a function are
-    found.
+def _names_in_enclosing_scopes(function: Any) -> dict[str, Any]:
+    """Return the variables in the function's closure and the local variables around its declaration, where annotations may find models that
+    were defined inside a function.
     """
     names: dict[str, Any] = {}
     frame = inspect.currentframe()
@@ -242,19 +243,19 @@ def _names_around(function: Any) -> dict[str, Any]:
     return names
 
 
-_MANY = 1000  # names: the search stops here, since no function that declares a handler has more locals
+_MANY = 1000  # local names after which the search for more ends, so that it is never slow
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_by_and(names: Sequence[str]) -> str:
     return " and ".join(names)
 
 
-def _shown(supplied: Sequence[str]) -> str:
+def _show_parameters(supplied: Sequence[str]) -> str:
     return ", ".join(_SHOWN[one] for one in supplied) or "nothing"
 
 
 def function_name(call: Callable[..., Any], what: str) -> str:
-    """Return a function's name, to be kept in tables and idempotency keys. Raises DeclarationError if it has none, such as a lambda."""
+    """Return a function's name for tables and idempotency keys. Raises DeclarationError if it has none, as a lambda."""
     name = name_of(call)
     if name == "<lambda>" or not hasattr(call, "__name__") or not name.strip("_"):
         raise DeclarationError(f"{what} {name} has no name of its own, and keys are made of it: give name='...'")

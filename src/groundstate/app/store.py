@@ -1,4 +1,4 @@
-"""Stores: a database, or several shards, and the user's tables in them. Connects to nothing."""
+"""Stores: a database, or several shards, and the user's tables in them. Opens no connection."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Literal, Protocol
 from sqlalchemy import URL, Dialect, Engine, MetaData, Table, inspect
 from sqlalchemy.sql.expression import FromClause
 
-from groundstate.store.connect import AsyncEngineLike, dialect_of, settings_of, sqlite_dialect
-from groundstate.store.port import Settings
-from groundstate.store.safe_name import name_of
+from groundstate.store.connect import AsyncEngineLike, dialect_of, resolve_settings, sqlite_dialect_of
+from groundstate.store.port import StoreSettings
+from groundstate.store.safe_name import label_of_url
 from groundstate.values.errors import DeclarationError
 
 Database = str | URL | Engine | AsyncEngineLike
 
 
-class _Base(Protocol):
-    """A declarative base, SQLModel, or another class whose tables are in a MetaData. The class itself is meant, not an instance."""
+class _HasMetadata(Protocol):
+    """The type of a class object, not of its instances, that has the attribute `metadata`: a declarative base, SQLModel or another."""
 
     metadata: MetaData
 
@@ -28,26 +28,26 @@ class Store:
     """One database and the tables in it. It connects when the app starts, not when it is declared.
 
     Args:
-        database: a URL, an engine of yours (groundstate then connects in the same way), or a function that returns one, called at the
-            start.
+        database: a URL, an engine (groundstate connects with the same settings), or a function that returns one of these and is called at
+            the start.
         owns: declarative bases, SQLModel, or MetaData whose tables are in this database.
         failover: "lossy" if a failover of this database can lose a commit, "lossless" if none can.
         direct: for PostgreSQL behind a pooler: a URL past the pooler, for the lock that shows that a worker is alive.
-        witness: a folder on another disk than the database, for the witness files, in which each worker keeps what it knows of the
-            database.
+        witness: a folder for the witness files, on another disk than the database. Each worker records in its witness file how many calls
+            it has begun, so that a restored backup is noticed.
         redact: a function that is applied to each error text before it is kept or logged.
-        state: for SQLite: a folder on another disk than the database, for the count of begun calls; the user's own state folder if left
-            out.
+        state: for SQLite: a folder on another disk than the database, for the count of begun calls. If left out, it is the state folder of
+            the operating system's user.
         name: the name of the store in output and in commands; its URL if left out.
 
     Raises:
-        DeclarationError: the store owns no tables, or something that is no declarative base.
+        DeclarationError: `owns` is empty, or has something in it that is no declarative base.
     """
 
     def __init__(  # noqa: PLR0913  # each parameter is an option of a store
         self,
         database: Database | Callable[[], Database],
-        *owns: _Base | MetaData,
+        *owns: _HasMetadata | MetaData,
         failover: Literal["lossy", "lossless"] = "lossy",
         direct: str | URL | None = None,
         witness: str | os.PathLike[str] | None = None,
@@ -59,7 +59,7 @@ class Store:
             raise DeclarationError("Store(database) owns no tables: name them by their base, as in Store(url, Base), Store(url, SQLModel)")
         if failover not in {"lossy", "lossless"}:
             raise DeclarationError(f"failover={failover!r}: it is 'lossy', or 'lossless' where no failover can lose a commit")
-        self.name = None if name is None else _checked_name(name)
+        self.name = None if name is None else _check_store_name(name)
         self._database = database
         self._direct = direct
         self._witness = witness
@@ -72,27 +72,28 @@ class Store:
     def shards(  # noqa: PLR0913  # each parameter is an option of a sharded store
         cls,
         databases: Mapping[str, Database | Callable[[], Database]] | Sequence[Database | Callable[[], Database]],
-        *owns: _Base | MetaData,
+        *owns: _HasMetadata | MetaData,
         name: str = "shard",
         failover: Literal["lossy", "lossless"] = "lossy",
         redact: Callable[[str], str] | None = None,
         direct: Mapping[str, str | URL] | None = None,
         witness: str | os.PathLike[str] | None = None,
         state: str | os.PathLike[str] | None = None,
-    ) -> Shards:
+    ) -> ShardedStore:
         """Return a store of several databases with the same tables, each with its own rows and its own worker.
 
-        Primary keys must be unique over all databases: idempotency keys are made of them, and must stay the same when a record moves.
+        Primary keys must be unique over all databases: idempotency keys are made of them, and must stay the same when a record moves to
+        another database.
 
         Args:
             databases: the databases by their names. In a list they are named "shard-1", "shard-2" and so on.
             owns: declarative bases, SQLModel, or MetaData whose tables are in each of these databases.
-            name: what the names of databases in a list begin with.
-            failover: whether a failover of one of them can lose a commit, as for `Store`.
-            redact: a function for the error texts of each of them, as for `Store`.
+            name: the prefix of the names of databases in a list.
+            failover: whether a failover of one of the databases can lose a commit, as for `Store`.
+            redact: a function that is applied to error texts of all databases, as for `Store`.
             direct: for PostgreSQL behind poolers: URLs past the poolers, by the names of shards.
-            witness: a folder in which each shard gets a folder for its witness files.
-            state: for SQLite: one folder for the counts of begun calls of all shards.
+            witness: a folder in which each shard gets a folder of its own for its witness files, as for `Store`.
+            state: for SQLite: the folder for the counts of begun calls of all shards, as for `Store`.
 
         Raises:
             DeclarationError: there is no database, `direct` names an unknown shard, or a name cannot be used.
@@ -104,13 +105,13 @@ class Store:
         strange = sorted(past.keys() - given.keys())
         if strange:
             raise DeclarationError(f"direct={{{strange[0]!r}: ...}}: there is no such shard; there are {', '.join(given)}")
-        return Shards(
+        return ShardedStore(
             Store(
                 database,
                 *owns,
                 failover=failover,
                 direct=past.get(one),
-                witness=None if witness is None else Path(witness) / _checked_name(one),
+                witness=None if witness is None else Path(witness) / _check_store_name(one),
                 redact=redact,
                 name=one,
                 state=state,
@@ -120,13 +121,13 @@ class Store:
 
     @property
     def databases(self) -> tuple[Store, ...]:
-        """The databases of the store: itself alone, or each shard of a sharded store."""
+        """The databases of the store: the store itself, or each shard of a sharded store."""
         return (self,)
 
     @property
     def label(self) -> str:
         """The name of the store in output: its `name`, or its URL without user, password and driver."""
-        return self.name or name_of(self.settings().url)
+        return self.name or label_of_url(self.settings().url)
 
     def shard(self, name: str) -> Store:
         """Return the database with this name. Raises DeclarationError if there is none."""
@@ -147,36 +148,35 @@ class Store:
 
     @property
     def sqlite_dialect(self) -> Dialect | None:
-        """SQLAlchemy's SQLite dialect, if one of the databases is surely SQLite.
-
-        It is None if none is, or if this is known only at the start.
+        """SQLAlchemy's SQLite dialect, if a database of the store is known to be SQLite. None if no database is, or if it is known only at
+        the start.
         """
-        return next((known for part in self.databases if (known := sqlite_dialect(part._database)) is not None), None)  # noqa: SLF001 - private, but of this same class
+        return next((known for part in self.databases if (known := sqlite_dialect_of(part._database)) is not None), None)  # noqa: SLF001 - an attribute of the same class
 
     @property
     def dialect(self) -> Dialect | None:
-        """SQLAlchemy's dialect by which one of its databases is asked; None where it will be known at the start alone."""
+        """SQLAlchemy's dialect for the store's databases. It is None if the dialect is known only at the start."""
         return next((known for part in self.databases if (known := dialect_of(part._database)) is not None), None)  # noqa: SLF001 - of this class
 
     @property
     def engine(self) -> Engine | None:
-        """The engine that the store was given, or the engine inside an async one. It is None if the store was given a URL or a function."""
+        """The engine that the store was declared with, or the sync engine inside an async one. It is None for a URL or a function."""
         given = getattr(self._database, "sync_engine", self._database)
         return given if isinstance(given, Engine) else None
 
-    def settings(self) -> Settings:
-        """Return the settings of the database. If the store was given a function, it is called now.
+    def settings(self) -> StoreSettings:
+        """Return the settings of the database. If the store was declared with a function, the function is called now.
 
         Raises:
-            StoreRefusedError: this database cannot keep the promises; the message names the cure.
+            StoreRefusedError: this database cannot keep groundstate's promises; the message names the cure.
         """
         given: Any = self._database
         if callable(given) and not isinstance(given, Engine):
             given = given()
-        return settings_of(given, self._direct, self._witness, self.failover, self._state)
+        return resolve_settings(given, self._direct, self._witness, self.failover, self._state)
 
 
-class Shards(Store):
+class ShardedStore(Store):
     """A store of several databases, made by `Store.shards`. Each row is in one of them, and no transaction spans several."""
 
     def __init__(self, parts: Iterable[Store]) -> None:
@@ -195,12 +195,12 @@ class Shards(Store):
         """The names of all shards, separated by commas."""
         return ", ".join(one.label for one in self._parts)
 
-    def settings(self) -> Settings:
+    def settings(self) -> StoreSettings:
         """Raise DeclarationError, since a sharded store has no single database."""
         raise DeclarationError(f"a sharded store is {len(self._parts)} databases: take one of its parts ({self.label})")
 
 
-def _checked_name(name: Any) -> str:
+def _check_store_name(name: Any) -> str:
     if not isinstance(name, str) or not name or not all(one.isalnum() or one in "-_." for one in name) or name.startswith((".", "-")):
         raise DeclarationError(
             f"a store's name is made of letters, digits, '-', '_' and '.', and begins with a letter or a digit: {name!r}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, cast
@@ -11,11 +10,12 @@ from typing import Any, cast
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.store import Store
+from groundstate.clock import SYSTEM_CLOCK, Clock
 from groundstate.engine.operate import triggers
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.sql.safe_text import describe
+from groundstate.engine.sql.safe_text import describe_exception
 from groundstate.engine.watch.hint_publisher import STOP_S, HintPublisher
-from groundstate.engine.watch.shard_routing import Part
+from groundstate.engine.watch.shard_routing import DatabasePart
 from groundstate.engine.worker import Worker
 from groundstate.rules.specs import ReactionSpec
 from groundstate.store import connect as stores
@@ -26,162 +26,182 @@ from groundstate.values.errors import DeclarationError
 Chosen = str | Callable[[], str] | None
 
 
-def checked(app: str, chosen: Any, keys: Any) -> Chosen:
-    """Return the `transport` option of an App as it was given. Raises DeclarationError if it, or `keys`, is of a wrong type."""
+def check_transport_option(app: str, chosen: Any, keys: Any) -> Chosen:
+    """Return the given `transport=` of an App unchanged. Raises DeclarationError if it, or `keys=`, is of a wrong type."""
     if chosen is not None and not isinstance(chosen, str) and not callable(chosen):
         raise DeclarationError(
             f"App({app!r}, transport={type(chosen).__name__}): give a URL, such as 'nats://localhost', or a function that returns one"
         )
     if not isinstance(keys, bool):
         raise DeclarationError(
-            f"App({app!r}, keys={keys!r}): True lets hints carry the primary keys of records, False (as it is) their reactions alone"
+            f"App({app!r}, keys={keys!r}): give True if hints may contain primary keys of records, or False (the default) if not"
         )
     return None if chosen is None else cast("Chosen", chosen)
 
 
-def transport_of(chosen: Chosen) -> Transport | None:
-    """Return the transport that the app's author chose, not opened yet. Raises DeclarationError if its URL cannot be used.
+def make_transport(chosen: Chosen) -> Transport | None:
+    """Return the transport that `App(transport=...)` names, not opened yet. Returns None if the option was not given: hints about a
+    PostgreSQL store then travel through that store.
 
-    Returns None if none was chosen: then each PostgreSQL carries its own hints.
+    Raises:
+        DeclarationError: the URL of the transport cannot be used.
     """
     url = chosen() if callable(chosen) else chosen
-    return None if url is None else transports.transport_of(url)
+    return None if url is None else transports.make_transport(url)
 
 
-def hints_in_words(chosen: Chosen, *, postgres: bool) -> str:
+def describe_hints(chosen: Chosen, *, postgres: bool) -> str:
     """Return a sentence that says how hints about a store travel. Opens no connection, and raises nothing.
 
     postgres: whether the store's database is PostgreSQL.
     """
     try:
-        transport = transport_of(chosen)
+        transport = make_transport(chosen)
     except Exception as error:  # noqa: BLE001  # the URL may come from a function of the user's
-        return f"Hints: by nothing that can be told here ({describe(error)})"
+        return f"Hints: it is not known here by which transport ({describe_exception(error)})"
     if transport is not None:
         return f"Hints: by {transport.name}"
-    return "Hints: by PostgreSQL's NOTIFY" if postgres else "Hints: within each process; what another one writes is found by looking"
+    return "Hints: by PostgreSQL's NOTIFY" if postgres else "Hints: within each process; what another process writes is found by the sweep"
 
 
 class HintPublishers:
     """The hint publishers of one running app: they send hints for its databases, and receive hints for its workers."""
 
     def __init__(
-        self, app: str, reactions: Mapping[Store, Sequence[ReactionSpec]], names: Mapping[str, str], chosen: Chosen, *, with_keys: bool
+        self,
+        app: str,
+        reactions: Mapping[Store, Sequence[ReactionSpec]],
+        names: Mapping[str, str],
+        chosen: Chosen,
+        *,
+        with_keys: bool,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._of: dict[Store, HintPublisher] = {}
-        self._of_rows: dict[Store, HintPublisher] = {}  # for hints of triggers, if the app's own hints use a chosen transport
+        self._clock = clock
+        self._publishers: dict[Store, HintPublisher] = {}
+        # By PostgreSQL store: an extra listener for hints that database triggers send by NOTIFY. It is needed only if the app's own hints
+        # use another transport, such as Redis.
+        self._publishers_of_triggers: dict[Store, HintPublisher] = {}
         self._app, self._reactions = app, reactions
         self._lock = threading.Lock()
         self._ended = False
-        self._chosen = transport_of(chosen)
+        self._chosen = make_transport(chosen)
         if self._chosen is not None:
-            every = [query for store, specs in reactions.items() for query in _queries(store, specs)]
-            self._of = dict.fromkeys(reactions, HintPublisher(app, self._chosen, every, with_keys=with_keys, part=Part("", names)))
+            every = [query for store, specs in reactions.items() for query in _make_queries(store, specs)]
+            publisher = HintPublisher(app, self._chosen, every, with_keys=with_keys, part=DatabasePart("", names), clock=clock)
+            self._publishers = dict.fromkeys(reactions, publisher)
             return
         for store, specs in reactions.items():
-            own = _own_transport(app, store)
+            own = _make_postgres_transport(app, store)
             if own is not None:
-                part = Part(store.name or "", names, several=len(reactions) > 1)
-                self._of[store] = HintPublisher(app, own, _queries(store, specs), with_keys=with_keys, part=part, store=store.label)
+                part = DatabasePart(store.name or "", names, several=len(reactions) > 1)
+                self._publishers[store] = HintPublisher(
+                    app, own, _make_queries(store, specs), with_keys=with_keys, part=part, store=store.label, clock=clock
+                )
 
     @property
-    def _all(self) -> list[HintPublisher]:
-        """The hint publishers that send, each once."""
-        return list(dict.fromkeys(self._of.values()))
+    def _sending_publishers(self) -> list[HintPublisher]:
+        """The hint publishers that send hints, each once; all stores share one if the app's author chose a transport."""
+        return list(dict.fromkeys(self._publishers.values()))
 
-    def of(self, store: Store) -> HintPublisher | None:
-        """Return the hint publisher that sends and receives for this store. Returns None if no transport is used for it."""
-        return self._of.get(store)
+    def publisher_of(self, store: Store) -> HintPublisher | None:
+        """Return the hint publisher of this store. Returns None if no transport is used for the store."""
+        return self._publishers.get(store)
 
     def start(self, *, trusted: bool) -> None:
         """Open the transports.
 
-        A transport that the author chose is first checked for whether it persists messages. PostgreSQL's own does not persist them, so its
-        start is not waited for.
+        For a transport that the app's author chose, this waits for the check that the transport does not persist messages. PostgreSQL's
+        NOTIFY persists none, so it needs no check.
 
         Raises:
             TransportRefusedError: the chosen transport persists messages, or does not show whether it does.
         """
-        for one in self._all:
+        for one in self._sending_publishers:
             one.start(trusted=trusted, wait=self._chosen is not None)
 
     def stop(self) -> None:
-        """Close all transports together, within STOP_S seconds in all."""
+        """Close all transports at the same time. This takes at most STOP_S seconds."""
         with self._lock:
             self._ended = True
-            every = [*self._all, *self._of_rows.values()]
-        end = time.monotonic() + STOP_S
+            every = [*self._sending_publishers, *self._publishers_of_triggers.values()]
+        end = self._clock.monotonic() + STOP_S
         for one in every:
-            one.end()
+            one.request_stop()
         for one in every:
-            one.stop(end - time.monotonic())
+            one.stop(end - self._clock.monotonic())
 
-    def serve(self, store: Store, worker: Worker) -> None:
-        """Pass hints on to the worker of this store from now on, also those that triggers in its database send. The worker must be up."""
-        if store in self._of:
-            self._of[store].serves(worker, store.name or "")
-        known = self._of_rows.get(store)
-        if known is not None:  # it was opened for an earlier worker of this store
-            known.serves(worker)
+    def pass_hints_to(self, store: Store, worker: Worker) -> None:
+        """From now on pass hints about this store to this worker, also hints that triggers in its database send. The worker must be up."""
+        if store in self._publishers:
+            self._publishers[store].add_receiver(worker, store.name or "")
+        known = self._publishers_of_triggers.get(store)
+        if known is not None:  # opened already, for an earlier worker of this store
+            known.add_receiver(worker)
             return
-        own = None if self._chosen is None else _own_transport(self._app, store)
+        own = None if self._chosen is None else _make_postgres_transport(self._app, store)
         if own is not None and _has_triggers(store):
-            told = HintPublisher(self._app, own, _queries(store, self._reactions[store]), tells=False, store=store.label)
-            told.serves(worker)
+            queries = _make_queries(store, self._reactions[store])
+            told = HintPublisher(self._app, own, queries, tells=False, store=store.label, clock=self._clock)
+            told.add_receiver(worker)
             with self._lock:
                 if not self._ended:
-                    self._of_rows[store] = told
+                    self._publishers_of_triggers[store] = told
                     told.start(wait=False)
 
     @property
     def up(self) -> dict[str, bool]:
         """Whether hints can be sent and received now, by the name of each transport."""
         found: dict[str, bool] = {}
-        for one in self._all:
-            found[one.transport.name] = found.get(one.transport.name, True) and one.up
+        for one in self._sending_publishers:
+            found[one.transport.name] = found.get(one.transport.name, True) and one.is_up
         return found
 
-    def ring(self, bell: Callable[[], None]) -> None:
-        """Call `bell` with each hint from another process, from now on."""
-        for one in self._all:
-            one.rings(bell)
+    def call_at_each_hint(self, bell: Callable[[], None]) -> None:
+        """Call `bell` at each hint from another process, from now on."""
+        for one in self._sending_publishers:
+            one.add_bell(bell)
 
-    def wait(self) -> None:
-        """Ask the other processes for hints about what they carry out. The request expires, so it must be repeated every second or two."""
-        for one in self._all:
-            one.wait()
+    def request_hints(self) -> None:
+        """Ask other processes to send hints about rows for which they carry out reactions. The request expires: repeat it every second or
+        two.
+        """
+        for one in self._sending_publishers:
+            one.announce_wait()
 
-    def ring_no_more(self, bell: Callable[[], None]) -> None:
-        """Stop calling `bell` with hints from other processes."""
-        for one in self._all:
-            one.rings_no_more(bell)
+    def stop_calling(self, bell: Callable[[], None]) -> None:
+        """No longer call `bell` at hints from other processes."""
+        for one in self._sending_publishers:
+            one.remove_bell(bell)
 
 
-def _own_transport(app: str, store: Store) -> Transport | None:
-    """Return PostgreSQL's own transport for this store, not opened yet. It also receives hints of triggers. Returns None for SQLite."""
-    way = stores.listening(store.settings())
+def _make_postgres_transport(app: str, store: Store) -> Transport | None:
+    """Return a transport by PostgreSQL's NOTIFY for this store, not opened yet. It also receives hints of triggers. Returns None for
+    SQLite.
+    """
+    way = stores.hint_connection_arguments(store.settings())
     if way is None:
         return None
     arguments, connect = way
-    made: Transport = import_module("groundstate.transport.postgres").PostgresTransport(arguments, (triggers.channel(app),), connect)
+    made: Transport = import_module("groundstate.transport.postgres").PostgresTransport(arguments, (triggers.channel_name(app),), connect)
     return made
 
 
 def _has_triggers(store: Store) -> bool:
-    """Whether the store's database has triggers of groundstate that send hints. Returns False if this cannot be seen now."""
+    """Whether the store's database has triggers of groundstate that send hints. Returns False if the database cannot be queried now."""
     database = stores.open_store(store.settings())[0]
     try:
         with database.reading() as connection:
-            return triggers.are_there(connection)
+            return triggers.has_triggers(connection)
     except DBAPIError:
         return False
     finally:
         database.close()
 
 
-def _queries(store: Store, specs: Sequence[ReactionSpec]) -> list[ConditionQuery]:
+def _make_queries(store: Store, specs: Sequence[ReactionSpec]) -> list[ConditionQuery]:
     database = stores.open_store(store.settings())[0]
     queries = [ConditionQuery(spec, database) for spec in specs]
     for query in queries:
-        query.has_triggers = True  # a trigger may change rows, so that no clause is taken as known after a commit
+        query.has_triggers = True  # a trigger may change rows, so a clause cannot be evaluated from the committed values
     return queries

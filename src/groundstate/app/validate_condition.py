@@ -1,4 +1,4 @@
-"""Checks the condition that was given to `App.on`: clauses, occurrence and done column. Raises DeclarationError with the cure."""
+"""Checks the condition of `App.on`: clauses, occurrence and done column. Raises DeclarationError with the cure."""
 
 from __future__ import annotations
 
@@ -16,45 +16,47 @@ from groundstate.rules import sql_inspect as look
 from groundstate.values.errors import DeclarationError
 
 
-def check_source(what: str) -> None:
-    """Refuse clauses that Python evaluates instead of SQL. Must run inside the declaring call, since it reads the source of that call."""
-    why = source_lint.misread_clause()
-    if why is not None:
-        raise DeclarationError(f"{what}: {why}")
-
-
-def clauses_now(what: str, mapper: Mapper[Any], given: Sequence[Any]) -> tuple[ColumnElement[bool], ...]:
-    """Return the clauses of a condition on one record that is asked at once, checked as those of `App.on` are.
-
-    It must run inside the call that gives them, since it reads the source of that call.
+def refuse_python_conditions(what: str) -> None:
+    """Raise DeclarationError if Python, not SQL, evaluates a clause, as in `a and b`. Call this during the declaration: its source code is
+    read.
     """
-    why = source_lint.misread_clause_now()
+    why = source_lint.find_misread_clause()
     if why is not None:
         raise DeclarationError(f"{what}: {why}")
-    clauses = look.split(given)
+
+
+def check_clauses_of_wait_for(what: str, mapper: Mapper[Any], given: Sequence[Any]) -> tuple[ColumnElement[bool], ...]:
+    """Return the clauses of a `wait_for`, split at SQL's AND. Raises DeclarationError for a clause that `App.on` would refuse.
+
+    Call this while `wait_for` is being called: the source code of that call is read.
+    """
+    why = source_lint.find_misread_clause_of_wait_for()
+    if why is not None:
+        raise DeclarationError(f"{what}: {why}")
+    clauses = look.split_and(given)
     for clause in clauses:
-        why = condition_lint.refused_now(clause, mapper)
+        why = condition_lint.reason_to_refuse_immediate_clause(clause, mapper)
         if why is not None:
             raise DeclarationError(f"{what}: {why}")
     return clauses
 
 
-def clauses_of(what: str, mapper: Mapper[Any], given: Sequence[Any]) -> tuple[ColumnElement[bool], ...]:
-    """Return the clauses of the condition, split at `and` and checked."""
-    clauses = look.split(given)
+def check_clauses(what: str, mapper: Mapper[Any], given: Sequence[Any]) -> tuple[ColumnElement[bool], ...]:
+    """Return the clauses of the condition, split at SQL's AND. Raises DeclarationError if a clause cannot be evaluated on the record."""
+    clauses = look.split_and(given)
     for clause in clauses:
-        why = condition_lint.refused(clause, mapper)
+        why = condition_lint.reason_to_refuse_clause(clause, mapper)
         if why is not None:
             raise DeclarationError(f"{what}: {why}")
     return clauses
 
 
-def column_of(what: str, mapper: Mapper[Any], column: Any, option: str) -> InstrumentedAttribute[Any]:
-    """Return the record's mapped attribute for a given column.
+def mapped_attribute_of(what: str, mapper: Mapper[Any], column: Any, option: str) -> InstrumentedAttribute[Any]:
+    """Return the record's mapped attribute for a column. Raises DeclarationError if there is none.
 
     option: the text in front of the column in error messages, such as "done_column".
     """
-    inner = look.element(column)
+    inner = look.sql_element(column)
     given = f"{option}={column!s}{')' * option.count('(')}"
     table = getattr(inner, "table", None)
     if table is None or table not in mapper.tables:
@@ -67,10 +69,10 @@ def column_of(what: str, mapper: Mapper[Any], column: Any, option: str) -> Instr
     raise DeclarationError(f"{what}: {given} is no mapped column of {mapper.class_.__name__}: map it, or give another")
 
 
-def done_column_of(what: str, mapper: Mapper[Any], given: Any) -> InstrumentedAttribute[Any]:
+def check_done_column(what: str, mapper: Mapper[Any], given: Any) -> InstrumentedAttribute[Any]:
     """Return the attribute of `done_column=`: a column that is NULL until the handler writes it."""
-    attribute = column_of(what, mapper, given, "done_column")
-    column = look.base_column(look.element(attribute))
+    attribute = mapped_attribute_of(what, mapper, given, "done_column")
+    column = look.base_column(look.sql_element(attribute))
     if column.primary_key:
         raise DeclarationError(
             f"{what}: done_column={attribute} is the primary key: give a column that is NULL until this reaction writes it"
@@ -83,13 +85,13 @@ def done_column_of(what: str, mapper: Mapper[Any], given: Any) -> InstrumentedAt
     return attribute
 
 
-def occurrence_of(what: str, mapper: Mapper[Any], occurrence: Iterable[Any]) -> tuple[InstrumentedAttribute[Any], ...]:
-    """Return the attributes of `occurrence=`, whose values tell one occurrence from the next."""
+def check_occurrence(what: str, mapper: Mapper[Any], occurrence: Iterable[Any]) -> tuple[InstrumentedAttribute[Any], ...]:
+    """Return the attributes of `occurrence=`, whose values tell one occurrence (one round of a recurring event) from the next."""
     if hasattr(occurrence, "__clause_element__") or isinstance(occurrence, (str, ColumnElement)):
         raise DeclarationError(f"{what}: occurrence={occurrence!s}: give a sequence of columns, as in occurrence=[{occurrence!s}]")
-    found = tuple(column_of(what, mapper, one, "occurrence") for one in occurrence)
+    found = tuple(mapped_attribute_of(what, mapper, one, "occurrence") for one in occurrence)
     for one in found:
-        if not occurrences.has_one_text(one.type):
+        if not occurrences.has_canonical_text(one.type):
             raise DeclarationError(
                 f"{what}: occurrence={one}: a value of {type(one.type).__name__} has no one text, and 1, true and '1' would be one round:"
                 " give a column of text, integer, UUID, date, time or decimal that each round changes"
@@ -97,10 +99,10 @@ def occurrence_of(what: str, mapper: Mapper[Any], occurrence: Iterable[Any]) -> 
     return found
 
 
-def check_key(what: str, mapper: Mapper[Any]) -> None:
-    """Refuse records whose primary key cannot be written as one text, since an attempt names its record by that text."""
+def check_primary_key(what: str, mapper: Mapper[Any]) -> None:
+    """Refuse a record class if values of its primary key have no unambiguous text, since an attempt names its record by that text."""
     for column in mapper.primary_key:
-        if not occurrences.has_one_text(column.type):
+        if not occurrences.has_canonical_text(column.type):
             raise DeclarationError(
                 f"{what}: the primary key {column} of {mapper.class_.__name__} is of type {type(column.type).__name__}, whose values have"
                 " no one text, and an attempt names its record by that: give the table a key of text, integer, UUID, date, time or"
@@ -108,23 +110,25 @@ def check_key(what: str, mapper: Mapper[Any]) -> None:
             )
 
 
-def has_insides(mapper: Mapper[Any]) -> bool:
-    """Whether the mapper has columns whose values can change in place. A cheap check, made before a handler's source is read."""
+def has_columns_mutable_in_place(mapper: Mapper[Any]) -> bool:
+    """Whether the mapper has columns whose values can change in place, such as JSON. Otherwise the handler's source need not be read."""
     return any(isinstance(column.type, (JSON, PickleType, ARRAY)) for column in mapper.columns)
 
 
-def lost_in_place(mapper: Mapper[Any], names: Iterable[str]) -> list[str]:
-    """Return which of these columns can change in place without SQLAlchemy noticing. Call it after the mappers are configured."""
+def columns_changed_unnoticed(mapper: Mapper[Any], names: Iterable[str]) -> list[str]:
+    """Return those of the named columns whose values can change in place without SQLAlchemy noticing. Call it when the mappers are
+    configured.
+    """
     lost = []
     for name in sorted(names):
         column = mapper.columns.get(name)
-        if column is not None and isinstance(column.type, (JSON, PickleType, ARRAY)) and not _tracked(mapper, name):
+        if column is not None and isinstance(column.type, (JSON, PickleType, ARRAY)) and not _is_mutation_tracked(mapper, name):
             lost.append(name)
     return lost
 
 
-def _tracked(mapper: Mapper[Any], name: str) -> bool:
-    """Whether the attribute's value is a Mutable of SQLAlchemy, which notices changes in place. Looks at the attribute's listeners."""
+def _is_mutation_tracked(mapper: Mapper[Any], name: str) -> bool:
+    """Whether the attribute's value is a Mutable of SQLAlchemy, which notices changes in place. The attribute's listeners tell."""
     attribute = mapper.class_manager.get(name)
     listeners = list(attribute.dispatch.set) if attribute is not None else []
     wrapped = [cell.cell_contents for listener in listeners for cell in getattr(listener, "__closure__", None) or ()]

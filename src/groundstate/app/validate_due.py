@@ -1,4 +1,4 @@
-"""Checks the `due=` option of `App.on`, and derives the occurrence from it. Raises DeclarationError."""
+"""Checks the option `due=` of `App.on`, and finds the columns of the due time. Raises DeclarationError with the cure."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from groundstate.values.errors import DeclarationError
 _IN_KEYS = (str, int, float, bytes, datetime, date, time, timedelta, uuid.UUID, Decimal, Enum)
 
 
-def due_of(what: str, mapper: Mapper[Any], given: Any) -> DueSpec | None:
-    """Return the due time of a reaction, checked as far as is possible without a database. Returns None if `due=` was not given."""
+def check_due(what: str, mapper: Mapper[Any], given: Any) -> DueSpec | None:
+    """Return the due time of a reaction. Checks what can be checked without a database. Returns None if `due=` was not given."""
     if given is None:
         return None
     chosen = given if isinstance(given, Due) else Due(given)
-    base = look.element(chosen.of)
+    base = look.sql_element(chosen.of)
     name = mapper.class_.__name__
     if isinstance(base, (datetime, date, timedelta, str, TextClause)) or not isinstance(base, ColumnElement):
         raise DeclarationError(
             f"{what}: due={chosen.of!r} is no column: a due time is a column of {name}, after(column, timedelta(...)), or an SQL expression"
             " over its columns"
         )
-    why = condition_lint.no_expression(base, mapper)
+    why = condition_lint.reason_to_refuse_expression(base, mapper)
     if why is not None:
         raise DeclarationError(f"{what}: due={base}: {why}")
-    attribute = _attribute(what, mapper, base)
-    _check_kind(what, base, base if attribute is None else attribute)
+    attribute = _mapped_due_column(what, mapper, base)
+    _check_type(what, base, base if attribute is None else attribute)
     return DueSpec(base, chosen.delta, chosen.valid_for, attribute)
 
 
-def occurrence_of(what: str, mapper: Mapper[Any], due: DueSpec) -> tuple[InstrumentedAttribute[Any], ...]:
-    """Return the columns that the due time is made of, sorted by name: they tell one occurrence from the next if `occurrence=` is not
-    given.
+def columns_of_due_time(what: str, mapper: Mapper[Any], due: DueSpec) -> tuple[InstrumentedAttribute[Any], ...]:
+    """Return the columns of the due time, sorted by name. They tell one occurrence (one round of a recurring event) from the next if
+    `occurrence=` is not given.
     """
     if due.attribute is not None:
         return (due.attribute,)
-    named = {look.base_column(one) for one in look.columns(look.own_parts(due.base))}
-    found = sorted((validate_condition.column_of(what, mapper, one, "due") for one in named), key=lambda one: one.key)
+    named = {look.base_column(one) for one in look.only_columns(look.own_parts(due.base))}
+    found = sorted((validate_condition.mapped_attribute_of(what, mapper, one, "due") for one in named), key=lambda one: one.key)
     for one in found:
-        if not _can_be_in_a_key(one.type):
+        if not _column_type_can_be_in_key(one.type):
             raise DeclarationError(
                 f"{what}: its due time is made of {one}, which cannot be part of a key: say by occurrence=[...] which columns tell one"
                 " round from the next"
@@ -59,14 +59,14 @@ def occurrence_of(what: str, mapper: Mapper[Any], due: DueSpec) -> tuple[Instrum
     return tuple(found)
 
 
-def _attribute(what: str, mapper: Mapper[Any], base: Any) -> InstrumentedAttribute[Any] | None:
+def _mapped_due_column(what: str, mapper: Mapper[Any], base: Any) -> InstrumentedAttribute[Any] | None:
     if getattr(base, "table", None) is None or not hasattr(base, "key"):
         return None
-    return validate_condition.column_of(what, mapper, base, "due")
+    return validate_condition.mapped_attribute_of(what, mapper, base, "due")
 
 
-def _check_kind(what: str, base: Any, shown: Any) -> None:
-    """Refuse a type that is surely no point in time. What the database makes of other types is checked when the app starts."""
+def _check_type(what: str, base: Any, shown: Any) -> None:
+    """Refuse types that are surely no point in time. Other types are checked on the database when the app starts."""
     kind = base.type
     if isinstance(kind, (Time, Interval)):
         raise DeclarationError(
@@ -83,8 +83,8 @@ def _check_kind(what: str, base: Any, shown: Any) -> None:
         raise DeclarationError(f"{what}: due={shown} is of type {type(kind).__name__}, and no point in time")
 
 
-def _can_be_in_a_key(kind_of_column: Any) -> bool:
-    if not occurrences.has_one_text(kind_of_column):
+def _column_type_can_be_in_key(kind_of_column: Any) -> bool:
+    if not occurrences.has_canonical_text(kind_of_column):
         return False
     try:
         kind = kind_of_column.python_type

@@ -1,4 +1,4 @@
-"""Checks the `not_done` list of an external service. Refuses exception types that can be a timeout or a broken connection."""
+"""Checks the `not_done` list of an external service. Refuses exception types that can mean a timeout or a broken connection."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _CURE = (
 )
 
 
-def checked(not_done: Sequence[NotDoneWhen]) -> tuple[NotDoneWhen, ...]:
-    """Return the list as it was given. Raises DeclarationError for an exception type that does not tell whether something was sent."""
+def check_not_done_list(not_done: Sequence[NotDoneWhen]) -> tuple[NotDoneWhen, ...]:
+    """Return the list as a tuple. Raises DeclarationError for an exception type that does not prove that the service did not act."""
     if isinstance(not_done, (str, type)) or callable(not_done):
-        raise DeclarationError(f"not_done={not_done!r}: give a list, not one alone")
+        raise DeclarationError(f"not_done={not_done!r}: give a list, also of a single one, as in not_done=[ConnectionRefusedError]")
     for one in not_done:
         if inspect.iscoroutinefunction(one):
-            raise DeclarationError(f"not_done={one!r}: it is asked in the midst of a turn, and cannot be awaited: make it a plain function")
+            raise DeclarationError(f"not_done={one!r}: it is called where nothing can be awaited: make it a plain function")
         if isinstance(one, type) or not callable(one):
-            _check(one)
+            _check_exception_type(one)
     return tuple(not_done)
 
 
-def _check(one: Any) -> None:
+def _check_exception_type(one: Any) -> None:
     if isinstance(one, str):
         module, _, name = one.rpartition(".")
         if not module or not all(part.isidentifier() for part in one.split(".")):
             raise DeclarationError(f"not_done={one!r}: write the exception's dotted path, such as 'httpx.ConnectError'")
         known = getattr(sys.modules.get(module), name, None)
         if known is None:
-            if names_a_time_out(name) or name in ("Exception", "BaseException", "OSError", "IOError", "RequestException", "HTTPError"):
+            if is_timeout_name(name) or name in ("Exception", "BaseException", "OSError", "IOError", "RequestException", "HTTPError"):
                 raise DeclarationError(f"not_done={one!r} can mean a time-out, after which nobody knows whether it was done: {_CURE}")
             return
         one = known
@@ -48,21 +48,23 @@ def _check(one: Any) -> None:
         raise DeclarationError(f"not_done={one.__name__} can be a time-out, after which nobody knows whether it was done: {_CURE}")
     if one in _BROKEN:
         raise DeclarationError(f"not_done={one.__name__} can be a connection that broke after sending: {_CURE}")
-    for kind in _kinds(one):
-        if names_a_time_out(kind.__name__):
+    for kind in _type_and_all_subclasses(one):
+        if is_timeout_name(kind.__name__):
             raise DeclarationError(
                 f"not_done={one.__name__} can be a {kind.__name__}, after which nobody knows whether it was done: {_CURE}"
             )
 
 
-def _kinds(one: type) -> Iterator[type]:
+def _type_and_all_subclasses(one: type) -> Iterator[type]:
     yield one
     below: list[type] = type.__subclasses__(one)
     for kind in below:
-        yield from _kinds(kind)
+        yield from _type_and_all_subclasses(kind)
 
 
-def names_a_time_out(name: str) -> bool:
-    """Whether an exception of this name is a timeout, but not one of connecting or of waiting for a pooled connection."""
+def is_timeout_name(name: str) -> bool:
+    """Whether an exception with this name means a timeout after which the service may have acted. It is False for a timeout of connecting,
+    or of waiting for a pooled connection.
+    """
     plain = name.lower()
     return ("timeout" in plain or "timedout" in plain) and not any(word in plain for word in ("connect", "pool"))

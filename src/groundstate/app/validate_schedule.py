@@ -1,4 +1,4 @@
-"""Checks what was given to `App.every` and to the handler, and makes a ScheduleSpec of it. Refuses what makes no sense."""
+"""Checks the arguments of `App.every` and the signature of the handler, and makes a ScheduleSpec. Raises DeclarationError with the cure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MISSED = ("none", "latest", "all")
 
 
 @dataclass(frozen=True)
-class Given:
+class ScheduleOptions:
     """The options of `App.every`, without the handler."""
 
     cron: Any
@@ -34,12 +34,12 @@ class Given:
     name: Any = None
 
 
-def schedule(app: str, stores: Sequence[Store], given: Given, handler: Any) -> ScheduleSpec:
+def make_schedule_spec(app: str, stores: Sequence[Store], given: ScheduleOptions, handler: Any) -> ScheduleSpec:
     """Return the spec of a schedule. Raises DeclarationError if an option or the handler cannot be used."""
     named = signature.function_name(handler, "the handler") if given.name is None else given.name
-    name = declaration.checked_name(named, "the schedule")
+    name = declaration.check_name(named, "the schedule")
     what = f"schedule {name}"
-    timing = _timing(what, given)
+    timing = _make_timing(what, given)
     if given.missed not in _MISSED:
         raise DeclarationError(f"{what}: missed={given.missed!r}: choose {' or '.join(map(repr, _MISSED))}")
     if type(given.max_missed) is not int or given.max_missed < 1:
@@ -52,43 +52,41 @@ def schedule(app: str, stores: Sequence[Store], given: Given, handler: Any) -> S
         app=app,
         name=name,
         timing=timing,
-        handler=_handler(what, handler),
+        handler=_read_handler_of_schedule(what, handler),
         missed=given.missed,
         max_missed=given.max_missed,
         retry=given.retry or Retry(),
-        store=_store(what, app, stores, given.store),
+        store=_check_store(what, app, stores, given.store),
     )
 
 
-def _timing(what: str, given: Given) -> Timing:
+def _make_timing(what: str, given: ScheduleOptions) -> Timing:
     if not isinstance(given.cron, timedelta):
         try:
             return Cron(given.cron, given.zone, given.gap, given.fold)
         except DeclarationError as error:
             raise DeclarationError(f"{what}: {error}") from None
     if given.cron < SHORTEST:
-        raise DeclarationError(
-            f"{what}: every {given.cron.total_seconds():g} s: a second is the shortest; what must come sooner is no schedule"
-        )
+        raise DeclarationError(f"{what}: every {given.cron.total_seconds():g} s: a second is the shortest distance between two ticks")
     asked = [name for name, usual in (("zone", "UTC"), ("gap", "shift"), ("fold", "first")) if getattr(given, name) != usual]
     if asked:
-        raise DeclarationError(f"{what}: {asked[0]}= is for a cron expression: a timedelta knows no wall clock, and its ticks are in UTC")
+        raise DeclarationError(f"{what}: {asked[0]}= is for a cron expression: ticks of a timedelta do not depend on a time zone")
     return Period(given.cron)
 
 
-def _handler(what: str, handler: Any) -> Any:
+def _read_handler_of_schedule(what: str, handler: Any) -> Any:
     try:
         return read_handler(handler, f"{what}: its handler", (), IN_TRANSACTION).function
     except DeclarationError as error:
         if "nobody supplies" not in str(error):
             raise
-        raise DeclarationError(f"{error}. A tick has no record: the handler looks for the rows that it needs by its session") from None
+        raise DeclarationError(f"{error}. A tick has no record: the handler queries the rows that it needs by its session") from None
 
 
-def _store(what: str, app: str, stores: Sequence[Store], given: Any) -> Store:
+def _check_store(what: str, app: str, stores: Sequence[Store], given: Any) -> Store:
     if given is None:
         if len(stores) > 1:
-            raise DeclarationError(f"{what}: App({app!r}) has {len(stores)} stores: say in which its tick writes, by store=")
+            raise DeclarationError(f"{what}: App({app!r}) has {len(stores)} stores: say by store= to which one the handler writes")
         return stores[0]
     if not any(given is store or given in store.databases for store in stores):
         raise DeclarationError(f"{what}: store={given!r} is none of the stores of App({app!r})")

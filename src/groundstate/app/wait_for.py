@@ -1,10 +1,9 @@
-"""`wait_for`: waits for one record. Hints wake it, and a SELECT decides. It runs no reaction."""
+"""`App.wait_for`: waits until clauses hold for one record. A hint makes it query at once; only the query decides."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.app import validate_condition
 from groundstate.app.declaration import mapper_of
 from groundstate.app.transports import HintPublishers
+from groundstate.clock import SYSTEM_CLOCK, Clock
 from groundstate.engine.call.thread_pool import Threads
 from groundstate.engine.sql import commit_hooks, db_errors
 from groundstate.rules import occurrences, sqlite_pitfalls
@@ -23,105 +23,107 @@ from groundstate.store.port import Database
 from groundstate.values import keys
 from groundstate.values.errors import DeclarationError
 
-LOOKS_S = 0.5  # seconds between two queries if no hint came, since another process may have written without one
-ASKS_S = 0.05  # seconds that a query is waited for at least, even if the timeout is nearly over
-GAP_S = 0.02  # seconds between two queries at least, since a busy fleet sends many hints
+LOOKS_S = 0.5  # seconds after which the query is repeated without a hint, since other processes may write and send none
+ASKS_S = 0.05  # seconds that each query may take, even if less is left of the timeout
+GAP_S = 0.02  # shortest time in seconds between two queries, since many workers may send many hints
 _threads = Threads("groundstate-beside-a-loop")
 
 
-def statement(record: type, key: object, clauses: Sequence[Any]) -> Any:
+def make_statement(record: type, key: object, clauses: Sequence[Any]) -> Any:
     """Return a SELECT that yields a row once the clauses hold for the record; without clauses, once the record exists.
 
     Raises:
-        DeclarationError: `key` is no primary key of the record, or a clause is none that asks something of it.
+        DeclarationError: `key` is no primary key of the record, or a clause does not use the record's columns.
     """
     mapper = mapper_of(record)
     what = f"wait_for({record.__name__}, {key!r})"
-    clauses = validate_condition.clauses_now(what, mapper, clauses)
+    clauses = validate_condition.check_clauses_of_wait_for(what, mapper, clauses)
     columns = [getattr(record, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
     try:
-        values = _values(key, len(columns))
+        values = _key_values(key, len(columns))
         if len(values) != len(columns):
             raise DeclarationError(
                 f"{what}: its primary key has {len(columns)} columns: give a tuple of their values"
                 if len(columns) > 1
                 else f"{what}: its primary key has one column: give its value"
             )
-        key_is = [column == _as_its_type(column, value) for column, value in zip(columns, values, strict=True)]
+        key_is = [column == _convert_to_column_type(column, value) for column, value in zip(columns, values, strict=True)]
     except ValueError as error:
         raise DeclarationError(f"{what}: that is no primary key of it: {error}") from None
     return select(1).select_from(record).where(*key_is, *clauses)
 
 
-def _values(key: object, columns: int) -> Sequence[object]:
-    """The key's values: of several columns a tuple or a list, or the text of a JSON array, as the command line takes it."""
+def _key_values(key: object, columns: int) -> Sequence[object]:
+    """Return the values of a primary key's columns: from a tuple, a list, or the text of a JSON array if it has several columns."""
     if isinstance(key, str) and columns > 1:
-        return keys.record_texts(key, columns)
+        return keys.split_record_text(key, columns)
     return list(key) if isinstance(key, (tuple, list)) else (key,)
 
 
-def _as_its_type(column: Any, value: object) -> object:
-    """Convert a text, such as a key in a URL, to the column's type: some databases accept a text for it, and others refuse it."""
+def _convert_to_column_type(column: Any, value: object) -> object:
+    """Convert a text, such as a key in a URL, to the column's Python type, since not every database accepts a text for it."""
     kind = occurrences.python_type(column.type)
-    return keys.value_of(value, kind) if isinstance(value, str) and not issubclass(kind, str) else value
+    return keys.parse_value(value, kind) if isinstance(value, str) and not issubclass(kind, str) else value
 
 
-def asyncio_loop(what: str) -> asyncio.AbstractEventLoop:
+def running_asyncio_loop(what: str) -> asyncio.AbstractEventLoop:
     """Return the running event loop of asyncio. Raises DeclarationError if none runs, as under trio."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise DeclarationError(
-            f"{what} needs asyncio's loop, and none runs here: under trio, start the app by app.start() and app.stop(), and ask for a"
-            " record by a SELECT of your own, again and again"
+            f"{what} needs asyncio's loop, and none runs here: under trio, start the app by app.start() and app.stop(), and query a record"
+            " repeatedly by a SELECT of your own"
         ) from None
 
 
-async def wait_for(asked: Sequence[PolledDatabase], publishers: HintPublishers | None, timeout_s: float) -> bool:
+async def wait_for(
+    asked: Sequence[PolledDatabase], publishers: HintPublishers | None, timeout_s: float, clock: Clock = SYSTEM_CLOCK
+) -> bool:
     """Return whether the clauses held on one of these databases before the timeout.
 
-    If they did not, and a database could not be read in the last query, its error is raised.
+    If they did not, and the last query of a database failed, the error of that query is raised.
     """
-    bell = _CommitAlarm(asyncio_loop("wait_for"))
-    commit_hooks.listen(bell)
+    wake_up = _WakeUp(running_asyncio_loop("wait_for"))
+    commit_hooks.add_listener(wake_up)
     if publishers is not None:
-        publishers.ring(bell.ring)
+        publishers.call_at_each_hint(wake_up.wake)
     try:
-        end = time.monotonic() + timeout_s
+        end = clock.monotonic() + timeout_s
         while True:
-            bell.event.clear()
+            wake_up.event.clear()
             if publishers is not None:
-                publishers.wait()
-            next_look = time.monotonic() + GAP_S
-            await _poll_databases_until_one_holds(asked, end)
+                publishers.request_hints()
+            next_look = clock.monotonic() + GAP_S
+            await _poll_databases_until_one_holds(asked, end, clock)
             if any(one.holds for one in asked):
                 return True
-            left = end - time.monotonic()
+            left = end - clock.monotonic()
             if left <= 0:
                 error = next((one.error for one in asked if one.error is not None), None)
                 if error is not None:
                     raise error
                 return False
             with suppress(TimeoutError):
-                await asyncio.wait_for(bell.event.wait(), min(left, LOOKS_S))
-            await asyncio.sleep(min(next_look, end) - time.monotonic())
+                await asyncio.wait_for(wake_up.event.wait(), min(left, LOOKS_S))
+            await asyncio.sleep(min(next_look, end) - clock.monotonic())
     finally:
-        commit_hooks.stop_listening(bell)
+        commit_hooks.remove_listener(wake_up)
         if publishers is not None:
-            publishers.ring_no_more(bell.ring)
+            publishers.stop_calling(wake_up.wake)
 
 
-async def _poll_databases_until_one_holds(asked: Sequence[PolledDatabase], end: float) -> None:
-    """Query all databases, until the clauses hold on one. A database that does not answer is left behind while the others are queried
-    again.
+async def _poll_databases_until_one_holds(asked: Sequence[PolledDatabase], end: float, clock: Clock) -> None:
+    """Query all databases, until the clauses hold on one or `LOOKS_S` seconds pass. A query that takes longer goes on, and does not delay
+    the next queries of the other databases.
     """
     looks = []
     for one in asked:
-        if not one.looking:
-            one.looking = True
-            looks.append(run_in_own_thread_pool(one.look))
+        if not one.is_queried:
+            one.is_queried = True
+            looks.append(run_in_own_thread_pool(one.run_query))
     while looks and not any(one.holds for one in asked):
-        wait = max(end - time.monotonic(), ASKS_S)
+        wait = max(end - clock.monotonic(), ASKS_S)
         done, _ = await asyncio.wait(looks, timeout=min(wait, LOOKS_S), return_when=asyncio.FIRST_COMPLETED)
         for look in done:
             look.result()
@@ -131,11 +133,11 @@ async def _poll_databases_until_one_holds(asked: Sequence[PolledDatabase], end: 
 
 
 def run_in_own_thread_pool(act: Callable[[], object]) -> asyncio.Future[None]:
-    """Run `act` in a thread of our own pool. All threads of the event loop's own pool may be waiting, and then `act` would never run."""
+    """Run `act` in a thread of groundstate's own pool. In the event loop's pool all threads may be blocked, and `act` would never run."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
-    def tell(error: BaseException | None) -> None:
+    def set_result(error: BaseException | None) -> None:
         if done.done():
             return
         if error is None:
@@ -143,30 +145,30 @@ def run_in_own_thread_pool(act: Callable[[], object]) -> asyncio.Future[None]:
         else:
             done.set_exception(error)
 
-    def work() -> None:
+    def run_act() -> None:
         error = None
         try:
             act()
-        except BaseException as met:  # noqa: BLE001  # raised in the coroutine that waits for it
+        except BaseException as met:  # noqa: BLE001  # the error is raised where the future is awaited
             error = met
         with suppress(RuntimeError):  # raised if the event loop is closed already
-            loop.call_soon_threadsafe(tell, error)
+            loop.call_soon_threadsafe(set_result, error)
 
-    _threads.run(partial(contextvars.copy_context().run, work))
+    _threads.run(partial(contextvars.copy_context().run, run_act))
     return done
 
 
-class _CommitAlarm:
-    """Wakes a coroutine when this process commits anything, or when another process sends a hint."""
+class _WakeUp:
+    """Sets an event of an asyncio loop when this process commits anything, or when another process sends a hint."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.event = asyncio.Event()
         self._loop = loop
 
-    def hear(self, touched: commit_hooks.Touched) -> None:  # noqa: ARG002  # which rows does not matter: the query decides
-        self.ring()
+    def hear(self, touched: commit_hooks.Touched) -> None:  # noqa: ARG002  # which rows were touched does not matter: the query decides
+        self.wake()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         with suppress(RuntimeError):  # raised if the event loop is closed already
             self._loop.call_soon_threadsafe(self.event.set)
 
@@ -177,23 +179,23 @@ class PolledDatabase:
     def __init__(self, open_: Callable[[], Database], statement: Any) -> None:
         self._open = open_
         self._statement = statement
-        self.looking = False
+        self.is_queried = False
         self.holds = False
         self.error: DBAPIError | None = None
 
-    def look(self) -> None:
+    def run_query(self) -> None:
         """Run the query. A transient database error, such as a lost connection, is kept in `error`; any other error is raised."""
         try:
             database = self._open()
-            why = sqlite_pitfalls.refused(self._statement.whereclause, database.engine.dialect)
+            why = sqlite_pitfalls.reason_to_refuse_expression(self._statement.whereclause, database.engine.dialect)
             if why is not None:
                 raise DeclarationError(f"wait_for(...): {why}")
             with database.reading() as connection:
                 self.holds = connection.execute(self._statement).first() is not None
             self.error = None
         except DBAPIError as error:
-            if not db_errors.transient(error):
+            if not db_errors.is_transient(error):
                 raise
             self.error = error
         finally:
-            self.looking = False
+            self.is_queried = False

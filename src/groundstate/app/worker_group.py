@@ -1,13 +1,12 @@
-"""Starts and stops the workers of an app, one for each of its databases. Carries out nothing itself.
+"""Starts and stops the workers of an app, one for each of its databases.
 
-A database that cannot be reached is tried again, and does not keep the others from their work.
+If a database cannot be reached, it is tried again, and the workers of the other databases go on.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,18 +14,19 @@ from functools import partial
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.app.store import Store
-from groundstate.engine.operate.shard_check import Admitted
+from groundstate.clock import SYSTEM_CLOCK, Clock
+from groundstate.engine.operate.shard_check import AdmittedDatabases
 from groundstate.engine.recover.startup import WHILE_IT_CAME_UP
 from groundstate.engine.sql import db_errors
-from groundstate.engine.sql.safe_text import describe
-from groundstate.engine.worker import Ended, Worker
+from groundstate.engine.sql.safe_text import describe_exception
+from groundstate.engine.worker import StopResult, Worker
 from groundstate.rules.specs import ReactionSpec
 from groundstate.values.errors import StoppedError
 
 log = logging.getLogger("groundstate")
 FIRST_S = 0.5  # seconds before a database is tried again; the pause then doubles each time
 LONGEST_S = 30.0  # seconds: the longest pause between two tries to reach a database
-START_S = 10.0  # seconds: a start waits for workers that neither come up nor fail, once one is up; then for each to register
+START_S = 10.0  # seconds that `start` waits for the other workers, once a worker is up; then for each to register reactions
 
 
 @dataclass
@@ -38,235 +38,240 @@ class DatabaseWorkerSlot:
     shards: Sequence[str]  # the names of all shards of the store
     reactions: Sequence[str] = ()
     worker: Worker | None = None
-    coming: Worker | None = None  # the worker that is being brought up
+    starting_worker: Worker | None = None  # the worker that is being started now; otherwise None
     error: BaseException | None = None
     tried: bool = field(default=False)
-    ended: BaseException | None = None  # the error that ended its worker; None once another worker is up
-    pause_s: float = 0.0  # seconds: the last pause before a new worker was made
-    since: float = 0.0  # time.monotonic() when its worker came up
+    ended: BaseException | None = None  # the error that ended its last worker; None once another worker is up
+    pause_s: float = 0.0  # seconds that were waited before the last try to start a worker
+    since: float = 0.0  # monotonic time, in seconds, when the worker came up
 
     @property
     def up(self) -> bool:
-        """Whether the worker of this database came up."""
+        """Whether the worker of this database is up."""
         return self.worker is not None
 
     @property
     def trouble(self) -> str | None:
         """The reason why nothing is carried out on this database now. It is None if all is well."""
         if self.worker is not None:
-            return self.worker.trouble
+            return self.worker.current_trouble
         if self.error is None:
             return "its database did not answer yet"
-        return f"its worker ended by itself: {_in_words(self.error)}" if self.error is self.ended else _in_words(self.error)
+        return f"its worker ended by itself: {_describe_error(self.error)}" if self.error is self.ended else _describe_error(self.error)
 
 
 class WorkerGroup:
     """All workers of a running app. It may be used from any thread.
 
-    make(store, waits for `go`, replaces another): returns a worker that is not started yet. greet(store, worker): is called when a worker
-    has come up.
+    make(store, wait, replaces): returns a worker that is not started yet; `wait` says whether the worker waits for `go`, and `replaces`
+    whether an earlier worker of the store has ended. greet(store, worker): is called when a worker has come up.
     """
 
     def __init__(
         self,
-        posts: Sequence[DatabaseWorkerSlot],
+        slots: Sequence[DatabaseWorkerSlot],
         make: Callable[[Store, bool, bool], Worker],
         greet: Callable[[Store, Worker], None],
         *,
         wait: bool,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.posts = posts
+        self.slots = slots
+        self._clock = clock
         self._make = make
-        self._greet = greet
+        self._when_up = greet
         self._waits = wait
         self._changed = threading.Condition()
-        self._over = threading.Event()
-        self._starting = True  # `start` still waits for the result of the first tries
-        self._admitted = Admitted()
+        self._stopped = threading.Event()
+        self._starting = True  # whether `start` still waits for the first try of each database
+        self._admitted = AdmittedDatabases()
 
     @property
     def workers(self) -> list[Worker]:
         """The workers that are up."""
-        return [post.worker for post in self.posts if post.worker is not None]
+        return [slot.worker for slot in self.slots if slot.worker is not None]
 
-    def is_over(self) -> bool:
-        """Whether the crew was stopped."""
-        return self._over.is_set()
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
 
     @property
     def failure(self) -> BaseException | None:
         """The error that ended a worker which has not been replaced yet. It is None if there is no such worker."""
-        return next((post.ended for post in self.posts if post.ended is not None), None)
+        return next((slot.ended for slot in self.slots if slot.ended is not None), None)
 
     @property
     def down(self) -> dict[str, str]:
         """The databases on which nothing is carried out now, by name, each with the reason."""
-        return {post.store.label: post.trouble for post in self.posts if post.trouble is not None}
+        return {slot.store.label: slot.trouble for slot in self.slots if slot.trouble is not None}
 
     @property
     def waiting(self) -> dict[str, str]:
         """The reactions that are not carried out on some database now, by name, each with the reason."""
         found: dict[str, str] = {}
-        for post in self.posts:
-            if post.worker is not None:
-                found |= post.worker.waiting
+        for slot in self.slots:
+            if slot.worker is not None:
+                found |= slot.worker.reasons_of_waiting_reactions
             else:
-                found |= dict.fromkeys(post.reactions, f"{post.store.label} is down: {post.trouble}")
+                found |= dict.fromkeys(slot.reactions, f"{slot.store.label} is down: {slot.trouble}")
         return found
 
     # ---- coming up -------------------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Start the workers. Returns once all are up, or once one is and the other databases cannot be reached.
+        """Start the workers. Returns once all are up, or once one is up and the other databases cannot be reached.
 
         Raises:
             StoppedError: `stop` was called meanwhile.
-            BaseException: a database that was reached cannot be used; or no database can be reached, then the first one's error.
+            BaseException: the error of a database that was reached and cannot be used; or, if no database can be reached, the first error.
         """
-        if len(self.posts) == 1:
+        if len(self.slots) == 1:
             self._starting = False
-            self._bring_up(self.posts[0])
+            self._start_worker(self.slots[0])
             return
-        for post in self.posts:
-            threading.Thread(target=self._keep_trying, args=(post,), name=f"groundstate-reaching-{post.store.label}", daemon=True).start()
-        end = time.monotonic() + START_S
+        for slot in self.slots:
+            threading.Thread(
+                target=self._start_until_up, args=(slot,), name=f"groundstate-reaching-{slot.store.label}", daemon=True
+            ).start()
+        end = self._clock.monotonic() + START_S
         with self._changed:
-            self._changed.wait_for(lambda: self._settled(end), START_S)
-            self._changed.wait_for(lambda: self._settled(end))
+            self._changed.wait_for(lambda: self._is_start_decided(end), START_S)
+            self._changed.wait_for(lambda: self._is_start_decided(end))
             self._starting = False
-        if self.is_over():
+        if self.is_stopped():
             raise StoppedError(WHILE_IT_CAME_UP)
-        standing = [post.error for post in self.posts if post.error is not None and not db_errors.transient(post.error)]
+        standing = [slot.error for slot in self.slots if slot.error is not None and not db_errors.is_transient(slot.error)]
         if not standing and not self.workers:
-            standing = [post.error for post in self.posts if post.error is not None]
+            standing = [slot.error for slot in self.slots if slot.error is not None]
         if standing:
             self.stop(0)
             raise standing[0]
 
-    def _settled(self, end: float) -> bool:
-        """Whether the result of the start is known."""
-        if self.is_over():
+    def _is_start_decided(self, end: float) -> bool:
+        """Whether `start` can return: each database was tried, a database cannot be used, or a worker is up and the monotonic time is past
+        `end`.
+        """
+        if self.is_stopped():
             return True
-        if any(post.error is not None and not db_errors.transient(post.error) for post in self.posts):
+        if any(slot.error is not None and not db_errors.is_transient(slot.error) for slot in self.slots):
             return True
-        return all(post.tried for post in self.posts) or (time.monotonic() >= end and bool(self.workers))
+        return all(slot.tried for slot in self.slots) or (self._clock.monotonic() >= end and bool(self.workers))
 
-    def _keep_trying(self, post: DatabaseWorkerSlot) -> None:
+    def _start_until_up(self, slot: DatabaseWorkerSlot) -> None:
         wait = FIRST_S
-        while not self.is_over():
+        while not self.is_stopped():
             try:
-                self._bring_up(post)
-            except BaseException as error:  # noqa: BLE001  # `start` raises the error, or it is logged
+                self._start_worker(slot)
+            except BaseException as error:  # noqa: BLE001  # the error is raised by `start`, or logged
                 with self._changed:
-                    said, post.error, post.tried = self._starting, error, True
+                    said, slot.error, slot.tried = self._starting, error, True
                     self._changed.notify_all()
-                if self.is_over() or (said and not db_errors.transient(error)):
+                if self.is_stopped() or (said and not db_errors.is_transient(error)):
                     return  # `start` raises the error
-                self._say_down(post.store.label, wait, _in_words(error))
-                self._over.wait(wait)
+                self._log_database_down(slot.store.label, wait, _describe_error(error))
+                self._stopped.wait(wait)
                 wait = min(wait * 2, LONGEST_S)
             else:
                 return
 
-    def _say_down(self, store: str, wait_s: float, error: str) -> None:
-        words = "%s: nothing is carried out there, tried again in %.1f s: %s"
+    def _log_database_down(self, store: str, wait_s: float, error: str) -> None:
+        words = "%s: nothing is carried out on this database; it is tried again in %.1f s: %s"
         log.warning(words, store, wait_s, error, extra={"event": "store_down", "store": store, "wait_s": wait_s, "error": error})
 
-    def _bring_up(self, post: DatabaseWorkerSlot) -> None:
-        worker = self._make(post.store, self._waits, post.ended is not None)
-        worker.when_ended = partial(self._replace, post)
+    def _start_worker(self, slot: DatabaseWorkerSlot) -> None:
+        worker = self._make(slot.store, self._waits, slot.ended is not None)
+        worker.when_ended = partial(self._replace_ended_worker, slot)
         with self._changed:
-            if self.is_over():
+            if self.is_stopped():
                 raise StoppedError(WHILE_IT_CAME_UP)
-            post.coming = worker
-        if len(self.posts) > 1:
-            self._admit(post, worker)
+            slot.starting_worker = worker
+        if len(self.slots) > 1:
+            self._refuse_same_database(slot, worker)
         worker.start()
-        self._greet(post.store, worker)
-        worker.until_registered(START_S)
+        self._when_up(slot.store, worker)
+        worker.wait_until_registered(START_S)
         with self._changed:
-            late, replaced = post.tried and post.ended is None, post.ended is not None
-            post.worker, post.coming, post.error, post.ended, post.tried = worker, None, None, None, True
-            post.since = time.monotonic()
-            over = self.is_over()
+            late, replaced = slot.tried and slot.ended is None, slot.ended is not None
+            slot.worker, slot.starting_worker, slot.error, slot.ended, slot.tried = worker, None, None, None, True
+            slot.since = self._clock.monotonic()
+            over = self.is_stopped()
             self._changed.notify_all()
         if over:
             worker.stop(0)  # the app was stopped while the worker came up
         elif not self._waits:
-            worker.go()
+            worker.begin_work()
         if late:
-            words = "%s: can be reached, and is carried out"
-            log.warning(words, post.store.label, extra={"event": "store_reached", "store": post.store.label})
+            words = "%s: the database can be reached, and its reactions are carried out"
+            log.warning(words, slot.store.label, extra={"event": "store_reached", "store": slot.store.label})
         if replaced:
-            words = "%s: another worker carries it out, in the place of the one that ended"
-            log.warning(words, post.store.label, extra={"event": "worker_replaced", "store": post.store.label})
+            words = "%s: a new worker replaces the one that ended"
+            log.warning(words, slot.store.label, extra={"event": "worker_replaced", "store": slot.store.label})
 
-    def _replace(self, post: DatabaseWorkerSlot, worker: Worker) -> None:
-        """Bring up another worker in place of one that ended by itself. It runs in the thread that ends, since a new thread may fail to
-        start.
+    def _replace_ended_worker(self, slot: DatabaseWorkerSlot, worker: Worker) -> None:
+        """Start another worker in place of one that ended by itself. This runs in the ended worker's own thread, since the operating system
+        may refuse to start a new thread.
         """
         with self._changed:
-            self._changed.wait_for(lambda: post.worker is worker or post.coming is not worker or self.is_over())
-            if post.worker is not worker or self.is_over():
+            self._changed.wait_for(lambda: slot.worker is worker or slot.starting_worker is not worker or self.is_stopped())
+            if slot.worker is not worker or self.is_stopped():
                 return
-            post.worker, post.error, post.ended = None, worker.failure, worker.failure
-            lasted = time.monotonic() - post.since
-            post.pause_s = FIRST_S if lasted > 2 * LONGEST_S else min(max(post.pause_s * 2, FIRST_S), LONGEST_S)
-        self._over.wait(post.pause_s)
-        self._keep_trying(post)
+            slot.worker, slot.error, slot.ended = None, worker.failure, worker.failure
+            lasted = self._clock.monotonic() - slot.since
+            slot.pause_s = FIRST_S if lasted > 2 * LONGEST_S else min(max(slot.pause_s * 2, FIRST_S), LONGEST_S)
+        self._stopped.wait(slot.pause_s)
+        self._start_until_up(slot)
 
-    def _admit(self, post: DatabaseWorkerSlot, worker: Worker) -> None:
+    def _refuse_same_database(self, slot: DatabaseWorkerSlot, worker: Worker) -> None:
         try:
             worker.database.connect()
             with self._changed:
-                self._admitted.admit(post.store.label, worker.database, post.sharded, post.shards)
+                self._admitted.admit(slot.store.label, worker.database, slot.sharded, slot.shards)
         except BaseException:
             worker.database.close()
             raise
 
     # ---- running and stopping -----------------------------------------------------------------------------------------------------
     def go(self) -> None:
-        """Let all workers carry out from now on, also those that come up later."""
+        """Let all workers carry out reactions from now on, also those that come up later."""
         with self._changed:
             self._waits = False
             workers = self.workers
         for worker in workers:
-            worker.go()
+            worker.begin_work()
 
-    def wait_for(self, post: DatabaseWorkerSlot, timeout_s: float | None) -> Worker | None:
+    def wait_for_worker(self, slot: DatabaseWorkerSlot, timeout_s: float | None) -> Worker | None:
         """Return the worker of this database once it is up. Returns None if it was not up in time."""
         with self._changed:
-            self._changed.wait_for(lambda: post.up or self.is_over(), timeout_s)
-            return post.worker
+            self._changed.wait_for(lambda: slot.up or self.is_stopped(), timeout_s)
+            return slot.worker
 
-    def stop(self, limit_s: float) -> Ended:
-        """Stop all workers at once, each within the limit. No database is tried any more, and a start in progress ends.
-
-        Idempotent: a second call changes nothing.
+    def stop(self, limit_s: float) -> StopResult:
+        """Stop all workers at the same time, and wait up to `limit_s` seconds for each. Databases that are down are no longer tried, and a
+        start in progress ends. Does nothing if all is stopped already.
         """
         with self._changed:
-            if self.is_over():
-                return Ended()
-            self._over.set()
+            if self.is_stopped():
+                return StopResult()
+            self._stopped.set()
             self._changed.notify_all()
-            workers = [worker for post in self.posts if (worker := post.worker or post.coming) is not None]
+            workers = [worker for slot in self.slots if (worker := slot.worker or slot.starting_worker) is not None]
         if len(workers) == 1:
             return workers[0].stop(limit_s)
-        ends: list[Ended] = []
-        threads = [threading.Thread(target=_stop, args=(worker, limit_s, ends), name="groundstate-stopping") for worker in workers]
+        ends: list[StopResult] = []
+        threads = [threading.Thread(target=_stop_worker, args=(worker, limit_s, ends), name="groundstate-stopping") for worker in workers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return Ended(
+        return StopResult(
             sum(one.in_doubt for one in ends),
             clean=self.failure is None and all(one.clean for one in ends),
             hangs=any(one.hangs for one in ends),
         )
 
 
-def _stop(worker: Worker, limit_s: float, ends: list[Ended]) -> None:
+def _stop_worker(worker: Worker, limit_s: float, ends: list[StopResult]) -> None:
     ends.append(worker.stop(limit_s))
 
 
-def _in_words(error: BaseException) -> str:
-    return db_errors.error_in_one_line(error) if isinstance(error, DBAPIError) else describe(error)
+def _describe_error(error: BaseException) -> str:
+    return db_errors.error_in_one_line(error) if isinstance(error, DBAPIError) else describe_exception(error)

@@ -1,1 +1,1 @@
-"""The command line: arguments in, text or JSON out. The engine, not this package, decides about records and attempts."""
+"""The command line: reads arguments, and prints text or JSON. The engine, not this package, decides about records and attempts."""

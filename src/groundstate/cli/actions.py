@@ -1,4 +1,4 @@
-"""The commands `retry`, `settle`, `forget`, `trust` and `rename`: they pass on what a person decides, and decide nothing themselves."""
+"""The commands `retry`, `settle`, `forget`, `trust` and `rename`, by which a person decides about attempts and reactions."""
 
 from __future__ import annotations
 
@@ -23,97 +23,106 @@ from groundstate.cli.common import (
     JsonOption,
     StoreOption,
     StoreReader,
-    chosen,
+    choose_stores,
     console,
     escape_for_terminal,
     find_app,
     open_store_read_only,
-    say_json,
+    print_json,
 )
 from groundstate.cli.held import held, stores_of
 from groundstate.engine.operate import actions, renaming
 from groundstate.engine.operate.action import ActionResult, Person
-from groundstate.engine.rows.attempt_text import counted, on_what
+from groundstate.engine.rows.attempt_text import count_with_noun, describe_record_or_tick
 from groundstate.engine.sql import transaction
 from groundstate.values.errors import ConflictError, NotFoundError
 
 __all__ = ["forget", "held", "rename", "retry", "settle", "trust"]
 
 T = TypeVar("T")
-SAID_MAX = 10  # refusals: at most this many are printed after an act on many attempts
-SAID_JSON_MAX = 1000  # refusals that --json lists at most
+SAID_MAX = 10  # how many refusals are printed at most after an action on many attempts
+SAID_JSON_MAX = 1000  # how many refusals --json lists at most
 
-ByOption = Annotated[str | None, typer.Option("--by", metavar="WHO", help="Who says so, for the log; else the operating system's user.")]
-OccurrenceOption = Annotated[str | None, typer.Option("--occurrence", metavar="TEXT", help="Which round, where the record has several.")]
+ByOption = Annotated[
+    str | None, typer.Option("--by", metavar="WHO", help="Who decides this, for the log. Default: the operating system's user.")
+]
+OccurrenceOption = Annotated[
+    str | None, typer.Option("--occurrence", metavar="TEXT", help="The occurrence, if the record has several attempts.")
+]
 ReactionArgument = Annotated[str | None, typer.Argument(metavar="[REACTION]", show_default=False, help="The reaction's name.")]
 RecordArgument = Annotated[
-    str | None, typer.Argument(metavar="[PK]", show_default=False, help="The record's primary key; of several columns a JSON array.")
+    str | None, typer.Argument(metavar="[PK]", show_default=False, help="The record's primary key; a JSON array if it has several columns.")
 ]
-ReactionOption = Annotated[str | None, typer.Option("--reaction", metavar="NAME", help="With --all: of which reaction.")]
-AllOption = Annotated[bool, typer.Option("--all", help="Every held attempt of --reaction NAME.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not ask first.")]
+ReactionOption = Annotated[str | None, typer.Option("--reaction", metavar="NAME", help="With --all: the reaction's name.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Act on every held attempt of --reaction NAME.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not ask for confirmation.")]
 
 
 @contextmanager
-def _acting(app: App, store: Store, by: str | None) -> Iterator[Person]:
+def _open_for_person(app: App, store: Store, by: str | None) -> Iterator[Person]:
     with open_store_read_only(store) as (database, liveness):
         transaction.refuse_tables_of_other_stores(database, tables_elsewhere(app, store))
-        yield actions.person(
+        yield actions.build_person(
             app.name, [*reactions_of(app, store), *schedules_of(app, store)], database, liveness, by=by, redact=store.redact
         )
 
 
 def _act_in_each_store(app: App, asked: StoreReader, by: str | None, act: Callable[[Person], T]) -> list[T]:
-    """Run an act, such as a retry, in each store, and return the results. Raises NotFoundError if no store has what the act is about."""
+    """Run an action, such as a retry, in each store. Return one result for each store in which it does not raise NotFoundError. Raises this
+    error if there is no such store.
+    """
     missing: list[NotFoundError] = []
 
-    def act_in(store: Store) -> list[T]:
-        with _acting(app, store, by) as person:
+    def act_in_store(store: Store) -> list[T]:
+        with _open_for_person(app, store, by) as person:
             try:
                 return [act(person)]
             except NotFoundError as error:
                 missing.append(error)
                 return []
 
-    done = [one for _, some in asked.each(act_in) for one in some]
+    done = [one for _, some in asked.read_each(act_in_store) for one in some]
     if not done and missing:
-        asked.end()  # the attempt may be in a store that could not be read
+        asked.report_unreadable()  # the attempt may be in a store that could not be read
         raise missing[-1]
     return done
 
 
-def _on_one(  # noqa: PLR0913, PLR0917  # the act, the attempt that it is for, and the stores
+def _act_on_attempt(  # noqa: PLR0913, PLR0917  # they name the attempt, the stores and the action
     app: App, name: str, key: str, occurrence: str | None, only: str | None, by: str | None, act: Callable[[Person], ActionResult]
 ) -> ActionResult:
-    """Run an act, such as a retry, on one attempt. Raises NotFoundError if there is no such attempt, ConflictError if several stores have
-    one.
+    """Run an action, such as a retry, on one attempt, in the store that has it.
+
+    Raises:
+        NotFoundError: no store has such an attempt.
+        ConflictError: several stores have such an attempt.
     """
-    stores = chosen(stores_of(app, name), only)
+    stores = choose_stores(stores_of(app, name), only)
     if len(stores) == 1:
         return _act_in_each_store(app, StoreReader(stores), by, act)[0]
     asked = StoreReader(stores)
     found: list[Store] = []
 
-    def look_in(store: Store) -> None:
-        with _acting(app, store, by) as person:
+    def find_attempt_in(store: Store) -> None:
+        with _open_for_person(app, store, by) as person:
             actions.require_attempt_exists(person, name, key, occurrence)
             found.append(store)
 
     missing: list[NotFoundError] = []
 
-    def looked_in(store: Store) -> None:
+    def note_if_missing(store: Store) -> None:
         try:
-            look_in(store)
+            find_attempt_in(store)
         except NotFoundError as error:
             missing.append(error)
 
-    asked.each(looked_in)
+    asked.read_each(note_if_missing)
     if len(found) > 1:
         raise ConflictError(
-            f"{name} has an attempt on {key} in several: say which, with --store, of {', '.join(one.label for one in found)}"
+            f"{name} has an attempt on {key} in several stores: say which by --store: {', '.join(one.label for one in found)}"
         )
     if not found:
-        asked.end()  # the attempt may be in a store that could not be read
+        asked.report_unreadable()  # the attempt may be in a store that could not be read
         raise missing[-1]
     return _act_in_each_store(app, StoreReader(found), by, act)[0]
 
@@ -126,29 +135,31 @@ def retry(  # noqa: PLR0913  # each parameter is an option of the command
     occurrence: OccurrenceOption = None,
     every: AllOption = False,
     of: ReactionOption = None,
-    failed: Annotated[bool, typer.Option("--failed", help="With --all: those that failed and wait for their time too.")] = False,
-    baseline: Annotated[bool, typer.Option("--baseline", help="With --all: rows left out when it was new, nothing else.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="With --all: also failed attempts that wait for their next try.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="With --all: only the rows that were left out when the reaction was new.")
+    ] = False,
     only: StoreOption = None,
     by: ByOption = None,
     yes: YesOption = False,
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001  # `common.guarded` reads it
+    debug: DebugOption = False,  # noqa: ARG001  # `common.exit_with_code_on_error` reads the option
 ) -> None:
     """Try a held or failed attempt again.
 
-    If its outcome is known already, the handler runs with it here and now, and no new call is made. Other attempts are left to the workers.
+    If the outcome of its call is known, this command runs the handler with it, and no new call is made. Otherwise a worker tries again.
     """
     the_app = find_app(app)
     if every:
-        name = _bulk_name(reaction, record, of)
-        _bulk(
+        name = _require_reaction_of_all(reaction, record, of)
+        _act_on_all_attempts(
             the_app,
             "retry",
             name,
             only,
             by,
-            (lambda person: actions.how_many(person, name, failed=failed, baseline=baseline)),
+            (lambda person: actions.count_attempts(person, name, failed=failed, baseline=baseline)),
             (lambda person: actions.retry_all(person, name, failed=failed, baseline=baseline)),
             yes=yes,
             as_json=as_json,
@@ -156,48 +167,49 @@ def retry(  # noqa: PLR0913  # each parameter is an option of the command
         return
     if failed or baseline:
         raise CommandFailed("--failed and --baseline go with --all")
-    name, key = _one_name(the_app, reaction, record, of)
-    did = _on_one(the_app, name, key, occurrence, only, by, lambda person: actions.retry(person, name, key, occurrence))
-    _said("retry", did, as_json=as_json)
+    name, key = _require_reaction_and_record(the_app, reaction, record, of)
+    did = _act_on_attempt(the_app, name, key, occurrence, only, by, lambda person: actions.retry(person, name, key, occurrence))
+    _print_result("retry", did, as_json=as_json)
 
 
 def settle(  # noqa: PLR0913  # each parameter is an option of the command
     reaction: Annotated[str, typer.Argument(metavar="REACTION", help="The reaction's name.")],
-    record: Annotated[str, typer.Argument(metavar="PK", help="The record's primary key; of several columns a JSON array.")],
+    record: Annotated[str, typer.Argument(metavar="PK", help="The record's primary key; a JSON array if it has several columns.")],
     *,
-    absent: Annotated[bool, typer.Option("--absent", help="The service was not acted on.")] = False,
+    absent: Annotated[bool, typer.Option("--absent", help="The service did not act on the call.")] = False,
     outcome: Annotated[
-        str | None, typer.Option("--outcome", metavar="JSON", help="It was, with this outcome (-: from stdin); the handler is run.")
+        str | None,
+        typer.Option("--outcome", metavar="JSON", help="The service acted, with this outcome (-: read stdin); the handler is run."),
     ] = None,
     occurrence: OccurrenceOption = None,
     only: StoreOption = None,
     by: ByOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001  # `common.guarded` reads it
+    debug: DebugOption = False,  # noqa: ARG001  # `common.exit_with_code_on_error` reads the option
 ) -> None:
-    """Say what became of a held call, if only you can find out.
+    """Say what became of a held call that no lookup can settle.
 
     Look up the call's key at the provider first. `groundstate held --long` shows the key.
     """
     if absent == (outcome is not None):
-        raise CommandFailed("say one of the two: --absent (the service was not acted on), or --outcome JSON (it was, with this outcome)")
+        raise CommandFailed("give one of the two: --absent (the service did not act), or --outcome JSON (it acted, with this outcome)")
     the_app = find_app(app)
-    written = _stdin() if outcome == "-" else outcome
+    written = _read_stdin() if outcome == "-" else outcome
 
-    def act(person: Person) -> ActionResult:
+    def settle_attempt(person: Person) -> ActionResult:
         if written is None:
             return actions.settle_absent(person, reaction, record, occurrence)
         return actions.settle(person, reaction, record, occurrence, outcome=written)
 
-    _said("settle", _on_one(the_app, reaction, record, occurrence, only, by, act), as_json=as_json)
+    _print_result("settle", _act_on_attempt(the_app, reaction, record, occurrence, only, by, settle_attempt), as_json=as_json)
 
 
-def _stdin() -> str:
+def _read_stdin() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise CommandFailed(f"what came by stdin is no UTF-8: {error}") from None
+        raise CommandFailed(f"--outcome -: stdin is not UTF-8: {error}") from None
 
 
 def forget(  # noqa: PLR0913  # each parameter is an option of the command
@@ -207,28 +219,30 @@ def forget(  # noqa: PLR0913  # each parameter is an option of the command
     occurrence: OccurrenceOption = None,
     every: AllOption = False,
     of: ReactionOption = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="With --all: rows left out when it was new, nothing else.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="With --all: only the rows that were left out when the reaction was new.")
+    ] = False,
     only: StoreOption = None,
     by: ByOption = None,
     yes: YesOption = False,
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001  # `common.guarded` reads it
+    debug: DebugOption = False,  # noqa: ARG001  # `common.exit_with_code_on_error` reads the option
 ) -> None:
     """Delete a held attempt together with its outcome.
 
-    This is refused while the condition holds, since a new call would follow.
+    This is refused while the condition holds, since a worker would then make a new call.
     """
     the_app = find_app(app)
     if every:
-        name = _bulk_name(reaction, record, of)
-        _bulk(
+        name = _require_reaction_of_all(reaction, record, of)
+        _act_on_all_attempts(
             the_app,
             "forget",
             name,
             only,
             by,
-            (lambda person: actions.how_many(person, name, baseline=baseline)),
+            (lambda person: actions.count_attempts(person, name, baseline=baseline)),
             (lambda person: actions.forget_all(person, name, baseline=baseline)),
             yes=yes,
             as_json=as_json,
@@ -236,12 +250,12 @@ def forget(  # noqa: PLR0913  # each parameter is an option of the command
         return
     if baseline:
         raise CommandFailed("--baseline goes with --all")
-    name, key = _one_name(the_app, reaction, record, of)
-    did = _on_one(the_app, name, key, occurrence, only, by, lambda person: actions.forget(person, name, key, occurrence))
-    _said("forget", did, as_json=as_json)
+    name, key = _require_reaction_and_record(the_app, reaction, record, of)
+    did = _act_on_attempt(the_app, name, key, occurrence, only, by, lambda person: actions.forget(person, name, key, occurrence))
+    _print_result("forget", did, as_json=as_json)
 
 
-def _one_name(app: App, reaction: str | None, record: str | None, of: str | None) -> tuple[str, str]:
+def _require_reaction_and_record(app: App, reaction: str | None, record: str | None, of: str | None) -> tuple[str, str]:
     if of is not None and record is None:
         reaction, record = of, reaction
     if reaction in app.schedules and record is None:
@@ -251,20 +265,20 @@ def _one_name(app: App, reaction: str | None, record: str | None, of: str | None
     return reaction, record
 
 
-def _bulk_name(reaction: str | None, record: str | None, of: str | None) -> str:
+def _require_reaction_of_all(reaction: str | None, record: str | None, of: str | None) -> str:
     name = of if of is not None else reaction
     if name is None or record is not None or (of is not None and reaction is not None):
         raise CommandFailed("--all takes one reaction and no record: --all --reaction NAME")
     return name
 
 
-def _said(command: str, did: ActionResult, *, as_json: bool) -> None:
+def _print_result(command: str, did: ActionResult, *, as_json: bool) -> None:
     if as_json:
-        say_json(command, asdict(did))
+        print_json(command, asdict(did))
     else:
         console().print(
-            f"{escape_for_terminal(did.reaction)} on {escape_for_terminal(on_what(did.record, did.occurrence))}: {_WORDS[did.became]}:"
-            f" {escape_for_terminal(did.words)}",
+            f"{escape_for_terminal(did.reaction)} on {escape_for_terminal(describe_record_or_tick(did.record, did.occurrence))}:"
+            f" {_WORDS[did.became]}: {escape_for_terminal(did.words)}",
             soft_wrap=True,
         )
     if not did.done:
@@ -282,7 +296,7 @@ _WORDS = {
 }
 
 
-def _bulk(  # noqa: PLR0913, PLR0917  # the act, the attempts that it is for, and the output
+def _act_on_all_attempts(  # noqa: PLR0913, PLR0917  # they name the attempts, the action and the form of the output
     app: App,
     command: str,
     name: str,
@@ -297,34 +311,38 @@ def _bulk(  # noqa: PLR0913, PLR0917  # the act, the attempts that it is for, an
     counts: Counter[str] = Counter()
     left: list[ActionResult] = []
 
-    def act(person: Person) -> None:
+    def act_on_held(person: Person) -> None:
         total = how_many(person)
         if total and not yes and sys.stdin.isatty():
-            typer.confirm(f"{command} {counted(total, 'attempt', 'attempts')} of {escape_for_terminal(name)}?", abort=True, err=True)
-        for did in _with_progress(command, total, all_of(person)):
+            typer.confirm(
+                f"{command} {count_with_noun(total, 'attempt', 'attempts')} of {escape_for_terminal(name)}?", abort=True, err=True
+            )
+        for did in _show_progress(command, total, all_of(person)):
             counts[did.became] += 1
             if not did.done and len(left) < SAID_JSON_MAX:
                 left.append(did)
 
-    asked = StoreReader(chosen(stores_of(app, name), only))
-    _act_in_each_store(app, asked, by, act)
+    asked = StoreReader(choose_stores(stores_of(app, name), only))
+    _act_in_each_store(app, asked, by, act_on_held)
     if as_json:
-        say_json(command, {"reaction": name, "counts": dict(counts), "not_done": [asdict(one) for one in left], **asked.said})
+        print_json(
+            command, {"reaction": name, "counts": dict(counts), "not_done": [asdict(one) for one in left], **asked.unreadable_as_json}
+        )
     else:
-        _show_bulk(name, counts, left)
-    asked.end()
+        _print_bulk_result(name, counts, left)
+    asked.report_unreadable()
     if left:
         raise typer.Exit(Code.FINDINGS)
 
 
-def _with_progress(command: str, total: int, all_of: Iterator[ActionResult]) -> Iterator[ActionResult]:
+def _show_progress(command: str, total: int, all_of: Iterator[ActionResult]) -> Iterator[ActionResult]:
     shown = console(stderr=True)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
         yield from progress.track(all_of, total=total, description=command)
 
 
-def _show_bulk(name: str, counts: Counter[str], left: list[ActionResult]) -> None:
+def _print_bulk_result(name: str, counts: Counter[str], left: list[ActionResult]) -> None:
     out = console()
     if not counts:
         out.print(f"{escape_for_terminal(name)}: nothing to do.")
@@ -338,54 +356,56 @@ def _show_bulk(name: str, counts: Counter[str], left: list[ActionResult]) -> Non
 
 # ---- trust, rename ---------------------------------------------------------------------------------------------------------------
 def trust(
-    reaction: Annotated[str | None, typer.Argument(metavar="[REACTION]", show_default=False, help="A reaction; else all of them.")] = None,
+    reaction: Annotated[
+        str | None, typer.Argument(metavar="[REACTION]", show_default=False, help="The reaction's name. Default: all reactions.")
+    ] = None,
     *,
     only: StoreOption = None,
     by: ByOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001  # `common.guarded` reads it
+    debug: DebugOption = False,  # noqa: ARG001  # `common.exit_with_code_on_error` reads the option
 ) -> None:
-    """Trust reactions again, after a backup was restored and you have looked into its calls in doubt.
+    """Trust reactions again, after a backup was restored and the calls in doubt were settled.
 
     From now on calls are made as usual, and no longer start in doubt.
     """
     the_app = find_app(app)
-    asked = StoreReader(chosen(stores_of(the_app, reaction), only))
+    asked = StoreReader(choose_stores(stores_of(the_app, reaction), only))
     done = _act_in_each_store(the_app, asked, by, lambda person: renaming.trust(person, reaction))
     cleared = sorted(name for one in done for name in one.reactions)
     in_doubt, waiting = sum(one.in_doubt for one in done), sum(one.held for one in done)
     if as_json:
-        say_json("trust", {"trusted": cleared, "in_doubt": in_doubt, "held_unsure": waiting, **asked.said})
-        asked.end()
+        print_json("trust", {"trusted": cleared, "in_doubt": in_doubt, "held_unsure": waiting, **asked.unreadable_as_json})
+        asked.report_unreadable()
         return
     out = console()
     out.print(f"Trusted again: {escape_for_terminal(', '.join(cleared))}" if cleared else "Nothing was suspect.", soft_wrap=True)
     if in_doubt:
-        are = counted(in_doubt, "attempt is", "attempts are")
-        out.print(f"{are} in doubt still: workers settle what is, each by its policy.")
+        are = count_with_noun(in_doubt, "attempt is", "attempts are")
+        out.print(f"{are} still in doubt: workers settle each by its policy.")
         if cleared:
-            again = "Nothing that follows from them is a doubt any more: to be careful, start once more with --after-restore."
+            again = "Calls that follow from these do not start in doubt any more. To be careful, start once more with --after-restore."
             out.print(again, soft_wrap=True)
     if waiting:
         are = "1 is" if waiting == 1 else f"{waiting:,} are"
         out.print(f"{are} held and may have been called: groundstate held --unsure")
-    asked.end()
+    asked.report_unreadable()
 
 
 def rename(  # noqa: PLR0913  # each parameter is an option of the command
     old: Annotated[str, typer.Argument(metavar="OLD", help="The name in the database.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="The name that the code says now.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The name in the code now.")],
     *,
     whole_app: Annotated[bool, typer.Option("--whole-app", help="OLD and NEW are names of the app, not of a reaction.")] = False,
     by: ByOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001  # `common.guarded` reads it
+    debug: DebugOption = False,  # noqa: ARG001  # `common.exit_with_code_on_error` reads the option
 ) -> None:
-    """Carry attempts over to the new name of a reaction or of the app.
+    """Give the attempts and keys of a reaction, or of the app, to its new name.
 
-    Stop the workers first. The keys of calls at the provider stay the same.
+    Stop the workers first. The idempotency keys of calls stay the same.
     """
     the_app = find_app(app)
     act = renaming.rename_app if whole_app else renaming.rename
@@ -395,18 +415,18 @@ def rename(  # noqa: PLR0913  # each parameter is an option of the command
     known = new == the_app.name if whole_app else new in the_app.reactions or new in the_app.schedules
     if as_json:
         content: dict[str, Any] = {"old": old, "new": new, "attempts": count, "reactions": reactions, "declared": known}
-        say_json("rename", content | asked.said)
-        asked.end()
+        print_json("rename", content | asked.unreadable_as_json)
+        asked.report_unreadable()
         return
-    what = counted(count, "attempt", "attempts")
-    what = f"{counted(reactions, 'reaction', 'reactions')} and {what}" if whole_app else what
+    what = count_with_noun(count, "attempt", "attempts")
+    what = f"{count_with_noun(reactions, 'reaction', 'reactions')} and {what}" if whole_app else what
     console().print(
         f"{escape_for_terminal(old)} is {escape_for_terminal(new)} now, with {what}. The keys of its calls stay the same.", soft_wrap=True
     )
     if not known:
         where = f"this code's app is {the_app.name!r}" if whole_app else f"this code declares no reaction {new!r}"
         console().print(
-            f"Note: {escape_for_terminal(where)}, and workers of it refuse to start while attempts of another name are open.",
+            f"Note: {escape_for_terminal(where)}, and its workers refuse to start while attempts under another name are open.",
             soft_wrap=True,
         )
-    asked.end()
+    asked.report_unreadable()

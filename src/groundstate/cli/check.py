@@ -1,4 +1,4 @@
-"""`groundstate check`: lists what is wrong with the app on its databases, or might be. Changes nothing."""
+"""`groundstate check`: lists problems, and possible problems, of the app on its databases. Changes nothing."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from groundstate.cli.common import (
     console,
     escape_for_terminal,
     find_app,
-    refuse_missing,
-    say_json,
-    tell_of_an_empty,
-    title_of,
+    print_json,
+    refuse_missing_database,
+    store_title,
+    warn_if_nothing_declared,
 )
 from groundstate.engine.operate import check as engine
 from groundstate.engine.operate import shard_check
@@ -36,34 +36,34 @@ from groundstate.store import connect
 def check(
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
+    debug: DebugOption = False,  # noqa: ARG001 - `common.exit_with_code_on_error` reads the option
 ) -> None:
-    """Check the app on its databases: missing indexes (with their DDL), keys that come twice, models without protection against stale
-    writes, column types, and groundstate's own tables.
+    """Check the app on its databases: missing indexes (with their DDL), duplicate keys, models without protection against stale writes,
+    column types, and groundstate's own tables.
 
     Ends with exit code 1 if a problem was found, and with 0 if there is only advice.
     """
     found = find_app(app)
-    tell_of_an_empty(found)
+    warn_if_nothing_declared(found)
     asked = StoreReader(databases_of(found))
-    answers = asked.each(lambda store: _ask(found, store))
-    told = [(store.label, title_of(store), findings) for store, findings in answers]
+    answers = asked.read_each(lambda store: _check_store(found, store))
+    told = [(store.label, store_title(store), findings) for store, findings in answers]
     reached = [store for store, _ in answers]
-    told += [(store.label, store.label, _between(found, store, reached)) for store in found.stores if len(store.databases) > 1]
+    told += [(store.label, store.label, _check_across_shards(found, store, reached)) for store in found.stores if len(store.databases) > 1]
     bad = any(one.level == "problem" for _, _, findings in told for one in findings)
     if as_json:
         stores = [{"store": name, "findings": findings} for name, _, findings in told]
-        say_json("check", {"app": found.name, "stores": stores, **asked.said})
+        print_json("check", {"app": found.name, "stores": stores, **asked.unreadable_as_json})
     else:
         for _, title, findings in told:
-            _show(console(), title, findings)
-    asked.end()
+            _print_findings(console(), title, findings)
+    asked.report_unreadable()
     raise typer.Exit(Code.FINDINGS if bad else Code.OK)
 
 
-def _ask(app: App, store: Store) -> list[Finding]:
+def _check_store(app: App, store: Store) -> list[Finding]:
     database, _, _ = connect.open_store(store.settings())
-    refuse_missing(database)
+    refuse_missing_database(database)
     try:
         return engine.check(
             database, [ConditionQuery(spec, database) for spec in reactions_of(app, store)], store.metadatas, schedules_of(app, store)
@@ -72,8 +72,8 @@ def _ask(app: App, store: Store) -> list[Finding]:
         database.close()
 
 
-def _between(app: App, store: Store, reached: Sequence[Store]) -> list[Finding]:
-    """Return what is wrong between the shards of a store. Only the shards that were reached are compared."""
+def _check_across_shards(app: App, store: Store, reached: Sequence[Store]) -> list[Finding]:
+    """Return problems among the shards of a store, such as shards that give out the same key. Only the shards in `reached` are compared."""
     with ExitStack() as stack:
         shards = {}
         for part in store.databases:
@@ -85,7 +85,7 @@ def _between(app: App, store: Store, reached: Sequence[Store]) -> list[Finding]:
         return shard_check.check(shards)
 
 
-def _show(out: Console, store: str, findings: list[Finding]) -> None:
+def _print_findings(out: Console, store: str, findings: list[Finding]) -> None:
     out.print(Text(escape_for_terminal(store), style="bold"), soft_wrap=True)
     for one in findings:
         out.print()
@@ -98,9 +98,9 @@ def _show(out: Console, store: str, findings: list[Finding]) -> None:
             out.print(Text(f"    {escape_for_terminal(one.cure)}"), soft_wrap=True)
     out.print()
     problems = sum(one.level == "problem" for one in findings)
-    counted = f"{problems} {'problem' if problems == 1 else 'problems'}, {_pieces(len(findings) - problems)} of advice."
+    counted = f"{problems} {'problem' if problems == 1 else 'problems'}, {_pieces_of_advice_in_words(len(findings) - problems)} of advice."
     out.print(Text(counted if findings else "Nothing was found."))
 
 
-def _pieces(count: int) -> str:
+def _pieces_of_advice_in_words(count: int) -> str:
     return "1 piece" if count == 1 else f"{count} pieces"

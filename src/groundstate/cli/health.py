@@ -1,4 +1,4 @@
-"""How the process of `groundstate run` does, for the service manager and for probes over HTTP. Runs no query."""
+"""The health of the process of `groundstate run`, for the service manager and for HTTP probes. Runs no query."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("groundstate")
 class StoreHealth:
     """Whether the worker of one store carries out reactions, and if not, why.
 
-    waiting: single reactions that the worker does not carry out, each with the reason.
+    waiting: by name, reactions that the worker does not carry out although it is ready, each with the reason.
     """
 
     store: str
@@ -34,18 +34,18 @@ class Health:
         self._app = app
         self._names = [store.label for store in databases_of(app)]
         self.started = False
-        self.draining = False  # set by the signal handler itself, so that it is true at once
+        self.draining = False  # whether the process is stopping; the signal handler itself sets this, so that probes fail at once
 
-    def stuck(self, within_s: float) -> list[str]:
+    def find_stuck_workers(self, within_s: float) -> list[str]:
         """Return a sentence for each worker whose thread, or whose event loop, has been blocked for more than `within_s` seconds.
 
-        The list is empty while the process comes up or drains, since these have time limits of their own.
+        The list is empty while the process starts or drains, since starting and draining have time limits of their own.
         """
         if not self.started or self.draining:
             return []
-        return [words for one in self._app.worker_health() if (words := _stuck(one, within_s)) is not None]
+        return [words for one in self._app.worker_health() if (words := _why_stuck(one, within_s)) is not None]
 
-    def stores(self, within_s: float) -> list[StoreHealth]:
+    def check_stores(self, within_s: float) -> list[StoreHealth]:
         """Return for each store whether its worker is ready, and if not, why."""
         if not self.started or self.draining:
             why = "the process drains" if self.draining else "the process comes up"
@@ -54,45 +54,50 @@ class Health:
         down = self._app.down
         return [_store_health(name, worker_health.get(name), within_s, down.get(name)) for name in self._names]
 
-    def in_words(self, within_s: float) -> str:
+    def describe(self, within_s: float) -> str:
         """Return the health of the process as one line for people."""
         if self.draining:
-            return "draining: nothing new is begun, and calls in the air may end"
-        stuck = self.stuck(within_s)
+            return "draining: nothing new is begun, and calls in flight may end"
+        stuck = self.find_stuck_workers(within_s)
         if stuck:
             return "; ".join(stuck)
-        stores = self.stores(within_s)
+        stores = self.check_stores(within_s)
         down = [f"{one.store}: {one.why}" for one in stores if not one.ready]
         waiting = [f"{name} is not: {why}" for one in stores if one.ready for name, why in one.waiting.items()]
         return "; ".join([*(down or [f"{self._app.name} is carried out"]), *waiting])
 
 
 class StuckLog:
-    """Logs each worker that gets stuck, once each time, with the stack of its thread. For one thread, which calls `look` repeatedly."""
+    """Logs each worker that gets stuck, once until the worker runs again, with the stack of its thread.
+
+    Only one thread may use it, by calling `log_changes` repeatedly.
+    """
 
     def __init__(self, app: App, health: Health, within_s: float) -> None:
         self._app = app
         self._health = health
         self._within_s = within_s
-        self._told: dict[str, float] = {}  # by store, for how many seconds its worker was stuck at the last look
+        self._stuck_for_s: dict[str, float] = {}  # by store: for how many seconds its worker was stuck at the last call of `log_changes`
 
-    def look(self) -> None:
-        """Log workers that got stuck since the last look, and those that run again. Does nothing while the process comes up or drains."""
+    def log_changes(self) -> None:
+        """Log the workers that got stuck since the last call of this, and the workers that run again. Does nothing while the process starts
+        or drains.
+        """
         if not self._health.started or self._health.draining:
             return
         for one in self._app.worker_health():
             if one.ended is not None or one.turned_s <= self._within_s:
-                self._say_over(one)
-            elif one.store in self._told:
-                self._told[one.store] = one.turned_s
+                self._log_no_longer_stuck(one)
+            elif one.store in self._stuck_for_s:
+                self._stuck_for_s[one.store] = one.turned_s
             else:
-                self._told[one.store] = one.turned_s
+                self._stuck_for_s[one.store] = one.turned_s
                 stack = stack_of(one.thread)
                 log.error(
-                    "the worker of %s has not come round for %.0f s: %s. It stands at:\n%s",
+                    "the worker of %s has been stuck for %.0f s: %s. The stack of its thread:\n%s",
                     one.store,
                     one.turned_s,
-                    _doing(one),
+                    _describe_work(one),
                     stack,
                     extra={
                         "event": "worker_stuck",
@@ -104,19 +109,19 @@ class StuckLog:
                     },
                 )
 
-    def _say_over(self, one: WorkerHealth) -> None:
-        stuck_s = self._told.pop(one.store, None)
+    def _log_no_longer_stuck(self, one: WorkerHealth) -> None:
+        stuck_s = self._stuck_for_s.pop(one.store, None)
         if stuck_s is not None and one.ended is None:
             log.info(
-                "the worker of %s comes round again, after %.0f s",
+                "the worker of %s runs again, after it was stuck for %.0f s",
                 one.store,
                 stuck_s,
                 extra={"event": "worker_comes_round", "store": one.store, "stuck_s": round(stuck_s, 3)},
             )
 
 
-def _doing(worker_health: WorkerHealth) -> str:
-    """Say what its thread does, as far as that is known: a handler, or a statement of ours."""
+def _describe_work(worker_health: WorkerHealth) -> str:
+    """Return a clause that says what the worker's thread does now, as far as this is known, such as "a handler runs on ..."."""
     if worker_health.at_record is not None:
         which = "" if worker_health.at_work is None else f" of {worker_health.at_work}"
         return f"a handler{which} runs on {worker_health.at_record}, and waits for something"
@@ -125,11 +130,11 @@ def _doing(worker_health: WorkerHealth) -> str:
     return "no handler runs on a record; a statement, the handler of a schedule, or the machine takes long"
 
 
-def _stuck(worker_health: WorkerHealth, within_s: float) -> str | None:
+def _why_stuck(worker_health: WorkerHealth, within_s: float) -> str | None:
     if worker_health.ended is not None:
         return None  # the worker ended, and another one is being started
     if worker_health.turned_s > within_s:
-        return f"the worker of {worker_health.store} has not come round for {worker_health.turned_s:.0f} s"
+        return f"the worker of {worker_health.store} has been stuck for {worker_health.turned_s:.0f} s"
     if worker_health.loop_late_s > within_s:
         return f"the loop of async calls of {worker_health.store} has been blocked for {worker_health.loop_late_s:.0f} s"
     return None
@@ -138,7 +143,7 @@ def _stuck(worker_health: WorkerHealth, within_s: float) -> str | None:
 def _store_health(name: str, worker_health: WorkerHealth | None, within_s: float, down: str | None) -> StoreHealth:
     if worker_health is None:
         return StoreHealth(name, ready=False, why=f"no worker runs for it: {down}" if down else "no worker runs for it")
-    why = _stuck(worker_health, within_s) if worker_health.ended is None else "its worker ended by itself, and another one is to be started"
+    why = _why_stuck(worker_health, within_s) if worker_health.ended is None else "its worker ended by itself, and another will be started"
     if why is None and worker_health.waits_for_go:
         why = "it waits for a go (--wait-for-go)"
     if why is None and not worker_health.sound:

@@ -1,4 +1,4 @@
-"""`groundstate held`: lists what waits for a person, as a table, in full, or as JSON. Only reads."""
+"""`groundstate held`: lists held attempts, as a table, in full, or as JSON. Only reads."""
 
 from __future__ import annotations
 
@@ -22,33 +22,36 @@ from groundstate.cli.common import (
     JsonOption,
     StoreOption,
     StoreReader,
-    chosen,
+    choose_stores,
     console,
     escape_for_terminal,
     find_app,
     format_time_for_people,
     open_store_read_only,
-    refuse_no_text,
-    say_json,
+    print_json,
+    refuse_unstorable_text,
 )
+from groundstate.clock import SYSTEM_CLOCK, Clock
 from groundstate.engine.operate import held as listing
 from groundstate.engine.operate import left_by_other_apps
 from groundstate.engine.operate.held import Cursor, Filter, Held, Page
 from groundstate.engine.operate.left_by_other_apps import LeftByOther
-from groundstate.engine.rows.attempt_text import counted, on_what
+from groundstate.engine.rows.attempt_text import count_with_noun, describe_record_or_tick
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.schedule import ScheduleSpec
 
 
 def stores_of(app: App, reaction: str | None) -> list[Store]:
-    """Return the stores in which attempts of a reaction can be: its own store, or all stores if this code does not declare the reaction."""
+    """Return the stores in which attempts of a reaction can be: its own store, or all stores if this version of the application does not
+    declare it.
+    """
     name = reaction or ""
     spec = app.reactions.get(name) or app.schedules.get(name)
     return list(spec.store.databases) if spec is not None else list(databases_of(app))
 
 
 @dataclass
-class _Listed:
+class _HeldAttempts:
     held: list[tuple[str, Held]] = field(default_factory=list)
     total: int = 0
     baselines: int = 0
@@ -58,23 +61,27 @@ class _Listed:
 
 def held(  # noqa: PLR0913  # each parameter is an option of the command
     *,
-    reaction: Annotated[str | None, typer.Option("--reaction", metavar="NAME", help="Of this reaction.")] = None,
-    record: Annotated[str | None, typer.Option("--record", metavar="PK", help="Of this record.")] = None,
+    reaction: Annotated[str | None, typer.Option("--reaction", metavar="NAME", help="Only attempts of this reaction.")] = None,
+    record: Annotated[str | None, typer.Option("--record", metavar="PK", help="Only attempts on this record.")] = None,
     unsure: Annotated[
-        bool | None, typer.Option("--unsure/--sure", help="Whose call may have been made / surely was or was not.", show_default=False)
+        bool | None,
+        typer.Option("--unsure/--sure", help="Only those for which it is unknown / known whether the call was made.", show_default=False),
     ] = None,
     with_outcome: Annotated[
-        bool | None, typer.Option("--with-outcome/--without-outcome", help="With an outcome in hand, or without.", show_default=False)
+        bool | None,
+        typer.Option("--with-outcome/--without-outcome", help="Only those whose outcome is known / unknown.", show_default=False),
     ] = None,
-    why: Annotated[str | None, typer.Option("--why", metavar="WORDS", help="With these words in its reason or error.")] = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="Rows left out when a reaction was new, and nothing else.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")] = listing.PAGE,
-    after: Annotated[str | None, typer.Option("--after", metavar="CURSOR", help="The next page: what the last one ended with.")] = None,
-    long: Annotated[bool, typer.Option("--long", "-l", help="Everything of each: key, error, outcome.")] = False,
+    why: Annotated[str | None, typer.Option("--why", metavar="WORDS", help="Only those with these words in the reason or error.")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Only rows that were left out when a reaction was new.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many are listed at most.")] = listing.PAGE,
+    after: Annotated[
+        str | None, typer.Option("--after", metavar="CURSOR", help="The next page: the cursor that the last page ended with.")
+    ] = None,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Show everything about each: key, error, outcome.")] = False,
     only: StoreOption = None,
     app: AppOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001  # `common.guarded` reads it
+    debug: DebugOption = False,  # noqa: ARG001  # `common.exit_with_code_on_error` reads the option
 ) -> None:
     """List the attempts that wait for a person: why, whether the call may have been made, and what can be done.
 
@@ -82,36 +89,36 @@ def held(  # noqa: PLR0913  # each parameter is an option of the command
     """
     the_app = find_app(app)
     which = Filter(reaction, record, unsure, with_outcome, why, baseline)
-    asked = StoreReader(chosen(stores_of(the_app, reaction), only))
-    listed = _list(the_app, asked, which, _cursor(after), limit)
+    asked = StoreReader(choose_stores(stores_of(the_app, reaction), only))
+    listed = _list_held(the_app, asked, which, _parse_cursor(after), limit)
     if as_json:
         shown = [{"store": store, **asdict(one)} for store, one in listed.held]
         others = [{"store": store, **asdict(one)} for store, one in listed.others]
         counts = {"total": listed.total, "baselines": listed.baselines, "more": listed.more}
-        say_json("held", {"held": shown, **counts, "others": others, **asked.said})
+        print_json("held", {"held": shown, **counts, "others": others, **asked.unreadable_as_json})
     else:
-        _show_held(listed, which, long=long)
-        pending_tables.left_by(console(), the_app.name, [one for _, one in listed.others])
-    asked.end()
+        _print_held(listed, which, long=long)
+        pending_tables.print_left_by_others(console(), the_app.name, [one for _, one in listed.others])
+    asked.report_unreadable()
 
 
-def _cursor(written: str | None) -> tuple[int, Cursor] | None:
+def _parse_cursor(written: str | None) -> tuple[int, Cursor] | None:
     if written is None:
         return None
     try:
         number, reaction, record, occurrence = json.loads(written)
         place = (str(reaction), str(record), str(occurrence))
-        refuse_no_text("after", place)
+        refuse_unstorable_text("after", place)
         return int(number), place
     except (ValueError, TypeError, ArithmeticError, RecursionError):
         shown = written if len(written) < 80 else f"{written[:80]}..."
-        raise CommandFailed(f"--after {shown!r} is no cursor: give what the last page ended with") from None
+        raise CommandFailed(f"--after {shown!r} is no cursor: give the cursor that the last page ended with") from None
 
 
-def _list(app: App, asked: StoreReader, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _Listed:
-    listed = _Listed()
+def _list_held(app: App, asked: StoreReader, which: Filter, cursor: tuple[int, Cursor] | None, limit: int) -> _HeldAttempts:
+    listed = _HeldAttempts()
 
-    def list_one(store: Store) -> None:
+    def list_store(store: Store) -> None:
         number = asked.stores.index(store)
         room = limit - len(listed.held)
         passed = cursor is not None and number < cursor[0]
@@ -127,14 +134,14 @@ def _list(app: App, asked: StoreReader, which: Filter, cursor: tuple[int, Cursor
                     found = left_by_other_apps.find_left_by_others(app.name, database, connection, queries, liveness)
                 listed.others += [(store.label, one) for one in found]
             after = cursor[1] if cursor is not None and number == cursor[0] else None
-            page = listing.held(app.name, database, declared, which, after=after, limit=0 if passed else room)
-        _add(listed, page, store.label, number, last=after, passed=passed)
+            page = listing.read_held_page(app.name, database, declared, which, after=after, limit=0 if passed else room)
+        _add_page(listed, page, store.label, number, last=after, passed=passed)
 
-    asked.each(list_one)
+    asked.read_each(list_store)
     return listed
 
 
-def _add(listed: _Listed, page: Page, store: str, number: int, *, last: Cursor | None, passed: bool) -> None:
+def _add_page(listed: _HeldAttempts, page: Page, store: str, number: int, *, last: Cursor | None, passed: bool) -> None:
     listed.held += [(store, one) for one in page.held]
     listed.total += page.total
     listed.baselines += page.baselines
@@ -142,54 +149,54 @@ def _add(listed: _Listed, page: Page, store: str, number: int, *, last: Cursor |
         listed.more = json.dumps([number, *(page.more or last or ("", "", ""))])
 
 
-def _show_held(listed: _Listed, which: Filter, *, long: bool) -> None:
+def _print_held(listed: _HeldAttempts, which: Filter, *, long: bool) -> None:
     out = console()
     if not listed.held:
         out.print("Nothing is held." if which == Filter() else "Nothing is held that matches.")
     elif long:
         for store, one in listed.held:
-            _show_one(out, store, one)
+            _print_attempt(out, store, one)
     else:
-        pending_tables.print_table(out, _held_table(listed))
+        pending_tables.print_table(out, _make_held_table(listed))
     if listed.held:
         hidden = "" if long else "  --long shows keys, errors and outcomes."
         out.print(f"{len(listed.held):,} of {listed.total:,} held.{hidden}")
     if listed.more is not None:
         out.print(f"The next page: groundstate held --after '{escape_for_terminal(listed.more)}'", soft_wrap=True)
     if listed.baselines and not which.baseline:
-        out.print(f"{counted(listed.baselines, 'row is', 'rows are')} left out as baseline: --baseline lists them.")
+        out.print(f"{count_with_noun(listed.baselines, 'row is', 'rows are')} left out as baseline: --baseline lists them.")
 
 
-def _held_table(listed: _Listed) -> Table:
-    table = pending_tables.table("reaction", "record", "held because", "call", "begun", "you can")
+def _make_held_table(listed: _HeldAttempts) -> Table:
+    table = pending_tables.make_table("reaction", "record", "held because", "call", "begun", "you can")
     for _, one in listed.held:
-        record = on_what(one.record, one.occurrence)
+        record = describe_record_or_tick(one.record, one.occurrence)
         since = format_time_for_people(one.since)
         table.add_row(
             escape_for_terminal(one.reaction),
             escape_for_terminal(record),
-            escape_for_terminal(pending_tables.brief(one.why)),
-            _call_of(one),
+            escape_for_terminal(pending_tables.shorten(one.why)),
+            _call_in_words(one),
             since,
             ", ".join(one.can) or "-",
         )
     return table
 
 
-def _call_of(one: Held) -> str:
+def _call_in_words(one: Held) -> str:
     if one.outcome is not None:
         return "outcome in hand"
     return "may be made" if one.unsure else "not made" if one.key is not None else "-"
 
 
-def _show_one(out: Console, store: str, one: Held) -> None:
-    now = datetime.now(UTC)
+def _print_attempt(out: Console, store: str, one: Held, clock: Clock = SYSTEM_CLOCK) -> None:
+    now = datetime.fromtimestamp(clock.wall(), UTC)
     lines = [
         ("record", f"{one.table or '?'} {one.record}" if one.record else None),
         ("occurrence" if one.record else "tick", one.occurrence),
         ("why", one.why),
         ("error", one.error if one.error != one.why else None),
-        ("call", _call_of(one)),
+        ("call", _call_in_words(one)),
         ("outcome", one.outcome),
         ("key", one.key),
         ("begun", f"first at {format_time_for_people(one.since, now)}, calls {one.calls}, failures {one.failures}"),

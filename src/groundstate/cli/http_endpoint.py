@@ -1,4 +1,4 @@
-"""The HTTP server of `groundstate run --http`: it serves /livez, /readyz and /metrics from its own threads. Changes nothing."""
+"""The HTTP server of `groundstate run --http`: it serves /livez, /readyz and /metrics from its own threads."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from groundstate.cli.common import CommandFailed
 from groundstate.cli.health import Health
 
 log = logging.getLogger("groundstate")
-LOOKS_S = 0.05  # seconds between two checks whether the server is to end
-REQUEST_S = 10.0  # seconds without data from a client, after which its connection is closed
+LOOKS_S = 0.05  # seconds between two checks whether the server was told to end
+REQUEST_S = 10.0  # seconds without data from a client after which its connection is closed
 
 
 class Endpoint:
     """An HTTP server that runs until it is closed. Raises CommandFailed if the address is invalid or in use."""
 
     def __init__(self, app: App, health: Health, where: str, stuck_s: float) -> None:
-        host, port = _address(where)
+        host, port = _parse_address(where)
         self._app = app
         self._health = health
         self._stuck_s = stuck_s
@@ -42,7 +42,7 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """The address on which the server listens. If port 0 was asked for, it has the port that was chosen."""
+        """The address on which the server listens, as HOST:PORT. If port 0 was given, PORT is the one that the system chose."""
         host, port = self._server.server_address[:2]
         return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
 
@@ -53,37 +53,37 @@ class Endpoint:
         if self._page is not None:
             self._page.close()
 
-    def answer(self, path: str) -> tuple[HTTPStatus, str, bytes]:
-        """Return the status, the content type and the body for a path."""
+    def respond_to(self, path: str) -> tuple[HTTPStatus, str, bytes]:
+        """Return the status, the content type and the body of the answer to a request for this path."""
         match path:
             case "/livez":
-                stuck = self._health.stuck(self._stuck_s)
-                return _json(not stuck, {"alive": not stuck, "stuck": stuck})
+                stuck = self._health.find_stuck_workers(self._stuck_s)
+                return _json_response(not stuck, {"alive": not stuck, "stuck": stuck})
             case "/readyz":
-                stores = self._health.stores(self._stuck_s)
+                stores = self._health.check_stores(self._stuck_s)
                 ready = all(one.ready for one in stores)
-                return _json(ready, {"ready": ready, "stores": [asdict(one) for one in stores]})
+                return _json_response(ready, {"ready": ready, "stores": [asdict(one) for one in stores]})
             case "/metrics":
-                return self._metrics()
+                return self._respond_with_metrics()
             case _:
                 return HTTPStatus.NOT_FOUND, "text/plain", b"there are /livez, /readyz and /metrics\n"
 
-    def _metrics(self) -> tuple[HTTPStatus, str, bytes]:
+    def _respond_with_metrics(self) -> tuple[HTTPStatus, str, bytes]:
         try:
             prometheus = importlib.import_module("groundstate.telemetry.prometheus")
         except ModuleNotFoundError:
             return HTTPStatus.NOT_IMPLEMENTED, "text/plain", b"install groundstate[metrics] for this page\n"
         with self._lock:
             self._page = self._page or prometheus.Page(self._app)
-        return HTTPStatus.OK, prometheus.CONTENT_TYPE, self._page.text()
+        return HTTPStatus.OK, prometheus.CONTENT_TYPE, self._page.render()
 
 
-def _json(well: bool, content: Mapping[str, Any]) -> tuple[HTTPStatus, str, bytes]:
+def _json_response(well: bool, content: Mapping[str, Any]) -> tuple[HTTPStatus, str, bytes]:
     status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
     return status, "application/json", json.dumps(content).encode() + b"\n"
 
 
-def _address(where: str) -> tuple[str, int]:
+def _parse_address(where: str) -> tuple[str, int]:
     host, colon, port = where.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit():
         raise CommandFailed(f"--http {where}: write HOST:PORT, such as 127.0.0.1:8080, or 0.0.0.0:8080 for every address of this host")
@@ -99,12 +99,12 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Request)
 
     def server_bind(self) -> None:
-        """Bind without the library's DNS query for this host's name, which can take seconds and whose result is not used."""
+        """Bind the socket without the library's DNS query for the host's name: it can take seconds, and its result is not used."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  # http.server gives the names
-        """Log only at debug level, since a client that hangs up is no error of ours."""
+        """Log an error of a request at debug level only, since a client may close its connection at any time."""
         log.debug("a request over HTTP was cut off", extra={"event": "http_cut_off"})
 
 
@@ -114,7 +114,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # http.server gives the name
         """Send the page for the path of the request."""
-        status, kind, body = self.server.endpoint.answer(self.path.partition("?")[0])
+        status, kind, body = self.server.endpoint.respond_to(self.path.partition("?")[0])
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -1,4 +1,4 @@
-"""Formats the log as JSON for programs, one object in each line. Does not decide what is logged."""
+"""Formats the log as JSON for programs, one object in each line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from groundstate.engine.sql.safe_text import text_of
+from groundstate.engine.sql.safe_text import safe_str
 
 OURS = ("time", "level", "logger", "event", "message", "traceback")
 _OF_ANY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -17,8 +17,8 @@ class JsonLines(logging.Formatter):
     """Formats a log record as one line of JSON.
 
     The fields are `time` (UTC), `level`, `logger`, `event` (only in lines of groundstate), `message`, the fields of the event, and
-    `traceback` if there is one. JSON escapes control characters and everything that is not ASCII, so nothing from data breaks a line or
-    looks like one.
+    `traceback` if there is one. Control characters, and all characters that are not ASCII, are escaped, so data cannot end a line
+    or imitate one.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -35,4 +35,4 @@ class JsonLines(logging.Formatter):
         line |= fields
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True, default=text_of)
+        return json.dumps(line, ensure_ascii=True, default=safe_str)

@@ -1,4 +1,4 @@
-"""Prints the report of `pending` as tables for people. The engine collects the report; this module only lays it out."""
+"""Prints the report of `pending` as tables for people. The engine makes the report."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rich.text import Text
 from groundstate.cli.common import escape_for_terminal, format_time_for_people
 from groundstate.engine.operate import left_by_other_apps
 from groundstate.engine.operate.left_by_other_apps import LeftByOther
-from groundstate.engine.operate.living_workers import is_in_words
-from groundstate.engine.operate.pending import Open, Pending, ToDo
+from groundstate.engine.operate.living_workers import liveness_in_words
+from groundstate.engine.operate.pending import OpenAttempt, Pending, ToDo
 from groundstate.engine.operate.unanswered_states import COUNTED_MOST
 from groundstate.engine.rows import data_restore_check
-from groundstate.engine.rows.attempt_text import counted, on_what
-from groundstate.engine.rows.reaction_registry import COUNTED_MAX, gone_in_words
+from groundstate.engine.rows.attempt_text import count_with_noun, describe_record_or_tick
+from groundstate.engine.rows.reaction_registry import COUNTED_MAX, undeclared_message
 from groundstate.engine.sql import odd_due_times
 
 
-def table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
     """Return an empty table in the style of all tables of the command line."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
@@ -34,24 +34,24 @@ def table(*columns: str) -> Table:
 
 
 def print_table(console: Console, made: Table) -> None:
-    """Print the table. If the terminal is too narrow for it, print its rows one below the other, so that no key is broken and all can be
+    """Print the table. If the terminal is too narrow for it, print each row as a list of lines, so that no key is broken and each can be
     copied.
     """
-    if _fits(console, made) and len(console.render_lines(made)) <= READABLE_LINES * (made.row_count + 1):
+    if _fit_columns(console, made) and len(console.render_lines(made)) <= READABLE_LINES * (made.row_count + 1):
         console.print(made)
         return
     wide = max(len(str(column.header)) for column in made.columns)
     for name, *cells in zip(*(column.cells for column in made.columns), strict=True):
-        console.print(_text(name, style="bold"), soft_wrap=True)
+        console.print(_cell_as_text(name, style="bold"), soft_wrap=True)
         for column, cell in zip(made.columns[1:], cells, strict=True):
             if str(cell) not in ("", "-"):
-                console.print(Text.assemble(f"  {column.header!s:<{wide}}  ", _text(cell)), soft_wrap=True)
+                console.print(Text.assemble(f"  {column.header!s:<{wide}}  ", _cell_as_text(cell)), soft_wrap=True)
 
 
-def _fits(console: Console, made: Table) -> bool:
-    """Set the width of each column: its longest word, and then the space that is left to the columns that wrap most.
+def _fit_columns(console: Console, made: Table) -> bool:
+    """Set the width of each column to that of its longest word, and give the remaining space to the columns that would wrap most.
 
-    Returns False if the words alone are too wide for the terminal.
+    Returns False if the terminal is too narrow even for the longest words.
     """
     cells = [[str(cell) for cell in (column.header, *column.cells)] for column in made.columns]
     whole = [max(cell_len(cell) for cell in column) for column in cells]
@@ -68,15 +68,15 @@ def _fits(console: Console, made: Table) -> bool:
     return True
 
 
-def _text(cell: object, style: str = "") -> Text:
+def _cell_as_text(cell: object, style: str = "") -> Text:
     return cell if isinstance(cell, Text) else Text(str(cell), style=style)
 
 
-READABLE_LINES = 3  # lines of a table row, on average: a table with more is printed as a list
-ANY_WIDTH = 10_000  # columns: wide enough for any table
+READABLE_LINES = 3  # a table whose rows take more lines than this on average is printed as a list
+ANY_WIDTH = 10_000  # characters in a line of a terminal that is wide enough for any table
 
 
-def show(console: Console, app: str, store: str, report: Pending) -> None:
+def print_report(console: Console, app: str, store: str, report: Pending) -> None:
     """Print the whole report on one store."""
     console.print(
         Text(
@@ -90,28 +90,28 @@ def show(console: Console, app: str, store: str, report: Pending) -> None:
             soft_wrap=True,
         )
     console.print()
-    _to_do(console, report)
-    _doubts(console, report)
-    _failed(console, report)
-    _held(console, report)
-    _others(console, app, report)
-    _states(console, report)
-    _lives(console, report)
+    _print_to_do(console, report)
+    _print_in_doubt(console, report)
+    _print_failed(console, report)
+    _print_held(console, report)
+    _print_waits_and_warnings(console, app, report)
+    _print_states(console, report)
+    _print_workers(console, report)
     console.print(Text(report.in_flight, style="green"), soft_wrap=True)
     if not report.left:
         console.print(Text("Nothing is left to do.", style="green"))
 
 
-def brief(words: str | None) -> str:
-    """Cut a text so that it fits into a table cell. `why` and `held --long` print the whole text."""
+def shorten(words: str | None) -> str:
+    """Return the text, cut to `CELL` characters for a table cell. The commands `why` and `held --long` print the whole text."""
     words = words or ""
     return words if len(words) <= CELL else f"{words[: CELL - 1]}…"
 
 
-CELL = 160  # letters of a text that a table cell shows at most
+CELL = 160  # how many characters of a text a table cell shows at most
 
 
-def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[object]]) -> None:
+def _print_section(console: Console, title: str, made: Table, rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         made.add_row(*(one if isinstance(one, Text) else escape_for_terminal(one) for one in row))
     if made.row_count:
@@ -120,26 +120,26 @@ def _put(console: Console, title: str, made: Table, rows: Iterable[Sequence[obje
         console.print()
 
 
-def _to_do(console: Console, report: Pending) -> None:
-    made = table("reaction", "on", "rows", "first keys", "condition")
+def _print_to_do(console: Console, report: Pending) -> None:
+    made = make_table("reaction", "on", "rows", "first keys", "condition")
     for one in report.to_do:
         if one.rows:
-            state = _state(one, report)
+            state = _state_in_words(one, report)
             name = one.reaction if state is None else f"{one.reaction} ({state})"
             made.add_row(
                 escape_for_terminal(name),
                 escape_for_terminal(one.table),
-                _many(one.rows),
+                _rows_in_words(one.rows),
                 escape_for_terminal(", ".join(one.oldest)),
                 escape_for_terminal(one.condition),
             )
-    _put(console, "To be carried out", made, ())
-    _timers(console, report)
-    _schedules(console, report)
+    _print_section(console, "To be carried out", made, ())
+    _print_due_times(console, report)
+    _print_schedules(console, report)
 
 
-def _state(one: ToDo, report: Pending) -> str | None:
-    """Return why these rows are not all carried out, in the words that `status` uses. Returns None if they are."""
+def _state_in_words(one: ToDo, report: Pending) -> str | None:
+    """Return why some of these rows are not carried out, in the words of `groundstate status`. Returns None if all rows are carried out."""
     if one.reaction in report.lacks:
         return "not carried out"
     if one.starts:
@@ -149,168 +149,177 @@ def _state(one: ToDo, report: Pending) -> str | None:
     return "on in part" if any(new.both for new in report.newcomers if new.name == one.reaction) else "not started"
 
 
-def _schedules(console: Console, report: Pending) -> None:
-    made = table("schedule", "ticks", "last", "missed", "what becomes of them", "next")
+def _print_schedules(console: Console, report: Pending) -> None:
+    made = make_table("schedule", "ticks", "last", "missed", "what becomes of them", "next")
     for one in report.schedules:
         missed = f"{'at least ' if one.at_least else ''}{one.missed:,}" if one.missed else "-"
         made.add_row(
             escape_for_terminal(one.name),
             escape_for_terminal(one.words),
-            in_zone(one.last),
+            tick_in_words(one.last),
             missed,
             escape_for_terminal(one.fate or "-"),
-            in_zone(one.next),
+            tick_in_words(one.next),
         )
-    _put(console, "Schedules", made, ())
+    _print_section(console, "Schedules", made, ())
 
 
-def in_zone(tick: datetime | None) -> str:
-    """Return a tick as the clock of its time zone shows it."""
+def tick_in_words(tick: datetime | None) -> str:
+    """Return a tick of a schedule as text, in the schedule's time zone."""
     return "-" if tick is None else tick.isoformat(sep=" ", timespec="seconds" if tick.second else "minutes")
 
 
-def _timers(console: Console, report: Pending) -> None:
+def _print_due_times(console: Console, report: Pending) -> None:
     now = report.at or report.now
-    made = table("reaction", "overdue since", "too late", "to come", "next due")
+    made = make_table("reaction", "overdue since", "too late", "to come", "next due")
     for one in report.to_do:
         if one.overdue_since or one.too_late or one.next_due:
-            late = f"{_many(one.too_late)}: expired answers" if one.too_late else "-"
+            late = f"{_rows_in_words(one.too_late)}: expired answers" if one.too_late else "-"
             since, next_due = (format_time_for_people(moment, now) if moment else "-" for moment in (one.overdue_since, one.next_due))
-            made.add_row(escape_for_terminal(one.reaction), since, late, _many(one.upcoming) if one.upcoming else "-", next_due)
-    _put(console, "Due times", made, ())
+            made.add_row(escape_for_terminal(one.reaction), since, late, _rows_in_words(one.upcoming) if one.upcoming else "-", next_due)
+    _print_section(console, "Due times", made, ())
 
 
-def _many(rows: int) -> str:
+def _rows_in_words(rows: int) -> str:
     return f"at least {COUNTED_MAX:,}" if rows >= COUNTED_MAX else f"{rows:,}"
 
 
-def _title(name: str, all_of_them: int, listed: Sequence[object]) -> str:
+def _title_with_count(name: str, all_of_them: int, listed: Sequence[object]) -> str:
     return f"{name}: {all_of_them:,}" + (f", of which {len(listed)} are listed" if len(listed) < all_of_them else "")
 
 
-def _count(report: Pending, *names: str) -> int:
+def _sum_counts(report: Pending, *names: str) -> int:
     return sum(report.counts.get(name, 0) for name in names)
 
 
-def _doubts(console: Console, report: Pending) -> None:
+def _print_in_doubt(console: Console, report: Pending) -> None:
     others = sum(count for name, count in report.counts.items() if name not in ("failed", "held"))
-    made = table("reaction", "record", "it is", "settled", "from", "error")
-    _put(
+    made = make_table("reaction", "record", "it is", "settled", "from", "error")
+    _print_section(
         console,
-        _title("Begun or in doubt", others, report.in_doubt),
+        _title_with_count("Begun or in doubt", others, report.in_doubt),
         made,
-        ((one.reaction, record(one), one.standing, one.next, _from(one, report.now), brief(one.error)) for one in report.in_doubt),
+        (
+            (one.reaction, record_and_occurrence(one), one.standing, one.next, _settled_from_in_words(one, report.now), shorten(one.error))
+            for one in report.in_doubt
+        ),
     )
 
 
-def _from(one: Open, now: datetime) -> str:
+def _settled_from_in_words(one: OpenAttempt, now: datetime) -> str:
     words = format_time_for_people(one.settled_from, now) if one.settled_from else "at once"
     return f"{words}; its key is good until {format_time_for_people(one.key_kept_until)}" if one.key_kept_until else words
 
 
-def record(one: Open) -> str:
-    """Return the record of an attempt, together with its occurrence if the record has several."""
-    return on_what(one.record, one.occurrence)
+def record_and_occurrence(one: OpenAttempt) -> str:
+    """Return the key of an attempt's record, followed by the occurrence if there is one."""
+    return describe_record_or_tick(one.record, one.occurrence)
 
 
-def _failed(console: Console, report: Pending) -> None:
-    made = table("reaction", "record", "failures", "next", "error")
-    title = _title("Failed", _count(report, "failed"), report.failed)
+def _print_failed(console: Console, report: Pending) -> None:
+    made = make_table("reaction", "record", "failures", "next", "error")
+    title = _title_with_count("Failed", _sum_counts(report, "failed"), report.failed)
     rows = (
-        (one.reaction, record(one), one.tries, format_time_for_people(one.next_at, report.now), brief(one.error)) for one in report.failed
+        (one.reaction, record_and_occurrence(one), one.tries, format_time_for_people(one.next_at, report.now), shorten(one.error))
+        for one in report.failed
     )
-    _put(console, title, made, rows)
+    _print_section(console, title, made, rows)
 
 
-def _held(console: Console, report: Pending) -> None:
-    made = table("reaction", "record", "begun", "why", "error")
-    title = _title("Held for a person", _count(report, "held"), report.held)
+def _print_held(console: Console, report: Pending) -> None:
+    made = make_table("reaction", "record", "begun", "why", "error")
+    title = _title_with_count("Held for a person", _sum_counts(report, "held"), report.held)
     rows = (
-        (one.reaction, record(one), format_time_for_people(one.since, report.now), brief(one.why), brief(one.error)) for one in report.held
+        (one.reaction, record_and_occurrence(one), format_time_for_people(one.since, report.now), shorten(one.why), shorten(one.error))
+        for one in report.held
     )
-    _put(console, title, made, rows)
+    _print_section(console, title, made, rows)
 
 
-def left_by(console: Console, app: str, others: Sequence[LeftByOther]) -> None:
-    """Print the open attempts of apps that have no living worker: with the cure if they concern this app, else in one line."""
+def print_left_by_others(console: Console, app: str, others: Sequence[LeftByOther]) -> None:
+    """Print open attempts of other apps that have no living worker: attempts that affect this app each with the cure, all others in one
+    line.
+    """
     for one in others:
         if one.ours:
-            console.print(Text(escape_for_terminal(one.words(app)), style="yellow"), soft_wrap=True)
-    quiet = left_by_other_apps.quiet_words(others)
+            console.print(Text(escape_for_terminal(one.message_for(app)), style="yellow"), soft_wrap=True)
+    quiet = left_by_other_apps.describe_unrelated(others)
     if quiet is not None:
         console.print(Text(escape_for_terminal(quiet)), soft_wrap=True)
 
 
-def _others(console: Console, app: str, report: Pending) -> None:
-    made = table("reaction", "record", "waits for", "which is")
+def _print_waits_and_warnings(console: Console, app: str, report: Pending) -> None:
+    made = make_table("reaction", "record", "waits for", "which is")
     waits = ((one.reaction, one.record, one.waits_for, one.standing) for one in report.waits)
-    _put(console, "Waiting for another call on the same record, or for another record of its line", made, waits)
+    _print_section(console, "Waiting for another call on the same record, or for another record of its line", made, waits)
     for one in report.waits:
         if one.person is not None:
             words = f"{one.reaction} on {one.record} goes on when a person has settled its held round {one.round}: {one.person}"
             console.print(Text(escape_for_terminal(words), style="yellow"), soft_wrap=True)
-    made = table("reaction", "record", "pid", "since", "who")
+    made = make_table("reaction", "record", "pid", "since", "who")
     locked = ((one.reaction, one.record, one.pid, format_time_for_people(one.since, report.now), one.who) for one in report.locked)
-    whose = "" if any(one.ours for one in report.locked) else " of somebody else"
-    _put(console, f"Locked by a long transaction{whose}", made, locked)
+    whose = "" if any(one.ours for one in report.locked) else " of another program"
+    _print_section(console, f"Locked by a long transaction{whose}", made, locked)
     warn = [f"{name} cannot be seen: {words}" for name, words in report.unseen.items() if name not in report.lacks]
     warn += [f"{name} is not carried out: {words}" for name, words in report.lacks.items()]
     warn += [f"{one.reaction}: {one.odd_time}: {odd_due_times.CURE}" for one in report.to_do if one.odd_time]
-    warn += [one.words for one in report.newcomers]
+    warn += [one.message for one in report.newcomers]
     if report.suspects:
         warn.append(
-            f"The database went back in time: {', '.join(report.suspects)} start each call as a doubt, until"
-            " `groundstate trust`, for which wait until nothing is in doubt"
+            f"The database went back in time: each call of {', '.join(report.suspects)} starts in doubt until `groundstate trust`, which is"
+            " to be run once nothing is in doubt any more"
         )
     if report.waiting:
-        warn.append(data_restore_check.in_words(report.waiting))
+        warn.append(data_restore_check.waiting_message(report.waiting))
     warn += [
-        f"{counted(count, 'attempt is', 'attempts are')} of reaction {name!r}, which this code does not declare, so it starts with"
-        " --leave-undeclared alone: rename or settle them"
+        f"{count_with_noun(count, 'attempt is', 'attempts are')} of reaction {name!r}, which this code does not declare: a worker starts"
+        " only with --leave-undeclared, until you rename the reaction or settle them"
         for name, count in report.undeclared.items()
     ]
     if report.gone:
-        warn.append(gone_in_words(report.gone))
+        warn.append(undeclared_message(report.gone))
     for words in warn:
         console.print(Text(escape_for_terminal(words), style="yellow"), soft_wrap=True)
-    left_by(console, app, report.others)
+    print_left_by_others(console, app, report.others)
     if report.baseline:
-        left = counted(report.baseline, "row was there before its reaction, and is", "rows were there before their reaction, and are")
+        left = count_with_noun(
+            report.baseline, "row was there before its reaction, and is", "rows were there before their reaction, and are"
+        )
         console.print(Text(f"{left} left alone (--baseline)."))
 
 
-def _states(console: Console, report: Pending) -> None:
+def _print_states(console: Console, report: Pending) -> None:
     if report.states is None:
         return
-    made = table("column", "value", "rows")
+    made = make_table("column", "value", "rows")
     values = [one for one in report.states if one.value is not None]
-    rows = ((f"{one.table}.{one.column}", brief(one.value), _states_counted(one.rows)) for one in values)
-    _put(console, "States that no reaction answers", made, rows)
+    rows = ((f"{one.table}.{one.column}", shorten(one.value), _state_rows_in_words(one.rows)) for one in values)
+    _print_section(console, "States that no reaction handles", made, rows)
     for one in report.states:
         if one.why:
             console.print(Text(escape_for_terminal(one.why)), soft_wrap=True)
     if not report.states:
-        console.print("Every state is answered by a reaction, or declared to rest.")
+        console.print("Every state is handled by a reaction, or declared as at rest.")
 
 
-def _states_counted(rows: int) -> str:
+def _state_rows_in_words(rows: int) -> str:
     return f"{rows:,}" if rows < COUNTED_MOST else f"{COUNTED_MOST:,} or more"
 
 
-def _lives(console: Console, report: Pending) -> None:
-    made = table("worker", "of app", "it", "on", "since", "calls begun")
+def _print_workers(console: Console, report: Pending) -> None:
+    made = make_table("worker", "of app", "it", "on", "since", "calls begun")
     for one in report.workers:
         where = f"{one.host} (process {one.pid})" if one.host else "-"
         begun = f"{one.begins:,}" if one.begins is not None else "?"
         made.add_row(
             f"{one.id:x}",
             escape_for_terminal(one.app or "-"),
-            is_in_words(one),
+            liveness_in_words(one),
             escape_for_terminal(where),
             format_time_for_people(one.began_at, report.now),
             begun,
         )
-    _put(console, "Workers", made, ())
+    _print_section(console, "Workers", made, ())
     console.print(Text(f"Before: {report.last_end}. Who is alive is told by {report.lock}."), soft_wrap=True)
     if report.careful:
         words = "Careful mode: two workers ended uncleanly, so batches are small until the record that does it is found."

@@ -1,4 +1,4 @@
-"""`groundstate triggers`: PostgreSQL triggers that send hints for rows that other programs write. Runs no reaction, and can be undone."""
+"""`groundstate triggers`: shows, installs or removes PostgreSQL triggers that send hints for rows that other programs write."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from groundstate.cli.common import (
     console,
     escape_for_terminal,
     find_app,
-    refuse_missing,
-    say_json,
+    print_json,
+    refuse_missing_database,
 )
 from groundstate.engine.operate import triggers as engine
-from groundstate.engine.operate.triggers import Found
+from groundstate.engine.operate.triggers import TableTrigger
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 
 _COLOURS = {"installed": "green", "missing": "", "stale": "yellow", "needless": "yellow"}
 _MEANS = {
-    "installed": "its writers are heard at their commit",
+    "installed": "a hint is sent when another program commits a change",
     "missing": "what other programs write is found by the sweep",
     "stale": "of another version, edited or switched off: install again",
     "needless": "no reaction of this app reads the table: remove, then install",
@@ -48,56 +48,58 @@ class Action(enum.StrEnum):
 
 
 def triggers(
-    action: Annotated[Action, typer.Argument(help="show how it stands, install, or remove.")] = Action.SHOW,
+    action: Annotated[Action, typer.Argument(help="Show the triggers, install them, or remove them.")] = Action.SHOW,
     app: AppOption = None,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statements for a migration, and change nothing.")] = False,
     as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001 - `common.guarded` reads it
+    debug: DebugOption = False,  # noqa: ARG001 - `common.exit_with_code_on_error` reads the option
 ) -> None:
-    """Show, install or remove triggers by which PostgreSQL tells the workers, at commit, that other programs wrote rows. SQLite needs none.
+    """Show, install or remove triggers that send a hint to the workers when another program commits a change, on PostgreSQL.
 
-    They are statement-level triggers on the tables that conditions read. A hint names the table, and carries no data.
+    They are statement-level triggers on the tables that conditions read. A hint names the table, and carries no data. SQLite needs none.
     """
     found = find_app(app)
     stores = [store for store in databases_of(found) if store.settings().url.get_backend_name() == "postgresql"]
     if not stores:
         raise CommandFailed(
-            f"{found.name} has no store on PostgreSQL: on SQLite a worker sees by PRAGMA data_version that another process wrote"
+            f"{found.name} has no store on PostgreSQL: SQLite needs no triggers, since PRAGMA data_version shows that another process wrote"
         )
     asked = StoreReader(stores)
-    told = [(store.label, *one) for store, one in asked.each(lambda store: _carried_out(found, store, action, sql=sql))]
+    told = [(store.label, *one) for store, one in asked.read_each(lambda store: _carry_out(found, store, action, sql=sql))]
     if as_json:
         content = [{"store": name, "statements": statements, "tables": seen} for name, statements, seen in told]
-        say_json("triggers", {"app": found.name, "action": action, "stores": content, **asked.said})
+        print_json("triggers", {"app": found.name, "action": action, "stores": content, **asked.unreadable_as_json})
     else:
         for name, statements, seen in told:
-            _show(name, statements if sql else [], seen)
-    asked.end()
+            _print_triggers(name, statements if sql else [], seen)
+    asked.report_unreadable()
     if action is Action.SHOW and any(one.state == "stale" for _, _, seen in told for one in seen):
         raise typer.Exit(Code.FINDINGS)
 
 
-def _carried_out(app: App, store: Store, action: Action, *, sql: bool) -> tuple[list[str], list[Found]]:
-    """Run the statements of an action, or with `sql` only return them. Also return the state of each table's trigger after that."""
+def _carry_out(app: App, store: Store, action: Action, *, sql: bool) -> tuple[list[str], list[TableTrigger]]:
+    """Run the statements of the action, unless `sql` is given. Return a pair: the statements, and afterwards the state of each table's
+    trigger.
+    """
     database, _, _ = connect.open_store(store.settings())
-    refuse_missing(database)
+    refuse_missing_database(database)
     try:
         wanted = engine.tables_read([ConditionQuery(spec, database) for spec in reactions_of(app, store)])
         statements: list[str] = []
         if action is Action.INSTALL:
-            statements = engine.to_install(app.name, database, wanted)
+            statements = engine.install_statements(app.name, database, wanted)
         elif action is Action.REMOVE:
             with database.reading() as connection:
-                statements = engine.to_remove(app.name, connection)
+                statements = engine.removal_statements(app.name, connection)
         if not sql:
-            engine.carry_out(database, statements)
+            engine.run_statements(database, statements)
         with database.reading() as connection:
-            return statements, engine.found(app.name, database, connection, wanted)
+            return statements, engine.read_triggers(app.name, database, connection, wanted)
     finally:
         database.close()
 
 
-def _show(store: str, statements: list[str], seen: list[Found]) -> None:
+def _print_triggers(store: str, statements: list[str], seen: list[TableTrigger]) -> None:
     out = console()
     if statements:
         for statement in statements:

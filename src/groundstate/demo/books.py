@@ -1,7 +1,8 @@
-"""The three books and the check that they balance: the orders with the customers who placed them, the gateway's ledger, and the mails.
+"""Reads three independent records (books) and checks that they agree: the orders with the customers who placed them, the gateway's ledger,
+and the mails.
 
-`read` opens them when all processes have ended; `balance` is pure and gives the verdict. It trusts nothing that the worker says: what the
-database says of an order must match what the gateway, the mail server and the customers recorded themselves.
+`read_books` reads them when all processes have ended, and `compare_books`, a pure function, compares them. The worker is not trusted: the
+row of an order must match what the gateway, the mail server and the customers wrote down themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, Engine, text
 from groundstate.demo import ledger
 from groundstate.demo.ledger import Entry
 
-CUSTOMERS, CHARGES, MAILS = "customers.jsonl", "gateway.jsonl", "mails.jsonl"  # file names in the demo's folder
+CUSTOMERS, CHARGES, MAILS = "customers.jsonl", "gateway.jsonl", "mails.jsonl"  # names of the books' files in the demo's folder
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class OrderRow:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A row of `groundstate_attempt` at the end: work that is not finished and that the orders themselves do not show."""
+    """A row of `groundstate_attempt` at the end of the demo: work on an order that is not finished."""
 
     reaction: str
     record: str
@@ -45,7 +46,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Books:
-    """The records of all parties: the customers, the gateway, the mail server, and the shop's database."""
+    """What each party has written down: the customers, the gateway, the mail server, and the shop's database."""
 
     customers: Sequence[Entry] = ()
     charges: Sequence[Entry] = ()
@@ -56,7 +57,7 @@ class Books:
 
 @dataclass(frozen=True)
 class Fault:
-    """A contradiction between the books. `order` is None where it concerns no order."""
+    """A contradiction between the books. order: the number of the order; None if it concerns no order."""
 
     order: int | None
     what: str
@@ -64,7 +65,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Held:
-    """An attempt that waits for a person, with its reason, and the evidence that a person finds in the other party's book."""
+    """An attempt that waits for a person, with its reason, and what the book of the gateway or the mail server says about it."""
 
     reaction: str
     order: int
@@ -74,27 +75,27 @@ class Held:
 
 @dataclass(frozen=True)
 class Balance:
-    """The result of comparing the books, which balance if there are no faults."""
+    """The result of comparing the books. The books balance if there are no faults. counts: numbers to show, by label."""
 
     faults: tuple[Fault, ...]
     held: tuple[Held, ...]
     counts: Mapping[str, int]
 
 
-def read(folder: Path, engine: Engine) -> Books:
-    """Read the books as they are now; the only access to the database is by SELECT."""
+def read_books(folder: Path, engine: Engine) -> Books:
+    """Read the books as they are now. The database is only read."""
     with engine.connect() as connection:
-        orders, attempts = _orders(connection), _attempts(connection)
-    customers, charges, mails = (ledger.read(folder / name) for name in (CUSTOMERS, CHARGES, MAILS))
+        orders, attempts = _read_orders(connection), _read_attempts(connection)
+    customers, charges, mails = (ledger.read_entries(folder / name) for name in (CUSTOMERS, CHARGES, MAILS))
     return Books(customers, charges, mails, orders, attempts)
 
 
-def _orders(connection: Connection) -> list[OrderRow]:
+def _read_orders(connection: Connection) -> list[OrderRow]:
     rows = connection.execute(text("select id, email, total, status, receipt, mailed_at from orders order by id"))
     return [OrderRow(row.id, row.email, row.total, row.status, row.receipt, row.mailed_at is not None) for row in rows]
 
 
-def _attempts(connection: Connection) -> list[Attempt]:
+def _read_attempts(connection: Connection) -> list[Attempt]:
     statement = "select reaction, record, state, unsure, why, error from groundstate_attempt where app = 'shop' order by reaction, record"
     return [
         Attempt(row.reaction, row.record, row.state, bool(row.unsure), row.why, row.error) for row in connection.execute(text(statement))
@@ -103,7 +104,7 @@ def _attempts(connection: Connection) -> list[Attempt]:
 
 @dataclass
 class _Case:
-    """All entries of the books that concern one order."""
+    """Everything in the books that concerns one order."""
 
     order: OrderRow
     charged: list[Entry] = field(default_factory=list)
@@ -111,23 +112,24 @@ class _Case:
     mails: list[Entry] = field(default_factory=list)
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
-    def held(self, reaction: str) -> bool:
+    def is_held(self, reaction: str) -> bool:
+        """Return whether the attempt of this reaction for the order is held (waits for a person)."""
         attempt = self.attempts.get(reaction)
         return attempt is not None and attempt.state == "held"
 
 
-def balance(books: Books) -> Balance:
-    """Compare the books with each other and return their balance. The function is pure."""
+def compare_books(books: Books) -> Balance:
+    """Compare the books with each other and return the result. Nothing is read or written."""
     cases = {order.id: _Case(order) for order in books.orders}
-    faults = [*_customers(books, cases), *_sort_in(books, cases)]
+    faults = [*_faults_of_customers(books, cases), *_sort_entries_by_order(books, cases)]
     held: list[Held] = []
     for case in cases.values():
-        faults += [Fault(case.order.id, what) for what in (*_progress(case), *_money(case), *_mail(case))]
-        held += [_listed(case, attempt) for attempt in case.attempts.values() if attempt.state == "held"]
-    return Balance(tuple(faults), tuple(held), _counts(books, cases))
+        faults += [Fault(case.order.id, what) for what in (*_faults_of_progress(case), *_faults_of_charges(case), *_faults_of_mails(case))]
+        held += [_describe_held_attempt(case, attempt) for attempt in case.attempts.values() if attempt.state == "held"]
+    return Balance(tuple(faults), tuple(held), _counts_by_label(books, cases))
 
 
-def _customers(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
+def _faults_of_customers(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
     asked = {entry["email"] for entry in books.customers}
     for entry in books.customers:
         if "order" not in entry:
@@ -146,7 +148,7 @@ def _customers(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
         seen.add(case.order.email)
 
 
-def _sort_in(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
+def _sort_entries_by_order(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
     for entry in books.charges:
         case = cases.get(entry["order"])
         if case is None:
@@ -167,18 +169,20 @@ def _sort_in(books: Books, cases: Mapping[int, _Case]) -> Iterator[Fault]:
             case.attempts[attempt.reaction] = attempt
 
 
-def _progress(case: _Case) -> Iterator[str]:
-    """Yield the faults in an order's progress: each order must be at its end, or be listed as held."""
+def _faults_of_progress(case: _Case) -> Iterator[str]:
+    """Yield a text for each fault in an order's progress: the order must be packed or cancelled, or have a held attempt."""
     for attempt in case.attempts.values():
         if attempt.state != "held":
             yield f"was not finished: {attempt.reaction} is {attempt.state} ({attempt.error or attempt.why or 'no error'})"
-    # the mail is not a step between statuses
+    # An attempt of the reaction `mailed` does not stop an order, so it is no reason for the order's status.
     if case.order.status not in ("packed", "cancelled") and not case.attempts.keys() - {"mailed"}:
         yield f"stopped at '{case.order.status}', and is listed nowhere"
 
 
-def _money(case: _Case) -> Iterator[str]:
-    """Yield the faults in an order's charges: a paid order is charged once, an unpaid one never, and one in doubt is held."""
+def _faults_of_charges(case: _Case) -> Iterator[str]:
+    """Yield a text for each fault in an order's charges: a paid order is charged once, and an unpaid order never, unless the attempt to
+    charge it is held.
+    """
     order, charges = case.order, [charge["id"] for charge in case.charged]
     if len(charges) > 1:
         yield f"was charged {len(charges)} times: {', '.join(charges)}"
@@ -186,7 +190,7 @@ def _money(case: _Case) -> Iterator[str]:
         yield f"has the receipt {order.receipt}, and was never charged"
     elif order.receipt is not None and order.receipt not in charges:
         yield f"has the receipt {order.receipt}, and was charged as {charges[0]}"
-    if order.receipt is None and charges and not case.held("paid"):
+    if order.receipt is None and charges and not case.is_held("paid"):
         yield f"was charged as {charges[0]}, and does not know it"
     if any(charge["amount"] != order.total for charge in case.charged):
         yield "was charged another amount than its total"
@@ -196,8 +200,10 @@ def _money(case: _Case) -> Iterator[str]:
         yield f"is '{order.status}', and the gateway never declined it"
 
 
-def _mail(case: _Case) -> Iterator[str]:
-    """Yield the faults in an order's mails: there is one if the order says so, never a second one, and one in doubt is held."""
+def _faults_of_mails(case: _Case) -> Iterator[str]:
+    """Yield a text for each fault in an order's mails: an order marked as mailed has one mail, no order has two, and an order with a mail
+    that is not marked has a held attempt.
+    """
     order, mails = case.order, len(case.mails)
     if mails > 1:
         yield f"had {mails} mails"
@@ -205,7 +211,7 @@ def _mail(case: _Case) -> Iterator[str]:
         yield "says that its mail has gone out, and none arrived"
     if mails and order.receipt is None:
         yield "had a mail for a receipt that it does not have"
-    elif mails and not order.mailed and not case.held("mailed"):
+    elif mails and not order.mailed and not case.is_held("mailed"):
         yield "had its mail, and does not know it"
     if not mails and order.receipt is not None and not order.mailed and "mailed" not in case.attempts:
         yield "never had its mail, and is listed nowhere"
@@ -213,7 +219,7 @@ def _mail(case: _Case) -> Iterator[str]:
         yield "had its mail sent to somebody else"
 
 
-def _listed(case: _Case, attempt: Attempt) -> Held:
+def _describe_held_attempt(case: _Case, attempt: Attempt) -> Held:
     if attempt.reaction == "mailed":
         evidence = "the mail arrived" if case.mails else "no mail arrived"
     else:
@@ -222,7 +228,7 @@ def _listed(case: _Case, attempt: Attempt) -> Held:
     return Held(attempt.reaction, case.order.id, why or "no reason was given", evidence)
 
 
-def _counts(books: Books, cases: Mapping[int, _Case]) -> dict[str, int]:
+def _counts_by_label(books: Books, cases: Mapping[int, _Case]) -> dict[str, int]:
     statuses: dict[str, int] = defaultdict(int)
     for case in cases.values():
         statuses[case.order.status] += 1

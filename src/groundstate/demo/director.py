@@ -1,8 +1,8 @@
-"""Directs the demo: starts the shop and its surroundings, kills the worker repeatedly, waits until all orders are settled, and ends
-everything.
+"""Directs the demo: starts the shop and the parties around it, kills the worker repeatedly, waits until all orders are settled, and ends
+all processes.
 
-It never writes to the database or sends a message to the worker: it starts and kills it, observes by SELECTs, and runs `groundstate
-pending` as an operator would.
+The director never writes to the database and sends no message to the worker. It starts and kills the worker, watches the database by
+SELECTs, and runs `groundstate pending` as an operator would.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from random import Random
 from sqlalchemy import Engine, text
 
 from groundstate.demo import books, database
-from groundstate.demo.processes import Doors, Processes, kill
+from groundstate.demo.processes import ListeningSockets, Processes, kill_and_reap
 from groundstate.demo.show import Progress, Show
 
 APP = "groundstate.demo.shop:app"
 CLI = ("-m", "groundstate.cli.main")
-LOOK_EVERY_S = 0.25  # seconds between two looks at the progress
+LOOK_EVERY_S = 0.25  # seconds between two readings of the demo's progress
 
 
 class DemoFailed(Exception):
@@ -31,7 +31,7 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of one demo. `url` is the shop's database, `folder` takes ledgers and logs."""
+    """The arguments of one demo. url: of the shop's database. folder: for the ledgers and logs."""
 
     url: str
     folder: Path
@@ -41,54 +41,54 @@ class Plan:
 
     @property
     def placing_s(self) -> float:
-        """Seconds over which the orders are placed, so that all kills fall into this time."""
+        """Seconds over which the orders are placed: long enough for all kills of the worker."""
         return max(12.0, self.kills * 4.0)
 
     @property
     def limit_s(self) -> float:
-        """Seconds after which the demo ends, even if orders are not settled."""
+        """Seconds after which the demo ends, even if some orders are not settled."""
         return self.placing_s + 90.0
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables of the shop's processes, which a person needs as well to inspect the result."""
+        """The environment variables of the shop's processes. A person needs them too, to inspect the result."""
         return {"SHOP_DATABASE": self.url, "GROUNDSTATE_APP": APP, "GROUNDSTATE_STATE": str(self.folder / "state")}
 
 
 class Director:
-    """Runs one demo from its start to its end."""
+    """Runs one demo from start to end."""
 
     def __init__(self, plan: Plan, show: Show) -> None:
         self._plan, self._show = plan, show
-        self._doors = Doors("shop", "gateway", "mail")
-        ports = self._doors.ports
+        self._listening_sockets = ListeningSockets("shop", "gateway", "mail")
+        ports = self._listening_sockets.ports
         self._shop = f"http://127.0.0.1:{ports['shop']}"
         addresses = {"SHOP_GATEWAY": f"http://127.0.0.1:{ports['gateway']}", "SHOP_SMTP": f"127.0.0.1:{ports['mail']}"}
         self._processes = Processes(plan.folder, plan.environment | addresses)
-        self._engine = database.engine(plan.url)
+        self._engine = database.create_shop_engine(plan.url)
         self._dice = Random(plan.seed)
         self._kills = 0
 
-    def perform(self) -> books.Books:
+    def run(self) -> books.Books:
         """Run the whole demo, and return the books as they are at the end. Raises DemoFailed."""
         try:
             with self._processes:
-                self._initialise()
-                servers = self._open()
-                load = self._customers()
-                worker = self._go_on_through_kills(servers, load)
-                self._until_settled({**servers, "worker": worker}, load)
-                self._stop(worker)
-            return books.read(self._plan.folder, self._engine)
+                self._create_tables()
+                servers = self._start_servers()
+                load = self._start_customers()
+                worker = self._kill_and_restart_worker(servers, load)
+                self._wait_until_settled({**servers, "worker": worker}, load)
+                self._stop_worker(worker)
+            return books.read_books(self._plan.folder, self._engine)
         finally:
             self._engine.dispose()
 
-    def _initialise(self) -> None:
-        done = self._processes.ask([*CLI, "init", "--app", APP, "--tables"])
+    def _create_tables(self) -> None:
+        done = self._processes.run_to_end([*CLI, "init", "--app", APP, "--tables"])
         if done.returncode != 0:
             raise DemoFailed(f"groundstate init failed:\n{done.stdout}")
 
-    def _open(self) -> dict[str, subprocess.Popen[bytes]]:
+    def _start_servers(self) -> dict[str, subprocess.Popen[bytes]]:
         seed, folder = str(self._plan.seed), self._plan.folder
         given = {
             "shop": ["-m", "groundstate.demo.storefront"],
@@ -97,75 +97,83 @@ class Director:
         }
         servers = {}
         for name, arguments in given.items():
-            fd = self._doors.fd(name)
+            fd = self._listening_sockets.fd(name)
             servers[name] = self._processes.start(name, [*arguments, "--fd", str(fd)], fd=fd)
-            self._doors.close(name)
+            self._listening_sockets.close(name)
         return servers
 
-    def _customers(self) -> subprocess.Popen[bytes]:
+    def _start_customers(self) -> subprocess.Popen[bytes]:
         plan = self._plan
-        self._show.say(f"{plan.orders} orders are placed over {plan.placing_s:.0f} s at {self._shop}")
+        self._show.print_line(f"{plan.orders} orders are placed over {plan.placing_s:.0f} s at {self._shop}")
         per_second = str(plan.orders / plan.placing_s)
         given = ["--shop", self._shop, "--ledger", str(plan.folder / books.CUSTOMERS), "--seed", str(plan.seed)]
         return self._processes.start(
             "customers", ["-m", "groundstate.demo.load", *given, "--orders", str(plan.orders), "--per-second", per_second]
         )
 
-    def _worker(self) -> subprocess.Popen[bytes]:
+    def _start_worker(self) -> subprocess.Popen[bytes]:
         worker = self._processes.start("worker", [*CLI, "run", APP])
-        self._show.say(f"the worker starts, process {worker.pid}", "green")
+        self._show.print_line(f"the worker starts, process {worker.pid}", "green")
         return worker
 
-    def _go_on_through_kills(self, servers: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        """Kill the worker at random moments, show what work is left, and start it again. Return the last worker."""
-        worker = self._worker()
+    def _kill_and_restart_worker(
+        self, servers: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]
+    ) -> subprocess.Popen[bytes]:
+        """As often as planned: kill the worker at a random moment, show what work is left, and start another worker. Return the last
+        worker.
+        """
+        worker = self._start_worker()
         while self._kills < self._plan.kills:
-            self._look_on(self._dice.uniform(0.6, 4.2), {**servers, "worker": worker}, load)
-            kill(worker)
+            self._show_progress_for(self._dice.uniform(0.6, 4.2), {**servers, "worker": worker}, load)
+            kill_and_reap(worker)
             self._kills += 1
-            self._show.say(f"kill -9 {worker.pid}, the {self._kills}. time", "bold red")
-            pending = self._processes.ask([*CLI, "pending", "--app", APP, "--limit", "3"], columns=self._show.inner_width)
-            self._show.report("groundstate pending", pending.stdout)
+            self._show.print_line(f"kill -9 {worker.pid}, kill {self._kills} of {self._plan.kills}", "bold red")
+            pending = self._processes.run_to_end([*CLI, "pending", "--app", APP, "--limit", "3"], columns=self._show.inner_width)
+            self._show.print_report("groundstate pending", pending.stdout)
             if pending.returncode not in PENDING_CODES:
-                raise DemoFailed(f"groundstate pending ended with {pending.returncode}")
-            worker = self._worker()
+                raise DemoFailed(f"groundstate pending ended with exit code {pending.returncode}")
+            worker = self._start_worker()
         return worker
 
-    def _look_on(self, seconds: float, running: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> None:
+    def _show_progress_for(self, seconds: float, running: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> None:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            self._show.progress(self._progress())
-            self._all_run(running, load)
+            self._show.show_progress(self._read_progress())
+            self._check_processes_run(running, load)
             time.sleep(min(LOOK_EVERY_S, left))
 
-    def _all_run(self, running: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> None:
+    def _check_processes_run(self, running: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> None:
         for name, process in running.items():
             if process.poll() is not None:
-                raise DemoFailed(f"{name} ended by itself with {process.returncode}; it said:\n{self._processes.log(name)}")
+                raise DemoFailed(
+                    f"{name} ended unexpectedly with code {process.returncode}. Its last output:\n{self._processes.last_log_lines(name)}"
+                )
         if load.poll() not in (None, 0):
-            raise DemoFailed(f"the customers failed; they said:\n{self._processes.log('customers')}")
+            raise DemoFailed(f"the customers' process failed. Its last output:\n{self._processes.last_log_lines('customers')}")
 
-    def _until_settled(self, running: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> None:
-        """Wait until every order is at its end or held, or the time limit has passed; the books show afterwards which it was."""
+    def _wait_until_settled(self, running: dict[str, subprocess.Popen[bytes]], load: subprocess.Popen[bytes]) -> None:
+        """Wait until every order is packed, cancelled or has a held attempt, but not longer than the time limit."""
         until = time.monotonic() + self._plan.limit_s - self._plan.placing_s
-        while load.poll() is None or not self._settled():
+        while load.poll() is None or not self._is_settled():
             if time.monotonic() > until:
-                self._show.say("the time is up, and not all is settled", "bold red")
+                self._show.print_line("the time limit has passed, and not all orders are settled", "bold red")
                 return
-            self._look_on(LOOK_EVERY_S, running, load)
-        self._show.progress(self._progress())
-        self._show.say("all that can be settled is settled", "green")
+            self._show_progress_for(LOOK_EVERY_S, running, load)
+        self._show.show_progress(self._read_progress())
+        self._show.print_line("every order is packed, cancelled or held", "green")
 
-    def _stop(self, worker: subprocess.Popen[bytes]) -> None:
-        """Stop the worker cleanly by SIGTERM, as an operator's tool would."""
+    def _stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """Stop the worker by SIGTERM, as a process manager would."""
         worker.send_signal(signal.SIGTERM)
         try:
             code = worker.wait(30)
         except subprocess.TimeoutExpired:
-            raise DemoFailed(f"the worker did not end within 30 s of SIGTERM; it said:\n{self._processes.log('worker')}") from None
-        self._show.say(f"the worker was told to end, and ended with {code}")
+            raise DemoFailed(
+                f"the worker did not end within 30 s of SIGTERM. Its last output:\n{self._processes.last_log_lines('worker')}"
+            ) from None
+        self._show.print_line(f"the worker got SIGTERM and ended with exit code {code}")
 
-    def _progress(self) -> Progress:
+    def _read_progress(self) -> Progress:
         with self._engine.connect() as connection:
             statuses = connection.execute(text("select status, count(*) from orders group by status"))
             orders: dict[str, int] = {row[0]: row[1] for row in statuses}
@@ -174,8 +182,8 @@ class Director:
             mailed = connection.execute(text("select count(*) from orders where mailed_at is not null")).scalar_one()
         return Progress(orders, attempts, mailed, self._kills)
 
-    def _settled(self) -> bool:
-        return unsettled(self._engine) == 0
+    def _is_settled(self) -> bool:
+        return count_unsettled(self._engine) == 0
 
 
 PENDING_CODES = (0,)  # exit codes of `groundstate pending` that are not failures
@@ -190,7 +198,7 @@ select (select count(*) from groundstate_attempt where state <> 'held')
 """
 
 
-def unsettled(engine: Engine) -> int:
-    """Return how many orders and attempts are neither at their end nor held."""
+def count_unsettled(engine: Engine) -> int:
+    """Return the number of attempts that are not held, plus the number of unfinished orders without a held attempt."""
     with engine.connect() as connection:
         return int(connection.execute(text(_UNSETTLED)).scalar_one())

@@ -1,7 +1,7 @@
 """A payment gateway: a separate server with a ledger of its own, as unreliable as real ones are.
 
-It does not deduplicate: a second POST of the same key charges the card again, and the ledger shows it. So the provider does not hide a
-fault of the worker. The module `mischief` decides how each request is treated.
+It does not deduplicate: a second POST with an equal key charges the card again, and the ledger shows that. So the gateway does not hide it
+if the worker calls twice. The module `mischief` decides how each request is treated.
 """
 
 from __future__ import annotations
@@ -18,20 +18,25 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from groundstate.demo import mischief, serving
-from groundstate.demo.ledger import Entry, Ledger, read
+from groundstate.demo.ledger import Entry, Ledger, read_entries
 from groundstate.demo.mischief import Treatment, Trick
 
 
-class Dropped(Response):
-    """A response that begins and never ends: the server closes the connection, and the client cannot know what happened."""
+class DroppedResponse(Response):
+    """A response whose connection is closed before its body, so that the client does not learn whether the card was charged."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI defines the arguments
-        """Send the head of a response, and nothing of the body that the head announces."""
+        """Send the headers of a response, which announce a body, and nothing of the body."""
         await send({"type": "http.response.start", "status": 201, "headers": [(b"content-length", b"1000")]})
 
 
 class Gateway:
-    """The gateway's endpoints over one ledger. `treat`, `declines`, `pause` and `clock` are arguments so that tests need not wait."""
+    """The HTTP endpoints of the gateway, which write to one ledger.
+
+    treat: takes an order's number and which POST for it this is (1, 2, ...), and returns how to treat the POST. declines: returns whether
+        an order's card is declined.
+    pause, clock: for tests, which need not wait then.
+    """
 
     def __init__(
         self,
@@ -45,38 +50,38 @@ class Gateway:
         self._ledger, self._treat, self._declines, self._pause, self._clock = ledger, treat, declines, pause, clock
         self._by_key: dict[str, Entry] = {}
         self._entries = 0
-        for entry in read(ledger.path):  # entries of an earlier process
-            self._remember(entry)
+        for entry in read_entries(ledger.path):  # entries that an earlier process of the gateway wrote
+            self._index_entry(entry)
         self._posts: Counter[str] = Counter()
 
-    def app(self) -> Starlette:
+    def build_app(self) -> Starlette:
         """Return the gateway's ASGI application."""
-        return Starlette(routes=[Route("/charges", self.charge, methods=["POST"]), Route("/charges", self.find, methods=["GET"])])
+        return Starlette(
+            routes=[Route("/charges", self.handle_charge, methods=["POST"]), Route("/charges", self.handle_lookup, methods=["GET"])]
+        )
 
-    async def charge(self, request: Request) -> Response:
-        """Handle POST {key, order, amount}: 201 charged, 402 declined, 503 busy with nothing done, or an answer that never reaches the
-        client.
-        """
+    async def handle_charge(self, request: Request) -> Response:
+        """Handle POST {key, order, amount}: answer 201 (charged), 402 (declined) or 503 (busy, nothing done), or drop the connection."""
         asked = await request.json()
         self._posts[asked["key"]] += 1
         treatment = self._treat(asked["order"], self._posts[asked["key"]])
         await self._pause(treatment.before)
         if treatment.trick is Trick.BUSY:
             return JSONResponse({"why": "too many requests, nothing was done"}, 503, headers={"retry-after": "1"})
-        entry = self._enter(asked, treatment.hidden)
+        entry = self._record_charge(asked, treatment.hidden)
         await self._pause(treatment.after)
         if treatment.trick is Trick.DROP:
-            return Dropped()
+            return DroppedResponse()
         return JSONResponse(entry, 201 if entry["outcome"] == "charged" else 402)
 
-    async def find(self, request: Request) -> Response:
-        """Handle GET ?key=: return the first entry of this key, or 404 where there is none or it is still hidden."""
+    async def handle_lookup(self, request: Request) -> Response:
+        """Handle GET ?key=: return the first ledger entry of this key, or 404 if there is no entry, or if it is still hidden."""
         entry = self._by_key.get(request.query_params["key"])
         if entry is None or self._clock() < entry["at"] + entry["hidden"]:
             return JSONResponse({"why": "no such charge"}, 404)
         return JSONResponse(entry)
 
-    def _enter(self, asked: Entry, hidden: float) -> Entry:
+    def _record_charge(self, asked: Entry, hidden: float) -> Entry:
         declined = self._declines(asked["order"])
         entry = {
             "id": f"ch_{self._entries + 1}",
@@ -89,23 +94,23 @@ class Gateway:
             "hidden": hidden,
         }
         self._ledger.write(entry)
-        self._remember(entry)
+        self._index_entry(entry)
         return entry
 
-    def _remember(self, entry: Entry) -> None:
+    def _index_entry(self, entry: Entry) -> None:
         self._entries += 1
         self._by_key.setdefault(entry["key"], entry)
 
 
 def main() -> None:
     """Serve the gateway: `python -m groundstate.demo.gateway --fd N --ledger PATH --seed N`."""
-    given = serving.arguments()
+    given = serving.parse_arguments()
     gateway = Gateway(
         Ledger(given.ledger),
-        treat=lambda order, number: mischief.treatment(given.seed, order, number),
-        declines=lambda order: mischief.declines(given.seed, order),
+        treat=lambda order, number: mischief.choose_treatment(given.seed, order, number),
+        declines=lambda order: mischief.is_card_declined(given.seed, order),
     )
-    serving.serve(gateway.app(), given.fd)
+    serving.serve(gateway.build_app(), given.fd)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A ledger with one JSON line for each entry, which is on disk before `write` returns. Each party of the demo keeps its own, and none reads
-another's.
+"""A ledger: a file with one JSON line for each entry. An entry is on disk before `write` returns. Each party of the demo keeps its own
+ledger and reads no other.
 
-An entry is never rewritten or removed, except a last line that a power cut left half written: no answer was sent for it.
+An entry is never rewritten or removed. Only a last line that a power cut left half written is removed, since no answer was sent for it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 Entry = dict[str, Any]
 
 
-def read(path: Path) -> list[Entry]:
-    """Return the entries of a ledger, oldest first, without a half-written last line; a missing file has no entries."""
+def read_entries(path: Path) -> list[Entry]:
+    """Return the entries of a ledger, oldest first, without a half-written last line; if the file is missing, an empty list."""
     if not path.exists():
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
@@ -23,15 +23,15 @@ def read(path: Path) -> list[Entry]:
 
 
 class Ledger:
-    """A ledger that is open for writing; entries are appended to those of an earlier process."""
+    """A ledger that is opened for appending. Its file may hold entries that an earlier process wrote."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
-        self._cut_half_a_line()
+        self._remove_half_written_line()
 
-    def _cut_half_a_line(self) -> None:
+    def _remove_half_written_line(self) -> None:
         written = self.path.read_bytes()
         whole = written.rfind(b"\n") + 1
         if whole < len(written):
@@ -44,5 +44,5 @@ class Ledger:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; no entry can be written after this."""
+        """Close the file. No entry can be written after that."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""The customers: they place orders over HTTP at a steady rate, and keep a ledger of what they ordered and what was accepted."""
+"""The customers: they place orders over HTTP at a steady rate, and keep a ledger of what they ordered and what the shop accepted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import httpx
 from groundstate.demo.ledger import Ledger
 
 
-async def order_all(client: httpx.AsyncClient, ledger: Ledger, *, orders: int, per_second: float, seed: int) -> None:
-    """Place all orders.
+async def place_orders(client: httpx.AsyncClient, ledger: Ledger, *, orders: int, per_second: float, seed: int) -> None:
+    """Place all orders, at a rate of `per_second`.
 
-    The ledger gets a line before each request goes out, and another with the order's number when the shop accepts it.
+    A line is written to the ledger before each order is sent, and a second line with the order's number when the shop has accepted it.
     """
     dice = Random(seed)
     totals = [dice.randrange(500, 20_000) for _ in range(orders)]
@@ -25,11 +25,11 @@ async def order_all(client: httpx.AsyncClient, ledger: Ledger, *, orders: int, p
         for number, total in enumerate(totals, 1):
             await asyncio.sleep(begun + number / per_second - asyncio.get_running_loop().time())
             await at_once.acquire()
-            customer = customers.create_task(_order(client, ledger, f"customer{number}@example.org", total))
+            customer = customers.create_task(_place_order(client, ledger, f"customer{number}@example.org", total))
             customer.add_done_callback(lambda _: at_once.release())
 
 
-async def _order(client: httpx.AsyncClient, ledger: Ledger, email: str, total: int) -> None:
+async def _place_order(client: httpx.AsyncClient, ledger: Ledger, email: str, total: int) -> None:
     ledger.write({"email": email, "total": total})
     try:
         answer = await client.post("/orders", json={"email": email, "total": total})
@@ -43,9 +43,9 @@ async def _order(client: httpx.AsyncClient, ledger: Ledger, email: str, total: i
 
 
 async def run(given: argparse.Namespace) -> None:
-    """Place the orders that the arguments specify."""
+    """Place orders as the command-line arguments say."""
     async with httpx.AsyncClient(base_url=given.shop, timeout=60) as client:
-        await order_all(client, Ledger(given.ledger), orders=given.orders, per_second=given.per_second, seed=given.seed)
+        await place_orders(client, Ledger(given.ledger), orders=given.orders, per_second=given.per_second, seed=given.seed)
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""How the payment gateway treats a request. The functions are pure: the same seed, order and try give the same treatment in each run."""
+"""How the payment gateway treats a request. The functions are pure: their results depend only on the seed, the order and the number of the
+try.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from random import Random
 
 
 class Trick(enum.Enum):
-    """A way to treat the POST of a charge."""
+    """A way in which the gateway treats a POST of a charge."""
 
     PROMPT = "charges, and answers"
     SLOW = "takes its time, charges, and answers"
-    BUSY = "does nothing, and says so: 503"
+    BUSY = "does nothing, and answers 503"
     LATE_ANSWER = "charges at once, and answers when the client has given up"
     LATE_CHARGE = "charges when the client has given up"
     DROP = "charges, and drops the connection instead of answering"
@@ -20,10 +22,10 @@ class Trick(enum.Enum):
 
 @dataclass(frozen=True)
 class Treatment:
-    """The treatment of one POST.
+    """How the gateway treats one POST of a charge.
 
-    before, after: seconds of waiting before and after the charge.
-    hidden: seconds for which a lookup does not show the charge.
+    before, after: seconds for which it waits before and after the charge.
+    hidden: seconds after the charge for which a lookup does not show it.
     """
 
     trick: Trick
@@ -32,13 +34,13 @@ class Treatment:
     hidden: float
 
 
-CLIENT_GIVES_UP = 2.0  # seconds: the shop's timeout for a charge
-LONGEST_HIDDEN = 1.0  # seconds for which a lookup can miss a charge at most
+CLIENT_GIVES_UP = 2.0  # seconds: the timeout of the shop's client for a charge
+LONGEST_HIDDEN = 1.0  # seconds after a charge for which a lookup may not show it, at most
 _WEIGHTS = {Trick.PROMPT: 72, Trick.SLOW: 14, Trick.BUSY: 2, Trick.LATE_ANSWER: 4, Trick.LATE_CHARGE: 4, Trick.DROP: 4}
 
 
-def treatment(seed: int, order: int, number: int) -> Treatment:
-    """Return the treatment of the `number`th POST (from 1) for an order."""
+def choose_treatment(seed: int, order: int, number: int) -> Treatment:
+    """Return how the gateway treats a POST for this order. number: 1 for the first POST for the order, 2 for the second, and so on."""
     dice = Random(f"{seed} {order} {number}")
     trick = dice.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     before = {
@@ -51,12 +53,12 @@ def treatment(seed: int, order: int, number: int) -> Treatment:
     return Treatment(trick, before, after, hidden)
 
 
-def declines(seed: int, order: int) -> bool:
-    """Return whether the card of this order is declined; the answer for an order is always the same."""
+def is_card_declined(seed: int, order: int) -> bool:
+    """Return whether the card of this order is declined. For a given seed and order, the result never changes."""
     return Random(f"{seed} card {order}").random() < 0.06
 
 
-def mail_takes(seed: int, order: str) -> float:
-    """Return the seconds that the mail server waits before and after it records a mail; a few mails are slow."""
+def mail_delay_s(seed: int, order: str) -> float:
+    """Return the seconds that the mail server waits before and after it records a mail; a few mails have a long delay."""
     dice = Random(f"{seed} mail {order}")
     return dice.uniform(0.5, 1.2) if dice.random() < 0.05 else dice.uniform(0.01, 0.08)

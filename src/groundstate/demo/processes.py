@@ -1,4 +1,6 @@
-"""The demo's processes: each has a process group of its own, and none outlives the director, however the director ends."""
+"""The demo's processes. Each has a process group of its own. None outlives the director (the process that started it), even if the director
+is killed.
+"""
 
 from __future__ import annotations
 
@@ -13,43 +15,47 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_PR_SET_PDEATHSIG = 1  # option number of Linux's prctl: the signal that a child gets when its parent dies
+_PR_SET_PDEATHSIG = 1  # number of the option of Linux's prctl that sets which signal a child gets when its parent dies
 
 
-def _dies_with(parent: int) -> Callable[[], None] | None:
-    """Return what a child must run before its program on Linux, so that the kernel kills it when its parent dies; elsewhere None."""
+def _hook_that_binds_child_to_parent(parent: int) -> Callable[[], None] | None:
+    """Return a `preexec_fn` for Popen: it tells the kernel of Linux to kill the child when its parent dies. On other systems return
+    None.
+    """
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None, use_errno=True)
 
-    def before_it_runs() -> None:
+    def request_kill_with_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent died before the prctl call
+        if os.getppid() != parent:  # the parent died before the call of prctl
             os._exit(1)
 
-    return before_it_runs
+    return request_kill_with_parent
 
 
-class Doors:
-    """Listening sockets on loopback, created by the director and inherited by the servers, so that their ports are known and free."""
+class ListeningSockets:
+    """Listening sockets on loopback, which the director creates and the servers inherit. So their ports are free, and known from the
+    start.
+    """
 
     def __init__(self, *names: str) -> None:
         self._sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
         self.ports: dict[str, int] = {name: gate.getsockname()[1] for name, gate in self._sockets.items()}
 
     def fd(self, name: str) -> int:
-        """Return the file descriptor of a server's socket."""
+        """Return the file descriptor of the socket of the server with this name."""
         return self._sockets[name].fileno()
 
     def close(self, name: str) -> None:
-        """Close the director's copy of a server's socket, so that clients of a dead server are refused and do not wait."""
+        """Close the director's copy of a server's socket. Were it open, clients of a dead server would wait, instead of being refused."""
         self._sockets.pop(name).close()
 
 
 class Processes:
-    """All child processes of the director. Leaving the `with` block kills those that still run.
+    """All child processes of the director. At the end of the `with` block, children that still run are killed.
 
-    Start them from one thread that runs for as long as they must run: the kernel kills a child when the thread that started it ends.
+    The kernel kills a child when the thread that started it ends, so one thread that outlives all children must start them.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
@@ -59,7 +65,7 @@ class Processes:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def start(self, name: str, arguments: Sequence[str], *, fd: int | None = None) -> subprocess.Popen[bytes]:
-        """Start `python ...arguments`, and append its output to logs/NAME.log."""
+        """Start Python with these arguments, and append its output to logs/NAME.log. fd: a file descriptor that the child inherits."""
         with (self._logs / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -68,14 +74,16 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 pass_fds=() if fd is None else (fd,),
-                start_new_session=True,  # Ctrl-C reaches only the director, which ends the others in order
-                preexec_fn=_dies_with(os.getpid()),  # noqa: PLW1509  # the director has one thread when it starts children
+                start_new_session=True,  # so Ctrl-C reaches only the director, which then ends its children
+                preexec_fn=_hook_that_binds_child_to_parent(os.getpid()),  # noqa: PLW1509  # safe, since the director has only one thread then
             )
         self._children.append(child)
         return child
 
-    def ask(self, arguments: Sequence[str], *, columns: int = 100) -> subprocess.CompletedProcess[str]:
-        """Run `python ...arguments` to its end and return the result, with stdout and stderr together."""
+    def run_to_end(self, arguments: Sequence[str], *, columns: int = 100) -> subprocess.CompletedProcess[str]:
+        """Run Python with these arguments to its end. Return the result, with stdout and stderr together. columns: the width of its
+        terminal.
+        """
         return subprocess.run(
             [sys.executable, *arguments],
             env={**self._environment, "COLUMNS": str(columns)},
@@ -85,11 +93,11 @@ class Processes:
             text=True,
             timeout=60,
             check=False,
-            preexec_fn=_dies_with(os.getpid()),
+            preexec_fn=_hook_that_binds_child_to_parent(os.getpid()),
         )
 
-    def log(self, name: str) -> str:
-        """Return the last 15 lines of a process's output."""
+    def last_log_lines(self, name: str) -> str:
+        """Return the last 15 lines of the output of the process with this name, as one text."""
         path = self._logs / f"{name}.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-15:]) if path.exists() else ""
 
@@ -104,7 +112,7 @@ class Processes:
             child.wait()
 
 
-def kill(child: subprocess.Popen[bytes]) -> None:
-    """Kill a child by SIGKILL and reap it: none of its handlers run, and it flushes nothing."""
+def kill_and_reap(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child by SIGKILL and wait for its end. The child cannot handle the signal, and flushes nothing."""
     child.kill()
     child.wait()

@@ -57,7 +57,7 @@ bank = ExternalService("bank", limit=20, not_done=not_done.HTTPX, client=lambda:
 smtp = ExternalService("smtp", limit=4, not_done=not_done.SMTPLIB)
 
 
-def answered(charge: dict[str, Any]) -> Receipt | Declined:
+def outcome_of_charge(charge: dict[str, Any]) -> Receipt | Declined:
     return Receipt(charge["id"]) if charge["outcome"] == "charged" else Declined(charge["why"])
 
 
@@ -66,13 +66,13 @@ async def charge(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -
     answer = await client.post("/charges", json={"key": key, "order": order.id, "amount": order.total})
     if answer.status_code == 503:
         raise Throttled(timedelta(seconds=int(answer.headers["retry-after"])))
-    return answered(answer.json())
+    return outcome_of_charge(answer.json())
 
 
 @charge.lookup
-async def find_charge(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
+async def charge_lookup(order: Order, key: IdempotencyKey, client: httpx.AsyncClient) -> Receipt | Declined | Absent | Unknown:
     answer = await client.get("/charges", params={"key": key})
-    return answered(answer.json()) if answer.is_success else Absent() if answer.status_code == 404 else Unknown()
+    return outcome_of_charge(answer.json()) if answer.is_success else Absent() if answer.status_code == 404 else Unknown()
 
 
 @app.on(Order, Order.status == "placed", call=charge)

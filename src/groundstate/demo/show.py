@@ -16,12 +16,14 @@ from rich.text import Text
 
 from groundstate.demo.books import Balance
 
-PLAIN_EVERY_S = 3.0  # seconds between two lines of progress where the output is no terminal
+PLAIN_EVERY_S = 3.0  # seconds between two lines of progress if the output is no terminal
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of the shop: counts of orders by status, of attempts by state, of mails, and of kills."""
+    """The progress of the shop. statuses: numbers of orders, by status. attempts: numbers of attempts, by state. mailed: number of orders
+    marked as mailed.
+    """
 
     statuses: Mapping[str, int] = field(default_factory=dict)
     attempts: Mapping[str, int] = field(default_factory=dict)
@@ -30,11 +32,11 @@ class Progress:
 
     @property
     def orders(self) -> int:
-        """The number of orders of all statuses."""
+        """The number of all orders, whatever their status."""
         return sum(self.statuses.values())
 
-    def words(self) -> list[tuple[str, int, str]]:
-        """Return the counts to show, each with its label and colour."""
+    def labelled_counts(self) -> list[tuple[str, int, str]]:
+        """Return the counts to show, as triples (label, count, colour)."""
         statuses, attempts = self.statuses, self.attempts
         return [
             ("orders", self.orders, "white"),
@@ -51,7 +53,7 @@ class Progress:
 
 
 class Show:
-    """Shows the demo on the console: on a terminal by a panel that is redrawn, elsewhere by plain lines."""
+    """Shows the demo on the console: on a terminal as a panel that is redrawn, elsewhere as plain lines."""
 
     def __init__(self, console: Console, orders: int, kills: int) -> None:
         self.console, self._orders, self._kills = console, orders, kills
@@ -68,7 +70,7 @@ class Show:
         if self._live is not None:
             self._live.stop()
 
-    def _passed(self) -> float:
+    def _elapsed_s(self) -> float:
         return time.monotonic() - self._begun
 
     @property
@@ -76,34 +78,34 @@ class Show:
         """The number of columns inside a report's frame."""
         return self.console.width - 4
 
-    def say(self, what: str, style: str = "") -> None:
+    def print_line(self, what: str, style: str = "") -> None:
         """Print a line that stays above the panel."""
-        self.console.print(Text(f"{self._passed():5.1f} s  {what}", style=style))
+        self.console.print(Text(f"{self._elapsed_s():5.1f} s  {what}", style=style))
 
-    def report(self, title: str, what: str) -> None:
-        """Print the output of a command in a frame."""
+    def print_report(self, title: str, what: str) -> None:
+        """Print the output of a command in a frame. title: shown in the frame's border."""
         self.console.print(Panel(Text.from_ansi(what.rstrip()), title=title, title_align="left", border_style="dim"))
 
-    def progress(self, progress: Progress) -> None:
-        """Show the progress; where the output is no terminal, only every PLAIN_EVERY_S seconds."""
+    def show_progress(self, progress: Progress) -> None:
+        """Show this progress. If the output is no terminal, do so at most every PLAIN_EVERY_S seconds."""
         if self._live is not None:
-            self._live.update(self._panel(progress), refresh=True)
-        elif self._passed() - self._last_plain >= PLAIN_EVERY_S:
-            self._last_plain = self._passed()
-            self.say("  ".join(f"{number} {word}" for word, number, _ in progress.words()))
+            self._live.update(self._build_panel(progress), refresh=True)
+        elif self._elapsed_s() - self._last_plain >= PLAIN_EVERY_S:
+            self._last_plain = self._elapsed_s()
+            self.print_line("  ".join(f"{number} {word}" for word, number, _ in progress.labelled_counts()))
 
-    def _panel(self, progress: Progress) -> Panel:
+    def _build_panel(self, progress: Progress) -> Panel:
         table = Table.grid(padding=(0, 2), expand=True)
-        for _ in progress.words():
+        for _ in progress.labelled_counts():
             table.add_column(justify="right")
-        table.add_row(*(Text(str(number), style=f"bold {style}") for _, number, style in progress.words()))
-        table.add_row(*(Text(word, style="dim") for word, _, _ in progress.words()))
-        title = f"{self._passed():.0f} s - {progress.orders} of {self._orders} orders, {progress.kills} of {self._kills} kills"
+        table.add_row(*(Text(str(number), style=f"bold {style}") for _, number, style in progress.labelled_counts()))
+        table.add_row(*(Text(word, style="dim") for word, _, _ in progress.labelled_counts()))
+        title = f"{self._elapsed_s():.0f} s - {progress.orders} of {self._orders} orders, {progress.kills} of {self._kills} kills"
         return Panel(table, title=title, title_align="left")
 
 
-def balance_sheet(console: Console, balance: Balance) -> None:
-    """Print the counts of the books side by side, the held attempts with their reasons, each fault, and the verdict."""
+def print_balance_sheet(console: Console, balance: Balance) -> None:
+    """Print a table of the counts, then the held attempts with their reasons, the faults, and whether the books balance."""
     books = Table(title="Three books", title_justify="left", show_header=False)
     books.add_column()
     books.add_column(justify="right")
@@ -124,10 +126,10 @@ def balance_sheet(console: Console, balance: Balance) -> None:
             Text(f"The books do not balance: {len(balance.faults)} {'fault' if len(balance.faults) == 1 else 'faults'}.", style="bold red")
         )
     else:
-        console.print(Text(_verdict(balance), style="bold green"))
+        console.print(Text(_verdict_text(balance), style="bold green"))
 
 
-def _verdict(balance: Balance) -> str:
+def _verdict_text(balance: Balance) -> str:
     held = len(balance.held)
     kept = "nothing is held." if not held else f"{held} held, each listed with its reason."
     return f"The books balance: no order lost, no card charged twice, no mail sent twice; {kept}"

@@ -1,6 +1,7 @@
-"""The web shop: it inserts an order, and answers 201 once that is committed; no more is needed to raise an event.
+"""The web shop: it inserts a row for each order, and answers 201 once the row is committed. No message is sent to the worker, which finds
+the row.
 
-It does not know the worker, and could as well be written in another language.
+The web shop knows nothing of the worker, and could be written in another language.
 """
 
 from __future__ import annotations
@@ -21,33 +22,38 @@ from groundstate.demo.shop import Order
 
 
 class Storefront:
-    """The shop's endpoints: POST /orders {email, total} and GET /orders/ID."""
+    """The shop's HTTP endpoints: POST /orders {email, total} and GET /orders/ID."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def app(self) -> Starlette:
+    def build_app(self) -> Starlette:
         """Return the shop's ASGI application."""
-        return Starlette(routes=[Route("/orders", self.place, methods=["POST"]), Route("/orders/{id:int}", self.look, methods=["GET"])])
+        return Starlette(
+            routes=[
+                Route("/orders", self.handle_place_order, methods=["POST"]),
+                Route("/orders/{id:int}", self.handle_get_order, methods=["GET"]),
+            ]
+        )
 
-    async def place(self, request: Request) -> Response:
-        """Insert an order, and answer 201 with its number once it is committed."""
+    async def handle_place_order(self, request: Request) -> Response:
+        """Insert an order, and answer 201 with the order's number once its row is committed."""
         asked = await request.json()
-        return JSONResponse({"id": await run_in_threadpool(self._insert, asked["email"], asked["total"])}, 201)
+        return JSONResponse({"id": await run_in_threadpool(self._insert_order, asked["email"], asked["total"])}, 201)
 
-    def _insert(self, email: str, total: int) -> int:
+    def _insert_order(self, email: str, total: int) -> int:
         with Session(self._engine) as session, session.begin():
             order = Order(email=email, total=total, placed_at=datetime.now(UTC))
             session.add(order)
             session.flush()
             return order.id
 
-    async def look(self, request: Request) -> Response:
-        """Answer with the status of an order, or 404 where it does not exist."""
-        order = await run_in_threadpool(self._read, request.path_params["id"])
+    async def handle_get_order(self, request: Request) -> Response:
+        """Answer with the status of an order, or 404 if there is no such order."""
+        order = await run_in_threadpool(self._read_order, request.path_params["id"])
         return JSONResponse({"why": "no such order"}, 404) if order is None else JSONResponse(order)
 
-    def _read(self, number: int) -> dict[str, object] | None:
+    def _read_order(self, number: int) -> dict[str, object] | None:
         with Session(self._engine) as session:
             order = session.get(Order, number)
             return None if order is None else {"id": order.id, "status": order.status, "mailed": order.mailed_at is not None}
@@ -55,7 +61,7 @@ class Storefront:
 
 def main() -> None:
     """Serve the web shop: `SHOP_DATABASE=URL python -m groundstate.demo.storefront --fd N`."""
-    serving.serve(Storefront(database.engine(os.environ["SHOP_DATABASE"])).app(), serving.arguments().fd)
+    serving.serve(Storefront(database.create_shop_engine(os.environ["SHOP_DATABASE"])).build_app(), serving.parse_arguments().fd)
 
 
 if __name__ == "__main__":

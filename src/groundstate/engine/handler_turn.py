@@ -1,9 +1,8 @@
-"""Run the DB-only reactions of one worker in turn: fresh rows before the backlog, and no batch so long that other reactions wait."""
+"""Runs the handlers of one worker's reactions without a call, one reaction after the other, in batches so short that none waits long."""
 
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
@@ -19,7 +18,7 @@ from groundstate.engine.watch import due_attempts, locked_tables, missing_column
 from groundstate.engine.watch.backlog_sharing import BacklogSharing
 from groundstate.engine.watch.trace_hooks import Ran
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, moved_on, postpone
+from groundstate.engine.watch.worker_state import WorkerState, advance_pass, postpone_queue
 from groundstate.rules.attempt import Attempt
 from groundstate.rules.poison_suspects import TOGETHER
 
@@ -27,130 +26,139 @@ log = logging.getLogger("groundstate")
 
 
 class Batches:
-    """The DB-only batches of one worker. Only the worker's own thread calls it."""
+    """The batches of one worker for reactions without a call. Only the worker's own thread calls it."""
 
     def __init__(self, worker_state: WorkerState, sharing: BacklogSharing) -> None:
         self._worker_state = worker_state
         self._sharing = sharing
         self._last: WorkQueue | None = None  # the queue of the latest batch
 
-    def can_go_on(self, queue: WorkQueue, now: float) -> bool:
-        return queue.failing.room(1, 0, now) > 0
+    def can_try_record(self, queue: WorkQueue, now: float) -> bool:
+        return queue.failing.calls_allowed(1, 0, now) > 0
 
-    def turn(self) -> None:
-        """Run a batch of fresh rows for each reaction, then the attempts that are due, then one backlog batch for one reaction."""
-        queues = [queue for queue in self._worker_state.parts if queue.query.spec.call is None and queue.on]
-        now = time.monotonic()
+    def run_batches(self) -> None:
+        """Run one batch of fresh rows for each reaction, then retry due attempts, then run one batch of old rows for one reaction."""
+        queues = [queue for queue in self._worker_state.all_queues if queue.query.spec.call is None and queue.is_enabled]
+        now = self._worker_state.clock.monotonic()
         if self._worker_state.incarnation.rings:
-            self._look_at_slowed(now)
+            self._queue_slowed_records(now)
         for queue in sorted(queues, key=lambda queue: queue is self._last):  # the queue of the latest batch comes last
-            if queue.fresh and queue.not_before <= now and (room := queue.failing.room(queue.batch, 0, now)) > 0:
-                self._batch(queue, Feed(keys=queue.take_new_keys(min(room, queue.batch))))
+            if queue.fresh and queue.not_before <= now and (room := queue.failing.calls_allowed(queue.batch, 0, now)) > 0:
+                self._run_batch(queue, Feed(keys=queue.take_new_keys(min(room, queue.batch))))
         for queue in queues:
             if queue.due and queue.not_before <= now:
-                self._look_at_due(queue)
-        waiting = [queue for queue in queues if queue.passes and queue.not_before <= now and self.can_go_on(queue, now)]
+                self._try_due_attempts(queue)
+        waiting = [queue for queue in queues if queue.has_pass and queue.not_before <= now and self.can_try_record(queue, now)]
         if waiting:
-            queue = self._worker_state.in_turn(waiting)[0]
-            limit = min(queue.failing.room(queue.batch, 0, now), queue.batch)
+            queue = self._worker_state.rotate_queues(waiting)[0]
+            limit = min(queue.failing.calls_allowed(queue.batch, 0, now), queue.batch)
             if queue.groups is not None:
-                self._by_groups(queue, queue.groups, limit)
+                self._run_group_page(queue, queue.groups, limit)
                 return
-            done = self._batch(queue, Feed(cursor=queue.cursor, limit=limit, crowded=queue.crowded))
+            done = self._run_batch(queue, Feed(cursor=queue.cursor, limit=limit, crowded=queue.crowded))
             if done is not None:
                 if done.let_go:
-                    queue.long = True  # the pass goes on at the same cursor, since records that are done do not match again
+                    queue.long = True  # some records were left for the next batch, so the pass goes on at the same place
                 else:
-                    moved_on(queue, done.cursor, done.read, limit, done.taken)
-                self._sharing.did(done.taken, now)
+                    advance_pass(queue, done.cursor, done.read, limit, done.taken)
+                self._sharing.count_rows(done.taken, now)
 
-    def carry_out_alone(self, one: Attempt) -> None:
-        """Carry out one suspected record in careful mode, by its reaction's handler or its expired handler."""
-        queue = self._worker_state.queue(one.reaction)
-        key = queue.query.key_of_text(one.record)
+    def carry_out_suspect(self, one: Attempt) -> None:
+        """Run the handler, or the expired handler, for one record that is suspected of having ended its worker (careful mode)."""
+        queue = self._worker_state.queue_named(one.reaction)
+        key = queue.query.key_from_text_or_none(one.record)
         if key is None:
             return
         feed = Feed(keys=[key], limit=1, alone=True)
         if queue.query.spec.call is None:
-            self._batch(queue, feed)
+            self._run_batch(queue, feed)
         if queue.late is not None:
-            self._batch(queue.late, feed)
+            self._run_batch(queue.late, feed)
 
-    def _look_at_slowed(self, now: float) -> None:
-        """Queue the records of reaction cycles whose pause is over. If their reaction makes a call, the call turns begin them."""
-        by_question = {queue.query: queue for queue in self._worker_state.parts if queue.on}
-        for query, key in self._worker_state.incarnation.rings.ready(now):
+    def _queue_slowed_records(self, now: float) -> None:
+        """Queue the records whose pause is over: reactions that undo each other's changes of a record (a cycle) are slowed down by pauses.
+        Reactions with a call are included.
+        """
+        by_question = {queue.query: queue for queue in self._worker_state.all_queues if queue.is_enabled}
+        for query, key in self._worker_state.incarnation.rings.take_records_after_pause(now):
             if query in by_question:
                 by_question[query].fresh[key] = None
 
-    def _by_groups(self, queue: WorkQueue, groups: GroupPasses, limit: int) -> None:
-        """Run one page of a backlog pass by groups: the first records of many values of the `in_order` or `per` column. The records behind
-        them come with the next pass.
+    def _run_group_page(self, queue: WorkQueue, groups: GroupPasses, limit: int) -> None:
+        """Run the handler for one page of a backlog pass that goes group by group. A group is all records with the same value in the
+        `in_order` or `per` column. A pass takes only the first records of each group; the others are left for later passes.
         """
         try:
-            with self._worker_state.database.reading() as connection, slow_conditions.limited(self._worker_state, queue, connection):
-                page = groups.page(connection, queue.cursor, limit)
+            with (
+                self._worker_state.database.reading() as connection,
+                slow_conditions.limit_query_time(self._worker_state, queue, connection),
+            ):
+                page = groups.next_page(connection, queue.cursor, limit)
         except Exception as error:
-            if not (isinstance(error, DBAPIError) or db_errors.unmade(error) or db_errors.unloadable(error)):
+            if not (isinstance(error, DBAPIError) or db_errors.is_raised_before_sending(error) or db_errors.is_record_load_error(error)):
                 raise
-            if self._waits_by_itself(queue, error):
+            if self._wait_if_error_of_queue(queue, error):
                 return
-            if db_errors.transient(error):
+            if db_errors.is_transient(error):
                 raise
-            postpone(queue)
-            raising_conditions.say_failed(queue, error)
+            postpone_queue(queue)
+            raising_conditions.log_condition_error(queue, error)
             return
         queue.cursor = page.cursor
         if page.cursor is None:
-            queue.swept(again=groups.over())
+            queue.end_pass(again=groups.end_pass())
         if page.keys:
-            self._batch(queue, Feed(keys=page.keys))
+            self._run_batch(queue, Feed(keys=page.keys))
 
-    def _look_at_due(self, queue: WorkQueue) -> None:
+    def _try_due_attempts(self, queue: WorkQueue) -> None:
         try:
-            self._due(queue)
+            self._retry_due_attempts(queue)
         except Exception as error:
-            if self._waits_by_itself(queue, error):
+            if self._wait_if_error_of_queue(queue, error):
                 return
-            if db_errors.transient(error):
+            if db_errors.is_transient(error):
                 raise
-            postpone(queue)
+            postpone_queue(queue)
             log.exception(
-                "what is due of %s could not be looked at, tried again", queue.name, extra={"event": "due_failed", "reaction": queue.name}
+                "the due attempts of %s could not be read, tried again", queue.name, extra={"event": "due_failed", "reaction": queue.name}
             )
 
-    def _due(self, queue: WorkQueue) -> None:
-        """Take failed attempts whose retry time has come: delete those whose condition no longer holds, and carry out the others again."""
+    def _retry_due_attempts(self, queue: WorkQueue) -> None:
+        """Run the handler again for failed records whose retry time has come; delete attempts whose condition no longer holds."""
         with self._worker_state.incarnation.transaction() as tx:
             most = min(queue.batch, TOGETHER if self._worker_state.incarnation.care.careful else due_attempts.AT_ONCE)
-            identities = due_attempts.identities(self._worker_state, tx, queue, most, ())
+            identities = due_attempts.read_due_identities(self._worker_state, tx, queue, most, ())
             if identities:
-                self._worker_state.took += close_without_call.let_go(self._worker_state.incarnation, tx, queue.query, identities)
+                self._worker_state.took += close_without_call.delete_obsolete_failed_attempts(
+                    self._worker_state.incarnation, tx, queue.query, identities
+                )
         if identities:
-            keys = [key for identity in identities if (key := queue.query.key_of_text(identity[2])) is not None]
-            self._batch(queue, Feed(keys=keys))
+            keys = [key for identity in identities if (key := queue.query.key_from_text_or_none(identity[2])) is not None]
+            self._run_batch(queue, Feed(keys=keys))
             if queue.late is not None:
-                self._batch(queue.late, Feed(keys=keys))
+                self._run_batch(queue.late, Feed(keys=keys))
 
-    def _batch(self, queue: WorkQueue, feed: Feed) -> run_batch.Done | None:
+    def _run_batch(self, queue: WorkQueue, feed: Feed) -> run_batch.Done | None:
         told, self._last = self._worker_state.watched.batch(queue.query.spec), queue
-        started = time.monotonic()
+        started = self._worker_state.clock.monotonic()
         self._worker_state.incarnation.at_work = queue.name
         try:
-            done = self._carried_out(queue, replace(feed, hold_s=self._worker_state.hold_s, claim_s=slow_conditions.claim_s(queue)))
+            done = self._carry_out_feed(
+                queue, replace(feed, hold_s=self._worker_state.target_hold_s, claim_s=slow_conditions.claim_limit_s(queue))
+            )
         except Exception as error:
             told(Ran(error=error))
-            passing = db_errors.transient(error)
-            if feed.keys and db_errors.statement_was_cancelled(error):
-                slow_conditions.cut_by_keys(queue, feed.keys, time.monotonic() - started)
+            passing = db_errors.is_transient(error)
+            if feed.keys and db_errors.is_cancelled_statement(error):
+                slow_conditions.take_fewer_keys(queue, feed.keys, self._worker_state.clock.monotonic() - started)
             elif feed.keys and passing:
                 queue.fresh.update(dict.fromkeys(feed.keys))
             elif feed.keys:
-                queue.sweep()  # one of these keys may be wrong, so the backlog pass finds the work by its condition instead
-            if self._waits_by_itself(queue, error):
+                queue.request_pass()  # one of these keys may be wrong, so a backlog pass finds the records by the condition instead
+            if self._wait_if_error_of_queue(queue, error):
                 return None
-            postpone(queue)
-            if isinstance(error, Illegible) or (passing and self._stops_all_queues(error)):
+            postpone_queue(queue)
+            if isinstance(error, Illegible) or (passing and self._must_stop_all_queues(error)):
                 raise
             if passing:
                 log.warning(
@@ -169,66 +177,70 @@ class Batches:
         told(Ran(done.done, done.failed))
         if feed.keys is not None and done.let_go:
             queue.fresh = dict.fromkeys(done.let_go) | queue.fresh
-        took = time.monotonic() - started
-        self._after(queue, done, took)
-        self._worker_state.stay_out(took)
+        took = self._worker_state.clock.monotonic() - started
+        self._record_batch_result(queue, done, took)
+        self._worker_state.sleep_for_other_writers(took)
         return done
 
-    def _waits_by_itself(self, queue: WorkQueue, error: BaseException) -> bool:
-        """Return whether an error concerns this work queue alone, so that only it waits: its condition takes long or raises for some rows,
-        a table of it is locked, or its records do not fit the database. A row that a handler waited for in vain is not such a case.
+    def _wait_if_error_of_queue(self, queue: WorkQueue, error: BaseException) -> bool:
+        """Return whether an error concerns only this work queue; if so, let the queue wait. These are errors of a condition that takes long
+        or raises for some rows, of a locked table, or of records that do not fit the database; a handler's wait for a locked row is not.
         """
         if slow_conditions.move_aside_if_cut(queue, error):
             return True
-        if isinstance(error, DBAPIError) and db_errors.locked(error):
-            return locked_tables.are_barred(self._worker_state, [queue])
+        if isinstance(error, DBAPIError) and db_errors.is_lock_timeout(error):
+            return locked_tables.bar_queues_on_locked_tables(self._worker_state, [queue])
         return missing_columns.wait_if_schema_misfit(self._worker_state, queue, error) or raising_conditions.search_if_condition_raised(
             self._worker_state, queue, error
         )
 
-    def _stops_all_queues(self, error: BaseException) -> bool:
-        """Return whether an error stops every work queue: an embedded store has one lock for all of it, and all queues need groundstate's
-        tables.
+    def _must_stop_all_queues(self, error: BaseException) -> bool:
+        """Return whether an error stops every work queue: the store is embedded (one lock covers the whole store), or groundstate's own
+        tables are locked.
         """
-        return self._worker_state.embedded or (
-            db_errors.locked(error) and lock_waits.who_locks_ours(self._worker_state.database) is not None
+        return self._worker_state.is_embedded or (
+            db_errors.is_lock_timeout(error) and lock_waits.describe_lock_against_our_writes(self._worker_state.database) is not None
         )
 
-    def _carried_out(self, queue: WorkQueue, feed: Feed) -> run_batch.Done:
+    def _carry_out_feed(self, queue: WorkQueue, feed: Feed) -> run_batch.Done:
         incarnation = self._worker_state.incarnation
-        if queue.query.answers_late and queue.name in incarnation.suspects:
-            called = self._worker_state.queue(queue.name).query
+        if queue.query.is_for_expired and queue.name in incarnation.suspects:
+            called = self._worker_state.queue_named(queue.name).query
             if called.spec.call is not None:
                 return self._put_late_records_in_doubt(queue.query, called, feed)
         if not incarnation.care.careful:
-            return run_batch.carry_out(incarnation, queue.query, feed)
-        before, self._worker_state.left_begun = self._worker_state.left_begun, True  # stays True if the batch raises
-        done = poison_guard.carry_out(incarnation, queue.query, feed)
+            return run_batch.carry_out_batch(incarnation, queue.query, feed)
+        before, self._worker_state.left_begun = self._worker_state.left_begun, True  # if the batch raises, begun attempts may be left
+        done = poison_guard.carry_out_with_begun_attempts(incarnation, queue.query, feed)
         self._worker_state.left_begun = before or done.left_begun
         return done
 
     def _put_late_records_in_doubt(self, late: ConditionQuery, called: ConditionQuery, feed: Feed) -> run_batch.Done:
-        """Put records in doubt that may have been called in the time lost by a restore, before they count as expired. Each gets an attempt
-        in doubt, and no handler runs.
+        """Insert an attempt in doubt for each expired record of a suspect reaction, and run no expired handler: a call for the record may
+        have been made in the time that a restore lost.
         """
         with self._worker_state.incarnation.transaction() as tx:
-            found = begin.claim_for_doubts(tx, late, feed)
-            count = begin.doubt(self._worker_state.incarnation, tx, called, [*found.taken, *found.unreadable])
+            found = begin.claim_including_records_in_flight(tx, late, feed)
+            count = begin.insert_attempts_in_doubt(self._worker_state.incarnation, tx, called, [*found.taken, *found.unreadable])
             count += close_without_call.set_retry_time_to_now(tx, [one.attempt for one in found.taken if one.attempt is not None])
         if count:
             self._worker_state.took += count
-            self._worker_state.look_for_due()
+            self._worker_state.request_due_query()
         return run_batch.Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
 
-    def _after(self, queue: WorkQueue, done: run_batch.Done, took: float) -> None:
+    def _record_batch_result(self, queue: WorkQueue, done: run_batch.Done, took: float) -> None:
         queue.trouble = 0
         if done.taken:
-            missing_columns.over(queue)
-            queue.took(done.taken, done.rows_s, done.rows_s if done.again else took, self._worker_state.hold_s, cut=done.cut)
-        reaction_pause.heard(queue, self._worker_state.incarnation.lines, done.done, done.wrong, time.monotonic())
+            missing_columns.clear_lack(queue)
+            queue.adapt_batch_size(
+                done.taken, done.rows_s, done.rows_s if done.again else took, self._worker_state.target_hold_s, cut=done.cut
+            )
+        reaction_pause.count_batch_in_breaker(
+            queue, self._worker_state.incarnation.lines, done.done, done.wrong, self._worker_state.clock.monotonic()
+        )
         if done.done and queue.groups is not None:
-            queue.sweep()  # the next records of the same groups
-        if done.done and queue.query.answers_late:
+            queue.request_pass()  # finds the next records of the same groups
+        if done.done and queue.query.is_for_expired:
             self._worker_state.tally.expired[queue.name] += done.done
             log.info(
                 "%s: %d expired, the last of them due at %s",
@@ -238,12 +250,12 @@ class Batches:
                 extra={"event": "expired", "reaction": queue.name, "count": done.done},
             )
         if done.next_at is not None:
-            self._worker_state.look_for_due()
+            self._worker_state.request_due_query()
         self._worker_state.took += done.done + done.failed
         if done.done or done.failed:
             self._worker_state.took_last = queue.name
         tally = self._worker_state.tally
         tally.batches += 1
-        if not queue.query.answers_late:
+        if not queue.query.is_for_expired:
             tally.done[queue.name] += done.done
         tally.failed[queue.name] += done.failed

@@ -1,13 +1,12 @@
-"""Writes a worker's report on itself (column `says`) into its own row in groundstate_worker, when it has changed, and at most once a
-second.
+"""Writes a worker's report on itself into the column `says` of its row in groundstate_worker, when the report has changed, and at most once
+a second.
 
-Nothing waits for a report. If it cannot be written, it is tried again later; the worker's log says the same things.
+No other work waits for a report. A report that cannot be written is written later; the worker's log has the same facts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,16 +22,16 @@ from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.store.tables import worker as table
 
 EACH_S = 1.0  # seconds between two checks whether the report has changed
-NAMED_MOST = 100  # the most pauses, and the most cycles, that a report lists; it counts all
+NAMED_MOST = 100  # the most pauses, and the most cycles, that a report lists; it also has the number of all
 STEPS_MOST = 10  # the most steps listed for one cycle
 WHY_LENGTH = 500  # characters: the longest text on what a reaction lacks
-TROUBLED_AFTER = 4  # failures in a row from which a reaction is reported as troubled; its backoff is then about 0.8 s
+TROUBLED_AFTER = 4  # after this many failures in a row a reaction is reported as troubled; its backoff is then about 0.8 s
 WAIT = timedelta(milliseconds=100)  # the longest wait for the lock that the write needs
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """The content of a report, with times of the monotonic clock. Two of them are equal as long as nothing has changed."""
+class _ReportContent:
+    """The content of a report, with times of the monotonic clock. The contents of two moments are equal if nothing has changed."""
 
     waits_for_go: bool = False
     drains: bool = False
@@ -48,7 +47,7 @@ class _Seen:
 
 
 class ReportPublisher:
-    """The report writer of one worker. Only the worker's own thread calls it. waits_for_go: called for each report."""
+    """Writes the reports of one worker, in the worker's own thread. waits_for_go: returns whether the worker waits for `begin_work`."""
 
     def __init__(self, worker_state: WorkerState, limits: Limits, sharing: BacklogSharing, waits_for_go: Callable[[], bool]) -> None:
         self._worker_state = worker_state
@@ -57,63 +56,65 @@ class ReportPublisher:
         self._waits_for_go = waits_for_go
         self._next = 0.0
         self._incarnation = 0
-        self._written = _Seen()
+        self._written = _ReportContent()
         self._failing_since: dict[str, float] = {}
         self._drains_since: float | None = None
 
-    def turn(self) -> None:
+    def write_if_changed(self) -> None:
         """Write a new report if a second has passed and something has changed."""
-        now, incarnation = time.monotonic(), self._worker_state.incarnation
+        now, incarnation = self._worker_state.clock.monotonic(), self._worker_state.incarnation
         if now < self._next or not incarnation.sound:
             return
         self._next = now + EACH_S
         if self._incarnation != incarnation.id:
-            self._incarnation, self._written = incarnation.id, _Seen()  # the new incarnation's row has no report yet
-        seen = self._look(now)
+            self._incarnation, self._written = incarnation.id, _ReportContent()  # the new incarnation's row has no report yet
+        seen = self._gather_content(now)
         if seen != self._written:
-            with contextlib.suppress(Exception):  # the next iteration tries again, and whatever needs the database logs the error
-                self._write(seen)
+            with contextlib.suppress(Exception):  # tried again a second later; other work that needs the database logs the error
+                self._write_report(seen)
                 self._written = seen
 
-    def _look(self, now: float) -> _Seen:
+    def _gather_content(self, now: float) -> _ReportContent:
         worker_state, paused = self._worker_state, self._limits.paused
         some = sorted(paused, key=lambda place: (place[0].name, place[1] is not None, place[1] or ""))
-        rings = worker_state.incarnation.rings.going(now)
-        return _Seen(
+        rings = worker_state.incarnation.rings.recent_cycles(now)
+        return _ReportContent(
             waits_for_go=self._waits_for_go(),
-            drains=self._drains(now),
+            drains=self._has_drained_for_a_second(now),
             paused=tuple((place, paused[place]) for place in some[:NAMED_MOST]),
             paused_count=len(some),
             rings=tuple((since, tuple(steps[:STEPS_MOST])) for since, steps in rings[:NAMED_MOST]),
             rings_count=len(rings),
-            leaves=tuple(self._sharing.kept_out),
-            aside=_names(queue.name for queue in worker_state.queues if queue.aside),
-            failing=self._failing(now),
-            troubled=_names(
+            leaves=tuple(self._sharing.excluded_reactions),
+            aside=_sorted_names(queue.name for queue in worker_state.queues if queue.aside),
+            failing=self._paused_reactions(now),
+            troubled=_sorted_names(
                 queue.name for queue in worker_state.queues if queue.trouble >= TROUBLED_AFTER and not (queue.barred or queue.lacks)
             ),
             lacks=tuple(sorted((queue.name, queue.lacks) for queue in worker_state.queues if queue.lacks is not None)),
         )
 
-    def _drains(self, now: float) -> bool:
-        """Return whether the worker has been stopping for at least a second: a shorter drain is not reported."""
+    def _has_drained_for_a_second(self, now: float) -> bool:
+        """Return whether the worker was told to stop at least a second ago; a shorter wait for its last calls is not reported."""
         if self._worker_state.stopping is None:
             return False
         if self._drains_since is None:
             self._drains_since = now
         return now >= self._drains_since + EACH_S
 
-    def _failing(self, now: float) -> tuple[tuple[str, float, float], ...]:
+    def _paused_reactions(self, now: float) -> tuple[tuple[str, float, float], ...]:
         until = {
-            queue.name: queue.failing.until for queue in self._worker_state.queues if queue.query.spec.call is None and queue.failing.open
+            queue.name: queue.failing.until
+            for queue in self._worker_state.queues
+            if queue.query.spec.call is None and queue.failing.is_open
         }
         self._failing_since = {name: self._failing_since.get(name, now) for name in until}
         return tuple((name, self._failing_since[name], until[name]) for name in sorted(until))
 
-    def _write(self, seen: _Seen) -> None:
+    def _write_report(self, seen: _ReportContent) -> None:
         incarnation = self._worker_state.incarnation
         with incarnation.transaction(wait=WAIT) as tx:
-            shown, clock = tx.now, time.monotonic()
+            shown, clock = tx.now, self._worker_state.clock.monotonic()
 
             def at(seconds: float) -> datetime:
                 return shown + timedelta(seconds=seconds - clock)
@@ -121,9 +122,9 @@ class ReportPublisher:
             says = WorkerReport(
                 waits_for_go=seen.waits_for_go,
                 drains=seen.drains,
-                paused=tuple(self._pause(place, one, at) for place, one in seen.paused),
+                paused=tuple(self._build_pause(place, one, at) for place, one in seen.paused),
                 paused_count=seen.paused_count,
-                rings=tuple(Ring(at(since), tuple(_step(one) for one in steps)) for since, steps in seen.rings),
+                rings=tuple(Ring(at(since), tuple(_build_step(one) for one in steps)) for since, steps in seen.rings),
                 rings_count=seen.rings_count,
                 leaves=seen.leaves,
                 aside=seen.aside,
@@ -133,16 +134,16 @@ class ReportPublisher:
             )
             tx.connection.execute(update(table).where(table.c.id == incarnation.id).values(says=report_to_json(says)))
 
-    def _pause(self, place: LimitedScope, one: Paused, at: Callable[[float], datetime]) -> Pause:
+    def _build_pause(self, place: LimitedScope, one: Paused, at: Callable[[float], datetime]) -> Pause:
         service, tenant = place
         answered = self._worker_state.incarnation.shorten(one.answered, ANSWER_LENGTH) if one.answered else ""
         return Pause(service.name, tenant[1:] if tenant else None, at(one.since), at(one.until), answered)
 
 
-def _names(names: Iterable[str]) -> tuple[str, ...]:
+def _sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
-def _step(one: RingStep) -> Step:
+def _build_step(one: RingStep) -> Step:
     query, key, occurrence = one
     return Step(query.spec.name, query.spec.table_name, query.record_text(key), occurrence)

@@ -1,7 +1,8 @@
-"""Reads what a person accepts about new and changed reactions on rows that exist: which start, and how their calls are treated.
+"""Parses which new and changed reactions a person accepts although rows match them already, and how the calls for such rows are treated.
 
-Where a reaction makes a call, the rows alone do not show whether it was made before: our tables may have been dropped, or another system
-may have called. So its rows are accepted as rows to `call`, or each as a `doubt`, and there is no default.
+The rows do not show whether a reaction's call was made for them before: groundstate's tables may have been dropped, or another system may
+have made the call. So a person accepts the reaction with `call` (make the call for each row) or `doubt` (each call may have been made
+already). There is no default.
 """
 
 from __future__ import annotations
@@ -19,81 +20,84 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Acceptance:
-    """An Acceptance says which reactions are accepted. all: every reaction is; of_all: the way of their calls, where one was given. named:
-    the reactions accepted by name, each with the way of its calls or None.
+    """An Acceptance holds the reactions that a person accepts (lets start although rows match them already).
+
+    all: whether every reaction is accepted. of_all: 'call' or 'doubt' for all reactions; None where the person gave neither. named: the
+    reactions accepted by name, each with 'call', 'doubt' or None.
     """
 
     all: bool = False
     of_all: Way | None = None
     named: Mapping[str, Way | None] = field(default_factory=dict)
 
-    def covers(self, name: str) -> bool:
+    def is_accepted(self, name: str) -> bool:
+        """Return whether a person accepts the reaction of this name, by its name or as one of all."""
         return self.all or name in self.named
 
-    def way(self, name: str) -> Way | None:
-        """Return how the calls of this reaction are treated, 'call' or 'doubt'; None where neither was given."""
+    def way_of_calls(self, name: str) -> Way | None:
+        """Return 'call' (make this reaction's calls) or 'doubt' (they may have been made already); None if the person gave neither."""
         return self.named.get(name) or self.of_all
 
 
-def acceptance(given: Accept, names: Container[str]) -> Acceptance:
-    """Return the Acceptance for what a person gave in any of its forms.
+def parse_acceptance(given: Accept, names: Container[str]) -> Acceptance:
+    """Parse which reactions a person accepts, as given by `accept=` or on the command line.
 
     Args:
-        given: True or 'all' accepts every reaction, with no way of calls; 'call' or 'doubt' accepts every reaction, in this way; names
-            accept these reactions, each also as 'NAME=call' or 'NAME=doubt', 'all' among them; so does a mapping of names to 'call',
-            'doubt' or None.
+        given: True or 'all' accepts every reaction; 'call' or 'doubt' accepts every reaction and says how to treat its calls. A sequence
+            accepts the reactions that it names, each as 'NAME', 'NAME=call' or 'NAME=doubt'; the name 'all' means all reactions. A mapping
+            accepts the reactions that are its keys, with the values 'call', 'doubt' or None.
         names: the names of the app's reactions.
 
     Raises:
-        DeclarationError: a way is neither 'call' nor 'doubt', or one reaction is given both.
+        DeclarationError: a value is neither 'call' nor 'doubt', or one reaction is given both values.
     """
     if isinstance(given, bool):
         return Acceptance(all=given)
     if isinstance(given, str):
-        given = [f"{ALL}={given}"] if _way(given) else [given]
-    said = dict(given) if isinstance(given, Mapping) else _one_way_each(_parted(one, names) for one in given)
-    ways = {name: _checked(name, way) for name, way in said.items()}
+        given = [f"{ALL}={given}"] if _parse_way(given) else [given]
+    said = dict(given) if isinstance(given, Mapping) else _ways_by_name(_split_name_and_way(one, names) for one in given)
+    ways = {name: _parse_way_or_raise(name, way) for name, way in said.items()}
     of_all = ways.pop(ALL, None) if ALL not in names else None
     return Acceptance(all=ALL in said and ALL not in names, of_all=of_all, named=ways)
 
 
-def refuse_contradiction(said: Acceptance, baseline: Sequence[str]) -> None:
-    """Raise DeclarationError for a reaction that is to leave out the rows that are there, and is named to start on them as well.
+def refuse_contradiction(accepted: Acceptance, baseline: Sequence[str]) -> None:
+    """Raise DeclarationError if a reaction is accepted by name and also named in `baseline`, the reactions that ignore existing rows.
 
-    Beside 'all' a baseline is an exception to it.
+    A reaction in `baseline` may be given beside 'all': it is then an exception to 'all'.
     """
     for name in baseline:
-        if name in said.named:
-            way = said.named[name]
+        if name in accepted.named:
+            way = accepted.named[name]
             raise DeclarationError(
                 f"{name} is both accepted and a baseline: accept {name}{f'={way}' if way else ''} starts it on the rows that match now, and"
-                f" baseline {name} leaves them as they are. Say one of the two; nothing was changed"
+                f" baseline {name} leaves them as they are. Give one of the two; nothing was changed"
             )
 
 
-def _one_way_each(given: Iterable[tuple[str, str | None]]) -> dict[str, str | None]:
+def _ways_by_name(given: Iterable[tuple[str, str | None]]) -> dict[str, str | None]:
     said: dict[str, str | None] = {}
     for name, way in given:
         before = said.get(name)
         if before is not None and way is not None and before != way:
-            raise DeclarationError(f"accept {name}={before} and {name}={way}: its calls are either to be made or in doubt, so say one")
+            raise DeclarationError(f"accept {name}={before} contradicts accept {name}={way}: give one of the two")
         said[name] = before or way
     return said
 
 
-def _parted(one: str, names: Container[str]) -> tuple[str, str | None]:
+def _split_name_and_way(one: str, names: Container[str]) -> tuple[str, str | None]:
     name, equals, way = one.rpartition("=")
     return (name, way) if equals and one not in names else (one, None)
 
 
-def _checked(name: str, way: str | None) -> Way | None:
-    known = None if way is None else _way(way)
+def _parse_way_or_raise(name: str, way: str | None) -> Way | None:
+    known = None if way is None else _parse_way(way)
     if way is not None and known is None:
         raise DeclarationError(
-            f"accept {name}={way}: say {name}=call for rows that were never called, or {name}=doubt where they may have been"
+            f"accept {name}={way}: write {name}=call if no call was made for the rows yet, or {name}=doubt if it may have been made"
         )
     return known
 
 
-def _way(word: str) -> Way | None:
+def _parse_way(word: str) -> Way | None:
     return "call" if word == "call" else "doubt" if word == "doubt" else None

@@ -1,8 +1,9 @@
-"""Defines the state transitions of an attempt: the table of what happened and what follows, and nothing else.
+"""Defines the state transitions of an attempt, and nothing else.
 
-Each function takes one attempt and what happened to it, and returns what is to become of it. The rows are those of the attempt table in the
-docs, and no other transition exists; `protocol.pml` checks the same rows with a model checker, so change both or neither. Pure: no clock,
-no random number, no database. A deleted record comes before every other row, and settling never asks whether something blocks it.
+Each function takes an attempt and an event, and returns a decision about the attempt. The transitions are exactly the rows of the table in
+docs/attempt-table.md. A model checker checks the table too (model/table.pml), so change code, table and model together. The functions are
+pure: no clock, no random number, no database. If the record was deleted, the row of the table for deleted records applies before any other
+row. An attempt is settled even while another attempt blocks its record.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from groundstate.rules import begun_kind, poison_suspects
 from groundstate.rules.begun_kind import Kind
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import LONG_AGO, MARGIN, InDoubt, Retry
-from groundstate.rules.retry import UNKNOWN_HELD_AFTER, last_try_used
+from groundstate.rules.retry import UNKNOWN_HELD_AFTER, is_last_try_used
 
 
 class State(StrEnum):
-    """A State is the state of an attempt's row; an attempt in none of these states has no row."""
+    """A State is the state of an attempt, as stored in its row."""
 
     BEGUN = "begun"
     DOUBT = "doubt"
@@ -28,14 +29,14 @@ class State(StrEnum):
     HELD = "held"
 
     @property
-    def words(self) -> str:
+    def display_text(self) -> str:
         """Return the state as it is shown to people."""
         return "in doubt" if self is State.DOUBT else self.value
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An Attempt is a row of `groundstate_attempt` (see the docs page of that name for each column)."""
+    """An Attempt is a row of `groundstate_attempt`; docs/attempt-table.md explains each column."""
 
     app: str
     reaction: str
@@ -53,152 +54,165 @@ class Attempt:
     next_at: datetime | None = None
     error: str | None = None
     why: str | None = None
-    outcome: str | None = None  # JSON array; None where there is none
+    outcome: str | None = None  # JSON array of the outcomes that came; None where none came
     blocks: str | None = None
-    together: int = 0  # how many attempts were begun together in careful mode; 0 outside of it
-    begun_with: str | None = None  # JSON: what its latest call was begun with (rules/begun_kind.py); None where that is not known
+    together: int = 0  # how many attempts were begun in one commit in careful mode; 0 if not begun in careful mode
+    begun_with: str | None = None  # JSON of the latest call's Kind (rules/begun_kind.py); None where the Kind is not known
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
         return (self.app, self.reaction, self.record, self.occurrence)
 
     @property
-    def blocking(self) -> bool:
-        """Return whether the attempt keeps every other reaction, and every other occurrence of its own reaction, from the record."""
+    def is_blocking(self) -> bool:
+        """Return whether the attempt keeps reactions from acting on the record: its call is in flight, or may have been made.
+
+        It blocks all other reactions, and its own reaction for other occurrences (rounds of the record).
+        """
         return self.state is State.BEGUN or self.unsure
 
     @property
-    def keeps_own_reaction(self) -> bool:
-        """Return whether the attempt keeps its own reaction, but no other, from this record under every other occurrence, until a person
-        settles it.
+    def blocks_own_reaction(self) -> bool:
+        """Return whether the attempt keeps its own reaction from acting on other occurrences of this record, until a person settles it.
 
-        It does so if it is held and its call was or may have been made: the next occurrence may be the same work under another key.
+        A held attempt does so if its call was or may have been made: the next occurrence may be the same work under another key.
         """
         return self.state is State.HELD and (self.unsure or self.outcome is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Terms hold what the reaction's author chose, as far as state transitions depend on it."""
+    """Terms hold those choices of the reaction's author on which the state transitions of its attempts depend."""
 
-    policy: InDoubt | None  # None for a reaction without a call
+    policy: InDoubt | None  # how a call in doubt is settled; None for a reaction without a call
     retry: Retry
     timeout: timedelta = timedelta()
     has_lookup: bool = False
-    kind: Kind | None = None  # what its calls are begun with
-    answers_for: Collection[str] = ()  # services whose calls its lookup knows, whatever code began them
+    kind: Kind | None = None  # how this version makes the reaction's calls; None for a reaction without a call
+    answers_for: Collection[str] = ()  # names of services whose calls the lookup knows, whichever version of the application made them
 
     @property
-    def repeats_under_its_key(self) -> bool:
-        """Return whether a call that is made again brings the outcome of the first call."""
+    def repeats_under_same_key(self) -> bool:
+        """Return whether a repeated call returns the first call's outcome, as under InDoubt.same_key(), where both have one key."""
         return self.policy is not None and self.policy.kind == "same_key"
 
     @property
     def settle_after(self) -> timedelta:
-        """Return how long after its deadline a call may still be carried out."""
+        """Return how long after a call's deadline the service may still carry out the call; by default the call's timeout."""
         chosen = self.policy.settle_after if self.policy else None
         return self.timeout if chosen is None else chosen
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Facts are what was read under the record's lock."""
+    """Facts are what was read about a record while it was locked."""
 
     exists: bool
-    holds: bool  # whether both the condition and the occurrence hold
-    expired: bool = False  # whether it is too late for the record, by `valid_for`
+    holds: bool  # whether the condition holds, and the occurrence (round of the record) is still the attempt's
+    expired: bool = False  # whether it is too late to act on the record, since it has been due for `valid_for` or longer
 
     @property
-    def gone(self) -> bool:
+    def no_longer_holds(self) -> bool:
         return not self.holds
 
 
 # ---- decisions: what becomes of an attempt -------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep says that the attempt is stored as this one."""
+    """Keep says that the row of the attempt is to be stored with the values of `attempt`."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete says that the attempt is deleted; `say` is a line for the log, where the deletion must not be silent."""
+    """Delete says that the attempt is to be deleted; `say` is a line for the log, or None where the deletion needs none."""
 
     say: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conclude:
-    """Conclude says that the handler is run with the outcome, and that its result decides what follows. `loudly` is a line for the log."""
+    """Conclude says that the handler is to be run with the outcome. `loudly` is a line for the log, or None."""
 
     loudly: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Overtaken:
-    """Overtaken says that an outcome came whose condition or occurrence no longer holds: `overtaken.answer` decides what becomes of it."""
+    """Overtaken says that an outcome came after the condition or the occurrence ceased to hold, or the record was deleted.
+
+    `overtaken.answer` decides what becomes of the outcome.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Begin says that a call is begun for this attempt, which contains what must be kept of the old one."""
+    """Begin says that a new call is to be begun for this attempt; `attempt_with_new_call` then fills in the call's columns."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class AskLookup:
-    """AskLookup says that the call's lookup is asked what became of the call."""
+    """AskLookup says that the lookup is to be asked what became of the attempt's call."""
 
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """GaveUp says that the `gave_up` handler is run; without one, or where it makes no progress, the attempt is held."""
+    """GaveUp says that the `gave_up` handler is to be run. Without one, or if it makes no progress, the attempt is held for a person."""
 
     unsure: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """Expired says that it is too late, and that the `expired` handler is run; where it makes no progress, `expired_in_vain` decides."""
+    """Expired says that it is too late for the record, so that the `expired` handler is to be run.
+
+    If that handler fails, `on_expired_handler_failed` decides what follows.
+    """
 
     unsure: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait says that nothing changes now."""
+    """Wait says that the attempt is left as it is, and will be looked at again later."""
 
 
 Decision = Keep | Delete | Conclude | Overtaken | Begin | AskLookup | GaveUp | Expired | Wait
 
 
 # ---- attempts that are begun ---------------------------------------------------------------------------------------------------
-def returned(facts: Facts) -> Decision:
-    """Decide what follows when the call returned, or the lookup found the outcome of a call in doubt. It is never a new call."""
+def on_call_returned(facts: Facts) -> Decision:
+    """Decide what becomes of an outcome that the call returned, or that the lookup found for a call in doubt. No new call is begun."""
     if not facts.exists:
         return Overtaken()
     return Conclude() if facts.holds else Overtaken()
 
 
-def outcome_refused(attempt: Attempt, why: str, error: str | None, outcomes: str) -> Keep:
-    """Hold an attempt whose outcome could not be concluded: the handler raised or made no progress, its flush was refused, or no handler
-    accepts the outcome.
+def hold_refused_outcome(attempt: Attempt, why: str, error: str | None, outcomes: str) -> Keep:
+    """Hold an attempt with its outcomes (JSON) for a person, because the handler could not apply an outcome.
+
+    The handler raised, made no progress or does not accept the outcome, or the database refused the handler's changes.
     """
     return Keep(replace(attempt, state=State.HELD, unsure=False, outcome=outcomes, why=why, error=error, next_at=None))
 
 
-def not_done(attempt: Attempt, error: str, next_at: datetime, *, counts: bool) -> Keep:
-    """Decide what follows when the call was certainly not made. `counts` is False for Throttled. An earlier call may have been made all the
-    same, so an attempt in doubt stays in doubt.
+def on_call_not_done(attempt: Attempt, error: str, next_at: datetime, *, counts: bool) -> Keep:
+    """Let the attempt wait until `next_at`, since its latest call was certainly not made. If an earlier call may have been made, the
+    attempt stays in doubt; otherwise it is failed.
+
+    counts: whether this try counts as a failure; False if the service throttled the call.
     """
     state = State.DOUBT if attempt.unsure else State.FAILED
     return Keep(replace(attempt, state=state, failures=attempt.failures + counts, next_at=next_at, error=error))
 
 
-def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> Keep:
-    """Put the attempt in doubt: its call timed out, or raised an error that does not show whether the service acted."""
+def put_in_doubt(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> Keep:
+    """Put the attempt in doubt until `next_at`. Call it when the call timed out, or raised an error that does not show whether the service
+    acted.
+    """
     return Keep(
         replace(
             attempt,
@@ -212,13 +226,19 @@ def unclear(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> K
     )
 
 
-def adopted(attempt: Attempt, adopter: int, now: datetime, *, alone: bool, ends: Sequence[int] = ()) -> Keep:
-    """Take over an attempt whose worker has ended; the adopter holds that worker's lock.
+def adopt_attempt(attempt: Attempt, adopter: int, now: datetime, *, alone: bool, ends: Sequence[int] = ()) -> Keep:
+    """Take over an attempt of a worker that has ended, and whose lock the adopter holds.
 
-    An attempt that was begun for a call has a call number, whatever today's code makes of its reaction; without one only a handler ran.
-    alone: nothing else was in progress in its worker, which was in careful mode (hazard 25); outside careful mode every end without an
-    outcome counts as a failure. ends: the unclean ends of workers at which it was in progress, this one last; empty where this end says
-    nothing of the attempt: after a drain, a lost lock, or a restart of the database server.
+    For an attempt whose call number is 0 only a handler ran; the attempt becomes failed. An attempt with a call comes in doubt. Outside
+    careful mode the end of the worker counts as a failure of an attempt with a call; in careful mode only if `alone`.
+
+    Args:
+        attempt: an attempt that is begun or in doubt.
+        adopter: the number of the worker incarnation (a worker from its start to its end) that takes the attempt over.
+        now: the time by the database's clock.
+        alone: whether the ended worker was in careful mode, and carried out nothing else when it ended (hazard 25).
+        ends: the incarnations that ended uncleanly while the attempt was in progress, the latest last. Empty if this end is no sign
+            against the attempt: after a drain, a lost lock, or a restart of the database server.
     """
     if attempt.state is State.DOUBT:
         return Keep(replace(attempt, worker=adopter, deadline=max(attempt.deadline, now)))
@@ -226,19 +246,20 @@ def adopted(attempt: Attempt, adopter: int, now: datetime, *, alone: bool, ends:
     counts = alone or (has_call and attempt.together == 0)
     taken_over = replace(attempt, worker=adopter, failures=attempt.failures + counts, next_at=now, error=poison_suspects.DIED)
     if ends:
-        taken_over = replace(taken_over, why=poison_suspects.ended_under(ends))
+        taken_over = replace(taken_over, why=poison_suspects.why_for_ended_workers(ends))
     if has_call:
         taken_over = replace(taken_over, state=State.DOUBT, unsure=True, deadline=max(attempt.deadline, now))
     else:
         taken_over = replace(taken_over, state=State.FAILED)
-    if alone and poison_suspects.suspected(ends[:-1], has_call=has_call):
-        return held_as(taken_over, poison_suspects.ended_under(ends, alone=True))
+    if alone and poison_suspects.is_suspected(ends[:-1], has_call=has_call):
+        return hold_attempt(taken_over, poison_suspects.why_for_ended_workers(ends, alone=True))
     return Keep(taken_over)
 
 
-def did_not_go_out(attempt: Attempt, now: datetime) -> Keep | Delete:
-    """Decide what follows when the attempt's worker is running and knows that the call was not sent. This includes a begin whose COMMIT
-    brought no answer and took effect after all.
+def on_call_not_sent(attempt: Attempt, now: datetime) -> Keep | Delete:
+    """Decide what follows when the attempt's worker is running and knows that it did not send the call.
+
+    For example, the COMMIT that stored the attempt brought no answer, so the call was not sent; but the COMMIT was applied.
     """
     if attempt.unsure:
         return Keep(replace(attempt, state=State.DOUBT, next_at=now))
@@ -247,166 +268,169 @@ def did_not_go_out(attempt: Attempt, now: datetime) -> Keep | Delete:
     return Delete()
 
 
-def not_in_memory(attempt: Attempt, now: datetime) -> Keep | Delete:
-    """Decide what follows when the attempt's worker is running, has no such call in memory, and did not fail to begin it.
+def on_call_not_in_memory(attempt: Attempt, now: datetime) -> Keep | Delete:
+    """Put a begun attempt in doubt whose worker is running but does not have the call in memory; with no call ever made, let it go on.
 
-    The call may have been made, and what was written of it since is gone from the database (a failover that lost commits), or a person put
-    its row back.
+    The call may have been made: a failover may have lost the commit that concluded the attempt, or a person may have restored its row.
     """
     if not attempt.unsure and attempt.call_no == 0:
-        return did_not_go_out(attempt, now)
-    return unclear(attempt, "its worker knows nothing of this call, though the database says that it began it", now, now)
+        return on_call_not_sent(attempt, now)
+    return put_in_doubt(attempt, "its worker knows nothing of this call, though the database says that it began it", now, now)
 
 
 # ---- attempts in doubt ---------------------------------------------------------------------------------------------------------
-def settle(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decision:
-    """Decide what follows for an attempt of this worker that is in doubt, whose retry time has come and whose thread no longer runs."""
+def decide_attempt_in_doubt(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decision:
+    """Decide what follows for an attempt in doubt. Call it in its worker, after `next_at` and once the thread of the call has ended."""
     policy = terms.policy
     if policy is None:
-        return held_as(attempt, "the reaction makes no call any more: settle what became of this one")
+        return hold_attempt(attempt, "the reaction makes no call any more: settle what became of this one")
     if not facts.exists:
-        return held_as(attempt, "the record was deleted while its call was in doubt")
-    reason = of_other_code(attempt, terms)
+        return hold_attempt(attempt, "the record was deleted while its call was in doubt")
+    reason = reason_code_cannot_settle(attempt, terms)
     if reason is not None:
-        return held_as(attempt, f"{begun_kind.HELD_FOR}: {reason}")
-    if begun_kind.needs_lookup_only(attempt.begun_with, terms.kind):
+        return hold_attempt(attempt, f"{begun_kind.HELD_FOR}: {reason}")
+    if begun_kind.may_be_settled_by_lookup_only(attempt.begun_with, terms.kind):
         return AskLookup()
-    return _by_policy(attempt, policy, terms, facts, now)
+    return _decide_by_policy(attempt, policy, terms, facts, now)
 
 
-def _by_policy(attempt: Attempt, policy: InDoubt, terms: Terms, facts: Facts, now: datetime) -> Decision:
-    spent = last_try_used(terms.retry, attempt.failures, attempt.since, now)
+def _decide_by_policy(attempt: Attempt, policy: InDoubt, terms: Terms, facts: Facts, now: datetime) -> Decision:
+    spent = is_last_try_used(terms.retry, attempt.failures, attempt.since, now)
     match policy.kind:
         case "hold":
-            return held_as(attempt, "in doubt, and its policy is InDoubt.hold(): a person decides")
+            return hold_attempt(attempt, "in doubt, and its policy is InDoubt.hold(): a person decides")
         case "lookup":
-            return _ask(attempt, terms)
+            return _ask_lookup_or_hold(attempt, terms)
         case "repeat":
-            if facts.gone:
+            if facts.no_longer_holds:
                 return Delete("in doubt under InDoubt.repeat(), and its condition no longer holds: let go")
             if facts.expired:
                 return Expired(unsure=True)
             return GaveUp(unsure=True) if spent else Begin(attempt)
         case "same_key":
-            if facts.holds and not facts.expired and not key_too_old(attempt, terms, now):
+            if facts.holds and not facts.expired and not is_key_too_old(attempt, terms, now):
                 if spent:
-                    return held_as(attempt, "in doubt, and the last try was used")
+                    return hold_attempt(attempt, "in doubt, and the last try was used")
                 return Begin(attempt)
             if terms.has_lookup:
-                return _ask(attempt, terms)
-            return held_as(attempt, f"in doubt, and {_no_second_call(attempt, facts)}")
+                return _ask_lookup_or_hold(attempt, terms)
+            return hold_attempt(attempt, f"in doubt, and {_reason_for_no_second_call(attempt, facts)}")
 
 
-def _ask(attempt: Attempt, terms: Terms) -> AskLookup | Keep:
+def _ask_lookup_or_hold(attempt: Attempt, terms: Terms) -> AskLookup | Keep:
     reason = (
         None
-        if begun_kind.kind_in(attempt.begun_with).service in terms.answers_for
-        else begun_kind.other_lookup(attempt.begun_with, terms.kind)
+        if begun_kind.parse_kind(attempt.begun_with).service in terms.answers_for
+        else begun_kind.describe_lookup_difference(attempt.begun_with, terms.kind)
     )
-    return AskLookup() if reason is None else held_as(attempt, f"{begun_kind.HELD_FOR}: {reason}")
+    return AskLookup() if reason is None else hold_attempt(attempt, f"{begun_kind.HELD_FOR}: {reason}")
 
 
-def of_other_code(attempt: Attempt, terms: Terms) -> str | None:
-    """Return why today's code cannot settle an attempt that is in doubt or may become so; None where it can, by its policy."""
+def reason_code_cannot_settle(attempt: Attempt, terms: Terms) -> str | None:
+    """Return why this version of the application cannot settle the attempt, now or once it is in doubt; None if its policy can."""
     return begun_kind.reason_not_to_settle(attempt.begun_with, terms.kind, terms.answers_for if terms.has_lookup else ())
 
 
-def _no_second_call(attempt: Attempt, facts: Facts) -> str:
+def _reason_for_no_second_call(attempt: Attempt, facts: Facts) -> str:
     if not facts.holds:
         return "its condition no longer holds"
     if facts.expired:
         return "it is too late to call again"
-    # After a restore, and where a person accepted the row as a doubt, it is not known when the call was made: its key counts as too old,
-    # and `why` says what happened, unless `why` reports the end of a worker instead.
+    # LONG_AGO: after a restore of the database, or if a person accepted the row with 'doubt', nobody knows when the call was made. Its key
+    # counts as too old, and `why` holds the reason, unless the end of a worker has overwritten `why`.
     if attempt.first_at == LONG_AGO and attempt.why is not None and not attempt.why.startswith(poison_suspects.DIED):
         return attempt.why
     return "its key is too old to call again"
 
 
-def key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
-    """Return whether the provider may forget the key before it is certain that a call begun now was carried out or never will be."""
+def is_key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
+    """Return whether the key is too old for a second call: the provider may forget it before a call begun now is surely carried out."""
     if terms.policy is None or terms.policy.kept_for is None:
         return False
     return attempt.first_at + terms.policy.kept_for <= now + terms.timeout + MARGIN + terms.settle_after
 
 
-def absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, asks_at: datetime, next_at: datetime) -> Decision:
-    """Decide what follows when a lookup answered Absent to a question asked at `asked_at`, by the database's clock.
+def on_lookup_absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, asks_at: datetime, next_at: datetime) -> Decision:
+    """Decide what follows when the lookup answered Absent. The answer is believed only if no call of the attempt could still arrive.
 
-    asks_at: when the lookup is asked again, where that question was too early. next_at: when the call is made again, by the backoff for
-    failures, counted from its deadline.
+    asked_at: when the lookup was asked, by the database's clock. asks_at: when to ask the lookup again if that was too early. next_at:
+    when to make the call again if the answer is believed.
     """
     if not facts.exists:
-        return held_as(attempt, "the record was deleted while its call was in doubt")
+        return hold_attempt(attempt, "the record was deleted while its call was in doubt")
     if asked_at <= attempt.deadline + terms.settle_after:
-        return unknown(attempt, asks_at, None)  # None keeps the error of its call
+        return on_lookup_unknown(attempt, asks_at, None)  # None: the attempt keeps the error of its call
     if facts.holds:
         return Keep(replace(attempt, state=State.FAILED, unsure=False, next_at=next_at))
     return Delete()
 
 
-def unknown(attempt: Attempt, next_at: datetime, error: str | None) -> Keep:
-    """Leave the attempt as it is until `next_at`: its lookup answered Unknown, raised, or answered Absent to a question asked too early."""
+def on_lookup_unknown(attempt: Attempt, next_at: datetime, error: str | None) -> Keep:
+    """Leave the attempt in doubt until `next_at`. Call it when the lookup answered Unknown, raised, or answered Absent too early.
+
+    error: the new error text of the attempt; None keeps its present one.
+    """
     return Keep(replace(attempt, next_at=next_at, error=error or attempt.error))
 
 
-def unknown_for_too_long(attempt: Attempt, why: str) -> Keep:
-    """Hold an attempt of which no lookup could say for a day (or `give_up_after`) what became of its call."""
-    return held_as(attempt, why)
+def hold_unknown_for_too_long(attempt: Attempt, why: str) -> Keep:
+    """Hold an attempt for a person. Call it when for a day (or `give_up_after`) no lookup could tell what became of the call."""
+    return hold_attempt(attempt, why)
 
 
-def unanswered(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str | None) -> Keep:
-    """Schedule another lookup, since it is not known now what became of the call; hold the attempt after `UNKNOWN_HELD_AFTER` or
-    `give_up_after`.
+def ask_again_or_hold(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str | None) -> Keep:
+    """Leave the attempt in doubt until the next lookup at `next_at`. Call it when a lookup could not tell what became of the call.
+
+    Once `give_up_after`, or a day, has passed since the deadline of the call, hold the attempt for a person instead.
     """
     limit = terms.retry.give_up_after or UNKNOWN_HELD_AFTER
     if now - attempt.deadline > limit:
-        return unknown_for_too_long(attempt, f"nobody could say for {limit} what became of its call")
-    return unknown(attempt, next_at, error)
+        return hold_unknown_for_too_long(attempt, f"nobody could say for {limit} what became of its call")
+    return on_lookup_unknown(attempt, next_at, error)
 
 
 # ---- attempts that failed ------------------------------------------------------------------------------------------------------
-def retry_failed(attempt: Attempt, terms: Terms, facts: Facts, now: datetime, *, blocked: bool) -> Decision:
-    """Decide what follows for a failed attempt whose `next_at` has passed."""
-    if facts.gone or not facts.exists:
+def decide_failed_attempt(attempt: Attempt, terms: Terms, facts: Facts, now: datetime, *, blocked: bool) -> Decision:
+    """Decide what follows for a failed attempt whose `next_at` has passed. blocked: whether another attempt blocks the record."""
+    if facts.no_longer_holds or not facts.exists:
         return Delete()
-    if blocked:  # another call on the record is not settled: neither a call nor a handler may act on the record as if it had not been made
+    if blocked:  # another call on the record is not settled, so neither a call nor a handler may act on the record
         return Wait()
-    if facts.expired:  # checked before the last try, since a record that is too late may have been tried any number of times
+    if facts.expired:  # checked before the number of tries: a record for which it is too late expires, however often it was tried
         return Expired(unsure=False)
-    if last_try_used(terms.retry, attempt.failures, attempt.since, now):
+    if is_last_try_used(terms.retry, attempt.failures, attempt.since, now):
         return GaveUp(unsure=False)
     return Begin(attempt)
 
 
-def expired_in_vain(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str) -> Keep:
-    """Decide what follows when the `expired` handler raised or made no progress: it is tried again, and the attempt is held after the last
-    try. An attempt in doubt, under InDoubt.repeat(), stays in doubt.
+def on_expired_handler_failed(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str) -> Keep:
+    """Let the `expired` handler run again at `next_at`, since it raised or made no progress; after the last try hold the attempt.
+
+    An attempt in doubt stays in doubt.
     """
     state = State.DOUBT if attempt.unsure else State.FAILED
-    after = replace(attempt, state=state, failures=attempt.failures + 1, next_at=next_at, error=error, why=IN_VAIN)
-    if last_try_used(terms.retry, after.failures, after.since, now):
-        return held_as(after, f"{IN_VAIN}: {error}")
+    after = replace(attempt, state=state, failures=attempt.failures + 1, next_at=next_at, error=error, why=EXPIRED_HANDLER_FAILED)
+    if is_last_try_used(terms.retry, after.failures, after.since, now):
+        return hold_attempt(after, f"{EXPIRED_HANDLER_FAILED}: {error}")
     return Keep(after)
 
 
-IN_VAIN = "it is too late for it, and its expired handler failed"
+EXPIRED_HANDLER_FAILED = "it is too late for it, and its expired handler failed"
 
 
-def held_as(attempt: Attempt, why: str, *, error: str | None = None) -> Keep:
-    """Hold the attempt for a person, with the reason `why`; an unsure attempt stays unsure."""
+def hold_attempt(attempt: Attempt, why: str, *, error: str | None = None) -> Keep:
+    """Hold the attempt for a person, with the reason `why`. If its call may have been made, the held attempt still says so (`unsure`)."""
     return Keep(replace(attempt, state=State.HELD, next_at=None, why=why, error=error or attempt.error))
 
 
 # ---- a call is begun -----------------------------------------------------------------------------------------------------------
-def begun(  # noqa: PLR0913  # the columns that a call has
+def attempt_with_new_call(  # noqa: PLR0913  # each argument is a column that a new call changes
     attempt: Attempt, *, worker: int, call: int, now: datetime, deadline: datetime, together: int = 0, begun_with: str | None = None
 ) -> Attempt:
-    """Return the attempt with a new call. Where an earlier call may have been made, it stays unsure, and keeps the age of its key and the
-    later deadline.
+    """Return the attempt with a new call. If an earlier call may have been made, the attempt stays unsure, and keeps the time of its first
+    call and the later one of the two deadlines.
 
-    Such an earlier call was the same call, or both are under InDoubt.repeat(): `settle` begins no other one. Its lookup may have been
-    another.
+    The two calls are alike except for their lookups, or both are under InDoubt.repeat(): `decide_attempt_in_doubt` begins no other call.
     """
     return replace(
         attempt,
@@ -418,19 +442,25 @@ def begun(  # noqa: PLR0913  # the columns that a call has
         deadline=max(deadline, attempt.deadline) if attempt.unsure else deadline,
         next_at=None,
         together=together,
-        begun_with=begun_kind.kind_text_of_repeated_begin(attempt.begun_with, begun_with) if attempt.unsure else begun_with,
+        begun_with=begun_kind.kind_json_of_repeated_begin(attempt.begun_with, begun_with) if attempt.unsure else begun_with,
     )
 
 
 # ---- call results that come late --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class HoldNew:
-    """HoldNew says that the attempt is gone: a new held attempt with the outcome is written, unless a handler takes the outcome."""
+    """HoldNew says that the outcome's attempt no longer exists, so that a new held attempt with the outcome is to be written.
+
+    That is not done if an `overtaken` handler takes the outcome.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class AddOutcome:
-    """AddOutcome says that the attempt keeps this outcome beside those it has; `unsure` is its new value."""
+    """AddOutcome says that the attempt is to be held with the outcome added to its outcomes.
+
+    unsure: whether some call of the attempt may still have been made without a known outcome. loudly: a line for the log, or None.
+    """
 
     unsure: bool
     loudly: str | None = None
@@ -438,18 +468,23 @@ class AddOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Drop says that the outcome is dropped since it says nothing new; `say` is a line for the log."""
+    """Drop says that the outcome is to be dropped; `say` is the line for the log that says why."""
 
     say: str
 
 
-def attempt_is_restored(facts: Facts, *, outcome: bool, repeats: bool, blocked: bool) -> bool:
-    """Return whether a missing attempt is restored, as it was, before its call result is applied. Its worker is running, never lost its
-    lock and did not delete it.
+def must_restore_attempt(facts: Facts, *, outcome: bool, repeats: bool, blocked: bool) -> bool:
+    """Return whether an attempt must be written again before the result of its call is applied, because somebody deleted its row.
 
-    outcome: the call has an outcome, which is concluded where condition and occurrence still hold and nothing else was begun on the record.
-    Without an outcome the call is in doubt, so the attempt is restored whatever its record is; but under InDoubt.repeat() only where the
-    record would be called once more.
+    Call it in the attempt's worker, if the worker never lost its lock and did not delete the row itself. If the call has an outcome, the
+    attempt is needed only if a handler can be given the outcome: condition and occurrence hold, and nothing blocks the record. A call
+    without an outcome is in doubt, so the attempt is needed, except under InDoubt.repeat() if no further call would be made.
+
+    Args:
+        facts: what was read under the record's lock.
+        outcome: whether the call has an outcome.
+        repeats: whether the policy is InDoubt.repeat().
+        blocked: whether another attempt blocks the record.
     """
     return not (outcome or repeats) or (facts.exists and facts.holds and not blocked)
 
@@ -457,11 +492,13 @@ def attempt_is_restored(facts: Facts, *, outcome: bool, repeats: bool, blocked: 
 Late = Conclude | HoldNew | AddOutcome | Drop
 
 
-def late_outcome(attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | None = None, *, own: Kind | None = None) -> Late:
-    """Decide what follows when an outcome comes of a call that is no longer its attempt's latest: it is evidence that the service acted.
+def decide_late_outcome(
+    attempt: Attempt | None, policy: InDoubt | None, said: WhenOvertaken | None = None, *, own: Kind | None = None
+) -> Late:
+    """Decide what becomes of an outcome whose call is no longer the latest call of its attempt. The outcome proves that the service acted.
 
-    said: what the reaction's author declared about overtaken outcomes. own: what the call with this outcome was begun with; if that is
-    another kind, the outcome says nothing of the attempt's latest call.
+    attempt: None if it no longer exists. said: the reaction's `overtaken=`. own: the Kind of the call that has this outcome. If the
+    latest call is of another Kind, the outcome proves nothing about the latest call.
     """
     if attempt is None:
         if said == "drop":
@@ -469,17 +506,17 @@ def late_outcome(attempt: Attempt | None, policy: InDoubt | None, said: WhenOver
         if said is None and policy is not None and policy.kind == "repeat":
             return Drop("an outcome came after its attempt was settled, under InDoubt.repeat(): let go")
         return HoldNew()
-    if attempt.blocking and begun_kind.other_call(attempt.begun_with, own) is not None:
-        return AddOutcome(unsure=True, loudly="an outcome of another call came while what became of the latest one is not known: held")
+    if attempt.is_blocking and begun_kind.describe_call_difference(attempt.begun_with, own) is not None:
+        return AddOutcome(unsure=True, loudly="an outcome of another call came while the latest call is not settled: held")
     match attempt.state:
         case State.DOUBT:
             return Conclude()
         case State.FAILED:
-            return Conclude("an outcome came though its call was told absent: the lookup or a person was wrong")
+            return Conclude("an outcome came though its call was settled as absent: the lookup or a person was wrong")
         case State.BEGUN if attempt.unsure:
             return Conclude()
         case State.BEGUN:
-            return AddOutcome(unsure=True, loudly="an outcome of an earlier call came while a new one is in the air: held")
+            return AddOutcome(unsure=True, loudly="an outcome of an earlier call came while a new call is in flight: held")
         case State.HELD if attempt.outcome is not None:
             return AddOutcome(unsure=attempt.unsure)
         case State.HELD if attempt.unsure:
@@ -491,18 +528,18 @@ def late_outcome(attempt: Attempt | None, policy: InDoubt | None, said: WhenOver
 # ---- what a person asks for --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Refuse says that what a person asked for is not possible now, why, and what is possible."""
+    """Refuse says that a person's command is not possible now; `why` is the text for the person, and also names what is possible."""
 
     why: str
 
 
-def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclude | Refuse:
-    """Apply `groundstate retry`. An attempt with an outcome is concluded again, and no new call is begun for it."""
+def apply_retry_command(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclude | Refuse:
+    """Apply the command `groundstate retry`. If the attempt has an outcome, its handler is run again, and no new call is begun."""
     fresh = replace(attempt, failures=0, since=now, next_at=now, why=None)
     if attempt.state is State.FAILED:
         return Keep(replace(attempt, next_at=now, failures=0, since=now))
     if attempt.state is not State.HELD:
-        return Refuse(f"it is {attempt.state.words}, not held: it is carried out by a worker")
+        return Refuse(f"it is {attempt.state.display_text}, not held: it is carried out by a worker")
     if attempt.outcome is not None:
         if attempt.unsure and now <= attempt.deadline + terms.settle_after:
             return Refuse("a later call of it may still be on its way: retry it after its deadline and settle_after")
@@ -510,18 +547,18 @@ def person_retry(attempt: Attempt, terms: Terms, now: datetime) -> Keep | Conclu
     if not attempt.unsure:
         return Keep(replace(fresh, state=State.FAILED))
     policy = terms.policy
-    if policy is None or policy.kind == "hold" or (key_too_old(attempt, terms, now) and not terms.has_lookup):
+    if policy is None or policy.kind == "hold" or (is_key_too_old(attempt, terms, now) and not terms.has_lookup):
         return Refuse("nobody can say what became of its call: settle it as absent or with its outcome first")
-    reason = of_other_code(attempt, terms)
+    reason = reason_code_cannot_settle(attempt, terms)
     if reason is not None:
         return Refuse(f"this code cannot settle it ({reason}): settle it as absent or with its outcome, or let the code that began it run")
     return Keep(replace(fresh, state=State.DOUBT))
 
 
-def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Keep | Delete | Refuse:
-    """Apply `groundstate settle --absent`, by which a person says that the service did not act."""
+def apply_settle_absent_command(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Keep | Delete | Refuse:
+    """Apply the command `groundstate settle --absent`, by which a person says that the service did not act."""
     if attempt.state is not State.HELD:
-        return Refuse(f"it is {attempt.state.words}, not held: its policy settles it")
+        return Refuse(f"it is {attempt.state.display_text}, not held: its policy settles it")
     if not attempt.unsure:
         return Refuse("no call of it is in doubt: `retry` or `forget` it")
     if now <= attempt.deadline + terms.settle_after:
@@ -534,10 +571,10 @@ def person_absent(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -
     return Delete()
 
 
-def person_outcome(attempt: Attempt, terms: Terms, now: datetime) -> Conclude | Refuse:
-    """Apply `groundstate settle --outcome`: a person says with which outcome the service acted, and it goes on as if a lookup found it."""
+def apply_settle_outcome_command(attempt: Attempt, terms: Terms, now: datetime) -> Conclude | Refuse:
+    """Apply the command `groundstate settle --outcome`: a person gives the outcome of the call in doubt, as a lookup would."""
     if attempt.state is not State.HELD:
-        return Refuse(f"it is {attempt.state.words}, not held: its policy settles it")
+        return Refuse(f"it is {attempt.state.display_text}, not held: its policy settles it")
     if terms.policy is None:
         return Refuse("the reaction makes no call, so there is no outcome to settle it with: `retry` or `forget` it")
     if attempt.outcome is not None and attempt.unsure and now <= attempt.deadline + terms.settle_after:
@@ -545,18 +582,21 @@ def person_outcome(attempt: Attempt, terms: Terms, now: datetime) -> Conclude | 
     return Conclude()
 
 
-def one_of_several(attempt: Attempt, remaining: str) -> Keep:
-    """Hold the attempt after one of several outcomes was concluded: the others stay listed, since each says that the service acted."""
+def hold_remaining_outcomes(attempt: Attempt, remaining: str) -> Keep:
+    """Hold the attempt with the outcomes that remain (JSON), after the handler took one of several. Each proves that the service acted."""
     why = (
         "one of its outcomes was concluded, and these came as well: `retry` gives them to `overtaken`; or undo them outside, then `forget`"
     )
     return Keep(replace(attempt, state=State.HELD, unsure=False, outcome=remaining, why=why, error=None, next_at=None))
 
 
-def person_forget(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Delete | Refuse:
-    """Apply `groundstate forget`. It is refused while condition and occurrence hold, since that would lead to a new call or run."""
+def apply_forget_command(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Delete | Refuse:
+    """Apply the command `groundstate forget`, which deletes a held attempt.
+
+    It is refused while condition and occurrence hold, since the reaction would then be carried out anew.
+    """
     if attempt.state is not State.HELD:
-        return Refuse(f"it is {attempt.state.words}, not held")
+        return Refuse(f"it is {attempt.state.display_text}, not held")
     if facts.exists and facts.holds:
         if terms.policy is None and not attempt.unsure and attempt.outcome is None and attempt.call_no == 0:
             return Refuse("its condition holds, so once forgotten its handler would run again: change the record first, or `retry` it")

@@ -1,6 +1,7 @@
-"""Values in a condition that no driver can be given: their type raises for them, or they are integers that no column can hold. Pure.
+"""Finds values in a condition that cannot be sent to the database: their column type raises for them, or they exceed 64 bits.
 
-Each is put to its type as the database's dialect would do it. Nothing is asked of what is made late, or of what the type takes.
+Each value is converted as the database's dialect would convert it. Values that are computed only when the query runs are not checked.
+The functions are pure.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from groundstate.rules.specs import ReactionSpec
 _BITS = 63
 
 
-def of_reaction(spec: ReactionSpec, dialect: Dialect) -> str | None:
-    """Why the database could not be asked for this reaction, with the cure; None where nothing is surely wrong."""
-    found = _first(spec.clauses, dialect)
+def reason_to_refuse_reaction(spec: ReactionSpec, dialect: Dialect) -> str | None:
+    """Return why the reaction's query would fail for a value in it, as a text that names the cure; None where no value is surely wrong."""
+    found = _first_reason_to_refuse(spec.clauses, dialect)
     if found is None and spec.due is not None and spec.due.attribute is None:
-        found = _first([spec.due.base], dialect)
+        found = _first_reason_to_refuse([spec.due.base], dialect)
     return None if found is None else f"reaction {spec.name}: {found}"
 
 
-def refused(expression: Any, dialect: Dialect) -> str | None:
-    """The same of one expression."""
-    for one in look.parts(expression):
+def reason_to_refuse_expression(expression: Any, dialect: Dialect) -> str | None:
+    """Return why a query with this expression would fail for a value in it, as a text that names the cure; None if none surely fails."""
+    for one in look.all_parts(expression):
         if isinstance(one, BindParameter):
-            why = _of_values(one, dialect)
+            why = _reason_to_refuse_values(one, dialect)
             if why is not None:
                 return why
     return None
 
 
-def _first(expressions: Iterable[Any], dialect: Dialect) -> str | None:
-    return next((why for one in expressions if (why := refused(one, dialect)) is not None), None)
+def _first_reason_to_refuse(expressions: Iterable[Any], dialect: Dialect) -> str | None:
+    return next((why for one in expressions if (why := reason_to_refuse_expression(one, dialect)) is not None), None)
 
 
-def _of_values(parameter: BindParameter[Any], dialect: Dialect) -> str | None:
+def _reason_to_refuse_values(parameter: BindParameter[Any], dialect: Dialect) -> str | None:
     kind: Any = parameter.type
     process = kind.dialect_impl(dialect).bind_processor(dialect)
-    for value in look.bound(parameter):
+    for value in look.bound_values(parameter):
         try:
             given = value if process is None else process(value)
-        except Exception as error:  # noqa: BLE001  # a type of the user's
+        except Exception as error:  # noqa: BLE001  # a column type that the user wrote may raise any exception
             raised = f"{type(error).__name__}: {error}"
             return (
                 f"its condition cannot be asked with {value!r}, of the type {type(kind).__name__} ({raised}): give it a value of the"

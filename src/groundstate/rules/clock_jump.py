@@ -1,4 +1,4 @@
-"""Adjusts the times of an attempt after the clock that they refer to was set. Pure: the size of the jump is an argument."""
+"""Adjusts the times of an attempt after the clock by which they were taken was set. Pure: the size of the jump is an argument."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from datetime import datetime, timedelta
 
 from groundstate.rules.attempt import Attempt
 
-NOTICED = timedelta(seconds=1)  # a smaller jump may just be the time that reading two clocks takes
+NOTICED = timedelta(seconds=1)  # the smallest jump that counts: a smaller one may just be the time that reading two clocks takes
 
 
 def with_times_adjusted(attempt: Attempt, by: timedelta, now: datetime) -> Attempt:
-    """Return the attempt with its times adjusted to the clock as it is now: what is left of each wait stays what it was.
+    """Return the attempt with its times moved as far as the clock jumped, so that each remaining wait stays as long as it was.
 
-    The deadline is never before `now`: one that has passed is treated as if it had passed just now, whichever clock was wrong. `since` and
-    `first_at` never move forward: what looks like a jump ahead may be a machine that was paused, with a clock that did not notice.
+    The new deadline is never before `now`, since the time before or after the jump may be the wrong one. `since` and `first_at` never
+    move forward: what looks like a jump forward may be a machine that was paused while another clock ran on.
+
+    by: the jump of the clock, negative if the clock was set back.
     """
     back = min(by, timedelta())
     return replace(

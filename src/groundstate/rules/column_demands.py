@@ -1,6 +1,7 @@
-"""Derives what clauses demand of single columns, as constants or NULL, and checks whether known values meet it. Pure.
+"""Derives from clauses which constants, or NULL, they demand of single columns, and checks whether known values meet the demands.
 
-A clause of any other form yields no demand; `of_all` reports whether there was such a clause.
+A clause that demands anything else yields no demand; `demands_of_clauses` also returns whether every clause yielded one. The functions
+are pure.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from groundstate.rules import constant_clauses
 from groundstate.rules import sql_inspect as look
 
 
-class _Unsaid(enum.Enum):
+class _UnnamedValue(enum.Enum):
     OTHER = enum.auto()
     ANY = enum.auto()
 
 
-OTHER = _Unsaid.OTHER  # a value that is not NULL and equals none of the constants that demands name
-ANY = _Unsaid.ANY  # a value of which nothing is known
+OTHER = _UnnamedValue.OTHER  # stands for any value that is not NULL and equals none of the constants in the demands
+ANY = _UnnamedValue.ANY  # stands for a value about which nothing is known
 
-Value = tuple[type, Any]  # the type is part of it, since 1 == True in Python
+Value = tuple[type, Any]  # pair (type of a constant, constant): the type tells 1 from True, which are equal in Python
 
 
 @dataclass(frozen=True)
 class Demand:
-    """A Demand says that one column has one of the `allowed` values or, where `allowed` is None, none of the `excluded` ones."""
+    """A Demand says that one column has one of the `allowed` values or, if `allowed` is None, has none of the `excluded` values."""
 
     attribute: str
     allowed: frozenset[Value] | None
     excluded: frozenset[Value] = frozenset()
 
-    def met_by(self, value: Any) -> bool | None:
-        """Return whether the value meets the demand; None where that is not known."""
+    def is_met_by(self, value: Any) -> bool | None:
+        """Return whether the value meets the demand; None for the value ANY, about which nothing is known."""
         if value is ANY:
             return None
         if value is OTHER:
@@ -58,47 +59,48 @@ class Demand:
 
 
 def demand_of_clause(clause: ColumnElement[bool], mapper: Mapper[Any]) -> Demand | None:
-    """Return what this clause demands of one column. Return None for a clause of another form, or for a column type that may store two
-    different values as one.
+    """Return what this clause demands of one column.
+
+    Return None if the clause does not compare one column with constants, or the column's type may store two different values as one.
     """
     if isinstance(clause, Column):
-        return _made(clause, mapper, allowed=[True])
+        return _make_demand(clause, mapper, allowed=[True])
     if isinstance(clause, UnaryExpression):
         if clause.operator is operators.is_true:
-            return _made(clause.element, mapper, allowed=[True])
-        return _made(clause.element, mapper, allowed=[False]) if clause.operator in (operators.is_false, operators.inv) else None
+            return _make_demand(clause.element, mapper, allowed=[True])
+        return _make_demand(clause.element, mapper, allowed=[False]) if clause.operator in (operators.is_false, operators.inv) else None
     if not isinstance(clause, BinaryExpression):
         return None
-    known, values = _constants(clause.right)
+    known, values = _constants_on_right_side(clause.right)
     if not known:
         return None
     match clause.operator:
         case operators.eq | operators.in_op:
-            return _made(clause.left, mapper, allowed=[one for one in values if one is not None])
+            return _make_demand(clause.left, mapper, allowed=[one for one in values if one is not None])
         case operators.is_:
-            return _made(clause.left, mapper, allowed=values)
+            return _make_demand(clause.left, mapper, allowed=values)
         case operators.ne | operators.not_in_op:
-            return _made(clause.left, mapper, excluded=[*values, None])
+            return _make_demand(clause.left, mapper, excluded=[*values, None])
         case operators.is_not | operators.is_distinct_from:
-            return _made(clause.left, mapper, excluded=values)
+            return _make_demand(clause.left, mapper, excluded=values)
         case _:
             return None
 
 
-def of_all(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> tuple[list[Demand], bool]:
-    """Return the demands of all clauses, and whether these demands express the clauses completely."""
+def demands_of_clauses(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> tuple[list[Demand], bool]:
+    """Return a pair (list of the demands that the clauses yield, whether every clause yielded a demand)."""
     found = [demand_of_clause(one, mapper) for one in clauses]
     return [one for one in found if one is not None], None not in found
 
 
 def as_demand_value(mapper: Mapper[Any], attribute: str, value: Any) -> Any:
-    """Convert a value that code assigns to an attribute to the form that demands use: the name of an enum's member becomes the member."""
+    """Return an attribute's value in the form that a Demand uses: for the name of an enum member, the member; else the value itself."""
     column = mapper.column_attrs[attribute].columns[0] if attribute in mapper.column_attrs else None
-    return value if column is None or value is None or value is OTHER or value is ANY else _member(column.type, value)
+    return value if column is None or value is None or value is OTHER or value is ANY else _as_enum_member(column.type, value)
 
 
-def _constants(right: Any) -> tuple[bool, list[Any]]:
-    """Return whether the right side of a comparison consists of constants, and the list of them."""
+def _constants_on_right_side(right: Any) -> tuple[bool, list[Any]]:
+    """Return a pair (whether the right side of a comparison consists of constants only, list of its constants)."""
     match right:
         case Null():
             return True, [None]
@@ -107,41 +109,41 @@ def _constants(right: Any) -> tuple[bool, list[Any]]:
         case False_():
             return True, [False]
         case BindParameter():
-            values = list(look.bound(right))
+            values = list(look.bound_values(right))
             return bool(values) and all(isinstance(one, str | int | bool | enum.Enum) for one in values), values
     return False, []
 
 
-def _made(left: Any, mapper: Mapper[Any], *, allowed: Sequence[Any] | None = None, excluded: Sequence[Any] = ()) -> Demand | None:
+def _make_demand(left: Any, mapper: Mapper[Any], *, allowed: Sequence[Any] | None = None, excluded: Sequence[Any] = ()) -> Demand | None:
     by_column: Mapping[Any, str] = {column: one.key for one in mapper.column_attrs for column in one.columns}
     name = by_column.get(left) if isinstance(left, Column) else None
     if name is None or not all(_is_stored_distinctly(left.type, one) for one in [*(allowed or ()), *excluded]):
         return None
 
     def values(given: Sequence[Any]) -> frozenset[Value]:
-        return frozenset((type(one), one) for one in (None if one is None else _member(left.type, one) for one in given))
+        return frozenset((type(one), one) for one in (None if one is None else _as_enum_member(left.type, one) for one in given))
 
     return Demand(name, None if allowed is None else values(allowed), values(excluded))
 
 
 def _is_stored_distinctly(kind: Any, value: Any) -> bool:
-    """Return whether the column stores this value differently from every other constant."""
+    """Return whether a column of this type surely stores this value differently from every other constant."""
     if value is None:
         return True
     if isinstance(kind, Enum):
-        return _member(kind, value) in (_members(kind) or {one: one for one in kind.enums}).values()
+        return _as_enum_member(kind, value) in (_enum_members(kind) or {one: one for one in kind.enums}).values()
     if isinstance(value, bool):
         return isinstance(kind, Boolean)
-    return isinstance(value, str | int) and not isinstance(value, enum.Enum) and constant_clauses.stored_as_it_is(kind, type(value))
+    return isinstance(value, str | int) and not isinstance(value, enum.Enum) and constant_clauses.is_stored_unchanged(kind, type(value))
 
 
-def _members(kind: Enum) -> Mapping[str, Any]:
-    """Return the members of an Enum type by name; return nothing for an Enum of plain texts."""
+def _enum_members(kind: Enum) -> Mapping[str, Any]:
+    """Return the members of an Enum type by name; return an empty mapping for an Enum of plain texts."""
     of_class: Any = kind.enum_class
     return {} if of_class is None else of_class.__members__
 
 
-def _member(kind: Any, value: Any) -> Any:
+def _as_enum_member(kind: Any, value: Any) -> Any:
     if isinstance(kind, Enum) and isinstance(value, str) and not isinstance(value, enum.Enum):
-        return _members(kind).get(value, value)
+        return _enum_members(kind).get(value, value)
     return value

@@ -1,10 +1,10 @@
-"""Decides how many workers work on one backlog at once: as many as do the most together. Pure.
+"""Decides how many workers share one backlog of rows: the number with the highest total throughput.
 
-Where more workers run at once than the database and the machines can bear, each waits for the others, and all together do less than a few
-would. No worker can see that by itself: a slow disk, a distant database or a table with many indexes makes even a single worker wait. So
-each reports how much it did, and one of them tries how many do best: twice as many where that brings enough, half as many where that costs
-little. This is hill climbing on the throughput, as in the thread pool of .NET (Hellerstein, Morrison and Eilebrecht, "Optimizing
-concurrency levels in the .NET ThreadPool", 2008). Times are seconds of one monotonic clock.
+Too many workers wait for each other in the database, and all together do less than a few would. A worker's own pace does not show that,
+since a slow disk, a distant database or a table with many indexes makes even a single worker wait. So each worker reports how much it did,
+and one worker searches for the best number: it doubles the number while doubling raises the throughput enough, and halves the number while
+halving costs little. This is hill climbing, as in the thread pool of .NET (Hellerstein, Morrison and Eilebrecht, "Optimizing concurrency
+levels in the .NET ThreadPool", 2008). Times are seconds of one monotonic clock. The functions are pure.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-FEW = 2  # workers that begin on a backlog, and the fewest that are ever admitted
-GAIN = 1.15  # twice as many workers must do this many times as much, else they are too many
-KEPT = 0.95  # half as many workers must do this share of the work, else they are too few
-TRIES_AFTER_S, TRIES_MOST_S = 5.0, 60.0  # seconds between two trials: the first wait, doubled up to the second while no trial succeeds
-WINDOWS = 2  # measurements before a trial; the better one counts, so that a poor one makes no other number look good
-ENOUGH_S = 0.4  # seconds of work of each worker that are measured before a number of workers is judged
-SILENT_S = 2.0  # seconds: the longest wait for a worker's report
-OVER_S = 1.0  # seconds without a report after which a backlog counts as over, unless its batches take longer
-SAID_EACH_S = 0.5  # seconds after which the list of admitted workers is sent again
-SLOW_S = 1.0  # seconds: a batch that takes this long with few workers is slow because of its handler, not of too many workers
-SLOW_FOR_S = 60.0  # seconds for which all workers are admitted after such a batch
+FEW = 2  # number of workers that first work on a new backlog, and the least number that is ever tried
+GAIN = 1.15  # twice as many workers are kept only if the throughput rises at least by this factor
+KEPT = 0.95  # half as many workers are kept only if at least this share of the throughput remains
+TRIES_AFTER_S, TRIES_MOST_S = 5.0, 60.0  # shortest and longest wait between two trials, in seconds; each failed trial doubles the wait
+WINDOWS = 2  # number of measurements before a trial; the best one is compared with the trial, so that a poor one does no harm
+ENOUGH_S = 0.4  # seconds of each worker's work that a measurement must cover
+SILENT_S = 2.0  # longest wait for a worker's report, in seconds
+OVER_S = 1.0  # seconds without a report after which a backlog counts as done, unless its batches take longer
+SAID_EACH_S = 0.5  # seconds after which the list of the workers that may go on is sent again
+SLOW_S = 1.0  # if a batch takes this many seconds, its handler is slow, and not the database because of too many workers
+SLOW_FOR_S = 60.0  # seconds during which all workers may work on the backlog, after a batch that took SLOW_S or longer
 
 
 @dataclass(frozen=True)
 class Report:
-    """A Report says what one worker did of a backlog since its last report: `rows` rows in `seconds` seconds."""
+    """A Report says what one worker did for a backlog since its last report: it handled `rows` rows, which took `seconds` seconds."""
 
     incarnation: int
     rows: int
@@ -36,7 +36,7 @@ class Report:
 
 @dataclass(frozen=True)
 class AdmittedWorkers:
-    """LetIn names the workers that go on with the backlog of these reactions; `workers` is None where all of them do."""
+    """AdmittedWorkers are the worker incarnations that may go on with the backlog of these reactions; `workers` is None if all may."""
 
     workers: tuple[int, ...] | None
     reactions: tuple[str, ...]
@@ -44,23 +44,26 @@ class AdmittedWorkers:
 
 @dataclass
 class WorkerCountSearch:
-    """A Climb searches for the number of workers that do best. at: how many are admitted now, on trial or not. settled: the best number so
-    far.
+    """A WorkerCountSearch searches for the number of workers with the highest throughput.
+
+    at: how many workers may work on the backlog now; a trial is under way if it differs from `settled`. settled: the best number so far.
     """
 
     at: int = FEW
     settled: int = FEW
-    _paces: tuple[float, ...] = ()  # rows a second in the last measurements, with `settled` workers
-    _most: int = 0  # how many workers there were at the last measurement
+    # rows a second of all workers together, in the last WINDOWS measurements that were made while the number of workers was `settled`
+    _paces: tuple[float, ...] = ()
+    _most: int = 0  # how many workers existed at the last measurement
     _up: bool = True
     _next: float = 0.0
     _pause_s: float = TRIES_AFTER_S
 
-    def measured(self, pace: float, most: int, now: float) -> None:
-        """Record that `at` workers did `pace` rows a second together, and choose how many are admitted from now on. most: how many there
-        are.
+    def record_measurement(self, pace: float, most: int, now: float) -> None:
+        """Record a measurement of the throughput, and choose how many workers may work on the backlog from now on (`self.at`).
+
+        pace: rows a second that the admitted workers did together. most: how many workers exist. now: the time in seconds.
         """
-        if most > self._most:  # an added worker may be of use at once, so a trial with more begins now
+        if most > self._most:  # a worker was added and may be of use at once, so a trial with more workers may begin now
             self._up, self._next = True, now
         self._most = most
         if self.at == self.settled:
@@ -73,13 +76,13 @@ class WorkerCountSearch:
             self._next, self._pause_s = now + self._pause_s, min(self._pause_s * 2, TRIES_MOST_S)
         self.at = self.settled = max(min(self.settled, most), FEW)
         if now >= self._next and len(self._paces) == WINDOWS:
-            self.at = self._other(most)
+            self.at = self._next_count_to_try(most)
 
-    def begin_anew(self) -> None:
-        """Start over for another backlog: a trial in progress will get no result, and earlier paces do not apply."""
+    def forget_measurements(self) -> None:
+        """Prepare for another backlog: abandon a trial in progress, and forget earlier measurements, but keep the best number."""
         self.at, self._paces = self.settled, ()
 
-    def _other(self, most: int) -> int:
+    def _next_count_to_try(self, most: int) -> int:
         more, fewer = max(min(self.settled * 2, most), FEW), max(self.settled // 2, FEW)
         first, second = (more, fewer) if self._up else (fewer, more)
         if first == self.settled:
@@ -90,23 +93,23 @@ class WorkerCountSearch:
 
 @dataclass
 class Gate:
-    """A Gate is kept by one worker for all: it receives their reports on a backlog, and decides which workers go on with it."""
+    """A Gate receives the reports of all workers on a backlog, and decides which workers may go on. One worker runs the Gate for all."""
 
-    climb: WorkerCountSearch = field(default_factory=WorkerCountSearch)
+    search: WorkerCountSearch = field(default_factory=WorkerCountSearch)
     _in: tuple[int, ...] = ()
-    _done: dict[int, list[Report]] = field(default_factory=dict)  # reports of the admitted workers, since they were chosen
+    _done: dict[int, list[Report]] = field(default_factory=dict)  # by incarnation: reports of the admitted workers since they were chosen
     _since: float = 0.0
     _told_at: dict[int, float] = field(default_factory=dict)
-    _over_at: float = float("-inf")  # when the backlog counts as over, unless a report comes before
+    _over_at: float = float("-inf")  # when the backlog counts as done, in seconds, unless a report comes before
     _reactions: set[str] = field(default_factory=set)
     _next_said: float = 0.0
-    _open: bool = True  # whether all workers are admitted, by the last decision that was sent
+    _open: bool = True  # whether the last decision that was sent admits all workers because there is nothing to measure
     _slow_until: float = float("-inf")
 
-    def hear(self, report: Report, reactions: Iterable[str], now: float) -> None:
-        """Record a worker's report on a backlog of these reactions."""
+    def record_report(self, report: Report, reactions: Iterable[str], now: float) -> None:
+        """Record a worker's Report. reactions: the names of the reactions whose backlog the report is about. now: the time in seconds."""
         if now > self._over_at:
-            self._begin_anew(now)
+            self._start_new_backlog(now)
         self._over_at = max(self._over_at, now + max(OVER_S, 2 * report.seconds))
         self._told_at[report.incarnation] = now
         self._reactions.update(reactions)
@@ -116,32 +119,37 @@ class Gate:
             if len(reports) > 1 and report.seconds >= SLOW_S:
                 self._slow_until = now + SLOW_FOR_S
 
-    def look(self, me: int, workers: Sequence[int], now: float) -> AdmittedWorkers | None:
-        """Return which workers are admitted, if that is to be sent now; else None. me: the worker that keeps the gate, always admitted."""
+    def decide_admission(self, me: int, workers: Sequence[int], now: float) -> AdmittedWorkers | None:
+        """Return which workers may go on with the backlog, if a message must tell the workers so now; else None.
+
+        me: the incarnation of the worker that runs this Gate; it may always go on. workers: the incarnations of all workers.
+        """
         if now > self._over_at or now < self._slow_until or len(workers) <= FEW:
-            return self._let_all_in()
-        changed = self._judge(len(workers), now) or me not in self._in or not set(self._in).issubset(workers)
+            return self._admit_all()
+        changed = self._complete_measurement(len(workers), now) or me not in self._in or not set(self._in).issubset(workers)
         if changed:
-            self._choose(me, workers, now)
+            self._choose_admitted(me, workers, now)
         if not changed and now < self._next_said:
             return None
         self._next_said, self._open = now + SAID_EACH_S, False
         everybody = len(self._in) == len(workers)
         return AdmittedWorkers(None if everybody else self._in, tuple(sorted(self._reactions)))
 
-    def _let_all_in(self) -> AdmittedWorkers | None:
+    def _admit_all(self) -> AdmittedWorkers | None:
         if self._open:
             return None
         self._open, self._in = True, ()
         return AdmittedWorkers(None, tuple(sorted(self._reactions)))
 
-    def _begin_anew(self, now: float) -> None:
+    def _start_new_backlog(self, now: float) -> None:
         self._in, self._reactions, self._told_at, self._since = (), set(), {}, now
-        self.climb.begin_anew()
+        self.search.forget_measurements()
 
-    def _judge(self, most: int, now: float) -> bool:
-        """Return whether the admitted workers are to be chosen again. A worker's first report covers time before it was admitted, so it is
-        ignored.
+    def _complete_measurement(self, most: int, now: float) -> bool:
+        """If every admitted worker has reported for long enough, or the wait for reports is over, record the measured pace and return True:
+        the admitted workers are to be chosen anew. Return True also if none are admitted. Otherwise return False.
+
+        The first report of each worker is ignored, since it covers time before the worker was chosen.
         """
         if not self._in:
             return True
@@ -149,13 +157,13 @@ class Gate:
         enough = all(sum(one.seconds for one in known.get(incarnation, ())) >= ENOUGH_S for incarnation in self._in)
         if not enough and now - self._since < SILENT_S:
             return False
-        paces = [_pace(reports) for reports in known.values() if reports]
+        paces = [_rows_per_second(reports) for reports in known.values() if reports]
         if paces:
-            self.climb.measured(sum(paces), most, now)
+            self.search.record_measurement(sum(paces), most, now)
         return True
 
-    def _choose(self, me: int, workers: Sequence[int], now: float) -> None:
-        """Choose the admitted workers: those at work that report go on, and silent ones come last, since they may be gone."""
+    def _choose_admitted(self, me: int, workers: Sequence[int], now: float) -> None:
+        """Choose the workers that may go on: first workers that may already and that report, and last the silent workers, maybe dead."""
         told = {incarnation for incarnation, at in self._told_at.items() if now - at < SILENT_S}
         silent = {incarnation for incarnation in self._in if incarnation not in told}
         order = sorted(
@@ -168,9 +176,9 @@ class Gate:
                 incarnation,
             ),
         )
-        self._in = tuple(order[: self.climb.at])
+        self._in = tuple(order[: self.search.at])
         self._done, self._since = {}, now
 
 
-def _pace(reports: Sequence[Report]) -> float:
+def _rows_per_second(reports: Sequence[Report]) -> float:
     return sum(one.rows for one in reports) / max(sum(one.seconds for one in reports), 0.001)

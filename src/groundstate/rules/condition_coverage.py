@@ -1,6 +1,7 @@
-"""Decides whether one condition implies another, by comparing their clauses: constants, bounds and ORs. Pure.
+"""Decides whether one condition implies another, by comparing the constants, bounds and ORs in their clauses.
 
-It says yes only where that is certain: a clause of any other form is implied only by an identical clause.
+The answer is True only where it is certain. A clause without constants, bounds or ORs is implied only by an identical clause. The
+functions are pure.
 """
 
 from __future__ import annotations
@@ -21,34 +22,34 @@ from groundstate.rules import sql_inspect as look
 
 
 def condition_is_implied(wide: Sequence[ColumnElement[bool]], narrow: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> bool:
-    """Return whether the `narrow` clauses certainly imply all `wide` clauses, whatever else `narrow` demands."""
-    return all(_follows(one, narrow, mapper) for one in wide)
+    """Return whether every row that meets all `narrow` clauses certainly meets all `wide` clauses."""
+    return all(_is_implied(one, narrow, mapper) for one in wide)
 
 
-def _follows(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
-    """Return whether the clause `wide` holds wherever all clauses of `narrow` hold."""
-    alike = any(look.same(form, one) for form in _forms(wide) for one in narrow)
-    if alike or _is_demanded(wide, narrow, mapper) or _is_within(wide, narrow) or _is_implied_not_null(wide, narrow):
+def _is_implied(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
+    """Return whether the clause `wide` certainly holds for every row for which all `narrow` clauses hold."""
+    alike = any(look.is_same_clause(form, one) for form in _equivalent_forms(wide) for one in narrow)
+    if alike or _is_implied_by_demands(wide, narrow, mapper) or _is_implied_by_bounds(wide, narrow) or _is_implied_not_null(wide, narrow):
         return True
-    if any(condition_is_implied(look.split([one]), narrow, mapper) for one in _alternatives(wide)):
+    if any(condition_is_implied(look.split_and([one]), narrow, mapper) for one in _or_operands(wide)):
         return True
-    each_or = [found for found in map(_alternatives, narrow) if found]
-    return any(all(_follows(wide, look.split([one]), mapper) for one in found) for found in each_or)
+    each_or = [found for found in map(_or_operands, narrow) if found]
+    return any(all(_is_implied(wide, look.split_and([one]), mapper) for one in found) for found in each_or)
 
 
-def _alternatives(clause: Any) -> Sequence[Any]:
-    """Return the operands of an OR, or one equality for each constant of an IN with several; return nothing for any other clause."""
+def _or_operands(clause: Any) -> Sequence[Any]:
+    """Return the operands of an OR. For `x IN (1, 2)` return the clauses `x = 1` and `x = 2`; for any other clause, an empty sequence."""
     inner = clause.element if isinstance(clause, Grouping) else clause
     if isinstance(inner, BooleanClauseList) and inner.operator is operators.or_:
         return inner.clauses
     if isinstance(inner, BinaryExpression) and inner.operator is operators.in_op:
-        values = list(look.bound(inner.right))
+        values = list(look.bound_values(inner.right))
         return [inner.left == value for value in values] if len(values) > 1 else ()
     return ()
 
 
-def _forms(clause: Any) -> Iterator[Any]:
-    """Yield the clause itself and, for a comparison, the equivalent one with its sides swapped."""
+def _equivalent_forms(clause: Any) -> Iterator[Any]:
+    """Yield the clause itself and then, if it is a comparison, the equivalent comparison with its sides swapped."""
     yield clause
     if isinstance(clause, BinaryExpression) and clause.operator in _MIRRORED:
         yield BinaryExpression(clause.right, clause.left, _MIRRORED[clause.operator], type_=clause.type)
@@ -61,24 +62,24 @@ _MIRRORED: dict[Any, Any] = {
 
 
 def _is_implied_not_null(wide: Any, narrow: Sequence[Any]) -> bool:
-    """Return whether `wide` is `x IS NOT NULL` and a clause of `narrow` compares x, since a comparison with NULL never holds."""
+    """Return whether `wide` is `x IS NOT NULL`, and a `narrow` clause compares x. A comparison with NULL never holds, so x is not NULL."""
     if not (isinstance(wide, BinaryExpression) and wide.operator is operators.is_not and isinstance(wide.right, Null)):
         return False
     compared = (operators.in_op, operators.between_op, *_MIRRORED)
     asked = [one for one in narrow if isinstance(one, BinaryExpression) and one.operator in compared]
-    return any(look.same(wide.left, side) for one in asked for side in (one.left, one.right))
+    return any(look.is_same_clause(wide.left, side) for one in asked for side in (one.left, one.right))
 
 
 # ---- constants ---------------------------------------------------------------------------------------------------------------------
-def _is_demanded(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
+def _is_implied_by_demands(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
     wanted = column_demands.demand_of_clause(wide, mapper)
-    return wanted is not None and any(one.implies(wanted) for one in column_demands.of_all(narrow, mapper)[0])
+    return wanted is not None and any(one.implies(wanted) for one in column_demands.demands_of_clauses(narrow, mapper)[0])
 
 
 # ---- bounds ------------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Bound:
-    """A _Bound says that an expression is at least (`is_least`) or at most `value`; `is_open` excludes the value itself."""
+    """A _Bound says that the expression `left` is at least (if `is_least`) or at most `value`; if `is_open`, it is not `value` itself."""
 
     left: Any
     is_least: bool
@@ -86,7 +87,7 @@ class _Bound:
     is_open: bool
 
     def implies(self, other: _Bound) -> bool:
-        if self.is_least is not other.is_least or not look.same(self.left, other.left):
+        if self.is_least is not other.is_least or not look.is_same_clause(self.left, other.left):
             return False
         try:
             beyond = self.value > other.value if self.is_least else self.value < other.value
@@ -95,26 +96,28 @@ class _Bound:
         return bool(beyond or (self.value == other.value and (self.is_open or not other.is_open)))
 
 
-def _is_within(wide: Any, narrow: Sequence[Any]) -> bool:
-    wanted = list(_bounds(wide)) if _is_comparison(wide) else []
-    told = [bound for one in narrow for bound in _bounds(one)]
+def _is_implied_by_bounds(wide: Any, narrow: Sequence[Any]) -> bool:
+    wanted = list(_bounds_in_clause(wide)) if _is_comparison(wide) else []
+    told = [bound for one in narrow for bound in _bounds_in_clause(one)]
     return bool(wanted) and all(any(one.implies(bound) for one in told) for bound in wanted)
 
 
 def _is_comparison(clause: Any) -> bool:
-    """Return whether the clause is a comparison other than `==` and IN: the bounds of `x IN (1, 3)` would admit 2 as well."""
+    """Return whether the clause is a comparison that its bounds express. `==` and IN are not: the bounds of `x IN (1, 3)` also allow 2."""
     return isinstance(clause, BinaryExpression) and clause.operator not in (operators.eq, operators.in_op)
 
 
-def _bounds(clause: Any) -> Iterator[_Bound]:
-    if not isinstance(clause, BinaryExpression) or isinstance(clause.left.type, TypeDecorator):  # its stored order may differ
+def _bounds_in_clause(clause: Any) -> Iterator[_Bound]:
+    if not isinstance(clause, BinaryExpression) or isinstance(
+        clause.left.type, TypeDecorator
+    ):  # a TypeDecorator may convert values so that the stored values have another order
         return
     left, right = clause.left, clause.right
     if clause.operator is operators.between_op and isinstance(right, ExpressionClauseList):
-        low, high = (list(look.bound(one)) for one in right.clauses)
+        low, high = (list(look.bound_values(one)) for one in right.clauses)
         least, most, is_open = low, high, False
     else:
-        values = list(look.bound(right))
+        values = list(look.bound_values(right))
         least = values if clause.operator in (operators.gt, operators.ge, operators.eq, operators.in_op) else []
         most = values if clause.operator in (operators.lt, operators.le, operators.eq, operators.in_op) else []
         is_open = clause.operator in (operators.gt, operators.lt)
@@ -126,5 +129,5 @@ def _bounds(clause: Any) -> Iterator[_Bound]:
 
 
 def _is_ordered(value: object) -> bool:
-    """Return whether the value's type is ordered alike in Python and in the database; texts are not, since a collation orders them."""
+    """Return whether Python and the database order values of this type in the same way. They do not for texts, which have collations."""
     return isinstance(value, int | float | Decimal | date) and not isinstance(value, bool)

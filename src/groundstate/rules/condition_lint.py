@@ -1,6 +1,6 @@
-"""Checks a condition for what must not be in it, and for what is probably not meant. Pure: reads expressions and mappers, returns messages.
+"""Checks the clauses of a condition for errors, and for what is legal but probably not meant. It returns messages that name the cure.
 
-`refused` reports what would lose or double something in every run, `suspected` what might be meant. Both name the cure.
+`reason_to_refuse_clause` reports errors, and `suspicious_clause_warnings` reports what is legal. The functions are pure.
 """
 
 from __future__ import annotations
@@ -36,37 +36,52 @@ _AGGREGATES = {
     "json_agg", "jsonb_agg", "json_group_array", "json_group_object", "aggregate_strings", "stddev", "variance",
 }  # fmt: skip
 _CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "clock_timestamp", "statement_timestamp", "sysdate"}
-_OF_SQLITE = {"date", "time", "datetime", "julianday", "unixepoch", "strftime"}  # these read the clock where an argument is 'now'
+_OF_SQLITE = {"date", "time", "datetime", "julianday", "unixepoch", "strftime"}  # SQLite functions that read the clock if given 'now'
 _TRUTHS = (operators.inv, operators.is_true, operators.is_false)
 _NEGATIVE = (operators.ne, operators.not_in_op, operators.not_like_op, operators.not_ilike_op)
 _OF_NULL = (operators.is_, operators.is_not)
 _NULL_SAFE = (operators.is_, operators.is_not, operators.is_distinct_from, operators.is_not_distinct_from)
 
 
-def refused(clause: Any, mapper: Mapper[Any], outer: Sequence[Any] = ()) -> str | None:
-    """Return why this clause cannot be part of a condition on records of the mapper, with the cure; None where nothing is wrong.
+def reason_to_refuse_clause(clause: Any, mapper: Mapper[Any], outer: Sequence[Any] = ()) -> str | None:
+    """Return why this clause cannot be part of a condition on the mapper's records, as a text that names the cure; None if it can.
 
-    outer: further tables that it may name, as a clause of `every_child` may name the parent's.
+    outer: tables that the clause may name beside the mapper's, such as the parent's table in a clause of `every_child`.
     """
-    return _no_condition(clause) or _foreign(clause, mapper, outer) or _unconnected(clause, mapper, outer) or _wrong_value(clause)
+    return (
+        _reason_not_a_condition(clause)
+        or _reason_foreign_column(clause, mapper, outer)
+        or _reason_unconnected_subquery(clause, mapper, outer)
+        or _reason_wrong_value(clause)
+    )
 
 
-def refused_now(clause: Any, mapper: Mapper[Any]) -> str | None:
-    """Return the same for a clause that is evaluated at once, and not again and again: it may contain the present time."""
-    return _no_condition(clause) or _foreign(clause, mapper, ()) or _unconnected(clause, mapper, ()) or _wrong_value(clause, now=True)
+def reason_to_refuse_immediate_clause(clause: Any, mapper: Mapper[Any]) -> str | None:
+    """Return why a clause that is queried only once, now, is wrong, as a text that names the cure; None if nothing is wrong.
 
-
-def no_expression(expression: Any, mapper: Mapper[Any]) -> str | None:
-    """Return why this expression, which need not be a condition, cannot be computed for one record of the mapper; None where nothing is
-    wrong.
+    Unlike a clause of a reaction, it may compare a column with the present time, given as a Python value.
     """
+    return (
+        _reason_not_a_condition(clause)
+        or _reason_foreign_column(clause, mapper, ())
+        or _reason_unconnected_subquery(clause, mapper, ())
+        or _reason_wrong_value(clause, now=True)
+    )
+
+
+def reason_to_refuse_expression(expression: Any, mapper: Mapper[Any]) -> str | None:
+    """Return why this expression, of any SQL type, cannot be computed for one record of the mapper; None if it can."""
     for one in look.own_parts(expression):
-        if isinstance(one, (Over, FunctionFilter, WithinGroup)) or _aggregate(one):
+        if isinstance(one, (Over, FunctionFilter, WithinGroup)) or _is_aggregate(one):
             return f"{one} is of many rows, and a due time is of one record: put it into a subquery that names the record"
-    return _foreign(expression, mapper, ()) or _unconnected(expression, mapper, ()) or _wrong_value(expression)
+    return (
+        _reason_foreign_column(expression, mapper, ())
+        or _reason_unconnected_subquery(expression, mapper, ())
+        or _reason_wrong_value(expression)
+    )
 
 
-def _no_condition(clause: Any) -> str | None:
+def _reason_not_a_condition(clause: Any) -> str | None:
     if isinstance(clause, bool) or clause is None:
         return (
             f"a clause is Python's {clause}, and not SQL: `is None`, `is not None`, `not`, `in`, `and` and `or` are carried out by Python,"
@@ -76,7 +91,7 @@ def _no_condition(clause: Any) -> str | None:
         return f"a clause is text ({str(clause)!r}), and what it names cannot be seen: write it as an expression of columns"
     if not isinstance(clause, ColumnElement):
         return f"a clause is a {type(clause).__name__}: write an expression of columns, such as Order.status == 'placed'"
-    for one in _conditions(clause):
+    for one in _joined_clauses(clause):
         if isinstance(one, look.CONSTANTS):
             return (
                 f"the condition has the constant {str(one).upper()} in it: was `is None` written for .is_(None), `is not None` for"
@@ -85,7 +100,7 @@ def _no_condition(clause: Any) -> str | None:
     if isinstance(clause, Column) and not isinstance(clause.type, Boolean):
         return f"{clause.key} is a column and no condition: compare it with something"
     for one in look.own_parts(clause):
-        if isinstance(one, (Over, FunctionFilter, WithinGroup)) or _aggregate(one):
+        if isinstance(one, (Over, FunctionFilter, WithinGroup)) or _is_aggregate(one):
             return (
                 f"{one} is of many rows, and a condition is asked of one record: put it into a subquery that names the record, as in"
                 " select(func.count(Item.id)).where(Item.order_id == Order.id).scalar_subquery() > 3"
@@ -93,26 +108,26 @@ def _no_condition(clause: Any) -> str | None:
     return None
 
 
-def _conditions(clause: Any) -> Iterator[Any]:
-    """Yield the clause, and every clause that it joins by AND, OR or NOT."""
+def _joined_clauses(clause: Any) -> Iterator[Any]:
+    """Yield the clause itself, and every operand of AND, OR and NOT within it."""
     yield clause
     if isinstance(clause, BooleanClauseList):
         for inner in clause.clauses:
-            yield from _conditions(inner)
+            yield from _joined_clauses(inner)
     elif isinstance(clause, Grouping) or (isinstance(clause, UnaryExpression) and clause.operator in _TRUTHS):
-        yield from _conditions(clause.element)
+        yield from _joined_clauses(clause.element)
 
 
-def _aggregate(one: Any) -> bool:
+def _is_aggregate(one: Any) -> bool:
     if not isinstance(one, FunctionElement):
         return False
     name = str(getattr(one, "name", "")).lower()
     return name in _AGGREGATES and not (name in ("min", "max") and len(one.clauses) > 1)
 
 
-def _foreign(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str | None:
+def _reason_foreign_column(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str | None:
     allowed = {*mapper.tables, *outer}
-    for column in look.columns(look.own_parts(clause)):
+    for column in look.only_columns(look.own_parts(clause)):
         if column.table not in allowed:
             name = mapper.class_.__name__
             return (
@@ -122,18 +137,18 @@ def _foreign(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str | No
     return None
 
 
-def _unconnected(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str | None:
+def _reason_unconnected_subquery(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str | None:
     own = {*mapper.tables, *outer}
     name = mapper.class_.__name__
-    compared = look.compared_with(clause, own)
-    for subquery in look.subqueries(clause):
+    compared = look.subqueries_compared_with(clause, own)
+    for subquery in look.outermost_subqueries(clause):
         if any(subquery is one for one in compared):
             continue
-        froms = look.froms(subquery)
+        froms = look.from_elements(subquery)
         if froms and froms <= own:
             return f"a subquery is over {name} itself, so that it is the same for all of them: ask it over another = aliased({name})"
-        named = {column.table for column in look.columns(look.parts(subquery))} & own
-        if not named - look.joined(subquery):
+        named = {column.table for column in look.only_columns(look.all_parts(subquery))} & own
+        if not named - look.tables_joined_in(subquery):
             return (
                 f"a subquery says nothing of the {name} in question, so that it is the same for all of them: add what connects them,"
                 " such as"
@@ -142,12 +157,12 @@ def _unconnected(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str 
     return None
 
 
-def _wrong_value(clause: Any, *, now: bool = False) -> str | None:
-    for one in look.parts(clause):
+def _reason_wrong_value(clause: Any, *, now: bool = False) -> str | None:
+    for one in look.all_parts(clause):
         if isinstance(one, BindParameter) and one.required and one.value is None and one.callable is None:
             return f"nobody gives the parameter {one.key!r} of the condition its value: write the value into it"
-        refuses = getattr(getattr(one, "type", None), "refuses", None)  # a method of UtcDateTime, which is in another layer
-        for value in look.bound(one):
+        refuses = getattr(getattr(one, "type", None), "reason_to_refuse", None)  # by name, since UtcDateTime must not be imported here
+        for value in look.bound_values(one):
             why = refuses(value) if refuses is not None and isinstance(value, date) else None
             if why is not None:
                 return f"the condition compares with a value that is refused: {why}"
@@ -160,16 +175,16 @@ def _wrong_value(clause: Any, *, now: bool = False) -> str | None:
                     " runs: say it by due=after(Order.placed_at, timedelta(...)), or compare with the"
                     " database's clock: Order.placed_at < func.now()"
                 )
-    for column, operator, right in look.operands_of(look.parts(clause)):
+    for column, operator, right in look.comparisons_in(look.all_parts(clause)):
         if isinstance(column.type, Enum) and operator in (operators.eq, operators.ne, operators.in_op, operators.not_in_op):
-            for value in look.bound(right):
-                if not _is_of(column.type, value):
+            for value in look.bound_values(right):
+                if not _is_enum_value(column.type, value):
                     listed = ", ".join(repr(known) for known in column.type.enums)
                     return f"{column} is never {value!r}: it is one of {listed}"
     return None
 
 
-def _is_of(kind: Enum, value: Any) -> bool:
+def _is_enum_value(kind: Enum, value: Any) -> bool:
     members: list[Any] = list(kind.enum_class) if kind.enum_class is not None and issubclass(kind.enum_class, enum.Enum) else []
     if isinstance(value, enum.Enum):
         return not members or value in members
@@ -177,18 +192,18 @@ def _is_of(kind: Enum, value: Any) -> bool:
 
 
 # ---- what is legal and probably not meant --------------------------------------------------------------------------------------
-def suspected(clauses: Sequence[ColumnElement[bool]]) -> Iterator[str]:
-    """Yield a message for whatever is legal and probably not meant, each with its cure."""
+def suspicious_clause_warnings(clauses: Sequence[ColumnElement[bool]]) -> Iterator[str]:
+    """Yield one message, which names the cure, for each thing in the clauses that is legal but probably not meant."""
     safe = {
         look.base_column(column)
         for clause in clauses
-        for column, operator, _ in look.operands_of(look.own_parts(clause))
-        if operator in _NULL_SAFE or (operator not in _NEGATIVE and not _within_or(clause))
+        for column, operator, _ in look.comparisons_in(look.own_parts(clause))
+        if operator in _NULL_SAFE or (operator not in _NEGATIVE and not _is_boolean_list(clause))
     }
     for clause in clauses:
-        for column, operator, right in look.operands_of(look.own_parts(clause)):
+        for column, operator, right in look.comparisons_in(look.own_parts(clause)):
             base = look.base_column(column)
-            if operator in _NEGATIVE and getattr(base, "nullable", False) and base not in safe and not _of_columns(right):
+            if operator in _NEGATIVE and getattr(base, "nullable", False) and base not in safe and not _names_a_column(right):
                 yield (
                     f"{column} can be NULL, and `{clause}` holds for no row where it is: write {column}.is_distinct_from(...), or add"
                     f" {column}.is_not(None) where such rows are not meant"
@@ -200,21 +215,22 @@ def suspected(clauses: Sequence[ColumnElement[bool]]) -> Iterator[str]:
                 )
 
 
-def _within_or(clause: Any) -> bool:
+def _is_boolean_list(clause: Any) -> bool:
     return isinstance(clause, BooleanClauseList)
 
 
-def _of_columns(right: Any) -> bool:
-    return next(look.columns(look.own_parts(right)), None) is not None
+def _names_a_column(right: Any) -> bool:
+    return next(look.only_columns(look.own_parts(right)), None) is not None
 
 
-def recurs(clauses: Sequence[ColumnElement[bool]]) -> str | None:
-    """Return the column by which the condition can hold again and again: one compared with the clock, where no done column ends that.
-    Return None where there is none.
+def column_compared_with_clock(clauses: Sequence[ColumnElement[bool]]) -> str | None:
+    """Return the key of a column that the condition compares with the clock, so that the condition can hold again and again.
+
+    Return None if no column is compared with the clock, or if a clause such as `column IS NULL` can end the recurrence.
     """
     found: str | None = None
     for clause in clauses:
-        for column, operator, right in look.operands_of(look.own_parts(clause)):
+        for column, operator, right in look.comparisons_in(look.own_parts(clause)):
             if operator is operators.is_ and isinstance(right, look.CONSTANTS):
                 return None
             if operator in (operators.lt, operators.le) and any(_is_clock(one) for one in look.own_parts(right)):
@@ -222,16 +238,18 @@ def recurs(clauses: Sequence[ColumnElement[bool]]) -> str | None:
     return found
 
 
-def compares_own(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> tuple[tuple[str, ...], frozenset[str]] | None:
-    """Return the attributes of the record that some clause compares with each other, and those that only the other clauses name; None where
-    no clause compares two.
+def attributes_compared_with_each_other(
+    clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]
+) -> tuple[tuple[str, ...], frozenset[str]] | None:
+    """Return a pair (the record's attributes that some clause compares with each other, the attributes that only other clauses name).
 
-    A clause that compares two columns, in an OR or a CASE too, can hold again whenever one of them changes.
+    Return None where no clause compares two attributes. A clause that compares two, even within an OR or a CASE, can hold again whenever
+    one of the two attributes changes.
     """
     by_column = {column: one.key for one in mapper.column_attrs for column in one.columns}
 
     def own(part: Any) -> dict[str, None]:
-        return {by_column[base]: None for one in look.columns(look.own_parts(part)) if (base := look.base_column(one)) in by_column}
+        return {by_column[base]: None for one in look.only_columns(look.own_parts(part)) if (base := look.base_column(one)) in by_column}
 
     found: dict[str, None] = {}
     others: set[str] = set()
@@ -245,8 +263,8 @@ def compares_own(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) ->
     return (tuple(found), frozenset(others - set(found))) if found else None
 
 
-def tells_time(clause: ColumnElement[bool]) -> bool:
-    """Return whether the database's clock can make the clause true or false without any row being written."""
+def depends_on_clock(clause: ColumnElement[bool]) -> bool:
+    """Return whether the clause reads the database's clock, so that it can become true or false though no row is written."""
     return any(_is_clock(one) for one in look.own_parts(clause))
 
 
@@ -254,4 +272,4 @@ def _is_clock(one: Any) -> bool:
     if not isinstance(one, FunctionElement):
         return False
     name = str(getattr(one, "name", "")).lower()
-    return name in _CLOCKS or (name in _OF_SQLITE and any("now" in look.bound(part) for part in one.clauses))
+    return name in _CLOCKS or (name in _OF_SQLITE and any("now" in look.bound_values(part) for part in one.clauses))

@@ -1,4 +1,4 @@
-"""Finds clauses of the form `column == constant`, and decides without a query whether new values make one of them false. Pure."""
+"""Finds clauses of the form `column == constant`, and decides without a query whether new values make such a clause false. Pure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from sqlalchemy.sql.schema import Column
 _COMPARABLE: Mapping[type, type] = {str: String, int: Integer, bool: Boolean}
 
 
-def constants(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> dict[str, Any]:
-    """Return a mapping from attribute to the constant that a clause demands of it, for those clauses where this is certain."""
+def constants_by_attribute(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> dict[str, Any]:
+    """Return, for the clauses of the form `column == constant`, a mapping from the name of the attribute to the constant.
+
+    A column is left out if its type may store two different constants as one value.
+    """
     found: dict[str, Any] = {}
     by_column = {column: property_.key for property_ in mapper.column_attrs for column in property_.columns}
     for clause in clauses:
@@ -26,19 +29,17 @@ def constants(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]) -> di
         left, right = clause.left, clause.right
         if isinstance(left, Column) and isinstance(right, BindParameter) and type(right.value) in _COMPARABLE:
             name = by_column.get(left)
-            if name is not None and _stored_as_it_is(left.type, _COMPARABLE[type(right.value)]):
+            if name is not None and _is_stored_unchanged(left.type, _COMPARABLE[type(right.value)]):
                 found[name] = right.value
     return found
 
 
-def stored_as_it_is(kind: Any, wanted: type) -> bool:
-    """Return whether two different values of type `wanted` are stored as different ones: a user's type may store them as one, or change
-    NULL.
-    """
-    return wanted in _COMPARABLE and _stored_as_it_is(kind, _COMPARABLE[wanted])
+def is_stored_unchanged(kind: Any, wanted: type) -> bool:
+    """Return whether a column type certainly stores values of the Python type `wanted` unchanged. A type that the user wrote may not."""
+    return wanted in _COMPARABLE and _is_stored_unchanged(kind, _COMPARABLE[wanted])
 
 
-def _stored_as_it_is(kind: Any, wanted: type) -> bool:
+def _is_stored_unchanged(kind: Any, wanted: type) -> bool:
     while isinstance(kind, TypeDecorator):
         own: type[TypeDecorator[Any]] = type(kind)
         if (own.process_bind_param, own.bind_processor, own.bind_expression) != _NOTHING_OF_ITS_OWN:
@@ -47,30 +48,35 @@ def _stored_as_it_is(kind: Any, wanted: type) -> bool:
     plain: Any = kind
     if not type(kind).__module__.startswith("sqlalchemy.") or not isinstance(kind, wanted):
         return False
-    return all(_stored_as_it_is(variant, wanted) for variant in plain._variant_mapping.values())  # noqa: SLF001  # not public
+    return all(_is_stored_unchanged(variant, wanted) for variant in plain._variant_mapping.values())  # noqa: SLF001  # SQLAlchemy has no public attribute for it
 
 
 _NOTHING_OF_ITS_OWN = (TypeDecorator.process_bind_param, TypeDecorator.bind_processor, TypeDecorator.bind_expression)
 
 
-def falsifies(demanded: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Return whether new values of a record certainly make one of the clauses false. Only values of the very same type are compared."""
+def makes_a_clause_false(demanded: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Return whether new values of a record certainly make a clause of the form `column == constant` false.
+
+    demanded: the constants by attribute. new: the new values by attribute. A value is compared only with a constant of its own type.
+    """
     for name, constant in demanded.items():
         if name in new:
             value = new[name]
-            if value is None or (type(value) is type(constant) and _differ(value, constant)):
+            if value is None or (type(value) is type(constant) and _differ_under_any_collation(value, constant)):
                 return True
     return False
 
 
-def _differ(one: Any, other: Any) -> bool:
-    """Return whether the values are unequal under any collation of the column: some ignore case, accents, spaces or punctuation."""
+def _differ_under_any_collation(one: Any, other: Any) -> bool:
+    """Return whether the values are unequal under every collation that the column may have. Some collations ignore case, accents, spaces
+    or punctuation.
+    """
     if type(one) is str:
-        return one != other and _bare(one) != _bare(other)
+        return one != other and _letters_and_digits(one) != _letters_and_digits(other)
     return bool(one != other)
 
 
 @lru_cache(maxsize=4096)
-def _bare(text: str) -> str:
-    """Return only the letters and digits of the text, without case and accents."""
+def _letters_and_digits(text: str) -> str:
+    """Return the text's letters and digits, in lower case and without accents."""
     return "".join(letter for letter in normalize("NFKD", text).casefold() if letter.isalnum())

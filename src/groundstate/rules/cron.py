@@ -1,9 +1,8 @@
-"""Computes when a cron expression comes: five fields on the wall clock of a zone, which describe a set of instants. Pure: the time is an
-argument, and nothing here waits.
+"""Computes the ticks (instants) of a cron expression, whose five fields describe times on the wall clock of a time zone.
 
-The library cronsim reads the fields and iterates over their wall times without a zone. What becomes of wall times that do not exist or come
-twice is decided here, since no library offers these choices (docs/time.md). All comparing is done in UTC, because Python compares two times
-of one zone by what its clock shows.
+The library cronsim parses the fields and iterates over their wall times without a zone. This module decides what becomes of wall times that
+the clock skips or shows twice when it is changed, since no library lets its user choose that (docs/time.md). All comparisons are done in
+UTC, because Python compares two times of one zone by their wall times. The functions are pure.
 """
 
 from __future__ import annotations
@@ -38,28 +37,28 @@ _ALIASES = {
 }
 _INSTANT = timedelta(microseconds=1)
 _HOUR = timedelta(hours=1)
-_AROUND = timedelta(hours=40)  # hours around a day: a zone is at most 15 hours from UTC, and no change moves its clock by more than 24
+_AROUND = timedelta(hours=40)  # span before and after a day: a zone is within 15 hours of UTC, and a change moves it by 24 at most
 _DAY = timedelta(days=1)
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-_ANY_DAY = datetime(2000, 1, 1)  # noqa: DTZ001  # a time on a wall clock has no zone
+_ANY_DAY = datetime(2000, 1, 1)  # noqa: DTZ001  # without a zone, since it is a time on a wall clock
 
 
 @dataclass(frozen=True)
 class Cron:
-    """A Cron describes points in time that come again in a time zone, as `Cron("0 7 * * MON", "Europe/Berlin")` does.
+    """A Cron describes recurring points in time, its ticks, in a time zone: `Cron("0 7 * * MON", "Europe/Berlin")`.
 
-    Two wall times that fall on one instant are one tick. Ticks are returned as times of the zone. Python never treats two times of
-    different zones as equal where one lies in an hour that comes twice: compare `tick.astimezone(UTC)`, and store ticks in `UtcDateTime`
-    columns.
+    Two wall times that fall on one instant are one tick. Ticks are returned as times of the zone. Compare ticks by `tick.astimezone(UTC)`,
+    and store them in `UtcDateTime` columns: if the clock shows an hour twice, Python treats no time in it as equal to any time of another
+    zone.
 
     Args:
-        expression: minute, hour, day of month, month, day of week; names (JAN, MON), ranges, lists, steps of a star or a range, `L`, `LW`,
-            `5L`, `MON#2`, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. Where one of the two day fields begins with a star both
-            must match, else one of them, as in Debian's cron.
+        expression: the five fields minute, hour, day of month, month and day of week, with names (JAN, MON), ranges, lists, steps of a
+            star or a range, `L`, `LW`, `5L` and `MON#2`; or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. A day must match both
+            day fields if either begins with a star, and otherwise at least one of the two, as in Debian's cron.
         zone: a name of the IANA time zone database.
-        gap: what becomes of a wall time that the clock skips. "shift" takes it with the offset before the change, as RFC 5545 3.3.5
-            specifies, so that 02:30 comes at 03:30, which is when it would have come without the change; with "skip" it does not come.
-        fold: which tick is meant where the clock shows a wall time twice: "first", "second" or "both".
+        gap: what becomes of a wall time that the clock skips. With "shift" the tick comes when it would have come without the change of
+            the clock, as RFC 5545 3.3.5 specifies, so that 02:30 comes at 03:30; with "skip" there is no tick.
+        fold: which instant is a tick if the clock shows a wall time twice: "first", "second" or "both".
 
     Raises:
         DeclarationError: the expression is invalid or never comes, or there is no such zone; the message names the cure.
@@ -71,89 +70,92 @@ class Cron:
     fold: Fold = "first"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "expression", _checked(self.expression))
+        object.__setattr__(self, "expression", _canonical_expression(self.expression))
         _check_choice("gap", self.gap, _GAPS)
         _check_choice("fold", self.fold, _FOLDS)
         if not isinstance(self.zone, str):
             raise DeclarationError(f"zone={self.zone!r}: give a name of the IANA database, as 'Europe/Berlin'")
-        _zone(self.zone)
+        _load_zone(self.zone)
 
     def __str__(self) -> str:
         return f"{self.expression} in {self.zone}"
 
     @property
     def tzinfo(self) -> tzinfo:
-        """Return the time zone as a tzinfo object."""
-        return _zone(self.zone)
+        """Return the Cron's time zone as a tzinfo object."""
+        return _load_zone(self.zone)
 
     def next(self, after: datetime) -> datetime:
-        """Return the first tick that is later than `after`, in the zone. A naive `after` means UTC.
+        """Return the first tick later than `after`, as a time of the Cron's zone. If `after` has no zone, it is taken as UTC.
 
         Raises:
             OverflowError: the tick would come after the year 9999.
         """
-        found = self._nearest(_utc(after), forwards=True)
+        found = self._nearest_tick(_as_utc(after), forwards=True)
         if found is None:
             raise OverflowError(f"{self} has no tick after {after} before the calendar ends")
         return found.astimezone(self.tzinfo)
 
     def latest(self, until: datetime) -> datetime | None:
-        """Return the last tick at or before `until`, in the zone; None where there is none since the year 1. A naive `until` means UTC."""
-        found = self._nearest(_utc(until), forwards=False)
+        """Return the last tick at or before `until`, as a time of the Cron's zone; None if there is none since the year 1.
+
+        If `until` has no zone, it is taken as UTC.
+        """
+        found = self._nearest_tick(_as_utc(until), forwards=False)
         return None if found is None else found.astimezone(self.tzinfo)
 
     def backwards(self, until: datetime) -> Iterator[datetime]:
-        """Yield the ticks at or before `until`, latest first, in the zone. A naive `until` means UTC."""
-        at = _utc(until)
-        while (found := self._nearest(at, forwards=False)) is not None:
+        """Yield the ticks at or before `until`, latest first, as times of the Cron's zone. If `until` has no zone, it is taken as UTC."""
+        at = _as_utc(until)
+        while (found := self._nearest_tick(at, forwards=False)) is not None:
             yield found.astimezone(self.tzinfo)
             if found == _FIRST:
                 return
             at = found - _INSTANT
 
     def following(self, mark: datetime) -> datetime:
-        """Return the first tick later than `mark`: it is `next` under the name that a schedule calls."""
+        """Return the first tick later than the time `mark`, like `next`. A Period has a method of this name too, for use by schedules."""
         return self.next(mark)
 
     def since(self, mark: datetime, now: datetime) -> Iterator[datetime]:
-        """Return an iterator over the ticks later than `mark` and not later than `now`, latest first."""
+        """Return an iterator over the ticks later than the time `mark` and not later than `now`, latest first."""
         return takewhile(lambda tick: tick > mark, self.backwards(now))
 
     # ---- from wall times to instants -----------------------------------------------------------------------------------------------
-    def _nearest(self, at: datetime, *, forwards: bool) -> datetime | None:
-        """Return the tick nearest to `at` on one side: later than `at` if `forwards`, else not later.
+    def _nearest_tick(self, at: datetime, *, forwards: bool) -> datetime | None:
+        """Return the first tick later than `at` if `forwards`, else the last tick not later than `at`; None where there is none.
 
-        Wall times are walked in their order. Instants come in the same order except around a change of the clock, where shifted ones lie
-        among others. So the walk goes on until no further wall time can give a nearer instant.
+        The loop goes through the wall times in their order. Their instants have the same order, except around a change of the clock. So the
+        loop goes on until no further wall time can give a nearer instant.
         """
         best: datetime | None = None
         try:
-            lowest, highest = _offsets(self.zone, at.date())
-            start = _moved(at, lowest if forwards else highest).replace(tzinfo=None)
-            for wall in _walls(self.expression, start, forwards=forwards):
-                low, high = _offsets(self.zone, wall.date())
-                if best is not None and _is_nearer(best, _at(wall, high if forwards else low), forwards=forwards):
+            lowest, highest = _offset_range_around(self.zone, at.date())
+            start = _add_within_calendar(at, lowest if forwards else highest).replace(tzinfo=None)
+            for wall in _wall_times(self.expression, start, forwards=forwards):
+                low, high = _offset_range_around(self.zone, wall.date())
+                if best is not None and _is_nearer(best, _instant_at_offset(wall, high if forwards else low), forwards=forwards):
                     return best
-                for tick in self._ticks(wall):
+                for tick in self._instants_of_wall_time(wall):
                     beside = tick > at if forwards else tick <= at
                     if beside and (best is None or _is_nearer(tick, best, forwards=forwards)):
                         best = tick
                 if best is not None and low == high:
                     return best
-        except (OverflowError, ValueError):  # the library has passed an end of the calendar
+        except (OverflowError, ValueError):  # the loop reached the first or the last day of the calendar
             pass
         return best
 
-    def _ticks(self, wall: datetime) -> Iterator[datetime]:
-        """Yield the instants that a wall time stands for, by the policies `gap` and `fold`."""
+    def _instants_of_wall_time(self, wall: datetime) -> Iterator[datetime]:
+        """Yield the instants (0 to 2, in UTC) at which a tick with this wall time comes, by the choices `gap` and `fold`."""
         zone = self.tzinfo
         try:
             first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-        except OverflowError:  # a wall time on the first or last day of the calendar may lie outside of it in UTC
+        except OverflowError:  # a wall time on the first or last day of the calendar may be beyond the calendar in UTC
             return
         if first == second:
             yield first
-        elif first > second:  # the clock skips this wall time; fold 0 is read with the offset before the change
+        elif first > second:  # the clock skips this wall time; `first` is computed with the offset before the change
             if self.gap == "shift":
                 yield first
         else:
@@ -167,40 +169,40 @@ def _is_nearer(one: datetime, other: datetime, *, forwards: bool) -> bool:
     return one < other if forwards else one > other
 
 
-def _at(wall: datetime, offset: timedelta) -> datetime:
-    return _moved(wall.replace(tzinfo=UTC), -offset)
+def _instant_at_offset(wall: datetime, offset: timedelta) -> datetime:
+    return _add_within_calendar(wall.replace(tzinfo=UTC), -offset)
 
 
-def _utc(moment: datetime) -> datetime:
+def _as_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         return moment.replace(tzinfo=UTC)
-    return _moved(moment.replace(tzinfo=UTC), -(moment.utcoffset() or timedelta()))
+    return _add_within_calendar(moment.replace(tzinfo=UTC), -(moment.utcoffset() or timedelta()))
 
 
-def _moved(moment: datetime, by: timedelta) -> datetime:
-    """Return `moment` moved by `by`, or the end of the calendar on that side where the result lies beyond it."""
+def _add_within_calendar(moment: datetime, by: timedelta) -> datetime:
+    """Return `moment` plus `by`; where that is beyond the calendar, return its first or its last moment instead."""
     try:
         return moment + by
     except OverflowError:
         return _FIRST if by < timedelta() else _LAST
 
 
-def _walls(expression: str, start: datetime, *, forwards: bool) -> Iterator[datetime]:
-    """Return an iterator over the wall times of the expression after `start`, or over those not after it, latest first. It raises
-    OverflowError or ValueError at an end of the calendar.
+def _wall_times(expression: str, start: datetime, *, forwards: bool) -> Iterator[datetime]:
+    """Return an iterator over the expression's wall times: if `forwards` those later than `start`, else those not later, latest first.
 
-    Where `start` is the first moment of the calendar, a wall time at that moment is included: no earlier start could reach it.
+    The iterator raises OverflowError or ValueError at an end of the calendar. If `start` is the first moment of the calendar, a wall time
+    at that moment is included even if `forwards`, since there is no earlier start.
     """
     from cronsim import CronSim
 
-    if not forwards:  # the library treats a fraction of a second as later than that second
+    if not forwards:  # going backwards, cronsim includes the second of `start` only if `start` has a fraction of a second
         return CronSim(expression, start if start.microsecond else start + _INSTANT, reverse=True)
     if start == _FIRST.replace(tzinfo=None):
-        return _with_the_first(expression, start)
+        return _wall_times_from_calendar_start(expression, start)
     return CronSim(expression, start)
 
 
-def _with_the_first(expression: str, start: datetime) -> Iterator[datetime]:
+def _wall_times_from_calendar_start(expression: str, start: datetime) -> Iterator[datetime]:
     from cronsim import CronSim
 
     with suppress(OverflowError, ValueError):
@@ -209,37 +211,38 @@ def _with_the_first(expression: str, start: datetime) -> Iterator[datetime]:
 
 
 @lru_cache(maxsize=4096)
-def _offsets(zone: str, day: date) -> tuple[timedelta, timedelta]:
-    """Return the lowest and the highest offset from UTC that the zone has around this day. Probing each hour is enough: changes are further
-    apart.
+def _offset_range_around(zone: str, day: date) -> tuple[timedelta, timedelta]:
+    """Return a pair (lowest offset from UTC, highest offset) of the zone around this day.
+
+    It asks for the offset at each full hour, since no zone changes its clock twice within one hour.
     """
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
     hours = range(-(_AROUND // _HOUR), (_AROUND + _DAY) // _HOUR + 1)
-    found = {offset for number in hours if (offset := _offset(midnight, number, zone)) is not None}
+    found = {offset for number in hours if (offset := _offset_at(midnight, number, zone)) is not None}
     return min(found), max(found)
 
 
-def _offset(midnight: datetime, hours: int, zone: str) -> timedelta | None:
-    """Return the zone's offset from UTC so many hours after `midnight`; None where that is outside the calendar, in UTC or in the zone."""
+def _offset_at(midnight: datetime, hours: int, zone: str) -> timedelta | None:
+    """Return the zone's offset from UTC at `midnight` plus `hours`; None if that time is outside the calendar, in UTC or in the zone."""
     try:
-        return (midnight + hours * _HOUR).astimezone(_zone(zone)).utcoffset() or timedelta()
+        return (midnight + hours * _HOUR).astimezone(_load_zone(zone)).utcoffset() or timedelta()
     except OverflowError:
         return None
 
 
 # ---- checks of an expression and a zone --------------------------------------------------------------------------------------------
 @lru_cache(maxsize=512)
-def _zone(name: str) -> tzinfo:
-    """Return the zone of this name, or raise DeclarationError that suggests zones with similar names."""
+def _load_zone(name: str) -> tzinfo:
+    """Return the zone of this name. If there is none, raise a DeclarationError that suggests zones with similar names."""
     from zoneinfo import ZoneInfo
 
     try:
         return ZoneInfo(name)
     except (LookupError, ValueError, OSError):
-        raise DeclarationError(f"there is no time zone {name!r}{_near(name)}") from None
+        raise DeclarationError(f"there is no time zone {name!r}{_suggest_zones(name)}") from None
 
 
-def _near(name: str) -> str:
+def _suggest_zones(name: str) -> str:
     from zoneinfo import available_timezones
 
     zones = {zone.casefold(): zone for zone in available_timezones()}
@@ -257,18 +260,18 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise DeclarationError(f"{name}={value!r}: choose {' or '.join(map(repr, choices))}")
 
 
-def _checked(expression: Any) -> str:
-    """Return the expression in its canonical form, or raise DeclarationError."""
+def _canonical_expression(expression: Any) -> str:
+    """Return the cron expression as five fields in capital letters, without an alias; raise DeclarationError if it is invalid."""
     if not isinstance(expression, str):
         raise DeclarationError(f"cron {expression!r}: give its five fields as text, as '0 7 * * MON'")
-    return _read(expression)
+    return _parse_expression(expression)
 
 
 @lru_cache(maxsize=1024)
-def _read(expression: str) -> str:
+def _parse_expression(expression: str) -> str:
     written = expression.upper().split()
     if len(written) == 1 and written[0].startswith("@"):
-        return _of_alias(expression)
+        return _expand_alias(expression)
     if len(written) != 5:
         cure = "; for less than a minute give a timedelta" if len(written) == 6 else ""
         raise DeclarationError(
@@ -276,8 +279,8 @@ def _read(expression: str) -> str:
         )
     for number, field in enumerate(written):
         _check_field(f"cron {expression!r}: field {number + 1}, {_FIELDS[number]}, is {field!r}", number, field)
-    joined = " ".join(_OF_ONE.sub(partial(_one, number), field) for number, field in enumerate(written))
-    if not _comes(joined):
+    joined = " ".join(_OF_ONE.sub(partial(_replace_range_of_one_value, number), field) for number, field in enumerate(written))
+    if not _has_a_tick(joined):
         raise DeclarationError(
             f"cron {expression!r} never comes: no day has {written[2]} as day of month and {written[3]} as month"
             f"{'' if written[4] == '*' else f' and {written[4]} as day of week'}; L is the last day of a month"
@@ -285,7 +288,7 @@ def _read(expression: str) -> str:
     return joined
 
 
-def _of_alias(expression: str) -> str:
+def _expand_alias(expression: str) -> str:
     try:
         return _ALIASES[expression.strip().lower()]
     except KeyError:
@@ -293,21 +296,24 @@ def _of_alias(expression: str) -> str:
         raise DeclarationError(f"cron {expression!r}: there are {known}, and else five fields, as '0 7 * * MON'") from None
 
 
-_OF_ONE = re.compile(r"(?<![^,])(\w+)-(\w+)/\d+(?![^,])")  # a range with a step
-_FROM = re.compile(r"(?<![^,])(\w+)/(\d+)(?![^,])")  # a step after one value
+_OF_ONE = re.compile(r"(?<![^,])(\w+)-(\w+)/\d+(?![^,])")  # matches a range with a step, such as 5-9/2
+_FROM = re.compile(r"(?<![^,])(\w+)/(\d+)(?![^,])")  # matches one value with a step, such as 5/2
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _ENDS = (59, 23, 31, 12, 7)
 _DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 
 
-def _one(number: int, found: re.Match[str]) -> str:
-    """Replace a range of one value by that value, whatever its step: the library would let it go on to the field's end."""
+def _replace_range_of_one_value(number: int, found: re.Match[str]) -> str:
+    """Return the text of a range with a step, or only its value if the range has one value, as in 5-5/2.
+
+    The library cronsim would extend a range of one value to the end of the field.
+    """
     first, last = found.group(1), found.group(2)
-    return first if _number(number, first) == _number(number, last) else found.group()
+    return first if _field_value(number, first) == _field_value(number, last) else found.group()
 
 
-def _number(number: int, written: str) -> int | None:
-    """Return the number that a number or a name stands for in this field; None for anything else."""
+def _field_value(number: int, written: str) -> int | None:
+    """Return the number that a text, a number or a name such as MON, means in this field; None for any other text."""
     if number == 3 and written in _MONTHS:
         return _MONTHS.index(written) + 1
     if number == 4 and written in _DAYS:
@@ -315,11 +321,14 @@ def _number(number: int, written: str) -> int | None:
     return int(written) if written.isascii() and written.isdigit() else None
 
 
-def _check_step(where: str, number: int, start: str, step: str) -> None:
-    """Refuse a step after one value: Quartz and most libraries count on to the field's end, but Vixie's and Debian's cron do not."""
+def _refuse_step_after_one_value(where: str, number: int, start: str, step: str) -> None:
+    """Raise DeclarationError for one value with a step, such as 5/2, since crons differ in what it means.
+
+    Quartz and most libraries repeat the step until the end of the field, but Vixie's and Debian's cron do not.
+    """
     if start in ("L", "LW"):
-        raise DeclarationError(f"{where}, and {start} is one day, from which no step goes on: leave /{step} out")
-    first = _number(number, start)
+        raise DeclarationError(f"{where}, and {start} is a single day, which takes no step: leave /{step} out")
+    first = _field_value(number, start)
     if first is not None and first <= _ENDS[number]:
         range_ = f"{start}-{_ENDS[number]}/{step}"
         raise DeclarationError(
@@ -329,24 +338,24 @@ def _check_step(where: str, number: int, start: str, step: str) -> None:
 
 def _check_field(where: str, number: int, field: str) -> None:
     for start, step in _FROM.findall(field):
-        _check_step(where, number, start, step)
+        _refuse_step_after_one_value(where, number, start, step)
     for step in re.findall(r"/(\d+)", field):
         if int(step[:9]) > _SIZES[number]:
             raise DeclarationError(f"{where}, and a step goes on within the field: for each {step} of something give a timedelta")
     others = ["*"] * 5
     others[number] = field
-    if not _comes(" ".join(others)):
+    if not _has_a_tick(" ".join(others)):
         raise DeclarationError(f"{where}: {_MAY_BE[number]}")
 
 
-def _comes(expression: str) -> bool:
-    """Return whether the expression is valid and has a tick at all: the library searches fifty years, and 29 February is a Monday within
-    forty.
+def _has_a_tick(expression: str) -> bool:
+    """Return whether the expression is valid and has any tick. The library cronsim searches fifty years, which is enough: the rarest day,
+    29 February on a given weekday, comes at least every forty years.
     """
     from cronsim import CronSimError
 
     try:
-        return next(_walls(expression, _ANY_DAY, forwards=True), None) is not None
+        return next(_wall_times(expression, _ANY_DAY, forwards=True), None) is not None
     except (CronSimError, AssertionError, ValueError):
         return False
 

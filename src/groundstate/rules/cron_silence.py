@@ -1,4 +1,7 @@
-"""Finds where a cron that fires at least hourly is silent for an hour: the clock shows that hour twice, and the cron uses it once. Pure."""
+"""Finds an hour in which a cron has no ticks though it otherwise ticks at least hourly.
+
+This happens where the clock shows an hour twice, and the cron has ticks only in the first or only in the second. The functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ _HOUR = timedelta(hours=1)
 _YEAR = timedelta(days=366)
 
 
-def silent_from(cron: Cron, now: datetime) -> datetime | None:
-    """Return the first tick within a year from `now` that does not come because the clock shows its hour twice, in the cron's zone; None
-    where there is none.
+def first_silent_tick(cron: Cron, now: datetime) -> datetime | None:
+    """Return the first tick of an at least hourly cron, within a year from `now`, that is left out because the clock shows its hour twice.
+
+    Return None where there is no such tick. The tick is a time of the cron's zone.
     """
     if cron.fold == "both":
         return None
@@ -22,14 +26,14 @@ def silent_from(cron: Cron, now: datetime) -> datetime | None:
     for number in range(1, _YEAR // _HOUR):
         before, offset = offset, (hour + number * _HOUR).astimezone(cron.tzinfo).utcoffset()
         if before is not None and offset is not None and offset < before:
-            found = _left_out(cron, hour + number * _HOUR)
+            found = _first_left_out_tick(cron, hour + number * _HOUR)
             if found is not None:
                 return found
     return None
 
 
-def _left_out(cron: Cron, change: datetime) -> datetime | None:
-    """Return the first tick that is left out in the hours around a change that set the clock back; None where there is none."""
+def _first_left_out_tick(cron: Cron, change: datetime) -> datetime | None:
+    """Return the first tick that is left out within 3 hours of a change that set the clock back; None where there is none."""
     between = (change - 3 * _HOUR, change + 3 * _HOUR)
     kept = {tick.astimezone(UTC) for tick in cron.since(*between)}
     for tick in reversed(list(replace(cron, fold="both").since(*between))):

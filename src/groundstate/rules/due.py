@@ -1,6 +1,6 @@
-"""Computes when a record becomes due, and how late it may still be carried out. Pure: the time is an argument, and no clock is read.
+"""Computes when a record becomes due, and from when on it is too late for it. Pure: the time is an argument, and no clock is read.
 
-A due time is a column, or an expression over columns, so that a timer is stored nowhere else and cannot be lost.
+The due time comes from a column, or an expression over columns. No timer is stored beside the row, so none can be lost.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from groundstate.values.errors import DeclarationError
 
-FARTHEST = timedelta(days=36_525)  # a hundred years: beyond it a database's calendar may end, and a condition would have no result
+FARTHEST = timedelta(days=36_525)  # longest wait, a hundred years: with a longer one the query may fail at the end of the calendar
 
 
-class InNoCalendar(ValueError):
-    """This is raised for a due time before the year 1 or after 9999, which Python cannot represent."""
+class OutsideCalendarError(ValueError):
+    """Raised for a due time before the year 1 or after the year 9999, which Python cannot represent."""
 
 
 @dataclass(frozen=True, eq=False)
 class Due:
-    """A Due is what `after` returns: a record is due `delta` after the time `of`, and is worth carrying out for `valid_for`."""
+    """A Due, made by `after`, declares when a record becomes due: at the time in the column or expression `of`, plus `delta`.
+
+    valid_for: the time after the due time from which it is too late for the record; None if it never is.
+    """
 
     of: Any
     delta: timedelta = timedelta()
@@ -32,9 +35,10 @@ class Due:
 
 @dataclass(frozen=True, eq=False)
 class DueSpec:
-    """A DueSpec is a `Due` that was checked. `attribute` is the record's own column that `base` is, None where `base` is an expression.
+    """A DueSpec is a `Due` that was checked. A record becomes due at its base time plus `delta`.
 
-    expires: this belongs to the part of the reaction that runs the `expired` handler for records that are too late.
+    base: the column or expression that gives the base time. attribute: the record's attribute if `base` is one of its columns, else None.
+    expires: whether the reaction is the variant that runs the `expired` handler for records for which it is too late.
     """
 
     base: ColumnElement[Any]
@@ -44,39 +48,39 @@ class DueSpec:
     expires: bool = False
 
     @property
-    def since(self) -> timedelta:
-        """Return the age that the base time of a record must have reached for the record to be taken."""
+    def min_age(self) -> timedelta:
+        """Return how long after its base time a record is first carried out."""
         return self.delta + self.valid_for if self.expires and self.valid_for is not None else self.delta
 
     @property
-    def until(self) -> timedelta | None:
-        """Return the age of the base time from which on a record is no longer taken; None for no limit."""
+    def max_age(self) -> timedelta | None:
+        """Return how long after its base time a record is no longer carried out; None if there is no limit."""
         return None if self.expires or self.valid_for is None else self.delta + self.valid_for
 
-    def at(self, base: object) -> datetime:
-        """Return when a record with this base time becomes due. Raises InNoCalendar."""
+    def due_at(self, base: object) -> datetime:
+        """Return when a record with this base time becomes due. Raises OutsideCalendarError if Python cannot represent that time."""
         try:
-            return instant(base) + self.delta
+            return as_utc_datetime(base) + self.delta
         except OverflowError:
             words = f"{self.attribute or self.base} is {base}, and {self.delta} after that is in no calendar"
-            raise InNoCalendar(words) from None
+            raise OutsideCalendarError(words) from None
 
-    def expired(self, due: datetime, now: datetime) -> bool:
-        """Return whether it is too late at `now` for a record with this due time."""
-        return self.valid_for is not None and now - due >= self.valid_for  # due + valid_for may be in no calendar
+    def is_expired(self, due: datetime, now: datetime) -> bool:
+        """Return whether at the time `now` it is too late for a record with this due time."""
+        return self.valid_for is not None and now - due >= self.valid_for  # due + valid_for may be after the year 9999
 
 
 def after(column: Any, delta: timedelta = timedelta(), *, valid_for: timedelta | None = None) -> Due:
-    """Make a record due `delta` after the column's time, by the database's clock; with a negative delta it is due before that time.
+    """Make a record due at the column's time plus `delta`, by the database's clock.
 
     Args:
-        column: a column of the record, or an SQL expression that gives a point in time. Where it is NULL nothing is due.
-        delta: at most a hundred years either way.
-        valid_for: from this long after the due time on the record is not carried out any more: the reaction's `expired` handler runs
-            instead.
+        column: a column of the record, or an SQL expression that gives a point in time. A record where it is NULL is not due.
+        delta: at most a hundred years; negative for a due time before the column's time.
+        valid_for: once this much time has passed since the due time, the record is not carried out any more: the reaction's `expired`
+            handler runs instead.
 
     Raises:
-        DeclarationError: a duration is no timedelta, is too long, or is a `valid_for` that is not more than zero.
+        DeclarationError: a duration is no timedelta or is too long, or `valid_for` is zero or negative.
     """
     chosen: dict[str, object] = {"delta": delta} if valid_for is None else {"delta": delta, "valid_for": valid_for}
     for name, given in chosen.items():
@@ -88,8 +92,8 @@ def after(column: Any, delta: timedelta = timedelta(), *, valid_for: timedelta |
     return Due(column, delta, valid_for)
 
 
-def instant(value: object) -> datetime:
-    """Return a time from the database as a datetime in UTC: a naive one means UTC, a date its midnight in UTC (rules.md 10)."""
+def as_utc_datetime(value: object) -> datetime:
+    """Return a time from the database as a datetime in UTC. A datetime without a zone is taken as UTC, a date as its midnight (rule 10)."""
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     if isinstance(value, date):

@@ -1,4 +1,4 @@
-"""Declares in which order records with one value are carried out. It holds columns and runs no query."""
+"""Declares that records with equal values in a column are carried out one at a time, and in which order. It runs no query."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sqlalchemy.sql.elements import SQLCoreOperations
 
 @dataclass(frozen=True, eq=False)
 class InOrder:
-    """Carry out records with equal values of `by` one at a time, in `order` where it is given. Records whose `by` is NULL have no order.
+    """Carry out the records of one queue, which have equal values of `by`, one at a time. A record whose `by` is NULL is in no queue.
 
     Args:
         by: the column whose equal values make a queue, such as `Message.conversation_id`.
-        order: the column that orders the records of a queue, such as `Message.number`; equal values are ordered by the primary key. With it
-            a record waits for every earlier one, also for one that failed and waits for its next try, or is in doubt or held. Without it
-            records of one value are carried out one at a time, and one that failed stops no other.
-        past_held: a held record does not stop those behind it, as long as it is certain that its call was not made.
+        order: the column that orders the records of a queue, such as `Message.number`; equal values are ordered by the primary key. If it
+            is given, a record waits for every earlier record, even if the earlier record has failed, is in doubt or is held. If it is not
+            given, a failed record stops no other record.
+        past_held: whether a held record lets the records behind it pass, provided that its call was certainly not made.
     """
 
     by: SQLCoreOperations[Any]

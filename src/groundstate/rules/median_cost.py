@@ -1,28 +1,28 @@
-"""Keeps what an activity usually costs, so that one stall does not count as its cost. Pure."""
+"""Computes the usual duration of an activity as a median, so that one stall does not change it. It reads no clock."""
 
 from __future__ import annotations
 
 from collections import deque
 from statistics import median
 
-OF = 3  # times of which the median is taken
+MEDIAN_OF = 3  # number of durations of which the median is taken
 
 
-class Usual:
-    """Usual keeps how long an activity usually takes, in seconds: the median of its last three times, with 0 for times before the first.
+class UsualDuration:
+    """UsualDuration is the median of an activity's last three durations, in seconds; a duration not yet recorded counts as 0.
 
-    Pauses are computed from such a cost. A disk or a machine that stood still for a second must not stretch a pause to a multiple of that.
+    Pauses are computed as a multiple of the median, so that one stall of the disk or the machine does not lengthen the pauses.
     """
 
     def __init__(self) -> None:
-        self._last = deque([0.0] * OF, maxlen=OF)
+        self._last = deque([0.0] * MEDIAN_OF, maxlen=MEDIAN_OF)
 
     @property
     def seconds(self) -> float:
         """Return how long the activity usually takes, in seconds."""
         return median(self._last)
 
-    def took(self, seconds: float) -> float:
-        """Record how many seconds the activity took this time, and return how many it usually takes."""
+    def record(self, seconds: float) -> float:
+        """Record how many seconds the activity took this time, and return the usual duration in seconds."""
         self._last.append(seconds)
         return self.seconds

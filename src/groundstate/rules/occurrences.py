@@ -1,5 +1,5 @@
-"""Builds the text of a record's occurrence, and decides which column types have a canonical text or may hold an empty one beside NULL.
-Pure.
+"""Builds the text of a record's occurrence (the values that tell one round of a record from the next), and decides for which column types
+that is possible. The functions are pure.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from groundstate.rules.specs import ReactionSpec
 from groundstate.values import keys
 
 
-def text_of(spec: ReactionSpec, values: Sequence[object]) -> str:
-    """Return the canonical text of an occurrence with these values; different values have different texts."""
-    return keys.occurrence_text(values, [may_be_empty(one.type) for one in spec.occurrence])
+def occurrence_text(spec: ReactionSpec, values: Sequence[object]) -> str:
+    """Return the text of an occurrence with these values, one per occurrence column. Different values have different texts."""
+    return keys.occurrence_text(values, [can_hold_empty_text(one.type) for one in spec.occurrence])
 
 
-def may_be_empty(kind: Any) -> bool:
-    """Return whether a column of this type could hold an empty text beside NULL. For times and numbers '' has always stood for NULL."""
+def can_hold_empty_text(kind: Any) -> bool:
+    """Return whether a column of this type can hold an empty text or bytes, which the occurrence's text must tell from NULL."""
     return python_type(kind) in (str, bytes)
 
 
-def has_one_text(kind: Any) -> bool:
-    """Return whether every value of a column of this type has a canonical text; values of lists, ranges and JSON have none."""
+def has_canonical_text(kind: Any) -> bool:
+    """Return whether each value of a column of this type has exactly one text; lists, ranges and JSON do not."""
     while not isinstance(kind, JSON | ARRAY | PickleType):
-        if kind.__visit_name__ == "HSTORE" or kind.__visit_name__.endswith("RANGE"):  # by name: PostgreSQL's dialect is not imported
+        if kind.__visit_name__ == "HSTORE" or kind.__visit_name__.endswith("RANGE"):  # by name, to import no dialect
             return False
         if not isinstance(kind, TypeDecorator):
             return True
-        if tells_its_values(kind):
-            return issubclass(_own_python_type(kind), keys.WITH_TEXT)
+        if declares_python_type(kind):
+            return issubclass(_declared_python_type(kind), keys.WITH_TEXT)
         kind = kind.impl_instance
     return False
 
 
-def tells_its_values(kind: Any) -> bool:
-    """Return whether the type declares the Python type of its values; a TypeDecorator rarely does."""
-    return _own_python_type(kind) is not object
+def declares_python_type(kind: Any) -> bool:
+    """Return whether the column type declares the Python type of its values. A TypeDecorator rarely does."""
+    return _declared_python_type(kind) is not object
 
 
-def _own_python_type(kind: Any) -> type:
+def _declared_python_type(kind: Any) -> type:
     try:
         found: type = kind.python_type
     except NotImplementedError:
@@ -50,11 +50,11 @@ def _own_python_type(kind: Any) -> type:
 
 
 def python_type(kind: Any) -> type:
-    """Return the Python type of the values of a column of this type; `str` where the type does not declare one."""
+    """Return the Python type of the values of a column of this type; `str` if the column type does not declare a Python type."""
     while True:
-        found = _own_python_type(kind)
+        found = _declared_python_type(kind)
         if found is not object:
             return found
         if not isinstance(kind, TypeDecorator):
             return str
-        kind = kind.impl_instance  # a TypeDecorator that declares no Python type holds what its underlying type holds
+        kind = kind.impl_instance  # if a TypeDecorator declares no Python type, take that of its underlying type

@@ -1,8 +1,7 @@
-"""Decides what becomes of an outcome whose condition or occurrence no longer holds: what the author declared, else the default (rules.md
-2). Pure.
+"""Decides what becomes of an overtaken outcome: when it came, the condition or the occurrence of its call no longer held (rule 2).
 
-By default the outcome of a reaction with a done column is concluded, and any other is held. Under `InDoubt.repeat()` an outcome that would
-be held is dropped, as a call in doubt is under that policy.
+The reaction's author may declare what becomes of the outcome. Otherwise the ordinary handler writes it, unless there is a reason against
+that. In that case the outcome is held for a person, or dropped under `InDoubt.repeat()`. The functions are pure.
 """
 
 from __future__ import annotations
@@ -17,13 +16,16 @@ WORDS: tuple[str, ...] = get_args(WhenOvertaken)
 
 @dataclass(frozen=True, slots=True)
 class FalseClause:
-    """A FalseClause is a clause that no longer holds: the columns of this record that it names, and whether it reads only these."""
+    """A FalseClause describes a clause that no longer holds.
+
+    columns: the record's columns that the clause names. own_columns_only: whether the clause reads nothing else.
+    """
 
     columns: Collection[str]
     own_columns_only: bool
 
 
-def reason_to_hold_overtaken(  # the columns that were written, and what is known of them
+def reason_to_hold_overtaken(
     written: Collection[str],
     null_before: Collection[str],
     false_clauses: Sequence[FalseClause],
@@ -32,10 +34,15 @@ def reason_to_hold_overtaken(  # the columns that were written, and what is know
     same_occurrence: bool,
     done_column: bool = False,
 ) -> str | None:
-    """Return None where an overtaken outcome is kept, else the reason why it is held.
+    """Return why an overtaken outcome must be held, or dropped, although the handler could write it; None if what it wrote may stay.
 
-    done_column: the reaction declared a done column, so what it writes is true whatever other tables contain now. For another reaction it
-    is not known whether a clause over other tables concerns the same work.
+    Args:
+        written: the record's columns that the handler wrote.
+        null_before: the written columns that were NULL before.
+        false_clauses: the clauses that no longer hold.
+        wrote_else: whether the handler wrote anything except columns of the record.
+        same_occurrence: whether the occurrence is the same as when the call was begun.
+        done_column: whether the reaction has a done column; then clauses over other tables do not matter.
     """
     if not same_occurrence:
         return "overtaken: its occurrence changed while the call was made"
@@ -56,42 +63,49 @@ def reason_to_hold_overtaken(  # the columns that were written, and what is know
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """HandOver passes the overtaken outcome to the reaction's own `overtaken` handler."""
+    """HandOver says that the overtaken outcome is to be given to the `overtaken` handler that the reaction declares."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteSame:
-    """WriteSame lets the ordinary handler write the outcome whatever the condition and the occurrence are now: the call was made."""
+    """WriteSame says that the ordinary handler is to write the outcome, even if the condition or the occurrence no longer holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteFact:
-    """WriteFact lets the ordinary handler write the outcome if `kept` allows it; else it drops the outcome where `drops`, or holds it."""
+    """WriteFact says that the ordinary handler is to write the outcome, if `reason_to_hold_overtaken` finds no reason against it.
+
+    drops: what becomes of the outcome if there is a reason: True means that it is dropped, False that it is held for a person.
+    """
 
     drops: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Hold keeps the outcome in a held attempt for a person, with the reason `why`."""
+    """Hold says that the outcome is to be kept in a held attempt for a person, with the reason `why`."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
-class DropIt:
-    """DropIt deletes the attempt of an overtaken outcome; `say` is a line for the log."""
+class DropOutcome:
+    """DropOutcome says that the attempt and its overtaken outcome are to be deleted; `say` is a line for the log."""
 
     say: str
 
 
-Answer = HandOver | WriteSame | WriteFact | Hold | DropIt
+Answer = HandOver | WriteSame | WriteFact | Hold | DropOutcome
 
 
 def decide_overtaken_outcome(said: WhenOvertaken | None, *, has_handler: bool, repeats: bool, exists: bool) -> Answer:
-    """Decide what becomes of an overtaken outcome. repeats: the call may be made twice. exists: the record was not deleted."""
+    """Decide what becomes of an overtaken outcome.
+
+    said: the reaction's `overtaken=`, or None. has_handler: whether it declares an `overtaken` handler. repeats: whether the policy is
+    InDoubt.repeat(). exists: whether the record still exists.
+    """
     if said == "drop":
-        return DropIt("its outcome was overtaken, and is dropped as overtaken='drop' says")
+        return DropOutcome("its outcome was overtaken, and is dropped as overtaken='drop' says")
     if not exists:
         return Hold("the record was deleted while its call was made")
     match said:

@@ -1,4 +1,4 @@
-"""Holds the choices that a user declares: how a call in doubt is settled, and when a failed call is tried again. It decides nothing."""
+"""Holds what a user declares about failed calls: how a call in doubt is settled, and when a failed call is tried again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Literal
 
 from groundstate.values.errors import DeclarationError
 
-MARGIN = timedelta(seconds=5)  # a call's deadline is its begin + timeout + this, which leaves room for the begin's own commit
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # the first begin of a call where it is not known: its key is too old
+MARGIN = timedelta(seconds=5)  # a call's deadline is the time of its begin plus its timeout plus this, for the commit before the call
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # stands for an unknown time of the first call, so that its key counts as too old
 
 
 @dataclass(frozen=True)
 class InDoubt:
     """An InDoubt policy says what becomes of a call that may have been made, and whose outcome is not known.
 
-    Choose by `InDoubt.lookup()`, `InDoubt.same_key()`, `InDoubt.repeat()` or `InDoubt.hold()`. There is no default, because none is right
-    for every call.
+    Choose `InDoubt.lookup()`, `InDoubt.same_key()`, `InDoubt.repeat()` or `InDoubt.hold()`. There is no default, because no policy is
+    right for every call.
     """
 
     kind: Literal["repeat", "same_key", "lookup", "hold"]
@@ -29,59 +29,59 @@ class InDoubt:
         """Settle a call in doubt by its lookup, which asks the service whether the call was carried out.
 
         The answer `Absent` is believed only if the lookup began later than the call's deadline plus `settle_after`. A host that is
-        suspended between our last check and the sending of the request, and that resumes later than this, can still send it: nothing on our
-        side can prevent that. Then the call is carried out at most twice, and the log says so. A key that the provider keeps does prevent
-        it (`InDoubt.same_key`).
+        suspended just before it sends the request, and resumes after that time, still sends it: groundstate cannot prevent that. Then the
+        call is carried out at most twice, and the log says so. A key that the provider keeps prevents the second call
+        (`InDoubt.same_key`).
 
         Args:
-            settle_after: a span longer than a request of yours can be on its way.
+            settle_after: a time longer than any request of yours is on its way.
 
         Raises:
             DeclarationError: `settle_after` is no timedelta, or is negative.
         """
-        _positive("settle_after", settle_after, zero=True)
+        _check_duration("settle_after", settle_after, zero=True)
         return cls("lookup", settle_after=settle_after)
 
     @classmethod
     def same_key(cls, *, kept_for: timedelta, settle_after: timedelta | None = None) -> InDoubt:
         """Settle a call in doubt by making it again under the same `IdempotencyKey`. The call must send the key.
 
-        After `kept_for` the key is too old for another call: then the call's lookup settles it, if it has one, and otherwise the attempt is
-        held for a person.
+        After `kept_for` the key is too old for another call. Then the call's lookup settles the call; without a lookup the attempt is held
+        for a person.
 
         Args:
             kept_for: for how long the provider keeps the key.
-            settle_after: how long after its deadline a call may still be carried out; the call's timeout if None. A call with a lookup must
-                give it.
+            settle_after: for how long after its deadline a call may still be carried out; None means the call's timeout. It must be given
+                for a call with a lookup.
 
         Raises:
             DeclarationError: `kept_for` or `settle_after` is no timedelta, or is too short.
         """
-        _positive("kept_for", kept_for)
+        _check_duration("kept_for", kept_for)
         if settle_after is not None:
-            _positive("settle_after", settle_after, zero=True)
+            _check_duration("settle_after", settle_after, zero=True)
         return cls("same_key", kept_for=kept_for, settle_after=settle_after)
 
     @classmethod
     def repeat(cls) -> InDoubt:
-        """Make a call in doubt again as long as its condition holds. This is for calls that do no harm if they are made twice."""
+        """Settle a call in doubt by making it again while its condition holds. This is for calls that do no harm if made twice."""
         return cls("repeat")
 
     @classmethod
     def hold(cls) -> InDoubt:
-        """Hold the attempt for a person, who checks the service and says what became of the call by `groundstate settle`."""
+        """Hold a call in doubt for a person, who asks the service what became of the call and enters it with `groundstate settle`."""
         return cls("hold")
 
 
 @dataclass(frozen=True)
 class Retry:
-    """A Retry says when what failed is tried again: by exponential backoff with jitter, from `first` to `longest`.
+    """A Retry says when a failed call or handler is tried again: after an exponential backoff with jitter, from `first` to `longest`.
 
     Args:
         times: the number of tries in all; None for no limit.
-        first: the backoff after the first failure.
-        longest: the longest backoff.
-        give_up_after: how long after the first begin no further try is made; None for no limit.
+        first: the wait after the first failure.
+        longest: the longest wait.
+        give_up_after: the time after the first try from which on no further try is made; None for no limit.
 
     Raises:
         DeclarationError: `times` is less than 1, or a duration is no timedelta or not more than zero.
@@ -95,13 +95,13 @@ class Retry:
     def __post_init__(self) -> None:
         if self.times is not None and self.times < 1:
             raise DeclarationError(f"Retry(times={self.times}): at least 1 try is made; use None for no limit")
-        _positive("first", self.first)
-        _positive("longest", self.longest)
+        _check_duration("first", self.first)
+        _check_duration("longest", self.longest)
         if self.give_up_after is not None:
-            _positive("give_up_after", self.give_up_after)
+            _check_duration("give_up_after", self.give_up_after)
 
 
-def _positive(name: str, value: timedelta, *, zero: bool = False) -> None:
+def _check_duration(name: str, value: timedelta, *, zero: bool = False) -> None:
     if not isinstance(value, timedelta):
         raise DeclarationError(f"{name}={value!r}: give a timedelta, for example timedelta(seconds=30)")
     if value < timedelta() or (not zero and value == timedelta()):

@@ -1,7 +1,7 @@
-"""Counts the calls begun in a span of time, in slices of it, and decides how many more may begin. Pure: the time is an argument, in
-microseconds since the epoch.
+"""Counts the calls begun in a span of time, in slices of that span, and decides how many more calls may begin.
 
-A count says how many calls were begun before a moment, which stays true whatever happens afterwards: it does not claim that anything runs.
+Calls are counted when they begin, and count for one span, whether they still run or not. Pure: the time is an argument, in microseconds
+since the epoch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-SLICES = 20  # slices of a span: a call counts from the end of its slice, so at most one slice of the span is lost
-AHEAD = 1_000_000  # microseconds by which another worker's reading of the database's clock may be ahead of ours
+SLICES = 20  # number of slices of a span. A call counts as begun at the end of its slice, so it counts for at most one slice too long
+AHEAD = 1_000_000  # microseconds by which the time that another worker wrote may be ahead of this worker's time
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -23,7 +23,7 @@ class Rate:
 
     Args:
         times: the number of calls, at least 1.
-        each: the span, such as `timedelta(seconds=1)`.
+        each: the length of the span, such as `timedelta(seconds=1)`.
     """
 
     times: int
@@ -32,16 +32,19 @@ class Rate:
 
 @dataclass(frozen=True)
 class Counted:
-    """Counted holds the numbers of calls begun in the last span, by the end of their slice in microseconds since the epoch."""
+    """A Counted holds how many calls were begun in each slice of time.
+
+    by_end: the number of calls, by the end of the slice in microseconds since the epoch.
+    """
 
     by_end: Mapping[int, int]
 
     @property
-    def calls(self) -> int:
+    def total_calls(self) -> int:
         return sum(self.by_end.values())
 
 
-def microseconds(moment: datetime) -> int:
+def microseconds_since_epoch(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
@@ -50,10 +53,10 @@ def datetime_from_microseconds(microsecond: int) -> datetime:
 
 
 def read_call_count(written: str | None, rate: Rate, now: int) -> Counted:
-    """Return the calls that still count at `now`, from the stored text; None means that nothing was counted yet.
+    """Return the calls in the stored text that still count at `now`. written: the stored text; None if no call was counted yet.
 
-    An entry more than a second in the future dates from before the clock was set back: it counts as begun just now, so that the rate is
-    never exceeded, and no call waits for longer than one span and that second. A text that cannot be read counts as a full span of calls.
+    An entry more than a second in the future was written before the clock was set back. Its calls count as begun now, so that the rate is
+    never exceeded, and the next call waits for one span and a second at most. A text that cannot be read counts as `rate.times` calls.
     """
     end = _end_of_slice(rate, now)
     try:
@@ -63,50 +66,50 @@ def read_call_count(written: str | None, rate: Rate, now: int) -> Counted:
     still: dict[int, int] = {}
     for written_end, count in before.items():
         one = written_end if written_end <= end + AHEAD else end
-        if one + _span(rate) > now and count > 0:
+        if one + _span_in_microseconds(rate) > now and count > 0:
             still[one] = still.get(one, 0) + count
     return Counted(still)
 
 
 def calls_left(found: Counted, rate: Rate) -> int:
-    """Return how many calls may be begun now."""
-    return max(rate.times - found.calls, 0)
+    """Return how many more calls the rate allows now, given the calls that still count."""
+    return max(rate.times - found.total_calls, 0)
 
 
 def count_with_more_calls(found: Counted, rate: Rate, now: int, calls: int) -> Counted:
-    """Return the count with so many more `calls`, begun at `now`."""
+    """Return the count after `calls` more calls were begun at `now`."""
     if not calls:
         return found
     end = _end_of_slice(rate, now)
     return Counted({**found.by_end, end: found.by_end.get(end, 0) + calls})
 
 
-def free_at(found: Counted, rate: Rate) -> int | None:
-    """Return when the next call may be begun, in microseconds since the epoch; None where one may be begun now."""
-    over = found.calls - rate.times
+def next_call_allowed_at(found: Counted, rate: Rate) -> int | None:
+    """Return when the next call may be begun, in microseconds since the epoch; None if a call may be begun now."""
+    over = found.total_calls - rate.times
     if over < 0:
         return None
     for end in sorted(found.by_end):
         over -= found.by_end[end]
         if over < 0:
-            return end + _span(rate)
+            return end + _span_in_microseconds(rate)
     return None
 
 
 def all_expired_at(found: Counted, rate: Rate) -> int:
-    """Return the time, in microseconds since the epoch, from which none of these calls counts any more."""
-    return max(found.by_end, default=0) + _span(rate)
+    """Return from when on none of the counted calls counts any more, in microseconds since the epoch."""
+    return max(found.by_end, default=0) + _span_in_microseconds(rate)
 
 
 def count_as_json(found: Counted) -> str:
-    """Return the count as the JSON text that is stored."""
+    """Return the count as JSON text, which is what is stored and `read_call_count` reads."""
     return json.dumps({str(end): count for end, count in sorted(found.by_end.items())}, separators=(",", ":"))
 
 
-def _span(rate: Rate) -> int:
+def _span_in_microseconds(rate: Rate) -> int:
     return rate.each // _MICROSECOND
 
 
 def _end_of_slice(rate: Rate, now: int) -> int:
-    width = max(_span(rate) // SLICES, 1)
+    width = max(_span_in_microseconds(rate) // SLICES, 1)
     return (now // width + 1) * width

@@ -1,4 +1,4 @@
-"""Computes when an attempt that failed or is in doubt is processed again. Pure: the time, the count and the random number are arguments."""
+"""Computes when an attempt that failed or is in doubt is tried again. Pure: the time, the failures and a random number are arguments."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ from datetime import datetime, timedelta
 
 from groundstate.rules.policy import Retry
 
-UNKNOWN_HELD_AFTER = timedelta(days=1)  # a lookup that answers Unknown for this long leads to a held attempt, unless give_up_after is set
+UNKNOWN_HELD_AFTER = timedelta(days=1)  # how long lookups may answer Unknown before the attempt is held, if give_up_after is not set
 
 
 def backoff(retry: Retry, failures: int, dice: float) -> timedelta:
-    """Return the wait after this many failures. It doubles from `first` to `longest`, and is multiplied by 0.5 to 1 by `dice` in [0, 1)."""
+    """Return the wait after this many failures: it doubles from `retry.first` up to `retry.longest`, and is then shortened at random.
+
+    dice: a random number in [0, 1), which shortens the wait by up to a half.
+    """
     doubled = min(retry.first.total_seconds() * 2.0 ** min(max(failures - 1, 0), 62), retry.longest.total_seconds())
     return timedelta(seconds=doubled * (0.5 + dice / 2))
 
 
-def next_try(retry: Retry, failures: int, now: datetime, dice: float, retry_after: timedelta | None = None) -> datetime:
-    """Return when an attempt is tried again. The wait that the service asked for (`retry_after`) counts where it is longer than the
-    backoff.
+def next_try_at(retry: Retry, failures: int, now: datetime, dice: float, retry_after: timedelta | None = None) -> datetime:
+    """Return when an attempt is tried again: after the backoff or the wait that the service asked for, whichever is longer.
+
+    retry_after: the wait that the service asked for, or None. dice: a random number in [0, 1).
     """
     wait = backoff(retry, failures, dice)
     return now + max(wait, retry_after or timedelta())
 
 
-def last_try_used(retry: Retry, failures: int, since: datetime, now: datetime) -> bool:
-    """Return whether no further try is made, because of the number of failures or of the time since the first begin."""
+def is_last_try_used(retry: Retry, failures: int, since: datetime, now: datetime) -> bool:
+    """Return whether no further try is allowed, because of the number of failures or of the time since `since`, the first try."""
     if retry.times is not None and failures >= retry.times:
         return True
     return retry.give_up_after is not None and now - since >= retry.give_up_after
 
 
-def next_question(  # noqa: PLR0913  # all of it is an argument, since these functions read no state
+def next_lookup_at(  # noqa: PLR0913  # many arguments, since a pure function reads no state
     retry: Retry,
     deadline: datetime,
     settle_after: timedelta,
@@ -40,11 +44,10 @@ def next_question(  # noqa: PLR0913  # all of it is an argument, since these fun
     *,
     absent_to: datetime | None = None,
 ) -> datetime:
-    """Return when a lookup is asked again: by the age of the doubt, so that no count is stored, and not later than Absent can first be
-    believed.
+    """Return when a lookup is asked again. The wait grows with the time since `since`, but ends once the answer Absent can be believed.
 
-    absent_to: when a question was asked to which Absent came. If it was asked too early for Absent to be believed, and a question asked now
-    is not, the lookup is asked again at once.
+    absent_to: when the lookup was last asked, if it answered Absent; else None. If that was too early for Absent to be believed, but now
+    is not, the lookup is asked again at once. dice: a random number in [0, 1).
     """
     if absent_to is not None and absent_to <= deadline + settle_after < now:
         return now

@@ -1,6 +1,7 @@
-"""Decides which ticks of a schedule since its cursor are carried out now, and which are left out. Pure.
+"""Decides which ticks of a schedule are carried out now, and which are left out.
 
-The cursor (`mark`) is the time of the last tick that was carried out or left out. What is due follows from it and the time alone.
+A parameter `mark` is the schedule's cursor: the time of the last tick that was carried out or left out. The cursor and the current time
+alone decide which ticks are due. The functions are pure.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from groundstate.rules.specs import Function
 
 Missed = Literal["none", "latest", "all"]
 
-ON_TIME = timedelta(minutes=1)  # with missed="none" a tick is carried out if it is at most this late
-COUNTED_MOST = 10_000  # missed ticks are counted up to this number
+ON_TIME = timedelta(minutes=1)  # how late a tick may be carried out with missed="none"
+COUNTED_MOST = 10_000  # number up to which ticks that are left out are counted
 
 
 class Timing(Protocol):
-    """A Timing computes when the ticks of a schedule are: it is a `Cron` or a `Period`."""
+    """A Timing computes the times of a schedule's ticks: it is a `Cron` or a `Period`."""
 
     @property
     def tzinfo(self) -> tzinfo: ...
 
     def following(self, mark: datetime) -> datetime:
-        """Return the first tick later than `mark`. Raises OverflowError past the end of the calendar."""
+        """Return the first tick later than the time `mark`. Raises OverflowError if that is after the year 9999."""
         ...
 
     def since(self, mark: datetime, now: datetime) -> Iterator[datetime]:
-        """Yield the ticks later than `mark` and not later than `now`, latest first."""
+        """Yield the ticks later than the time `mark` and not later than `now`, latest first."""
         ...
 
 
 @dataclass(frozen=True)
 class Period:
-    """A Period is a timing whose ticks are `delta` apart, counted from the schedule's cursor."""
+    """A Period is a timing whose ticks are `delta` apart, counted from the schedule's cursor (the time of its last tick)."""
 
     delta: timedelta
 
@@ -68,23 +69,27 @@ class ScheduleSpec:
     missed: Missed = "latest"
     max_missed: int = 100
     retry: Retry = field(default_factory=Retry)
-    store: Any = None  # the app's Store whose session the handler receives
+    store: Any = None  # the Store (database) for whose session the handler is called
 
     @property
     def terms(self) -> Terms:
-        """Return what the state transitions of a tick's attempt depend on. A tick makes no call, so there is no in-doubt policy."""
+        """Return the Terms (what state transitions depend on) for attempts of ticks. A tick makes no call, so `policy` is None."""
         return Terms(policy=None, retry=self.retry)
 
     @property
-    def words(self) -> str:
-        """Return the timing as text, as it is stored in our table: where this text changes, the schedule counts as another one."""
+    def as_text(self) -> str:
+        """Return the timing as the text that is stored in groundstate's table. If the text changes, the schedule counts as changed."""
         return f"every {self.timing}"
 
 
 # ---- which ticks are carried out ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class LeftOut:
-    """LeftOut counts the ticks that are not carried out because of the schedule's `missed`. at_least: there are more than were counted."""
+    """LeftOut describes the ticks that are not carried out because of the schedule's `missed=`.
+
+    count: how many ticks were counted. first, last: the times of the earliest counted tick and of the latest. at_least: whether there are
+    more ticks than were counted.
+    """
 
     count: int
     first: datetime
@@ -92,18 +97,19 @@ class LeftOut:
     at_least: bool = False
 
     @property
-    def words(self) -> str:
+    def as_text(self) -> str:
         if self.count == 1:
-            return f"1 tick is left out, of {_shown(self.last)}"
+            return f"1 tick is left out, of {_format_tick(self.last)}"
         many = f"at least {self.count:,}" if self.at_least else f"{self.count:,}"
-        return f"{many} ticks are left out, from {_shown(self.first)} to {_shown(self.last)}"
+        return f"{many} ticks are left out, from {_format_tick(self.first)} to {_format_tick(self.last)}"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A Decision says what becomes of the ticks since the cursor: those in `run` are carried out, oldest first, and `left_out` are not.
+    """A Decision says what becomes of the ticks since the schedule's cursor (the time of the last tick that was decided).
 
-    mark: where the cursor moves although no tick is carried out; None where it stays.
+    run: the ticks to carry out, oldest first. left_out: the ticks not to carry out, or None. mark: the new cursor if it moves though no
+    tick is carried out, else None.
     """
 
     run: tuple[datetime, ...] = ()
@@ -111,31 +117,31 @@ class Decision:
     mark: datetime | None = None
 
 
-def decide(spec: ScheduleSpec, mark: datetime, now: datetime) -> Decision:
-    """Decide which of the ticks later than `mark` and not later than `now` are carried out."""
+def decide_ticks(spec: ScheduleSpec, mark: datetime, now: datetime) -> Decision:
+    """Decide which of the ticks later than the cursor `mark` and not later than `now` are carried out, by the schedule's `missed=`."""
     found = spec.timing.since(mark, now)
     run = tuple(reversed(list(islice(found, spec.max_missed if spec.missed == "all" else 1))))
-    left_out = _left_out(found)
+    left_out = _summarise_left_out(found)
     if not run:
         return Decision()
     if spec.missed == "none" and now - run[-1] > ON_TIME:
-        return Decision((), _with(left_out, run[-1]), run[-1])
+        return Decision((), _add_to_left_out(left_out, run[-1]), run[-1])
     return Decision(run, left_out)
 
 
-def _left_out(found: Iterator[datetime]) -> LeftOut | None:
-    """Summarise these ticks, given latest first, as left out; return None where there are none."""
+def _summarise_left_out(found: Iterator[datetime]) -> LeftOut | None:
+    """Return a LeftOut that describes these ticks, which are given latest first; return None where there are none."""
     some = list(islice(found, COUNTED_MOST))
     if not some:
         return None
     return LeftOut(len(some), some[-1], some[0], at_least=next(found, None) is not None)
 
 
-def _with(left_out: LeftOut | None, last: datetime) -> LeftOut:
+def _add_to_left_out(left_out: LeftOut | None, last: datetime) -> LeftOut:
     if left_out is None:
         return LeftOut(1, last, last)
     return LeftOut(left_out.count + 1, left_out.first, last, left_out.at_least)
 
 
-def _shown(tick: datetime) -> str:
+def _format_tick(tick: datetime) -> str:
     return tick.isoformat(sep=" ", timespec="seconds" if tick.second else "minutes")

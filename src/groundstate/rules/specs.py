@@ -1,7 +1,7 @@
-"""Holds what an app declares, as checked values: external services, calls and reactions. It holds SQL expressions and functions, and runs
-neither.
+"""Defines the checked form of what an app declares: external services, calls and reactions.
 
-The public classes of `groundstate.app` check what a user wrote and make these values; the engine reads only these.
+The public classes of `groundstate.app` check the user's arguments and make specs of them, and the engine reads only the specs. A spec
+contains SQL expressions and functions, but does not run them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import InDoubt, Retry
 from groundstate.rules.rate import Rate
 
-UNNAMED = "_"  # a lookup of this name counts as one without a name
+UNNAMED = "_"  # a lookup function of this name counts as one without a name
 
 
-class KeptOutBy(TypedDict):
-    """KeptOutBy holds the arguments of `blocking.blocker` that come from a reaction's declaration."""
+class BlockingArguments(TypedDict):
+    """BlockingArguments are the arguments of `blocking.find_blocking_attempt` that come from a reaction's declaration."""
 
     done_column: bool
     repeats: bool
@@ -43,9 +43,9 @@ def _column_name(attribute: InstrumentedAttribute[Any]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """A Function is a user's function with what it wants beside its first arguments: parameter name -> name of what is supplied for it.
+    """A Function is a user's function, with the parameters that it takes after its positional arguments.
 
-    These names are 'session', 'ctx', 'key', 'client', 'occurrence', and for a call_many 'keys'.
+    wants: what is passed to each of these parameters, by name: 'session', 'ctx', 'key', 'client', 'occurrence', or 'keys' (call_many).
     """
 
     call: Callable[..., Any]
@@ -53,7 +53,7 @@ class Function:
     is_async: bool = False
 
     def __call__(self, *args: Any, **supplies: Any) -> Any:
-        """Call the function with those of `supplies` that it wants."""
+        """Call the function with the positional arguments, and with those values in `supplies` for which it has a parameter."""
         if not self.wants:
             return self.call(*args)
         return self.call(*args, **{name: supplies[what] for name, what in self.wants.items()})
@@ -64,25 +64,24 @@ class Function:
 
     @property
     def plain_name(self) -> str:
-        """Return the function's name without its module and class, which is the same in each process, to compare it with a name stored in a
-        row.
-        """
+        """Return the function's name without its module and class. Every process has the same name for it, so it can be stored."""
         call: Any = self.call
         while isinstance(call, partial):
             call = call.func
         return str(getattr(call, "__name__", None) or type(call).__name__)
 
 
-# An exception's type, its dotted path, or a function that takes an exception and returns whether it is meant.
+# Says which exceptions count: an exception type, its dotted path, or a function that takes an exception and returns whether it counts.
 NotDoneWhen = type[Exception] | str | Callable[[Exception], bool]
 
 
 @dataclass(frozen=True, eq=False)
 class ServiceSpec:
-    """An OutsideSpec declares an external service. `not_done`: exceptions that mean that a call was certainly not carried out.
+    """A ServiceSpec is a declared external service.
 
-    limit: how many calls and lookups may be in flight at once, in the whole fleet; None means 100 in each worker. `limit_per` and
-    `rate_per` apply to each value of a reaction's `per` column.
+    limit: how many calls and lookups may be in flight at once, in all workers together; None means 100 in each worker. not_done: exceptions
+    which mean that a call was certainly not carried out. limit_per, rate_per: like limit and rate, for each value of a reaction's `per`
+    column.
     """
 
     name: str
@@ -96,35 +95,36 @@ class ServiceSpec:
 
 @dataclass(eq=False)
 class CallSpec:
-    """A CallSpec declares a call to an external service. `lookup` is set by the decorator of that name, after the call was declared."""
+    """A CallSpec is a declared call to an external service. The decorator `lookup` of the call sets the field `lookup` later."""
 
     service: ServiceSpec
     function: Function
     in_doubt: InDoubt
     timeout: timedelta
     retry: Retry
-    load: Sequence[Any] = ()  # SQLAlchemy loader options for the snapshot
+    load: Sequence[Any] = ()  # SQLAlchemy loader options for loading the record that the call is given
     stop_when_overtaken: bool = False
-    many: int | None = None  # how many records one request is made for; None for an ordinary call
+    many: int | None = None  # how many records one request is for at most; None for an ordinary call, which is for one record
     lookup: Function | None = None
-    outcome_type: Any = Any  # the annotation of what it returns, resolved; for a call_many that of one record's outcome
-    found_type: Any = Any  # the annotation of what its lookup returns, resolved, without Absent and Unknown
-    argument_type: Any = Any  # the annotation of its argument, resolved; for a call_many that of one element
-    wants_keys: str | None = None  # call_many: the name of the parameter that takes the Sequence[IdempotencyKey]
-    name: str = ""  # the name that attempts record; the function's own name where it is empty
-    answers_for: Sequence[str] = ()  # services whose calls, begun by earlier code, its lookup knows as well
+    outcome_type: Any = Any  # resolved annotation of the function's result; for a call_many the type of one record's outcome
+    found_type: Any = Any  # resolved annotation of the lookup's result, without Absent and Unknown
+    argument_type: Any = Any  # resolved annotation of the function's argument; for a call_many the type of one element
+    wants_keys: str | None = None  # name of the parameter of a call_many that takes the Sequence[IdempotencyKey]; None without one
+    name: str = ""  # name of the call that attempts record; "" means the function's own name
+    answers_for: Sequence[str] = ()  # names of services that older versions called, and whose calls the lookup knows too
 
     @property
-    def asks_its_lookup(self) -> bool:
-        """Return whether the call has a lookup, and a policy that ever asks it."""
+    def uses_lookup(self) -> bool:
+        """Return whether the call has a lookup, and an in-doubt policy under which the lookup may be asked."""
         return self.lookup is not None and self.in_doubt.kind in begun_kind.ASKING
 
 
 @dataclass(frozen=True, eq=False)
 class EveryChild:
-    """An EveryChild is a clause 'has children, and none for which a clause does not hold'. Its expression is among the reaction's clauses.
+    """An EveryChild is a declared clause `every_child`: the record has children, and some clauses hold for each child.
 
-    parent_key: the child's columns that name the parent's primary key, in the order of the parent's mapper.
+    The SQL expression of the clause is among the reaction's clauses. parent_key: the child's columns that refer to the parent's primary
+    key, in the order of that key.
     """
 
     child: type
@@ -140,27 +140,27 @@ class ReactionSpec:
     name: str
     record: type
     mapper: Mapper[Any]
-    clauses: tuple[ColumnElement[bool], ...]  # operands of the top-level AND, which include that the done column is NULL
+    clauses: tuple[ColumnElement[bool], ...]  # joined by AND they are the condition; one says that the done column, if any, is NULL
     handler: Function
     call: CallSpec | None = None
     prepare: Function | None = None
     occurrence: tuple[InstrumentedAttribute[Any], ...] = ()
-    occurrence_said: bool = False  # whether the author declared the occurrence; else it comes from the due time
+    occurrence_said: bool = False  # whether the author declared `occurrence=`; else the occurrence comes from the due time
     due: DueSpec | None = None
-    done_column: str | None = None  # the name of the mapped attribute
+    done_column: str | None = None  # name of the done column's mapped attribute; None without a done column
     children: tuple[EveryChild, ...] = ()
-    in_order: InOrder | None = None  # its columns are attributes of the record
-    per: InstrumentedAttribute[Any] | None = None  # the column whose value is the tenant of the external service
+    in_order: InOrder | None = None  # the order in which records are carried out; None for no order
+    per: InstrumentedAttribute[Any] | None = None  # column whose values have each their own limit and rate at the external service
     retry: Retry = field(default_factory=Retry)
     overtaken: Function | None = None
-    when_overtaken: WhenOvertaken | None = None  # what an overtaken outcome means; None: not declared, or the `overtaken` handler decides
+    when_overtaken: WhenOvertaken | None = None  # what becomes of an overtaken outcome; None if not declared, or a handler decides it
     gave_up: Function | None = None
     expired: Function | None = None
-    outcome_type: Any = Any  # the annotation of the handler's outcome
+    outcome_type: Any = Any  # annotation of the handler's outcome parameter
     store: Any = None  # the app's Store that owns the record's table
-    repeats: bool = False  # whether its call may be made twice, by `InDoubt.repeat()`; stays set in `late`
-    key_name: str = ""  # the name that keys are made of, where the code declares one; '' means `name`
-    same_call: tuple[str, ...] = ()  # the app's other reactions that make the same call on the same table; set at the start
+    repeats: bool = False  # whether the policy of the call is InDoubt.repeat(); the variant for expired records keeps the value
+    key_name: str = ""  # the reaction's name in idempotency keys; "" means `name`
+    same_call: tuple[str, ...] = ()  # names of the app's other reactions that make this call for this table; set when the app starts
 
     def __post_init__(self) -> None:
         if self.call is not None:
@@ -168,7 +168,7 @@ class ReactionSpec:
 
     @property
     def terms(self) -> Terms:
-        """Return what the state transitions of the reaction's attempts depend on."""
+        """Return the Terms of the reaction: its policy, timeout and other choices on which the state transitions of its attempts depend."""
         if self.call is None:
             return Terms(policy=None, retry=self.retry)
         call = self.call
@@ -176,7 +176,7 @@ class ReactionSpec:
 
     @property
     def kind(self) -> Kind | None:
-        """Return what the reaction's calls are begun with, as attempts record it; None where it makes no call."""
+        """Return the Kind (service, call, lookup, policy) of the reaction's calls that attempts record; None if it makes no call."""
         call = self.call
         if call is None:
             return None
@@ -185,8 +185,8 @@ class ReactionSpec:
         return Kind(call.service.name, call.name or call.function.plain_name, find, gives_key, call.in_doubt.kind, self.occurrence_columns)
 
     @property
-    def kept_out_by(self) -> KeptOutBy:
-        """Return the arguments for `blocking.blocker` that decide which attempts keep the reaction from a record."""
+    def blocking_arguments(self) -> BlockingArguments:
+        """Return the arguments of `blocking.find_blocking_attempt` for this reaction."""
         return {
             "done_column": self.done_column is not None,
             "repeats": self.repeats,
@@ -196,15 +196,15 @@ class ReactionSpec:
 
     @property
     def occurrence_columns(self) -> tuple[str, ...]:
-        """Return the names of the occurrence's columns in the database: renaming an attribute in Python leaves the occurrence the same."""
+        """Return the names of the occurrence's columns in the database. They stay when a Python attribute is renamed."""
         return tuple(_column_name(one) for one in self.occurrence)
 
     @property
-    def late(self) -> ReactionSpec:
-        """Return the part of a reaction with `valid_for` that handles records that are too late. It makes no call: it runs the `expired`
-        handler, under the same name.
+    def expired_variant(self) -> ReactionSpec:
+        """Return the variant of this reaction that runs the `expired` handler, for records for which it is too late.
 
-        It has no `in_order`, because a record that is too late has left its queue.
+        Call it only for a reaction with `valid_for`. The variant has the reaction's name. It makes no call, and has no `in_order`, because
+        a record for which it is too late has left its queue.
         """
         assert self.due is not None and self.expired is not None  # noqa: S101, PT018 - a reaction without these is refused at the start
         return replace(
@@ -223,20 +223,20 @@ class ReactionSpec:
 
     @property
     def table_name(self) -> str:
-        """Return schema.table of the base mapper, by which attempts block other reactions on the same table."""
+        """Return the name of the record's base table, with its schema if it has one. Attempts record the table by this name."""
         table: Any = self.mapper.base_mapper.local_table
         return str(table.fullname)
 
     @property
-    def records(self) -> str:
-        """Return the text by which attempts identify the kind of a record: its table, and its key columns with the Python types of their
-        values.
-        """
-        return f"{self.table_name} ({', '.join(f'{one.name} {_value_of(one.type)}' for one in self.mapper.base_mapper.primary_key)})"
+    def record_kind(self) -> str:
+        """Return a text that says which records the attempts refer to: the table, and its key columns with their Python types."""
+        return (
+            f"{self.table_name} ({', '.join(f'{one.name} {_python_type_name(one.type)}' for one in self.mapper.base_mapper.primary_key)})"
+        )
 
 
-def _value_of(kind: Any) -> str:
-    """Return the name of the Python type of a column's values, which determines their text in an attempt; else the column type's name."""
+def _python_type_name(kind: Any) -> str:
+    """Return the name of the Python type of a column's values; if the column type declares none, the name of the column type."""
     try:
         return str(kind.python_type.__name__)
     except NotImplementedError:

@@ -1,8 +1,8 @@
-"""Classifies one side of a comparison as SQLite sees it: whether it is certainly a number, a text, a time or JSON, and to what it converts
-the other side.
+"""Classifies one side of a comparison on SQLite: whether it is certainly a number, a text, a time or JSON, and whether SQLite converts the
+other side to its type.
 
-SQLite compares two sides by their storage classes, in which any number is less than any text, after a side with a type of its own (a
-column, a CAST) has converted the other to that type: https://sqlite.org/datatype3.html#affinity_of_comparison_operands.
+SQLite converts the other side if this side has a type of its own (as a column or a CAST does). Then it compares the values of both sides by
+their storage classes, and any number is less than any text: https://sqlite.org/datatype3.html#affinity_of_comparison_operands.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _ARITHMETIC = (operators.add, operators.sub, operators.mul, operators.truediv, o
 _SIGNS = frozenset("+-*/%")
 SUMS = frozenset({"sum", "avg", "total"})
 TEXTS_OF_TIME = frozenset({"date", "time", "datetime", "strftime"})
-TIMES_AS_TEXT = TEXTS_OF_TIME - {"strftime"}  # strftime may give a number's text, such as that of seconds
+TIMES_AS_TEXT = TEXTS_OF_TIME - {"strftime"}  # without strftime, which may give the digits of a number, such as seconds
 CLOCKS = frozenset({"now", "current_timestamp", "datetime"})
-_NOT_NUMBERS = CLOCKS | TIMES_AS_TEXT | {"current_date", "current_time"}  # functions whose text is never that of a number
-_DIGITS = re.compile(r"(?:%[YmdHMSsjJwuWUVGfkl]|[0-9.])+")  # a format of strftime that gives a number's text
+_NOT_NUMBERS = CLOCKS | TIMES_AS_TEXT | {"current_date", "current_time"}  # functions that return a text which is never a number
+_DIGITS = re.compile(r"(?:%[YmdHMSsjJwuWUVGfkl]|[0-9.])+")  # matches a format with which strftime returns only digits and dots
 _GIVING_TEXTS = frozenset(
     {"lower", "upper", "trim", "ltrim", "rtrim", "substr", "substring", "replace", "printf", "format", "hex", "concat", "concat_ws"}
 )
@@ -70,20 +70,23 @@ _COMPARED = ORDERS | SAME | _NULL | AMONG
 _INSIDE_JSON = (operators.json_getitem_op, operators.json_path_getitem_op)
 
 
-def compared(one: Any, operators_: set[Any] = _COMPARED) -> Iterator[tuple[Any, Any]]:
-    """Yield (left, right) and (right, left) of a comparison; for IN and BETWEEN, yield both for each element of the right side."""
+def compared_sides(one: Any, operators_: set[Any] = _COMPARED) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs (left side, right side) and (right side, left side) of a comparison; nothing for other expressions.
+
+    For IN and BETWEEN, yield the two pairs for each element of the right side.
+    """
     if not isinstance(one, BinaryExpression) or one.operator not in operators_:
         return
-    left, right = inner(one.left), inner(one.right)
+    left, right = unwrap_expression(one.left), unwrap_expression(one.right)
     several = one.operator in _OF_SEVERAL and isinstance(right, ClauseList | ExpressionClauseList)
-    for other in map(inner, right.clauses if several else [right]):
-        if hasattr(left, "type") and hasattr(other, "type"):  # text() has no type
+    for other in map(unwrap_expression, right.clauses if several else [right]):
+        if hasattr(left, "type") and hasattr(other, "type"):  # SQLAlchemy's text() has no type
             yield left, other
             yield other, left
 
 
-def inner(one: Any) -> Any:
-    """Return what is within brackets, a label, or a subquery of one column, which SQLite treats as that column."""
+def unwrap_expression(one: Any) -> Any:
+    """Return the expression without the brackets, labels and one-column subqueries around it."""
     while True:
         if isinstance(one, Grouping | Label | ScalarSelect):
             one = one.element
@@ -94,10 +97,8 @@ def inner(one: Any) -> Any:
 
 
 def alternatives(side: Any) -> Iterator[Any]:
-    """Yield the expressions from which the side takes its value, such as the results of CASE and the arguments of coalesce; most sides
-    yield only themselves.
-    """
-    side = inner(side)
+    """Yield each expression whose value the side may have: each result of a CASE, each argument of coalesce; else only the side itself."""
+    side = unwrap_expression(side)
     if isinstance(side, Case):
         inside = [result for _, result in side.whens] + ([] if side.else_ is None else [side.else_])
     elif isinstance(side, FunctionElement) and function_name(side) in _FIRST_OF:
@@ -109,12 +110,12 @@ def alternatives(side: Any) -> Iterator[Any]:
         yield from alternatives(one)
 
 
-def not_null(side: Any) -> list[Any]:
+def non_null_alternatives(side: Any) -> list[Any]:
     return [one for one in alternatives(side) if not isinstance(one, Null)]
 
 
-def operands(one: Any) -> list[Any]:
-    """Return the operands of an arithmetic operation; return an empty list for anything else."""
+def arithmetic_operands(one: Any) -> list[Any]:
+    """Return the operands of an arithmetic operation; return an empty list for any other expression."""
     operator = getattr(one, "operator", None)
     if operator not in _ARITHMETIC and getattr(operator, "opstring", None) not in _SIGNS:
         return []
@@ -125,21 +126,21 @@ def operands(one: Any) -> list[Any]:
     return [one.element] if isinstance(one, UnaryExpression) else []
 
 
-def kept_as(side: Any, dialect: Dialect) -> Any:
-    """Return the type by which the database stores the value of this side."""
-    kind = getattr(inner(side), "type", None)
-    return None if kind is None else unwrapped(kind, dialect)
+def storage_type(side: Any, dialect: Dialect) -> Any:
+    """Return the SQLAlchemy type as which the database stores the value of this side; None if the side has no type."""
+    kind = getattr(unwrap_expression(side), "type", None)
+    return None if kind is None else underlying_type(kind, dialect)
 
 
-def unwrapped(kind: Any, dialect: Dialect) -> Any:
+def underlying_type(kind: Any, dialect: Dialect) -> Any:
     kind = kind.dialect_impl(dialect)
-    while isinstance(kind, TypeDecorator) and not isinstance(kind, Interval):  # Interval is a TypeDecorator itself
+    while isinstance(kind, TypeDecorator) and not isinstance(kind, Interval):  # an Interval is kept, although it is a TypeDecorator
         kind = kind.impl_instance
     return kind
 
 
-def is_bound_as_it_is(side: Any, dialect: Dialect) -> bool:
-    """Return whether the type binds a value without SQL around it, which could turn the value into anything."""
+def is_bound_without_sql(side: Any, dialect: Dialect) -> bool:
+    """Return whether the side's type binds a value as it is, and does not put SQL around it that could change it."""
     return side.type.dialect_impl(dialect).bind_expression(BindParameter("one", None, type_=side.type)) is None
 
 
@@ -148,68 +149,79 @@ def function_name(one: Any) -> str:
 
 
 def reads_text_as_numbers(side: Any) -> bool:
-    """Return whether SQLite reads a text beside this side as a number: the side has its own type, which functions and arithmetic lack."""
+    """Return whether SQLite reads a text that is compared with this side as a number.
+
+    It does so if the side has a type of its own, as a column or a CAST does, but functions and arithmetic do not.
+    """
     return isinstance(side, Column | Cast | Extract) or is_part_of_json(side, (Boolean, *NUMBERS))
 
 
 def reads_numbers_as_text(side: Any) -> bool:
-    """Return whether SQLite reads a number beside this side as text: the side has its own type, which functions and `||` lack."""
+    """Return whether SQLite reads a number that is compared with this side as a text.
+
+    It does so if the side has a type of its own, as a column or a CAST does, but functions and `||` do not.
+    """
     return isinstance(side, Column | Cast) or is_part_of_json(side, String)
 
 
 def is_number(side: Any, dialect: Dialect) -> bool:
-    """Return whether the side is certainly a number; on SQLite a boolean is one."""
+    """Return whether the side is certainly a number. On SQLite a boolean is a number too."""
     if isinstance(side, BindParameter):
-        values = list(look.bound(side))
+        values = list(look.bound_values(side))
         numbers = all(isinstance(value, int | float | Decimal) for value in values)
-        as_it_is = type(side.type) in (String, Text) or isinstance(kept_as(side, dialect), (*NUMBERS, NullType, Boolean))
+        as_it_is = type(side.type) in (String, Text) or isinstance(storage_type(side, dialect), (*NUMBERS, NullType, Boolean))
         return bool(values) and numbers and as_it_is
-    if is_truth(side):
+    if is_boolean(side):
         return True
     if isinstance(side, Column):
-        return isinstance(kept_as(side, dialect), NUMBERS) and is_bound_as_it_is(side, dialect)
+        return isinstance(storage_type(side, dialect), NUMBERS) and is_bound_without_sql(side, dialect)
     if isinstance(side, Cast):
-        return isinstance(kept_as(side, dialect), NUMBERS)
+        return isinstance(storage_type(side, dialect), NUMBERS)
     return isinstance(side, Extract) or is_computed_number(side, dialect)
 
 
 def is_computed_number(side: Any, dialect: Dialect) -> bool:
-    """Return whether the side is certainly a number without a type of its own, so that SQLite does not read text beside it as numbers."""
+    """Return whether the side is certainly a number that a function or arithmetic computes.
+
+    Such a side has no type of its own, so SQLite does not convert a text that is compared with it.
+    """
     if function_name(side) in ("min", "max", "coalesce", "ifnull"):
         return all(is_number(one, dialect) for one in alternatives(side))
-    return function_name(side) in _GIVING_NUMBERS or bool(operands(side))
+    return function_name(side) in _GIVING_NUMBERS or bool(arithmetic_operands(side))
 
 
-def is_truth(side: Any) -> bool:
+def is_boolean(side: Any) -> bool:
     if isinstance(side, BindParameter):
-        return any(isinstance(value, bool) for value in look.bound(side))
+        return any(isinstance(value, bool) for value in look.bound_values(side))
     return isinstance(side, True_ | False_)
 
 
 def is_text(side: Any, dialect: Dialect) -> bool:
-    """Return whether the side is certainly a text, and not the text of a time."""
+    """Return whether the side is certainly a text. The text as which SQLite stores a time does not count."""
     if isinstance(side, Column | Cast):
-        return isinstance(kept_as(side, dialect), String) and is_bound_as_it_is(side, dialect)
+        return isinstance(storage_type(side, dialect), String) and is_bound_without_sql(side, dialect)
     if isinstance(side, BinaryExpression):
         return side.operator is operators.concat_op or is_part_of_json(side, String)
     return function_name(side) in _GIVING_TEXTS or (function_name(side) == "strftime" and isinstance(side.type, NullType))
 
 
 def is_text_in_each_case(side: Any, dialect: Dialect) -> bool:
-    """Return whether each of the side's alternatives is a text, as in coalesce(a column of text, '')."""
-    return not isinstance(side, BindParameter) and all(is_text(one, dialect) or _is_text_given(one) for one in not_null(side) or [side])
+    """Return whether each expression whose value the side may have is a text, as in coalesce(a column of text, '')."""
+    return not isinstance(side, BindParameter) and all(
+        is_text(one, dialect) or _is_bound_text(one) for one in non_null_alternatives(side) or [side]
+    )
 
 
-def _is_text_given(side: Any) -> bool:
-    values = list(look.bound(side))
+def _is_bound_text(side: Any) -> bool:
+    values = list(look.bound_values(side))
     return bool(values) and all(isinstance(value, str) for value in values) and isinstance(side.type, String | NullType)
 
 
 def is_text_of_number(side: Any) -> bool:
-    """Return whether the side is strftime with a format that gives only digits, as '%s' does."""
+    """Return whether the side is strftime with a format that gives the text of a number, as '%s' does."""
     if function_name(side) != "strftime":
         return False
-    forms = [value for value in look.bound(next(iter(side.clauses), None)) if isinstance(value, str)]
+    forms = [value for value in look.bound_values(next(iter(side.clauses), None)) if isinstance(value, str)]
     return bool(forms) and all(_DIGITS.fullmatch(form) for form in forms)
 
 
@@ -218,18 +230,18 @@ def is_time(side: Any, dialect: Dialect) -> bool:
     if function_name(side) in _NOT_NUMBERS:
         return True
     if isinstance(side, BindParameter):
-        values = list(look.bound(side))
+        values = list(look.bound_values(side))
         if not values or not all(isinstance(value, date | time | timedelta) for value in values):
             return False
     elif not isinstance(side, Column):
         return False
-    kind = kept_as(side, dialect)
-    # A storage_format of digits only makes the column one of text, so that SQLite reads a number beside it as text.
-    return isinstance(kind, TIMES) and getattr(kind, "format_is_text_affinity", True) and is_bound_as_it_is(side, dialect)
+    kind = storage_type(side, dialect)
+    # If the storage_format of the type consists of digits, the column counts as text, so that SQLite reads a compared number as text too.
+    return isinstance(kind, TIMES) and getattr(kind, "format_is_text_affinity", True) and is_bound_without_sql(side, dialect)
 
 
 def kind_of_time(side: Any, dialect: Dialect) -> str | None:
-    kind, name = kept_as(side, dialect), function_name(side)
+    kind, name = storage_type(side, dialect), function_name(side)
     if isinstance(kind, Time) or name in ("time", "current_time"):
         return "a time of the day"
     if isinstance(kind, Interval):
@@ -238,10 +250,10 @@ def kind_of_time(side: Any, dialect: Dialect) -> str | None:
 
 
 def is_in_json(side: Any) -> bool:
-    side = inner(side.clause) if isinstance(side, TypeCoerce) else side  # TypeCoerce adds no SQL
+    side = unwrap_expression(side.clause) if isinstance(side, TypeCoerce) else side  # a TypeCoerce is not visible in the SQL
     return isinstance(side, BinaryExpression) and side.operator in _INSIDE_JSON and isinstance(side.type, JSON)
 
 
 def is_part_of_json(side: Any, kinds: Any) -> bool:
-    """Return whether the side is what as_string(), as_boolean() and similar give, with one of these types."""
+    """Return whether the side is a value within JSON, read as one of these types by as_string(), as_boolean() or the like."""
     return isinstance(side, BinaryExpression) and side.operator in _INSIDE_JSON and isinstance(side.type, kinds)

@@ -1,7 +1,8 @@
-"""Refuses what SQLite computes without an error, but not as it is meant. Pure: reads expressions, and returns messages with the cure.
+"""Refuses expressions that SQLite computes without an error, but with another result than is meant. Returns messages that name the cure.
 
-SQLite has no type for times, durations or JSON: SQLAlchemy stores them as text there, and what is computed with them goes by the text.
-Refused is what is wrong for every row, or orders rows by the letters; what is right is allowed, as comparing two times, or Intervals.
+SQLite has no types for times, durations or JSON: SQLAlchemy stores them as text there, and SQLite computes with that text. An expression is
+refused if its result is wrong for every row, or depends on the alphabetical order of these texts. Comparing two times, or two Intervals, is
+right and not refused. The functions are pure.
 """
 
 from __future__ import annotations
@@ -18,38 +19,38 @@ from groundstate.rules import sqlite_pitfalls_values as values
 from groundstate.rules.specs import ReactionSpec
 
 Rule = Callable[[Any, Dialect], str | None]
-_OF_ALL: tuple[Rule, ...] = (in_json.whole, in_json.json_as_text, values.not_taken)
-# A rule for a mistake within one side comes before the rule for the comparison around it, because it explains more.
+_OF_ALL: tuple[Rule, ...] = (in_json.check_whole_json_comparison, in_json.check_json_cast_to_text, values.check_value_fits_type)
+# A rule for a mistake within one side of a comparison comes before the rules for the whole comparison, because its message explains more.
 _OF_SQLITE: tuple[Rule, ...] = (
     *_OF_ALL,
-    times.arithmetic,
-    times.sum_of_times,
-    times.cast_to_time,
-    times.modifier,
-    values.text_with_number,
-    values.number_with_text,
-    in_json.compared_with_others,
-    in_json.word_of_truth,
-    in_json.within_json,
-    values.enum,
-    times.day_and_time,
-    times.clock,
-    times.day_with_time_given,
-    times.time_with_text,
-    values.decimals,
-    times.part_of_time,
-    values.cast_to_text,
-    times.time_with_number,
-    times.of_another_kind,
-    times.other_form,
-    times.in_another_zone,
-    times.by_its_own_clock,
+    times.check_time_arithmetic,
+    times.check_sum_of_times,
+    times.check_cast_to_time,
+    times.check_time_modifier,
+    values.check_text_with_number,
+    values.check_number_with_text,
+    in_json.check_json_with_other_types,
+    in_json.check_json_boolean_as_word,
+    in_json.check_like_on_json,
+    values.check_enum_order,
+    times.check_day_with_time,
+    times.check_clock_comparison,
+    times.check_day_with_bound_time,
+    times.check_time_with_text,
+    values.check_decimal_arithmetic,
+    times.check_extracted_field,
+    values.check_cast_to_text,
+    times.check_time_with_number,
+    times.check_different_time_kinds,
+    times.check_length_of_time_text,
+    times.check_time_in_other_zone,
+    times.check_time_stored_without_zone,
 )
 
 
-def refused(expression: Any, dialect: Dialect) -> str | None:
-    """Return why this database would not compute the expression as it is meant, with the cure; None where nothing is certainly wrong."""
-    parts = list(look.parts(expression))
+def reason_to_refuse_expression(expression: Any, dialect: Dialect) -> str | None:
+    """Return why this database would not compute the expression as it is meant, as a text that names the cure; None if it may."""
+    parts = list(look.all_parts(expression))
     for rule in _OF_SQLITE if dialect.name == "sqlite" else _OF_ALL:
         for one in parts:
             why = rule(one, dialect)
@@ -58,25 +59,27 @@ def refused(expression: Any, dialect: Dialect) -> str | None:
     return None
 
 
-def of_reaction(spec: ReactionSpec, dialect: Dialect) -> str | None:
-    """Return why this database would not compute an expression of the reaction as it is meant, in its clauses, its due time, or the
-    criteria of what its call loads; None where nothing is certainly wrong.
+def reason_to_refuse_reaction(spec: ReactionSpec, dialect: Dialect) -> str | None:
+    """Return why an expression of the reaction would have another result than is meant; None where nothing is certainly wrong.
+
+    It checks the reaction's clauses, its due time, and the criteria of the loader options of its call.
     """
     given: list[tuple[str, Any]] = [("", clause) for clause in spec.clauses]
     if spec.due is not None and spec.due.attribute is None:
         given.append((f"due={spec.due.base} ", spec.due.base))
     if spec.call is not None:
-        given += [(f"load= of call {spec.call.function.name}: ", criterion) for criterion in _criteria(spec.call.load)]
+        given += [(f"load= of call {spec.call.function.name}: ", criterion) for criterion in _loader_criteria(spec.call.load)]
     for where, one in given:
-        why = refused(one, dialect)
+        why = reason_to_refuse_expression(one, dialect)
         if why is not None:
             return f"reaction {spec.name}: {where}{why}"
     return None
 
 
-def _criteria(options: Iterable[Any]) -> Iterator[Any]:
-    """Yield the criteria that loader options contain, by `relationship.and_(...)` and `with_loader_criteria`. SQLAlchemy has no public name
-    for them.
+def _loader_criteria(options: Iterable[Any]) -> Iterator[Any]:
+    """Yield each SQL criterion in these loader options, from `relationship.and_(...)` and `with_loader_criteria`.
+
+    It reads private attributes of SQLAlchemy, since there is no public access to the criteria.
     """
     for option in options:
         for element in getattr(option, "context", ()):

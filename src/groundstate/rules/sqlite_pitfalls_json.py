@@ -1,4 +1,4 @@
-"""Finds comparisons of JSON content, which SQLite sees as JSON text, that it evaluates differently from what is meant. Pure."""
+"""Finds comparisons of JSON whose result on SQLite is not what is meant, because SQLite compares the JSON as text. Pure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from groundstate.rules.sqlite_operand import (
     ORDERS,
     SAME,
     alternatives,
-    compared,
+    compared_sides,
     function_name,
-    inner,
     is_in_json,
     is_number,
     is_part_of_json,
     is_text,
-    kept_as,
     reads_text_as_numbers,
+    storage_type,
+    unwrap_expression,
 )
 
 _OF_LETTERS = {
@@ -36,13 +36,13 @@ _OF_LETTERS = {
 }  # fmt: skip
 
 
-def whole(one: Any, dialect: Dialect) -> str | None:
-    """Refuse to compare a column of JSON as a whole: SQLite compares its text, and PostgreSQL compares JSONB alone."""
-    for left, right in compared(one, SAME | AMONG | ORDERS):
-        if not (isinstance(left, Column) and isinstance(kept_as(left, dialect), JSON)):
+def check_whole_json_comparison(one: Any, dialect: Dialect) -> str | None:
+    """Return why comparing a whole JSON column is wrong; None where it is not. SQLite compares text, and PostgreSQL only JSONB."""
+    for left, right in compared_sides(one, SAME | AMONG | ORDERS):
+        if not (isinstance(left, Column) and isinstance(storage_type(left, dialect), JSON)):
             continue
         if dialect.name != "sqlite":
-            if kept_as(left, dialect).__visit_name__ == "JSONB":  # its class is not imported for apps on SQLite
+            if storage_type(left, dialect).__visit_name__ == "JSONB":  # by name, so that apps on SQLite do not import the class JSONB
                 continue
             return (
                 f"`{one}` compares JSON, for which PostgreSQL has no operator: map {left} as JSONB, or compare what is in it, as in"
@@ -57,14 +57,14 @@ def whole(one: Any, dialect: Dialect) -> str | None:
 
 
 def _has_more_than_one_text(other: Any, dialect: Dialect) -> bool:
-    """Whether the same JSON has several texts: it is a column, or a value that Python writes with a space in it."""
+    """Return whether equal JSON may have another text: this side is a column, or a value that Python writes as JSON with a space."""
     if isinstance(other, BindParameter):
-        return isinstance(kept_as(other, dialect), JSON) and any(map(_has_spaces, look.bound(other)))
-    return isinstance(other, Column) and isinstance(kept_as(other, dialect), JSON)
+        return isinstance(storage_type(other, dialect), JSON) and any(map(_has_spaces_as_json, look.bound_values(other)))
+    return isinstance(other, Column) and isinstance(storage_type(other, dialect), JSON)
 
 
-def compared_with_others(one: Any, dialect: Dialect) -> str | None:
-    for left, right in compared(one):
+def check_json_with_other_types(one: Any, dialect: Dialect) -> str | None:
+    for left, right in compared_sides(one):
         if not any(map(is_in_json, alternatives(left))):
             continue
         others = list(alternatives(right))
@@ -76,13 +76,13 @@ def compared_with_others(one: Any, dialect: Dialect) -> str | None:
                     f"`{one}` goes by the letters of JSON text: say what is in both, by .as_integer(), .as_float(), .as_boolean() or"
                     " .as_string()"
                 )
-            wrong = next((other for other in others if _never_in_json(other, dialect)), None)
+            wrong = next((other for other in others if _never_equals_json_text(other, dialect)), None)
         else:
             wrong = None
         if wrong is None and not reads_text_as_numbers(right) and others and all(is_number(other, dialect) for other in others):
             wrong = right
         if wrong is not None:
-            values = list(look.bound(wrong))
+            values = list(look.bound_values(wrong))
             return (
                 f"`{one}` compares JSON text with {values[0] if values else wrong!s}, which it is never equal to: say what is in it, by"
                 " .as_integer(), .as_float(), .as_boolean() or .as_string(), and compare the parts of lists and objects"
@@ -90,12 +90,12 @@ def compared_with_others(one: Any, dialect: Dialect) -> str | None:
     return None
 
 
-def _never_in_json(other: Any, dialect: Dialect) -> bool:
-    """Return whether the other side never equals JSON text: a constant not written as SQLite writes JSON, or a text, which SQLite puts in
-    quotes.
+def _never_equals_json_text(other: Any, dialect: Dialect) -> bool:
+    """Return whether this side never equals JSON text: it is a plain text, which has quotes in JSON, or a constant that SQLite would write
+    otherwise as JSON.
     """
     if isinstance(other, BindParameter):
-        return not isinstance(other.type, JSON) or any(map(_has_spaces, look.bound(other)))
+        return not isinstance(other.type, JSON) or any(map(_has_spaces_as_json, look.bound_values(other)))
     return (
         (isinstance(other, look.CONSTANTS) and not isinstance(other, Null))
         or is_text(other, dialect)
@@ -103,37 +103,39 @@ def _never_in_json(other: Any, dialect: Dialect) -> bool:
     )
 
 
-def _has_spaces(value: object) -> bool:
-    """Return whether Python writes the value as JSON with a space in it, which SQLite does not."""
+def _has_spaces_as_json(value: object) -> bool:
+    """Return whether Python writes the value as JSON with a space, as in [1, 2]. SQLite writes no spaces in JSON."""
     if isinstance(value, dict):
         return bool(value)
-    return isinstance(value, list | tuple) and (len(value) > 1 or any(map(_has_spaces, value)))
+    return isinstance(value, list | tuple) and (len(value) > 1 or any(map(_has_spaces_as_json, value)))
 
 
-def word_of_truth(one: Any, _dialect: Dialect) -> str | None:
-    """Return why comparing .as_string() with 'true' or 'false' goes wrong: SQLite gives a JSON boolean as 1 or 0."""
-    for left, right in compared(one, SAME | AMONG):
+def check_json_boolean_as_word(one: Any, _dialect: Dialect) -> str | None:
+    """Return why comparing .as_string() with 'true' or 'false' goes wrong, or None. SQLite returns a JSON boolean as 1 or 0."""
+    for left, right in compared_sides(one, SAME | AMONG):
         if not is_part_of_json(left, String):
             continue
-        for value in (value for bound in alternatives(right) for value in look.bound(bound)):
+        for value in (value for bound in alternatives(right) for value in look.bound_values(bound)):
             if value in ("true", "false"):
                 return f"`{one}` compares JSON's {value}, which .as_string() gives as 1 or 0, with its word: write .as_boolean()"
     return None
 
 
-def within_json(one: Any, _dialect: Dialect) -> str | None:
-    """Return why LIKE and similar operators go wrong on JSON text: they see the quotes around a text in it."""
-    if isinstance(one, BinaryExpression) and one.operator in _OF_LETTERS and is_in_json(inner(one.left)):
-        return f"`{one}` looks at JSON text, in which a text has quotes around it: write {inner(one.left)}.as_string()"
+def check_like_on_json(one: Any, _dialect: Dialect) -> str | None:
+    """Return why LIKE, or a similar operator, goes wrong on JSON text, or None. In JSON text a string has quotes around it."""
+    if isinstance(one, BinaryExpression) and one.operator in _OF_LETTERS and is_in_json(unwrap_expression(one.left)):
+        return f"`{one}` looks at JSON text, in which a text has quotes around it: write {unwrap_expression(one.left)}.as_string()"
     return None
 
 
-def json_as_text(one: Any, _dialect: Dialect) -> str | None:
-    """Return why comparing JSON that is cast to text goes wrong on each database: a text in it keeps its quotes."""
-    for left, right in compared(one, SAME | AMONG):
-        if not (isinstance(left, Cast) and isinstance(left.type, String) and is_in_json(inner(left.clause))):
+def check_json_cast_to_text(one: Any, _dialect: Dialect) -> str | None:
+    """Return why comparing JSON that is cast to text goes wrong, on any database; None where it does not. A string in JSON keeps its
+    quotes.
+    """
+    for left, right in compared_sides(one, SAME | AMONG):
+        if not (isinstance(left, Cast) and isinstance(left.type, String) and is_in_json(unwrap_expression(left.clause))):
             continue
-        for value in (value for bound in alternatives(right) for value in look.bound(bound)):
+        for value in (value for bound in alternatives(right) for value in look.bound_values(bound)):
             if isinstance(value, str) and not _is_json(value):
                 return f"`{one}` compares {value!r} with JSON text, in which a text has quotes around it: write .as_string() and no cast"
     return None

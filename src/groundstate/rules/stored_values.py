@@ -1,4 +1,4 @@
-"""Computes what a value, such as a time, becomes when it is bound for a column. Pure."""
+"""Computes what the database driver receives when a value is bound for a column. Pure."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from sqlalchemy import Dialect
 from sqlalchemy.sql.sqltypes import DateTime
 from sqlalchemy.types import TypeDecorator
 
-SAMPLE = datetime(2001, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)  # the time that `stored` converts
-WRITTEN = "2001-02-03 04:05:06"  # what a column on SQLite that holds SAMPLE must begin with
+SAMPLE = datetime(2001, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)  # an example of a time, which `stored_sample_time` converts
+WRITTEN = "2001-02-03 04:05:06"  # first characters with which a column on SQLite must store SAMPLE, so that its texts sort as times
 
 
-def stored(kind: Any, dialect: Dialect) -> object:
-    """Return what a sample time becomes when stored in a column of this type; where a user's type raises, return the error as text."""
-    sample: Any = SAMPLE if _python(kind) is not date else SAMPLE.date()
+def stored_sample_time(kind: Any, dialect: Dialect) -> object:
+    """Return the time SAMPLE as a column of this type stores it. If the type raises an exception, return its name and message."""
+    sample: Any = SAMPLE if _python_type(kind) is not date else SAMPLE.date()
     if isinstance(kind, DateTime):
         sample = SAMPLE.replace(tzinfo=SAMPLE.tzinfo if kind.timezone else None)
-    found = converted(kind, sample, dialect)
+    found = convert_for_driver(kind, sample, dialect)
     return f"{type(found).__name__}: {found}" if isinstance(found, Exception) else found
 
 
-def converted(kind: Any, value: Any, dialect: Dialect) -> object:
-    """Return what the driver receives for this value; where the type raises, return the exception."""
+def convert_for_driver(kind: Any, value: Any, dialect: Dialect) -> object:
+    """Return what the database driver receives for this value. If the column type raises an exception, return the exception itself."""
     convert = kind.dialect_impl(dialect).bind_processor(dialect)
     try:
         return value if convert is None else convert(value)
@@ -31,7 +31,7 @@ def converted(kind: Any, value: Any, dialect: Dialect) -> object:
         return error
 
 
-def _python(kind: Any) -> type:
+def _python_type(kind: Any) -> type:
     while isinstance(kind, TypeDecorator):
         kind = kind.impl_instance
     try:

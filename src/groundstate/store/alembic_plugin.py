@@ -1,8 +1,8 @@
-"""Plugs into Alembic 1.18 or newer, which loads it by itself: `alembic revision --autogenerate` writes no DROP for groundstate's tables.
+"""A plugin that Alembic 1.18 and newer loads by itself, so that `alembic revision --autogenerate` writes no DROP for groundstate's tables.
 
-Alembic knows the tables of `target_metadata`, and takes every other table of the database for one to be dropped. Where env.py has
-groundstate's metadata as a target, by itself or in a list, its tables are compared like all others. A `UtcDateTime` column, ours or the
-project's, is written by its public name, with the import that it needs. Only Alembic imports this module.
+Without the plugin, Alembic would drop every table that `target_metadata` does not contain. If env.py gives groundstate's metadata as a
+target, groundstate's tables are compared like all others. The plugin also makes Alembic write each `UtcDateTime` column by its public name,
+with the import for that name. Only Alembic imports this module.
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alembic.util import DispatchPriority, PriorityDispatchResult
 
-from groundstate.store.autogenerate import left_alone, render_item, targets_of
+from groundstate.store.autogenerate import is_left_alone, render_item, target_table_names
 
 if TYPE_CHECKING:  # Alembic imports this module while it is itself only partly imported
     from alembic.autogenerate.api import AutogenContext
     from alembic.operations.ops import UpgradeOps
     from alembic.runtime.plugins import Plugin
 
-log = logging.getLogger("alembic.autogenerate.groundstate")  # shown beside Alembic's own line 'Detected removed table'
+log = logging.getLogger("alembic.autogenerate.groundstate")  # a child of Alembic's logger, so that the line is shown with Alembic's lines
 
 
 def setup(plugin: Plugin) -> None:
-    """Register our comparators; Alembic calls this once, when it starts. Ours for tables runs last, after the others have found their
-    operations.
+    """Register groundstate's two comparators. Alembic calls this once, when it starts.
+
+    The comparator for tables runs last, since it removes operations that the others found.
     """
-    plugin.add_autogenerate_comparator(leave_ours_alone, "schema", "groundstate_tables", priority=DispatchPriority.LAST)
-    plugin.add_autogenerate_comparator(name_our_types, "schema", "groundstate_types")
+    plugin.add_autogenerate_comparator(remove_operations_on_our_tables, "schema", "groundstate_tables", priority=DispatchPriority.LAST)
+    plugin.add_autogenerate_comparator(install_type_renderer, "schema", "groundstate_types")
 
 
-def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic's signature
-    """Remove each operation on a table of ours, or on its indexes, where the project's metadata does not contain the table."""
-    targets = targets_of(context.sorted_tables, context.dialect.default_schema_name)
+def remove_operations_on_our_tables(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic passes all three arguments
+    """Remove every operation on one of groundstate's tables, or on its indexes, unless the project's metadata contains that table."""
+    targets = target_table_names(context.sorted_tables, context.dialect.default_schema_name)
     spared: set[str] = set()
     kept: list[Any] = []
     for operation in upgrade_ops.ops:
         name, schema = getattr(operation, "table_name", None), getattr(operation, "schema", None)
-        if isinstance(name, str) and left_alone((schema, name), targets):
+        if isinstance(name, str) and is_left_alone((schema, name), targets):
             spared.add(name if schema is None else f"{schema}.{name}")
         else:
             kept.append(operation)
@@ -48,8 +49,8 @@ def leave_ours_alone(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: 
     return PriorityDispatchResult.CONTINUE
 
 
-def name_our_types(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic's signature
-    """Add our `render_item` to the project's own, which is called first."""
+def install_type_renderer(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: set[str | None]) -> PriorityDispatchResult:  # noqa: ARG001  # Alembic passes all three arguments
+    """Install groundstate's `render_item`, which is asked after the project's own `render_item`, if env.py gives one."""
     theirs = context.opts.get("render_item")
 
     def render(type_: str, item: object, context: Any) -> str | Literal[False]:

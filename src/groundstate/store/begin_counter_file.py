@@ -1,6 +1,7 @@
-"""Keeps witness files: the number of calls that each worker incarnation has begun, in 16 bytes outside of the database.
+"""Keeps witness files outside of the database: for each worker incarnation (a worker from its start to its end) a file of 16 bytes with
+the number of calls that the worker has begun.
 
-What a lower count in the database means is not decided here, and nothing here waits for the disk.
+If the database has a lower number, a backup of the database was restored; other modules compare the numbers. Nothing here calls fsync.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ _SHAPE = struct.Struct("<qq")
 
 
 class FileWitness:
-    """Keeps one witness file for each worker incarnation in `folder`, which is created where it is missing.
+    """A FileWitness keeps one witness file (the number of begun calls) for each worker incarnation in `folder`, which it creates if needed.
 
-    database: the database's name, with which each file name begins. Two databases of one name need a folder each, or each takes the other's
-    workers for lost ones.
+    database: the database's name, with which each file name begins. Two databases of one name need separate folders: otherwise a file of
+    one database would be taken for a file of the other.
     """
 
     def __init__(self, folder: str, database: str) -> None:
@@ -30,49 +31,49 @@ class FileWitness:
         self._silent = False
 
     def write(self, worker: int, count: int) -> None:
-        """Write the count of begun calls; without fsync. Never raises: an error is logged once."""
+        """Write how many calls this worker incarnation has begun, without fsync. Never raises; only the first error is logged."""
         try:
             if worker not in self._open:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._open[worker] = os.open(self._path(worker), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.pwrite(self._open[worker], _SHAPE.pack(worker, count), 0)
         except OSError as error:
-            self._say("written", error)
+            self._warn_once("written", error)
 
     def read(self) -> dict[int, int]:
-        """Return the count of each worker incarnation that has a witness file here. A truncated file is left out."""
+        """Return the number of begun calls in each witness file, by worker incarnation. A truncated file is left out."""
         found: dict[int, int] = {}
         try:
             for path in sorted(self.folder.iterdir()):
-                counted = self._counted(path)
+                counted = self._read_count(path)
                 if counted is not None:
                     found[counted[0]] = counted[1]
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._say("read", error)
+            self._warn_once("read", error)
         return found
 
     def erase(self, worker: int) -> None:
-        """Delete the witness file of a worker incarnation, if there is one. Never raises: an error is logged once."""
+        """Delete the witness file of a worker incarnation, if there is one. Never raises; only the first error is logged."""
         descriptor = self._open.pop(worker, None)
         if descriptor is not None:
             os.close(descriptor)
         try:
             self._path(worker).unlink(missing_ok=True)
         except OSError as error:
-            self._say("erased", error)
+            self._warn_once("erased", error)
 
-    def place(self, worker: int) -> str:
+    def path_of(self, worker: int) -> str:
         """Return the path of this worker incarnation's witness file."""
         return str(self._path(worker))
 
     def close(self) -> None:
-        """Close the files, and leave them on the disk."""
+        """Close the open witness files, but do not delete them."""
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _say(self, what: str, error: OSError) -> None:
+    def _warn_once(self, what: str, error: OSError) -> None:
         if not self._silent:
             self._silent = True
             _log.warning(
@@ -86,7 +87,7 @@ class FileWitness:
     def _path(self, worker: int) -> Path:
         return self.folder / f"{self.prefix}{worker:x}"
 
-    def _counted(self, path: Path) -> tuple[int, int] | None:
+    def _read_count(self, path: Path) -> tuple[int, int] | None:
         if not path.name.startswith(self.prefix) or not path.is_file():
             return None
         with suppress(FileNotFoundError, ValueError):

@@ -1,7 +1,8 @@
-"""Finds what user code left set on a connection of ours that goes back to the pool: it is restored, or the connection is discarded.
+"""Finds settings that user code left changed on one of groundstate's connections, and restores them. If that is impossible, the caller must
+discard the connection.
 
-Each such setting is logged once. Nothing here queries the database: the drivers know their own factories, and psycopg what the server
-reports.
+Each changed setting is logged once. Nothing here queries the database: the settings are read from the driver's connection, which for
+psycopg also has the settings that the server reports.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 log = logging.getLogger("groundstate.store")
 
-SET = "groundstate_set"  # key in a connection's info: settings that outlast the transaction which made them
-_RESTING = "groundstate_resting"  # key in a connection's info: its state before the first transaction
+SET = "groundstate_set"  # key in a connection's info for the settings that statements changed for longer than their transaction
+_RESTING = "groundstate_resting"  # key in a connection's info for its InitialState
 _OF_SQLITE = ("row_factory", "text_factory")
 _OF_PSYCOPG = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold")
-# Settings that a server reports whenever they change. A pooler in transaction mode keeps these for each client.
+# Names of settings that a server reports whenever they change. A pooler in transaction mode keeps their values for each client.
 _REPORTED = ("client_encoding", "DateStyle", "IntervalStyle", "standard_conforming_strings", "TimeZone")
 _READ_ONLY = "25006"
 _NO_MORE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH)
@@ -29,65 +30,69 @@ _told: weakref.WeakKeyDictionary[Engine, set[str]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Resting:
-    """Remembers a driver's connection as it was before any user code ran on it."""
+class InitialState:
+    """An InitialState holds the settings of a driver's connection as they were before any user code ran on the connection."""
 
     engine: Engine
     driver: Any
     factories: tuple[tuple[str, object], ...]
     reported: tuple[tuple[bytes, object], ...]
 
-    def put_back(self) -> None:
-        """Restore the factories that make the connection's cursors and rows, and log each that was changed."""
+    def restore_factories(self) -> None:
+        """Restore the attributes of the driver's connection that user code changed, such as row_factory, and log each changed one once."""
         for name, was in self.factories:
             if getattr(self.driver, name) is not was:
                 setattr(self.driver, name, was)
-                _tell(
-                    self.engine, name, f"a handler left {name} of our driver connection changed, which is put back: give a cursor its own"
+                _warn_once(
+                    self.engine,
+                    name,
+                    f"a handler left {name} of our driver connection changed; it was restored: set it on a cursor instead",
                 )
 
-    def differs(self) -> list[str]:
-        """Return the settings that have changed, as far as the server reports them."""
+    def changed_settings(self) -> list[str]:
+        """Return the settings that changed since this state was recorded, each as 'SET name'; only settings that the server reports."""
         if not self.reported or self.driver.closed:
             return []
         status = self.driver.pgconn.parameter_status
         return [f"SET {name.decode().lower()}" for name, was in self.reported if status(name) != was]
 
 
-def resting(connection: Connection) -> Resting:
-    """Return the state that this connection had before its first transaction."""
+def initial_state(connection: Connection) -> InitialState:
+    """Return the InitialState of this connection, and record it at the first call, which must come before the first transaction."""
     info = connection.info
-    found: Resting | None = info.get(_RESTING)
+    found: InitialState | None = info.get(_RESTING)
     if found is None:
         driver: Any = connection.connection.driver_connection
         of_sqlite = isinstance(driver, sqlite3.Connection)
         factories = tuple((name, getattr(driver, name)) for name in (_OF_SQLITE if of_sqlite else _OF_PSYCOPG))
         names = [] if of_sqlite else [name.encode() for name in _REPORTED]
-        found = Resting(connection.engine, driver, factories, tuple((name, driver.pgconn.parameter_status(name)) for name in names))
+        found = InitialState(connection.engine, driver, factories, tuple((name, driver.pgconn.parameter_status(name)) for name in names))
         info[_RESTING] = found
     return found
 
 
 def has_leftover_settings(connection: Connection, failed: bool) -> bool:
-    """Return whether a transaction left settings on its connection that cannot be restored; restore those that can.
+    """Restore the settings that a transaction left changed on its connection, and return whether some of them could not be restored.
 
-    failed: whether the transaction was rolled back, which also undid the settings made in it.
+    failed: whether the transaction was rolled back, so that its SET statements are undone already.
     """
     if connection.invalidated:
         return False
-    there = resting(connection)
-    there.put_back()
+    there = initial_state(connection)
+    there.restore_factories()
     by_statement: set[str] = connection.info.pop(SET, set())
-    left = {*there.differs(), *(() if failed else by_statement)}
+    left = {*there.changed_settings(), *(() if failed else by_statement)}
     for setting in sorted(left):
-        cure = "say SET LOCAL, which ends with the transaction" if setting.startswith("SET") else "leave it out"
-        _tell(connection.engine, setting, f"a handler left {setting} on our connection, which is thrown away for that: {cure}")
+        cure = "use SET LOCAL, which ends with the transaction" if setting.startswith("SET") else "leave it out"
+        _warn_once(connection.engine, setting, f"a handler left {setting} on our connection, which is discarded for that: {cure}")
     return bool(left)
 
 
-def may_be_of_it(error: BaseException) -> bool:
-    """Return whether settings left on its connection may be why a transaction failed. That may be so for an error of Python code, or a
-    database error which says that writing is not permitted; not for other errors of the database, or ours about a record.
+def may_be_due_to_settings(error: BaseException) -> bool:
+    """Return whether a transaction may have failed with this error because of settings that were left on its connection.
+
+    That is possible for an error of Python code, and for a database error which says that writing is not permitted. Other errors of the
+    database, and most of groundstate's own errors, have other causes.
     """
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None)
@@ -97,16 +102,16 @@ def may_be_of_it(error: BaseException) -> bool:
     return isinstance(error, Exception)
 
 
-def say_failed(error: BaseException) -> None:
-    """Log that a connection is discarded, since user code may have left settings on it."""
+def log_discarded_connection(error: BaseException) -> None:
+    """Log that a connection is discarded after this error, since user code may have left settings on the connection."""
     log.debug(
-        "a transaction failed by %s: its connection is thrown away, since a handler may have left settings on it",
+        "a transaction failed with %s: its connection is discarded, since a handler may have left settings on it",
         type(error).__name__,
         extra={"event": "connection_renewed"},
     )
 
 
-def _tell(engine: Engine, setting: str, words: str) -> None:
+def _warn_once(engine: Engine, setting: str, words: str) -> None:
     told = _told.setdefault(engine, set())
     if setting not in told:
         told.add(setting)

@@ -1,9 +1,8 @@
-"""Defines PostgreSQL's triggers on `groundstate_attempt`: only we may delete, or make harmless, the row of a call that was or may have been
-made.
+"""Defines PostgreSQL triggers that protect the rows of `groundstate_attempt` against other programs.
 
-Without its row such a call would be made once more: one that is begun or in doubt, and one whose outcome is still held. Our own
-transactions have a local setting by which the triggers let them pass. A person who must change such a row all the same uses that setting;
-the triggers' message says how.
+The row of a call that was made, or may have been, must not be deleted or changed: without the row the call would be made once more. Such a
+row is begun or in doubt, or has a held outcome. The triggers ignore transactions with a local setting, which groundstate sets in its own
+transactions. A person who must change such a row can use the setting too; the error of the triggers explains how.
 """
 
 from __future__ import annotations
@@ -15,23 +14,23 @@ from sqlalchemy import text
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-NAME = "groundstate_keep"  # the function's name; each trigger's name adds what it refuses
+NAME = "groundstate_keep"  # name of the triggers' function; a trigger has this name too, followed by the operation that it refuses
 _TABLE = "groundstate_attempt"
 _TRIGGERS = ("delete", "update", "truncate")
 
-# AFTER triggers: a BEFORE trigger would lock each row once more, which costs a WAL record for each.
+# The triggers on rows are AFTER triggers, since a BEFORE trigger would lock each row once more, which costs a WAL record for each row.
 _NOT_OURS = "current_setting('groundstate.ours', true) IS DISTINCT FROM 'on'"
 _OPEN = "(OLD.state = 'begun' OR OLD.unsure OR OLD.outcome IS NOT NULL)"
-# The columns that identify the row, and those that decide whether its record may be called again: whether an Absent is believed
-# (deadline), whether its key is too old (first_at), which service was called and under which promise (begun_with), whether it was called
-# at all (call_no), and whether it is a baseline, which goes with its condition (why).
+# The columns that other programs must not change. They identify the row, or decide whether a call may be made again: whether the answer
+# Absent is believed (deadline), whether the key is too old (first_at), which service was called and under which policy (begun_with),
+# whether a call was made at all (call_no), and whether the row marks a record to be left alone (why).
 _COLUMNS = (
     "app", "reaction", "record", "occurrence", "state", "worker", "call", "call_no", "unsure", "outcome", "blocks",
     "deadline", "first_at", "begun_with", "why",
 )  # fmt: skip
 _OLD, _NEW = (", ".join(f"{row}.{column}" for column in _COLUMNS) for row in ("OLD", "NEW"))
 
-# The body names the columns too, so that it differs from the body of an earlier version, whose triggers check fewer columns.
+# The body of the function names the columns, so that it differs from the body of an older version whose triggers check fewer columns.
 _BODY = f"""
 -- An UPDATE is looked at where it changes one of {", ".join(_COLUMNS)}.
 DECLARE
@@ -51,7 +50,7 @@ BEGIN
     END IF;
     RETURN NULL;
 END
-"""  # noqa: S608  # only names of our own columns
+"""  # noqa: S608  # safe, since only constants of this module are inserted
 
 FUNCTION = f"CREATE OR REPLACE FUNCTION {NAME}() RETURNS trigger LANGUAGE plpgsql AS $groundstate${_BODY}$groundstate$"
 _EACH = {
@@ -59,7 +58,7 @@ _EACH = {
     "update": f"AFTER UPDATE ON {_TABLE} FOR EACH ROW WHEN ({_NOT_OURS} AND {_OPEN} AND ROW({_OLD}) IS DISTINCT FROM ROW({_NEW}))",
     "truncate": f"BEFORE TRUNCATE ON {_TABLE} FOR EACH STATEMENT WHEN ({_NOT_OURS})",
 }
-# Each statement may be run again while the table exists.
+# SQL statements that create the function and the triggers, or replace them if they exist.
 STATEMENTS = (
     FUNCTION,
     *(f"CREATE OR REPLACE TRIGGER {NAME}_{what} {_EACH[what]} EXECUTE FUNCTION {NAME}()" for what in _TRIGGERS),
@@ -71,15 +70,15 @@ _THERE = text("""
 """)
 
 
-def create(_table: Any, connection: Connection, **_more: Any) -> None:
-    """Create the function and the triggers after our table was created: a listener of the table's `after_create` event."""
+def create_triggers(_table: Any, connection: Connection, **_more: Any) -> None:
+    """Create the function and the triggers on PostgreSQL. It is a listener of the `after_create` event of the table of attempts."""
     if connection.dialect.name == "postgresql":
         for statement in STATEMENTS:
             connection.execute(text(statement))
 
 
-def are_there(connection: Connection) -> bool:
-    """Return whether all of our triggers exist as this version writes them, and are enabled."""
+def triggers_exist(connection: Connection) -> bool:
+    """Return whether all three triggers exist, are enabled, and call the function with the body that this version writes."""
     names = [f"{NAME}_{what}" for what in _TRIGGERS]
     found = connection.execute(_THERE, {"table": _TABLE, "names": names, "body": _BODY}).scalar_one()
     return bool(found == len(names))

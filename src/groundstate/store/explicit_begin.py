@@ -1,6 +1,6 @@
-"""Runs transactions whose BEGIN statement is sent by us, as the caller chooses it. Both drivers use it.
+"""Runs transactions with a BEGIN statement that the caller chooses, on SQLite and PostgreSQL.
 
-The database driver must be in autocommit, so that it sends no BEGIN of its own. Nothing here tries a transaction again once it has begun.
+The database driver must be in autocommit mode, so that it sends no BEGIN itself. A transaction is never run again once its BEGIN succeeded.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.store import connection_reset
 
 _BEGIN = "groundstate_begin"
-_IDLE = 0  # libpq's PQTRANS_IDLE
+_IDLE = 0  # libpq's transaction status PQTRANS_IDLE: the session is in no transaction
 
 
 @dataclass(frozen=True)
 class TransactionMode:
-    """Describes how a transaction runs.
+    """A TransactionMode says how a transaction runs.
 
-    begin: the SQL that begins it. keep: whether it ends with COMMIT where nothing was raised. before, after: SQL for the connection outside
-    of the transaction; `after` undoes `before`, since the connection goes back to a pool. `before` runs on an idle connection.
+    begin: the SQL that begins the transaction. keep: whether it ends with COMMIT, and not with ROLLBACK, if nothing is raised. before,
+    after: SQL that runs on the connection before and after the transaction, or ''; `after` must undo `before`, since the connection goes
+    back to a pool.
     """
 
     begin: str
@@ -34,25 +35,25 @@ class TransactionMode:
     after: str = ""
 
 
-def begin_with(engine: Engine, words: str) -> None:
-    """Begin each transaction of the engine with the SQL in `words` from now on, where its Manner has no other."""
+def set_begin_statement(engine: Engine, statement: str) -> None:
+    """Let each transaction of the engine begin with the SQL `statement` from now on, unless the transaction has a TransactionMode."""
 
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, words))
+    def send_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, statement))
 
-    event.listen(engine, "begin", begin)
+    event.listen(engine, "begin", send_begin)
 
 
 @contextmanager
 def transaction(engine: Engine, manner: TransactionMode) -> Iterator[Connection]:
-    """Run the block in a transaction of this manner, and roll it back on any exception, including one of its COMMIT or ROLLBACK.
+    """Run the block in a transaction of this mode; yield its connection. If the block or the COMMIT raises, roll the transaction back.
 
-    A connection on which the block left settings, or that does not leave its transaction, is discarded.
+    The connection is discarded afterwards if the block left settings on it, or if its transaction cannot be ended.
 
     Raises:
-        InvalidRequestError: the block itself ended the transaction, so that it is unknown whether it is kept.
+        InvalidRequestError: the block itself ended the transaction, so that nobody knows whether it was committed.
     """
-    connection, begun = _begun(engine, manner)
+    connection, begun = _begin_on_working_connection(engine, manner)
     failed = spoilt = False
     try:
         yield connection
@@ -61,48 +62,48 @@ def transaction(engine: Engine, manner: TransactionMode) -> Iterator[Connection]
         else:
             begun.rollback()
     except BaseException as error:
-        failed, spoilt = True, connection_reset.may_be_of_it(error)
+        failed, spoilt = True, connection_reset.may_be_due_to_settings(error)
         if spoilt:
-            connection_reset.say_failed(error)
+            connection_reset.log_discarded_connection(error)
         if begun.is_active:
-            with suppress(Exception):  # what went wrong is told by the error; the connection is looked at as it is given back
+            with suppress(Exception):  # the error of the block is raised, and not one of this ROLLBACK
                 begun.rollback()
         raise
     finally:
-        _give_back(connection, manner, failed=failed, spoilt=spoilt)
+        _return_to_pool(connection, manner, failed=failed, spoilt=spoilt)
 
 
-def _begun(engine: Engine, manner: TransactionMode) -> tuple[Connection, RootTransaction]:
+def _begin_on_working_connection(engine: Engine, manner: TransactionMode) -> tuple[Connection, RootTransaction]:
     try:
-        return _begin(engine, manner)
+        return _connect_and_begin(engine, manner)
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-    # The pooled connection had broken while it was idle (the server was restarted). Nothing was done on it, and the pool has discarded
-    # the others of its age, so a new one either works or shows the true error.
-    return _begin(engine, manner)
+    # The connection from the pool broke while it was idle, for example because the server was restarted. Nothing was done in this
+    # transaction, and the pool has discarded its older connections, so a new connection either works or raises the true error.
+    return _connect_and_begin(engine, manner)
 
 
-def _begin(engine: Engine, manner: TransactionMode) -> tuple[Connection, RootTransaction]:
+def _connect_and_begin(engine: Engine, manner: TransactionMode) -> tuple[Connection, RootTransaction]:
     connection = engine.connect()
     try:
-        connection_reset.resting(connection)
+        connection_reset.initial_state(connection)
         if manner.before:
-            _driver(connection).execute(manner.before)
+            _driver_connection(connection).execute(manner.before)
         return connection, connection.execution_options(**{_BEGIN: manner.begin}).begin()
     except BaseException:
-        _give_back(connection, manner, failed=True)
+        _return_to_pool(connection, manner, failed=True)
         raise
 
 
-def _give_back(connection: Connection, manner: TransactionMode, *, failed: bool, spoilt: bool = False) -> None:
+def _return_to_pool(connection: Connection, manner: TransactionMode, *, failed: bool, spoilt: bool = False) -> None:
     try:
-        if failed and not connection.invalidated and _stands_open(connection):
+        if failed and not connection.invalidated and _is_stuck_in_transaction(connection):
             connection.invalidate()
         if connection_reset.has_leftover_settings(connection, failed) or (spoilt and not connection.invalidated):
             connection.invalidate()
         if manner.after and not connection.invalidated:
-            _driver(connection).execute(manner.after)
+            _driver_connection(connection).execute(manner.after)
     except BaseException:
         connection.invalidate()
         raise
@@ -110,11 +111,12 @@ def _give_back(connection: Connection, manner: TransactionMode, *, failed: bool,
         connection.close()
 
 
-def _stands_open(connection: Connection) -> bool:
-    """Whether a transaction is still open on it that cannot be rolled back. SQLite keeps one open whose COMMIT it refuses, and SQLAlchemy
-    counts it as over.
+def _is_stuck_in_transaction(connection: Connection) -> bool:
+    """Roll back any transaction that is still open on the connection, and return whether that failed.
+
+    SQLite keeps a transaction open if it refuses the COMMIT, although SQLAlchemy counts the transaction as ended.
     """
-    driver = _driver(connection)
+    driver = _driver_connection(connection)
     if not _is_in_transaction(driver):
         return False
     with suppress(Exception):
@@ -128,6 +130,6 @@ def _is_in_transaction(driver: Any) -> bool:
     return not driver.closed and driver.pgconn.transaction_status != _IDLE
 
 
-def _driver(connection: Connection) -> Any:
-    # The driver's own connection, since a statement on SQLAlchemy's would begin a transaction.
+def _driver_connection(connection: Connection) -> Any:
+    # Statements that must run outside of a transaction use the driver's connection: on SQLAlchemy's they would begin a transaction.
     return connection.connection.driver_connection

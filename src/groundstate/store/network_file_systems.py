@@ -1,6 +1,4 @@
-"""Finds the file system of a SQLite database, and refuses one whose locks do not exclude other machines. Reads one table of the kernel, and
-nothing on the disk.
-"""
+"""Refuses SQLite databases on network file systems, where a file lock does not stop other machines. It reads the kernel's mount table."""
 
 from __future__ import annotations
 
@@ -19,14 +17,14 @@ NETWORKS = frozenset(_KERNEL) | {f"fuse.{name}" for name in _FUSE}
 
 @dataclass(frozen=True)
 class Mount:
-    """Represents one line of the kernel's mount table: the mount point, and the type of file system."""
+    """A Mount is one line of the kernel's mount table: the mount point, and the type of file system."""
 
     point: str
     type: str
 
 
-def mounts(table: Path = MOUNTINFO) -> list[Mount]:
-    """Return the mounts of this process, the latest last; none where the system has no such table (macOS)."""
+def read_mounts(table: Path = MOUNTINFO) -> list[Mount]:
+    """Return the mounts that this process sees, the latest last; an empty list where the system has no mount table (macOS)."""
     try:
         lines = table.read_text(errors="surrogateescape").splitlines()
     except FileNotFoundError:
@@ -36,19 +34,19 @@ def mounts(table: Path = MOUNTINFO) -> list[Mount]:
         place, separator, kind = line.partition(" - ")
         words = place.split()
         if separator and len(words) > 4 and kind:
-            found.append(Mount(_plain(words[4]), kind.split()[0]))
+            found.append(Mount(_unescape(words[4]), kind.split()[0]))
     return found
 
 
-def refuse_network(path: str, table: Path = MOUNTINFO) -> None:
-    """Raise StoreRefusedError if the file lies on a network file system, or is mounted by itself, without the folder it lies in.
+def refuse_network_file_system(path: str, table: Path = MOUNTINFO) -> None:
+    """Raise StoreRefusedError if the file lies on a network file system, or is itself a mount point, without its folder.
 
-    path: with links resolved; the file itself need not exist.
+    path: the path of the file, with links resolved; the file need not exist.
     """
-    holding = [mount for mount in mounts(table) if mount.point == path or path.startswith(mount.point.rstrip("/") + "/")]
+    holding = [mount for mount in read_mounts(table) if mount.point == path or path.startswith(mount.point.rstrip("/") + "/")]
     if not holding:
         return
-    # The longest mount point is the nearest one; of two mounts on the same point the later hides the earlier.
+    # The file lies on the mount with the longest mount point; of two mounts on one point the later hides the earlier.
     nearest = max(enumerate(holding), key=lambda numbered: (len(numbered[1].point), numbered[0]))[1]
     if nearest.type in NETWORKS:
         message = (
@@ -64,5 +62,5 @@ def refuse_network(path: str, table: Path = MOUNTINFO) -> None:
         raise StoreRefusedError(message)
 
 
-def _plain(text: str) -> str:
+def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)

@@ -1,7 +1,7 @@
-"""Declares what the engine needs of a database, and of the locks that show which workers are alive. The drivers `sqlite` and `postgres`
-implement it.
+"""Declares the protocols by which the engine uses a database, and the locks that show which workers are alive.
 
-Nothing here says what to carry out: statements over records and attempts are the engine's, in SQLAlchemy, the same for both.
+The modules `sqlite`, `postgres` and others beside this one implement the protocols. They contain no statements on records and attempts:
+the engine writes those statements in SQLAlchemy, for both databases alike.
 """
 
 from __future__ import annotations
@@ -14,23 +14,29 @@ from typing import Any, Protocol
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Select, Table
 
+from groundstate.clock import Clock, Dice
 from groundstate.store.engine_settings import Carried
 from groundstate.store.statement_timeouts import Limit
 from groundstate.values.errors import StoreRefusedError
 
-# Worker incarnations, slots and locks of one transaction have separate ranges of lock numbers: an incarnation has 62 random bits, and no
-# number may exceed 2^63 - 1.
+# There are three ranges of lock numbers: for worker incarnations (numbers of 62 random bits), for slots (the calls that a `limit=` allows
+# at once), and for locks that end with a transaction. This is the first number of a slot.
 SLOTS_FROM = 2**62
-TURNS_FROM = 2**62 + 2**61  # up to 2^63 - 1: transaction-level locks on PostgreSQL, in a range that no session-level lock uses
+TURNS_FROM = 2**62 + 2**61  # first number of a lock that ends with its transaction (PostgreSQL); the last number is 2^63 - 1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Holds what a `Store` was given, resolved: the URL of a sync driver, and what goes with it.
+class StoreSettings:
+    """A StoreSettings holds the checked arguments of a `Store`.
 
-    direct: the URL for the liveness lock, past a pooler; `url` where None. witness: the folder for witness files; None: beside the SQLite
-    file, none on PostgreSQL. state: SQLite only: the folder for the high-water mark of begins; None: in the user's state folder. carried:
-    what the user's engine carries besides; connect_args are part of it where that engine makes our connections.
+    Attributes:
+        url: a URL with the driver that groundstate uses.
+        connect_args: arguments of the driver; empty if a function of the user makes the connections.
+        direct: a URL that bypasses a pooler, for the lock that shows that a worker is alive; None if `url` serves for that.
+        witness: the folder for witness files (counts of begun calls); None means the database's folder on SQLite, and none on PostgreSQL.
+        failover: "lossy", or "lossless" if no failover of the database can lose a commit.
+        state: SQLite only: the folder for the highest count of begun calls; None means the user's state folder.
+        carried: what is taken over from the user's engine.
     """
 
     url: URL
@@ -43,178 +49,183 @@ class Settings:
 
 
 class Database(Protocol):
-    """Declares one database. It connects at `connect`, not before; what cannot keep the promises is refused there (StoreRefusedError, with
-    the cure).
-    """
+    """A Database is one SQLite or PostgreSQL database. Creating the object does not connect; `connect` does, and checks the database."""
 
     engine: Engine
-    settings: Settings
-    name: str  # "sqlite" or "postgresql"
-    locks_rows: bool  # whether `lock` does anything: on SQLite a transaction locks the whole database
-    codec: str  # Python's codec of the database's encoding: text that it cannot encode cannot be stored
-    high_water: HighWater | None  # the highest count of begun calls; None on PostgreSQL
+    settings: StoreSettings
+    name: str  # kind of the database: "sqlite" or "postgresql"
+    locks_rows: bool  # whether `with_row_locks` adds locks; False on SQLite, where a transaction locks the whole database
+    codec: str  # name of Python's codec for the database's encoding; text that the codec cannot encode cannot be stored
+    high_water: HighWater | None  # keeps the highest count of begun calls outside of the database; None on PostgreSQL
+    clock: Clock  # the clock for all work on this database: the system's clock, until a worker sets its own
+    dice: Dice  # the source of random numbers for all work on this database: the system's, until a worker sets its own
 
     @property
     def server(self) -> ColumnElement[str | None]:
-        """Return SQL that identifies the server of a transaction: it differs between servers, and before and after a restart or failover.
-        NULL on SQLite.
-        """
+        """Return SQL for a text that identifies the running server; NULL on SQLite. A restart or failover changes the text."""
         ...
 
     @property
     def server_start(self) -> ColumnElement[str | None]:
-        """Return SQL for JSON text that is the same for as long as the server keeps the locks of its sessions: its start, its last crash
-        recovery, its timeline. Where two such texts differ, all locks were freed at once in between. NULL on SQLite.
+        """Return SQL for JSON text that identifies the server's start, its last crash recovery and its timeline; NULL on SQLite.
+
+        If the text has changed, the server freed all locks at once in the meantime.
         """
         ...
 
     @property
-    def up_s(self) -> ColumnElement[float | None]:
-        """Return SQL for the seconds since the server was started, or recovered from the crash of a backend, by its own clock. NULL on
-        SQLite.
-        """
+    def uptime_s(self) -> ColumnElement[float | None]:
+        """Return SQL for the seconds, by the server's clock, since the server started or recovered from a crash; NULL on SQLite."""
         ...
 
     @property
     def insert(self) -> Callable[[Table], Any]:
-        """Return the dialect's INSERT construct, which supports ON CONFLICT."""
+        """Return the function that makes an INSERT for a table, from the database's SQLAlchemy dialect; it supports ON CONFLICT."""
         ...
 
     def __hash__(self) -> int:
-        """Hash by identity, since statements are cached for each database."""
+        """Return a hash by identity, since Database objects are keys of caches."""
         ...
 
     def connect(self) -> None:
-        """Connect, and check version, durability and file system. Idempotent."""
+        """Connect, and check the version, the durability and the file system of the database. A second call does nothing.
+
+        Raises StoreRefusedError, which names the cure, if the database is unsuitable.
+        """
 
     def writing(self, *, wait: timedelta | None = None) -> AbstractContextManager[Connection]:
-        """Open a transaction that writes: BEGIN IMMEDIATE on SQLite; on PostgreSQL with lock_timeout and statement_timeout of our own.
+        """Open a transaction that may write; yield its connection. It commits at the end, and rolls back on any exception.
 
-        It commits at the end, and rolls back on any exception. `wait`: how long to wait for a lock, 5 s where None. Raises
-        StoreRefusedError on a standby.
+        wait: how long a statement waits for a lock; None means 5 seconds. Raises StoreRefusedError on a standby server.
         """
 
     def reading(self, *, wait: timedelta | None = None) -> AbstractContextManager[Connection]:
-        """Open a read-only transaction, in which the database itself refuses writes; works on a standby. It keeps nothing.
+        """Open a read-only transaction, in which the database refuses writes; yield its connection. It works on a standby server too.
 
-        `wait`: how long to wait for a table that is locked, 5 s where None.
+        wait: how long a statement waits for a locked table; None means 5 seconds.
         """
 
-    def limit(self, connection: Connection, seconds: float) -> AbstractContextManager[Limit]:
-        """Cut a statement that still runs on this connection after `seconds` in the block: it raises as by the database's own limit."""
+    def limit_statement(self, connection: Connection, seconds: float) -> AbstractContextManager[Limit]:
+        """Limit the block to `seconds` seconds: after that time a statement that still runs on this connection is cancelled, and raises."""
 
     def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
-        """Return SQL for the database's clock, moved `ahead`: one value per transaction on PostgreSQL, one per statement on SQLite.
+        """Return SQL for the time by the database's clock plus `ahead`, as a UtcDateTime in milliseconds. The SQL has no parameters.
 
-        Its type is UtcDateTime, and it is plain SQL text without parameters. Precise to the millisecond.
+        Within a transaction the time stays the same on PostgreSQL; on SQLite each statement has its own time.
         """
 
-    def lock(self, select: Select[Any], *of: Any) -> Select[Any]:
-        """Return the select with row locks on `of`, rows locked by others skipped: FOR NO KEY UPDATE SKIP LOCKED; unchanged on SQLite."""
+    def with_row_locks(self, select: Select[Any], *of: Any) -> Select[Any]:
+        """Return the select with FOR NO KEY UPDATE SKIP LOCKED: it locks the rows of the tables `of`, and skips rows that others locked.
 
-    def refuse_silent(self) -> None:
-        """Raise OperationalError while the server is known not to answer at all. SQLite raises StoreRefusedError once its file was
-        replaced.
+        On SQLite return the select unchanged.
         """
 
-    def someone_wrote(self) -> bool:
-        """Return whether another connection may have written since the last call: `PRAGMA data_version`; always True on PostgreSQL."""
+    def refuse_if_silent(self) -> None:
+        """Raise OperationalError while the server does not answer; on SQLite raise StoreRefusedError if the file was replaced."""
+
+    def has_someone_written(self) -> bool:
+        """Return whether another connection may have written since the last call of this method; always True on PostgreSQL."""
 
     def identity(self) -> str | None:
-        """Return text that changes when the database is put back from a backup (hazard 46); None where the server has no such sign, or our
-        tables are missing.
+        """Return a text that changes when the database is restored from a backup (hazard 46).
 
-        SQLite returns None: its identity is random text, made by the code that stores it.
+        Return None if groundstate's tables are missing, and on SQLite, where the caller makes a random text and stores it instead.
         """
 
-    def missing(self) -> str | None:
-        """Return the path of the database's file where opening would create it, since it does not exist yet; otherwise None. PostgreSQL
-        returns None.
-        """
+    def missing_file(self) -> str | None:
+        """Return the path of the database's file if the file does not exist yet; else None, and always None on PostgreSQL."""
 
-    def refusal(self, error: BaseException | None) -> StoreRefusedError | None:
-        """Return what a driver's error says against the database itself, with the cure; None where it says nothing."""
+    def refusal_for_error(self, error: BaseException | None) -> StoreRefusedError | None:
+        """Return a StoreRefusedError, which names the cure, if a driver's error shows that the database is unsuitable; else None."""
 
     def close(self) -> None:
         """Close every connection."""
 
 
 class Liveness(Protocol):
-    """Declares locks that end with their holder: one for each worker incarnation, on a separate connection or file that is otherwise idle.
+    """A Liveness takes the lock of a worker incarnation (a worker from its start to its end), which ends with the worker's process.
 
-    One object serves one incarnation at a time. A forked child must not use it (it raises) and must not keep the lock alive. server,
-    server_start: what the properties of `Database` with these names return where the lock is; None where there is no server, and before
-    `take`.
+    Each incarnation has its lock on a separate connection or file. One object serves one incarnation at a time. In a forked child its
+    methods raise, and the child must not keep the lock alive. server, server_start: texts that identify the server with the lock, as the
+    properties of `Database` with these names do; None on SQLite, and before `take_lock`.
     """
 
     server: str | None
     server_start: str | None
 
-    def take(self, worker: int) -> None:
-        """Begin a worker incarnation: take its lock, and prove that it excludes others (the pooler probe). Raises StoreRefusedError with
-        the cure.
+    def take_lock(self, worker: int) -> None:
+        """Begin a worker incarnation: take its lock, and check that nobody else can take the lock now.
+
+        Raises StoreRefusedError, which names the cure, if the lock does not keep others out, as may happen behind a pooler.
         """
 
-    def held(self, *, ask: bool = False) -> bool:
-        """Return whether the lock of this incarnation is surely still held; False once it may be lost. It is cheap: called each second.
+    def is_held(self, *, ask: bool = False) -> bool:
+        """Return whether this incarnation certainly still holds its lock, and so each lock that `try_to_adopt` took.
 
-        ask: query the server too, since news of a lost lock may still be on the way. While the lock is held, so is each lock that
-        `adopting` took.
+        It is cheap, and is called each second. ask: whether to query the server, since the news that the lock was lost may still be on its
+        way.
         """
 
-    def adopting(self, worker: int) -> AbstractContextManager[bool]:
-        """Take the lock of another incarnation while the block runs: yield True where its worker is dead and
-        the lock is ours, else False.
+    def try_to_adopt(self, worker: int) -> AbstractContextManager[bool]:
+        """Try to take the lock of another incarnation, and hold it while the block runs.
+
+        Yield True if the lock was free, so that the other worker is dead; else yield False.
         """
 
-    def alive(self, workers: Sequence[int]) -> dict[int, bool | None]:
-        """Return for each incarnation whether its lock is taken, without taking any. None where that cannot be seen (a standby)."""
+    def alive_by_worker(self, workers: Sequence[int]) -> dict[int, bool | None]:
+        """Return for each incarnation whether its lock is taken, so that it is alive; None where that cannot be seen, as on a standby.
+
+        It takes no lock.
+        """
 
     def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
-        """Take further locks that end with this incarnation: of each group of numbers as many as are wanted and free. Never waits.
+        """Take slots (locks with numbers, each allowing one call), which end with this incarnation, and return the numbers of those taken.
 
-        Returns the numbers that were taken, of all groups; none once the incarnation's own lock may be lost. The numbers are from
-        SLOTS_FROM on, and none of them may be held already.
+        It never waits. It takes no slots if the incarnation's own lock may be lost.
+
+        Args:
+            wanted: for each group of slots a pair (how many to take at most, numbers to choose from). The numbers are SLOTS_FROM or more,
+                and the incarnation must not hold any of them already.
         """
 
     def give_slots_back(self, slots: Collection[int]) -> None:
-        """Free these slots, which this incarnation holds. The incarnation goes on."""
+        """Free these slots, which this incarnation holds. It keeps its own lock and its other slots."""
 
     def release(self) -> None:
-        """End the incarnation, and free its slots. Idempotent."""
+        """End the incarnation: free its lock and its slots. A second call does nothing."""
 
 
 class Witness(Protocol):
-    """Declares a begin counter outside of the database: 16 bytes (number, count) for each worker incarnation, written after a begin's
-    commit. A restore of the database does not set it back.
+    """A Witness keeps outside of the database how many calls each worker incarnation has begun. A restore of the database does not set the
+    number back.
+
+    The number is written after the commit that begins calls.
     """
 
     def write(self, worker: int, count: int) -> None:
-        """Write the count of begun calls; without fsync. Never raises: an error is logged once, and there is no witness then."""
+        """Write how many calls this worker incarnation has begun, without fsync. Never raises; only the first error is logged."""
 
     def read(self) -> dict[int, int]:
-        """Return the count of each incarnation that has a witness here."""
+        """Return the number of begun calls that was written, by worker incarnation."""
 
     def erase(self, worker: int) -> None:
-        """Delete the witness of an incarnation, before its row in groundstate_worker is deleted."""
+        """Delete the number of a worker incarnation. Call it before the incarnation's row in groundstate_worker is deleted."""
 
-    def place(self, worker: int) -> str:
-        """Return where the witness of this incarnation is, for messages."""
+    def path_of(self, worker: int) -> str:
+        """Return the path of the file with the number of this worker incarnation, for messages."""
 
 
 class HighWater(Protocol):
-    """Declares the highest count of begun calls that was seen of a store at its path, in a file outside of
-    the database and of its folder.
-    """
+    """A HighWater keeps the highest count of begun calls of a store (a database), in a file outside of the database's folder."""
 
-    def highest(self, store: str) -> int | None:
-        """Return the highest count kept of the store of this id; None where nothing is kept. Never raises."""
+    def highest_count(self, store: str) -> int | None:
+        """Return the highest count that was kept for the store with this id; None if none was kept. Never raises."""
 
-    def keep(self, store: str, count: int) -> None:
-        """Keep the count if it is higher than the one that is kept; without fsync. Never raises: an error is logged once."""
+    def keep_if_higher(self, store: str, count: int) -> None:
+        """Write the count if it is higher than the count in the file, without fsync. Never raises; only the first error is logged."""
 
     def close(self) -> None:
-        """Close its files, which stay on the disk."""
+        """Close the open files, but do not delete them."""
 
 
 Opened = tuple[Database, Callable[[], Liveness], Witness | None]

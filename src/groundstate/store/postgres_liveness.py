@@ -1,7 +1,7 @@
-"""Shows which workers are alive on PostgreSQL: session advisory locks on a separate connection, which the server ends when it notices that
-the client is gone.
+"""Shows which workers are alive on PostgreSQL, by session-level advisory locks on a separate connection.
 
-The connection is otherwise idle, since a backend in a query does not notice. Nothing here touches a table, or waits for a lock.
+The server frees the locks when it notices that the client is gone. It does not notice that during a query, so the connection is used for
+nothing else. Nothing here reads or writes a table, or waits for a lock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import accumulate
@@ -17,28 +16,30 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from groundstate.store.silent_server import hang_up as hang_up_on
-from groundstate.store.statement_timeouts import limited
+from groundstate.clock import SYSTEM_CLOCK, Clock
+from groundstate.store.silent_server import shut_down_socket as hang_up_on
+from groundstate.store.statement_timeouts import time_limited
 from groundstate.values import keepalive
-from groundstate.values.after_fork import forsake_in_child, hang_up, refuse_child
+from groundstate.values.after_fork import abandon_in_child, redirect_to_devnull, refuse_use_in_child
 from groundstate.values.errors import LifeTakenError, StoreRefusedError
 
-with suppress(ImportError):  # `open_store` refuses, with the cure, before anything here is used
+with suppress(ImportError):  # without psycopg, `open_store` raises an error that names the cure, before this module is used
     import psycopg
 
 _CLIENT = {**keepalive.CLIENT, "connect_timeout": 10, "application_name": "groundstate worker", "client_encoding": "utf8"}
-# Another server of the same data, or the same one after its crash, has another start time.
+# SQL for the start time of the server, as a text. It tells the server from another one with equal data, and from itself before a restart.
 STARTED = "extract(epoch from pg_postmaster_start_time())::text"
-# The crash of a backend ends all sessions and frees every lock, and the server's start time stays the same. What changes then, and every
-# role may read, is the time since when statistics are counted. (Resetting them by hand only delays an adoption.)
+# SQL for the time since when the server counts statistics, which every role may read. The crash of a backend changes this time: such a
+# crash ends all sessions and frees every lock, but does not change the server's start time. (If a person resets the statistics, that does
+# no harm: a worker only waits longer before it takes over the attempts of a dead one.)
 _RECOVERED = "(SELECT extract(epoch from stats_reset)::text FROM pg_stat_bgwriter)"
 _TIMELINE = "CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"
 INCARNATION = f"json_build_object('started', {STARTED}, 'recovered', {_RECOVERED}, 'timeline', {_TIMELINE})::text"
 UP_S = """
     extract(epoch from clock_timestamp() - greatest(pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_bgwriter)))::float8
 """
-ANSWER_S = 10.0  # seconds: the longest wait for an answer; each of these statements only reads memory
-ASK_S = 30.0  # seconds: how long an open connection is believed to have the lock without a query
+ANSWER_S = 10.0  # longest wait for an answer, in seconds; it is ample, since these statements only read the server's memory
+ASK_S = 30.0  # how long, in seconds, an open connection counts as having the lock before a query checks it again
 _LOCKS = """
     FROM (SELECT (classid::bigint << 32) | objid::bigint AS life, pid FROM pg_locks
           WHERE locktype = 'advisory' AND objsubid = 1 AND granted
@@ -47,7 +48,7 @@ _LOCKS = """
 _HELD = "SELECT count(*) = 1" + _LOCKS + "WHERE life = %s AND pid = pg_backend_pid()"
 _TAKEN = "SELECT pg_is_in_recovery(), ARRAY(SELECT life" + _LOCKS + "WHERE life = ANY(%s))"
 
-# The LIMIT within each group ends its search, so that no more numbers are locked than are returned.
+# The LIMIT ends the search within each group of numbers, so that every number that is locked is also returned.
 _TAKE = """
     SELECT got.number FROM unnest(%s::int[], %s::int[], %s::int[]) AS groups(most, first, last)
     CROSS JOIN LATERAL (
@@ -67,12 +68,20 @@ _SHARED = (
 
 
 class SessionLiveness:
-    """Holds pg_advisory_lock of each worker incarnation's number; implements `port.Liveness`.
+    """A SessionLiveness implements `port.Liveness`: a worker incarnation holds the advisory lock with the incarnation's number.
 
-    arguments: psycopg's, for a connection past any pooler. connect: a function that is called with them; psycopg's own where None.
+    arguments: psycopg's connection arguments, which must bypass any pooler. connect: a function that connects with these arguments; None
+    for psycopg's own function.
     """
 
-    def __init__(self, arguments: Mapping[str, Any], connect: Callable[..., psycopg.Connection[Any]] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        connect: Callable[..., psycopg.Connection[Any]] | None = None,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._clock = clock
         self._arguments = {**_CLIENT, **arguments}
         self._connect_by = connect
         self._connection: psycopg.Connection[Any] | None = None
@@ -83,149 +92,154 @@ class SessionLiveness:
         self.server_start: str | None = None
         self._guard = threading.Lock()
         self._pid = os.getpid()
-        forsake_in_child(self)
+        abandon_in_child(self)
 
-    def take(self, worker: int) -> None:
+    def take_lock(self, worker: int) -> None:
         """Begin a worker incarnation: lock its number on a new connection.
 
         Raises:
-            StoreRefusedError: the lock would not show who is alive (a pooler, a database without such locks, a standby).
+            StoreRefusedError: the lock would not show whether the worker is alive: there is a pooler, this server is a standby, or the
+                database has no such locks.
             LifeTakenError: another process has locked the number.
-            OperationalError: SQLAlchemy's, the server cannot be reached just now.
+            OperationalError: the server cannot be reached now (SQLAlchemy's error).
         """
-        refuse_child(self._pid)
+        refuse_use_in_child(self._pid)
         self.release()
-        self._connection = self._connected()
+        self._connection = self._new_connection()
         try:
-            with _within(self._connection):
-                self._lock(self._connection, worker)
-                self._prove(self._connection, worker)
-                self._settle(self._connection)
+            with _limit_answer_time(self._connection):
+                self._lock_number(self._connection, worker)
+                self._prove_lock_excludes(self._connection, worker)
+                self._set_keepalive(self._connection)
         except psycopg.Error as error:
-            self._lose()
-            raise _unreachable(error) from error
+            self._drop_connection()
+            raise _unreachable_error(error) from error
         except BaseException:
-            self._lose()
+            self._drop_connection()
             raise
         self._incarnation = worker
-        self._asked_at = time.monotonic()
+        self._asked_at = self._clock.monotonic()
 
-    def held(self, *, ask: bool = False) -> bool:
-        """Return whether the connection is open. Now and then, and with `ask`, a query also checks that this session, and no other one of a
-        pooler, has the lock. Once False, it stays so until `take`.
+    def is_held(self, *, ask: bool = False) -> bool:
+        """Return whether the connection is open and so has the lock. Once the result is False, it stays False until `take_lock`.
 
-        A server that ends the session reports it, and keepalive notices one that vanished: both are seen without a query (hazard 32).
+        Every ASK_S seconds, and with `ask`, a query also checks that this session has the lock, and not another session of a pooler.
+        Without a query, an end of the session is seen since the server reports it, and a vanished server since keepalive breaks the
+        connection (hazard 32).
         """
-        refuse_child(self._pid)
+        refuse_use_in_child(self._pid)
         worker, connection = self._incarnation, self._connection
         if worker is None or connection is None:
             return False
-        if not ask and time.monotonic() - self._asked_at < ASK_S and _is_quiet(connection):
+        if not ask and self._clock.monotonic() - self._asked_at < ASK_S and _has_server_sent_nothing(connection):
             return True
-        if self._ask(_HELD, worker) == [(True,)]:
+        if self._query(_HELD, worker) == [(True,)]:
             return True
-        self._lose()
+        self._drop_connection()
         return False
 
     @contextmanager
-    def adopting(self, worker: int) -> Iterator[bool]:
-        """Take the lock of a dead worker incarnation while the block runs, and yield whether it was free. A worker without its own lock
-        adopts none, and no worker adopts itself.
+    def try_to_adopt(self, worker: int) -> Iterator[bool]:
+        """Try to take the lock of another worker incarnation while the block runs, and yield whether it was free (that worker is dead).
+
+        Yield False if this worker has lost its own lock, if `worker` is this worker, or if its lock is taken here already.
         """
-        refuse_child(self._pid)
+        refuse_use_in_child(self._pid)
         ours = self._connection
         with self._guard:
-            # PostgreSQL grants a session its own lock again each time, so our own locks are excluded here.
+            # PostgreSQL would grant this session a lock that it holds already, so such locks are excluded here.
             free = self._incarnation not in (None, worker) and worker not in self._adopted
             if free:
                 self._adopted.add(worker)
         try:
-            got = free and self._ask("SELECT pg_try_advisory_lock(%s)", worker) == [(True,)]
+            got = free and self._query("SELECT pg_try_advisory_lock(%s)", worker) == [(True,)]
             try:
                 yield got
             finally:
-                if got and self._connection is ours and self._ask("SELECT pg_advisory_unlock(%s)", worker) != [(True,)]:
-                    self._lose()
+                if got and self._connection is ours and self._query("SELECT pg_advisory_unlock(%s)", worker) != [(True,)]:
+                    self._drop_connection()
         finally:
             if free:
                 self._adopted.discard(worker)
 
-    def alive(self, workers: Sequence[int]) -> dict[int, bool | None]:
-        """Return for each worker incarnation whether pg_locks shows its lock; no lock of our own is needed. None for all on a standby, and
-        where the server does not answer.
+    def alive_by_worker(self, workers: Sequence[int]) -> dict[int, bool | None]:
+        """Return for each worker incarnation whether pg_locks shows its lock; None for all on a standby, or if the server does not answer.
+
+        It may be called before `take_lock`.
         """
-        refuse_child(self._pid)
+        refuse_use_in_child(self._pid)
         if self._incarnation is None:
             try:
-                with self._connected() as asking:
-                    return _seen(asking, workers)
+                with self._new_connection() as asking:
+                    return _query_which_are_alive(asking, workers)
             except (psycopg.Error, OperationalError):
                 return dict.fromkeys(workers)
         connection = self._connection
         if connection is None:
             return dict.fromkeys(workers)
         try:
-            return _seen(connection, workers)
+            return _query_which_are_alive(connection, workers)
         except psycopg.Error:
-            self._lose()
+            self._drop_connection()
             return dict.fromkeys(workers)
 
     def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
-        """Lock free slots of all groups in one statement, and return their numbers. A server whose lock table is full gives none."""
-        refuse_child(self._pid)
+        """Lock free slots (numbers that each allow one call) of all groups in one statement, and return the locked numbers.
+
+        Return none if the server's lock table is full. wanted: for each group a pair (how many to lock at most, numbers to choose from).
+        """
+        refuse_use_in_child(self._pid)
         connection, numbers = self._connection, [number for _, some in wanted for number in some]
         if connection is None or not numbers:
             return set()
         try:
-            with _within(connection):
-                found = connection.execute(_TAKE, _groups(wanted, numbers)).fetchall()
-            self._asked_at = time.monotonic()
+            with _limit_answer_time(connection):
+                found = connection.execute(_TAKE, _group_arguments(wanted, numbers)).fetchall()
+            self._asked_at = self._clock.monotonic()
             return {number for (number,) in found}
-        except psycopg.errors.OutOfMemory:  # the lock table is full (max_locks_per_transaction): free what was locked before
+        except psycopg.errors.OutOfMemory:  # the lock table is full (max_locks_per_transaction): free the slots that were locked already
             self.give_slots_back(numbers)
         except psycopg.Error:
-            self._lose()
+            self._drop_connection()
         return set()
 
     def give_slots_back(self, slots: Collection[int]) -> None:
-        """Unlock these slots in one statement."""
-        refuse_child(self._pid)
+        """Unlock these slots (lock numbers that each allow one call) in one statement."""
+        refuse_use_in_child(self._pid)
         if slots and self._connection is not None:
             try:
-                with _within(self._connection):
+                with _limit_answer_time(self._connection):
                     self._connection.execute("SELECT pg_advisory_unlock(number) FROM unnest(%s::bigint[]) AS number", (list(slots),))
             except psycopg.Error:
-                self._lose()
+                self._drop_connection()
 
     def release(self) -> None:
-        """End the incarnation by ending its session; a forked child does nothing."""
+        """End the worker incarnation: close its connection, which frees its locks. In a forked child it does nothing."""
         if self._pid == os.getpid():
-            self._lose()
+            self._drop_connection()
 
-    def forsake(self) -> None:
-        """Close the inherited connection in a forked child without sending anything: the parent's session goes on, and ends with the
-        parent.
-        """
+    def abandon(self) -> None:
+        """Close the inherited connection in a forked child, but send nothing to the server, so that the parent's session goes on."""
         if self._connection is not None and not self._connection.closed:
-            hang_up(self._connection.fileno())
+            redirect_to_devnull(self._connection.fileno())
 
-    def _connected(self) -> psycopg.Connection[Any]:
+    def _new_connection(self) -> psycopg.Connection[Any]:
         try:
             connection = (self._connect_by or psycopg.connect)(**self._arguments, autocommit=True)
         except psycopg.Error as error:
-            raise _unreachable(error) from error
+            raise _unreachable_error(error) from error
         return connection
 
-    def _settle(self, connection: psycopg.Connection[Any]) -> None:
-        """Set keepalive for the session. It is called only once the session is proved to be ours, since a pooler would hand it on with
-        these settings.
+    def _set_keepalive(self, connection: psycopg.Connection[Any]) -> None:
+        """Set the server's keepalive settings for the session. Call it only once it is proved that no pooler gives the session to others,
+        since the other clients of a pooler would get the changed session.
         """
         for name, value in keepalive.SERVER.items():
             with suppress(psycopg.DatabaseError):
                 connection.execute("SELECT set_config(%s, %s, false)", (name, value))
 
-    def _lock(self, connection: psycopg.Connection[Any], worker: int) -> None:
-        asked = f"SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s), {STARTED}, {INCARNATION}"  # the names in it are constants of ours
+    def _lock_number(self, connection: psycopg.Connection[Any], worker: int) -> None:
+        asked = f"SELECT pg_is_in_recovery(), pg_try_advisory_lock(%s), {STARTED}, {INCARNATION}"  # safe: only constants are inserted
         standby, got, self.server, self.server_start = connection.execute(asked, (worker,)).fetchone() or (False, False, None, None)
         if standby:
             message = (
@@ -233,52 +247,54 @@ class SessionLiveness:
             )
             raise StoreRefusedError(message)
         if not got:
-            message = f"worker {worker:x} is taken: numbers are drawn at random, each for one process, so draw another"
+            message = f"the worker number {worker:x} is in use by another process: numbers are random, so draw another one"
             raise LifeTakenError(message)
 
-    def _prove(self, connection: psycopg.Connection[Any], worker: int) -> None:
-        """Prove that this session has the lock and that it excludes others. A second session is kept busy in a transaction, which exposes a
-        pooler.
+    def _prove_lock_excludes(self, connection: psycopg.Connection[Any], worker: int) -> None:
+        """Raise StoreRefusedError unless this session has the lock, and a second session cannot take the lock.
+
+        The second session is in a transaction, so that a pooler cannot use it for the query on the first connection.
         """
-        with self._connected() as second, _within(second), second.transaction():
-            # If a pooler has no further session for the query below, the server ends this one after 5 seconds, and the query is answered.
+        with self._new_connection() as second, _limit_answer_time(second), second.transaction():
+            # If a pooler has only this one server session, the query on `connection` below would wait for it for ever. The timeout makes
+            # the server end this session after 5 seconds, so that the pooler can serve that query.
             second.execute("SET LOCAL idle_in_transaction_session_timeout = 5000")
             if connection.execute(_HELD, (worker,)).fetchone() != (True,):
                 with suppress(psycopg.Error):
-                    # This connection usually leads to the session that got the lock instead.
+                    # The second connection usually leads to the session that has the lock.
                     second.execute("SELECT pg_advisory_unlock(%s)", (worker,))
                 raise StoreRefusedError(_POOLER)
             if second.execute("SELECT pg_try_advisory_lock(%s)", (worker,)).fetchone() == (True,):
                 raise StoreRefusedError(_SHARED)
 
-    def _ask(self, query: str, worker: int) -> list[tuple[Any, ...]] | None:
-        """Return the rows of the answer; None where the connection is gone, and with it every lock of this incarnation."""
+    def _query(self, query: str, worker: int) -> list[tuple[Any, ...]] | None:
+        """Run a query about the lock of this worker incarnation, and return its rows; None if the connection and all locks are lost."""
         connection = self._connection
         if connection is None:
             return None
         try:
-            with _within(connection):
+            with _limit_answer_time(connection):
                 found = connection.execute(query, (worker,)).fetchall()
         except psycopg.Error:
-            self._lose()
+            self._drop_connection()
             return None
-        self._asked_at = time.monotonic()
+        self._asked_at = self._clock.monotonic()
         return found
 
-    def _lose(self) -> None:
+    def _drop_connection(self) -> None:
         connection, self._connection, self._incarnation = self._connection, None, None
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()
 
 
-def _within(connection: psycopg.Connection[Any]) -> AbstractContextManager[object]:
-    """Shut the connection down if the block takes longer than ANSWER_S: a server that does not answer counts as gone."""
-    return limited(ANSWER_S, lambda: hang_up_on(connection))
+def _limit_answer_time(connection: psycopg.Connection[Any]) -> AbstractContextManager[object]:
+    """Shut the connection down if the block takes longer than ANSWER_S, since a server that does not answer counts as gone."""
+    return time_limited(ANSWER_S, lambda: hang_up_on(connection))
 
 
-def _is_quiet(connection: psycopg.Connection[Any]) -> bool:
-    """Return whether the server has sent nothing since its last answer: what it sends unasked is that the session ends."""
+def _has_server_sent_nothing(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether the server has sent nothing since its last answer. If it has sent something unasked, the session is ending."""
     if connection.closed:
         return False
     with suppress(ValueError, OSError):
@@ -288,16 +304,16 @@ def _is_quiet(connection: psycopg.Connection[Any]) -> bool:
     return False
 
 
-def _groups(wanted: Sequence[tuple[int, Sequence[int]]], numbers: list[int]) -> tuple[list[int], ...]:
+def _group_arguments(wanted: Sequence[tuple[int, Sequence[int]]], numbers: list[int]) -> tuple[list[int], ...]:
     ends = list(accumulate(len(some) for _, some in wanted))
     return [most for most, _ in wanted], [1, *(end + 1 for end in ends[:-1])], ends, numbers
 
 
-def _seen(connection: psycopg.Connection[Any], workers: Sequence[int]) -> dict[int, bool | None]:
-    with _within(connection):
+def _query_which_are_alive(connection: psycopg.Connection[Any], workers: Sequence[int]) -> dict[int, bool | None]:
+    with _limit_answer_time(connection):
         standby, taken = connection.execute(_TAKEN, (list(workers),)).fetchone() or (True, [])
     return dict.fromkeys(workers) if standby else {worker: worker in set(taken) for worker in workers}
 
 
-def _unreachable(error: psycopg.Error) -> OperationalError:
+def _unreachable_error(error: psycopg.Error) -> OperationalError:
     return OperationalError("(the connection for the lock of this worker)", None, error)

@@ -1,8 +1,8 @@
-"""Notices a server that takes what is sent to it and never answers: stopped, stuck on its disk, or behind a proxy that passes nothing on.
+"""Notices a server that accepts data but never answers: it is stopped, stuck on its disk, or behind a proxy that passes nothing on.
 
-Keepalive does not show that, since the other end's system acknowledges everything. A statement of ours may take long, so its time does not
-show it either. So once an answer has been awaited for some seconds, a probe is sent on a separate connection. Where that brings no answer
-in time, the connections that wait are shut down, and nothing is begun until an answer came.
+Keepalive does not notice it, since the operating system of the server acknowledges everything. A long statement is no proof, since it may
+be long for good reasons. So once a connection has waited some seconds for an answer, a probe is sent on a separate connection. If the probe
+is not answered in time, the waiting connections are shut down, and nothing is begun until a later probe is answered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
@@ -18,108 +17,113 @@ from typing import Any
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
+from groundstate.clock import SYSTEM_CLOCK
 from groundstate.store import statement_timeouts
 
-ASKS_AFTER_S = 4.0  # seconds of waiting for an answer, after which a probe is sent
-WITHIN_S = 4.0  # seconds in which a probe must be answered
-AGAIN_S = 1.0  # seconds between two probes while the server is silent
+ASKS_AFTER_S = 4.0  # seconds for which a connection waits for an answer before a probe is sent
+WITHIN_S = 4.0  # seconds within which the server must answer a probe
+AGAIN_S = 1.0  # seconds between two probes while the server does not answer
 
 
 class SilentServerWatch:
-    """Watches whether one server answers the connections of one engine. connect: makes a driver's connection, within so many seconds.
+    """A SilentServerWatch watches whether a server answers the connections of one engine.
 
-    silent: whether the server is known not to answer.
+    connect: a function that makes a driver's connection; its argument is the timeout in seconds. silent: whether the last probe was not
+    answered.
     """
 
     def __init__(self, engine: Engine, connect: Callable[[float], Any]) -> None:
         self.silent = False
         self._connect = connect
         self._errors = (engine.dialect.loaded_dbapi.Error, OSError)
-        self._waiting: dict[int, tuple[Any, float]] = {}  # connections that wait for an answer, and since when (monotonic)
+        self._waiting: dict[int, tuple[Any, float]] = {}  # by id: pairs (connection that waits for an answer, monotonic time since when)
         self._asking = threading.Lock()
         self._ask_at = 0.0
-        event.listen(engine, "do_connect", self._connects)
-        event.listen(engine, "before_cursor_execute", self._asked)
-        event.listen(engine, "after_cursor_execute", self._answered)
-        event.listen(engine, "handle_error", self._failed)
-        event.listen(engine, "commit", self._ends)
-        event.listen(engine, "rollback", self._ends)
-        event.listen(engine, "checkin", self._given_back)
-        statement_timeouts.look_at(self)
+        event.listen(engine, "do_connect", self._on_connect)
+        event.listen(engine, "before_cursor_execute", self._on_execute)
+        event.listen(engine, "after_cursor_execute", self._on_answer)
+        event.listen(engine, "handle_error", self._on_error)
+        event.listen(engine, "commit", self._on_transaction_end)
+        event.listen(engine, "rollback", self._on_transaction_end)
+        event.listen(engine, "checkin", self._on_checkin)
+        statement_timeouts.check_periodically(self)
 
-    def refuse(self) -> None:
-        """Raise OperationalError while the server is known not to answer, so that no more threads wait for it."""
+    def refuse_if_silent(self) -> None:
+        """Raise OperationalError if the last probe was not answered, so that no more threads wait for the server."""
         if self.silent:
             raise OperationalError("(nothing was sent)", None, _NoAnswer(_WORDS))
 
     # ---- connections that wait ---------------------------------------------------------------------------------------------------
-    def _connects(self, *_: Any) -> None:
-        self.refuse()
+    def _on_connect(self, *_: Any) -> None:
+        self.refuse_if_silent()
 
-    def _asked(self, _connection: Any, cursor: Any, *_: Any) -> None:
-        self._wait(cursor.connection)
+    def _on_execute(self, _connection: Any, cursor: Any, *_: Any) -> None:
+        self._note_waiting(cursor.connection)
 
-    def _answered(self, _connection: Any, cursor: Any, *_: Any) -> None:
+    def _on_answer(self, _connection: Any, cursor: Any, *_: Any) -> None:
         self._waiting.pop(id(cursor.connection), None)
 
-    def _failed(self, context: Any) -> None:
+    def _on_error(self, context: Any) -> None:
         cursor = getattr(context.execution_context, "cursor", None)
         if cursor is not None:
             self._waiting.pop(id(cursor.connection), None)
 
-    def _ends(self, connection: Any) -> None:
+    def _on_transaction_end(self, connection: Any) -> None:
         if not connection.invalidated:
-            self._wait(connection.connection.driver_connection)
+            self._note_waiting(connection.connection.driver_connection)
 
-    def _given_back(self, driver: Any, _record: Any) -> None:
+    def _on_checkin(self, driver: Any, _record: Any) -> None:
         self._waiting.pop(id(driver), None)
 
-    def _wait(self, driver: Any) -> None:
-        self._waiting[id(driver)] = (driver, time.monotonic())
+    def _note_waiting(self, driver: Any) -> None:
+        self._waiting[id(driver)] = (driver, SYSTEM_CLOCK.monotonic())
 
     # ---- called by the thread that checks limits ----------------------------------------------------------------------------------
-    def look(self, now: float) -> None:
-        """Start a probe of the server where an answer has been awaited for long, and again and again while the server is silent."""
+    def check(self, now: float) -> None:
+        """Start a probe if a connection has waited too long for an answer, or if the last probe was not answered.
+
+        now: the monotonic time in seconds.
+        """
         for key, (driver, _) in list(self._waiting.items()):
-            if driver.closed:  # it broke, and was not given back to the pool
+            if driver.closed:  # the connection broke before it was given back to the pool
                 self._waiting.pop(key, None)
         late = self.silent or any(now - since >= ASKS_AFTER_S for _, since in list(self._waiting.values()))
         if late and now >= self._ask_at and self._asking.acquire(blocking=False):
-            threading.Thread(target=self._ask, name="groundstate-silence", daemon=True).start()
+            threading.Thread(target=self._send_probe, name="groundstate-silence", daemon=True).start()
 
     # ---- run in a separate thread -------------------------------------------------------------------------------------------------
-    def _ask(self) -> None:
+    def _send_probe(self) -> None:
         try:
-            self.silent = not self._answers()
-            now = time.monotonic()
+            self.silent = not self._is_probe_answered()
+            now = SYSTEM_CLOCK.monotonic()
             self._ask_at = now + (AGAIN_S if self.silent else ASKS_AFTER_S)
             for driver, since in list(self._waiting.values()) if self.silent else ():
                 if now - since >= ASKS_AFTER_S:
-                    hang_up(driver)
+                    shut_down_socket(driver)
         finally:
             self._asking.release()
 
-    def _answers(self) -> bool:
-        """Return whether the server answers a probe in time. A refused connection is an answer too."""
-        began = time.monotonic()
+    def _is_probe_answered(self) -> bool:
+        """Send a probe, and return whether the server answers it in time. If the server refuses the connection, that is an answer too."""
+        began = SYSTEM_CLOCK.monotonic()
         try:
-            with closing(self._connect(WITHIN_S)) as driver, statement_timeouts.limited(WITHIN_S, lambda: hang_up(driver)):
+            with closing(self._connect(WITHIN_S)) as driver, statement_timeouts.time_limited(WITHIN_S, lambda: shut_down_socket(driver)):
                 driver.execute("SELECT 1")
         except self._errors:
-            return time.monotonic() - began < WITHIN_S / 2
+            return SYSTEM_CLOCK.monotonic() - began < WITHIN_S / 2
         return True
 
 
-def hang_up(driver: Any) -> None:
-    """Shut down the socket of this connection: that breaks it, and ends the wait of the thread that uses it."""
+def shut_down_socket(driver: Any) -> None:
+    """Shut down the socket of this connection, which breaks the connection, so that a thread that waits for an answer on it goes on."""
     with suppress(Exception), socket.socket(fileno=os.dup(driver.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
 
 
 class _NoAnswer(Exception):
-    """Takes the place of a driver's error."""
+    """A _NoAnswer is the original error in an OperationalError, where otherwise the driver's error is."""
 
     sqlstate = None
 
 
-_WORDS = "the server takes what is sent to it, and does not answer: stopped, stuck on its disk, or behind a proxy that passes nothing on"
+_WORDS = "the server accepts data and does not answer: it is stopped, stuck on its disk, or behind a proxy that passes nothing on"

@@ -1,50 +1,54 @@
-"""Limits how long statements may take, from this end of the connection: a thread that waits in a statement cannot check a clock itself.
+"""Limits the duration of statements from outside, since a thread that waits in a statement cannot check a clock itself.
 
-One thread of a process checks all limits. A forked child begins with none.
+One thread per process checks all limits. It uses the system's clock, since servers know no simulated clock. A forked child starts without
+limits.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-LOOKS_S = 0.2  # seconds between two checks
+from groundstate.clock import SYSTEM_CLOCK
+
+LOOKS_S = 0.2  # seconds between one check of all limits and the next
 
 
-class LookedAt(Protocol):
-    """Declares an object that the checking thread calls every LOOKS_S seconds."""
+class PeriodicallyChecked(Protocol):
+    """Interface of the objects that are given to `check_periodically`: the checking thread calls `check` every LOOKS_S seconds."""
 
-    def look(self, now: float) -> None:
-        """Check whether something is to be done. now: the monotonic time. It must not wait for anything."""
+    def check(self, now: float) -> None:
+        """Do what is due at `now`, the monotonic time in seconds. It must not wait for anything."""
 
 
 @dataclass(eq=False)
 class Limit:
-    """Holds one time limit. cut: ends the statement that is running, and may be called again. until_s: monotonic time of the limit; set it
-    to 0 to end the statement now.
+    """A Limit is one time limit for statements.
+
+    until_s: when the limit ends, as monotonic time in seconds; 0 means at the next check. cut: the function that then ends the running
+    statement; it may be called repeatedly.
     """
 
     until_s: float
     cut: Callable[[], None]
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         if now >= self.until_s:
             self.cut()
 
 
 @contextmanager
-def limited(seconds: float, cut: Callable[[], None]) -> Iterator[Limit]:
-    """Limit the block to `seconds`: once they are over, another thread calls `cut` again and again until the block ends."""
-    limit = Limit(time.monotonic() + seconds, cut)
+def time_limited(seconds: float, cut: Callable[[], None]) -> Iterator[Limit]:
+    """Limit the block to `seconds` seconds; yield the Limit. After that time another thread calls `cut` repeatedly until the block ends."""
+    limit = Limit(SYSTEM_CLOCK.monotonic() + seconds, cut)
     with _changing:
         _limits[limit] = None
-    _begin()
+    _start_checking_thread()
     try:
         yield limit
     finally:
@@ -52,46 +56,46 @@ def limited(seconds: float, cut: Callable[[], None]) -> Iterator[Limit]:
             _limits.pop(limit, None)
 
 
-def look_at(one: LookedAt) -> None:
-    """Have this object checked from now on, for as long as other code refers to it."""
+def check_periodically(one: PeriodicallyChecked) -> None:
+    """Let the checking thread call the object's `check` every LOOKS_S seconds, until no other code refers to the object."""
     with _changing:
         _others.add(one)
-    _begin()
+    _start_checking_thread()
 
 
 _limits: dict[Limit, None] = {}
-_others: weakref.WeakSet[LookedAt] = weakref.WeakSet()
-_changing = threading.RLock()  # many threads add limits, and a collection cannot be iterated meanwhile
+_others: weakref.WeakSet[PeriodicallyChecked] = weakref.WeakSet()
+_changing = threading.RLock()  # protects the two collections, since many threads add limits while one iterates
 _thread: list[threading.Thread] = []
 
 
-def _begin() -> None:
-    if not (_thread and _thread[0].is_alive()):  # two threads that begin at once do no harm
-        _thread[:] = [threading.Thread(target=_look, name="groundstate-limits", daemon=True)]
+def _start_checking_thread() -> None:
+    if not (_thread and _thread[0].is_alive()):  # if two threads find none at once, two are started, which does no harm
+        _thread[:] = [threading.Thread(target=_check_forever, name="groundstate-limits", daemon=True)]
         _thread[0].start()
 
 
-def _look() -> None:
+def _check_forever() -> None:
     while True:
-        time.sleep(LOOKS_S)
-        now = time.monotonic()
-        for one in _all():
-            with suppress(Exception):  # the statement or its connection may have ended meanwhile
-                one.look(now)
+        SYSTEM_CLOCK.sleep(LOOKS_S)
+        now = SYSTEM_CLOCK.monotonic()
+        for one in _all_checked():
+            with suppress(Exception):  # `check` may raise if the statement or its connection has ended meanwhile
+                one.check(now)
 
 
-def _all() -> list[LookedAt]:
+def _all_checked() -> list[PeriodicallyChecked]:
     while True:
-        with suppress(RuntimeError), _changing:  # a finaliser that runs in this thread may add one while we iterate
+        with suppress(RuntimeError), _changing:  # RuntimeError: a finaliser in this thread added a limit during the iteration
             return [*_limits, *_others]
 
 
-def _begin_with_none() -> None:
-    global _changing  # noqa: PLW0603  # another thread may have held the old lock when this process was forked
+def _start_without_limits() -> None:
+    global _changing  # noqa: PLW0603  # a new lock, since another thread may have held the old lock when this process was forked
     _changing = threading.RLock()
     _limits.clear()
     _thread.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_with_none)
+    os.register_at_fork(after_in_child=_start_without_limits)

@@ -1,7 +1,7 @@
-"""Defines the four tables we own, and the column type for points in time. It is metadata only: nothing here connects.
+"""Defines groundstate's four tables, and the column type for points in time. Nothing here connects.
 
-PostgreSQL's own options are added by its driver, so that an app on SQLite loads nothing of it. Alembic's target, which has them, is
-`groundstate.store.migrations.metadata`. `groundstate init` creates the same tables.
+The module `postgres` adds the tables' options for PostgreSQL, so that an app on SQLite does not import that dialect. Use
+`groundstate.store.migrations.metadata`, which has the options, as a target of Alembic. `groundstate init` creates the tables too.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from sqlalchemy import BigInteger, Boolean, Column, DateTime, Dialect, Index, In
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlalchemy.util import generic_repr
 
-from groundstate.store.wrote_column import wrote
+from groundstate.store.wrote_column import wrote_column
 from groundstate.values.errors import DeclarationError, StateRefusedError
 
-VERSION = 2  # the version of the tables' schema; kept in the identity row
+VERSION = 2  # version of the tables' columns; stored with the store's identity in groundstate_reaction
 
 Naive = Literal["refuse", "utc"]
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Stores a point in time: takes and returns aware datetimes, and stores them in UTC.
+    """A column type for points in time: it takes and returns aware datetimes, and stores them in UTC.
 
     On PostgreSQL the column is a `timestamp with time zone`; on SQLite it is text in UTC with microseconds, which sorts as time does. A
-    plain `DateTime(timezone=True)` returns naive datetimes on SQLite, and comparing those with `ReactionContext.now` raises.
+    plain `DateTime(timezone=True)` returns naive datetimes on SQLite, and comparing a naive datetime with `ReactionContext.now` raises.
 
     Args:
-        naive: what happens to a datetime without a time zone. With "refuse", writing it raises StateRefusedError, since `datetime.now()` is
-            the host's wall clock, hours off where that is not in UTC. With "utc" it is taken as UTC, for tables that already have such
-            values.
+        naive: what happens to a datetime without a time zone. With "refuse", writing it raises StateRefusedError, since `datetime.now()`
+            gives the host's local time, which may be hours from UTC. With "utc" it is taken as UTC, for apps whose naive times are in UTC.
 
     Raises:
         DeclarationError: `naive` is neither "refuse" nor "utc".
@@ -39,27 +38,25 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime
     cache_ok = True
 
-    def __init__(self, naive: Naive = "refuse") -> None:  # not keyword-only: such arguments are missing from SQLAlchemy's cache key
+    def __init__(self, naive: Naive = "refuse") -> None:  # not keyword-only, since SQLAlchemy's cache key leaves out such arguments
         if naive not in ("refuse", "utc"):
             raise DeclarationError(f"UtcDateTime(naive={naive!r}): choose 'refuse', or 'utc' where all that has no zone is in UTC")
         super().__init__()
         self.naive = naive
 
     def __repr__(self) -> str:
-        """Return the Python source of this type, which Alembic writes; `TypeDecorator` would show its impl's arguments. A subclass is shown
-        by its own name.
-        """
+        """Return the Python source of this type, for Alembic. The method of TypeDecorator would show the arguments of DateTime."""
         return generic_repr(self)
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(DateTime(timezone=dialect.name != "sqlite"))
 
     def coerce_compared_value(self, op: Any, value: Any) -> Any:
-        """Return the type by which a value beside this column is bound: Interval for a timedelta, which is no point in time."""
+        """Return the type as which a value in an expression with this column is bound: Interval for a timedelta, else this type."""
         return Interval() if isinstance(value, timedelta) else super().coerce_compared_value(op, value)
 
-    def refuses(self, value: object) -> str | None:
-        """Return why a value is not written, with the cure; None if it may be written."""
+    def reason_to_refuse(self, value: object) -> str | None:
+        """Return why this value must not be written, as a text that names the cure; None if it may be written."""
         if not isinstance(value, datetime):
             return f"an UtcDateTime column is given {value!r}: give an aware datetime, such as datetime.now(UTC)"
         if value.tzinfo is None and self.naive == "refuse":
@@ -73,7 +70,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        why = self.refuses(value)
+        why = self.reason_to_refuse(value)
         if why is not None:
             raise StateRefusedError(why)
         aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -109,7 +106,7 @@ attempt = Table(
     Column("outcome", Text),
     Column("blocks", Text),
     Column("together", Integer, nullable=False),
-    Column("begun_with", Text),  # JSON: by which kind of code its latest call was begun, or its baseline left (rules/begun_kind.py)
+    Column("begun_with", Text),  # JSON: how the latest call was begun, or why the record is left alone (rules/begun_kind.py)
     sqlite_with_rowid=False,
 )
 
@@ -122,16 +119,17 @@ reaction = Table(
     "groundstate_reaction",
     metadata,
     Column("app", Text, primary_key=True),
-    Column("name", Text, primary_key=True),  # '' for the store's own row, which has its identity
-    Column("key_name", Text, nullable=False),  # the name that idempotency keys are made of: a rename does not change it (hazard 62)
-    Column("condition", Text, nullable=False),  # the SQL that was accepted (hazard 50); in the store's own row, its identity
-    Column("suspect", Boolean, nullable=False),  # its records are put in doubt until a person trusts it (hazard 46)
-    Column("earlier", Text),  # JSON array: conditions accepted before, the latest last; older code may still run by them
-    Column("record", Text),  # the accepted table and primary key of its records, by which attempts name them
+    Column("name", Text, primary_key=True),  # name of the reaction; '' in the one row that holds the store's identity
+    Column("key_name", Text, nullable=False),  # reaction's name in idempotency keys, which a rename does not change (hazard 62)
+    # SQL text of the accepted condition (hazard 50); in the row with name '', the store's identity instead
+    Column("condition", Text, nullable=False),
+    Column("suspect", Boolean, nullable=False),  # whether its calls are put in doubt, since a backup was restored (hazard 46)
+    Column("earlier", Text),  # JSON array of former conditions, the latest last; older versions of the app may still run with them
+    Column("record", Text),  # table and primary key columns of the reaction's records, as they were when a person accepted it
     Column("seen_at", UtcDateTime, nullable=False),
     Column("mark", Text),
-    Column("begins", BigInteger),  # the number of calls ever begun here; only in the store's own row, on SQLite
-    wrote("groundstate_reaction"),
+    Column("begins", BigInteger),  # number of calls ever begun; only in the row with the store's identity, and only on SQLite
+    wrote_column("groundstate_reaction"),
 )
 
 worker = Table(
@@ -142,14 +140,14 @@ worker = Table(
     Column("host", Text, nullable=False),
     Column("pid", Integer, nullable=False),
     Column("began_at", UtcDateTime, nullable=False),
-    Column("ended_at", UtcDateTime),  # written by the worker that adopted it; a clean end deletes the row
+    Column("ended_at", UtcDateTime),  # when another worker took over this worker's attempts; a clean end deletes the row instead
     Column("begins", BigInteger, nullable=False),
-    # JSON of the server on which its lock was taken (its start, its last crash recovery, its timeline). On another server a lock may be
-    # free although its worker is alive and has only not reconnected yet. NULL on SQLite, and where older code wrote the row.
+    # JSON that identifies the server on which the worker took its lock (start, last crash recovery, timeline). On another server the lock
+    # may be free although the worker is alive, since it has not reconnected yet. NULL on SQLite, and in rows of older versions.
     Column("server", Text),
-    # JSON: what the living worker reports of itself, for display only (engine/rows/worker_report.py); nothing is decided by it.
+    # JSON of what the living worker reports of itself (engine/rows/worker_report.py). It is only shown, and decides nothing.
     Column("says", Text),
-    wrote("groundstate_worker"),
+    wrote_column("groundstate_worker"),
 )
 
 rate = Table(
@@ -157,10 +155,10 @@ rate = Table(
     metadata,
     Column("app", Text, primary_key=True),
     Column("service", Text, primary_key=True),
-    Column("tenant", Text, primary_key=True),  # '' for the service as a whole, else '=' and the value of `per`
-    # JSON: how many calls were begun in each slice of time: a fact about the past, and no mark that anything is running.
+    Column("tenant", Text, primary_key=True),  # '' for the service as a whole, else '=' and the value of the `per` column
+    # JSON of how many calls were begun in each slice of time, whether they still run or not.
     Column("counts", Text, nullable=False),
-    Column("until", UtcDateTime, nullable=False),  # after this time the row has no effect any more, and is deleted
+    Column("until", UtcDateTime, nullable=False),  # time after which the row has no effect any more, and is deleted
     sqlite_with_rowid=False,
 )
 rate_until_index = Index("groundstate_rate_until", rate.c.until)

@@ -1,8 +1,7 @@
-"""Defines the column `wrote`, with the number of our transaction that wrote the row. Where PostgreSQL's own note (`xmin`) differs, others
-wrote it.
+"""Defines the column `wrote`: the number of groundstate's transaction that last wrote the row. On SQLite it stays NULL.
 
-That is so for a row that was loaded from a dump of data only, rewritten by ALTER TABLE, or updated by code that does not know the column.
-VACUUM, FREEZE, CLUSTER and added columns leave both alone. On SQLite the column stays NULL.
+If the number differs from PostgreSQL's own `xmin`, something else wrote the row last: it was loaded from a data-only dump, rewritten by
+ALTER TABLE, or updated by code that does not know the column. VACUUM, FREEZE, CLUSTER and adding a column change neither number.
 
 No statement that writes these rows may run in a savepoint: `xmin` would be the savepoint's number, and `wrote` the transaction's.
 """
@@ -19,16 +18,19 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 
 class Xid8(UserDefinedType[int]):
-    """Maps PostgreSQL's type of transaction numbers that do not wrap around: an int in Python, written by SQL expressions only."""
+    """The column type for PostgreSQL's xid8, a transaction number that does not wrap around. In Python it is an int.
+
+    Only SQL expressions write it.
+    """
 
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
-        """Return the type's name in DDL."""
+        """Return the name of the type in CREATE TABLE."""
         return "xid8"
 
-    def result_processor(self, dialect: Any, coltype: object) -> Any:  # noqa: ARG002  # SQLAlchemy's own signature
-        """Return a converter to int, since psycopg returns such a number as text."""
+    def result_processor(self, dialect: Any, coltype: object) -> Any:  # noqa: ARG002  # SQLAlchemy passes both arguments
+        """Return a function that converts a result to int, since psycopg returns an xid8 as text."""
         return lambda value: None if value is None else int(value)
 
 
@@ -36,10 +38,10 @@ XID8: TypeEngine[int] = BigInteger().with_variant(Xid8(), "postgresql")
 
 
 class OnPostgres(ColumnElement[Any]):
-    """Compiles to one SQL text on PostgreSQL, and to another on every other database."""
+    """An OnPostgres is an SQL expression with the text `words` on PostgreSQL, and the text `elsewhere` on every other database."""
 
     inherit_cache = True
-    _traverse_internals = [  # noqa: RUF012  # SQLAlchemy's own form
+    _traverse_internals = [  # noqa: RUF012  # SQLAlchemy needs a list
         ("words", InternalTraversal.dp_string),
         ("elsewhere", InternalTraversal.dp_string),
     ]
@@ -51,39 +53,41 @@ class OnPostgres(ColumnElement[Any]):
 
 
 @compiles(OnPostgres)
-def _elsewhere(element: OnPostgres, compiler: Any, **options: Any) -> str:  # noqa: ARG001  # SQLAlchemy's signature
+def _compile_elsewhere(element: OnPostgres, compiler: Any, **options: Any) -> str:  # noqa: ARG001  # SQLAlchemy passes all arguments
     return element.elsewhere
 
 
 @compiles(OnPostgres, "postgresql")
-def _words(element: OnPostgres, compiler: Any, **options: Any) -> str:  # noqa: ARG001  # SQLAlchemy's signature
+def _compile_for_postgres(element: OnPostgres, compiler: Any, **options: Any) -> str:  # noqa: ARG001  # SQLAlchemy passes all arguments
     return element.words
 
 
-# xmin is the lower half (32 bits) of the full number. xid8 has no operator for a remainder, so both are compared as bigint.
+# SQL for whether groundstate wrote the row last. xmin is the lower half (32 bits) of a transaction's number, so only that half is compared.
 SAME = "{0}.xmin::text::bigint = ({0}.wrote::text::bigint & 4294967295)"
 THIS_TRANSACTION: ColumnElement[int] = OnPostgres("pg_current_xact_id()", "NULL", XID8)
-# No transaction has this number. A reaction in whose row it is written waits for a person (engine/rows/data_restore_check.py).
+# The number 0, which no transaction has. In the row of a reaction it means that the reaction waits for a person
+# (engine/rows/data_restore_check.py).
 WAITS: ColumnElement[int] = OnPostgres("'0'::xid8", "NULL", XID8)
 
 
-def wrote(table: str) -> Column[int]:
-    """Return the column for our table of this name: it is filled in by each INSERT and UPDATE that SQLAlchemy makes.
+def wrote_column(table: str) -> Column[int]:
+    """Return the column `wrote` for groundstate's table of this name. Each INSERT and UPDATE by SQLAlchemy sets the column.
 
-    An UPDATE renews the number only in a row that we wrote last: so a row that others wrote remains recognisable, and a row of older code,
-    which has no number, keeps none.
+    An UPDATE changes the number only in a row that groundstate wrote last. So a row that others wrote stays recognisable, and a row that an
+    older version wrote without a number stays without one.
     """
     still = f"CASE WHEN {SAME.format(table)} THEN pg_current_xact_id() ELSE {table}.wrote END"
     return Column("wrote", XID8, default=THIS_TRANSACTION, onupdate=OnPostgres(still, "NULL", XID8))
 
 
-def somebody_else_wrote(table: str) -> ColumnElement[bool]:
-    """Return SQL for whether a row of this table was last written by code other than ours. False on SQLite; NULL where the row has no
-    number.
+def is_written_by_others(table: str) -> ColumnElement[bool]:
+    """Return SQL for whether something other than groundstate last wrote a row of this table.
+
+    The SQL gives false on SQLite, and NULL for a row without a number.
     """
     return OnPostgres(f"NOT ({SAME.format(table)})", "(1 = 0)", Boolean())
 
 
-def is_marked(table: str) -> ColumnElement[bool]:
-    """Return SQL for whether WAITS is written in a row of this table. False on SQLite."""
+def is_marked_as_waiting(table: str) -> ColumnElement[bool]:
+    """Return SQL for whether a row of this table has the number 0 in `wrote`, so that its reaction waits for a person. False on SQLite."""
     return OnPostgres(f"coalesce({table}.wrote = '0'::xid8, false)", "(1 = 0)", Boolean())

@@ -1,1 +1,1 @@
-"""Exports metrics and traces of an app. The integration with each tool is in one file; no reaction is carried out here."""
+"""Exports metrics and traces of an app. Each tool that they are exported to has its own file."""

@@ -1,20 +1,20 @@
-"""Reads from an app's databases what metrics report, and caches it for some seconds. Only one reading runs at a time, by SELECTs only.
+"""Queries an app's databases for the metrics, and caches the results for some seconds. It runs only SELECTs.
 
-A reader never waits for a database for longer than `WAIT_S`: a separate thread queries it, and until that is done the reader gets the last
-result, or none.
+A caller never waits longer than `WAIT_S`: the queries run in separate threads, and until the queries end the caller gets the last result,
+or None if there is none.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from groundstate.app.app import App
 from groundstate.app.declared import databases_of, reactions_of, schedules_of
 from groundstate.app.store import Store
+from groundstate.clock import SYSTEM_CLOCK, Clock
 from groundstate.engine.operate import fleet_status
 from groundstate.engine.operate.fleet_status import Overview
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -22,93 +22,103 @@ from groundstate.store import connect
 from groundstate.store.port import Database
 
 log = logging.getLogger("groundstate")
-FRESH_S = 5.0  # seconds: a result is used for this long before it is queried again
-WAIT_S = 2.0  # seconds: a reader waits at most this long for a new result
-STALE_S = 60.0  # seconds: an older result is not reported
-MOST = 10_000  # rows that are counted at most for each reaction
+FRESH_S = 5.0  # seconds for which a result is used before the database is queried again
+WAIT_S = 2.0  # how many seconds a caller waits at most for a new result
+STALE_S = 60.0  # age in seconds after which a result is dropped
+MOST = 10_000  # how many rows are counted at most for each reaction
 
 
 @dataclass
-class Seen:
-    """Seen holds the last result from one database. waits: for each reaction the first record that waits, and since when it was seen to be
-    first.
+class CachedStatus:
+    """The last result from one database.
+
+    waits: by reaction, a pair: the key of the record that has waited longest, and the monotonic time in seconds at which this process first
+    saw that this record waits longest.
     """
 
     store: Store
     name: str
     answer: Overview | None = None
-    at: float = float("-inf")  # never: the monotonic clock of a host that has just started shows little more than 0
+    at: float = float("-inf")  # monotonic time of the last answer; -inf before the first one
     waits: dict[str, tuple[str, float]] = field(default_factory=dict)
     database: Database | None = None
     queries: Sequence[ConditionQuery] = ()
 
-    def waited_s(self, reaction: str, now: float) -> float:
-        """Return for how many seconds, at least, the reaction's first record has waited, as far as it was seen from here."""
+    def first_record_waited_s(self, reaction: str, now: float) -> float:
+        """Return the seconds since this process first saw the reaction's longest waiting record in that place; 0.0 if no record waits."""
         first = self.waits.get(reaction)
         return now - first[1] if first else 0.0
 
 
 class DatabaseStatusCache:
-    """Looking caches what the databases of one app report; any thread may call it."""
+    """A cache of the status of each database of an app. May be used from any thread."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._app = app
-        self._seen: list[Seen] | None = None
+        self._statuses: list[CachedStatus] | None = None
         self._lock = threading.Lock()
-        self._asking: threading.Thread | None = None
+        self._query_thread: threading.Thread | None = None
 
-    def seen(self) -> list[Seen]:
-        """Return the last result of each database, a fresh one where the database answers in time. A result that is too old is None."""
+    def current_statuses(self) -> list[CachedStatus]:
+        """Return the last result of each database, queried again if it is older than `FRESH_S` and the database answers in time.
+
+        The `answer` of a result is None if the database has not answered for `STALE_S` seconds.
+        """
         with self._lock:
-            if self._seen is None:
-                self._seen = [Seen(store, store.label) for store in databases_of(self._app)]
-            seen, asking = self._seen, self._asking
-            if asking is None and any(time.monotonic() - one.at > FRESH_S for one in seen):
-                asking = self._asking = threading.Thread(target=self._ask_all, args=(seen,), name="groundstate-looking", daemon=True)
+            if self._statuses is None:
+                self._statuses = [CachedStatus(store, store.label) for store in databases_of(self._app)]
+            seen, asking = self._statuses, self._query_thread
+            if asking is None and any(self._clock.monotonic() - one.at > FRESH_S for one in seen):
+                asking = self._query_thread = threading.Thread(
+                    target=self._query_all_databases, args=(seen,), name="groundstate-looking", daemon=True
+                )
                 asking.start()
         if asking is not None:
             asking.join(WAIT_S)
         return seen
 
     def close(self) -> None:
-        """Close the connections; a later call of `seen` opens new ones."""
-        asking = self._asking
+        """Close the connections; a later call of `current_statuses` opens new ones."""
+        asking = self._query_thread
         if asking is not None:
             asking.join(WAIT_S)
         with self._lock:
-            for one in self._seen or ():
+            for one in self._statuses or ():
                 if one.database is not None:
                     one.database.close()
-            self._seen = None
+            self._statuses = None
 
-    def _ask_all(self, seen: Sequence[Seen]) -> None:
+    def _query_all_databases(self, seen: Sequence[CachedStatus]) -> None:
         try:
-            threads = [threading.Thread(target=self._ask, args=(one,), name="groundstate-looking", daemon=True) for one in seen[1:]]
+            threads = [
+                threading.Thread(target=self._query_database, args=(one,), name="groundstate-looking", daemon=True) for one in seen[1:]
+            ]
             for thread in threads:
                 thread.start()
-            self._ask(seen[0])
+            self._query_database(seen[0])
             for thread in threads:
                 thread.join()
         finally:
-            self._asking = None
+            self._query_thread = None
 
-    def _ask(self, one: Seen) -> None:
-        """Query one database. An error is kept here, so that a database that is down does not affect the results of the others."""
+    def _query_database(self, one: CachedStatus) -> None:
+        """Query one database. Raises no error, so that the other databases are still queried if this database is down."""
         try:
             if one.database is None:
                 one.database = connect.open_store(one.store.settings())[0]
                 one.queries = [ConditionQuery(spec, one.database) for spec in reactions_of(self._app, one.store)]
-            if one.database.missing() is not None:
-                raise FileNotFoundError(f"there is no database at {one.database.missing()}")  # connecting would create it
+            if one.database.missing_file() is not None:
+                raise FileNotFoundError(f"there is no database at {one.database.missing_file()}")  # connecting would create it
             one.database.connect()
             schedules = schedules_of(self._app, one.store)
-            answer = fleet_status.overview(self._app.name, one.database, one.queries, schedules, most=MOST)
+            answer = fleet_status.build_overview(self._app.name, one.database, one.queries, schedules, most=MOST)
         except Exception as error:  # noqa: BLE001  # whatever is raised, the metrics show that there is no result
             log.debug("metrics: %s gives no answer: %s", one.name, type(error).__name__, extra={"event": "store_silent", "store": one.name})
-            if time.monotonic() - one.at > STALE_S:
+            if self._clock.monotonic() - one.at > STALE_S:
                 one.answer, one.waits = None, {}
             return
-        now = time.monotonic()
+        now = self._clock.monotonic()
         waits = {}
         for reaction in answer.reactions:
             if reaction.first is not None:

@@ -1,8 +1,7 @@
-"""Defines every metric (name, kind, labels, description) and reads its values, for Prometheus and OpenTelemetry; it imports neither."""
+"""Defines every metric (name, kind, labels, description) and reads its values. Imports neither Prometheus nor OpenTelemetry."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,21 +10,25 @@ from typing import Literal
 
 from groundstate.app.app import App
 from groundstate.app.declared import reactions_of
+from groundstate.clock import SYSTEM_CLOCK, Clock
 from groundstate.engine.health import WorkerHealth
 from groundstate.engine.operate.fleet_status import STATES, Overview
-from groundstate.telemetry.cached_queries import DatabaseStatusCache, Seen
+from groundstate.telemetry.cached_queries import CachedStatus, DatabaseStatusCache
 from groundstate.values.errors import StoppedError
 
-TURNING_S = 60.0  # seconds: a worker whose last loop iteration is longer ago than this is not up
+TURNING_S = 60.0  # a worker counts as up if its last loop iteration is at most so many seconds ago
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A Measure defines one metric. whole: it describes the database, and is the same in each worker; else it describes this process."""
+    """The definition of one metric.
+
+    whole: True if the metric describes the database, so that each process reports the same value; False if it describes this process.
+    """
 
     name: str
     kind: Literal["gauge", "counter"]
-    unit: str  # "s" for seconds, or "1"
+    unit: str  # "s" for seconds, or "1" for a number without a unit
     labels: tuple[str, ...]
     words: str
     whole: bool = False
@@ -33,66 +36,76 @@ class Measure:
 
 @dataclass(frozen=True)
 class Value:
-    """A Value is a metric's value for some label values, in the order of the Measure's labels."""
+    """One value of a metric, and the values of the metric's labels, in the order of `Measure.labels`."""
 
     labels: tuple[str, ...]
     value: float
 
 
-def _gauge(name: str, labels: str, words: str, *, unit: str = "1", whole: bool = False) -> Measure:
+def _define_gauge(name: str, labels: str, words: str, *, unit: str = "1", whole: bool = False) -> Measure:
     return Measure(name, "gauge", unit, ("app", *labels.split()), words, whole=whole)
 
 
-def _counter(name: str, labels: str, words: str, *, unit: str = "1") -> Measure:
+def _define_counter(name: str, labels: str, words: str, *, unit: str = "1") -> Measure:
     return Measure(name, "counter", unit, ("app", *labels.split()), words)
 
 
-PENDING = _gauge("groundstate_pending_rows", "store reaction", "Rows that wait to be carried out; 10,000: at least so many.", whole=True)
-OLDEST = _gauge(
+PENDING = _define_gauge(
+    "groundstate_pending_rows", "store reaction", "Rows that wait to be carried out; 10,000 means at least that many.", whole=True
+)
+OLDEST = _define_gauge(
     "groundstate_pending_oldest_seconds", "store reaction",
-    "How long the first of them has waited: since it was due; without a due time, since this process first saw it waiting.",
+    "How long the oldest of them has waited: since it was due; without a due time, since this process first saw it waiting.",
     unit="s", whole=True,
 )  # fmt: skip
-TOO_LATE = _gauge("groundstate_too_late_rows", "store reaction", "Rows past their valid_for, for which expired answers.", whole=True)
-ATTEMPTS = _gauge("groundstate_attempts", "store reaction state", "Attempts that stand: begun, doubt, failed, held.", whole=True)
-ATTEMPTS_OLDEST = _gauge(
-    "groundstate_attempts_oldest_seconds", "store reaction state", "How long ago the first of them began.", unit="s", whole=True
+TOO_LATE = _define_gauge("groundstate_too_late_rows", "store reaction", "Rows past their valid_for, for the expired handler.", whole=True)
+ATTEMPTS = _define_gauge("groundstate_attempts", "store reaction state", "Attempts that exist: begun, doubt, failed, held.", whole=True)
+ATTEMPTS_OLDEST = _define_gauge(
+    "groundstate_attempts_oldest_seconds", "store reaction state", "How long ago the oldest of them began.", unit="s", whole=True
 )
-UNDECLARED = _gauge(
+UNDECLARED = _define_gauge(
     "groundstate_undeclared_attempts", "store reaction", "Attempts of reactions that this code does not declare.", whole=True
 )
-SUSPECT = _gauge(
-    "groundstate_reaction_suspect", "store reaction", "1: the database went back, or may have, and nobody has trusted it since.", whole=True
+SUSPECT = _define_gauge(
+    "groundstate_reaction_suspect", "store reaction",
+    "1: the database went back in time, or may have, and `groundstate trust` was not run since.", whole=True,
+)  # fmt: skip
+ANSWERS = _define_gauge(
+    "groundstate_store_answers", "store", "1: the database answered lately; 0: metrics that only it can tell are missing."
 )
-ANSWERS = _gauge("groundstate_store_answers", "store", "1: the database answered lately; 0: what is told of it alone is missing.")
-ANSWERED = _gauge("groundstate_store_answer_age_seconds", "store", "How old that answer is.", unit="s")
-UP = _gauge("groundstate_worker_up", "store", "1: its thread turns, its loop of calls comes round, and its lock is its own.")
-TURNED = _gauge("groundstate_worker_turn_age_seconds", "store", "Since its own thread came round, or was to.", unit="s")
-LOOP_LATE = _gauge("groundstate_call_loop_late_seconds", "store", "For how long the loop of async calls has not come round.", unit="s")
-WAITS_FOR_GO = _gauge("groundstate_worker_waits_for_go", "store", "1: it was started with --wait-for-go, and waits for a go.")
-CAREFUL = _gauge("groundstate_worker_careful", "store", "1: careful mode: two workers ended uncleanly.")
-REFUSED = _gauge("groundstate_reaction_refused", "store reaction", "1: it is new or changed, and waits for a person to accept it.")
-UNFIT = _gauge("groundstate_reaction_unfit", "store reaction", "1: its record has a column that the table has not, or a table is missing.")
-LIVES = _counter(
+ANSWERED = _define_gauge("groundstate_store_answer_age_seconds", "store", "How old the last answer of the database is.", unit="s")
+UP = _define_gauge("groundstate_worker_up", "store", "1: the worker's thread runs, the loop of its calls iterates, and it has its lock.")
+TURNED = _define_gauge(
+    "groundstate_worker_turn_age_seconds", "store",
+    "Since the last iteration of the worker's thread, or since the iteration that was to follow a wait.", unit="s",
+)  # fmt: skip
+LOOP_LATE = _define_gauge(
+    "groundstate_call_loop_late_seconds", "store", "For how long the event loop of async calls has been blocked.", unit="s"
+)
+WAITS_FOR_GO = _define_gauge("groundstate_worker_waits_for_go", "store", "1: it was started with --wait-for-go, and waits for a go.")
+CAREFUL = _define_gauge("groundstate_worker_careful", "store", "1: careful mode: two workers ended uncleanly.")
+REFUSED = _define_gauge("groundstate_reaction_refused", "store reaction", "1: it is new or changed, and waits for a person to accept it.")
+UNFIT = _define_gauge("groundstate_reaction_unfit", "store reaction", "1: its record has a column or a table that the database lacks.")
+LIVES = _define_counter(
     "groundstate_worker_incarnations", "store", "Incarnations begun: more than one for a process means that its lock was lost."
 )
-BEGUN = _counter("groundstate_calls_begun", "store service reaction kind", "Calls and lookups that were sent.")
-ENDED = _counter(
+BEGUN = _define_counter("groundstate_calls_begun", "store service reaction kind", "Calls and lookups that were sent.")
+ENDED = _define_counter(
     "groundstate_calls_ended", "store service reaction kind ending",
-    "The same, by how they ended: outcome, not_done, busy, in_doubt, absent, unknown, not_sent.",
+    "Calls and lookups that ended, by how: outcome, not_done, busy, in_doubt, absent, unknown, not_sent.",
 )  # fmt: skip
-IN_THE_AIR = _gauge("groundstate_calls_in_the_air", "store service", "Calls and lookups under way.")
-GOING_ROUND = _gauge("groundstate_records_going_round", "store", "Rings of records that undo each other, and are slowed down.")
-HANGING = _gauge("groundstate_calls_hanging", "store", "Calls that went on past their time limit.")
-PAUSED = _gauge(
-    "groundstate_breaker_open", "store service", "Of how many of its parts the endpoint fails, so that it pauses and is probed."
+IN_THE_AIR = _define_gauge("groundstate_calls_in_the_air", "store service", "Calls and lookups in flight.")
+GOING_ROUND = _define_gauge("groundstate_records_going_round", "store", "Rings of records whose reactions undo each other: slowed down.")
+HANGING = _define_gauge("groundstate_calls_hanging", "store", "Calls that went on past their time limit.")
+PAUSED = _define_gauge(
+    "groundstate_breaker_open", "store service", "For how many of its tenants the service fails, so that it pauses and is probed."
 )
-DONE = _counter("groundstate_records", "store reaction ending", "Records of reactions without a call: done, failed, expired.")
-BATCHES = _counter("groundstate_batches", "store", "Transactions of those.")
-SWEEPS = _counter("groundstate_sweeps", "store", "Sweeps that came to their end.")
-SWEPT = _counter("groundstate_sweeps_seconds", "store", "How long they took together, from the first look to the last.", unit="s")
-SWEEP_AGE = _gauge("groundstate_sweep_age_seconds", "store", "Since the last sweep came to its end.", unit="s")
-TRANSPORT = _gauge("groundstate_transport_up", "transport", "1: hints come and go; 0: rows are found by the sweep alone.")
+DONE = _define_counter("groundstate_records", "store reaction ending", "Records of reactions without a call: done, failed, expired.")
+BATCHES = _define_counter("groundstate_batches", "store", "Transactions of reactions without a call.")
+SWEEPS = _define_counter("groundstate_sweeps", "store", "Completed sweeps.")
+SWEPT = _define_counter("groundstate_sweeps_seconds", "store", "How long the completed sweeps took together.", unit="s")
+SWEEP_AGE = _define_gauge("groundstate_sweep_age_seconds", "store", "Since the last sweep ended.", unit="s")
+TRANSPORT = _define_gauge("groundstate_transport_up", "transport", "1: hints are sent and received; 0: rows are found only by the sweep.")
 
 MEASURES: tuple[Measure, ...] = (
     PENDING, OLDEST, TOO_LATE, ATTEMPTS, ATTEMPTS_OLDEST, UNDECLARED, SUSPECT, ANSWERS, ANSWERED, UP, TURNED, LOOP_LATE, WAITS_FOR_GO,
@@ -101,46 +114,47 @@ MEASURES: tuple[Measure, ...] = (
 )  # fmt: skip
 
 Values = dict[Measure, list[Value]]
-Told = Iterator[tuple[Measure, float, *tuple[str, ...]]]
+MetricValues = Iterator[tuple[Measure, float, *tuple[str, ...]]]
 
 
 class Meter:
-    """A Meter reads the values of one app's metrics; any thread may call it. The databases are queried at most every few seconds."""
+    """Reads the values of one app's metrics. May be used from any thread. The databases are queried at most once in `FRESH_S` seconds."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, clock: Clock = SYSTEM_CLOCK) -> None:
         self._app = app
-        self._looking = DatabaseStatusCache(app)
+        self._clock = clock
+        self._statuses = DatabaseStatusCache(app, clock)
 
     def values(self) -> Values:
-        """Return the values of every metric; the list of a metric is empty where no value is known now."""
+        """Return the values of every metric; the list of a metric is empty if no value is known now."""
         found: Values = {measure: [] for measure in MEASURES}
-        for measure, value, *labels in self._all():
+        for measure, value, *labels in self._read_current_values():
             found[measure].append(Value((self._app.name, *labels), value))
         return found
 
     def close(self) -> None:
         """Close the connections to the databases."""
-        self._looking.close()
+        self._statuses.close()
 
-    def _all(self) -> Told:
-        stores = self._looking.seen()
+    def _read_current_values(self) -> MetricValues:
+        stores = self._statuses.current_statuses()
         for seen in stores:
-            yield from of_store(seen, time.monotonic())
+            yield from metrics_of_store(seen, self._clock.monotonic())
         told = set[str]()
         for worker_health in self._app.worker_health():
             told.add(worker_health.store)
-            yield from of_worker(worker_health, outsides_of(self._app, worker_health.store, stores))
+            yield from metrics_of_worker(worker_health, services_called_in(self._app, worker_health.store, stores))
         with suppress(StoppedError):
             down = self._app.down
             for seen in stores:
-                if seen.name in down and seen.name not in told:  # its worker never started in this process
+                if seen.name in down and seen.name not in told:  # no worker of this store has started in this process
                     yield UP, 0, seen.name
             for name, up in self._app.transports.items():
                 yield TRANSPORT, up, name
 
 
-def of_store(seen: Seen, now: float) -> Told:
-    """Yield the metrics that come from one database."""
+def metrics_of_store(seen: CachedStatus, now: float) -> MetricValues:
+    """Yield a tuple (metric, value, *values of its labels) for each value that comes from one database."""
     yield ANSWERS, seen.answer is not None, seen.name
     if seen.answer is None:
         return
@@ -152,19 +166,19 @@ def of_store(seen: Seen, now: float) -> Told:
         for state in STATES:
             standing = one.attempts.get(state)
             yield ATTEMPTS, standing.count if standing else 0, *labels, state
-            yield ATTEMPTS_OLDEST, _since(seen.answer, standing.since if standing else None), *labels, state
+            yield ATTEMPTS_OLDEST, _seconds_since(seen.answer, standing.since if standing else None), *labels, state
         if one.makes == "rows" or not one.asked:
             continue
         yield PENDING, one.rows, *labels
-        yield OLDEST, max(seen.waited_s(one.name, now), _since(seen.answer, one.overdue_since)), *labels
+        yield OLDEST, max(seen.first_record_waited_s(one.name, now), _seconds_since(seen.answer, one.overdue_since)), *labels
         yield TOO_LATE, one.too_late, *labels
         yield SUSPECT, one.suspect or one.waits, *labels
 
 
-def of_worker(worker_health: WorkerHealth, services: Sequence[str]) -> Told:
-    """Yield the metrics that come from one worker of this process."""
+def metrics_of_worker(worker_health: WorkerHealth, services: Sequence[str]) -> MetricValues:
+    """Yield a tuple (metric, value, *values of its labels) for each value that comes from one worker of this process."""
     store = worker_health.store
-    yield UP, is_up(worker_health, TURNING_S), store
+    yield UP, is_worker_up(worker_health, TURNING_S), store
     yield TURNED, worker_health.turned_s, store
     yield LOOP_LATE, worker_health.loop_late_s, store
     yield WAITS_FOR_GO, worker_health.waits_for_go, store
@@ -192,16 +206,16 @@ def of_worker(worker_health: WorkerHealth, services: Sequence[str]) -> Told:
             yield DONE, count, store, reaction, ending
 
 
-def is_up(worker_health: WorkerHealth, turning_s: float) -> bool:
-    """Return whether a worker carries out work, as far as can be seen; the metric UP says what that means."""
+def is_worker_up(worker_health: WorkerHealth, turning_s: float) -> bool:
+    """Whether a worker is up: it holds its lock, and each of its loops had an iteration in the last `turning_s` seconds."""
     return worker_health.ended is None and worker_health.sound and max(worker_health.turned_s, worker_health.loop_late_s) <= turning_s
 
 
-def outsides_of(app: App, name: str, stores: Sequence[Seen]) -> list[str]:
+def services_called_in(app: App, name: str, stores: Sequence[CachedStatus]) -> list[str]:
     """Return the names of the external services that the reactions of a store call."""
     of = [spec for one in stores if one.name == name for spec in reactions_of(app, one.store)]
     return sorted({spec.call.service.name for spec in of if spec.call is not None})
 
 
-def _since(answer: Overview, moment: datetime | None) -> float:
+def _seconds_since(answer: Overview, moment: datetime | None) -> float:
     return max((answer.now - moment).total_seconds(), 0.0) if moment is not None else 0.0

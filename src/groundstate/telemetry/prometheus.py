@@ -1,4 +1,4 @@
-"""Exports an app's metrics to Prometheus: by a collector for any registry, and by a page of groundstate's own. It counts nothing itself."""
+"""Exports an app's metrics to Prometheus: `Collector` is for a registry of the user's, `Page` for `groundstate run --http`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Collector(Registered):
-    """A Collector reads the metrics of one app each time they are scraped: `prometheus_client.REGISTRY.register(Collector(app))`."""
+    """Reads the metrics of one app at each scrape. It is registered by `prometheus_client.REGISTRY.register(Collector(app))`."""
 
     def __init__(self, app: App) -> None:
         self._meter = Meter(app)
@@ -45,14 +45,14 @@ class Collector(Registered):
 
 
 class Page:
-    """A Page is what `groundstate run --http` serves under /metrics: the metrics of the app only, and none of the Python process."""
+    """The page /metrics of `groundstate run --http`. It has the metrics of the app, and none about the Python process."""
 
     def __init__(self, app: App) -> None:
         self._collector = Collector(app)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         """Return the metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 

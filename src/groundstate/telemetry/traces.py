@@ -1,8 +1,7 @@
-"""Exports traces to OpenTelemetry: a span for each call and lookup, and for each transaction of handlers. A span contains no record's data,
-and no key unless asked.
+"""Exports traces to OpenTelemetry: a span for each call and lookup, and for each transaction of handlers.
 
-A span begins a trace of its own and links to none: the code that wrote the row stored no trace context in it, and it could be kept nowhere
-else.
+A span contains no data of a record, and keys only with `keys=True`. Each span begins a new trace, and has no link to the trace of the code
+that wrote the row, since the row holds no trace context.
 """
 
 from __future__ import annotations
@@ -22,84 +21,92 @@ from groundstate.rules.specs import ReactionSpec
 
 
 def trace(app: App, provider: TracerProvider | None = None, *, keys: bool = False) -> None:
-    """Export spans of the app's work to OpenTelemetry from its next start on: to this provider, else to the process's.
+    """Export spans of the app's work to OpenTelemetry, from the app's next start on.
 
-    keys: add the record's primary key and its idempotency key. Both may identify a person.
+    provider: the tracer provider; the process's own if left out. keys: whether spans contain primary keys and idempotency keys, both of
+    which may identify a person.
     """
     app.observe(Traces(api.get_tracer("groundstate", tracer_provider=provider), keys=keys))
 
 
 class Traces:
-    """Traces is a `Watch` of the engine. A span is the current one while its work is done, so that a user's own spans are its children."""
+    """A `Watch` that makes spans. While a call or handler runs, its span is the current one, so that spans that the user's code makes
+    become its children.
+    """
 
     def __init__(self, tracer: Tracer, *, keys: bool = False) -> None:
         self._tracer = tracer
         self._keys = keys
 
     def calls(self, where: Where, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
-        """Begin a span for one call or lookup, or one `call_many` of several records; return the function that ends it."""
+        """Begin a span for one call or lookup, or for one `call_many` of several records. Return the function that ends the span."""
         first = in_flights[0]
         spec = first.query.spec
-        service, reaction, kind = counters.call_of(first)
+        service, reaction, kind = counters.counter_key_of(first)
         name = spec.call.function.name if spec.call else reaction
         attributes: dict[str, str | int] = {
-            **_of(where), "groundstate.reaction": reaction, "groundstate.service": service, "groundstate.records": len(in_flights),
-        }  # fmt: skip
+            **_common_attributes(where),
+            "groundstate.reaction": reaction,
+            "groundstate.service": service,
+            "groundstate.records": len(in_flights),
+        }
         if len(in_flights) == 1:
             attributes["groundstate.call_no"] = first.moment.call_no
             if self._keys:
                 attributes |= {"groundstate.record": first.identity[2], "groundstate.key": str(first.key)}
-        span, left = self._begin(f"groundstate.{kind} {name}", SpanKind.CLIENT, attributes)
+        span, left = self._begin_span(f"groundstate.{kind} {name}", SpanKind.CLIENT, attributes)
 
-        def ended(words: Sequence[CallResult]) -> None:
-            endings = sorted({counters.ending_of(word) for word in words})
+        def end_span(words: Sequence[CallResult]) -> None:
+            endings = sorted({counters.name_of_ending(word) for word in words})
             span.set_attribute("groundstate.ending", ",".join(endings))
             if any(isinstance(word, Unclear | NothingHappened) for word in words):
                 span.set_status(Status(StatusCode.ERROR, ",".join(endings)))  # the error's text may contain data, so it is left out
             left()
 
-        return ended
+        return end_span
 
     def batch(self, where: Where, spec: ReactionSpec) -> Callable[[Ran], None]:
-        """Begin a span for the handlers of a reaction without a call; return the function that ends it."""
+        """Begin a span for the handlers of a reaction without a call. Return the function that ends the span."""
         late = spec.due is not None and spec.due.expires
-        span, left = self._begin(
+        span, left = self._begin_span(
             f"groundstate.{'expired' if late else 'batch'} {spec.name}",
             SpanKind.INTERNAL,
-            {**_of(where), "groundstate.reaction": spec.name},
+            {**_common_attributes(where), "groundstate.reaction": spec.name},
         )
 
-        def ended(ran: Ran) -> None:
+        def end_span(ran: Ran) -> None:
             span.set_attribute("groundstate.done", ran.done)
             span.set_attribute("groundstate.failed", ran.failed)
             if ran.error is not None:
                 span.set_status(Status(StatusCode.ERROR, type(ran.error).__name__))
             left()
 
-        return ended
+        return end_span
 
     def transaction(self, where: Where, words: Sequence[CallResult]) -> Callable[[Committed], None]:
-        """Begin a span for a transaction that handles call results and begins new calls; return the function that ends it."""
-        span, left = self._begin("groundstate.transaction", SpanKind.INTERNAL, {**_of(where), "groundstate.in_hand": len(words)})
+        """Begin a span for a transaction that handles call results and begins new calls. Return the function that ends the span."""
+        span, left = self._begin_span(
+            "groundstate.transaction", SpanKind.INTERNAL, {**_common_attributes(where), "groundstate.in_hand": len(words)}
+        )
 
-        def ended(came: Committed) -> None:
+        def end_span(came: Committed) -> None:
             span.set_attribute("groundstate.concluded", came.concluded)
             span.set_attribute("groundstate.begun", came.begun)
             left()
 
-        return ended
+        return end_span
 
-    def _begin(self, name: str, kind: SpanKind, attributes: dict[str, str | int]) -> tuple[Span, Callable[[], None]]:
-        # An empty context instead of the current one: where a thread is used again, one call must not become the child of another.
+    def _begin_span(self, name: str, kind: SpanKind, attributes: dict[str, str | int]) -> tuple[Span, Callable[[], None]]:
+        # The parent context is empty: in a thread that is reused, the current context could be that of an earlier call.
         span = self._tracer.start_span(name, Context(), kind, attributes)
         token = context.attach(api.set_span_in_context(span, Context()))
 
-        def left() -> None:
+        def detach_and_end() -> None:
             context.detach(token)
             span.end()
 
-        return span, left
+        return span, detach_and_end
 
 
-def _of(where: Where) -> dict[str, str | int]:
+def _common_attributes(where: Where) -> dict[str, str | int]:
     return {"groundstate.app": where.app, "groundstate.store": where.store}

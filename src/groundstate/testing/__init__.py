@@ -1,7 +1,7 @@
-"""The crash lab, with which users test their applications; production code never imports it.
+"""The crash lab, with which users test their applications. An application in production never imports it.
 
-`Lab.crash_everywhere` kills an app at every statement, commit, hint and call, starts it again, and asserts that no work was lost and none
-was done twice. `python -m tools.torture` does the same to real processes.
+`Lab.crash_everywhere` kills an app at every statement, commit, hint and call, restarts it, and asserts that no work was lost or done twice.
+`python -m tools.torture` kills real processes in the same way.
 """
 
 from __future__ import annotations

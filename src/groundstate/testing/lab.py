@@ -1,14 +1,13 @@
-"""The crash lab: it kills a user's own app at every crossing, starts it again, and asserts the invariants after each.
+"""The crash lab. It kills a user's app at every crossing (a statement, commit, hint or call), restarts the app, and asserts invariants such
+as that no call is made twice.
 
-It does for the handlers of an application what databases do for themselves; the idea comes from SQLite's crash tests and FoundationDB's
-simulation. A run is deterministic: the lab controls clock, random numbers, threads and external services.
+A run is deterministic, since the lab controls the clock, random numbers, threads and external services. The idea comes from SQLite's crash
+tests and FoundationDB's simulation.
 """
 
 from __future__ import annotations
 
 import os
-import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -18,10 +17,11 @@ from sqlalchemy import inspect
 
 from groundstate.app.app import App
 from groundstate.app.external_service import Call
+from groundstate.clock import SYSTEM_CLOCK, SYSTEM_DICE, SeededDice
 from groundstate.testing.databases.scratch_db import Place
 from groundstate.testing.databases.scratch_postgres import PostgresPlace
 from groundstate.testing.databases.scratch_sqlite import SqlitePlace
-from groundstate.testing.runner import REPEAT, Cast, Crashed, Findings, Trial
+from groundstate.testing.runner import REPEAT, Crashed, Findings, RunSettings, Trial
 from groundstate.testing.search import schedule_search
 from groundstate.testing.simulate import crash_plan
 from groundstate.testing.simulate.clock import Clock
@@ -32,13 +32,13 @@ from groundstate.testing.verdict.io_guard import Guard
 from groundstate.values.errors import DeclarationError
 
 A = TypeVar("A")
-O = TypeVar("O")  # noqa: E741  # the same type variable as in the other signatures
+O = TypeVar("O")  # noqa: E741  # the type variable has this name in other signatures too
 Act = TypeVar("Act", bound=Check)
-SAYS_EVERY_S = 10.0  # seconds between two lines of progress that are printed
+SAYS_EVERY_S = 10.0  # seconds between two printed lines of progress
 
 
 class NeverTaken(AssertionError):
-    """Raised where a reaction was carried out in no run, so that the test shows nothing about it."""
+    """Raised if some reaction was carried out in no run, so that the test proves nothing about that reaction."""
 
 
 class Lab:
@@ -46,8 +46,8 @@ class Lab:
 
     Args:
         postgres: the URL of a PostgreSQL server on which scratch databases may be created; None uses SQLite files, which is quicker.
-        strict: the test also fails where a handler reads a clock or random numbers other than through its `ReactionContext`.
-        say: a function that receives a line of progress now and then in a long test.
+        strict: whether the test also fails if a handler takes the time or random numbers from elsewhere than its `ReactionContext`.
+        say: a function that is called with a line of progress every 10 seconds of a long test.
     """
 
     def __init__(self, *, postgres: str | None = None, strict: bool = False, say: Callable[[str], None] = print) -> None:
@@ -58,6 +58,7 @@ class Lab:
         self._meanwhile: list[Check] = []
         self._say = say
         self._places: list[Place] = []
+        self._real = SYSTEM_CLOCK  # the real clock, for limits in seconds: no run reads it
 
     def __enter__(self) -> Self:
         return self
@@ -71,15 +72,16 @@ class Lab:
             self._places.pop().close()
 
     def fake(self, call: Call[A, O], answer: Callable[[A], O] | O, *, through: Callable[[Client], Any] | None = None) -> Ledger[A]:
-        """Replace a call and its lookup by a fake provider, which keeps a ledger by idempotency key and behaves as the schedule says.
+        """Replace a call and its lookup by a fake provider. It keeps a ledger of what calls have done (effects), and fails as the schedule
+        of each run says.
 
         Args:
-            call: the function under `@service.call`.
+            call: the function that is decorated with `@service.call`.
             answer: the outcome, or a function that makes it from the call's argument. Make it different for each record, so that an outcome
                 given to the wrong record shows.
-            through: makes the lab run the call and the lookup that you wrote against the fake provider: it receives a client of the
-                provider and returns what they receive as `client`. Without it they are not run; but how a call with `key` and `client`
-                reacts to a time-out is still checked, with a stand-in for its client.
+            through: a function from a client of the fake provider to the `client` that your call and lookup receive; with it, the lab runs
+                the functions that you wrote. Without it they are not run, but one check remains: how a call with `key` and `client` reacts
+                to a time-out of its client.
 
         Returns:
             The ledger of the fake provider.
@@ -97,9 +99,10 @@ class Lab:
         return made.ledger
 
     def meanwhile(self, act: Act) -> Act:
-        """Insert a transaction of another program: `act(session)` runs between any two crossings, once a run, and is committed.
+        """Insert a transaction of another program: in each run, `act(session)` is called and committed at one crossing, a different one in
+        each run.
 
-        No hint is sent for it. It may be used as a decorator.
+        No hint is sent for the commit. The method may be used as a decorator.
 
         Raises:
             DeclarationError: `act` is not callable.
@@ -122,51 +125,52 @@ class Lab:
         seed: int | None = None,
         only: str | None = None,
     ) -> Findings:
-        """Run the app on these rows once for each crossing at which it can be cut, and assert the invariants in each run.
+        """Run the app on these rows once for each crossing at which it can be killed, and assert the invariants in each run.
 
         A clean run counts the crossings: each statement, each commit (before and after), each hint, each call (before, during and after)
-        and each lookup. Then the app is killed at each of them in turn (once for all crossings that leave byte-identical state behind), a
-        transaction of another program is inserted between any two, `lab.clock` leaps as declared, and each call meets each mood of the
-        external service. Then mixtures are drawn by a seed: pairs of kills, a lock lost while its process lives, a second worker, the
-        database restored from an earlier copy. A schedule that would repeat an earlier run is skipped, and a run ends where it reaches a
-        restart that was tried.
+        and each lookup. The runs after it have one disturbance each: the app is killed at a crossing (once for all crossings that leave
+        byte-identical state behind), a transaction of another program is committed at a crossing, `lab.clock` leaps as declared, or the
+        external service treats one call badly (refuses it, loses its answer, and so on). Then mixtures of disturbances are drawn by a seed:
+        pairs of kills, a worker's lock that is lost while its process lives, a second worker, the database restored from an earlier copy.
+
+        A schedule (the disturbances of one run) that would repeat an earlier run is skipped. A run ends early if it restarts from a state
+        from which an earlier run restarted.
 
         Args:
             app: the app as declared. Its own database is not touched.
             rows: records that exist when a run begins.
             always: `always(session)` is called after each commit, and makes assertions of yours.
             at_the_end: `at_the_end(session)` is called after each run, and makes assertions of yours.
-            may_fail: names of the reactions whose handlers are meant to raise; any other handler that raises fails the test.
-            reactions: names of the reactions and schedules that take part; the others are left out as if they were not declared. None means
-                all of the app.
+            may_fail: names of the reactions whose handlers may raise; if another reaction's handler raises, the test fails.
+            reactions: names of the reactions and schedules that take part; the others are treated as not declared. None means all.
             budget: the number of mixtures that are drawn.
-            seconds: no run begins later than this many seconds after the first. The runs are then shuffled by the seed, so that those
-                carried out are a fair sample of all kinds and crossings; the findings list what was left out. None means no limit.
-            seed: draws the same mixtures again; a failure prints it.
-            only: runs only this schedule, as a failure printed it.
+            seconds: no run begins later than this many seconds after the first one. With a limit, the runs are shuffled by the seed, so
+                that the runs within the limit are a fair sample; the findings say how many were left out. None means no limit.
+            seed: the seed of the mixtures, which a failure prints; None draws a new one.
+            only: the one schedule to run, in the form in which a failure prints it.
 
         Returns:
             The findings: counts of runs, crossings and kills, and why attempts were held.
 
         Raises:
-            Crashed: an invariant or an assertion of yours does not hold. The message is the story of the smallest schedule found.
-            NeverTaken: no run carried out a reaction. It is raised right after the clean run where no other schedule could change that.
+            Crashed: an invariant or an assertion of yours does not hold. The message is the log of the run of the smallest schedule found.
+            NeverTaken: some reaction that takes part was carried out in no run.
             DeclarationError: a call has no fake, or an argument is invalid; the message names the cure.
         """
-        __tracebackhide__ = True  # pytest hides this frame, in which the author of a test finds nothing
+        __tracebackhide__ = True  # pytest hides this frame, which does not help the author of a test
         app.check_declarations()
-        played = self._check(app, rows, may_fail, reactions, budget, seconds)
+        played = self._check_arguments(app, rows, may_fail, reactions, budget, seconds)
         only = only or os.environ.get(REPEAT)
-        one = None if only is None else _parsed(only)
-        trial = self.trial(app, *rows, always=always, at_the_end=at_the_end, may_fail=may_fail, reactions=reactions)
+        one = None if only is None else _parse_schedule(only)
+        trial = self._trial(app, *rows, always=always, at_the_end=at_the_end, may_fail=may_fail, reactions=reactions)
         if one is not None:
             trial.findings.crossings = len(trial.run(one).crossings)
             return trial.findings
-        trial.findings.seed = seed if seed is not None else random.SystemRandom().randint(1, 999_999)
-        self._everywhere(trial, played - set(may_fail), budget, seconds)
+        trial.findings.seed = seed if seed is not None else 1 + SYSTEM_DICE.randrange(999_999)
+        self._run_all_schedules(trial, played - set(may_fail), budget, seconds)
         return trial.findings
 
-    def trial(
+    def _trial(
         self,
         app: App,
         *rows: object,
@@ -175,53 +179,57 @@ class Lab:
         may_fail: Sequence[str] = (),
         reactions: Sequence[str] | None = None,
     ) -> Trial:
-        """Make a scratch database with these rows, on which schedules can be run one by one; `crash_everywhere` is built on it."""
+        """Create scratch databases with these rows, and return a `Trial` that runs single schedules on them. The arguments are those of
+        `crash_everywhere`.
+        """
         place = SqlitePlace(app) if self.postgres is None else PostgresPlace(app, self.postgres)
         self._places.append(place)
         place.fill(app, rows)
-        around = Guard(strict=self.strict).watching
+        around = Guard(strict=self.strict).watch_block
         played = None if reactions is None else frozenset(reactions)
-        cast = Cast(self._fakes, self._meanwhile, always, at_the_end, may_fail, around, self.clock, Guard(strict=False).watching, played)
+        cast = RunSettings(
+            self._fakes, self._meanwhile, always, at_the_end, may_fail, around, self.clock, Guard(strict=False).watch_block, played
+        )
         return Trial(app, place, cast)
 
-    def _everywhere(self, trial: Trial, expected: set[str], budget: int, seconds: float | None) -> None:
-        """Run the clean schedule, all singles and `budget` mixtures, or with `seconds` as many of both, mixed, as fit into that time.
+    def _run_all_schedules(self, trial: Trial, expected: set[str], budget: int, seconds: float | None) -> None:
+        """Run the clean schedule, all schedules with one disturbance, and `budget` mixtures; with `seconds`, as many as fit into that time.
 
-        expected: the reactions that must be carried out in some run.
+        expected: names of reactions. If one of them is carried out in no run, NeverTaken is raised.
         """
-        __tracebackhide__ = True  # the author of a test finds nothing in this frame
-        started = said = time.monotonic()
-        stage = trial.clean()
-        seen = schedule_search.seen(stage, locks_rows=stage.place.locks_rows)
+        __tracebackhide__ = True  # pytest hides this frame
+        started = said = self._real.monotonic()
+        stage = trial.run_clean()
+        seen = schedule_search.summarise_clean_run(stage, locks_rows=stage.place.locks_rows)
         trial.findings.deaths = len(seen.deaths)
-        missing = sorted(expected - trial.taken)
+        missing = sorted(expected - trial.carried_out)
         if missing and not (seen.calls or self._meanwhile):
-            raise NeverTaken(_never(missing, "the run without mischief, and no crash can change that"))
+            raise NeverTaken(_never_taken_message(missing, "the run without disturbances, and no crash can change that"))
         if missing:
-            self._say(f"crash lab: {', '.join(missing)} not carried out in the run without mischief; others may bring it about")
+            self._say(f"crash lab: {', '.join(missing)} not carried out in the run without disturbances; other runs may carry it out")
         meanwhile = len(self._meanwhile)
-        singles = list(schedule_search.singles(seen, meanwhile))
-        dice = random.Random(trial.findings.seed)  # noqa: S311  # the random numbers must be repeatable
-        chosen = [*singles, *islice(schedule_search.mixtures(seen, meanwhile, dice), budget)]
+        singles = list(schedule_search.single_schedules(seen, meanwhile))
+        dice = SeededDice(trial.findings.seed)
+        chosen = [*singles, *islice(schedule_search.mixed_schedules(seen, meanwhile, dice), budget)]
         if seconds is not None:
-            chosen = schedule_search.evenly(chosen, dice)
+            chosen = schedule_search.order_evenly(chosen, dice)
         for number, one in enumerate(chosen):
-            now = time.monotonic()
+            now = self._real.monotonic()
             if seconds is not None and now - started >= seconds:
-                trial.findings.left_out = _left_out(chosen, number)
+                trial.findings.left_out = _count_left_out(chosen, number)
                 break
             if number and now - said > SAYS_EVERY_S:
                 said = now
                 self._say(f"crash lab: {number} of {len(chosen)} runs, {said - started:.0f} s, seed {trial.findings.seed}")
-            trial.once_more(one)
-        trial.findings.seconds = time.monotonic() - started
-        missing = sorted(expected - trial.taken)
+            trial.run_unless_repeated(one)
+        trial.findings.seconds = self._real.monotonic() - started
+        missing = sorted(expected - trial.carried_out)
         if missing:
             more = ", and not all were tried: give it more seconds" if trial.findings.left_out else ""
-            raise NeverTaken(_never(missing, f"{trial.findings.runs} runs{more}"))
+            raise NeverTaken(_never_taken_message(missing, f"{trial.findings.runs} runs{more}"))
 
     # ---- checks of the arguments ---------------------------------------------------------------------------------------------------
-    def _check(
+    def _check_arguments(
         self,
         app: App,
         rows: Sequence[object],
@@ -230,7 +238,7 @@ class Lab:
         budget: int,
         seconds: float | None,
     ) -> set[str]:
-        """Check the arguments of `crash_everywhere` and return the names of the reactions that take part."""
+        """Check the arguments of `crash_everywhere`, and return the names of the reactions and schedules that take part."""
         _check_names(app, "reactions", reactions or ())
         played = set(app.reactions) if reactions is None else set(app.reactions).intersection(reactions)
         known = {one.spec for one in self._fakes}
@@ -257,16 +265,18 @@ class Lab:
         return played
 
 
-def _left_out(chosen: Sequence[Schedule], tried: int) -> dict[str, tuple[int, int]]:
-    """Map each sort of schedule to how many were not tried, and to how many there are in all."""
+def _count_left_out(chosen: Sequence[Schedule], tried: int) -> dict[str, tuple[int, int]]:
+    """Return, by sort of schedule, a pair: how many schedules of the sort were not tried, and how many there are. Sorts that were tried in
+    full are left out.
+    """
     of_all, left = Counter(one.sort for one in chosen), Counter(one.sort for one in chosen[tried:])
     return {sort: (left[sort], count) for sort, count in of_all.items() if left[sort]}
 
 
-def _never(missing: Sequence[str], where: str) -> str:
+def _never_taken_message(missing: Sequence[str], where: str) -> str:
     return (
-        f"{', '.join(missing)}: never carried out in {where}, so nothing was learned of it. Give rows for which it holds, or a"
-        " lab.meanwhile that makes it hold; or name those that take part: reactions=[...]"
+        f"{', '.join(missing)}: never carried out in {where}, so the test proves nothing about it. Give rows that meet its condition, or a"
+        " lab.meanwhile that makes rows meet it; or name the reactions to test: reactions=[...]"
     )
 
 
@@ -284,9 +294,9 @@ def _check_row(app: App, row: Any) -> None:
         raise DeclarationError(f"{type(row).__name__} is in no store of {app!r}: give records of its tables")
 
 
-def _parsed(only: str) -> Schedule:
+def _parse_schedule(only: str) -> Schedule:
     try:
-        return crash_plan.parsed(only)
+        return crash_plan.parse_schedule(only)
     except ValueError as error:
         raise DeclarationError(str(error)) from error
 

@@ -1,4 +1,6 @@
-"""Runs schedules of one app on its scratch database, and shrinks a schedule that breaks an invariant."""
+"""Runs schedules (the disturbances of one run) of one app on scratch databases. If a schedule breaks an invariant, searches a smaller one
+that breaks it too.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +16,34 @@ from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
 from groundstate.app.declared import reactions_of, schedules_of
-from groundstate.engine.sql.call_write_guard import watch
+from groundstate.engine.sql.call_write_guard import guard_store
 from groundstate.store import same_database
 from groundstate.testing.databases.scratch_db import Place, stores_of
 from groundstate.testing.search.tried_plans import Length, Tried
-from groundstate.testing.simulate.clock import Clock, Still
+from groundstate.testing.simulate.clock import Clock, FrozenRun
 from groundstate.testing.simulate.crash_plan import Schedule
-from groundstate.testing.simulate.db_intercept import Kept
+from groundstate.testing.simulate.db_intercept import DatabasePool
 from groundstate.testing.simulate.fake_environment import Stuck
 from groundstate.testing.simulate.fake_provider import Fake
-from groundstate.testing.simulate.restarts import Joined, Restarts
+from groundstate.testing.simulate.restarts import RestartAlreadyTried, Restarts
 from groundstate.testing.simulate.simulation import Stage
 from groundstate.testing.simulate.time_outs import Fence
-from groundstate.testing.verdict.invariants import Book, Check, Look, Violation
+from groundstate.testing.verdict.invariants import Check, InvariantJudge, UpcomingTime, Violation
 from groundstate.values.errors import StateRefusedError
 
-CLEAN_MOST = 100_000  # limit on the crossings of the clean run
-LOOKS_MOST = 400  # limit on the waits for a due time in one run
-LOOKS_WITH_AN_END = 20_000  # limit on the waits for a due time if `lab.clock.ends` ends the run
-LONGEST_S = 60.0  # seconds: the clock's shortest step grows up to this with each wait
-STORY_LINES = 30  # lines of the story that a failure prints
-REPEAT = "GROUNDSTATE_LAB"  # environment variable with the one schedule to run
-ENOUGH = 20  # a run may have this many times the crossings of the clean run
+CLEAN_MOST = 100_000  # crossings that the clean run (without disturbances) may have at most
+LOOKS_MOST = 400  # waits for a due time that one run may have at most
+LOOKS_WITH_AN_END = 20_000  # waits for a due time that one run may have at most if `lab.clock.ends` is given
+LONGEST_S = 60.0  # seconds: the longest wait for a due time; each wait is longer than the wait before
+STORY_LINES = 30  # lines of the run's log that a failure prints
+REPEAT = "GROUNDSTATE_LAB"  # name of the environment variable that says which one schedule to run
+ENOUGH = 20  # times the crossings of the clean run: a run with more crossings counts as endless
 
 
 class Crashed(AssertionError):
-    """Raised for a schedule in which an invariant does not hold; the message is the story of the run and the line that repeats it."""
+    """Raised for a schedule in which an invariant does not hold; the message is the log of the run, and a line of Python that repeats the
+    run.
+    """
 
     def __init__(self, schedule: Schedule, name: str, words: str) -> None:
         super().__init__(words)
@@ -49,28 +53,28 @@ class Crashed(AssertionError):
 
 @dataclass
 class Findings:
-    """What `crash_everywhere` counted in a test in which every invariant held."""
+    """What `crash_everywhere` returns if every invariant held: counts, and how long the test took in seconds."""
 
-    crossings: int  # crossings of the clean run
+    crossings: int  # number of crossings in the clean run
     runs: int
     kills: int
     seed: int
     seconds: float
-    deaths: int = 0  # the number of crossings of the clean run at which a kill leaves another state than at the crossing before
-    held: Counter[str] = field(default_factory=Counter)  # the reasons for which attempts were held at the end of runs, and how often
-    skipped: int = 0  # schedules that were skipped because they would repeat an earlier run
-    joined: int = 0  # runs that ended at a restart whose database content an earlier run had left too
-    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)  # schedules left out for want of time: sort -> (left out, in all)
+    deaths: int = 0  # number of crossings in the clean run at which a kill leaves another state than a kill at the crossing before
+    held: Counter[str] = field(default_factory=Counter)  # by reason, how many attempts were held at the end of runs
+    skipped: int = 0  # number of schedules skipped because they would repeat an earlier run
+    joined: int = 0  # number of runs that ended early, since an earlier run had restarted from an equal state
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sort: (schedules left out for want of time, all schedules)
 
     def __str__(self) -> str:
         words = (
-            f"{self.runs} runs over {self.crossings} crossings ({self.deaths} of them leave something else than the one before), "
+            f"{self.runs} runs over {self.crossings} crossings ({self.deaths} of them with a state of their own), "
             f"{self.kills} kills, seed {self.seed}, {self.seconds:.1f} s"
         )
         if self.skipped:
-            words += f"\n  skipped {self.skipped} more, each the same as one that was tried"
+            words += f"\n  skipped {self.skipped} more, each of which would repeat an earlier run"
         if self.joined:
-            words += f"\n  ended {self.joined} of them at a restart on what an earlier one began with"
+            words += f"\n  ended {self.joined} of them early, at a restart from the same state as in an earlier run"
         if self.left_out:
             some = ", ".join(f"{left} of {count} {sort}" for sort, (left, count) in self.left_out.items())
             words += f"\n  left out for want of time: {some}"
@@ -78,90 +82,95 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Cast:
-    """The user's arguments that take part in each run: fakes, transactions of other programs, assertions and options."""
+class RunSettings:
+    """The user's arguments that apply to each run: fakes, transactions of other programs, assertions and options."""
 
     fakes: Sequence[Fake]
     meanwhile: Sequence[Callable[[Session], object]]
     always: Check | None
     at_the_end: Check | None
     may_fail: Sequence[str]
-    around: Callable[[str], Any] | None  # the context in which each user function inside a transaction runs
+    around: Callable[[str], Any] | None  # returns the context in which user functions run that are called inside a transaction
     clock: Clock
-    fence: Fence  # the context in which a call runs that is inspected
+    fence: Fence  # returns a context in which a user's call reaches no external service
     reactions: frozenset[str] | None = None  # names of the reactions and schedules that take part; None means all
 
-    def plays(self, name: str) -> bool:
-        """Return whether the reaction or schedule of this name takes part."""
+    def takes_part(self, name: str) -> bool:
+        """Return whether the reaction or schedule with this name takes part in the runs."""
         return self.reactions is None or name in self.reactions
 
 
 class Trial:
     """All runs of one `crash_everywhere` on one scratch database."""
 
-    def __init__(self, app: App, place: Place, cast: Cast) -> None:
+    def __init__(self, app: App, place: Place, cast: RunSettings) -> None:
         self._app = app
         self._place = place
-        # kept alive: while these references exist, a call that is run `through` cannot write to the app's own databases
-        self._watched = list(_watched(app))
+        # While this list exists, user functions of calls (`through=`) cannot write to the app's own databases.
+        self._watched = list(_watch_app_databases(app))
         self._cast = cast
-        self._kept = Kept()
+        self._kept = DatabasePool()
         self._limit = CLEAN_MOST
-        specs = [[spec for spec in reactions_of(app, store) if cast.plays(spec.name)] for store in stores_of(app)]
-        self._book = Book(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
-        ticking = [[spec for spec in schedules_of(app, store) if cast.plays(spec.name)] for store in stores_of(app)]
-        self._schedules = [[self._book.ticking(spec) for spec in some] for some in ticking]
+        specs = [[spec for spec in reactions_of(app, store) if cast.takes_part(spec.name)] for store in stores_of(app)]
+        self._book = InvariantJudge(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
+        ticking = [[spec for spec in schedules_of(app, store) if cast.takes_part(spec.name)] for store in stores_of(app)]
+        self._schedules = [[self._book.watch_schedule(spec) for spec in some] for some in ticking]
         self._book.schedules = self._schedules
-        self.at_death: Callable[[Any], None] | None = None  # replaces the simulated death of a process, if it is set
+        self.at_death: Callable[[Any], None] | None = None  # called with each process that is killed; None if not set
         self.findings = Findings(0, 0, 0, 0, 0.0)
         self._tried, self._restarts = Tried(), Restarts()
 
     @property
-    def taken(self) -> set[str]:
+    def carried_out(self) -> set[str]:
         """Return the names of the reactions that were carried out in some run."""
-        return self._book.taken
+        return self._book.carried_out
 
-    def clean(self) -> Stage:
-        """Run the app without any disturbance, and record the state that a kill at each crossing would leave."""
+    def run_clean(self) -> Stage:
+        """Run the app without any disturbance, and record, for each crossing, what state a kill there would leave behind."""
         stage = self.run(Schedule(), marked=True)
         self.findings.crossings = len(stage.crossings)
         self._limit = ENOUGH * len(stage.crossings) + 1000
-        self._tried.was(Schedule(), Length(len(stage.crossings), stage.calls))
+        self._tried.record(Schedule(), Length(len(stage.crossings), stage.calls))
         self._tried.idle = stage.idle
         return stage
 
-    def once_more(self, one: Schedule) -> None:
-        """Run this schedule unless it would repeat an earlier run; a run that begins to repeat one ends there."""
-        __tracebackhide__ = True  # the author of a test finds nothing in this frame
-        if self._tried.same_as(one) is not None:
+    def run_unless_repeated(self, one: Schedule) -> None:
+        """Run this schedule unless it would repeat an earlier run. End the run early if an earlier run had restarted from an equal
+        state.
+        """
+        __tracebackhide__ = True  # pytest hides this frame, which does not help the author of a test
+        if self._tried.find_same_run(one) is not None:
             self.findings.skipped += 1
             return
         stage = self.run(one, joins=True)
-        self._tried.was(one, None if stage.joined else Length(len(stage.crossings), stage.calls))
+        self._tried.record(one, None if stage.joined else Length(len(stage.crossings), stage.calls))
 
     def run(self, one: Schedule, *, marked: bool = False, joins: bool = False) -> Stage:
-        """Run one schedule; raise Crashed for the smallest schedule that breaks the same invariant.
+        """Run one schedule. If an invariant breaks, raise Crashed for the smallest schedule found that breaks it too.
 
-        joins: the run ends where it reaches a restart that was tried.
+        marked: whether to record in `stage.marks`, for each crossing, what state a kill there would leave behind.
+        joins: whether to end the run early if an earlier run had restarted from an equal state.
         """
-        __tracebackhide__ = True  # the author of a test finds nothing in this frame
+        __tracebackhide__ = True  # pytest hides this frame, which does not help the author of a test
         try:
-            return self.once(one, marked=marked, joins=joins)
-        except Broken as broken:
-            smallest = self._shrunk(one, broken)
-        raise self._told(*smallest) from smallest[1].cause
+            return self.run_once(one, marked=marked, joins=joins)
+        except InvariantBroken as broken:
+            smallest = self._shrink(one, broken)
+        raise self._crash_report(*smallest) from smallest[1].cause
 
-    def _shrunk(self, one: Schedule, broken: Broken) -> tuple[Schedule, Broken]:
-        """Leave out one part of the schedule after the other as long as the same invariant breaks, and return the smallest found."""
-        for smaller in one.smaller():
+    def _shrink(self, one: Schedule, broken: InvariantBroken) -> tuple[Schedule, InvariantBroken]:
+        """Leave out one disturbance after another while the same invariant breaks. Return the smallest schedule found, and the error with
+        which it broke the invariant.
+        """
+        for smaller in one.smaller_schedules():
             try:
-                self.once(smaller)
-            except Broken as found:
+                self.run_once(smaller)
+            except InvariantBroken as found:
                 if found.name == broken.name:
-                    return self._shrunk(smaller, found)
+                    return self._shrink(smaller, found)
         return one, broken
 
-    def _told(self, one: Schedule, broken: Broken) -> Crashed:
+    def _crash_report(self, one: Schedule, broken: InvariantBroken) -> Crashed:
         story = broken.stage.story
         left_out = [f"  ... {len(story) - STORY_LINES} lines before"] if len(story) > STORY_LINES else []
         lines = [f"{broken.name}: {broken.words}", "", *left_out, *(f"  {line}" for line in story[-STORY_LINES:]), ""]
@@ -169,82 +178,83 @@ class Trial:
         lines += [f'again: lab.crash_everywhere(..., only="{one}")', f"or:    {REPEAT}='{one}' pytest {test}   (seed {self.findings.seed})"]
         return Crashed(one, broken.name, "\n".join(lines))
 
-    def once(self, one: Schedule, *, marked: bool = False, joins: bool = False) -> Stage:
-        """Run one schedule once, and raise Broken where an invariant does not hold."""
+    def run_once(self, one: Schedule, *, marked: bool = False, joins: bool = False) -> Stage:
+        """Run one schedule once. Raise InvariantBroken if an invariant does not hold."""
         cast, book = self._cast, self._book
         for fake in cast.fakes:
-            fake.begin_anew()
-        self._place.begin_anew()
+            fake.reset()
+        self._place.reset()
         stage = Stage(self._app.name, book.specs, self._place, cast.fakes, one, kept=self._kept, limit=self._limit, clock=cast.clock.moves)
         stage.judge, stage.meanwhile, stage.at_death, stage.marks = book, cast.meanwhile, self.at_death, [] if marked else None
-        stage.schedules, stage.fence, stage.is_idle = self._schedules, cast.fence, partial(self._is_idle, stage)
+        stage.schedules, stage.fence, stage.is_idle = self._schedules, cast.fence, partial(self._would_change_nothing, stage)
         stage.restarts = self._restarts if joins else None
-        cast.clock.shows(stage)
+        cast.clock.set_run(stage)
         try:
-            with stage.open():
-                book.begin(stage)
-                self._to_the_end(stage, book)
-        except Joined:
+            with stage.use_stand_ins():
+                book.begin_run(stage)
+                self._run_to_end(stage, book)
+        except RestartAlreadyTried:
             stage.joined = True
             self.findings.joined += 1
         except Violation as error:
-            raise Broken(stage, error.name, error.words, error) from error
+            raise InvariantBroken(stage, error.name, error.words, error) from error
         except StateRefusedError as error:  # raised by a call or a lookup that the user wrote
-            raise Broken(stage, "NothingWritten", str(error), error) from error
+            raise InvariantBroken(stage, "NothingWritten", str(error), error) from error
         except Stuck as error:
-            raise Broken(stage, "Progress", str(error), error) from error
+            raise InvariantBroken(stage, "Progress", str(error), error) from error
         except AssertionError as error:
-            raise Broken(stage, "assertion", str(error) or repr(error), error) from error
+            raise InvariantBroken(stage, "assertion", str(error) or repr(error), error) from error
         finally:
-            cast.clock.shows(None)
+            cast.clock.set_run(None)
             self.findings.runs += 1
             self.findings.kills += sum(1 for process in stage.processes if process.killed)
         return stage
 
-    def _is_idle(self, stage: Stage, act: Callable[[Session], object]) -> bool:
-        """Return whether this transaction of another program would write nothing and move no clock, if it ran now."""
-        still = Still(stage.time)
-        self._cast.clock.shows(still)
+    def _would_change_nothing(self, stage: Stage, act: Callable[[Session], object]) -> bool:
+        """Return whether the transaction `act` of another program, run now, would write nothing and move no clock."""
+        still = FrozenRun(stage.time)
+        self._cast.clock.set_run(still)
         try:
-            return self._place.is_idle(act) and not still.moved
+            return self._place.would_write_nothing(act) and not still.moved
         finally:
-            self._cast.clock.shows(stage)
+            self._cast.clock.set_run(stage)
 
-    def _to_the_end(self, stage: Stage, book: Book) -> None:
-        """Run until nothing is left that could become due, stop the workers cleanly, and check the invariants of the end."""
-        self._wait(stage, book)
+    def _run_to_end(self, stage: Stage, book: InvariantJudge) -> None:
+        """Run until no record can become due any more, stop the workers cleanly, and check the invariants that must hold at the end."""
+        self._wait_for_due_times(stage, book)
         while not stage.stop():
-            self._wait(stage, book)
-        held = book.at_the_end()
+            self._wait_for_due_times(stage, book)
+        held = book.check_end()
         self.findings.held.update(f"{one.reaction}: {one.why or one.error or ''}" for one in held)
         if self._cast.at_the_end is not None:
             with self._place.session() as session:
                 self._cast.at_the_end(session)
 
-    def _wait(self, stage: Stage, book: Book) -> None:
-        """Move the clock to each next due time, until nothing is due any more."""
-        looked: frozenset[Look] = frozenset()
+    def _wait_for_due_times(self, stage: Stage, book: InvariantJudge) -> None:
+        """Move the clock from one due time to the next and let the workers run each time, until nothing will become due."""
+        looked: frozenset[UpcomingTime] = frozenset()
         most = LOOKS_MOST if stage.clock.ends is None else LOOKS_WITH_AN_END
         for waited in range(most):
             stage.run_until_idle()
-            looks = book.looks()
+            looks = book.upcoming_times()
             now = stage.time.now()
             waits_s = [(look[-1] - now).total_seconds() for look in looks]
             later = [wait_s for wait_s in [*waits_s, (stage.next_task_s() or 0.0) - stage.time.now_s] if wait_s > 0]
             if any(wait_s <= 0 for wait_s in waits_s) and looks != looked:
-                stage.time.forward(0.002)  # It became due while the others were checked; what it waits for may be over now.
+                stage.time.forward(0.002)  # a record became due since the workers were last idle
             elif later:
-                # A busy host may wake later than asked. Longer and longer steps keep a wait of a minute from taking a hundred checks.
+                # The steps grow, so that a wait of a minute does not take a hundred checks. (On a busy host, too, threads wake later than
+                # they asked.)
                 stage.time.forward(max(min(later) + 0.002, min(0.25 * 2.0 ** min(waited, 30), LONGEST_S)))
             else:
                 return
             looked = looks
-        words = "something is still tried again or due: where a timer sets itself anew for ever, say lab.clock.ends(...)"
-        raise Violation("Progress", f"after {most} waits {words}")
+        words = "attempts are still retried or records become due: where a timer sets itself again for ever, give lab.clock.ends(...)"
+        raise Violation("Progress", f"after {most} waits, {words}")
 
 
-class Broken(Exception):
-    """Raised for the invariant that broke in one run, with the stage of the run."""
+class InvariantBroken(Exception):
+    """Raised when an invariant does not hold in a run; `stage` is that run."""
 
     def __init__(self, stage: Stage, name: str, words: str, cause: BaseException) -> None:
         super().__init__(words)
@@ -254,8 +264,10 @@ class Broken(Exception):
         self.cause = cause
 
 
-def _watched(app: App) -> Iterator[same_database.StoreLocation]:
-    """Watch the app's own databases, which the functions of calls could reach although the lab uses others."""
+def _watch_app_databases(app: App) -> Iterator[same_database.StoreLocation]:
+    """Guard the app's own databases: user functions of calls may not write to them, since the lab runs on databases of its own. Yields one
+    guard for each database; it lasts as long as that object is referenced.
+    """
     for store in stores_of(app):
-        with suppress(Exception):  # a function of the user gives the URL, and has none in a test
-            yield watch(app.name, store.settings().url)
+        with suppress(Exception):  # a function of the user gives the URL, and may raise in a test
+            yield guard_store(app.name, store.settings().url)

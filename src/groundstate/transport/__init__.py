@@ -1,1 +1,4 @@
-"""Hints between processes: the Transport protocol and one driver module for each kind of server. Nothing sent here is stored."""
+"""Sends hints (messages that say where to look) between processes: the Transport protocol, and one module for each kind of server.
+
+Nothing that is sent is stored.
+"""

@@ -1,8 +1,7 @@
-"""The transport over RabbitMQ: a fanout exchange that is not durable, with one exclusive queue for each listener, deleted with its
-connection.
+"""The transport over RabbitMQ: a fanout exchange that is not durable, with one exclusive queue for each subscriber.
 
-Exchange and queues are in memory and gone after a restart. The transport is refused if the exchange, or another queue or exchange that is
-bound to it, is durable. Only RabbitMQ's management API shows which are bound.
+A queue is deleted with its connection, and a restart deletes the exchange and the queues. The transport is refused if the exchange is
+durable, or if a durable queue or exchange is bound to it. Only RabbitMQ's management API shows what is bound to an exchange.
 """
 
 from __future__ import annotations
@@ -11,37 +10,37 @@ import base64
 import json
 import socket
 import ssl
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from groundstate.clock import SYSTEM_CLOCK, Clock
 from groundstate.transport.port import Finding
-from groundstate.transport.reconnecting import ReconnectingTransport, cut_if_slower_than
+from groundstate.transport.reconnecting import ReconnectingTransport, abort_if_slower_than
 
-with suppress(ImportError):  # from_url.py raises, with the cure, before anything here is used
+with suppress(ImportError):  # without pika, from_url.py raises an error that names the cure, before this module is used
     import pika
     from pika.exceptions import ChannelClosedByBroker
 
 ASKED_WITHIN_S = 2.0  # seconds that one request to the management API may take
-ANSWERS_WITHIN_S = 5.0  # seconds that RabbitMQ may take for operations for which pika has no timeout
+ANSWERS_WITHIN_S = 5.0  # seconds that RabbitMQ may take for an operation for which pika has no timeout
 LOOK_S = 5.0  # seconds between checks that the exchange still exists
-UNHEARD_MOST = 1_000  # hints in the queue of a slow listener; beyond this RabbitMQ drops the oldest
-NOT_FOUND, REFUSED, NOT_AS_OURS = 404, 403, 406  # reply codes of AMQP; 404 also of HTTP
+UNHEARD_MOST = 1_000  # number of hints in the queue of a slow subscriber, beyond which RabbitMQ drops the oldest
+NOT_FOUND, REFUSED, NOT_AS_OURS = 404, 403, 406  # reply codes of AMQP; 404 is also the status code of HTTP
 _MANAGED = {"amqp": "http://{}:15672", "amqps": "https://{}:15671"}
 _UNSEEN = (
-    "let it be asked: `rabbitmq-plugins enable rabbitmq_management`, and `rabbitmqctl set_user_tags <user> management` (where it is"
-    " elsewhere: amqp://...?management=http://host:15672), or say that you know it: `groundstate run --trust-transport`,"
-    " `app.start(trust_transport=True)`"
+    "allow the query: `rabbitmq-plugins enable rabbitmq_management`, and `rabbitmqctl set_user_tags <user> management` (for another"
+    " address: amqp://...?management=http://host:15672); or, if you know that nothing is stored, use `groundstate run"
+    " --trust-transport` or `app.start(trust_transport=True)`"
 )
 
 
 class AmqpTransport(ReconnectingTransport):
-    """The transport over RabbitMQ, with a fanout exchange named as the subject.
+    """The transport over RabbitMQ, with a fanout exchange that has the name of the subject.
 
-    `url` is an amqp:// or amqps:// URL of pika; its option `management=` is the URL of the management API.
+    url: an amqp:// or amqps:// URL as pika reads it. Its option `management=`, which pika does not have, is the URL of the management API.
     """
 
     def __init__(self, url: str) -> None:
@@ -60,10 +59,10 @@ class _Driver:
         self._management = _Management(managed or _MANAGED[parts.scheme.lower()].format(host), f"{of_user.username}:{of_user.password}")
 
     def findings(self, subject: str) -> list[Finding]:
-        with self._connected() as connection:
+        with self._temporary_connection() as connection:
             try:
                 connection.channel().exchange_declare(subject, passive=True)
-                _declare(connection.channel(), subject)
+                _declare_exchange(connection.channel(), subject)
             except ChannelClosedByBroker as error:
                 if error.reply_code == NOT_FOUND:
                     return []  # the exchange does not exist, so no queue is bound to it
@@ -73,28 +72,28 @@ class _Driver:
                 if error.reply_code == REFUSED:
                     return [Finding(False, f"the exchange {subject} cannot be seen ({error.reply_text})", _UNSEEN)]
                 raise
-        return self._management.bound(self._parameters().virtual_host, subject)
+        return self._management.durable_bindings(self._parameters().virtual_host, subject)
 
-    def listen(self, subject: str) -> _Listening:
-        return _Listening(self._parameters(heartbeat_s=10), subject)
+    def connect_subscriber(self, subject: str) -> _Subscriber:
+        return _Subscriber(self._parameters(heartbeat_s=10), subject)
 
-    def speak(self, subject: str) -> _Speaking:
-        return _Speaking(self._parameters(), subject)
+    def connect_publisher(self, subject: str) -> _Publisher:
+        return _Publisher(self._parameters(), subject)
 
     @contextmanager
-    def _connected(self) -> Iterator[Any]:
+    def _temporary_connection(self) -> Iterator[Any]:
         connection = _Connection(self._parameters())
-        with cut_if_slower_than(ANSWERS_WITHIN_S, connection.cut):
+        with abort_if_slower_than(ANSWERS_WITHIN_S, connection.abort):
             try:
                 yield connection.connection
             finally:
                 connection.close()
 
     def _parameters(self, heartbeat_s: int = 0) -> Any:
-        """Return pika's connection parameters. `heartbeat_s` is the interval of AMQP heartbeats in seconds; 0 turns them off.
+        """Return pika's connection parameters. heartbeat_s: the interval of AMQP heartbeats in seconds; 0 turns heartbeats off.
 
-        They are off for connections without a thread that answers them. When the listening connection is lost, the sending one is closed
-        too.
+        A connection without a thread that answers heartbeats must have none. The publisher needs none, since its connection is closed when
+        the subscriber's connection is lost.
         """
         found = pika.URLParameters(self._url)
         found.heartbeat = heartbeat_s
@@ -104,31 +103,34 @@ class _Driver:
         return found
 
 
-def _declare(channel: Any, subject: str) -> None:
+def _declare_exchange(channel: Any, subject: str) -> None:
     channel.exchange_declare(subject, "fanout", durable=False, auto_delete=True)
 
 
 class _Management:
-    """RabbitMQ's HTTP management API, which shows what is bound to an exchange. Making one raises ValueError if its URL cannot be used."""
+    """A client of RabbitMQ's HTTP management API, which shows what is bound to an exchange. Raises ValueError if the URL is unusable."""
 
     def __init__(self, url: str, user: str) -> None:
         self._place = urlsplit(url)
         if self._place.scheme not in {"http", "https"} or not self._place.hostname:
             raise ValueError
-        self._at = f"{self._place.scheme}://{self._place.hostname}:{self._place.port}"  # `.port` raises ValueError unless it is a number
+        self._at = f"{self._place.scheme}://{self._place.hostname}:{self._place.port}"  # `.port` raises ValueError if it is no number
         self._user = base64.b64encode(user.encode()).decode()
 
-    def bound(self, vhost: str, exchange: str) -> list[Finding]:
-        """Return a finding for each durable queue or exchange that receives messages of this exchange, also through other exchanges."""
+    def durable_bindings(self, vhost: str, exchange: str) -> list[Finding]:
+        """Return one Finding for each durable queue or exchange that receives messages of this exchange, also through other exchanges.
+
+        If the API cannot be read, return one Finding that says so.
+        """
         place = quote(vhost, safe="")
         durable, seen, ahead = [], set(), [exchange]
         try:
             while ahead:
                 name = ahead.pop()
                 seen.add(name)
-                for one in self._get(f"/api/exchanges/{place}/{quote(name, safe='')}/bindings/source"):
+                for one in self._get_json(f"/api/exchanges/{place}/{quote(name, safe='')}/bindings/source"):
                     kind, what = one["destination_type"], one["destination"]
-                    if self._get(f"/api/{kind}s/{place}/{quote(what, safe='')}?columns=durable").get("durable"):
+                    if self._get_json(f"/api/{kind}s/{place}/{quote(what, safe='')}?columns=durable").get("durable"):
                         cure = f"`rabbitmqadmin --vhost={vhost} delete {kind} name={what}`, or unbind it from {name}"
                         durable.append(Finding(True, f"the durable {kind} {what} is bound to the exchange {name}", cure))
                     elif kind == "exchange" and what not in seen:
@@ -137,7 +139,7 @@ class _Management:
             return [Finding(False, f"it cannot be seen what is bound to the exchange {exchange} ({self._at}: {error})", _UNSEEN)]
         return durable
 
-    def _get(self, path: str) -> Any:
+    def _get_json(self, path: str) -> Any:
         kind = HTTPSConnection if self._place.scheme == "https" else HTTPConnection
         connection = kind(self._place.hostname or "", self._place.port, timeout=ASKED_WITHIN_S)
         try:
@@ -146,7 +148,7 @@ class _Management:
             said = answer.read()
         finally:
             connection.close()
-        if answer.status == NOT_FOUND:  # the queue or exchange was deleted between the two requests
+        if answer.status == NOT_FOUND:  # the queue or exchange was deleted after an earlier request had named it
             return {}
         if answer.status != 200:
             raise PermissionError(f"{answer.status} {answer.reason}")
@@ -154,13 +156,13 @@ class _Management:
 
 
 class _Connection:
-    """One connection to RabbitMQ that another thread may cut."""
+    """One connection to RabbitMQ, which another thread may break off by `abort`."""
 
     def __init__(self, parameters: Any) -> None:
         self.connection = pika.BlockingConnection(parameters)
 
-    def cut(self) -> None:
-        with suppress(AttributeError, OSError):  # the connection may be closed already; pika has no public way to its socket
+    def abort(self) -> None:
+        with suppress(AttributeError, OSError):  # the connection may be closed already; pika's socket is a private attribute
             socket.socket.shutdown(self.connection._impl._transport._sock, socket.SHUT_RDWR)  # noqa: SLF001
 
     def close(self) -> None:
@@ -168,48 +170,50 @@ class _Connection:
             self.connection.close()
 
 
-class _Listening(_Connection):
-    def __init__(self, parameters: Any, subject: str) -> None:
+class _Subscriber(_Connection):
+    def __init__(self, parameters: Any, subject: str, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(parameters)
+        self._clock = clock
         self._subject = subject
         self._unheard: list[bytes] = []
         try:
-            with cut_if_slower_than(ANSWERS_WITHIN_S, self.cut):
+            with abort_if_slower_than(ANSWERS_WITHIN_S, self.abort):
                 self._channel = self.connection.channel()
-                _declare(self._channel, subject)
+                _declare_exchange(self._channel, subject)
                 limits = {"x-max-length": UNHEARD_MOST}
                 queue = self._channel.queue_declare("", exclusive=True, auto_delete=True, arguments=limits).method.queue
                 self._channel.queue_bind(queue, subject)
                 self._channel.add_on_cancel_callback(lambda _: self.close())  # RabbitMQ cancels the consumer when its queue is deleted
-                self._channel.basic_consume(queue, self._take, auto_ack=True, exclusive=True)
+                self._channel.basic_consume(queue, self._on_message, auto_ack=True, exclusive=True)
         except BaseException:
             self.close()
             raise
-        self._look_at = time.monotonic() + LOOK_S
+        self._look_at = self._clock.monotonic() + LOOK_S
 
-    def _take(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
+    def _on_message(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
         self._unheard.append(body)
 
-    def heard(self, wait_s: float) -> Sequence[bytes]:
-        if time.monotonic() >= self._look_at:  # RabbitMQ does not report that the exchange was deleted
-            self._look_at = time.monotonic() + LOOK_S
-            with cut_if_slower_than(ANSWERS_WITHIN_S, self.cut):
+    def receive(self, wait_s: float) -> Sequence[bytes]:
+        if self._clock.monotonic() >= self._look_at:  # RabbitMQ does not report that the exchange was deleted
+            self._look_at = self._clock.monotonic() + LOOK_S
+            with abort_if_slower_than(ANSWERS_WITHIN_S, self.abort):
                 self._channel.exchange_declare(self._subject, passive=True)
         self.connection.process_data_events(wait_s)
         heard, self._unheard = self._unheard, []
         return heard
 
 
-class _Speaking(_Connection):
+class _Publisher(_Connection):
     def __init__(self, parameters: Any, subject: str) -> None:
         super().__init__(parameters)
         self._subject = subject
-        with cut_if_slower_than(ANSWERS_WITHIN_S, self.cut):
+        with abort_if_slower_than(ANSWERS_WITHIN_S, self.abort):
             self._channel = self.connection.channel()
 
-    def say(self, hints: Sequence[bytes]) -> None:
-        """Publish the hints as transient messages, held in memory only. If RabbitMQ refuses one it closes the channel, so that the next
-        call raises.
+    def publish(self, hints: Sequence[bytes]) -> None:
+        """Publish the hints as messages that RabbitMQ keeps only in memory.
+
+        If RabbitMQ refuses a message, it closes the channel, so that the next call of this method raises.
         """
         for hint in hints:
             self._channel.basic_publish(self._subject, "", hint)

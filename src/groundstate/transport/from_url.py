@@ -1,4 +1,4 @@
-"""Makes the transport that a URL names. It connects to nothing, and its error messages show no password."""
+"""Makes the transport for a URL. It does not connect, and its error messages show no password."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _EXAMPLES = {
     "unix": "unix:///run/redis.sock",
     "amqp": "amqp://user:password@host:5672/%2F",
 }
-_NO_URL = (ValueError, TypeError, LookupError, AttributeError, SyntaxError)  # raised by client libraries for a URL that they cannot read
+_NO_URL = (ValueError, TypeError, LookupError, AttributeError, SyntaxError)  # errors of client libraries for a URL they cannot read
 _LIBRARIES = {"postgres": ("psycopg", "postgres"), "nats": ("nats", "nats"), "redis": ("redis", "redis"), "amqp": ("pika", "rabbitmq")}
 
 
-def transport_of(url: object) -> Transport:
-    """Return the transport that a URL names, without opening it.
+def make_transport(url: object) -> Transport:
+    """Return the transport for a URL; it is not opened yet.
 
     Raises:
-        DeclarationError: `url` is no string, names no known transport or cannot be read, or the library for the transport is not installed.
+        DeclarationError: `url` is no string, begins with no known scheme or cannot be read, or the library for its scheme is missing.
     """
     known = ", ".join(f"{one}:" for one in ("memory", "postgresql", "nats", "tls", "redis", "rediss", "unix", "amqp", "amqps"))
     cure = f"A URL begins with one of {known}; as in nats://localhost:4222"
@@ -40,17 +40,17 @@ def transport_of(url: object) -> Transport:
         shown = f"{scheme}:" if colon else "it"
         raise DeclarationError(f"transport: {shown} names none. {cure}")
     if scheme != "memory" and not (rest.startswith("//") and _ports_are_numbers(url)):
-        raise _unreadable(scheme)
+        raise _unreadable_url_error(scheme)
     try:
         return made(url)
-    except StoreRefusedError as error:  # an option of asyncpg that libpq does not have
+    except StoreRefusedError as error:  # the URL has an option of asyncpg that libpq does not have
         raise DeclarationError(f"transport: {error}") from None
     except _NO_URL:
-        raise _unreadable(scheme, _odd_options(url, made)) from None
+        raise _unreadable_url_error(scheme, _unreadable_options(url, made)) from None
 
 
 def _ports_are_numbers(url: str) -> bool:
-    """Whether each URL has a numeric port or none. A port that is no number is the sign of an unescaped slash in the password."""
+    """Return whether each port in the comma-separated URLs is a number. A port that is no number comes from a slash in the password."""
     try:
         for one in url.split(","):
             _ = urlsplit(one).port
@@ -59,23 +59,30 @@ def _ports_are_numbers(url: str) -> bool:
     return True
 
 
-def _unreadable(scheme: str, odd: Sequence[str] = ()) -> DeclarationError:
-    """Return the error for a URL that cannot be read. It repeats only the names of the options `odd`, since the URL may hold a password."""
+def _unreadable_url_error(scheme: str, odd: Sequence[str] = ()) -> DeclarationError:
+    """Return the error for a URL that cannot be read. Its text contains no part of the URL, which may hold a password.
+
+    odd: names of options of the URL that cannot be read; the text contains these.
+    """
     if odd:
         return DeclarationError(f"transport: in its URL {', '.join(f'{one}=' for one in odd)} cannot be read: leave it out, or mend it")
     example = next(example for begin, example in _EXAMPLES.items() if scheme.startswith(begin))
     return DeclarationError(f"transport: its URL cannot be read: write {example}, with @ : / in a password as %40 %3A %2F")
 
 
-def _odd_options(url: str, made: Callable[[str], Transport]) -> list[str]:
-    """Return the names of the URL's options that cannot be read, each tried without the others."""
+def _unreadable_options(url: str, made: Callable[[str], Transport]) -> list[str]:
+    """Return the names of the URL's options that cannot be read. Each option is tried in a URL without the other options."""
     place, _, query = url.partition("?")
-    if "@" in query or not _is_read(made, place):  # the password has an unescaped ?
+    if "@" in query or not _can_url_be_read(made, place):  # an @ after the ? shows that the ? is part of the password
         return []
-    return [name for name, value in parse_qsl(query) if name.isidentifier() and not _is_read(made, f"{place}?{urlencode({name: value})}")]
+    return [
+        name
+        for name, value in parse_qsl(query)
+        if name.isidentifier() and not _can_url_be_read(made, f"{place}?{urlencode({name: value})}")
+    ]
 
 
-def _is_read(made: Callable[[str], Transport], url: str) -> bool:
+def _can_url_be_read(made: Callable[[str], Transport], url: str) -> bool:
     try:
         made(url)
     except _NO_URL:
@@ -83,34 +90,36 @@ def _is_read(made: Callable[[str], Transport], url: str) -> bool:
     return True
 
 
-def _memory(url: str) -> Transport:
+def _make_memory(url: str) -> Transport:
     return MemoryTransport(url.partition(":")[2])
 
 
-def _postgres(url: str) -> Transport:
+def _make_postgres(url: str) -> Transport:
     scheme, _, rest = url.partition("://")
-    made: Transport = _needed("postgres").of_url(f"postgresql://{rest}", by_asyncpg=scheme.lower() == "postgresql+asyncpg")
+    made: Transport = _import_transport("postgres").make_transport(
+        f"postgresql://{rest}", by_asyncpg=scheme.lower() == "postgresql+asyncpg"
+    )
     return made
 
 
-def _nats(url: str) -> Transport:
+def _make_nats(url: str) -> Transport:
     if not urlsplit(url).netloc:
-        raise ValueError(url)  # there is no default address, unlike for the other transports
-    made: Transport = _needed("nats").NatsTransport(url)
+        raise ValueError(url)  # unlike other transports, NATS has no default address
+    made: Transport = _import_transport("nats").NatsTransport(url)
     return made
 
 
-def _redis(url: str) -> Transport:
-    made: Transport = _needed("redis").RedisTransport(url)
+def _make_redis(url: str) -> Transport:
+    made: Transport = _import_transport("redis").RedisTransport(url)
     return made
 
 
-def _amqp(url: str) -> Transport:
-    made: Transport = _needed("amqp").AmqpTransport(url)
+def _make_amqp(url: str) -> Transport:
+    made: Transport = _import_transport("amqp").AmqpTransport(url)
     return made
 
 
-def _needed(kind: str) -> Any:
+def _import_transport(kind: str) -> Any:
     library, extra = _LIBRARIES[kind]
     try:
         import_module(library)
@@ -121,15 +130,15 @@ def _needed(kind: str) -> Any:
 
 
 _KINDS: dict[str, Callable[[str], Transport]] = {
-    "memory": _memory,
-    "postgresql": _postgres,
-    "postgres": _postgres,
-    **{f"postgresql+{driver}": _postgres for driver in ("psycopg", "psycopg_async", "psycopg2", "asyncpg")},
-    "nats": _nats,
-    "tls": _nats,
-    "redis": _redis,
-    "rediss": _redis,
-    "unix": _redis,
-    "amqp": _amqp,
-    "amqps": _amqp,
+    "memory": _make_memory,
+    "postgresql": _make_postgres,
+    "postgres": _make_postgres,
+    **{f"postgresql+{driver}": _make_postgres for driver in ("psycopg", "psycopg_async", "psycopg2", "asyncpg")},
+    "nats": _make_nats,
+    "tls": _make_nats,
+    "redis": _make_redis,
+    "rediss": _make_redis,
+    "unix": _make_redis,
+    "amqp": _make_amqp,
+    "amqps": _make_amqp,
 }

@@ -1,7 +1,7 @@
-"""The Transport protocol: what the engine requires of a carrier of hints between processes. The drivers are in the modules beside it.
+"""The Transport protocol: what the engine requires of an object that carries hints between processes. Other modules here implement it.
 
-A hint is a message of a few hundred bytes that names where a worker should look for rows. Correctness never depends on hints: one that
-arrives only makes a worker look earlier, and one that is lost costs only time, since the sweep finds the rows later.
+A hint is a message of a few hundred bytes that says where a worker should look for rows. Correctness never depends on hints: a hint that
+arrives only makes a worker look earlier, and a lost hint only costs time, since the sweep (a regular query) finds the rows later.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 HintCallback = Callable[[bytes], None]
-HINT_MOST = 7_000  # bytes of one hint at most: a payload of PostgreSQL's NOTIFY is limited to 8,000
+HINT_MOST = 7_000  # maximum size of a hint in bytes, since PostgreSQL limits the payload of NOTIFY to 8,000 bytes
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason against the use of a transport: its server stores messages, or it cannot be verified whether it does.
+    """A Finding is one reason against a transport: its server stores messages, or nobody can tell whether the server stores messages.
 
     Attributes:
-        surely: True if the server certainly stores messages; False if that could not be verified.
+        surely: True if the server certainly stores messages; False if it may.
         found: What was seen, with the names of the settings, streams or queues.
         cure: The commands that remove the reason.
     """
@@ -30,45 +30,43 @@ class Finding:
 
 
 class Transport(Protocol):
-    """Carries hints to every process that is subscribed at the moment. It may lose, repeat or reorder hints, and must not store them.
+    """A Transport carries hints to every process that is subscribed when they are sent. It may lose, repeat or reorder hints.
 
-    It works in threads of its own and, while it is open, reconnects by itself, with backoff and jitter. On each connection it first checks
-    whether the server stores messages, and subscribes only if there is no `Finding`, or if all findings are unverified and it is `trusted`.
+    It works in its own threads and, while it is open, reconnects by itself, with backoff and jitter. It must not use a server that stores
+    hints: before it subscribes, it checks whether the server does, for each new connection. If nobody can tell, it subscribes only if the
+    caller of `open` trusts the server.
     """
 
-    name: str  # the kind of its URL: "memory", "postgresql", "nats", "redis", "amqp"
+    name: str  # kind of the transport: "memory", "postgresql", "nats", "redis" or "amqp"
 
     def open(self, subject: str, hear: HintCallback, *, trusted: bool = False) -> None:
         """Begin to connect, and wait a few seconds at most for the subscription.
 
-        A server that cannot be reached is no error: the transport becomes `up` later, or never.
+        If the server cannot be reached, nothing is raised: the transport becomes `up` later, or never.
 
         Args:
-            subject: The name of the channel: letters, digits, `_`, `-` and `.`. Processes that use the same subject receive each other's
-                hints.
-            hear: Called with each hint, also with this process's own, on a thread of the transport. It must return at once and must not
-                raise.
-            trusted: Whether to accept a server of which it cannot be verified whether it stores messages. One that certainly does is still
-                refused.
+            subject: The name of the channel: letters, digits, `_`, `-` and `.`. Processes with one subject receive each other's hints.
+            hear: The function to call with each hint, also with hints of this process, on a thread of the transport. It must return at once
+                and must not raise.
+            trusted: Whether to use a server although nobody can tell whether it stores messages. A server that certainly stores messages is
+                refused all the same.
 
         Raises:
-            TransportRefusedError: The server stores messages, or this cannot be verified and it is not trusted. The message has the cure.
+            TransportRefusedError: The server stores messages, or may store messages and is not trusted. The message names the cure.
         """
 
     def send(self, hint: bytes) -> None:
-        """Pass a hint to the sending thread and return at once, without waiting or raising. Hints are lost while the transport is slow or
-        not `up`.
-        """
+        """Pass a hint to the sending thread, and return at once; never raise. The hint is lost if the transport is slow or not `up`."""
 
     @property
     def up(self) -> bool:
-        """Whether hints are sent and received at the moment, as far as this process knows."""
+        """Return whether hints can be sent and received now, as far as this process knows."""
         ...
 
     def findings(self) -> list[Finding]:
-        """Check now, on a separate connection, whether the server stores messages, and return the findings; none means that it does not.
+        """Check on a separate connection whether the server stores messages, and return one Finding for each reason against the server.
 
-        The transport need not be open.
+        The list is empty if the server stores no messages. The transport need not be open.
 
         Raises:
             TransportDownError: The server cannot be reached.
@@ -76,4 +74,6 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """End the threads and connections, even one that waits for the server. Idempotent; does nothing in a forked child process."""
+        """End the threads and connections, also those that wait for the server. A second call does nothing, and nor does a call in a
+        forked child.
+        """

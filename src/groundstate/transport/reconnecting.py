@@ -1,46 +1,46 @@
-"""What all transports with a server share: a thread that listens and reconnects, and a thread that sends. Hints may get lost.
+"""The common part of all transports with a server: a thread that receives and reconnects, and a thread that publishes.
 
-A server that hangs closes no connection, so probes that are sent must come back (heartbeat.py). A driver implements how to connect, check,
-subscribe and publish; this module does not know which kind of server it is.
+A server that hangs closes no connection, so probes are sent that must come back (heartbeat.py). A Driver for the kind of server connects,
+checks the server, subscribes and publishes; this module is the same for all kinds.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from groundstate.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from groundstate.transport.heartbeat import Heartbeat, is_probe
 from groundstate.transport.port import Finding, HintCallback
 from groundstate.values import log_store
 from groundstate.values.errors import TransportDownError, TransportRefusedError
 
 log = logging.getLogger("groundstate")
-OPENS_WITHIN_S = 6.0  # seconds that `open` waits for the subscription at most
-FIRST_S, LONGEST_S = 0.05, 5.0  # seconds between two attempts to connect: the first wait, which doubles up to the longest
+OPENS_WITHIN_S = 6.0  # longest time, in seconds, that `open` waits for the subscription
+FIRST_S, LONGEST_S = 0.05, 5.0  # first and longest wait between two attempts to connect, in seconds; each attempt doubles the wait
 WAITS_S = 0.2  # seconds that a thread waits for messages before it checks whether it must end
-GOODBYE_S = 1.0  # seconds that closing a connection may take before it is cut
-CLOSES_WITHIN_S = 1.5  # seconds that `close` waits for the threads, once before it cuts their connections and once after
-UNSENT_MOST = 1_000  # hints that may wait to be sent; beyond this the oldest are lost
+GOODBYE_S = 1.0  # seconds that closing a connection may take before its socket is shut down
+CLOSES_WITHIN_S = 1.5  # seconds that `close` waits for the threads, before it aborts their connections and once more after that
+UNSENT_MOST = 1_000  # number of hints that may wait to be sent, beyond which the oldest are lost
 
 
 class SubscribedConnection(Protocol):
     """A connection that is subscribed to the subject."""
 
-    def heard(self, wait_s: float) -> Sequence[bytes]:
-        """Return the messages that have arrived, or that arrive within `wait_s` seconds. Raises the driver's own error once the connection
-        is lost.
+    def receive(self, wait_s: float) -> Sequence[bytes]:
+        """Return the messages that have arrived; if there are none, wait up to `wait_s` seconds for some. Raises if the connection is
+        lost.
         """
 
-    def cut(self) -> None:
-        """Make whatever waits on this connection raise at once, now and later. Called from another thread at any time; it does not wait
-        itself.
+    def abort(self) -> None:
+        """Break the connection, so that each method that waits on it, or is called later, raises at once.
+
+        Another thread may call it at any time. It does not wait.
         """
 
     def close(self) -> None:
@@ -50,12 +50,13 @@ class SubscribedConnection(Protocol):
 class PublishingConnection(Protocol):
     """A connection that publishes hints."""
 
-    def say(self, hints: Sequence[bytes]) -> None:
-        """Publish the hints, and return once the server has received them. Raises once the connection is lost."""
+    def publish(self, hints: Sequence[bytes]) -> None:
+        """Publish the hints, and return once the server has received them. Raises if the connection is lost."""
 
-    def cut(self) -> None:
-        """Make whatever waits on this connection raise at once, now and later. Called from another thread at any time; it does not wait
-        itself.
+    def abort(self) -> None:
+        """Break the connection, so that each method that waits on it, or is called later, raises at once.
+
+        Another thread may call it at any time. It does not wait.
         """
 
     def close(self) -> None:
@@ -63,62 +64,64 @@ class PublishingConnection(Protocol):
 
 
 class Driver(Protocol):
-    """The operations of one kind of server that `Connecting` needs."""
+    """A Driver does what depends on the kind of server, for `ReconnectingTransport`."""
 
     def findings(self, subject: str) -> list[Finding]:
-        """Check whether the server stores messages of the subject, on a connection that is closed afterwards. Raises if it cannot be
-        reached.
+        """Return one Finding for each reason why the server stores, or may store, messages of the subject; an empty list if there is none.
+
+        It connects for the check, and closes the connection. Raises if the server cannot be reached.
         """
 
-    def listen(self, subject: str) -> SubscribedConnection:
-        """Connect and subscribe to the subject. Raises if that fails."""
+    def connect_subscriber(self, subject: str) -> SubscribedConnection:
+        """Connect, and subscribe to the subject. Raises if either fails."""
 
-    def speak(self, subject: str) -> PublishingConnection:
-        """Connect for publishing to the subject. Raises if that fails."""
+    def connect_publisher(self, subject: str) -> PublishingConnection:
+        """Connect for publishing hints to the subject. Raises if connecting fails."""
 
 
 class ReconnectingTransport:
-    """A `port.Transport` that uses one driver, keeps two connections open, and reconnects after errors."""
+    """A `port.Transport` for any kind of server: it keeps two connections of its Driver open, and reconnects after errors."""
 
-    def __init__(self, name: str, driver: Driver) -> None:
+    def __init__(self, name: str, driver: Driver, clock: Clock = SYSTEM_CLOCK, dice: Dice = SYSTEM_DICE) -> None:
         self.name = name
+        self._clock, self._dice = clock, dice
         self._driver = driver
         self._unsent: deque[bytes] = deque(maxlen=UNSENT_MOST)
-        self._renew()
-        self._subscribed = 0  # the number of subscriptions so far
-        self._listens = self._speaks = 0  # the number of the subscription that each connection belongs to; 0 while it is not open
-        self._heartbeat: Heartbeat | None = None  # set while the sending connection is open
-        self._open: dict[str, SubscribedConnection | PublishingConnection] = {}  # the open connections, under "listening" and "speaking"
+        self._reset_events()
+        self._subscribed = 0  # number of subscriptions so far
+        # Number of the subscription to which each of the two connections (receiving, sending) belongs; 0 while the connection is not open.
+        self._listens = self._speaks = 0
+        self._heartbeat: Heartbeat | None = None  # None while the sending connection is not open
+        self._open: dict[str, SubscribedConnection | PublishingConnection] = {}  # open connections, by "listening" and "speaking"
         self._refused: TransportRefusedError | None = None
         self._said = ""
         self._threads: list[threading.Thread] = []
         self._subject, self._trusted = "", False
-        self._hear: HintCallback = _nobody
+        self._hear: HintCallback = _ignore_hint
         self._pid = os.getpid()
-        self._dice = random.Random()  # noqa: S311  # jitter, no secret
 
     def open(self, subject: str, hear: HintCallback, *, trusted: bool = False) -> None:
-        """Start both threads, and wait until the transport is subscribed, is refused, or could not reach its server."""
+        """Start both threads, and wait, up to OPENS_WITHIN_S, until the transport is subscribed, is refused, or failed to connect."""
         self.close()
-        for thread in self._threads:  # a thread of an earlier `open` may still wait for its server, and must not run beside the new one
+        for thread in self._threads:  # a thread of an earlier `open` may still wait for its server, and must not run beside a new thread
             thread.join()
         self._pid = os.getpid()
-        self._renew()
+        self._reset_events()
         self._refused = None
         self._subject, self._hear, self._trusted = subject, hear, trusted
         self._threads = [
             threading.Thread(target=log_store.keep_log_label(run), name=f"groundstate-{self.name}-{what}", daemon=True)
-            for run, what in ((self._keep_listening, "hears"), (self._keep_speaking, "tells"))
+            for run, what in ((self._keep_listening, "hears"), (self._keep_publishing, "tells"))
         ]
         for thread in self._threads:
             thread.start()
         self._settled.wait(OPENS_WITHIN_S)
-        refused = self._why_not()
+        refused = self._refusal()
         if refused is not None:
             self.close()
             raise refused
 
-    def _why_not(self) -> TransportRefusedError | None:
+    def _refusal(self) -> TransportRefusedError | None:
         return self._refused
 
     def send(self, hint: bytes) -> None:
@@ -129,71 +132,76 @@ class ReconnectingTransport:
 
     @property
     def up(self) -> bool:
-        """Whether both connections are open, and the listening one has received a probe of the sending one, as far as is known."""
+        """Return whether both connections are open, and a probe that the sending connection sent has come back on the receiving one."""
         beat = self._heartbeat
-        return self._listens == self._speaks != 0 and beat is not None and beat.beats and self._pid == os.getpid()
+        return self._listens == self._speaks != 0 and beat is not None and beat.has_probe_returned and self._pid == os.getpid()
 
     def findings(self) -> list[Finding]:
-        """Return the findings on this server. Raises TransportDownError if it cannot be reached."""
+        """Return one Finding for each reason why the server stores hints, or may store them, which it must not. Raises TransportDownError
+        if the server cannot be reached.
+        """
         try:
             return self._driver.findings(self._subject or "groundstate")
         except Exception as error:
-            raise TransportDownError(f"the {self.name} transport cannot be reached: {_words(error)}") from error
+            raise TransportDownError(f"the {self.name} transport cannot be reached: {_first_line(error)}") from error
 
     def close(self) -> None:
-        """End both threads. A thread that waits for the server has its connection cut.
+        """End both threads. If a thread waits for the server, its connection is aborted.
 
-        A thread that is just connecting cannot be cut; it ends when the time limit for connecting has passed.
+        A thread that is just connecting cannot be interrupted; it ends when the time limit for connecting has passed.
         """
         if self._pid != os.getpid():
             return
         self._ended.set()
         self._something.set()
-        self._join()
+        self._join_threads()
         if self._threads:
-            self._cut("listening", "speaking")
-            self._join()
+            self._abort_connections("listening", "speaking")
+            self._join_threads()
         self._listens = self._speaks = 0
         self._unsent.clear()
 
-    def _join(self) -> None:
-        end = time.monotonic() + CLOSES_WITHIN_S
+    def _join_threads(self) -> None:
+        end = self._clock.monotonic() + CLOSES_WITHIN_S
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(max(end - time.monotonic(), 0))
+                thread.join(max(end - self._clock.monotonic(), 0))
         self._threads = [thread for thread in self._threads if thread.is_alive()]
 
-    def _renew(self) -> None:
-        # Each `open` makes new events: a forked child may have inherited locked ones, which nothing would unlock.
+    def _reset_events(self) -> None:
+        # `open` makes new events each time, since in a forked child the lock within an inherited event may stay locked for ever.
         self._something = threading.Event()
-        self._settled = threading.Event()  # set once the transport is subscribed or refused, or an attempt to connect failed
+        self._settled = threading.Event()  # set once the transport is subscribed, is refused, or failed to connect
         self._ended = threading.Event()
 
     # ---- the two threads -----------------------------------------------------------------------------------------------------------
     def _keep_listening(self) -> None:
         wait = FIRST_S
         while not self._ended.is_set():
-            began = time.monotonic()
+            began = self._clock.monotonic()
             try:
-                if self._may_be_used():
-                    self._listen()
-            except Exception as error:  # noqa: BLE001  # each driver raises errors of its own library
-                self._tell(f"hints are lost until the {self.name} transport can be reached again: {_words(error)}")
+                if self._may_server_be_used():
+                    self._listen_until_lost()
+            except Exception as error:  # noqa: BLE001  # each Driver raises the exceptions of its own library
+                self._warn_once(f"hints are lost until the {self.name} transport can be reached again: {_first_line(error)}")
             self._listens = 0
             self._something.set()
             self._settled.set()
-            wait = self._wait_after(wait, time.monotonic() - began)
+            wait = self._wait_before_reconnecting(wait, self._clock.monotonic() - began)
 
-    def _wait_after(self, wait: float, stood_s: float) -> float:
-        """Wait `wait` seconds, with jitter, before the next attempt to connect, and return the wait for the attempt after that one."""
-        wait = FIRST_S if stood_s > LONGEST_S else wait  # the wait grows only if connections are lost soon after they were made
+    def _wait_before_reconnecting(self, wait: float, connected_s: float) -> float:
+        """Wait before the next attempt to connect, and return the seconds to wait before the attempt after it.
+
+        wait: the seconds to wait, to which jitter is added. connected_s: how many seconds the last connection lasted.
+        """
+        wait = FIRST_S if connected_s > LONGEST_S else wait  # a connection that lasted long resets the wait to the first one
         self._ended.wait(wait * (0.5 + self._dice.random()))
         return min(wait * 2, LONGEST_S)
 
-    def _may_be_used(self) -> bool:
-        """Whether the server may be used.
+    def _may_server_be_used(self) -> bool:
+        """Check the server, and return whether it may be used. If not, keep the refusal for `open` to raise, or log it.
 
-        It is checked on each connection, since a server may have been reconfigured to store messages.
+        Call it before each new connection, since a server may have been reconfigured to store messages.
         """
         against = [one for one in self._driver.findings(self._subject) if one.surely or not self._trusted]
         if not against:
@@ -201,99 +209,102 @@ class ReconnectingTransport:
         words = "; ".join(f"{one.found}. Cure: {one.cure}" for one in against)
         refused = TransportRefusedError(f"the {self.name} transport is not used: {words}")
         if not self._settled.is_set():
-            self._refused = refused  # `open` raises it
-        elif self._is_news(str(refused)):
+            self._refused = refused  # `open`, which still waits, raises this error
+        elif self._is_new_trouble(str(refused)):
             log.error("%s", refused, extra={"event": "transport_refused", "transport": self.name})
         return False
 
-    def _listen(self) -> None:
-        listening = self._open["listening"] = self._driver.listen(self._subject)
+    def _listen_until_lost(self) -> None:
+        listening = self._open["listening"] = self._driver.connect_subscriber(self._subject)
         try:
             self._subscribed += 1
             self._listens = self._subscribed
             while not self._ended.is_set():
-                began = time.monotonic()
-                for said in listening.heard(WAITS_S):
-                    self._take(said)
+                began = self._clock.monotonic()
+                for said in listening.receive(WAITS_S):
+                    self._handle_message(said)
                 beat = self._heartbeat
                 if beat is not None:
                     beat.raise_if_server_silent(began)
                 if self.up:
                     self._settled.set()
-                    self._log_connection_restored()
+                    self._log_restored()
         except Exception:
             self._listens = 0
-            self._cut("speaking")  # the sending connection is probably lost as well, and its thread may be waiting on it
+            self._abort_connections("speaking")  # the sending connection is probably lost too, and its thread may be waiting on it
             raise
         finally:
-            self._close("listening")
+            self._close_connection("listening")
 
-    def _take(self, said: bytes) -> None:
+    def _handle_message(self, said: bytes) -> None:
         beat = self._heartbeat
         if beat is not None:
-            beat.hear(said, time.monotonic())
+            beat.record_message(said, self._clock.monotonic())
         if not is_probe(said):
-            with suppress(Exception):  # an error of the subscriber must not end the connection
+            with suppress(Exception):  # an exception of the callback must not end the connection
                 self._hear(said)
 
-    def _cut(self, *which: str) -> None:
+    def _abort_connections(self, *which: str) -> None:
         for one in which:
-            with suppress(Exception):  # the connection may have been closed meanwhile
-                self._open[one].cut()
+            with suppress(Exception):  # the connection may be closed already
+                self._open[one].abort()
 
-    def _close(self, which: str) -> None:
+    def _close_connection(self, which: str) -> None:
         ending = self._open[which]
-        with suppress(Exception), cut_if_slower_than(GOODBYE_S, ending.cut):
+        with suppress(Exception), abort_if_slower_than(GOODBYE_S, ending.abort):
             ending.close()
         del self._open[which]
 
-    def _keep_speaking(self) -> None:
+    def _keep_publishing(self) -> None:
         wait = FIRST_S
         while not self._ended.is_set():
-            if not self._listens:  # before the subscription it is not known whether this server may be used
+            if not self._listens:  # only `_keep_listening` checks whether this server may be used
                 self._ended.wait(FIRST_S / 10 if not self._settled.is_set() else FIRST_S)
                 continue
-            began = time.monotonic()
+            began = self._clock.monotonic()
             try:
-                self._speak()
-            except Exception as error:  # noqa: BLE001  # as in _keep_listening: errors of the driver's library
-                self._tell(f"hints are lost until the {self.name} transport can be reached again: {_words(error)}")
+                self._publish_until_lost()
+            except Exception as error:  # noqa: BLE001  # each Driver raises the exceptions of its own library
+                self._warn_once(f"hints are lost until the {self.name} transport can be reached again: {_first_line(error)}")
                 self._settled.set()
             self._speaks = 0
-            self._unsent.clear()  # the sweep finds the rows of these hints; sent late they would be of no use
-            wait = self._wait_after(wait, time.monotonic() - began)
+            self._unsent.clear()  # old hints are not sent later, since the sweep (a regular query) finds their rows
+            wait = self._wait_before_reconnecting(wait, self._clock.monotonic() - began)
 
-    def _speak(self) -> None:
-        beside = self._listens  # when the listening connection is lost, this one is probably lost too, and may not raise
-        speaking = self._open["speaking"] = self._driver.speak(self._subject)
+    def _publish_until_lost(self) -> None:
+        beside = self._listens  # number of the subscription; when it changes, the server was lost, though sending may not have raised
+        speaking = self._open["speaking"] = self._driver.connect_publisher(self._subject)
         try:
             self._unsent.clear()
-            self._heartbeat = beat = Heartbeat(self._dice.random)
+            self._heartbeat = beat = Heartbeat(self._dice)
             self._speaks = beside
             while self._listens == beside and not self._ended.is_set():
-                now = time.monotonic()
-                some = [*beat.due(now), *dict.fromkeys(self._unsent.popleft() for _ in range(len(self._unsent)))]
+                now = self._clock.monotonic()
+                some = [*beat.probes_due(now), *dict.fromkeys(self._unsent.popleft() for _ in range(len(self._unsent)))]
                 if some:
-                    beat.saying_since = now
-                    speaking.say(some)
-                    beat.saying_since = None
+                    beat.sending_since = now
+                    speaking.publish(some)
+                    beat.sending_since = None
                 self._something.wait(WAITS_S)
                 self._something.clear()
         finally:
             self._heartbeat = None
-            self._close("speaking")
+            self._close_connection("speaking")
 
-    def _tell(self, words: str) -> None:
-        if self._is_news(words):
+    def _warn_once(self, words: str) -> None:
+        if self._is_new_trouble(words):
             log.warning("%s", words, extra={"event": "transport_down", "transport": self.name})
 
-    def _log_connection_restored(self) -> None:
+    def _log_restored(self) -> None:
         if self._said:
             self._said = ""
-            log.info("hints come and go by %s again", self.name, extra={"event": "transport_up", "transport": self.name})
+            log.info("hints are sent and received over %s again", self.name, extra={"event": "transport_up", "transport": self.name})
 
-    def _is_news(self, words: str) -> bool:
-        """Whether this kind of trouble was not logged yet since hints last got through. It then counts as logged."""
+    def _is_new_trouble(self, words: str) -> bool:
+        """Return whether a message must be logged, and remember it as logged.
+
+        It must not if the last one logged, since the transport last worked, has the same text before its first colon.
+        """
         what = words.partition(":")[0]
         is_news = what != self._said and not self._ended.is_set()
         if is_news:
@@ -302,9 +313,9 @@ class ReconnectingTransport:
 
 
 @contextmanager
-def cut_if_slower_than(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
-    """Call `cut` from another thread if the block takes longer than this number of seconds."""
-    timer = threading.Timer(seconds, cut)
+def abort_if_slower_than(seconds: float, abort: Callable[[], None]) -> Iterator[None]:
+    """Run the block, and call `abort` from another thread if the block takes longer than `seconds` seconds."""
+    timer = threading.Timer(seconds, abort)
     timer.name, timer.daemon = "groundstate-limit", True
     timer.start()
     try:
@@ -313,10 +324,10 @@ def cut_if_slower_than(seconds: float, cut: Callable[[], None]) -> Iterator[None
         timer.cancel()
 
 
-def _nobody(_hint: bytes) -> None:
-    """Ignore a hint: the value of `_hear` before `open`."""
+def _ignore_hint(_hint: bytes) -> None:
+    """Do nothing with a hint. It is the callback for hints until `open` is given another."""
 
 
-def _words(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

@@ -1,6 +1,6 @@
-"""The transport over Redis pub/sub. A Redis server that persists its data is refused, although pub/sub messages are never written to disk.
+"""The transport over Redis pub/sub. A Redis server that writes its data to disk is refused, although it never writes pub/sub messages.
 
-With such a server somebody would have to check, after a power failure, whether data of groundstate came back with it.
+If the server restores data after a crash, somebody would have to verify each time that none of the data belongs to groundstate.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 from groundstate.transport.port import Finding
 from groundstate.transport.reconnecting import ReconnectingTransport
 
-with suppress(ImportError):  # from_url.py raises, with the cure, before anything here is used
+with suppress(ImportError):  # without redis-py, from_url.py raises an error that names the cure, before this module is used
     import redis
     from redis.backoff import NoBackoff
     from redis.exceptions import RedisError, ResponseError
     from redis.retry import Retry
 
 
-def _options() -> Mapping[str, Any]:
-    """Return the client options: timeouts, and no retry, since reconnecting.py must check the server again on each new connection."""
+def _client_options() -> Mapping[str, Any]:
+    """Return the options for redis-py. It must not reconnect by itself, since reconnecting.py checks the server for each new connection."""
     return {
         "socket_connect_timeout": 2,
         "socket_timeout": 5,
@@ -31,16 +31,16 @@ def _options() -> Mapping[str, Any]:
     }
 
 
-_OF_TCP = {"socket_connect_timeout", "socket_keepalive"}  # options that a Unix socket does not have
-CHAIN_LONGEST = 8  # links of a chain of replicas that are followed towards the first master
+_OF_TCP = {"socket_connect_timeout", "socket_keepalive"}  # names of options that are invalid for a Unix socket
+CHAIN_LONGEST = 8  # how many masters are followed in a chain of replicas before the check is given up
 _UNSEEN = (
-    "let this user see it (`ACL SETUSER <user> +config|get +info`), or say that you know it: `groundstate run --trust-transport`,"
-    " `app.start(trust_transport=True)`"
+    "let this user see it (`ACL SETUSER <user> +config|get +info`); or, if you know that it does not persist, use `groundstate run"
+    " --trust-transport` or `app.start(trust_transport=True)`"
 )
 
 
 class RedisTransport(ReconnectingTransport):
-    """The transport over PUBLISH and SUBSCRIBE. `url` is a redis://, rediss:// or unix:// URL of redis-py."""
+    """The transport over PUBLISH and SUBSCRIBE of Redis. url: a redis://, rediss:// or unix:// URL as redis-py reads it."""
 
     def __init__(self, url: str) -> None:
         super().__init__("redis", _Driver(url))
@@ -49,37 +49,37 @@ class RedisTransport(ReconnectingTransport):
 class _Driver:
     def __init__(self, url: str) -> None:
         self._url = url
-        with closing(self._client()) as client:
+        with closing(self._make_client()) as client:
             try:
-                client.connection_pool.make_connection()  # connects to nothing, but raises for an option that it cannot read
+                client.connection_pool.make_connection()  # it does not connect, but raises if an option in the URL is invalid
             except RedisError:
                 raise ValueError from None
 
-    def _client(self) -> Any:
-        options = {name: value for name, value in _options().items() if name not in _OF_TCP or not self._url.startswith("unix:")}
+    def _make_client(self) -> Any:
+        options = {name: value for name, value in _client_options().items() if name not in _OF_TCP or not self._url.startswith("unix:")}
         made = redis.Redis.from_url(self._url, **options)
-        made.connection_pool.connection_kwargs["decode_responses"] = False  # hints are bytes, whatever the URL says
+        made.connection_pool.connection_kwargs["decode_responses"] = False  # hints must come as bytes, even if the URL says otherwise
         return made
 
-    def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # the answer is the same for every subject
-        client = self._client()
+    def findings(self, subject: str) -> list[Finding]:  # noqa: ARG002  # `subject` is unused, since the result is the same for every subject
+        client = self._make_client()
         try:
             client.ping()
-            return [*_of_itself(client, "this Redis"), *_of_its_master(client, "this Redis is")]
+            return [*_findings_on_server(client, "this Redis"), *_findings_on_master(client, "this Redis is")]
         finally:
             client.close()
 
-    def listen(self, subject: str) -> _Listening:
-        return _Listening(self._client(), subject)
+    def connect_subscriber(self, subject: str) -> _Subscriber:
+        return _Subscriber(self._make_client(), subject)
 
-    def speak(self, subject: str) -> _Speaking:
-        return _Speaking(self._client(), subject)
+    def connect_publisher(self, subject: str) -> _Publisher:
+        return _Publisher(self._make_client(), subject)
 
 
-def _of_its_master(client: Any, who: str, steps: int = CHAIN_LONGEST) -> list[Finding]:
-    """Return the findings on the master that this server replicates, and on the masters of that one, for up to `steps` more links.
+def _findings_on_master(client: Any, who: str, steps: int = CHAIN_LONGEST) -> list[Finding]:
+    """Return one Finding for each reason against the master of this server, the master's own master, and so on for `steps` masters.
 
-    A replica has the data of its master, and gets it back from the master's disk after a restart.
+    A replica gets the data of its master, also data that the master restored from disk. The list is empty if this server is no replica.
     """
     try:
         role = client.info("replication")
@@ -91,11 +91,13 @@ def _of_its_master(client: Any, who: str, steps: int = CHAIN_LONGEST) -> list[Fi
     if not steps:
         return [Finding(False, f"{who} a replica of {place}: it cannot be seen whose copy that is in the end", _UNSEEN)]
     given = {**client.connection_pool.connection_kwargs, "host": role["master_host"], "port": int(role["master_port"])}
-    master = redis.Redis(**{name: value for name, value in given.items() if name in {"host", "port", "username", "password", *_options()}})
+    master = redis.Redis(
+        **{name: value for name, value in given.items() if name in {"host", "port", "username", "password", *_client_options()}}
+    )
     try:
         return [
-            *_of_itself(master, f"{who} a replica of {place}, which"),
-            *_of_its_master(master, f"{who} a replica of {place}, which is", steps - 1),
+            *_findings_on_server(master, f"{who} a replica of {place}, which"),
+            *_findings_on_master(master, f"{who} a replica of {place}, which is", steps - 1),
         ]
     except RedisError as error:
         return [Finding(False, f"{who} a replica of {place}, of which it cannot be seen whether it persists ({error})", _UNSEEN)]
@@ -103,13 +105,13 @@ def _of_its_master(client: Any, who: str, steps: int = CHAIN_LONGEST) -> list[Fi
         master.close()
 
 
-def _of_itself(client: Any, who: str) -> list[Finding]:
+def _findings_on_server(client: Any, who: str) -> list[Finding]:
     try:
         settings = {**client.config_get("save"), **client.config_get("appendonly")}
-    except ResponseError:  # CONFIG GET is not allowed for this user, or the command was renamed
-        return _by_info(client, who)
-    if not {"save", "appendonly"} <= set(settings):  # another server with the Redis protocol, which has other settings for persistence
-        return _by_info(client, who)
+    except ResponseError:  # this user may not use CONFIG GET, or the command was renamed on the server
+        return _findings_by_info(client, who)
+    if not {"save", "appendonly"} <= set(settings):  # the server is no Redis, but speaks its protocol, and has other settings
+        return _findings_by_info(client, who)
     found = []
     if settings.get("save"):
         found.append(
@@ -120,7 +122,7 @@ def _of_itself(client: Any, who: str) -> list[Finding]:
     return found
 
 
-def _by_info(client: Any, who: str) -> list[Finding]:
+def _findings_by_info(client: Any, who: str) -> list[Finding]:
     with suppress(ResponseError):
         if client.info("persistence").get("aof_enabled"):
             return [Finding(True, f"{who} logs each write (aof_enabled:1)", "`CONFIG SET appendonly no`, and the same in redis.conf")]
@@ -133,19 +135,19 @@ def _by_info(client: Any, who: str) -> list[Finding]:
     ]
 
 
-class _Listening:
+class _Subscriber:
     def __init__(self, client: Any, subject: str) -> None:
         self._client = client
         self._heard = client.pubsub()
         self._heard.subscribe(subject)
-        if self._heard.get_message(timeout=5) is None:  # the first message is the answer to SUBSCRIBE
+        if self._heard.get_message(timeout=5) is None:  # the first message must be the answer to SUBSCRIBE
             raise ConnectionError("Redis did not answer SUBSCRIBE")
 
-    def heard(self, wait_s: float) -> Sequence[bytes]:
+    def receive(self, wait_s: float) -> Sequence[bytes]:
         said = self._heard.get_message(timeout=wait_s)
         return [said["data"]] if said is not None and said["type"] == "message" else []
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         self._client.connection_pool.disconnect()
 
     def close(self) -> None:
@@ -153,20 +155,20 @@ class _Listening:
         self._client.close()
 
 
-class _Speaking:
+class _Publisher:
     def __init__(self, client: Any, subject: str) -> None:
         self._client = client
         self._subject = subject
         client.ping()
 
-    def say(self, hints: Sequence[bytes]) -> None:
-        """Publish the hints in one pipeline, which is sent at once."""
+    def publish(self, hints: Sequence[bytes]) -> None:
+        """Publish the hints, sent together in one pipeline."""
         line = self._client.pipeline(transaction=False)
         for hint in hints:
             line.publish(self._subject, hint)
         line.execute()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         self._client.connection_pool.disconnect()
 
     def close(self) -> None:

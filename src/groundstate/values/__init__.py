@@ -1,1 +1,1 @@
-"""Defines plain values that every other layer uses: errors, answers, times and keys. It imports nothing else of groundstate."""
+"""Plain values that every other layer uses: errors, answers of calls, keys and their texts. Imports no other layer of groundstate."""

@@ -1,7 +1,7 @@
-"""Abandons locks and connections in a forked child, without a message to the other end.
+"""Closes inherited locks and connections in a forked child, without unlocking and without a closing message to the server.
 
-A child inherits file locks and sockets. Kept open, they would make a dead worker count as running while the child runs; closed with a
-goodbye, they would end the parent's. Nothing here runs in the parent.
+A child inherits file locks and sockets. If the child kept them open, its parent would count as a running worker even after its death, until
+the child ends. If the child unlocked a file or sent a closing message, the parent would lose its lock or its connection.
 """
 
 from __future__ import annotations
@@ -13,30 +13,33 @@ from typing import Protocol
 from groundstate.values.errors import StoppedError
 
 
-class Inherited(Protocol):
-    """An Inherited object is one that a forked child must not go on using."""
+class InheritedByFork(Protocol):
+    """An object with a lock or a connection that a forked child inherits and must not use."""
 
-    def forsake(self) -> None:
-        """Close what the child inherited without unlocking or saying goodbye; this is called in the child, first thing after the fork."""
+    def abandon(self) -> None:
+        """Close the inherited lock or connection without unlocking it and without a message to the server.
 
-
-_known: weakref.WeakSet[Inherited] = weakref.WeakSet()
-
-
-def forsake_in_child(thing: Inherited) -> None:
-    """Call `thing.forsake()` in each child that is forked from now on, as long as `thing` exists."""
-    _known.add(thing)
+        This is called in the child, right after the fork.
+        """
 
 
-def hang_up(descriptor: int) -> None:
-    """Make the descriptor lead nowhere: the inherited socket is closed, and what a library still writes to it is lost."""
+_registered: weakref.WeakSet[InheritedByFork] = weakref.WeakSet()
+
+
+def abandon_in_child(thing: InheritedByFork) -> None:
+    """Call `thing.abandon()` in each child that is forked from now on, as long as `thing` exists."""
+    _registered.add(thing)
+
+
+def redirect_to_devnull(descriptor: int) -> None:
+    """Point the descriptor to os.devnull: this closes the inherited socket, and discards what a library may still write to it."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, descriptor, inheritable=False)
     os.close(nowhere)
 
 
-def refuse_child(pid: int) -> None:
-    """Raise StoppedError where this process is not `pid`, which created the object that is being used."""
+def refuse_use_in_child(pid: int) -> None:
+    """Raise StoppedError if this process is not the one with the id `pid`, in which the object that is being used was created."""
     if pid != os.getpid():
         message = (
             f"this store belongs to process {pid}, and process {os.getpid()} was forked from it: start the app in the child, after the fork"
@@ -45,10 +48,10 @@ def refuse_child(pid: int) -> None:
         raise StoppedError(message)
 
 
-def _forsake_all() -> None:
-    for thing in list(_known):
-        thing.forsake()
+def _abandon_all_in_child() -> None:
+    for thing in list(_registered):
+        thing.abandon()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forsake_all)
+    os.register_at_fork(after_in_child=_abandon_all_in_child)

@@ -1,4 +1,4 @@
-"""Defines what passes between the framework and a user's functions: answers of calls and lookups, and what is supplied by annotation."""
+"""The values that a user's functions exchange with the framework: answers of calls and lookups, and arguments supplied by annotation."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Any
 
 
 class Absent:
-    """A lookup returns Absent to say that the service did not act. Return the class itself, or an instance."""
+    """A lookup returns Absent to say that the service did not act on the call. Return the class itself, or an instance."""
 
 
 class Unknown:
-    """A lookup returns Unknown to say that it cannot tell yet, so that it is asked again later. Return the class itself, or an instance."""
+    """A lookup returns Unknown to say that it cannot tell yet, so that the lookup is asked again later. Return the class itself, or an
+    instance.
+    """
 
 
 class IdempotencyKey(str):
-    """An IdempotencyKey is made of the app, the reaction, the record's key and the occurrence of a call. It is the same in each worker
-    incarnation.
+    """The idempotency key of a call: a hash of the app's name, the reaction's name, the record's key and the occurrence.
+
+    Each try of the call has the same key, in every worker.
     """
 
     __slots__ = ()
 
 
 class Occurrence(tuple[str, ...]):
-    """An Occurrence says to which occurrence of a recurring event an attempt belongs: it holds the canonical texts of the occurrence
-    columns, in their order.
-    """
+    """Tells which round of a recurring event an attempt belongs to: the texts of the occurrence columns, in their order."""
 
     __slots__ = ()
 
 
 class NotDone(Exception):
-    """A call raises NotDone where the service certainly did not act. It counts as a failure, and the call is tried again.
+    """A call raises NotDone if the service certainly did not act. This counts as a failure, and the call is tried again.
 
     Args:
         why: the reason.
-        retry_after: the shortest wait before the next try; the reaction's `Retry` decides where this is None or its own wait is longer.
+        retry_after: the shortest wait before the next try. If the `Retry` of the call says a longer wait, that one is used.
     """
 
     def __init__(self, why: str = "", *, retry_after: timedelta | None = None) -> None:
@@ -45,37 +46,37 @@ class NotDone(Exception):
 
 
 class Throttled(NotDone):
-    """A call raises Throttled where the service certainly did not act, because it wants us to wait. It counts as no failure, and all calls
-    to the service back off.
+    """A call raises Throttled if the service asks for a pause and certainly did not act. This does not count as a failure, and all calls to
+    the service wait.
 
     Args:
-        retry_after: how long the service asks us to wait, from now.
+        retry_after: how long to wait from now, as the service asks.
     """
 
     def __init__(self, retry_after: timedelta) -> None:
-        given: Any = retry_after  # who has no type checker may give anything, and what the call says of itself must arrive
+        given: Any = retry_after  # a wrong type raises nothing here: an error would hide that the service did not act
         wait = f"{given.total_seconds():g} s" if isinstance(given, timedelta) else repr(given)
         super().__init__(f"the service asks to wait {wait}", retry_after=retry_after)
 
 
 @dataclass(frozen=True)
 class ReactionContext:
-    """A ReactionContext holds the time of a transaction, by the database's clock, and what is known of the attempt.
+    """The time of a transaction, by the database's clock, and facts about the attempt.
 
-    Each transaction has its own: the call gets that of the transaction that begins it, the handler that of the one that concludes it. All
-    times are in UTC.
+    Each transaction has its own context. A call gets the context of the transaction that begins its attempt. A handler gets the context of
+    the transaction in which it runs. All times are in UTC.
     """
 
     now: datetime
-    due: datetime  # when the record became due; `now` where it has no due time
+    due: datetime  # when the record became due; the same as `now` if the record has no due time
     late_by: timedelta
-    call_no: int  # 1 for the first call of this attempt; 0 where no call was begun
-    restarted: bool  # whether an earlier worker incarnation began this attempt
+    call_no: int  # 1 for the first call of this attempt; 0 if no call was begun
+    restarted: bool  # whether the attempt was begun by another worker, or by this worker before its restart
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A `gave_up` handler receives a Failure: the last error, how many calls were begun, and since when."""
+    """The argument of a `gave_up` handler: the last error, how many calls were begun, and when the attempt began."""
 
     error: str
     calls: int

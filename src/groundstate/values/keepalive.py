@@ -1,6 +1,6 @@
-"""Holds the settings by which each end of a connection to PostgreSQL notices within about ten seconds that the other end is gone.
+"""Settings with which both ends of a PostgreSQL connection notice within about ten seconds that the other end is gone.
 
-CLIENT is for libpq, and SERVER for the session on the server: the server must notice as well, and libpq's settings only serve the client.
+CLIENT has arguments for libpq, with which the client notices. SERVER has settings of the session, with which the server notices.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ CLIENT: Mapping[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10000,
 }
-# Set in this order, each by a statement of its own: a role's own statement_timeout may be too short for setting the others, and an
-# operating system may lack one of them.
+# Each is set by a statement of its own, since the operating system may not support it. statement_timeout is set first, since the value
+# that the database role has may be too short for the other statements.
 SERVER: Mapping[str, str] = {
     "statement_timeout": "10000",
     "tcp_keepalives_idle": "5",

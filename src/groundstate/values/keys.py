@@ -1,6 +1,7 @@
-"""Builds the canonical texts of keys and occurrences, and the idempotency key made of them. It never uses a driver's `str()`.
+"""Builds the texts of primary keys and occurrences, and the idempotency keys that are made of them.
 
-The texts are made here so that they are the same on each database, driver and release: datetimes in UTC, decimals normalised.
+A text must be the same on each database, driver and release, so it is built here and never by a driver's `str()`: datetimes are in UTC, and
+decimals are normalised.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ class BytesOfText(bytes):
 
 @dataclass(frozen=True)
 class NoValue:
-    """A NoValue stands for the content of a key column that its type cannot read, or would write differently. A record with this key is not
-    found.
+    """Stands for the stored content of a key column if the column's type cannot read it, or would write it differently. A search by key
+    does not find such a record.
     """
 
-    raw: object  # as the driver returns it
+    raw: object  # the stored content as the driver returns it
     why: str
-    loaded: object = None  # the value that its type makes of it all the same
+    loaded: object = None  # the value that the column's type reads from it; None if it cannot read it
 
     def __str__(self) -> str:
         return str(self.raw)
 
 
-# The types that a value of a key may have.
+# The Python types that a value of a key column may have.
 WITH_TEXT = (
     str,
     enum.Enum,
@@ -61,7 +62,7 @@ WITH_TEXT = (
 )
 
 
-def text(value: object) -> str:
+def canonical_text(value: object) -> str:
     """Return the canonical text of one value of a key. Raises GroundstateError for a type that has none."""
     match value:
         case str() if not isinstance(value, enum.Enum):
@@ -77,13 +78,13 @@ def text(value: object) -> str:
         case uuid.UUID():
             return str(value)
         case datetime():
-            return instant(value)
+            return datetime_text(value)
         case date() | time():
             return value.isoformat()
         case timedelta():
-            return _seconds(value)
+            return _timedelta_text(value)
         case Decimal():
-            return _decimal(value)
+            return _decimal_text(value)
         case float():
             return repr(value)
         case bytes():
@@ -91,30 +92,30 @@ def text(value: object) -> str:
         case IPv4Address() | IPv6Address() | IPv4Network() | IPv6Network():
             return str(value)
         case NoValue():
-            return without_nul(text(value.raw))
+            return escape_nul(canonical_text(value.raw))
     raise GroundstateError(f"{type(value).__name__} cannot be part of a key: use a column of text, integer, UUID, date, time or decimal")
 
 
-_NUL = "\\x00"  # as a NUL is written, at which SQLite ends the texts of an attempt that it is given as JSON
+_NUL = "\\x00"  # written for a NUL character, at which SQLite would cut off a text that it reads from JSON
 
 
-def instant(value: datetime) -> str:
-    """Return the text of a datetime in UTC, to the microsecond; a naive one means UTC (rules.md 10)."""
+def datetime_text(value: datetime) -> str:
+    """Return the text of a datetime in UTC, to the microsecond. A datetime without a time zone is taken as UTC."""
     aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     return aware.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _seconds(value: timedelta) -> str:
-    microseconds = value // timedelta(microseconds=1)  # total_seconds() is a float, which rounds durations of some centuries
+def _timedelta_text(value: timedelta) -> str:
+    microseconds = value // timedelta(microseconds=1)  # total_seconds() is a float, and is not exact for durations of centuries
     whole, rest = divmod(abs(microseconds), 1_000_000)
     return f"{'-' if microseconds < 0 else ''}{whole}.{rest:06}"
 
 
-def _seconds_of(written: str) -> timedelta:
+def _parse_timedelta(written: str) -> timedelta:
     return timedelta(microseconds=int(Decimal(written).scaleb(6).to_integral_value()))
 
 
-def _decimal(value: Decimal) -> str:
+def _decimal_text(value: Decimal) -> str:
     plain = f"{value:f}"  # normalize() would round to the context's precision
     if "." in plain:
         plain = plain.rstrip("0").rstrip(".")
@@ -124,69 +125,76 @@ def _decimal(value: Decimal) -> str:
 def record_text(values: Sequence[object]) -> str:
     """Return the canonical text of a primary key: the text of a single column, or a JSON array of several in the mapper's order."""
     if len(values) == 1:
-        return text(values[0])
-    return json.dumps([value if type(value) in (int, str) else text(value) for value in values], separators=(",", ":"), ensure_ascii=False)
+        return canonical_text(values[0])
+    return json.dumps(
+        [value if type(value) in (int, str) else canonical_text(value) for value in values], separators=(",", ":"), ensure_ascii=False
+    )
 
 
-_NULL, _EMPTY = ":null:", ":empty:"  # texts of NULL and '' in an occurrence; for times and numbers the text of NULL has always been ''
-LIKE_EMPTY = "^:+(null|empty):+$"  # a text that looks like these gets one more colon at each end; databases use this pattern as well
+_NULL, _EMPTY = ":null:", ":empty:"  # texts of NULL and '' in an occurrence; for times and numbers the text of NULL is ''
+LIKE_EMPTY = "^:+(null|empty):+$"  # texts like these two; a value with such a text gets one more colon at each end
 _LIKE_THEM = re.compile(LIKE_EMPTY.strip("^$"))
 
 
-def without_nul(words: str) -> str:
-    """Return the text with each NUL written out. A subclass of `str` without any is returned as it is: its own methods may refuse."""
+def escape_nul(words: str) -> str:
+    """Return the text with each NUL character written as `_NUL`. A text without NUL is returned as it is, even if it is of a subclass of
+    `str`, whose own methods may raise.
+    """
     return words.replace("\x00", _NUL) if "\x00" in words else words
 
 
 def occurrence_text(values: Sequence[object], may_be_empty: Sequence[bool] = ()) -> str:
-    """Return the canonical text of the occurrence columns: empty for none, a JSON array for several. Different values have different texts.
+    """Return the canonical text of the values of the occurrence columns: '' for no column, the text of the value for one, a JSON array for
+    several. Different values have different texts.
 
-    may_be_empty: for each column, whether it could hold an empty text beside NULL.
+    may_be_empty: for each column, whether it can hold an empty text, so that NULL needs another text.
     """
     if not values:
         return ""
-    parts = [_part(value, may_be) for value, may_be in zip_longest(values, may_be_empty, fillvalue=False)]
-    return _array(parts) if len(parts) > 1 else without_nul(parts[0])
+    parts = [_occurrence_part_text(value, may_be) for value, may_be in zip_longest(values, may_be_empty, fillvalue=False)]
+    return _json_array_text(parts) if len(parts) > 1 else escape_nul(parts[0])
 
 
-def _part(value: object, may_be_empty: object) -> str:
+def _occurrence_part_text(value: object, may_be_empty: object) -> str:
     if value is None:
         return _NULL if may_be_empty else ""
-    written = text(value)
+    written = canonical_text(value)
     if not written:
         return _EMPTY
     return f":{written}:" if written[0] == ":" and _LIKE_THEM.fullmatch(written) else written
 
 
-def _array(parts: Sequence[str]) -> str:
+def _json_array_text(parts: Sequence[str]) -> str:
     return json.dumps(parts, separators=(",", ":"), ensure_ascii=False)
 
 
-def is_round(written: str, occurrence: str, columns: int) -> bool:
-    """Return whether an attempt with the text `written` belongs to this occurrence of so many columns.
+def belongs_to_occurrence(written: str, occurrence: str, columns: int) -> bool:
+    """Whether an attempt whose stored occurrence is the text `written` belongs to the occurrence with the text `occurrence`, made of
+    `columns` columns.
 
-    Older code wrote '' both for NULL and for an empty text: an attempt that it left may belong to either.
+    Older releases wrote '' both for NULL and for an empty text, so an attempt with '' from an older release can belong to either
+    occurrence.
     """
-    return written == occurrence or (":" in occurrence and written == _formerly(occurrence, columns))
+    return written == occurrence or (":" in occurrence and written == _occurrence_text_of_older_release(occurrence, columns))
 
 
-def _formerly(occurrence: str, columns: int) -> str:
+def _occurrence_text_of_older_release(occurrence: str, columns: int) -> str:
     if not (_NULL in occurrence or _EMPTY in occurrence):
         return occurrence
     if columns <= 1:
-        return _part_formerly(occurrence)
-    return _array([_part_formerly(part) for part in occurrence_of(occurrence, columns)])
+        return _part_text_of_older_release(occurrence)
+    return _json_array_text([_part_text_of_older_release(part) for part in parse_occurrence(occurrence, columns)])
 
 
-def _part_formerly(part: str) -> str:
+def _part_text_of_older_release(part: str) -> str:
     if part in (_NULL, _EMPTY):
         return ""
     return part[1:-1] if _LIKE_THEM.fullmatch(part) else part
 
 
-def occurrence_of(written: str, columns: int) -> Occurrence:
-    """Return the parts of an occurrence of so many columns from the text in an attempt. If a person's edit left no JSON array, the text is
-    the only part.
+def parse_occurrence(written: str, columns: int) -> Occurrence:
+    """Return the parts of an occurrence from its text in an attempt's row. If the text of several columns is no JSON array, since a person
+    edited it, the whole text is the only part.
     """
     if columns == 0:
         return Occurrence(())
@@ -199,28 +207,28 @@ def occurrence_of(written: str, columns: int) -> Occurrence:
     return Occurrence(parts if isinstance(parts, list) else (written,))
 
 
-def _instant_of(written: str) -> datetime:
-    """Return the datetime that `instant` wrote as this text. A person may have left out the zone, which then is UTC."""
+def _parse_datetime(written: str) -> datetime:
+    """Return the datetime that `datetime_text` wrote, or that a person typed. Without a time zone it is taken as UTC."""
     value = datetime.fromisoformat(written.replace("Z", "+00:00"))
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
 
 def tick_text(written: str) -> str:
-    """Return the canonical text of a point in time that a person wrote; any other text is returned unchanged."""
+    """Return the canonical text of a point in time that a person typed. A text that is no point in time is returned unchanged."""
     try:
-        return instant(_instant_of(written))
+        return datetime_text(_parse_datetime(written))
     except (ValueError, OverflowError):
         return written
 
 
-def _bool_of(written: str) -> bool:
+def _parse_bool(written: str) -> bool:
     return {"true": True, "false": False}[written.lower()]
 
 
-DIGITS_MOST = 131_072  # digits of a number before its decimal point: PostgreSQL's limit
+DIGITS_MOST = 131_072  # how many digits a number may have before its decimal point: PostgreSQL's limit
 
 
-def _decimal_of(written: str) -> Decimal:
+def _parse_decimal(written: str) -> Decimal:
     value = Decimal(written)
     if value.is_finite() and abs(value.adjusted()) > DIGITS_MOST:
         raise ValueError(written)
@@ -230,74 +238,82 @@ def _decimal_of(written: str) -> Decimal:
 _READ: Mapping[type, tuple[Callable[[str], Any], str]] = {
     str: (str, "a text"),
     int: (int, "a whole number"),
-    bool: (_bool_of, "true or false"),
+    bool: (_parse_bool, "true or false"),
     float: (float, "a number"),
-    Decimal: (_decimal_of, "a number that every database can hold"),
+    Decimal: (_parse_decimal, "a number that every database can hold"),
     uuid.UUID: (uuid.UUID, "a UUID"),
-    datetime: (_instant_of, "a time, such as 2026-01-31T12:00:00Z"),
+    datetime: (_parse_datetime, "a time, such as 2026-01-31T12:00:00Z"),
     date: (date.fromisoformat, "a date, such as 2026-01-31"),
     time: (time.fromisoformat, "a time of day, such as 12:30:00"),
     bytes: (bytes.fromhex, "bytes in hexadecimal digits"),
-    timedelta: (_seconds_of, "a number of seconds"),
+    timedelta: (_parse_timedelta, "a number of seconds"),
 }
 
 
-def value_of(written: str, kind: type) -> Any:
-    """Return the value that `written` stands for: its canonical text, or what a person typed. Raises ValueError with what was expected."""
+def parse_value(written: str, kind: type) -> Any:
+    """Return the value of type `kind` that a text stands for: a canonical text, or one that a person typed.
+
+    Raises:
+        ValueError: the text stands for no such value; the message says what was expected.
+    """
     if issubclass(kind, enum.Enum):
         try:
             return kind[written]
         except KeyError:
-            raise ValueError(f"{_short(written)} is none of {', '.join(member.name for member in kind)}") from None
+            raise ValueError(f"{_shorten(written)} is none of {', '.join(member.name for member in kind)}") from None
     read, expected = _READ.get(kind, _READ[str])
     try:
         return read(written)
     except (ArithmeticError, LookupError, ValueError):
-        raise ValueError(f"{_short(written)} is not {expected}") from None
+        raise ValueError(f"{_shorten(written)} is not {expected}") from None
 
 
-def _short(written: str) -> str:
+def _shorten(written: str) -> str:
     return repr(written if len(written) <= SHOWN else f"{written[:SHOWN]}...")
 
 
-SHOWN = 80  # characters: a message shows at most this many of an invalid key
+SHOWN = 80  # how many characters of an invalid key a message shows at most
 
 
-def record_texts(written: str, columns: int) -> list[str]:
-    """Return the texts of the values of a primary key of so many columns. Raises ValueError with what was expected."""
+def split_record_text(written: str, columns: int) -> list[str]:
+    """Split the text of a primary key into the texts of its `columns` values. Raises ValueError that says what was expected."""
     if columns == 1:
         return [written]
     expected = f"a JSON array of {columns} values"
     try:
         parts = json.loads(written)
     except (ValueError, RecursionError):
-        raise ValueError(f"{_short(written)} is not {expected}") from None
+        raise ValueError(f"{_shorten(written)} is not {expected}") from None
     if not isinstance(parts, list) or len(parts) != columns or any(isinstance(part, list | dict) for part in parts):
-        raise ValueError(f"{_short(written)} is not {expected}")
-    return [text(part) for part in parts]
+        raise ValueError(f"{_shorten(written)} is not {expected}")
+    return [canonical_text(part) for part in parts]
 
 
-_FORMERLY = "\x1f"  # between the app's first name and the reaction's; not printable, so that no name contains it
+_SEPARATOR = "\x1f"  # stands between the app's first name and the reaction's name; no name contains it, since it is not printable
 
 
-def key_name_under(app: str, key_name: str) -> str:
-    """Return the key name of a reaction whose app is about to get another name: from then on it contains the app's first name as well."""
-    return key_name if _FORMERLY in key_name else f"{app}{_FORMERLY}{key_name}"
+def key_name_with_app(app: str, key_name: str) -> str:
+    """Return the new key name (of which idempotency keys are made) for a reaction whose app, now named `app`, is being renamed: it contains
+    `app` as well, so that the keys stay the same.
+    """
+    return key_name if _SEPARATOR in key_name else f"{app}{_SEPARATOR}{key_name}"
 
 
 def key_name_parts(key_name: str) -> tuple[str, ...]:
-    """Return the parts of a key name: only the reaction's name or, after a rename of the app, the app's first name and that name."""
-    return tuple(key_name.split(_FORMERLY, 1))
+    """Return the parts of a key name: the reaction's name or, after a rename of the app, the app's first name and the reaction's name."""
+    return tuple(key_name.split(_SEPARATOR, 1))
 
 
 def call_key(app: str, reaction: str, record: str, occurrence: str) -> IdempotencyKey:
-    """Return the idempotency key of a call: the same for the same (app, reaction, record, occurrence), in each worker incarnation and after
-    a restore.
+    """Return the idempotency key of a call. It depends on nothing but these four arguments, so it is the same in each worker and after a
+    restore.
 
-    reaction: its key name, which a rename does not change (hazard 62), and which after a rename of the app contains the app's first name.
-    The key has 64 hexadecimal digits, so that it tells nothing of the record and fits every provider's limit of length.
+    reaction: the reaction's key name, which a rename of the reaction does not change (hazard 62). After a rename of the app it contains the
+    app's first name.
+
+    The key is a hash of 64 hexadecimal digits: it reveals nothing about the record, and fits the length limit of every provider.
     """
-    if _FORMERLY in reaction:
-        app, reaction = reaction.split(_FORMERLY, 1)
+    if _SEPARATOR in reaction:
+        app, reaction = reaction.split(_SEPARATOR, 1)
     parts = json.dumps([app, reaction, record, occurrence], ensure_ascii=False)
     return IdempotencyKey(hashlib.sha256(parts.encode()).hexdigest())

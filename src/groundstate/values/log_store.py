@@ -1,6 +1,6 @@
-"""Labels lines of the log by store: a thread sets once for which store it works, and each line that it logs carries this name as `store`.
+"""Adds the field `store` to each line of the log: a thread says once for which store it works, and its later lines have that store's name.
 
-It also keeps exceptions of the user's log handlers from the code that logs: they would be taken for a failure of the work in progress.
+It also catches exceptions that a user's log handlers raise: the code that logs would take them for failures of its own work.
 """
 
 from __future__ import annotations
@@ -17,79 +17,78 @@ _store: ContextVar[str] = ContextVar("groundstate_store", default="")
 _of_several: ContextVar[bool] = ContextVar("groundstate_of_several", default=False)
 
 
-class _Named(logging.Filter):
+class _StoreNameFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         store = _store.get()
         if store and not hasattr(record, "store"):
             record.store = store
         if store and _of_several.get():
-            _say_which(record, store)
+            _prefix_store_name(record, store)
         return True
 
 
-def _say_which(record: logging.LogRecord, store: str) -> None:
-    """Put the store's name before the message where it is not in it yet: a user's formatter may show nothing else."""
+def _prefix_store_name(record: logging.LogRecord, store: str) -> None:
+    """Put the store's name before the message, unless the message names it already. A user's formatter may show only the message."""
     if re.search(rf"^{re.escape(store)}:|\b(on|of) {re.escape(store)}(?=[ :])", record.getMessage()) is None:
         prefix = store.replace("%", "%%") if record.args else store
         record.msg = f"{prefix}: {record.msg}"
 
 
-class _Guarded(logging.Logger):
-    """A _Guarded logger passes what a user's handler or filter raises to `handleError`, as the standard library's handlers do with their
-    own.
-    """
+class _GuardedLogger(logging.Logger):
+    """A logger that passes an exception of a user's handler or filter to `handleError`, as the standard library's handlers do."""
 
     def filter(self, record: logging.LogRecord) -> Any:
         try:
             return super().filter(record)
         except BaseException as error:  # noqa: BLE001  # the user's code may raise anything
-            _let_through(error)
+            _reraise_keyboard_interrupt(error)
             _last_resort.handleError(record)
             return True
 
     def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
         if not self.hasHandlers():
             super().callHandlers(record)
-        for handler in _handlers(self):
+        for handler in _all_handlers_of(self):
             if record.levelno >= handler.level:
                 try:
                     handler.handle(record)
                 except BaseException as error:  # noqa: BLE001  # the user's code may raise anything
-                    _let_through(error)
+                    _reraise_keyboard_interrupt(error)
                     handler.handleError(record)
 
 
 _last_resort = logging.Handler()
 
 
-def _handlers(logger: logging.Logger | None) -> Iterator[logging.Handler]:
+def _all_handlers_of(logger: logging.Logger | None) -> Iterator[logging.Handler]:
     """Yield all handlers that receive the lines of this logger."""
     while logger is not None:
         yield from logger.handlers
         logger = logger.parent if logger.propagate else None
 
 
-def _let_through(error: BaseException) -> None:
-    """Raise the error if it is a person's Ctrl-C, which Python raises in the main thread wherever that is."""
+def _reraise_keyboard_interrupt(error: BaseException) -> None:
+    """Raise the error again if it comes from Ctrl-C, which Python raises at whatever point the main thread has reached."""
     if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
         raise error
 
 
 for _name in LOGGERS:
     _logger = logging.getLogger(_name)
-    _logger.addFilter(_Named())
-    _logger.__class__ = type("Guarded", (_Guarded, type(_logger)), {})  # keeps the class of a logger that the user has set
+    _logger.addFilter(_StoreNameFilter())
+    _logger.__class__ = type("Guarded", (_GuardedLogger, type(_logger)), {})  # a subclass, since the user may have set the logger's class
 
 
 def label_log_lines(store: str, *, of_several: bool = False) -> None:
-    """Label what this thread logs from now on with this store. of_several: put the name in the messages as well, since there are other
-    stores.
+    """Add this store's name to each line that this thread logs from now on.
+
+    of_several: whether the app has other stores, so that the name is put into the messages as well.
     """
     _store.set(store)
     _of_several.set(of_several)
 
 
 def keep_log_label(target: Callable[[], None]) -> Callable[[], None]:
-    """Wrap the target of a thread that is started here, so that its lines are labelled with the same store."""
+    """Wrap the target of a new thread, so that its log lines get the same store's name as those of the present thread."""
     context = copy_context()
     return lambda: context.run(target)

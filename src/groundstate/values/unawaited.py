@@ -1,4 +1,4 @@
-"""Tells whether a user's function gave back something that was still to be awaited or iterated, as where `await` was forgotten."""
+"""Detects that a user's function returned something that should have been awaited or iterated first, as when `await` was forgotten."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 
-def unawaited(value: Any) -> str | None:
-    """Return in words what this value is if it is still to be awaited or iterated; None for any other value.
+def describe_unawaited(value: Any) -> str | None:
+    """Return a phrase that describes the value, if it is a coroutine, a generator or another awaitable. Returns None for any other value.
 
-    A coroutine that was not started is closed, so that Python does not warn of it as well. What its function did before is not known.
+    A coroutine that was not started is closed, so that Python does not warn about it as well.
     """
-    kind = type(value)  # `isinstance` would ask the value itself, which may be a proxy
+    kind = type(value)  # `isinstance` also trusts `__class__`, which a proxy may set
     if issubclass(kind, CoroutineType):
         if inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
             value.close()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from groundstate import Absent, ExternalService, InDoubt, Retry, Unknown
+from groundstate.clock import Clock
 from groundstate.engine.rows import in_flight
 from groundstate.engine.sql import commit_hooks
 from tests.engine.charging import ASK, SAME_KEY, charging
@@ -34,7 +35,7 @@ def test_one_turn_never_begins_two_calls_for_one_record(world: World) -> None:
     world.orders(20)
     life = world.worker(wait_for_go=True)
     life.worker.hear(_touched(range(1, 21)))  # fresh, and in the backlog of the first sweep as well
-    life.worker.go()
+    life.worker.begin_work()
     life.quiet()
     assert sorted(record for record, _ in gateway.ledger) == sorted([*range(1, 21), *range(1, 21)])
     assert gateway.overlaps == []
@@ -159,7 +160,7 @@ def test_hazard_5_a_call_whose_deadline_leaves_no_room_does_not_go_out(world: Wo
     suspended = True
     looked: list[float] = []
 
-    def since(before: tuple[float, float]) -> float:
+    def since(before: tuple[float, float], _clock: Clock) -> float:
         looked.append(before[0])
         return 60.0 if suspended else 0.0
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import ExternalService, InDoubt, InOrder, NotDone, Rate, Retry
-from groundstate.engine.call import call_turn, dispatch, limiter
 from groundstate.engine.sql import group_scan
 from groundstate.engine.watch import sweeps
+from tests.engine.clocks import Turned
 from tests.engine.kit import Life, World, until
 from tests.patience import LOOKS_S
 
@@ -102,14 +100,14 @@ def all_delivered(world: World, table: str = "hooks") -> None:
 def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often values and the rest were looked at."""
     looks: Counter[str] = Counter()
-    for name in ("of_values", "of_the_rest", "first_of"):
-        real = getattr(group_scan.Groups, name)
+    for name in ("read_groups", "read_in_key_order", "first_keys_in_group_of"):
+        real = getattr(group_scan.GroupStatements, name)
 
         def look(self: Any, *given: Any, _real: Callable[..., Any] = real, _name: str = name, **more: Any) -> Any:
             looks[_name] += 1
             return _real(self, *given, **more)
 
-        monkeypatch.setattr(group_scan.Groups, name, look)
+        monkeypatch.setattr(group_scan.GroupStatements, name, look)
     return looks
 
 
@@ -209,22 +207,11 @@ def test_rows_behind_one_that_somebody_has_locked_do_not_wait_for_him(postgres_u
     world.close()
 
 
-def _turned(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The clock by which calls are begun: it stands still until it is turned. Calls end by the real one, which is not far from it."""
-    clock = SimpleNamespace(now=time.monotonic())
-    for module in (call_turn, limiter, dispatch):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    for name in ("has_room", "wait_s"):  # the worker asks these by the real one
-        real = getattr(call_turn.CallTurns, name)
-        monkeypatch.setattr(call_turn.CallTurns, name, lambda *given, _real=real: _real(*given[:-1], clock.now))
-    return clock
-
-
 # ---- after an outage -----------------------------------------------------------------------------------------------------------
 def test_a_service_that_is_back_is_probed_in_time_and_gets_twice_as_many_calls_each_second_though_none_is_answered(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World,
 ) -> None:
-    clock = _turned(monkeypatch)
+    world.clock = clock = Turned(still=True)
     endpoint = Endpoint(answers=1)
     endpoint.dead = True
     delivering(world, ExternalService("hooks", limit=8), endpoint)
@@ -236,11 +223,11 @@ def test_a_service_that_is_back_is_probed_in_time_and_gets_twice_as_many_calls_e
     def after(seconds: float, calls: int) -> None:
         """So many more calls have gone out once so much time has passed, and none before."""
         before = len(endpoint.came)
-        clock.now += seconds - 0.01
+        clock.ahead += seconds - 0.01
         life.turn()
         life.turn()
         assert len(endpoint.came) == before, "a call too early"
-        clock.now += 0.01
+        clock.ahead += 0.01
         life.turn()
         until(lambda: len(endpoint.came) == before + calls)
 

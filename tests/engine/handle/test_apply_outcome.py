@@ -87,7 +87,7 @@ def test_a_line_that_is_cut_while_a_person_settles_is_no_reason_to_hold_it(postg
     database, make_lives, _ = connect.open_store(postgres_world.app.stores[0].settings())
     cut = _cut_at(database, "DELETE FROM groundstate_attempt", times=1)
     try:
-        person = actions.person("shop", list(postgres_world.app.reactions.values()), database, make_lives(), by="ada")
+        person = actions.build_person("shop", list(postgres_world.app.reactions.values()), database, make_lives(), by="ada")
         actions.settle(person, "paid", "1", outcome='"r0"')
     finally:
         database.close()
@@ -214,7 +214,7 @@ def test_hazard_16_a_held_outcome_comes_back_as_what_the_handler_takes(world: Wo
     world.settled()
     attempt = world.attempt()
     assert attempt.outcome is not None
-    assert outcome_json.load_first(Receipt, attempt.outcome) == Receipt("r1", 5)
+    assert outcome_json.load_first_outcome(Receipt, attempt.outcome) == Receipt("r1", 5)
 
 
 @pytest.mark.parametrize("fault", ["raises", "makes no progress"])

@@ -17,10 +17,10 @@ from groundstate.engine.handle.run_batch import Feed
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import batch_writes
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.sql.transaction import watch
+from groundstate.engine.sql.transaction import watch_statements
 from groundstate.store import connect
 from groundstate.store.tables import UtcDateTime
-from tests.engine.kit import World, ms
+from tests.engine.kit import World, ms, until
 
 PAIRS = 20
 
@@ -216,7 +216,10 @@ def test_nor_by_a_handler_that_gives_up(jobs: World) -> None:
         _once(job, session, _by_the_session)
 
     jobs.add(*_pairs())
-    jobs.settled()
+    life = jobs.worker()
+    # What failed waits for its next try, and a worker counts as idle meanwhile.
+    until(lambda: not [row for row in _stored(jobs) if row[1] == "new"] and jobs.attempts() == [])
+    life.stop()
     _one_is_left_of_each(jobs)
 
 
@@ -422,7 +425,7 @@ def test_a_batch_whose_handlers_write_nothing_that_its_condition_reads_asks_noth
 
     jobs.add(*[Account(id=number) for number in range(100)])
     watched, ran = _statements(jobs)
-    with mock.patch.object(batch_writes.BatchWrites, "may_matter_to", return_value=False):
+    with mock.patch.object(batch_writes.BatchWrites, "may_affect_condition_of", return_value=False):
         unwatched, _ = _statements(jobs)
     assert ran == 30
     assert _of_rows(watched) == _of_rows(unwatched)
@@ -438,7 +441,7 @@ def test_a_batch_of_handlers_that_delete_their_own_records_asks_nothing_again(jo
         return [Stop(job_id=number) for number in range(1, 31)]
 
     watched, ran = _statements(jobs, records)
-    with mock.patch.object(batch_writes.BatchWrites, "may_matter_to", return_value=False):
+    with mock.patch.object(batch_writes.BatchWrites, "may_affect_condition_of", return_value=False):
         unwatched, _ = _statements(jobs, records)
     assert ran == 30
     assert _of_rows(watched) == _of_rows(unwatched)
@@ -457,7 +460,7 @@ def _statements(world: World, records: Callable[[], list[Any]] = _new_jobs) -> t
     world.add(*records())
     database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     database.connect()
-    watch(database)
+    watch_statements(database)
     incarnation = Incarnation(world.app.name, database, make_lives(), None)
     query = ConditionQuery(next(iter(world.app.reactions.values())), database)
     said: list[str] = []
@@ -467,7 +470,7 @@ def _statements(world: World, records: Callable[[], list[Any]] = _new_jobs) -> t
 
     event.listen(database.engine, "before_cursor_execute", hear)
     try:
-        done = run_batch.carry_out(incarnation, query, Feed(limit=500))
+        done = run_batch.carry_out_batch(incarnation, query, Feed(limit=500))
     finally:
         database.close()
     world.run("delete from again_jobs")

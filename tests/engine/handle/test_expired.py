@@ -17,8 +17,8 @@ from groundstate.engine.operate import actions
 from groundstate.engine.operate.action import Person
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch import worker_state
-from groundstate.rules.attempt import IN_VAIN
-from groundstate.rules.poison_suspects import ends_met
+from groundstate.rules.attempt import EXPIRED_HANDLER_FAILED
+from groundstate.rules.poison_suspects import worker_ends_in_why
 from groundstate.store import connect
 from groundstate.values import keys
 from tests.engine.charging import ASK
@@ -145,7 +145,7 @@ def test_what_is_too_late_is_answered_by_expired_and_not_called(timed: World, ca
     assert [bill(timed, number).status for number in (1, 2, 3)] == ["expired", "paid", "open"]
     assert [record for record, _ in gateway.calls] == [2]
     assert 259_000 < bill(timed).late_s < 260_000
-    assert life.worker.expired == {"charged": 1}
+    assert life.worker.counts_of_expired == {"charged": 1}
     assert "charged: 1 expired, the last of them due at" in caplog.text
     assert timed.attempts() == []
 
@@ -153,7 +153,7 @@ def test_what_is_too_late_is_answered_by_expired_and_not_called(timed: World, ca
 def test_a_thousand_that_are_too_late_go_in_batches_and_nothing_of_ours_is_written(
     timed: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_state.WorkerState, "hold_s", HANG_S)  # a busy machine ends no batch in its middle
+    monkeypatch.setattr(worker_state.WorkerState, "target_hold_s", HANG_S)  # a busy machine ends no batch in its middle
     gateway = charged(timed, ASK)
     timed.add(*[Bill(id=number, due_at=now() - timedelta(days=3)) for number in range(1, 1001)])
     life = timed.worker(start=False)
@@ -162,7 +162,7 @@ def test_a_thousand_that_are_too_late_go_in_batches_and_nothing_of_ours_is_writt
         life.worker.start()
         life.quiet()
     assert statuses(timed) == {"expired": 1000}
-    assert life.worker.expired == {"charged": 1000}
+    assert life.worker.counts_of_expired == {"charged": 1000}
     assert gateway.calls == []
     assert timed.attempts() == []
     assert life.transactions - before < 60
@@ -178,13 +178,13 @@ def test_just_before_the_bound_it_is_called_and_at_the_bound_it_is_not(timed: Wo
     database.connect()
     for moment, ready, late in ((at + HOUR - ms(1), [1], []), (at + HOUR, [], [1])):
         question = ConditionQuery(spec, database, moment)
-        assert question.late is not None
+        assert question.query_for_expired is not None
         with timed.session() as session:
-            for part, expected in ((question, ready), (question.late, late)):
-                found = session.execute(part.places_after(None, 9, crowded=False)).all()
-                assert [part.key_in(tuple(row))[0] for row in found] == expected
+            for part, expected in ((question, ready), (question.query_for_expired, late)):
+                found = session.execute(part.select_cursors_after(None, 9, crowded=False)).all()
+                assert [part.key_in_cursor(tuple(row))[0] for row in found] == expected
         assert spec.due is not None
-        assert spec.due.expired(at, moment) is bool(late)
+        assert spec.due.is_expired(at, moment) is bool(late)
 
 
 def test_a_worker_that_sleeps_wakes_for_what_becomes_too_late(timed: World) -> None:
@@ -213,7 +213,7 @@ def test_a_failed_attempt_expires_though_its_next_try_is_far_away(timed: World, 
     if starts_anew:
         life.stop()
     timed.forward(TOO_LATE_S)
-    assert settled(timed, None if starts_anew else life).worker.expired == {"charged": 1}
+    assert settled(timed, None if starts_anew else life).worker.counts_of_expired == {"charged": 1}
     assert bill(timed).status == "expired"
     assert gateway.called(1) == 1
     assert timed.attempts() == []
@@ -298,7 +298,7 @@ def test_a_doubt_whose_call_was_not_done_expires_once_its_find_said_so(timed: Wo
     until(lambda: bill(timed).status == "expired")  # Absent is not believed at once
     life.quiet()
     assert gateway.asked
-    assert (bill(timed).status, gateway.called(1), life.worker.expired) == ("expired", 1, {"charged": 1})
+    assert (bill(timed).status, gateway.called(1), life.worker.counts_of_expired) == ("expired", 1, {"charged": 1})
     assert timed.attempts() == []
 
 
@@ -356,11 +356,11 @@ def test_an_expired_handler_that_fails_is_tried_again_and_held_after_the_last_tr
     until(lambda: timed.states() == ["held"])
     one = timed.attempt()
     assert one.why is not None
-    assert one.why.startswith(IN_VAIN)
+    assert one.why.startswith(EXPIRED_HANDLER_FAILED)
     assert ("on fire" if how == "raises" else "made no progress") in one.why
     assert (one.unsure, one.failures) == (False, 3)
     assert bill(timed, 2).status in ("paid", "noted")
-    assert life.worker.expired == {}
+    assert life.worker.counts_of_expired == {}
     assert [one.levelname for one in caplog.records if "is held now, and waits for a person" in one.getMessage()] == ["ERROR"]
 
 
@@ -369,7 +369,7 @@ def acting(world: World) -> Iterator[Person]:
     database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     world.clock_of(database)
     try:
-        yield actions.person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
+        yield actions.build_person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
     finally:
         database.close()
 
@@ -393,7 +393,7 @@ def test_an_expired_handler_that_failed_under_again_leaves_the_doubt_in_doubt(ti
     in_doubt(timed, gateway, "hang")
     life = settled(timed)
     one = timed.attempt()
-    assert (one.state, one.unsure, one.why) == ("doubt", True, IN_VAIN)
+    assert (one.state, one.unsure, one.why) == ("doubt", True, EXPIRED_HANDLER_FAILED)
     gateway.breaks = ""
     timed.forward(10 * 3600)
     life.quiet()
@@ -459,7 +459,7 @@ def test_a_record_whose_expired_handler_kills_is_found_and_held_and_the_others_e
     assert any(lives() for _ in range(5))
     settled(timed, timed.lives[-1])
     one = timed.attempt()
-    assert (one.record, one.state, one.unsure, len(ends_met(one.why))) == ("4", "held", False, 2)
+    assert (one.record, one.state, one.unsure, len(worker_ends_in_why(one.why))) == ("4", "held", False, 2)
     assert statuses(timed) == {"expired": 5, "open": 1}
     assert gateway.calls == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,9 @@ from sqlalchemy import CheckConstraint, String, TypeDecorator, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import ExternalService, Failure, InDoubt, Retry
-from groundstate.engine.handle import apply_outcome, failed_records, run_batch, run_handler
+from groundstate.engine.handle import failed_records
 from groundstate.engine.watch import worker_state
+from tests.engine.clocks import Turned
 from tests.engine.kit import CALL_LIMIT, World, ms
 
 ROWS, BAD = 120, 8
@@ -88,31 +88,15 @@ FAULTS: dict[str, Callable[[Bill, Session], None]] = {
 }
 
 
-class Turned:
-    """The clock by which handlers are measured: one with a savepoint of its own takes a quarter of what a transaction may take."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.ahead = 0.0
-        self._patch = patch
-        for name in ("HOLD_S", "HOLD_EMBEDDED_S", "HOLD_BESIDE_OTHERS_S"):
-            patch.setattr(worker_state, name, LONG_S)
-        for module, name in ((run_handler, "time"), (run_batch, "time"), (apply_outcome, "clock")):
-            patch.setattr(module, name, self)
-
-    def is_of_outcomes(self) -> None:
-        """When a transaction with outcomes ends is told by the time of the machine, to which this is added."""
-        self._patch.setattr(worker_state.WorkerState, "hold_s", property(lambda _shift: LONG_S + self.ahead))
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-
 class Billing:
     """Reactions on bills, and how often a handler ran."""
 
-    def __init__(self, url: str, clock: Turned) -> None:
+    def __init__(self, url: str, patch: pytest.MonkeyPatch) -> None:
         self.world = World(url, Base)
-        self._clock = clock
+        # One handler with a savepoint of its own takes a quarter of what a transaction may take.
+        self.world.clock = self._clock = Turned()
+        for name in ("HOLD_S", "HOLD_EMBEDDED_S", "HOLD_BESIDE_OTHERS_S"):
+            patch.setattr(worker_state, name, LONG_S)
         self.runs: Counter[int] = Counter()
         self.transactions: set[Any] = set()  # in which handlers ran
         self.with_bad: set[Any] = set()  # and those of some that fail
@@ -134,7 +118,6 @@ class Billing:
         self._with_a_call(Bill.sent.is_(None), done_column=Bill.sent)
 
     def _with_a_call(self, condition: Any, **options: Any) -> None:
-        self._clock.is_of_outcomes()
         post = ExternalService("post", limit=ROWS)
 
         @post.call(in_doubt=InDoubt.repeat(), timeout=CALL_LIMIT, retry=LATER)
@@ -160,7 +143,8 @@ class Billing:
 
     def carried_out(self) -> None:
         self.world.add(*[Bill(id=number + 1) for number in range(ROWS)], Line(id=1), Line(id=2))
-        self.world.there().worker().quiet()
+        life = self.world.there().worker()
+        assert life.worker.wait_until_idle(None)  # by the turned clock any limit would soon be over
 
     def is_as_meant(self) -> None:
         assert {int(one.record) for one in self.world.attempts()} == {(number + 1) * (ROWS // BAD) for number in range(BAD)}
@@ -173,7 +157,7 @@ class Billing:
 @pytest.fixture
 def billing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(failed_records, "WRITING_S", LONG_S)
-    made = Billing(database_url, Turned(monkeypatch))
+    made = Billing(database_url, monkeypatch)
     yield made
     made.world.close()
 

@@ -224,12 +224,12 @@ SAME: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("kind", "value"), [*SAME, (dict[str, Any], {"a": [1, 2.5, None, {"b": True}]})], ids=range(len(SAME) + 1))
 def test_an_outcome_comes_back_as_it_was(kind: Any, value: Any) -> None:
-    kept = outcome_json.dump(kind, [value])
+    kept = outcome_json.dump_outcomes(kind, [value])
     assert not outcome_json.is_text_only(outcome_json.first_and_rest(kept)[0]), kept
     assert "NaN" not in kept or '"NaN"' in kept
-    assert outcome_json.not_loaded(kind, kept) is None
+    assert outcome_json.why_not_loadable(kind, kept) is None
     assert (
-        repr(outcome_json.load_first(kind, kept)).partition("tzinfo")[0]
+        repr(outcome_json.load_first_outcome(kind, kept)).partition("tzinfo")[0]
         == repr(value if not (kind is float and type(value) is int) else float(value)).partition("tzinfo")[0]
     )
 
@@ -266,7 +266,7 @@ def test_what_does_not_come_back_as_it_was_is_kept_as_a_text_of_both(kind: Any, 
     assert part[outcome_json.REPR]
     assert (outcome_json.JSON in part) == (outcome_json.COMES_BACK in part)
     json.dumps(part).encode()
-    assert outcome_json.not_loaded(kind, json.dumps([part])) is None, "no code can load it, so that it is no fault of the new code"
+    assert outcome_json.why_not_loadable(kind, json.dumps([part])) is None, "no code can load it, so that it is no fault of the new code"
 
 
 def test_the_text_of_both_says_what_it_was_and_what_would_come_back() -> None:
@@ -307,7 +307,7 @@ def failing(world: World, kind: Any, value: Any, handler: Callable[[Order, Any],
 def test_an_outcome_by_aliases_is_held_and_comes_back(world: World) -> None:
     value = Aliased.model_validate({"orderNumber": 1, "amount": "1.50"})
     failing(world, Aliased, value)
-    assert outcome_json.load_first(Aliased, world.attempt().outcome or "") == value
+    assert outcome_json.load_first_outcome(Aliased, world.attempt().outcome or "") == value
     assert "text of both" not in (world.attempt().why or "")
 
 
@@ -358,10 +358,10 @@ def test_what_a_person_gave_is_kept_as_he_gave_it_where_no_json_of_ours_would_co
 
 def test_an_outcome_that_came_late_and_would_not_come_back_is_added_as_a_text_and_says_so(world: World) -> None:
     failing(world, Receipt, Receipt("r1"))
-    written = outcome_json.add(Receipt, world.attempt().outcome, Special("r2"))
-    why = outcome_json.with_what_was_kept("it came late", written)
+    written = outcome_json.append_outcome(Receipt, world.attempt().outcome, Special("r2"))
+    why = outcome_json.note_if_only_text_was_kept("it came late", written)
     assert why.startswith("it came late; its outcome does not come back from JSON")
-    assert outcome_json.with_what_was_kept(why, written) == why
+    assert outcome_json.note_if_only_text_was_kept(why, written) == why
     assert len(json.loads(written)) == 2
 
 
@@ -411,15 +411,15 @@ def test_a_long_text_is_shortened_and_redacted(world: World) -> None:
     failing(world, str, "r1")
     with acting(world) as person:
         person.incarnation.redact = lambda words: words.replace("secret", "...")
-        said = person.incarnation.outcome_as_text("secret" + "x" * 30_000)
+        said = person.incarnation.shorten_outcome("secret" + "x" * 30_000)
     assert said.startswith("...xxx")
     assert len(said) == OUTCOME_LENGTH
 
 
 def test_a_letter_that_the_databases_encoding_lacks_is_written_by_its_number() -> None:
     pen = outcome_json.Pen(codec="latin-1")
-    assert outcome_json.add(str, None, "\u65e5", pen=pen) == '["\\u65e5"]'
-    assert outcome_json.add(str, None, "\u00e9", pen=pen) == '["\u00e9"]'
+    assert outcome_json.append_outcome(str, None, "\u65e5", pen=pen) == '["\\u65e5"]'
+    assert outcome_json.append_outcome(str, None, "\u00e9", pen=pen) == '["\u00e9"]'
 
 
 # ---- loaded with other code ----------------------------------------------------------------------------------------------------------
@@ -450,7 +450,7 @@ class Carried(BaseModel):
     ],
 )
 def test_of_what_is_held_it_is_told_what_this_code_cannot_read(kind: Any, written: str, why: str | None) -> None:
-    said = outcome_json.not_loaded(kind, written)
+    said = outcome_json.why_not_loadable(kind, written)
     assert said is None if why is None else why in (said or "")
 
 
@@ -471,7 +471,7 @@ def _planned(world: World) -> plan.Plan:
     database, _, _ = connect.open_store(world.app.stores[0].settings())
     try:
         database.connect()
-        return plan.plan("shop", database, [ConditionQuery(spec, database) for spec in world.app.reactions.values()], [])
+        return plan.build_plan("shop", database, [ConditionQuery(spec, database) for spec in world.app.reactions.values()], [])
     finally:
         database.close()
 
@@ -484,7 +484,7 @@ def test_plan_names_each_held_outcome_that_the_new_code_cannot_load_and_retry_re
     [one] = planned.not_loaded
     assert (one.record, one.occurrence) == ("1", "")
     assert "nothing there reads 'ref'" in one.why
-    assert _planned(world).needs_somebody
+    assert _planned(world).needs_person
     with pytest.raises(ConflictError, match=r"nothing there reads 'ref'.*settle it with its outcome by hand"):
         retry(world)
     change(world, outcome='[{"id": "r1"}]')
@@ -524,4 +524,4 @@ def test_held_lists_retry_where_the_outcome_can_be_given_to_the_handler(world: W
     world.orders(1)
     stored(world, outcome='[{"id": "r1"}]')
     with acting(world) as person:
-        assert "retry" in listing.held(person.app, person.database, person.queries).held[0].can
+        assert "retry" in listing.read_held_page(person.app, person.database, person.queries).held[0].can

@@ -14,8 +14,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import ExternalService, InDoubt, InOrder, NotDone, Retry
 from groundstate.engine.handle import in_order as line_module
-from groundstate.engine.operate.pending import pending
-from groundstate.engine.operate.why import why
+from groundstate.engine.operate.pending import build_pending_report
+from groundstate.engine.operate.why import explain_record
 from groundstate.engine.sql import lock_ids
 from groundstate.engine.watch import worker_state
 from groundstate.store import connect
@@ -280,9 +280,9 @@ def test_why_and_pending_say_behind_whom_a_record_waits(chats: World) -> None:
     until(lambda: chats.states() == ["held"])
     database, lives, _ = connect.open_store(chats.app.stores[0].settings())
     question = life.worker.queues[0].query
-    said = why("shop", life.database, [question], lives(), "messages", "2")
+    said = explain_record("shop", life.database, [question], lives(), "messages", "2")
     assert said.answers[0].next == "waits for its turn behind record 1"
-    report = pending("shop", life.database, [question], lives())
+    report = build_pending_report("shop", life.database, [question], lives())
     assert [(one.record, one.waits_for) for one in report.waits] == [("2", "its turn behind record 1")]
     database.close()
 
@@ -304,7 +304,7 @@ def test_rows_that_are_heard_of_in_another_order_wait_for_their_turn_and_would_n
         chats.there()
         life = chats.worker(wait_for_go=True)
         write(chats, *[(key, "a", 20 - key) for key in range(1, 11)])
-        life.worker.go()
+        life.worker.begin_work()
         all_sent(chats, *range(1, 11))
         life.stop()
         return line.sent == [*range(10, 0, -1)]
@@ -312,7 +312,7 @@ def test_rows_that_are_heard_of_in_another_order_wait_for_their_turn_and_would_n
     assert in_order()
     chats.run("delete from messages")
     chats.app.reactions.clear()
-    with planted(Change(line_module, "places_of_records_that_may_go", "if not asked.ordered:", "if True:")):
+    with planted(Change(line_module, "places_of_records_that_may_go", "if not asked.must_keep_order:", "if True:")):
         assert not in_order()
 
 
@@ -335,9 +335,9 @@ def test_two_workers_that_ask_at_one_moment_would_both_begin_without_a_lock(
     monkeypatch.setattr(line_module, "try_transaction_locks", both_ask)
     one, two = world.worker(wait_for_go=True), world.worker(wait_for_go=True)
     two.worker.queues[0].fresh[(2,)] = None
-    one.worker.go()
+    one.worker.begin_work()
     until(lambda: meet.n_waiting == 1)
-    two.worker.go()
+    two.worker.begin_work()
     begun = 1 if locks else 2
     until(lambda: bool(line.calls))
     meet.abort()  # one of them may ask once more before it commits
@@ -387,7 +387,7 @@ def test_a_reaction_without_a_call_waits_for_a_head_whose_handler_raises(chats: 
 def test_many_of_a_line_are_carried_out_in_one_transaction_as_long_as_nobody_touches_the_next(
     chats: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_state.WorkerState, "hold_s", HANG_S)  # a busy machine ends no batch in its middle
+    monkeypatch.setattr(worker_state.WorkerState, "target_hold_s", HANG_S)  # a busy machine ends no batch in its middle
     done: list[int] = []
     broken = [30]
 
@@ -405,7 +405,7 @@ def test_many_of_a_line_are_carried_out_in_one_transaction_as_long_as_nobody_tou
     write(chats, *[(key, "a", key) for key in range(1, 61)])
     before = chats.worker(wait_for_go=True)
     transactions = before.transactions
-    before.worker.go()
+    before.worker.begin_work()
     all_sent(chats, *(key for key in range(1, 61) if key not in (12, 22)))
     assert statuses(chats)[12] == statuses(chats)[22] == "cancelled"
     assert 12 not in done

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from groundstate import DeclarationError, ExternalService, InDoubt, InOrder, NotDone, Retry, UtcDateTime
-from groundstate.engine.operate.why import Answer, why
+from groundstate.engine.operate.why import Answer, explain_record
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from groundstate.store.tables import attempt
@@ -83,7 +83,7 @@ def _why(world: World, record: int) -> Answer:
     database, lives, _ = connect.open_store(world.app.stores[0].settings())
     life = world.lives[-1]
     try:
-        return why("shop", life.database, [life.worker.queues[0].query], lives(), "line_steps", str(record)).answers[0]
+        return explain_record("shop", life.database, [life.worker.queues[0].query], lives(), "line_steps", str(record)).answers[0]
     finally:
         database.close()
 
@@ -199,13 +199,17 @@ def test_sql_tells_an_attempt_of_the_present_round_as_python_does(lines: World) 
         step.status = "told"
 
     lines.add(*[Step(id=number, name=null() if text is None else text) for number, text in enumerate(TEXTS)])
-    database = connect.open_store(connect.settings_of(lines.url))[0]
+    database = connect.open_store(connect.resolve_settings(lines.url))[0]
     question = ConditionQuery(lines.app.reactions["told"], database)
-    is_of_this_round: ColumnElement[bool] | None = question.is_of_this_round
+    is_of_this_round: ColumnElement[bool] | None = question.is_attempt_of_this_occurrence
     assert is_of_this_round is not None
     with database.reading() as connection:
-        for written in ["", *[question.round_text([text]) for text in TEXTS]]:
+        for written in ["", *[question.occurrence_text_of_values([text]) for text in TEXTS]]:
             asked = replacement_traverse(is_of_this_round, {}, partial(_in_its_place, literal(written)))
             by_sql = set(connection.execute(select(Step.id).where(asked)).scalars())
-            assert by_sql == {number for number, text in enumerate(TEXTS) if question.is_round(written, question.round_text([text]))}
+            assert by_sql == {
+                number
+                for number, text in enumerate(TEXTS)
+                if question.is_same_occurrence(written, question.occurrence_text_of_values([text]))
+            }
     database.close()

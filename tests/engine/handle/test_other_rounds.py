@@ -59,8 +59,8 @@ def test_it_does_so_in_a_pass_that_leaves_rows_with_attempts_out_by_sql(world: W
     gateway, life = moved_while_in_the_air(world)
     question = ConditionQuery(world.app.reactions["paid"], life.database)
     with life.database.reading() as connection:
-        assert connection.execute(question.places_after(None, 5, crowded=True)).all() == []
-        assert len(connection.execute(question.places_after(None, 5, crowded=False)).all()) == 1
+        assert connection.execute(question.select_cursors_after(None, 5, crowded=True)).all() == []
+        assert len(connection.execute(question.select_cursors_after(None, 5, crowded=False)).all()) == 1
     assert gateway.called(1) == 1
 
 
@@ -293,7 +293,9 @@ def report_of(world: World) -> pending.Pending:
     database, lives, _ = connect.open_store(world.app.stores[0].settings())
     world.clock_of(database)
     try:
-        return pending.pending("shop", database, [ConditionQuery(one, database) for one in world.app.reactions.values()], lives())
+        return pending.build_pending_report(
+            "shop", database, [ConditionQuery(one, database) for one in world.app.reactions.values()], lives()
+        )
     finally:
         database.close()
 
@@ -323,7 +325,7 @@ def test_why_says_that_the_reaction_waits_for_its_own_held_round_and_by_which_co
     database, lives, _ = connect.open_store(world.app.stores[0].settings())
     try:
         questions = [ConditionQuery(one, database) for one in world.app.reactions.values()]
-        (answer,) = why.why("shop", database, questions, lives(), "orders", "1").answers
+        (answer,) = why.explain_record("shop", database, questions, lives(), "orders", "1").answers
     finally:
         database.close()
     assert answer.holds

@@ -13,11 +13,11 @@ from sqlalchemy import update
 from groundstate import ExternalService, IdempotencyKey, InDoubt, Retry
 from groundstate.engine.handle import poison_guard
 from groundstate.engine.recover import adopt
-from groundstate.engine.rows import attempts, clock_jumps
+from groundstate.engine.rows import attempts
 from groundstate.engine.rows import incarnation as lives
 from groundstate.engine.watch.idle_probe import IdleProbe
 from groundstate.rules.attempt import State
-from groundstate.rules.poison_suspects import STRETCH, ended_under, ends_met
+from groundstate.rules.poison_suspects import STRETCH, why_for_ended_workers, worker_ends_in_why
 from tests.engine.charging import charging
 from tests.engine.kit import Killed, Order, World, ms, until
 
@@ -74,7 +74,7 @@ def test_what_makes_no_call_is_held_after_two_deaths_in_careful_mode_the_second_
     assert deaths(world) == 4
     world.lives[-1].quiet()
     one = world.attempt()
-    assert (one.record, one.state, one.unsure, len(ends_met(one.why))) == ("17", "held", False, 2)
+    assert (one.record, one.state, one.unsure, len(worker_ends_in_why(one.why))) == ("17", "held", False, 2)
     assert "the last time alone" in (one.why or "")
     assert world.count(Order.status == "packed") == 59
 
@@ -86,7 +86,7 @@ def test_a_call_is_held_after_three_deaths_the_last_with_it_alone(world: World, 
     assert deaths(world) == 3
     world.lives[-1].quiet()
     one = world.attempt()
-    assert (one.record, one.state, one.unsure, len(ends_met(one.why))) == ("7", "held", True, 3)
+    assert (one.record, one.state, one.unsure, len(worker_ends_in_why(one.why))) == ("7", "held", True, 3)
     assert bomb.alone[-1] == 1
     assert world.count(Order.status == "packed") == 11
 
@@ -114,9 +114,10 @@ class Left:
         self.incarnation = world.worker()
         self.incarnation.quiet()
         with self.incarnation.worker.incarnation.transaction() as tx:
-            made = attempts.new_attempt(("shop", "packed", "1", ""), self.incarnation.worker.incarnation.id, tx.now, "orders")
-            made = poison_guard.begun(self.incarnation.worker.incarnation, made, attempts.new_call(), tx.now, together=1)
-            attempts.insert(tx, [replace(made, why=ended_under([101, 102]))])
+            dice = tx.database.dice
+            made = attempts.new_attempt(("shop", "packed", "1", ""), self.incarnation.worker.incarnation.id, tx.now, "orders", dice=dice)
+            made = poison_guard.begun_attempt(self.incarnation.worker.incarnation, made, attempts.new_call_number(dice), tx.now, together=1)
+            attempts.insert(tx, [replace(made, why=why_for_ended_workers([101, 102]))])
         self.incarnation.kill()
 
     @property
@@ -179,8 +180,8 @@ def test_a_suspected_call_that_hangs_is_not_looked_at_while_its_thread_runs(worl
     life = world.worker()
     life.quiet()
     with life.worker.incarnation.transaction() as tx:
-        failed = attempts.new_attempt(("shop", "paid", "1", ""), life.worker.incarnation.id, tx.now, "orders")
-        failed = replace(failed, state=State.FAILED, failures=1, next_at=tx.now, why=ended_under([101, 102]))
+        failed = attempts.new_attempt(("shop", "paid", "1", ""), life.worker.incarnation.id, tx.now, "orders", dice=tx.database.dice)
+        failed = replace(failed, state=State.FAILED, failures=1, next_at=tx.now, why=why_for_ended_workers([101, 102]))
         attempts.insert(tx, [failed])
         tx.connection.execute(update(Order).values(status="placed"))
     life.sweep()
@@ -201,8 +202,8 @@ def test_its_line_counts_the_ends_of_the_last_minutes_alone(
     life = world.worker(start=False).worker.incarnation
     now = datetime.now(UTC)
     ends = {1: now - 3 * STRETCH, 2: now - 2 * STRETCH, 3: now - STRETCH / 2, 4: now}
-    monkeypatch.setattr(adopt, "_ends", lambda _life: {world.app.name: ends})
-    seen = IdleProbe(now, clock_jumps.boot_s(), attempts=False, strangers=False, ended=True, old_rates=False, known="", workers=())
-    adopt.look_at_ends(life, seen)
+    monkeypatch.setattr(adopt, "_read_unclean_ends", lambda _life: {world.app.name: ends})
+    seen = IdleProbe(now, life.clock.boot(), attempts=False, strangers=False, ended=True, old_rates=False, known="", workers=())
+    adopt.update_careful_mode(life, seen)
     (line,) = [one for one in caplog.records if vars(one).get("event") == "careful_mode"]
     assert line.getMessage().startswith("2 workers ended uncleanly within 10 minutes")

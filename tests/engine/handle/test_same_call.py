@@ -57,7 +57,7 @@ def test_an_order_whose_country_changes_while_its_charge_is_in_the_air_is_not_ch
     life.sweep()
     life.quiet()
     assert (gateway.called(1), world.order().status) == (1, "placed")
-    report = pending.ask(world.app, world.app.stores[0])
+    report = pending.read_pending(world.app, world.app.stores[0])
     assert [(one.reaction, one.record, one.waits_for) for one in report.waits] == [("paid_fr", "1", "paid_de")]
     with acting(world) as person:
         assert actions.forget(person, "paid_de", "1").became == "deleted"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from itertools import groupby
 from typing import Any
@@ -11,42 +10,21 @@ import pytest
 from sqlalchemy import Boolean, ColumnElement, event, literal_column
 
 from groundstate import ExternalService, Failure, InDoubt, InOrder, Retry
-from groundstate.engine.call import begin
-from groundstate.engine.handle import apply_outcome, run_batch, run_handler
 from groundstate.engine.watch import slow_conditions, sweeps
 from groundstate.engine.watch.work_queue import BATCH_LEAST
-from groundstate.rules.median_cost import Usual
+from groundstate.rules.median_cost import UsualDuration
 from groundstate.store import statement_timeouts
 from tests.engine.charging import charging
+from tests.engine.clocks import Turned
 from tests.engine.kit import CALL_LIMIT, Order, World, ms, until
 
 SLOW_S = 0.05  # what one slow handler takes
 
 
-class Turned:
-    """The `time` of the modules that measure handlers: ahead by what handlers say that they took, or standing still."""
-
-    def __init__(self, *, still: bool = False) -> None:
-        self.ahead = 0.0
-        self._stands_at = time.monotonic() if still else None
-
-    def monotonic(self) -> float:
-        return (self._stands_at or time.monotonic()) + self.ahead
-
-    def pass_by(self) -> None:
-        self.ahead += SLOW_S
-
-
-def measure_by(clock: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((run_handler, "time"), (run_batch, "time"), (begin, "time"), (apply_outcome, "clock")):
-        monkeypatch.setattr(module, name, clock)
-
-
 @pytest.fixture
-def turned(monkeypatch: pytest.MonkeyPatch) -> Turned:
-    """The clock by which handlers are measured."""
-    made = Turned()
-    measure_by(made, monkeypatch)
+def turned(world: World) -> Turned:
+    """The clock of the workers: it moves by what handlers say that they took."""
+    world.clock = made = Turned(still=True)
     return made
 
 
@@ -70,7 +48,7 @@ def slowly_paid_and_quickly_packed(world: World, turned: Turned) -> list[str]:
 
     @world.app.on(Order, Order.status == "placed")
     def paid(order: Order) -> None:
-        turned.pass_by()
+        turned.ahead += SLOW_S
         runs.append("slow")
         order.status = "paid"
 
@@ -102,13 +80,13 @@ def test_one_slow_backlog_waits_for_no_end_of_another(world: World, turned: Turn
 
     @world.app.on(Order, Order.receipt.is_(None), Order.id <= 10)
     def first(order: Order) -> None:
-        turned.pass_by()
+        turned.ahead += SLOW_S
         runs.append("first")
         order.receipt = "r"
 
     @world.app.on(Order, Order.mailed.is_(None), Order.id > 10)
     def second(order: Order) -> None:
-        turned.pass_by()
+        turned.ahead += SLOW_S
         runs.append("second")
         order.mailed = "m"
 
@@ -123,7 +101,7 @@ def test_a_line_of_slow_handlers_keeps_its_order(world: World, turned: Turned) -
 
     @world.app.on(Order, Order.status == "placed", in_order=InOrder(Order.note, Order.id))
     def paid(order: Order) -> None:
-        turned.pass_by()
+        turned.ahead += SLOW_S
         runs.append("slow")
         order.status, order.receipt = "paid", str(len(runs))
 
@@ -140,7 +118,7 @@ def test_a_slow_handler_that_fails_does_so_alone_and_others_have_their_turns(wor
 
     @world.app.on(Order, Order.status == "placed", retry=Retry(times=5, first=ms(60_000)))
     def paid(order: Order) -> None:
-        turned.pass_by()
+        turned.ahead += SLOW_S
         runs.append("slow")
         if order.id == 5:
             raise ValueError("this one is bad")
@@ -158,7 +136,7 @@ def test_a_slow_outcome_handler_lets_others_have_their_turns(world: World, turne
     runs: list[str] = []
 
     def paid(order: Order, receipt: str) -> None:
-        turned.pass_by()
+        turned.ahead += SLOW_S
         runs.append("slow")
         order.status, order.receipt = "paid", receipt
 
@@ -184,7 +162,7 @@ def test_slow_gave_up_handlers_let_others_have_their_turns(world: World, turned:
 
     @gateway.reaction.gave_up
     def refused(order: Order, failure: Failure) -> None:
-        turned.pass_by()
+        turned.ahead += SLOW_S
         runs.append("slow")
         order.status = "paid"
 
@@ -206,7 +184,7 @@ def test_where_sends_is_slow_few_calls_are_begun_at_once(world: World, turned: T
         return await gateway.act(number)
 
     def number_of(order: Order) -> int:
-        turned.pass_by()
+        turned.ahead += SLOW_S
         return order.id
 
     @world.app.on(Order, Order.status == "placed", call=charge, prepare=number_of)
@@ -219,8 +197,8 @@ def test_where_sends_is_slow_few_calls_are_begun_at_once(world: World, turned: T
     assert life.worker.queues[0].batch == 1
 
 
-def test_quick_handlers_cost_no_more_statements_for_that(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure_by(Turned(still=True), monkeypatch)  # as if this machine were never busy
+def test_quick_handlers_cost_no_more_statements_for_that(world: World) -> None:
+    world.clock = Turned(still=True)  # as if this machine were never busy
 
     @world.app.on(Order, Order.status == "placed")
     def paid(order: Order) -> None:
@@ -325,16 +303,16 @@ def test_no_reaction_waits_for_a_sweep_longer_than_its_own_condition_makes_needf
     life.quiet()
     life.stop()
     ended, (first, second) = life.worker._sweeps, life.worker.queues
-    first.asking, second.asking = Usual(), Usual()
+    first.asking, second.asking = UsualDuration(), UsualDuration()
     for _ in range(3):
         ended.idle_s = 0.5
         assert ended._pause_s(0.0) <= 30
-        first.asking.took(0.001)
-        second.asking.took(0.4)
+        first.asking.record(0.001)
+        second.asking.record(0.4)
     ended.idle_s = 0.5
     pause_s = ended._pause_s(0.0)
-    assert (pause_s, ended._pause_of(first, pause_s), ended._pause_of(second, pause_s)) == (30, 5, 8)
+    assert (pause_s, ended._pause_of_queue_s(first, pause_s), ended._pause_of_queue_s(second, pause_s)) == (30, 5, 8)
     second.aside = True
-    second.asking.took(60.0)
-    second.asking.took(60.0)
-    assert ended._pause_of(second, pause_s) == 60, "as long as it is asked, and no more than that"
+    second.asking.record(60.0)
+    second.asking.record(60.0)
+    assert ended._pause_of_queue_s(second, pause_s) == 60, "as long as it is asked, and no more than that"

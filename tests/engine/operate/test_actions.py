@@ -47,7 +47,7 @@ def acting(world: World, *, app: str | None = None, without: str | None = None, 
     world.clock_of(database)
     specs = [spec for spec in world.app.reactions.values() if spec.name != without]
     try:
-        yield actions.person(app or world.app.name, specs, database, make_lives(), by=by)
+        yield actions.build_person(app or world.app.name, specs, database, make_lives(), by=by)
     finally:
         database.close()
 
@@ -74,7 +74,7 @@ def forget(world: World, record: str = "1", **options: Any) -> action.ActionResu
 
 def held(world: World, which: Filter | None = None, **options: Any) -> Page:
     with acting(world) as person:
-        return listing.held(person.app, person.database, person.queries, which, **options)
+        return listing.read_held_page(person.app, person.database, person.queries, which, **options)
 
 
 def only(world: World) -> Held:
@@ -128,8 +128,9 @@ def stored(world: World, **values: Any) -> None:
     with acting(world) as person, person.incarnation.transaction() as tx:
         spec = person.queries["paid"].spec
         base = Attempt(
-            "shop", "paid", "1", "", State.HELD, worker=7, call=attempts.new_call(), call_no=1, unsure=False, since=tx.now, first_at=tx.now,
-            deadline=tx.now, blocks=spec.table_name, why="a test",
+            "shop", "paid", "1", "", State.HELD, worker=7, call=attempts.new_call_number(tx.database.dice), call_no=1, unsure=False,
+            since=tx.now,
+            first_at=tx.now, deadline=tx.now, blocks=spec.table_name, why="a test",
         )  # fmt: skip
         attempts.insert(tx, [replace(base, **values)])
 
@@ -507,7 +508,7 @@ def test_without_by_it_is_the_operating_systems_user_who_did_it(world: World, ca
     in_doubt_and_held(world, step="done_raise")
     with caplog.at_level(logging.WARNING, "groundstate"):
         settle(world, '"r1"', by=None)
-    assert f"settled with an outcome by {actions.user()}" in caplog.text
+    assert f"settled with an outcome by {actions.user_name()}" in caplog.text
 
 
 # ---- what is not held, or not there ----------------------------------------------------------------------------------------------
@@ -535,7 +536,7 @@ def test_what_a_worker_carries_out_is_left_alone(world: World, state: State, act
     stored(world, state=state, unsure=state is State.DOUBT, next_at=_now(world))
     before = world.attempt()
     world.forward(HOUR)
-    with pytest.raises(ConflictError, match=f"it is {state.words}, not held"):
+    with pytest.raises(ConflictError, match=f"it is {state.display_text}, not held"):
         act(world)
     assert world.attempt() == before
 
@@ -584,7 +585,7 @@ def test_of_several_occurrences_one_must_be_named(world: World) -> None:
 # ---- races -----------------------------------------------------------------------------------------------------------------------
 def after_the_look(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Something happens between the person's question which attempt it is, and the lock on its record."""
-    carry_out = action._in_one
+    carry_out = action._run_and_ask_in_turn_if_raised
     once = [happens]
 
     def in_one(*given: Any) -> Any:
@@ -592,7 +593,7 @@ def after_the_look(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object
             once.pop()()
         return carry_out(*given)
 
-    monkeypatch.setattr(action, "_in_one", in_one)
+    monkeypatch.setattr(action, "_run_and_ask_in_turn_if_raised", in_one)
 
 
 def test_an_attempt_that_was_concluded_meanwhile_is_gone_and_its_outcome_stands(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -685,8 +686,8 @@ def test_all_held_attempts_of_a_reaction_are_retried_but_no_baseline(world: Worl
         connection.execute(update(tables.attempt).where(tables.attempt.c.record == "3").values(why="baseline", outcome=None))
     monkeypatch.setattr(actions, "AT_ONCE", 2)
     with acting(world) as person:
-        assert actions.how_many(person, "paid") == 6
-        assert actions.how_many(person, "paid", baseline=True) == 1
+        assert actions.count_attempts(person, "paid") == 6
+        assert actions.count_attempts(person, "paid", baseline=True) == 1
         assert [did.became for did in actions.retry_all(person, "paid")] == ["concluded"] * 6
     assert world.count(Order.status == "paid") == 6
     assert len(gateway.calls) == 7
@@ -739,12 +740,12 @@ def test_rows_that_a_reaction_left_out_which_is_gone_are_forgotten_and_it_asks_a
     world.app.init(baseline=["paid"])
     monkeypatch.setattr(actions, "AT_ONCE", 2)
     with acting(world, without="paid") as person:
-        assert actions.how_many(person, "paid", baseline=True) == 5
+        assert actions.count_attempts(person, "paid", baseline=True) == 5
         some = [actions.forget(person, "paid", "1")] if one_by_one else [*actions.forget_all(person, "paid", baseline=True)]
     assert {(did.became, "asks a person first" in did.words) for did in some} == {("deleted", True)}
     assert len(world.attempts()) == 5 - len(some)
     life = world.worker()
-    until(lambda: [(one.name, one.rows) for one in life.worker.refused] == [("paid", len(some))])  # the others are still left out
+    until(lambda: [(one.name, one.rows) for one in life.worker.refused_reactions] == [("paid", len(some))])  # the others are still left out
     life.quiet()
     assert gateway.calls == []
 
@@ -785,7 +786,7 @@ def test_what_was_forgotten_of_a_removed_reaction_is_asked_for_before_code_that_
         did = actions.forget(person, "paid", "1")
     assert "asks a person first" in did.words
     life = world.worker()  # the code is put back
-    until(lambda: [(one.name, one.calls) for one in life.worker.refused] == [("paid", 1)])
+    until(lambda: [(one.name, one.calls) for one in life.worker.refused_reactions] == [("paid", 1)])
     life.quiet()
     assert gateway.calls == []
 
@@ -833,7 +834,7 @@ def test_forget_is_offered_where_it_is_not_refused_and_each_condition_is_asked_o
         hear = partial(_keep, asked)
         event.listen(Engine, "before_cursor_execute", hear)
         try:
-            page = listing.held(person.app, person.database, person.queries)
+            page = listing.read_held_page(person.app, person.database, person.queries)
         finally:
             event.remove(Engine, "before_cursor_execute", hear)
         offered = [one.record for one in page.held if "forget" in one.can]

@@ -72,7 +72,7 @@ def questions(world: World, database: Any) -> list[ConditionQuery]:
 def install(world: World) -> None:
     database = connect.open_store(world.app.stores[0].settings())[0]
     wanted = triggers.tables_read(questions(world, database))
-    triggers.carry_out(database, triggers.to_install(world.app.name, database, wanted))
+    triggers.run_statements(database, triggers.install_statements(world.app.name, database, wanted))
     database.close()
 
 
@@ -80,7 +80,9 @@ def found(world: World) -> list[tuple[str, str]]:
     database = connect.open_store(world.app.stores[0].settings())[0]
     wanted = triggers.tables_read(questions(world, database))
     with database.reading() as connection:
-        told: list[tuple[str, str]] = [(one.table, one.state) for one in triggers.found(world.app.name, database, connection, wanted)]
+        told: list[tuple[str, str]] = [
+            (one.table, one.state) for one in triggers.read_triggers(world.app.name, database, connection, wanted)
+        ]
     database.close()
     return told
 
@@ -88,8 +90,8 @@ def found(world: World) -> list[tuple[str, str]]:
 def remove(world: World) -> None:
     database = connect.open_store(world.app.stores[0].settings())[0]
     with database.reading() as connection:
-        statements = triggers.to_remove(world.app.name, connection)
-    triggers.carry_out(database, statements)
+        statements = triggers.removal_statements(world.app.name, connection)
+    triggers.run_statements(database, statements)
     database.close()
 
 
@@ -141,14 +143,14 @@ def test_triggers_of_an_app_that_has_nothing_here_any_more_are_needless_and_remo
 def test_a_worker_hears_at_once_what_the_worker_of_another_app_wrote(two_on_postgres: Two) -> None:
     shop, mailer = two_on_postgres.worlds
     install(mailer)
-    way: Any = connect.listening(mailer.app.stores[0].settings())
-    told = HintPublisher("mailer", PostgresTransport(way[0], also=(triggers.channel("mailer"),)), [])
+    way: Any = connect.hint_connection_arguments(mailer.app.stores[0].settings())
+    told = HintPublisher("mailer", PostgresTransport(way[0], also=(triggers.channel_name("mailer"),)), [])
     told.start()
     try:
         life = mailer.worker(messenger=told)
-        told.serves(life.worker)
+        told.add_receiver(life.worker)
         life.quiet()
-        commit_hooks.stop_listening(life.worker)  # as in a process of its own, where only the trigger tells
+        commit_hooks.remove_listener(life.worker)  # as in a process of its own, where only the trigger tells
         life.hints_alone()
         shop.run(PLACED)
         shop.settled()
@@ -178,7 +180,7 @@ def test_what_a_worker_of_another_app_in_this_process_wrote_is_told_to_workers_e
         touched = Touched(ours=app)
         touched.add(Order, [(1,)], None)
         told.hear(touched)
-        told._send()
+        told._send_collected()
     assert [(one.reactions, one.in_hand) for one in sent.hints] == [(("mailed",), False)]
     database.close()
 
@@ -202,7 +204,7 @@ def test_workers_of_one_app_that_crash_make_no_other_app_careful(two: Two) -> No
 
 def looked(world: World) -> fleet_status.Overview:
     database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
-    seen = fleet_status.overview(world.app.name, database, questions(world, database), [], liveness=make_lives())
+    seen = fleet_status.build_overview(world.app.name, database, questions(world, database), [], liveness=make_lives())
     database.close()
     return seen
 
@@ -212,9 +214,9 @@ def test_the_living_worker_of_another_app_carries_out_nothing_of_this_one(two: T
     mailer.worker()
     shop.run(PLACED)
     database, make_lives, _ = connect.open_store(shop.app.stores[0].settings())
-    said = why.why("shop", database, questions(shop, database), make_lives(), "orders", "1")
+    said = why.explain_record("shop", database, questions(shop, database), make_lives(), "orders", "1")
     assert said.answers[0].next == "carried out as soon as a worker runs"
-    report = pending.pending("shop", database, questions(shop, database), make_lives())
+    report = pending.build_pending_report("shop", database, questions(shop, database), make_lives())
     assert "no worker lives" in report.in_flight
     assert [one.app for one in report.workers] == ["mailer"]
     database.close()

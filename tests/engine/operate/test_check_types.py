@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import ExternalService, InDoubt, InOrder, UtcDateTime
 from groundstate.engine.operate.check import check
-from groundstate.engine.operate.unanswered_states import unanswered
+from groundstate.engine.operate.unanswered_states import find_unanswered_states
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from tests.engine.kit import World
@@ -70,12 +70,12 @@ def world(database_url: str) -> Iterator[World]:
 
 def looked_at(world: World) -> tuple[list[str], list[str | None]]:
     """The kinds of what `check` finds, and the reasons that `pending --states` gives for what it did not look at."""
-    database = connect.open_store(connect.settings_of(world.url, None, None, "lossy"))[0]
+    database = connect.open_store(connect.resolve_settings(world.url, None, None, "lossy"))[0]
     try:
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
         kinds = [one.kind for one in check(database, questions, [Base.metadata])]
         with database.reading() as connection:
-            return kinds, [one.why for one in unanswered(connection, questions, [])]
+            return kinds, [one.why for one in find_unanswered_states(connection, questions, [])]
     finally:
         database.close()
 

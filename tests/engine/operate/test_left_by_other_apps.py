@@ -9,8 +9,8 @@ import pytest
 
 from groundstate import App, Store
 from groundstate.engine.operate.action import Person
-from groundstate.engine.operate.pending import Pending, pending
-from groundstate.engine.operate.plan import Plan, plan
+from groundstate.engine.operate.pending import Pending, build_pending_report
+from groundstate.engine.operate.plan import Plan, build_plan
 from groundstate.engine.operate.renaming import rename_app
 from groundstate.engine.rows import incarnation as lives
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -48,8 +48,8 @@ def asked(world: World) -> tuple[Pending, Plan]:
     try:
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
         return (
-            pending(world.app.name, database, questions, make_lives()),
-            plan(world.app.name, database, questions, [], make_lives()),
+            build_pending_report(world.app.name, database, questions, make_lives()),
+            build_plan(world.app.name, database, questions, [], make_lives()),
         )
     finally:
         database.close()
@@ -81,7 +81,7 @@ def test_an_app_that_is_renamed_in_the_code_alone_is_told_what_its_old_name_left
     assert report.left
     assert "beside what app 'shop' left in doubt" in report.in_flight
     assert planned.others == report.others
-    assert planned.needs_somebody
+    assert planned.needs_person
     new.close()
 
 
@@ -127,7 +127,7 @@ def test_another_app_that_is_stopped_and_works_on_other_tables_is_one_quiet_line
     report, planned = asked(new)
     assert [(one.app, one.ours) for one in report.others] == [("shop", False)]
     assert not report.left
-    assert not planned.needs_somebody
+    assert not planned.needs_person
     new.close()
 
 
@@ -149,7 +149,7 @@ def test_an_app_of_which_a_worker_lives_settles_its_own_and_is_not_told_of(datab
     new.worker()
     report, planned = asked(new)
     assert report.others == planned.others == ()
-    assert not planned.needs_somebody
+    assert not planned.needs_person
     assert not said(caplog, "left_by_other_app")
     gateway.gate.set()
     until(lambda: world.order().status == "packed")

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, ExternalService, InDoubt, NotDone, Retry, Store
-from groundstate.cli.common import Neutral
+from groundstate.cli.common import EscapingFormatter
 from groundstate.values import log_store
 from tests.engine.kit import ms
 
@@ -92,8 +92,8 @@ def test_a_line_is_given_the_store_once_and_in_words_with_values_too(caplog: pyt
 
 def test_a_plain_line_begins_with_the_store_where_there_are_several() -> None:
     record = logging.makeLogRecord({"msg": "the database is in trouble", "levelname": "WARNING", "store": "north"})
-    assert Neutral("%(levelname)s %(message)s", stores=True).format(record) == "WARNING north: the database is in trouble"
-    assert Neutral("%(levelname)s %(message)s").format(record) == "WARNING the database is in trouble"
+    assert EscapingFormatter("%(levelname)s %(message)s", stores=True).format(record) == "WARNING north: the database is in trouble"
+    assert EscapingFormatter("%(levelname)s %(message)s").format(record) == "WARNING the database is in trouble"
 
 
 def test_a_thread_that_is_of_no_store_says_none() -> None:

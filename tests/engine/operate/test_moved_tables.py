@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, ExternalService, IdempotencyKey, InDoubt, Store
 from groundstate.engine.operate import moved_tables
-from groundstate.engine.operate.plan import plan
+from groundstate.engine.operate.plan import build_plan
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from groundstate.values.errors import StateRefusedError
@@ -137,12 +137,12 @@ def test_where_both_tables_are_there_a_person_is_told(held: World, caplog: pytes
     database.connect()
     try:
         questions = [ConditionQuery(spec, database) for spec in new.app.reactions.values()]
-        planned = plan(new.app.name, database, questions, [])
+        planned = build_plan(new.app.name, database, questions, [])
     finally:
         database.close()
     words = "1 call is in the air or in doubt on records of orders, and this code declares paid on purchases"
     assert [one.startswith(words) for one in planned.elsewhere] == [True]
-    assert planned.needs_somebody
+    assert planned.needs_person
     new.settled()
     told = [one for one in caplog.records if vars(one).get("event") == "table_unclear"]
     assert [(one.levelname, vars(one)["reaction"], vars(one)["was"], vars(one)["now"]) for one in told] == [
@@ -159,7 +159,7 @@ def test_before_the_migration_has_made_the_new_table_nothing_is_said_of_it(held:
     try:
         with database.reading() as connection:
             questions = [ConditionQuery(spec, database) for spec in new.app.reactions.values()]
-            assert list(moved_tables.attempts_on_other_tables(connection, "shop", questions)) == []
+            assert list(moved_tables.find_calls_on_other_tables(connection, "shop", questions)) == []
     finally:
         database.close()
     new.close()

@@ -48,7 +48,7 @@ def test_a_worker_that_was_started_with_held_says_so_and_why_does_not_promise_wh
     until(lambda: said(world).waits_for_go)
     assert answer(world, 1).next == "waits for a go: those that live were started with --wait-for-go, and were not told to go yet"
     assert "lives, and waits for a go (--wait-for-go)" in printed(world)
-    life.worker.go()
+    life.worker.begin_work()
     until(lambda: gateway.done(1) == 1)
     until(lambda: not said(world).waits_for_go)
 

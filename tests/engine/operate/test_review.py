@@ -11,10 +11,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import ExternalService, InDoubt, Retry
+from groundstate.clock import SYSTEM_CLOCK
 from groundstate.engine.call import begin
 from groundstate.engine.handle.run_batch import Feed
 from groundstate.engine.recover import restore
-from groundstate.engine.rows.in_flight import clocks
+from groundstate.engine.rows.in_flight import read_clocks
 from groundstate.rules.attempt import State
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import HANG_S, Base, Order, World, ms, until
@@ -114,7 +115,7 @@ def test_doubts_are_asked_one_after_the_other_as_slots_become_free_and_not_one_a
     life = first.worker.incarnation
     question = first.worker.queues[0].query
     with life.transaction() as tx:
-        begun = begin.begin(life, tx, question, Feed(keys=[(n,) for n in range(1, 31)], limit=30), clocks())
+        begun = begin.begin_calls(life, tx, question, Feed(keys=[(n,) for n in range(1, 31)], limit=30), read_clocks(SYSTEM_CLOCK))
     assert len(begun.in_flights) == 30
     first.kill()
     world.forward(120)
@@ -161,7 +162,7 @@ def test_trouble_while_doubts_are_written_down_does_not_end_the_worker(world: Wo
     world.orders(1)
     life = world.worker()
     life.quiet()
-    met = _fails_once(monkeypatch, restore, "_doubt_matching")
+    met = _fails_once(monkeypatch, restore, "_insert_doubts_for_matches")
     world.run("update groundstate_worker set begins = 0")
     world.set(1, status="placed", receipt=None)
     life.sweep()
@@ -177,10 +178,10 @@ def test_trouble_in_the_look_back_of_a_new_life_is_no_reason_to_call_without_it(
     world.orders(1)
     life = world.worker()
     life.quiet()
-    met = _fails_once(monkeypatch, restore, "sign")
+    met = _fails_once(monkeypatch, restore, "find_sign_of_restore")
     life.lose_lock()
     until(lambda: bool(met))
-    monkeypatch.setattr(restore, "sign", lambda _life: None if _suspects(world) else "the store's identity changed")
+    monkeypatch.setattr(restore, "find_sign_of_restore", lambda _life: None if _suspects(world) else "the store's identity changed")
     world.set(1, status="placed", receipt=None)
     until(lambda: _suspects(world) == ["paid"])
     world.forward(60)
@@ -191,7 +192,7 @@ def test_trouble_in_the_look_back_of_a_new_life_is_no_reason_to_call_without_it(
 def test_after_restore_is_not_forgotten_where_the_start_meets_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     charging(world, ASK)
     world.orders(1, status="paid")
-    met = _fails_once(monkeypatch, restore, "went_back")
+    met = _fails_once(monkeypatch, restore, "put_lost_calls_in_doubt")
     life = world.worker(start=False, after_restore=True)
     life.worker.start()
     assert met
@@ -218,7 +219,7 @@ def test_a_life_that_ends_cleanly_during_a_look_back_is_no_lost_life(world: Worl
         return found
 
     monkeypatch.setattr(life.witness, "read", read_and_then_the_other_ends)
-    assert restore.sign(life) is None
+    assert restore.find_sign_of_restore(life) is None
     world.close()
 
 
@@ -227,7 +228,7 @@ def test_a_reaction_that_the_backup_does_not_know_is_suspect_as_well(world: Worl
     world.there()
     world.run("delete from groundstate_reaction where name = 'paid'")
     life = world.worker(after_restore=True)
-    until(lambda: all(lane.on for lane in life.worker.queues))  # it matches nothing, so it is started
+    until(lambda: all(lane.is_enabled for lane in life.worker.queues))  # it matches nothing, so it is started
     world.orders(1)
     until(lambda: world.states() == ["doubt"])
     assert _suspects(world) == ["paid"]
@@ -240,11 +241,11 @@ def test_what_was_believed_absent_is_called_though_its_reaction_is_suspect(world
     world.run("update groundstate_reaction set suspect = true")
     inner, question = life.worker.incarnation, life.worker.queues[0].query
     with inner.transaction() as tx:
-        begin.begin(inner, tx, question, Feed(keys=[(1,)]), clocks())
+        begin.begin_calls(inner, tx, question, Feed(keys=[(1,)]), read_clocks(SYSTEM_CLOCK))
     world.force("update groundstate_attempt set state = 'failed', unsure = false, next_at = since")  # as a believed Absent leaves it
     inner.suspects = {"paid"}
     with inner.transaction() as tx:
-        begun = begin.begin(inner, tx, question, Feed(keys=[(1,)]), clocks())
+        begun = begin.begin_calls(inner, tx, question, Feed(keys=[(1,)]), read_clocks(SYSTEM_CLOCK))
     assert len(begun.in_flights) == 1
     assert world.attempt().state is State.BEGUN
 
@@ -257,7 +258,7 @@ def test_a_call_in_the_air_keeps_its_deadline_when_the_database_went_back(world:
     until(lambda: gateway.waiting == 1)
     before = world.attempt().deadline
     inner = life.worker.incarnation
-    restore.went_back(inner, [life.worker.queues[0].query], "a test says so")
+    restore.put_lost_calls_in_doubt(inner, [life.worker.queues[0].query], "a test says so")
     assert world.attempt().state is State.DOUBT
     assert world.attempt().deadline >= before
 
@@ -281,7 +282,7 @@ def test_a_new_reaction_that_cannot_be_asked_does_not_keep_the_others_from_being
     world.run("delete from groundstate_reaction where name <> ''")
     world.run("drop table parcels")
     life = world.worker()
-    until(lambda: any(lane.on for lane in life.worker.queues))
+    until(lambda: any(lane.is_enabled for lane in life.worker.queues))
     world.orders(3)
     until(lambda: world.count(Order.status == "packed") == 3)
 
@@ -323,7 +324,7 @@ def test_an_outcome_whose_table_is_gone_waits_and_the_others_go_on(parcels: Worl
     until(lambda: other.waiting == 1)
     world.run("alter table parcels rename to elsewhere")
     other.gate.set()
-    until(lambda: bool(life.worker._call_turns._words))
+    until(lambda: bool(life.worker._call_turns._results))
     world.orders(3)
     until(lambda: world.count(Order.status == "paid") == 3)
     assert len(gateway.ledger) == 3
@@ -357,10 +358,10 @@ def test_two_may_wait_until_all_is_quiet_and_one_that_gave_up_does_not_forget_th
     life = world.worker()
     until(lambda: gateway.waiting == 1)
     said: list[bool] = []
-    patient = threading.Thread(target=lambda: said.append(life.worker.until_idle(HANG_S)))
+    patient = threading.Thread(target=lambda: said.append(life.worker.wait_until_idle(HANG_S)))
     patient.start()
     until(lambda: life.worker._quiet_wanted is not None)
-    assert not life.worker.until_idle(0.1)
+    assert not life.worker.wait_until_idle(0.1)
     gateway.gate.set()
     patient.join(HANG_S)
     assert said == [True]

@@ -21,7 +21,7 @@ from tools.servers.postgres import PostgresServer
 from groundstate import App, DeclarationError, NotInitialisedError, ReactionContext, StoppedError, Store, StoreRefusedError
 from groundstate.app import wait_for, worker_group
 from groundstate.engine.worker import Worker
-from groundstate.store.connect import settings_of
+from groundstate.store.connect import resolve_settings
 from tests.patience import HANG, HANG_S, until
 
 
@@ -52,14 +52,14 @@ def unused_url() -> str:
 
 
 def write(url: str, *records: object) -> None:
-    engine = create_engine(settings_of(url).url)
+    engine = create_engine(resolve_settings(url).url)
     with Session(engine) as session, session.begin():
         session.add_all(records)
     engine.dispose()
 
 
 def count(url: str, statement: str) -> int:
-    engine = create_engine(settings_of(url).url)
+    engine = create_engine(resolve_settings(url).url)
     with engine.connect() as connection:
         found = int(connection.execute(text(statement)).scalar_one())
     engine.dispose()
@@ -156,7 +156,7 @@ def test_a_store_that_cannot_be_reached_at_the_start_keeps_no_other_from_its_wor
     write(sqlite_url, Order(id=1))
     write(wanted, Payment(id=1))
     led_to = [unused_url()]
-    app.stores[1].settings = lambda: settings_of(led_to[0])  # type: ignore[method-assign]
+    app.stores[1].settings = lambda: resolve_settings(led_to[0])  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING, "groundstate"):
         app.start()
         try:
@@ -173,8 +173,8 @@ def test_a_store_that_cannot_be_reached_at_the_start_keeps_no_other_from_its_wor
         finally:
             app.stop()
     assert count(wanted, "SELECT count(*) FROM payments WHERE booked") == 1
-    assert "bank: nothing is carried out there, tried again in" in caplog.text
-    assert "bank: can be reached, and is carried out" in caplog.text
+    assert "bank: nothing is carried out on this database; it is tried again in" in caplog.text
+    assert "bank: the database can be reached, and its reactions are carried out" in caplog.text
 
 
 @pytest.mark.usefixtures("quick")
@@ -206,11 +206,11 @@ def test_a_stop_ends_a_start_that_waits_for_one_of_several_stores_and_the_life_o
 
         starting = threading.Thread(target=start)
         starting.start()
-        until(lambda: app._coming is not None and len(app._coming.workers) == 1)
+        until(lambda: app._starting_group is not None and len(app._starting_group.workers) == 1)
         app.stop()
         starting.join(HANG_S)
         assert not starting.is_alive(), "it waits for a server that never answers"
-    assert [str(one) for one in ended] == ["told to stop while it came up: nothing was carried out"]
+    assert [str(one) for one in ended] == ["told to stop while it started: nothing was carried out"]
     assert count(sqlite_url, "SELECT count(*) FROM groundstate_worker") == 0, "the one that was up did not end its life"
     with pytest.raises(StoppedError):
         app.down  # noqa: B018  # a property
@@ -258,7 +258,10 @@ def test_a_store_that_is_refused_once_the_start_is_over_is_told_and_tried_again(
         started.set()
         until(lambda: count(postgres_url, "SELECT count(*) FROM payments WHERE booked") == 1)
     assert both.down == {}
-    assert "bank: nothing is carried out there, tried again in 0.1 s: StoreRefusedError: somebody has held rows" in caplog.text
+    assert (
+        "bank: nothing is carried out on this database; it is tried again in 0.1 s: StoreRefusedError: somebody has held rows"
+        in caplog.text
+    )
 
 
 def test_a_second_start_at_the_same_moment_is_refused(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

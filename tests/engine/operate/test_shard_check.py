@@ -35,13 +35,13 @@ from groundstate.app.declared import databases_of, reactions_of
 from groundstate.engine.operate import shard_check
 from groundstate.engine.sql.commit_hooks import Touched
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.watch.hint_publisher import subject_word
-from groundstate.engine.watch.shard_routing import names_by_place
+from groundstate.engine.watch.hint_publisher import subject_of_app
+from groundstate.engine.watch.shard_routing import names_by_url_text
 from groundstate.engine.watch.work_queue import WorkQueue
 from groundstate.rules.hint_codec import Hint, decode_hint
 from groundstate.store import connect
-from groundstate.store.connect import settings_of
-from groundstate.store.safe_name import name_of
+from groundstate.store.connect import resolve_settings
+from groundstate.store.safe_name import label_of_url
 from groundstate.transport.memory import MemoryTransport
 from tests.databases import Databases
 from tests.engine.operate.test_several_stores import count, unused_url, write
@@ -150,7 +150,7 @@ def servers_databases(databases: Databases) -> Iterator[list[str]]:
 
 
 def sql(url: str, *statements: str) -> None:
-    engine = create_engine(settings_of(url).url)
+    engine = create_engine(resolve_settings(url).url)
     with engine.begin() as connection:
         for one in statements:
             connection.execute(text(one))
@@ -174,14 +174,14 @@ def test_a_reaction_is_carried_out_on_each_shard(tmp_path: Path, postgres_url: s
 def heard_by_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The databases of whose workers a lane was told something."""
     heard: list[str] = []
-    really = WorkQueue.hear
+    really = WorkQueue.note_commit
 
     def hear(lane: WorkQueue, touched: Touched, **how: Any) -> bool:
-        heard.append(name_of(lane.query.database.settings.url))
+        heard.append(label_of_url(lane.query.database.settings.url))
         return really(lane, touched, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(WorkQueue, "hear", hear)
+        patched.setattr(WorkQueue, "note_commit", hear)
         yield heard
 
 
@@ -192,7 +192,7 @@ def test_a_commit_on_one_shard_wakes_no_worker_of_another(
     urls = files(request.getfixturevalue("tmp_path")) if kind == "files" else request.getfixturevalue("servers_databases")
     app = packing(Store.shards(urls, Base))
     app.init(tables=True, accept=True)
-    places = [name_of(settings_of(url).url) for url in urls]
+    places = [label_of_url(resolve_settings(url).url) for url in urls]
     app.start()
     try:
         app.run_until_idle(HANG)
@@ -202,7 +202,7 @@ def test_a_commit_on_one_shard_wakes_no_worker_of_another(
                 app.run_until_idle(HANG)
                 assert set(heard) == {places[number]}  # the commit by the test's session, and that of the handler
                 heard.clear()
-            engines = [create_engine(settings_of(url).url) for url in urls]
+            engines = [create_engine(resolve_settings(url).url) for url in urls]
             with Session(engines[0]) as session, session.begin():
                 session.add(Order())
                 session.flush()
@@ -230,7 +230,7 @@ def test_a_session_that_routes_by_itself_wakes_the_workers_of_all_shards(tmp_pat
         with heard_by_workers(monkeypatch) as heard, Routed(engine) as session, session.begin():
             session.add(Order())
             session.commit()
-            assert set(heard) >= {name_of(settings_of(url).url) for url in urls}
+            assert set(heard) >= {label_of_url(resolve_settings(url).url) for url in urls}
     finally:
         app.stop()
         engine.dispose()
@@ -243,7 +243,7 @@ def test_what_is_told_to_other_processes_names_the_shard_and_its_workers_alone_l
     app.init(tables=True, accept=True)
     said: list[Hint] = []
     line = MemoryTransport("shards")
-    line.open(f"groundstate.{subject_word(app.name)}", lambda words: said.append(decode_hint(words) or Hint()))
+    line.open(f"groundstate.{subject_of_app(app.name)}", lambda words: said.append(decode_hint(words) or Hint()))
     app.start(hints_only=True)
     try:
         for url in urls:
@@ -267,14 +267,16 @@ def test_what_is_told_to_other_processes_names_the_shard_and_its_workers_alone_l
 
 def _hears(worker: Any, hint: Hint) -> bool:
     heard: list[Hint] = []
-    with mock.patch.object(worker._sharing, "hear", heard.append):
-        worker.hear_afar(hint)
+    with mock.patch.object(worker._sharing, "receive_message", heard.append):
+        worker.receive_remote_hint(hint)
     return bool(heard)
 
 
 def test_two_shards_that_cannot_be_told_apart_by_their_urls_both_look() -> None:
     url = make_url("postgresql://app@db/app")
-    names = names_by_place([("north", url), ("south", url.set(username="other")), ("west", url.set(port=6432)), (None, url.set(host="x"))])
+    names = names_by_url_text(
+        [("north", url), ("south", url.set(username="other")), ("west", url.set(port=6432)), (None, url.set(host="x"))]
+    )
     assert names == {"postgresql://db:6432/app": "west"}
 
 
@@ -406,11 +408,11 @@ def test_check_finds_keys_that_two_shards_have(tmp_path: Path) -> None:
 
 
 def test_numbers_meet_where_they_leave_the_same_remainder() -> None:
-    assert shard_check.Numbers(1, 1).meets(shard_check.Numbers(1, 10**12))
-    assert shard_check.Numbers(4, 1).meets(shard_check.Numbers(4, 101))
-    assert not shard_check.Numbers(4, 1).meets(shard_check.Numbers(4, 102))
-    assert shard_check.Numbers(4, 1).meets(shard_check.Numbers(2, 3))
-    assert shard_check.Numbers(3, 1).meets(shard_check.Numbers(2, 2))  # at 4
+    assert shard_check.NumberSeries(1, 1).has_common_number(shard_check.NumberSeries(1, 10**12))
+    assert shard_check.NumberSeries(4, 1).has_common_number(shard_check.NumberSeries(4, 101))
+    assert not shard_check.NumberSeries(4, 1).has_common_number(shard_check.NumberSeries(4, 102))
+    assert shard_check.NumberSeries(4, 1).has_common_number(shard_check.NumberSeries(2, 3))
+    assert shard_check.NumberSeries(3, 1).has_common_number(shard_check.NumberSeries(2, 2))  # at 4
 
 
 @pytest.mark.parametrize("given", [[], {}, "sqlite:///one.db"])

@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, Store
 from groundstate.engine.operate.source_constants import attributes_set_per_path
-from groundstate.engine.operate.state_circles import Steps
+from groundstate.engine.operate.state_circles import StateSteps
 from groundstate.rules.column_demands import ANY, OTHER
 
 PLACED = "placed"
@@ -109,4 +109,4 @@ def test_rings_of_enums_flags_and_nulls_are_found() -> None:
     def of_others(ball: Ball) -> None:
         ball.status = "a"
 
-    assert list(Steps(list(app.reactions.values())).endless()) == [["out", "back"], ["noted", "unnoted"]]
+    assert list(StateSteps(list(app.reactions.values())).find_endless_cycles()) == [["out", "back"], ["noted", "unnoted"]]

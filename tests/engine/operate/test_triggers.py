@@ -37,18 +37,20 @@ class Shop:
         return [ConditionQuery(spec, self.database) for spec in self.world.app.reactions.values()]
 
     def install(self) -> None:
-        triggers.carry_out(self.database, triggers.to_install(self.world.app.name, self.database, triggers.tables_read(self.questions)))
+        triggers.run_statements(
+            self.database, triggers.install_statements(self.world.app.name, self.database, triggers.tables_read(self.questions))
+        )
 
     def remove(self) -> None:
         with self.database.reading() as connection:
-            statements = triggers.to_remove(self.world.app.name, connection)
-        triggers.carry_out(self.database, statements)
+            statements = triggers.removal_statements(self.world.app.name, connection)
+        triggers.run_statements(self.database, statements)
 
     def found(self) -> dict[str, str]:
         with self.database.reading() as connection:
             return {
                 one.table: one.state
-                for one in triggers.found(self.world.app.name, self.database, connection, triggers.tables_read(self.questions))
+                for one in triggers.read_triggers(self.world.app.name, self.database, connection, triggers.tables_read(self.questions))
             }
 
     def heard(self) -> list[str]:
@@ -151,9 +153,9 @@ def test_tables_in_schemas_in_parts_and_with_quoted_names_are_told_of(shop: Shop
         table.create(connection)
         connection.exec_driver_sql('CREATE TABLE part PARTITION OF "It\'s"."Half ""50%%""" FOR VALUES FROM (0) TO (9)')
     wanted = {table.fullname: table}
-    triggers.carry_out(shop.database, triggers.to_install(shop.world.app.name, shop.database, wanted))
+    triggers.run_statements(shop.database, triggers.install_statements(shop.world.app.name, shop.database, wanted))
     with shop.database.reading() as connection:
-        assert [(one.table, one.state) for one in triggers.found(shop.world.app.name, shop.database, connection, wanted)] == [
+        assert [(one.table, one.state) for one in triggers.read_triggers(shop.world.app.name, shop.database, connection, wanted)] == [
             (table.fullname, "installed")
         ]
     with shop.world.engine.begin() as connection:
@@ -203,12 +205,12 @@ def test_our_triggers_count_for_none_that_change_rows(shop: Shop) -> None:
 
 def test_a_worker_hears_of_what_another_program_wrote(shop: Shop) -> None:
     shop.install()
-    way: Any = connect.listening(shop.world.app.stores[0].settings())
-    told = HintPublisher("shop", PostgresTransport(way[0], also=(triggers.channel("shop"),)), shop.questions)
+    way: Any = connect.hint_connection_arguments(shop.world.app.stores[0].settings())
+    told = HintPublisher("shop", PostgresTransport(way[0], also=(triggers.channel_name("shop"),)), shop.questions)
     told.start()
     try:
         life = shop.world.worker(messenger=told)
-        told.serves(life.worker)
+        told.add_receiver(life.worker)
         life.quiet()
         life.hints_alone()
         shop.world.run(PLAIN.format(7))
@@ -222,7 +224,7 @@ def test_a_worker_hears_of_what_another_program_wrote(shop: Shop) -> None:
 def test_whose_writes_fire_no_trigger_is_told_with_the_cure_where_there_is_one(shop: Shop) -> None:
     def unheard() -> tuple[str, ...]:
         with shop.database.reading() as connection:
-            [one] = triggers.found(shop.world.app.name, shop.database, connection, triggers.tables_read(shop.questions))
+            [one] = triggers.read_triggers(shop.world.app.name, shop.database, connection, triggers.tables_read(shop.questions))
             return one.unheard
 
     shop.install()
@@ -259,10 +261,10 @@ def test_it_is_asked_once_for_all_tables_whose_writes_fire_no_trigger(shop: Shop
     metadata = MetaData()
     wanted = {name: Table(name, metadata, Column("id", Integer)) for name in ("first", "second", "third")}
     metadata.create_all(shop.world.engine)
-    triggers.carry_out(shop.database, triggers.to_install(shop.world.app.name, shop.database, wanted))
+    triggers.run_statements(shop.database, triggers.install_statements(shop.world.app.name, shop.database, wanted))
     asked: list[str] = []
     event.listen(shop.database.engine, "before_cursor_execute", lambda _connection, _cursor, statement, *_: asked.append(statement))
     with shop.database.reading() as connection:
-        found = triggers.found(shop.world.app.name, shop.database, connection, wanted)
+        found = triggers.read_triggers(shop.world.app.name, shop.database, connection, wanted)
     assert [one.state for one in found] == ["installed"] * 3
     assert sum("pg_db_role_setting" in statement for statement in asked) == 1

@@ -210,7 +210,7 @@ def test_where_it_cannot_be_written_the_worker_goes_on_and_it_is_written_later(w
         raise RuntimeError("no such column")
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish_report.ReportPublisher, "_write", refuse)
+        patch.setattr(publish_report.ReportPublisher, "_write_report", refuse)
         gateway = charging(world, InDoubt.repeat(), retry=SLOW)
         for number in range(1, 6):
             gateway.plan(number, "refuse")

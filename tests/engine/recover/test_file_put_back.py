@@ -150,7 +150,7 @@ def test_a_backup_that_is_restored_into_the_open_file_is_seen_by_a_worker_that_b
     busy.kill()
     shop.world.engine.dispose()
     _copy(backup, shop.file)
-    idle.worker.go()
+    idle.worker.begin_work()
     until(lambda: shop.suspects() == ["paid"] or not shop.charged_once_each())
     assert shop.charged_once_each(), "the living worker charged again"
     shop.world.forward(60)
@@ -212,7 +212,7 @@ def test_a_start_that_dies_while_it_answers_is_made_good_by_the_next(shop: Shop,
     _charge_and_kill(shop)
     shop.put_folder_back(snapshot)
     with monkeypatch.context() as patch:
-        patch.setattr(StoreBegins, "write_down", _dies)
+        patch.setattr(StoreBegins, "write_id_and_count", _dies)
         with pytest.raises(RuntimeError, match="dies before"):
             shop.world.worker()
     shop.world.force("delete from groundstate_attempt")  # as if it had died before its doubts were written
@@ -245,7 +245,7 @@ def test_a_file_that_is_replaced_or_removed_under_a_running_worker_is_told_and_n
     until(lambda: "while it was open" in caplog.text)
     what = "was removed" if removed else "was replaced by another file"
     assert f"{shop.file} {what} while it was open" in caplog.text
-    until(lambda: what in life.worker.waiting.get("paid", ""))
+    until(lambda: what in life.worker.reasons_of_waiting_reactions.get("paid", ""))
     if not removed:
         shop.world.add(Order(id=900))
         life.worker.hear(Touched(whole={Order}))
@@ -325,7 +325,7 @@ def _begin_anew(life: Any) -> None:
     ours: Incarnation = life.worker.incarnation
     assert ours.store_begins is not None
     with ours.transaction() as tx:
-        ours.store_begins.begin_anew(tx)
+        ours.store_begins.reset_id_and_count(tx)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_every_begin_is_counted_for_the_store_and_kept(shop: Shop) -> None:
     shop.world.settled()
     store, begins = shop.store()
     assert begins == MANY
-    assert shop.world.lives[0].database.high_water.highest(store) == MANY
+    assert shop.world.lives[0].database.high_water.highest_count(store) == MANY
 
 
 def test_several_workers_count_together(shop: Shop) -> None:
@@ -367,7 +367,7 @@ def test_several_workers_count_together(shop: Shop) -> None:
         life.quiet()
     store, begins = shop.store()
     assert begins == 3 * MANY
-    assert lives[0].database.high_water.highest(store) == 3 * MANY
+    assert lives[0].database.high_water.highest_count(store) == 3 * MANY
     assert shop.suspects() == []
 
 

@@ -24,10 +24,10 @@ def test_hazard_49_a_new_reaction_does_not_start_on_old_rows_until_a_person_says
         order.status = "swept"
 
     life = world.worker()
-    until(lambda: [(one.name, one.rows, one.changed) for one in life.worker.refused] == [("swept", 3, False)])
+    until(lambda: [(one.name, one.rows, one.changed) for one in life.worker.refused_reactions] == [("swept", 3, False)])
     life.quiet()
     assert world.count(Order.status == "archived") == 3
-    assert "--accept" in life.worker.refused[0].words
+    assert "--accept" in life.worker.refused_reactions[0].message
     world.app.init(accept=["swept"])
     until(lambda: world.count(Order.status == "swept") == 3)
 
@@ -65,7 +65,7 @@ def test_hazard_50_a_changed_condition_that_newly_matches_old_rows_is_reported(w
         order.status = "packed"
 
     life = world.worker()
-    until(lambda: [(one.name, one.rows, one.changed) for one in life.worker.refused] == [("packed", 2, True)])
+    until(lambda: [(one.name, one.rows, one.changed) for one in life.worker.refused_reactions] == [("packed", 2, True)])
     assert world.count(Order.status == "placed") == 2
 
 
@@ -86,7 +86,7 @@ def test_hazard_50_a_changed_condition_that_matches_nothing_more_is_accepted_sil
     life.quiet()
     world.orders_from(3, 3)
     until(lambda: world.order(3).status == "packed again")
-    assert life.worker.refused == []
+    assert life.worker.refused_reactions == []
 
 
 def test_hazard_62_a_renamed_reaction_keeps_the_name_that_its_keys_are_made_of(world: World) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 from tools.servers.postgres import PostgresServer
 
 from groundstate import StoreRefusedError
-from groundstate.engine.operate.pending import pending
+from groundstate.engine.operate.pending import build_pending_report
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from tests.engine.charging import ASK, charging
@@ -57,7 +57,7 @@ class PutBack:
         return ("--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres")
 
     def copy(self, *, standby: bool = False) -> PostgresServer:
-        made = self.server.copied(standby=standby)
+        made = self.server.create_copy(standby=standby)
         self._others.append(made)
         made.start()
         return made
@@ -152,8 +152,8 @@ def test_a_standby_is_read_and_not_worked_on(put_back: PutBack) -> None:
     database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
     try:
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
-        until(lambda: [one.record for one in pending(world.app.name, database, questions, make_lives()).in_doubt] == ["1"])
-        report = pending(world.app.name, database, questions, make_lives())
+        until(lambda: [one.record for one in build_pending_report(world.app.name, database, questions, make_lives()).in_doubt] == ["1"])
+        report = build_pending_report(world.app.name, database, questions, make_lives())
     finally:
         database.close()
     assert report.standby

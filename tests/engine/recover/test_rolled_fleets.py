@@ -37,7 +37,7 @@ class Fleet:
     def __init__(self, url: str, folder: Path, change: str) -> None:
         self.url, self.folder, self.change = url, folder, change
         self.books = Books(folder)
-        self.engine = create_engine(connect.settings_of(url).url)
+        self.engine = create_engine(connect.resolve_settings(url).url)
         self.workers: list[ForkServerProcess] = []
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.engine.rolled"])
@@ -85,7 +85,7 @@ class Fleet:
 
     def attempts(self) -> list[Attempt]:
         with self.engine.connect() as connection:
-            return [attempts.from_row(row) for row in connection.execute(attempts.select_attempts())]
+            return [attempts.attempt_from_row(row) for row in connection.execute(attempts.select_attempts())]
 
     def hanging(self, first: int, last: int) -> int:
         """Calls of these orders that have acted, and have not answered yet."""

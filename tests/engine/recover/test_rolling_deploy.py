@@ -113,7 +113,7 @@ def test_a_new_reaction_runs_beside_old_code_that_does_not_know_it(deploy: Deplo
     old = deploy.old.worker()
     until(lambda: deploy.old.count(Order.status == "packed") == 20)
     new = deploy.new.worker()
-    until(lambda: [one.name for one in new.worker.refused] == ["sent"])  # on rows that were there: a person's word first
+    until(lambda: [one.name for one in new.worker.refused_reactions] == ["sent"])  # on rows that were there: a person's word first
     deploy.new.app.init(accept=["sent"])
     until(lambda: deploy.old.count(Order.status == "sent") == 20)
     deploy.old.orders_from(21, 40)

@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, ForeignKey, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from groundstate import ExternalService, InDoubt, InOrder, UtcDateTime
-from groundstate.engine.operate.fleet_status import overview
-from groundstate.engine.operate.why import why
+from groundstate.engine.operate.fleet_status import build_overview
+from groundstate.engine.operate.why import explain_record
 from groundstate.engine.recover import admission
 from groundstate.engine.rows import reaction_registry
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -105,7 +105,7 @@ class Versions:
 
     def accepted(self) -> tuple[str, tuple[str, ...]]:
         with self._first.engine.connect() as connection:
-            known = reaction_registry.known(connection, "shop")["sent"]
+            known = reaction_registry.read_known_reactions(connection, "shop")["sent"]
             return known.condition, known.earlier
 
 
@@ -132,14 +132,14 @@ def asked(world: World) -> Iterator[Asked]:
 
 def next_of(world: World, number: int) -> str:
     with asked(world) as (database, questions, lives):
-        [answer] = why("shop", database, questions, lives, "mails", str(number)).answers
+        [answer] = explain_record("shop", database, questions, lives, "mails", str(number)).answers
         return answer.next
 
 
 def is_on(world: World) -> tuple[bool, bool]:
     """Whether all of it is carried out, and whether a part of it is."""
     with asked(world) as (database, questions, lives):
-        [one] = overview("shop", database, questions, [], liveness=lives).reactions
+        [one] = build_overview("shop", database, questions, [], liveness=lives).reactions
         return one.on, one.partly
 
 
@@ -151,8 +151,8 @@ def test_of_a_widened_condition_what_both_match_goes_on_and_an_old_worker_takes_
     assert next_of(new, 5) == "carried out as soon as a worker runs"
     assert "newly matches 1 row that was" in next_of(new, 1)
     runs = new.worker()
-    until(lambda: len(runs.worker.refused) == 1)
-    assert "carries out only what the accepted condition matches as well" in runs.worker.refused[0].words
+    until(lambda: len(runs.worker.refused_reactions) == 1)
+    assert "carries out only what the accepted condition matches as well" in runs.worker.refused_reactions[0].message
     versions.mail(2)
     versions.mail(3, "parcel")
     runs.quiet()
@@ -169,7 +169,7 @@ def test_of_a_widened_condition_what_both_match_goes_on_and_an_old_worker_takes_
     versions.mail(4, "parcel")
     again = versions.of(WIDE)
     again.settled()
-    assert (versions.sent(), again.lives[-1].worker.refused) == ([1, 2, 3, 4, 5], [])
+    assert (versions.sent(), again.lives[-1].worker.refused_reactions) == ([1, 2, 3, 4, 5], [])
 
 
 def test_a_narrowed_condition_that_is_rolled_back_carries_out_what_both_match_and_asks_for_the_rest(versions: Versions) -> None:
@@ -182,8 +182,8 @@ def test_a_narrowed_condition_that_is_rolled_back_carries_out_what_both_match_an
     assert versions.sent() == [2]
     old = versions.of(WIDE)
     runs = old.worker()
-    until(lambda: len(runs.worker.refused) == 1)
-    assert "another condition was accepted after this one, and 1 row matches this one alone" in runs.worker.refused[0].words
+    until(lambda: len(runs.worker.refused_reactions) == 1)
+    assert "another condition was accepted after this one, and 1 row matches only this one" in runs.worker.refused_reactions[0].message
     versions.mail(3)
     runs.quiet()
     assert versions.sent() == [2, 3]
@@ -215,7 +215,7 @@ def test_older_code_that_runs_alone_for_a_day_is_what_is_meant_and_the_newer_ask
     again = versions.of(WIDE)
     again.forward(25 * 3600)
     again.settled()
-    assert ([one.rows for one in again.lives[-1].worker.refused], versions.sent()) == ([1], [2])
+    assert ([one.rows for one in again.lives[-1].worker.refused_reactions], versions.sent()) == ([1], [2])
 
 
 def test_what_somebody_edited_to_be_no_array_of_conditions_is_none(database_url: str) -> None:
@@ -226,7 +226,7 @@ def test_what_somebody_edited_to_be_no_array_of_conditions_is_none(database_url:
         with world.engine.begin() as connection:
             connection.execute(reaction.update().where(reaction.c.name == "sent").values(earlier=written))
         with world.engine.connect() as connection:
-            assert reaction_registry.known(connection, "shop")["sent"].earlier == ()
+            assert reaction_registry.read_known_reactions(connection, "shop")["sent"].earlier == ()
     world.close()
 
 

@@ -81,7 +81,7 @@ def test_after_a_restore_said_to_init_the_lost_call_is_asked_after_and_never_mad
     witnessed.forward(60)
     until(lambda: witnessed.order().receipt == "r1")
     life.quiet()
-    assert life.worker.refused == []
+    assert life.worker.refused_reactions == []
     assert gateway.called(1) == 1
 
 
@@ -243,8 +243,8 @@ def test_the_story_of_the_issue_the_advice_names_the_calls_and_accepting_alone_i
     gateway = one_in_doubt(world)
     without_a_witness(world, tmp_path)
     life = world.worker()
-    until(lambda: [(one.name, one.calls) for one in life.worker.refused] == [("paid", 1)])
-    words = life.worker.refused[0].words
+    until(lambda: [(one.name, one.calls) for one in life.worker.refused_reactions] == [("paid", 1)])
+    words = life.worker.refused_reactions[0].message
     assert "charge would be called for 1 of them" in words
     assert "groundstate init --accept paid=call" in words
     assert "groundstate init --accept paid=doubt" in words
@@ -301,8 +301,8 @@ def test_where_nobody_can_be_asked_each_doubt_is_held_for_a_person_and_the_words
     world.orders(3)
     gateway = charging(world, policy)
     life = world.worker()
-    until(lambda: [one.calls for one in life.worker.refused] == [3])
-    assert "3 would be held, each until a person says what became of it" in life.worker.refused[0].words
+    until(lambda: [one.calls for one in life.worker.refused_reactions] == [3])
+    assert "3 would be held, each until a person says what became of it" in life.worker.refused_reactions[0].message
     world.app.init(accept=["paid=doubt"])
     until(lambda: world.states() == ["held", "held", "held"])
     assert [one.unsure for one in world.attempts()] == [True, True, True]
@@ -365,7 +365,7 @@ def test_a_start_that_accepts_all_leaves_out_what_would_call_until_it_is_told(wo
     world.orders(1)
     gateway = charging(world, ASK)
     life = world.worker(accept=True)
-    until(lambda: [one.name for one in life.worker.refused] == ["paid"])
+    until(lambda: [one.name for one in life.worker.refused_reactions] == ["paid"])
     life.quiet()
     life.stop()
     assert gateway.ledger == []

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from groundstate import DeclarationError, ExternalService, InDoubt, StoppedError, StoreRefusedError
 from groundstate.engine.recover import adopt, startup
-from groundstate.engine.worker import Ended
+from groundstate.engine.worker import StopResult
 from groundstate.store import tables
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import HANG_S, QUICK, Killed, Order, World, until
@@ -155,7 +155,7 @@ def test_a_worker_that_waits_for_a_slot_of_another_one_waits_for_it_no_longer_on
     until(lambda: gateway.waiting == 1)
     idle = world.worker()
     world.orders_from(2, 2)
-    until(lambda: idle.worker._call_turns.limits.awaited)
+    until(lambda: idle.worker._call_turns.limits.may_skipped_queue_go_on)
     told = time.monotonic()
     idle.stop(HANG_S / 2)
     assert time.monotonic() - told < HANG_S / 2  # by its own end, and by no limit
@@ -172,7 +172,7 @@ def test_hazard_39_a_drain_lets_calls_end_and_leaves_the_rest_in_doubt(world: Wo
     world.orders(1)
     life = world.worker()
     until(lambda: gateway.waiting == 1)
-    assert life.worker.stop(0.05) == Ended(in_doubt=1, clean=True)
+    assert life.worker.stop(0.05) == StopResult(in_doubt=1, clean=True)
     assert world.attempt().unsure
     assert workers(world) == 0, "a clean end leaves no row"
     world.orders_from(2, 3)
@@ -201,7 +201,7 @@ def test_a_stop_while_it_comes_up_ends_each_life_that_it_began_and_a_start_after
             life.drain()
         raise OperationalError("adopting", None, RuntimeError("the connection was cut"), connection_invalidated=True)
 
-    monkeypatch.setattr(startup, "take_over", cut)
+    monkeypatch.setattr(startup, "take_over_from_dead_workers", cut)
     life = world.worker(start=False)
     with pytest.raises(StoppedError):
         life.worker.start()
@@ -316,7 +316,7 @@ def test_a_held_start_carries_out_nothing_until_it_is_told(world: World) -> None
     life = world.worker(wait_for_go=True)
     assert gateway.calls == []
     assert world.count(Order.status == "placed") == 3
-    life.worker.go()
+    life.worker.begin_work()
     until(lambda: world.count(Order.status == "paid") == 3)
 
 
@@ -370,18 +370,18 @@ def test_a_worker_waits_while_the_call_of_a_suspect_is_in_the_air(world: World, 
         world.forward(60)
         until(lambda: gateway.waiting == waiting)  # noqa: B023  # it is asked at once
     assert life.worker.incarnation.care.careful
-    until(lambda: life.worker._call_turns.suspect_in_air)
+    until(lambda: life.worker._call_turns.is_suspect_in_flight)
     world.forward(10)  # ticks are due
     world.add(*[Order(id=number, status="to pack") for number in range(2, 12)])
-    until(lambda: any(queue.wants for queue in life.worker.queues if queue.name == "packed"))
+    until(lambda: any(queue.has_work for queue in life.worker.queues if queue.name == "packed"))
     waits: list[float] = []
-    really = life.worker._turn
+    really = life.worker._run_iteration
 
     def looks() -> None:
         really()
-        waits.append(life.worker._wait_s())
+        waits.append(life.worker._seconds_to_wait())
 
-    vars(life.worker)["_turn"] = looks
+    vars(life.worker)["_run_iteration"] = looks
     until(lambda: len(waits) >= 5)
     assert sum(wait > 0 for wait in waits) >= len(waits) - 2, "it spins"
     assert world.count(Order.status == "packed") == 0
@@ -403,5 +403,5 @@ def test_where_the_session_of_its_lock_has_ended_the_log_does_not_speak_of_anoth
     events = [vars(one).get("event") for one in caplog.records]
     assert "server_changed" not in events
     (line,) = [one for one in caplog.records if vars(one).get("event") == "lock_lost"]
-    assert "the session that had it has ended, and the database is on the same server as before" in line.getMessage()
+    assert "the session that held it has ended, and the database is on the same server as before" in line.getMessage()
     until(lambda: postgres_world.order().status == "paid")

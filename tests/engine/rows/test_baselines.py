@@ -95,7 +95,7 @@ def test_a_baseline_stands_through_a_rollback_and_when_the_new_code_is_there_aga
     back.stop()
     again = new.worker()
     left_alone(old, again)
-    assert again.worker.refused == []  # nothing is new in what it would start on
+    assert again.worker.refused_reactions == []  # nothing is new in what it would start on
     old.add(Order(id=6, status="closed"))
     until(lambda: old.order(6).status == "swept")
 
@@ -107,7 +107,7 @@ def test_a_baseline_goes_when_its_condition_does_whichever_code_looks(versions: 
     until(lambda: sorted(one.record for one in old.attempts()) == ["2", "3", "4", "5"])
     before.stop()
     after = new.worker()
-    until(lambda: all(lane.on for lane in after.worker._worker_state.queues))
+    until(lambda: all(lane.is_enabled for lane in after.worker._worker_state.queues))
     old.set(1, status="closed")
     until(lambda: old.order(1).note == "+")  # it is a new one now
     left_alone(old, after, closed=4)
@@ -135,11 +135,11 @@ def test_what_is_left_once_more_under_another_condition_goes_when_neither_holds(
     first.app.init(baseline=["swept"])
     second = versions.code((Order.round == 2,))
     second.app.init(baseline=["swept"])
-    said = begun_kind.baseline_in(first.attempt().begun_with)
+    said = begun_kind.parse_baseline(first.attempt().begun_with)
     assert said is not None
     assert len(said.conditions) == 2
     second.app.init(baseline=["swept"])  # twice is once
-    assert begun_kind.baseline_in(first.attempt().begun_with) == said
+    assert begun_kind.parse_baseline(first.attempt().begun_with) == said
     life = second.worker()
     first.set(1, status="placed")
     life.sweep()
@@ -197,17 +197,17 @@ def as_person(world: World, deed: Callable[[Person], Any]) -> ActionResult:
 
 def test_old_code_forgets_no_row_that_new_code_would_carry_out_then(versions: Versions) -> None:
     old, new = widened(versions)
-    did = as_person(old, lambda person: partial(action.forget, person))
+    did = as_person(old, lambda person: partial(action.decide_forget, person))
     assert did.became == "refused"
     assert "a condition under which it was left holds" in did.words
-    assert as_person(new, lambda person: partial(action.forget, person)).became == "refused"
+    assert as_person(new, lambda person: partial(action.decide_forget, person)).became == "refused"
     old.set(1, status="placed")
-    assert as_person(old, lambda person: partial(action.forget, person)).became == "deleted"
+    assert as_person(old, lambda person: partial(action.decide_forget, person)).became == "deleted"
 
 
 def test_a_person_who_retries_a_baseline_has_it_carried_out(versions: Versions) -> None:
     old, new = widened(versions)
-    assert as_person(new, lambda person: partial(action.retry, person)).became == "failed"
+    assert as_person(new, lambda person: partial(action.decide_retry, person)).became == "failed"
     life = new.worker()
     until(lambda: old.order(1).status == "swept")
     left_alone(old, life, closed=4)

@@ -142,18 +142,18 @@ def as_person(world: World, deed: Callable[[Person, Attempt], ActionResult]) -> 
 
 
 def retry(person: Person, one: Attempt) -> ActionResult:
-    return action.run_action_on_attempts(person, one.reaction, [one.identity], partial(action.retry, person))[0]
+    return action.run_action_on_attempts(person, one.reaction, [one.identity], partial(action.decide_retry, person))[0]
 
 
 def settle(outcome: str, person: Person, one: Attempt) -> ActionResult:
-    return action.run_action_on_attempts(person, one.reaction, [one.identity], partial(action.outcome, person, outcome))[0]
+    return action.run_action_on_attempts(person, one.reaction, [one.identity], partial(action.decide_outcome, person, outcome))[0]
 
 
 # ---- the row -----------------------------------------------------------------------------------------------------------------------
 def test_an_attempt_remembers_what_its_call_was_begun_with(leaves: Leaves) -> None:
     left = leaves(Code(Gateway(), occurrence=[Order.round]), orders=1)
     one = left.world.attempt()
-    said = begun_kind.kind_in(one.begun_with)
+    said = begun_kind.parse_kind(one.begun_with)
     assert said == begun_kind.Kind("bank", "charge", "charged", key=True, policy="lookup", occurrence=("round",))
 
 
@@ -342,7 +342,7 @@ def test_an_occurrence_that_is_added_calls_what_a_person_says_was_not_done(leave
     new = left.then(Code(bank, occurrence=[Order.round]))
     new.forward(120)
     new.force("update groundstate_attempt set deadline = '2026-01-01 00:00:00.000000'")
-    did = as_person(new, lambda person, one: action.run_action_on_attempts(person, one.reaction, [one.identity], action.absent)[0])
+    did = as_person(new, lambda person, one: action.run_action_on_attempts(person, one.reaction, [one.identity], action.decide_absent)[0])
     assert did.became == "deleted"
     new.settled()
     assert (new.order().status, len(bank.ledger)) == ("paid", 1)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship,
 from sqlalchemy.orm.exc import StaleDataError
 
 from groundstate import ExternalService, InDoubt, ReactionContext, Retry, UtcDateTime, every_child
-from groundstate.engine.sql.call_write_guard import service
+from groundstate.engine.sql.call_write_guard import outside_of_call
 from tests.engine.charging import charging
 from tests.engine.kit import QUICK, Order, World, ms, until
 
@@ -124,7 +124,7 @@ def test_hazard_18_the_children_that_a_decision_read_do_not_change_before_its_co
 
     @world.app.on(Video, Video.status == "waiting", every_child(Video.renditions, Rendition.file.is_not(None)))
     def ready(video: Video) -> None:
-        with service(), world.engine.connect() as connection:
+        with outside_of_call(), world.engine.connect() as connection:
             if world.postgres:
                 connection.exec_driver_sql("set lock_timeout = 50")
             else:
@@ -221,7 +221,7 @@ def test_hazard_20_rows_that_refer_to_a_locked_record_can_still_be_inserted(post
 
     @world.app.on(Video, Video.status == "waiting")
     def ready(video: Video) -> None:
-        with service(), world.engine.begin() as connection:
+        with outside_of_call(), world.engine.begin() as connection:
             connection.exec_driver_sql("set lock_timeout = 100")
             connection.exec_driver_sql("insert into renditions (id, video_id) values (7, 1)")
         video.status = "ready"

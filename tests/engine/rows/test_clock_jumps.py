@@ -10,7 +10,7 @@ import pytest
 from groundstate import InDoubt, Retry
 from groundstate.rules.attempt import State
 from groundstate.rules.clock_jump import NOTICED, with_times_adjusted
-from groundstate.rules.poison_suspects import Care, care
+from groundstate.rules.poison_suspects import Care, care_from_ends
 from groundstate.rules.policy import MARGIN
 from tests.engine.charging import SAME_KEY, charging
 from tests.engine.kit import World, ms, until
@@ -94,6 +94,6 @@ def test_an_attempts_times_move_with_the_clock_and_its_deadline_is_not_before_no
 def test_ends_that_lie_ahead_make_nobody_careful() -> None:
     now = datetime(2030, 1, 1, tzinfo=UTC)
     close = [now - timedelta(minutes=2), now - timedelta(minutes=1)]
-    assert care(close, now) == Care(careful=True)
-    assert care([end + YEAR for end in close], now) == Care(careful=False)
-    assert care([*close, now + YEAR], now) == Care(careful=True)
+    assert care_from_ends(close, now) == Care(careful=True)
+    assert care_from_ends([end + YEAR for end in close], now) == Care(careful=False)
+    assert care_from_ends([*close, now + YEAR], now) == Care(careful=True)

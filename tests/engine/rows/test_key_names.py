@@ -57,7 +57,7 @@ def test_code_that_does_not_say_it_is_told_to(world: World, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, logger="groundstate"):
         later.settled()
     assert [line.getMessage() for line in caplog.records if getattr(line, "event", None) == "key_name_unsaid"] != []
-    assert "say key_name='paid' in App.on" in caplog.text
+    assert "key_name='paid' to App.on" in caplog.text
     database, *_ = connect.open_store(later.app.stores[0].settings())
     try:
         found = check.check(database, [ConditionQuery(spec, database) for spec in later.app.reactions.values()], [])
@@ -69,7 +69,7 @@ def test_code_that_does_not_say_it_is_told_to(world: World, caplog: pytest.LogCa
 
 def test_code_that_says_another_name_than_the_database_is_refused(world: World) -> None:
     later, _ = renamed(world, "billed")
-    with pytest.raises(StoreRefusedError, match=r"says key_name='billed', and the keys of its calls are made of 'paid' here"):
+    with pytest.raises(StoreRefusedError, match=r"says key_name='billed', but on this database the keys of its calls are made of 'paid'"):
         later.worker()
     later.close()
 

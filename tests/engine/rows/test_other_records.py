@@ -102,7 +102,7 @@ def needs(world: World) -> str:
     database, *_ = connect.open_store(world.app.stores[0].settings())
     try:
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
-        [one] = plan.plan("shop", database, questions, []).reactions
+        [one] = plan.build_plan("shop", database, questions, []).reactions
         return one.needs or ""
     finally:
         database.close()
@@ -118,10 +118,10 @@ def test_nothing_is_called_for_records_that_attempts_know_by_another_key(databas
     assert words in needs(new)
     assert "1 attempt stands of records by the old one" in needs(new)
     life = started(new)
-    until(lambda: len(life.worker.refused) == 1)
+    until(lambda: len(life.worker.refused_reactions) == 1)
     life.sweep()
     life.quiet()
-    assert words in life.worker.refused[0].words
+    assert words in life.worker.refused_reactions[0].message
     assert gateway.called(1) == 1
     life.stop()
     with pytest.raises(StateRefusedError, match="1 attempt stands of records by the old one"):
@@ -145,7 +145,7 @@ def test_what_is_accepted_for_the_new_key_is_carried_out_by_new_code_alone(datab
     with caplog.at_level(logging.ERROR, logger="groundstate"):
         new.app.init()  # nothing matches, and nothing stands: it is accepted without a word
         before.sweep()
-        until(lambda: "carried out here no more" in caplog.text)
+        until(lambda: "no longer carried out here" in caplog.text)
     with old.engine.begin() as connection:
         connection.execute(update(Order).where(Order.id == 2).values(status="placed"))
     before.sweep()
@@ -167,6 +167,6 @@ def test_a_reaction_that_older_code_wrote_down_says_nothing_of_its_records_until
         connection.execute(reaction_table.update().where(reaction_table.c.name == "paid").values(record=None))
     world.settled()
     with world.engine.connect() as connection:
-        assert reaction_registry.known(connection, "shop")["paid"].record == "orders (id int)"
+        assert reaction_registry.read_known_reactions(connection, "shop")["paid"].record == "orders (id int)"
         assert connection.execute(select(Order.id)).all() == []
     world.close()

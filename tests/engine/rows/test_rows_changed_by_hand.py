@@ -97,7 +97,7 @@ def test_a_second_word_of_a_call_whose_outcome_was_concluded_changes_nothing(wor
     (flight,) = life.worker._call_turns._flying.values()
     gateway.gate.set()
     until(lambda: world.order().status == "paid")
-    life.worker._call_turns._say([Unclear(flight, "it said something else as well")])
+    life.worker._call_turns._receive_results([Unclear(flight, "it said something else as well")])
     life.quiet()
     assert (world.attempts(), gateway.asked) == ([], [])
 

@@ -316,7 +316,7 @@ def test_the_indexes_of_the_page_serve_each_look_and_check_wants_no_more(part: P
         plans = [
             plan
             for question in questions
-            for one in (question.places_after(None, 100, crowded=False), question.next_due(timedelta(hours=1)))
+            for one in (question.select_cursors_after(None, 100, crowded=False), question.select_next_base_times(timedelta(hours=1)))
             for plan in _plan(part, str(one.compile(database.engine, compile_kwargs={"literal_binds": True})))
         ]
     finally:

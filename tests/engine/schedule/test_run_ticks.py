@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from groundstate import DeclarationError, ReactionContext, Retry, StoppedError, StoreRefusedError
 from groundstate.engine.operate import actions, renaming
 from groundstate.engine.schedule import report
-from groundstate.engine.schedule.report import Scheduled
+from groundstate.engine.schedule.report import ScheduleReport
 from groundstate.store import connect
 from tests.engine.kit import HANG_S, QUICK, Killed, Life, Order, World, ms, until
 from tests.engine.sql.test_transaction_kept_open import ways
@@ -65,13 +65,13 @@ def set_mark(world: World, mark: Any, name: str = "hourly") -> None:
     world.run("update groundstate_reaction set mark = :mark where name = :name", mark=mark, name=name)
 
 
-def said_of(world: World, at: datetime | None = None) -> Scheduled:
+def said_of(world: World, at: datetime | None = None) -> ScheduleReport:
     database = connect.open_store(world.app.stores[0].settings())[0]
     database.connect()
     world.clock_of(database)
     try:
         with database.reading() as connection:
-            return report.scheduled(world.app.name, database, connection, list(world.app.schedules.values()), at)[0]
+            return report.report_schedules(world.app.name, database, connection, list(world.app.schedules.values()), at)[0]
     finally:
         database.close()
 
@@ -90,7 +90,7 @@ def died(life: Life) -> bool:
 def person_of(world: World) -> actions.Person:
     database, lives, _ = connect.open_store(world.app.stores[0].settings())
     specs: list[Any] = [*world.app.reactions.values(), *world.app.schedules.values()]
-    return actions.person(world.app.name, specs, database, lives(), by="ann")
+    return actions.build_person(world.app.name, specs, database, lives(), by="ann")
 
 
 # ---- ticks -------------------------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_a_living_worker_sleeps_until_the_next_tick(world: World) -> None:
     world.there()
     life = world.worker()
     life.quiet()
-    wakes = life.worker._ticks.wait_until()
+    wakes = life.worker._ticks.time_of_next_work()
     tick = datetime.fromisoformat(mark_of(world) or "") + HOUR
     wanted = time.monotonic() + (tick - datetime.now(UTC)).total_seconds()
     assert wanted - 1 < wakes < wanted + HANG_S  # the second, for clocks of which one is read after the other

@@ -14,12 +14,13 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from groundstate import Retry
-from groundstate.cli.common import words_of
+from groundstate.cli.common import error_in_words
+from groundstate.clock import SYSTEM_CLOCK
 from groundstate.engine.recover import startup
-from groundstate.engine.schedule.run_ticks import Ticks, _Plan
+from groundstate.engine.schedule.run_ticks import TickRunner, _SchedulePlan
 from groundstate.engine.sql import db_errors
-from groundstate.engine.sql.safe_text import describe, text_of
-from groundstate.store.postgres import quiet_driver
+from groundstate.engine.sql.safe_text import describe_exception, safe_str
+from groundstate.store.postgres import silence_driver_warnings
 from groundstate.values.errors import StoreRefusedError
 from tests.engine.kit import Order, World
 
@@ -43,7 +44,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shift() -> Any:
-    return SimpleNamespace(stopping=None, embedded=True, store="shop")
+    return SimpleNamespace(stopping=None, is_embedded=True, store="shop", clock=SYSTEM_CLOCK)
 
 
 @pytest.mark.usefixtures("soon")
@@ -79,8 +80,10 @@ def test_a_start_that_is_given_up_since_the_disk_is_full_says_so_and_nothing_of_
 
 @pytest.mark.parametrize(("orig", "said"), TROUBLES, ids=["full", "io", "locked"])
 def test_what_a_schedule_waits_for_is_said_with_its_cure(caplog: pytest.LogCaptureFixture, orig: Exception, said: str) -> None:
-    plan: Any = _Plan(SimpleNamespace(name="hourly"))  # type: ignore[arg-type]  # its name alone is asked for
-    Ticks.__new__(Ticks)._postpone(plan, OperationalError("INSERT", None, orig))
+    plan: Any = _SchedulePlan(SimpleNamespace(name="hourly"))  # type: ignore[arg-type]  # its name alone is asked for
+    runner = TickRunner.__new__(TickRunner)
+    vars(runner)["_worker_state"] = shift()
+    runner._postpone(plan, OperationalError("INSERT", None, orig))
     (line,) = caplog.records
     assert vars(line)["event"] == "schedule_waits"
     assert line.getMessage() == f"schedule hourly waits for the database, and is tried again: {said}"
@@ -88,7 +91,7 @@ def test_what_a_schedule_waits_for_is_said_with_its_cure(caplog: pytest.LogCaptu
 
 def test_a_server_that_does_not_answer_is_not_said_to_have_said_something() -> None:
     error = OperationalError("SELECT 1", None, psycopg.errors.ConnectionTimeout("connection timeout expired"))
-    assert words_of(error).startswith("the database does not answer: it is stopped")
+    assert error_in_words(error).startswith("the database does not answer: it is stopped")
     assert "the server does not answer: it is stopped" in db_errors.error_in_one_line(error)
 
 
@@ -114,8 +117,8 @@ def test_what_is_before_and_after_that_address_stays() -> None:
             connection.execute(text("INSERT INTO some VALUES (1)"))
     engine.dispose()
     assert "sqlalche.me" in str(met.value)
-    assert text_of(met.value) == "(sqlite3.IntegrityError) UNIQUE constraint failed: some.a\n[SQL: INSERT INTO some VALUES (1)]"
-    assert describe(ValueError(f"{met.value} and more")).endswith("(1)] and more")
+    assert safe_str(met.value) == "(sqlite3.IntegrityError) UNIQUE constraint failed: some.a\n[SQL: INSERT INTO some VALUES (1)]"
+    assert describe_exception(ValueError(f"{met.value} and more")).endswith("(1)] and more")
 
 
 def test_a_statement_that_was_prepared_before_a_migration_is_tried_again_and_told_in_one_line(
@@ -157,7 +160,7 @@ def test_a_statement_that_was_prepared_before_a_migration_is_tried_again_and_tol
 def test_what_the_driver_ignores_on_our_threads_is_not_told_beside_our_own_line(
     caplog: pytest.LogCaptureFixture, thread: str, words: str, heard: bool
 ) -> None:
-    quiet_driver()
+    silence_driver_warnings()
     told = logging.getLogger("psycopg")
     line = told.makeRecord("psycopg", logging.WARNING, __file__, 1, words, ("a pipeline", "lost") if "%" in words else (), None)
     line.threadName = thread

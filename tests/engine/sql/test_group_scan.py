@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import ExternalService, InDoubt, InOrder, UtcDateTime
 from groundstate.engine.sql import explain
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.sql.group_scan import GroupPasses, Groups, round_of
+from groundstate.engine.sql.group_scan import GroupPasses, GroupStatements, group_passes_for
 from groundstate.store import connect
 from tests.engine.kit import World
 
@@ -75,12 +75,12 @@ class _Closed:
 
 def passed(question: ConditionQuery, room: int, but: tuple[str, ...] = ()) -> list[list[Any]]:
     """The pages of passes that take nothing, until no other is to follow."""
-    groups = round_of(question)
+    groups = group_passes_for(question)
     assert isinstance(groups, GroupPasses)
     pages: list[list[Any]] = []
     while True:
         pages += one_pass(question, groups, room, lambda value: value not in but)
-        if not groups.over():
+        if not groups.end_pass():
             return pages
         assert len(pages) < 1000
 
@@ -91,7 +91,7 @@ def one_pass(question: ConditionQuery, groups: GroupPasses, room: int, *allowed:
     cursor: Any = None
     with question.database.reading() as connection:
         while True:
-            page = groups.page(connection, cursor, room, *allowed, **more)
+            page = groups.next_page(connection, cursor, room, *allowed, **more)
             pages.append(page.keys)
             cursor = page.cursor
             if cursor is None:
@@ -135,7 +135,7 @@ def _all(world: World) -> list[Hook]:
 def test_the_index_that_check_proposes_is_the_one_that_a_pass_goes_by(world: World, options: dict[str, Any]) -> None:
     asked = question(world, Hook, **options)
     with asked.database.reading() as connection:
-        found = explain.ungrouped(asked.database, connection, asked)
+        found = explain.find_sort_by_group(asked.database, connection, asked)
     assert found is not None
     assert found.ddl is not None
     assert "(tenant, " in found.ddl
@@ -144,7 +144,7 @@ def test_the_index_that_check_proposes_is_the_one_that_a_pass_goes_by(world: Wor
         connection.execute(text(found.ddl))
     asked.database.engine.dispose()  # EXPLAIN goes by the schema that its connection read last
     with asked.database.reading() as connection:
-        assert explain.ungrouped(asked.database, connection, asked) is None
+        assert explain.find_sort_by_group(asked.database, connection, asked) is None
 
 
 def test_parts_that_may_not_go_are_passed_by_hundreds_at_a_time_and_those_that_may_a_few_rows_each(
@@ -153,18 +153,18 @@ def test_parts_that_may_not_go_are_passed_by_hundreds_at_a_time_and_those_that_m
     asked = question(world, Leg, per=Leg.tenant)
     world.add(*[Leg(trip=trip, leg=leg, tenant=f"{trip:04}", at=NOON) for trip in range(500) for leg in "ab"])
     looks: list[int] = []
-    real = Groups.of_values
+    real = GroupStatements.read_groups
 
-    def counted(self: Groups, connection: Any, after: Any, most: int, each: int) -> Any:
+    def counted(self: GroupStatements, connection: Any, after: Any, most: int, each: int) -> Any:
         looks.append(most)
         return real(self, connection, after, most, each)
 
-    monkeypatch.setattr(Groups, "of_values", counted)
-    found = round_of(asked)
+    monkeypatch.setattr(GroupStatements, "read_groups", counted)
+    found = group_passes_for(asked)
     assert found is not None
     for most in (10, 6):  # the second pass knows how many to read
         pages = one_pass(asked, found, 1, lambda value: value == "0490")
-        found.over()
+        found.end_pass()
         assert [key for page in pages for key in page][:1] == [(490, "a")]
         assert len(looks) <= most
         looks.clear()
@@ -181,10 +181,10 @@ def test_rows_without_a_part_take_turns_with_those_that_have_one(world: World) -
 def test_as_many_rows_of_a_part_are_met_as_may_go_of_it(world: World) -> None:
     asked = question(world, Leg, per=Leg.tenant)
     world.add(*[Leg(trip=trip, leg=leg, tenant=f"{trip}", at=NOON) for trip in range(2) for leg in "abcdefgh"])
-    found = round_of(asked)
+    found = group_passes_for(asked)
     assert found is not None
     one_pass(asked, found, 100)
-    found.over()
+    found.end_pass()
     left = {"0": 3, "1": 0}
     pages = one_pass(asked, found, 100, left_of=lambda values: {value: left[value] for value in values})
     assert pages[0] == [(0, "a"), (0, "b"), (0, "c")]

@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 from groundstate import App, DeclarationError, ExternalService, IdempotencyKey, InDoubt, Store
 from groundstate.engine.operate.check import check
-from groundstate.engine.operate.pending import pending
+from groundstate.engine.operate.pending import build_pending_report
 from groundstate.engine.sql.condition_query import ConditionQuery
 from tests.engine.kit import World, until
 
@@ -185,11 +185,11 @@ def test_a_key_that_does_not_come_back_from_its_text_is_refused_and_the_others_g
             insert(world, rows, kinds)
         until(lambda: statuses(world, rows)["guid"] == "packed", lambda: statuses(world, rows))
         wanted = {f"{name}_paid" for name in bad}
-        until(lambda: wanted <= set(life.worker.waiting), lambda: life.worker.waiting)
+        until(lambda: wanted <= set(life.worker.reasons_of_waiting_reactions), lambda: life.worker.reasons_of_waiting_reactions)
         assert {said for name, said in statuses(world, rows).items() if name != "guid"} == {"new"}
         assert world.attempts() == []
         questions = [ConditionQuery(spec, life.database) for spec in world.app.reactions.values()]
-        report = pending(world.app.name, life.database, questions, life.worker.incarnation.liveness)
+        report = build_pending_report(world.app.name, life.database, questions, life.worker.incarnation.liveness)
         assert {one.table for one in report.to_do if one.rows} == set(bad)
         said = [line for line in caplog.messages if "are not found by the text of their key" in line]
         assert len(said) == len({line.partition(" ")[0] for line in said}) >= len(bad)  # once for each reaction

@@ -131,7 +131,7 @@ def test_each_edit_in_place_is_seen(parcel: Any, edit: str) -> None:
     given = readonly_record.copy_editable_values(parcel)
     assert given is not None
     change(parcel)
-    assert [name for name in given.edited() if name != "lines.parcel"] == names  # the other side of the list
+    assert [name for name in given.edited_paths() if name != "lines.parcel"] == names  # the other side of the list
 
 
 @pytest.mark.parametrize("read", READS)
@@ -139,7 +139,7 @@ def test_nothing_is_seen_where_nothing_was_edited(parcel: Any, read: str) -> Non
     given = readonly_record.copy_editable_values(parcel)
     assert given is not None
     READS[read](parcel)
-    assert given.edited() == []
+    assert given.edited_paths() == []
 
 
 def test_what_sends_made_is_the_call_s_own() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
 from groundstate import ExternalService, InDoubt
+from groundstate.clock import SYSTEM_CLOCK
 from groundstate.engine.handle.run_handler import Work
 from groundstate.engine.sql import record_cycles
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -87,8 +89,8 @@ def test_a_worker_with_a_record_that_goes_round_is_not_quiet_and_stops_all_the_s
     world.orders(1)
     life = world.worker()
     until(lambda: told(caplog))
-    until(lambda: life.worker.incarnation.rings.wait)
-    assert not life.worker.until_idle(0.0)
+    until(lambda: life.worker.incarnation.rings.has_waiting_records)
+    assert not life.worker.wait_until_idle(0.0)
     life.stop()
     assert life.ended
 
@@ -244,9 +246,10 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(record_cycles, name, 100)
     known = RecordCycles()
     question: ConditionQuery = object.__new__(ConditionQuery)
+    vars(question)["database"] = SimpleNamespace(clock=SYSTEM_CLOCK)
     for number in range(0, 10_000, 10):
         some = [Work((number + one,), None, "", (), {}) for one in range(10)]
-        known.carried_out(question, some, None)
-        known.carried_out(question, some, None)
+        known.count_carried_out(question, some, None)
+        known.count_carried_out(question, some, None)
     assert len(known._again) == 100
     assert sum(len(one) for one in [*known._recent.values(), *known._before.values()]) <= 220

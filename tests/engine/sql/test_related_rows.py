@@ -21,7 +21,7 @@ from sqlalchemy.types import JSON
 from groundstate import ExternalService, InDoubt
 from groundstate.engine.operate.check import check
 from groundstate.engine.sql import db_errors, related_rows
-from groundstate.engine.sql.call_write_guard import service
+from groundstate.engine.sql.call_write_guard import outside_of_call
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from tests.engine.kit import CALL_LIMIT, Life, World, until
@@ -221,7 +221,7 @@ class Meddled:
     def once(self) -> None:
         if not self._done:
             self._done = True
-            with service(), self._ledger.other.begin() as connection:
+            with outside_of_call(), self._ledger.other.begin() as connection:
                 connection.execute(self._statement)
 
 
@@ -430,7 +430,7 @@ def test_rows_that_keep_changing_are_locked_first_and_it_ends(on_postgres: Ledge
         balances = [account.balance for account in accounts if account is not None]
         if len(changed) < 3:
             changed.append(len(changed) + 1)
-            with service(), on_postgres.other.connect() as connection:
+            with outside_of_call(), on_postgres.other.connect() as connection:
                 connection.exec_driver_sql("set lock_timeout = '200ms'")
                 try:
                     connection.execute(update(Account).where(Account.id == changed[-1]).values(balance=10))
@@ -447,11 +447,11 @@ def test_rows_that_keep_changing_are_locked_first_and_it_ends(on_postgres: Ledge
 
 
 def test_a_transaction_that_is_outrun_again_and_again_is_let_out() -> None:
-    tries: list[frozenset[db_errors.Row]] = []
+    tries: list[frozenset[db_errors.RelatedRow]] = []
 
-    def outrun(first: frozenset[db_errors.Row]) -> None:
+    def outrun(first: frozenset[db_errors.RelatedRow]) -> None:
         tries.append(first)
-        raise db_errors.LostUpdate(frozenset({db_errors.Row(Account.__mapper__, (len(tries),))}))
+        raise db_errors.LostUpdate(frozenset({db_errors.RelatedRow(Account.__mapper__, (len(tries),))}))
 
     with pytest.raises(db_errors.LostUpdate):
         related_rows.redo_lost_updates(outrun)

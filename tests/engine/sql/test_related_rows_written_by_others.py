@@ -18,7 +18,7 @@ from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from groundstate import ExternalService, InDoubt, Retry
-from groundstate.engine.sql.call_write_guard import service
+from groundstate.engine.sql.call_write_guard import outside_of_call
 from tests.engine.kit import World, ms
 
 
@@ -151,7 +151,7 @@ class Office:
         """The first time: somebody else has done this, and committed it."""
         self.met += 1
         if self.met == 1:
-            with service(), self.other.begin() as connection:
+            with outside_of_call(), self.other.begin() as connection:
                 connection.execute(text(statement))
 
     def stored(self, statement: str) -> list[Any]:

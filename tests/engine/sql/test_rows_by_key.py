@@ -112,7 +112,7 @@ def test_a_row_is_loaded_once_for_all_handlers_of_a_batch(airport: Airport) -> N
 def test_records_are_written_by_one_statement_also_where_rows_beside_them_are_changed(
     airport: Airport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_state.WorkerState, "hold_s", HANG_S)  # a busy machine ends no batch in its middle
+    monkeypatch.setattr(worker_state.WorkerState, "target_hold_s", HANG_S)  # a busy machine ends no batch in its middle
     updates: list[str] = []
 
     def hear(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:

@@ -11,8 +11,8 @@ from sqlalchemy import ForeignKey, Interval, String, TypeDecorator, exists, func
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from groundstate.engine.rows.attempt_text import tries
-from groundstate.engine.sql.sql_text import sql_shown, sql_text, undoubled
+from groundstate.engine.rows.attempt_text import describe_tries
+from groundstate.engine.sql.sql_text import sql_for_people, sql_text, with_single_percents
 from groundstate.rules.attempt import Attempt, State, Terms
 from groundstate.rules.policy import Retry
 
@@ -70,7 +70,7 @@ CONDITIONS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_subquery_reads_as_it_is_asked_and_in_one_line(condition: str, dialect: str) -> None:
-    said = sql_shown(DIALECTS[dialect], Order.__table__, CONDITIONS[condition]())
+    said = sql_for_people(DIALECTS[dialect], Order.__table__, CONDITIONS[condition]())
     assert "\n" not in said
     assert said.count("FROM shown_items") == 1
     assert "FROM shown_items, shown_orders" not in said
@@ -95,7 +95,7 @@ def test_what_is_asked_again_has_the_values_of_what_cannot_be_written_beside_it(
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_value_is_written_out(dialect: str) -> None:
-    said = sql_shown(
+    said = sql_for_people(
         DIALECTS[dialect], Order.__table__, (Order.tags == ["a"]) & (func.timezone("UTC", Order.at) > "2026") & (Order.id == 7)
     )
     assert "tags_1" not in said
@@ -106,10 +106,10 @@ def test_every_value_is_written_out(dialect: str) -> None:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_percent_sign_stands_once(dialect: str) -> None:
-    said = sql_shown(DIALECTS[dialect], Order.__table__, Order.status.like("pl%") & (Order.id % 2 == 0))
+    said = sql_for_people(DIALECTS[dialect], Order.__table__, Order.status.like("pl%") & (Order.id % 2 == 0))
     assert "%%" not in said
     assert "'pl%'" in said
-    assert undoubled(DIALECTS["sqlite"], "a %% b") == "a %% b"
+    assert with_single_percents(DIALECTS["sqlite"], "a %% b") == "a %% b"
 
 
 SINCE = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -123,4 +123,4 @@ SINCE = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ], ids=["times", "no limit", "a time", "both"])  # fmt: skip
 def test_failures_are_told_with_what_ends_the_tries(retry: Retry, said: str) -> None:
     attempt = Attempt("app", "paid", "1", "", State.FAILED, 1, 1, 1, False, SINCE, SINCE, SINCE, failures=5)
-    assert tries(attempt, Terms(None, retry)) == said
+    assert describe_tries(attempt, Terms(None, retry)) == said

@@ -15,7 +15,7 @@ from sqlalchemy.types import UserDefinedType
 
 from groundstate import UtcDateTime
 from groundstate.engine.operate.check import check
-from groundstate.engine.operate.unanswered_states import unanswered
+from groundstate.engine.operate.unanswered_states import find_unanswered_states
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from tests.engine.kit import World
@@ -54,13 +54,15 @@ def world(database_url: str) -> Iterator[World]:
 
 def found(world: World, kind: str) -> dict[str, str]:
     """What `check` finds of this kind, by its subject."""
-    database = connect.open_store(connect.settings_of(world.url, None, None, "lossy"))[0]
+    database = connect.open_store(connect.resolve_settings(world.url, None, None, "lossy"))[0]
     try:
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
         findings = check(database, questions, [StoredBase.metadata])
         with database.reading() as connection:
             told = {
-                f"{one.table}.{one.column}" for one in unanswered(connection, questions, []) if "no clause of its type" in str(one.value)
+                f"{one.table}.{one.column}"
+                for one in find_unanswered_states(connection, questions, [])
+                if "no clause of its type" in str(one.value)
             }
     finally:
         database.close()

@@ -67,7 +67,7 @@ def test_what_is_asked_in_a_transaction_is_asked_with_its_moment_and_not_with_th
     timed.add(*[Note(id=hours, due_at=base - hours * HOUR) for hours in range(4)])
     life = timed.worker()
     question: ConditionQuery = life.worker.queues[0].query
-    assert question.late is not None
+    assert question.query_for_expired is not None
 
     def found(asked: ConditionQuery, now: datetime) -> list[int]:
         with life.database.reading() as connection, hold_transaction_time(life.database, now):
@@ -76,5 +76,5 @@ def test_what_is_asked_in_a_transaction_is_asked_with_its_moment_and_not_with_th
     if not timed.postgres:  # there now() is the transaction's by itself
         assert found(question, base) == [1]
         assert found(question, base + HOUR) == [0]
-        assert found(question.late, base) == [2, 3]
-        assert found(question.late, base - HOUR) == [3]
+        assert found(question.query_for_expired, base) == [2, 3]
+        assert found(question.query_for_expired, base - HOUR) == [3]

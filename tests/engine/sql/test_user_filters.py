@@ -11,8 +11,8 @@ from sqlalchemy import ForeignKey, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column, relationship, with_loader_criteria
 
 from groundstate import ExternalService, InDoubt, UtcDateTime, every_child
-from groundstate.engine.operate.pending import pending
-from groundstate.engine.operate.why import why
+from groundstate.engine.operate.pending import build_pending_report
+from groundstate.engine.operate.why import explain_record
 from groundstate.engine.sql.condition_query import ConditionQuery
 from tests.engine.kit import World, until
 
@@ -64,8 +64,8 @@ def status(world: World, number: int) -> Any:
 def report(world: World) -> Any:
     life = world.worker(start=False)
     questions = [ConditionQuery(spec, life.database) for spec in world.app.reactions.values()]
-    said = pending(world.app.name, life.database, questions, life.worker.incarnation.liveness)
-    return said, why(world.app.name, life.database, questions, life.worker.incarnation.liveness, "parcels", "1")
+    said = build_pending_report(world.app.name, life.database, questions, life.worker.incarnation.liveness)
+    return said, explain_record(world.app.name, life.database, questions, life.worker.incarnation.liveness, "parcels", "1")
 
 
 def test_what_is_hidden_is_neither_carried_out_nor_reported(soft: World) -> None:

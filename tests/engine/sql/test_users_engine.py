@@ -21,8 +21,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, NotInitialisedError, Store, StoreRefusedError
 from groundstate.engine.operate.check import check
-from groundstate.store.connect import open_store, settings_of
-from groundstate.store.engine_settings import values_of
+from groundstate.store.connect import open_store, resolve_settings
+from groundstate.store.engine_settings import dialect_arguments
 from tests.patience import HANG, until
 
 
@@ -138,7 +138,7 @@ def test_addresses_are_read_as_by_the_engine(postgres_url: str, driver: str, giv
 
 def test_addresses_are_text_where_the_engine_reads_them_by_psycopg2() -> None:
     make: Any = PGDialect_psycopg2
-    assert values_of(make(), "postgresql") == {"native_inet_types": False}
+    assert dialect_arguments(make(), "postgresql") == {"native_inet_types": False}
 
 
 class LoadsText(Loader):
@@ -209,13 +209,13 @@ def test_what_is_missing_in_the_tenants_schema_is_not_found_in_another(postgres_
 @pytest.mark.parametrize("schemas", [{"per_tenant": "one"}, {"public": None}])
 def test_a_translation_of_a_named_schema_is_refused(postgres_url: str, schemas: Any) -> None:
     with pytest.raises(StoreRefusedError, match="translate None"):
-        settings_of(create_engine(postgres_url).execution_options(schema_translate_map=schemas))
+        resolve_settings(create_engine(postgres_url).execution_options(schema_translate_map=schemas))
 
 
 def test_a_translation_to_an_attached_file_is_refused(sqlite_url: str) -> None:
     with pytest.raises(StoreRefusedError, match="own schema"):
-        settings_of(create_engine(sqlite_url).execution_options(schema_translate_map={None: "attached"}))
-    settings_of(create_engine(sqlite_url).execution_options(schema_translate_map={None: "main"}))
+        resolve_settings(create_engine(sqlite_url).execution_options(schema_translate_map={None: "attached"}))
+    resolve_settings(create_engine(sqlite_url).execution_options(schema_translate_map={None: "main"}))
 
 
 # ---- how connections are made ------------------------------------------------------------------------------------------------------
@@ -298,26 +298,26 @@ def test_a_pool_that_is_used_up_keeps_nobody_of_ours_waiting(database_url: str) 
 def test_a_listener_on_an_engine_whose_driver_we_do_not_use_is_refused_by_name(database_url: str) -> None:
     driver = "sqlite+aiosqlite" if database_url.startswith("sqlite") else "postgresql+asyncpg"
     engine = create_async_engine(make_url(database_url).set(drivername=driver))
-    settings_of(engine)
+    resolve_settings(engine)
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare_connections(_connection: Any, _record: Any) -> None:
         raise AssertionError
 
     with pytest.raises(StoreRefusedError, match=r"prepare_connections listens to 'connect'"):
-        settings_of(engine)
+        resolve_settings(engine)
 
 
 def test_a_creator_and_a_way_past_the_pooler_do_not_go_together(postgres_url: str) -> None:
     engine = create_engine(postgres_url, creator=lambda: None)
     with pytest.raises(StoreRefusedError, match="no direct="):
-        settings_of(engine, direct=postgres_url)
+        resolve_settings(engine, direct=postgres_url)
 
 
 @pytest.mark.parametrize("url", ["postgresql+psycopg://", "postgresql+psycopg://host"])
 def test_a_creator_beside_a_url_that_names_no_database_is_refused(url: str) -> None:
     with pytest.raises(StoreRefusedError, match="names no database"):
-        settings_of(create_engine(url, creator=lambda: None))
+        resolve_settings(create_engine(url, creator=lambda: None))
 
 
 def test_listeners_that_no_transaction_of_ours_calls_are_named_by_check(database_url: str) -> None:

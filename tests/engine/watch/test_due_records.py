@@ -27,7 +27,7 @@ from groundstate import (
 )
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch import due_timers
-from groundstate.rules.median_cost import Usual
+from groundstate.rules.median_cost import UsualDuration
 from tests.engine.kit import HANG_S, QUICK, UNKNOWN, Gateway, World, ms, until
 
 DAY = timedelta(days=1)
@@ -79,7 +79,7 @@ def test_a_record_is_carried_out_when_its_time_has_come_and_not_before(timed: Wo
     life.quiet()
     assert [bill(timed, n).status for n in (1, 2, 3)] == ["open", "noted", "open"]
     assert 86_000 < bill(timed, 2).late_s < 87_000
-    assert life.worker.rest().timers == 1
+    assert life.worker.count_remaining().timers == 1
     timed.forward(3601)
     life.quiet()
     assert bill(timed).status == "noted"
@@ -95,7 +95,7 @@ def test_a_worker_sleeps_until_the_next_is_due(timed: World) -> None:
     wanted = time.monotonic() + (first - now()).total_seconds()
 
     def sleeps() -> bool:
-        rings = life.worker._timers.wait_until()  # soon, where it is about to ask the database once more
+        rings = life.worker._timers.next_wake_time()  # soon, where it is about to ask the database once more
         return rings is not None and wanted - 1 < rings < wanted + HANG_S  # the second: one clock is read after the other
 
     until(sleeps)
@@ -154,16 +154,16 @@ def test_one_look_that_stalled_does_not_put_off_what_is_due(timed: World, monkey
     life = timed.worker()
     life.quiet()
     life.hints_alone()
-    asked, stalls = due_timers.Timers._asked, [0.5]
+    asked, stalls = due_timers.Timers._run_statement, [0.5]
 
     def stall(self: due_timers.Timers, *given: Any) -> Any:
         time.sleep(stalls.pop() if stalls else 0)  # as a disk does, or a machine that others keep busy
         return asked(self, *given)
 
-    monkeypatch.setattr(due_timers.Timers, "_asked", stall)
+    monkeypatch.setattr(due_timers.Timers, "_run_statement", stall)
     asks = life.worker._timers
-    asks._cost = Usual()  # what it cost until now says nothing here
-    asks.heard()
+    asks._cost = UsualDuration()  # what it cost until now says nothing here
+    asks.mark_stale()
     life.worker._wake.set()
     until(lambda: not stalls)
     life.turn()  # the one that stalled is over
@@ -460,8 +460,8 @@ def test_a_shorter_time_is_reported_with_the_rows_that_it_newly_takes(timed: Wor
     del timed.app.reactions["noted"]
     noted(timed, due=after(Bill.due_at, 14 * DAY))
     life = timed.worker()
-    until(lambda: bool(life.worker.refused))
-    assert [(one.name, one.rows, one.changed) for one in life.worker.refused] == [("noted", 2, True)]
+    until(lambda: bool(life.worker.refused_reactions))
+    assert [(one.name, one.rows, one.changed) for one in life.worker.refused_reactions] == [("noted", 2, True)]
     assert bill(timed).status == "open"
 
 
@@ -469,13 +469,13 @@ def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(
     timed: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     noted(timed)
-    asked = ConditionQuery.next_due
+    asked = ConditionQuery.select_next_base_times
 
     def next_due(question: ConditionQuery, *given: Any) -> Any:
         fails = "select current_setting('no.such') as at" if timed.postgres else "select abs('x', 1) as at"
         return text(fails).columns(at=UtcDateTime()) if question.spec.name == "other" else asked(question, *given)
 
-    monkeypatch.setattr(ConditionQuery, "next_due", next_due)
+    monkeypatch.setattr(ConditionQuery, "select_next_base_times", next_due)
 
     @timed.app.on(Bill, Bill.status == "never", due=after(Bill.due_at, DAY))
     def other(one: Bill) -> None:
@@ -485,7 +485,7 @@ def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(
     timed.worker()
     timed.add(Bill(id=1, due_at=now() + ms(300)))
     until(lambda: bill(timed).status == "noted")
-    until(lambda: "other could not be asked when it is due next" in caplog.text)
+    until(lambda: "the condition of other could not be queried for its next due time" in caplog.text)
 
 
 def written(world: World, moment: datetime) -> Any:
@@ -536,11 +536,11 @@ def test_what_asking_for_the_next_costs_does_not_make_sweeps_rarer(timed: World)
     life = timed.worker()
     life.quiet()
     life.worker._sweeps.next = life.worker._sweeps.next_look = float("inf")
-    until(lambda: not any(lane.wants for lane in life.worker.queues))
+    until(lambda: not any(lane.has_work for lane in life.worker.queues))
     life.turn()  # what the last sweep cost is counted when its turn ends
     spent_s, asked = life.worker._sweeps.idle_s, 0
     while asked < 3:
-        life.worker._timers.heard()
+        life.worker._timers.mark_stale()
         life.worker._wake.set()
         until(lambda: not life.worker._timers._stale)
         asked += 1
@@ -548,13 +548,13 @@ def test_what_asking_for_the_next_costs_does_not_make_sweeps_rarer(timed: World)
 
 
 def test_a_look_that_took_long_rings_too_late_and_never_too_early(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = due_timers.Timers._asked
+    asked = due_timers.Timers._run_statement
 
     def slow(self: due_timers.Timers, *given: Any) -> Any:
         time.sleep(0.1)  # between the worker's look at its own clock and the database's answer
         return asked(self, *given)
 
-    monkeypatch.setattr(due_timers.Timers, "_asked", slow)
+    monkeypatch.setattr(due_timers.Timers, "_run_statement", slow)
     monkeypatch.setattr(due_timers, "SHARE", 1)
     noted(timed)
     timed.there()

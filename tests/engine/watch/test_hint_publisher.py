@@ -16,19 +16,19 @@ class Ear:
     def __init__(self) -> None:
         self.heard: list[Hint] = []
 
-    def hear_afar(self, hint: Hint) -> None:
+    def receive_remote_hint(self, hint: Hint) -> None:
         self.heard.append(hint)
 
-    def stand_down(self) -> None:
+    def resign_if_stuck(self) -> None:
         """Not asked here."""
 
 
 def test_what_is_longer_than_any_hint_or_no_bytes_is_none_and_is_not_read() -> None:
     messenger, ear = HintPublisher("shop", MemoryTransport(), []), Ear()
-    messenger.serves(ear)
+    messenger.add_receiver(ear)
     strange: list[Any] = [HINT + b" " * HINT_MOST, b"[" * 1_000_000, HINT.decode(), None, 5]
     for words in strange:
-        messenger._heard(words)
+        messenger._receive_payload(words)
     assert ear.heard == []
-    messenger._heard(HINT.ljust(HINT_MOST))
+    messenger._receive_payload(HINT.ljust(HINT_MOST))
     assert [one.reactions for one in ear.heard] == [("packed",)]

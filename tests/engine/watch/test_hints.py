@@ -172,7 +172,7 @@ def test_a_fresh_row_is_carried_out_amid_a_backlog(world: World) -> None:
         connection.execute(table.insert(), [{"id": number, "status": "placed", "round": 1} for number in range(1, 8001)])
     life = world.worker(wait_for_go=True)
     world.add(Order(id=90_000))
-    life.worker.go()
+    life.worker.begin_work()
     until(lambda: world.count(Order.status == "packed") == 8001)
     assert order.index(90_000) < 1000
 
@@ -191,11 +191,11 @@ def test_a_commit_never_fails_by_who_begins_or_stops_to_listen_meanwhile() -> No
     def meanwhile(*_: Any) -> Any:
         """Between any two lines, as another thread."""
         late.append(Ear())
-        commit_hooks.listen(late[-1])
+        commit_hooks.add_listener(late[-1])
         return meanwhile
 
     for ear in early:
-        commit_hooks.listen(ear)
+        commit_hooks.add_listener(ear)
     before = sys.gettrace()
     sys.settrace(meanwhile)
     try:
@@ -205,7 +205,7 @@ def test_a_commit_never_fails_by_who_begins_or_stops_to_listen_meanwhile() -> No
     assert len(late) > 3
     assert [ear.heard for ear in early] == [1, 1, 1]
     for ear in [*early, *late]:
-        commit_hooks.stop_listening(ear)
+        commit_hooks.remove_listener(ear)
     commit_hooks.publish_hint(told)
     assert [ear.heard for ear in early] == [1, 1, 1]
 
@@ -244,9 +244,9 @@ def _forge_a_key(world: World) -> None:
     life = world.worker()
     life.quiet()
     lane = life.worker.queues[0]
-    assert lane.query.key_of_text("order-1") == ("order-1",)
-    assert lane.query.key_of_text("x") is None
-    life.worker.hear_afar(Hint("web", ("packed",), 1, 0, keys={"packed": ("x",)}))
+    assert lane.query.key_from_text_or_none("order-1") == ("order-1",)
+    assert lane.query.key_from_text_or_none("x") is None
+    life.worker.receive_remote_hint(Hint("web", ("packed",), 1, 0, keys={"packed": ("x",)}))
     world.add(Slugged(id="order-1"))
     until(lambda: world.get(Slugged, "order-1").status == "packed")
     assert lane.trouble == 0
@@ -269,14 +269,14 @@ def test_until_asks_no_more_often_for_a_flood_of_hints(world: World) -> None:
         await flooding
         return moved
 
-    real = wait_for.PolledDatabase.look
+    real = wait_for.PolledDatabase.run_query
 
     def look(one: wait_for.PolledDatabase) -> None:
         asked.append(1)
         real(one)
 
     started = time.monotonic()
-    with mock.patch.object(wait_for.PolledDatabase, "look", look):
+    with mock.patch.object(wait_for.PolledDatabase, "run_query", look):
         assert not asyncio.run(flooded())
     assert 1 <= len(asked) <= (time.monotonic() - started) / wait_for.GAP_S + 3
     world.app.stop()

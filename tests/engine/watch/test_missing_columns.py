@@ -206,7 +206,7 @@ def test_a_new_reaction_whose_condition_names_the_column_is_started_after_the_mi
     life = world.worker()
     until(lambda: lacking(life) == {"packed", "noted"})
     migrate(world)
-    until(lambda: all(lane.on for lane in life.worker.queues))
+    until(lambda: all(lane.is_enabled for lane in life.worker.queues))
     world.add(Order(id=1, status="done", note="please"))
     until(lambda: world.order().note == "noted")
     assert not any(one.exc_info for one in caplog.records)
@@ -234,7 +234,9 @@ def missing(world: World) -> dict[str, str]:
     life = world.worker(start=False)
     life.database.connect()
     with life.database.reading() as connection:
-        return mapping_check.missing(connection, [ConditionQuery(spec, life.database) for spec in world.app.reactions.values()])
+        return mapping_check.describe_missing_names(
+            connection, [ConditionQuery(spec, life.database) for spec in world.app.reactions.values()]
+        )
 
 
 def test_every_missing_column_is_told_and_those_of_a_table_that_is_joined(shelves: World) -> None:
@@ -285,15 +287,15 @@ def test_it_is_not_said_to_be_there_while_no_row_was_loaded_that_needs_it(
     def sent(box: Box, _outcome: str) -> None:
         box.state = "sent"
 
-    begins, begin_all = [0], Dispatch.begin_all
+    begins, begin_all = [0], Dispatch.begin_calls
 
     def counted(self: Dispatch, tx: Any, queues: Any, clock: Any) -> Any:
         begins[0] += len(queues)
         return begin_all(self, tx, queues, clock)
 
-    monkeypatch.setattr(Dispatch, "begin_all", counted)
-    look_again = missing_columns.look_again
-    monkeypatch.setattr(missing_columns, "look_again", lambda _state: False)  # the lane's turn to begin comes before that
+    monkeypatch.setattr(Dispatch, "begin_calls", counted)
+    look_again = missing_columns.recheck_lacking_queues
+    monkeypatch.setattr(missing_columns, "recheck_lacking_queues", lambda _state: False)  # the lane's turn to begin comes before that
     life = shelves.there().worker()
     life.quiet()
     before_migration(shelves, "labels", "words")
@@ -301,12 +303,12 @@ def test_it_is_not_said_to_be_there_while_no_row_was_loaded_that_needs_it(
     until(lambda: lacking(life) == {"sent"})
     shelves.run("DELETE FROM boxes")
     before = begins[0]
-    life.worker.queues[0].hear_keys([(1,)])  # as a hint on a row that is gone
+    life.worker.queues[0].note_keys([(1,)])  # as a hint on a row that is gone
     until(lambda: begins[0] > before)
     life.turn()
     assert events(caplog) == ["reaction_unfit"]
     assert lacking(life) == {"sent"}
-    monkeypatch.setattr(missing_columns, "look_again", look_again)
+    monkeypatch.setattr(missing_columns, "recheck_lacking_queues", look_again)
     migrate(shelves, "labels", "words")
     shelves.add(Box(id=1))
     until(lambda: shelves.get(Box, 1).state == "sent")

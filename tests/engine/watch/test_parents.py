@@ -148,7 +148,7 @@ def _by_a_person(world: World) -> Callable[[], None]:
         until(lambda: world.states() == ["held"])
         database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
         try:
-            person = actions.person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
+            person = actions.build_person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
             actions.settle(person, "encoded", "1", outcome='"by hand"')
         finally:
             database.close()
@@ -270,14 +270,14 @@ def test_a_child_wakes_its_parent_however_it_is_concluded(films: World, way: Cal
     then = way(films)
     _begin(films)
     ear = Ear()
-    commit_hooks.listen(ear)
+    commit_hooks.add_listener(ear)
     try:
         _set_raw(films)
         then()
         until(lambda: films.get(Video, 1).status == "ready")
         assert ear.videos == {1}
     finally:
-        commit_hooks.stop_listening(ear)
+        commit_hooks.remove_listener(ear)
 
 
 def _commit(world: World, act: Callable[[Session], None]) -> None:
@@ -322,14 +322,14 @@ def test_a_handler_that_moves_a_child_to_another_parent_wakes_both(films: World)
     life.quiet()
     life.hints_alone()
     ear = Ear()
-    commit_hooks.listen(ear)
+    commit_hooks.add_listener(ear)
     try:
         with films.session() as session, session.begin():
             session.get_one(Rendition, 2).state = "raw"
         until(lambda: films.get(Video, 1).status == "ready")
         assert {1, 2} <= ear.videos
     finally:
-        commit_hooks.stop_listening(ear)
+        commit_hooks.remove_listener(ear)
 
 
 def test_a_process_for_hints_alone_tells_of_the_parent_of_what_it_commits(films: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +340,7 @@ def test_a_process_for_hints_alone_tells_of_the_parent_of_what_it_commits(films:
     ear = _All()
     try:
         HintPublisher("shop", MemoryTransport(), [ConditionQuery(spec, database) for spec in films.app.reactions.values()])
-        commit_hooks.listen(ear)
+        commit_hooks.add_listener(ear)
         films.add(Video(id=7), Rendition(id=1, video_id=7))
         assert (7,) in ear.videos
         ear.videos.clear()
@@ -348,7 +348,7 @@ def test_a_process_for_hints_alone_tells_of_the_parent_of_what_it_commits(films:
             session.get_one(Rendition, 1).file = "f"
         assert ear.videos == {(7,)}
     finally:
-        commit_hooks.stop_listening(ear)
+        commit_hooks.remove_listener(ear)
         database.close()
 
 
@@ -368,4 +368,4 @@ def test_a_parent_that_is_not_loaded_with_its_child_makes_all_parents_be_looked_
         session.expire(one, ["video_id"])
         one.file = "f"
         session.flush()
-        assert commit_hooks.collected(session).whole == {Video}
+        assert commit_hooks.touched_in_session(session).whole == {Video}

@@ -74,7 +74,7 @@ class Fleet:
     def worker(self, **options: Any) -> Life:
         told = self.messenger()
         life = self.world.worker(messenger=told, **options)
-        told.serves(life.worker)
+        told.add_receiver(life.worker)
         self.lives.append(life)
         return life
 
@@ -88,7 +88,7 @@ class Fleet:
 
     @property
     def sweeping(self) -> list[Life]:
-        return [life for life in self.lives if not life.dead and life.worker._leader.sweeps]
+        return [life for life in self.lives if not life.dead and life.worker._leader.has_to_sweep]
 
     def other_than(self, life: Life) -> Life:
         return next(one for one in self.lives if one is not life and not one.dead)
@@ -221,14 +221,14 @@ def test_while_who_sweeps_for_all_is_suspended_the_others_sweep_and_look_after_s
     other = made.other_than(first)
     until(lambda: other.worker._leader._led_by == first.worker.incarnation.id)
     goes_on, stands = threading.Event(), threading.Event()
-    really = first.worker._turn
+    really = first.worker._run_iteration
 
     def suspended() -> None:
         stands.set()
         goes_on.wait(HANG_S)
         really()
 
-    vars(first.worker)["_turn"] = suspended
+    vars(first.worker)["_run_iteration"] = suspended
     try:
         assert stands.wait(HANG_S)
         monkeypatch.setattr(sweep_leader, "SILENT_S", 0.5)
@@ -242,16 +242,16 @@ def test_while_who_sweeps_for_all_is_suspended_the_others_sweep_and_look_after_s
         assert line.levelname == "WARNING"
         assert f"process {os.getpid()} on {socket.gethostname()}" in line.getMessage()
     finally:
-        vars(first.worker)["_turn"] = really
+        vars(first.worker)["_run_iteration"] = really
         monkeypatch.setattr(sweep_leader, "SILENT_S", HANG_S)
         goes_on.set()
-    until(lambda: not other.worker._leader.sweeps)
+    until(lambda: not other.worker._leader.has_to_sweep)
 
 
 def test_who_was_suspended_himself_does_not_take_the_other_for_silent(made: Fleet) -> None:
     led = _led(made)
     leader, now = led.worker._leader, time.monotonic()
-    leader.turn(now + 2 * HANG_S, lambda _hint: None)
+    leader.announce_or_watch_leader(now + 2 * HANG_S, lambda _hint: None)
     assert not leader.silent
 
 
@@ -287,12 +287,12 @@ def test_a_worker_whose_call_outlasts_its_stop_keeps_its_lock_and_lets_another_o
         made.commit_elsewhere(1)
         until(lambda: gateway.waiting == 1)
     leaving.stop(0.0)
-    assert leaving.worker.incarnation.liveness.held()
+    assert leaving.worker.incarnation.liveness.is_held()
     until(lambda: made.sweeping == [staying])
     made.commit_elsewhere(2)
     until(lambda: made.world.order(2).status == "paid")
     gateway.gate.set()
-    until(lambda: not leaving.worker.incarnation.liveness.held())  # once its thread has come back
+    until(lambda: not leaving.worker.incarnation.liveness.is_held())  # once its thread has come back
 
 
 def test_a_worker_that_alone_is_cut_off_from_hints_lets_another_one_sweep(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,14 +315,14 @@ def test_words_of_strangers_make_no_worker_look_who_is_there_all_the_time(made: 
     life.sweep_no_more()
     now = own._beat_at + 0.01
     own.next_beat = now + 3600
-    assert not any(own.knows(stranger, now) for stranger in range(1, 50))
+    assert not any(own.is_known_worker(stranger, now) for stranger in range(1, 50))
     assert own.next_beat == own._beat_at + sweep_leader.STRANGERS_S  # once for all of them
     own.next_beat = now + 3600
-    assert not any(own.knows(stranger, now + 10) for stranger in range(1, 50))
+    assert not any(own.is_known_worker(stranger, now + 10) for stranger in range(1, 50))
     assert own.next_beat == now + 3600  # who was looked for and not found
-    assert not any(own.knows(stranger, now + 10) for stranger in range(50, 2 * sweep_leader.STRANGERS_MOST))
+    assert not any(own.is_known_worker(stranger, now + 10) for stranger in range(50, 2 * sweep_leader.STRANGERS_MOST))
     own.next_beat = now + 3600
-    assert not own.knows(5 * sweep_leader.STRANGERS_MOST, now + 10)
+    assert not own.is_known_worker(5 * sweep_leader.STRANGERS_MOST, now + 10)
     assert own.next_beat == now + 3600  # and so many that all of them are forged, or of another database
 
 
@@ -359,9 +359,9 @@ def test_what_a_person_accepts_reaches_a_worker_that_does_not_sweep(made: Fleet)
     made.world._there = True
     made.commit_elsewhere(1)
     made.workers(2)
-    until(lambda: all(len(one.worker.refused) == 1 for one in made.lives))
+    until(lambda: all(len(one.worker.refused_reactions) == 1 for one in made.lives))
     made.world.app.init(accept=["packed"])
-    until(lambda: all(not one.worker.refused for one in made.lives))
+    until(lambda: all(not one.worker.refused_reactions for one in made.lives))
     until(lambda: made.world.order().status == "packed")
 
 
@@ -386,7 +386,7 @@ def test_a_schedule_is_carried_out_by_the_one_that_sweeps_and_by_the_next_when_i
 def _led(made: Fleet) -> Life:
     """One of two workers, for which the other one sweeps."""
     made.workers(2)
-    until(lambda: all(one.worker._leader.size == 2 for one in made.lives))
+    until(lambda: all(one.worker._leader.worker_count == 2 for one in made.lives))
     return made.other_than(made.sweeping[0])
 
 
@@ -399,7 +399,7 @@ def test_a_begin_that_landed_unknown_is_found_on_a_worker_that_does_not_sweep(ma
             life.hints_alone()
     led.lose_word_of = "insert into groundstate_attempt"
     made.commit_elsewhere(1)
-    led.worker.hear_afar(Hint("web", ("paid",), rules.EVERYBODY, 0))
+    led.worker.receive_remote_hint(Hint("web", ("paid",), rules.EVERYBODY, 0))
     until(lambda: made.world.order().status == "paid")
     assert led.lost == 1
     assert gateway.done(1) == 1
@@ -426,11 +426,11 @@ def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobod
     _packed(made.world)
     made.workers(2)
     sweeping = made.sweeping[0]
-    until(lambda: all(one.worker._leader.size == 2 for one in made.lives))
+    until(lambda: all(one.worker._leader.worker_count == 2 for one in made.lives))
     made.other_than(sweeping).hints_alone()
     led = made.other_than(sweeping).worker
     led.incarnation.care = Care(careful=True)
-    right, met = run_batch.carry_out, threading.Event()
+    right, met = run_batch.carry_out_batch, threading.Event()
 
     def meets_a_lock(life: Any, question: Any, feed: run_batch.Feed) -> run_batch.Done:
         if feed.mine is None or met.is_set():
@@ -438,10 +438,10 @@ def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobod
         met.set()
         return run_batch.Done(read=1)
 
-    monkeypatch.setattr(run_batch, "carry_out", meets_a_lock)
+    monkeypatch.setattr(run_batch, "carry_out_batch", meets_a_lock)
     sweeping.sweep_no_more()  # before the other one has begun it
     made.commit_elsewhere(1)
-    led.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, 0))
+    led.receive_remote_hint(Hint("web", ("packed",), rules.EVERYBODY, 0))
     assert met.wait(HANG_S)
     sweeping.worker._sweeps.next = 0.0
     until(lambda: made.world.order().status == "packed")
@@ -470,7 +470,7 @@ def test_a_call_whose_record_moved_on_is_ended_on_a_worker_that_does_not_sweep(m
         if life is not led:
             life.hints_alone()
     made.commit_elsewhere(1)
-    led.worker.hear_afar(Hint("web", ("paid",), rules.EVERYBODY, 0))
+    led.worker.receive_remote_hint(Hint("web", ("paid",), rules.EVERYBODY, 0))
     assert begun.wait(HANG_S)
     made.world.set(status="cancelled")
     assert ended.wait(HANG_S)
@@ -480,12 +480,12 @@ def test_a_call_whose_record_moved_on_is_ended_on_a_worker_that_does_not_sweep(m
 def test_a_hint_of_one_row_wakes_one_worker_and_a_second_one_in_case(made: Fleet) -> None:
     _packed(made.world)
     made.workers(4)
-    until(lambda: all(one.worker._leader.size == 4 for one in made.lives))
+    until(lambda: all(one.worker._leader.worker_count == 4 for one in made.lives))
     for dice in range(20):
-        waits = [one.worker._leader.wakes(dice, 1) for one in made.lives]
+        waits = [one.worker._leader.seconds_until_wake(dice, 1) for one in made.lives]
         assert sorted(wait for wait in waits if wait is not None) == [0.0, sweep_leader.BACKUP_S]
     for rows, first, later in ((500, 2, 1), (rules.EVERYBODY, 2, 2)):
-        waits = [one.worker._leader.wakes(3, rows) for one in made.lives]
+        waits = [one.worker._leader.seconds_until_wake(3, rows) for one in made.lives]
         assert sum(wait == 0.0 for wait in waits) == first
         assert sum(wait is not None and wait >= sweep_leader.HELPS_AFTER_S for wait in waits) == later
 
@@ -508,7 +508,7 @@ def test_a_hint_is_carried_out_by_who_is_told(made: Fleet) -> None:
 def test_a_hint_to_a_worker_that_is_gone_is_taken_up_by_a_second_one(made: Fleet) -> None:
     _packed(made.world)
     made.workers(3)
-    until(lambda: all(one.worker._leader.size == 3 for one in made.lives))
+    until(lambda: all(one.worker._leader.worker_count == 3 for one in made.lives))
     gone = made.other_than(made.sweeping[0])
     others = [one for one in made.lives if one is not gone]
     lives = made.lives[0].worker._leader.workers
@@ -518,7 +518,7 @@ def test_a_hint_to_a_worker_that_is_gone_is_taken_up_by_a_second_one(made: Fleet
     made.commit_elsewhere(1)
     dice = next(dice for dice in range(3) if rules.rank_in_worker_ring(gone.worker.incarnation.id, lives, dice) == 0)
     for life in made.lives:
-        life.worker.hear_afar(Hint("web", ("packed",), 1, dice))
+        life.worker.receive_remote_hint(Hint("web", ("packed",), 1, dice))
     until(lambda: made.world.order().status == "packed")
 
 
@@ -582,7 +582,7 @@ def test_a_backlog_that_one_worker_finds_is_worked_off_by_several(made: Fleet) -
     by: set[int] = set()
     _packed(made.world, by)
     made.workers(3)
-    until(lambda: all(one.worker._leader.size == 3 for one in made.lives))
+    until(lambda: all(one.worker._leader.worker_count == 3 for one in made.lives))
     _many_orders(made.world, 1, 20_000)
     until(lambda: made.world.count(Order.status == "packed") == 20_000)
     assert len(by) > 1
@@ -592,7 +592,7 @@ def test_of_many_workers_some_are_told_to_leave_a_backlog_to_the_others(made: Fl
     caplog.set_level(logging.INFO)
     _packed(made.world)
     made.workers(4)
-    until(lambda: all(one.worker._leader.size == 4 for one in made.lives))
+    until(lambda: all(one.worker._leader.worker_count == 4 for one in made.lives))
     _many_orders(made.world, 1, 20_000)
     until(lambda: sum(one.worker.queues[0].left_to_others for one in made.lives) == 2)
     until(lambda: made.world.count(Order.status == "packed") == 20_000)
@@ -606,9 +606,11 @@ def _kept_out(made: Fleet) -> Life:
     life = made.other_than(made.sweeping[0])
     until(lambda: sweeping.incarnation.id in life.worker._leader.workers)
     word = AdmittedWorkers((sweeping.incarnation.id,), ("packed",))
-    life.worker.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, crew=sweeping._leader.lock, let_in=(sweeping.incarnation.id, word)))
+    life.worker.receive_remote_hint(
+        Hint("web", ("packed",), rules.EVERYBODY, crew=sweeping._leader.lock, let_in=(sweeping.incarnation.id, word))
+    )
     life.worker._wake.set()
-    until(lambda: life.worker._worker_state.queue("packed").left_to_others)
+    until(lambda: life.worker._worker_state.queue_named("packed").left_to_others)
     return life
 
 
@@ -621,7 +623,7 @@ def test_who_leaves_a_backlog_to_others_still_carries_out_what_is_fresh(made: Fl
     made.sweeping[0].sweep_no_more()
     made.commit_elsewhere(1)
     dice = next(dice for dice in range(2) if rules.rank_in_worker_ring(life.worker.incarnation.id, life.worker._leader.workers, dice) == 0)
-    life.worker.hear_afar(Hint("web", ("packed",), 1, dice))
+    life.worker.receive_remote_hint(Hint("web", ("packed",), 1, dice))
     until(lambda: made.world.order().status == "packed")
     assert life.worker.queues[0].left_to_others
     assert by == {life.worker._thread.ident}
@@ -635,7 +637,7 @@ def test_who_leaves_a_backlog_to_others_says_so(made: Fleet, monkeypatch: pytest
     life = _kept_out(made)
 
     def leaving() -> dict[int, tuple[str, ...]]:
-        seen = status.ask(made.world.app, made.world.app.stores[0]).status.workers or ()
+        seen = status.read_status(made.world.app, made.world.app.stores[0]).status.workers or ()
         return {one.id: one.says.leaves for one in seen if one.says.leaves}
 
     until(lambda: leaving() == {life.worker.incarnation.id: ("packed",)}, leaving)
@@ -691,7 +693,7 @@ def test_a_forged_word_of_who_is_to_go_on_keeps_nobody_out(made: Fleet, forged: 
     told = sweeping if forged == "to who sweeps" else made.other_than(made.sweeping[0]).worker
     who = 815 if forged == "by a stranger" else made.other_than(made.sweeping[0]).worker.incarnation.id
     crew = 4711 if forged == "for other code" else sweeping._leader.lock
-    told.hear_afar(Hint("web", ("packed",), rules.EVERYBODY, crew=crew, let_in=(who, AdmittedWorkers((who + 1,), ("packed",)))))
+    told.receive_remote_hint(Hint("web", ("packed",), rules.EVERYBODY, crew=crew, let_in=(who, AdmittedWorkers((who + 1,), ("packed",)))))
     told._wake.set()
     until(lambda: not told._sharing._unheard)
     made.commit_elsewhere(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import math
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -25,9 +26,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship, selectinload
 
 from groundstate import App, ExternalService, IdempotencyKey, InDoubt, Store
-from groundstate.engine.call import begin, conclude
+from groundstate.engine.call import begin, call_turn, conclude
 from groundstate.engine.sql import bulk_update
-from groundstate.engine.sql.call_write_guard import service
+from groundstate.engine.sql.call_write_guard import outside_of_call
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from tests.engine.charging import ASK, charging
@@ -36,11 +37,12 @@ from tests.engine.kit import Gateway, Order, World, ms, until
 
 # ---- commits -------------------------------------------------------------------------------------------------------------------
 def test_what_returned_is_concluded_and_its_slot_taken_again_by_one_commit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_turn, "FEWEST_TURNS", math.inf)  # where calls are begun first, it takes two
     charging(world, InDoubt.hold(), limit=1)
     world.orders(5)
     concluding: list[int] = []
     beginning: list[int] = []
-    real_conclude, real_begin = conclude.conclude, begin.begin
+    real_conclude, real_begin = conclude.conclude_results, begin.begin_calls
 
     def concluded(life: Any, tx: Any, *more: Any, **named: Any) -> Any:
         concluding.append(life.transactions)
@@ -52,8 +54,8 @@ def test_what_returned_is_concluded_and_its_slot_taken_again_by_one_commit(world
             beginning.append(life.transactions)
         return result
 
-    monkeypatch.setattr(conclude, "conclude", concluded)
-    monkeypatch.setattr(begin, "begin", begun)
+    monkeypatch.setattr(conclude, "conclude_results", concluded)
+    monkeypatch.setattr(begin, "begin_calls", begun)
     life = world.worker(wait_for_go=True)
     vars(life.worker.incarnation)["transactions"] = 0
     real = life.worker.incarnation.transaction
@@ -63,7 +65,7 @@ def test_what_returned_is_concluded_and_its_slot_taken_again_by_one_commit(world
         return real(**named)
 
     vars(life.worker.incarnation)["transaction"] = counted
-    life.worker.go()
+    life.worker.begin_work()
     life.quiet()
     assert world.count(Order.status == "paid") == 5
     assert len(concluding) == len(beginning) == 5
@@ -115,7 +117,7 @@ def test_a_life_whose_call_still_runs_in_a_thread_keeps_its_lock_after_the_stop(
     assert world.attempt().worker == first.worker.incarnation.id, "adopted while its call may still land"
     gateway.gate.set()
     until(lambda: gateway.done(1) == 1)
-    until(lambda: not first.worker.incarnation.liveness.held())
+    until(lambda: not first.worker.incarnation.liveness.is_held())
     second.sweep()
     until(lambda: all(one.worker == second.worker.incarnation.id for one in world.attempts()))
     world.forward(3600)
@@ -145,7 +147,7 @@ def test_a_condition_that_cannot_be_asked_at_its_far_end_leaves_the_other_reacti
         life.worker._wake.set()
         return bool(asked)
 
-    vars(lane.query)["places_after"] = broken
+    vars(lane.query)["select_cursors_after"] = broken
     until(was_asked)
     world.orders(3, status="paid")
     until(lambda: world.count(Order.status == "noted") == 3)
@@ -210,11 +212,11 @@ def _questions(url: str, model: Any, *condition: ColumnElement[bool], load: Any 
 def test_one_statement_locks_asks_and_loads_only_where_the_row_alone_is_read(
     postgres_url: str, model: Any, condition: list[Any], alone: bool
 ) -> None:
-    assert _questions(postgres_url, model, *condition).reads_its_row_alone is alone
+    assert _questions(postgres_url, model, *condition).reads_only_own_row is alone
 
 
 def test_what_a_call_wants_loaded_with_its_record_is_read_after_the_lock(postgres_url: str) -> None:
-    assert not _questions(postgres_url, Crate, Crate.status == "new", load=[selectinload(Crate.labels)]).reads_its_row_alone
+    assert not _questions(postgres_url, Crate, Crate.status == "new", load=[selectinload(Crate.labels)]).reads_only_own_row
 
 
 def test_a_record_that_a_handler_read_before_its_lock_is_read_again_under_it(world: World) -> None:
@@ -225,7 +227,7 @@ def test_a_record_that_a_handler_read_before_its_lock_is_read_again_under_it(wor
     def paid(order: Order, outcome: str, session: Session) -> None:
         order.status, order.receipt = "paid", outcome
         session.get(Order, 2)  # unlocked
-        with service(), create_engine(world.engine.url).begin() as other:
+        with outside_of_call(), create_engine(world.engine.url).begin() as other:
             if world.postgres:
                 other.execute(text("update orders set note = 'new', status = 'listed' where id = 2"))
         if not world.postgres:
@@ -337,13 +339,13 @@ def test_a_text_that_is_too_long_for_its_column_is_refused_and_never_cut(postgre
 def test_many_different_values_are_one_statement_for_postgres(postgres_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world = postgres_world
     sent: list[int] = []
-    real = bulk_update._write_arrays
+    real = bulk_update._update_from_arrays
 
     def counted(*arguments: Any) -> Any:
         sent.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(bulk_update, "_write_arrays", counted)
+    monkeypatch.setattr(bulk_update, "_update_from_arrays", counted)
 
     @world.app.on(Order, Order.status == "placed")
     def noted(order: Order) -> None:

@@ -29,7 +29,7 @@ class Books:
     def effect(self, call: str = "charge", record: int = 1, occurrence: str = "1", *, at: float = 0.0, **more: Any) -> str:
         """What was done outside; its id."""
         asked = {"call": call, "key": more.pop("key", f"{call} {record} {occurrence}"), "record": str(record), "occurrence": occurrence}
-        return self.ledger.land(asked | {"pid": more.pop("pid", 1)}, at, at, **more).id
+        return self.ledger.carry_out(asked | {"pid": more.pop("pid", 1)}, at, at, **more).id
 
     def order(self, status: str = "done", number: int = 1, *, gone: bool = False, placed: bool = True, **columns: Any) -> None:
         if placed:

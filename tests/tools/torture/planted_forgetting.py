@@ -14,4 +14,4 @@ def _forget(life: Incarnation, dead: int) -> int:
         return tx.connection.execute(delete(tables.attempt).where(tables.attempt.c.worker == dead)).rowcount
 
 
-setattr(adopt, "_adopt", _forget)  # noqa: B010  # a name that is not public, and is meant to be replaced here alone
+setattr(adopt, "_adopt_attempts_of", _forget)  # noqa: B010  # a name that is not public, and is meant to be replaced here alone

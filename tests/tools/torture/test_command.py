@@ -11,9 +11,9 @@ from random import Random
 import pytest
 from rich.console import Console
 from tools.servers.postgres import ServerError
-from tools.torture.plan import KILLS, Plan, chunk, troubles
+from tools.torture.plan import KILLS, Plan, draw_actions, trouble_intervals
 from tools.torture.run import State
-from tools.torture.said import said
+from tools.torture.said import read_errors
 from tools.torture.table import Show
 
 from groundstate.engine.call.conclude import OR_CONCLUDED
@@ -68,16 +68,16 @@ def test_a_fault_on_one_store_is_the_exit_status_of_both(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
 def test_a_short_run_has_each_trouble_once_at_least_and_the_same_seed_gives_the_same_acts(store: str) -> None:
-    done = chunk(Random(5), 10, store)
-    assert troubles(store).keys() <= set(done)
+    done = draw_actions(Random(5), 10, store)
+    assert trouble_intervals(store).keys() <= set(done)
     assert sum(one in ("kill", "kill two", "kill all", "kill a stopped one") for one in done) == 10
-    assert done == chunk(Random(5), 10, store)
-    assert done != chunk(Random(6), 10, store)
-    assert chunk(Random(5), 400, store).count("deploy") >= 2
+    assert done == draw_actions(Random(5), 10, store)
+    assert done != draw_actions(Random(6), 10, store)
+    assert draw_actions(Random(5), 400, store).count("deploy") >= 2
 
 
 def test_of_a_run_with_some_moves_alone_the_others_are_left_out() -> None:
-    done = chunk(Random(5), 50, "postgres", ("put a copy back", "drain"))
+    done = draw_actions(Random(5), 50, "postgres", ("put a copy back", "drain"))
     assert {"put a copy back", "drain"} <= set(done) <= {"put a copy back", "drain", *KILLS}
     assert sum(one in KILLS for one in done) == 50
 
@@ -91,7 +91,7 @@ def state(*faults: str) -> State:
 
 
 def test_the_report_tells_seed_versions_troubles_policies_and_the_verdict(tmp_path: Path) -> None:
-    report.write(tmp_path / "report.json", [state("Listed: order 1")])
+    report.write_report(tmp_path / "report.json", [state("Listed: order 1")])
     told = json.loads((tmp_path / "report.json").read_text())["torture"][0]
     assert told["verdict"] == "1 faults"
     assert told["faults"] == ["Listed: order 1"]
@@ -104,7 +104,7 @@ def test_the_report_tells_seed_versions_troubles_policies_and_the_verdict(tmp_pa
 
 
 def test_the_report_as_markdown_says_the_same(tmp_path: Path) -> None:
-    report.write(tmp_path / "report.md", [state(), state("Listed: order 1")])
+    report.write_report(tmp_path / "report.md", [state(), state("Listed: order 1")])
     told = (tmp_path / "report.md").read_text()
     assert "### Torture run on sqlite, seed 42: nothing lost, doubled or unlisted" in told
     assert "- FAULT Listed: order 1" in told
@@ -115,15 +115,15 @@ def test_the_report_as_markdown_says_the_same(tmp_path: Path) -> None:
 def test_the_table_is_plain_lines_where_there_is_no_terminal() -> None:
     out = io.StringIO()
     with Show(Console(file=out, width=60)) as show:
-        show.tell(state())
-        show.tell(state())  # a moment later: not said again
+        show.show_progress(state())
+        show.show_progress(state())  # a moment later: not said again
     assert out.getvalue().splitlines() == ["sqlite        9 s  sets up    5 of 5 kills  0 orders  3 effects  3 doubts  0 held  0 faults"]
 
 
 def test_the_table_on_a_terminal_shows_counts_and_faults() -> None:
     out = io.StringIO()
     with Show(Console(file=out, width=160, force_terminal=True, _environ={"TERM": "xterm"})) as show:
-        show.tell(state("Listed: order [1] has no attempt"))
+        show.show_progress(state("Listed: order [1] has no attempt"))
     assert "charge" in out.getvalue()
     assert "in doubt: paid" in out.getvalue()
     assert "Listed: order [1] has no attempt" in out.getvalue()
@@ -147,7 +147,7 @@ KeyError: 5
 
 def test_an_error_of_the_database_is_explained_by_the_troubles_and_any_other_is_not(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(LOG)
-    read = said(tmp_path / "log")
+    read = read_errors(tmp_path / "log")
     assert read.unexplained == {
         "the database went back in time: a worker began # calls": 1,
         "the worker stopped by an error of its own": 1,
@@ -160,7 +160,7 @@ def test_an_error_of_the_database_is_explained_by_the_troubles_and_any_other_is_
 
 def test_that_the_database_went_back_is_explained_where_it_was_put_back(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(LOG)
-    read = said(tmp_path / "log", ["put a copy back"])
+    read = read_errors(tmp_path / "log", ["put a copy back"])
     assert "the database went back in time: a worker began # calls" in read.explained
     assert sum(read.unexplained.values()) == 2
 
@@ -170,12 +170,12 @@ def test_whose_attempts_were_taken_for_deleted_by_hand_is_read_each_once(tmp_pat
     lines = [f"2026-01-01 10:00:0{number},000 9 ERROR paid on orders {record}: {words}" for number, record in enumerate([7, 8, 7])]
     lines.append(lines[0].replace("paid on orders 7", "listed on orders 9").replace(": put back", f"{OR_CONCLUDED}: put back"))
     (tmp_path / "log").write_text("\n".join(lines))
-    assert said(tmp_path / "log", ["delete an attempt"]).put_back == {"paid on 7", "paid on 8"}
+    assert read_errors(tmp_path / "log", ["delete an attempt"]).put_back == {"paid on 7", "paid on 8"}
 
 
 def test_how_many_lines_were_left_out_is_no_fault(tmp_path: Path) -> None:
-    line = "mailed: 3 more attempts are held since then, of which no line tells"
+    line = "mailed: 3 more attempts are held since then, for which no line was written"
     (tmp_path / "log").write_text(f"2026-07-06 12:30:11,423 7 ERROR groundstate: {line}\n")
-    read = said(tmp_path / "log")
+    read = read_errors(tmp_path / "log")
     assert not read.unexplained
     assert sum(read.explained.values()) == 1

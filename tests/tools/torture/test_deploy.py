@@ -20,4 +20,4 @@ def test_what_a_command_waits_for_can_come_while_it_runs(tmp_path: Path, monkeyp
     judge: Any = None
     deploys = Deploys({**os.environ, "ROOM": str(room)}, judge)
     deploys.meanwhile = room.touch
-    assert deploys.trust()
+    assert deploys.run_trust()

@@ -33,7 +33,7 @@ def test_a_limit_on_files_makes_a_disk_full_for_one_process_and_lets_it_write_ag
         said = []
         for act in (disk.free, lambda: disk.fill(0), disk.free):
             act()
-            disk.limit([writer.pid])
+            disk.apply_limit([writer.pid])
             writer.stdin.write("now\n")
             writer.stdin.flush()
             said.append(writer.stdout.readline().strip())
@@ -45,10 +45,10 @@ def test_a_tmpfs_of_its_own_is_full_and_free_again_and_nobody_else_sees_it(tmp_p
     script = """
         import sys
         from pathlib import Path
-        from tools.torture.disk import disk_in, unmount
+        from tools.torture.disk import create_disk, unmount_tmpfs
 
         folder = Path(sys.argv[1])
-        disk = disk_in(folder, 2, by_limit=True)
+        disk = create_disk(folder, 2, by_limit=True)
         print(disk.name)
         for number, act in enumerate((disk.free, lambda: disk.fill(0), disk.free)):
             act()
@@ -57,7 +57,7 @@ def test_a_tmpfs_of_its_own_is_full_and_free_again_and_nobody_else_sees_it(tmp_p
                 print("written")
             except OSError as error:
                 print(error.strerror)
-        unmount(folder)
+        unmount_tmpfs(folder)
         """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=HANG_S, check=False

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from tools.servers.postgres import ServerError
 from tools.torture.copies import DataCopy, FolderCopy
 from tools.torture.disk import BALLAST
-from tools.torture.enemy import Enemy
+from tools.torture.enemy import Intruder
 from tools.torture.excuses import Erased
 from tools.torture.orders import Orders
 from tools.torture.person import BOOKED
@@ -24,8 +24,8 @@ from groundstate.store import tables
 from tests.tools.torture.books import Books
 
 
-def enemy(books: Books, store: str = "sqlite") -> Enemy:
-    return Enemy(cast("Place", SimpleNamespace(engine=books.engine, store=store)), books.judge, Random(1))
+def enemy(books: Books, store: str = "sqlite") -> Intruder:
+    return Intruder(cast("Place", SimpleNamespace(engine=books.engine, store=store)), books.judge, Random(1))
 
 
 def test_an_enemy_deletes_an_attempt_whose_call_is_in_the_air_and_the_judge_knows_whose_it_was(books: Books) -> None:
@@ -34,7 +34,7 @@ def test_an_enemy_deletes_an_attempt_whose_call_is_in_the_air_and_the_judge_know
     books.attempt("begun", call=77)
     books.attempt("doubt", record=2)
     assert enemy(books).delete_attempt() == "attempts deleted while their call was in the air"
-    assert [one.record for one in books.judge.books.attempts()] == ["2"]
+    assert [one.record for one in books.judge.books.read_attempts()] == ["2"]
     assert books.judge.excuses.erased == {("charge", "1", "1"): Erased({8})}
     assert books.judge.faults == []
 
@@ -44,7 +44,7 @@ def test_a_delete_that_says_nothing_and_is_let_through_on_postgresql_is_named(bo
     books.life(pid=8)
     books.attempt("begun")
     one = enemy(books, "postgres")
-    monkeypatch.setattr(one, "_within", lambda _act: 1)
+    monkeypatch.setattr(one, "_run_in_transaction", lambda _act: 1)
     assert one.delete_attempt() == "attempts deleted while their call was in the air"
     assert books.named == {"Guarded"}
 
@@ -57,7 +57,7 @@ def test_a_delete_that_is_refused_on_postgresql_is_counted_and_excuses_nothing(b
     def refuse(_act: object) -> int:
         raise OperationalError("DELETE", {}, Exception("refused"))
 
-    monkeypatch.setattr(one, "_within", refuse)
+    monkeypatch.setattr(one, "_run_in_transaction", refuse)
     assert one.delete_attempt() == "attempts whose DELETE was refused"
     assert books.judge.excuses.erased == {}
     assert books.judge.checks["Guarded"] == 1
@@ -67,7 +67,7 @@ def test_an_enemy_moves_the_term_of_an_order_whose_insurance_is_open(books: Book
     books.order("labelled", insured_term=0)
     books.attempt("doubt", reaction="insured")
     assert enemy(books).move_occurrence() == "occurrences moved while their call was open"
-    assert books.judge.books.orders()[1].term == 2
+    assert books.judge.books.read_orders()[1].term == 2
     assert books.judge.moved == {"1"}
 
 
@@ -86,13 +86,13 @@ def test_a_folder_is_put_back_with_all_that_lay_in_it_and_nothing_else(tmp_path:
         connection.execute(text("CREATE TABLE one (id INTEGER)"))
     (folder / "one.db-groundstate-witness-1").write_bytes(b"12")
     (folder / BALLAST).write_bytes(b"x" * 100)
-    copy.take()
+    copy.take_copy()
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO one VALUES (1)"))
     (folder / "one.db-groundstate-witness-1").unlink()
     (folder / "one.db-groundstate-witness-2").touch()
     (folder / BALLAST).unlink()
-    copy.put_back()
+    copy.restore()
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM one")).scalar_one() == 0
     assert [path.name for path in sorted(folder.iterdir())] == ["one.db", "one.db-groundstate-witness-1"]
@@ -111,11 +111,11 @@ def test_rows_are_put_back_into_the_same_tables_of_a_postgresql(postgres_url: st
     with engine.begin() as connection:
         connection.execute(insert, {"id": 1, "r": None})
         before = connection.execute(oid).scalar_one()
-    copy.take()
+    copy.take_copy()
     with engine.begin() as connection:
         connection.execute(insert, {"id": 2, "r": "new"})
         connection.execute(text("UPDATE orders SET receipt = 'new'"))
-    copy.put_back()
+    copy.restore()
     with engine.connect() as connection:
         assert connection.execute(text("SELECT id, status, receipt FROM orders")).all() == [(1, "a\tb", None)]
         assert connection.execute(oid).scalar_one() == before
@@ -124,14 +124,14 @@ def test_rows_are_put_back_into_the_same_tables_of_a_postgresql(postgres_url: st
 
 def test_no_order_comes_in_while_the_shop_is_closed_and_no_number_is_given_twice(books: Books) -> None:
     orders = Orders(books.engine, Random(3), 1000, 0, 0, books.judge.placed)
-    with orders.coming_in():
+    with orders.placing_orders():
         while not orders.placed:
             pass
-        with orders.closed():
+        with orders.paused():
             highest = orders.placed[-1]
             books.run("DELETE FROM orders")
             orders.placed.clear()
-            assert list(books.judge.books.orders()) == []
+            assert list(books.judge.books.read_orders()) == []
         while not orders.placed:
             pass
     assert min(orders.placed) == highest + 1
@@ -147,7 +147,7 @@ def test_a_person_writes_an_outcome_into_an_order_that_lacks_it_and_into_no_othe
     for outcome in ("first", "second"):
         with books.engine.begin() as connection:
             connection.execute(text(BOOKED[reaction]), given | {"outcome": outcome})
-    orders = books.judge.books.orders()
+    orders = books.judge.books.read_orders()
     columns = {"insured": "policy", "labelled": "label", "stickered": "label", "mailed": "mailed", "thanked": "thanked"}
     assert getattr(orders[1], columns[reaction]) == "first"
     assert getattr(orders[2], columns[reaction]) is None
@@ -172,7 +172,7 @@ class Cramped:
 def test_a_server_that_was_killed_on_a_full_disk_is_given_room_to_recover(books: Books) -> None:
     cramped: Any = Cramped()
     place = Place("postgres", "", "", "", cramped, books.engine, Random(1), cast("DataCopy", None), cramped)
-    place.recover()
+    place.wait_for_recovery()
     assert cramped.running
     assert place.done["PostgreSQL had no room to start"] == 1
 
@@ -180,4 +180,4 @@ def test_a_server_that_was_killed_on_a_full_disk_is_given_room_to_recover(books:
 def test_a_server_that_does_not_start_for_another_reason_ends_the_run(books: Books) -> None:
     cramped: Any = Cramped()
     with pytest.raises(ServerError):
-        Place("postgres", "", "", "", None, books.engine, Random(1), cast("DataCopy", None), cramped).recover()
+        Place("postgres", "", "", "", None, books.engine, Random(1), cast("DataCopy", None), cramped).wait_for_recovery()

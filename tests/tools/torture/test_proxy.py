@@ -16,7 +16,7 @@ SENT = bytes(range(256)) * 40
 async def _heard_through(commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, list[str]]:
     """What a client receives of SENT through the proxy, and what the proxy said."""
     said: list[str] = []
-    monkeypatch.setattr(proxying, "_say", said.append)
+    monkeypatch.setattr(proxying, "_print_line", said.append)
     joined, ready = asyncio.Event(), asyncio.Event()
 
     async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,11 +28,11 @@ async def _heard_through(commands: list[list[str]], monkeypatch: pytest.MonkeyPa
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     proxy = Proxy(server.sockets[0].getsockname()[1], Random(3))
-    before = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)
+    before = await asyncio.start_server(proxy.forward_connection, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", before.sockets[0].getsockname()[1])
     await joined.wait()
     for words in commands:
-        proxy.obey(words)
+        proxy.execute_command(words)
     ready.set()
     heard = b""
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.torture.plan import troubles
+from tools.torture.plan import trouble_intervals
 
 from tests.patience import LONG_RUN_S
 
@@ -37,7 +37,7 @@ def test_nothing_is_lost_doubled_or_unlisted_whatever_is_done_to_the_workers_and
     assert report["looked at"]["Listed"] > 50
     assert report["orders"]["placed"] >= 24
     assert all(row["effects"] > 0 for row in report["calls"].values()), report["calls"]
-    possible = {name for name in troubles(store) if name != "fill the disk" or report["disk made full by"] != "not possible here"}
+    possible = {name for name in trouble_intervals(store) if name != "fill the disk" or report["disk made full by"] != "not possible here"}
     assert possible <= report["troubles"].keys()
     assert report["looked at"]["OtherRounds"] > 10
     assert report["troubles"]["trusted after a copy was put back"] == 1

@@ -1,538 +1,639 @@
-"""Runs the call turns of one worker: keeps its calls in flight, the results that came back, and the freed slots. executor.py makes the
-calls.
+"""Runs the call turns of one worker, and keeps track of its calls in flight, of their results, and of the slots (shares of a limit) that
+ended calls free. executor.py makes the calls.
 
-A turn is one transaction: it concludes all results that came back, then begins calls into the freed slots. The next turn starts after its
-commit.
+A turn is one transaction: it applies (concludes) all results that have arrived, then begins new calls in the freed slots. The next turn
+starts after its commit. If calls are short and all slots are used, a turn only begins calls, and the next turn concludes the results: a
+slot is then unused for the shorter of two transactions.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
+from groundstate.clock import Clock
 from groundstate.engine.call import begin, conclude
 from groundstate.engine.call.dispatch import Dispatch, QueueTrouble
 from groundstate.engine.call.executor import CallExecutor
 from groundstate.engine.call.failed_calls import FailedCalls
 from groundstate.engine.call.kept_outcomes import LockedResultsLog
-from groundstate.engine.call.limiter import Limits, place_of, places_of
+from groundstate.engine.call.limiter import Limits, tenant_and_service_scopes, tenant_scope
 from groundstate.engine.call.semaphore import LimitedScope
 from groundstate.engine.handle import close_without_call
-from groundstate.engine.handle.apply_outcome import Some, SomeHandlerFailed, everyone, nobody
+from groundstate.engine.handle.apply_outcome import AttemptFilter, SomeHandlerFailed, match_every_attempt, match_no_attempt
 from groundstate.engine.handle.run_handler import Work
 from groundstate.engine.rows import attempts
-from groundstate.engine.rows.attempt_log import named
+from groundstate.engine.rows.attempt_log import name_record
 from groundstate.engine.rows.attempts import Identity
-from groundstate.engine.rows.in_flight import CallResult, FoundAbsent, InFlightCall, Returned, Unclear, clocks
+from groundstate.engine.rows.in_flight import CallResult, FoundAbsent, InFlightCall, Returned, Unclear, read_clocks, seconds_since_clocks
 from groundstate.engine.sql import db_errors, related_rows
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.sql.db_errors import LostUpdate, Row
-from groundstate.engine.sql.record_cycles import Watch
-from groundstate.engine.sql.safe_text import describe, let_through
+from groundstate.engine.sql.db_errors import LostUpdate, RelatedRow
+from groundstate.engine.sql.record_cycles import TracedTransaction
+from groundstate.engine.sql.safe_text import describe_exception, reraise_keyboard_interrupt
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.engine.watch import locked_tables, missing_columns, raising_conditions, slow_conditions
 from groundstate.engine.watch.trace_hooks import Committed
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone
+from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
 from groundstate.rules.attempt import State
+from groundstate.rules.median_cost import UsualDuration
 from groundstate.store.tables import attempt as table
 from groundstate.values.errors import WentBackError
 
 log = logging.getLogger("groundstate")
 
 
-class CallTurns:
-    """Runs the call turns of one worker. `_say` may be called from any thread; every other method by the transactions' thread only."""
+MakeCaller = Callable[[Callable[[Sequence[CallResult]], None], Callable[[int], bool], Clock], CallExecutor]
 
-    def __init__(self, worker_state: WorkerState, wake: Callable[[], None]) -> None:
+
+class CallTurns:
+    """Runs the call turns of one worker. `_receive_results` may be called from any thread; every other method only from the thread that
+    runs transactions.
+    """
+
+    def __init__(self, worker_state: WorkerState, wake: Callable[[], None], make_caller: MakeCaller = CallExecutor) -> None:
         self._worker_state = worker_state
         self._wake = wake
         self._inbox: deque[CallResult] = deque()
-        self._words: list[CallResult] = []  # results taken from the inbox, not yet concluded
-        self._carried_out: list[tuple[ConditionQuery, Sequence[Work], Watch | None]] = []  # handlers that the open transaction ran
-        self._tried: set[int] = set()  # calls whose results are part of a commit that is not known to have landed
-        self._removing: set[int] = set()  # those of `_tried` whose attempts that commit deletes
-        self._removed: dict[int, None] = {}  # calls whose attempts were deleted by a commit that was answered
-        self._unanswered: dict[int, None] = {}  # calls whose begin's COMMIT was not answered (yet): none of them was sent
+        self._results: list[CallResult] = []  # results taken from the inbox that are not concluded yet
+        # Handlers that ran in the open transaction, with their conditions and their trace.
+        self._carried_out: list[tuple[ConditionQuery, Sequence[Work], TracedTransaction | None]] = []
+        self._tried: set[int] = set()  # numbers of calls whose results are in a commit that may or may not have succeeded
+        self._removing: set[int] = set()  # numbers of calls in `_tried` whose attempts that commit deletes
+        self._removed: dict[int, None] = {}  # numbers of calls whose attempts were deleted by a commit that surely succeeded
+        # numbers of calls that were not sent, because nobody knows whether the transaction that began them was committed
+        self._unanswered: dict[int, None] = {}
         self._flying: dict[tuple[int, bool], InFlightCall] = {}
-        self._said: dict[Identity, Any] = {}  # outcomes concluded lately under same_key(): a call that was given up may return the same one
+        # Outcomes concluded lately under the policy `same_key`: a call that timed out but goes on may return an equal outcome.
+        self._recent_outcomes: dict[Identity, Any] = {}
         self._locked_s = LOCKED_S
-        self._met_locked: list[CallResult] = []  # results whose records the open transaction found locked
-        self._doubts: list[CallResult] = []  # results by which the open transaction puts attempts in doubt
-        self._unasked: list[tuple[CallResult, str]] = []  # outcomes for whose records the condition raised in it, with the reasons
+        self._met_locked: list[CallResult] = []  # results skipped by the open transaction, since others had locked their records
+        self._doubts: list[CallResult] = []  # results for which the open transaction puts attempts in doubt
+        self._unasked: list[tuple[CallResult, str]] = []  # pairs (result, error): the condition raised the error for the result's record
         self._kept = LockedResultsLog(worker_state)
-        self._let_go = False  # whether results were left for the next turn, since handlers before them took long
-        self._first_word: float | None = None  # monotonic time at which the first of the results in `_words` came
-        self.left_in_doubt: set[int] = set()  # calls whose outcome is unknown at the end of a drain
+        self._let_go = False  # whether some results were left for the next turn, which then follows at once
+        self._nothing_left = False  # whether the last turn that concluded results concluded all of them
+        self._call_duration = UsualDuration()  # seconds from when a call is begun until its result arrives
+        self._turn_duration = UsualDuration()  # seconds for concluding results and beginning calls, in one transaction or in two
+        self._begin_only_s = 0.0  # seconds that the turn before took if it only began calls; otherwise 0
+        self._first_result_at: float | None = None  # monotonic seconds at which `_results` got its first; None once a turn takes it
+        self.left_in_doubt: set[int] = set()  # numbers of calls whose outcome is unknown when a stopping worker ends
         self.limits = Limits(worker_state)
         self._failed = FailedCalls(worker_state.incarnation.shorten, worker_state.incarnation.lines)
-        self._dispatch = Dispatch(worker_state, self.limits, self._flying, self._in_air)
-        self.caller = CallExecutor(self._say, self._may_call)
+        self._dispatch = Dispatch(worker_state, self.limits, self._flying, self._identities_in_flight)
+        self.caller = make_caller(self._receive_results, self._may_incarnation_send, worker_state.clock)
         self.caller.watched = worker_state.watched
 
-    def _say(self, words: Sequence[CallResult]) -> None:
-        self._inbox.extend(words)
+    def _receive_results(self, results: Sequence[CallResult]) -> None:
+        self._inbox.extend(results)
         self._wake()
 
-    def _may_call(self, incarnation: int) -> bool:
-        """Return whether this incarnation still holds its lock, by a flag that the liveness check keeps in
-        memory: no call costs a query.
+    def _may_incarnation_send(self, incarnation: int) -> bool:
+        """Return whether this incarnation still holds its lock, so that its calls may be sent. The liveness check keeps the answer in
+        memory, so that a call costs no query.
         """
         return self._worker_state.incarnation.sound and self._worker_state.incarnation.id == incarnation
 
     # ---- state that the worker loop reads ----------------------------------------------------------------------------------------
     @property
-    def quiet(self) -> bool:
-        return not (self._in_hand or self.limits.awaited)
+    def is_idle(self) -> bool:
+        return not (self._has_calls_or_results or self.limits.may_skipped_queue_go_on)
 
     @property
-    def _in_hand(self) -> bool:
-        return bool(self._flying or self._words or self._inbox)
+    def _has_calls_or_results(self) -> bool:
+        return bool(self._flying or self._results or self._inbox)
 
     @property
-    def calls_in_air(self) -> int:
-        return self._dispatch.calls_in_air
+    def number_of_calls_in_flight(self) -> int:
+        return self._dispatch.number_of_calls_in_flight
 
     @property
-    def suspect_in_air(self) -> bool:
-        return self._dispatch.suspect_in_air
+    def is_suspect_in_flight(self) -> bool:
+        return self._dispatch.is_suspect_in_flight
 
-    def has_room(self, queue: WorkQueue, now: float) -> bool:
-        return self._dispatch.room(queue, now) > 0
+    def has_room_for_call(self, queue: WorkQueue, now: float) -> bool:
+        return self._dispatch.room_for_calls(queue, now) > 0
 
-    def wait_s(self, now: float) -> float | None:
-        """Return for how many seconds there is nothing to do for calls; None where only a new result or hint can end the wait."""
-        if self._let_go or (self._inbox and self._first_word is None):
+    def seconds_to_wait(self, now: float) -> float | None:
+        """Return for how many seconds no call has to be begun or concluded; None if only a new result or hint can end that time."""
+        if self._let_go or (self._inbox and self._first_result_at is None):
             return 0.0
-        if self._words:
-            return self._locked_s if self._first_word is None else max(self._first_word + LINGER_S - now, 0.0)
-        times = self.limits.times(now)
+        if self._results:
+            return self._locked_s if self._first_result_at is None else max(self._first_result_at + LINGER_S - now, 0.0)
+        times = self.limits.wake_times(now)
         times += [in_flight.ends_s for in_flight in self._flying.values() if in_flight.ends_s is not None and not in_flight.given_up]
         return max(min(times) - now, 0.0) if times else None
 
     # ---- one call turn -----------------------------------------------------------------------------------------------------------
-    def turn(self) -> None:
-        """Conclude the results that came back and begin new calls, in one transaction."""
+    def run_turn(self) -> None:
+        """Conclude the results that have arrived and begin new calls, in one transaction."""
         self._drain_result_inbox()
         self._let_go = False
         worker_state = self._worker_state
         queues = [queue for queue in worker_state.queues if queue.query.spec.call is not None]
-        now = time.monotonic()
-        self.limits.turn(now)
+        now = self._worker_state.clock.monotonic()
+        self.limits.prepare_turn(now)
         stuck = {queue.query for queue in queues if queue.not_before > now}
-        words = [word for word in self._words if word.in_flight.query not in stuck]  # each stays in `_words` until `_concluded` removes it
-        freed = self._freed_by(words)
-        wanting = [] if worker_state.stopping is not None else self._wanting(queues, now, freed)
-        if not words and not wanting:
-            self._first_word = None
+        # A result stays in `_results` until it is concluded.
+        results = [result for result in self._results if result.in_flight.query not in stuck]
+        freed = self._slots_freed_by(results)
+        wanting = [] if worker_state.stopping is not None else self._queues_that_may_begin(queues, now, freed)
+        if not results and not wanting:
+            self._first_result_at = None
             return
-        if self._lingers(now):
+        if self._waits_for_more_results(now):
             return
-        clock = clocks()
-        started = time.monotonic()
-        told, came = worker_state.watched.transaction(words), Committed()
+        begin_only = self._begins_before_concluding(results, wanting, freed, now)
+        self._nothing_left = False
+        if begin_only:
+            results, self._let_go = [], True
+        started = self._worker_state.clock.monotonic()
+        told, came = worker_state.watched.transaction(results), Committed()
         try:
-            with worker_state.incarnation.air.landing(), worker_state.incarnation.transaction() as tx:
-                done = self._conclude_all(tx, words, one_by_one=nobody)
-                self._tried |= {word.in_flight.call for word in done}
-                worker_state.incarnation.air.lands(word.in_flight.subject for word in done if self._ends(word))
-                self.limits.open(tx, self._freed_by(done))
-                begun = self._dispatch.begin_all(tx, worker_state.in_turn(wanting), clock)
-                self._unanswered.update((in_flight.call, None) for in_flight in begun.in_flights if not in_flight.is_lookup)
+            done, begun = self._commit_turn(results, wanting, freed if begin_only else None)
         except (SomeHandlerFailed, LostUpdate) as failed:
-            self._conclude_again(words, failed)
+            self._conclude_after_failure(results, failed)
         except QueueTrouble as error:
-            cause = error.__cause__
-            if (
-                slow_conditions.move_aside_if_cut(error.queue, cause)
-                or missing_columns.wait_if_schema_misfit(worker_state, error.queue, cause)
-                or raising_conditions.search_if_condition_raised(worker_state, error.queue, cause)
-            ):
-                return  # the next turn, without this queue, follows at once
-            postpone(error.queue)
-            log.exception(
-                "%s could not be begun, tried again", error.queue.name, extra={"event": "begin_failed", "reaction": error.queue.name}
-            )
+            self._exclude_queue_for_a_while(error)
         except Exception as error:
-            if (
-                isinstance(error, DBAPIError)
-                and db_errors.locked(error)
-                and locked_tables.are_barred(worker_state, self._concerned(words, wanting))
-            ):
-                return  # results for the locked tables wait; the next turn concludes the others
-            if db_errors.transient(error) or isinstance(error, WentBackError) or not words:
-                raise
-            self._conclude_apart(words)
+            self._conclude_after_error(error, results, wanting)
         else:
             came = Committed(len(done), len(begun.in_flights))
-            self._concluded(done)
-            self._send(begun)
-            worker_state.stay_out(time.monotonic() - started)
+            if not begin_only:
+                self._forget_concluded_results(done)
+                self._nothing_left = not self._results
+            self._send_begun_calls(begun)
+            self._note_turn_duration(self._worker_state.clock.monotonic() - started, begin_only=begin_only)
+            worker_state.sleep_for_other_writers(self._worker_state.clock.monotonic() - started)
         finally:
             for call in list(self._unanswered)[:-UNANSWERED_MOST]:
                 del self._unanswered[call]
-            self.limits.close()
+            self.limits.end_transaction()
             worker_state.incarnation.at_work = None
             told(came)
 
-    def _wanting(self, queues: Sequence[WorkQueue], now: float, freed: Counter[LimitedScope]) -> list[WorkQueue]:
+    def _commit_turn(
+        self, results: Sequence[CallResult], wanting: Sequence[WorkQueue], freed: Counter[LimitedScope] | None
+    ) -> tuple[list[CallResult], begin.Begun]:
+        """Commit the transaction of one turn. Return a pair: the results that it concluded, and what it began.
+
+        freed: by service or tenant, the slots in which it may begin calls; None: the slots freed by the results that it concludes.
+        """
+        worker_state = self._worker_state
+        clock = read_clocks(worker_state.clock)
+        with worker_state.incarnation.air.concluding_transaction(), worker_state.incarnation.transaction() as tx:
+            done = self._conclude_results(tx, results, one_by_one=match_no_attempt)
+            self._tried |= {result.in_flight.call for result in done}
+            worker_state.incarnation.air.note_concluded(result.in_flight.spec_and_record for result in done if self._ends_call(result))
+            self.limits.begin_transaction(tx, self._slots_freed_by(done) if freed is None else freed)
+            begun = self._dispatch.begin_calls(tx, worker_state.rotate_queues(list(wanting)), clock)
+            self._unanswered.update((in_flight.call, None) for in_flight in begun.in_flights if not in_flight.is_lookup)
+        return done, begun
+
+    def _exclude_queue_for_a_while(self, error: QueueTrouble) -> None:
+        """Keep the work queue whose calls could not be begun out of the next turns. The next turn, for the other queues, follows at
+        once.
+        """
+        cause = error.__cause__
+        if (
+            slow_conditions.move_aside_if_cut(error.queue, cause)
+            or missing_columns.wait_if_schema_misfit(self._worker_state, error.queue, cause)
+            or raising_conditions.search_if_condition_raised(self._worker_state, error.queue, cause)
+        ):
+            return
+        postpone_queue(error.queue)
+        log.error(
+            "%s: its calls could not be begun, and are tried again",
+            error.queue.name,
+            exc_info=error,
+            extra={"event": "begin_failed", "reaction": error.queue.name},
+        )
+
+    def _conclude_after_error(self, error: Exception, results: Sequence[CallResult], wanting: Sequence[WorkQueue]) -> None:
+        """Conclude these results, without beginning calls, after an error in their turn. Raises the error if the cause is a transient error
+        or a lost commit of the database, or if there are no results.
+        """
+        if (
+            isinstance(error, DBAPIError)
+            and db_errors.is_lock_timeout(error)
+            and locked_tables.bar_queues_on_locked_tables(self._worker_state, self._queues_in_turn(results, wanting))
+        ):
+            return  # the next turn concludes the results that concern no locked table
+        if db_errors.is_transient(error) or isinstance(error, WentBackError) or not results:
+            raise error
+        self._conclude_with_failing_apart(results)
+
+    def _begins_before_concluding(
+        self, results: Sequence[CallResult], wanting: Sequence[WorkQueue], freed: Counter[LimitedScope], now: float
+    ) -> bool:
+        """Return whether this turn only begins calls, in the slots of the calls that have ended, and leaves their results to the next turn.
+
+        It pays only if all slots are used and calls are short, since unused slots then cost much, and if calls last longer than a turn,
+        since a second transaction costs a turn. Results that an earlier turn could not conclude come first: otherwise more and more of them
+        would be kept in memory.
+        """
+        if not (self._nothing_left and results and freed) or self._worker_state.stopping is not None:
+            return False
+        turn_s = self._turn_duration.seconds
+        return (
+            turn_s > 0
+            and FEWEST_TURNS * turn_s <= self._call_duration.seconds <= MOST_TURNS * turn_s
+            and all(isinstance(result, Returned) for result in results)
+            and all(
+                queue.query.spec.prepare is None and queue.query.spec.in_order is None and not self.has_room_for_call(queue, now)
+                for queue in wanting
+            )
+        )
+
+    def _note_turn_duration(self, seconds: float, *, begin_only: bool) -> None:
+        if begin_only:
+            self._begin_only_s = seconds
+        else:
+            self._turn_duration.record(seconds + self._begin_only_s)
+            self._begin_only_s = 0.0
+
+    def _queues_that_may_begin(self, queues: Sequence[WorkQueue], now: float, freed: Counter[LimitedScope]) -> list[WorkQueue]:
         alone = self._worker_state.alone
         if alone is not None:
-            return [] if self.calls_in_air else [queue for queue in queues if queue.name == alone.reaction]
+            return [] if self.number_of_calls_in_flight else [queue for queue in queues if queue.name == alone.reaction]
         return [
             queue
             for queue in queues
-            if queue.wants
+            if queue.has_work
             and queue.not_before <= now
-            and ((queue.due and not queue.seen_full) or self._dispatch.room(queue, now, freed) > 0)
+            and ((queue.due and not queue.seen_full) or self._dispatch.room_for_calls(queue, now, freed) > 0)
         ]
 
-    def _concerned(self, words: Sequence[CallResult], wanting: Sequence[WorkQueue]) -> list[WorkQueue]:
-        return list(dict.fromkeys([*(self._worker_state.queue(word.in_flight.query.spec.name) for word in words), *wanting]))
+    def _queues_in_turn(self, results: Sequence[CallResult], wanting: Sequence[WorkQueue]) -> list[WorkQueue]:
+        return list(dict.fromkeys([*(self._worker_state.queue_named(result.in_flight.query.spec.name) for result in results), *wanting]))
 
-    def _lingers(self, now: float) -> bool:
-        """Return whether so few of the calls in flight have come back, and so recently, that one commit for
-        more of them is worth the wait.
+    def _waits_for_more_results(self, now: float) -> bool:
+        """Return whether to wait for more results before concluding. It is worth it if only few of the calls in flight have returned, and
+        only just now: one commit is then made for more of them.
         """
-        if not self._words:
-            self._first_word = None
+        if not self._results:
+            self._first_result_at = None
             return False
-        if self._first_word is None:
-            self._first_word = now
-        late = now - self._first_word >= LINGER_S
-        if late or len(self._words) * LINGER_SHARE >= len(self._flying) or self._worker_state.stopping is not None:
-            self._first_word = None
+        if self._first_result_at is None:
+            self._first_result_at = now
+        late = now - self._first_result_at >= LINGER_S
+        if late or len(self._results) * LINGER_SHARE >= len(self._flying) or self._worker_state.stopping is not None:
+            self._first_result_at = None
             return False
         return True
 
     def _drain_result_inbox(self) -> None:
-        now = time.monotonic()
+        now = self._worker_state.clock.monotonic()
         while self._inbox:
-            word = self._inbox.popleft()
-            self._worker_state.tally.heard(word)
-            self._words.append(word)
-            word.in_flight.answered = True
+            result = self._inbox.popleft()
+            self._worker_state.tally.count_ended(result)
+            if isinstance(result, Returned):
+                self._call_duration.record(seconds_since_clocks(result.in_flight.begun, self._worker_state.clock))
+            self._results.append(result)
+            result.in_flight.answered = True
         for in_flight in list(self._flying.values()):
             if in_flight.ends_s is not None and now > in_flight.ends_s and not (in_flight.given_up or in_flight.answered):
                 in_flight.given_up = True
-                self.limits.hangs(in_flight)
+                self.limits.count_hanging_call(in_flight)
                 error = f"timed out after {in_flight.timeout.total_seconds():g} s, and still runs"
-                self._failed.hangs(in_flight, error, now)
+                self._failed.log_hanging_call(in_flight, error, now)
                 hung = Unclear(in_flight, error, running=True)
-                self._worker_state.tally.heard(hung)
-                self._words.append(hung)
+                self._worker_state.tally.count_ended(hung)
+                self._results.append(hung)
 
     # ---- concluding results --------------------------------------------------------------------------------------------------------
-    def _conclude_all(
-        self, tx: Transaction, words: Sequence[CallResult], *, one_by_one: Some, refused: str | None = None
+    def _conclude_results(
+        self, tx: Transaction, results: Sequence[CallResult], *, one_by_one: AttemptFilter, refused: str | None = None
     ) -> list[CallResult]:
         done: list[CallResult] = []
         self._carried_out, self._met_locked, self._doubts, self._unasked = [], [], [], []
-        until_s = time.monotonic() + self._worker_state.hold_s
-        for query, some in _by_question(words).items():
+        until_s = self._worker_state.clock.monotonic() + self._worker_state.target_hold_s
+        for query, some in _group_by_query(results).items():
             self._worker_state.incarnation.at_work = query.spec.name
-            result = conclude.conclude(
+            written = conclude.conclude_results(
                 self._worker_state.incarnation, tx, query, some,
-                one_by_one=one_by_one, was_ours=self._concluded_by_us_before, refused=refused, until_s=until_s,
-                waits=self._worker_state.stopping is None,
+                one_by_one=one_by_one, was_concluded_by_us=self._was_concluded_by_us, refused=refused, until_s=until_s,
+                may_wait=self._worker_state.stopping is None,
             )  # fmt: skip
-            done += result.done
-            self._let_go |= bool(result.let_go)
-            self._met_locked += result.locked
-            self._unasked += result.unasked
-            self._doubts += result.doubts
-            self._removing |= result.removed
-            self._carried_out.append((query, result.works, result.watch))
+            done += written.done
+            self._let_go |= bool(written.let_go)
+            self._met_locked += written.locked
+            self._unasked += written.unasked
+            self._doubts += written.doubts
+            self._removing |= written.removed
+            self._carried_out.append((query, written.works, written.watch))
         return done
 
-    def _concluded_by_us_before(self, word: CallResult) -> bool:
-        """Return whether we deleted a missing attempt ourselves: a commit of this result may have landed (it was tried, and the lock was
-        never lost), an earlier result of the call deleted it, or the same outcome was concluded under the same key.
+    def _was_concluded_by_us(self, result: CallResult) -> bool:
+        """Return whether this worker may itself have deleted the attempt of this result, which is missing. It may if an earlier commit with
+        this result may have succeeded (and the lock was never lost), if an earlier result of this call deleted the attempt, or if an equal
+        outcome was concluded under its idempotency key.
         """
         incarnation = self._worker_state.incarnation
-        if isinstance(word, Returned) and word.in_flight.identity in self._said and _equal(self._said[word.in_flight.identity], word.value):
+        if (
+            isinstance(result, Returned)
+            and result.in_flight.identity in self._recent_outcomes
+            and _are_equal(self._recent_outcomes[result.in_flight.identity], result.value)
+        ):
             log.info(
-                "%s: the outcome that was concluded came once more",
-                named(incarnation, *word.in_flight.identity[1:3]),
-                extra={"event": "outcome_repeated", "reaction": word.in_flight.identity[1], "record": word.in_flight.identity[2]},
+                "%s: an outcome that was concluded already came once more, and is ignored",
+                name_record(incarnation, *result.in_flight.identity[1:3]),
+                extra={"event": "outcome_repeated", "reaction": result.in_flight.identity[1], "record": result.in_flight.identity[2]},
             )
             return True
-        if word.in_flight.call in self._removed:
+        if result.in_flight.call in self._removed:
             return True
-        return word.in_flight.call in self._tried and incarnation.id == word.in_flight.incarnation and incarnation.sound
+        return result.in_flight.call in self._tried and incarnation.id == result.in_flight.incarnation and incarnation.sound
 
-    def _conclude_apart(self, words: Sequence[CallResult], failed: SomeHandlerFailed | None = None) -> None:
-        """Conclude with a savepoint for each failing record, or for every record where it is unknown which ones fail. Where even the commit
-        fails, each result gets its own transaction. What is not concluded stays in `_words`.
+    def _conclude_with_failing_apart(self, results: Sequence[CallResult], failed: SomeHandlerFailed | None = None) -> None:
+        """Conclude the results, with a savepoint for each record whose handler fails, or for every record if nobody knows which ones fail.
+        If even the commit fails, each result gets its own transaction. Results that are not concluded stay in `_results`.
         """
-        for query, some in _by_question(words).items():
+        for query, some in _group_by_query(results).items():
             try:
-                if failed is None or not self._conclude_by_culprits(query, some, failed):
-                    self._conclude_in_one(some, one_by_one=everyone)
+                if failed is None or not self._conclude_with_known_failing_apart(query, some, failed):
+                    self._conclude_in_one_transaction(some, one_by_one=match_every_attempt)
             except Exception as error:
-                if db_errors.transient(error):
+                if db_errors.is_transient(error):
                     raise
-                self._conclude_each(query, some)
+                self._conclude_in_own_transactions(query, some)
 
-    def _conclude_by_culprits(self, query: ConditionQuery, words: Sequence[CallResult], failed: SomeHandlerFailed) -> bool:
-        """Conclude in one transaction, with a savepoint for each failing record only. Return False, with nothing done, where it is unknown
-        which ones fail.
+    def _conclude_with_known_failing_apart(self, query: ConditionQuery, results: Sequence[CallResult], failed: SomeHandlerFailed) -> bool:
+        """Conclude the results in one transaction, with savepoints only for the records whose handlers fail. Return False, without having
+        done anything, if it is not known which handlers fail.
         """
         try:
             if failed.reaction != query.spec.name:
-                self._conclude_in_one(words, one_by_one=nobody)
+                self._conclude_in_one_transaction(results, one_by_one=match_no_attempt)
                 return True
-            told = failed if failed.apart else self._look_for_culprits(query, words)
+            told = failed if failed.apart else self._find_failing_attempts(query, results)
             known = told.apart | told.others
-            some = [word for word in words if not isinstance(word, Returned) or word.in_flight.identity in known]
-            if not known or (not told.apart and len(some) == len(words)):
+            some = [result for result in results if not isinstance(result, Returned) or result.in_flight.identity in known]
+            if not known or (not told.apart and len(some) == len(results)):
                 return False
-            self._conclude_in_one(some, one_by_one=told.apart.__contains__)
+            self._conclude_in_one_transaction(some, one_by_one=told.apart.__contains__)
         except SomeHandlerFailed:
             return False
-        self._let_go |= len(some) < len(words)
+        self._let_go |= len(some) < len(results)
         return True
 
-    def _look_for_culprits(self, query: ConditionQuery, words: Sequence[CallResult]) -> SomeHandlerFailed:
-        returned = [word for word in words if isinstance(word, Returned)]
+    def _find_failing_attempts(self, query: ConditionQuery, results: Sequence[CallResult]) -> SomeHandlerFailed:
+        returned = [result for result in results if isinstance(result, Returned)]
         if len(returned) < 2:
             return SomeHandlerFailed(query.spec.name)
         try:
             with self._worker_state.incarnation.transaction() as tx:
-                conclude.conclude(
-                    self._worker_state.incarnation, tx, query, returned, one_by_one=nobody, was_ours=self._concluded_by_us_before,
-                    until_s=time.monotonic() + self._worker_state.hold_s, looks=True,
+                conclude.conclude_results(
+                    self._worker_state.incarnation, tx, query, returned, one_by_one=match_no_attempt,
+                    was_concluded_by_us=self._was_concluded_by_us, only_search=True,
+                    until_s=self._worker_state.clock.monotonic() + self._worker_state.target_hold_s,
                 )  # fmt: skip
-                raise AssertionError("it ends by what it found")
+                raise AssertionError("a search raises SomeHandlerFailed")
         except SomeHandlerFailed as told:
             return told
 
-    def _conclude_again(self, words: Sequence[CallResult], failed: SomeHandlerFailed | LostUpdate) -> None:
-        """Conclude once more after a failed try: after a lost update with the rows concerned locked first, after a failed handler with the
-        failing records apart. What is not concluded stays in `_words`.
+    def _conclude_after_failure(self, results: Sequence[CallResult], failed: SomeHandlerFailed | LostUpdate) -> None:
+        """Conclude the results again after a failed try. After a lost update, the rows that were updated by others are locked first; after
+        a failed handler, the failing records are concluded apart. Results that are not concluded stay in `_results`.
         """
         try:
             if isinstance(failed, LostUpdate):
-                self._conclude_in_one(words, one_by_one=nobody, first=failed.rows)
+                self._conclude_in_one_transaction(results, one_by_one=match_no_attempt, first=failed.rows)
             else:
-                self._conclude_apart(words, failed)
+                self._conclude_with_failing_apart(results, failed)
         except SomeHandlerFailed as some:
-            self._conclude_apart(words, some)
+            self._conclude_with_failing_apart(results, some)
         except LostUpdate as lost:
-            log.warning("%s, so far in vain", lost, extra={"event": "conclude_crossed"})
+            log.warning("%s; the results are concluded in a later turn", lost, extra={"event": "conclude_crossed"})
 
-    def _conclude_each(self, query: ConditionQuery, words: Sequence[CallResult]) -> None:
-        until_s = time.monotonic() + self._worker_state.hold_s
+    def _conclude_in_own_transactions(self, query: ConditionQuery, results: Sequence[CallResult]) -> None:
+        until_s = self._worker_state.clock.monotonic() + self._worker_state.target_hold_s
         try:
-            for word in words:
-                if word is not words[0] and time.monotonic() >= until_s:
+            for result in results:
+                if result is not results[0] and self._worker_state.clock.monotonic() >= until_s:
                     self._let_go = True
                     return
-                self._conclude_alone(word)
+                self._conclude_one_result(result)
         except Exception as error:
-            queue = self._worker_state.queue(query.spec.name)
-            if db_errors.transient(error):
+            queue = self._worker_state.queue_named(query.spec.name)
+            if db_errors.is_transient(error):
                 raise
             if missing_columns.wait_if_schema_misfit(self._worker_state, queue, error) or raising_conditions.search_if_condition_raised(
                 self._worker_state, queue, error
             ):
                 return
-            postpone(queue)  # its table is gone or cannot be queried: the other reactions go on
+            postpone_queue(queue)  # the table is gone or cannot be queried: this reaction waits, and the others go on
             log.exception(
-                "%s: what came back cannot be concluded, tried again",
+                "%s: the results of its calls cannot be concluded, and are tried again",
                 query.spec.name,
                 extra={"event": "conclude_failed", "reaction": query.spec.name},
             )
 
-    def _conclude_in_one(
-        self, words: Sequence[CallResult], *, one_by_one: Some, refused: str | None = None, first: frozenset[Row] = related_rows.NO_ROWS
+    def _conclude_in_one_transaction(
+        self,
+        results: Sequence[CallResult],
+        *,
+        one_by_one: AttemptFilter,
+        refused: str | None = None,
+        first: frozenset[RelatedRow] = related_rows.NO_ROWS,
     ) -> None:
-        def put(met: frozenset[Row]) -> list[CallResult]:
+        def conclude_after_locking(met: frozenset[RelatedRow]) -> list[CallResult]:
             with self._worker_state.incarnation.transaction() as tx:
                 tx.lock_first(first | met)
-                done = self._conclude_all(tx, words, one_by_one=one_by_one, refused=refused)
-                self._tried |= {word.in_flight.call for word in done}
+                done = self._conclude_results(tx, results, one_by_one=one_by_one, refused=refused)
+                self._tried |= {result.in_flight.call for result in done}
             return done
 
-        self._concluded(related_rows.redo_lost_updates(put))
+        self._forget_concluded_results(related_rows.redo_lost_updates(conclude_after_locking))
 
-    def _conclude_alone(self, word: CallResult) -> None:
+    def _conclude_one_result(self, result: CallResult) -> None:
         try:
-            self._conclude_in_one([word], one_by_one=everyone)
+            self._conclude_in_one_transaction([result], one_by_one=match_every_attempt)
         except Exception as error:
-            if db_errors.transient(error):
+            if db_errors.is_transient(error):
                 raise
-            self._conclude_in_one([word], one_by_one=everyone, refused=f"its commit was refused: {describe(error)}")
+            self._conclude_in_one_transaction(
+                [result], one_by_one=match_every_attempt, refused=f"its commit was refused: {describe_exception(error)}"
+            )
 
-    def _concluded(self, done: Sequence[CallResult]) -> None:
-        """Forget the results that a commit has concluded. Results whose records were locked stay for the next turn."""
-        finished = {id(word) for word in done}
+    def _forget_concluded_results(self, done: Sequence[CallResult]) -> None:
+        """Remove the results that a commit has concluded, and report them to the log and the limits. The other results stay for the next
+        turn.
+        """
+        finished = {id(result) for result in done}
         self._locked_s = LOCKED_S if done else min(self._locked_s * 2, LOCKED_MOST_S)
-        self._words = [word for word in self._words if id(word) not in finished]
+        self._results = [result for result in self._results if id(result) not in finished]
         worker_state = self._worker_state
         worker_state.took += len(done)
         if done:
             worker_state.took_last = done[-1].in_flight.query.spec.name
         for query, works, watch in self._carried_out:
-            worker_state.incarnation.rings.carried_out(query, works, watch)
+            worker_state.incarnation.rings.count_carried_out(query, works, watch)
             if works:
-                missing_columns.over(worker_state.queue(query.spec.name))  # their records were loaded
+                missing_columns.clear_lack(
+                    worker_state.queue_named(query.spec.name)
+                )  # records of this reaction were loaded, so no column is missing any more
         self._carried_out = []
-        now = time.monotonic()
-        self._kept.look(self._met_locked, self._words, now)
-        self._kept.unasked(self._unasked, self._words, now)
-        doubts = {id(word) for word in self._doubts}
-        for word in done:
-            in_flight = word.in_flight
+        now = self._worker_state.clock.monotonic()
+        self._kept.note_locked_results(self._met_locked, self._results, now)
+        self._kept.note_results_of_raising_conditions(self._unasked, self._results, now)
+        doubts = {id(result) for result in self._doubts}
+        for result in done:
+            in_flight = result.in_flight
             self._tried.discard(in_flight.call)
             if in_flight.call in self._removing:
                 self._removing.discard(in_flight.call)
                 self._removed[in_flight.call] = None
                 if len(self._removed) > REMOVED_MOST:
                     del self._removed[next(iter(self._removed))]
-            if isinstance(word, Returned) and in_flight.query.spec.terms.repeats_under_its_key:
-                self._said[in_flight.identity] = word.value
-                if len(self._said) > SAID_MOST:
-                    del self._said[next(iter(self._said))]
-            if self._ends(word):
-                self._landed(in_flight)
-            if isinstance(word, Unclear) and worker_state.stopping is not None:
+            if isinstance(result, Returned) and in_flight.query.spec.terms.repeats_under_same_key:
+                self._recent_outcomes[in_flight.identity] = result.value
+                if len(self._recent_outcomes) > RECENT_OUTCOMES_MOST:
+                    del self._recent_outcomes[next(iter(self._recent_outcomes))]
+            if self._ends_call(result):
+                self._remove_ended_call(in_flight)
+            if isinstance(result, Unclear) and worker_state.stopping is not None:
                 self.left_in_doubt.add(in_flight.call)
-            self._failed.heard(word, now, pauses=self.limits.heard(word, now), doubts=id(word) in doubts)
-            if not isinstance(word, Returned) or worker_state.incarnation.care.careful:
-                worker_state.look_for_due()
+            self._failed.log_failure(result, now, pauses=self.limits.report_to_breaker(result, now), doubts=id(result) in doubts)
+            if not isinstance(result, Returned) or worker_state.incarnation.care.careful:
+                worker_state.request_due_query()
 
-    def _ends(self, word: CallResult) -> bool:
-        """Return whether the call has ended for good once this result is concluded: no thread or task of it is running any more."""
-        flying = (word.in_flight.call, word.in_flight.is_lookup) in self._flying
-        return flying and not (isinstance(word, Unclear) and word.running)
+    def _ends_call(self, result: CallResult) -> bool:
+        """Return whether the call is over when this result is concluded. It is not if its thread or task is still running."""
+        flying = (result.in_flight.call, result.in_flight.is_lookup) in self._flying
+        return flying and not (isinstance(result, Unclear) and result.running)
 
     # ---- beginning calls -----------------------------------------------------------------------------------------------------------
-    def _freed_by(self, words: Sequence[CallResult]) -> Counter[LimitedScope]:
-        """Return the slots that these results free once they are concluded. The same commit takes them for new calls, which are sent only
-        if it succeeds.
+    def _slots_freed_by(self, results: Sequence[CallResult]) -> Counter[LimitedScope]:
+        """Return, by service and tenant, how many slots become free when these results are concluded. The commit that concludes them may
+        give these slots to new calls, which are sent only if it succeeds.
 
-        In careful mode there are none, since a call counts as in flight until its conclusion is committed. Nor are there where any call
-        failed: the breaker must learn of the failure first.
+        In careful mode no slot becomes free before the commit, since a call counts as in flight until then. Nor does a slot of a service or
+        tenant with a failed call: its circuit breaker must count the failure first.
         """
         if self._worker_state.incarnation.care.careful:
             return Counter()
-        failing = {place_of(word.in_flight) for word in words if not isinstance(word, Returned | FoundAbsent)}
-        landed = (word.in_flight for word in words if place_of(word.in_flight) not in failing)
+        failing = {tenant_scope(result.in_flight) for result in results if not isinstance(result, Returned | FoundAbsent)}
+        landed = (result.in_flight for result in results if tenant_scope(result.in_flight) not in failing)
         flown = [in_flight for in_flight in landed if (in_flight.call, in_flight.is_lookup) in self._flying]
-        return Counter(place for in_flight in flown for place in places_of(in_flight))
+        return Counter(place for in_flight in flown for place in tenant_and_service_scopes(in_flight))
 
-    def _in_air(self) -> set[Identity]:
-        """Return the attempts that must not be considered: their result is still to come, or their thread is still running."""
+    def _identities_in_flight(self) -> set[Identity]:
+        """Return the attempts that must not be processed now: their call is in flight, or its result is not concluded yet."""
         return {in_flight.identity for in_flight in self._flying.values()} | {
-            word.in_flight.identity for word in [*self._words, *self._inbox]
+            result.in_flight.identity for result in [*self._results, *self._inbox]
         }
 
-    def _send(self, begun: begin.Begun) -> None:
-        """Send the begun calls. It is called after the commit, and never before."""
+    def _send_begun_calls(self, begun: begin.Begun) -> None:
+        """Send the begun calls. Call it after the commit, never before."""
         if begun.new_calls:
-            self._worker_state.incarnation.counted()
+            self._worker_state.incarnation.store_begin_counts()
         for in_flight in begun.in_flights:
             self._unanswered.pop(in_flight.call, None)
             self._flying[(in_flight.call, in_flight.is_lookup)] = in_flight
-            self._worker_state.incarnation.air.sent(*in_flight.subject)
-            self.limits.sent(in_flight)
-        self._worker_state.tally.sent(begun.in_flights)
+            self._worker_state.incarnation.air.add_call(*in_flight.spec_and_record)
+            self.limits.count_sent_call(in_flight)
+        self._worker_state.tally.count_begun(begun.in_flights)
         self.caller.start(begun.in_flights)
         self._worker_state.tally.expired.update(begun.expired)
         if begun.changed:
-            self._worker_state.look_for_due()
+            self._worker_state.request_due_query()
 
-    def _landed(self, in_flight: InFlightCall) -> None:
+    def _remove_ended_call(self, in_flight: InFlightCall) -> None:
         if self._flying.pop((in_flight.call, in_flight.is_lookup), None) is not None:
-            self._worker_state.incarnation.air.landed(*in_flight.subject)
-            self.limits.landed(in_flight)
+            self._worker_state.incarnation.air.remove_call(*in_flight.spec_and_record)
+            self.limits.count_ended_call(in_flight)
 
     # ---- checks made at each sweep ---------------------------------------------------------------------------------------------------
-    def find_unknown(self) -> None:
-        """Find begun attempts of this worker whose call is not in memory: the COMMIT of their begin landed after all (hazard 47)."""
+    def settle_begun_attempts_without_call(self) -> None:
+        """Settle those begun attempts of this worker whose call is not in memory. They were committed by a COMMIT that got no answer
+        (hazard 47).
+        """
         incarnation = self._worker_state.incarnation
         mine = attempts.select_attempts(
             table.c.worker == incarnation.id, table.c.state == State.BEGUN.value, table.c.reaction.not_in(self._worker_state.schedules)
         )
         with self._worker_state.database.reading() as connection:
-            begun = attempts.fetch(connection, mine)
-        known = {call for call, _ in self._flying} | {word.in_flight.call for word in [*self._words, *self._inbox]}
+            begun = attempts.fetch_attempts(connection, mine)
+        known = {call for call, _ in self._flying} | {result.in_flight.call for result in [*self._results, *self._inbox]}
         unknown = [one for one in begun if one.call not in known]
         if unknown:
             with incarnation.transaction() as tx:
-                close_without_call.unknown_begins(tx, unknown, self._unanswered)
-            self._worker_state.look_for_due()
+                close_without_call.settle_begun_without_call(tx, unknown, self._unanswered)
+            self._worker_state.request_due_query()
 
-    def end_overtaken(self) -> None:
-        """Cancel the calls declared with `stop_when_overtaken` whose records moved on."""
+    def cancel_overtaken_calls(self) -> None:
+        """Cancel those calls in flight, declared with `stop_when_overtaken`, for whose record the condition no longer holds."""
         in_flights = [
             one for one in self._flying.values() if not one.is_lookup and one.query.spec.call and one.query.spec.call.stop_when_overtaken
         ]
         for query in {in_flight.query for in_flight in in_flights}:
-            queue = self._worker_state.queue(query.spec.name)
+            queue = self._worker_state.queue_named(query.spec.name)
             if queue.lacks is not None or queue.barred is not None:
-                continue  # the condition cannot be queried: the database lacks one of its columns or tables, or a table is locked
+                continue  # the condition cannot be queried: a column or table is missing, or a table is locked
             some = [in_flight for in_flight in in_flights if in_flight.query is query]
-            keys = [query.key_from_text(in_flight.identity[2]) for in_flight in some]  # made of a key, so it can be read back
+            keys = [
+                query.key_from_text(in_flight.identity[2]) for in_flight in some
+            ]  # each of these texts was made of a key, so it can be parsed
             try:
                 with self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
-                    holding = {tuple(row) for row in connection.execute(query.holding_among(keys))}
+                    holding = {tuple(row) for row in connection.execute(query.select_holding_keys(keys))}
             except Exception as error:
-                if not (db_errors.is_its_own(error) or (isinstance(error, DBAPIError) and db_errors.locked(error))):
+                if not (db_errors.is_fault_of_statement(error) or (isinstance(error, DBAPIError) and db_errors.is_lock_timeout(error))):
                     raise
-                continue  # it is unknown whether they are overtaken, so they are left to end by themselves
+                continue  # nobody knows whether these calls are overtaken, so none is cancelled
             self.caller.cancel([in_flight for in_flight, key in zip(some, keys, strict=True) if key not in holding])
 
-    def drained(self) -> bool:
-        """Return whether all calls of a stopping worker have ended. Past the drain's time limit, those still in flight are recorded as in
-        doubt.
+    def finish_drain(self) -> bool:
+        """Return whether a stopping worker has nothing left to do for calls. Once the time limit for stopping is over, record that calls
+        still in flight are in doubt.
         """
         stopping = self._worker_state.stopping
-        late_s = time.monotonic() - stopping if stopping is not None else 0.0
+        late_s = self._worker_state.clock.monotonic() - stopping if stopping is not None else 0.0
         if late_s > 0 and self._flying:
             for in_flight in self._flying.values():
                 if not (in_flight.answered or in_flight.is_lookup) or in_flight.given_up:
                     self.left_in_doubt.add(in_flight.call)
                 if not (in_flight.given_up or in_flight.answered or in_flight.is_lookup):
                     in_flight.cut_off = True
-                    self._words.append(Unclear(in_flight, "the worker stopped while it was in the air"))
+                    self._results.append(Unclear(in_flight, "the worker stopped while it was in the air"))
             self._flying.clear()
             self._worker_state.incarnation.air.clear()
-            self.limits.clear()
-        if self._in_hand and late_s > LAST_WORDS_S:
-            left = [*self._words, *self._inbox]
-            self.left_in_doubt |= {word.in_flight.call for word in left if not word.in_flight.is_lookup}
-            self._kept.lost(left)
+            self.limits.forget_calls_in_flight()
+        if self._has_calls_or_results and late_s > LAST_WRITES_S:
+            left = [*self._results, *self._inbox]
+            self.left_in_doubt |= {result.in_flight.call for result in left if not result.in_flight.is_lookup}
+            self._kept.log_lost_outcomes(left)
             return True
-        return not self._in_hand  # records that wait for a slot or token are not begun any more
+        return not self._has_calls_or_results  # a stopping worker does not wait for slots or tokens
 
 
-SAID_MOST = 1000  # outcomes that `_said` remembers
-REMOVED_MOST = 10_000  # calls that `_removed` remembers: a second result of an older one is taken for that of an attempt deleted by hand
-UNANSWERED_MOST = 10_000  # calls that `_unanswered` remembers: an older one that landed after all is put in doubt
-LINGER_S = 0.001  # seconds: a turn waits this long for more results
-LINGER_SHARE = 4  # a turn does not wait once a quarter (1/4) of the calls in flight came back
-LOCKED_S = 0.02  # seconds until an outcome whose record is locked is tried again; doubled with each further try
-LOCKED_MOST_S = 1.0  # seconds: the longest such wait
-LAST_WORDS_S = 5.0  # seconds after the drain's limit, for recording which calls are in doubt
+RECENT_OUTCOMES_MOST = 1000  # number of outcomes that `_recent_outcomes` keeps
+REMOVED_MOST = 10_000  # number of calls that `_removed` keeps; for a second result of an older call, its attempt seems deleted by hand
+UNANSWERED_MOST = 10_000  # number of calls that `_unanswered` keeps; an older call that was committed as begun is put in doubt
+FEWEST_TURNS, MOST_TURNS = 2, 20  # for a turn that only begins calls: a call must last at least, and at most, this many turns
+LINGER_S = 0.001  # seconds that a turn waits for more results at most
+LINGER_SHARE = 4  # a turn stops waiting once one in this many of the calls in flight has returned
+LOCKED_S = 0.02  # seconds until a result whose record is locked is tried again; doubled after each try
+LOCKED_MOST_S = 1.0  # seconds: the longest wait until a result whose record is locked is tried again
+LAST_WRITES_S = 5.0  # seconds left, after the time limit for stopping, to record which calls are in doubt
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _are_equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
     except BaseException as error:  # outcomes may be of a user's class, whose == can raise anything
-        let_through(error)
+        reraise_keyboard_interrupt(error)
         return False
 
 
-def _by_question(words: Sequence[CallResult]) -> dict[ConditionQuery, list[CallResult]]:
-    by_question: dict[ConditionQuery, list[CallResult]] = {}
-    for word in words:
-        by_question.setdefault(word.in_flight.query, []).append(word)
-    return by_question
+def _group_by_query(results: Sequence[CallResult]) -> dict[ConditionQuery, list[CallResult]]:
+    by_query: dict[ConditionQuery, list[CallResult]] = {}
+    for result in results:
+        by_query.setdefault(result.in_flight.query, []).append(result)
+    return by_query

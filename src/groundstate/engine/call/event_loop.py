@@ -1,4 +1,6 @@
-"""Makes the event loop of async calls: asyncio's own, but its threads run in the context of the call that started them."""
+"""Makes the event loop of async calls. It is asyncio's own loop, but a thread that it starts runs in the context (contextvars) of the call
+that asked for the thread.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import Any
 
 
 def new_call_loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop whose `run_in_executor` runs a thread's work in its caller's context, as `asyncio.to_thread` does.
+    """Return an event loop whose `run_in_executor` runs the function in the context of its caller, as `asyncio.to_thread` does.
 
-    So work that a call hands to a thread is known to be the call's (`inside_call`). A pool of processes is left as it is, since a context
-    cannot be sent there.
+    So `inside_call` can tell that a thread works for a call. A function for a pool of processes runs without its caller's context, which
+    cannot be sent to a process.
     """
     loop = asyncio.new_event_loop()
     run = loop.run_in_executor

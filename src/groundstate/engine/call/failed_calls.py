@@ -1,4 +1,4 @@
-"""Logs the calls and lookups that failed or ended in doubt, one line each, up to a number of lines per minute."""
+"""Logs calls and lookups that failed or ended in doubt, one line for each, up to a limit of lines per minute."""
 
 from __future__ import annotations
 
@@ -16,49 +16,54 @@ _CURES = {
 
 
 class FailedCalls:
-    """Logs failed calls of one worker; used by its transactions' thread only. shorten: makes an error's text fit for the log."""
+    """Logs failed calls of one worker. Must be used only by the thread that runs its transactions.
+
+    shorten: returns an error text, redacted and cut to the length that is stored.
+    """
 
     def __init__(self, shorten: Callable[[str], str], lines: LimitedLines) -> None:
         self._shorten = shorten
         self._lines = lines
 
-    def heard(self, word: CallResult, now: float, *, pauses: bool, doubts: bool = False) -> None:
-        """Log a concluded call result if it is a failure. pauses: it paused its service, so that it is logged in any case. doubts: it put
-        its attempt in doubt.
+    def log_failure(self, result: CallResult, now: float, *, pauses: bool, doubts: bool = False) -> None:
+        """Log a concluded call result if it is a failure.
+
+        pauses: whether the failure paused its service; then it is logged even beyond the limit of lines.
+        doubts: whether the result put its attempt in doubt.
         """
-        reaction, record = word.in_flight.identity[1:3]
-        match word:
-            case Unclear(error=error, running=False) if doubts and self._lines.may_tell(reaction, CALL_IN_DOUBT, now, anyhow=pauses):
-                words = self._shorten(error)
+        reaction, record = result.in_flight.identity[1:3]
+        match result:
+            case Unclear(error=error, running=False) if doubts and self._lines.may_log(reaction, CALL_IN_DOUBT, now, anyhow=pauses):
+                text = self._shorten(error)
                 log.warning(
                     "%s is in doubt: %s",
-                    _named(word.in_flight),
-                    words,
+                    _name_reaction_and_record(result.in_flight),
+                    text,
                     extra={"event": "call_in_doubt", "reaction": reaction, "record": record},
                 )
                 return
             case NothingHappened(error=error):
-                said = f"the call failed: {error}"
+                text = f"the call failed: {error}"
             case FoundUnknown(error=error) if error is not None:
-                said = error
+                text = error
             case _:
-                return  # no failure; or a call still running, which `hangs` has logged
-        if self._lines.may_tell(reaction, CALL_FAILED, now, anyhow=pauses):
-            words = f"{_named(word.in_flight)}: {self._shorten(said)}"
+                return  # either no failure, or a call that still runs, which was logged at its time limit
+        if self._lines.may_log(reaction, CALL_FAILED, now, anyhow=pauses):
+            text = f"{_name_reaction_and_record(result.in_flight)}: {self._shorten(text)}"
             if pauses:
-                log.warning("%s", words, extra={"event": "call_failed", "reaction": reaction, "record": record})
+                log.warning("%s", text, extra={"event": "call_failed", "reaction": reaction, "record": record})
             else:
-                log.info("%s", words, extra={"event": "call_failed", "reaction": reaction, "record": record})
+                log.info("%s", text, extra={"event": "call_failed", "reaction": reaction, "record": record})
 
-    def hangs(self, in_flight: InFlightCall, error: str, now: float) -> None:
-        """Log that a call or lookup is running past its time limit."""
+    def log_hanging_call(self, in_flight: InFlightCall, error: str, now: float) -> None:
+        """Log that a call or lookup still runs after its time limit."""
         call, (reaction, record) = in_flight.query.spec.call, in_flight.identity[1:3]
-        if call is None or not self._lines.may_tell(reaction, CALL_HANGS, now):
+        if call is None or not self._lines.may_log(reaction, CALL_HANGS, now):
             return
         find = call.lookup if in_flight.is_lookup else None
         log.warning(
             "%s%s %s%s: %s",
-            _named(in_flight),
+            _name_reaction_and_record(in_flight),
             ": its lookup" if in_flight.is_lookup else "",
             error,
             "" if in_flight.is_lookup else ", and is in doubt",
@@ -67,6 +72,6 @@ class FailedCalls:
         )
 
 
-def _named(in_flight: InFlightCall) -> str:
+def _name_reaction_and_record(in_flight: InFlightCall) -> str:
     spec = in_flight.query.spec
     return f"{spec.name} on {spec.table_name} {in_flight.identity[2]}"

@@ -1,7 +1,8 @@
-"""Logs that results of calls cannot be written yet. Writes nothing to the database.
+"""Logs which results of calls cannot be written yet, and why. Writes nothing to the database.
 
-Another transaction keeps the record locked (PostgreSQL): logged once for each reaction, with the lock's holder, and once more when it is
-over. Or the condition raises for the record: logged for each. Outcomes that are left when the worker ends are logged themselves.
+A result waits for one of two reasons. Another transaction has locked the record (PostgreSQL): that is logged once for each reaction, with
+the holder of the lock, and again when the wait is over. Or the condition raises an error for the record: that is logged for each result.
+Outcomes that still wait when the worker ends are written to the log.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine.handle.apply_outcome import pen_of
 from groundstate.engine.rows import outcome_json
-from groundstate.engine.rows.attempt_log import named
+from groundstate.engine.rows.attempt_log import name_record
 from groundstate.engine.rows.in_flight import CallResult, Returned
 from groundstate.engine.rows.limited_logging import OUTCOME_WAITS
 from groundstate.engine.sql import lock_waits
@@ -23,99 +24,106 @@ from groundstate.engine.watch import locked_tables
 from groundstate.engine.watch.worker_state import WorkerState
 
 log = logging.getLogger("groundstate")
-TOLD_AFTER_S = 5.0  # seconds: how long a result must have met a lock before that is logged
+TOLD_AFTER_S = 5.0  # seconds for which a result must have waited for a lock before it is logged
 
 
 @dataclass
 class _LockedResults:
-    """Records, for one reaction, since when the result of each call has met a lock."""
+    """For one reaction: since when the result of each call has waited for a lock, by call number."""
 
     since: dict[int, float] = field(default_factory=dict)
     told: bool = False
 
 
 class LockedResultsLog:
-    """Logs which call results of one worker wait for a row lock. Used by its transactions' thread only."""
+    """Logs which call results of one worker wait to be written. Must be used only by the thread that runs its transactions."""
 
     def __init__(self, worker_state: WorkerState) -> None:
         self._worker_state = worker_state
         self._of: dict[ConditionQuery, _LockedResults] = {}
-        self._unasked: set[int] = set()  # calls whose outcome was told to wait until their record is mended
+        self._unasked: set[int] = set()  # numbers of calls whose outcome was logged as waiting until the record is mended
 
-    def look(self, met: Sequence[CallResult], in_hand: Sequence[CallResult], now: float) -> None:
-        """Take note of a commit. met: results whose records another transaction had locked; in_hand: results that are not written yet."""
-        for word in met:
-            self._of.setdefault(word.in_flight.query, _LockedResults()).since.setdefault(word.in_flight.call, now)
+    def note_locked_results(self, met: Sequence[CallResult], in_hand: Sequence[CallResult], now: float) -> None:
+        """Update, after a commit, which results wait for a lock, and log the results that have waited long.
+
+        met: results whose records another transaction had locked.
+        in_hand: all results that are not written yet.
+        """
+        for result in met:
+            self._of.setdefault(result.in_flight.query, _LockedResults()).since.setdefault(result.in_flight.call, now)
         if not self._of:
             return
-        left = {word.in_flight.call: word.in_flight.identity[2] for word in in_hand}
+        left = {result.in_flight.call: result.in_flight.identity[2] for result in in_hand}
         for query, of in list(self._of.items()):
             longest_s = now - min(of.since.values())
             of.since = {call: since for call, since in of.since.items() if call in left}
             if not of.since:
                 del self._of[query]
-                self._over(query, of, longest_s)
+                self._log_written_results(query, of, longest_s)
             elif not of.told and longest_s >= TOLD_AFTER_S:
                 of.told = True
-                self._tell(query, left[min(of.since, key=of.since.__getitem__)])
+                self._log_waiting_result(query, left[min(of.since, key=of.since.__getitem__)])
 
-    def unasked(self, met: Sequence[tuple[CallResult, str]], in_hand: Sequence[CallResult], now: float) -> None:
-        """After a commit: nobody can say whether the conditions of these records hold, so what their calls said waits."""
+    def note_results_of_raising_conditions(self, met: Sequence[tuple[CallResult, str]], in_hand: Sequence[CallResult], now: float) -> None:
+        """Log, after a commit, each result that waits because the condition raises an error for its record. met: pairs (result, error).
+
+        in_hand: all results that are not written yet.
+        """
         if not (met or self._unasked):
             return
-        self._unasked &= {word.in_flight.call for word in in_hand}
+        self._unasked &= {result.in_flight.call for result in in_hand}
         incarnation = self._worker_state.incarnation
-        for word, words in met:
-            _, reaction, record, _ = word.in_flight.identity
-            if word.in_flight.call in self._unasked:
+        for result, error in met:
+            _, reaction, record, _ = result.in_flight.identity
+            if result.in_flight.call in self._unasked:
                 continue
-            self._unasked.add(word.in_flight.call)
-            if incarnation.lines.may_tell(reaction, OUTCOME_WAITS, now):
+            self._unasked.add(result.in_flight.call)
+            if incarnation.lines.may_log(reaction, OUTCOME_WAITS, now):
                 log.warning(
-                    "%s: what its call said waits in memory until the record is mended, and is held when the worker ends: %s",
-                    named(incarnation, reaction, record),
-                    incarnation.shorten(words),
+                    "%s: the outcome of its call waits in memory until the record is mended, and is held when the worker ends: %s",
+                    name_record(incarnation, reaction, record),
+                    incarnation.shorten(error),
                     extra={"event": "outcome_waits", "reaction": reaction, "record": record},
                 )
 
-    def lost(self, in_hand: Sequence[CallResult]) -> None:
-        """The worker ends, and these could not be written down: the lines are the only trace of their outcomes."""
+    def log_lost_outcomes(self, in_hand: Sequence[CallResult]) -> None:
+        """Log the outcomes that could not be written before the worker ended. Nothing else is left of them."""
         incarnation = self._worker_state.incarnation
-        for word in in_hand:
-            if not isinstance(word, Returned):
+        for result in in_hand:
+            if not isinstance(result, Returned):
                 continue
-            _, reaction, record, _ = word.in_flight.identity
-            written = outcome_json.dump(word.in_flight.query.spec.outcome_type, [word.value], pen=pen_of(incarnation))
+            _, reaction, record, _ = result.in_flight.identity
+            written = outcome_json.dump_outcomes(result.in_flight.query.spec.outcome_type, [result.value], pen=pen_of(incarnation))
             log.error(
-                "%s: what its call said could not be written down before the worker ended, and the call is in doubt; outcome: %s",
-                named(incarnation, reaction, record),
-                incarnation.outcome_as_text(written),
+                "%s: the outcome of its call could not be written before the worker ended, and the call is in doubt; outcome: %s",
+                name_record(incarnation, reaction, record),
+                incarnation.shorten_outcome(written),
                 extra={"event": "outcome_unwritten", "reaction": reaction, "record": record},
             )
 
-    def _tell(self, query: ConditionQuery, record: str) -> None:
+    def _log_waiting_result(self, query: ConditionQuery, record: str) -> None:
         log.warning(
-            "%s on %s %s: what its call said cannot be written down, since %s: it is kept in memory, and written once that ends",
+            "%s on %s %s: the result of its call cannot be written, since %s: it is kept in memory, and written once that ends",
             query.spec.name,
             query.spec.table_name,
             record,
-            self._who(query, record) or "somebody else has locked its row",
+            self._describe_lock_holder(query, record) or "another transaction has locked its row",
             extra={"event": "answer_waits", "reaction": query.spec.name, "record": record},
         )
 
-    def _over(self, query: ConditionQuery, of: _LockedResults, took_s: float) -> None:
+    def _log_written_results(self, query: ConditionQuery, of: _LockedResults, took_s: float) -> None:
         if of.told:
             log.info(
-                "%s: what its calls said is written, after rows were locked by somebody else for %.0f s",
+                "%s: the results of its calls are written, after other transactions had locked their rows for %.0f s",
                 query.spec.name,
                 took_s,
                 extra={"event": "answer_written", "reaction": query.spec.name, "took_s": round(took_s, 3)},
             )
 
-    def _who(self, query: ConditionQuery, record: str) -> str | None:
-        key = query.key_of_text(record)
+    def _describe_lock_holder(self, query: ConditionQuery, record: str) -> str | None:
+        key = query.key_from_text_or_none(record)
         try:
             with self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
-                return None if key is None else lock_waits.who_has(connection, query, key)
+                return None if key is None else lock_waits.describe_lock_on_record(connection, query, key)
         except DBAPIError:
-            return None  # naming the holder is a courtesy: the line is logged without it
+            return None  # the caller then logs its line without the holder

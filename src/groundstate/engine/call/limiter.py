@@ -1,22 +1,21 @@
-"""Decides how many calls may be begun at an external service, and for each of its tenants: room, slots, tokens and pauses. It keeps one
-worker's accounts, and begins nothing.
+"""Decides how many calls may be begun at an external service, and for each of its tenants, by limits, rates and pauses. It counts for one
+worker, and begins no call itself.
 
-The tenant is the value of `per`. A tenant whose service fails, or that has no slot or token left, is skipped, and the others go on (hazard
-60). Its work queue is read again when a call there has ended, or when something is free.
+The tenant is the value of `per`. A tenant whose calls fail, or for which no slot or token is free, is skipped while the others go on
+(hazard 60). A work queue with skipped records is read again when a call to its service has ended, or when a slot or token may be free.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
 from groundstate.engine.call.rate_limit import Tokens
-from groundstate.engine.call.semaphore import WHOLE, LimitedScope, Slots, most_at_once
+from groundstate.engine.call.semaphore import WHOLE, LimitedScope, Slots, limit_of_scope
 from groundstate.engine.rows.in_flight import (
     CallResult,
     FoundAbsent,
@@ -36,17 +35,19 @@ from groundstate.rules.circuit_breaker import Breaker
 from groundstate.rules.specs import CallSpec, ServiceSpec
 
 log = logging.getLogger("groundstate")
-ANSWER_LENGTH = 200  # characters of a service's latest answer in the log line about its pause
-AT_ONCE = 100  # calls that one worker has in flight at a service without a limit
-HELD_BACK_MOST = 50  # how often a record that was not tried yet is looked for in vain, before a probe is of one that was
+ANSWER_LENGTH = 200  # characters of a service's latest answer that the log line about its pause shows at most
+AT_ONCE = 100  # calls that one worker has in flight at most at a service without a limit
+HELD_BACK_MOST = 50  # after so many vain searches for an untried record, a record that was tried may be the probe
 Freed = Mapping[LimitedScope, int]
 NOTHING_FREED: Freed = {}
 
 
 @dataclass(frozen=True)
 class Paused:
-    """Describes a service, or its tenant, that is paused. since, until: monotonic seconds; once `until` is past, one call at a time probes
-    the service. answered: the latest error, not yet redacted.
+    """A pause of the calls to a service, or to one tenant of it.
+
+    since, until: monotonic seconds. After `until`, one call at a time probes whether the service answers again.
+    answered: the text of the latest error, not redacted; empty if there is none.
     """
 
     since: float
@@ -54,354 +55,366 @@ class Paused:
     answered: str
 
 
-def place_of(in_flight: InFlightCall) -> LimitedScope:
-    return _call(in_flight.query).service, in_flight.tenant
+def tenant_scope(in_flight: InFlightCall) -> LimitedScope:
+    return _call_spec(in_flight.query).service, in_flight.tenant
 
 
-def whole(service: ServiceSpec) -> LimitedScope:
+def service_scope(service: ServiceSpec) -> LimitedScope:
     return service, WHOLE
 
 
 class Limits:
-    """Counts what one worker has in flight and decides what it may begin. Used by its transactions' thread only."""
+    """Counts the calls that one worker has in flight, and decides how many calls it may begin. Must be used only by the thread that runs
+    its transactions.
+    """
 
     def __init__(self, worker_state: WorkerState) -> None:
         self._worker_state = worker_state
-        self._air: Counter[LimitedScope] = Counter()  # calls and lookups in flight, for each tenant and for the whole service
-        self._hanging: Counter[LimitedScope] = (
-            Counter()
-        )  # those of `_air` that run past their time limit: they use up the limit, but are no probe
+        self._air: Counter[LimitedScope] = Counter()  # number of calls and lookups in flight, by tenant and by service
+        # How many in `_air` run past their time limit: they count against the limit of the service, but not as its probe.
+        self._hanging: Counter[LimitedScope] = Counter()
         self._breakers: dict[LimitedScope, Breaker] = {}
-        self.paused: dict[LimitedScope, Paused] = {}  # what is reported of each service or tenant whose breaker is open
+        self.paused: dict[LimitedScope, Paused] = {}  # by service or tenant whose circuit breaker is open, its pause
         self._slots = Slots(worker_state)
-        self._free_at: dict[LimitedScope, float] = {}  # monotonic time at which the next token of a service or tenant is free
+        self._free_at: dict[LimitedScope, float] = {}  # by service or tenant, monotonic seconds at which its next token is free
         self._tokens: Tokens | None = None
         self._freed: Freed = NOTHING_FREED
-        self._granted: Counter[LimitedScope] = Counter()  # calls that the open transaction was granted
-        self._held_back: Counter[LimitedScope] = Counter()  # how often records that were tried before were held back, since the last probe
-        self.held_back = False  # whether the latest call of `admit` held some back
-        self._passed_by: dict[WorkQueue, float] = {}  # when each queue with skipped records is read again; infinity: once a call has ended
+        self._granted: Counter[LimitedScope] = Counter()  # number of calls admitted in the open transaction
+        self._held_back: Counter[LimitedScope] = Counter()  # how often records tried before had to wait since the last probe
+        self.held_back = False  # whether the latest `admit_calls` let a record wait that was tried before
+        self._passed_by: dict[
+            WorkQueue, float
+        ] = {}  # by queue with skipped records: monotonic seconds at which it is read again; infinity: only after a call ends
 
     # ---- room ------------------------------------------------------------------------------------------------------------------
-    def room(self, queue: WorkQueue, now: float, freed: Freed = NOTHING_FREED) -> int:
-        """Return how many calls of this reaction may be begun now, judged from memory without a query."""
+    def room_by_memory(self, queue: WorkQueue, now: float, freed: Freed = NOTHING_FREED) -> int:
+        """Return how many calls of this reaction may be begun now, by the counts in memory alone. No query is made."""
         call = queue.query.spec.call
         if call is None:
             return 0
-        room = self._room_at(whole(call.service), now, freed)[0]
-        return min(room, self._pause_room((call.service, None), room, now, freed)) if queue.query.spec.per is None else room
+        room = self._room_in_scope(service_scope(call.service), now, freed)[0]
+        return min(room, self._room_during_pause((call.service, None), room, now, freed)) if queue.query.spec.per is None else room
 
-    def may_go(self, queue: WorkQueue, value: str, now: float) -> bool:
-        """Return whether any call for this value of `per` may be begun now, judged from memory without a query. If not, the value is
-        skipped.
+    def may_begin_for_tenant(self, queue: WorkQueue, value: str, now: float) -> bool:
+        """Return whether any call for this value of `per` may be begun now, by the counts in memory alone. If not, note that the queue has
+        skipped records.
         """
         if queue.query.spec.in_order is not None:
-            return True  # its groups are those of `in_order`, not the tenants
-        room, at = self._room_of_part((_call(queue.query).service, f"={value}"), now, self._freed)
+            return True  # `value` is one of `in_order` here, and no tenant
+        room, at = self._room_for_tenant((_call_spec(queue.query).service, f"={value}"), now, self._freed)
         if room <= 0:
-            self.pass_by(queue, at)
+            self.skip_queue_until(queue, at)
         return room > 0
 
-    def _room_at(self, place: LimitedScope, now: float, freed: Freed = NOTHING_FREED) -> tuple[int, float]:
-        """Return how many calls the limit and the rate of a service or tenant allow, and the time at which there may be more if they allow
-        none.
+    def _room_in_scope(self, place: LimitedScope, now: float, freed: Freed = NOTHING_FREED) -> tuple[int, float]:
+        """Return a pair for a service or tenant: how many calls its limit and its rate allow now, and the monotonic seconds at which they
+        may allow more (infinity if unknown).
         """
         if self._free_at.get(place, 0.0) > now:
             return 0, self._free_at[place]
-        used = self._used(place, freed)
-        limit = most_at_once(place)
+        used = self._count_used(place, freed)
+        limit = limit_of_scope(place)
         most = limit if limit is not None else AT_ONCE if place[1] == WHOLE else 2**31
-        if limit is not None and self._slots.refused(place):
-            return min(most, self._slots.held(place)) - used, math.inf  # `turn` takes the slot that is missing once it is free
+        if limit is not None and self._slots.got_too_few(place):
+            return min(most, self._slots.number_held(place)) - used, math.inf  # `prepare_turn` takes another slot once one is free
         return most - used, math.inf
 
-    def _room_of_part(self, place: LimitedScope, now: float, freed: Freed = NOTHING_FREED) -> tuple[int, float]:
-        """Return how many calls the limit, the rate and the pause of a tenant allow, and the time at which there may be more."""
-        room, at = self._room_at(place, now, freed)
-        paused = self._pause_room(place, room, now, freed)
+    def _room_for_tenant(self, place: LimitedScope, now: float, freed: Freed = NOTHING_FREED) -> tuple[int, float]:
+        """Return a pair for a tenant: how many calls its limit, rate and pause allow now, and the monotonic seconds at which they may allow
+        more (infinity if unknown).
+        """
+        room, at = self._room_in_scope(place, now, freed)
+        paused = self._room_during_pause(place, room, now, freed)
         if paused < room:
-            more_at = self._breakers[place].more_at(now)
+            more_at = self._breakers[place].more_allowed_at(now)
             return paused, math.inf if more_at is None else more_at
         return room, at
 
-    def _pause_room(self, place: LimitedScope, free: int, now: float, freed: Freed) -> int:
+    def _room_during_pause(self, place: LimitedScope, free: int, now: float, freed: Freed) -> int:
         breaker = self._breakers.get(place)
-        return free if breaker is None else breaker.room(free, self._used(place, freed) - self._hanging[place], now)
+        return free if breaker is None else breaker.calls_allowed(free, self._count_used(place, freed) - self._hanging[place], now)
 
-    def _used(self, place: LimitedScope, freed: Freed = NOTHING_FREED) -> int:
+    def _count_used(self, place: LimitedScope, freed: Freed = NOTHING_FREED) -> int:
         return self._air[place] + self._granted[place] - freed.get(place, 0)
 
     # ---- within a transaction that begins calls --------------------------------------------------------------------------------
-    def open(self, tx: Transaction, freed: Freed) -> None:
-        """Prepare for a transaction that begins calls. freed: the slots that it frees when it commits."""
+    def begin_transaction(self, tx: Transaction, freed: Freed) -> None:
+        """Prepare for a transaction that begins calls. freed: by service or tenant, how many slots the commit frees."""
         self._tokens = Tokens(self._worker_state, tx, self._free_at)
         self._freed = freed
         self._granted.clear()
 
-    def room_in(self, queue: WorkQueue) -> int:
-        """Return how many calls of this reaction may be begun in this transaction, by memory and by the tokens that the database counts for
-        the service.
+    def room_in_transaction(self, queue: WorkQueue) -> int:
+        """Return how many calls of this reaction may be begun in this transaction, by the counts in memory and by the service's tokens in
+        the database.
         """
-        now = time.monotonic()
-        room = self.room(queue, now, self._freed)
+        now = self._worker_state.clock.monotonic()
+        room = self.room_by_memory(queue, now, self._freed)
         if room <= 0 or self._tokens is None:
             return room
-        place = whole(_call(queue.query).service)
-        return min(room, self._tokens.left([place]).get(place, room))
+        place = service_scope(_call_spec(queue.query).service)
+        return min(room, self._tokens.calls_left([place]).get(place, room))
 
-    def left_of(self, queue: WorkQueue, values: Sequence[str]) -> dict[str, int]:
-        """Return how many calls may be begun in this transaction for each of these values of `per`, by memory and by the tokens counted in
-        the database. A value that may begin none is skipped. The result is empty for a reaction with `in_order`, whose groups are not those
-        of `per`.
+    def room_by_tenant(self, queue: WorkQueue, values: Sequence[str]) -> dict[str, int]:
+        """Return, for each of these values of `per`, how many calls may be begun in this transaction, by the counts in memory and by the
+        tokens in the database. If that is 0 for a value, note that the queue has skipped records. Return an empty dict for a reaction with
+        `in_order`, whose groups have no tenant.
         """
         if self._tokens is None or queue.query.spec.in_order is not None:
             return {}
-        now, places = time.monotonic(), {value: (_call(queue.query).service, f"={value}") for value in values}
-        tokens = self._tokens.left(places.values())
-        left = {value: min(self._room_of_part(place, now, self._freed)[0], tokens.get(place, AT_ONCE)) for value, place in places.items()}
+        now, places = self._worker_state.clock.monotonic(), {value: (_call_spec(queue.query).service, f"={value}") for value in values}
+        tokens = self._tokens.calls_left(places.values())
+        left = {
+            value: min(self._room_for_tenant(place, now, self._freed)[0], tokens.get(place, AT_ONCE)) for value, place in places.items()
+        }
         for value, place in places.items():
             if left[value] <= 0:
-                self.pass_by(queue, self._free_at.get(place, math.inf))
+                self.skip_queue_until(queue, self._free_at.get(place, math.inf))
         return left
 
-    def admit(self, queue: WorkQueue, tenants: Sequence[str | None], again: Sequence[bool]) -> list[bool]:
-        """Return for each of these tenants, in their order, whether one call may be begun in this transaction. What is not admitted is
-        skipped until there is room.
+    def admit_calls(self, queue: WorkQueue, tenants: Sequence[str | None], again: Sequence[bool]) -> list[bool]:
+        """Return, for each record, whether its call may be begun in this transaction. If one may not, note that the queue has skipped
+        records.
 
-        again: which of the records were tried before. None of these is a probe as long as others are looked for (`holds_back`).
+        tenants: the tenant of each record.
+        again: for each record whether it was tried before. If so, its call may not be begun while `must_hold_back_retries` is true.
         """
-        service = _call(queue.query).service
-        back = {tenant for tenant in set(compress(tenants, again)) if self.holds_back((service, tenant))}
+        service = _call_spec(queue.query).service
+        back = {tenant for tenant in set(compress(tenants, again)) if self.must_hold_back_retries((service, tenant))}
         self.held_back = bool(back)
         if back:
             self._held_back.update((service, tenant) for tenant in back)
             goes = [not (tried and tenant in back) for tenant, tried in zip(tenants, again, strict=True)]
-            rest = iter(self._admit(queue, list(compress(tenants, goes))))
+            rest = iter(self._admit_within_limits(queue, list(compress(tenants, goes))))
             return [may and next(rest) for may in goes]
-        return self._admit(queue, tenants)
+        return self._admit_within_limits(queue, tenants)
 
-    def holds_back(self, place: LimitedScope) -> bool:
-        """Return whether the next probe of this service has to be a record that was not tried yet, and there may be one.
+    def must_hold_back_retries(self, place: LimitedScope) -> bool:
+        """Return whether records that were tried before must wait, because the next probe of this service should be a record that was not
+        tried yet.
 
-        The failures may be those of the records: a few broken ones would keep the service paused for ever if each probe were one of them.
+        What fails may be the records and not the service: a few broken records would keep it paused for ever if every probe were one of
+        them.
         """
         breaker = self._breakers.get(place)
-        if breaker is None or not breaker.wants_new or self._held_back[place] >= HELD_BACK_MOST:
+        if breaker is None or not breaker.wants_untried_record or self._held_back[place] >= HELD_BACK_MOST:
             return False
-        now = time.monotonic()
+        now = self._worker_state.clock.monotonic()
         return any(
-            queue.on and queue.not_before <= now and (queue.fresh or queue.passes)
+            queue.is_enabled and queue.not_before <= now and (queue.fresh or queue.has_pass)
             for queue in self._worker_state.queues
             if queue.query.spec.call is not None and queue.query.spec.call.service is place[0]
         )
 
-    def probes(self, queue: WorkQueue) -> bool:
-        """Return whether the service of this reaction, which has no tenants, is being probed."""
-        breaker = self._breakers.get((_call(queue.query).service, None))
+    def is_probed(self, queue: WorkQueue) -> bool:
+        """Return whether the service of this reaction is being probed after a pause, and the reaction has no tenants."""
+        breaker = self._breakers.get((_call_spec(queue.query).service, None))
         return breaker is not None and breaker.probing and queue.query.spec.per is None
 
-    def _admit(self, queue: WorkQueue, tenants: Sequence[str | None]) -> list[bool]:
-        service, now = _call(queue.query).service, time.monotonic()
+    def _admit_within_limits(self, queue: WorkQueue, tenants: Sequence[str | None]) -> list[bool]:
+        service, now = _call_spec(queue.query).service, self._worker_state.clock.monotonic()
         per = queue.query.spec.per is not None
         caps = {
-            (service, tenant): self._room_of_part((service, tenant), now, self._freed) if per else (len(tenants), math.inf)
+            (service, tenant): self._room_for_tenant((service, tenant), now, self._freed) if per else (len(tenants), math.inf)
             for tenant in tenants
         }
-        caps[whole(service)] = self._room_at(whole(service), now, self._freed)
-        chosen, left_over = _within(caps, service, tenants)
-        wanted = _counted(service, tenants, chosen)
-        self._slots.take({place: self._used(place, self._freed) + count for place, count in wanted.items() if most_at_once(place)}, now)
+        caps[service_scope(service)] = self._room_in_scope(service_scope(service), now, self._freed)
+        chosen, left_over = _fit_calls_into_room(caps, service, tenants)
+        wanted = _count_by_scope(service, tenants, chosen)
+        self._slots.take_slots(
+            {place: self._count_used(place, self._freed) + count for place, count in wanted.items() if limit_of_scope(place)}, now
+        )
         for place in wanted:
-            if most_at_once(place) is not None:
-                caps[place] = _less(caps[place], self._slots.held(place) - self._used(place, self._freed), math.inf)
+            if limit_of_scope(place) is not None:
+                caps[place] = _lesser_cap(caps[place], self._slots.number_held(place) - self._count_used(place, self._freed), math.inf)
         if self._tokens is not None:
-            for place, left in self._tokens.left(wanted).items():
-                caps[place] = _less(caps[place], left, self._free_at.get(place, 0.0))
-        chosen, left_over = _within(caps, service, tenants)
-        granted = _counted(service, tenants, chosen)
+            for place, left in self._tokens.calls_left(wanted).items():
+                caps[place] = _lesser_cap(caps[place], left, self._free_at.get(place, 0.0))
+        chosen, left_over = _fit_calls_into_room(caps, service, tenants)
+        granted = _count_by_scope(service, tenants, chosen)
         self._granted.update(granted)
         if self._tokens is not None:
-            self._tokens.spend(granted)
+            self._tokens.spend_tokens(granted)
         for tenant, may in zip(tenants, chosen, strict=True):
             if not may:
-                places = ((service, tenant), whole(service))
-                self.pass_by(queue, max(caps[place][1] for place in places if left_over[place] <= 0))
+                places = ((service, tenant), service_scope(service))
+                self.skip_queue_until(queue, max(caps[place][1] for place in places if left_over[place] <= 0))
         return chosen
 
-    def write(self) -> None:
-        """Write the tokens that were spent. It is called before the commit."""
+    def write_tokens(self) -> None:
+        """Write how many tokens were spent to the database. Call it before the commit."""
         if self._tokens is not None:
-            self._tokens.write()
+            self._tokens.write_counts()
 
-    def close(self) -> None:
-        """Note that the transaction has ended, by a commit or not."""
+    def end_transaction(self) -> None:
+        """Forget what concerns only the open transaction. Call it when the transaction has ended, committed or not."""
         if self._tokens is not None:
-            self._tokens.note()
+            self._tokens.note_next_free_times()
         self._tokens, self._freed = None, NOTHING_FREED
         self._granted.clear()
 
     # ---- calls in flight ---------------------------------------------------------------------------------------------------------
-    def sent(self, in_flight: InFlightCall) -> None:
-        for place in places_of(in_flight):
+    def count_sent_call(self, in_flight: InFlightCall) -> None:
+        for place in tenant_and_service_scopes(in_flight):
             self._air[place] += 1
 
-    def hangs(self, in_flight: InFlightCall) -> None:
+    def count_hanging_call(self, in_flight: InFlightCall) -> None:
         """Count a call that runs past its time limit."""
-        self._hanging.update(places_of(in_flight))
+        self._hanging.update(tenant_and_service_scopes(in_flight))
 
-    def landed(self, in_flight: InFlightCall) -> None:
-        _take_off(self._air, in_flight)
+    def count_ended_call(self, in_flight: InFlightCall) -> None:
+        _subtract_call(self._air, in_flight)
         if in_flight.given_up:
-            _take_off(self._hanging, in_flight)
-        service = _call(in_flight.query).service
-        for queue in [one for one, at in self._passed_by.items() if at == math.inf and _call(one.query).service is service]:
+            _subtract_call(self._hanging, in_flight)
+        service = _call_spec(in_flight.query).service
+        for queue in [one for one, at in self._passed_by.items() if at == math.inf and _call_spec(one.query).service is service]:
             self._passed_by[queue] = 0.0
         if in_flight.query.spec.in_order is not None:
-            # The next record of the same `in_order` value may go now.
-            self._passed_by[self._worker_state.queue(in_flight.query.spec.name)] = 0.0
+            # The next record with an equal `in_order` value may be called now.
+            self._passed_by[self._worker_state.queue_named(in_flight.query.spec.name)] = 0.0
 
-    def clear(self) -> None:
-        """Forget all calls in flight, since none of them is waited for any more."""
+    def forget_calls_in_flight(self) -> None:
+        """Forget all calls in flight. Call it when the worker stops waiting for them."""
         self._air.clear()
         self._hanging.clear()
 
-    def heard(self, word: CallResult, now: float) -> bool:
-        """Report a call result to the breaker of its service or tenant. Return whether that begins a pause."""
-        if isinstance(word, NotSent | ThreadEnded) or (isinstance(word, Unclear) and word.in_flight.cut_off):
+    def report_to_breaker(self, result: CallResult, now: float) -> bool:
+        """Report a call result to the circuit breaker of its service or tenant, and return whether this result begins a pause."""
+        if isinstance(result, NotSent | ThreadEnded) or (isinstance(result, Unclear) and result.in_flight.cut_off):
             return False
-        place, again = place_of(word.in_flight), word.in_flight.again
+        place, again = tenant_scope(result.in_flight), result.in_flight.was_tried_before
         self._held_back.pop(place, None)
         breaker = self._breakers.pop(place, None) or Breaker()
-        was_open = breaker.open
-        match word:
+        was_open = breaker.is_open
+        match result:
             case NothingHappened(counts=False, retry_after=wait) if wait is not None:
                 breaker.record_throttled(now, wait.total_seconds(), again=again)
             case NothingHappened() | Unclear():
-                breaker.record_failure(word.in_flight.identity, now, again=again)
+                breaker.record_failure(result.in_flight.identity, now, again=again)
             case Returned():
-                breaker.succeeded(now)
+                breaker.record_success(now)
             case FoundUnknown(error=error) if error is not None:
-                breaker.record_failure(word.in_flight.identity, now, lookup=True)
+                breaker.record_failure(result.in_flight.identity, now, lookup=True)
             case FoundAbsent() | FoundUnknown():
                 breaker.record_lookup_answer(now)
         since = self.paused[place].since if place in self.paused else now
-        if breaker.open:
-            error = word.error if isinstance(word, NothingHappened | Unclear | FoundUnknown) else None
+        if breaker.is_open:
+            error = result.error if isinstance(result, NothingHappened | Unclear | FoundUnknown) else None
             self.paused[place] = Paused(since, breaker.until, error or "")
         else:
             self.paused.pop(place, None)
         if breaker != Breaker():  # a breaker in its initial state is not kept, since there may be a million tenants
             self._breakers[place] = breaker
-        if breaker.open != was_open:
-            what = self._pauses_in_words(self.paused[place], now) if breaker.open else f"answers again, after {now - since:.1f} s"
+        if breaker.is_open != was_open:
+            what = self._describe_pause(self.paused[place], now) if breaker.is_open else f"answers again, after {now - since:.1f} s"
             log.warning(
                 "the service %s%s %s",
                 place[0].name,
                 f", {place[1][1:]}" if place[1] else "",
                 what,
-                extra={"event": "service_breaker", "service": place[0].name, "open": breaker.open},
+                extra={"event": "service_breaker", "service": place[0].name, "open": breaker.is_open},
             )
-        return breaker.open and not was_open
+        return breaker.is_open and not was_open
 
-    def _pauses_in_words(self, one: Paused, now: float) -> str:
+    def _describe_pause(self, one: Paused, now: float) -> str:
         answered = f"; its last answer: {self._worker_state.incarnation.shorten(one.answered, ANSWER_LENGTH)}" if one.answered else ""
         return f"fails: it pauses for {one.until - now:.1f} s, and is probed{answered}"
 
     # ---- work queues with skipped records ----------------------------------------------------------------------------------------
-    def pass_by(self, queue: WorkQueue, until: float) -> None:
+    def skip_queue_until(self, queue: WorkQueue, until: float) -> None:
         self._passed_by[queue] = min(self._passed_by.get(queue, math.inf), until)
 
-    def turn(self, now: float) -> None:
-        """Prepare for a call turn: have skipped work queues read again where their time has come, or where a slot or token is free, and
-        give back unused slots.
+    def prepare_turn(self, now: float) -> None:
+        """Prepare for a call turn. Take missing slots that are free now, and give back unused ones. Have each work queue with skipped
+        records read again if its time has come, or if a slot or token of its service is free.
         """
-        self._slots.take_again(self._air, now)
-        got = {service for service, _ in self._slots.retry(self._wanted, now)}
+        self._slots.retake_lost_slots(self._air, now)
+        got = {service for service, _ in self._slots.retry_refused_slots(self._is_slot_wanted, now)}
         got |= {service for (service, _), at in self._free_at.items() if at <= now}
         for queue in self._passed_by if got else ():
-            if _call(queue.query).service in got:
+            if _call_spec(queue.query).service in got:
                 self._passed_by[queue] = 0.0
         for queue in [one for one, at in self._passed_by.items() if at <= now]:
             del self._passed_by[queue]
-            if queue.on:
-                queue.sweep()
+            if queue.is_enabled:
+                queue.request_pass()
                 queue.due, queue.seen_full = True, False
-        self._slots.give_back(lambda place: self._air[place], now)
+        self._slots.give_back_idle_slots(lambda place: self._air[place], now)
         self._free_at = {place: at for place, at in self._free_at.items() if at > now}
 
-    def times(self, now: float) -> list[float]:
-        """Return the monotonic times at which something may be begun, or is to be done, here."""
-        found = [at for breaker in self._breakers.values() if (at := breaker.more_at(now)) is not None]
+    def wake_times(self, now: float) -> list[float]:
+        """Return the monotonic seconds, one for each reason, at which a call may be begun, or a slot is to be tried again or given back."""
+        found = [at for breaker in self._breakers.values() if (at := breaker.more_allowed_at(now)) is not None]
         found += [at for at in self._passed_by.values() if at != math.inf]
         found += self._free_at.values()
-        return [*found, *self._slots.times()]
+        return [*found, *self._slots.wake_times()]
 
-    def _wanted(self, place: LimitedScope) -> bool:
-        """Return whether a work queue waits for a slot of this service or tenant."""
-        queues = (queue for queue in self._worker_state.queues if queue.wants or queue in self._passed_by)
+    def _is_slot_wanted(self, place: LimitedScope) -> bool:
+        """Return whether some work queue may use another slot of this service or tenant."""
+        queues = (queue for queue in self._worker_state.queues if queue.has_work or queue in self._passed_by)
         return any(queue.query.spec.call is not None and queue.query.spec.call.service is place[0] for queue in queues)
 
     @property
-    def in_the_air(self) -> dict[str, int]:
-        """Return the number of calls and lookups in flight, by the service's name."""
+    def calls_in_flight_by_service(self) -> dict[str, int]:
+        """Return how many calls and lookups are in flight, by the name of the service."""
         return {place[0].name: count for place, count in self._air.copy().items() if place[1] == WHOLE}
 
     @property
-    def hanging(self) -> int:
+    def number_of_hanging_calls(self) -> int:
         """Return the number of calls that run past their time limit."""
         return sum(count for place, count in self._hanging.copy().items() if place[1] == WHOLE)
 
     @property
-    def open_breakers(self) -> list[LimitedScope]:
-        return [place for place, breaker in self._breakers.copy().items() if breaker.open]
+    def scopes_with_open_breaker(self) -> list[LimitedScope]:
+        return [place for place, breaker in self._breakers.copy().items() if breaker.is_open]
 
     @property
-    def awaited(self) -> bool:
-        """Return whether a skipped work queue may go on at a known time, or as soon as another worker gives a slot back."""
-        return self._slots.waits or any(at != math.inf for at in self._passed_by.values())
+    def may_skipped_queue_go_on(self) -> bool:
+        """Return whether some work queue with skipped records can go on later, at a known time or when another worker gives a slot back."""
+        return self._slots.waits_for_slot or any(at != math.inf for at in self._passed_by.values())
 
 
-def _call(query: ConditionQuery) -> CallSpec:
+def _call_spec(query: ConditionQuery) -> CallSpec:
     call = query.spec.call
-    assert call is not None  # noqa: S101  # only reactions with a call come here
+    assert call is not None  # noqa: S101  # this module is only used for reactions with a call
     return call
 
 
-def places_of(in_flight: InFlightCall) -> tuple[LimitedScope, LimitedScope]:
-    place = place_of(in_flight)
-    return place, whole(place[0])
+def tenant_and_service_scopes(in_flight: InFlightCall) -> tuple[LimitedScope, LimitedScope]:
+    place = tenant_scope(in_flight)
+    return place, service_scope(place[0])
 
 
-def _take_off(counted: Counter[LimitedScope], in_flight: InFlightCall) -> None:
-    for place in places_of(in_flight):
+def _subtract_call(counted: Counter[LimitedScope], in_flight: InFlightCall) -> None:
+    for place in tenant_and_service_scopes(in_flight):
         counted[place] -= 1
         if not counted[place]:
             del counted[place]
 
 
-def _less(cap: tuple[int, float], room: int, at: float) -> tuple[int, float]:
+def _lesser_cap(cap: tuple[int, float], room: int, at: float) -> tuple[int, float]:
     return (room, at or math.inf) if room < cap[0] else cap
 
 
-def _within(
+def _fit_calls_into_room(
     caps: Mapping[LimitedScope, tuple[int, float]], service: ServiceSpec, tenants: Sequence[str | None]
 ) -> tuple[list[bool], dict[LimitedScope, int]]:
-    """Return for each of these tenants whether a call fits into the room of the tenant and of the service, the first ones first; and the
-    room that is left.
+    """Return a pair: for each of these tenants, served in this order, whether a call fits into the room of the tenant and of the service;
+    and how much room each has left.
     """
     left = {place: room for place, (room, _) in caps.items()}
     chosen = []
     for tenant in tenants:
         place = (service, tenant)
-        may = left[place] > 0 and left[whole(service)] > 0
+        may = left[place] > 0 and left[service_scope(service)] > 0
         chosen.append(may)
         if may:
             left[place] -= 1
-            left[whole(service)] -= 1
+            left[service_scope(service)] -= 1
     return chosen, left
 
 
-def _counted(service: ServiceSpec, tenants: Iterable[str | None], chosen: Iterable[bool]) -> Counter[LimitedScope]:
-    """Return how many of the chosen calls go to each tenant, and to the service as a whole."""
+def _count_by_scope(service: ServiceSpec, tenants: Iterable[str | None], chosen: Iterable[bool]) -> Counter[LimitedScope]:
+    """Return how many of these calls were chosen, by tenant and for the whole service."""
     some = [tenant for tenant, may in zip(tenants, chosen, strict=True) if may]
-    return Counter([*((service, tenant) for tenant in some), *[whole(service)] * len(some)])
+    return Counter([*((service, tenant) for tenant in some), *[service_scope(service)] * len(some)])

@@ -1,12 +1,12 @@
-"""Limits how many calls are begun in a span of time, by tokens counted in `groundstate_rate` in the same transaction as the begin.
+"""Limits how many calls are begun in a span of time. Each call spends a token; the tokens are counted in `groundstate_rate`, in the
+transaction that begins the calls.
 
-A count is committed together with the attempts or not at all, so that a crash neither loses nor doubles one. A worker that counts for a
-service or tenant excludes others until its transaction ends; they do not wait, and try again some milliseconds later.
+A count is committed together with the attempts or not at all, so that a crash neither loses nor doubles a count. While one worker counts
+for a service or tenant, other workers cannot count for it; they do not wait, and try again some milliseconds later.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from groundstate.rules import rate as rules
 from groundstate.rules.rate import Counted, Rate
 from groundstate.store.tables import rate as table
 
-AGAIN_S = 0.01  # seconds until the next try where another worker is counting tokens
+AGAIN_S = 0.01  # seconds until this worker tries again, if another worker is counting tokens
 
 
 def rate_of(place: LimitedScope) -> Rate | None:
@@ -34,8 +34,9 @@ def rate_of(place: LimitedScope) -> Rate | None:
 
 @dataclass
 class Tokens:
-    """Counts the tokens of services and tenants in one transaction. free_at: the worker's record of when each has a token again, in
-    monotonic seconds.
+    """Counts the tokens of services and tenants in one transaction.
+
+    free_at: by service or tenant without a token, the monotonic seconds at which it has one again. `note_next_free_times` fills it in.
     """
 
     worker_state: WorkerState
@@ -47,24 +48,24 @@ class Tokens:
     _spent: Counter[LimitedScope] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._opened = time.monotonic()
+        self._opened = self.worker_state.clock.monotonic()
 
-    def left(self, places: Iterable[LimitedScope]) -> dict[LimitedScope, int]:
-        """Return how many calls may be begun for each of these services and tenants that has a rate; 0 where another worker is counting
-        just now.
+    def calls_left(self, places: Iterable[LimitedScope]) -> dict[LimitedScope, int]:
+        """Return, for each of these services and tenants that has a rate, how many calls may be begun now. The number is 0 if another
+        worker is counting for it.
         """
         wanted = [place for place in dict.fromkeys(places) if rate_of(place) is not None]
         new = [place for place in wanted if place not in self._counts]
         if new:
-            self._read(new)
-        return {place: self._left_at(place) for place in wanted}
+            self._read_counts(new)
+        return {place: self._calls_left_in_scope(place) for place in wanted}
 
-    def spend(self, places: Mapping[LimitedScope, int]) -> None:
+    def spend_tokens(self, places: Mapping[LimitedScope, int]) -> None:
         self._spent.update({place: count for place, count in places.items() if rate_of(place) is not None})
 
-    def write(self) -> None:
-        """Write what was spent, in one statement. To be called once, before the commit."""
-        now, rows = self._now(), []
+    def write_counts(self) -> None:
+        """Write how many tokens were spent, in one statement. Call it once, before the commit."""
+        now, rows = self._now_microseconds(), []
         for place, found in self._counts.items():
             rate = rate_of(place)
             if rate is None:
@@ -87,30 +88,30 @@ class Tokens:
             changed = {"counts": new.excluded.counts, "until": new.excluded.until}
             self.tx.connection.execute(new.on_conflict_do_update(index_elements=["app", "service", "tenant"], set_=changed))
 
-    def _now(self) -> int:
-        """Return the transaction's time in microseconds, plus the time that has passed since, which may be
-        long where it waited for a lock.
+    def _now_microseconds(self) -> int:
+        """Return the present time of the database's clock, in microseconds. It is later than the transaction's own time, which may be long
+        past if the transaction waited for a lock.
         """
-        return rules.microseconds(self.tx.now) + int((time.monotonic() - self._opened) * 1e6)
+        return rules.microseconds_since_epoch(self.tx.now) + int((self.worker_state.clock.monotonic() - self._opened) * 1e6)
 
-    def _left_at(self, place: LimitedScope) -> int:
+    def _calls_left_in_scope(self, place: LimitedScope) -> int:
         rate, found = rate_of(place), self._counts.get(place)
         if rate is None or found is None:
             return 0
         return max(rules.calls_left(found, rate) - self._spent[place], 0)
 
-    def _read(self, places: list[LimitedScope]) -> None:
+    def _read_counts(self, places: list[LimitedScope]) -> None:
         names: dict[tuple[str, ...], LimitedScope] = {
             ("rate", self.worker_state.app, service.name, tenant or WHOLE): (service, tenant) for service, tenant in places
         }
         ours = [names[name] for name in lock_ids.try_transaction_locks(self.tx, list(names))]
         for place in set(places) - set(ours):
-            self.free_at[place] = time.monotonic() + AGAIN_S * (0.5 + self.worker_state.incarnation.dice.random())
+            self.free_at[place] = self.worker_state.clock.monotonic() + AGAIN_S * (0.5 + self.worker_state.incarnation.dice.random())
         if not ours:
             return
         given: dict[str, Any] = {"app": self.worker_state.app, "places": [(service.name, tenant) for service, tenant in ours]}
         there = {(row.service, row.tenant): row.counts for row in self.tx.connection.execute(_THERE, given)}
-        now = self._now()
+        now = self._now_microseconds()
         for place in ours:
             rate = rate_of(place)
             if rate is not None:
@@ -119,13 +120,13 @@ class Tokens:
                 if written is not None:
                     self._written[place] = written
 
-    def note(self) -> None:
-        """Note, after the transaction, when each service or tenant without a token has one again."""
-        now, clock = self._now(), time.monotonic()
+    def note_next_free_times(self) -> None:
+        """Write into `free_at` when each service or tenant without a token has one again. Call it after the transaction."""
+        now, clock = self._now_microseconds(), self.worker_state.clock.monotonic()
         for place, before in self._counts.items():
             rate = rate_of(place)
             if rate is not None:
-                free = rules.free_at(rules.count_with_more_calls(before, rate, now, self._spent[place]), rate)
+                free = rules.next_call_allowed_at(rules.count_with_more_calls(before, rate, now, self._spent[place]), rate)
                 if free is None:
                     self.free_at.pop(place, None)
                 else:
@@ -137,8 +138,8 @@ _THERE: Select[Any] = select(table.c.service, table.c.tenant, table.c.counts).wh
 )
 
 
-def forget_old(worker_state: WorkerState) -> None:
-    """Delete counts that have no effect any more, so that a store at rest has no rows of ours in this table."""
+def delete_expired_counts(worker_state: WorkerState) -> None:
+    """Delete the counts that no longer limit anything, so that the table `groundstate_rate` is empty when no calls are made."""
     with worker_state.database.reading() as connection:
         past = table.c.until < worker_state.database.now()
         if connection.execute(select(table.c.app).where(past).limit(1)).first() is None:

@@ -1,7 +1,8 @@
-"""Limits how many calls of all workers may be in flight at once, by numbered locks (slots) that are freed when their holder dies.
+"""Limits how many calls of all workers may be in flight at once, by numbered locks (slots), which are freed when the worker that holds them
+dies.
 
-Never waits for a slot. A worker takes as many as it needs, keeps them while calls use them, and gives back what it did not need for a short
-while, so that other workers get some. No row says that a call is running.
+Nothing here waits for a slot. A worker takes as many slots as it needs, keeps them while calls use them, and soon gives unused slots back,
+so that other workers can take them. No row says that a call is running.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from groundstate.engine.sql import lock_ids
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.specs import ServiceSpec
 
-LINGER_S = 0.05  # seconds: how long a slot is kept that no call uses
-AGAIN_S = 0.02  # seconds until a slot that was not free is tried again; doubled with each further try
-AGAIN_MOST_S = 0.2  # seconds: the longest such wait, before jitter
+LINGER_S = 0.05  # seconds for which an unused slot is kept
+AGAIN_S = 0.02  # seconds until a slot that was not free is tried again; doubled after each try
+AGAIN_MOST_S = 0.2  # seconds: the longest wait between two tries, before jitter
 WHOLE = ""
-# What a limit applies to: a service as a whole (''), one tenant of it ('=' and the value of `per`), or calls without a tenant (None).
+# What a limit applies to: a pair of a service and '' (the whole service), '=' and the value of `per` (one tenant), or None (calls without a
+# tenant).
 LimitedScope = tuple[ServiceSpec, str | None]
 
 
-def most_at_once(place: LimitedScope) -> int | None:
-    """Return how many calls to a service, or for one tenant of it, all workers may have in flight; None where there is no such limit, and
-    so no slots.
+def limit_of_scope(place: LimitedScope) -> int | None:
+    """Return how many calls to a service, or for one tenant of it, all workers together may have in flight; None if there is no limit, in
+    which case no slots are used.
     """
     service, tenant = place
     if tenant is None:
@@ -33,8 +35,10 @@ def most_at_once(place: LimitedScope) -> int | None:
 
 @dataclass
 class Slots:
-    """Holds the slots of one worker; used by its transactions' thread only. A worker that lost its lock and took it again has none, since
-    slots are freed with the lock.
+    """The slots (numbered locks, one for each call in flight) that one worker holds. Must be used only by the thread that runs its
+    transactions.
+
+    A worker that loses its own lock loses its slots with it. So when it takes its lock again, it begins without slots.
     """
 
     worker_state: WorkerState
@@ -42,35 +46,39 @@ class Slots:
     _held: dict[LimitedScope, set[int]] = field(default_factory=dict)
     _idle_since: dict[LimitedScope, float] = field(default_factory=dict)
     _again_at: dict[LimitedScope, float] = field(default_factory=dict)
-    _refused: dict[LimitedScope, float] = field(default_factory=dict)  # seconds that the latest wait lasted
+    _refused: dict[LimitedScope, float] = field(default_factory=dict)  # by service or tenant, the latest wait between two tries, in seconds
 
-    def held(self, place: LimitedScope) -> int:
-        self._forget_old_life()
+    def number_held(self, place: LimitedScope) -> int:
+        self._forget_slots_of_lost_lock()
         return len(self._held.get(place, ()))
 
-    def refused(self, place: LimitedScope) -> bool:
-        """Return whether the latest try got fewer slots than were wanted."""
-        self._forget_old_life()
+    def got_too_few(self, place: LimitedScope) -> bool:
+        """Return whether the latest try to take slots of this service or tenant got fewer slots than it wanted."""
+        self._forget_slots_of_lost_lock()
         return place in self._again_at
 
-    def retry(self, wanted: Callable[[LimitedScope], bool], now: float) -> set[LimitedScope]:
-        """Try to take one more slot wherever fewer were free than wanted, without a transaction; return where that succeeded."""
-        self._forget_old_life()
+    def retry_refused_slots(self, wanted: Callable[[LimitedScope], bool], now: float) -> set[LimitedScope]:
+        """Try to take one more slot of each service or tenant that got too few before, if more are still wanted. Return the services and
+        tenants that got one.
+
+        No transaction is needed.
+        """
+        self._forget_slots_of_lost_lock()
         for place in [one for one in self._again_at if not wanted(one)]:
             del self._again_at[place]
             self._refused.pop(place, None)
         tried = [place for place, at in self._again_at.items() if at <= now]
-        self.take({place: self.held(place) + 1 for place in tried}, now)
+        self.take_slots({place: self.number_held(place) + 1 for place in tried}, now)
         return {place for place in tried if place not in self._again_at}
 
-    def take(self, needed: Mapping[LimitedScope, int], now: float) -> None:
-        """Take slots until each service or tenant has as many as it needs, as far as they are free."""
-        self._forget_old_life()
-        wanted = {place: count - self.held(place) for place, count in needed.items()}
+    def take_slots(self, needed: Mapping[LimitedScope, int], now: float) -> None:
+        """Take free slots until each service or tenant has as many as it needs, or until none is free."""
+        self._forget_slots_of_lost_lock()
+        wanted = {place: count - self.number_held(place) for place, count in needed.items()}
         wanted = {place: more for place, more in wanted.items() if more > 0 and self._again_at.get(place, 0.0) <= now}
         if not wanted:
             return
-        free = {place: self._not_ours(place) for place in wanted}
+        free = {place: self._slots_not_held(place) for place in wanted}
         got = self.worker_state.incarnation.liveness.take_slots([(more, free[place]) for place, more in wanted.items()])
         for place, more in wanted.items():
             ours = got.intersection(free[place])
@@ -83,18 +91,21 @@ class Slots:
             else:
                 self._again_at.pop(place, None)
 
-    def take_again(self, used: Mapping[LimitedScope, int], now: float) -> None:
-        """Take the slots of calls in flight again, as far as they are free, after they were lost together with the worker's lock."""
-        if self._died:
-            self.take({place: count for place, count in used.items() if most_at_once(place) is not None}, now)
+    def retake_lost_slots(self, used: Mapping[LimitedScope, int], now: float) -> None:
+        """If the slots were lost together with the worker's lock, take slots for the calls in flight again, as far as slots are free. used:
+        number of calls in flight, by service or tenant.
+        """
+        if self._is_lock_lost:  # `used` counts ended calls until they are concluded, so it may exceed the limit
+            limited = {place: limit for place in used if (limit := limit_of_scope(place)) is not None}
+            self.take_slots({place: min(used[place], limit) for place, limit in limited.items()}, now)
 
     @property
-    def _died(self) -> bool:
-        return self._incarnation != self.worker_state.incarnation.holder
+    def _is_lock_lost(self) -> bool:
+        return self._incarnation != self.worker_state.incarnation.lock_holder_key
 
-    def give_back(self, used: Callable[[LimitedScope], int], now: float) -> None:
-        """Give back the slots that were not used for a while."""
-        self._forget_old_life()
+    def give_back_idle_slots(self, used: Callable[[LimitedScope], int], now: float) -> None:
+        """Give back the slots that have been unused for LINGER_S seconds."""
+        self._forget_slots_of_lost_lock()
         back: set[int] = set()
         for place, ours in list(self._held.items()):
             surplus = len(ours) - used(place)
@@ -109,25 +120,25 @@ class Slots:
             self.worker_state.incarnation.liveness.give_slots_back(back)
 
     @property
-    def waits(self) -> bool:
-        """Return whether some slots are to be tried again."""
+    def waits_for_slot(self) -> bool:
+        """Return whether this worker will try again to take some slot."""
         return bool(self._again_at)
 
-    def times(self) -> list[float]:
-        """Return the times at which a slot is to be given back or tried again."""
+    def wake_times(self) -> list[float]:
+        """Return the monotonic seconds, one for each reason, at which a slot is to be given back or tried again."""
         return [*(at + LINGER_S for at in self._idle_since.values()), *self._again_at.values()]
 
-    def _not_ours(self, place: LimitedScope) -> list[int]:
-        """Return the numbers of the slots that we do not hold, from a random one on: two workers that began with the same one would compete
-        for each.
+    def _slots_not_held(self, place: LimitedScope) -> list[int]:
+        """Return the numbers of the slots that this worker does not hold, starting at a random one: if all workers began with the same
+        slot, they would compete for each one.
         """
         service, tenant = place
-        numbered = lock_ids.slot_lock_ids(self.worker_state.app, service.name, tenant or WHOLE, most_at_once(place) or 0)
+        numbered = lock_ids.slot_lock_ids(self.worker_state.app, service.name, tenant or WHOLE, limit_of_scope(place) or 0)
         first = self.worker_state.incarnation.dice.randrange(len(numbered))
         ours = self._held.get(place, ())
         return [number for number in (*numbered[first:], *numbered[:first]) if number not in ours]
 
-    def _forget_old_life(self) -> None:
-        if self._died:
-            self._incarnation = self.worker_state.incarnation.holder
+    def _forget_slots_of_lost_lock(self) -> None:
+        if self._is_lock_lost:
+            self._incarnation = self.worker_state.incarnation.lock_holder_key
             self._held, self._idle_since, self._again_at, self._refused = {}, {}, {}, {}

@@ -1,4 +1,4 @@
-"""Keeps daemon threads that are reused while they are idle, and reads the stack of a thread. Knows nothing of calls."""
+"""A pool of daemon threads that are reused while they are idle, and a function that reads the stack of a thread."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def stack_of(thread: int | None) -> str:
 
 
 class Threads:
-    """Runs work in daemon threads, such as that of sync calls. concurrent.futures would wait for hung threads at exit, which must not
-    happen.
+    """Runs functions, such as sync calls, in daemon threads. Unlike with concurrent.futures, a function that hangs does not keep the
+    process from ending.
     """
 
     def __init__(self, name: str = "groundstate-sync-call") -> None:
@@ -31,41 +31,43 @@ class Threads:
         self._none_busy = threading.Condition(self._lock)
 
     @property
-    def busy(self) -> int:
-        """Return how many threads are working."""
+    def number_busy(self) -> int:
+        """Return how many threads are running a function."""
         return self._busy
 
-    def wait(self) -> None:
-        """Wait until no thread is working."""
+    def wait_until_none_works(self) -> None:
+        """Wait until no thread is running a function."""
         with self._none_busy:
             self._none_busy.wait_for(lambda: self._busy == 0)
 
     def run(self, work: Callable[[], None]) -> None:
-        """Run `work` in a thread. Raises RuntimeError where the operating system starts no more threads."""
+        """Run this function in a thread of the pool, and do not wait for it. Raises RuntimeError if the operating system starts no more
+        threads.
+        """
         with self._lock:
             if self._idle > 0:
                 self._idle -= 1
             else:
-                threading.Thread(target=log_store.keep_log_label(self._loop), name=self._name, daemon=True).start()
+                threading.Thread(target=log_store.keep_log_label(self._run_work_until_idle), name=self._name, daemon=True).start()
             self._busy += 1
         self._work.put(work)
 
-    def _loop(self) -> None:
+    def _run_work_until_idle(self) -> None:
         while True:
             try:
                 work = self._work.get(timeout=10)
             except queue.Empty:
                 with self._lock:
                     if self._idle == 0:
-                        continue  # `run` counted on this thread: its work is about to arrive
+                        continue  # `run` has assigned work to this thread, and the work is about to arrive
                     self._idle -= 1
                 return
             ended = False
             try:
                 work()
                 ended = True
-            finally:  # where the work raised, this thread ends by that exception
-                del work  # an idle thread must not keep alive what its last work referred to
+            finally:  # reached too if the work raised: then this thread ends
+                del work  # an idle thread must not keep the objects of its last work alive
                 with self._none_busy:
                     self._busy -= 1
                     self._idle += ended

@@ -1,1 +1,1 @@
-"""Runs the handlers of a claimed batch, and applies outcomes to their records."""
+"""Runs the handlers of a batch of locked records, and writes the outcomes of calls into their records."""

@@ -1,7 +1,8 @@
-"""Applies outcomes: each is written to its record by the handler or by `overtaken`, or held. An outcome is never dropped silently, and
-never leads to a new call.
+"""Applies the outcomes of calls: the handler or the `overtaken` handler writes an outcome into its record, or the outcome is held for a
+person. An outcome is never dropped without a log line, and never causes a new call.
 
-It makes no difference whether a call, a lookup or a person brought the outcome. Changes of the attempts are collected and written once.
+An outcome may come from a call, from a lookup or from a person; all are applied alike. Changes of attempts are collected and written
+together.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time as clock
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
@@ -19,17 +19,17 @@ from typing import Any
 from uuid import UUID
 
 from groundstate.engine.handle import asked_again, failed_records, run_handler
-from groundstate.engine.handle.asked_again import AskedAgain
+from groundstate.engine.handle.asked_again import RecheckBeforeHandlers
 from groundstate.engine.handle.run_handler import HandlerFailed, Work
 from groundstate.engine.rows import attempts, outcome_json
-from groundstate.engine.rows.attempt_log import of_attempt, say_held, say_held_with_outcome, say_let_go
+from groundstate.engine.rows.attempt_log import log_held_with_outcome, log_if_held, log_removed, name_attempt
 from groundstate.engine.rows.attempts import Identity
 from groundstate.engine.rows.claim import AttemptWithFacts
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
-from groundstate.engine.sql.record_cycles import Watch
-from groundstate.engine.sql.safe_text import let_through
+from groundstate.engine.sql.record_cycles import TracedTransaction
+from groundstate.engine.sql.safe_text import reraise_keyboard_interrupt
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import begun_kind, overtaken
@@ -40,9 +40,13 @@ log = logging.getLogger("groundstate")
 
 
 class SomeHandlerFailed(Exception):
-    """Raised if a handler failed in a batch that runs without savepoints: the caller rolls back and applies the outcomes one by one.
+    """Raised if a handler failed, or must run in a savepoint, in a batch without savepoints. The caller rolls back and repeats the batch
+    with savepoints.
 
-    `reaction` names whose handler it was; `apart` are the failing attempts, if known; `others` those for which no failure was found.
+    Attributes:
+        reaction: The name of the reaction whose handler failed.
+        apart: The identities of attempts whose handler fails; empty if they are not known.
+        others: The identities of attempts for which no failure was found.
     """
 
     def __init__(self, reaction: str, apart: Collection[Identity] = (), others: Collection[Identity] = ()) -> None:
@@ -52,25 +56,30 @@ class SomeHandlerFailed(Exception):
         self.others = frozenset(others)
 
 
-Some = Callable[[Identity], bool]
+AttemptFilter = Callable[[Identity], bool]
 
 
-def everyone(_: Identity) -> bool:
-    """Return True for every attempt: a value for `Conclusion.one_by_one`."""
+def match_every_attempt(_: Identity) -> bool:
+    """Return True for every attempt. As `Conclusion.one_by_one`, this runs every handler in a savepoint of its own."""
     return True
 
 
-def nobody(_: Identity) -> bool:
-    """Return False for every attempt: a value for `Conclusion.one_by_one`."""
+def match_no_attempt(_: Identity) -> bool:
+    """Return False for every attempt. As `Conclusion.one_by_one`, this runs all handlers together, without savepoints."""
     return False
 
 
 @dataclass(frozen=True, eq=False)
 class OutcomeToApply:
-    """An outcome to be applied, with what its handler may be given beside it.
+    """An outcome to be applied, with the other arguments that its handler may take.
 
-    `written` is the JSON array that is kept if the outcome must be held; None means the attempt's outcomes and this one.
-    `remaining` is the JSON array of the attempt's other outcomes, to be concluded after this one.
+    Attributes:
+        value: The outcome itself.
+        key: The idempotency key of the call.
+        occurrence: The occurrence (the values that tell one round of a record from the next) for which the call was made.
+        restarted: Whether an earlier try of the call may have been made as well. The handler gets it in its `ctx`.
+        written: The JSON array of outcomes to keep if this outcome must be held; None for the attempt's stored outcomes plus this one.
+        remaining: The JSON array of the attempt's other outcomes, which are held after this one is applied; None if there are none.
     """
 
     value: Any
@@ -83,68 +92,80 @@ class OutcomeToApply:
 
 @dataclass
 class Conclusion:
-    """Applies outcomes of one reaction in one transaction, and collects what becomes of their attempts; `write` writes that.
+    """Applies outcomes of one reaction in one transaction. It collects the changes of the attempts, and `write_attempts` writes them.
 
     Attributes:
-        one_by_one: Tells for which attempts the handler runs in a savepoint of its own; the others run together.
-        refused: Why the handler's work cannot be committed: then it does not run, and the outcome is held. So it is where the record cannot
-            be read.
-        until_s: Monotonic seconds after which no further handler starts; the first one always runs.
-        looks: Only find out which handlers fail, and raise SomeHandlerFailed with the result.
+        one_by_one: A function that tells for an attempt's identity whether its handler runs in a savepoint of its own. All other handlers
+            run together, without savepoints.
+        refused: Why the handlers' work cannot be committed, in words. If it is set, no handler runs, and the outcomes are held.
+        until_s: The time after which no further handler starts, in monotonic seconds. The first handler always runs.
+        only_search: If True, only find out which handlers fail, and raise SomeHandlerFailed with the result.
     """
 
     incarnation: Incarnation
     tx: Transaction
     query: ConditionQuery
-    one_by_one: Some
+    one_by_one: AttemptFilter
     refused: str | None = None
     until_s: float = math.inf
-    looks: bool = False
+    only_search: bool = False
     saved: list[tuple[Attempt, Attempt]] = field(default_factory=list)
     removed: list[Attempt] = field(default_factory=list)
-    dropped: list[Attempt] = field(default_factory=list)  # removed attempts whose outcome is only in the log, and in no record
+    dropped: list[Attempt] = field(default_factory=list)  # attempts in `removed` whose outcome was only logged, and written to no record
     new: list[Attempt] = field(default_factory=list)
     together: list[tuple[Work, Attempt]] = field(default_factory=list)
-    watch: Watch | None = None  # set if some of the records that run together are watched for a ring
-    ran: int = 0  # how many handlers ran
-    reached: set[int] = field(default_factory=set)  # ids of those of the works of `together` whose handlers ran; the others come again
+    watch: TracedTransaction | None = (
+        None  # the trace that record_cycles.py keeps of this transaction; None if it traces none of the records
+    )
+    ran: int = 0  # how many handlers have run
+    reached: set[int] = field(default_factory=set)  # `id()` of each work in `together` whose handler ran; all other works are tried later
 
-    def apply(self, attempt: Attempt, decision: rules.Decision) -> None:
-        """Carry out a decision that needs no handler: save the attempt changed, or delete it."""
+    def apply_decision(self, attempt: Attempt, decision: rules.Decision) -> None:
+        """Carry out a decision that needs no handler: note that the attempt is to be saved in its new form, or to be deleted."""
         match decision:
             case rules.Keep(after):
                 self.saved.append((attempt, after))
-                say_held(self.incarnation, after)
+                log_if_held(self.incarnation, after)
             case rules.Delete(say):
                 self.removed.append(attempt)
-                say_let_go(self.incarnation, attempt, say)
+                log_removed(self.incarnation, attempt, say)
             case _:
                 raise AssertionError(decision)
 
-    def outcome(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt, *, loudly: str | None = None) -> None:
-        """Apply an outcome to its record: by the handler if the condition holds, else as overtaken. Raises SomeHandlerFailed."""
+    def apply_outcome(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt, *, loudly: str | None = None) -> None:
+        """Apply an outcome to its record: by the ordinary handler if the record's condition holds, otherwise as `overtaken=` says.
+
+        loudly: An error text to log after the commit; None if the outcome was expected.
+
+        Raises SomeHandlerFailed if the outcome can only be applied in a savepoint.
+        """
         if loudly:
-            self.incarnation.after_commit.say(partial(_say_unexpected, self.incarnation, attempt, loudly))
+            self.incarnation.after_commit.log(partial(_log_unexpected_outcome, self.incarnation, attempt, loudly))
         why = self.refused or standing.unreadable
         if why is not None:
             words = self.incarnation.shorten(why)
-            self._hold_loudly(attempt, given, words, words)
+            self._hold_and_log(attempt, given, words, words)
             return
-        decision = rules.returned(standing.facts)
+        decision = rules.on_call_returned(standing.facts)
         if isinstance(decision, rules.Conclude):
-            work = self._work(given, standing, attempt)
+            work = self._make_work(given, standing, attempt)
             if self.one_by_one(attempt.identity):
-                self._try(attempt, given, lambda: run_handler.run_one(self.query, self.tx, self.query.spec.handler, work), standing)
+                self._run_and_settle_attempt(
+                    attempt, given, lambda: run_handler.run_in_savepoint(self.query, self.tx, self.query.spec.handler, work), standing
+                )
             else:
                 self.together.append((work, attempt))
             return
-        self._overtaken(given, standing, attempt)
+        self._apply_overtaken_outcome(given, standing, attempt)
 
-    def came_after_all(self, given: OutcomeToApply, standing: AttemptWithFacts, identity: Identity, *, same_life: bool) -> None:
-        """Apply an outcome whose attempt is gone: the `overtaken` handler gets it; without one, a new held attempt keeps it.
+    def apply_outcome_without_attempt(
+        self, given: OutcomeToApply, standing: AttemptWithFacts, identity: Identity, *, same_life: bool
+    ) -> None:
+        """Apply an outcome whose attempt was deleted: run the `overtaken` handler. If there is none or it fails, insert a held attempt with
+        the outcome.
 
-        `same_life` means that the worker which made the call kept its lock throughout, so no other worker adopted and concluded the call.
-        Only then does overtaken='same' run the ordinary handler; otherwise it might write one outcome twice.
+        `same_life` tells whether the worker that made the call has kept its lock ever since, so that no other worker has concluded the
+        call. Only then does overtaken='same' run the ordinary handler, since that handler might otherwise write this outcome a second time.
         """
         spec = self.query.spec
         text, occurrence = identity[2], identity[3]
@@ -155,9 +176,9 @@ class Conclusion:
                 raise SomeHandlerFailed(spec.name)
             self.ran += 1
             try:
-                run_handler.run_one(self.query, self.tx, handler, self._work(given, standing, fresh), progress=False)
+                run_handler.run_in_savepoint(self.query, self.tx, handler, self._make_work(given, standing, fresh), progress=False)
             except HandlerFailed as failure:
-                if failure.cause is not None and db_errors.transient(failure.cause):
+                if failure.cause is not None and db_errors.is_transient(failure.cause):
                     raise failure.cause from None
                 why = self.incarnation.shorten(failure.error)
             else:
@@ -166,190 +187,199 @@ class Conclusion:
         else:
             unreadable = "" if standing.unreadable is None else f", and {self.incarnation.shorten(standing.unreadable)}"
             why = f"an outcome came after its attempt was gone{unreadable}"
-        written = outcome_json.dump(spec.outcome_type, [given.value], pen=pen_of(self.incarnation))
-        why = outcome_json.with_what_was_kept(why, written)
-        say_held_with_outcome(self.incarnation, spec.name, text, why)
-        self.new.append(rules.outcome_refused(fresh, why, None, written).attempt)
+        written = outcome_json.dump_outcomes(spec.outcome_type, [given.value], pen=pen_of(self.incarnation))
+        why = outcome_json.note_if_only_text_was_kept(why, written)
+        log_held_with_outcome(self.incarnation, spec.name, text, why)
+        self.new.append(rules.hold_refused_outcome(fresh, why, None, written).attempt)
 
     @property
-    def is_late(self) -> bool:
-        """Whether no further handler may start."""
-        return self.ran > 0 and clock.monotonic() >= self.until_s
+    def is_out_of_time(self) -> bool:
+        """Whether a handler has run and the time `until_s` has passed, so that no further handler may start."""
+        return self.ran > 0 and self.incarnation.clock.monotonic() >= self.until_s
 
-    def write(self) -> None:
-        """Run the handlers that were put off to run together, then write every attempt. Raises SomeHandlerFailed."""
-        self._run_together()
+    def write_attempts(self) -> None:
+        """Run the handlers in `together`, then write all collected changes of attempts. Raises SomeHandlerFailed if one of these handlers
+        fails.
+        """
+        self._run_handlers_together()
         attempts.save(self.tx.connection, self.saved)
         attempts.remove(self.tx.database, self.tx.connection, self.removed)
         attempts.insert(self.tx, self.new)
 
-    def _overtaken(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> None:
+    def _apply_overtaken_outcome(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> None:
         if not self.one_by_one(attempt.identity):
-            raise SomeHandlerFailed(self.query.spec.name)  # an overtaken outcome is logged, so not in a batch that may run twice
+            # What becomes of an overtaken outcome is logged. A log line must not be doubled by a rerun, so run the batch with savepoints.
+            raise SomeHandlerFailed(self.query.spec.name)
         spec = self.query.spec
         exists, has_handler = standing.facts.exists, spec.overtaken is not None
         decision = overtaken.decide_overtaken_outcome(spec.when_overtaken, has_handler=has_handler, repeats=spec.repeats, exists=exists)
         match decision:
             case overtaken.Hold(why):
-                self._hold_loudly(attempt, given, why, None)
+                self._hold_and_log(attempt, given, why, None)
                 return
-            case overtaken.DropIt(say):
-                self._drop(attempt, given, say)
+            case overtaken.DropOutcome(say):
+                self._drop_attempt_and_log(attempt, given, say)
                 return
-        work = self._work(given, standing, attempt)
+        work = self._make_work(given, standing, attempt)
         if isinstance(decision, overtaken.WriteFact):
-            same = self.query.is_round(attempt.occurrence, self.query.occurrence_text(standing.record))
+            same = self.query.is_same_occurrence(attempt.occurrence, self.query.occurrence_text(standing.record))
             run = partial(run_handler.run_overtaken, self.query, self.tx, work, same_occurrence=same)
-            self._try(attempt, given, run, standing, drops=decision.drops)
+            self._run_and_settle_attempt(attempt, given, run, standing, drops=decision.drops)
             return
         function = spec.overtaken or spec.handler
-        self._try(attempt, given, partial(run_handler.run_one, self.query, self.tx, function, work, progress=False), standing)
+        self._run_and_settle_attempt(
+            attempt, given, partial(run_handler.run_in_savepoint, self.query, self.tx, function, work, progress=False), standing
+        )
 
-    def _hold_loudly(
+    def _hold_and_log(
         self, attempt: Attempt, given: OutcomeToApply, why: str, error: str | None, cause: BaseException | None = None
     ) -> None:
-        say_held_with_outcome(self.incarnation, attempt.reaction, attempt.record, why, cause)
-        self._hold(attempt, given, why, error)
+        log_held_with_outcome(self.incarnation, attempt.reaction, attempt.record, why, cause)
+        self._hold_with_outcome(attempt, given, why, error)
 
-    def _drop(self, attempt: Attempt, given: OutcomeToApply, why: str) -> None:
-        """Delete the attempt with all its outcomes, and log them, since no person is asked about them any more."""
-        outcome = self.incarnation.shorten(self._written(attempt, given))
-        self.incarnation.after_commit.say(partial(_say_dropped, self.incarnation, attempt, why, outcome), only_trace=True)
+    def _drop_attempt_and_log(self, attempt: Attempt, given: OutcomeToApply, why: str) -> None:
+        """Delete the attempt without running a handler, and log all its outcomes: the log is then their only trace."""
+        outcome = self.incarnation.shorten(self._outcomes_as_json(attempt, given))
+        self.incarnation.after_commit.log(partial(_log_dropped_outcome, self.incarnation, attempt, why, outcome), only_trace=True)
         self.removed.append(attempt)
         self.dropped.append(attempt)
 
-    def _try(
+    def _run_and_settle_attempt(
         self, attempt: Attempt, given: OutcomeToApply, run: Callable[[], None], standing: AttemptWithFacts, *, drops: bool = False
     ) -> None:
-        """Run a handler in its savepoint. If it raises, the attempt is held with the outcome (dropped, if `drops`), and never becomes a new
-        call.
+        """Run a handler, and delete the attempt if the handler succeeds. If the handler fails, hold the attempt with its outcome, or with
+        `drops` delete the attempt and log its outcome: a failing handler never causes a new call.
         """
         self.ran += 1
         try:
             run()
         except HandlerFailed as failure:
-            if failure.cause is not None and db_errors.transient(failure.cause):
+            if failure.cause is not None and db_errors.is_transient(failure.cause):
                 raise failure.cause from None
             words = self.incarnation.shorten(failure.error)
             if drops:
-                self._drop(attempt, given, f"let go under InDoubt.repeat(): {words}")
+                self._drop_attempt_and_log(attempt, given, f"let go under InDoubt.repeat(): {words}")
                 return
-            self._hold_loudly(attempt, given, words, words, failure.cause)
+            self._hold_and_log(attempt, given, words, words, failure.cause)
             return
         if given.remaining is None:
             self.removed.append(attempt)
         else:
-            self.saved.append((attempt, rules.one_of_several(attempt, given.remaining).attempt))
+            self.saved.append((attempt, rules.hold_remaining_outcomes(attempt, given.remaining).attempt))
         self.tx.touched.add(self.query.entity, [standing.key], None)
 
-    def _hold(self, attempt: Attempt, given: OutcomeToApply, why: str, error: str | None) -> None:
-        written = self._written(attempt, given)
-        kept = outcome_json.with_what_was_kept(why, written, last=given.written is None)
+    def _hold_with_outcome(self, attempt: Attempt, given: OutcomeToApply, why: str, error: str | None) -> None:
+        written = self._outcomes_as_json(attempt, given)
+        kept = outcome_json.note_if_only_text_was_kept(why, written, last=given.written is None)
         if kept != why:
-            say_text_alone(self.incarnation, attempt, kept)
+            log_outcome_kept_as_text(self.incarnation, attempt, kept)
             why = kept
-        self.saved.append((attempt, rules.outcome_refused(attempt, why, error, written).attempt))
+        self.saved.append((attempt, rules.hold_refused_outcome(attempt, why, error, written).attempt))
 
-    def _written(self, attempt: Attempt, given: OutcomeToApply) -> str:
-        """Return the JSON array of the attempt's outcomes, this one included."""
-        return given.written or outcome_json.add(self.query.spec.outcome_type, attempt.outcome, given.value, pen=pen_of(self.incarnation))
+    def _outcomes_as_json(self, attempt: Attempt, given: OutcomeToApply) -> str:
+        """Return a JSON array with the attempt's stored outcomes and this outcome, which is the last."""
+        return given.written or outcome_json.append_outcome(
+            self.query.spec.outcome_type, attempt.outcome, given.value, pen=pen_of(self.incarnation)
+        )
 
-    def _run_together(self) -> None:
-        """Run the handlers of all ordinary conclusions without savepoints. If one fails, raise SomeHandlerFailed, so that the whole
-        transaction is done again.
+    def _run_handlers_together(self) -> None:
+        """Run the handlers in `together`, without savepoints. If a handler fails, raise SomeHandlerFailed, so that the caller repeats the
+        whole transaction in another way.
         """
         query, tx = self.query, self.tx
         works = [work for work, _ in self.together]
-        if self.looks:
+        if self.only_search:
             looked = failed_records.find_failing_records(
-                query, tx, query.spec.handler, works, asked_again.concluded, self.until_s - clock.monotonic()
+                query, tx, query.spec.handler, works, asked_again.keys_not_overtaken, self.until_s - self.incarnation.clock.monotonic()
             )
-            raise self._failed(looked.failed, looked.others)
+            raise self._handler_failure(looked.failed, looked.others)
         if not works:
             return
-        self.watch = self.incarnation.rings.watch(query, tx.connection, works)
+        self.watch = self.incarnation.rings.note_conditions_before(query, tx.connection, works)
         try:
-            again = AskedAgain(query, tx, works, asked_again.concluded, stale=self.ran > 0)
-            works = run_handler.run_each(query, tx, query.spec.handler, again, self.until_s).works
+            again = RecheckBeforeHandlers(query, tx, works, asked_again.keys_not_overtaken, stale=self.ran > 0)
+            works = run_handler.run_for_each_record(query, tx, query.spec.handler, again, self.until_s).works
             self.ran += len(works)
-            new = run_handler.flush_all(query, tx, works)
+            new = run_handler.write_changes(query, tx, works)
         except Exception as error:
-            if db_errors.transient(error) or isinstance(error, db_errors.TransactionEnded):
+            if db_errors.is_transient(error) or isinstance(error, db_errors.TransactionEnded):
                 raise
-            raise self._failed() from error
-        still = run_handler.without_progress(query, tx, works, new)
+            raise self._handler_failure() from error
+        still = run_handler.keys_without_progress(query, tx, works, new)
         if still:
-            raise self._failed(still, {work.key for work in works} - set(still))
+            raise self._handler_failure(still, {work.key for work in works} - set(still))
         if self.watch is not None:
             reached = {work.key for work in works}
             self.watch.mine = [step for step in self.watch.mine if step[1] in reached]
-            self.incarnation.rings.look(self.watch, tx.connection)
+            self.incarnation.rings.note_conditions_after(self.watch, tx.connection)
         self.reached = {id(work) for work in works}
         self.removed += [attempt for work, attempt in self.together if id(work) in self.reached]
         tx.touched.add(query.entity, [work.key for work in works], new)
 
-    def _failed(self, apart: Collection[PrimaryKey] = (), others: Collection[PrimaryKey] = ()) -> SomeHandlerFailed:
+    def _handler_failure(self, apart: Collection[PrimaryKey] = (), others: Collection[PrimaryKey] = ()) -> SomeHandlerFailed:
         told = {work.key: attempt.identity for work, attempt in self.together}
         return SomeHandlerFailed(self.query.spec.name, [told[key] for key in apart], [told[key] for key in others])
 
-    def _work(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> Work:
-        moment = self.tx.moment(due=standing.due, call_no=attempt.call_no, restarted=given.restarted)
+    def _make_work(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> Work:
+        moment = self.tx.context_for(due=standing.due, call_no=attempt.call_no, restarted=given.restarted)
         supplies = {"ctx": moment, "key": given.key, "occurrence": given.occurrence}
-        # If the attempt's occurrence was made of other columns, its text fits no occurrence of today, so progress is judged by the record's
-        # present one.
-        other = begun_kind.is_of_other_rounds(attempt.begun_with, self.query.spec.occurrence_columns)
+        # An older version of the application may have made the attempt's occurrence from other columns. Its text equals no present
+        # occurrence then, so the check for progress compares with the record's present occurrence instead.
+        other = begun_kind.has_other_occurrence_columns(attempt.begun_with, self.query.spec.occurrence_columns)
         round_ = self.query.occurrence_text(standing.record) if other else attempt.occurrence
-        return Work(standing.key, standing.record, round_, (_for_a_handler(given.value),), supplies)
+        return Work(standing.key, standing.record, round_, (_copy_for_handler(given.value),), supplies)
 
 
 def pen_of(incarnation: Incarnation) -> outcome_json.Pen:
-    """Return the Pen with which this incarnation writes outcomes down."""
-    return outcome_json.Pen(incarnation.outcome_as_text, incarnation.database.codec)
+    """Return the Pen (how outcomes are shortened and made JSON) that this worker uses to write outcomes."""
+    return outcome_json.Pen(incarnation.shorten_outcome, incarnation.database.codec)
 
 
-def say_text_alone(incarnation: Incarnation, attempt: Attempt, why: str) -> None:
-    """Log an error that only a text of the outcome could be kept, so that no handler can be given it and a person has to act."""
-    incarnation.after_commit.say(partial(_say_text_alone, incarnation, attempt, why))
+def log_outcome_kept_as_text(incarnation: Incarnation, attempt: Attempt, why: str) -> None:
+    """Log an error after the commit. Call it when only a text of an outcome could be stored, so that a person must act: no handler can be
+    given such a text.
+    """
+    incarnation.after_commit.log(partial(_log_outcome_kept_as_text, incarnation, attempt, why))
 
 
-def _say_text_alone(incarnation: Incarnation, attempt: Attempt, why: str) -> None:
+def _log_outcome_kept_as_text(incarnation: Incarnation, attempt: Attempt, why: str) -> None:
     log.error(
         "%s: %s",
-        of_attempt(incarnation, attempt),
+        name_attempt(incarnation, attempt),
         why,
         extra={"event": "outcome_as_text", "reaction": attempt.reaction, "record": attempt.record},
     )
 
 
-def _say_unexpected(incarnation: Incarnation, attempt: Attempt, words: str) -> None:
+def _log_unexpected_outcome(incarnation: Incarnation, attempt: Attempt, words: str) -> None:
     log.error(
         "%s: %s",
-        of_attempt(incarnation, attempt),
+        name_attempt(incarnation, attempt),
         words,
         extra={"event": "outcome_unexpected", "reaction": attempt.reaction, "record": attempt.record},
     )
 
 
-def _say_dropped(incarnation: Incarnation, attempt: Attempt, why: str, outcome: str) -> None:
+def _log_dropped_outcome(incarnation: Incarnation, attempt: Attempt, why: str, outcome: str) -> None:
     log.warning(
         "%s: %s; outcome: %s",
-        of_attempt(incarnation, attempt),
+        name_attempt(incarnation, attempt),
         why,
         outcome,
         extra={"event": "outcome_dropped", "reaction": attempt.reaction, "record": attempt.record},
     )
 
 
-def _for_a_handler(value: Any) -> Any:
-    """Return a copy of an outcome for a handler. If the handler edits it and then fails, the outcome must still be as it came when the
-    handler runs again or the outcome is held.
+def _copy_for_handler(value: Any) -> Any:
+    """Return a deep copy of an outcome, or the outcome itself if it cannot be copied. A handler that edits its copy and then fails leaves
+    the outcome unchanged for the next try.
     """
     if value.__class__ in _CANNOT_BE_EDITED:
         return value
     try:
         return copy.deepcopy(value)
-    except BaseException as error:  # the outcome holds something that cannot be copied, such as a lock
-        let_through(error)
+    except BaseException as error:  # the outcome contains something that cannot be copied, such as a lock
+        reraise_keyboard_interrupt(error)
         return value
 
 

@@ -1,7 +1,7 @@
-"""Asks the condition of a batch's records again before their handlers run, where handlers before theirs may have made it false.
+"""Checks the conditions of a batch's records again before their handlers run, if an earlier handler of the batch may have made them false.
 
-A handler may change or delete other records of its batch, by its session, by a statement, or by what a trigger or a foreign key does then.
-Those for which the condition no longer holds are let go, as they would be if records were handled one at a time.
+A handler may change or delete other records of its batch: by its session, by a statement, or through a trigger or a foreign key. A record
+whose condition no longer holds is passed over, as it would be if each record were handled in a batch of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
 from groundstate.engine.sql.transaction import Transaction
 
 
-class Asked(Protocol):
-    """A record whose handler is to run."""
+class RecordToHandle(Protocol):
+    """A record of a batch on which the handler is to run, with the handler's arguments."""
 
     @property
     def key(self) -> PrimaryKey: ...
@@ -29,15 +29,17 @@ class Asked(Protocol):
     def supplies(self) -> Mapping[str, Any]: ...
 
 
-W = TypeVar("W", bound=Asked)
-Asks = Callable[[ConditionQuery, Transaction, Sequence[Asked]], set[PrimaryKey]]
+W = TypeVar("W", bound=RecordToHandle)
+RecheckFunction = Callable[[ConditionQuery, Transaction, Sequence[RecordToHandle]], set[PrimaryKey]]
 
 
-class AskedAgain(Generic[W]):
-    """Tells before each handler of a batch whether its record is still to be handled.
+class RecheckBeforeHandlers(Generic[W]):
+    """Tells, before each handler of a batch runs, whether its record is still to be handled.
 
-    asks: returns the keys of those of some works that are. lines: the line of `in_order` that each record is in, if the reaction has such:
-    the next records of a line wait where one of them may have been changed. stale: other handlers ran in this transaction before these.
+    asks: Is called with some of the works, and returns the keys of the records that are still to be handled.
+    lines: The value of `in_order` for each work; empty if the reaction has no `in_order`. Once a handler may have changed a later record
+        with its own value, all later records with that value wait for the next batch.
+    stale: Whether handlers of other works have already run in this transaction.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class AskedAgain(Generic[W]):
         query: ConditionQuery,
         tx: Transaction,
         works: Sequence[W],
-        asks: Asks,
+        asks: RecheckFunction,
         lines: Sequence[object] = (),
         *,
         stale: bool = False,
@@ -55,38 +57,42 @@ class AskedAgain(Generic[W]):
         self.works = works
         self._asks = asks
         self._writes = BatchWrites(query, tx.session, tx.connection)
-        self.stale = stale  # whether something was written that may have changed the conditions of the records that follow
-        self._asked_to = 0  # then the number of the first record that was not asked of since
-        self._many = 1  # records to be asked of next: one where each handler writes what matters to others, else twice as many each time
+        self.stale = stale  # whether a handler may have changed the conditions of later records, so that they must be checked
+        self._asked_to = 0  # if `stale`: the index in `works` of the first record that is not checked yet
+        self._many = 1  # how many records the next check covers; doubled by each check, and 1 again after a write that may matter
         self._holding: set[PrimaryKey] = set()
         self._lines = lines
-        self._begun: set[object] = set()  # lines of which a record was handled
-        self._ended: set[object] = set()  # lines whose next records must wait
+        self._begun: set[object] = set()  # `in_order` values with at least one record whose handler has started
+        self._ended: set[object] = set()  # `in_order` values whose remaining records must wait for the next batch
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Wrap the handlers of the batch: what they write is noted."""
+    def noting_writes(self) -> Iterator[None]:
+        """While this context is open, note what the batch's handlers write, so that `may_run_handler` knows which conditions may have
+        changed.
+        """
         self._tx.writes = self._writes
         try:
             yield
         finally:
             self._tx.writes = None
 
-    def holds(self, number: int, flush: Callable[[], None]) -> bool:
-        """Whether the handler of this record may run."""
+    def may_run_handler(self, number: int, flush: Callable[[], None]) -> bool:
+        """Return whether the handler may run on the record with this index in `works`. Calls `flush` first if earlier handlers may have
+        changed the record's condition.
+        """
         if not self._lines:
-            return self._still_holds(number, flush)
+            return self._condition_still_holds(number, flush)
         line = self._lines[number]
-        if line in self._begun and self._writes.may_matter_to(self.works[number].record):
+        if line in self._begun and self._writes.may_affect_condition_of(self.works[number].record):
             self._ended.add(line)
-        if line not in self._ended and not self._still_holds(number, flush):
+        if line not in self._ended and not self._condition_still_holds(number, flush):
             self._ended.add(line)
         return line not in self._ended
 
-    def _still_holds(self, number: int, flush: Callable[[], None]) -> bool:
-        if self._writes.may_matter_to(self.works[number].record):
+    def _condition_still_holds(self, number: int, flush: Callable[[], None]) -> bool:
+        if self._writes.may_affect_condition_of(self.works[number].record):
             flush()
-            self._writes.asked()
+            self._writes.forget_writes()
             self.stale, self._asked_to, self._many = True, number, 1
         if not self.stale:
             return True
@@ -97,37 +103,39 @@ class AskedAgain(Generic[W]):
             self._asked_to, self._many = number + len(some), self._many * 2
         return self.works[number].key in self._holding
 
-    def begins(self, number: int) -> None:
-        """Note that the handler of this record is about to run."""
-        self._writes.begins(self.works[number].record)
+    def note_handler_begins(self, number: int) -> None:
+        """Note that the handler of the record with this index in `works` is about to run."""
+        self._writes.note_handler_started(self.works[number].record)
         if self._lines:
             self._begun.add(self._lines[number])
 
-    def ran(self, number: int) -> None:
-        """Note that the handler of this record ran."""
-        self._writes.ran(self.works[number].record)
+    def note_handler_ran(self, number: int) -> None:
+        """Note that the handler of the record with this index in `works` has run."""
+        self._writes.note_handler_finished(self.works[number].record)
 
 
-def ready(query: ConditionQuery, tx: Transaction, works: Sequence[Asked]) -> set[PrimaryKey]:
-    """Return the keys of those of these records that are still to be carried out as they were claimed, and load them anew."""
-    records, _ = claim.readable(query, tx, [work.key for work in works])
+def keys_still_to_handle(query: ConditionQuery, tx: Transaction, works: Sequence[RecordToHandle]) -> set[PrimaryKey]:
+    """Reload these records, and return the keys of those that are still ready, and have the occurrence and due time they had when they were
+    locked.
+    """
+    records, _ = claim.load_ready_records(query, tx, [work.key for work in works])
     before = {work.key: work for work in works}
     found = set()
-    for record, due in zip(records, claim.dues(query, tx, records), strict=True):
-        work = before.get(query.key_of(record))
-        if work is not None and claim.is_this_round(query, work.occurrence, record):
+    for record, due in zip(records, claim.due_times(query, tx, records), strict=True):
+        work = before.get(query.key_of_record(record))
+        if work is not None and claim.is_present_occurrence(query, work.occurrence, record):
             ctx = work.supplies["ctx"]
             if due is None or due == ctx.due:
                 found.add(work.key)
     return found
 
 
-def concluded(query: ConditionQuery, tx: Transaction, works: Sequence[Asked]) -> set[PrimaryKey]:
-    """Return the keys of those of these records whose outcome is not overtaken, and load them anew."""
+def keys_not_overtaken(query: ConditionQuery, tx: Transaction, works: Sequence[RecordToHandle]) -> set[PrimaryKey]:
+    """Reload these records, and return the keys of those whose condition still holds for the occurrence for which their call was made."""
     before = {work.key: work for work in works}
     found = set()
-    for record, holds in claim.truths(query, tx, list(before)):
-        work = before.get(query.key_of(record))
-        if work is not None and holds and claim.is_this_round(query, work.occurrence, record):
+    for record, holds in claim.load_with_condition(query, tx, list(before)):
+        work = before.get(query.key_of_record(record))
+        if work is not None and holds and claim.is_present_occurrence(query, work.occurrence, record):
             found.add(work.key)
     return found

@@ -1,4 +1,6 @@
-"""Settles attempts that need no call: begun ones that were never sent, and failed ones whose condition no longer holds. Begins nothing."""
+"""Changes or deletes attempts that need no call: begun attempts whose call was never sent, and failed attempts whose record no longer meets
+the condition.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from groundstate.engine.rows import attempts, claim
-from groundstate.engine.rows.attempt_log import say_held
+from groundstate.engine.rows.attempt_log import log_if_held
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.transaction import Transaction
@@ -15,14 +17,16 @@ from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 
 
-def unknown_begins(tx: Transaction, unknown: Sequence[Attempt], unanswered: Collection[int]) -> None:
-    """Settle begun attempts of a running worker that has no such call in memory. `unanswered` are calls whose begin's COMMIT got no answer,
-    so that none of them was sent; about the others nothing is known.
+def settle_begun_without_call(tx: Transaction, unknown: Sequence[Attempt], unanswered: Collection[int]) -> None:
+    """Change or delete begun attempts of this worker whose call the worker has no longer in its memory.
+
+    unanswered: The numbers of calls that surely were not sent, since their attempts were written in a transaction whose COMMIT got no
+        answer. Any other call may have been sent, so its attempt is put in doubt.
     """
     saved: list[tuple[Attempt, Attempt]] = []
     removed: list[Attempt] = []
     for one in unknown:
-        decision = rules.did_not_go_out(one, tx.now) if one.call in unanswered else rules.not_in_memory(one, tx.now)
+        decision = rules.on_call_not_sent(one, tx.now) if one.call in unanswered else rules.on_call_not_in_memory(one, tx.now)
         if isinstance(decision, rules.Keep):
             saved.append((one, decision.attempt))
         else:
@@ -31,18 +35,21 @@ def unknown_begins(tx: Transaction, unknown: Sequence[Attempt], unanswered: Coll
     attempts.remove(tx.database, tx.connection, removed)
 
 
-def let_go(incarnation: Incarnation, tx: Transaction, query: ConditionQuery, identities: Sequence[attempts.Identity]) -> int:
-    """Delete failed attempts without a call whose condition or occurrence is gone, and return how many.
+def delete_obsolete_failed_attempts(
+    incarnation: Incarnation, tx: Transaction, query: ConditionQuery, identities: Sequence[attempts.Identity]
+) -> int:
+    """Delete those of these failed attempts whose record no longer meets the condition or is in another occurrence. Return how many were
+    deleted. It is used for reactions without a call.
 
-    An attempt in doubt, from the time when the reaction still made a call, is held: no code is left that could settle it.
+    An attempt in doubt, from an older version of the application in which the reaction had a call, is held: nothing can settle it now.
     """
     looked = claim.lock_and_read_attempts(query, tx, identities)
     for standing in looked.standing.values():
         if standing.attempt is not None and standing.attempt.state is State.DOUBT:
-            decision = rules.settle(standing.attempt, query.spec.terms, standing.facts, tx.now)
+            decision = rules.decide_attempt_in_doubt(standing.attempt, query.spec.terms, standing.facts, tx.now)
             if isinstance(decision, rules.Keep):
                 attempts.save(tx.connection, [(standing.attempt, decision.attempt)])
-                say_held(incarnation, decision.attempt)
+                log_if_held(incarnation, decision.attempt)
     gone = [
         standing.attempt
         for standing in looked.standing.values()
@@ -52,9 +59,9 @@ def let_go(incarnation: Incarnation, tx: Transaction, query: ConditionQuery, ide
 
 
 def set_retry_time_to_now(tx: Transaction, failed: Sequence[Attempt]) -> int:
-    """Set the retry time of these failed attempts to now, and return how many were still waiting: they are too late to be retried, and
-    `consider` runs their `expired` handler.
+    """Set the retry time to now for those of these failed attempts that were still waiting, and return how many they were. Call it for
+    records that have expired: `process_due_attempts` then runs their `expired` handler.
     """
-    waited = [(one, replace(one, next_at=tx.now)) for one in failed if not blocking.due(one, tx.now)]
+    waited = [(one, replace(one, next_at=tx.now)) for one in failed if not blocking.is_retry_due(one, tx.now)]
     attempts.save(tx.connection, waited)
     return len(waited)

@@ -1,12 +1,11 @@
-"""Finds the records that made a batch fail, so that only they get a savepoint each, while the others are carried out together again.
+"""Finds the records that made a batch fail, so that only these records need a savepoint each when the batch runs again.
 
-The search runs in a transaction of its own that is always rolled back, and only after a batch has failed.
+The search runs after a batch has failed, in a transaction of its own that is always rolled back.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,26 +13,29 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from groundstate.engine.handle import run_handler
-from groundstate.engine.handle.asked_again import AskedAgain, Asks
+from groundstate.engine.handle.asked_again import RecheckBeforeHandlers, RecheckFunction
 from groundstate.engine.handle.run_handler import HandlerFailed, Work
 from groundstate.engine.sql import bulk_update, db_errors
 from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules.specs import Function
 
-WRITING_S = 0.25  # seconds: the search for refused values may take this long, less than others wait for a lock before that is logged
+WRITING_S = (
+    0.25  # seconds: the longest search for refused values, so short that transactions which wait for its locks do not log that they wait
+)
 _Change = tuple[Work, dict[str, Any]]
 
 
-class _NobodyKnows(Exception):
-    """A flush was refused, of what several handlers had changed."""
+class _FailingRecordUnknown(Exception):
+    """Raised if the database refused one flush with the changes of several handlers, so that nobody knows which handler is at fault."""
 
 
-class Looked(Exception):
-    """Raised to roll back the transaction of the search, with its result.
+class SearchResult(Exception):
+    """The result of a search for failing records. It is an exception, because raising it rolls back the transaction of the search.
 
-    `failed` are the records that fail by themselves; `others` those for which no failure was found. A record that was not reached in time
-    is in neither.
+    Attributes:
+        failed: The keys of records that fail even when they are handled alone.
+        others: The keys of records for which no failure was found. A record that was not reached in time is in neither set.
     """
 
     def __init__(self, failed: set[PrimaryKey], others: set[PrimaryKey]) -> None:
@@ -43,47 +45,47 @@ class Looked(Exception):
 
 
 def find_failing_records(
-    query: ConditionQuery, tx: Transaction, function: Function, works: Sequence[Work], asks: Asks, hold_s: float = math.inf
-) -> Looked:
-    """Run the handlers one by one, then write their changes by halves, to find which records fail. Returns a Looked for the caller to
-    raise.
+    query: ConditionQuery, tx: Transaction, function: Function, works: Sequence[Work], asks: RecheckFunction, hold_s: float = math.inf
+) -> SearchResult:
+    """Run the handlers one by one, then write their changes, to find which records fail. Return a SearchResult, which the caller must raise
+    to roll the transaction back.
 
-    No further handler starts after `hold_s` seconds; the first one always runs.
+    No further handler starts after `hold_s` seconds; the first handler always runs.
     """
-    failed, ran = _run(query, tx, function, works, asks, time.monotonic() + hold_s)
-    new = None if ran is None else _taken_out(query, tx, ran)
+    failed, ran = _run_handlers(query, tx, function, works, asks, tx.database.clock.monotonic() + hold_s)
+    new = None if ran is None else _take_records_out_of_session_if_possible(query, tx, ran)
     if ran is None or new is None:
-        return Looked(failed, {work.key for work in (works if ran is None else ran)})
+        return SearchResult(failed, {work.key for work in (works if ran is None else ran)})
     fine: list[_Change] = []
-    _by_halves(query, tx, list(zip(ran, new, strict=True)), time.monotonic() + WRITING_S, (fine, failed))
-    failed |= set(run_handler.without_progress(query, tx, [work for work, _ in fine], [change for _, change in fine]))
-    return Looked(failed, {work.key for work, _ in fine})
+    _write_by_halves(query, tx, list(zip(ran, new, strict=True)), tx.database.clock.monotonic() + WRITING_S, (fine, failed))
+    failed |= set(run_handler.keys_without_progress(query, tx, [work for work, _ in fine], [change for _, change in fine]))
+    return SearchResult(failed, {work.key for work, _ in fine})
 
 
-def _run(
-    query: ConditionQuery, tx: Transaction, function: Function, works: Sequence[Work], asks: Asks, until_s: float
+def _run_handlers(
+    query: ConditionQuery, tx: Transaction, function: Function, works: Sequence[Work], asks: RecheckFunction, until_s: float
 ) -> tuple[set[PrimaryKey], list[Work] | None]:
-    """Return the records whose handler raises, and the work that does not; None for the latter if a statement was refused, since the
-    transaction is then unusable.
+    """Run the handlers one by one. Return the pair (keys of the records whose handler failed, works whose handler succeeded). Instead of
+    the works it has None if the database refused a statement, since the transaction is then unusable.
     """
     failed: set[PrimaryKey] = set()
     ran: list[Work] = []
-    again = AskedAgain(query, tx, works, asks)
-    flush = partial(_flush, query, tx, function)
+    again = RecheckBeforeHandlers(query, tx, works, asks)
+    flush, monotonic = partial(_flush_changes_of_several, query, tx, function), tx.database.clock.monotonic
     for number, work in enumerate(works):
-        if (ran or failed) and time.monotonic() >= until_s:
+        if (ran or failed) and monotonic() >= until_s:
             break
         try:
-            if (ran or failed) and not again.holds(number, flush):
-                continue  # as one that was not reached
-            again.begins(number)
-            with again.watching():
-                run_handler.call(query, tx, function, work, *(one.record for one in ran))
-            again.ran(number)
-        except _NobodyKnows:
+            if (ran or failed) and not again.may_run_handler(number, flush):
+                continue  # the record's condition no longer holds, so the record is in neither result
+            again.note_handler_begins(number)
+            with again.noting_writes():
+                run_handler.run_without_flush(query, tx, function, work, *(one.record for one in ran))
+            again.note_handler_ran(number)
+        except _FailingRecordUnknown:
             return failed, None
         except HandlerFailed as failure:
-            if failure.cause is not None and db_errors.transient(failure.cause):
+            if failure.cause is not None and db_errors.is_transient(failure.cause):
                 raise failure.cause from None
             failed.add(work.key)
             if isinstance(failure.cause, SQLAlchemyError) or tx.session.is_undone:
@@ -95,47 +97,49 @@ def _run(
     return failed, ran
 
 
-def _flush(query: ConditionQuery, tx: Transaction, function: Function) -> None:
+def _flush_changes_of_several(query: ConditionQuery, tx: Transaction, function: Function) -> None:
     try:
-        run_handler.flush(query.spec, tx, function)
+        run_handler.flush_changes(query.spec, tx, function)
     except HandlerFailed as failure:
-        if failure.cause is not None and db_errors.transient(failure.cause):
+        if failure.cause is not None and db_errors.is_transient(failure.cause):
             raise failure.cause from None
-        raise _NobodyKnows from None
+        raise _FailingRecordUnknown from None
 
 
-def _taken_out(query: ConditionQuery, tx: Transaction, ran: Sequence[Work]) -> list[dict[str, Any]] | None:
-    """Return the new values of the records; None if the unit of work has to write them, or the database refused other rows that were
-    changed.
+def _take_records_out_of_session_if_possible(query: ConditionQuery, tx: Transaction, ran: Sequence[Work]) -> list[dict[str, Any]] | None:
+    """Take the records out of the session, and return the new values of each record. Return None if only a flush of the session can write
+    them, or if the database refused the handlers' changes of other rows.
     """
     try:
-        return run_handler.take_out(query, tx, ran)
+        return run_handler.take_out_records(query, tx, ran)
     except Exception as error:
-        if db_errors.transient(error):
+        if db_errors.is_transient(error):
             raise
         return None
 
 
-def _by_halves(
+def _write_by_halves(
     query: ConditionQuery, tx: Transaction, some: Sequence[_Change], until_s: float, told: tuple[list[_Change], set[PrimaryKey]]
 ) -> None:
-    """Write these changes, halving a batch that the database refuses. `told` collects the changes that it accepts and the keys that it
-    refuses.
+    """Write these changes in one savepoint; if the database refuses them, write each half in the same way. Append each change that the
+    database accepts to the list `told[0]`, and the key of each record whose change it refuses to the set `told[1]`.
     """
     fine, refused = told
-    if not some or ((fine or refused) and time.monotonic() >= until_s):
+    if not some or ((fine or refused) and tx.database.clock.monotonic() >= until_s):
         return
     try:
         with tx.connection.begin_nested():
-            bulk_update.write(tx.database, tx.connection, query.mapper, [work.key for work, _ in some], [change for _, change in some])
+            bulk_update.write_changes(
+                tx.database, tx.connection, query.mapper, [work.key for work, _ in some], [change for _, change in some]
+            )
     except Exception as error:
-        if db_errors.transient(error):
+        if db_errors.is_transient(error):
             raise
         if len(some) == 1:
             refused.add(some[0][0].key)
             return
         half = len(some) // 2
-        _by_halves(query, tx, some[:half], until_s, told)
-        _by_halves(query, tx, some[half:], until_s, told)
+        _write_by_halves(query, tx, some[:half], until_s, told)
+        _write_by_halves(query, tx, some[half:], until_s, told)
     else:
         fine += some

@@ -1,17 +1,16 @@
-"""DB-only reactions: carries out a batch of records in one transaction, and writes no row of ours if all goes well.
+"""Carries out reactions without a call: a batch of records in one transaction. Unless something fails, no row of groundstate's own tables
+is written.
 
-A crash rolls back, the rows still satisfy their condition, and the query finds them again. If a handler raises, `failed_records` finds the
-failing records, and the batch runs again with a savepoint for each of those, or for all if they cannot be found (never one by one without
-that search: 500 rows would be 125,000 runs). Only failing records get a failed attempt.
+A crash rolls the batch back; its records still meet their condition, and are found again. If a handler raises, `failed_records` finds the
+failing records, and the batch runs again with a savepoint for each failing record, or for every record if the search found none. Only
+failing records get a failed attempt.
 
-A slow handler must not keep others waiting for the whole batch: the batch ends early, and records that were not reached stay in the
-backlog.
+If handlers are slow, the batch ends early, so that other reactions need not wait; the remaining records stay in the backlog.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -20,48 +19,50 @@ from datetime import datetime
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from groundstate.engine.handle import asked_again, failed_records, in_order, run_handler
-from groundstate.engine.handle.asked_again import AskedAgain
+from groundstate.engine.handle.asked_again import RecheckBeforeHandlers
 from groundstate.engine.handle.run_handler import HandlerFailed, Work
 from groundstate.engine.rows import attempts, claim
-from groundstate.engine.rows.attempt_log import say_failed, say_given_up, say_held, say_unreadable, which_try
+from groundstate.engine.rows.attempt_log import describe_try, log_failed, log_given_up, log_if_held, log_unreadable
 from groundstate.engine.rows.claim import Claim, Taken, Unreadable
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors, group_scan, related_rows
 from groundstate.engine.sql.condition_query import ConditionQuery, Place, PrimaryKey
-from groundstate.engine.sql.db_errors import Row, TransactionEnded
-from groundstate.engine.sql.record_cycles import Watch
-from groundstate.engine.sql.safe_text import text_of
+from groundstate.engine.sql.db_errors import RelatedRow, TransactionEnded
+from groundstate.engine.sql.record_cycles import TracedTransaction
+from groundstate.engine.sql.safe_text import safe_str
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import Retry
-from groundstate.rules.retry import last_try_used, next_try
+from groundstate.rules.retry import is_last_try_used, next_try_at
 from groundstate.values.answers import Failure
 
-AROUND = 8  # statements: at most so many are sent around the handlers; their round trips do not count as time of the records
+AROUND = 8  # statements: the most that a batch sends besides those of its handlers. Their round trips do not count as time of the records.
 
 
 @dataclass
 class Feed:
-    """The records that a batch is to claim: these keys, or the next ones of the backlog after a cursor."""
+    """Says which records a batch is to claim (lock and check): the records with these `keys`; without `keys`, the next ones of the backlog
+    after `cursor`.
+    """
 
     keys: Sequence[PrimaryKey] | None = None
     cursor: Place | None = None
     limit: int = 500
     crowded: bool = False
-    alone: bool = False  # careful mode: the one record of this batch is suspected, and it is its turn
-    mine: int | None = None  # careful mode: the call number of the begun attempts that this batch may carry out
-    claim_s: float = math.inf  # seconds: the query for matching records is cut off after this
-    hold_s: float = math.inf  # seconds: no further handler starts in this transaction after this; records not reached stay in the backlog
-    first: frozenset[Row] = related_rows.NO_ROWS  # other rows that handlers change, to be locked before the records
+    alone: bool = False  # in careful mode: whether the batch is one record that may have killed a worker, and nothing else runs now
+    mine: int | None = None  # in careful mode: the call number of the begun attempts whose records may be claimed; otherwise None
+    claim_s: float = math.inf  # seconds: the time limit of the query that finds and locks the records
+    hold_s: float = math.inf  # seconds from the start of the first handler after which no further handler starts
+    first: frozenset[RelatedRow] = related_rows.NO_ROWS  # other rows that the handlers change, to be locked before the records
 
-    def claim(self, query: ConditionQuery, tx: Transaction) -> Claim:
+    def claim_records(self, query: ConditionQuery, tx: Transaction) -> Claim:
         tx.lock_first(self.first)
-        with tx.database.limit(tx.connection, self.claim_s):
+        with tx.database.limit_statement(tx.connection, self.claim_s):
             if self.keys is not None:
-                found = claim.by_keys(query, tx, self.keys, mine=self.mine)
+                found = claim.claim_by_keys(query, tx, self.keys, mine=self.mine)
             else:
-                found = claim.by_condition(query, tx, self.cursor, self.limit, crowded=self.crowded)
+                found = claim.claim_by_condition(query, tx, self.cursor, self.limit, crowded=self.crowded)
         if query.spec.in_order is not None:
             place = in_order.places_of_records_that_may_go(tx, query, [(one.key, one.record) for one in found.taken])
             found.taken = sorted((one for one in found.taken if one.key in place), key=lambda one: place[one.key])
@@ -70,27 +71,28 @@ class Feed:
 
 @dataclass
 class Done:
-    """The result of one batch."""
+    """The results of one batch."""
 
     read: int = 0
-    taken: int = 0  # records claimed, without those in `let_go`
+    taken: int = 0  # how many records were claimed, without those left in the backlog
     done: int = 0
     failed: int = 0
-    wrong: dict[PrimaryKey, str] = field(default_factory=dict)  # key of a record whose handler failed -> error
+    wrong: dict[PrimaryKey, str] = field(default_factory=dict)  # the error text for each record whose handler failed, by the record's key
     cursor: Place | None = None
     busy: list[PrimaryKey] = field(default_factory=list)
-    let_go: list[PrimaryKey] = field(default_factory=list)  # records left in the backlog, unchanged, since no time was left for them
+    # keys of claimed records that were left unchanged in the backlog, since no time was left for them or they must wait
+    let_go: list[PrimaryKey] = field(default_factory=list)
     cut: bool = False  # whether records were left in the backlog because handlers took long
     again: bool = False  # whether the batch failed at first and ran again, so that it took longer than usual
-    rows_s: float = 0.0  # seconds for the records themselves, without the transaction and the claim
-    next_at: datetime | None = None  # the earliest retry time of a failed record
-    last_due: datetime | None = None  # the latest due time of the claimed records
-    left_begun: bool = False  # careful mode: begun attempts of the batch may exist that were not carried out
-    works: Sequence[Work] = ()  # the records carried out together
-    watch: Watch | None = None  # set if some of them are watched for a ring
+    rows_s: float = 0.0  # seconds spent on handlers and their writes, without BEGIN, COMMIT and the query that locks the records
+    next_at: datetime | None = None  # the earliest retry time of the failed records; None if none is retried
+    last_due: datetime | None = None  # the latest due time of the claimed records; None if they have no due time
+    left_begun: bool = False  # in careful mode: whether attempts may be left that were begun for this batch and not carried out
+    works: Sequence[Work] = ()  # the records that were carried out together, without savepoints
+    watch: TracedTransaction | None = None  # what record_cycles.py traces of this batch; None if it traces none of the records
 
     def add(self, other: Done) -> None:
-        """Add the results of other records of the same batch."""
+        """Add the results of another part of the same batch to these results."""
         self.taken += other.taken
         self.done += other.done
         self.failed += other.failed
@@ -102,112 +104,114 @@ class Done:
         self.last_due = max(filter(None, (self.last_due, other.last_due)), default=None)
 
 
-def carry_out(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
-    """Carry out one batch. Errors of the database itself are raised; what a record or its handler did wrong is written as a
-    failed attempt.
+def carry_out_batch(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
+    """Carry out one batch of records, and return its results. If a record or its handler fails, write a failed attempt for the record; an
+    error of the database itself is raised.
     """
-    return related_rows.redo_lost_updates(lambda first: _carry_out(incarnation, query, replace(feed, first=first)))
+    return related_rows.redo_lost_updates(lambda first: _run_batch_and_rerun_if_failed(incarnation, query, replace(feed, first=first)))
 
 
-def _carry_out(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
+def _run_batch_and_rerun_if_failed(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
     try:
-        return _together(incarnation, query, feed)
+        return _run_batch_together(incarnation, query, feed)
     except _AnyHandlerFailed as failed:
-        return _after_failure(incarnation, query, feed, failed)
+        return _rerun_after_failure(incarnation, query, feed, failed)
 
 
-def _after_failure(incarnation: Incarnation, query: ConditionQuery, feed: Feed, failed: _AnyHandlerFailed) -> Done:
+def _rerun_after_failure(incarnation: Incarnation, query: ConditionQuery, feed: Feed, failed: _AnyHandlerFailed) -> Done:
     again = replace(feed, keys=failed.keys)
     key = None if failed.ended is None else failed.ended.key
-    if key is not None:  # it must not run again now: what it wrote may have been committed
-        done = _refused(incarnation, query, replace(again, keys=[key]), HandlerFailed(text_of(failed.ended), failed.ended))
+    if key is not None:  # the record's handler ended the transaction, so its writes may be committed: the handler must not run again now
+        done = _write_same_failure_for_all(
+            incarnation, query, replace(again, keys=[key]), HandlerFailed(safe_str(failed.ended), failed.ended)
+        )
         done.let_go = [one for one in failed.keys if one != key]
         return replace(done, cursor=failed.cursor, read=failed.read, again=True)
     try:
-        done = _rerun_with_failing_apart(incarnation, query, again, failed) or _one_by_one(incarnation, query, again)
+        done = _rerun_with_failing_apart(incarnation, query, again, failed) or _claim_and_run_in_savepoints(incarnation, query, again)
     except SQLAlchemyError as error:
-        if db_errors.transient(error):
+        if db_errors.is_transient(error):
             raise
-        done = _separately(incarnation, query, again, failed.keys)
+        done = _run_in_own_transactions(incarnation, query, again, failed.keys)
     return replace(done, cursor=failed.cursor, read=failed.read, again=True)
 
 
 def _rerun_with_failing_apart(incarnation: Incarnation, query: ConditionQuery, feed: Feed, failed: _AnyHandlerFailed) -> Done | None:
-    """Run the batch again with the failing records apart. None if they cannot be found, or if the reaction has `in_order`, so that its
-    records must run one by one.
+    """Run the batch again: the failing records in savepoints, all other records together. Return None if the failing records cannot be
+    found, or if the reaction has `in_order`, so that every record must run in a savepoint.
     """
     if len(failed.keys) < 2 or query.spec.in_order is not None:
         return None
-    done = _with_some_apart(incarnation, query, feed, failed.apart) if failed.apart else None
+    done = _run_with_some_apart(incarnation, query, feed, failed.apart) if failed.apart else None
     if done is not None:
         return done
-    looked = _look_for_culprits(incarnation, query, feed)
+    looked = _find_failing_records(incarnation, query, feed)
     told = [key for key in failed.keys if key in looked.failed or key in looked.others]
     if not looked.failed and len(told) == len(failed.keys):
         return None
-    done = _with_some_apart(incarnation, query, replace(feed, keys=told), looked.failed)
+    done = _run_with_some_apart(incarnation, query, replace(feed, keys=told), looked.failed)
     if done is not None:
         done.let_go += [key for key in failed.keys if key not in looked.failed and key not in looked.others]
     return done
 
 
-def _look_for_culprits(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> failed_records.Looked:
+def _find_failing_records(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> failed_records.SearchResult:
     spent: set[PrimaryKey] = set()
     try:
         with incarnation.transaction() as tx:
-            found = feed.claim(query, tx)
-            spent |= {one.key for one in found.taken if _spent(query, one, tx.now)}
-            works = [_work(tx, one) for one in found.taken if one.key not in spent]
-            raise failed_records.find_failing_records(query, tx, query.spec.handler, works, asked_again.ready, feed.hold_s)
-    except failed_records.Looked as looked:
-        return failed_records.Looked(looked.failed | spent, looked.others)
+            found = feed.claim_records(query, tx)
+            spent |= {one.key for one in found.taken if _is_last_try_used(query, one, tx.now)}
+            works = [_make_work(tx, one) for one in found.taken if one.key not in spent]
+            raise failed_records.find_failing_records(query, tx, query.spec.handler, works, asked_again.keys_still_to_handle, feed.hold_s)
+    except failed_records.SearchResult as looked:
+        return failed_records.SearchResult(looked.failed | spent, looked.others)
 
 
-def _with_some_apart(incarnation: Incarnation, query: ConditionQuery, feed: Feed, apart: AbstractSet[PrimaryKey]) -> Done | None:
-    """Run the batch again: the records not in `apart` together, then those in `apart` with a savepoint each. None if one of the former
-    fails too.
+def _run_with_some_apart(incarnation: Incarnation, query: ConditionQuery, feed: Feed, apart: AbstractSet[PrimaryKey]) -> Done | None:
+    """Run the batch again: first all records that are not in `apart` together, then each record in `apart` in a savepoint. Return None if a
+    record that is not in `apart` fails too.
     """
     try:
         with incarnation.transaction() as tx:
-            found = feed.claim(query, tx)
+            found = feed.claim_records(query, tx)
             some = replace(found, taken=[one for one in found.taken if one.key in apart], unreadable=[])
             found.taken = [one for one in found.taken if one.key not in apart]
-            done = _batch(incarnation, query, tx, found, feed.hold_s)
-            done.add(_each(incarnation, query, tx, some, feed.hold_s))
+            done = _run_claimed_records_together(incarnation, query, tx, found, feed.hold_s)
+            done.add(_run_in_savepoints(incarnation, query, tx, some, feed.hold_s))
     except _AnyHandlerFailed:
         return None
     if done.works:
-        incarnation.rings.carried_out(query, done.works, done.watch)
+        incarnation.rings.count_carried_out(query, done.works, done.watch)
     return done
 
 
-def _separately(incarnation: Incarnation, query: ConditionQuery, feed: Feed, keys: Sequence[PrimaryKey]) -> Done:
-    """Carry out each record in a transaction of its own, for errors that no savepoint can catch: a COMMIT that is refused (deferred
-    constraints), or a lost connection.
+def _run_in_own_transactions(incarnation: Incarnation, query: ConditionQuery, feed: Feed, keys: Sequence[PrimaryKey]) -> Done:
+    """Carry out each record in a transaction of its own. Call it after an error against which savepoints do not help: the database refused
+    the COMMIT (deferred constraints), or the connection ended.
     """
     total = Done()
-    began = time.monotonic()
+    began = incarnation.clock.monotonic()
     for number, key in enumerate(keys):
-        if number and time.monotonic() - began >= feed.hold_s:
+        if number and incarnation.clock.monotonic() - began >= feed.hold_s:
             total.let_go += keys[number:]
             total.cut = True
             break
         one = replace(feed, keys=[key])
         try:
-            done = _one_by_one(incarnation, query, one)
+            done = _claim_and_run_in_savepoints(incarnation, query, one)
         except SQLAlchemyError as error:
-            if db_errors.transient(error):
+            if db_errors.is_transient(error):
                 raise
-            refused = text_of(getattr(error, "orig", None) or error)
+            refused = safe_str(getattr(error, "orig", None) or error)
             words = refused if isinstance(error, TransactionEnded) else f"its commit was refused: {refused}"
-            done = _refused(incarnation, query, one, HandlerFailed(words, error))
+            done = _write_same_failure_for_all(incarnation, query, one, HandlerFailed(words, error))
         total.add(done)
     return total
 
 
-def _refused(incarnation: Incarnation, query: ConditionQuery, feed: Feed, failure: HandlerFailed) -> Done:
+def _write_same_failure_for_all(incarnation: Incarnation, query: ConditionQuery, feed: Feed, failure: HandlerFailed) -> Done:
     with incarnation.transaction() as tx:
-        found = feed.claim(query, tx)
+        found = feed.claim_records(query, tx)
         done = Done(taken=len(found.taken))
         for one in found.taken:
             _write_failure(incarnation, query, tx, one, failure, done)
@@ -215,9 +219,11 @@ def _refused(incarnation: Incarnation, query: ConditionQuery, feed: Feed, failur
 
 
 class _AnyHandlerFailed(Exception):
-    """A handler of the batch failed: the batch is rolled back and runs again with savepoints.
+    """Raised if a handler of the batch failed. The batch is then rolled back and runs again with savepoints.
 
-    `apart` are the failing records, if they are known; `ended` is the error if one of them ended the transaction.
+    Attributes:
+        apart: The keys of the failing records; empty if they are not known.
+        ended: The error that says that a handler ended the transaction; None if no handler did.
     """
 
     def __init__(self, found: Claim, apart: Collection[PrimaryKey] = (), ended: TransactionEnded | None = None) -> None:
@@ -229,116 +235,119 @@ class _AnyHandlerFailed(Exception):
         self.read = found.read
 
 
-def _together(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
+def _run_batch_together(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
     found: Claim | None = None
     try:
         with incarnation.transaction() as tx:
-            found = feed.claim(query, tx)
+            found = feed.claim_records(query, tx)
             tx.touched.of_a_backlog = feed.keys is None
-            done = _batch(incarnation, query, tx, found, feed.hold_s)
+            done = _run_claimed_records_together(incarnation, query, tx, found, feed.hold_s)
     except (DBAPIError, TransactionEnded) as error:  # the COMMIT was refused, or a handler ended the transaction
-        if db_errors.transient(error) or found is None or not found.taken:
+        if db_errors.is_transient(error) or found is None or not found.taken:
             raise
-        if db_errors.of_a_value(error) and not query.in_turn:
-            raise  # the value may be in a row that was not claimed
+        if db_errors.is_caused_by_value(error) and not query.in_turn:
+            raise  # the refused value may be in a row that this batch did not claim
         raise _AnyHandlerFailed(found, ended=error if isinstance(error, TransactionEnded) else None) from error
     if done.works:
-        incarnation.rings.carried_out(query, done.works, done.watch)
+        incarnation.rings.count_carried_out(query, done.works, done.watch)
     return done
 
 
-def _batch(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, found: Claim, hold_s: float) -> Done:
-    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_last_due(found))
+def _run_claimed_records_together(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, found: Claim, hold_s: float) -> Done:
+    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_latest_due_time(found))
     done.failed = fail_unreadable_records(incarnation, query, tx, found.unreadable)
     if not found.taken:
         return done
-    spent = [one.key for one in found.taken if _spent(query, one, tx.now)]
+    spent = [one.key for one in found.taken if _is_last_try_used(query, one, tx.now)]
     if spent:
-        raise _AnyHandlerFailed(found, spent)  # their last try was used, so `gave_up` runs, in savepoints
-    done.watch = incarnation.rings.watch(query, tx.connection, found.taken)
-    began = time.monotonic()
+        raise _AnyHandlerFailed(found, spent)  # these records have no try left: their `gave_up` handler must run in savepoints
+    done.watch = incarnation.rings.note_conditions_before(query, tx.connection, found.taken)
+    began = incarnation.clock.monotonic()
     try:
-        works = _run(query, tx, found, done, began + hold_s)
-        new = run_handler.flush_all(query, tx, works)
+        works = _run_handlers(query, tx, found, done, began + hold_s)
+        new = run_handler.write_changes(query, tx, works)
     except Exception as error:
-        if db_errors.transient(error) or isinstance(error, TransactionEnded):
+        if db_errors.is_transient(error) or isinstance(error, TransactionEnded):
             raise
         raise _AnyHandlerFailed(found) from error
-    still = run_handler.without_progress(query, tx, works, new)
+    still = run_handler.keys_without_progress(query, tx, works, new)
     if still:
         raise _AnyHandlerFailed(found, still)
-    done.rows_s = time.monotonic() - began - AROUND * tx.asked_s
+    done.rows_s = incarnation.clock.monotonic() - began - AROUND * tx.asked_s
     attempts.remove(tx.database, tx.connection, [one.attempt for one in found.taken if one.attempt is not None])
     if done.watch is not None:
         done.watch.mine = [step for step in done.watch.mine if step[1] not in done.let_go]
-        incarnation.rings.look(done.watch, tx.connection)
+        incarnation.rings.note_conditions_after(done.watch, tx.connection)
     done.done = len(works)
     done.works = works
     tx.touched.add(query.entity, [work.key for work in works], new)
     return done
 
 
-def _run(query: ConditionQuery, tx: Transaction, found: Claim, done: Done, until_s: float) -> list[Work]:
-    """Run the handlers of a batch. A record is left out where the handler of an earlier one made its condition false, or may have changed
-    it within a line of `in_order`.
+def _run_handlers(query: ConditionQuery, tx: Transaction, found: Claim, done: Done, until_s: float) -> list[Work]:
+    """Run the handler on each claimed record, and return the works whose handler ran. A record is left in the backlog if no time is left,
+    if an earlier handler made its condition false, or if it must wait for a record with the same `in_order` value.
     """
-    works = [_work(tx, one) for one in found.taken]
-    again = AskedAgain(query, tx, works, asked_again.ready, _lines(query, found))
-    ran = run_handler.run_each(query, tx, query.spec.handler, again, until_s)
-    _let_go(found, done, ran.reached)
-    if ran.passed_over:  # they stay in the backlog if their conditions still hold, as in a line
+    works = [_make_work(tx, one) for one in found.taken]
+    again = RecheckBeforeHandlers(query, tx, works, asked_again.keys_still_to_handle, _lines_of_records(query, found))
+    ran = run_handler.run_for_each_record(query, tx, query.spec.handler, again, until_s)
+    _leave_rest_in_backlog(found, done, ran.number_reached)
+    if ran.passed_over:  # these records stay in the backlog, and are found again if their conditions hold
         passed_over = {work.key for work in ran.passed_over}
         done.let_go += passed_over
         found.taken = [one for one in found.taken if one.key not in passed_over]
     return ran.works
 
 
-def _let_go(found: Claim, done: Done, reached: int) -> None:
-    """Leave all but the first `reached` of the claimed records in the backlog, since no time was left for the others."""
+def _leave_rest_in_backlog(found: Claim, done: Done, reached: int) -> None:
+    """Leave the claimed records in the backlog, except for the first `reached` ones. Call it when no time is left."""
     done.let_go += [one.key for one in found.taken[reached:]]
     done.cut |= reached < len(found.taken)
     found.taken = found.taken[:reached]
     done.taken = reached
 
 
-def _lines(query: ConditionQuery, found: Claim) -> list[object]:
-    """Return for each claimed record the line (value of `in_order`) that it is in; a record without one is a line by itself."""
+def _lines_of_records(query: ConditionQuery, found: Claim) -> list[object]:
+    """Return one value per claimed record that is equal for records with the same `in_order` value; a record without such a value gets a
+    number of its own. Return an empty list if the reaction has no `in_order`.
+    """
     if query.spec.in_order is None:
         return []
-    asked = group_scan.statements(query)
-    return [asked.text_of(one.record) or number for number, one in enumerate(found.taken)]
+    asked = group_scan.group_statements(query)
+    return [asked.group_text_of(one.record) or number for number, one in enumerate(found.taken)]
 
 
-def _last_due(found: Claim) -> datetime | None:
+def _latest_due_time(found: Claim) -> datetime | None:
     return max((one.due for one in found.taken if one.due is not None), default=None)
 
 
-def _one_by_one(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
+def _claim_and_run_in_savepoints(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
     with incarnation.transaction() as tx:
-        return _each(incarnation, query, tx, feed.claim(query, tx), feed.hold_s)
+        return _run_in_savepoints(incarnation, query, tx, feed.claim_records(query, tx), feed.hold_s)
 
 
-def _each(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, found: Claim, hold_s: float) -> Done:
-    """Run the handler on each claimed record, with a savepoint for each."""
-    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_last_due(found))
+def _run_in_savepoints(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, found: Claim, hold_s: float) -> Done:
+    """Run the handler on each claimed record, each in a savepoint of its own, and write a failed attempt for each record that fails."""
+    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_latest_due_time(found))
     done.failed = fail_unreadable_records(incarnation, query, tx, found.unreadable)
     finished: list[Attempt] = []
-    lines = _lines(query, found) or range(len(found.taken))
-    ended: set[object] = set()  # lines whose next records must wait
-    began = time.monotonic()
+    lines = _lines_of_records(query, found) or range(len(found.taken))
+    ended: set[object] = set()  # `in_order` values whose remaining records must wait for the next batch
+    monotonic = incarnation.clock.monotonic
+    began = monotonic()
     for number, (one, name) in enumerate(zip(found.taken, lines, strict=True)):
-        if number and time.monotonic() - began >= hold_s:
-            _let_go(found, done, number)
+        if number and monotonic() - began >= hold_s:
+            _leave_rest_in_backlog(found, done, number)
             break
-        work = _work(tx, one)
-        if name in ended or (tx.handlers.any_ran and not asked_again.ready(query, tx, [work])):
+        work = _make_work(tx, one)
+        if name in ended or (tx.handlers.any_ran and not asked_again.keys_still_to_handle(query, tx, [work])):
             ended.add(name)
             done.let_go.append(one.key)
             continue
         try:
-            _one(incarnation, query, tx, one, work)
+            _run_handler_or_gave_up(incarnation, query, tx, one, work)
         except HandlerFailed as failure:
-            if failure.cause is not None and db_errors.transient(failure.cause):
+            if failure.cause is not None and db_errors.is_transient(failure.cause):
                 raise failure.cause from None
             _write_failure(incarnation, query, tx, one, failure, done)
             ended.add(name)
@@ -347,35 +356,35 @@ def _each(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, foun
             tx.touched.add(query.entity, [one.key], None)
             if one.attempt is not None:
                 finished.append(one.attempt)
-    done.rows_s = time.monotonic() - began
+    done.rows_s = monotonic() - began
     attempts.remove(tx.database, tx.connection, finished)
     return done
 
 
-def _one(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, one: Taken, work: Work) -> None:
-    """Run the handler on one record, or `gave_up` if the last try was used."""
-    if not _spent(query, one, tx.now):
-        run_handler.run_one(query, tx, query.spec.handler, work)
+def _run_handler_or_gave_up(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, one: Taken, work: Work) -> None:
+    """Run the ordinary handler on one record, or the `gave_up` handler if the record has no try left."""
+    if not _is_last_try_used(query, one, tx.now):
+        run_handler.run_in_savepoint(query, tx, query.spec.handler, work)
         return
     spec, attempt = query.spec, one.attempt
     if attempt is None or spec.gave_up is None:
         raise HandlerFailed("the last try was used")
     failure = Failure(attempt.error or "", attempt.failures, attempt.since)
-    run_handler.run_one(query, tx, spec.gave_up, replace(work, arguments=(failure,)))
-    say_given_up(incarnation, attempt)
+    run_handler.run_in_savepoint(query, tx, spec.gave_up, replace(work, arguments=(failure,)))
+    log_given_up(incarnation, attempt)
 
 
-def _spent(query: ConditionQuery, one: Taken, now: datetime) -> bool:
-    """Whether the last try of this record was used, so that `gave_up` runs. A record that is too late goes to `expired`, however often it
-    was tried.
+def _is_last_try_used(query: ConditionQuery, one: Taken, now: datetime) -> bool:
+    """Return whether this record has no try left, so that `gave_up` runs. For the query of expired records, always return False: these
+    records get the `expired` handler, however often they were tried.
     """
-    if query.answers_late:
+    if query.is_for_expired:
         return False
-    return one.attempt is not None and last_try_used(query.spec.retry, one.attempt.failures, one.attempt.since, now)
+    return one.attempt is not None and is_last_try_used(query.spec.retry, one.attempt.failures, one.attempt.since, now)
 
 
-def _work(tx: Transaction, one: Taken) -> Work:
-    return Work(one.key, one.record, one.occurrence, (), {"ctx": tx.moment(due=one.due)})
+def _make_work(tx: Transaction, one: Taken) -> Work:
+    return Work(one.key, one.record, one.occurrence, (), {"ctx": tx.context_for(due=one.due)})
 
 
 def _write_failure(
@@ -385,25 +394,25 @@ def _write_failure(
     error = incarnation.shorten(failure.error)
     before = one.attempt or attempts.new_attempt_of_record(query, one.text, one.occurrence, incarnation.id, tx.now)
     tried: str | None = None
-    if query.answers_late:
-        at = next_try(spec.retry, before.failures + 1, tx.now, incarnation.dice.random())
-        after = rules.expired_in_vain(before, spec.terms, tx.now, at, error).attempt
-    elif _spent(query, one, tx.now):
+    if query.is_for_expired:
+        at = next_try_at(spec.retry, before.failures + 1, tx.now, incarnation.dice.random())
+        after = rules.on_expired_handler_failed(before, spec.terms, tx.now, at, error).attempt
+    elif _is_last_try_used(query, one, tx.now):
         why = "the last try was used" if spec.gave_up is None else f"its gave_up handler failed: {error}"
-        after = rules.held_as(before, why, error=before.error or error).attempt
+        after = rules.hold_attempt(before, why, error=before.error or error).attempt
         tried = "its last try was used"
     else:
         failures = before.failures + 1
-        at = next_try(spec.retry, failures, tx.now, incarnation.dice.random())
+        at = next_try_at(spec.retry, failures, tx.now, incarnation.dice.random())
         after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=error)
-        if last_try_used(spec.retry, failures, before.since, tx.now):
-            # No try is left: `gave_up` runs now, or the attempt is held; neither waits.
-            after = replace(after, next_at=tx.now) if spec.gave_up else rules.held_as(after, "the last try was used").attempt
+        if is_last_try_used(spec.retry, failures, before.since, tx.now):
+            # No try is left: let the `gave_up` handler run at once, or hold the attempt for a person if there is no such handler.
+            after = replace(after, next_at=tx.now) if spec.gave_up else rules.hold_attempt(after, "the last try was used").attempt
     done.failed += 1
     done.wrong[one.key] = error
     done.next_at = min(filter(None, (done.next_at, after.next_at)), default=None)
-    say_failed(incarnation, spec, one.text, f"{error}; {tried or which_try(spec.retry, after, tx.now)}", failure.cause)
-    say_held(incarnation, after)
+    log_failed(incarnation, spec, one.text, f"{error}; {tried or describe_try(spec.retry, after, tx.now)}", failure.cause)
+    log_if_held(incarnation, after)
     if one.attempt is None:
         attempts.insert(tx, [after])
     else:
@@ -411,20 +420,20 @@ def _write_failure(
 
 
 def fail_unreadable_records(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, bad: Sequence[Unreadable]) -> int:
-    """Write a failed attempt for each record that cannot be read, so that the others of its batch go on. A record whose key cannot be read
-    is held at once. Returns how many records there were.
+    """Write a failed attempt for each record that cannot be read, so that the batch can go on without it. If no record can be found by its
+    key, the attempt is held for a person at once. Return the number of these records.
     """
     new: list[Attempt] = []
     for one in bad:
         before = one.attempt or attempts.new_attempt_of_record(query, one.text, one.occurrence, incarnation.id, tx.now)
         if one.nameless:
-            after = rules.held_as(
+            after = rules.hold_attempt(
                 replace(before, failures=1, error=incarnation.shorten(one.words)), "no record is found by such a key"
             ).attempt
-            say_held(incarnation, after)
+            log_if_held(incarnation, after)
         else:
-            after = unread(incarnation, query, before, one.words, tx.now)
-        say_unreadable(incarnation, query.spec, one.text, after.error)
+            after = attempt_after_failed_read(incarnation, query, before, one.words, tx.now)
+        log_unreadable(incarnation, query.spec, one.text, after.error)
         if one.attempt is None:
             new.append(after)
         else:
@@ -433,17 +442,19 @@ def fail_unreadable_records(incarnation: Incarnation, query: ConditionQuery, tx:
     return len(bad)
 
 
-def unread(incarnation: Incarnation, query: ConditionQuery, before: Attempt, words: str, now: datetime) -> Attempt:
-    """Return the attempt after another failure to read its record, by which surely nothing was done. It is held after the last try."""
-    return failed_once_more(incarnation, query.spec.terms.retry, before, incarnation.shorten(words), now)
+def attempt_after_failed_read(incarnation: Incarnation, query: ConditionQuery, before: Attempt, words: str, now: datetime) -> Attempt:
+    """Return the attempt as it is to be written after its record could not be read: failed, or held for a person after the last try."""
+    return attempt_after_failed_try(incarnation, query.spec.terms.retry, before, incarnation.shorten(words), now)
 
 
-def failed_once_more(incarnation: Incarnation, retry: Retry, before: Attempt, error: str, now: datetime) -> Attempt:
-    """Return the attempt after another failed try, by which surely nothing was done. It is held after the last try."""
+def attempt_after_failed_try(incarnation: Incarnation, retry: Retry, before: Attempt, error: str, now: datetime) -> Attempt:
+    """Return the attempt as it is to be written after one more failed try: failed, or held for a person after the last try. Call it only if
+    the failed try surely changed nothing.
+    """
     failures = before.failures + 1
-    at = next_try(retry, failures, now, incarnation.dice.random())
+    at = next_try_at(retry, failures, now, incarnation.dice.random())
     after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=error)
-    if last_try_used(retry, failures, before.since, now):
-        after = rules.held_as(after, "the last try was used").attempt
-        say_held(incarnation, after)
+    if is_last_try_used(retry, failures, before.since, now):
+        after = rules.hold_attempt(after, "the last try was used").attempt
+        log_if_held(incarnation, after)
     return after

@@ -1,13 +1,13 @@
 """Runs one action of a person (retry, settle, forget) on attempts, under the locks of their records.
 
-The record is locked first, and the attempt is read again under that lock. So a worker that runs at the same time has either changed the
-attempt before, as the result then says, or sees what the person did. A handler runs in this process, by the same conclude as in a worker.
+The record is locked first, and the attempt is read again under this lock. So a worker that runs at the same time either has changed the
+attempt before, and the result says so, or reads the attempt as the person left it. If a handler has to run, it runs in this process, in the
+same way as in a worker.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -15,16 +15,16 @@ from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine.handle.apply_outcome import Conclusion, OutcomeToApply, everyone, pen_of
+from groundstate.engine.handle.apply_outcome import Conclusion, OutcomeToApply, match_every_attempt, pen_of
 from groundstate.engine.rows import attempts, baselines, claim, corrupt_rows, outcome_json, reaction_registry
-from groundstate.engine.rows.attempt_log import of_attempt
+from groundstate.engine.rows.attempt_log import name_attempt
 from groundstate.engine.rows.attempts import Identity
 from groundstate.engine.rows.claim import AttemptWithFacts
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors, related_rows
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.sql.db_errors import Row
-from groundstate.engine.sql.safe_text import describe
+from groundstate.engine.sql.db_errors import RelatedRow
+from groundstate.engine.sql.safe_text import describe_exception
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.engine.watch import unknown_states
 from groundstate.rules import attempt as rules
@@ -39,14 +39,15 @@ from groundstate.values.answers import IdempotencyKey, Occurrence
 from groundstate.values.errors import ConflictError, GroundstateError
 
 log = logging.getLogger("groundstate")
-PATIENCE_S = 5.0  # seconds to wait for a locked record, or for a transient error of the database to pass
+PATIENCE_S = 5.0  # seconds for which an action is tried again while a record is locked or the database has a transient error
 
 
 @dataclass(frozen=True)
 class Person:
-    """The person who acts, and on what: one database of an app, with the reactions that this code declares there.
+    """The person who acts (`by` is the name for the log), the database of an app on which the person acts, and the reactions that are
+    declared there.
 
-    `incarnation` belongs to no worker and has no lock and no row. It only carries the app's name, the database, and the names used in keys.
+    `incarnation` belongs to no worker here, and has no lock and no row: it only carries the app's name, the database and the names in keys.
     """
 
     incarnation: Incarnation
@@ -78,7 +79,7 @@ class ActionResult:
 
     @property
     def done(self) -> bool:
-        """Whether the action had the wanted effect: False if the attempt is still held, or the action was refused."""
+        """Return whether the action had the wanted effect: False if the attempt is still held, or the action was refused."""
         return self.became not in ("held", "refused")
 
 
@@ -88,162 +89,175 @@ Deed = Callable[
 
 
 # ---- what the rules say ----------------------------------------------------------------------------------------------------------
-def retry(
+def decide_retry(
     person: Person, tx: Transaction, query: ConditionQuery | None, _standing: AttemptWithFacts, attempt: Attempt
 ) -> rules.Keep | rules.Refuse | OutcomeToApply:
-    """Decide what `groundstate retry` does: conclude the attempt's outcome again, or give an attempt without one back to the workers."""
+    """Decide what `groundstate retry` does with an attempt: give its outcome to the handler again or, without an outcome, give the attempt
+    back to the workers. Or refuse.
+    """
     spec = query.spec if query is not None else person.schedules.get(attempt.reaction)
     if spec is None:
         return rules.Refuse(f"this code does not declare {attempt.reaction}: put its code back, or rename it (`groundstate rename`)")
-    decision = rules.person_retry(attempt, spec.terms, tx.now)
+    decision = rules.apply_retry_command(attempt, spec.terms, tx.now)
     if query is None:
         return rules.Refuse(_NO_CALL) if isinstance(decision, rules.Conclude) else decision
     match decision:
         case rules.Conclude():
-            return _in_hand_again(person, query, attempt)
+            return _load_outcome_to_apply(person, query, attempt)
         case rules.Keep(after):
-            # A baseline does not block other reactions and belongs to no call. Once retried it must block them.
+            # A baseline (a row that was left out) does not block other reactions. Now that it is retried, it must block them.
             after = replace(after, blocks=None if query.spec.done_column else query.spec.table_name)
             return rules.Keep(replace(after, begun_with=None) if attempt.why == reaction_registry.BASELINE else after)
         case rules.Refuse():
             return decision
 
 
-def _in_hand_again(person: Person, query: ConditionQuery, attempt: Attempt) -> OutcomeToApply | rules.Refuse:
+def _load_outcome_to_apply(person: Person, query: ConditionQuery, attempt: Attempt) -> OutcomeToApply | rules.Refuse:
     kind = query.spec.outcome_type
     written = attempt.outcome if attempt.outcome is not None else "[]"
     first, rest = outcome_json.first_and_rest(written, pen=pen_of(person.incarnation))
     if outcome_json.is_text_only(first):
         return rules.Refuse("its outcome could be kept as text only, and no handler can be given that: settle it with its outcome by hand")
     try:
-        value = outcome_json.load_first(kind, written)
+        value = outcome_json.load_first_outcome(kind, written)
     except ConflictError as refused:
         return rules.Refuse(f"its outcome does not fit the handler any more ({refused}): settle it with its outcome by hand")
     if query.spec.terms.policy is not None and query.spec.terms.policy.kind == "same_key":
-        rest = outcome_json.without(rest, first, pen=pen_of(person.incarnation))
-    return OutcomeToApply(value, _key(person, attempt), _occurrence(query, attempt), restarted=True, written=written, remaining=rest)
+        rest = outcome_json.without_outcome(rest, first, pen=pen_of(person.incarnation))
+    return OutcomeToApply(
+        value, _key_of_call(person, attempt), _occurrence_of(query, attempt), restarted=True, written=written, remaining=rest
+    )
 
 
-def _occurrence(query: ConditionQuery, attempt: Attempt) -> Occurrence:
-    return keys.occurrence_of(attempt.occurrence, len(query.spec.occurrence))
+def _occurrence_of(query: ConditionQuery, attempt: Attempt) -> Occurrence:
+    return keys.parse_occurrence(attempt.occurrence, len(query.spec.occurrence))
 
 
 _NO_CALL = "it is a tick of a schedule, which makes no call, so it has no outcome: `retry` or `forget` it"
 
 
-def _key(person: Person, attempt: Attempt) -> IdempotencyKey:
+def _key_of_call(person: Person, attempt: Attempt) -> IdempotencyKey:
     return keys.call_key(
         attempt.app, person.incarnation.key_names.get(attempt.reaction, attempt.reaction), attempt.record, attempt.occurrence
     )
 
 
-def absent(
+def decide_absent(
     tx: Transaction, query: ConditionQuery | None, standing: AttemptWithFacts, attempt: Attempt
 ) -> rules.Keep | rules.Delete | rules.Refuse:
     """Decide what `groundstate settle --absent` does with the attempt, by the rules of rules/attempt.py."""
-    return rules.person_absent(attempt, _terms(query, attempt), standing.facts, tx.now)
+    return rules.apply_settle_absent_command(attempt, _terms_of(query, attempt), standing.facts, tx.now)
 
 
-def outcome(
+def decide_outcome(
     person: Person, written: str, tx: Transaction, query: ConditionQuery | None, _standing: AttemptWithFacts, attempt: Attempt
 ) -> rules.Refuse | OutcomeToApply:
-    """Decide what `groundstate settle --outcome` does with the attempt, and load the outcome from the JSON `written`.
+    """Decide what `groundstate settle --outcome` does with the attempt, and load the outcome from its JSON text (`written`).
 
-    Raises ConflictError if that is no JSON of the handler's outcome type, or has parts that the type does not read.
+    Raise ConflictError if the text is no JSON of the handler's outcome type, or has parts that the type does not read.
     """
     if attempt.reaction in person.schedules:
         return rules.Refuse(_NO_CALL)
     if query is None:
         return rules.Refuse(f"this code does not declare {attempt.reaction}, so no handler can take an outcome: put its code back first")
-    decision = rules.person_outcome(attempt, query.spec.terms, tx.now)
+    decision = rules.apply_settle_outcome_command(attempt, query.spec.terms, tx.now)
     if isinstance(decision, rules.Refuse):
         return decision
     kind = query.spec.outcome_type
-    value = outcome_json.load_all(kind, written)
+    value = outcome_json.load_if_all_keys_are_read(kind, written)
     if attempt.outcome:
         had = person.incarnation.shorten(attempt.outcome)
         log.warning(
             "%s: the outcomes that it had in hand: %s",
-            of_attempt(person.incarnation, attempt),
+            name_attempt(person.incarnation, attempt),
             had,
             extra={"event": "outcomes_replaced", "reaction": attempt.reaction, "record": attempt.record},
         )
     kept = outcome_json.put_outcome_first(kind, attempt.outcome, value, pen=pen_of(person.incarnation), given=written)
-    return OutcomeToApply(value, _key(person, attempt), _occurrence(query, attempt), restarted=True, written=kept)
+    return OutcomeToApply(value, _key_of_call(person, attempt), _occurrence_of(query, attempt), restarted=True, written=kept)
 
 
-def forget(
+def decide_forget(
     person: Person, tx: Transaction, query: ConditionQuery | None, standing: AttemptWithFacts, attempt: Attempt
 ) -> rules.Delete | rules.Refuse:
     """Decide what `groundstate forget` does with the attempt: delete it, or refuse since that could lead to a second call."""
     if query is None and attempt.reaction not in person.schedules and attempt.state is State.FAILED:
-        return rules.Delete()  # its code is gone, and a failed attempt has no call that may have been made
-    if attempt.keeps_own_reaction and attempt.unsure and standing.condition and not standing.facts.holds:
+        return rules.Delete()  # the reaction is not declared any more, and a failed attempt has no call that may have been made
+    if attempt.blocks_own_reaction and attempt.unsure and standing.condition and not standing.facts.holds:
         return rules.Refuse(
             "its condition holds for another round by now, so forgetting it would be a call beside one that may have been made:"
             " `settle` it first, as absent or with its outcome"
         )
-    decision = rules.person_forget(attempt, _terms(query, attempt), standing.facts, tx.now)
-    if isinstance(decision, rules.Delete) and query is not None and baselines.still_left(tx.connection, query, [attempt]):
+    decision = rules.apply_forget_command(attempt, _terms_of(query, attempt), standing.facts, tx.now)
+    if isinstance(decision, rules.Delete) and query is not None and baselines.baselines_still_holding(tx.connection, query, [attempt]):
         then = "be a new call by code that says so" if query.spec.call is not None else "let its handler run by code that says so"
         return rules.Refuse(f"a condition under which it was left holds, so forgetting it would {then}")
-    if isinstance(decision, rules.Delete) and attempt.keeps_own_reaction and standing.condition:
+    if isinstance(decision, rules.Delete) and attempt.blocks_own_reaction and standing.condition:
         decision = rules.Delete("its condition holds for another round by now, and nothing keeps the reaction from that one any more")
     if isinstance(decision, rules.Delete) and query is None and attempt.reaction not in person.schedules:
-        # Without the code it is not known whether the condition holds. Code that declares the reaction again would repeat a call that was
-        # made, unless a person must accept the reaction first.
-        reaction_registry.accept_no_more(tx.connection, attempt.app, attempt.reaction)
+        # The reaction is not declared, so nobody knows whether its condition holds. A version that declares it again could repeat a call
+        # that was made. So forget that the reaction was accepted: then a person has to accept it first.
+        reaction_registry.clear_accepted_condition(tx.connection, attempt.app, attempt.reaction)
         return rules.Delete("code that declares its reaction again asks a person first, before it starts on rows that are there")
     if isinstance(decision, rules.Delete) and attempt.outcome:
         log.warning(
             "%s: forgotten with its outcome: %s",
-            of_attempt(person.incarnation, attempt),
+            name_attempt(person.incarnation, attempt),
             attempt.outcome,
             extra={"event": "forgotten_with_outcome", "reaction": attempt.reaction, "record": attempt.record},
         )
     return decision
 
 
-def _terms(query: ConditionQuery | None, attempt: Attempt) -> Terms:
-    """Return the reaction's terms. If this code does not declare it, the timeout of its call is computed from the times of the attempt."""
+def _terms_of(query: ConditionQuery | None, attempt: Attempt) -> Terms:
+    """Return the reaction's terms (timeout, policy, retries). If it is not declared, compute the timeout from the times of the attempt."""
     if query is not None:
         return query.spec.terms
     told = attempt.deadline - max(attempt.first_at, attempt.since) - MARGIN
     return Terms(policy=None, retry=Retry(), timeout=max(min(told, LONGEST_TOLD), timedelta()))
 
 
-LONGEST_TOLD = timedelta(days=1)  # the longest timeout that is computed from the times of an attempt
+LONGEST_TOLD = timedelta(days=1)  # a timeout that is computed from the times of an attempt is at most this long
 
 
 # ---- running an action under the record's lock------------------------------------------------------------------------------------
 def run_action_on_attempts(person: Person, reaction: str, identities: Sequence[Identity], deed: Deed) -> list[ActionResult]:
-    """Run the action on all these attempts in one transaction. If its commit fails, run it again in one transaction for each attempt."""
+    """Run the action on all these attempts in one transaction; if the commit fails, in one transaction per attempt. Return one result per
+    attempt, in their order.
+    """
     query = person.queries.get(reaction)
     try:
-        return _patiently(person, query, identities, deed, None)
+        return _run_with_retries(person, query, identities, deed, None)
     except GroundstateError:
         raise
-    except Exception as error:  # a commit that writes the user's tables may raise anything
-        if db_errors.transient(error):
-            raise ConflictError(f"the database is in trouble, try again in a moment: {describe(error)}") from None
+    except Exception as error:  # the commit writes the application's tables, so it may raise anything
+        if db_errors.is_transient(error):
+            raise ConflictError(f"the database is in trouble, try again in a moment: {describe_exception(error)}") from None
         if len(identities) > 1:
             return [did for one in identities for did in run_action_on_attempts(person, reaction, [one], deed)]
-        return _patiently(person, query, identities, deed, f"its commit was refused: {person.incarnation.shorten(describe(error))}")
+        return _run_with_retries(
+            person, query, identities, deed, f"its commit was refused: {person.incarnation.shorten(describe_exception(error))}"
+        )
 
 
-def _patiently(
+def _run_with_retries(
     person: Person, query: ConditionQuery | None, identities: Sequence[Identity], deed: Deed, refused: str | None
 ) -> list[ActionResult]:
-    """Run the action, and try again for PATIENCE_S seconds while a record is locked, or the database has a transient error."""
+    """Run the action, and try again for PATIENCE_S seconds while a record is locked or the database has a transient error.
+
+    `refused` is a text on why the commit of an earlier try failed; None at the first try.
+    """
     done: dict[Identity, ActionResult] = {}
-    end = time.monotonic() + PATIENCE_S
+    end = person.incarnation.clock.monotonic() + PATIENCE_S
     while True:
-        late = time.monotonic() > end
+        late = person.incarnation.clock.monotonic() > end
         left = [one for one in identities if one not in done]
         try:
-            done |= corrupt_rows.retry_after_mending(person.incarnation, partial(_in_one, person, query, left, deed, refused))
+            done |= corrupt_rows.retry_after_mending(
+                person.incarnation, partial(_run_and_ask_in_turn_if_raised, person, query, left, deed, refused)
+            )
         except Exception as error:
-            if late or not db_errors.transient(error):
+            if late or not db_errors.is_transient(error):
                 raise
         if len(done) == len(identities):
             break
@@ -251,47 +265,49 @@ def _patiently(
             words = "its record is locked by somebody else just now: try again when that transaction has ended"
             done |= {one: ActionResult(*one[1:], "refused", words) for one in identities if one not in done}
             break
-        time.sleep(0.05)
+        person.incarnation.clock.sleep(0.05)
     return [done[one] for one in identities]
 
 
-def _in_one(
+def _run_and_ask_in_turn_if_raised(
     person: Person, query: ConditionQuery | None, identities: Sequence[Identity], deed: Deed, refused: str | None
 ) -> dict[Identity, ActionResult]:
-    did = partial(related_rows.redo_lost_updates, partial(_in_one_transaction, person, query, identities, deed, refused))
+    did = partial(related_rows.redo_lost_updates, partial(_run_in_transaction, person, query, identities, deed, refused))
     try:
         return did()
     except DBAPIError as error:
-        if query is None or query.in_turn or not db_errors.of_a_value(error):
+        if query is None or query.in_turn or not db_errors.is_caused_by_value(error):
             raise
-        query.ask_in_turn(())  # so that the result says for which records the condition raises
+        query.evaluate_clauses_in_turn(())  # evaluate one clause after another, so that the result says for which records a clause raises
         return did()
 
 
-def _in_one_transaction(
+def _run_in_transaction(
     person: Person,
     query: ConditionQuery | None,
     identities: Sequence[Identity],
     deed: Deed,
     refused: str | None,
-    first: frozenset[Row],
+    first: frozenset[RelatedRow],
 ) -> dict[Identity, ActionResult]:
     with person.incarnation.transaction() as tx:
         if query is None:
-            return _without_code(tx, identities, deed)
+            return _run_on_undeclared_reaction(tx, identities, deed)
         tx.lock_first(first)
         looked = claim.lock_and_read_attempts(query, tx, identities)
-        conclusion = Conclusion(person.incarnation, tx, query, one_by_one=everyone, refused=refused)
+        conclusion = Conclusion(person.incarnation, tx, query, one_by_one=match_every_attempt, refused=refused)
         done = {one: _apply_decision(conclusion, one, standing, deed) for one, standing in looked.standing.items()}
         done |= {
             one: ActionResult(*one[1:], "refused", f"{words}: put the record right first") for one, (_, words) in looked.unreadable.items()
         }
-        return _written(tx, done, conclusion.write)
+        return _write_changes(tx, done, conclusion.write_attempts)
 
 
-def _written(tx: Transaction, done: dict[Identity, ActionResult], write: Callable[[], object]) -> dict[Identity, ActionResult]:
-    """Write the changes, and say in a result if the attempt had a state that this version does not know, and that was taken as held."""
-    taken = unknown_states.take_as_held(tx, [one for one, did in done.items() if did.became != "refused"])
+def _write_changes(tx: Transaction, done: dict[Identity, ActionResult], write: Callable[[], object]) -> dict[Identity, ActionResult]:
+    """Call `write`, which writes the changes, and return the results. Before that, set attempts in a state that this version of groundstate
+    does not know to held; their results say so.
+    """
+    taken = unknown_states.hold_unknown_states(tx, [one for one, did in done.items() if did.became != "refused"])
     write()
     words = "its state, which this version does not know, was taken as held: "
     return {one: replace(did, words=f"{words}{did.words}") if one in taken else did for one, did in done.items()}
@@ -300,13 +316,13 @@ def _written(tx: Transaction, done: dict[Identity, ActionResult], write: Callabl
 def _apply_decision(conclusion: Conclusion, identity: Identity, standing: AttemptWithFacts, deed: Deed) -> ActionResult:
     attempt = standing.attempt
     if attempt is None:
-        return _gone(identity)
+        return _result_of_missing_attempt(identity)
     said = partial(ActionResult, *identity[1:])
     match deed(conclusion.tx, conclusion.query, standing, attempt):
         case rules.Refuse(why):
             return said("refused", why)
         case OutcomeToApply() as given:
-            conclusion.outcome(given, _as_a_person_takes_it(conclusion.query, standing, attempt), attempt)
+            conclusion.apply_outcome(given, _count_other_occurrence_as_present(conclusion.query, standing, attempt), attempt)
             if attempt in conclusion.dropped:
                 return said("deleted", "its condition or occurrence no longer holds, and such an outcome is dropped: it is in the log")
             if attempt in conclusion.removed:
@@ -314,31 +330,28 @@ def _apply_decision(conclusion: Conclusion, identity: Identity, standing: Attemp
             after = conclusion.saved[-1][1]
             return said("concluded" if given.remaining and after.outcome == given.remaining else "held", after.why or "")
         case decision:
-            conclusion.apply(attempt, decision)
-            return said(*_became(decision))
+            conclusion.apply_decision(attempt, decision)
+            return said(*_describe_decision(decision))
 
 
-def _as_a_person_takes_it(query: ConditionQuery, standing: AttemptWithFacts, attempt: Attempt) -> AttemptWithFacts:
-    """Return the facts on the attempt (`standing`), with an occurrence made of other columns than today's counted as matching.
-
-    Such an occurrence cannot be compared with today's, so the person's statement that the outcome belongs to the record decides.
+def _count_other_occurrence_as_present(query: ConditionQuery, standing: AttemptWithFacts, attempt: Attempt) -> AttemptWithFacts:
+    """If the `occurrence=` columns were changed since the attempt began, its occurrence cannot be compared with the record's. The person
+    who settles it vouches that the outcome belongs to the record, so `standing` is returned as if the occurrences were equal. Otherwise it
+    is returned unchanged.
     """
-    if not begun_kind.is_of_other_rounds(attempt.begun_with, query.spec.occurrence_columns):
+    if not begun_kind.has_other_occurrence_columns(attempt.begun_with, query.spec.occurrence_columns):
         return standing
     return replace(standing, facts=replace(standing.facts, holds=standing.condition))
 
 
-def _without_code(tx: Transaction, identities: Sequence[Identity], deed: Deed) -> dict[Identity, ActionResult]:
-    """Run the action on attempts of a reaction that this code does not declare.
-
-    Without its code there is no condition to check, and no record to lock.
-    """
+def _run_on_undeclared_reaction(tx: Transaction, identities: Sequence[Identity], deed: Deed) -> dict[Identity, ActionResult]:
+    """Run the action on attempts of a reaction that is not declared here, so that there is no condition to check and no record to lock."""
     done: dict[Identity, ActionResult] = {}
     for identity in identities:
         statement = attempts.select_attempts(*[table.c[name] == value for name, value in zip(_IDENTITY, identity, strict=True)])
-        found = attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
+        found = attempts.fetch_attempts(tx.connection, attempts.lock_selected_rows(tx.database, statement))
         if not found:
-            done[identity] = _gone(identity)
+            done[identity] = _result_of_missing_attempt(identity)
             continue
         attempt = found[0]
         decision = deed(tx, None, AttemptWithFacts(attempt, Facts(exists=False, holds=False), None, (), None), attempt)
@@ -353,14 +366,14 @@ def _without_code(tx: Transaction, identities: Sequence[Identity], deed: Deed) -
             else:
                 attempts.remove(tx.database, tx.connection, [attempt])
 
-        done |= _written(tx, {identity: ActionResult(*identity[1:], *_became(decision))}, write)
+        done |= _write_changes(tx, {identity: ActionResult(*identity[1:], *_describe_decision(decision))}, write)
     return done
 
 
 _IDENTITY = ("app", "reaction", "record", "occurrence")
 
 
-def _became(decision: rules.Keep | rules.Delete) -> tuple[str, str]:
+def _describe_decision(decision: rules.Keep | rules.Delete) -> tuple[str, str]:
     if isinstance(decision, rules.Delete):
         return "deleted", decision.say or "nothing stands of it any more"
     after = decision.attempt
@@ -372,5 +385,5 @@ def _became(decision: rules.Keep | rules.Delete) -> tuple[str, str]:
     return ("failed" if after.state is State.FAILED else "doubt" if after.state is State.DOUBT else "settled"), words[after.state]
 
 
-def _gone(identity: Identity) -> ActionResult:
+def _result_of_missing_attempt(identity: Identity) -> ActionResult:
     return ActionResult(*identity[1:], "refused", "it does not stand any more: a worker or another person was there before")

@@ -1,6 +1,7 @@
-"""What a person can do to one attempt, or to all held ones of a reaction: retry, settle, forget. It prints nothing and asks no questions.
+"""What a person can do to one attempt, or to all held attempts of a reaction: retry, settle, forget. It prints nothing and asks no
+questions.
 
-Each action follows the rules of rules/attempt.py, runs under the record's lock (see action.py), and is logged with the name of the person.
+Each action follows the rules of rules/attempt.py, runs under the record's lock (see action.py), and is logged with the person's name.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from sqlalchemy import ColumnElement, func, select
 from groundstate.engine.operate import action
 from groundstate.engine.operate.action import ActionResult, Deed, Person
 from groundstate.engine.rows import attempts, corrupt_rows, reaction_registry
-from groundstate.engine.rows.attempt_log import named
+from groundstate.engine.rows.attempt_log import name_record
 from groundstate.engine.rows.attempts import Identity
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import schema
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.sql.transaction import watch
+from groundstate.engine.sql.transaction import watch_statements
 from groundstate.rules.attempt import State
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.specs import ReactionSpec
@@ -33,23 +34,23 @@ from groundstate.values.errors import ConflictError, NotFoundError
 __all__ = [
     "ActionResult",
     "Person",
+    "build_person",
+    "count_attempts",
     "forget",
     "forget_all",
-    "how_many",
-    "person",
     "require_attempt_exists",
     "retry",
     "retry_all",
     "settle",
     "settle_absent",
-    "user",
+    "user_name",
 ]
 
 log = logging.getLogger("groundstate")
-AT_ONCE = 100  # attempts in one transaction of a bulk action
+AT_ONCE = 100  # the most attempts in one transaction of an action on all attempts of a reaction
 
 
-def user() -> str:
+def user_name() -> str:
     """Return the operating system's user name, for the log."""
     try:
         return getpass.getuser()
@@ -57,7 +58,7 @@ def user() -> str:
         return f"uid {os.getuid()}"
 
 
-def person(
+def build_person(
     app: str,
     specs: Sequence[ReactionSpec | ScheduleSpec],
     database: Database,
@@ -66,22 +67,22 @@ def person(
     by: str | None = None,
     redact: Callable[[str], str] | None = None,
 ) -> Person:
-    """Return the Person who acts on one database of an app.
+    """Connect to one database of an app, and return the Person who acts on it.
 
-    `by` is the name for the log; None takes the operating system's user. Raises StoreRefusedError, NotInitialisedError.
+    `by` is the person's name in the log; None takes the operating system's user. Raises StoreRefusedError, NotInitialisedError.
     """
     database.connect()
-    watch(database)
-    schema.check(database)
+    watch_statements(database)
+    schema.check_tables(database)
     incarnation = Incarnation(app, database, liveness, None, redact or (lambda words: words))
     incarnation.tables_of = {spec.name: spec.table_name for spec in specs if isinstance(spec, ReactionSpec)}
     queries = {spec.name: ConditionQuery(spec, database) for spec in specs if isinstance(spec, ReactionSpec)}
     schedules = {spec.name: spec for spec in specs if isinstance(spec, ScheduleSpec)}
     with database.reading() as connection:
-        incarnation.key_names = {known.name: known.key_name for known in reaction_registry.known(connection, app).values()}
+        incarnation.key_names = {known.name: known.key_name for known in reaction_registry.read_known_reactions(connection, app).values()}
         for query in queries.values():
             query.has_triggers = reaction_registry.has_triggers(connection, database, query)
-    return Person(incarnation, queries, by or user(), schedules)
+    return Person(incarnation, queries, by or user_name(), schedules)
 
 
 # ---- one attempt ---------------------------------------------------------------------------------------------------------------
@@ -90,70 +91,78 @@ def person(
 def retry(person: Person, reaction: str, record: str, occurrence: str | None = None) -> ActionResult:
     """Retry one attempt that is held or failed.
 
-    The outcome of a held attempt is concluded again, at once and in this process. A held attempt without an outcome is given back to the
-    workers. A failed attempt becomes due at once.
+    If a held attempt has an outcome, the handler runs with the outcome again, at once and in this process; without an outcome, the attempt
+    is given back to the workers. A failed attempt becomes due at once.
 
     Raises:
         NotFoundError: The attempt does not exist.
-        ConflictError: This is not possible now. The message says why, and what is possible.
+        ConflictError: The attempt cannot be retried now. The message says why, and what is possible.
     """
-    return _one(person, (reaction, record, occurrence), partial(action.retry, person), f"retried by {person.by}")
+    return _run_on_one(person, (reaction, record, occurrence), partial(action.decide_retry, person), f"retried by {person.by}")
 
 
 def settle_absent(person: Person, reaction: str, record: str, occurrence: str | None = None) -> ActionResult:
     """Settle an attempt: the person says that the external service did not act on the call. Raises NotFoundError, ConflictError."""
-    return _one(person, (reaction, record, occurrence), action.absent, f"settled as absent by {person.by}")
+    return _run_on_one(person, (reaction, record, occurrence), action.decide_absent, f"settled as absent by {person.by}")
 
 
 def settle(person: Person, reaction: str, record: str, occurrence: str | None = None, *, outcome: str) -> ActionResult:
     """Settle an attempt with an outcome (JSON): the person says that the external service acted on the call, with this result.
 
-    It goes on as if a lookup had found that outcome. Raises NotFoundError, ConflictError.
+    The attempt goes on as if a lookup had found this outcome. Raises NotFoundError, ConflictError.
     """
-    return _one(person, (reaction, record, occurrence), partial(action.outcome, person, outcome), f"settled with an outcome by {person.by}")
+    return _run_on_one(
+        person, (reaction, record, occurrence), partial(action.decide_outcome, person, outcome), f"settled with an outcome by {person.by}"
+    )
 
 
 def forget(person: Person, reaction: str, record: str, occurrence: str | None = None) -> ActionResult:
-    """Delete a held attempt, unless that would lead to a new call. Raises NotFoundError, ConflictError."""
-    return _one(person, (reaction, record, occurrence), partial(action.forget, person), f"forgotten by {person.by}")
+    """Delete a held attempt. Raise ConflictError if that would lead to a new call, NotFoundError if there is no such attempt."""
+    return _run_on_one(person, (reaction, record, occurrence), partial(action.decide_forget, person), f"forgotten by {person.by}")
 
 
 def require_attempt_exists(person: Person, reaction: str, record: str, occurrence: str | None = None) -> None:
-    """Check that such an attempt exists, without changing it.
+    """Check that the reaction has an attempt on the record, without changing the attempt.
 
-    Raises NotFoundError if it does not, or ConflictError if the record has several attempts and `occurrence` is not given.
+    Raise NotFoundError if it has none, or ConflictError if it has several and `occurrence` is not given.
     """
-    _identity(person, reaction, record, occurrence)
+    _find_identity(person, reaction, record, occurrence)
 
 
 # ---- all attempts of a reaction ------------------------------------------------------------------------------------------------
-def how_many(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> int:
-    """Return how many attempts `retry_all` or `forget_all` would go through. Raises NotFoundError."""
-    _known_reaction(person, reaction)
-    statement = select(func.count()).select_from(table).where(*_bulk(person, reaction, failed=failed, baseline=baseline))
+def count_attempts(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> int:
+    """Return on how many attempts `retry_all` or `forget_all` would act. Raise NotFoundError if the reaction is not known."""
+    _require_known_reaction(person, reaction)
+    statement = select(func.count()).select_from(table).where(*_clauses_for_bulk(person, reaction, failed=failed, baseline=baseline))
     with person.database.reading() as connection:
         return int(connection.execute(statement).scalar_one())
 
 
 def retry_all(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> Iterator[ActionResult]:
-    """Retry each held attempt of a reaction, and yield each result as it is done; it is 'refused' if that is not possible now.
+    """Retry each held attempt of a reaction, and yield one result per attempt, as it is done; 'refused' if it cannot be retried now.
 
     With `failed`, failed attempts that wait for their retry time are retried too. With `baseline`, only the rows that were left out when
     the reaction was new are retried.
     """
-    where = _bulk(person, reaction, failed=failed, baseline=baseline)
-    return _all(person, reaction, where, partial(action.retry, person), f"retried by {person.by}")
+    where = _clauses_for_bulk(person, reaction, failed=failed, baseline=baseline)
+    return _run_on_all(person, reaction, where, partial(action.decide_retry, person), f"retried by {person.by}")
 
 
 def forget_all(person: Person, reaction: str, *, baseline: bool = False) -> Iterator[ActionResult]:
-    """Forget each held attempt of a reaction, and yield each result as it is done.
+    """Delete each held attempt of a reaction where that is allowed, and yield one result per attempt, as it is done.
 
-    With `baseline` only the rows that were left out when the reaction was new are forgotten.
+    With `baseline`, only the attempts for rows that were left out when the reaction was new are deleted.
     """
-    return _all(person, reaction, _bulk(person, reaction, baseline=baseline), partial(action.forget, person), f"forgotten by {person.by}")
+    return _run_on_all(
+        person,
+        reaction,
+        _clauses_for_bulk(person, reaction, baseline=baseline),
+        partial(action.decide_forget, person),
+        f"forgotten by {person.by}",
+    )
 
 
-def _bulk(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> list[ColumnElement[bool]]:
+def _clauses_for_bulk(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> list[ColumnElement[bool]]:
     states = [State.HELD.value, State.FAILED.value] if failed else [State.HELD.value]
     left_out = table.c.why == reaction_registry.BASELINE
     return [
@@ -164,12 +173,12 @@ def _bulk(person: Person, reaction: str, *, failed: bool = False, baseline: bool
     ]
 
 
-def _all(person: Person, reaction: str, where: list[ColumnElement[bool]], deed: Deed, said: str) -> Iterator[ActionResult]:
-    _known_reaction(person, reaction)
-    return _in_turn(person, reaction, where, deed, said)
+def _run_on_all(person: Person, reaction: str, where: list[ColumnElement[bool]], deed: Deed, said: str) -> Iterator[ActionResult]:
+    _require_known_reaction(person, reaction)
+    return _run_page_by_page(person, reaction, where, deed, said)
 
 
-def _in_turn(person: Person, reaction: str, where: list[ColumnElement[bool]], deed: Deed, said: str) -> Iterator[ActionResult]:
+def _run_page_by_page(person: Person, reaction: str, where: list[ColumnElement[bool]], deed: Deed, said: str) -> Iterator[ActionResult]:
     order = (table.c.record, table.c.occurrence)
     statement = select(*order).where(*where).order_by(*order).limit(AT_ONCE)
     cursor: tuple[str, str] | None = None
@@ -181,7 +190,7 @@ def _in_turn(person: Person, reaction: str, where: list[ColumnElement[bool]], de
             if not some:
                 return
             if any(type(part) is not str for row in some for part in row) and corrupt_rows.mend_unreadable_rows(person.incarnation):
-                continue  # SQLite may hold bytes in a text column; they were repaired, so read again
+                continue  # SQLite may hold bytes in a text column: such rows were repaired now, so read this page again
             cursor = (some[-1][0], some[-1][1])
             for did in action.run_action_on_attempts(person, reaction, [(person.app, reaction, row[0], row[1]) for row in some], deed):
                 count += did.done
@@ -196,14 +205,14 @@ def _in_turn(person: Person, reaction: str, where: list[ColumnElement[bool]], de
         )
 
 
-def _one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: str) -> ActionResult:
-    identity = _identity(person, *wanted)
+def _run_on_one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: str) -> ActionResult:
+    identity = _find_identity(person, *wanted)
     did = action.run_action_on_attempts(person, identity[1], [identity], deed)[0]
     if did.became == "refused":
         raise ConflictError(f"{did.reaction} on {did.record}: {did.words}")
     log.warning(
         "%s %s: %s",
-        named(person.incarnation, did.reaction, did.record or did.occurrence),
+        name_record(person.incarnation, did.reaction, did.record or did.occurrence),
         said,
         did.words,
         extra={"event": "person_acted", "reaction": did.reaction, "record": did.record, "by": person.by},
@@ -212,18 +221,18 @@ def _one(person: Person, wanted: tuple[str, str, str | None], deed: Deed, said: 
 
 
 # ---- which attempt is meant ------------------------------------------------------------------------------------------------------
-def _identity(person: Person, reaction: str, record: str, occurrence: str | None) -> Identity:
-    """Return the identity of the one attempt that is meant. Raises NotFoundError, or ConflictError if the record has several."""
-    if reaction in person.schedules and record:  # the ticks of a schedule are on no record, so the argument names the tick
+def _find_identity(person: Person, reaction: str, record: str, occurrence: str | None) -> Identity:
+    """Return the identity of the one attempt that these arguments name. Raise NotFoundError if there is none, ConflictError if several."""
+    if reaction in person.schedules and record:  # a tick of a schedule has no record, so `record` names the tick
         record, occurrence = "", keys.tick_text(record) if occurrence is None else occurrence
-    written = _canonical(person, reaction, record)
+    written = _canonical_record_text(person, reaction, record)
     where = [table.c.app == person.app, table.c.reaction == reaction, table.c.record == written]
     if occurrence is not None:
         where.append(table.c.occurrence == occurrence)
     with person.database.reading() as connection:
         found = list(connection.execute(select(table.c.occurrence).where(*where).order_by(table.c.occurrence).limit(21)).scalars())
     if not found:
-        _known_reaction(person, reaction)
+        _require_known_reaction(person, reaction)
         of = f" for occurrence {occurrence!r}" if occurrence is not None else ""
         what = "it was carried out, or not begun yet. `groundstate held` lists what is held"
         raise NotFoundError(f"no attempt of {reaction} stands{f' on {written}' if written else ''}{of}: {what}")
@@ -233,13 +242,13 @@ def _identity(person: Person, reaction: str, record: str, occurrence: str | None
     return (person.app, reaction, written, found[0])
 
 
-def _canonical(person: Person, reaction: str, record: str) -> str:
+def _canonical_record_text(person: Person, reaction: str, record: str) -> str:
     """Return the text by which attempts name this record.
 
-    It is the given text if an attempt has exactly that, since attempts of older code may have the key in another form.
+    This is the given text if some attempt has exactly this text, since an older version may have written the key in another form.
     """
     query = person.queries.get(reaction)
-    if query is None or _stands(person, reaction, record):
+    if query is None or _has_attempt(person, reaction, record):
         return record
     try:
         return query.record_text(query.key_from_text(record))
@@ -247,17 +256,17 @@ def _canonical(person: Person, reaction: str, record: str) -> str:
         raise NotFoundError(f"{record!r} is no primary key of {query.spec.record.__name__}: {error}") from None
 
 
-def _stands(person: Person, reaction: str, record: str) -> bool:
+def _has_attempt(person: Person, reaction: str, record: str) -> bool:
     statement = select(table.c.record).where(table.c.app == person.app, table.c.reaction == reaction, table.c.record == record)
     with person.database.reading() as connection:
         return connection.execute(statement.limit(1)).first() is not None
 
 
-def _known_reaction(person: Person, reaction: str) -> None:
+def _require_known_reaction(person: Person, reaction: str) -> None:
     if reaction in person.queries or reaction in person.schedules:
         return
     with person.database.reading() as connection:
-        names = {*person.queries, *person.schedules, *reaction_registry.known(connection, person.app)}
+        names = {*person.queries, *person.schedules, *reaction_registry.read_known_reactions(connection, person.app)}
         there = select(table.c.reaction).where(table.c.app == person.app, table.c.reaction == reaction).limit(1)
         if reaction not in names and connection.execute(there).first() is None:
             raise NotFoundError(f"app {person.app!r} has no reaction {reaction!r} here: there are {', '.join(sorted(names)) or 'none'}")

@@ -1,4 +1,4 @@
-"""Checks an app on its database for problems and risks: indexes, keys, models, column types, groundstate's own tables. Changes nothing."""
+"""Checks an app and its database for problems and risks: indexes, keys, models, column types, groundstate's own tables. Changes nothing."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sqlalchemy import Connection, DateTime, DefaultClause, Integer, MetaData, T
 from sqlalchemy.exc import CompileError, DBAPIError
 
 from groundstate.engine.operate import triggers
-from groundstate.engine.operate.source_constants import counted_beside
-from groundstate.engine.operate.state_circles import Steps
+from groundstate.engine.operate.source_constants import find_shared_row_update
+from groundstate.engine.operate.state_circles import StateSteps
 from groundstate.engine.rows import reaction_registry
 from groundstate.engine.sql import db_errors, key_columns, mapping_check, raising_rows, rights, row_security, schema, stored_values
-from groundstate.engine.sql.condition_query import ConditionQuery, sql_name
+from groundstate.engine.sql.condition_query import ConditionQuery, sql_table_name
 from groundstate.engine.sql.findings import Finding, find_hidden_rows, find_missing_indexes, find_odd_due_times
-from groundstate.engine.sql.savepoint_query import ask_in_savepoint, why_unasked
+from groundstate.engine.sql.savepoint_query import query_in_savepoint, why_condition_not_evaluable
 from groundstate.rules import condition_lint
 from groundstate.rules import sql_inspect as look
 from groundstate.rules.column_demands import OTHER
 from groundstate.rules.cron import Cron
-from groundstate.rules.cron_silence import silent_from
+from groundstate.rules.cron_silence import first_silent_tick
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store import delete_guard
 from groundstate.store.port import Database
@@ -34,73 +34,74 @@ from groundstate.values.errors import NotInitialisedError, StoreRefusedError
 def check(
     database: Database, queries: Sequence[ConditionQuery], metadatas: Sequence[MetaData], schedules: Sequence[ScheduleSpec] = ()
 ) -> list[Finding]:
-    """Return all findings on one database, problems first."""
+    """Check an app on one database, and return all findings, problems first."""
     try:
         database.connect()
-        schema.check(database)
+        schema.check_tables(database)
     except (NotInitialisedError, StoreRefusedError) as error:
         return [Finding("problem", "tables", "groundstate", str(error))]
     except DBAPIError as error:
-        if not db_errors.denied(error):
+        if not db_errors.is_permission_denied(error):
             raise
         return [Finding("problem", "rights", "groundstate", db_errors.error_in_one_line(error))]  # without this right no other query works
     found: list[Finding] = []
     with database.reading() as connection:
-        lacks = mapping_check.missing(connection, queries)
+        lacks = mapping_check.describe_missing_names(connection, queries)
         found += [Finding("problem", "columns", name, words, mapping_check.CURE) for name, words in lacks.items()]
-        unmade = mapping_check.unmade(connection, queries)
+        unmade = mapping_check.describe_unbuildable_statements(connection, queries)
         found += [Finding("problem", "condition", name, words) for name, words in unmade.items()]
         raised = [(query.spec.name, query.filter_raised) for query in queries if query.filter_raised is not None]
         found += [Finding("problem", "filter", name, str(error)) for name, error in raised]
-        silent = {*lacks, *unmade, *(name for name, _ in raised)}  # the others cannot be queried
+        silent = {*lacks, *unmade, *(name for name, _ in raised)}  # reactions whose condition cannot be queried
         queries = [one for one in queries if one.spec.name not in silent]
-        denied = rights.missing(
+        denied = rights.missing_rights(
             database,
             connection,
             [table for one in queries for table in one.tables_loaded if isinstance(table, Table)],
             our_tables.sorted_tables,
         )
-        found += _rights(connection, denied)
+        found += _find_missing_rights(connection, denied)
         unread = {name for name, some in denied.items() if "SELECT" in some}
         queries = [
             one
             for one in queries
-            if not any(sql_name(table, database) in unread for table in one.tables_loaded if isinstance(table, Table))
+            if not any(sql_table_name(table, database) in unread for table in one.tables_loaded if isinstance(table, Table))
         ]
-        found += _keys(connection, queries)
+        found += _find_unusable_keys(connection, queries)
         for query in queries:
-            unasked = list(_unasked(connection, query))
+            unasked = list(_find_raising_condition(connection, query))
             found += unasked or find_missing_indexes(database, connection, query)  # an index cannot be built if its expression raises
         found += find_hidden_rows(database, connection, queries)
-        found += _stored(connection, queries)
-        found += _local_defaults(database, connection, queries)
-        found += _same_keys_again(queries)
-        found += _key_names(connection, queries)
-        found += _unnamed_finds(queries)
-        found += _unheard(database)
-        found += _rings(queries)
-        found += _kept_out(queries)
-        found += _clocks(queries)
-        found += _writers(queries)
-        found += _datetimes(database, queries, metadatas)
-        found += _silent_hours(database, connection, schedules)
-        found += _triggers(database, connection, queries)
+        found += _find_unmatched_values(connection, queries)
+        found += _find_local_time_defaults(database, connection, queries)
+        found += _find_repeated_keys(queries)
+        found += _find_unsaid_key_names(connection, queries)
+        found += _find_unnamed_lookups(queries)
+        found += _find_uncalled_listeners(database)
+        found += _find_endless_cycles(queries)
+        found += _find_reactions_that_block_others(queries)
+        found += _find_clock_clauses(queries)
+        found += _find_tables_without_version(queries)
+        found += _find_naive_datetimes(database, queries, metadatas)
+        found += _find_silent_hours(database, connection, schedules)
+        found += _find_useless_triggers(database, connection, queries)
         if database.name == "postgresql":
-            found += _kept_rows(connection)
-            found += _counted_beside(queries)
+            found += _find_missing_delete_guard(connection)
+            found += _find_shared_row_updates(queries)
         if database.name == "sqlite":
-            found += _reused_keys(connection, queries)
+            found += _find_reused_keys(connection, queries)
             found += find_odd_due_times(connection, queries)
     return sorted(found, key=lambda one: one.level != "problem")
 
 
-def _rights(connection: Connection, denied: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
-    """Yield a problem for each table on which the database role lacks a privilege that a worker needs.
+def _find_missing_rights(connection: Connection, denied: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """Yield a problem for each table on which the current database role lacks a privilege that a worker needs.
 
-    `denied` is empty for a role that may not write groundstate's own tables: workers don't run under such a role.
+    `denied` has the lacking privileges by table name. It is empty for a role that may not write groundstate's own tables, since no worker
+    runs under such a role.
     """
     for name, some in denied.items():
-        role, words = row_security.role(connection), ", ".join(some)
+        role, words = row_security.current_role_name(connection), ", ".join(some)
         yield Finding(
             "problem",
             "rights",
@@ -110,54 +111,54 @@ def _rights(connection: Connection, denied: Mapping[str, Sequence[str]]) -> Iter
         )
 
 
-def _keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield a problem for each table whose keys the database does not find again by the text that groundstate stores."""
-    refused = {query.spec.table_name: key_columns.refused(connection, query) for query in queries}
+def _find_unusable_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield a problem for each table whose rows the database does not find again by the key text that groundstate stores."""
+    refused = {query.spec.table_name: key_columns.key_refusal(connection, query) for query in queries}
     yield from (Finding("problem", "keys", name, why.words, key_columns.CURE) for name, why in refused.items() if why is not None)
 
 
-def _counted_beside(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+def _find_shared_row_updates(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
     for query in queries:
         handler = query.spec.handler
         session = next((name for name, what in handler.wants.items() if what == "session"), None)
-        counted = counted_beside(handler.call, session)
+        counted = find_shared_row_update(handler.call, session)
         if counted is not None:
             yield Finding(
                 "advice",
                 "shared rows",
                 query.spec.name,
-                f"its handler reads {counted}, of a row beside its record, and writes it back: where another worker does so meanwhile,"
-                " nothing is lost, but the whole batch is done again",
+                f"its handler reads {counted}, of a row beside its record, and writes it back: if another worker does so at the same time,"
+                " nothing is lost, but the whole batch is repeated",
                 f"let the database compute it ({counted} = TheClass.{counted.rpartition('.')[2]} + ...), or lock the row as you read it:"
                 " session.get(TheClass, key, with_for_update=True)",
             )
 
 
 # ---- conditions ----------------------------------------------------------------------------------------------------------------
-def _unasked(connection: Connection, query: ConditionQuery) -> Iterator[Finding]:
+def _find_raising_condition(connection: Connection, query: ConditionQuery) -> Iterator[Finding]:
     """Yield a problem if the condition raises an error, for some rows or for all."""
     errors: list[Exception] = []
-    count = ask_in_savepoint(connection, partial(reaction_registry.count, connection, query, query.ready), errors.append)
+    count = query_in_savepoint(connection, partial(reaction_registry.count_records, connection, query, query.ready), errors.append)
     if count is not None:
         return
-    words, cure = why_unasked(errors[0]), None
-    if db_errors.of_a_value(errors[0]):
+    words, cure = why_condition_not_evaluable(errors[0]), None
+    if db_errors.is_caused_by_value(errors[0]):
         cure = (
-            "mend the record; or let the condition be asked of none such, by a clause before it (func.json_valid(column) == 1 on SQLite,"
-            " column.regexp_match('^[0-9]+$') before a cast) or func.nullif(column, 0) under a division"
+            "mend the record; or exclude such values by a clause before the one that raises (func.json_valid(column) == 1 on SQLite,"
+            " column.regexp_match('^[0-9]+$') before a cast), or by func.nullif(column, 0) as a divisor"
         )
-        looked = raising_rows.search(connection, query)
-        words = looked.in_words(query) if looked.culprits else words
+        looked = raising_rows.search_raising_rows(connection, query)
+        words = looked.describe_culprits(query) if looked.culprits else words
     yield Finding("problem", "condition", query.spec.name, words, cure)
 
 
 # ---- schedules -----------------------------------------------------------------------------------------------------------------
-def _silent_hours(database: Database, connection: Connection, schedules: Sequence[ScheduleSpec]) -> Iterator[Finding]:
-    """Yield advice for schedules that fire at least hourly and that pause for an hour when the clock is set back."""
+def _find_silent_hours(database: Database, connection: Connection, schedules: Sequence[ScheduleSpec]) -> Iterator[Finding]:
+    """Yield advice for each schedule that fires at least hourly, except for an hour of silence when the clock is set back in autumn."""
     now = connection.execute(select(database.now())).scalar_one()
     for spec in schedules:
         cron = spec.timing
-        if isinstance(cron, Cron) and (silent := silent_from(cron, now)) is not None:
+        if isinstance(cron, Cron) and (silent := first_silent_tick(cron, now)) is not None:
             words = (
                 f"it does not fire at {silent.isoformat(sep=' ', timespec='minutes')}, when the clock shows that hour twice and"
                 f" fold={cron.fold!r} takes one of the two: an hour of silence"
@@ -166,51 +167,51 @@ def _silent_hours(database: Database, connection: Connection, schedules: Sequenc
 
 
 # ---- rows of groundstate's own -------------------------------------------------------------------------------------------------
-def _kept_rows(connection: Connection) -> Iterator[Finding]:
-    """Yield advice if the trigger that protects the rows of calls is missing or older.
+def _find_missing_delete_guard(connection: Connection) -> Iterator[Finding]:
+    """Yield advice if the trigger that protects the rows of calls is missing or of an older version.
 
-    That happens if the tables of groundstate were made by migrations or by older code.
+    This happens if groundstate's tables were made by migrations or by an older version of groundstate.
     """
-    if not delete_guard.are_there(connection):
+    if not delete_guard.triggers_exist(connection):
         words = (
             "the trigger groundstate_keep, which refuses to delete or change by hand the row of a call that may have been made, is missing,"
-            " edited, switched off or of an earlier version: without its row such a call is made once more"
+            " edited, switched off or of an earlier version: if such a row is deleted, its call is made once more"
         )
         cure = ";\n".join(delete_guard.STATEMENTS) + ";"
         yield Finding("advice", "kept rows", "groundstate_attempt", words, cure)
 
 
 # ---- triggers ------------------------------------------------------------------------------------------------------------------
-def _triggers(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice on triggers that are stale, or that watch a table which no reaction of the app reads.
+def _find_useless_triggers(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield advice on triggers that are stale (of another version, edited or switched off), or that watch a table which no reaction reads.
 
-    Results stay right, but rows of a table with a stale trigger may be found only by the sweep, and needless triggers slow down writers.
+    Nothing goes wrong with such triggers, but rows of a table with a stale trigger may be found late, and needless triggers slow down
+    writes.
     """
-    if not queries or not triggers.are_there(connection):
+    if not queries or not triggers.has_triggers(connection):
         return
-    for one in triggers.found(queries[0].spec.app, database, connection, triggers.tables_read(queries)):
+    for one in triggers.read_triggers(queries[0].spec.app, database, connection, triggers.tables_read(queries)):
         if one.state == "stale":
-            words = "its trigger groundstate_rows is of another version, edited or switched off, so that its writers may not be heard"
+            words = "its trigger groundstate_rows is of another version, edited or switched off, so that it may not announce all writes"
             yield Finding("advice", "triggers", one.table, words, "groundstate triggers install")
         elif one.state == "needless":
-            words = "its trigger groundstate_rows tells of a table that no reaction of this app reads, and each who writes it pays for that"
+            words = "its trigger groundstate_rows announces writes of a table that no reaction of this app reads, and slows the writers"
             yield Finding("advice", "triggers", one.table, words, "groundstate triggers remove, then install")
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------------------
-def _same_keys_again(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for reactions whose condition can hold again on the same record, with the same idempotency key for the second call.
-
-    That is so if handlers of other reactions make the condition hold again.
+def _find_repeated_keys(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield advice for reactions whose condition can hold again on a record, since handlers of other reactions can make it hold: the second
+    call would have the idempotency key of the first call.
     """
-    steps = Steps([query.spec for query in queries])
+    steps = StateSteps([query.spec for query in queries])
     for spec in steps.specs:
         call, kind = spec.call, spec.kind
         if call is None or kind is None or spec.occurrence or spec.occurrence_said:
             continue
         if not kind.key and call.in_doubt.kind not in ("same_key", "lookup"):
             continue
-        way = steps.comes_again(spec)
+        way = steps.find_way_back(spec)
         if way is None:
             continue
         through = f", by way of {', '.join(way.reactions[:-1])}" if way.reactions[:-1] else ""
@@ -225,34 +226,34 @@ def _same_keys_again(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
         yield Finding("advice", "key", spec.name, words, cure)
 
 
-def _key_names(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for renamed reactions whose idempotency keys only this database can compute, since the code lacks the old name."""
+def _find_unsaid_key_names(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield advice for renamed reactions whose old name, which is part of idempotency keys, is known only to this database, and is not in
+    the source.
+    """
     specs = [query.spec for query in queries]
     for app in dict.fromkeys(spec.app for spec in specs):
-        unsaid = reaction_registry.unsaid_key_names(connection, app, [spec for spec in specs if spec.app == app])
+        unsaid = reaction_registry.undeclared_key_names(connection, app, [spec for spec in specs if spec.app == app])
         for name, key_name in unsaid.items():
-            words = f"{name} was renamed, and this database alone knows of which name the keys of its calls are made"
+            words = f"{name} was renamed, and only this database knows from which name the keys of its calls are made"
             yield Finding("advice", "key name", name, words, f"key_name={key_name} in App.on")
 
 
-def _unheard(database: Database) -> Iterator[Finding]:
-    """Yield advice for listeners of the user's engine that set up transactions and that groundstate's own engine does not call."""
+def _find_uncalled_listeners(database: Database) -> Iterator[Finding]:
+    """Yield advice for each listener of the application's engine that sets up transactions, since groundstate's engine does not call it."""
     for name in database.settings.carried.unheard:
-        words = (
-            f"the engine's listener {name} is not called for transactions of groundstate, so that what it sets up is not there for handlers"
-        )
+        words = f"the engine's listener {name} is not called for transactions of groundstate, so that handlers run without what it sets up"
         yield Finding("advice", "listener", "engine", words, "do it in a listener for 'connect', or in the handler by its session")
 
 
-def _unnamed_finds(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for lookups without a name.
+def _find_unnamed_lookups(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield advice for lookups without a name, such as lambdas.
 
-    An attempt remembers the name of its lookup, so that a later deploy with another lookup can be noticed; without a name it cannot.
+    An attempt remembers the name of its lookup, so that a later version with another lookup is noticed; without a name it is not.
     """
     by_call = {id(query.spec.call): query.spec for query in reversed(queries)}
     for spec in reversed(by_call.values()):
         call, kind = spec.call, spec.kind
-        if call is not None and kind is not None and call.asks_its_lookup and kind.lookup is None:
+        if call is not None and kind is not None and call.uses_lookup and kind.lookup is None:
             words = (
                 f"the lookup of its call {call.function.name} has no name, by which attempts would remember it: a deploy whose lookup asks"
                 " elsewhere is told Absent of calls that were made before it, and makes them again"
@@ -262,20 +263,20 @@ def _unnamed_finds(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
             yield Finding("advice", "lookup", spec.name, words, cure)
 
 
-def _rings(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield a problem for reactions that undo each other for ever without an error."""
-    for names in Steps([query.spec for query in queries]).endless():
+def _find_endless_cycles(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield a problem for each cycle of reactions that undo each other's changes for ever, without an error."""
+    for names in StateSteps([query.spec for query in queries]).find_endless_cycles():
         words = (
             f"{', '.join(names)} undo each other: each makes the next one's condition hold, and the last the first one's, so that a record"
-            " that comes to one of them goes round for ever"
+            " that meets one of these conditions goes round for ever"
         )
         yield Finding("problem", "ring", names[0], words, "let one of them leave a state that no other of them undoes, or give it `due=`")
 
 
-def _kept_out(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for reactions whose calls in doubt wait for a person, if other reactions are on the same table.
+def _find_reactions_that_block_others(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield advice for reactions whose calls in doubt wait for a person, if there are other reactions on the same table.
 
-    While such an attempt waits, it keeps the other reactions from its record.
+    While a call in doubt waits, no other reaction is carried out on its record.
     """
     for query in queries:
         spec = query.spec
@@ -297,10 +298,10 @@ def _kept_out(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
             yield Finding("advice", "held record", spec.name, words, cure)
 
 
-def _reused_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for SQLite tables that reuse the highest id after it was deleted.
+def _find_reused_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield advice for SQLite tables that give the highest id to a new row after the row with that id was deleted.
 
-    A new record would then have the idempotency keys of the deleted one (hazard 46).
+    Calls for the new record would then have the idempotency keys of the deleted record (hazard 46).
     """
     tables: dict[Any, str] = {}
     for query in queries:
@@ -325,22 +326,20 @@ def _reused_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> I
 
 
 # ---- times -----------------------------------------------------------------------------------------------------------------------
-def _clocks(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for clauses that become true as time passes: no write tells when, so that only the sweep finds the rows."""
+def _find_clock_clauses(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield advice for clauses that read the clock: such a clause becomes true without a write, so no hint tells workers of the row."""
     for query in queries:
-        if any(condition_lint.tells_time(clause) for clause in query.spec.clauses):
-            words = (
-                f"a clause of {query.spec.name} asks the clock, so that what becomes true by it is found by a sweep, and not at its time"
-            )
+        if any(condition_lint.depends_on_clock(clause) for clause in query.spec.clauses):
+            words = f"a clause of {query.spec.name} reads the clock: when it becomes true, only a sweep finds the record, some time later"
             yield Finding("advice", "time", query.spec.name, words, "due=after(column, timedelta(...)), which is slept upon")
 
 
-def _stored(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield a problem for stored values that no condition matches although SQLAlchemy can load them.
+def _find_unmatched_values(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield a problem for stored values that SQLAlchemy can load, but that no comparison in a condition matches.
 
-    They were written without SQLAlchemy, or come from a server default that SQLite stored as text.
+    Such values were written without SQLAlchemy, or come from a server default that SQLite stored as text.
     """
-    for one in stored_values.odd(connection, queries):
+    for one in stored_values.find_unmatchable_values(connection, queries):
         words = (
             f"at least {one.rows} rows hold {one.shown}: no clause of type {one.kind} matches that, so that {', '.join(one.reactions)} does"
             " not find them"
@@ -349,24 +348,24 @@ def _stored(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterat
         yield Finding("problem", "stored", f"{one.table}.{one.column}", words, cure)
 
 
-def _local_defaults(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield a problem for due columns without a zone whose default is local time, since they are read as UTC and so are hours off."""
+def _find_local_time_defaults(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield a problem for each due column without a time zone whose default is local time: groundstate reads the column as UTC."""
     now = connection.execute(select(database.now())).scalar_one()
     for query in queries:
         due = query.spec.due
         if due is None or due.attribute is None:
             continue
-        column = look.base_column(look.element(due.attribute))
+        column = look.base_column(look.sql_element(due.attribute))
         if not isinstance(column.type, DateTime) or column.type.timezone:
             continue
-        zone = _zone_of_its_default(database, connection, column)
+        zone = _time_zone_of_default(database, connection, column)
         if zone is not None:
             words = (
-                f"the default of {due.attribute} is the clock of the session that writes, whose zone is {zone} here, and a due time without"
-                " a zone is in UTC"
+                f"the default of {due.attribute} is local time of the writing session, whose zone is {zone} here, but a due time without"
+                " a zone is read as UTC"
             )
             yield Finding("problem", "time", query.spec.name, words, "mapped_column(groundstate.UtcDateTime, server_default=func.now())")
-        for given in (_from_python(column), _from_sqlite(database, connection, column)):
+        for given in (_value_of_python_default(column), _value_of_sqlite_default(database, connection, column)):
             off = None if given is None else given - now.replace(tzinfo=None)
             if off is not None and abs(off) > _A_MOMENT and abs(off - (now.astimezone().utcoffset() or timedelta())) < _A_MOMENT:
                 hours = f"{round(off / timedelta(minutes=1)) / 60:+g} h"
@@ -382,11 +381,11 @@ def _local_defaults(database: Database, connection: Connection, queries: Sequenc
 
 
 _CLOCKS = ("now(", "current_timestamp", "localtimestamp", "clock_timestamp(", "statement_timestamp(", "transaction_timestamp(")
-_A_MOMENT = timedelta(minutes=2)  # difference that is allowed between the clocks of the database and of this host
+_A_MOMENT = timedelta(minutes=2)  # a smaller difference between the clocks of the database and of this host is ignored
 
 
-def _from_python(column: Any) -> datetime | None:
-    """Return the datetime that the column's Python default gives, without a zone; None if it has no such default."""
+def _value_of_python_default(column: Any) -> datetime | None:
+    """Return the datetime, without a zone, that the column's Python default function gives now; None if it gives no datetime."""
     default = column.default
     if default is None or not default.is_callable:
         return None
@@ -397,8 +396,10 @@ def _from_python(column: Any) -> datetime | None:
     return value.replace(tzinfo=None) if isinstance(value, datetime) else None
 
 
-def _zone_of_its_default(database: Database, connection: Connection, column: Any) -> str | None:
-    """Return the time zone in which PostgreSQL writes the column's default; None if that is UTC, or the default reads no clock."""
+def _time_zone_of_default(database: Database, connection: Connection, column: Any) -> str | None:
+    """Return the name of the time zone in which PostgreSQL computes the column's default; None if the zone is UTC, or the default reads no
+    clock.
+    """
     default = column.server_default
     if database.name != "postgresql" or not isinstance(default, DefaultClause):
         return None
@@ -410,10 +411,8 @@ def _zone_of_its_default(database: Database, connection: Connection, column: Any
     return zone if off else None
 
 
-def _from_sqlite(database: Database, connection: Connection, column: Any) -> datetime | None:
-    """Return the datetime that the column's server default gives on SQLite; None on PostgreSQL, where it depends on the session that
-    writes.
-    """
+def _value_of_sqlite_default(database: Database, connection: Connection, column: Any) -> datetime | None:
+    """Return the datetime that the column's server default gives on SQLite now; None if it gives no datetime, and on other databases."""
     default = column.server_default
     if database.name != "sqlite" or not isinstance(default, DefaultClause) or isinstance(default.arg, str):
         return None
@@ -424,10 +423,10 @@ def _from_sqlite(database: Database, connection: Connection, column: Any) -> dat
 
 
 # ---- models --------------------------------------------------------------------------------------------------------------------
-def _writers(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for tables that several reactions write and that have no version column.
+def _find_tables_without_version(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
+    """Yield advice for each table without a version column that several reactions write.
 
-    An object in the user's own session may be stale, and would overwrite what a reaction changed (hazard 23).
+    An object that the application loaded before may be stale, and would overwrite what a reaction changed (hazard 23).
     """
     by_model: dict[Any, list[str]] = {}
     for query in queries:
@@ -442,9 +441,9 @@ def _writers(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
             yield Finding("advice", "version", mapper.class_.__name__, words, cure)
 
 
-def _datetimes(database: Database, queries: Sequence[ConditionQuery], metadatas: Sequence[MetaData]) -> Iterator[Finding]:
-    """Yield findings for columns that load naive datetimes. To compare one with the aware `ReactionContext.now` raises at conclude (hazard
-    64).
+def _find_naive_datetimes(database: Database, queries: Sequence[ConditionQuery], metadatas: Sequence[MetaData]) -> Iterator[Finding]:
+    """Yield a finding for each column that loads datetimes without a time zone. A handler that compares such a datetime with
+    `ReactionContext.now`, which has a zone, raises (hazard 64).
     """
     ours = {table for query in queries for table in query.mapper.tables}
     for metadata in metadatas:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from groundstate.engine.rows import attempts, baselines, outcome_json, reaction_registry
 from groundstate.engine.rows.attempts import Identity
-from groundstate.engine.rows.corrupt_rows import attempts_as_they_stand
+from groundstate.engine.rows.corrupt_rows import fetch_attempts_despite_corrupt_rows
 from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules import attempt as rules
@@ -30,16 +30,16 @@ Cursor = tuple[str, str, str]  # reaction, record and occurrence of the last att
 
 @dataclass(frozen=True)
 class Filter:
-    """Selects held attempts. None in a field selects all.
+    """Selects held attempts by their fields. A field that is None does not narrow the selection.
 
-    `baseline` selects the rows that were left out when a reaction was new, and nothing else; without it they are not selected.
+    Rows that were left out when a reaction was new (baselines) are held attempts too: `baseline` selects only them, else they are left out.
     """
 
     reaction: str | None = None
     record: str | None = None
     unsure: bool | None = None
     with_outcome: bool | None = None
-    why: str | None = None  # part of the reason or the error; upper and lower case are the same
+    why: str | None = None  # a part of the reason or of the error text, in upper or lower case
     baseline: bool = False
 
 
@@ -49,9 +49,9 @@ class Held:
 
     Attributes:
         unsure: Whether a call may have been made whose result is not known.
-        key: The idempotency key under which the provider knows its calls; None if the reaction makes no call.
-        absent_from: When it may be settled as absent, if it is `unsure`.
-        can: What is possible now, of retry, settle --absent, settle --outcome, and forget (only once its condition does not hold any more).
+        key: The idempotency key with which the calls are made; None if the reaction makes no call.
+        absent_from: When a person may settle it as absent (no call was made) at the earliest; None if it is not `unsure`.
+        can: The actions that are possible now: 'retry', 'settle --absent', 'settle --outcome' and 'forget'.
     """
 
     reaction: str
@@ -72,9 +72,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of held attempts. `total` is the number of all that match, and `baselines` the number of rows left out as baselines.
+    """One page of held attempts. `total` is the number of attempts that the filter selects on all pages, and `baselines` the number of rows
+    that were left out when their reaction was new.
 
-    `left` says whether more follow; they begin after the cursor `more`, which is set if this page shows any.
+    `left` says whether a further page follows. Give `more` as `after` to read that page; it is None if there is none.
     """
 
     held: list[Held] = field(default_factory=list)
@@ -84,7 +85,7 @@ class Page:
     left: bool = False
 
 
-def held(
+def read_held_page(
     app: str,
     database: Database,
     declared: Mapping[str, ConditionQuery | ScheduleSpec],
@@ -93,32 +94,34 @@ def held(
     after: Cursor | None = None,
     limit: int = PAGE,
 ) -> Page:
-    """Return a page of the held attempts of an app in one database, ordered by reaction, record and occurrence."""
+    """Return one page of an app's held attempts in one database, ordered by reaction, record and occurrence. `after` is `more` of the page
+    before; None for the first page.
+    """
     wanted = which or Filter()
-    where = _where(app, wanted)
+    where = _clauses_of_filter(app, wanted)
     order = (table.c.reaction, table.c.record, table.c.occurrence)
     statement = attempts.select_attempts(*where).order_by(*order).limit(limit + 1)
     if after is not None:
         statement = statement.where(attempts.rows_after_cursor(order, after))
     with database.reading() as connection:
-        names = {known.name: known.key_name for known in reaction_registry.known(connection, app).values()}
+        names = {known.name: known.key_name for known in reaction_registry.read_known_reactions(connection, app).values()}
         now = connection.execute(select(database.now())).scalar_one()
-        found = attempts_as_they_stand(database, connection, statement)
-        total = _count(connection, where)
+        found = fetch_attempts_despite_corrupt_rows(database, connection, statement)
+        total = _count_attempts(connection, where)
         mine = [table.c.app == app, table.c.state == State.HELD.value, table.c.why == reaction_registry.BASELINE]
-        baselines = _count(connection, mine)
-        holding = _holding(connection, declared, found[:limit])
-    shown = [_held(one, declared.get(one.reaction), names, now, holds=one.identity in holding) for one in found[:limit]]
+        baselines = _count_attempts(connection, mine)
+        holding = _attempts_whose_condition_holds(connection, declared, found[:limit])
+    shown = [_describe_held(one, declared.get(one.reaction), names, now, holds=one.identity in holding) for one in found[:limit]]
     left = len(found) > limit
     last = shown[-1] if shown and left else None
     return Page(shown, total, baselines, (last.reaction, last.record, last.occurrence) if last else None, left)
 
 
-def _count(connection: Connection, where: list[ColumnElement[bool]]) -> int:
+def _count_attempts(connection: Connection, where: list[ColumnElement[bool]]) -> int:
     return int(connection.execute(select(func.count()).select_from(table).where(*where)).scalar_one())
 
 
-def _where(app: str, which: Filter) -> list[ColumnElement[bool]]:
+def _clauses_of_filter(app: str, which: Filter) -> list[ColumnElement[bool]]:
     where: list[ColumnElement[bool]] = [table.c.app == app, attempts.is_held]
     where.append(
         table.c.why == reaction_registry.BASELINE if which.baseline else func.coalesce(table.c.why, "") != reaction_registry.BASELINE
@@ -137,10 +140,13 @@ def _where(app: str, which: Filter) -> list[ColumnElement[bool]]:
     return where
 
 
-def _holding(connection: Connection, declared: Mapping[str, ConditionQuery | ScheduleSpec], found: Sequence[Attempt]) -> set[Identity]:
-    """Return the attempts whose condition and occurrence still hold, so that to forget one would lead to a new call.
+def _attempts_whose_condition_holds(
+    connection: Connection, declared: Mapping[str, ConditionQuery | ScheduleSpec], found: Sequence[Attempt]
+) -> set[Identity]:
+    """Return the identities of the attempts whose condition and occurrence still hold: if such an attempt were deleted, a new call would be
+    made.
 
-    Attempts for which that cannot be checked are included.
+    An attempt for which this cannot be checked is included.
     """
     some: dict[str, list[Attempt]] = {}
     for one in found:
@@ -149,30 +155,32 @@ def _holding(connection: Connection, declared: Mapping[str, ConditionQuery | Sch
     for name, mine in some.items():
         query = declared.get(name)
         if not isinstance(query, ConditionQuery):
-            continue  # a schedule has no condition, and that of an undeclared reaction is not known
+            continue  # a schedule has no condition, and the condition of an undeclared reaction is not known
         try:
             with connection.begin_nested():
-                now = dict(_rounds(connection, query, mine))
+                now = dict(_read_current_occurrences(connection, query, mine))
         except Exception as error:
-            if not db_errors.is_its_own(error):
+            if not db_errors.is_fault_of_statement(error):
                 raise
             now = {}
-            holding.update(one.identity for one in mine)  # the table or a row cannot be read, and `forget` could not check it either
-        holding.update(one.identity for one in mine if one.record in now and query.is_round(one.occurrence, now[one.record]))
-        holding |= baselines.still_left(connection, query, mine)
+            holding.update(one.identity for one in mine)  # the table or a row cannot be read, so the condition may hold
+        holding.update(one.identity for one in mine if one.record in now and query.is_same_occurrence(one.occurrence, now[one.record]))
+        holding |= baselines.baselines_still_holding(connection, query, mine)
     return holding
 
 
-def _rounds(connection: Connection, query: ConditionQuery, found: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
-    """Yield record and current occurrence, as text, for those records of the attempts for which the condition holds."""
-    wanted = [key for text in {one.record for one in found} if (key := query.key_of_text(text)) is not None]
+def _read_current_occurrences(connection: Connection, query: ConditionQuery, found: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    """Yield one pair (record, its occurrence now), both as text, per record of these attempts for which the condition holds."""
+    wanted = [key for text in {one.record for one in found} if (key := query.key_from_text_or_none(text)) is not None]
     size = len(query.key_attributes)
     for first in range(0, len(wanted), ASKED_AT_ONCE):
-        for row in connection.execute(query.rounds_holding(wanted[first : first + ASKED_AT_ONCE])):
-            yield query.record_text(tuple(row[:size])), query.round_text(tuple(row[size:]))
+        for row in connection.execute(query.select_holding_occurrences(wanted[first : first + ASKED_AT_ONCE])):
+            yield query.record_text(tuple(row[:size])), query.occurrence_text_of_values(tuple(row[size:]))
 
 
-def _held(one: Attempt, declared: ConditionQuery | ScheduleSpec | None, names: Mapping[str, str], now: datetime, *, holds: bool) -> Held:
+def _describe_held(
+    one: Attempt, declared: ConditionQuery | ScheduleSpec | None, names: Mapping[str, str], now: datetime, *, holds: bool
+) -> Held:
     query = declared if isinstance(declared, ConditionQuery) else None
     spec = query.spec if query is not None else declared
     terms = spec.terms if isinstance(spec, ReactionSpec | ScheduleSpec) else Terms(policy=None, retry=Retry())
@@ -191,20 +199,20 @@ def _held(one: Attempt, declared: ConditionQuery | ScheduleSpec | None, names: M
         calls=one.call_no,
         failures=one.failures,
         absent_from=one.deadline + terms.settle_after if one.unsure else None,
-        can=_possible(one, terms, now, declared=declared is not None, holds=holds),
+        can=_possible_actions(one, terms, now, declared=declared is not None, holds=holds),
     )
 
 
-def _possible(one: Attempt, terms: Terms, now: datetime, *, declared: bool, holds: bool) -> tuple[str, ...]:
-    """Return which of retry, settle --absent, settle --outcome and forget the rules of rules/attempt.py allow now."""
+def _possible_actions(one: Attempt, terms: Terms, now: datetime, *, declared: bool, holds: bool) -> tuple[str, ...]:
+    """Return the actions that rules/attempt.py allows now, of 'retry', 'settle --absent', 'settle --outcome' and 'forget'."""
     can, facts = [], rules.Facts(exists=holds, holds=holds)
     as_text = one.outcome is not None and outcome_json.is_text_only(outcome_json.first_and_rest(one.outcome)[0])
-    if declared and not as_text and not isinstance(rules.person_retry(one, terms, now), rules.Refuse):
+    if declared and not as_text and not isinstance(rules.apply_retry_command(one, terms, now), rules.Refuse):
         can.append("retry")
-    if not isinstance(rules.person_absent(one, terms, facts, now), rules.Refuse):
+    if not isinstance(rules.apply_settle_absent_command(one, terms, facts, now), rules.Refuse):
         can.append("settle --absent")
-    if declared and not isinstance(rules.person_outcome(one, terms, now), rules.Refuse):
+    if declared and not isinstance(rules.apply_settle_outcome_command(one, terms, now), rules.Refuse):
         can.append("settle --outcome")
-    if not isinstance(rules.person_forget(one, terms, facts, now), rules.Refuse):
+    if not isinstance(rules.apply_forget_command(one, terms, facts, now), rules.Refuse):
         can.append("forget")
     return tuple(can)

@@ -1,8 +1,8 @@
-"""Finds open attempts of other apps on this database that have no worker alive. No worker settles them until one starts. It only reads.
+"""Finds open attempts of other apps on this database of which no worker is alive, so that nobody settles the attempts. It only reads.
 
-If the name of an app was changed only in the code, groundstate takes it for another app, and its open attempts stay with the old name. An
-app that was stopped on purpose looks alike. So attempts on tables of this app, or of a reaction that this app declares too, are reported
-with the cure, since they keep this app off these records; the others get one line in the log at level INFO.
+If an app's name was changed only in the source, groundstate takes it for another app, and its open attempts stay with the old name. An app
+that was stopped on purpose looks alike. If such attempts are on tables of this app, or of a reaction that this app declares too, they keep
+this app off these records, and are reported with the cure. All others get one line in the log at level INFO.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, and_, func, not_, or_, select
 
 from groundstate.engine.operate import living_workers
-from groundstate.engine.rows.attempt_text import counted
+from groundstate.engine.rows.attempt_text import count_with_noun
 from groundstate.engine.rows.attempts import is_baseline
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.attempt import State
@@ -27,10 +27,11 @@ log = logging.getLogger("groundstate")
 
 @dataclass(frozen=True)
 class LeftByOther:
-    """The open attempts of one other app that has no worker alive, of the named `reactions`.
+    """The open attempts of one other app that has no worker alive.
 
-    `in_doubt` also counts calls that were begun by a worker that ended. `ours` says whether they concern this app, since they are on tables
-    of its reactions, or of a reaction with the same name.
+    `in_doubt` is the number of attempts in doubt or begun by a worker that ended; `held` is the number of held attempts. `reactions` names
+    the reactions of these attempts. `ours` is True if some of them concern this app: they are on a table of one of its reactions, or one of
+    its reactions has the same name.
     """
 
     app: str
@@ -40,27 +41,29 @@ class LeftByOther:
     reactions: tuple[str, ...]
 
     @property
-    def so_many(self) -> str:
-        """The counts as a phrase, such as '2 in doubt, 1 held'."""
+    def counts_in_words(self) -> str:
+        """Return the counts as a phrase, such as '2 in doubt, 1 held'."""
         said = [(self.in_doubt, "in doubt"), (self.held, "held")]
         return ", ".join(f"{count:,} {what}" for count, what in said if count)
 
-    def words(self, app: str) -> str:
-        """Return the message for people of this app, with what can be done."""
+    def message_for(self, app: str) -> str:
+        """Return the message for people who run this app, with what they can do."""
         old, new = shlex.quote(self.app), shlex.quote(app)
         return (
-            f"{counted(self.in_doubt + self.held, 'attempt is', 'attempts are')} open of app {self.app!r} ({self.so_many}:"
+            f"{count_with_noun(self.in_doubt + self.held, 'attempt is', 'attempts are')} open of app {self.app!r} ({self.counts_in_words}:"
             f" {', '.join(self.reactions)}) where this app works too, and no worker of it lives, so that nobody settles them."
             f" If this is that app under a new name: stop its workers, then `groundstate rename --whole-app {old} {new}`;"
             f" else start {self.app}"
         )
 
 
-def left_by_others(connection: Connection, app: str, queries: Sequence[ConditionQuery], alive: Collection[str]) -> tuple[LeftByOther, ...]:
-    """Return the open attempts of other apps. `alive` has the apps that have a worker alive, or may have one; they are left out."""
+def count_left_by_others(
+    connection: Connection, app: str, queries: Sequence[ConditionQuery], alive: Collection[str]
+) -> tuple[LeftByOther, ...]:
+    """Return the open attempts of other apps, one item per app. `alive` names the apps that may have a worker alive; they are left out."""
     open_ = and_(attempt.c.state.in_([State.BEGUN.value, State.DOUBT.value, State.HELD.value]), not_(is_baseline))
     named = or_(attempt.c.app < app, attempt.c.app > app)  # two ranges instead of !=, so that the primary key's index skips our own rows
-    tables = sorted({name for query in queries for name in query.spellings})
+    tables = sorted({name for query in queries for name in query.table_name_spellings})
     on_ours = func.coalesce(attempt.c.blocks.in_(tables), False).label("on_ours")
     columns = (attempt.c.app, attempt.c.reaction, attempt.c.state, on_ours)
     told = select(*columns, func.count()).where(named, open_).group_by(*columns).order_by(*columns)
@@ -84,30 +87,30 @@ def left_by_others(connection: Connection, app: str, queries: Sequence[Condition
 def find_left_by_others(
     app: str, database: Database, connection: Connection, queries: Sequence[ConditionQuery], liveness: Liveness
 ) -> tuple[LeftByOther, ...]:
-    """Return the open attempts of other apps that have no worker alive. If no other app has open attempts, workers are not checked."""
-    found = left_by_others(connection, app, queries, ())
+    """Return the open attempts of other apps that have no worker alive, one item per app."""
+    found = count_left_by_others(connection, app, queries, ())
     if not found:
         return ()
-    alive = alive_among(living_workers.workers_of(database, connection, liveness))
+    alive = apps_with_workers(living_workers.read_workers(database, connection, liveness))
     return tuple(one for one in found if one.app not in alive)
 
 
-def alive_among(seen: Sequence[living_workers.WorkerSeen]) -> frozenset[str]:
+def apps_with_workers(seen: Sequence[living_workers.WorkerSeen]) -> frozenset[str]:
     """Return the apps that have a worker alive, or may have one."""
     return frozenset(one.app for one in seen if one.app is not None and one.alive is not False)
 
 
-def quiet_words(found: Sequence[LeftByOther]) -> str | None:
-    """Return one line on all open attempts that do not concern this app; None if there are none."""
-    others = [f"{one.app} ({one.so_many})" for one in found if not one.ours]
+def describe_unrelated(found: Sequence[LeftByOther]) -> str | None:
+    """Return one line on those of the open attempts that do not concern this app; None if all do."""
+    others = [f"{one.app} ({one.counts_in_words})" for one in found if not one.ours]
     return f"Other apps on this database of which no worker lives have open attempts: {', '.join(others)}." if others else None
 
 
 def log_left_by_others(app: str, found: Sequence[LeftByOther]) -> None:
-    """Log the open attempts at a worker's start: a warning for each app whose attempts concern this one, a line at INFO for the others."""
+    """Log the open attempts that other apps left: a warning for each app whose attempts concern this app, a line at INFO for the rest."""
     for one in found:
         count = one.in_doubt + one.held
         if one.ours:
-            log.warning("%s", one.words(app), extra={"event": "left_by_other_app", "other": one.app, "count": count, "ours": True})
+            log.warning("%s", one.message_for(app), extra={"event": "left_by_other_app", "other": one.app, "count": count, "ours": True})
         else:
-            log.info("%s", quiet_words([one]), extra={"event": "left_by_other_app", "other": one.app, "count": count, "ours": False})
+            log.info("%s", describe_unrelated([one]), extra={"event": "left_by_other_app", "other": one.app, "count": count, "ours": False})

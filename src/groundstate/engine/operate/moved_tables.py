@@ -1,8 +1,8 @@
-"""Finds attempts that block records of another table than the one on which their reaction is declared today.
+"""Finds attempts whose records are in another table than the table on which their reaction is declared today.
 
-An attempt's column `blocks` has the table's name at the time of the call. If only today's table exists, the table was renamed or moved to
-another schema, and at the next start the attempts are changed to the new name. If both exist, it is not known which is right, and the log
-asks a person.
+An attempt's column `blocks` has the name that the table had at the time of the call. If only today's table exists, the table was renamed or
+moved to another schema, and the next start writes the new name into the attempts. If both tables exist, it is not known which table is
+right, and the log asks a person.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, func, inspect, select, update
 
-from groundstate.engine.rows.attempt_text import counted
+from groundstate.engine.rows.attempt_text import count_with_noun
 from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.condition_query import ConditionQuery, blocking
 from groundstate.engine.watch.worker_state import WorkerState
@@ -23,8 +23,11 @@ log = logging.getLogger("groundstate")
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """Calls of one reaction that are in flight or in doubt on another table. `gone` is True if that table no longer exists."""
+class CallsOnOtherTable:
+    """Calls of one reaction, in flight or in doubt, on records of another table (`was`) than the reaction's table today (`now`).
+
+    `gone` is True if the table `was` does not exist any more.
+    """
 
     reaction: str
     was: str
@@ -34,8 +37,8 @@ class Elsewhere:
 
     @property
     def words(self) -> str:
-        """The message for a person, with what can be done."""
-        calls = counted(self.count, "call is", "calls are")
+        """Return a message for a person about these calls, with what the person can do."""
+        calls = count_with_noun(self.count, "call is", "calls are")
         return (
             f"{calls} in the air or in doubt on records of {self.was}, and this code declares {self.reaction} on {self.now}. Both exist,"
             f" so nothing keeps other reactions off the records of {self.now} that have the same keys. Let workers of the code that began"
@@ -43,28 +46,32 @@ class Elsewhere:
         )
 
 
-def attempts_on_other_tables(connection: Connection, app: str, queries: Sequence[ConditionQuery]) -> Iterator[Elsewhere]:
-    """Yield the calls of each reaction that are on another table, except where today's table does not exist yet in this database."""
+def find_calls_on_other_tables(connection: Connection, app: str, queries: Sequence[ConditionQuery]) -> Iterator[CallsOnOtherTable]:
+    """Yield one item for each reaction and each other table on which it has calls in flight or in doubt. Leave out a reaction whose table
+    of today does not exist in this database yet.
+    """
     by_name = {query.spec.name: query for query in queries}
     mine = and_(attempt.c.app == app, attempt.c.reaction.in_(sorted(by_name)), attempt.c.blocks.is_not(None), blocking)
     told = select(attempt.c.reaction, attempt.c.blocks, func.count()).where(mine).group_by(attempt.c.reaction, attempt.c.blocks)
     try:
         standing = connection.execute(told.order_by(attempt.c.reaction, attempt.c.blocks)).all()
     except Exception as error:
-        if not db_errors.unreadable(error):
+        if not db_errors.is_conversion_error(error):
             raise
         return  # one of these rows was edited by hand, and its text cannot be read
     for name, was, count in standing:
         query = by_name[name]
-        if isinstance(was, str) and was not in query.spellings and _is_there(connection, query.spec.table_name):
-            yield Elsewhere(name, was, query.spec.table_name, count, gone=not _is_there(connection, was))
+        if isinstance(was, str) and was not in query.table_name_spellings and _has_table(connection, query.spec.table_name):
+            yield CallsOnOtherTable(name, was, query.spec.table_name, count, gone=not _has_table(connection, was))
 
 
 def update_renamed_tables(worker_state: WorkerState) -> None:
-    """Rename the table in open attempts if it was renamed, or log a warning if both tables exist. Called at a start, before any claim."""
+    """Write a table's new name into attempts if the table was renamed; log a warning if tables of both names exist. Call it at a worker's
+    start, before it locks any record.
+    """
     queries = [queue.query for queue in worker_state.queues]
     with worker_state.database.reading() as connection:
-        found = list(attempts_on_other_tables(connection, worker_state.app, queries))
+        found = list(find_calls_on_other_tables(connection, worker_state.app, queries))
     if not found:
         return
     with worker_state.incarnation.transaction() as tx:
@@ -75,7 +82,7 @@ def update_renamed_tables(worker_state: WorkerState) -> None:
     for one in found:
         if one.gone:
             log.info(
-                "%s is gone, and %s is declared on %s: its calls in the air or in doubt (%d) keep others off that from now on",
+                "%s is gone, and %s is declared on %s: its calls in the air or in doubt (%d) block records of that table from now on",
                 one.was,
                 one.reaction,
                 one.now,
@@ -90,8 +97,8 @@ def update_renamed_tables(worker_state: WorkerState) -> None:
             )
 
 
-def _is_there(connection: Connection, named: str) -> bool:
-    """Whether a table or view of this name exists. `named` includes the schema if it was declared with one."""
+def _has_table(connection: Connection, named: str) -> bool:
+    """Return whether a table or view exists. `named` is its name, with the schema in front if the table was declared with a schema."""
     looked = inspect(connection)
     schema, _, name = named.rpartition(".")
     return looked.has_table(named) or (bool(schema) and looked.has_table(name, schema=schema))

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 from groundstate.engine.operate import living_workers
 from groundstate.engine.operate.action import Person
 from groundstate.engine.rows import corrupt_rows, data_restore_check
-from groundstate.engine.rows.attempt_text import counted
-from groundstate.engine.sql.db_errors import Illegible, reading_ours
-from groundstate.engine.sql.raw_cells import lives_among
+from groundstate.engine.rows.attempt_text import count_with_noun
+from groundstate.engine.sql.db_errors import Illegible, reading_own_rows
+from groundstate.engine.sql.raw_cells import possible_incarnation_ids
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt, rate, reaction, worker
@@ -32,7 +32,7 @@ log = logging.getLogger("groundstate")
 
 @dataclass(frozen=True)
 class Renamed:
-    """What was renamed, with the number of attempts and of reactions. If an app was renamed, all its reactions are counted."""
+    """What was renamed, the number of its attempts, and the number of reactions: 1, or all reactions of an app that was renamed."""
 
     old: str
     new: str
@@ -42,7 +42,9 @@ class Renamed:
 
 @dataclass(frozen=True)
 class Trusted:
-    """The reactions that are trusted again. `in_doubt` of their attempts will be settled by their policy, and `held` wait for a person."""
+    """The names of the reactions that are trusted again, and how many of their attempts are in doubt (workers settle these by the
+    reactions' policies), and held (these wait for a person).
+    """
 
     reactions: tuple[str, ...]
     in_doubt: int
@@ -50,10 +52,10 @@ class Trusted:
 
 
 def trust(person: Person, name: str | None = None) -> Trusted:
-    """Mark one reaction as trusted, or every reaction if `name` is None, after a person has checked the data that was restored.
+    """Mark one reaction as trusted, or every reaction if `name` is None. Call it after a person has checked the data that was restored.
 
-    From now on its calls no longer begin as in doubt. If the database only may have been restored from a backup, this says that it was not,
-    and the reactions that waited for a person go on.
+    From now on its calls no longer begin as attempts in doubt. If reactions wait since it is not known whether the database was restored
+    from a backup, this records that it was not, and they go on.
 
     Raises:
         NotFoundError: The app has no such reaction.
@@ -65,44 +67,46 @@ def trust(person: Person, name: str | None = None) -> Trusted:
             raise NotFoundError(f"app {person.app!r} has no reaction {name!r} here: there are {', '.join(known) or 'none'}")
         suspect = reaction.c.suspect.is_not(False)
         those = and_(mine, suspect) if name is None else and_(mine, suspect, reaction.c.name == name)
-        answered = data_restore_check.answer(tx, mine if name is None else and_(mine, reaction.c.name == name))
+        answered = data_restore_check.record_answer(tx, mine if name is None else and_(mine, reaction.c.name == name))
         trusted = tx.connection.execute(update(reaction).where(those).values(suspect=False).returning(reaction.c.name)).scalars()
         cleared = sorted({*answered, *trusted})
         concerned = [name] if name is not None else known
-        doubts = _count(tx.connection, person.app, concerned, attempt.c.state == State.DOUBT.value)
-        held = _count(tx.connection, person.app, concerned, and_(attempt.c.state == State.HELD.value, attempt.c.unsure))
+        doubts = _count_attempts(tx.connection, person.app, concerned, attempt.c.state == State.DOUBT.value)
+        held = _count_attempts(tx.connection, person.app, concerned, and_(attempt.c.state == State.HELD.value, attempt.c.unsure))
     for one in cleared:
         log.warning("%s is trusted again, said by %s", one, person.by, extra={"event": "trusted", "reaction": one, "by": person.by})
     return Trusted(tuple(cleared), doubts, held)
 
 
 def rename(person: Person, old: str, new: str) -> Renamed:
-    """Give a reaction's attempts its new name. Its calls keep their idempotency keys.
+    """Write a reaction's new name into its attempts and its registration. Its calls keep their idempotency keys.
 
     Raises:
-        NotFoundError: Nothing is known of the reaction `old`.
+        NotFoundError: This database knows no reaction `old`.
         ConflictError: The reaction `new` has attempts of its own, or a worker of the app is alive.
     """
     _check_name(old, new)
-    renamed: Renamed = corrupt_rows.retry_after_mending(person.incarnation, partial(_rename, person, old, new))
+    renamed: Renamed = corrupt_rows.retry_after_mending(person.incarnation, partial(_rename_in_transaction, person, old, new))
     return renamed
 
 
-def _rename(person: Person, old: str, new: str) -> Renamed:
+def _rename_in_transaction(person: Person, old: str, new: str) -> Renamed:
     with person.incarnation.transaction() as tx:
-        _nobody_works(person, tx.connection, person.app)
-        rows = _rows(tx.connection, person.app)
-        if old not in rows and not _count(tx.connection, person.app, [old]):
+        _require_no_living_worker(person, tx.connection, person.app)
+        rows = _read_registry_rows(tx.connection, person.app)
+        if old not in rows and not _count_attempts(tx.connection, person.app, [old]):
             raise NotFoundError(f"app {person.app!r} has no reaction {old!r} here: there are {', '.join(sorted(rows)) or 'none'}")
-        standing = _count(tx.connection, person.app, [new])
+        standing = _count_attempts(tx.connection, person.app, [new])
         if standing:
             raise ConflictError(
-                f"{new} has {counted(standing, 'attempt', 'attempts')} of its own: settle or forget them first"
+                f"{new} has {count_with_noun(standing, 'attempt', 'attempts')} of its own: settle or forget them first"
                 f" (`groundstate held --reaction {new}`, and with `--baseline` the rows that were left out)"
             )
         before = rows.get(old)
         key_name = before.key_name if before is not None else old
-        _take_over(tx, (person.app, old), (person.app, new), key_name, [one for one in (before, rows.get(new)) if one is not None])
+        _replace_registry_rows(
+            tx, (person.app, old), (person.app, new), key_name, [one for one in (before, rows.get(new)) if one is not None]
+        )
         mine = and_(attempt.c.app == person.app, attempt.c.reaction == old)
         count = tx.connection.execute(update(attempt).where(mine).values(reaction=new)).rowcount
     log.warning(
@@ -117,33 +121,35 @@ def _rename(person: Person, old: str, new: str) -> Renamed:
 
 
 def rename_app(person: Person, old: str, new: str) -> Renamed:
-    """Give an app a new name in this database. Its calls keep the idempotency keys that were made of the old name.
+    """Give an app a new name in this database. Its calls keep their idempotency keys, which contain the old name.
 
     Raises:
-        NotFoundError: Nothing is known of the app `old`.
+        NotFoundError: This database knows no app `old`.
         ConflictError: The app `new` has attempts of its own, or a worker of either app is alive.
     """
     _check_name(old, new)
-    renamed: Renamed = corrupt_rows.retry_after_mending(person.incarnation, partial(_rename_app, person, old, new))
+    renamed: Renamed = corrupt_rows.retry_after_mending(person.incarnation, partial(_rename_app_in_transaction, person, old, new))
     return renamed
 
 
-def _rename_app(person: Person, old: str, new: str) -> Renamed:
+def _rename_app_in_transaction(person: Person, old: str, new: str) -> Renamed:
     with person.incarnation.transaction() as tx:
-        _nobody_works(person, tx.connection, old, new)
-        before, there = _rows(tx.connection, old), _rows(tx.connection, new)
+        _require_no_living_worker(person, tx.connection, old, new)
+        before, there = _read_registry_rows(tx.connection, old), _read_registry_rows(tx.connection, new)
         with_attempts = set(tx.connection.execute(select(attempt.c.reaction).where(attempt.c.app == old).distinct()).scalars())
         names = sorted(with_attempts | before.keys())
         if not names:
             apps = sorted(tx.connection.execute(select(reaction.c.app).where(reaction.c.name != "").distinct()).scalars())
             raise NotFoundError(f"nothing is known of an app {old!r} here: there are {', '.join(apps) or 'none'}")
-        standing = _count(tx.connection, new)
+        standing = _count_attempts(tx.connection, new)
         if standing:
-            raise ConflictError(f"app {new!r} has {counted(standing, 'attempt', 'attempts')} of its own: settle or forget them first")
+            raise ConflictError(
+                f"app {new!r} has {count_with_noun(standing, 'attempt', 'attempts')} of its own: settle or forget them first"
+            )
         for name in names:
             row = before.get(name)
-            key_name = keys.key_name_under(old, row.key_name if row is not None else name)
-            _take_over(tx, (old, name), (new, name), key_name, [one for one in (row, there.get(name)) if one is not None])
+            key_name = keys.key_name_with_app(old, row.key_name if row is not None else name)
+            _replace_registry_rows(tx, (old, name), (new, name), key_name, [one for one in (row, there.get(name)) if one is not None])
         count = tx.connection.execute(update(attempt).where(attempt.c.app == old).values(app=new)).rowcount
         tx.connection.execute(update(worker).where(worker.c.app == old).values(app=new))
         tx.connection.execute(delete(rate).where(rate.c.app == new))
@@ -167,15 +173,15 @@ def _check_name(old: str, new: str) -> None:
         raise ConflictError(f"{old} has that name already")
 
 
-def _rows(connection: Connection, app: str) -> dict[str, Any]:
-    with reading_ours():
+def _read_registry_rows(connection: Connection, app: str) -> dict[str, Any]:
+    with reading_own_rows():
         return {row.name: row for row in connection.execute(select(reaction).where(reaction.c.app == app, reaction.c.name != ""))}
 
 
-def _take_over(tx: Transaction, old: tuple[str, str], new: tuple[str, str], key_name: str, rows: Sequence[Any]) -> None:
+def _replace_registry_rows(tx: Transaction, old: tuple[str, str], new: tuple[str, str], key_name: str, rows: Sequence[Any]) -> None:
     """Replace the registry rows of the old and the new name by one row with the new name.
 
-    It has the condition that was accepted last, and is suspect if either row was.
+    The new row has the condition of the last of `rows`, and is suspect if any of `rows` is.
     """
     both = or_(*[and_(reaction.c.app == app, reaction.c.name == name) for app, name in (old, new)])
     tx.connection.execute(delete(reaction).where(both))
@@ -195,17 +201,17 @@ def _take_over(tx: Transaction, old: tuple[str, str], new: tuple[str, str], key_
     )
 
 
-def _nobody_works(person: Person, connection: Connection, *apps: str) -> None:
-    """Raise ConflictError if a worker of these apps is alive.
+def _require_no_living_worker(person: Person, connection: Connection, *apps: str) -> None:
+    """Raise ConflictError if a worker of these apps may be alive.
 
-    Such a worker uses the old name, and would not recognise its own attempts after the rename.
+    A running worker uses the old name, and would not recognise its own attempts after the rename.
     """
     columns = (worker.c.id, worker.c.host, worker.c.pid, worker.c.server)
     statement = select(*columns).where(worker.c.app.in_(apps), worker.c.ended_at.is_(None))
     rows = list(connection.execute(statement))
-    if len(lives_among(row.id for row in rows)) < len(rows):
+    if len(possible_incarnation_ids(row.id for row in rows)) < len(rows):
         raise Illegible("a row of groundstate_worker has no number that a worker can have")
-    alive = living_workers.alive_of(person.incarnation.liveness, [row.id for row in rows])
+    alive = living_workers.read_liveness(person.incarnation.liveness, [row.id for row in rows])
     seen = [living_workers.WorkerSeen(row.id, alive.get(row.id), row.host, row.pid, server=row.server) for row in rows]
     running = [
         f"pid {one.pid} on {one.host}"
@@ -217,7 +223,7 @@ def _nobody_works(person: Person, connection: Connection, *apps: str) -> None:
         raise ConflictError(f"a worker of the app runs ({where}): stop it, rename, and start the code that says the new name")
 
 
-def _count(connection: Connection, app: str, names: Sequence[str] | None = None, *where: Any) -> int:
+def _count_attempts(connection: Connection, app: str, names: Sequence[str] | None = None, *where: Any) -> int:
     statement = select(func.count()).select_from(attempt).where(attempt.c.app == app, *where)
     if names is not None:
         statement = statement.where(attempt.c.reaction.in_(list(names)))

@@ -1,8 +1,8 @@
 """Checks that the databases of one app are separate: no two URLs lead to the same database, and no two shards give out the same key.
 
-The idempotency key of a call is made of the record's primary key, not of its shard, so that a record keeps it when it moves to another
-shard. If two shards numbered their rows alike, two records would have one idempotency key, and the second call would be answered with the
-result of the first. This module only reads.
+The idempotency key of a call is made of the record's primary key without the shard, so that a record keeps its idempotency key when it
+moves to another shard. If two shards numbered their rows alike, two records would have one idempotency key, and the second call would be
+answered with the result of the first. This module only reads.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from sqlalchemy import Connection, Table, select, text
 from sqlalchemy import Sequence as NumberSequence
 
-from groundstate.engine.sql.condition_query import ConditionQuery, sql_name
+from groundstate.engine.sql.condition_query import ConditionQuery, sql_table_name
 from groundstate.engine.sql.findings import Finding
 from groundstate.rules.specs import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.values.errors import StoreRefusedError
 
-SAMPLE = 1_000  # lowest and highest keys of a table, this many of each, that are looked for on the other shards
+SAMPLE = 1_000  # so many of the lowest keys and of the highest keys of a table are looked up on the other shards
 _SERVER = text("""
     SELECT (SELECT system_identifier FROM pg_control_system())::text, current_database(), to_regclass('groundstate_attempt')::oid::bigint,
            pg_postmaster_start_time()::text
@@ -46,7 +46,7 @@ _KEYS_OF_ITS_OWN = (
 
 
 def identify_database(database: Database) -> Any:
-    """Return a value that identifies the database itself, whatever URL leads to it."""
+    """Return a value that identifies the database: equal for two URLs if they lead to one database."""
     if database.name == "sqlite":
         path = Path(database.settings.url.database or "")
         found = path.stat() if path.exists() else None
@@ -57,46 +57,46 @@ def identify_database(database: Database) -> Any:
 
 # ---- how a database numbers its rows ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Numbers:
-    """How a database numbers the rows of a table: `step` is the distance between two numbers, and `one` is any of them."""
+class NumberSeries:
+    """The numbers that a database gives to the rows of a table: `one` is some number of the series, and `step` the distance to the next."""
 
     step: int
     one: int
 
-    def meets(self, other: Numbers) -> bool:
-        """Whether both sequences of numbers contain a common number, now or later."""
+    def has_common_number(self, other: NumberSeries) -> bool:
+        """Return whether some number is in both series, however far they go."""
         return (self.one - other.one) % math.gcd(self.step, other.step) == 0
 
 
-def given_by_the_database(database: Database, connection: Connection, table: Table) -> Numbers | None:
-    """Return how the database numbers the rows of this table; None if the app makes the keys, or if they are unique by themselves."""
+def read_numbering(database: Database, connection: Connection, table: Table) -> NumberSeries | None:
+    """Return how the database numbers the rows of this table; None if it does not, since the application makes the keys."""
     column = table.autoincrement_column
     if column is None or (column.default is not None and not isinstance(column.default, NumberSequence)):
         return None
     if database.name == "sqlite":
-        return Numbers(1, 1)
-    quoted = sql_name(table, database)
+        return NumberSeries(1, 1)
+    quoted = sql_table_name(table, database)
     named = column.default.name if isinstance(column.default, NumberSequence) else None
     row = connection.execute(_NUMBERS, {"table": quoted, "column": column.name, "named": named}).first()
     if row is None:
         return None
     step, last, start, sequence, may_read = row
-    if last is None and may_read:  # the sequence gave out no number yet, but may have been set to start elsewhere
+    if last is None and may_read:  # the sequence gave out no number yet, and may have been set to another start
         last = connection.execute(text(f"SELECT last_value FROM {sequence}")).scalar_one()  # noqa: S608  # quoted by PostgreSQL
-    return Numbers(int(step), int(start if last is None else last))
+    return NumberSeries(int(step), int(start if last is None else last))
 
 
-class Admitted:
-    """The databases of one app that were accepted so far. Each new one is compared with all of them."""
+class AdmittedDatabases:
+    """The databases of one app that were found to be separate so far. Each further database is compared with all of these."""
 
     def __init__(self) -> None:
         self._which: dict[str, Any] = {}
-        self._numbers: dict[str, dict[Table, Numbers]] = {}
+        self._numbers: dict[str, dict[Table, NumberSeries]] = {}
 
     def admit(self, label: str, database: Database, sharded: Sequence[ReactionSpec], shards: Sequence[str]) -> None:
-        """Accept one more database of the app, named `label` in messages, or refuse it.
+        """Compare one more database of the app with the databases before it, and keep it for the next comparisons.
 
-        If it is one of several shards, `sharded` has its reactions, and `shards` the labels of all shards.
+        `label` is its name in messages. If it is one of several shards, `sharded` has its reactions, and `shards` the labels of all shards.
 
         Raises:
             StoreRefusedError: Another label leads to the same database, or another shard numbers its records alike. The message has the
@@ -109,28 +109,30 @@ class Admitted:
                 f"{label} and {same} are one database: two workers would carry out each row of it twice over. Where it has the tables of"
                 " two bases, give both to one store: Store(url, Base, OtherBase)"
             )
-        numbers = {} if len(shards) < 2 else self._checked_numbers(label, database, sharded, shards)
+        numbers = {} if len(shards) < 2 else self._check_numbering(label, database, sharded, shards)
         self._which[label], self._numbers[label] = own, numbers
 
-    def _checked_numbers(
+    def _check_numbering(
         self, label: str, database: Database, sharded: Sequence[ReactionSpec], shards: Sequence[str]
-    ) -> dict[Table, Numbers]:
-        found: dict[Table, Numbers] = {}
+    ) -> dict[Table, NumberSeries]:
+        found: dict[Table, NumberSeries] = {}
         with database.reading() as connection:
             for table, reaction in tables_with_calls(sharded).items():
-                numbers = given_by_the_database(database, connection, table)
+                numbers = read_numbering(database, connection, table)
                 if numbers is None:
                     continue
                 found[table] = numbers
                 others = [other for other in shards if other != label and table in self._numbers.get(other, {})]
-                met = next((other for other in others if self._numbers[other][table].meets(numbers)), None)
+                met = next((other for other in others if self._numbers[other][table].has_common_number(numbers)), None)
                 if met is not None or numbers.step < len(shards):
-                    raise StoreRefusedError(_refused(database, table, reaction, len(shards), f"{label} and {met or 'other shards'}"))
+                    raise StoreRefusedError(
+                        _refusal_in_words(database, table, reaction, len(shards), f"{label} and {met or 'other shards'}")
+                    )
         return found
 
 
 def tables_with_calls(specs: Sequence[ReactionSpec]) -> dict[Table, str]:
-    """Return the tables whose primary keys become part of idempotency keys, each with a reaction that makes calls."""
+    """Return each table on which a reaction makes calls, with the name of one such reaction: keys of its rows become idempotency keys."""
     found: dict[Table, str] = {}
     for spec in specs:
         table = spec.mapper.base_mapper.local_table
@@ -139,14 +141,14 @@ def tables_with_calls(specs: Sequence[ReactionSpec]) -> dict[Table, str]:
     return found
 
 
-def _refused(database: Database, table: Table, reaction: str, count: int, who: str) -> str:
+def _refusal_in_words(database: Database, table: Table, reaction: str, count: int, who: str) -> str:
     return (
         f"{who} give the same numbers to rows of {table.fullname}, and {reaction}'s calls for two records would go out under one key:"
-        f" {_cure(database, table, count)}"
+        f" {_cure_in_words(database, table, count)}"
     )
 
 
-def _cure(database: Database, table: Table, count: int) -> str:
+def _cure_in_words(database: Database, table: Table, count: int) -> str:
     if database.name == "sqlite" or table.autoincrement_column is None:
         return _KEYS_OF_ITS_OWN
     column = table.autoincrement_column.name
@@ -159,18 +161,20 @@ def _cure(database: Database, table: Table, count: int) -> str:
 
 # ---- keys that two shards have -------------------------------------------------------------------------------------------------------
 def check(shards: Mapping[str, tuple[Database, Sequence[ConditionQuery]]]) -> list[Finding]:
-    """Return what is wrong between shards: keys that two shards have already, found in a sample, and keys that both would give out."""
+    """Compare the shards, and return a finding for each table of which two shards have equal keys already (in a sample), or give out equal
+    keys later.
+    """
     found: list[Finding] = []
-    for table, queries in _by_table(shards).items():
+    for table, queries in _queries_by_table(shards).items():
         called = next((one.spec.name for one in queries.values() if one.spec.call is not None), None)
         called = called or tables_with_calls([one.spec for _, some in shards.values() for one in some]).get(table)
-        found += _twice(table, queries, called)
-        found += _numbered_alike(table, queries, called, len(shards))
+        found += _find_duplicate_keys(table, queries, called)
+        found += _find_common_numbering(table, queries, called, len(shards))
     return found
 
 
-def _by_table(shards: Mapping[str, tuple[Database, Sequence[ConditionQuery]]]) -> dict[Table, dict[str, ConditionQuery]]:
-    """Return for each table one condition query of each shard."""
+def _queries_by_table(shards: Mapping[str, tuple[Database, Sequence[ConditionQuery]]]) -> dict[Table, dict[str, ConditionQuery]]:
+    """Return, by table and then by shard label, one condition query on this table."""
     found: dict[Table, dict[str, ConditionQuery]] = {}
     for label, (_, queries) in shards.items():
         for query in queries:
@@ -180,12 +184,12 @@ def _by_table(shards: Mapping[str, tuple[Database, Sequence[ConditionQuery]]]) -
     return found
 
 
-def _twice(table: Table, queries: Mapping[str, ConditionQuery], called: str | None) -> Iterator[Finding]:
+def _find_duplicate_keys(table: Table, queries: Mapping[str, ConditionQuery], called: str | None) -> Iterator[Finding]:
     labels = list(queries)
     for number, label in enumerate(labels):
-        sample = _sample(table, queries[label])
+        sample = _read_sample_of_keys(table, queries[label])
         for other in labels[number + 1 :]:
-            same = _those_of(table, queries[other], sample)
+            same = _keys_that_exist(table, queries[other], sample)
             if same:
                 shown = queries[label].record_text(same[0])
                 words = f"{label} and {other} both have a record {shown}" + (
@@ -200,7 +204,7 @@ def _twice(table: Table, queries: Mapping[str, ConditionQuery], called: str | No
                     yield Finding("problem", "shards", table.fullname, words, _KEYS_OF_ITS_OWN)
 
 
-def _sample(table: Table, query: ConditionQuery) -> list[tuple[Any, ...]]:
+def _read_sample_of_keys(table: Table, query: ConditionQuery) -> list[tuple[Any, ...]]:
     columns = list(table.primary_key.columns)
     ends = ([one.asc() for one in columns], [one.desc() for one in columns])
     with query.database.reading() as connection:
@@ -208,27 +212,27 @@ def _sample(table: Table, query: ConditionQuery) -> list[tuple[Any, ...]]:
     return list(dict.fromkeys(keys))
 
 
-def _those_of(table: Table, query: ConditionQuery, sample: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _keys_that_exist(table: Table, query: ConditionQuery, sample: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     if not sample:
         return []
     columns = list(table.primary_key.columns)
-    among = columns[0].in_([key[0] for key in sample])  # SQL narrows by the first column only, and Python compares whole keys
+    among = columns[0].in_([key[0] for key in sample])  # SQL compares only the first column; below, Python compares whole keys
     with query.database.reading() as connection:
         there = {tuple(row) for row in connection.execute(select(*columns).where(among).limit(100 * SAMPLE))}
     return [key for key in sample if key in there]
 
 
-def _numbered_alike(table: Table, queries: Mapping[str, ConditionQuery], called: str | None, count: int) -> Iterator[Finding]:
-    numbers: dict[str, Numbers] = {}
+def _find_common_numbering(table: Table, queries: Mapping[str, ConditionQuery], called: str | None, count: int) -> Iterator[Finding]:
+    numbers: dict[str, NumberSeries] = {}
     for label, query in queries.items():
         with query.database.reading() as connection:
-            found = given_by_the_database(query.database, connection, table)
+            found = read_numbering(query.database, connection, table)
         if found is None:
             continue
-        met = next((other for other, one in numbers.items() if one.meets(found)), None)
+        met = next((other for other, one in numbers.items() if one.has_common_number(found)), None)
         numbers[label] = found
         if met is not None:
             words = f"{met} and {label} give the same numbers to their rows"
             words += f", and {called}'s calls for two records would go out under one key" if called else ", so no record can ever move"
-            yield Finding("problem" if called else "advice", "shards", table.fullname, words, _cure(query.database, table, count))
+            yield Finding("problem" if called else "advice", "shards", table.fullname, words, _cure_in_words(query.database, table, count))
             return

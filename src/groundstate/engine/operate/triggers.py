@@ -1,8 +1,9 @@
-"""Manages PostgreSQL triggers that announce, by NOTIFY at commit, which tables any program has written. Their hints carry no data.
+"""Manages PostgreSQL triggers that announce, by NOTIFY at commit, which tables any program has written. The messages carry no row data.
 
-They are optional, and correctness never depends on them. There is one trigger function, and for each app and table one statement-level
-trigger; removing them leaves nothing behind. Each app has triggers and a channel of its own, so that one app cannot remove another's. What
-a worker writes is announced to the other apps of the database only, since workers of one app send each other hints anyway.
+The triggers are optional, and correctness never depends on them. There is one trigger function, and for each app and table one
+statement-level trigger; their removal leaves nothing behind. Each app has triggers and a channel of its own, so that no app removes another
+app's triggers. A write of a worker is announced only to the other apps of the database, since workers of one app send each other hints
+anyway.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Table, inspect, select, text
 
 from groundstate.engine.sql import explain
-from groundstate.engine.sql.condition_query import ConditionQuery, sql_name
-from groundstate.engine.watch.hint_publisher import subject_word
-from groundstate.rules.hint_codec import channel_of
+from groundstate.engine.sql.condition_query import ConditionQuery, sql_table_name
+from groundstate.engine.watch.hint_publisher import subject_of_app
+from groundstate.rules.hint_codec import postgres_channel_name
 from groundstate.store import tables
 from groundstate.store.port import Database
 
@@ -42,7 +43,7 @@ _THERE = text("""
 """)
 _FUNCTIONS = text("SELECT oid::regprocedure::text FROM pg_proc WHERE proname = :name AND prorettype = 'trigger'::regtype")
 _OID = text("SELECT to_regclass(:name)::oid::bigint")
-# The subscriptions and roles whose writes fire no ordinary trigger.
+# The subscriptions (replication) whose writes to a table fire no statement-level trigger; below, the roles whose writes fire none.
 _SUBSCRIPTIONS = text(
     "SELECT s.subname FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid WHERE r.srrelid = :oid ORDER BY 1"
 )
@@ -55,12 +56,12 @@ _ROLES = text("""
 
 
 @dataclass(frozen=True)
-class Found:
-    """The trigger of one table, or its absence.
+class TableTrigger:
+    """The state of the trigger of one table.
 
-    `state` is 'stale' if the trigger is of another version, switched off or edited, and 'needless' if no reaction reads the table of the
-    app that the trigger belongs to (this app, or one that has nothing in this database). `unheard` says whose writes an installed trigger
-    does not announce, and what can be done.
+    `state` is 'stale' if the trigger is of another version, switched off or edited. It is 'needless' if the trigger is this app's and no
+    reaction of the app reads the table, or if its app has nothing in this database. `unheard` has one text for each program whose writes an
+    installed trigger does not announce, with what can be done.
     """
 
     table: str
@@ -69,105 +70,115 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _There:
-    """A trigger that calls our function. `app` is the app that it belongs to; None for one of an older version, or made by hand."""
+class _ExistingTrigger:
+    """A trigger in the database that calls groundstate's trigger function. `app` is the app to which the trigger belongs; None if it is of
+    an older version or made by hand.
+    """
 
     row: Any
     app: str | None
     given: list[str]
 
 
-def channel(app: str) -> str:
-    """Return the channel on which the app's triggers notify, which is also the triggers' name."""
-    return channel_of(f"{NAME}_{subject_word(app)}")
+def channel_name(app: str) -> str:
+    """Return the name of the channel on which the app's triggers notify; the triggers have this name too."""
+    return postgres_channel_name(f"{NAME}_{subject_of_app(app)}")
 
 
 def tables_read(queries: Iterable[ConditionQuery]) -> dict[str, Table]:
-    """Return the tables that the conditions read, by full name."""
+    """Return the tables that these conditions read, as a dict from full name to table."""
     read: dict[str, Table] = {}
     for query in queries:
         mappers: list[Any] = [inspect(every.child) for every in query.spec.children]
-        for table in [*explain.tables_of(query), *(table for mapper in mappers for table in mapper.tables)]:
+        for table in [*explain.tables_in_condition(query), *(table for mapper in mappers for table in mapper.tables)]:
             read[str(table.fullname)] = table
     return read
 
 
-def are_there(connection: Connection) -> bool:
-    """Whether the database has any of our triggers, as far as the trigger function shows."""
+def has_triggers(connection: Connection) -> bool:
+    """Return whether groundstate's triggers are installed in the database for any app, which means that their function exists."""
     return connection.dialect.name == "postgresql" and connection.execute(_FUNCTIONS, {"name": NAME}).first() is not None
 
 
-def found(app: str, database: Database, connection: Connection, wanted: Mapping[str, Table]) -> list[Found]:
-    """Return the state of the trigger of each wanted table, and the triggers of other tables that serve no app."""
-    there = [one for one in _there(connection) if not _of_another(connection, app, one)]
+def read_triggers(app: str, database: Database, connection: Connection, wanted: Mapping[str, Table]) -> list[TableTrigger]:
+    """Return one item for each wanted table with the state of the app's trigger, and one 'needless' item for each trigger that serves no
+    app.
+    """
+    there = [one for one in _read_existing_triggers(connection) if not _is_of_other_app(connection, app, one)]
     roles = connection.execute(_ROLES).scalars().all()
-    told: list[Found] = []
+    told: list[TableTrigger] = []
     for name, table in sorted(wanted.items()):
-        oid = connection.execute(_OID, {"name": sql_name(table, database)}).scalar_one()
-        row = next((one for one in there if one.row.oid == oid and one.row.name == channel(app)), None)
+        oid = connection.execute(_OID, {"name": sql_table_name(table, database)}).scalar_one()
+        row = next((one for one in there if one.row.oid == oid and one.row.name == channel_name(app)), None)
         state: State = "missing" if row is None else "installed" if row.row.fresh and row.given == [name, app] else "stale"
-        told.append(Found(name, state, _unheard(connection, app, row.row, roles) if state == "installed" and row is not None else ()))
+        told.append(
+            TableTrigger(
+                name,
+                state,
+                _describe_unannounced_writes(connection, app, row.row, roles) if state == "installed" and row is not None else (),
+            )
+        )
         there = [one for one in there if one is not row]
-    return [*told, *(Found(one.row.shown, "needless") for one in there)]
+    return [*told, *(TableTrigger(one.row.shown, "needless") for one in there)]
 
 
-def _unheard(connection: Connection, app: str, row: Any, roles: Sequence[str]) -> tuple[str, ...]:
+def _describe_unannounced_writes(connection: Connection, app: str, row: Any, roles: Sequence[str]) -> tuple[str, ...]:
     found = [
         f"PostgreSQL fires no trigger of statements for what subscription {name} writes: the sweep finds that"
         for name in connection.execute(_SUBSCRIPTIONS, {"oid": row.oid}).scalars()
     ]
     silent = () if row.always else roles
-    trigger = connection.dialect.identifier_preparer.quote(channel(app))
+    trigger = connection.dialect.identifier_preparer.quote(channel_name(app))
     cure = f"ALTER TABLE {row.shown} ENABLE ALWAYS TRIGGER {trigger}"
     return (*found, *(f"what {role} writes, as session_replication_role = replica, fires it only after {cure}" for role in silent))
 
 
-def _there(connection: Connection) -> list[_There]:
+def _read_existing_triggers(connection: Connection) -> list[_ExistingTrigger]:
     rows = connection.execute(_THERE, {"body": _BODY, "name": NAME})
     found = []
     for row in rows:
         given = bytes(row.given).decode(errors="replace").split("\0")[:-1]
-        found.append(_There(row, given[1] if len(given) > 1 else None, given))
+        found.append(_ExistingTrigger(row, given[1] if len(given) > 1 else None, given))
     return found
 
 
-def _of_another(connection: Connection, app: str, one: _There) -> bool:
-    """Whether the trigger serves another app: one that has reactions in our tables of this database."""
+def _is_of_other_app(connection: Connection, app: str, one: _ExistingTrigger) -> bool:
+    """Return whether the trigger belongs to an app other than this one that has reactions in this database."""
     row = tables.reaction.c
     return one.app not in (None, app) and connection.execute(select(row.app).where(row.app == one.app).limit(1)).first() is not None
 
 
-def to_install(app: str, database: Database, wanted: Mapping[str, Table]) -> list[str]:
-    """Return the statements that install the triggers. Each may be run again.
+def install_statements(app: str, database: Database, wanted: Mapping[str, Table]) -> list[str]:
+    """Return the statements that install the triggers of the wanted tables. Each statement may be run again.
 
-    Each table's statement needs a transaction of its own, since it locks the table against writers for a moment.
+    Run each statement in a transaction of its own, since it locks its table against writers for a moment.
     """
     statements = [_FUNCTION]
-    trigger = database.engine.dialect.identifier_preparer.quote(channel(app))
+    trigger = database.engine.dialect.identifier_preparer.quote(channel_name(app))
     for name, table in sorted(wanted.items()):
         given = ", ".join("'" + one.replace("'", "''") + "'" for one in (name, app))
         statements.append(
-            f"CREATE OR REPLACE TRIGGER {trigger} AFTER INSERT OR UPDATE OR DELETE ON {sql_name(table, database)}"
+            f"CREATE OR REPLACE TRIGGER {trigger} AFTER INSERT OR UPDATE OR DELETE ON {sql_table_name(table, database)}"
             f" FOR EACH STATEMENT EXECUTE FUNCTION {NAME}({given})"
         )
     return statements
 
 
-def to_remove(app: str, connection: Connection) -> list[str]:
-    """Return the statements that remove this app's triggers, and those that serve no app.
+def removal_statements(app: str, connection: Connection) -> list[str]:
+    """Return the statements that remove this app's triggers, and the triggers that serve no app.
 
-    The trigger function is removed too, unless triggers of other apps still call it.
+    They remove the trigger function too, unless triggers of other apps still call it.
     """
     quote = connection.dialect.identifier_preparer.quote
-    there = _there(connection)
-    others = [one for one in there if _of_another(connection, app, one)]
+    there = _read_existing_triggers(connection)
+    others = [one for one in there if _is_of_other_app(connection, app, one)]
     drops = [f"DROP TRIGGER IF EXISTS {quote(one.row.name)} ON {one.row.shown}" for one in there if one not in others]
     functions = [] if others else connection.execute(_FUNCTIONS, {"name": NAME}).scalars().all()
     return [*drops, *(f"DROP FUNCTION IF EXISTS {function}" for function in functions)]
 
 
-def carry_out(database: Database, statements: Sequence[str]) -> None:
-    """Run each statement in a transaction of its own. Raises DBAPIError if the user lacks a privilege, or a table is locked for long."""
+def run_statements(database: Database, statements: Sequence[str]) -> None:
+    """Run each statement in a transaction of its own. Raise DBAPIError if the role lacks a privilege, or a table is locked for long."""
     for statement in statements:
         with database.writing() as connection:
             connection.exec_driver_sql(statement.replace("%", "%%"))

@@ -1,6 +1,7 @@
-"""Finds states that no reaction answers: values of a column that conditions test, which no condition matches (hazard 51). It only reads.
+"""Finds states that no reaction handles: values, in a column that conditions test, which no condition matches (hazard 51). It only reads.
 
-It never scans a large table: it finds the distinct values by skipping along an index, and reports a large table that has none.
+It never scans a large table: it finds the distinct values by skipping along an index. If a large table has no index that begins with the
+column, the column is reported and not examined.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from sqlalchemy.sql import operators
 
 from groundstate.engine.sql import stored_values
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.sql.safe_text import text_of
+from groundstate.engine.sql.safe_text import safe_str
 from groundstate.rules import sql_inspect as look
 from groundstate.rules import sqlite_pitfalls
-from groundstate.store.engine_settings import schema_of
+from groundstate.store.engine_settings import translated_schema
 from groundstate.values.errors import DeclarationError
 
-SCANNED_MOST = 100_000  # rows of a table that may be read if no index helps
-VALUES_MOST = 100  # distinct values; a column with more does not describe a state
-COUNTED_MOST = 1_000  # rows of one value that are counted
+SCANNED_MOST = 100_000  # the most rows of a table that are read if no index helps
+VALUES_MOST = 100  # the most distinct values; a column with more values does not describe a state
+COUNTED_MOST = 1_000  # the most rows with one value that are counted
 
 
 @dataclass(frozen=True)
-class Unanswered:
-    """A value of a column that no reaction answers. `rows` is the number of rows with that value, counted up to 1,000."""
+class UnansweredState:
+    """A value that no reaction handles, of a column that conditions test. `rows` is the number of rows with this value, up to 1,000."""
 
     table: str
     column: str
@@ -36,35 +37,35 @@ class Unanswered:
     why: str | None = None
 
 
-def unanswered(
+def find_unanswered_states(
     connection: Connection, queries: Sequence[ConditionQuery], rested: Sequence[tuple[type, ColumnElement[bool]]]
-) -> list[Unanswered]:
-    """Return the values that no condition admits, for each column that conditions test by equality.
+) -> list[UnansweredState]:
+    """Return the values that no condition matches, in each column that some condition tests by equality.
 
-    Rows that match a condition in `rested` are not counted: the app declared them to be at rest.
+    Rows that match a clause in `rested`, which has pairs (class, clause), are not counted: the app declared these rows to be at rest.
     """
     for record, clause in rested:
-        why = sqlite_pitfalls.refused(clause, connection.dialect)
+        why = sqlite_pitfalls.reason_to_refuse_expression(clause, connection.dialect)
         if why is not None:
             raise DeclarationError(f"at_rest({record.__name__}, ...): {why}")
-    found: list[Unanswered] = []
-    for column, asking in _tested(queries).items():
-        found += _of_column(connection, column, asking, [clause for record, clause in rested if _same_table(record, column)])
-    for one in stored_values.odd(connection, queries):
-        found.append(Unanswered(one.table, one.column, f"{one.shown}: no clause of its type matches it", one.rows))
+    found: list[UnansweredState] = []
+    for column, asking in _tested_columns(queries).items():
+        found += _find_in_column(connection, column, asking, [clause for record, clause in rested if _is_column_of(record, column)])
+    for one in stored_values.find_unmatchable_values(connection, queries):
+        found.append(UnansweredState(one.table, one.column, f"{one.shown}: no clause of its type matches it", one.rows))
     return found
 
 
-def _tested(queries: Sequence[ConditionQuery]) -> dict[Any, list[ConditionQuery]]:
-    """Return the columns of the records' own tables that a clause tests by equality, each with all condition queries that test it in any
-    way.
+def _tested_columns(queries: Sequence[ConditionQuery]) -> dict[Any, list[ConditionQuery]]:
+    """Return the columns of the records' own tables that some clause tests by equality, each with all condition queries that have a clause
+    on this column alone.
     """
     tested: dict[Any, list[ConditionQuery]] = {}
     for query in queries:
         for clause in query.spec.clauses:
-            for left, operator, right in look.operands_of(look.own_parts(clause)):
+            for left, operator, right in look.comparisons_in(look.own_parts(clause)):
                 column = look.base_column(left)
-                if operator in (operators.eq, operators.in_op) and list(look.bound(right)) and column.table in query.mapper.tables:
+                if operator in (operators.eq, operators.in_op) and list(look.bound_values(right)) and column.table in query.mapper.tables:
                     tested.setdefault(column, [])
     for column, asking in tested.items():
         asking += [query for query in queries if column.table in query.mapper.tables and list(_clauses_on(query, column))]
@@ -72,35 +73,35 @@ def _tested(queries: Sequence[ConditionQuery]) -> dict[Any, list[ConditionQuery]
 
 
 def _clauses_on(query: ConditionQuery, column: Any) -> Iterator[ColumnElement[bool]]:
-    """Yield the clauses that read only this column."""
+    """Yield each clause of the condition that reads this column and no other."""
     for clause in query.spec.clauses:
-        named = {look.base_column(one) for one in look.columns(look.parts(clause))}
+        named = {look.base_column(one) for one in look.only_columns(look.all_parts(clause))}
         if named == {column}:
             yield clause
 
 
-def _same_table(record: type, column: Any) -> bool:
+def _is_column_of(record: type, column: Any) -> bool:
     mapper: Any = inspect(record)
     return column.table in mapper.tables
 
 
-def _of_column(
+def _find_in_column(
     connection: Connection, column: Any, asking: Sequence[ConditionQuery], rested: Sequence[ColumnElement[bool]]
-) -> list[Unanswered]:
+) -> list[UnansweredState]:
     name = column.table.fullname
     try:
-        values = _values(connection, column)
+        values = _read_distinct_values(connection, column)
     except (LookupError, ValueError, TypeError) as error:  # raised by the column's type for a stored value, which the message contains
         return [
-            Unanswered(
-                name, column.name, None, why=f"{name}.{column.name} holds what cannot be loaded ({text_of(error)}): no value was looked at"
+            UnansweredState(
+                name, column.name, None, why=f"{name}.{column.name} holds what cannot be loaded ({safe_str(error)}): no value was looked at"
             )
         ]
     if values is None:
         why = f"{name} has more than {SCANNED_MOST:,} rows and no index that begins with {column.name}: its values were not looked at"
-        return [Unanswered(name, column.name, None, why=why)]
+        return [UnansweredState(name, column.name, None, why=why)]
     if len(values) > VALUES_MOST:
-        return [Unanswered(name, column.name, None, why=f"{column.name} has more than {VALUES_MOST} values: it is no state")]
+        return [UnansweredState(name, column.name, None, why=f"{column.name} has more than {VALUES_MOST} values: it is no state")]
     admits = or_(*(and_(true(), *_clauses_on(query, column)) for query in asking))
     at_rest = func.coalesce(or_(*rested), not_(true())) if rested else not_(true())
     found = []
@@ -111,16 +112,16 @@ def _of_column(
         some = here.where(not_(at_rest)).limit(COUNTED_MOST).subquery()
         rows = int(connection.execute(select(func.count()).select_from(some)).scalar_one())
         if rows:
-            found.append(Unanswered(name, column.name, _text(value), rows))
+            found.append(UnansweredState(name, column.name, _text_of_value(value), rows))
     return found
 
 
-def _text(value: object) -> str:
+def _text_of_value(value: object) -> str:
     return value.name if hasattr(value, "name") else str(value)
 
 
-def _values(connection: Connection, column: Any) -> list[Any] | None:
-    """Return the distinct values of the column, up to VALUES_MOST + 1; None if that would read a large table."""
+def _read_distinct_values(connection: Connection, column: Any) -> list[Any] | None:
+    """Return the first distinct values of the column, at most VALUES_MOST + 1; None if a large table would have to be scanned."""
     if not _is_indexed(connection, column):
         some = select(literal_column("1")).select_from(column.table).limit(SCANNED_MOST + 1).subquery()
         if connection.execute(select(func.count()).select_from(some)).scalar_one() > SCANNED_MOST:
@@ -140,11 +141,11 @@ def _values(connection: Connection, column: Any) -> list[Any] | None:
 
 
 def _is_indexed(connection: Connection, column: Any) -> bool:
-    """Whether an index over all rows begins with this column."""
+    """Return whether this column is the first of the primary key or of an index over all rows."""
     table, looked = column.table, inspect(connection)
     if next(iter(table.primary_key.columns), None) is column:
         return True
-    for index in looked.get_indexes(table.name, schema=schema_of(connection, table)):
+    for index in looked.get_indexes(table.name, schema=translated_schema(connection, table)):
         partial = any(key.endswith("_where") for key in index.get("dialect_options", {}))
         if index["column_names"][:1] == [column.name] and not partial:
             return True

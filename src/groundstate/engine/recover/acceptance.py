@@ -1,7 +1,7 @@
-"""Starts new and changed reactions on rows that exist already, as a person accepted them.
+"""Starts new and changed reactions on rows that exist already, once a person has accepted them.
 
-A reaction that makes a call does not start before the person said what is known of its calls. Nothing else tells a row that was never
-called from one whose attempt in doubt was lost with groundstate's tables.
+A reaction that makes a call starts only once the person has also said whether calls may have been made for these rows. Without that answer,
+a row that was never called looks like a row whose attempt in doubt was lost with groundstate's tables.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from groundstate.engine.recover import restore
 from groundstate.engine.rows import reaction_registry
 from groundstate.engine.rows.incarnation import Incarnation
-from groundstate.engine.rows.reaction_registry import Known, Newcomer
+from groundstate.engine.rows.reaction_registry import Known, UnacceptedReaction
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.acceptance import Acceptance
 
@@ -20,49 +20,54 @@ log = logging.getLogger("groundstate")
 WHY = "accepted as a doubt: it may have been called before"
 
 
-def unsaid(newcomers: Sequence[Newcomer], said: Acceptance) -> list[Newcomer]:
-    """Return the accepted reactions that cannot start yet: nothing was said of their calls, or nothing can be said before older attempts
-    are settled.
+def newcomers_that_cannot_start(newcomers: Sequence[UnacceptedReaction], said: Acceptance) -> list[UnacceptedReaction]:
+    """Return those of the new and changed reactions that a person accepted and that still cannot start: the person did not say whether
+    calls may have been made before, or older attempts have to be settled first.
     """
-    accepted = [one for one in newcomers if said.covers(one.name)]
-    return [one for one in accepted if one.known_before or (one.calls and said.way(one.name) is None)]
+    accepted = [one for one in newcomers if said.is_accepted(one.name)]
+    return [one for one in accepted if one.known_before or (one.calls and said.way_of_calls(one.name) is None)]
 
 
-def start(
+def start_accepted(
     incarnation: Incarnation,
     queries: Mapping[str, ConditionQuery],
-    newcomers: Sequence[Newcomer],
+    newcomers: Sequence[UnacceptedReaction],
     said: Acceptance,
     seen: Mapping[str, Known],
     *,
     tell: Callable[[str, int], None] | None = None,
 ) -> list[ConditionQuery]:
-    """Record the accepted newcomers, after putting in doubt the rows of those accepted as doubts; return the reactions that start.
+    """Record each new or changed reaction that a person accepted, and return the condition queries of the reactions that start. If the
+    person said that calls may have been made for the existing rows, insert an attempt in doubt for each of these rows first.
 
-    queries: condition queries by reaction name. seen: what is known of each reaction. tell: called with a reaction's name and how many of
-    its rows are in doubt so far.
+    queries: condition queries by reaction name. said: what the person accepted. seen: what the database has recorded of each reaction.
+    tell: called with a reaction's name and how many of its rows are in doubt so far.
     """
-    left = {one.name for one in unsaid(newcomers, said)}
-    accepted = [one for one in newcomers if said.covers(one.name) and one.name not in left]
+    left = {one.name for one in newcomers_that_cannot_start(newcomers, said)}
+    accepted = [one for one in newcomers if said.is_accepted(one.name) and one.name not in left]
     for one in accepted:
-        if one.calls and said.way(one.name) == "doubt":
-            _put_in_doubt(incarnation, queries[one.name], one, seen.get(one.name), tell)
+        if one.calls and said.way_of_calls(one.name) == "doubt":
+            _put_rows_in_doubt(incarnation, queries[one.name], one, seen.get(one.name), tell)
     started = [queries[one.name] for one in accepted]
-    reaction_registry.write(incarnation, started)
+    reaction_registry.accept_reactions(incarnation, started)
     return started
 
 
-def _put_in_doubt(
-    incarnation: Incarnation, query: ConditionQuery, newcomer: Newcomer, before: Known | None, tell: Callable[[str, int], None] | None
+def _put_rows_in_doubt(
+    incarnation: Incarnation,
+    query: ConditionQuery,
+    newcomer: UnacceptedReaction,
+    before: Known | None,
+    tell: Callable[[str, int], None] | None,
 ) -> None:
     with incarnation.database.reading() as connection:
-        newly = reaction_registry.newly_matching(connection, query, before)
+        newly = reaction_registry.newly_matching_clauses(connection, query, before)
 
-    def told(count: int) -> None:
+    def report_count(count: int) -> None:
         if tell is not None:
             tell(newcomer.name, count)
 
-    count = restore.doubt_each(incarnation, query, WHY, *newly, tell=told)
+    count = restore.put_matching_records_in_doubt(incarnation, query, WHY, *newly, tell=report_count)
     log.warning(
         "%s is accepted, and each of %d rows that were there begins as a doubt: %s",
         newcomer.name,

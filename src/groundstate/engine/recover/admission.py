@@ -1,20 +1,20 @@
-"""Decides which reactions a worker carries out: those whose condition is as it was accepted. New and changed ones wait for a person.
+"""Decides which reactions a worker carries out: those whose condition was accepted. New and changed reactions wait until a person accepts
+them (hazards 49 and 50).
 
-(Hazards 49 and 50.) Of a changed reaction, rows that the accepted condition matches too are carried out meanwhile, so that neither a new
-version nor an older one beside it stops. Reads what was accepted, and logs what was not; carries nothing out.
+While a changed reaction waits, workers carry out the rows that match both the new condition and the accepted condition, so that workers of
+the old and of the new version of the application go on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Mapping, Sequence
 
 from groundstate.engine.recover import acceptance
 from groundstate.engine.rows import baselines, data_restore_check, reaction_registry
 from groundstate.engine.rows.data_restore_check import Waiting
-from groundstate.engine.rows.reaction_registry import Known, Newcomer
+from groundstate.engine.rows.reaction_registry import Known, UnacceptedReaction
 from groundstate.engine.sql import db_errors, findings
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch import locked_tables, missing_columns
@@ -26,14 +26,14 @@ from groundstate.rules.specs import ReactionSpec
 from groundstate.values.errors import StoreRefusedError
 
 log = logging.getLogger("groundstate")
-OLDER_EACH_S = 600.0
+OLDER_EACH_S = 600.0  # seconds between two checks whether an older version of the application has run for long
 
 
 class Admission:
-    """The admission of one worker's reactions. Only the worker's own thread calls it.
+    """Decides which reactions of one worker are carried out. Only the worker's own thread calls it.
 
-    accept: which new and changed reactions start on rows that exist already. leave_undeclared: start even if there are attempts of
-    reactions that this code does not declare.
+    accept: which new and changed reactions a person accepted. leave_undeclared: start even if there are attempts of reactions that this
+    version of the application does not declare.
     """
 
     def __init__(self, worker_state: WorkerState, *, accept: Acceptance, leave_undeclared: bool = False) -> None:
@@ -42,41 +42,44 @@ class Admission:
         self._leave_undeclared = leave_undeclared
         self._known = ""
         self._looks_at_older = 0.0
-        self._of_unsaid_records: list[ReactionSpec] = []  # accepted by older code, which did not record their table and key
-        self._unasked: set[str] = set()  # former conditions of baselines that this database cannot evaluate any more
-        self.refused: list[Newcomer] = []  # reactions that do not start until a person accepts them
+        # Reactions that an older version of groundstate recorded as accepted without their table and key.
+        self._of_unsaid_records: list[ReactionSpec] = []
+        # Former conditions, kept with rows that were left out, which this database cannot evaluate any more; each is logged once.
+        self._log_unaskable: set[str] = set()
+        self.refused: list[UnacceptedReaction] = []  # reactions that do not start until a person accepts them
 
-    def read(self) -> None:
-        """Read which reactions are accepted, before the first incarnation begins.
+    def read_accepted_reactions(self) -> None:
+        """Read from the database which reactions are accepted. Call it before the worker takes its lock.
 
         Raises:
-            StoreRefusedError: attempts are open of reactions that this code does not declare, or calls would use another reaction's keys.
+            StoreRefusedError: there are open attempts of a reaction that this version of the application does not declare, or the calls of
+            a reaction would use the idempotency keys of another reaction.
         """
         worker_state = self._worker_state
         with worker_state.database.reading() as connection:
-            left = reaction_registry.removed(
+            left = reaction_registry.undeclared_with_open_attempts(
                 connection, worker_state.app, [queue.name for queue in worker_state.queues], worker_state.schedules
             )
             if left:
-                self._refuse_or_leave(left)
-            seen = reaction_registry.known(connection, worker_state.app)
+                self._refuse_or_log_undeclared(left)
+            seen = reaction_registry.read_known_reactions(connection, worker_state.app)
             specs = [queue.query.spec for queue in worker_state.queues]
             clashes = reaction_registry.key_clashes(connection, specs)
             if clashes:
                 raise StoreRefusedError("; ".join(clashes))
-            _say_key_names(reaction_registry.unsaid_key_names(connection, worker_state.app, specs))
-            for queue in worker_state.parts:
+            _log_unsaid_key_names(reaction_registry.undeclared_key_names(connection, worker_state.app, specs))
+            for queue in worker_state.all_queues:
                 queue.query.has_triggers = reaction_registry.has_triggers(connection, worker_state.database, queue.query)
-        self._remember(seen)
-        gone = reaction_registry.gone(seen, {*(queue.name for queue in worker_state.queues), *worker_state.schedules})
+        self._store_key_names_and_suspects(seen)
+        gone = reaction_registry.undeclared_names(seen, {*(queue.name for queue in worker_state.queues), *worker_state.schedules})
         if gone:
-            log.warning("%s", reaction_registry.gone_in_words(gone), extra={"event": "reactions_gone", "reactions": list(gone)})
+            log.warning("%s", reaction_registry.undeclared_message(gone), extra={"event": "reactions_gone", "reactions": list(gone)})
         for queue in worker_state.queues:
-            for part in _parts(queue):
-                part.admitted = _accepted(seen, queue)
+            for part in _queue_and_late_queue(queue):
+                part.admitted = _is_accepted(seen, queue)
         self._of_unsaid_records = [queue.query.spec for queue in worker_state.queues if queue.admitted and seen[queue.name].record is None]
 
-    def _refuse_or_leave(self, left: Sequence[tuple[str, int]]) -> None:
+    def _refuse_or_log_undeclared(self, left: Sequence[tuple[str, int]]) -> None:
         listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
         if not self._leave_undeclared:
             raise StoreRefusedError(
@@ -91,143 +94,151 @@ class Admission:
         )
 
     def count_newcomers(self) -> None:
-        """Count the rows of new and changed reactions, and start or refuse these. Counting may take a while, so known reactions begin
-        before.
+        """Count the rows of new and changed reactions, and start or refuse each of these reactions. Counting may take a while, so call it
+        after the accepted reactions have started.
 
-        Reactions of which nothing can be asked before a migration has run are counted after it.
+        If a condition cannot be queried before a migration has run, its rows are counted after the migration.
         """
         worker_state = self._worker_state
         counted = {one.name for one in self.refused}
         if self._of_unsaid_records:
-            reaction_registry.remember_records(worker_state.incarnation, self._of_unsaid_records)
+            reaction_registry.fill_in_missing_records(worker_state.incarnation, self._of_unsaid_records)
             self._of_unsaid_records = []
         pending = [queue.query for queue in worker_state.queues if not queue.admitted and queue.name not in counted]
         if not pending:
             return
         with worker_state.database.reading() as connection:
-            seen = reaction_registry.known(connection, worker_state.app)
-            silent, loud = reaction_registry.newcomers(connection, pending, seen, _unasked)
+            seen = reaction_registry.read_known_reactions(connection, worker_state.app)
+            silent, loud = reaction_registry.split_newcomers(connection, pending, seen, _log_unaskable)
             told = {*(one.name for one in loud), *(query.spec.name for query in silent)}
             others = [query for query in pending if query.spec.name not in told]
-            older = [one for one in others if reaction_registry.is_quietly_older(connection, one, seen.get(one.spec.name))]
+            older = [one for one in others if reaction_registry.may_start_as_older_code(connection, one, seen.get(one.spec.name))]
         if len(older) < len(others):
-            missing_columns.look_over(worker_state)  # finds and logs what they wait for
-        reaction_registry.write(worker_state.incarnation, silent)
-        started = acceptance.start(worker_state.incarnation, {query.spec.name: query for query in pending}, loud, self._accept, seen)
+            missing_columns.find_misfits(worker_state)  # finds and logs what the remaining reactions wait for
+        reaction_registry.accept_reactions(worker_state.incarnation, silent)
+        started = acceptance.start_accepted(
+            worker_state.incarnation, {query.spec.name: query for query in pending}, loud, self._accept, seen
+        )
         for query in [*silent, *started]:
-            query.widen()
+            query.end_narrowing()
             if query.spec.name not in worker_state.incarnation.waiting:
-                worker_state.queue(query.spec.name).start()
+                worker_state.queue_named(query.spec.name).admit()
         if started:
-            worker_state.look_for_due()
+            worker_state.request_due_query()
         names = {query.spec.name for query in started}
         refused = [newcomer for newcomer in loud if newcomer.name not in names]
         both = {one.name for one in refused if one.both}
         for query in [*older, *(one for one in pending if one.spec.name in both)]:
             if not query.narrowed:
-                query.narrow(seen[query.spec.name].condition)
+                query.narrow_by(seen[query.spec.name].condition)
             if query.spec.name not in worker_state.incarnation.waiting:
-                worker_state.queue(query.spec.name).start()
+                worker_state.queue_named(query.spec.name).admit()
         self.refused = [*self.refused, *refused]
         for newcomer in refused:
-            log.error("%s", newcomer.words, extra={"event": "reaction_refused", "reaction": newcomer.name, "rows": newcomer.rows})
+            log.error("%s", newcomer.message, extra={"event": "reaction_refused", "reaction": newcomer.name, "rows": newcomer.rows})
 
-    def look_at_older(self) -> None:
-        """Check whether this is older code that still runs so long after newer code was accepted that the app must have gone back to it. If
-        so, its reactions count as changed ones.
+    def recheck_older_code(self) -> None:
+        """If a newer version of the application was accepted, check whether this older version has run for long since. Then the app
+        probably went back to the older version, and its reactions count as changed.
         """
-        if time.monotonic() < self._looks_at_older:
+        if self._worker_state.clock.monotonic() < self._looks_at_older:
             return
-        self._looks_at_older = time.monotonic() + OLDER_EACH_S
+        self._looks_at_older = self._worker_state.clock.monotonic() + OLDER_EACH_S
         worker_state, refused = self._worker_state, {one.name for one in self.refused}
         older = [queue for queue in worker_state.queues if queue.admitted and queue.query.narrowed and queue.name not in refused]
         if not older:
             return
         with worker_state.database.reading() as connection:
-            seen = reaction_registry.known(connection, worker_state.app)
+            seen = reaction_registry.read_known_reactions(connection, worker_state.app)
             over = [queue for queue in older if not reaction_registry.is_older(connection, queue.query, seen.get(queue.name))]
         for queue in over:
             queue.admitted = False
         if over:
             self.count_newcomers()
 
-    def read_again(self, pulse: IdleProbe) -> None:
-        """Follow what a person may have said meanwhile by a command (trust, accept), and delete baselines that no longer apply."""
+    def reread_registry(self, pulse: IdleProbe) -> None:
+        """Read again what a person accepted or trusted by a command, and act on it. Also delete baselines (records of rows that were left
+        out when a reaction was new) that no longer apply.
+        """
         if pulse.known == self._known and not pulse.attempts:
             return
         news, self._known = pulse.known != self._known, pulse.known
         worker_state = self._worker_state
         with worker_state.database.reading() as connection:
-            seen = reaction_registry.known(connection, worker_state.app)
-            left = baselines.reactions_with_some(connection, worker_state.app)
-            waiting = data_restore_check.waiting(worker_state.database, connection, worker_state.app) if news else None
-        self._remember(seen)
+            seen = reaction_registry.read_known_reactions(connection, worker_state.app)
+            left = baselines.reactions_with_baselines(connection, worker_state.app)
+            waiting = data_restore_check.find_waiting_reactions(worker_state.database, connection, worker_state.app) if news else None
+        self._store_key_names_and_suspects(seen)
         if waiting is not None:
-            self._hold_back(waiting)
-        self._stop_those_of_other_records(seen)
+            self._hold_back_waiting(waiting)
+        self._stop_reactions_with_other_records(seen)
         for queue in worker_state.queues:
             if (
                 queue.name not in worker_state.incarnation.waiting
-                and _accepted(seen, queue)
+                and _is_accepted(seen, queue)
                 and (not queue.admitted or queue.query.narrowed)
             ):
                 self.refused = [newcomer for newcomer in self.refused if newcomer.name != queue.name]
-                queue.query.widen()
-                queue.start()
+                queue.query.end_narrowing()
+                queue.admit()
             elif queue.name not in worker_state.incarnation.waiting and queue.query.narrowed and not queue.admitted:
-                queue.start()
+                queue.admit()
             if queue.name in left and queue.lacks is None:
-                self._let_baselines_go(queue)
+                self._delete_old_baselines(queue)
 
-    def _stop_those_of_other_records(self, seen: dict[str, Known]) -> None:
-        """Stop each reaction for which other code was accepted that knows its records by another table or key: neither code would see the
-        other's attempts.
+    def _stop_reactions_with_other_records(self, seen: dict[str, Known]) -> None:
+        """Stop each reaction for which another version was accepted whose records are in another table or have another key: workers of the
+        two versions would not find each other's attempts.
         """
         for queue in self._worker_state.queues:
             before = seen.get(queue.name)
-            if before is None or not before.has_other_records(queue.query) or not any(part.admitted for part in _parts(queue)):
+            if (
+                before is None
+                or not before.has_other_records(queue.query)
+                or not any(part.admitted for part in _queue_and_late_queue(queue))
+            ):
                 continue
-            for part in _parts(queue):
+            for part in _queue_and_late_queue(queue):
                 part.admitted = False
             log.error(
-                "%s is carried out here no more: code was accepted for which its records are %s, and here they are %s. Stop this worker",
+                "%s is no longer carried out here: code was accepted for which its records are %s, and here they are %s. Stop this worker",
                 queue.name,
                 before.record,
-                queue.query.spec.records,
+                queue.query.spec.record_kind,
                 extra={"event": "records_moved", "reaction": queue.name},
             )
 
-    def _hold_back(self, waiting: Waiting) -> None:
-        names = waiting.among(queue.query.spec for queue in self._worker_state.queues)
+    def _hold_back_waiting(self, waiting: Waiting) -> None:
+        names = waiting.names_among(queue.query.spec for queue in self._worker_state.queues)
         if names - self._worker_state.incarnation.waiting:
             data_restore_check.log_waiting_reactions(names)
-        self._worker_state.hold_back(names)
+        self._worker_state.hold_back_reactions(names)
 
-    def look_again(self) -> bool:
-        """Check again what a migration may have repaired; return whether any reaction can go on."""
-        went_on = missing_columns.look_again(self._worker_state)
+    def recheck_lacking_reactions(self) -> bool:
+        """Check again the reactions for which the database lacks something, such as a column; return whether any of them goes on."""
+        went_on = missing_columns.recheck_lacking_queues(self._worker_state)
         if went_on:
             self.count_newcomers()
         return went_on
 
-    def _let_baselines_go(self, queue: WorkQueue) -> None:
+    def _delete_old_baselines(self, queue: WorkQueue) -> None:
         try:
-            baselines.let_go(self._worker_state.incarnation, queue.query, self._unasked)
+            baselines.delete_obsolete_baselines(self._worker_state.incarnation, queue.query, self._log_unaskable)
         except Exception as error:
-            if not db_errors.is_its_own(error):
+            if not db_errors.is_fault_of_statement(error):
                 raise
             missing_columns.wait_if_schema_misfit(
                 self._worker_state, queue, error
-            )  # of anything else the lane tells as it is asked for its rows
+            )  # if the error is of another kind, it comes again when the condition is queried, and is logged then
 
-    def warn(self) -> None:
-        """Log, at a start, which conditions read a whole large table (hazard 28), which rows this role may not see, which due times in
-        SQLite are no times, and which records have columns that the database lacks.
+    def log_start_warnings(self) -> None:
+        """Log the warnings of a start: conditions that read a whole large table (hazard 28), rows that this database role may not see, due
+        times in SQLite that are no times, and columns that the database lacks.
         """
-        missing_columns.look_over(self._worker_state)
+        missing_columns.find_misfits(self._worker_state)
         # These are warnings only: an error in one of them must not stop any work.
         with contextlib.suppress(Exception), self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
-            queries = [queue.query for queue in self._worker_state.queues if queue.lacks is None]  # of the others nothing can be asked
+            queries = [queue.query for queue in self._worker_state.queues if queue.lacks is None]  # only those that can be queried
             for finding in findings.find_hidden_rows(self._worker_state.database, connection, queries):
                 log.warning("%s. Cure: %s", finding.words, finding.cure, extra={"event": "rows_hidden"})
             for finding in findings.find_odd_due_times(connection, queries):
@@ -241,33 +252,35 @@ class Admission:
             for finding in findings.find_large_scans(self._worker_state.database, connection, queries):
                 log.warning("%s. Cure: %s", finding.words, finding.cure or "see `groundstate check`", extra={"event": "condition_scans"})
 
-    def _remember(self, seen: dict[str, Known]) -> None:
+    def _store_key_names_and_suspects(self, seen: dict[str, Known]) -> None:
         self._worker_state.incarnation.key_names = {known.name: known.key_name for known in seen.values()}
         self._worker_state.incarnation.suspects = {known.name for known in seen.values() if known.suspect}
 
 
-def _say_key_names(unsaid: Mapping[str, str]) -> None:
+def _log_unsaid_key_names(unsaid: Mapping[str, str]) -> None:
     for name, key_name in unsaid.items():
         log.warning(
-            "%s was renamed, and this database alone knows of which name the keys of its calls are made: say key_name=%s in App.on, so that"
-            " they stay the same where groundstate's tables are lost, or put back from before",
+            "%s was renamed, and only this database knows from which name its keys are made: give key_name=%s to App.on, so that"
+            " the keys stay the same if groundstate's tables are lost or restored from a backup",
             name,
             key_name,
             extra={"event": "key_name_unsaid", "reaction": name},
         )
 
 
-def _parts(queue: WorkQueue) -> list[WorkQueue]:
+def _queue_and_late_queue(queue: WorkQueue) -> list[WorkQueue]:
     return [part for part in (queue, queue.late) if part is not None]
 
 
-def _accepted(seen: dict[str, Known], queue: WorkQueue) -> bool:
+def _is_accepted(seen: dict[str, Known], queue: WorkQueue) -> bool:
     before = seen.get(queue.name)
-    return before is not None and before.is_as(queue.query)
+    return before is not None and before.is_accepted_as(queue.query)
 
 
-def _unasked(query: ConditionQuery, error: Exception, words: str) -> None:
-    if not (db_errors.undefined(error) or db_errors.unmade(error)):  # missing_columns.py logs such an error, and checks again
+def _log_unaskable(query: ConditionQuery, error: Exception, words: str) -> None:
+    if not (
+        db_errors.is_schema_mismatch(error) or db_errors.is_raised_before_sending(error)
+    ):  # missing_columns.py logs such an error, and checks again
         log.error(
             "%s is not started: %s",
             query.spec.name,

@@ -1,7 +1,8 @@
-"""Shortens the waits of attempts that were written while the clock was too far ahead: none may wait longer than the present clock allows.
+"""Shortens the waits of attempts that were written while the database's clock was too far ahead: afterwards no attempt waits longer than an
+attempt that is written now.
 
-Runs when an incarnation begins, when it adopts, and when it noticed a step back of the clock. Changes only failed attempts, which belong to
-no worker, and the incarnation's own attempts in doubt.
+Runs when a worker has begun, after it took over attempts of a dead worker, and after it noticed that the clock stepped back. Changes only
+failed attempts, which belong to no worker, and this worker's own attempts in doubt.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ log = logging.getLogger("groundstate")
 
 
 def shorten_future_waits(incarnation: Incarnation, terms: Mapping[str, Terms], *, went_back: bool) -> int:
-    """Shorten the waits of attempts that were written while the clock was too far ahead; return how many there were.
+    """Shorten the waits of attempts that were written while the clock was too far ahead; return how many attempts were changed.
 
-    went_back: the clock went back during this incarnation, so each wait that is too long is due to that. Otherwise such an attempt is known
-    by its other times, which cannot lie ahead but do: a late retry time by itself may be what the service asked for.
+    terms: by reaction name. went_back: whether this worker saw the clock go back; then every wait that is too long is shortened. Otherwise
+    an attempt with a late retry time is changed only if its other times are in the future too: the service may have asked for the late
+    time.
     """
     with incarnation.database.reading() as connection:
         if connection.execute(attempts.ANY).first() is None:
@@ -37,7 +39,7 @@ def shorten_future_waits(incarnation: Incarnation, terms: Mapping[str, Terms], *
     count = 0
     with incarnation.transaction() as tx:
         for (longest, timeout), names in alike.items():
-            count += _bound(tx, incarnation, names, longest, timeout, went_back=went_back)
+            count += _shorten_waits_of(tx, incarnation, names, longest, timeout, went_back=went_back)
     if count:
         log.warning(
             "%d attempts were written by a clock that stood ahead: they wait as if it had not",
@@ -47,7 +49,7 @@ def shorten_future_waits(incarnation: Incarnation, terms: Mapping[str, Terms], *
     return count
 
 
-def _bound(
+def _shorten_waits_of(
     tx: Transaction, incarnation: Incarnation, names: Sequence[str], longest: timedelta, timeout: timedelta, *, went_back: bool
 ) -> int:
     now, column = tx.now, table.c

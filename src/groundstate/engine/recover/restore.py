@@ -1,4 +1,4 @@
-"""Notices, by signs, a database that went back in time, and puts each call of the lost time in doubt (hazard 46)."""
+"""Detects that the database went back in time, as by a restore from a backup, and puts each call that may be lost in doubt (hazard 46)."""
 
 from __future__ import annotations
 
@@ -19,62 +19,64 @@ from groundstate.engine.sql.db_errors import Illegible
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import LONG_AGO, MARGIN
 from groundstate.store import tables
-from groundstate.store.engine_settings import schema_of
+from groundstate.store.engine_settings import translated_schema
 from groundstate.store.port import Database, Witness
 from groundstate.store.tables import reaction as reaction_table
 
 log = logging.getLogger("groundstate")
 AT_ONCE = 1000
 WHY = "the database went back in time: it may have been called in the lost time"
-ARRIVES_WITHIN = timedelta(hours=1)  # longest time for which a call may run if this code does not know its time limit
+ARRIVES_WITHIN = timedelta(hours=1)  # the assumed time limit for calls of a reaction that is not declared here, whose own limit is unknown
 
 
-def sign(incarnation: Incarnation) -> str | None:
-    """Return why the database seems to have gone back in time, or None if no sign shows it."""
-    lost = _lost_count(incarnation) or (incarnation.store_begins.sign(incarnation.database) if incarnation.store_begins else None)
+def find_sign_of_restore(incarnation: Incarnation) -> str | None:
+    """Return why the database seems to have gone back in time, or None if there is no sign of it."""
+    lost = _describe_lost_calls(incarnation) or (
+        incarnation.store_begins.sign_of_restore(incarnation.database) if incarnation.store_begins else None
+    )
     if lost:
         return lost
     if incarnation.database.settings.failover == "lossless":
         return None
-    now, before = incarnation.database.identity(), remembered(incarnation)
-    if before is None or now is None or _same(before, now):
+    now, before = incarnation.database.identity(), recorded_identity(incarnation)
+    if before is None or now is None or _are_same_identity(before, now):
         return None
     return f"the store's identity changed from {before} to {now}"
 
 
-def _same(before: str, now: str) -> bool:
-    """Return whether two identities are equal, except for values that one side cannot see (the timeline, during recovery)."""
+def _are_same_identity(before: str, now: str) -> bool:
+    """Return whether two identities (JSON objects) agree in each value that both have: during recovery, a server shows no timeline."""
     try:
         old, new = dict(json.loads(before)), json.loads(now)
     except (ValueError, TypeError):
-        return False  # a person edited it, so the former identity is unknown
+        return False  # a person edited the recorded identity, so the former one is unknown
     return all(old.get(name) == value for name, value in new.items() if value is not None and old.get(name) is not None)
 
 
-def remembered(incarnation: Incarnation) -> str | None:
-    """Return the store's identity as it was last recorded."""
+def recorded_identity(incarnation: Incarnation) -> str | None:
+    """Return the store's identity (a JSON text) as it was last recorded; None if it never was."""
     with incarnation.database.reading() as connection:
         return connection.execute(
             select(reaction_table.c.condition).where(reaction_table.c.app == "", reaction_table.c.name == "")
         ).scalar_one_or_none()
 
 
-def keep_identity(incarnation: Incarnation) -> None:
-    """Record the store's identity, unless it is recorded already, after no sign of a restore was seen."""
+def record_identity_if_changed(incarnation: Incarnation) -> None:
+    """Record the store's identity if it differs from the recorded one. Call it when there is no sign of a restore."""
     if incarnation.store_begins is not None:
-        if not incarnation.store_begins.confirm(incarnation.database):
-            remember(incarnation)
+        if not incarnation.store_begins.keep_present_count(incarnation.database):
+            record_identity(incarnation)
         return
-    if remembered(incarnation) != incarnation.database.identity():
-        remember(incarnation)
-    data_restore_check.sign_from_now_on(incarnation)
+    if recorded_identity(incarnation) != incarnation.database.identity():
+        record_identity(incarnation)
+    data_restore_check.enable_restore_sign(incarnation)
 
 
-def remember(incarnation: Incarnation) -> None:
-    """Record the store's identity, so that no sign of a restore is left."""
+def record_identity(incarnation: Incarnation) -> None:
+    """Record the store's present identity, so that a restore that was handled is not detected again."""
     if incarnation.store_begins is not None:
         with incarnation.transaction() as tx:
-            incarnation.store_begins.write_down(tx)
+            incarnation.store_begins.write_id_and_count(tx)
         return
     identity = incarnation.database.identity()
     if identity is None:
@@ -88,37 +90,39 @@ def remember(incarnation: Incarnation) -> None:
             )
 
 
-def remember_as_new(incarnation: Incarnation) -> None:
-    """Record that this store is another one than any met here before, as for a copy that becomes a database of its own."""
+def record_as_new_store(incarnation: Incarnation) -> None:
+    """Record that this store is new, for example a copy of another database: signs of a restore that it has now mean nothing."""
     if incarnation.store_begins is not None:
         with incarnation.transaction() as tx:
-            incarnation.store_begins.begin_anew(tx)
+            incarnation.store_begins.reset_id_and_count(tx)
         return
     with incarnation.transaction() as tx:
-        data_restore_check.answer(tx)  # clears the sign of a restore from rows that a template database brought along
-    remember(incarnation)
+        data_restore_check.record_answer(tx)  # clears a sign of a restore in rows that were copied from another database
+    record_identity(incarnation)
 
 
-def _lost_count(incarnation: Incarnation) -> str | None:
-    """Return a text on begun calls that a witness file counts and the database does not know, or None if there are none."""
-    for _, count, known in lost_lives(incarnation.witness, partial(begins_in, incarnation.database)):
+def _describe_lost_calls(incarnation: Incarnation) -> str | None:
+    """Return a text on begun calls that a witness file counts and the database does not know, or None if there are no such calls. A witness
+    file counts the calls of one worker outside of the database.
+    """
+    for _, count, known in find_lost_incarnations(incarnation.witness, partial(read_begun_counts, incarnation.database)):
         if known is None:
             return f"a worker that began {count} calls is not known to this database"
         return f"a worker began {count} calls, and this database knows of {known}"
     return None
 
 
-def lost_lives(witness: Witness | None, begins: Callable[[], dict[int, int]]) -> list[tuple[int, int, int | None]]:
-    """Return the incarnations whose witness file counts begun calls that the database does not: its id, the count in the file, and the
-    count in the database (None if the database does not know the incarnation).
+def find_lost_incarnations(witness: Witness | None, begins: Callable[[], dict[int, int]]) -> list[tuple[int, int, int | None]]:
+    """Return the workers whose witness file counts more begun calls than the database, each as (worker id, count in the file, count in the
+    database). The last is None if the database does not list the worker.
 
-    begins: queries how many calls each incarnation began.
+    begins: queries the database, and returns how many calls each worker began, by worker id.
     """
     witnesses = witness.read() if witness else {}
     if not witnesses:
         return []
     counts = begins()
-    still = witness.read() if witness else {}  # an incarnation that ended cleanly meanwhile erased its witness file before its row
+    still = witness.read() if witness else {}  # read again: a worker that ended cleanly meanwhile erased its file before its row
     unknown = [(incarnation, count, None) for incarnation, count in witnesses.items() if incarnation not in counts and incarnation in still]
     fewer = [
         (incarnation, count, counts[incarnation]) for incarnation, count in witnesses.items() if counts.get(incarnation, count) < count
@@ -126,8 +130,8 @@ def lost_lives(witness: Witness | None, begins: Callable[[], dict[int, int]]) ->
     return [*unknown, *fewer]
 
 
-def begins_in(database: Database) -> dict[int, int]:
-    """Return how many calls each incarnation began, by its id. Raises Illegible if a count is no integer."""
+def read_begun_counts(database: Database) -> dict[int, int]:
+    """Return how many calls each worker began, by worker id. Raise Illegible if a count is no integer."""
     with database.reading() as connection:
         counts = {row.id: row.begins for row in connection.execute(select(tables.worker.c.id, tables.worker.c.begins))}
     if any(type(count) is not int for count in counts.values()):
@@ -135,20 +139,20 @@ def begins_in(database: Database) -> dict[int, int]:
     return counts
 
 
-def forgotten(incarnation: Incarnation) -> str | None:
-    """Return why the database went back, by the calls that this incarnation counted in memory, or None. The worker checks this when its
-    lock was lost, perhaps together with the database.
+def describe_forgotten_calls(incarnation: Incarnation) -> str | None:
+    """Compare the number of calls that this worker counted in memory with the number in the database. Return a text if the database knows
+    fewer, so that it went back in time; else None. Call it after a lost lock, since the database may have been replaced.
     """
     with incarnation.database.reading() as connection:
         counted = connection.execute(select(tables.worker.c.begins).where(tables.worker.c.id == incarnation.id)).scalar_one_or_none()
-    if counted is None or counted >= incarnation.begins:  # no row: perhaps it was adopted and deleted while this host was suspended
+    if counted is None or counted >= incarnation.begins:  # None: another worker may have deleted the row while this host was suspended
         return None
     return f"this worker began {incarnation.begins} calls and the database knows of {counted}"
 
 
-def went_back(incarnation: Incarnation, queries: Sequence[ConditionQuery], why: str) -> int:
-    """Put each pending call in doubt, and mark every reaction that makes calls as suspect until a person trusts it. Return how many
-    attempts this put in doubt.
+def put_lost_calls_in_doubt(incarnation: Incarnation, queries: Sequence[ConditionQuery], why: str) -> int:
+    """Put in doubt each call that may have been made in the time that a restore lost, and mark every reaction that makes calls as suspect
+    until a person trusts it. Return how many attempts were put in doubt.
     """
     log.error(
         "the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, and say"
@@ -174,43 +178,43 @@ def went_back(incarnation: Incarnation, queries: Sequence[ConditionQuery], why: 
                         seen_at=tx.now,
                     )
                 )
-        # Also reactions of other code, which may return after a rollback, and of other apps, since the restore is settled here for all.
-        # Schedules are left out, since they make no calls.
+        # Also mark reactions of other versions, which may run again later, and of other apps, since no other worker handles this restore.
+        # Schedules make no calls, so they are left out.
         others = or_(reaction_table.c.app != incarnation.app, reaction_table.c.name.not_in(incarnation.declared))
         called = and_(reaction_table.c.name != "", reaction_table.c.mark.is_(None))
         tx.connection.execute(update(reaction_table).where(others, called).values(suspect=True))
     incarnation.suspects |= {query.spec.name for query in with_call}
     table = tables.attempt
     others_attempts = or_(table.c.app != incarnation.app, table.c.reaction.not_in(incarnation.declared))
-    count += _doubt_attempts(incarnation, and_(others_attempts, table.c.call_no > 0), ARRIVES_WITHIN, mine=False)
+    count += _put_attempts_in_doubt(incarnation, and_(others_attempts, table.c.call_no > 0), ARRIVES_WITHIN, mine=False)
     for query in with_call:
         those = and_(table.c.app == incarnation.app, table.c.reaction == query.spec.name)
-        count += _doubt_attempts(incarnation, those, query.spec.terms.timeout)
-        count += doubt_each(incarnation, query, WHY)
-    _forget_old_witnesses(incarnation)
+        count += _put_attempts_in_doubt(incarnation, those, query.spec.terms.timeout)
+        count += put_matching_records_in_doubt(incarnation, query, WHY)
+    _erase_old_witnesses(incarnation)
     with incarnation.transaction() as tx:
-        data_restore_check.answer(tx)
-    remember(incarnation)
+        data_restore_check.record_answer(tx)
+    record_identity(incarnation)
     return count
 
 
-def suspect_known(incarnation: Incarnation) -> None:
-    """Mark each recorded reaction of the app as suspect, if groundstate's table of reactions exists: the records it takes start in
-    doubt.
+def mark_known_reactions_suspect(incarnation: Incarnation) -> None:
+    """Mark each recorded reaction of the app as suspect, so that each of its new calls begins as an attempt in doubt. If groundstate's
+    table of reactions does not exist, do nothing.
     """
     with incarnation.database.reading() as connection:
-        if not inspect(connection).has_table(reaction_table.name, schema=schema_of(connection, reaction_table)):
+        if not inspect(connection).has_table(reaction_table.name, schema=translated_schema(connection, reaction_table)):
             return
     with incarnation.database.writing() as connection:
         mine = (reaction_table.c.app == incarnation.app, reaction_table.c.name != "")
         connection.execute(update(reaction_table).where(*mine).values(suspect=True))
 
 
-def _doubt_attempts(incarnation: Incarnation, those: ColumnElement[bool], timeout: timedelta, *, mine: bool = True) -> int:
-    """Put in doubt the attempts that came back with the backup, which know nothing of the lost time either; return how many. mine: this
-    incarnation settles them, and else a worker whose code declares them.
+def _put_attempts_in_doubt(incarnation: Incarnation, those: ColumnElement[bool], timeout: timedelta, *, mine: bool = True) -> int:
+    """Put existing attempts in doubt after a restore, since a later call of the same attempt may have been lost; return how many.
 
-    Baselines stay as they are: a person excluded these rows, and one that matches again later is taken in doubt until `trust`.
+    those: selects the attempts. timeout: how long their calls may run. mine: whether this worker settles them; if not, a worker that
+    declares their reactions does. Baselines (rows that a person left out) are not changed.
     """
     table = tables.attempt
     count = 0
@@ -220,7 +224,7 @@ def _doubt_attempts(incarnation: Incarnation, those: ColumnElement[bool], timeou
         with incarnation.transaction() as tx:
             known = and_(those, not_(attempts.is_baseline), attempts.rows_after_cursor(order, cursor))
             statement = attempts.select_attempts(known).order_by(*order).limit(AT_ONCE)
-            some = attempts.fetch(tx.connection, attempts.locked(tx.database, statement))
+            some = attempts.fetch_attempts(tx.connection, attempts.lock_selected_rows(tx.database, statement))
             if not some:
                 return count
             changed: list[tuple[Attempt, Attempt]] = []
@@ -236,26 +240,26 @@ def _doubt_attempts(incarnation: Incarnation, those: ColumnElement[bool], timeou
             cursor = some[-1].identity
 
 
-def doubt_each(
+def put_matching_records_in_doubt(
     incarnation: Incarnation, query: ConditionQuery, why: str, *only: ColumnElement[bool], tell: Callable[[int], None] | None = None
 ) -> int:
-    """Insert an attempt in doubt for each record that matches and has no attempt, expired records included; return how many.
+    """Insert an attempt in doubt for each record, expired or not, that matches the condition and has no attempt; return how many.
 
-    only: further clauses that hold for the record. tell: called with the count so far.
+    why: the reason that the attempts get. only: further clauses that the record has to meet. tell: called with the count so far.
     """
     count = 0
-    for part in filter(None, (query, query.late)):
-        tell_more = None if tell is None else partial(_tell_more, tell, count)
-        doubt = partial(_doubt_matching, incarnation, part, query, why, *only, tell=tell_more)
+    for part in filter(None, (query, query.query_for_expired)):
+        tell_more = None if tell is None else partial(_report_total_count, tell, count)
+        doubt = partial(_insert_doubts_for_matches, incarnation, part, query, why, *only, tell=tell_more)
         count += raising_rows.retry_without_raising_rows(incarnation.database, query, doubt)
     return count
 
 
-def _tell_more(tell: Callable[[int], None], before: int, some: int) -> None:
+def _report_total_count(tell: Callable[[int], None], before: int, some: int) -> None:
     tell(before + some)
 
 
-def _doubt_matching(
+def _insert_doubts_for_matches(
     incarnation: Incarnation,
     query: ConditionQuery,
     called: ConditionQuery,
@@ -263,28 +267,28 @@ def _doubt_matching(
     *only: ColumnElement[bool],
     tell: Callable[[int], None] | None = None,
 ) -> int:
-    """Insert an attempt in doubt for each record that matches: it may have been called before.
+    """Insert an attempt in doubt for each record that matches, since a call may have been made for it; return how many.
 
-    query: the reaction's condition query, or the one of its expired records. called: the condition query of the reaction that may have made
-    the call.
+    query: finds the records: the reaction's condition query, or its query for expired records. called: the reaction's condition query, by
+    which the call was made.
     """
-    count, cursor, apart = 0, None, list(query.apart)
+    count, cursor, apart = 0, None, list(query.raising_keys)
     while True:
         with incarnation.transaction() as tx:
-            asked = query.places_after(cursor, AT_ONCE, crowded=False).where(*query.beside_ready(*only))
+            asked = query.select_cursors_after(cursor, AT_ONCE, crowded=False).where(*query.clauses_checked_after_ready(*only))
             places = [tuple(row) for row in tx.connection.execute(asked)]
-            wanted = [query.key_in(place) for place in places]
+            wanted = [query.key_in_cursor(place) for place in places]
             if not wanted:
                 wanted, apart = apart, []
             if not wanted:
                 return count
             new = []
-            records, unreadable = claim.readable_under_lock(query, tx, wanted)
-            found = [(query.record_text(query.key_of(record)), query.occurrence_text(record)) for record in records]
+            records, unreadable = claim.load_ready_records_under_lock(query, tx, wanted)
+            found = [(query.record_text(query.key_of_record(record)), query.occurrence_text(record)) for record in records]
             for text, occurrence in [*found, *((one.text, one.occurrence) for one in unreadable)]:
                 fresh = attempts.new_attempt_of_record(query, text, occurrence, incarnation.id, tx.now)
                 new.append(replace(
-                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO, begun_with=called.begun_with,
+                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO, begun_with=called.begun_with_text,
                     deadline=tx.now + called.spec.terms.timeout + MARGIN, next_at=tx.now, why=why
                 ))  # fmt: skip
             count += len(attempts.insert(tx, new))
@@ -293,11 +297,11 @@ def _doubt_matching(
             tell(count)
 
 
-def _forget_old_witnesses(incarnation: Incarnation) -> None:
-    """Erase the witness files that count calls of the lost time: each of these calls is in doubt now."""
+def _erase_old_witnesses(incarnation: Incarnation) -> None:
+    """Erase the other workers' witness files that count lost calls. Call it when each of these calls is in doubt."""
     if incarnation.witness is None:
         return
-    counts = begins_in(incarnation.database)
+    counts = read_begun_counts(incarnation.database)
     for witnessed, count in incarnation.witness.read().items():
         if counts.get(witnessed, -1) < count and witnessed != incarnation.id:
             incarnation.witness.erase(witnessed)

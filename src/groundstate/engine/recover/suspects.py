@@ -1,35 +1,33 @@
-"""Careful mode: chooses which of the attempts suspected of having ended their workers is carried out next (hazard 25). Carries nothing out
-itself.
-"""
+"""Careful mode, in which attempts suspected of having ended their workers run alone: chooses the attempt that runs next (hazard 25)."""
 
 from __future__ import annotations
-
-import time
 
 from groundstate.engine.handle.poison_guard import is_suspected
 from groundstate.engine.rows import attempts
 from groundstate.engine.rows.attempts import Identity
-from groundstate.engine.sql.db_errors import reading_ours
+from groundstate.engine.sql.db_errors import reading_own_rows
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.poison_suspects import DIED
 from groundstate.store.tables import attempt as table
 
-AGAIN_S = 1.0  # seconds in which others go first after an attempt was chosen, in case it is locked or its service is paused
-LOOKED_AT = 100
-CALLED_AGAIN = ("repeat", "same_key")  # policies that repeat a call in doubt; the others look it up, or hold it
+AGAIN_S = 1.0  # seconds after an attempt was chosen in which other attempts go first, in case it is locked or its service is paused
+LOOKED_AT = 100  # the most attempts that are read to choose one
+CALLED_AGAIN = ("repeat", "same_key")  # policies that repeat a call in doubt; the other policies look the call up, or hold it
 
 
 class Suspects:
-    """The suspected attempts of one worker. Sets `worker_state.alone` in each loop iteration."""
+    """Chooses among the suspected attempts of one worker, and writes the chosen attempt to `worker_state.alone`."""
 
     def __init__(self, worker_state: WorkerState) -> None:
         self._worker_state = worker_state
         self._not_before: dict[Identity, float] = {}
 
-    def turn(self) -> None:
-        """Choose the suspected attempt that is carried out next. It waits for calls in flight to end, and no call begins before it."""
-        worker_state, now = self._worker_state, time.monotonic()
+    def choose_next(self) -> None:
+        """Set `worker_state.alone` to the suspected attempt that runs next, or to None. The chosen attempt waits until no call is in
+        flight, and no other call begins before it.
+        """
+        worker_state, now = self._worker_state, self._worker_state.clock.monotonic()
         worker_state.alone = None
         if not (worker_state.incarnation.care.careful and worker_state.incarnation.sound) or worker_state.stopping is not None:
             return
@@ -40,25 +38,25 @@ class Suspects:
             table.c.next_at <= worker_state.database.now(),
         )
         statement = attempts.select_attempts(*due, table.c.why.startswith(DIED)).order_by(table.c.next_at).limit(LOOKED_AT)
-        with worker_state.database.reading() as connection, reading_ours():
-            found = attempts.fetch(connection, statement)
-        worker_state.alone = next((one for one in found if self._may_come(one)), None)
+        with worker_state.database.reading() as connection, reading_own_rows():
+            found = attempts.fetch_attempts(connection, statement)
+        worker_state.alone = next((one for one in found if self._can_be_carried_out(one)), None)
 
-    def had_its_turn(self) -> None:
-        """Note that the chosen attempt is under way, is over, or could not be carried out now, so that others come before it."""
+    def postpone_chosen(self) -> None:
+        """Do not choose the chosen attempt again for a second, so that other suspected attempts have their turn."""
         if self._worker_state.alone is not None:
-            self._not_before[self._worker_state.alone.identity] = time.monotonic() + AGAIN_S
+            self._not_before[self._worker_state.alone.identity] = self._worker_state.clock.monotonic() + AGAIN_S
 
-    def _may_come(self, one: Attempt) -> bool:
+    def _can_be_carried_out(self, one: Attempt) -> bool:
         if one.identity in self._not_before or not is_suspected(self._worker_state.incarnation, one):
             return False
         if one.reaction in self._worker_state.schedules:
             return True
         queue = next((queue for queue in self._worker_state.queues if queue.name == one.reaction), None)
-        if queue is None or not queue.on or queue.lacks is not None:
+        if queue is None or not queue.is_enabled or queue.lacks is not None:
             return False
-        if self._worker_state.incarnation.air.holds(queue.query.spec, one.record):
-            return False  # a call that was given up still runs: its attempt stays in doubt until it has ended
+        if self._worker_state.incarnation.air.must_leave_alone(queue.query.spec, one.record):
+            return False  # a call for this record was given up but still runs: the attempt stays in doubt until that call has ended
         policy = queue.query.spec.terms.policy
         return one.state is State.FAILED or (
             one.worker == self._worker_state.incarnation.id and policy is not None and policy.kind in CALLED_AGAIN

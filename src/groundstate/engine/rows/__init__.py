@@ -1,1 +1,3 @@
-"""groundstate's own rows (attempts, worker incarnations, accepted reactions), and claiming a record by means of its attempt."""
+"""groundstate's own rows (attempts, workers, accepted reactions), and claiming a record, which means locking it and checking its
+attempts.
+"""

@@ -1,5 +1,5 @@
-"""Describes an attempt for people: what it is, how and from when it will be settled, what comes next. Pure functions; they
-print nothing.
+"""Describes an attempt for people: its state, how and from when its call will be settled, and what happens to the attempt next. All
+functions are pure.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import math
 import shlex
 from datetime import UTC, datetime
 
-from groundstate.rules.attempt import Attempt, State, Terms, of_other_code
+from groundstate.rules.attempt import Attempt, State, Terms, reason_code_cannot_settle
 from groundstate.rules.blocking import is_baseline
 from groundstate.rules.policy import MARGIN
 
@@ -16,27 +16,29 @@ IN_DOUBT, IN_THE_AIR, ALIVE_OR_IN_DOUBT, CARRIED_OUT = "in doubt", "in the air",
 INTERRUPTED = "interrupted, nothing was called"
 
 
-def counted(count: int, one: str, many: str) -> str:
+def count_with_noun(count: int, one: str, many: str) -> str:
     """Return a count with its noun and verb: '1 row is', '1,204 rows are'."""
     return f"{count:,} {one if count == 1 else many}"
 
 
-def known_in(seconds: float) -> str:
-    """Return the text that says why it is not known yet whether a worker is alive (the server was restarted, which freed its lock), and
-    when it will be known.
+def liveness_known_in(seconds: float) -> str:
+    """Return a clause that says why nobody knows yet whether a worker is alive (a restart of the server freed all locks), and in how many
+    seconds that will be known.
     """
     return f"the server was started anew; known in {max(math.ceil(seconds), 1)} s"
 
 
-def on_what(record: str, occurrence: str) -> str:
-    """Return the record's key, with the occurrence if there is one; for an attempt of a schedule, which has no record, the tick."""
+def describe_record_or_tick(record: str, occurrence: str) -> str:
+    """Return the record's key, followed by the occurrence if there is one. For an attempt of a schedule, which has no record, return its
+    tick (the time at which it was to run).
+    """
     if not record and occurrence:
         return f"tick {occurrence}"
     return f"{record} ({occurrence})" if occurrence else record
 
 
-def settled_by_a_person(attempt: Attempt) -> str:
-    """Return how a person settles a held attempt whose call was made or may have been, with the commands to type."""
+def describe_settling_by_person(attempt: Attempt) -> str:
+    """Return a text that tells a person how to settle a held attempt whose call was or may have been made, with the commands to type."""
     which = f"{attempt.reaction} {shlex.quote(attempt.record)} --occurrence {shlex.quote(attempt.occurrence)}"
     if is_baseline(attempt):
         return f"it is left as a baseline: `groundstate retry {which}` carries it out"
@@ -48,23 +50,25 @@ def settled_by_a_person(attempt: Attempt) -> str:
     )
 
 
-def standing(attempt: Attempt, *, alive: bool | None, has_call: bool = True, known_in_s: float | None = None) -> str:
-    """Return the state of an attempt in words. For a begun one it depends on whether its worker is alive (`alive`); `known_in_s` is
-    explained at `WorkerSeen`.
+def describe_state(attempt: Attempt, *, alive: bool | None, has_call: bool = True, known_in_s: float | None = None) -> str:
+    """Return the state of an attempt in words. The words for a begun attempt depend on whether its worker is alive.
+
+    alive: whether its worker is alive; None if nobody can tell.
+    known_in_s: seconds until it is known, after a restart of the server, whether its worker is alive; None if that is not being waited for.
     """
     match attempt.state:
         case State.BEGUN if known_in_s is not None and has_call:
-            return f"{ALIVE_OR_IN_DOUBT}: {known_in(known_in_s)}"
+            return f"{ALIVE_OR_IN_DOUBT}: {liveness_known_in(known_in_s)}"
         case State.BEGUN:
-            return begun(alive=alive, has_call=has_call)
+            return describe_begun_state(alive=alive, has_call=has_call)
         case State.DOUBT:
             return IN_DOUBT
         case _:
             return str(attempt.state)
 
 
-def begun(*, alive: bool | None, has_call: bool) -> str:
-    """Return the words for a begun attempt, by whether its worker is alive; `alive` is None if that cannot be seen."""
+def describe_begun_state(*, alive: bool | None, has_call: bool) -> str:
+    """Return the state of a begun attempt in words. alive: whether its worker is alive; None if nobody can tell."""
     if not has_call:
         return CARRIED_OUT if alive else INTERRUPTED
     if alive is None:
@@ -72,8 +76,8 @@ def begun(*, alive: bool | None, has_call: bool) -> str:
     return IN_THE_AIR if alive else IN_DOUBT
 
 
-def settling(terms: Terms | None) -> str:
-    """Return in words how an attempt in doubt will be settled."""
+def describe_settling(terms: Terms | None) -> str:
+    """Return a text that says how it will be found out what became of the call of an attempt in doubt."""
     if terms is None:
         return "by nothing: this code does not declare its reaction"
     if terms.policy is None:
@@ -91,9 +95,9 @@ def settling(terms: Terms | None) -> str:
             )
 
 
-def accepted_in_doubt(terms: Terms, many: str) -> str:
-    """Return in words what becomes of rows that a person accepts as in doubt, whose idempotency keys then count as too old. `many` is their
-    number in words.
+def describe_accepting_in_doubt(terms: Terms, many: str) -> str:
+    """Return a text that says what becomes of rows that a person accepts as in doubt; their idempotency keys then count as too old. many:
+    the number of these rows in words.
     """
     match None if terms.policy is None else terms.policy.kind:
         case "repeat":
@@ -106,8 +110,10 @@ def accepted_in_doubt(terms: Terms, many: str) -> str:
             return f"{many} would be held, each until a person says what became of it (`groundstate settle`)"
 
 
-def settled_from(attempt: Attempt, terms: Terms | None) -> datetime | None:
-    """Return from when on a worker can settle an attempt in doubt (with a lookup: from when its Absent is believed); None means at once."""
+def earliest_settling_time(attempt: Attempt, terms: Terms | None) -> datetime | None:
+    """Return the time from which a worker can settle an attempt in doubt; None if it can at once. With a lookup, that is the time from
+    which its answer Absent is believed.
+    """
     if terms is None or terms.policy is None:
         return None
     if terms.policy.kind == "lookup":
@@ -116,14 +122,14 @@ def settled_from(attempt: Attempt, terms: Terms | None) -> datetime | None:
 
 
 def key_kept_until(attempt: Attempt, terms: Terms | None) -> datetime | None:
-    """Return until when a call under the same key may be begun; None if the policy sets no such limit."""
+    """Return the time until which the call may be repeated under its idempotency key; None if the policy sets no such limit."""
     if terms is None or terms.policy is None or terms.policy.kept_for is None:
         return None
     return attempt.first_at + terms.policy.kept_for - terms.timeout - MARGIN - terms.settle_after
 
 
-def tries(attempt: Attempt, terms: Terms | None) -> str:
-    """Return in words how often an attempt has failed, how many failures are allowed, and until when it is retried."""
+def describe_tries(attempt: Attempt, terms: Terms | None) -> str:
+    """Return in words how often an attempt has failed, how many failures are allowed, and until when the attempt is retried."""
     retry = terms.retry if terms else None
     times = None if retry is None or retry.times is None else f"{attempt.failures} of {retry.times}"
     ends = None if retry is None or retry.give_up_after is None else attempt.since + retry.give_up_after
@@ -131,8 +137,8 @@ def tries(attempt: Attempt, terms: Terms | None) -> str:
     return f"{times or attempt.failures}{until}" if times or until else f"{attempt.failures}, no limit"
 
 
-def comes_next(attempt: Attempt, terms: Terms | None, *, alive: bool | None, known_in_s: float | None = None) -> str:
-    """Return in words what will happen to an attempt next. Times are left out, since they are shown beside it."""
+def describe_next_step(attempt: Attempt, terms: Terms | None, *, alive: bool | None, known_in_s: float | None = None) -> str:
+    """Return in words what will happen to an attempt next, without the times, since the caller shows them beside the text."""
     match attempt.state:
         case State.HELD if attempt.outcome is not None:
             return "waits for a person: `groundstate retry` runs the handler with the outcome in hand, and calls nothing"
@@ -145,11 +151,15 @@ def comes_next(attempt: Attempt, terms: Terms | None, *, alive: bool | None, kno
         case State.FAILED:
             return "tried again"
         case State.BEGUN if known_in_s is not None and terms is not None and terms.policy is not None:
-            return f"its worker concludes it, if it lives; else {settling(terms)}"
+            return f"its worker concludes it, if it lives; else {describe_settling(terms)}"
         case State.BEGUN if alive and terms is not None and terms.policy is not None:
             return "its worker concludes it when the call returns"
         case State.BEGUN if terms is not None and terms.policy is None:
             return "its worker concludes it" if alive else "carried out again"
         case _:
-            reason = None if terms is None else of_other_code(attempt, terms)
-            return settling(terms) if reason is None else f"held, since other code began it ({reason}): a person says what became of it"
+            reason = None if terms is None else reason_code_cannot_settle(attempt, terms)
+            return (
+                describe_settling(terms)
+                if reason is None
+                else f"held, since other code began it ({reason}): a person says what became of it"
+            )

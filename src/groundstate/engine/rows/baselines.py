@@ -1,8 +1,8 @@
-"""Baselines: rows that a person chose to leave out of a reaction. Each is a held attempt whose `why` is 'baseline', with the conditions
-under which it was left. Makes no calls.
+"""Writes and deletes baselines, which mark rows that a person chose to leave out of a reaction.
 
-Workers with several versions of the code may run at once, each with its own condition. So every worker judges a baseline by the conditions
-stored in its row, and deletes it once none of them holds.
+A baseline is a held attempt whose `why` is 'baseline'; it stores the conditions under which its row was left out. Several versions of the
+application may run at once, each with its own condition. So every worker checks the stored conditions, and deletes a baseline once none of
+them holds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from groundstate.engine.rows.attempts import Identity
 from groundstate.engine.rows.claim import Taken, Unreadable
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors, raising_rows
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey, held_under
+from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey, condition_from_text
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import begun_kind, blocking
@@ -30,71 +30,80 @@ from groundstate.rules.blocking import BASELINE
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
-PATIENCE = timedelta(seconds=20)  # how long a person's command waits for records that are locked
-ASKED_AT_ONCE = 1000  # records whose condition is asked in one statement
+PATIENCE = timedelta(seconds=20)  # how long a command waits for records that others have locked
+ASKED_AT_ONCE = 1000  # records for which one statement checks a condition at most
 
 
-def hold(incarnation: Incarnation, query: ConditionQuery, *, at_once: int = 1000, tell: Callable[[int], None] | None = None) -> int:
-    """Write a baseline for each row that matches now (rules.md 32), and return how many. `tell` is called with the count so far.
+def write_baselines(
+    incarnation: Incarnation, query: ConditionQuery, *, at_once: int = 1000, tell: Callable[[int], None] | None = None
+) -> int:
+    """Write a baseline for each row that matches the condition now (rules.md 32), and return how many were written.
 
-    A row that is a baseline already, under another condition, gets this condition as well: the baseline is deleted when neither holds.
+    If a row has a baseline under another condition, this condition is added to it: the baseline is deleted only when neither holds. tell:
+        called with the number written so far.
     """
-    return raising_rows.retry_without_raising_rows(incarnation.database, query, partial(_hold, incarnation, query, at_once, tell))
+    return raising_rows.retry_without_raising_rows(
+        incarnation.database, query, partial(_write_baselines, incarnation, query, at_once, tell)
+    )
 
 
-def _hold(incarnation: Incarnation, query: ConditionQuery, at_once: int, tell: Callable[[int], None] | None) -> int:
-    count, cursor, apart = 0, None, list(query.apart)
-    left_under = begun_kind.text_of_baseline([query.clauses_text], query.spec.occurrence_columns)
+def _write_baselines(incarnation: Incarnation, query: ConditionQuery, at_once: int, tell: Callable[[int], None] | None) -> int:
+    count, cursor, apart = 0, None, list(query.raising_keys)
+    left_under = begun_kind.baseline_as_json([query.clauses_text], query.spec.occurrence_columns)
     while True:
         with incarnation.transaction(wait=PATIENCE) as tx:
-            places = [tuple(row) for row in tx.connection.execute(query.places_after(cursor, at_once, crowded=False))]
-            wanted = [query.key_in(place) for place in places]
+            places = [tuple(row) for row in tx.connection.execute(query.select_cursors_after(cursor, at_once, crowded=False))]
+            wanted = [query.key_in_cursor(place) for place in places]
             if not wanted:
                 wanted, apart = apart, []
             if not wanted:
                 return count
-            # Read under a lock: else a call that is concluded at the same time could leave a baseline on a record that no longer matches.
-            records, unreadable = claim.readable_under_lock(query, tx, wanted)
-            matching: list[Taken | Unreadable] = [*(_taken(query, record) for record in records), *unreadable]
+            # Read under a lock: otherwise a record that a handler changes at the same time could get a baseline although it no longer
+            # matches.
+            records, unreadable = claim.load_ready_records_under_lock(query, tx, wanted)
+            matching: list[Taken | Unreadable] = [*(_claimed_without_loading(query, record) for record in records), *unreadable]
             new = [attempts.new_attempt_of_record(query, one.text, one.occurrence, incarnation.id, tx.now) for one in matching]
-            held = [replace(rules.held_as(one, BASELINE).attempt, blocks=None, begun_with=left_under) for one in new]
+            held = [replace(rules.hold_attempt(one, BASELINE).attempt, blocks=None, begun_with=left_under) for one in new]
             if len(attempts.insert(tx, held)) < len(held):
-                _leave_under_this_too(tx, query, held)
+                _add_present_condition(tx, query, held)
             count += len(held)
             cursor = places[-1] if places else cursor
         if tell is not None:
             tell(count)
 
 
-def _taken(query: ConditionQuery, record: object) -> Taken:
-    key: PrimaryKey = query.key_of(record)
+def _claimed_without_loading(query: ConditionQuery, record: object) -> Taken:
+    key: PrimaryKey = query.key_of_record(record)
     return Taken(key, query.record_text(key), query.occurrence_text(record), record)
 
 
-def _leave_under_this_too(tx: Transaction, query: ConditionQuery, wanted: Sequence[Attempt]) -> None:
-    """Add the reaction's present condition to the conditions of baselines that existed already."""
+def _add_present_condition(tx: Transaction, query: ConditionQuery, wanted: Sequence[Attempt]) -> None:
+    """Add the reaction's present condition to the stored conditions of those baselines that existed already. wanted: the baselines to be
+    written.
+    """
     spec, today = query.spec, query.clauses_text
     standing = attempts.attempts_deciding_claim(tx, query, [one.record for one in wanted], lock=True, own=True)
     changed = []
     for new in wanted:
-        one = attempts.by_identity(standing, new.identity)
+        one = attempts.find_by_identity(standing, new.identity)
         if one is None or one.call == new.call or not blocking.is_baseline(one):
             continue
-        left = begun_kind.baseline_in(one.begun_with)
+        left = begun_kind.parse_baseline(one.begun_with)
         if left is None or today not in left.conditions:
             conditions = [*(left.conditions if left is not None else ()), today]
-            changed.append((one, replace(one, begun_with=begun_kind.text_of_baseline(conditions, spec.occurrence_columns))))
+            changed.append((one, replace(one, begun_with=begun_kind.baseline_as_json(conditions, spec.occurrence_columns))))
     attempts.save(tx.connection, changed)
 
 
 # ---- deleting baselines ----------------------------------------------------------------------------------------------------------
-def let_go(incarnation: Incarnation, query: ConditionQuery, unasked: set[str] | None = None) -> int:
-    """Delete the baselines of a reaction of which no condition holds any more, so that a record is carried out when it matches again.
+def delete_obsolete_baselines(incarnation: Incarnation, query: ConditionQuery, unasked: set[str] | None = None) -> int:
+    """Delete each baseline of a reaction of which no stored condition holds any more, and return how many were deleted. So the reaction is
+    carried out for a record that matches again.
 
-    Returns how many. `unasked` collects the condition texts that this database can no longer evaluate, since a column is gone: their
-    baselines stay and are not tried again; a new one is logged.
+    unasked: texts of conditions that the database can no longer evaluate, for example because a column was dropped. The baselines with
+        these conditions stay, and the conditions are not evaluated again. Texts that are found now are logged and added to the set.
     """
-    mine, left_out = _of(query), set() if unasked is None else unasked
+    mine, left_out = _clauses_of_baselines(query), set() if unasked is None else unasked
     count = 0
     with incarnation.transaction() as tx:
         for said in tx.connection.execute(select(table.c.begun_with).where(*mine).distinct()).scalars().all():
@@ -103,14 +112,14 @@ def let_go(incarnation: Incarnation, query: ConditionQuery, unasked: set[str] | 
             same = table.c.begun_with.is_(None) if said is None else table.c.begun_with == said
             try:
                 with tx.connection.begin_nested():
-                    count += _let_go(tx, query, [*mine, same], _holds(query, said))
+                    count += _delete_where_condition_is_false(tx, query, [*mine, same], _disjunction_of_stored_conditions(query, said))
             except DBAPIError as error:
-                if db_errors.transient(error) or said is None or _is_todays(query, said):
+                if db_errors.is_transient(error) or said is None or _is_present_condition(query, said):
                     raise
                 left_out.add(said)
                 log.warning(
-                    "%s: rows that were left as a baseline stay so, since the condition they were left under cannot be asked any more (%s):"
-                    " `groundstate forget --all --baseline` lets go of those that do not match now",
+                    "%s: some baselines are kept, since the condition under which their rows were left out cannot be evaluated any more"
+                    " (%s): `groundstate forget --all --baseline` deletes those whose rows do not match now",
                     query.spec.name,
                     incarnation.shorten(db_errors.error_in_one_line(error)),
                     extra={"event": "baseline_unaskable", "reaction": query.spec.name},
@@ -118,49 +127,53 @@ def let_go(incarnation: Incarnation, query: ConditionQuery, unasked: set[str] | 
     return count
 
 
-def _of(query: ConditionQuery) -> list[ColumnElement[bool]]:
+def _clauses_of_baselines(query: ConditionQuery) -> list[ColumnElement[bool]]:
     spec = query.spec
     own = (table.c.app == spec.app, table.c.reaction == spec.name)
     return [*own, table.c.state == State.HELD.value, table.c.why == BASELINE, ~table.c.unsure]
 
 
-def _let_go(tx: Transaction, query: ConditionQuery, where: Sequence[ColumnElement[bool]], holds: ColumnElement[bool]) -> int:
-    written = query.text_in_sql
+def _delete_where_condition_is_false(
+    tx: Transaction, query: ConditionQuery, where: Sequence[ColumnElement[bool]], holds: ColumnElement[bool]
+) -> int:
+    written = query.key_text_in_sql
     if written is not None:
         still = select(written).select_from(query.entity).where(holds)
         return tx.connection.execute(delete(table).where(*where, table.c.record.not_in(still))).rowcount
-    some = attempts.fetch(tx.connection, attempts.select_attempts(*where))
-    still_held = set(_records(tx.connection, query, some, holds))
+    some = attempts.fetch_attempts(tx.connection, attempts.select_attempts(*where))
+    still_held = set(_records_where_condition_holds(tx.connection, query, some, holds))
     return attempts.remove(tx.database, tx.connection, [one for one in some if one.record not in still_held])
 
 
-def _holds(query: ConditionQuery, said: str | None) -> ColumnElement[bool]:
-    """Return the condition that holds while one of the conditions stored in `said` does; rows of older code store none, so the present
-    condition counts for them.
+def _disjunction_of_stored_conditions(query: ConditionQuery, said: str | None) -> ColumnElement[bool]:
+    """Return the SQL condition that holds if one of the conditions stored in `said` holds. If `said` is None (an older version stored
+    none), return the present condition.
     """
-    left = begun_kind.baseline_in(said)
+    left = begun_kind.parse_baseline(said)
     conditions = (query.clauses_text,) if left is None else left.conditions
-    return or_(*[query.condition if one == query.clauses_text else held_under(one) for one in conditions])
+    return or_(*[query.condition if one == query.clauses_text else condition_from_text(one) for one in conditions])
 
 
-def _is_todays(query: ConditionQuery, said: str) -> bool:
-    left = begun_kind.baseline_in(said)
+def _is_present_condition(query: ConditionQuery, said: str) -> bool:
+    left = begun_kind.parse_baseline(said)
     return left is None or set(left.conditions) == {query.clauses_text}
 
 
-def _records(connection: Connection, query: ConditionQuery, some: Sequence[Attempt], holds: ColumnElement[bool]) -> Iterator[str]:
-    """Yield the records of these attempts for which the condition holds, as texts."""
-    keys = [key for text in {one.record for one in some} if (key := query.key_of_text(text)) is not None]
+def _records_where_condition_holds(
+    connection: Connection, query: ConditionQuery, some: Sequence[Attempt], holds: ColumnElement[bool]
+) -> Iterator[str]:
+    """Yield the key, as a text, of each record of these attempts for which the condition holds."""
+    keys = [key for text in {one.record for one in some} if (key := query.key_from_text_or_none(text)) is not None]
     for first in range(0, len(keys), ASKED_AT_ONCE):
         asked = select(*query.key_attributes).select_from(query.entity)
-        for row in connection.execute(asked.where(holds, query.among(keys[first : first + ASKED_AT_ONCE]))):
+        for row in connection.execute(asked.where(holds, query.has_key_among(keys[first : first + ASKED_AT_ONCE]))):
             yield query.record_text(tuple(row))
 
 
 # ---- queries about baselines -----------------------------------------------------------------------------------------------------
-def still_left(connection: Connection, query: ConditionQuery, some: Sequence[Attempt]) -> set[Identity]:
-    """Return the identities of the baselines among these attempts of which a condition still holds. To forget one of them could cause a new
-    call, by some version of the code.
+def baselines_still_holding(connection: Connection, query: ConditionQuery, some: Sequence[Attempt]) -> set[Identity]:
+    """Return the identities of those baselines among `some` of which a stored condition still holds. If such a baseline were deleted, some
+    version of the application could make a call for its record.
     """
     said_by: dict[str | None, list[Attempt]] = {}
     for one in some:
@@ -170,17 +183,17 @@ def still_left(connection: Connection, query: ConditionQuery, some: Sequence[Att
     for said, mine in said_by.items():
         try:
             with connection.begin_nested():
-                holding = set(_records(connection, query, mine, _holds(query, said)))
+                holding = set(_records_where_condition_holds(connection, query, mine, _disjunction_of_stored_conditions(query, said)))
         except Exception as error:
-            if not db_errors.is_its_own(error):
+            if not db_errors.is_fault_of_statement(error):
                 raise
-            if db_errors.undefined(error):
-                continue  # the stored condition cannot be evaluated any more, so only the present one decides
-            holding = {one.record for one in mine}  # the condition raised for some row, so none of them is let go
+            if db_errors.is_schema_mismatch(error):
+                continue  # the stored condition cannot be evaluated any more: nothing keeps the baseline
+            holding = {one.record for one in mine}  # the condition raises an error for some row: all baselines are kept
         found |= {one.identity for one in mine if one.record in holding}
     return found
 
 
-def reactions_with_some(connection: Connection, app: str) -> set[str]:
+def reactions_with_baselines(connection: Connection, app: str) -> set[str]:
     """Return the names of the app's reactions that have baselines."""
     return set(connection.execute(select(table.c.reaction).where(table.c.app == app, table.c.why == BASELINE).distinct()).scalars())

@@ -1,5 +1,5 @@
-"""Claims records: locks them, asks their condition again under the lock, and leaves out those that an attempt or a call in flight keeps
-from us. Writes nothing.
+"""Claims records: locks them, checks their condition again under the lock, and leaves out records that an attempt or a call in flight
+blocks. Writes nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from groundstate.engine.rows import attempts
 from groundstate.engine.sql import db_errors, key_columns, unreadable_columns
 from groundstate.engine.sql.condition_query import ConditionQuery, Place, PrimaryKey
 from groundstate.engine.sql.due_expression import Timing
-from groundstate.engine.sql.safe_text import describe, user_code
-from groundstate.engine.sql.savepoint_query import OF_ONE, cannot_be_asked, kept_whole
+from groundstate.engine.sql.safe_text import describe_exception, running_user_code
+from groundstate.engine.sql.savepoint_query import OF_ONE, in_savepoint, why_record_not_evaluable
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import blocking
-from groundstate.rules.attempt import IN_VAIN, Attempt, Facts, State
-from groundstate.rules.due import InNoCalendar
+from groundstate.rules.attempt import EXPIRED_HANDLER_FAILED, Attempt, Facts, State
+from groundstate.rules.due import OutsideCalendarError
 from groundstate.values.errors import GroundstateError
 from groundstate.values.keys import NoValue
 
@@ -35,383 +35,397 @@ class Taken:
     text: str
     occurrence: str
     record: Any
-    attempt: Attempt | None = None  # the reaction's own attempt on this occurrence, to be tried now
+    attempt: Attempt | None = None  # the reaction's own attempt on this occurrence, if it is to be tried again now; otherwise None
     due: datetime | None = None  # when the record became due; None if it has no due time
 
 
 @dataclass
 class Claim:
-    """The records that one claim took, and how far it read."""
+    """The records that one query for claiming found, and how many keys the query read."""
 
     taken: list[Taken] = field(default_factory=list)
     cursor: Place | None = None
-    read: int = 0  # keys whose condition held, whether claimed or not
-    busy: list[PrimaryKey] = field(default_factory=list)  # locked by another transaction just now
+    read: int = 0  # number of keys whose condition held, whether their records were claimed or not
+    busy: list[PrimaryKey] = field(default_factory=list)  # records that another transaction has locked
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
 @dataclass
 class Unreadable:
-    """A record that cannot be loaded, because a column holds something that the mapped class has no value for."""
+    """A record that cannot be loaded, for example because its mapped class cannot represent the value of a column."""
 
     key: PrimaryKey
     text: str
     occurrence: str
     words: str
-    attempt: Attempt | None = None  # the reaction's own failed attempt on it, to be tried now
-    nameless: bool = False  # its key itself cannot be read, so no later try can find the record
+    attempt: Attempt | None = None  # the reaction's own failed attempt on the record, if it is to be tried again now; otherwise None
+    nameless: bool = False  # whether even the key of the record cannot be read, so that no later try can find it
 
 
-def by_condition(query: ConditionQuery, tx: Transaction, cursor: Place | None, limit: int, *, crowded: bool) -> Claim:
-    """Claim the next records that are ready, in the order of a pass over the backlog, after the cursor. With `crowded`, records with
-    attempts are left out in SQL.
+def claim_by_condition(query: ConditionQuery, tx: Transaction, cursor: Place | None, limit: int, *, crowded: bool) -> Claim:
+    """Claim records that are ready (condition true and due), in the order of the backlog, from the cursor (the last place read) on. With
+    `crowded`, SQL leaves out records with attempts.
     """
-    if not tx.database.locks_rows or query.reads_its_row_alone:
+    if not tx.database.locks_rows or query.reads_only_own_row:
         try:
-            with user_code():
-                rows = tx.session.execute(query.records_after(cursor, limit, crowded=crowded)).unique().all()
+            with running_user_code():
+                rows = tx.session.execute(query.select_records_after(cursor, limit, crowded=crowded)).unique().all()
         except Exception as error:
-            if not db_errors.unloadable(error):
+            if not db_errors.is_record_load_error(error):
                 raise
         else:
-            claim = Claim(cursor=query.place_of(rows[-1]) if rows else cursor, read=len(rows))
+            claim = Claim(cursor=query.cursor_after_row(rows[-1]) if rows else cursor, read=len(rows))
             records, nameless = [row[0] for row in rows], list[Unreadable]()
-            if query.keys_may_stand_otherwise:
-                each = [_nameless(query, tx, query.key_in(tuple(row))) for row in rows]
+            if query.may_store_other_key_forms:
+                each = [_unreadable_if_key_finds_nothing(query, tx, query.key_in_cursor(tuple(row))) for row in rows]
                 records = [record for record, bad in zip(records, each, strict=True) if bad is None]
                 nameless = [bad for bad in each if bad is not None]
             _add_free_records_to_claim(query, tx, claim, records, nameless)
             return claim
-    places = [tuple(row) for row in tx.connection.execute(query.lock(query.places_after(cursor, limit, crowded=crowded)))]
+    places = [tuple(row) for row in tx.connection.execute(query.with_row_lock(query.select_cursors_after(cursor, limit, crowded=crowded)))]
     claim = Claim(cursor=places[-1] if places else cursor, read=len(places))
     if places:
-        found, nameless = _split(query, tx, [query.key_in(place) for place in places])
-        records, bad = _load(query, tx, found) if found else ([], [])
+        found, nameless = _split_off_keys_that_find_nothing(query, tx, [query.key_in_cursor(place) for place in places])
+        records, bad = _lock_children_and_load(query, tx, found) if found else ([], [])
         _add_free_records_to_claim(query, tx, claim, records, [*bad, *nameless])
     return claim
 
 
-def by_keys(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
-    """Claim those of these records that are ready. `mine` is the call number of begun attempts that the caller may carry out (careful
-    mode).
+def claim_by_keys(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
+    """Claim those of the records `wanted` that are ready (condition true and due). mine: the call number of begun attempts that the caller
+    may carry out, in careful mode; None otherwise.
     """
     claim = Claim()
-    wanted, nameless = _split(query, tx, wanted)
+    wanted, nameless = _split_off_keys_that_find_nothing(query, tx, wanted)
     found = list(wanted)
     if tx.database.locks_rows:
-        found = [tuple(row) for row in tx.connection.execute(query.keys_given, query.given(wanted))]
+        found = [tuple(row) for row in tx.connection.execute(query.select_given_keys, query.key_parameters(wanted))]
         if len(found) < len(wanted):
-            claim.busy = _busy(query, tx, set(wanted) - set(found))
-            query.answers_for(set(wanted) - set(found) - set(claim.busy))  # their rows are gone
+            claim.busy = _keys_locked_by_others(query, tx, set(wanted) - set(found))
+            query.include_rows_again(set(wanted) - set(found) - set(claim.busy))  # neither found nor busy: the rows of these keys are gone
     if found or nameless:
-        records, bad = _load(query, tx, found) if found else ([], [])
+        records, bad = _lock_children_and_load(query, tx, found) if found else ([], [])
         claim.read = len(records) + len(bad)
         _add_free_records_to_claim(query, tx, claim, records, [*bad, *nameless], mine)
     return claim
 
 
-def _split(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[Sequence[PrimaryKey], list[Unreadable]]:
-    """Split keys into those that can be looked up, and Unreadable records for keys that are stored in a form by which the database finds no
-    record.
+def _split_off_keys_that_find_nothing(
+    query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]
+) -> tuple[Sequence[PrimaryKey], list[Unreadable]]:
+    """Return a pair: the keys by which the database can find a record, and an Unreadable for each key that is stored in a form by which it
+    cannot.
     """
     fine: list[PrimaryKey] = []
     bad: list[Unreadable] = []
     for key in wanted:
         if not any(type(value) is NoValue for value in key):
             fine.append(key)
-        elif (nameless := _nameless(query, tx, key)) is not None:
+        elif (nameless := _unreadable_if_key_finds_nothing(query, tx, key)) is not None:
             bad.append(nameless)
         else:
-            fine.append(_as_loaded(key))
+            fine.append(_key_as_loaded(key))
     return fine, bad
 
 
-def _nameless(query: ConditionQuery, tx: Transaction, key: Sequence[Any]) -> Unreadable | None:
-    """Return the record as Unreadable if its key does not find it; None if it does, as under a collation that ignores case."""
+def _unreadable_if_key_finds_nothing(query: ConditionQuery, tx: Transaction, key: Sequence[Any]) -> Unreadable | None:
+    """Return an Unreadable for the record if the database cannot find the record by its key. Return None if it can, for example under a
+    collation that ignores case.
+    """
     why = next((value.why for value in key if type(value) is NoValue), None)
     if why is None:
         return None
-    loaded = _as_loaded(key)
-    if None not in loaded and _key_of(query, tx, loaded) is not None:
+    loaded = _key_as_loaded(key)
+    if None not in loaded and _stored_key(query, tx, loaded) is not None:
         return None
     return Unreadable(tuple(key), query.record_text(tuple(key)), "", f"its key cannot be read: {why}", nameless=True)
 
 
-def _as_loaded(key: Sequence[Any]) -> PrimaryKey:
-    """Return the key as its column types load it, in whatever form it is stored."""
+def _key_as_loaded(key: Sequence[Any]) -> PrimaryKey:
+    """Return the key as Python values, as its column types load them. The stored form of a value may be another."""
     return tuple(value.loaded if type(value) is NoValue else value for value in key)
 
 
-def _load(query: ConditionQuery, tx: Transaction, found: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
-    for children in query.children_of(found) if tx.database.locks_rows else ():
+def _lock_children_and_load(query: ConditionQuery, tx: Transaction, found: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
+    for children in query.select_and_lock_children(found) if tx.database.locks_rows else ():
         tx.connection.execute(children)  # FOR SHARE: rows that the condition reads must not change before our commit (hazard 18)
-    return readable(query, tx, found)
+    return load_ready_records(query, tx, found)
 
 
-def readable_under_lock(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
-    """Load those of these records that are ready, after locking their keys (FOR KEY SHARE), so that no other transaction can move them on
-    before this one ends. Waits for records that are locked; returns what `readable` returns.
+def load_ready_records_under_lock(
+    query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]
+) -> tuple[list[Any], list[Unreadable]]:
+    """Lock these records (FOR KEY SHARE), so that no worker can claim them before this transaction ends, then load those that are ready
+    (condition true and due). Waits for locks of others. Returns a pair, as `load_ready_records` does.
     """
-    wanted, nameless = _split(query, tx, wanted)
+    wanted, nameless = _split_off_keys_that_find_nothing(query, tx, wanted)
     if not wanted:
         return [], nameless
     if tx.database.locks_rows:
-        tx.connection.execute(query.keys_among(wanted).with_for_update(key_share=True))
-    records, bad = readable(query, tx, wanted)
+        tx.connection.execute(query.select_existing_keys(wanted).with_for_update(key_share=True))
+    records, bad = load_ready_records(query, tx, wanted)
     return records, [*bad, *nameless]
 
 
-def readable(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
-    """Return those of these records that are ready and can be loaded, and those that cannot. A batch that fails to load is halved until the
-    records that fail are found.
+def load_ready_records(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
+    """Load those of these records that are ready (condition true and due). Return a pair: the loaded records, and an Unreadable for each
+    record that cannot be loaded. A batch that fails is halved until such records are found.
     """
     try:
         with _savepoint_for_raising_condition(query, tx):
-            records = _records(tx, query.records_given, query.given(wanted))
+            records = _execute_and_load(tx, query.select_given_ready_records, query.key_parameters(wanted))
     except Exception as error:
-        if not (db_errors.unloadable(error) or _condition_raised_for_a_row(query, error)):
+        if not (db_errors.is_record_load_error(error) or _condition_raised_for_a_row(query, error)):
             raise
         if len(wanted) == 1:
-            there = _key_of(query, tx, wanted[0])
+            there = _stored_key(query, tx, wanted[0])
             if there is None:
                 return [], []
             if query.record_text(there) != query.record_text(wanted[0]):
-                return readable(query, tx, [there])  # a hint gave the key as another type, which the driver converted
-            return [], [_unreadable(query, tx, there, error)]
+                return load_ready_records(query, tx, [there])  # the hint had the key as another type, which the driver converted
+            return [], [_make_unreadable(query, tx, there, error)]
     else:
-        query.answers_for(wanted)
+        query.include_rows_again(wanted)
         return records, []
     half = len(wanted) // 2
-    first, second = readable(query, tx, wanted[:half]), readable(query, tx, wanted[half:])
+    first, second = load_ready_records(query, tx, wanted[:half]), load_ready_records(query, tx, wanted[half:])
     return first[0] + second[0], first[1] + second[1]
 
 
 @contextmanager
 def _savepoint_for_raising_condition(query: ConditionQuery, tx: Transaction) -> Iterator[None]:
-    """Wrap a query in a savepoint if its condition is known to raise for some row, so that the error does not end the transaction."""
+    """Run the block, a query, in a savepoint if the condition is known to raise an error for some row. So the transaction survives the
+    error.
+    """
     if not query.in_turn:
         yield
         return
-    with kept_whole(tx.connection):
+    with in_savepoint(tx.connection):
         yield
 
 
 def _condition_raised_for_a_row(query: ConditionQuery, error: BaseException) -> bool:
-    """Whether this error means that the condition raised for some row, and the query can be used to find that row."""
-    return query.in_turn and db_errors.of_a_value(error)
+    """Return whether this error means that the condition raised an error for some row. If so, halving the batch finds the row."""
+    return query.in_turn and db_errors.is_caused_by_value(error)
 
 
-def _key_of(query: ConditionQuery, tx: Transaction, key: PrimaryKey) -> PrimaryKey | None:
-    """Return the key of this record as the database stores it; None if there is no such record, or the database rejects the key."""
+def _stored_key(query: ConditionQuery, tx: Transaction, key: PrimaryKey) -> PrimaryKey | None:
+    """Return the key of this record as it is stored; None if there is no record with this key, or if the database rejects the key."""
     try:
-        row = tx.connection.execute(query.keys_among([key])).first()
+        row = tx.connection.execute(query.select_existing_keys([key])).first()
     except Exception as error:
-        if db_errors.transient(error):
+        if db_errors.is_transient(error):
             raise
         return None
     return None if row is None else tuple(row)
 
 
-def _unreadable(query: ConditionQuery, tx: Transaction, key: PrimaryKey, error: BaseException) -> Unreadable:
+def _make_unreadable(query: ConditionQuery, tx: Transaction, key: PrimaryKey, error: BaseException) -> Unreadable:
     occurrence = ""
     if query.spec.occurrence:
         try:
-            with kept_whole(tx.connection), user_code():
-                row = tx.connection.execute(select(*query.spec.occurrence).where(query.among([key]))).first()
-            occurrence = query.round_text(tuple(row)) if row is not None else ""
-        except Exception as same:  # also a value that has no text: the attempt is then written with an empty one
-            if db_errors.transient(same):
+            with in_savepoint(tx.connection), running_user_code():
+                row = tx.connection.execute(select(*query.spec.occurrence).where(query.has_key_among([key]))).first()
+            occurrence = query.occurrence_text_of_values(tuple(row)) if row is not None else ""
+        except Exception as same:  # for example because a value has no text form: the attempt then gets an empty occurrence
+            if db_errors.is_transient(same):
                 raise
     if isinstance(error, DBAPIError) and _condition_raised_for_a_row(query, error):
-        query.raises_for(key)
-        words = _cannot_be_read(query, tx, key, error) if db_errors.no_text(error) else cannot_be_asked(error)
+        query.exclude_raising_row(key)
+        words = _unreadable_message(query, tx, key, error) if db_errors.is_text_encoding_error(error) else why_record_not_evaluable(error)
     else:
-        words = _cannot_be_read(query, tx, key, error)
+        words = _unreadable_message(query, tx, key, error)
     return Unreadable(key, query.record_text(key), occurrence, words)
 
 
-def _cannot_be_read(query: ConditionQuery, tx: Transaction, key: PrimaryKey, error: BaseException) -> str:
+def _unreadable_message(query: ConditionQuery, tx: Transaction, key: PrimaryKey, error: BaseException) -> str:
     reason = (
-        db_errors.database_message(error) if isinstance(error, DBAPIError) else describe(error)
-    )  # the words of the former repeat the statement
-    return f"its record cannot be read: {reason}{unreadable_columns.unreadable_columns(tx.connection, query, key)}"
+        db_errors.database_message(error) if isinstance(error, DBAPIError) else describe_exception(error)
+    )  # the text of a DBAPIError would contain the statement too
+    return f"its record cannot be read: {reason}{unreadable_columns.describe_unreadable_columns(tx.connection, query, key)}"
 
 
-def _free_unreadable(query: ConditionQuery, tx: Transaction, bad: Sequence[Unreadable]) -> list[Unreadable]:
-    """Return those unreadable records that nothing keeps from us: they have no attempt, or only their own failed one whose retry time has
-    come.
+def _unreadable_records_that_nothing_blocks(query: ConditionQuery, tx: Transaction, bad: Sequence[Unreadable]) -> list[Unreadable]:
+    """Return those of these unreadable records that nothing blocks: the record has no attempt, or only a failed one of this reaction that
+    is to be tried again now.
     """
     if not bad:
         return []
     spec = query.spec
     if tx.air:
-        bad = [one for one in bad if not tx.air.holds(spec, one.text)]
+        bad = [one for one in bad if not tx.air.must_leave_alone(spec, one.text)]
     found = attempts.attempts_deciding_claim(tx, query, [one.text for one in bad], own=True)
     free, columns = [], spec.occurrence_columns
     for one in bad:
         standing = found.get(one.text, ())
-        one.attempt = blocking.own(spec.app, spec.name, one.occurrence, standing, spec.occurrence_columns)
-        mine = one.attempt is None or (one.attempt.state is State.FAILED and blocking.due(one.attempt, tx.now))
+        one.attempt = blocking.find_own_attempt(spec.app, spec.name, one.occurrence, standing, spec.occurrence_columns)
+        mine = one.attempt is None or (one.attempt.state is State.FAILED and blocking.is_retry_due(one.attempt, tx.now))
         if (
             mine
-            and blocking.blocker(spec.app, spec.name, one.occurrence, standing, done_column=True, repeats=spec.repeats, columns=columns)
+            and blocking.find_blocking_attempt(
+                spec.app, spec.name, one.occurrence, standing, done_column=True, repeats=spec.repeats, columns=columns
+            )
             is None
         ):
             free.append(one)
     return free
 
 
-def _records(tx: Transaction, statement: Any, given: dict[str, Any] | None) -> list[Any]:
-    with user_code():  # the user's column types and load hooks run here
+def _execute_and_load(tx: Transaction, statement: Any, given: dict[str, Any] | None) -> list[Any]:
+    with running_user_code():  # the user's column types and load hooks run here
         return list(tx.session.execute(statement, given).unique().scalars())
 
 
-def _busy(query: ConditionQuery, tx: Transaction, missing: set[PrimaryKey]) -> list[PrimaryKey]:
-    """Return those of these keys that exist. They could not be locked, so another transaction has locked them; they are claimed again
-    later.
+def _keys_locked_by_others(query: ConditionQuery, tx: Transaction, missing: set[PrimaryKey]) -> list[PrimaryKey]:
+    """Return those of the keys `missing` for which there is a record. The caller could not lock these records, so another transaction
+    has.
     """
-    return [tuple(row) for row in tx.connection.execute(query.keys_among(list(missing)))]
+    return [tuple(row) for row in tx.connection.execute(query.select_existing_keys(list(missing)))]
 
 
 def _add_free_records_to_claim(
     query: ConditionQuery, tx: Transaction, claim: Claim, records: Sequence[Any], bad: Sequence[Unreadable] = (), mine: int | None = None
 ) -> None:
-    """Add to the claim those records that no attempt keeps from us. Attempts are read after the lock, in a statement of their own (hazard
-    17).
+    """Add to the claim those of these records that no attempt blocks. Their attempts are read by a statement that begins after the records
+    were locked, so that it sees every commit made before (hazard 17).
     """
-    tx.claimed(records, query.mapper.tables)
+    tx.note_claimed(records, query.mapper.tables)
     if records and not query.finds_its_keys:
-        _prove_keys(query, tx, query.key_of(records[0]))
+        _check_record_is_found_by_key(query, tx, query.key_of_record(records[0]))
     taken: list[Taken] = []
     more: list[Unreadable] = []
-    for record, due in zip(records, dues(query, tx, records), strict=True):
-        key = query.key_of(record)
+    for record, due in zip(records, due_times(query, tx, records), strict=True):
+        key = query.key_of_record(record)
         text = query.record_text(key)
         try:
             occurrence = query.occurrence_text(record)
-        except (OverflowError, GroundstateError) as error:  # a time outside of the calendar, or a value of a type without a text form
+        except (OverflowError, GroundstateError) as error:  # a time outside of the calendar, or a value whose type has no text form
             more.append(Unreadable(key, text, "", f"its occurrence has no text: {error}"))
             continue
-        if isinstance(due, InNoCalendar):
-            more.append(Unreadable(key, text, occurrence, f"its due time cannot be told: {due}"))
+        if isinstance(due, OutsideCalendarError):
+            more.append(Unreadable(key, text, occurrence, f"its due time cannot be computed: {due}"))
         else:
             taken.append(Taken(key, text, occurrence, record, due=due))
-    claim.taken = _free(query, tx, taken, mine)
-    claim.unreadable = _free_unreadable(query, tx, [*bad, *more])
+    claim.taken = _free_records(query, tx, taken, mine)
+    claim.unreadable = _unreadable_records_that_nothing_blocks(query, tx, [*bad, *more])
 
 
-def _free(query: ConditionQuery, tx: Transaction, taken: list[Taken], mine: int | None) -> list[Taken]:
+def _free_records(query: ConditionQuery, tx: Transaction, taken: list[Taken], mine: int | None) -> list[Taken]:
     spec = query.spec
     if tx.air:
-        taken = [one for one in taken if not tx.air.holds(spec, one.text)]
-    if not taken or not _some_attempts(tx):
-        return _at_full_pace(query, tx, taken)
+        taken = [one for one in taken if not tx.air.must_leave_alone(spec, one.text)]
+    if not taken or not _may_attempts_exist(tx):
+        return _without_slowed_records(query, tx, taken)
     found = attempts.attempts_deciding_claim(tx, query, [one.text for one in taken])
-    free, kept_out_by = [], spec.kept_out_by
+    free, kept_out_by = [], spec.blocking_arguments
     for one in taken:
         standing = found.get(one.text, ())
-        if blocking.blocker(spec.app, spec.name, one.occurrence, standing, **kept_out_by):
+        if blocking.find_blocking_attempt(spec.app, spec.name, one.occurrence, standing, **kept_out_by):
             continue
-        own = blocking.own(spec.app, spec.name, one.occurrence, standing, spec.occurrence_columns)
-        # A record that is too late does not wait for the retry time of an earlier failure, unless its `expired` handler was what failed.
-        waits_no_more = query.answers_late and own is not None and own.why != IN_VAIN
-        tried_now = own is not None and own.state is State.FAILED and (blocking.due(own, tx.now) or waits_no_more)
+        own = blocking.find_own_attempt(spec.app, spec.name, one.occurrence, standing, spec.occurrence_columns)
+        # An expired record does not wait for the retry time of an earlier failure, unless its `expired` handler is what failed.
+        waits_no_more = query.is_for_expired and own is not None and own.why != EXPIRED_HANDLER_FAILED
+        tried_now = own is not None and own.state is State.FAILED and (blocking.is_retry_due(own, tx.now) or waits_no_more)
         if own is None or tried_now or (own.call == mine and own.state is State.BEGUN):
             one.attempt = own
             free.append(one)
-    return _at_full_pace(query, tx, free)
+    return _without_slowed_records(query, tx, free)
 
 
-def _prove_keys(query: ConditionQuery, tx: Transaction, key: PrimaryKey) -> None:
-    """Prove that the database finds a record by its key, before the first record of a table that was empty at the start is claimed. Raises
-    KeyRefused.
+def _check_record_is_found_by_key(query: ConditionQuery, tx: Transaction, key: PrimaryKey) -> None:
+    """Check that the database finds a record by its key, and raise KeyRefused if it does not. The caller does this with the first record of
+    a table that was empty when the worker started.
     """
-    why = key_columns.refused(tx.connection, query, key)
+    why = key_columns.key_refusal(tx.connection, query, key)
     if why is not None:
         raise why
     query.finds_its_keys = True
 
 
-def _at_full_pace(query: ConditionQuery, tx: Transaction, taken: list[Taken]) -> list[Taken]:
-    """Leave out records that are slowed down just now, since reactions make each other's conditions hold on them again and again (a ring).
-    A record with a failed attempt stays: it has waited for its retry time anyway.
+def _without_slowed_records(query: ConditionQuery, tx: Transaction, taken: list[Taken]) -> list[Taken]:
+    """Return these records without those that are slowed down now, because reactions make each other's conditions on them hold again and
+    again (a ring). A record with a failed attempt stays, since it has waited for its retry time already.
     """
     if not tx.rings:
         return taken
-    return [one for one in taken if one.attempt is not None or not tx.rings.holds(query, one.key, one.occurrence)]
+    return [one for one in taken if one.attempt is not None or not tx.rings.must_wait(query, one.key, one.occurrence)]
 
 
-def dues(query: ConditionQuery, tx: Transaction, records: Sequence[Any]) -> list[datetime | InNoCalendar | None]:
-    """Return for each record when it became due, or why that cannot be computed; None if the reaction has no due time or the record has
-    none any more.
+def due_times(query: ConditionQuery, tx: Transaction, records: Sequence[Any]) -> list[datetime | OutsideCalendarError | None]:
+    """Return the due time of each record, in their order: None if the reaction or the record has no due time, and an OutsideCalendarError,
+    which says why, if it cannot be computed.
     """
     timing, due = query.timing, query.spec.due
     if timing is None or due is None:
         return [None] * len(records)
     if due.attribute is not None:
-        return [_told(timing, getattr(record, due.attribute.key)) for record in records]
-    found = [query.key_of(record) for record in records]
-    bases = _bases(query, tx, found) if found else {}
-    return [_told(timing, bases.get(key)) for key in found]
+        return [_due_time(timing, getattr(record, due.attribute.key)) for record in records]
+    found = [query.key_of_record(record) for record in records]
+    bases = _values_for_due_times(query, tx, found) if found else {}
+    return [_due_time(timing, bases.get(key)) for key in found]
 
 
-def _told(timing: Timing, base: object) -> datetime | InNoCalendar | None:
-    if isinstance(base, InNoCalendar):
+def _due_time(timing: Timing, base: object) -> datetime | OutsideCalendarError | None:
+    if isinstance(base, OutsideCalendarError):
         return base
     try:
-        return timing.due_of(base)
-    except InNoCalendar as error:
+        return timing.due_time_for(base)
+    except OutsideCalendarError as error:
         return error
 
 
-def _bases(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> dict[PrimaryKey, object]:
-    """Return the values that the due times of these records are computed from, for a reaction whose `due` is an SQL expression. A value
-    that Python cannot represent is found by halving, and given as InNoCalendar.
+def _values_for_due_times(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> dict[PrimaryKey, object]:
+    """Return, by key, the values from which the due times of these records are computed; `due` of the reaction is an SQL expression. A
+    value that Python cannot represent is found by halving the batch, and an OutsideCalendarError is returned for it.
     """
     try:
-        return {tuple(row[:-1]): row[-1] for row in tx.connection.execute(query.dues_among(wanted))}
+        return {tuple(row[:-1]): row[-1] for row in tx.connection.execute(query.select_base_times(wanted))}
     except Exception as error:
-        if not db_errors.unreadable(error):
+        if not db_errors.is_conversion_error(error):
             raise
         if len(wanted) == 1:
-            return {wanted[0]: InNoCalendar(f"{type(error).__name__}: {error}")}
+            return {wanted[0]: OutsideCalendarError(f"{type(error).__name__}: {error}")}
     half = len(wanted) // 2
-    return _bases(query, tx, wanted[:half]) | _bases(query, tx, wanted[half:])
+    return _values_for_due_times(query, tx, wanted[:half]) | _values_for_due_times(query, tx, wanted[half:])
 
 
-def _some_attempts(tx: Transaction) -> bool:
-    """Whether any attempt may exist: on PostgreSQL another transaction may have committed the first one since this one began."""
+def _may_attempts_exist(tx: Transaction) -> bool:
+    """Return whether any attempt may exist. On PostgreSQL a query decides: another transaction may just have committed the first
+    attempt.
+    """
     return tx.some_attempts or (tx.database.locks_rows and tx.connection.execute(attempts.ANY).first() is not None)
 
 
 @dataclass
 class AttemptWithFacts:
-    """One attempt as it is in the table now (None if it is gone), and the facts about its record."""
+    """An attempt as it is in the table now (`attempt` is None if its row is gone), and the facts about its record."""
 
     attempt: Attempt | None
     facts: Facts
     record: Any
     key: PrimaryKey
     blocked: Attempt | None
-    due: datetime | None = None  # when its occurrence became due; None if it has no due time
-    in_the_air: bool = False  # this worker has a call in flight for the record, whatever the table says
-    early: bool = False  # its due time is in the future: the time was moved, or the clock stepped back
-    condition: bool = False  # whether the condition holds, for this or another occurrence
-    unreadable: str | None = None  # why the record cannot be loaded; `record` is None then, and `facts` are not known
+    due: datetime | None = None  # when the occurrence became due; None if it has no due time
+    in_the_air: bool = False  # whether this worker has a call in flight for the record, whatever the table says
+    early: bool = False  # whether the due time is in the future, since it was moved or the clock was set back
+    condition: bool = False  # whether the condition holds, whichever occurrence the record has now
+    unreadable: str | None = None  # why the record cannot be loaded (then `record` is None, and `facts` are not known); None if it can
 
 
 @dataclass
 class AttemptsUnderLock:
-    """Attempts, with the facts that their transitions depend on, read under the locks of their records."""
+    """Attempts, with the facts on which their next states depend, read while their records are locked."""
 
     standing: dict[attempts.Identity, AttemptWithFacts] = field(default_factory=dict)
-    busy: set[attempts.Identity] = field(default_factory=set)  # locked by another transaction: looked at again, not counted as a try
-    unreadable: dict[attempts.Identity, tuple[Attempt | None, str]] = field(default_factory=dict)  # attempt; why its record is unreadable
-    unasked: set[attempts.Identity] = field(default_factory=set)  # those of the unreadable ones for whose record the condition raises
+    # attempts whose record another transaction has locked: these attempts are read again later
+    busy: set[attempts.Identity] = field(default_factory=set)
+    # by attempt, why its record is unreadable
+    unreadable: dict[attempts.Identity, tuple[Attempt | None, str]] = field(default_factory=dict)
+    unasked: set[attempts.Identity] = field(default_factory=set)  # attempts in `unreadable` for whose record the condition raises an error
 
-    def without_its_record(self, identity: attempts.Identity) -> AttemptWithFacts | None:
-        """Return an unreadable attempt as far as it is known; None for an attempt whose record was read. The record is there, and while
-        nobody can say otherwise its condition counts as holding, so that nothing of the attempt is forgotten.
+    def attempt_of_unreadable_record(self, identity: attempts.Identity) -> AttemptWithFacts | None:
+        """Return the attempt if its record is unreadable; None if its record was read. An unreadable record counts as existing, and its
+        condition as true, so that the attempt is not deleted.
         """
         if identity not in self.unreadable:
             return None
@@ -420,101 +434,110 @@ class AttemptsUnderLock:
 
 
 def lock_and_read_attempts(query: ConditionQuery, tx: Transaction, identities: Sequence[attempts.Identity]) -> AttemptsUnderLock:
-    """Lock the records of these attempts, then read the attempts and the facts. A record that another transaction has locked is skipped."""
+    """Lock the records of these attempts, then read the attempts and the facts about their records. A record that another transaction has
+    locked is skipped.
+    """
     spec = query.spec
     result = AttemptsUnderLock()
     texts = {identity[2] for identity in identities}
-    keys_of = {text: key for text in texts if (key := query.key_of_text(text)) is not None}  # a text that is no valid key has no record
+    keys_of = {
+        text: key for text in texts if (key := query.key_from_text_or_none(text)) is not None
+    }  # a text that is no valid key belongs to no record
     found: dict[str, tuple[Any, bool]] = {}
     busy: set[str] = set()
     bad: dict[str, str] = {}
     wanted = list(keys_of.values())
     if wanted:
         locked = wanted
-        if tx.database.locks_rows and not query.reads_its_row_alone:
-            locked = [tuple(row) for row in tx.connection.execute(query.keys_given, query.given(wanted))]
+        if tx.database.locks_rows and not query.reads_only_own_row:
+            locked = [tuple(row) for row in tx.connection.execute(query.select_given_keys, query.key_parameters(wanted))]
         if locked:
-            for record, holds in _truths(query, tx, locked, bad):
-                found[query.record_text(query.key_of(record))] = (record, bool(holds))
-            tx.claimed([record for record, _ in found.values()], query.mapper.tables)
+            for record, holds in _load_with_condition(query, tx, locked, bad):
+                found[query.record_text(query.key_of_record(record))] = (record, bool(holds))
+            tx.note_claimed([record for record, _ in found.values()], query.mapper.tables)
         if tx.database.locks_rows and len(found) < len(wanted):
             missing = {key for text, key in keys_of.items() if text not in found and text not in bad}
-            busy = {query.record_text(key) for key in _busy(query, tx, missing)}
-    # The transaction that has locked a busy record locks its attempts too: if we waited for those, we could deadlock with it.
+            busy = {query.record_text(key) for key in _keys_locked_by_others(query, tx, missing)}
+    # The transaction that has locked a busy record may lock the record's attempts too: waiting for those locks could be a deadlock.
     ours = [text for text in texts if text not in busy]
     by_record = attempts.attempts_deciding_claim(tx, query, ours, lock=True)
-    due_now = _dues_of(query, tx, [record for record, _ in found.values()])
-    kept_out_by = spec.kept_out_by
+    due_now = _due_times_by_text(query, tx, [record for record, _ in found.values()])
+    kept_out_by = spec.blocking_arguments
     for identity in identities:
         text, occurrence = identity[2], identity[3]
         if text in busy:
             result.busy.add(identity)
             continue
         if text in bad:
-            result.unreadable[identity] = (attempts.by_identity(by_record, identity), bad[text])
+            result.unreadable[identity] = (attempts.find_by_identity(by_record, identity), bad[text])
             result.unasked |= {identity} if bad[text].startswith(OF_ONE) else set()
             continue
         record, holds = found.get(text, (None, False))
-        same = record is not None and is_this_round(query, occurrence, record)
+        same = record is not None and is_present_occurrence(query, occurrence, record)
         by_now = due_now.get(text)
-        undue = by_now if isinstance(by_now, InNoCalendar) else None
-        now_due = None if isinstance(by_now, InNoCalendar) else by_now
-        due = query.due_in(occurrence) or now_due
-        late = due is not None and spec.due is not None and spec.due.expired(due, tx.now)
+        undue = by_now if isinstance(by_now, OutsideCalendarError) else None
+        now_due = None if isinstance(by_now, OutsideCalendarError) else by_now
+        due = query.due_time_in_occurrence(occurrence) or now_due
+        late = due is not None and spec.due is not None and spec.due.is_expired(due, tx.now)
         facts = Facts(exists=record is not None, holds=holds and same, expired=late)
-        others = blocking.blocker(spec.app, spec.name, occurrence, by_record.get(text, ()), **kept_out_by)
-        standing = attempts.by_identity(by_record, identity)
+        others = blocking.find_blocking_attempt(spec.app, spec.name, occurrence, by_record.get(text, ()), **kept_out_by)
+        standing = attempts.find_by_identity(by_record, identity)
         if undue is not None and standing is not None and standing.state is State.FAILED and facts.holds:
-            result.unreadable[identity] = (standing, f"its due time cannot be told: {undue}")  # without a due time it cannot be carried out
+            # a reaction cannot be carried out for a record whose due time is unknown
+            result.unreadable[identity] = standing, f"its due time cannot be computed: {undue}"
             continue
         early = now_due is not None and now_due > tx.now
-        flies = tx.air is not None and tx.air.holds(spec, text)
+        flies = tx.air is not None and tx.air.must_leave_alone(spec, text)
         result.standing[identity] = AttemptWithFacts(standing, facts, record, keys_of.get(text, ()), others, due, flies, early, holds)
     return result
 
 
-def _dues_of(query: ConditionQuery, tx: Transaction, records: Sequence[Any]) -> dict[str, datetime | InNoCalendar]:
+def _due_times_by_text(query: ConditionQuery, tx: Transaction, records: Sequence[Any]) -> dict[str, datetime | OutsideCalendarError]:
     if query.timing is None:
         return {}
-    texts = [query.record_text(query.key_of(record)) for record in records]
-    return {text: due for text, due in zip(texts, dues(query, tx, records), strict=True) if due is not None}
+    texts = [query.record_text(query.key_of_record(record)) for record in records]
+    return {text: due for text, due in zip(texts, due_times(query, tx, records), strict=True) if due is not None}
 
 
-def is_this_round(query: ConditionQuery, occurrence: str, record: Any) -> bool:
-    """Whether the record's present occurrence is the one with this text."""
+def is_present_occurrence(query: ConditionQuery, occurrence: str, record: Any) -> bool:
+    """Return whether this text stands for the record's present occurrence (the values that tell one round of a record from the next)."""
     try:
-        return query.is_round(occurrence, query.occurrence_text(record))
-    except (OverflowError, GroundstateError):  # the record has no occurrence text, and its attempt was written with an empty one
+        return query.is_same_occurrence(occurrence, query.occurrence_text(record))
+    except (OverflowError, GroundstateError):  # an occurrence without a text form is stored in its attempt as an empty text
         return occurrence == ""
 
 
-def truths(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> list[Any]:
-    """Return these records, each with whether its condition holds, after this transaction locked them. Those that cannot be loaded are left
-    out.
+def load_with_condition(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> list[Any]:
+    """Return, for each of these records, which this transaction has locked, one row: the loaded record, and whether its condition holds.
+    Records that cannot be loaded are left out.
     """
-    return _truths(query, tx, wanted, {})
+    return _load_with_condition(query, tx, wanted, {})
 
 
-def _truths(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey], bad: dict[str, str]) -> list[Any]:
-    """Return these records, each with whether its condition holds. For one that cannot be loaded, the reason is put into `bad`, by the
-    record's text.
+def _load_with_condition(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey], bad: dict[str, str]) -> list[Any]:
+    """Return one row for each of these records: the loaded record, and whether its condition holds. For a record that cannot be loaded, put
+    the reason into `bad` instead, under the text of the record's key.
     """
     try:
-        with _savepoint_for_raising_condition(query, tx), user_code():
-            return list(tx.session.execute(query.truths_given, query.given(wanted)).unique())
+        with _savepoint_for_raising_condition(query, tx), running_user_code():
+            return list(tx.session.execute(query.select_given_records_with_truth, query.key_parameters(wanted)).unique())
     except Exception as error:
         in_vain = _condition_raised_for_a_row(query, error)
-        if not (in_vain or db_errors.unloadable(error)):
+        if not (in_vain or db_errors.is_record_load_error(error)):
             raise
-        if len(wanted) == 1 and _key_of(query, tx, wanted[0]) is None:
+        if len(wanted) == 1 and _stored_key(query, tx, wanted[0]) is None:
             return []
         if len(wanted) == 1 and in_vain and isinstance(error, DBAPIError):
-            query.raises_for(wanted[0])
-            words = _cannot_be_read(query, tx, wanted[0], error) if db_errors.no_text(error) else cannot_be_asked(error)
+            query.exclude_raising_row(wanted[0])
+            words = (
+                _unreadable_message(query, tx, wanted[0], error)
+                if db_errors.is_text_encoding_error(error)
+                else why_record_not_evaluable(error)
+            )
             bad[query.record_text(wanted[0])] = words
             return []
         if len(wanted) == 1:
-            bad[query.record_text(wanted[0])] = _cannot_be_read(query, tx, wanted[0], error)
+            bad[query.record_text(wanted[0])] = _unreadable_message(query, tx, wanted[0], error)
             return []
     half = len(wanted) // 2
-    return _truths(query, tx, wanted[:half], bad) + _truths(query, tx, wanted[half:], bad)
+    return _load_with_condition(query, tx, wanted[:half], bad) + _load_with_condition(query, tx, wanted[half:], bad)

@@ -1,16 +1,15 @@
-"""A call or a lookup in flight to an external service (InFlightCall), and the result that comes back (CallResult). Only values: engine/call
-runs them.
+"""Data classes for a call or lookup that is in flight to an external service (InFlightCall), and for its result (CallResult). engine/call
+makes the calls.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from groundstate.clock import Clock
 from groundstate.engine.rows.attempts import Identity
-from groundstate.engine.rows.clock_jumps import boot_s
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.readonly_record import GivenSnapshot
 from groundstate.rules.clock_jump import NOTICED
@@ -20,54 +19,56 @@ from groundstate.values import keys
 from groundstate.values.answers import IdempotencyKey, Occurrence, ReactionContext
 
 
-def clocks() -> tuple[float, float]:
-    """Return seconds by two clocks: one that goes on while the host is suspended, and the wall clock (hazard 5)."""
-    return boot_s(), time.time()
+def read_clocks(clock: Clock) -> tuple[float, float]:
+    """Return a pair of clock readings in seconds: of a clock that goes on while the host is suspended, and of the wall clock (hazard 5)."""
+    return clock.boot(), clock.wall()
 
 
-def seconds_since_clocks(before: tuple[float, float]) -> float:
-    """Return the seconds since an earlier reading of `clocks`, by whichever of the two clocks went further."""
-    boot, wall = clocks()
+def seconds_since_clocks(before: tuple[float, float], clock: Clock) -> float:
+    """Return the seconds that have passed since `before`, an earlier result of `read_clocks`: the greater number of its two clocks."""
+    boot, wall = read_clocks(clock)
     return max(boot - before[0], wall - before[1])
 
 
 @dataclass(eq=False)
 class InFlightCall:
-    """One call, or one lookup if `asked_at` is set, in flight for one attempt."""
+    """One call for one attempt. If `asked_at` is set, it is a lookup instead: a question to the service what became of the call."""
 
     query: ConditionQuery
     identity: Identity
-    call: int  # the fence: a random number, new for each call
+    call: int  # call number: random, new for each call; an attempt is written only if it still has the number
     argument: Any
     key: IdempotencyKey
     moment: ReactionContext
     occurrence: Occurrence
-    begun: tuple[float, float]  # `clocks()`, read before the begin was sent to the database
-    asked_at: datetime | None = None  # set for a lookup: the database's time, read before it was asked
-    incarnation: int = 0  # the worker incarnation that began it
+    begun: tuple[float, float]  # what `read_clocks` returned before the attempt was written as begun
+    asked_at: datetime | None = None  # the database's time before the lookup was sent; None for a call
+    incarnation: int = 0  # id of the worker incarnation that began the call
     failures: int = 0  # how often this attempt had failed before
-    together: int = 0  # careful mode: the most calls that may be in flight together, this one included; 0 outside of it
-    ends_s: float | None = None  # monotonic seconds at which it times out; None before it was sent
-    given_up: bool = False  # it timed out and still runs, in its thread, or in its task in spite of the cancellation
-    answered: bool = False  # its result has arrived, though perhaps not yet in the database
-    counted: bool = False  # its end was added to the counters
-    cut_off: bool = False  # we ended it ourselves, which says nothing about the external service
-    tenant: str | None = None  # the tenant: the value of `per`
-    line: str | None = None  # the value of `in_order`: calls that share it go one at a time
-    given: GivenSnapshot | None = None  # the snapshot before it was sent; None until then, and if `prepare` made the argument
+    # the most calls that may be in flight at once in careful mode, this one included (1: this call must be alone); 0 outside careful mode
+    together: int = 0
+    ends_s: float | None = None  # monotonic seconds at which the call times out; None before it is sent
+    given_up: bool = False  # whether the call timed out and its thread (or its task, despite the cancellation) still runs
+    answered: bool = False  # whether its result has arrived, though it may not be in the database yet
+    counted: bool = False  # whether the end of the call was added to the counters
+    cut_off: bool = False  # whether we cancelled the call, so that its result says nothing about the external service
+    tenant: str | None = None  # the tenant (the value of `per`); None without `per`
+    line: str | None = None  # the value of `in_order`; calls with equal values are made one at a time
+    # copy of the argument, made when the call is sent, to find out whether the call edits the argument; None if that is impossible
+    given: GivenSnapshot | None = None
 
     @property
     def is_lookup(self) -> bool:
         return self.asked_at is not None
 
     @property
-    def again(self) -> bool:
-        """Whether this record has been tried before, or is asked after."""
+    def was_tried_before(self) -> bool:
+        """Return whether the call for this record was tried before. Return True for a lookup too."""
         return self.is_lookup or self.failures > 0 or self.moment.call_no > 1
 
     @property
-    def subject(self) -> tuple[ReactionSpec, str]:
-        """The spec of the reaction and the text of the record that this call is for."""
+    def spec_and_record(self) -> tuple[ReactionSpec, str]:
+        """Return a pair: the spec of the reaction for which this call is made, and the key of the record as a text."""
         return self.query.spec, self.identity[2]
 
     @property
@@ -75,26 +76,28 @@ class InFlightCall:
         call = self.query.spec.call
         return call.timeout if call else timedelta()
 
-    def asked_by(self, now: datetime) -> datetime:
-        """Return when the lookup was asked, on the database's clock as it is set now: it shows `now`, and may have been set back since."""
-        asked_at, at_latest = self.asked_at or now, now - timedelta(seconds=boot_s() - self.begun[0])
+    def asked_at_by_clock(self, now: datetime) -> datetime:
+        """Return when the lookup was sent, as a time of the database's clock. now: what that clock shows; it may have been set back
+        since.
+        """
+        asked_at, at_latest = self.asked_at or now, now - timedelta(seconds=self.query.database.clock.boot() - self.begun[0])
         return at_latest if asked_at - at_latest > NOTICED else asked_at
 
     def may_go_out(self) -> bool:
-        """Whether so little time has passed since the begin that the call's whole timeout fits before its deadline."""
-        return self.is_lookup or seconds_since_clocks(self.begun) <= MARGIN.total_seconds()
+        """Return whether the call may still be sent: its whole timeout fits before its deadline, which was set when it was begun."""
+        return self.is_lookup or seconds_since_clocks(self.begun, self.query.database.clock) <= MARGIN.total_seconds()
 
 
 def tenant_of(query: ConditionQuery, record: Any) -> str | None:
-    """Return the tenant of the external service that this record's calls go to; None if the reaction has no `per` or the record is gone."""
+    """Return the tenant (the value of `per`) for this record's calls; None if the reaction has no `per` or the record is gone."""
     per = query.spec.per
     value = None if per is None or record is None else getattr(record, per.key)
-    return None if value is None else f"={keys.text(value)}"
+    return None if value is None else f"={keys.canonical_text(value)}"
 
 
 @dataclass(eq=False)
 class CallResult:
-    """The result of an in-flight call, on its way back to the thread that runs transactions."""
+    """The result of a call or lookup, as one of the classes below. It is handed to the thread that runs transactions."""
 
     in_flight: InFlightCall
 
@@ -108,7 +111,11 @@ class Returned(CallResult):
 
 @dataclass(eq=False)
 class NothingHappened(CallResult):
-    """The call raised NotDone, Throttled or a listed exception type: it was surely not done."""
+    """The call was surely not done: it raised NotDone, Throttled or an exception listed in `not_done=`, or it could not be started.
+
+    counts: whether this counts as a failure of the attempt.
+    retry_after: the wait that the service asked for; None if it asked for none.
+    """
 
     error: str
     counts: bool = True
@@ -117,7 +124,9 @@ class NothingHappened(CallResult):
 
 @dataclass(eq=False)
 class Unclear(CallResult):
-    """The call timed out, or raised what does not say whether it was done. `running` is True while its thread or task goes on."""
+    """The call may or may not have been done: it timed out, or raised an exception that does not tell. running: whether its thread or task
+    still runs.
+    """
 
     error: str
     running: bool = False
@@ -130,16 +139,16 @@ class NotSent(CallResult):
 
 @dataclass(eq=False)
 class ThreadEnded(CallResult):
-    """The thread or task of a call that had timed out has ended without an outcome."""
+    """The thread or task of a call that had timed out before has now ended, without an outcome."""
 
 
 @dataclass(eq=False)
 class FoundAbsent(CallResult):
-    """The lookup answered Absent."""
+    """The lookup answered Absent: the service knows no such call."""
 
 
 @dataclass(eq=False)
 class FoundUnknown(CallResult):
-    """The lookup answered Unknown, or raised an exception."""
+    """The lookup answered Unknown, or raised an exception: the call stays in doubt."""
 
     error: str | None = None

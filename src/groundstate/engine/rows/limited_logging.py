@@ -1,7 +1,8 @@
-"""Limits log lines of which many may be alike: ten a minute for each kind and reaction (or schedule), then a count of those left out.
+"""Limits log lines that may come in great numbers: ten a minute of each kind for each reaction (or schedule), then a count of those left
+out.
 
-What a left-out line would have told is in the database, and `groundstate pending` and `held` list it. A line that is the only trace of its
-event has no kind here, and is always written.
+What a left-out line would have said is in the database too, where `groundstate pending` and `held` show it. A line that is the only trace
+of its event is always written, without this module.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import logging
 from dataclasses import dataclass
 
 log = logging.getLogger("groundstate")
-LINES_MOST = 10  # lines of one kind and reaction within WITHIN_S
+LINES_MOST = 10  # lines of one kind and reaction that are written within WITHIN_S at most
 WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of log line. `words` names what is counted when lines are left out, as in '3 more calls failed'."""
+    """A kind of log line. words: what follows the number of left-out lines, as in '3 more calls failed'."""
 
     event: str
     level: int
@@ -39,8 +40,8 @@ OUTCOME_HELD = Kind("outcome_held", logging.ERROR, "attempts are held with their
 
 
 @dataclass
-class _Told:
-    """How many lines of one kind and reaction were written and left out since the first line of this minute."""
+class _LineCounts:
+    """For one kind and reaction: how many lines were written, and how many left out, since the first line of this minute."""
 
     since: float
     lines: int = 0
@@ -48,34 +49,36 @@ class _Told:
 
 
 class LimitedLines:
-    """Counts the lines of each kind and reaction that a worker logged in this minute. Used by the transactions' thread only; times are
-    monotonic seconds.
+    """Counts the lines of each kind and reaction that a worker logged in this minute. Must be used only by the thread that runs
+    transactions. Times are monotonic seconds.
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, Kind], _Told] = {}
+        self._counts: dict[tuple[str, Kind], _LineCounts] = {}
 
-    def may_tell(self, reaction: str, kind: Kind, now: float, *, anyhow: bool = False) -> bool:
-        """Whether such a line may be written now; if not, it is counted as left out. With `anyhow` it may always be written."""
-        told = self._told.setdefault((reaction, kind), _Told(now))
-        if told.lines >= LINES_MOST and not anyhow:
-            told.left_out += 1
+    def may_log(self, reaction: str, kind: Kind, now: float, *, anyhow: bool = False) -> bool:
+        """Count a line, as written or as left out, and return whether the caller may write it now. With `anyhow` the line may always be
+        written.
+        """
+        counts = self._counts.setdefault((reaction, kind), _LineCounts(now))
+        if counts.lines >= LINES_MOST and not anyhow:
+            counts.left_out += 1
             return False
-        told.lines += 1
+        counts.lines += 1
         return True
 
-    def turn(self, now: float, *, over: bool = False) -> None:
-        """Log how many lines were left out, for every kind and reaction whose minute is over; with `over` (the worker ends), for all.
-        Called in each loop iteration.
+    def log_left_out_counts(self, now: float, *, over: bool = False) -> None:
+        """Log how many lines were left out, for each kind and reaction whose minute is over. With `over`, log it for all kinds and
+        reactions, since the worker ends. The worker's loop calls this in each iteration.
         """
-        for (reaction, kind), told in [(name, one) for name, one in self._told.items() if over or now - one.since >= WITHIN_S]:
-            del self._told[(reaction, kind)]
-            if told.left_out:
+        for (reaction, kind), counts in [(name, one) for name, one in self._counts.items() if over or now - one.since >= WITHIN_S]:
+            del self._counts[(reaction, kind)]
+            if counts.left_out:
                 log.log(
                     kind.level,
-                    "%s: %d more %s since then, of which no line tells",
+                    "%s: %d more %s since then, for which no line was written",
                     reaction,
-                    told.left_out,
+                    counts.left_out,
                     kind.words,
-                    extra={"event": "lines_left_out", "reaction": reaction, "of": kind.event, "count": told.left_out},
+                    extra={"event": "lines_left_out", "reaction": reaction, "of": kind.event, "count": counts.left_out},
                 )

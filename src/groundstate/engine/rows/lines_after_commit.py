@@ -1,6 +1,7 @@
-"""Writes the log lines on what a transaction makes of attempts, once it is committed: a transaction that is rolled back says nothing.
+"""Writes log lines about a transaction's changes to attempts after the transaction is committed. If it is rolled back, the lines are
+dropped.
 
-So no line is untrue, and what is done again after a rollback is said once.
+So no line is untrue, and work that is repeated after a rollback is logged once.
 """
 
 from __future__ import annotations
@@ -16,29 +17,30 @@ Line = Callable[[], object]
 
 @dataclass
 class LinesAfterCommit:
-    """The lines of one worker's open transaction. Used by the thread of its transactions only."""
+    """Collects the log lines of one worker's open transaction. Must be used only by the thread that runs its transactions."""
 
-    _waiting: list[tuple[Line, bool]] | None = field(default=None, repr=False)  # with `only_trace`; None: no transaction is open
-    _commits: bool = False  # whether nothing is left to be done but the commit
+    _waiting: list[tuple[Line, bool]] | None = field(default=None, repr=False)  # pairs (line, only_trace); None if no transaction is open
+    _commits: bool = False  # whether the open transaction is done but for its commit
 
-    def say(self, line: Line, *, only_trace: bool = False) -> None:
-        """Call `line`, which writes a line to the log, once the open transaction is committed; at once if none is open.
+    def log(self, line: Line, *, only_trace: bool = False) -> None:
+        """Call `line`, a function that writes a log line, after the commit of the open transaction; call it at once if no transaction is
+        open.
 
-        only_trace: nothing else tells of it, such as of an outcome that is dropped. So the line is also written where nobody knows whether
-        the commit took place.
+        only_trace: whether the line is the only trace of its event, such as of a dropped outcome. Such a line is written even if nobody
+            knows whether the commit succeeded.
         """
         if self._waiting is None:
             line()
         else:
             self._waiting.append((line, only_trace))
 
-    def commits_now(self) -> None:
-        """Note that nothing is left to be done in the open transaction but its commit."""
+    def note_commit_is_next(self) -> None:
+        """Note that the open transaction is done but for its commit."""
         self._commits = True
 
     @contextmanager
-    def of_a_transaction(self) -> Iterator[None]:
-        """Wrap a transaction, whose lines are written at the end of the block, or forgotten where it raises."""
+    def wrap_transaction(self) -> Iterator[None]:
+        """Run one transaction in the block. Its lines are written at the end of the block, and dropped if the block raises."""
         waiting = self._waiting = []
         self._commits = False
         lines: list[Line] = []
@@ -46,7 +48,7 @@ class LinesAfterCommit:
             yield
             lines = [line for line, _ in waiting]
         except BaseException as error:
-            if self._commits and db_errors.transient(error):
+            if self._commits and db_errors.is_transient(error):
                 lines = [line for line, only_trace in waiting if only_trace]
             raise
         finally:

@@ -1,7 +1,7 @@
-"""The report of a running worker for readers in other processes: what it pauses, slows down, or leaves to other workers. Only values.
+"""Data classes for what a running worker reports to other processes: what it pauses, slows down, or leaves to other workers.
 
-The report is JSON in the worker's own row; `status` and `why` show it. No decision depends on it, and it is void once its worker has ended.
-A part of it that cannot be read is left out.
+The report is JSON in the worker's own row; `status` and `why` show it. No decision depends on the report, and it is void once its worker
+has ended. A part of the report that cannot be parsed is left out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pause:
-    """A pause of calls to an external service that fails, or that asked for a pause.
+    """A pause of calls to an external service, which failed or asked for a pause.
 
     Attributes:
         part: The tenant (the value of `per`); None for a service without `per`.
-        until: No call is made before this time; after it, one call at a time probes whether the service answers again.
+        until: No call is made before this time; from then on, one call at a time probes whether the service answers again.
         answered: The service's last answer or error.
     """
 
@@ -37,7 +37,7 @@ class Pause:
 
 @dataclass(frozen=True)
 class Failing:
-    """A pause of a reaction without a call, whose handler failed for many different records and succeeded for none in between."""
+    """A pause of a reaction without a call, because its handler failed for many different records, one after another."""
 
     reaction: str
     since: datetime
@@ -46,8 +46,8 @@ class Failing:
 
 @dataclass(frozen=True)
 class Lacks:
-    """A reaction that the worker does not carry out because something is missing (a right, a column, a usable key, a listener); `why` names
-    the cure.
+    """A reaction that the worker does not carry out because something is missing, such as a right, a column, a usable key or a listener.
+    `why` names what is missing, and the cure.
     """
 
     reaction: str
@@ -56,7 +56,7 @@ class Lacks:
 
 @dataclass(frozen=True)
 class Step:
-    """One reaction on one record, as one step of a ring."""
+    """One step of a ring (reactions that make each other's conditions hold again and again): a reaction, and the record that it changed."""
 
     reaction: str
     table: str
@@ -66,9 +66,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Ring:
-    """A cycle of reactions that make each other's conditions hold again, without end; the worker slows it down by pauses of up to a minute.
+    """A cycle of reactions that make each other's conditions hold again and again. The worker slows it down by pauses of up to a minute.
 
-    `since` is when the pauses began.
+    since: when the pauses began.
     """
 
     since: datetime
@@ -76,26 +76,26 @@ class Ring:
 
     @property
     def records(self) -> tuple[tuple[str, str], ...]:
-        """The records in this ring, as (table, key), each once."""
+        """Return the records in this ring as pairs (table, key), each pair once."""
         return tuple(dict.fromkeys((step.table, step.record) for step in self.steps))
 
     @property
     def reactions(self) -> tuple[str, ...]:
-        """The names of the reactions in this ring, each once, in the order of the steps."""
+        """Return the names of the reactions in this ring, each once, in the order of the steps."""
         return tuple(dict.fromkeys(step.reaction for step in self.steps))
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """Everything that a worker reports about itself. Only the first pauses and rings are listed; the counts cover all of them.
+    """Everything that a worker reports about itself. Only some pauses and rings are listed; the counts include those not listed.
 
     Attributes:
-        waits_for_go: The worker was started with --wait-for-go and carries out nothing until it gets a go.
-        drains: The worker was asked to stop and begins nothing new.
+        waits_for_go: The worker was started with --wait-for-go, and carries out nothing until it is told to go.
+        drains: The worker was asked to stop, and begins nothing new.
         leaves: Reactions whose backlog it leaves to other workers, since more workers at once would not be faster.
-        aside: Reactions whose condition queries are so slow that they run apart from the others.
+        aside: Reactions that run apart from the others, since the queries of their conditions are slow.
         failing: Reactions whose handlers failed for many different records in a row.
-        troubled: Reactions that it retries again and again because the reaction as a whole could not be carried out; its log says why.
+        troubled: Reactions that it tries again and again because they fail as a whole, whatever the record; its log says why.
         lacks: Reactions that it does not carry out because something is missing.
     """
 
@@ -116,36 +116,38 @@ NOTHING = WorkerReport()
 
 
 def report_to_json(says: WorkerReport) -> str | None:
-    """Return the report as JSON in ASCII, which every database encoding has; None for an empty report."""
+    """Return the report as JSON in ASCII, which every encoding of a database includes; None for an empty report."""
     found = {name: value for name, value in dataclasses.asdict(says).items() if value}
     return json.dumps(found, default=datetime.isoformat, separators=(",", ":")) if found else None
 
 
 def report_from_json(text: str | None) -> WorkerReport:
-    """Parse a report that `written` made; parts that cannot be parsed are left out."""
+    """Parse a report that `report_to_json` made. Parts that cannot be parsed are left out."""
     try:
         found = json.loads(text) if text else None
     except (ValueError, RecursionError):
         return NOTHING
     if not isinstance(found, dict):
         return NOTHING
-    paused, rings = _each(found, "paused", _pause), _each(found, "rings", _ring)
+    paused, rings = _parse_list(found, "paused", _parse_pause), _parse_list(found, "rings", _parse_ring)
     return WorkerReport(
         waits_for_go=found.get("waits_for_go") is True,
         drains=found.get("drains") is True,
         paused=paused,
-        paused_count=_count(found, "paused_count", len(paused)),
+        paused_count=_parse_count(found, "paused_count", len(paused)),
         rings=rings,
-        rings_count=_count(found, "rings_count", len(rings)),
-        leaves=_each(found, "leaves", _text),
-        aside=_each(found, "aside", _text),
-        failing=_each(found, "failing", lambda one: Failing(_text(one["reaction"]), _moment(one["since"]), _moment(one["until"]))),
-        troubled=_each(found, "troubled", _text),
-        lacks=_each(found, "lacks", lambda one: Lacks(_text(one["reaction"]), _text(one["why"]))),
+        rings_count=_parse_count(found, "rings_count", len(rings)),
+        leaves=_parse_list(found, "leaves", _check_text),
+        aside=_parse_list(found, "aside", _check_text),
+        failing=_parse_list(
+            found, "failing", lambda one: Failing(_check_text(one["reaction"]), _parse_time(one["since"]), _parse_time(one["until"]))
+        ),
+        troubled=_parse_list(found, "troubled", _check_text),
+        lacks=_parse_list(found, "lacks", lambda one: Lacks(_check_text(one["reaction"]), _check_text(one["why"]))),
     )
 
 
-def _each(found: dict[str, Any], name: str, make: Callable[[Any], T]) -> tuple[T, ...]:
+def _parse_list(found: dict[str, Any], name: str, make: Callable[[Any], T]) -> tuple[T, ...]:
     made: list[T] = []
     some = found.get(name)
     for one in some if isinstance(some, list) else ():
@@ -156,30 +158,30 @@ def _each(found: dict[str, Any], name: str, make: Callable[[Any], T]) -> tuple[T
     return tuple(made)
 
 
-def _count(found: dict[str, Any], name: str, least: int) -> int:
+def _parse_count(found: dict[str, Any], name: str, least: int) -> int:
     count = found.get(name)
     return max(count, least) if type(count) is int else least
 
 
-def _pause(one: Any) -> Pause:
-    tenant = None if one["tenant"] is None else _text(one["tenant"])
-    return Pause(_text(one["service"]), tenant, _moment(one["since"]), _moment(one["until"]), _text(one["answered"]))
+def _parse_pause(one: Any) -> Pause:
+    tenant = None if one["tenant"] is None else _check_text(one["tenant"])
+    return Pause(_check_text(one["service"]), tenant, _parse_time(one["since"]), _parse_time(one["until"]), _check_text(one["answered"]))
 
 
-def _ring(one: Any) -> Ring:
-    steps = tuple(Step(*(_text(step[name]) for name in ("reaction", "table", "record", "occurrence"))) for step in one["steps"])
+def _parse_ring(one: Any) -> Ring:
+    steps = tuple(Step(*(_check_text(step[name]) for name in ("reaction", "table", "record", "occurrence"))) for step in one["steps"])
     if not steps:
         raise ValueError(one)
-    return Ring(_moment(one["since"]), steps)
+    return Ring(_parse_time(one["since"]), steps)
 
 
-def _text(value: Any) -> str:
+def _check_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value
 
 
-def _moment(value: Any) -> datetime:
+def _parse_time(value: Any) -> datetime:
     moment = datetime.fromisoformat(value)
     if moment.tzinfo is None or not LATEST.replace(year=1000) < moment < LATEST:
         raise ValueError(value)

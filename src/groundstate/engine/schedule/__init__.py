@@ -1,1 +1,1 @@
-"""Schedules: the ticks of `app.every`."""
+"""Schedules: carries out and reports the ticks (the planned times) of `app.every`."""

@@ -1,4 +1,4 @@
-"""Lists what will become due, in the order of time: for people, and for counts. Runs only SELECTs and sets no timer."""
+"""Lists and counts the records and ticks that will become due, for reports to people. Runs only SELECTs, and sets no timer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select
 
 from groundstate.engine.rows.reaction_registry import COUNTED_MAX
-from groundstate.engine.schedule.report import scheduled
+from groundstate.engine.schedule.report import report_schedules
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.store.port import Database
@@ -17,7 +17,7 @@ from groundstate.store.port import Database
 
 @dataclass(frozen=True)
 class Timer:
-    """A record that will become due, or the next tick of a schedule (which has no table)."""
+    """A record that will become due, or the next tick of a schedule. For a tick, `table` is empty."""
 
     reaction: str
     table: str
@@ -25,47 +25,54 @@ class Timer:
     due: datetime
 
 
-def now(database: Database, connection: Connection) -> datetime:
-    """Return the database's clock, by which upcoming times are judged."""
+def database_now(database: Database, connection: Connection) -> datetime:
+    """Return the time by the database's clock."""
     moment: datetime = connection.execute(select(database.now())).scalar_one()
     return moment
 
 
-def count(connection: Connection, query: ConditionQuery, most: int = COUNTED_MAX) -> int:
-    """Return how many of the reaction's records have a due time that is still to come, counted up to `most`."""
+def count_not_yet_due(connection: Connection, query: ConditionQuery, most: int = COUNTED_MAX) -> int:
+    """Return how many records meet the reaction's condition and become due later; at most `most`, since counting stops there."""
     if query.timing is None:
         return 0
-    some = select(query.timing.base).where(query.and_then(query.condition, query.timing.early)).limit(most).subquery()
+    some = select(query.timing.base).where(query.short_circuit_and(query.condition, query.timing.is_still_to_come)).limit(most).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
 def overdue_since(connection: Connection, query: ConditionQuery) -> datetime | None:
-    """Return when the first of the reaction's ready records became due; records whose due time cannot be read are left out."""
+    """Return the earliest due time of the reaction's records that are ready to be carried out; None if none is ready, or if the reaction
+    has no due time. Records whose due time cannot be read are left out.
+    """
     timing = query.timing
     if timing is None:
         return None
-    first = select(timing.read_if_any).where(query.and_then(query.ready, timing.recent)).order_by(timing.base).limit(1)
-    return timing.due_of(connection.execute(first).scalar())
+    first = (
+        select(timing.base_time_or_none).where(query.short_circuit_and(query.ready, timing.is_recently_due)).order_by(timing.base).limit(1)
+    )
+    return timing.due_time_for(connection.execute(first).scalar())
 
 
-def timers(connection: Connection, queries: Sequence[ConditionQuery], most: int) -> list[Timer]:
-    """Return the next timers of all reactions, the soonest first. A record whose due time cannot be read is left out; `odd_due_times`
-    reports it.
+def next_timers(connection: Connection, queries: Sequence[ConditionQuery], most: int) -> list[Timer]:
+    """Return the `most` records of all these reactions that become due next, the soonest first.
+
+    A record whose due time cannot be read is left out here, and reported by `odd_due_times`.
     """
     found: list[Timer] = []
     for query in queries:
         timing, spec = query.timing, query.spec
         if timing is None:
             continue
-        statement = select(timing.read_if_any, *query.keys_as_they_stand).where(query.and_then(query.condition, timing.early))
+        statement = select(timing.base_time_or_none, *query.key_columns_as_stored).where(
+            query.short_circuit_and(query.condition, timing.is_still_to_come)
+        )
         for base, *key in connection.execute(statement.order_by(timing.base, *query.key_attributes).limit(most)):
-            due = timing.due_of(base)
+            due = timing.due_time_for(base)
             if due is not None:
-                found.append(Timer(spec.name, spec.table_name, query.record_shown(tuple(key)), due))
+                found.append(Timer(spec.name, spec.table_name, query.record_for_people(tuple(key)), due))
     return sorted(found, key=lambda one: (one.due, one.reaction, one.record))[:most]
 
 
-def ticks(app: str, database: Database, connection: Connection, schedules: Sequence[ScheduleSpec]) -> list[Timer]:
-    """Return the next tick of each schedule."""
-    found = scheduled(app, database, connection, schedules, None)
+def next_ticks(app: str, database: Database, connection: Connection, schedules: Sequence[ScheduleSpec]) -> list[Timer]:
+    """Return one Timer per schedule, for its next tick. A schedule without a next tick is left out."""
+    found = report_schedules(app, database, connection, schedules, None)
     return [Timer(one.name, "", one.words, one.next) for one in found if one.next is not None]

@@ -1,1 +1,1 @@
-"""Holds the statements over the user's rows, and the transactions that they run in."""
+"""Builds and runs the statements over the user's rows, in groundstate's own transactions."""

@@ -1,8 +1,7 @@
-"""Finds what a handler changed, and writes many such changes with one statement. Leaves records to the unit of work where a mapper needs
-it.
+"""Finds the attributes that handlers changed, and writes the changes of many records with one statement.
 
-A bulk UPDATE for the batch is twice as fast as a flush of each record. It may be used only where the flush would do nothing but this
-UPDATE: no mapper hook, no version column, no onupdate, one table, column attributes only (hazard 23).
+A bulk UPDATE is twice as fast as a flush of each record. It is used only if a flush would do nothing but send this UPDATE: no mapper hook,
+no version column, no onupdate, one table, only column attributes (hazard 23). All other records are left to SQLAlchemy's unit of work.
 """
 
 from __future__ import annotations
@@ -41,12 +40,14 @@ from groundstate.engine.sql import in_list
 from groundstate.store.port import Database
 
 _HOOKS = ("before_update", "after_update", "before_insert", "after_insert", "before_delete", "after_delete")
-_SHARED = 8  # records: from this number on, records with the same new values are written by one statement
+_SHARED = 8  # how many records must have the same new values, so that one statement writes them all
 _IN_ARRAYS = frozenset({Integer, BigInteger, SmallInteger, String, Text, Boolean, DateTime, Date, Double, Uuid})
 
 
-def changed(record: Any) -> dict[str, Any]:
-    """Return the attributes that a flush would write, with their old values. As in SQLAlchemy, the column type's own comparison decides."""
+def changed_attributes(record: Any) -> dict[str, Any]:
+    """Return a dict from the name of each attribute that a flush would write to its old value. As in SQLAlchemy, the column type's own
+    comparison decides whether a value changed.
+    """
     state: Any = instance_state(record)
     values, attributes = state.dict, state.manager
     found = {}
@@ -57,14 +58,18 @@ def changed(record: Any) -> dict[str, Any]:
     return found
 
 
-def unknown_before(old: Any) -> bool:
-    """Whether the old value is unknown: the attribute was not loaded when it was set, or was changed in place."""
+def is_old_value_unknown(old: Any) -> bool:
+    """Return whether `old` says that the old value is unknown, since the attribute was set before it was loaded, or was changed in
+    place.
+    """
     return old is NO_VALUE
 
 
 @lru_cache(maxsize=128)
-def plain_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
-    """Return the columns that a bulk UPDATE may write, by attribute name; None where this mapper always needs the unit of work."""
+def bulk_writable_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
+    """Return a dict from attribute name to column, for the columns that a bulk UPDATE may write. Return None if the records of this mapper
+    always need the unit of work.
+    """
     if len(mapper.tables) != 1 or mapper.version_id_col is not None:
         return None
     table: Any = mapper.local_table
@@ -79,35 +84,39 @@ def plain_columns(mapper: Mapper[Any]) -> Mapping[str, Any] | None:
     return columns
 
 
-def is_heard(mapper: Mapper[Any]) -> bool:
-    """Whether an event listener is registered for what this mapper writes. It is not cached, since listeners may be added at any time."""
+def has_write_listeners(mapper: Mapper[Any]) -> bool:
+    """Return whether an event listener is registered for writes of this mapper. The result is not cached, since listeners may be added at
+    any time.
+    """
     return any(len(getattr(mapper.dispatch, hook)) for hook in _HOOKS)
 
 
 def flush_has_listeners(session: Session) -> bool:
-    """Whether anything but groundstate listens to flushes; such a listener would not hear of a bulk UPDATE."""
+    """Return whether listeners other than groundstate's own are registered for flushes. A bulk UPDATE would not call them."""
     dispatch: Any = session.dispatch
-    ours = 1  # our own listeners: commit_hooks.py to after_flush, session_guards.py to before_flush
+    ours = 1  # the number of groundstate's own listeners per event: after_flush in commit_hooks.py, before_flush in session_guards.py
     return len(dispatch.before_flush) > ours or len(dispatch.after_flush) > ours or len(dispatch.after_flush_postexec) > 0
 
 
-def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) -> list[dict[str, Any]] | None:
-    """Return the new values of each record by attribute; None if a bulk UPDATE, after a flush of the rest, could not write all of them."""
-    columns = plain_columns(mapper)
+def new_values_for_bulk_update(mapper: Mapper[Any], records: Sequence[Any], session: Session) -> list[dict[str, Any]] | None:
+    """Return one dict of new values per record, by attribute name. Return None if some change must be written by the unit of work, so that
+    the caller has to flush all of them.
+    """
+    columns = bulk_writable_columns(mapper)
     if columns is None or session.new or session.deleted or flush_has_listeners(session):
         return None
     known = {id(record) for record in records}
-    others: set[Any] = set()  # states of other changed objects, which are flushed before the bulk UPDATE
+    others: set[Any] = set()  # other changed objects (as SQLAlchemy states), to be flushed before the bulk UPDATE
     for touched in session.identity_map._modified:  # noqa: SLF001  # session.dirty builds a new set at each access
         other = touched.obj()
         if id(other) not in known:
-            if not _can_go_before(mapper, other):
+            if not _can_flush_before_bulk_update(mapper, other):
                 return None
             others.add(touched)
-    if others and _takes_along(mapper) and any(_goes_with(record, others) for record in records):
+    if others and _has_expunge_cascade(mapper) and any(_cascades_expunge_to(record, others) for record in records):
         return None
     found: list[dict[str, Any]] = []
-    written_by = set()  # the mappers of the records, since records of subclasses are written by mappers of their own
+    written_by = set()  # the mappers of the changed records; a subclass has a mapper of its own
     for record in records:
         state: Any = instance_state(record)
         if not state.modified:
@@ -115,84 +124,94 @@ def bulk_changes(mapper: Mapper[Any], records: Sequence[Any], session: Session) 
             continue
         written_by.add(state.manager.mapper)
         new = {}
-        for name in changed(record):
+        for name in changed_attributes(record):
             if name not in columns or name not in state.dict:
                 return None
             value = state.dict[name]
             if hasattr(value, "__clause_element__") or hasattr(value, "compile"):
-                return None  # an SQL expression as a value needs the unit of work
+                return None  # only the unit of work can write a value that is an SQL expression
             new[name] = value
         found.append(new)
-    return None if any(is_heard(its) or its.version_id_col is not None for its in written_by) else found
+    return None if any(has_write_listeners(its) or its.version_id_col is not None for its in written_by) else found
 
 
-def _can_go_before(mapper: Mapper[Any], other: Any) -> bool:
-    """Whether this object, which is none of the records, may be flushed before them, while none of them is in the session.
+def _can_flush_before_bulk_update(mapper: Mapper[Any], other: Any) -> bool:
+    """Return whether this changed object, which is not one of the records, may be flushed before the bulk UPDATE, while the records are not
+    in the session.
 
-    It may where the flush writes only plain columns of a row of another table: then no order between the two matters, and no collection
-    with a record in it is flushed.
+    It may if the flush writes only plain columns of a row in another table: then the order of the two writes does not matter, and no
+    collection that contains a record is flushed.
     """
     its = instance_state(other).mapper
-    columns = plain_columns(its)
+    columns = bulk_writable_columns(its)
     return (
-        columns is not None and not is_heard(its) and its.local_table is not mapper.local_table and columns.keys() >= changed(other).keys()
+        columns is not None
+        and not has_write_listeners(its)
+        and its.local_table is not mapper.local_table
+        and columns.keys() >= changed_attributes(other).keys()
     )
 
 
 @lru_cache(maxsize=128)
-def _takes_along(mapper: Mapper[Any]) -> bool:
-    """Whether expunging a record from the session may expunge other objects with it."""
+def _has_expunge_cascade(mapper: Mapper[Any]) -> bool:
+    """Return whether expunging a record from the session may expunge other objects with it."""
     return any(one.cascade.expunge for its in mapper.self_and_descendants for one in its.relationships)
 
 
-def _goes_with(record: Any, others: set[Any]) -> bool:
-    """Whether expunging this record would expunge one of these objects, which would then not be flushed."""
+def _cascades_expunge_to(record: Any, others: set[Any]) -> bool:
+    """Return whether expunging this record would also expunge one of these changed objects, so that no flush would write that object."""
     state: Any = instance_state(record)
     return any(reached in others for _, _, reached, _ in state.mapper.cascade_iterator("expunge", state))
 
 
-def write(
+def write_changes(
     database: Database, connection: Connection, mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]], changes: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write the changes: records that get the same values by one statement, the others by one executemany for each set of columns.
+    """Write the changes of these records (one dict per key). Records with the same new values are written by one statement, all others by
+    one executemany for each set of columns.
 
-    Values are the same here only if no type and no driver could tell them apart; `==` is not enough: True is not 1, nor is 1 the decimal
-    1.0.
+    Two values count as the same only if no type and no driver could distinguish them. `==` is not enough: True equals 1, and 1 equals the
+    decimal 1.0.
 
     Raises:
-        StaleDataError: rows were not found by their keys, as where a column's type reads a value that does not equal the stored one.
+        StaleDataError: A row was not found by its key, as when a column's type loads a value that does not equal the stored one.
     """
-    binds = _binds(mapper, connection.dialect)
+    binds = _custom_bind_processors(mapper, connection.dialect)
     groups: dict[tuple[Any, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
     for key, change in zip(keys, changes, strict=True):
         if not change:
             continue
         kinds, told = tuple(map(type, change.values())), tuple(change.items())
         if binds or not _SAME_IF_EQUAL.issuperset(kinds):
-            told = tuple([(name, _bound(binds[name], value) if name in binds else _told(value)) for name, value in told])
+            told = tuple(
+                [
+                    (name, _comparison_key_after_bind(binds[name], value) if name in binds else _comparison_key(value))
+                    for name, value in told
+                ]
+            )
         groups.setdefault((kinds, told), []).append((key, change))
     single: dict[tuple[str, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
     for group in groups.values():
         values = group[0][1]
         if len(group) >= _SHARED and len(mapper.primary_key) == 1:
-            statement, parameter = _write_alike(database, mapper, tuple(values))
+            statement, parameter = _update_with_shared_values(database, mapper, tuple(values))
             given = {f"v_{name}": value for name, value in values.items()} | {"k": parameter([key[0] for key, _ in group])}
-            _check(mapper, connection.execute(statement, given).rowcount, len(group))
+            _check_row_count(mapper, connection.execute(statement, given).rowcount, len(group))
         else:
             single.setdefault(tuple(values), []).extend(group)
     for some in single.values():
-        _write_each(database, connection, mapper, some)
+        _write_individual_values(database, connection, mapper, some)
 
 
 @lru_cache(maxsize=128)
-def _binds(mapper: Mapper[Any], dialect: Dialect) -> Mapping[str, Callable[[Any], Any]]:
-    """Return the bind processors of attributes whose types are neither SQLAlchemy's nor ours.
+def _custom_bind_processors(mapper: Mapper[Any], dialect: Dialect) -> Mapping[str, Callable[[Any], Any]]:
+    """Return a dict from attribute name to bind processor, for the attributes whose types are neither SQLAlchemy's nor groundstate's.
 
-    The processors of SQLAlchemy and groundstate depend only on the value. Another one may map two values to one, map values that are `==`
-    to two, or be random.
+    What SQLAlchemy's and groundstate's own processors return depends only on the value. Any other processor may map two values to the same
+    one, map equal values to different ones, or be random.
     """
     found = {}
-    for name, column in (plain_columns(mapper) or {}).items():
+    for name, column in (bulk_writable_columns(mapper) or {}).items():
         kind = column.type.dialect_impl(dialect)
         if not type(kind).__module__.startswith(("sqlalchemy.", "groundstate.")):
             process = kind.bind_processor(dialect)
@@ -201,15 +220,18 @@ def _binds(mapper: Mapper[Any], dialect: Dialect) -> Mapping[str, Callable[[Any]
     return found
 
 
-def _bound(process: Callable[[Any], Any], value: Any) -> Any:
+def _comparison_key_after_bind(process: Callable[[Any], Any], value: Any) -> Any:
+    """Return the key by which `write_changes` compares the value that this bind processor makes."""
     try:
-        return _told(process(value))
-    except Exception:  # the type refuses the value, and will raise again when it is written
+        return _comparison_key(process(value))
+    except Exception:  # the type refuses the value now, and will raise again when the value is written
         return object()
 
 
-def _told(value: Any) -> Any:
-    """Return a key that is equal for two values only if they are the same in every way. The key of a type unknown here equals no other."""
+def _comparison_key(value: Any) -> Any:
+    """Return a key that is equal for two values only if they are identical in every respect. For a value of an unknown type, return a key
+    that equals no other key.
+    """
     kind = value.__class__
     if kind in _SAME_IF_EQUAL:
         return (kind, value)
@@ -221,61 +243,71 @@ def _told(value: Any) -> Any:
     return object()
 
 
-def _told_time(value: Any) -> Any:
-    # Equal times in two zones may have two dates, and an hour occurs twice when clocks are put back.
+def _comparison_key_of_time(value: Any) -> Any:
+    # Times that are equal may have different dates in two zones, and one hour occurs twice when clocks are put back.
+    """Return a key that tells equal times with different time zones or folds apart."""
     return (value, id(value.tzinfo), value.fold)
 
 
-# Two values of one of these types are the same if they are equal.
+# Two equal values of one of these types are the same in every respect.
 _SAME_IF_EQUAL = frozenset({str, bytes, bool, int, UUID, date, timedelta, type(None)})
 _TOLD: Mapping[type, Callable[[Any], Any]] = {
-    float: lambda value: (value, repr(value)),  # 0.0 == -0.0
+    float: lambda value: (value, repr(value)),  # 0.0 == -0.0, but their texts differ
     Decimal: lambda value: (str(value),),  # 1.0 == 1.00, but their texts differ
-    datetime: _told_time,
-    time: _told_time,
+    datetime: _comparison_key_of_time,
+    time: _comparison_key_of_time,
 }
 
 
 @lru_cache(maxsize=128)
-def _write_alike(database: Database, mapper: Mapper[Any], names: tuple[str, ...]) -> tuple[Update, Callable[[Sequence[Any]], Any]]:
-    columns = plain_columns(mapper) or {}
+def _update_with_shared_values(
+    database: Database, mapper: Mapper[Any], names: tuple[str, ...]
+) -> tuple[Update, Callable[[Sequence[Any]], Any]]:
+    """Return the pair (UPDATE that gives many records the same values, function that makes its parameter from the records' keys)."""
+    columns = bulk_writable_columns(mapper) or {}
     table: Any = mapper.local_table
-    keys = in_list.one_of(database, mapper.primary_key[0], "k")
+    keys = in_list.is_one_of(database, mapper.primary_key[0], "k")
     new = {columns[name]: bindparam(f"v_{name}", type_=columns[name].type) for name in names}
     return update(table).where(keys.expression).values(new), keys.parameter
 
 
-def _write_each(
+def _write_individual_values(
     database: Database, connection: Connection, mapper: Mapper[Any], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
 ) -> None:
+    """Write changes that set the same columns to different values: by one UPDATE with arrays if that is possible, otherwise by an
+    executemany.
+    """
     names = tuple(some[0][1])
     if (
         database.locks_rows
         and len(some) >= _SHARED
-        and _fits_arrays(mapper, names, connection.dialect)
-        and _of_their_types(mapper, names, some)
+        and _can_pass_as_arrays(mapper, names, connection.dialect)
+        and _have_exact_python_types(mapper, names, some)
     ):
         given: dict[str, Any] = {f"k_{number}": [key[number] for key, _ in some] for number in range(len(mapper.primary_key))}
         given |= {f"v_{name}": [change[name] for _, change in some] for name in names}
-        _check(mapper, connection.execute(_write_arrays(mapper, names), given).rowcount, len(some))
+        _check_row_count(mapper, connection.execute(_update_from_arrays(mapper, names), given).rowcount, len(some))
         return
     parameters = [
         {f"k_{number}": value for number, value in enumerate(key)} | {f"v_{name}": change[name] for name in names} for key, change in some
     ]
-    written = connection.execute(_write_one(mapper, names), parameters)
+    written = connection.execute(_update_of_one_row(mapper, names), parameters)
     if len(some) == 1 or connection.dialect.supports_sane_multi_rowcount:
-        _check(mapper, written.rowcount, len(some))
+        _check_row_count(mapper, written.rowcount, len(some))
 
 
-def _check(mapper: Mapper[Any], written: int, wanted: int) -> None:
-    """Raise StaleDataError as the unit of work does: for the database, an UPDATE that finds no row is no error."""
+def _check_row_count(mapper: Mapper[Any], written: int, wanted: int) -> None:
+    """Raise StaleDataError if an UPDATE wrote another number of rows than there are keys. The unit of work checks this as well, since the
+    database reports no error for a row that is not found.
+    """
     if written != wanted:
         raise StaleDataError(f"an UPDATE of {mapper.local_table} wrote {written} of {wanted} rows by their keys")
 
 
 @lru_cache(maxsize=128)
-def _write_one(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
-    columns = plain_columns(mapper) or {}
+def _update_of_one_row(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
+    """Return an UPDATE that sets these attributes of one record, for an executemany."""
+    columns = bulk_writable_columns(mapper) or {}
     table: Any = mapper.local_table
     return (
         update(table)
@@ -285,21 +317,25 @@ def _write_one(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
 
 
 @lru_cache(maxsize=128)
-def _fits_arrays(mapper: Mapper[Any], names: tuple[str, ...], dialect: Dialect) -> bool:
-    """Whether arrays pass values of these columns unchanged: only types whose elements the driver writes as it writes single values."""
-    columns = plain_columns(mapper) or {}
+def _can_pass_as_arrays(mapper: Mapper[Any], names: tuple[str, ...], dialect: Dialect) -> bool:
+    """Return whether arrays can pass the values of these columns unchanged: the driver writes an array's elements of these types as it
+    writes single values.
+    """
+    columns = bulk_writable_columns(mapper) or {}
     kinds = [column.type for column in [*mapper.primary_key, *(columns[name] for name in names)]]
-    return all(type(kind) in _IN_ARRAYS and _is_itself(kind, dialect) for kind in kinds)
+    return all(type(kind) in _IN_ARRAYS and _is_type_without_variant(kind, dialect) for kind in kinds)
 
 
-def _is_itself(kind: Any, dialect: Dialect) -> bool:
-    """Whether this database uses the type itself, and not a variant of it, which may be of any class."""
+def _is_type_without_variant(kind: Any, dialect: Dialect) -> bool:
+    """Return whether this dialect uses the type itself. A variant of it (`with_variant`) may be of any class."""
     return type(kind.dialect_impl(dialect)) is type(dialect.type_descriptor(kind))
 
 
-def _of_their_types(mapper: Mapper[Any], names: Sequence[str], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> bool:
-    """Whether all values have their column's own Python type: the driver sends an array's elements alike, and refuses True beside 1."""
-    columns = plain_columns(mapper) or {}
+def _have_exact_python_types(mapper: Mapper[Any], names: Sequence[str], some: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> bool:
+    """Return whether each value has exactly the Python type of its column. If not, the values cannot be passed as arrays: the driver adapts
+    all elements of an array alike, and refuses True beside 1.
+    """
+    columns = bulk_writable_columns(mapper) or {}
     for name in names:
         values = [change[name] for _, change in some]
         kind = columns[name].type.python_type
@@ -311,11 +347,11 @@ def _of_their_types(mapper: Mapper[Any], names: Sequence[str], some: Sequence[tu
 
 
 @lru_cache(maxsize=128)
-def _write_arrays(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
-    """Build one statement for any number of records on PostgreSQL, where an executemany is one statement for each record on the server."""
-    columns = plain_columns(mapper) or {}
+def _update_from_arrays(mapper: Mapper[Any], names: tuple[str, ...]) -> Update:
+    """Return one UPDATE for any number of records on PostgreSQL, where an executemany would send one statement for each record."""
+    columns = bulk_writable_columns(mapper) or {}
     table: Any = mapper.local_table
     sent = {f"k_{number}": column for number, column in enumerate(mapper.primary_key)} | {f"v_{name}": columns[name] for name in names}
-    new = in_list.unnested("groundstate_new", {name: of.type for name, of in sent.items()})
+    new = in_list.rows_from_arrays("groundstate_new", {name: of.type for name, of in sent.items()})
     mine = [of == new.c[f"k_{number}"] for number, of in enumerate(mapper.primary_key)]
     return update(table).where(*mine).values({columns[name]: new.c[f"v_{name}"] for name in names})

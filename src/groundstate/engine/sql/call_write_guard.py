@@ -1,12 +1,12 @@
 """Refuses writes to the app's stores while a call, a lookup or `prepare` runs, before they reach the database.
 
-While a handler runs, only its own session's connection may write: two connections would wait for each other's locks.
+After a crash a call may be made again, and what it had written in addition to its outcome would be written twice (hazard 65, W14). While a
+handler runs, only the connection of its own session may write, since two connections would wait for each other's locks.
 
-After a crash a call may be made again, and what it wrote beside its outcome would be written twice (hazard 65, W14). Whether code runs
-inside a call is kept in a context variable, which follows tasks, `asyncio.to_thread` and SQLAlchemy's greenlets. Whether a statement writes
-is read from its text, as SQLAlchemy hands it to the driver. A read-only transaction would also catch what a database function writes. But
-it would have to be set on connections of the user's, `call_writes` could not end it in the middle of a transaction, and it refuses SELECT
-... FOR UPDATE.
+A context variable tells whether code runs inside a call; it follows tasks, `asyncio.to_thread` and SQLAlchemy's greenlets. Whether a
+statement writes is read from its text, as SQLAlchemy passes the text to the driver. A read-only transaction would also refuse the writes of
+database functions, but it is not used: it would have to be set on the user's connections, `call_writes` could not lift it within a
+transaction, and it refuses SELECT ... FOR UPDATE.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, object_mapper
 
-from groundstate.rules.sql_statements import what_it_writes
+from groundstate.rules.sql_statements import describe_write
 from groundstate.store.same_database import StoreLocation
 from groundstate.values.errors import DeclarationError, StateRefusedError
 
@@ -49,8 +49,12 @@ HANDLER_CURE = (
 REDACT_CURE = "it makes one text of another, and writes nothing"
 
 
-class Inside:
-    """The code that runs in this context: a description and a cure for messages, and the stores that it may not write to."""
+class GuardedCode:
+    """A piece of user code whose writes are refused while it runs.
+
+    `what` describes the code, and `cure` says what to do instead; both are for error messages. `places` are the stores that the code may
+    not write to.
+    """
 
     __slots__ = ("cure", "may_say", "own", "places", "runs", "what")
 
@@ -58,49 +62,57 @@ class Inside:
         self.what = what
         self.cure = cure
         self.places = places
-        self.own = own  # the only connection that may write
-        self.may_say = may_say  # whether `call_writes` permits it to write
-        self.runs = True  # False after its end, since tasks that it left behind keep its context for ever
+        self.own = own  # the only connection that may write; None if no connection may
+        self.may_say = may_say  # whether the code may write inside a block of `call_writes`
+        # set to False when the guarded code ends: tasks that it started inherit this context and may outlive it, and the guard must not
+        # apply to them
+        self.runs = True
 
 
-in_call: ContextVar[Inside | None] = ContextVar("groundstate_in_call", default=None)
-_said: ContextVar[tuple[str, ...]] = ContextVar("groundstate_call_writes", default=())  # the `why` of each open call_writes block
+in_call: ContextVar[GuardedCode | None] = ContextVar("groundstate_in_call", default=None)
+_said: ContextVar[tuple[str, ...]] = ContextVar("groundstate_call_writes", default=())  # `why` of each open block
 
-_places: dict[str, tuple[weakref.ref[StoreLocation], ...]] = {}  # app name -> its stores
+_places: dict[str, tuple[weakref.ref[StoreLocation], ...]] = {}  # the locations of each app's stores, by the app's name
 _changing = threading.Lock()
 
 
-def watch(app: str, url: URL, database: Database | None = None) -> StoreLocation:
-    """Keep calls of this app from writing to this database from now on, as long as the caller holds a reference to the returned Place."""
+def guard_store(app: str, url: URL, database: Database | None = None) -> StoreLocation:
+    """Refuse from now on that calls of this app write to this database. The caller must keep the returned StoreLocation: the guard ends
+    when it is garbage-collected.
+    """
     place = StoreLocation(url, database)
     with _changing:
         _places[app] = (*(known for known in _places.get(app, ()) if known() is not None), weakref.ref(place))
-        if not event.contains(Engine, "before_cursor_execute", _before_statement):
-            event.listen(Engine, "before_cursor_execute", _before_statement)
+        if not event.contains(Engine, "before_cursor_execute", _refuse_writing_statement):
+            event.listen(Engine, "before_cursor_execute", _refuse_writing_statement)
     return place
 
 
 @contextmanager
-def inside(app: str, what: str, cure: str = CALL_CURE, *, may_say: bool = True, own: Connection | None = None) -> Iterator[None]:
-    """While the block runs, refuse writes of this context to the stores of the app, except by the connection `own`.
+def refusing_writes(app: str, what: str, cure: str = CALL_CURE, *, may_say: bool = True, own: Connection | None = None) -> Iterator[None]:
+    """While the block runs, refuse writes of this context to the app's stores, except through the connection `own`.
 
-    what: a description of what runs, such as 'the call charge'.
+    what: A description of the code that runs, such as 'the call charge'.
+    cure: What the code should do instead, for the error message.
+    may_say: Whether the code may write inside a block of `call_writes`.
     """
     places = [place for known in _places.get(app, ()) if (place := known()) is not None]
-    here = Inside(what, cure, places, may_say=may_say, own=own)
+    here = GuardedCode(what, cure, places, may_say=may_say, own=own)
     call, said = in_call.set(here), _said.set(())
     try:
         yield
     finally:
         here.runs = False
-        with suppress(ValueError):  # an unfinished coroutine is closed in another context, which does not know these tokens
+        with suppress(ValueError):  # a coroutine that did not finish is closed in another context, where these tokens are not valid
             _said.reset(said)
             in_call.reset(call)
 
 
 @contextmanager
-def service() -> Iterator[None]:
-    """While the block runs, treat this context as outside of any call: for work that a call triggers and that is not its own."""
+def outside_of_call() -> Iterator[None]:
+    """While the block runs, let this context write as if it were outside of any call. It is for work that a call triggers and that is not
+    part of the call.
+    """
     token = in_call.set(None)
     try:
         yield
@@ -108,12 +120,12 @@ def service() -> Iterator[None]:
         in_call.reset(token)
 
 
-class call_writes:  # noqa: N801  # in lower case, since it is used as `with call_writes(...)`
+class call_writes:  # noqa: N801  # in lower case, since it reads like a function in `with call_writes(...)`
     """Lets a call, or a lookup, write to the app's own stores while the block runs; outside of such a block these writes are refused.
 
     After a crash the call may be made again, and then it writes again. Works in sync and async functions, may be nested, and does nothing
-    outside of a call. The session that writes must commit it; it is no part of the call's conclusion. In `prepare` it has no effect: writes
-    stay refused.
+    outside of a call. The session that writes must commit; what it writes is no part of the call's conclusion. In `prepare` it has no
+    effect: writes stay refused.
 
     Args:
         why: what makes a second write harmless, such as "progress: the same percentage twice does no harm". It is logged at DEBUG.
@@ -137,29 +149,30 @@ class call_writes:  # noqa: N801  # in lower case, since it is used as `with cal
         _said.set(_said.get()[:-1])
 
 
-def _refusing() -> Inside | None:
-    """Return what runs in this context and may not write now; nearly always None."""
+def _code_that_must_not_write() -> GuardedCode | None:
+    """Return the code that runs in this context and may not write now; None if writing is allowed, as in nearly all cases."""
     here = in_call.get()
     return None if here is None or not here.runs or (here.may_say and _said.get()) else here
 
 
-def _before_statement(connection: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
-    here = _refusing()
+def _refuse_writing_statement(connection: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
+    """Before a statement is sent, raise StateRefusedError if it writes to a store to which the code that runs now may not write."""
+    here = _code_that_must_not_write()
     if here is None or connection is here.own:
         return
-    writes = what_it_writes(statement, postgres=connection.dialect.name == "postgresql")
+    writes = describe_write(statement, postgres=connection.dialect.name == "postgresql")
     if writes is not None and any(place.is_behind(connection) for place in here.places):
         raise StateRefusedError(f"{here.what} sends {writes} to a store of its app: {here.cure}")
 
 
-def refuse_flush(session: Session) -> None:
-    """Refuse a flush as a whole, so that the session's transaction stays usable. Writes that are missed here are refused in
-    `_before_statement`.
+def refuse_flush_in_call(session: Session) -> None:
+    """Refuse a flush inside a call before its first statement is sent, so that the session's transaction stays usable.
+    `_refuse_writing_statement` refuses the writes that this function misses.
 
     Raises:
-        StateRefusedError: the flush is inside a call, and would write to a store of the app.
+        StateRefusedError: The flush is inside a call, and would write to a store of the app.
     """
-    here = _refusing()
+    here = _code_that_must_not_write()
     if here is None or (here.own is not None and session.bind is here.own):
         return
     for record in [*session.new, *session.deleted, *(one for one in session.dirty if session.is_modified(one))]:
@@ -167,6 +180,6 @@ def refuse_flush(session: Session) -> None:
         try:
             url = session.get_bind(mapper).engine.url
         except SQLAlchemyError:
-            continue  # only the session's own flush knows the engine of this mapper
+            continue  # the engine of this mapper is known only to the session's own flush
         if any(place.is_at(url) for place in here.places):
             raise StateRefusedError(f"{here.what} writes {getattr(mapper.local_table, 'fullname', '')}, of a store of its app: {here.cure}")

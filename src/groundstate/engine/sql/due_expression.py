@@ -1,8 +1,7 @@
-"""Builds the SQL for the due time of one reaction: how it is compared with the database's clock, and how it is read. Reads no clock of
-ours.
+"""Builds the SQL for the due time of one reaction: to compare it with the database's clock, and to select it.
 
-A column is compared as it is stored, so that its index is used. Its stored values must therefore sort as time does; the column's type is
-checked for that.
+A column is compared as it is stored, so that its index is used. Its stored values must therefore sort in the order of time; the column's
+type is checked for that.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.operators import gt, le
 
-from groundstate.engine.sql.transaction_time import OneMoment
+from groundstate.engine.sql.transaction_time import TransactionTime
 from groundstate.rules import stored_values
 from groundstate.rules.due import FARTHEST, DueSpec
 from groundstate.rules.specs import ReactionSpec
@@ -26,17 +25,17 @@ from groundstate.store.tables import UtcDateTime
 from groundstate.values.errors import DeclarationError
 
 
-class UtcDateTimeIfAny(UtcDateTime):
-    """A point in time that is read as None where SQLite stores something that is no time, so that the rows beside it can be read."""
+class UtcDateTimeOrNone(UtcDateTime):
+    """A UtcDateTime that loads None if SQLite stores something that is no time, so that one such row does not make the whole query fail."""
 
     cache_ok = True
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         made = super().result_processor(dialect, coltype)
-        return None if made is None or dialect.name != "sqlite" else partial(_if_any, made)
+        return None if made is None or dialect.name != "sqlite" else partial(_convert_or_none, made)
 
 
-def _if_any(made: Callable[[Any], Any], value: Any) -> Any:
+def _convert_or_none(made: Callable[[Any], Any], value: Any) -> Any:
     try:
         return made(value)
     except (ValueError, TypeError):
@@ -46,10 +45,11 @@ def _if_any(made: Callable[[Any], Any], value: Any) -> Any:
 class Timing:
     """The SQL expressions for the due time of one reaction on one database.
 
-    `moment` takes the place of the database's clock, to ask what would be due then.
+    The due time is a base time (a column or an expression) plus a constant duration. If `moment` is given, it replaces the database's
+    clock, to find what would be due at that time.
 
     Raises:
-        DeclarationError: the column's stored values do not compare with time on this database; the message names the cure.
+        DeclarationError: The column's stored values do not sort in the order of time on this database; the message names the cure.
     """
 
     def __init__(self, spec: ReactionSpec, database: Database, moment: datetime | None = None) -> None:
@@ -58,136 +58,144 @@ class Timing:
         self._database = database
         self._moment = moment
         self._embedded = database.name == "sqlite"
-        why = self._refused()
+        why = self._reason_for_refusal()
         if why is not None:
             raise DeclarationError(f"reaction {spec.name}: due={self._due.attribute or self._due.base} {why}")
-        self.base: Any = self._as_it_sorts()
+        self.base: Any = self._sortable_base()
 
     # ---- SQL ---------------------------------------------------------------------------------------------------------------------
-    def now(self, ahead: timedelta) -> ColumnElement[datetime]:
-        """Return the clock that due times are compared with, plus `ahead`: one value for all statements of a transaction."""
+    def clock_plus(self, ahead: timedelta) -> ColumnElement[datetime]:
+        """Return the SQL for the current time plus the duration `ahead`. All statements of a transaction get the same time."""
         if self._moment is None:
-            return OneMoment(self._database, ahead) if self._embedded else self._database.now(ahead)
+            return TransactionTime(self._database, ahead) if self._embedded else self._database.now(ahead)
         return type_coerce(self._moment + ahead, UtcDateTime())
 
     @property
-    def come(self) -> ColumnElement[bool]:
+    def is_due(self) -> ColumnElement[bool]:
         """Return the SQL condition that the due time has come, however long ago."""
-        return self._compared(le, -self._due.since)
+        return self._compare_with_clock(le, -self._due.min_age)
 
     @property
-    def ready(self) -> ColumnElement[bool]:
-        """Return the SQL condition that the due time has come and that it is not too late."""
-        until = self._due.until
-        return self.come if until is None else and_(self.come, self._compared(gt, -until))
+    def is_due_and_valid(self) -> ColumnElement[bool]:
+        """Return the SQL condition that the due time has come, and that the record is not too late by the reaction's `max_age`."""
+        until = self._due.max_age
+        return self.is_due if until is None else and_(self.is_due, self._compare_with_clock(gt, -until))
 
     @property
-    def early(self) -> ColumnElement[bool]:
-        """Return the SQL condition that the due time is still to come, within a hundred years.
+    def is_still_to_come(self) -> ColumnElement[bool]:
+        """Return the SQL condition that the due time comes within the next hundred years.
 
-        Later times may lie beyond Python's calendar, so they are never read.
+        Later times may lie beyond Python's calendar, so they are never loaded.
         """
-        return self.within(FARTHEST)
+        return self.is_due_within(FARTHEST)
 
     @property
-    def recent(self) -> ColumnElement[bool]:
-        """Return the SQL condition that the due time came within the last hundred years. Earlier times may lie beyond Python's calendar."""
-        return and_(self._compared(gt, -self._due.since - FARTHEST), *self._is_a_time)
-
-    def within(self, horizon: timedelta, since: ColumnElement[datetime] | None = None) -> ColumnElement[bool]:
-        """Return the SQL condition that the due time is still to come, and will have come at the end of the horizon.
-
-        With `since`, which is a base time as `base_of` computes it, the condition holds also for due times that came after it.
+    def is_recently_due(self) -> ColumnElement[bool]:
+        """Return the SQL condition that the due time came within the last hundred years. Earlier times may lie before Python's calendar
+        begins.
         """
-        begins = self._compared(gt, -self._due.since) if since is None else self.base.operate(gt, since)
-        return and_(begins, self._compared(le, horizon - self._due.since), *self._is_a_time)
+        return and_(self._compare_with_clock(gt, -self._due.min_age - FARTHEST), *self._calendar_conditions)
+
+    def is_due_within(self, horizon: timedelta, since: ColumnElement[datetime] | None = None) -> ColumnElement[bool]:
+        """Return the SQL condition that the due time comes later than now, and not later than now plus `horizon`.
+
+        since: A base time, as `base_time_for` returns it, to use in place of now as the earliest time.
+        """
+        begins = self._compare_with_clock(gt, -self._due.min_age) if since is None else self.base.operate(gt, since)
+        return and_(begins, self._compare_with_clock(le, horizon - self._due.min_age), *self._calendar_conditions)
 
     @property
-    def _is_a_time(self) -> list[ColumnElement[bool]]:
-        """Return SQL conditions that exclude texts such as '2026-13-45', which SQLite sorts among times.
+    def _calendar_conditions(self) -> list[ColumnElement[bool]]:
+        """Return SQL conditions that exclude texts such as '2026-13-45', which SQLite sorts among the times. Empty if there can be no such
+        text.
 
-        No index serves them, so they are used only beside conditions that leave few rows.
+        No index supports these conditions, so use them only together with conditions that few rows meet.
         """
         if not self._embedded or self._due.attribute is None:
             return []
-        return [is_a_day(type_coerce(self.base, Text()))]
+        return [begins_with_calendar_day(type_coerce(self.base, Text()))]
 
-    def base_of(self, ready: datetime) -> datetime:
-        """Return the base time of a record that can be taken from the moment `ready` on."""
-        return ready - self._due.since
+    def base_time_for(self, ready: datetime) -> datetime:
+        """Return the base time of a record that can be taken from the time `ready` on."""
+        return ready - self._due.min_age
 
-    def _compared(self, operator: Any, ahead: timedelta) -> ColumnElement[bool]:
-        """Compare the base time with the clock, always in this order.
+    def _compare_with_clock(self, operator: Any, ahead: timedelta) -> ColumnElement[bool]:
+        """Compare the base time with the current time plus `ahead`, always with the base time on the left.
 
-        Python would swap `base <= now` where the type of one side is derived from that of the other.
+        If the class of one side is derived from the class of the other, Python would swap the two sides of `base <= now`.
         """
-        compared: ColumnElement[bool] = self.base.operate(operator, self.now(ahead))
+        compared: ColumnElement[bool] = self.base.operate(operator, self.clock_plus(ahead))
         return compared
 
     @property
-    def written(self) -> ColumnElement[str]:
-        """Select the base time as the database writes it, valid or not: for the cursor of a pass, which does not interpret it."""
+    def base_time_as_text(self) -> ColumnElement[str]:
+        """Return the SQL for the base time as the text that the database writes, whether or not it is a time. It is used for the cursor of
+        a pass over the records, which is never interpreted.
+        """
         return type_coerce(self.base, Text()) if self._embedded else cast(self.base, Text)
 
-    def as_written(self, said: str) -> ColumnElement[Any]:
-        """Turn a text that `written` selected into a value that compares with the base time."""
+    def base_time_from_text(self, said: str) -> ColumnElement[Any]:
+        """Return the SQL for a text that was selected by `base_time_as_text`, so that it can be compared with the base time."""
         return literal(said, Text()) if self._embedded else cast(literal(said, Text()), DateTime(timezone=True))
 
     @property
-    def read(self) -> ColumnElement[datetime]:
-        """Select the base time in the form that `due_of` takes."""
+    def base_time(self) -> ColumnElement[datetime]:
+        """Return the SQL that selects the base time in the form that `due_time_for` takes."""
         return type_coerce(self.base, UtcDateTime())
 
     @property
-    def read_if_any(self) -> ColumnElement[datetime | None]:
-        """Select the base times of many rows at once, with None where the stored value is no time."""
-        return type_coerce(self.base, UtcDateTimeIfAny())
+    def base_time_or_none(self) -> ColumnElement[datetime | None]:
+        """Return the SQL that selects the base time, or None if the stored value is no time. It is used for queries of many rows."""
+        return type_coerce(self.base, UtcDateTimeOrNone())
 
-    def due_of(self, base: object) -> datetime | None:
-        """Return when a record with this base time becomes due; None where the record has no base time."""
-        return None if base is None else self._due.at(base)
+    def due_time_for(self, base: object) -> datetime | None:
+        """Return when a record with this base time becomes due; None if `base` is None."""
+        return None if base is None else self._due.due_at(base)
 
-    def begins(self, base: object) -> datetime:
-        """Return when a record with this base time can be taken: when it becomes due or, for the `expired` handler, when it is too late."""
-        return self._due.at(base) + (self._due.since - self._due.delta)
+    def takeable_from(self, base: object) -> datetime:
+        """Return the time from which a record with this base time can be taken: when it is due or, for the `expired` handler, when it is
+        too late.
+        """
+        return self._due.due_at(base) + (self._due.min_age - self._due.delta)
 
     @property
-    def column(self) -> str:
-        """Return the column or expression of the due time, for people."""
+    def column_for_people(self) -> str:
+        """Return the column or expression of the due time as a text for people."""
         return str(self._due.attribute or self._due.base)
 
     @property
-    def may_hold_anything(self) -> bool:
-        """Whether the column may hold something that is no time: SQLite keeps what others write, and compares it as text."""
+    def may_hold_non_times(self) -> bool:
+        """Whether the column may hold something that is no time: SQLite stores any value, and compares it as text."""
         return self._embedded
 
     @property
-    def words(self) -> str:
-        """Return in words when a record is due, such as '2 h after orders.paid_at'."""
+    def in_words(self) -> str:
+        """When a record is due, in words such as '2 h after orders.paid_at'."""
         column = str(self._due.base)
         if not self._due.delta:
             return column
-        return f"{_span(abs(self._due.delta))} {'after' if self._due.delta > timedelta() else 'before'} {column}"
+        return f"{_duration_in_words(abs(self._due.delta))} {'after' if self._due.delta > timedelta() else 'before'} {column}"
 
-    def _as_it_sorts(self) -> Any:
+    def _sortable_base(self) -> Any:
+        """Return the SQL for the base time in the form that is compared and indexed."""
         if self._due.attribute is not None:
             return self._due.attribute
-        # Its constants are written as literals: the database finds an index over an expression by its exact text.
+        # Write its constants as literals: the database uses an index over an expression only if the texts are exactly the same.
         given: Any = self._due.base
-        base: Any = visitors.replacement_traverse(given, {}, _written_out)
+        base: Any = visitors.replacement_traverse(given, {}, _parameter_as_literal)
         if self._embedded:
             written: Any = func.strftime(literal_column("'%Y-%m-%d %H:%M:%f'"), base)
-            return written.op("||")(
-                literal_column("'000'")
-            )  # in the format of UtcDateTime: the expression may give any of SQLite's time formats
+            return written.op("||")(literal_column("'000'"))  # the format of UtcDateTime; the expression alone may have any of SQLite's
         return base
 
-    # ---- whether it compares -----------------------------------------------------------------------------------------------------
-    def _refused(self) -> str | None:
+    # ---- whether its values sort as times
+    # -------------------------------------------------------------------------------------------------
+    def _reason_for_refusal(self) -> str | None:
+        """Return why the column's stored values do not sort in the order of time, with the cure; None if they do."""
         if self._due.attribute is None:
-            return None  # `miscomputed` has checked the expression
+            return None  # `miscomputed` has already checked an expression
         kind = self._due.base.type
-        stored = stored_values.stored(kind, self._database.engine.dialect)
+        stored = stored_values.stored_sample_time(kind, self._database.engine.dialect)
         if self._embedded and isinstance(kind, DateTime) and kind.timezone:
             return (
                 "is a DateTime(timezone=True), and SQLite drops the zone of what is written there, so that it may be due hours off: map it"
@@ -207,21 +215,23 @@ class Timing:
         return None
 
 
-def is_a_day(written: ColumnElement[str]) -> ColumnElement[bool]:
-    """Return the SQL condition that this text in SQLite begins with a calendar day: SQLite would read 30 February as a day in March."""
-    day = func.substr(written, 1, 10)  # without the time, which SQLite may round up into the next day
+def begins_with_calendar_day(written: ColumnElement[str]) -> ColumnElement[bool]:
+    """Return the SQL condition that this text in SQLite begins with a day of the calendar. SQLite itself would read 30 February as a day in
+    March.
+    """
+    day = func.substr(written, 1, 10)  # only the day, since SQLite may round the time of day up into the next day
     read = func.strftime(literal_column("'%Y-%m-%d'"), day, literal_column("'+0 days'"))
     return func.coalesce(read, literal_column("''")) == day
 
 
-def _span(delta: timedelta) -> str:
+def _duration_in_words(delta: timedelta) -> str:
     """Return a duration in words, such as '1 d 12 h'."""
     hours, seconds = divmod(delta.seconds, 3600)
     parts = ((delta.days, "d"), (hours, "h"), (seconds // 60, "min"), (seconds % 60 + delta.microseconds / 1e6, "s"))
     return " ".join(f"{count:g} {unit}" for count, unit in parts if count)
 
 
-def _written_out(element: Any, **_: Any) -> Any:
+def _parameter_as_literal(element: Any, **_: Any) -> Any:
     if not isinstance(element, BindParameter):
         return None
     if isinstance(element.value, timedelta):

@@ -1,6 +1,7 @@
-"""Compares values by their types and by everything that they are made of, not by `==`, such as a value before and after JSON.
+"""Compares values by their type and all their contents, and not by `==`. For example, it compares an outcome with what is left of it after
+the way through JSON.
 
-`True == 1` and `1.0 == Decimal("1.00")` hold, and an object's own `__eq__` may leave out what a handler reads. Knows no JSON itself.
+`True == 1` and `1.0 == Decimal("1.00")` are true, and an object's own `__eq__` may ignore attributes that a handler reads.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _NOT_STATE = ("__dict__", "__weakref__", "__pydantic_fields_set__", *_PYDANTIC)
 
 
 def exactly_equal(one: Any, other: Any) -> bool:
-    """Whether no handler could tell two values apart, except by a zone's name, by which fields of a model were given, or by an order of
-    keys.
+    """Return whether the two values are the same for every handler. It ignores the name of a time zone, the order of keys, and which fields
+    of a model were set.
 
     NaN equals NaN here, and an int equals the same float, since Python's type hints accept an int where a float is annotated.
     """
@@ -36,36 +37,38 @@ def exactly_equal(one: Any, other: Any) -> bool:
     if isinstance(one, datetime | time):
         return bool(one.replace(tzinfo=None) == other.replace(tzinfo=None)) and one.utcoffset() == other.utcoffset()
     if isinstance(one, Mapping):
-        return _mappings_alike(one, other)
+        return _mappings_exactly_equal(one, other)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(exactly_equal, one, other))
     if isinstance(one, AbstractSet):
         there = {element: element for element in other}
         return len(one) == len(other) and all(element in there and exactly_equal(element, there[element]) for element in one)
-    if _is_made_of_its_state(one):
-        return _mappings_alike(state(one), state(other))
+    if _is_compared_by_attributes(one):
+        return _mappings_exactly_equal(attributes_of(one), attributes_of(other))
     return bool(one == other)
 
 
-def _mappings_alike(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+def _mappings_exactly_equal(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
     names = {name: name for name in other}
     return len(one) == len(other) and all(
         name in names and exactly_equal(name, names[name]) and exactly_equal(value, other[names[name]]) for name, value in one.items()
     )
 
 
-def _is_made_of_its_state(one: Any) -> bool:
-    """Whether a value is compared by its attributes: dataclasses, pydantic models, and objects of classes without their own `__eq__`."""
+def _is_compared_by_attributes(one: Any) -> bool:
+    """Return whether this value is compared by its attributes. True for dataclasses, pydantic models, and objects whose class has no
+    `__eq__` of its own.
+    """
     plain = dataclasses.is_dataclass(one) or hasattr(type(one), "__pydantic_validator__")
     has_own: Any = type(one).__eq__
-    return plain or (has_own is object.__eq__ and bool(state(one)))
+    return plain or (has_own is object.__eq__ and bool(attributes_of(one)))
 
 
-def state(one: Any) -> dict[str, Any]:
-    """Return an object's attributes by name, private ones too. Values that a cached_property keeps are left out, since they are computed
-    again.
+def attributes_of(one: Any) -> dict[str, Any]:
+    """Return a dict from name to value of the object's attributes, including private ones. Values of cached_property are left out, since
+    they are computed again.
     """
-    found = {name: value for name, value in getattr(one, "__dict__", {}).items() if not _is_cached(type(one), name)}
+    found = {name: value for name, value in getattr(one, "__dict__", {}).items() if not _is_cached_property(type(one), name)}
     for kind in type(one).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -77,5 +80,5 @@ def state(one: Any) -> dict[str, Any]:
     return found
 
 
-def _is_cached(kind: type, name: str) -> bool:
+def _is_cached_property(kind: type, name: str) -> bool:
     return any(isinstance(base.__dict__.get(name), cached_property) for base in kind.__mro__)

@@ -1,4 +1,4 @@
-"""Collects the findings of `groundstate check`, some of which a worker looks for at its start as well. Runs SELECTs only."""
+"""Collects the findings of `groundstate check`. A worker looks for some of them when it starts as well. Runs only SELECTs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store.port import Database
 from groundstate.store.tables import metadata as our_tables
 
-LARGE = 10_000  # rows: a scan of a table of this size in each sweep is a problem, of a smaller one advice
+LARGE = 10_000  # rows: if each sweep (query of all records) scans such a large table, that is a problem; for a smaller one it is an advice
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that `groundstate check` found. level: a 'problem' makes the command exit with 1, an 'advice' does not."""
+    """One thing that `groundstate check` has found. `level` is 'problem', which makes the command exit with 1, or 'advice', which does
+    not.
+    """
 
     level: Literal["problem", "advice"]
     kind: str
@@ -29,19 +31,20 @@ class Finding:
 
 
 def find_missing_indexes(database: Database, connection: Connection, query: ConditionQuery) -> Iterator[Finding]:
+    """Yield one finding per table that the database reads or sorts as a whole for this condition, with the DDL of the missing index."""
     name = query.spec.name
     try:
-        found = explain.scans(database, connection, query)
-        sorted_ = explain.unsorted(database, connection, query)
-        grouped = explain.ungrouped(database, connection, query)
+        found = explain.find_table_scans(database, connection, query)
+        sorted_ = explain.find_sort_by_due_time(database, connection, query)
+        grouped = explain.find_sort_by_group(database, connection, query)
     except CompileError as error:
         yield Finding("advice", "index", name, f"its condition cannot be explained: {error}")
         return
     if grouped is not None:
-        words = f"each look for the rows of {name}, value by value, sorts all rows of {grouped.table} of which its condition holds"
+        words = f"each search for the rows of {name}, value by value, sorts all rows of {grouped.table} that meet its condition"
         yield Finding("problem" if grouped.rows >= LARGE else "advice", "index", name, words, grouped.ddl)
     if sorted_ is not None:
-        words = f"what is due next of {name} is found by sorting all rows of {sorted_.table} of which its condition holds"
+        words = f"the next due records of {name} are found by sorting all rows of {sorted_.table} that meet its condition"
         yield Finding("problem" if sorted_.rows >= LARGE else "advice", "index", name, words, sorted_.ddl)
     if sorted_ is not None or grouped is not None:
         return
@@ -54,31 +57,35 @@ def find_missing_indexes(database: Database, connection: Connection, query: Cond
 
 
 def find_large_scans(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> list[Finding]:
-    """Return the problems with conditions that make each sweep read a whole large table."""
+    """Return one problem per missing index because of which each sweep (query of all records that meet a condition) reads a whole large
+    table.
+    """
     return [found for query in queries for found in find_missing_indexes(database, connection, query) if found.level == "problem"]
 
 
 def find_hidden_rows(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> list[Finding]:
-    """Return a problem for each table of which row-level security may hide rows from our role: rows that it does not see are not carried
-    out.
+    """Return one problem per table of which row-level security may hide rows from groundstate's role. Records in such rows are never
+    carried out.
     """
-    asked = [table for query in queries for table in sorted(explain.tables_of(query), key=lambda table: str(table.fullname))]
+    asked = [table for query in queries for table in sorted(explain.tables_in_condition(query), key=lambda table: str(table.fullname))]
     return [
         Finding(
             "problem",
             "row security",
             name,
-            f"policies may hide rows of {name} from {(role := row_security.role(connection))}: what it does not see it does not carry out,"
-            " and `pending` of the table's owner shows it as left to do for ever",
+            f"policies may hide rows of {name} from {(role := row_security.current_role_name(connection))}: what it does not see it"
+            " does not carry out, and `pending` of the table's owner shows it as left to do for ever",
             f"CREATE POLICY groundstate ON {name} TO {role} USING (true) WITH CHECK (true), and no RESTRICTIVE policy for it;"
             f" or ALTER ROLE {role} BYPASSRLS",
         )
-        for name in row_security.hidden(database, connection, [*asked, *our_tables.sorted_tables])
+        for name in row_security.tables_with_hidden_rows(database, connection, [*asked, *our_tables.sorted_tables])
     ]
 
 
 def find_odd_due_times(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield a problem for each reaction with a due time in SQLite that others wrote in another format, which does not sort among ours."""
+    """Yield one problem per reaction with a due time in SQLite that another program wrote in a format which does not sort among
+    groundstate's.
+    """
     for query in queries:
         words = odd_due_times.first_odd_due_time(connection, query)
         if words is not None:

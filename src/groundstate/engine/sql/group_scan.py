@@ -1,9 +1,9 @@
-"""Reads the backlog of one reaction by groups (rows with one value of a column), so that no group waits for the end of another. Selects
-only keys.
+"""Reads the backlog of one reaction group by group, so that no group waits for the end of another. Selects only keys.
 
-A pass goes over the values in their order, by an index skip: it selects the least value above the last one. Of each value it takes the
-first few rows, so that a value with a million rows costs what any other does. Rows without a value come last, some with each pass, in key
-order. A pass that took something is followed by another at once.
+A group is the rows with the same value of one column. A pass (one reading of the whole backlog) visits the values in ascending order: it
+selects the least value above the last one, as an index skip scan does, and takes the first few rows with that value. So a value with a
+million rows costs no more than any other. Rows without a value come last, some of them in each pass, in key order. After a pass that took
+something, the next pass follows at once.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey, blocking, keeps_own_reaction
-from groundstate.engine.sql.key_columns import as_it_stands
+from groundstate.engine.sql.key_columns import column_as_stored
 from groundstate.rules.blocking import BASELINE
 from groundstate.store.tables import attempt
 from groundstate.values import keys
 from groundstate.values.errors import DeclarationError
 from groundstate.values.keys import BytesOfText, NoValue
 
-VALUES_MOST = 200  # values that one statement reads
-IN_VAIN_MOST = 3  # passes that met only locked rows: after these, all rows are read in key order, to find those behind them
-EACH = (1, 4, 16, 64)  # rows of each value that one statement reads: more where there are few values
-Cursor = tuple[Any, ...]  # ("by", the last value) or ("rest",), which begins the rows without a value
+VALUES_MOST = 200  # how many values one statement reads at most
+IN_VAIN_MOST = 3  # after so many passes in a row that found only locked rows, all rows are read in key order
+EACH = (1, 4, 16, 64)  # how many rows of each value one statement reads: the fewer the values, the more rows
+Cursor = tuple[Any, ...]  # ("by", last value read), or ("rest",) for the rows without a value
 
 
-class Groups:
-    """The statements that read the groups of one reaction with `in_order` or `per`."""
+class GroupStatements:
+    """The statements that read the groups (rows with the same value) of one reaction with `in_order` or `per`."""
 
     def __init__(self, query: ConditionQuery) -> None:
         spec = query.spec
@@ -55,18 +55,23 @@ class Groups:
         self.order = spec.in_order
         found: Any = spec.in_order.by if spec.in_order is not None else spec.per
         self.column = found
-        self._shown: Any = as_it_stands(
-            found, query.database.engine.dialect, alone=False
-        )  # a value that is no text must not hide the others
+        # A value that cannot be loaded must not make the whole query fail.
+        self._shown: Any = column_as_stored(found, query.database.engine.dialect, alone=False)
         self._first_by = (self.order.order,) if self.order is not None and self.order.order is not None else ()
         self._paging: dict[tuple[int, int, bool, bool], Select[Any]] = {}
         self._first: dict[tuple[int, int], Select[Any]] = {}
-        if self.order is not None and self.order.past_held and query.text_in_sql is None:
+        if self.order is not None and self.order.past_held and query.key_text_in_sql is None:
             raise DeclarationError(
                 f"reaction {spec.name}: past_held= needs a primary key of one integer or text column (UUID: on PostgreSQL), since held"
                 " attempts are told by its text: leave it out"
             )
-        if self.ordered and self.order is not None and self.order.past_held and spec.occurrence and query.is_of_this_round is None:
+        if (
+            self.must_keep_order
+            and self.order is not None
+            and self.order.past_held
+            and spec.occurrence
+            and query.is_attempt_of_this_occurrence is None
+        ):
             raise DeclarationError(
                 f"reaction {spec.name}: past_held= needs an occurrence of one column, UtcDateTime, integer or text, since a record that is"
                 " held"
@@ -74,111 +79,126 @@ class Groups:
             )
 
     @property
-    def ordered(self) -> bool:
-        """Whether the rows of one value must be carried out in order, so that all wait for the first."""
+    def must_keep_order(self) -> bool:
+        """Whether rows with the same value must be carried out in order, so that all later rows wait for the first."""
         return bool(self._first_by)
 
     @property
-    def most_of_one(self) -> int:
-        """Return how many rows of one value may be carried out in one transaction.
+    def most_rows_of_group(self) -> int:
+        """How many rows with the same value may be carried out in one transaction.
 
-        For a call with `per` they are as many as the external service's limit and rate for one tenant ever permit. Otherwise it is one row,
-        except where an order column sorts the rows and the reaction has neither a call nor a done column: then they are carried out one
-        after another.
+        For a call with `per`, it is the most that the external service's limit and rate for one tenant permit. Without a call or a done
+        column, and with an order column that sorts the rows, several rows are carried out one after another. In all other cases it is one
+        row.
         """
         call = self.query.spec.call
         if self.order is None and call is not None:
             at_once, rate = call.service.limit_per, call.service.rate_per
             return min(EACH[-1], at_once or EACH[-1], rate.times if rate is not None else EACH[-1])
-        return EACH[-1] if self.ordered and call is None and self.query.spec.done_column is None else 1
+        return EACH[-1] if self.must_keep_order and call is None and self.query.spec.done_column is None else 1
 
     @property
-    def misses_some(self) -> bool:
-        """Whether SQL cannot exclude rows that have attempts, so that rows behind those that wait for a retry may be missed."""
-        return self.query.text_in_sql is None and not self.ordered
+    def may_miss_rows(self) -> bool:
+        """Whether a pass may miss rows: if SQL cannot exclude rows with attempts, the pass may not get past the rows that wait for a
+        retry.
+        """
+        return self.query.key_text_in_sql is None and not self.must_keep_order
 
-    def text_of(self, record: Any) -> str | None:
-        """Return the canonical text of a record's value; None where it has none."""
+    def group_text_of(self, record: Any) -> str | None:
+        """Return the canonical text of the value that puts this record into its group; None if the record has no value."""
         value = getattr(record, self.column.key)
-        return None if value is None else keys.text(value)
+        return None if value is None else keys.canonical_text(value)
 
     # ---- read ------------------------------------------------------------------------------------------------------------------
-    def of_values(self, connection: Connection, after: tuple[Any, ...], most: int, each: int) -> list[tuple[Any, list[PrimaryKey]]]:
-        """Return values above the one in `after`, or from the least on, at most `most`, each with the keys of its first `each` rows."""
+    def read_groups(self, connection: Connection, after: tuple[Any, ...], most: int, each: int) -> list[tuple[Any, list[PrimaryKey]]]:
+        """Return at most `most` pairs (value, keys of its first `each` rows), for the values above the one in `after`, in ascending order.
+        If `after` has no value, begin with the least value.
+        """
         given: dict[str, Any] = {"most": most, "cursor": after[0]} if after else {"most": most}
         raw = False
         if after and isinstance(after[0], NoValue):
             stands = after[0].raw
             raw = isinstance(stands, str | BytesOfText)
             given["cursor"] = stands.encode() if isinstance(stands, str) else stands
-        rows = connection.execute(self._paged(each, begins=not after, raw=raw), given).all()
-        return [(_loaded(value), some) for (value,), some in self._lines_in(rows, 1).items()]
+        rows = connection.execute(self._page_statement(each, begins=not after, raw=raw), given).all()
+        return [(_value_as_loaded(value), some) for (value,), some in self._first_keys_in(rows, 1).items()]
 
-    def of_the_rest(self, connection: Connection, after: PrimaryKey, most: int, *, every: bool) -> list[tuple[Any, PrimaryKey]]:
-        """Return values and keys in the order of the keys, after the key given: of every row, or only of rows without a value."""
-        return [(_loaded(row[0]), tuple(row[1:])) for row in connection.execute(self._resting(after, most, every=every))]
+    def read_in_key_order(self, connection: Connection, after: PrimaryKey, most: int, *, every: bool) -> list[tuple[Any, PrimaryKey]]:
+        """Return at most `most` pairs (value, key) in key order, after the given key. With `every`, read all rows; otherwise only the rows
+        without a value.
+        """
+        return [
+            (_value_as_loaded(row[0]), tuple(row[1:])) for row in connection.execute(self._select_in_key_order(after, most, every=every))
+        ]
 
     # ---- first rows of a value -----------------------------------------------------------------------------------------------------
-    def first_of(self, connection: Connection, wanted: Sequence[PrimaryKey], each: int = 1) -> dict[PrimaryKey, list[PrimaryKey]]:
-        """Return, for each of these records, the first `each` keys with the record's value, whether the record itself is ready or not."""
+    def first_keys_in_group_of(
+        self, connection: Connection, wanted: Sequence[PrimaryKey], each: int = 1
+    ) -> dict[PrimaryKey, list[PrimaryKey]]:
+        """Return a dict from each of these records to the first `each` keys of its group. The record itself need not be ready."""
         size = len(self.query.key_attributes)
-        return self._lines_in(connection.execute(self._firsts(each), self.query.given(wanted)), size)
+        return self._first_keys_in(connection.execute(self._first_keys_statement(each), self.query.key_parameters(wanted)), size)
 
-    def values_of(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[PrimaryKey, str]:
-        """Return the canonical texts of these records' values. Records without a value are left out."""
+    def group_texts_of(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[PrimaryKey, str]:
+        """Return a dict from key to the canonical text of the record's value. Records without a value are left out."""
         if not wanted:
             return {}
-        rows = connection.execute(select(self._shown, *self.query.key_attributes).where(self.query.among(list(wanted))))
-        return {tuple(row[1:]): keys.text(_loaded(row[0])) for row in rows if row[0] is not None}
+        rows = connection.execute(select(self._shown, *self.query.key_attributes).where(self.query.has_key_among(list(wanted))))
+        return {tuple(row[1:]): keys.canonical_text(_value_as_loaded(row[0])) for row in rows if row[0] is not None}
 
-    def first_among(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[str, PrimaryKey]:
-        """Return, of each value, the first of these records in the order in which they are carried out, whether it is ready or not."""
+    def first_key_of_each_group(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[str, PrimaryKey]:
+        """Return a dict from the text of each value to the key of the one of these records that is carried out first, whether or not it is
+        ready.
+        """
         first: dict[str, PrimaryKey] = {}
         rows = connection.execute(
-            select(self._shown, *self.query.key_attributes).where(self.query.among(list(wanted))).order_by(*self.in_line)
+            select(self._shown, *self.query.key_attributes).where(self.query.has_key_among(list(wanted))).order_by(*self.order_within_group)
         )
         for row in rows:
             if row[0] is not None:
-                first.setdefault(keys.text(_loaded(row[0])), tuple(row[1:]))
+                first.setdefault(keys.canonical_text(_value_as_loaded(row[0])), tuple(row[1:]))
         return first
 
     # ---- statements ------------------------------------------------------------------------------------------------------------
-    def _paged(self, each: int, *, begins: bool, raw: bool) -> Select[Any]:
+    def _page_statement(self, each: int, *, begins: bool, raw: bool) -> Select[Any]:
+        """Return the statement of `read_groups`; it is built once and cached."""
         which = (self.query.version, each, begins, raw)
         made = self._paging.get(which)
         if made is None:
-            made = self._paging[which] = self._build(each, begins=begins, raw=raw)
+            made = self._paging[which] = self._build_page_statement(each, begins=begins, raw=raw)
         return made
 
-    def _build(self, each: int, *, begins: bool, raw: bool) -> Select[Any]:
-        """Build `_paged`. raw: the cursor is text of which the column's type makes no value, as bytes."""
+    def _build_page_statement(self, each: int, *, begins: bool, raw: bool) -> Select[Any]:
+        """Build the statement of `read_groups`. begins: There is no cursor yet. raw: The cursor is passed as bytes, since its text is no
+        value of the column's type.
+        """
         cursor: Any = cast(bindparam("cursor", type_=LargeBinary()), Text()) if raw else bindparam("cursor", type_=self.column.type)
-        first = self.least_after(None if begins else cursor)
+        first = self.select_least_value_after(None if begins else cursor)
         start = select(first.scalar_subquery().label("value"), literal_column("1", Integer).label("n")).cte(
             "groundstate_values", recursive=True
         )
-        following = self.least_after(start.c.value).correlate(start).scalar_subquery()
+        following = self.select_least_value_after(start.c.value).correlate(start).scalar_subquery()
         values = start.union_all(
             select(following, start.c.n + 1).where(start.c.value.is_not(None), start.c.n < bindparam("most", type_=Integer))
         )
-        shown = as_it_stands(values.c.value, self.query.database.engine.dialect, alone=False)
-        return self._with_lines((shown,), values.c.value, each, values, values.c.n).where(values.c.value.is_not(None))
+        shown = column_as_stored(values.c.value, self.query.database.engine.dialect, alone=False)
+        return self._select_with_first_keys((shown,), values.c.value, each, values, values.c.n).where(values.c.value.is_not(None))
 
-    def least_after(self, value: Any) -> Select[Any]:
-        """Select the least value above this one, or the least of all where it is None."""
+    def select_least_value_after(self, value: Any) -> Select[Any]:
+        """Return a statement that selects the least value above this one, or the least value of all if `value` is None."""
         above = self.column.is_not(None) if value is None else self.column > value
         return select(self.column).where(self.query.ready, above).order_by(self.column).limit(1)
 
-    def line_of(self, value: Any, *columns: Any) -> Select[Any]:
-        """Select these columns of the rows with this value, in the order in which they are to be carried out."""
-        return select(*columns).where(self._takeable, self.column == value).order_by(*self.in_line)
+    def select_rows_of_value(self, value: Any, *columns: Any) -> Select[Any]:
+        """Return a statement that selects these columns of the rows with this value, in the order in which the rows are carried out."""
+        return select(*columns).where(self._is_read_for_group, self.column == value).order_by(*self.order_within_group)
 
-    def _resting(self, after: PrimaryKey, most: int, *, every: bool) -> Select[Any]:
-        """Select rows in key order: all rows, or only those without a value."""
+    def _select_in_key_order(self, after: PrimaryKey, most: int, *, every: bool) -> Select[Any]:
+        """Return a statement that selects rows in key order: with `every` all rows, otherwise only the rows without a value."""
         columns = self.query.key_attributes
         found = select(self._shown, *columns).where(self.query.ready)
-        if self.query.unattempted is not None:
-            found = found.where(self.query.unattempted)
+        if self.query.has_no_blocking_attempt is not None:
+            found = found.where(self.query.has_no_blocking_attempt)
         if not every:
             found = found.where(self.column.is_(None))
         if after:
@@ -187,34 +207,37 @@ class Groups:
             found = found.where(columns[0] > last[0] if len(columns) == 1 else tuple_(*columns) > tuple_(*last))
         return found.order_by(*columns).limit(most)
 
-    def _firsts(self, each: int) -> Select[Any]:
+    def _first_keys_statement(self, each: int) -> Select[Any]:
         which = (self.query.version, each)
         made = self._first.get(which)
         if made is None:
             given: Any = aliased(self.query.entity, name="groundstate_given")
             mine = [getattr(given, column.key) for column in self.query.key_attributes]
-            found = self._with_lines(mine, getattr(given, self.column.key), each, given, *mine)
-            made = self._first[which] = found.where(self.query.among_given(mine))
+            found = self._select_with_first_keys(mine, getattr(given, self.column.key), each, given, *mine)
+            made = self._first[which] = found.where(self.query.are_given_key(mine))
         return made
 
-    def _with_lines(self, chosen: Sequence[Any], value: Any, each: int, source: Any, *order: Any) -> Select[Any]:
-        """Select columns of a source with the keys of the first rows for its value: one row for each key on PostgreSQL, one with all keys
-        on SQLite.
+    def _select_with_first_keys(self, chosen: Sequence[Any], value: Any, each: int, source: Any, *order: Any) -> Select[Any]:
+        """Return a statement that selects the `chosen` columns of a source, together with the keys of the first rows that have its value.
 
-        PostgreSQL plans each subquery anew, which takes longer than to execute it; SQLite has no LATERAL.
+        On PostgreSQL the result has one row per key. On SQLite, which has no LATERAL, it has one row with all keys.
         """
         own = self.query.key_attributes
         if not self.query.database.locks_rows:
-            lines = (self.line_of(value, one).offset(n).limit(1).correlate(source).scalar_subquery() for n in range(each) for one in own)
+            lines = (
+                self.select_rows_of_value(value, one).offset(n).limit(1).correlate(source).scalar_subquery()
+                for n in range(each)
+                for one in own
+            )
             return select(*chosen, *lines).order_by(*order)
-        places = [column.label(f"groundstate_place_{n}") for n, column in enumerate(self.in_line)]
+        places = [column.label(f"groundstate_place_{n}") for n, column in enumerate(self.order_within_group)]
         columns = [column.label(f"groundstate_key_{n}") for n, column in enumerate(own)]
-        line = self.line_of(value, *places, *columns).limit(each).correlate(source).lateral("groundstate_line")
+        line = self.select_rows_of_value(value, *places, *columns).limit(each).correlate(source).lateral("groundstate_line")
         in_line, found = list(line.c)[: len(places)], list(line.c)[len(places) :]
         return select(*chosen, *found).select_from(source).outerjoin(line, true()).order_by(*order, *in_line)
 
-    def _lines_in(self, rows: Iterable[Any], head: int) -> dict[tuple[Any, ...], list[PrimaryKey]]:
-        """Return the keys in rows of `_with_lines`, grouped by the first `head` columns."""
+    def _first_keys_in(self, rows: Iterable[Any], head: int) -> dict[tuple[Any, ...], list[PrimaryKey]]:
+        """Return a dict from the first `head` columns of the rows of `_select_with_first_keys` to the keys in these rows."""
         found: dict[tuple[Any, ...], list[PrimaryKey]] = {}
         size = len(self.query.key_attributes)
         for row in rows:
@@ -223,28 +246,29 @@ class Groups:
         return found
 
     @property
-    def in_line(self) -> tuple[Any, ...]:
-        """Return the columns that sort the rows of one value: the order column of `in_order`, or the due time, and then the primary key."""
-        return (*self._first_by, *self.query.key_attributes) if self._first_by else self.query.place_attributes
+    def order_within_group(self) -> tuple[Any, ...]:
+        """The columns that sort the rows with the same value: the order column of `in_order` or the due time, and then the primary key."""
+        return (*self._first_by, *self.query.key_attributes) if self._first_by else self.query.cursor_columns
 
     @property
-    def _takeable(self) -> ColumnElement[bool]:
-        """Return the SQL condition that a row is among those that are read for its value.
+    def _is_read_for_group(self) -> ColumnElement[bool]:
+        """Return the SQL condition for the rows that are read of a group (the rows with the same value of `per` or `in_order`).
 
-        With an order column that includes ready rows with attempts, since the others wait behind them. Without one it excludes them, so
-        that the rows behind them are reached.
+        If an order column sorts them, ready rows with attempts are read too, since later rows must wait for them. Without an order column
+        they are left out, so that the rows behind them are reached.
         """
-        also = self._not_stepped_aside if self.ordered else self.query.unattempted
+        also = self._is_in_line if self.must_keep_order else self.query.has_no_blocking_attempt
         return self.query.ready if also is None else and_(self.query.ready, also)
 
     @property
-    def _not_stepped_aside(self) -> ColumnElement[bool] | None:
-        """Return the SQL condition that no held attempt takes the row out of its line; None where SQL cannot tell.
+    def _is_in_line(self) -> ColumnElement[bool] | None:
+        """Return the SQL condition that no held attempt takes the row out of its line (rows with the same value, to be carried out in
+        order). None if SQL cannot tell.
 
-        A baseline (a record that matched before its reaction was introduced) is out of line, and with `past_held` any record with a held
-        attempt that is not in doubt: for the present occurrence only, as far as SQL can tell it.
+        A baseline (a record that matched before its reaction was introduced) is not in line. With `past_held`, a record is not in line
+        either if it has a held attempt that is not in doubt. Only attempts for the present occurrence count, as far as SQL can tell.
         """
-        written = self.query.text_in_sql
+        written = self.query.key_text_in_sql
         if written is None:
             return None
         spec = self.query.spec
@@ -257,26 +281,30 @@ class Groups:
         )
         if self.order is not None and not self.order.past_held:
             aside = aside.where(attempt.c.why == BASELINE)
-        if spec.occurrence and (same := self.query.is_of_this_round) is not None:
-            of_all = or_(blocking if spec.repeats else keeps_own_reaction, self.query.left_under_other_rounds)
+        if spec.occurrence and (same := self.query.is_attempt_of_this_occurrence) is not None:
+            of_all = or_(blocking if spec.repeats else keeps_own_reaction, self.query.is_outdated_baseline)
             aside = aside.where(or_(of_all, same))
         return not_(aside.exists())
 
 
-def _loaded(value: Any) -> Any:
-    """Return the value of a group as its type loads it, in whatever form it stands; text that is not UTF-8 stays a NoValue."""
+def _value_as_loaded(value: Any) -> Any:
+    """Return a group's value as the column's type loads it, even if it is stored in another form. Text that is not UTF-8 stays a
+    NoValue.
+    """
     return value.loaded if isinstance(value, NoValue) and value.loaded is not None else value
 
 
 @lru_cache(maxsize=256)
-def statements(query: ConditionQuery) -> Groups:
-    """Return the statements for this condition query, built once. Raises DeclarationError where the database cannot express them."""
-    return Groups(query)
+def group_statements(query: ConditionQuery) -> GroupStatements:
+    """Return the GroupStatements of this condition query; they are built once. Raises DeclarationError if the database cannot express
+    them.
+    """
+    return GroupStatements(query)
 
 
 @dataclass
 class Page:
-    """Some keys that may be taken, and the cursor to go on from, which is None at the end of the pass."""
+    """Some keys that may be taken, and the cursor for the next page; the cursor is None if the pass has ended."""
 
     keys: list[PrimaryKey] = field(default_factory=list)
     cursor: Cursor | None = None
@@ -286,77 +314,84 @@ MayGo = Callable[[str], bool]
 LeftOf = Callable[[Sequence[str]], Mapping[str, int]]
 
 
-def _all_may(_value: str) -> bool:
+def _allow_any_value(_value: str) -> bool:
+    """Return True for every value: the default for `may_go`."""
     return True
 
 
-def _nothing_known(_values: Sequence[str]) -> Mapping[str, int]:
+def _no_known_limits(_values: Sequence[str]) -> Mapping[str, int]:
+    """Return no limit for any value: the default for `left_of`."""
     return {}
 
 
 @dataclass
 class GroupPasses:
-    """The passes over one work queue, one after another: each goes over the values, and then over some of the rest."""
+    """The passes over the backlog of one reaction, one after another. Each pass visits the values, and then some of the remaining rows."""
 
-    groups: Groups
-    _going: int = 0  # values with rows that could be sent in the last pass
-    _met: int = 0  # values with rows that could be sent in this pass, so far
-    _read_for_one: int = 1  # values that are read to find one with rows that may be sent
-    _rest: PrimaryKey = ()  # key after which the next pass reads on in the rest, so that the values do not wait for its end
-    _every_row: bool = field(init=False)  # whether the rest is all rows in key order, since some could be missed otherwise
-    _took: bool = False  # whether this pass took something
-    _number: int = 0  # number of this pass
-    _in_vain: int = 0  # consecutive passes before this one that took nothing
-    _page: dict[PrimaryKey, Any] = field(default_factory=dict)  # key -> value, for the keys of the last page
-    _busy: dict[Any, dict[PrimaryKey, int]] = field(default_factory=dict)  # value -> keys that were locked, and in which pass
+    groups: GroupStatements
+    _going: int = 0  # how many values had rows that could be carried out, in the last pass
+    _met: int = 0  # how many values had such rows in this pass, so far
+    _read_for_one: int = 1  # how many values must be read to find one whose rows may be carried out
+    _rest: PrimaryKey = ()  # the key after which the next pass goes on with the remaining rows
+    _every_row: bool = field(init=False)  # whether all rows are read after the values, and not only the rows without a value
+    _took: bool = False  # whether this pass has taken any record
+    _number: int = 0  # the number of this pass
+    _in_vain: int = 0  # how many passes in a row, before this one, took nothing
+    _page: dict[PrimaryKey, Any] = field(default_factory=dict)  # the value of each key of the last page
+    _busy: dict[Any, dict[PrimaryKey, int]] = field(default_factory=dict)  # value -> key found locked -> number of that pass
 
     def __post_init__(self) -> None:
-        self._every_row = self.groups.misses_some
+        self._every_row = self.groups.may_miss_rows
 
-    def page(
-        self, connection: Connection, cursor: Cursor | None, room: int, may_go: MayGo = _all_may, left_of: LeftOf = _nothing_known
+    def next_page(
+        self,
+        connection: Connection,
+        cursor: Cursor | None,
+        room: int,
+        may_go: MayGo = _allow_any_value,
+        left_of: LeftOf = _no_known_limits,
     ) -> Page:
-        """Return the next keys of a pass, at most `room`.
+        """Return the next keys of this pass over the backlog, at most `room` keys.
 
-        may_go: whether any record of this value may be taken now. left_of: how many records of each of these values may be taken, where
-        that is limited.
+        may_go: A function that tells whether any record with this value may be taken now.
+        left_of: A function that returns how many records with each of these values may still be taken; values without a limit are left out.
         """
         if cursor is None or cursor[0] == "by":
-            return self._by_value(connection, cursor or ("by",), room, may_go, left_of)
-        return self._of_the_rest(connection, room, may_go)
+            return self._next_page_by_group(connection, cursor or ("by",), room, may_go, left_of)
+        return self._next_page_in_key_order(connection, room, may_go)
 
-    def _by_value(self, connection: Connection, cursor: Cursor, room: int, may_go: MayGo, left_of: LeftOf) -> Page:
-        few = self._met < self._going  # this pass has met fewer values than the last one
-        each = min(max(room // self._going, 1), self.groups.most_of_one) if few else 1
+    def _next_page_by_group(self, connection: Connection, cursor: Cursor, room: int, may_go: MayGo, left_of: LeftOf) -> Page:
+        few = self._met < self._going  # so far this pass has met fewer values than the last pass
+        each = min(max(room // self._going, 1), self.groups.most_rows_of_group) if few else 1
         values, dense = max(room // each, 1), self._read_for_one == 1
-        most = min(max(values * self._read_for_one, 2), VALUES_MOST)  # at least two, since the second shows that the first is not the last
+        most = min(max(values * self._read_for_one, 2), VALUES_MOST)  # at least two values: the second shows that the first is not the last
         wanted = each + max(map(len, self._busy.values()), default=0)
         deep = next((deep for deep in EACH if deep >= wanted), EACH[-1])
-        found = self.groups.of_values(connection, cursor[1:], most, deep if dense else 1)
-        going = [(value, some) for value, some in found if some and may_go(keys.text(value))]
+        found = self.groups.read_groups(connection, cursor[1:], most, deep if dense else 1)
+        going = [(value, some) for value, some in found if some and may_go(keys.canonical_text(value))]
         if found:
             self._read_for_one = max(len(found) // len(going), 1) if going else min(self._read_for_one * 4, VALUES_MOST)
         more, going = going[values:], going[:values]
         self._met += len(going)
-        if going and deep > 1 and not dense:  # read more rows of the few values that may be sent
-            firsts = self.groups.first_of(connection, [some[0] for _, some in going], deep)
+        if going and deep > 1 and not dense:  # read more rows of the few values whose rows may be carried out
+            firsts = self.groups.first_keys_in_group_of(connection, [some[0] for _, some in going], deep)
             going = [(value, firsts.get(some[0], [])) for value, some in going]
-        left = left_of([keys.text(value) for value, _ in going]) if going else {}
-        free = [self._free(value, some)[: min(each, left.get(keys.text(value), each))] for value, some in going]
-        # One key of each value, then a second key of each.
+        left = left_of([keys.canonical_text(value) for value, _ in going]) if going else {}
+        free = [self._keys_not_locked_lately(value, some)[: min(each, left.get(keys.canonical_text(value), each))] for value, some in going]
+        # Take one key of each value, then a second key of each value, and so on.
         self._page = dict(some[number] for number in range(each) for some in free if number < len(some))
         if more:
             return Page(list(self._page), ("by", going[-1][0]))
         return Page(list(self._page), ("by", found[-1][0]) if len(found) == most else ("rest",))
 
-    def _free(self, value: Any, some: Sequence[PrimaryKey]) -> list[tuple[PrimaryKey, Any]]:
-        """Return those of the keys that were not found locked lately, each with its value."""
+    def _keys_not_locked_lately(self, value: Any, some: Sequence[PrimaryKey]) -> list[tuple[PrimaryKey, Any]]:
+        """Return pairs (key, value) for those of these keys that were not found locked in the last passes."""
         return [(key, value) for key in some if key not in self._busy.get(value, ())]
 
-    def _of_the_rest(self, connection: Connection, room: int, may_go: MayGo) -> Page:
+    def _next_page_in_key_order(self, connection: Connection, room: int, may_go: MayGo) -> Page:
         most = VALUES_MOST if self._every_row else max(room, 1)
-        found = self.groups.of_the_rest(connection, self._rest, most, every=self._every_row)
-        going = [(key, value) for value, key in found if value is None or may_go(keys.text(value))]
+        found = self.groups.read_in_key_order(connection, self._rest, most, every=self._every_row)
+        going = [(key, value) for value, key in found if value is None or may_go(keys.canonical_text(value))]
         if len(going) > room:
             self._rest = going[room - 1][0]
         else:
@@ -364,25 +399,26 @@ class GroupPasses:
         self._page = dict(going[:room])
         return Page(list(self._page))
 
-    def went(self, *, took: bool, busy: Sequence[PrimaryKey] = ()) -> None:
-        """Note what became of a page. busy: keys that another transaction has locked; rows behind them must not wait, unless they are in
-        order.
+    def note_page_result(self, *, took: bool, busy: Sequence[PrimaryKey] = ()) -> None:
+        """Note whether records of the last page were taken.
+
+        busy: Keys that another transaction has locked. The rows behind them need not wait, unless they must be carried out in order.
         """
         self._took |= took
         for key in busy if self.groups.order is None else ():
             self._busy.setdefault(self._page.get(key), {})[key] = self._number
 
-    def over(self) -> bool:
-        """End the pass, and return whether another one is to follow: there may be more of what it took, or it left some rows out.
+    def end_pass(self) -> bool:
+        """End the pass. Return whether another pass must follow at once, since it may find more records, or since this pass left rows out.
 
-        Rows that were locked are left out of up to EACH[-1] following passes, and are then tried again.
+        Rows that were found locked are left out of the following passes, at most EACH[-1] of them, and are tried again later.
         """
         self._in_vain = 0 if self._took else self._in_vain + 1
         met_busy = any(number == self._number for some in self._busy.values() for number in some.values())
         walks = bool(self._rest)
         if not walks:
             too_deep = any(len(some) >= EACH[-1] for some in self._busy.values())
-            self._every_row = self.groups.misses_some or (met_busy and (too_deep or self._in_vain == IN_VAIN_MOST))
+            self._every_row = self.groups.may_miss_rows or (met_busy and (too_deep or self._in_vain == IN_VAIN_MOST))
         goes_on = self._took or walks or (met_busy and self._in_vain <= IN_VAIN_MOST)
         self._going, self._met, self._took, self._number = self._met, 0, False, self._number + 1
         kept_since = self._number - EACH[-1] if goes_on else self._number
@@ -391,12 +427,12 @@ class GroupPasses:
         self._in_vain = self._in_vain if goes_on else 0
         return goes_on
 
-    def probe(self, connection: Connection) -> Sequence[Any]:
-        """Return one row to try, if there is any."""
-        return self.groups.of_values(connection, (), 1, 1) or self.groups.of_the_rest(connection, (), 1, every=False)
+    def probe_one_row(self, connection: Connection) -> Sequence[Any]:
+        """Read one ready row, if there is one, to find out whether the query works."""
+        return self.groups.read_groups(connection, (), 1, 1) or self.groups.read_in_key_order(connection, (), 1, every=False)
 
 
-def round_of(query: ConditionQuery) -> GroupPasses | None:
-    """Return the passes for a reaction with `in_order` or `per`; None for one whose backlog is read in key order."""
+def group_passes_for(query: ConditionQuery) -> GroupPasses | None:
+    """Return the passes for a reaction with `in_order` or `per`; None for a reaction whose backlog is read in key order."""
     spec = query.spec
-    return None if spec.in_order is None and spec.per is None else GroupPasses(statements(query))
+    return None if spec.in_order is None and spec.per is None else GroupPasses(group_statements(query))

@@ -1,5 +1,5 @@
-"""Computes the numbers of advisory locks: slots of an external service, and locks that last for one transaction. Only `try_turns` asks the
-database.
+"""Computes the numbers of advisory locks: the locks for the slots (the permitted simultaneous calls) of external services, and locks for
+one transaction.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from groundstate.engine.sql.transaction import Transaction
 from groundstate.store.port import SLOTS_FROM, TURNS_FROM
 
 
-def _hashed(*tenants: Any) -> int:
-    """Return a hash of 61 bits. Two names with the same hash would only wait for each other."""
+def _hash_of_names(*tenants: Any) -> int:
+    """Return a hash of these names with 61 bits. If two lists of names have the same hash, their users only wait for each other."""
     written = json.dumps(tenants, ensure_ascii=False).encode()
     return int.from_bytes(hashlib.blake2b(written, digest_size=8).digest(), "big") >> 3
 
 
 @lru_cache(maxsize=4096)
 def slot_lock_ids(app: str, service: str, tenant: str, limit: int) -> tuple[int, ...]:
-    """Return the lock numbers of the slots of an external service, or of one of its tenants."""
-    first = _hashed(app, service, tenant)
+    """Return the lock numbers of the slots of an external service or of one of its tenants: one number per permitted simultaneous call."""
+    first = _hash_of_names(app, service, tenant)
     return tuple(SLOTS_FROM + (first + number) % 2**61 for number in range(limit))
 
 
 def sweep_leader_lock_id(app: str, code: str) -> int:
-    """Return the lock number of the sweep leader: the one worker that sweeps for all workers with the same code.
+    """Return the lock number of the sweep leader: the one worker that searches for records on behalf of all workers with this version of
+    the application.
 
-    It lies beside the numbers of slots, since it is released with the worker incarnation as they are.
+    The number is one of those for slots, since such locks are released when the worker ends.
     """
-    return SLOTS_FROM + _hashed("sweeper", app, code)
+    return SLOTS_FROM + _hash_of_names("sweeper", app, code)
 
 
 def transaction_lock_id(*name: str) -> int:
-    """Return the number of a lock under which one transaction at a time may decide something."""
-    return TURNS_FROM + _hashed(*name)
+    """Return the number of the advisory lock with this name. A transaction takes it to make a decision that only one transaction may make
+    at a time.
+    """
+    return TURNS_FROM + _hash_of_names(*name)
 
 
 def try_transaction_locks(tx: Transaction, names: Sequence[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """Take those of the named locks that are free, until the transaction ends, and return their names. Never waits.
+    """Take those of the named locks that are free, until the transaction ends, and return the names of the locks taken. Never waits.
 
-    On an embedded store the transaction itself is the lock, so all names are returned.
+    On an embedded store (SQLite) the transaction itself is the lock, so all names are returned.
     """
     if not tx.database.locks_rows or not names:
         return set(names)

@@ -1,6 +1,7 @@
-"""Reports what other transactions keep locked on PostgreSQL. Runs SELECTs only.
+"""Reports what other transactions keep locked on PostgreSQL. Runs only SELECTs.
 
-A locked record is skipped until that transaction ends (hazard 19); behind a locked table no worker sees what is to be done.
+A record that another transaction has locked is skipped until that transaction ends (hazard 19). If a table is locked against readers, no
+worker can find its records.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from groundstate.store import tables
 from groundstate.store.port import Database
 
 LONG = timedelta(seconds=5)
-OURS = "groundstate"  # application_name of our sessions that write, as the store sets it
-_READ_MOST = 10_000  # records of one reaction that are read
+OURS = "groundstate"  # the application_name of groundstate's writing sessions, as the store sets it
+_READ_MOST = 10_000  # how many records of one reaction are read at most
 _SHOWN_MOST = 20
-SEEN_WITHIN = timedelta(seconds=1)  # how long a report waits for a lock on a table
+SEEN_WITHIN = timedelta(seconds=1)  # how long a report waits for a table that is locked
 
-# A row's xmax is the transaction that locked it last, and each transaction that locks or writes holds the lock on its own number.
+# A row's xmax is the number of the transaction that locked it last; each transaction that locks or writes holds a lock on its number.
 _LONG = text("""
     SELECT l.transactionid::text AS xid, a.pid, a.xact_start AS since, a.application_name AS name, a.state AS state
     FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
@@ -33,7 +34,7 @@ _LONG = text("""
 """)
 
 
-# Includes transactions that wait for such a lock, since all later ones wait behind them.
+# The list includes transactions that only wait for such a lock, since all later requests for locks wait behind them.
 _TABLES = text("""
     SELECT c.relname AS "table", l.pid, l.granted, a.xact_start AS since, a.application_name AS name, a.state AS state
     FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation JOIN pg_stat_activity AS a USING (pid)
@@ -48,57 +49,63 @@ _AGAINST_WRITERS = [*_FOR_ITSELF, "ExclusiveLock", "ShareRowExclusiveLock", "Sha
 
 
 @dataclass(frozen=True)
-class Locked:
-    """One record that is to be carried out, and that another transaction has kept locked for a while."""
+class LockedRecord:
+    """One record that is to be carried out, but that another transaction has kept locked for a while."""
 
     reaction: str
     record: str
     pid: int
-    since: datetime | None  # None: our role may not see it (GRANT pg_read_all_stats shows it)
+    since: datetime | None  # the start of that transaction; None if it is hidden from groundstate's role (GRANT pg_read_all_stats)
     who: str
-    ours: bool = False  # by its application_name the holder is a worker of groundstate, in a handler
+    ours: bool = False  # whether that transaction is one of groundstate's workers, by its application_name
 
 
-def unseen(connection: Connection, queries: Sequence[ConditionQuery]) -> dict[str, str]:
-    """Return the reactions whose conditions cannot be queried, each with the transaction that locks a table they read. Empty on SQLite."""
+def reactions_behind_locked_tables(connection: Connection, queries: Sequence[ConditionQuery]) -> dict[str, str]:
+    """Return a dict from the name of each reaction whose condition cannot be queried to a description of the transaction that locks a table
+    the condition reads. Empty on SQLite.
+    """
     if connection.dialect.name != "postgresql":
         return {}
     holders = connection.execute(_TABLES, {"modes": _FOR_ITSELF}).all()
     found: dict[str, str] = {}
-    met: set[str] = set()  # tables that were waited for in vain, so that each is waited for once
+    met: set[str] = set()  # tables that were still locked after a wait: do not wait for the same table twice
     for query in queries if holders else ():
-        named = _holder(query, holders)
-        by = named or holders[0]  # the condition may read the table by another name, such as that of a view
+        named = _first_lock_on_tables_of(query, holders)
+        by = named or holders[0]  # the condition may read the table under another name, such as that of a view
         if named is not None and named.table in met:
-            found[query.spec.name] = f"{_held_by(by)}: nothing of it can be seen before that ends"
+            found[query.spec.name] = f"{_describe_table_lock(by)}: its records cannot be read before that transaction ends"
             continue
         try:
             with connection.begin_nested():
                 connection.execute(select(*query.key_attributes).where(query.ready).limit(0))
         except Exception as error:
-            if db_errors.is_its_own(error):
-                continue  # why nothing can be asked of it is told by who asks
-            if not db_errors.locked(error):
+            if db_errors.is_fault_of_statement(error):
+                continue  # the condition fails for another reason, which the caller reports
+            if not db_errors.is_lock_timeout(error):
                 raise
             met.add(by.table)
-            found[query.spec.name] = f"{_held_by(by)}: nothing of it can be seen before that ends"
+            found[query.spec.name] = f"{_describe_table_lock(by)}: its records cannot be read before that transaction ends"
     return found
 
 
-def who_locks_ours(database: Database) -> str | None:
-    """Say which transaction keeps a table of ours from being written; None where there is none, or it cannot be seen."""
+def describe_lock_against_our_writes(database: Database) -> str | None:
+    """Return a description of the transaction that prevents writes to a table of groundstate; None if there is none, or if it cannot be
+    seen.
+    """
     if not database.locks_rows:
         return None
     try:
         with database.reading() as connection:
-            words = against_writers(connection)
+            words = describe_lock_against_writers(connection)
     except DBAPIError:
         return None
     return f"{words}: nothing is carried out before that ends" if words is not None else None
 
 
-def who_hides_ours(database: Database) -> str | None:
-    """Say which transaction keeps a table of ours from being read; None where there is none, or it cannot be seen."""
+def describe_lock_against_our_reads(database: Database) -> str | None:
+    """Return a description of the transaction that prevents reads of a table of groundstate; None if there is none, or if it cannot be
+    seen.
+    """
     if not database.locks_rows:
         return None
     try:
@@ -106,20 +113,24 @@ def who_hides_ours(database: Database) -> str | None:
             found = connection.execute(_TABLES, {"modes": _FOR_ITSELF}).all()
     except DBAPIError:
         return None
-    words = next((_held_by(one) for one in found if one.table in tables.metadata.tables), None)
+    words = next((_describe_table_lock(one) for one in found if one.table in tables.metadata.tables), None)
     return None if words is None else f"{words}: nothing can be seen before that ends"
 
 
-def against_writers(connection: Connection, names: Collection[str] = ()) -> str | None:
-    """Say which transaction keeps others from writing to one of these tables or to one of ours; None where there is none, and on SQLite."""
+def describe_lock_against_writers(connection: Connection, names: Collection[str] = ()) -> str | None:
+    """Return a description of the transaction that prevents writes to one of the tables `names` or to a table of groundstate; None if there
+    is none, and on SQLite.
+    """
     if connection.dialect.name != "postgresql":
         return None
     found = connection.execute(_TABLES, {"modes": _AGAINST_WRITERS})
-    return next((_held_by(one) for one in found if one.table in names or one.table in tables.metadata.tables), None)
+    return next((_describe_table_lock(one) for one in found if one.table in names or one.table in tables.metadata.tables), None)
 
 
-def who_locks_tables_of(database: Database, query: ConditionQuery) -> str | None:
-    """Say which transaction locks a table that this condition reads; None where there is none, or it cannot be seen."""
+def describe_lock_on_tables_of(database: Database, query: ConditionQuery) -> str | None:
+    """Return a description of the transaction that locks a table which this condition reads; None if there is none, or if it cannot be
+    seen.
+    """
     if not database.locks_rows:
         return None
     try:
@@ -127,93 +138,104 @@ def who_locks_tables_of(database: Database, query: ConditionQuery) -> str | None
             holders = connection.execute(_TABLES, {"modes": _AGAINST_WRITERS}).all()
     except DBAPIError:
         return None
-    return _held_by(_holder(query, holders)) if holders else None
+    return _describe_table_lock(_first_lock_on_tables_of(query, holders)) if holders else None
 
 
-def holders(database: Database) -> Sequence[Any]:
-    """Return the locks that keep a table from its readers or writers, without waiting for one. Empty on SQLite."""
+def table_locks_against_writers(database: Database) -> Sequence[Any]:
+    """Return the locks on whole tables that block readers or writers, one row per lock. Does not wait for any lock. Empty on SQLite."""
     if not database.locks_rows:
         return []
     with database.reading() as connection:
         return connection.execute(_TABLES, {"modes": _AGAINST_WRITERS}).all()
 
 
-def held_from(query: ConditionQuery, locks: Sequence[Any]) -> str | None:
-    """Say which of these locks is on a table that this condition reads by name; None where none is."""
-    by = _holder(query, locks)
-    return None if by is None else _held_by(by)
+def describe_first_lock_on_tables_of(query: ConditionQuery, locks: Sequence[Any]) -> str | None:
+    """Return a description of the first of these locks that is on a table which this condition reads by name; None if there is no such
+    lock.
+    """
+    by = _first_lock_on_tables_of(query, locks)
+    return None if by is None else _describe_table_lock(by)
 
 
-def _holder(query: ConditionQuery, holders: Sequence[Any]) -> Any:
-    """Return the first lock that is on a table which this condition reads by name; None where there is none."""
-    names = {name.rpartition(".")[2] for name in query.tables_named}
+def _first_lock_on_tables_of(query: ConditionQuery, holders: Sequence[Any]) -> Any:
+    """Return the first of these locks that is on a table which this condition reads by name; None if there is no such lock."""
+    names = {name.rpartition(".")[2] for name in query.names_of_tables_read}
     return next((one for one in holders if one.table in names), None)
 
 
-def _held_by(by: Any) -> str:
+def _describe_table_lock(by: Any) -> str:
     locks = "has locked" if by.granted else "waits to lock"
-    who = _who(by, ours=False)
+    who = _describe_holder(by, ours=False)
     return f"pid {by.pid} ({who}) {locks} the table {by.table}, in a transaction{since_in_words(by.since)}"
 
 
 def since_in_words(since: datetime | None) -> str:
-    """Return text such as ' since 2030-01-01 12:00:00 UTC'; empty where the time is unknown."""
+    """Return a text such as ' since 2030-01-01 12:00:00 UTC'; empty if the time is None."""
     return "" if since is None else f" since {since:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def locked(connection: Connection, queries: Sequence[ConditionQuery], age: timedelta = LONG, key: PrimaryKey | None = None) -> list[Locked]:
-    """Return records whose condition holds and that a transaction older than `age` keeps locked. Empty on SQLite, which locks no rows.
+def find_locked_records(
+    connection: Connection, queries: Sequence[ConditionQuery], age: timedelta = LONG, key: PrimaryKey | None = None
+) -> list[LockedRecord]:
+    """Return the records that are ready, and that a transaction older than `age` keeps locked. Empty on SQLite, which locks no rows.
 
-    key: check only this record.
+    key: Look only at the record with this key.
     """
     if connection.dialect.name != "postgresql":
         return []
     long: dict[str, Any] = {row.xid: row for row in connection.execute(_LONG, {"age": age.total_seconds()})}
-    found: list[Locked] = []
+    found: list[LockedRecord] = []
     for query in queries if long else ():
-        which = query.ready if key is None else and_(query.ready, query.among([key]))
-        found += _locked_of(connection, query, long, which)
+        which = query.ready if key is None else and_(query.ready, query.has_key_among([key]))
+        found += _locked_records_of(connection, query, long, which)
     return found
 
 
-def who_has(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> str | None:
-    """Say which transaction keeps this record locked, whether its condition holds or not.
+def describe_lock_on_record(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> str | None:
+    """Return a description of the transaction that keeps this record locked, whether or not the record's condition holds.
 
-    Returns None where no transaction does, on SQLite, and where the lock cannot be seen.
+    Return None if there is none, if it cannot be seen, and on SQLite.
     """
     if connection.dialect.name != "postgresql":
         return None
     long: dict[str, Any] = {row.xid: row for row in connection.execute(_LONG, {"age": 0.0})}
-    for one in _locked_of(connection, query, long, query.among([key])) if long else ():
+    for one in _locked_records_of(connection, query, long, query.has_key_among([key])) if long else ():
         return f"pid {one.pid} ({one.who}) has locked its row, in a transaction{since_in_words(one.since)}"
     return None
 
 
-def _locked_of(connection: Connection, query: ConditionQuery, long: Mapping[str, Any], which: ColumnElement[bool]) -> list[Locked]:
+def _locked_records_of(
+    connection: Connection, query: ConditionQuery, long: Mapping[str, Any], which: ColumnElement[bool]
+) -> list[LockedRecord]:
     owner: Any = query.mapper.base_mapper.local_table
     table = connection.dialect.identifier_preparer.format_table(owner)
     xmax = literal_column(f"{table}.xmax::text", String).label("groundstate_xmax")
-    some = select(*query.keys_as_they_stand, xmax).where(which).limit(_READ_MOST).subquery()
+    some = select(*query.key_columns_as_stored, xmax).where(which).limit(_READ_MOST).subquery()
     rows = connection.execute(select(some).where(some.c.groundstate_xmax.in_(list(long))).limit(_SHOWN_MOST)).all()
     found = []
     for row in rows:
         by = long[row[-1]]
         ours = by.name == OURS
-        locked_by = Locked(query.spec.name, query.record_shown(tuple(row[:-1])), by.pid, by.since, _who(by, ours=ours), ours)
+        locked_by = LockedRecord(
+            query.spec.name, query.record_for_people(tuple(row[:-1])), by.pid, by.since, _describe_holder(by, ours=ours), ours
+        )
         found.append(locked_by)
     return found
 
 
-def in_long_ones(connection: Connection) -> list[str]:
-    """Describe the workers of groundstate, of any app, that have been in one transaction for longer than LONG. Empty on SQLite."""
+def describe_workers_in_long_transactions(connection: Connection) -> list[str]:
+    """Return one description per groundstate worker, of any app, that has been in one transaction for longer than LONG. Empty on SQLite."""
     if connection.dialect.name != "postgresql":
         return []
     found = {by.pid: by for by in connection.execute(_LONG, {"age": LONG.total_seconds()}) if by.name == OURS and by.since is not None}
-    return [f"pid {by.pid} ({_who(by, ours=True)}), in one transaction since {by.since:%Y-%m-%d %H:%M:%S} UTC" for by in found.values()]
+    return [
+        f"pid {by.pid} ({_describe_holder(by, ours=True)}), in one transaction since {by.since:%Y-%m-%d %H:%M:%S} UTC"
+        for by in found.values()
+    ]
 
 
-def _who(by: Any, *, ours: bool) -> str:
-    """Say whose transaction it is, and what it does."""
+def _describe_holder(by: Any, *, ours: bool) -> str:
+    """Return a phrase that says to whom the locking transaction belongs, and what it does."""
     if by.state is None:
         doing = "what it does, and since when, this role may not see: GRANT pg_read_all_stats shows it"
     elif not ours:

@@ -1,4 +1,6 @@
-"""Writes the DDL of an index on a partitioned PostgreSQL table, partition by partition, so that writers are not locked out. Runs no DDL."""
+"""Writes the DDL of an index on a partitioned table of PostgreSQL, one partition after another, so that writers are not blocked. Runs no
+DDL.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ _NAME_MOST = 63
 
 
 @dataclass(frozen=True)
-class Part:
-    """One table of a partition tree, the root first. Its names are written as in SQL, with the schema."""
+class PartitionTreeTable:
+    """One table of a partition tree: the root table or a partition. Its name is written as in SQL, with the schema."""
 
     name: str
     schema: str
@@ -33,21 +35,22 @@ class Part:
     leaf: bool
 
 
-def roots(connection: Connection, names: Sequence[str]) -> dict[str, str]:
-    """Return the root table of each name that is a partition's."""
+def partition_roots(connection: Connection, names: Sequence[str]) -> dict[str, str]:
+    """Return a dict from the name of each partition among these tables to the name of its root table."""
     return {row.name: row.root for row in connection.execute(_ROOTS, {"names": list(names)})}
 
 
-def tree(connection: Connection, name: str) -> list[Part]:
-    """Return the table with all its partitions; an empty list where it has none."""
-    found = [Part(row.name, row.schema, row.parent, row.leaf) for row in connection.execute(_TREE, {"name": name})]
+def partition_tree(connection: Connection, name: str) -> list[PartitionTreeTable]:
+    """Return the table with this name and all its partitions; an empty list if the table has no partitions."""
+    found = [PartitionTreeTable(row.name, row.schema, row.parent, row.leaf) for row in connection.execute(_TREE, {"name": name})]
     return found if len(found) > 1 or any(not one.leaf for one in found) else []
 
 
-def ddl(parts: Sequence[Part], name: str, what: str) -> str:
-    """Return the DDL of the index: PostgreSQL refuses CREATE INDEX CONCURRENTLY on a partitioned table, so each partition gets its own.
+def partitioned_index_ddl(parts: Sequence[PartitionTreeTable], name: str, what: str) -> str:
+    """Return the DDL of an index on a partitioned table. Each partition gets an index of its own, since PostgreSQL refuses CREATE INDEX
+    CONCURRENTLY on the whole table.
 
-    name: the index's name. what: its columns, and its WHERE.
+    name: The name of the index. what: Its columns and its WHERE, as SQL.
     """
     said, attached = [], []
     names: dict[str, str] = {}

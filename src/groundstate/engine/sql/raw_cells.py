@@ -1,7 +1,7 @@
-"""Reads rows of our own tables so that no value in them can make the read fail, since a person may have edited them. Changes nothing.
+"""Reads rows of groundstate's own tables in a way that never fails, whatever a person has written into them. Changes nothing.
 
-The columns' types raise where a value is not of their type: SQLite keeps what it is given, and PostgreSQL has times that Python has not.
-Here each cell is read as text, beside its kind, and converted by itself.
+The columns' types raise for a value that is not of their type: SQLite stores any value, and PostgreSQL has times that Python has not. So
+each cell is read as text, together with the kind of its value, and is converted separately.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, ColumnElement, Integer, LargeBinary, Text, and_, bindparam, cast, func, literal
 
-from groundstate.rules.begun_kind import is_legible
+from groundstate.rules.begun_kind import is_readable
 from groundstate.store.port import Database
 from groundstate.store.tables import UtcDateTime
 
-LIFE_MOST = 2**62  # worker incarnations have smaller numbers, which are offsets in a lock file
+LIFE_MOST = 2**62  # the numbers of worker incarnations (worker runs) are smaller, since each is an offset in a lock file
 NUMBER_MOST = 2**31 - 1
-LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # adding a duration to a later time may overflow
+LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # the latest time that is accepted, since adding a duration to a later one may overflow
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One column of one row. kind: what SQLite's typeof() says of the stored value; on PostgreSQL 'integer' or 'text', by the column's
-    type.
+class RawCell:
+    """One column of one row, as it is stored. `kind` is the result of SQLite's typeof() for the stored value; on PostgreSQL it is 'integer'
+    or 'text', depending on the column's type.
     """
 
     column: Column[Any]
     kind: str
-    raw: Any  # the stored value: bytes on SQLite, text on PostgreSQL
+    raw: Any  # the stored value: bytes on SQLite, text on PostgreSQL; None for NULL
 
     @property
     def text(self) -> str | None:
@@ -40,8 +40,8 @@ class Cell:
         return self.raw.decode(errors="backslashreplace") if isinstance(self.raw, bytes) else str(self.raw)
 
     @property
-    def readable(self) -> bool:
-        """Whether the column's type reads a value that groundstate may have written."""
+    def is_readable(self) -> bool:
+        """Whether the stored value has the column's type, and is one that groundstate may have written."""
         if self.raw is None:
             return bool(self.column.nullable)
         try:
@@ -51,25 +51,27 @@ class Cell:
         return True
 
     def value(self) -> Any:
-        """Return the value. Raises ValueError or ArithmeticError where it is not of the column's type, or out of its bounds."""
+        """Return the value in Python. Raises ValueError or ArithmeticError if the stored value is not of the column's type, or is out of
+        bounds.
+        """
         text = self.text
         if text is None:
             return None
         kind = self.column.type
         if isinstance(kind, Text):
             sound = self.kind == "text" and (not isinstance(self.raw, bytes) or _is_utf8(self.raw))
-            if sound and (self.column.name != "begun_with" or is_legible(text)):
+            if sound and (self.column.name != "begun_with" or is_readable(text)):
                 return text
         elif isinstance(kind, UtcDateTime):
-            return self._instant(text)
+            return self._parse_instant(text)
         elif isinstance(kind, Boolean):
             if self.kind == "integer" and text in _TRUTHS:
                 return _TRUTHS[text]
         elif self.kind == "integer":
-            return self._number(int(text))
+            return self._checked_number(int(text))
         raise ValueError(text)
 
-    def _number(self, value: int) -> int:
+    def _checked_number(self, value: int) -> int:
         if self.column.name == "call":
             return value
         most = LIFE_MOST if isinstance(self.column.type, BigInteger) else NUMBER_MOST
@@ -77,23 +79,23 @@ class Cell:
             return value
         raise ValueError(value)
 
-    def _instant(self, text: str) -> datetime:
+    def _parse_instant(self, text: str) -> datetime:
         if self.kind != "text":
             raise ValueError(text)
         value = datetime.fromisoformat(text)
         value = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-        if value > LATEST and self.column.name != "next_at":  # a person may have set a retry time of 'never'
+        if value > LATEST and self.column.name != "next_at":  # a retry time may be later: a person may have set it to mean 'never'
             raise ValueError(text)
         return value
 
     @property
-    def words(self) -> str:
-        """Describe an unreadable cell for a message, such as `next_at 'tomorrow'`."""
+    def description(self) -> str:
+        """The column's name and the unreadable value for a message, such as `next_at 'tomorrow'`."""
         text = self.text
         return f"{self.column.name} {'NULL' if text is None else repr(text[:SHOWN])}"
 
-    def is_this(self, name: str) -> ColumnElement[bool]:
-        """Return the SQL condition that the column holds exactly this value."""
+    def equals_stored_value(self, name: str) -> ColumnElement[bool]:
+        """Return the SQL condition that the column with this name holds exactly this stored value."""
         if not isinstance(self.raw, bytes):
             own = self.column if isinstance(self.column.type, Text) else cast(self.column, Text)
             return own == bindparam(name, self.raw, type_=Text())
@@ -103,7 +105,7 @@ class Cell:
         return and_(func.typeof(self.column) == self.kind, cast(self.column, LargeBinary) == given)
 
 
-SHOWN = 60  # letters of an unreadable value that a message shows
+SHOWN = 60  # how many letters of an unreadable value a message shows
 _TRUTHS = {"0": False, "1": True, "false": False, "true": True}
 
 
@@ -115,8 +117,8 @@ def _is_utf8(raw: bytes) -> bool:
     return True
 
 
-def columns(database: Database, of: Sequence[Column[Any]]) -> list[ColumnElement[Any]]:
-    """Return the expressions to select for `cells`: two for each column."""
+def select_raw_columns(database: Database, of: Sequence[Column[Any]]) -> list[ColumnElement[Any]]:
+    """Return the expressions to select, so that `cells_of_row` can read the rows: two expressions per column."""
     selected: list[ColumnElement[Any]] = []
     for column in of:
         if database.name == "sqlite":
@@ -127,12 +129,12 @@ def columns(database: Database, of: Sequence[Column[Any]]) -> list[ColumnElement
     return selected
 
 
-def cells(of: Sequence[Column[Any]], row: Sequence[Any]) -> Iterator[Cell]:
-    """Yield the cells of a row that was selected by `columns`."""
+def cells_of_row(of: Sequence[Column[Any]], row: Sequence[Any]) -> Iterator[RawCell]:
+    """Yield one RawCell per column, from a row that was selected with `select_raw_columns`."""
     for number, column in enumerate(of):
-        yield Cell(column, row[2 * number], row[2 * number + 1])
+        yield RawCell(column, row[2 * number], row[2 * number + 1])
 
 
-def lives_among(numbers: Iterable[Any]) -> set[int]:
-    """Return those numbers that may be the number of a worker incarnation."""
+def possible_incarnation_ids(numbers: Iterable[Any]) -> set[int]:
+    """Return those of these values that are possible numbers of a worker incarnation (a run of a worker)."""
     return {one for one in numbers if type(one) is int and 0 <= one <= LIFE_MOST}

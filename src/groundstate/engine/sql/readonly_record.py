@@ -1,7 +1,7 @@
-"""Makes the read-only record that a call is given: detached, loaded, and refusing writes (rules.md 12).
+"""Makes the record that a call is given: detached from its session, loaded, and refusing writes (rules.md 12).
 
-A value that is edited in place (a dict of JSON, a pickled object, a list of loaded records) cannot refuse the edit without being of another
-type than the user's code expects. Such values are compared before and after the call, and an edit is reported.
+A value that is changed in place (a dict of JSON, a pickled object, a list of loaded records) could refuse the change only if its type were
+not the type that the user's code expects. So such values are compared before and after the call, and a change is reported.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _FIXED = frozenset({str, bytes, int, float, bool, Decimal, date, datetime, time,
 def make_read_only(record: Any) -> Any:
     """Make the record refuse writes, and return it.
 
-    The caller removes the record from its session before it is given out. Relationships must have been loaded before.
+    Before that, the caller must load the record's relationships and remove the record from its session.
     """
-    object.__setattr__(record, "__class__", _read_only(cast("Hashable", type(record))))
+    object.__setattr__(record, "__class__", _read_only_class(cast("Hashable", type(record))))
     return record
 
 
 @cache
-def _read_only(model: Any) -> type:
-    def refuse(self: Any, name: str, value: object) -> None:
+def _read_only_class(model: Any) -> type:
+    def refuse_set(self: Any, name: str, value: object) -> None:
         if name.startswith("_sa_"):
             object.__setattr__(self, name, value)
             return
@@ -45,10 +45,10 @@ def _read_only(model: Any) -> type:
         )
 
     def refuse_delete(self: Any, name: str) -> None:
-        refuse(self, name, None)
+        refuse_set(self, name, None)
 
-    # `type` itself makes the class: a declarative metaclass would map it, and SQLModel's would build fields for it.
-    names = {"__setattr__": refuse, "__delattr__": refuse_delete, "__abstract__": True, "__module__": model.__module__, "__slots__": ()}
+    # Call `type` to make the class: a declarative metaclass would map the class, and SQLModel's would build fields for it.
+    names = {"__setattr__": refuse_set, "__delattr__": refuse_delete, "__abstract__": True, "__module__": model.__module__, "__slots__": ()}
     names["__groundstate_snapshot__"] = True
     made: type = type.__new__(type(model), model.__name__, (model,), names)
     return made
@@ -56,8 +56,10 @@ def _read_only(model: Any) -> type:
 
 # ---- edits in place --------------------------------------------------------------------------------------------------------------
 @dataclass(eq=False, slots=True)
-class _Before:
-    """One record before the call: its path, a copy of its editable values, and the names of the attributes that counted as changed."""
+class _RecordBefore:
+    """One record as it was before the call: its path, copies of its mutable values, and the names of the attributes that counted as changed
+    even then.
+    """
 
     path: str
     state: InstanceState[Any]
@@ -67,23 +69,23 @@ class _Before:
 
 @dataclass(eq=False, slots=True)
 class GivenSnapshot:
-    """A snapshot as a call was given it, with the records that are loaded beside it."""
+    """The record that a call was given, and the records loaded together with it, as they were before the call."""
 
-    records: list[_Before]
+    records: list[_RecordBefore]
 
-    def edited(self) -> list[str]:
-        """Return the paths of the attributes that differ from what the call was given."""
+    def edited_paths(self) -> list[str]:
+        """Return the paths of the attributes that differ now from what the call was given."""
         found: list[str] = []
         for one in self.records:
-            names = {name for name, copy in one.copies.items() if not _same(copy, one.state.dict.get(name))}
-            names |= set(one.state.committed_state) - one.changed  # a related record was set, or a list of related records edited
+            names = {name for name, copy in one.copies.items() if not _is_unchanged(copy, one.state.dict.get(name))}
+            names |= set(one.state.committed_state) - one.changed  # a related record was replaced, or a list of related records changed
             names.update(_edited_composites(one.state))
             found += [f"{one.path}{name}" for name in sorted(names)]
         return found
 
 
 def in_place_edit_message(what: str, names: list[str]) -> str:
-    """Return the error message for edits in place. what: who made them, such as 'the call charge'."""
+    """Return the error message for changes in place. what: The code that made the changes, such as 'the call charge'."""
     return (
         f"{what} edited {', '.join(names)} of its snapshot in place: a call gets a read-only snapshot, and what it writes there is lost."
         f" {CURE}; what it changes for itself alone, it copies first"
@@ -91,19 +93,24 @@ def in_place_edit_message(what: str, names: list[str]) -> str:
 
 
 def copy_editable_values(argument: Any) -> GivenSnapshot | None:
-    """Copy the editable values of a snapshot before a call. Returns None for an argument that is no snapshot, but was made by `prepare`."""
-    if _is_one(cast("Hashable", type(argument))):
-        return GivenSnapshot([_Before(path, state, _copies(state), frozenset(state.committed_state)) for path, state in _loaded(argument)])
+    """Copy the mutable values of a record before a call. Return None if the argument was made by `prepare`, so that it is no record."""
+    if _is_snapshot_class(cast("Hashable", type(argument))):
+        return GivenSnapshot(
+            [
+                _RecordBefore(path, state, _copies_of_editable_values(state), frozenset(state.committed_state))
+                for path, state in _loaded_records(argument)
+            ]
+        )
     return None
 
 
 @cache
-def _is_one(kind: Any) -> bool:
+def _is_snapshot_class(kind: Any) -> bool:
     return "__groundstate_snapshot__" in vars(kind)
 
 
-def _loaded(record: Any) -> Iterator[tuple[str, InstanceState[Any]]]:
-    """Yield the record and every record that is loaded beside it, each with its path and its SQLAlchemy state."""
+def _loaded_records(record: Any) -> Iterator[tuple[str, InstanceState[Any]]]:
+    """Yield the record and each record that is loaded together with it, as pairs (path, SQLAlchemy state)."""
     seen: set[int] = set()
     left = [("", record)]
     while left:
@@ -121,21 +128,21 @@ def _loaded(record: Any) -> Iterator[tuple[str, InstanceState[Any]]]:
                 left += [(f"{path}{name}.", each) for each in many if hasattr(each, "_sa_instance_state")]
 
 
-def _copies(state: InstanceState[Any]) -> dict[str, Any]:
+def _copies_of_editable_values(state: InstanceState[Any]) -> dict[str, Any]:
     columns = state.mapper.column_attrs
     held = [(name, value) for name, value in state.dict.items() if value.__class__ not in _FIXED]
-    return {name: _copied(value) for name, value in held if name in columns}
+    return {name: _copy_or_unknown(value) for name, value in held if name in columns}
 
 
-def _copied(value: Any) -> Any:
+def _copy_or_unknown(value: Any) -> Any:
     try:
-        return _copy(value, ())
-    except RuntimeError:  # the value is nested too deeply, or another thread edits it now
+        return _comparable_copy(value, ())
+    except RuntimeError:  # the value is nested too deeply, or another thread is changing it
         return _UNKNOWN
 
 
-def _same(copy: Any, value: Any) -> bool:
-    now = _copied(value)
+def _is_unchanged(copy: Any, value: Any) -> bool:
+    now = _copy_or_unknown(value)
     try:
         return copy is _UNKNOWN or now is _UNKNOWN or bool(copy == now)
     except RuntimeError:
@@ -145,9 +152,9 @@ def _same(copy: Any, value: Any) -> bool:
 _UNKNOWN = object()
 
 
-def _copy(value: Any, within: tuple[int, ...]) -> Any:
-    """Return the contents of a value as dicts, lists and pairs of a type and a plain value. Two copies are equal as long as the value is
-    not edited.
+def _comparable_copy(value: Any, within: tuple[int, ...]) -> Any:
+    """Return the contents of a value as dicts, lists, and pairs (type, plain value). Copies from before and after a call are equal if the
+    value was not changed in between.
     """
     kind = value.__class__
     if kind in _FIXED:
@@ -156,60 +163,60 @@ def _copy(value: Any, within: tuple[int, ...]) -> Any:
         return (kind, id(value))
     within = (*within, id(value))
     if isinstance(value, Mapping):
-        return (kind, {(key.__class__, key): _copy(each, within) for key, each in value.items()})
+        return (kind, {(key.__class__, key): _comparable_copy(each, within) for key, each in value.items()})
     if isinstance(value, list | tuple):
-        return (kind, [_copy(each, within) for each in value])
+        return (kind, [_comparable_copy(each, within) for each in value])
     if isinstance(value, AbstractSet):
         return (kind, {(each.__class__, each) for each in value})
     if isinstance(value, bytearray):
         return (kind, bytes(value))
-    if _tells_its_state(kind):
-        return (kind, _pickled(value, within))
-    slots = {name for one in kind.__mro__ for name in _names(vars(one).get("__slots__", ()))}
+    if _defines_own_pickling(kind):
+        return (kind, _copy_by_pickling(value, within))
+    slots = {name for one in kind.__mro__ for name in _slot_names(vars(one).get("__slots__", ()))}
     held = getattr(value, "__dict__", {}) | {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    return (kind, {name: _copy(each, within) for name, each in held.items() if not _caches(kind, name)})
+    return (kind, {name: _comparable_copy(each, within) for name, each in held.items() if not _is_computed_attribute(kind, name)})
 
 
 @cache
-def _tells_its_state(kind: Any) -> bool:
-    """Whether the class defines how it is copied and pickled, as deques, arrays and paths do.
+def _defines_own_pickling(kind: Any) -> bool:
+    """Return whether the class itself defines how it is copied and pickled, as deques, arrays and paths do.
 
-    The attributes of such an object do not show whether it changed: contents may be missing in them, or a cache be among them.
+    The attributes of such an object do not show whether it was changed: they may lack its contents, or include a cache.
     """
     return any(getattr(kind, name, None) is not getattr(object, name, None) for name in ("__reduce_ex__", "__reduce__", "__getstate__"))
 
 
-def _pickled(value: Any, within: tuple[int, ...]) -> Any:
-    """Return a copy of what the object gives to pickle if it gives the same twice; otherwise return its identity."""
+def _copy_by_pickling(value: Any, within: tuple[int, ...]) -> Any:
+    """Return a copy of the data that the object gives to pickle, if it gives the same data twice; otherwise the object's identity."""
     try:
-        once, twice = (_copy(_reduced(value), within) for _ in range(2))
+        once, twice = (_comparable_copy(_pickle_state(value), within) for _ in range(2))
     except RuntimeError:
         raise
-    except Exception:  # the class is the user's and may raise anything, or the object cannot be pickled
+    except Exception:  # the user's class may raise anything, and some objects cannot be pickled
         return id(value)
     return once if once == twice else id(value)
 
 
-def _reduced(value: Any) -> Any:
-    told = value.__reduce_ex__(4)
-    return told if isinstance(told, str) else (*told[1:3], *(list(each or ()) for each in told[3:5]))
+def _pickle_state(value: Any) -> Any:
+    reduced = value.__reduce_ex__(4)
+    return reduced if isinstance(reduced, str) else (*reduced[1:3], *(list(each or ()) for each in reduced[3:5]))
 
 
 @cache
-def _caches(kind: type, name: str) -> bool:
-    """Whether the attribute only keeps a computed value, as that of a cached_property does."""
+def _is_computed_attribute(kind: type, name: str) -> bool:
+    """Return whether this attribute only stores a computed value, as a cached_property does."""
     found = next((vars(one)[name] for one in kind.__mro__ if name in vars(one)), None)
     return hasattr(found, "__get__") and not hasattr(found, "__set__")
 
 
-def _names(slots: Any) -> tuple[str, ...]:
+def _slot_names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _edited_composites(state: InstanceState[Any]) -> Iterator[str]:
-    """Yield the names of composite attributes that were edited.
+    """Yield the names of composite attributes that were changed.
 
-    A composite value is made of its columns when it is read; an edited one differs from what the columns would make now.
+    A composite value is built from its columns when it is read, so a changed value differs from one that is built anew.
     """
     for composite in state.mapper.composites:
         value = state.dict.get(composite.key)
@@ -217,8 +224,8 @@ def _edited_composites(state: InstanceState[Any]) -> Iterator[str]:
             made: Any = composite.composite_class
             columns = [state.dict.get(attribute.key) for attribute in composite.props]
             try:
-                fresh = _copied(made(*columns))
-            except Exception:  # noqa: S112  # a value that the user's class refuses to make cannot be compared
+                fresh = _copy_or_unknown(made(*columns))
+            except Exception:  # noqa: S112  # the user's class refuses to make the value, so it cannot be compared
                 continue
-            if not _same(fresh, value):
+            if not _is_unchanged(fresh, value):
                 yield composite.key

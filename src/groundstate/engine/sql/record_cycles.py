@@ -1,14 +1,13 @@
-"""Detects and slows down records that go round in a cycle: reactions make each other's conditions hold again for ever, and nothing fails.
+"""Detects and slows down cycles: reactions that make each other's conditions hold again for ever, although nothing fails.
 
-Works in the memory of one worker. A reaction that carries out one record again and again is no cycle by itself, since a program may want
-that. So a record that came ten times within a minute is traced: our transactions check which traced conditions they made hold. Only a chain
-of our own transactions that leads back to its start is reported and slowed down. Ends no reaction, and writes nothing.
+It works in the memory of one worker, writes nothing, and stops no reaction. If a reaction carries out the same record again and again, that
+need not be a cycle, since another program may want it. So a record that came ten times within a minute is traced: the worker's transactions
+note which traced conditions they made hold. Only a chain of these transactions that leads back to its start is reported and slowed down.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,28 +18,28 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
 
 log = logging.getLogger("groundstate")
-WITHIN_S = 60.0  # seconds: the period in which returns of a record are counted
-TIMES = 20  # times within WITHIN_S, with the same occurrence: then a cycle is reported
-TRACED_AFTER = 10  # times within WITHIN_S: then it is traced which transactions make its condition hold again
-PROVEN = 5  # times, and in half of the runs: so often our transactions must have made the condition hold
-REMEMBERED = 10_000  # records of one of the two generations: a worker cannot see more of them return 20 times a minute
-COUNTED_MOST = 10_000  # records whose returns are counted
-TRACED_MOST = 200  # steps that are traced at the same time
-SLOWED_MOST = 10_000  # steps that are slowed down at the same time
-FIRST_S = 1.0  # seconds: the first pause of a cycle; each further one is twice as long
+WITHIN_S = 60.0  # seconds: the period in which it is counted how often a record is carried out again (its returns)
+TIMES = 20  # after so many returns of a record within WITHIN_S, with the same occurrence, a cycle is reported
+TRACED_AFTER = 10  # after so many returns within WITHIN_S, a record is traced
+PROVEN = 5  # so often must this worker's transactions have made the condition hold, and in at least half of the runs
+REMEMBERED = 10_000  # how many keys of records each of two generations remembers (the older generation is dropped as a whole)
+COUNTED_MOST = 10_000  # how many records have their returns counted at the same time
+TRACED_MOST = 200  # how many steps (see Step) are traced at the same time
+SLOWED_MOST = 10_000  # how many steps are slowed down at the same time
+FIRST_S = 1.0  # seconds: the first pause of a cycle; each later pause is twice as long as the one before
 LONGEST_S = 60.0  # seconds: the longest pause
-FORGOTTEN_S = 120.0  # seconds after its pause: a record that returns later counts as a new cycle
-LATELY_S = 10.0  # seconds after its pause: a record that has not returned by then is no longer reported as going round
-TOLD_MOST = 10  # warnings a minute; further records are logged at DEBUG
-KEPT_TOLD = 100  # reports that are kept in memory
+FORGOTTEN_S = 120.0  # seconds: a record that returns later than this after its pause is no longer slowed down
+LATELY_S = 10.0  # seconds: a cycle that has not returned within this time after its pause is not reported as active
+TOLD_MOST = 10  # how many warnings are logged per minute; further cycles are logged at DEBUG
+KEPT_TOLD = 100  # how many reports are kept in memory
 
-# One step of a cycle: the reaction's condition query (that for late records is another one), the record's key, and its occurrence.
+# One step of a cycle: (condition query, record's key, occurrence). Expired records of a reaction have another condition query.
 Step = tuple[ConditionQuery, PrimaryKey, str]
 _NONE: frozenset[PrimaryKey] = frozenset()
 
 
-class Taken(Protocol):
-    """A record that the transaction has taken."""
+class TakenRecord(Protocol):
+    """A record that a transaction has taken, to carry it out."""
 
     @property
     def key(self) -> PrimaryKey: ...
@@ -49,7 +48,9 @@ class Taken(Protocol):
 
 
 @dataclass
-class _Count:
+class _ReturnCount:
+    """How often a record was carried out again since the time `since`, with the same occurrence."""
+
     since: float
     occurrence: str
     times: int
@@ -58,31 +59,32 @@ class _Count:
 
 @dataclass
 class _Trace:
-    """What our own transactions had to do with a step of a suspected cycle, since it is traced."""
+    """What is known of one step of a suspected cycle, since tracing of the step began."""
 
     runs: int = 0
-    made: int = 0  # how often one of our transactions made its condition hold
+    made: int = 0  # how many of this worker's transactions made the step's condition hold
     makers: dict[Step, None] = field(default_factory=dict)
 
     @property
-    def by_us(self) -> bool:
+    def is_caused_by_us(self) -> bool:
+        """Whether this worker's own transactions made the step's condition hold often enough to prove a cycle."""
         return self.made >= PROVEN and self.made * 2 >= self.runs
 
 
 @dataclass(eq=False)
-class _Slow:
-    """A cycle of reactions that is carried out one step at a time, with pauses in between."""
+class _SlowedCycle:
+    """A cycle that is slowed down: only one of its steps is carried out at a time, with pauses in between."""
 
     until: float
     pause_s: float = FIRST_S
     steps: Sequence[Step] = ()
     since: float = 0.0
-    met: dict[Step, None] = field(default_factory=dict)  # steps that were ready during the pause
+    met: dict[Step, None] = field(default_factory=dict)  # steps that were ready during the pause, to be carried out after it
 
 
 @dataclass(frozen=True)
-class Told:
-    """A cycle of reactions that was found and reported."""
+class ReportedCycle:
+    """The report of a cycle that was found."""
 
     reactions: tuple[str, ...]
     record: str
@@ -90,61 +92,71 @@ class Told:
 
 
 @dataclass
-class Watch:
-    """One transaction with traced steps in it: which other steps' conditions held before its handlers ran."""
+class TracedTransaction:
+    """One transaction that carries out traced records. `mine` are its steps (see Step), `others` are all other traced steps, and `before`
+    are those of `others` whose conditions held before the handlers ran.
+    """
 
     mine: Sequence[Step]
     others: Sequence[Step]
     before: set[Step]
-    # steps whose conditions hold since then, each with the own steps that may have caused it
+    # pairs (step whose condition this transaction made hold, steps of this transaction that may have caused it)
     made: list[tuple[Step, list[Step]]] = field(default_factory=list)
 
 
 class RecordCycles:
-    """The detection of cycles between reactions, for one worker and all its incarnations. Only `slowed` may be called by other threads."""
+    """The cycles that one worker detects and slows down. All methods but `slowed_cycle_count` may be called only by the thread of the
+    worker's transactions.
+    """
 
     def __init__(self) -> None:
-        self.told: list[Told] = []
+        self.told: list[ReportedCycle] = []
         self._recent: dict[ConditionQuery, set[PrimaryKey]] = {}
         self._before: dict[ConditionQuery, set[PrimaryKey]] = {}
         self._remembered = 0
         self._turned_at = 0.0
-        self._again: dict[tuple[ConditionQuery, PrimaryKey], _Count] = {}
+        self._again: dict[tuple[ConditionQuery, PrimaryKey], _ReturnCount] = {}
         self._cleaned_at = 0.0
         self._traced: dict[Step, _Trace] = {}
-        self._slowed: dict[Step, _Slow] = {}
-        self._met: dict[_Slow, None] = {}  # cycles with a step that was ready during the pause
+        self._slowed: dict[Step, _SlowedCycle] = {}
+        self._met: dict[_SlowedCycle, None] = {}  # cycles with steps that were ready during the cycle's pause, as a dict for its order
         self._looked_at = 0.0
         self._lines = 0
         self._lines_since = 0.0
 
     def __bool__(self) -> bool:
-        """Whether any record is slowed down."""
+        """Whether any cycle is slowed down."""
         return bool(self._slowed)
 
     @property
-    def slowed(self) -> int:
+    def slowed_cycle_count(self) -> int:
         """Return how many cycles are slowed down. May be called from any thread."""
         return len(set(self._slowed.values()))
 
-    def going(self, now: float) -> list[tuple[float, Sequence[Step]]]:
-        """Return the cycles that went on lately, the oldest first: since when each is slowed down, and its steps."""
+    def recent_cycles(self, now: float) -> list[tuple[float, Sequence[Step]]]:
+        """Return pairs (time since when the cycle is slowed down, its steps) for the cycles that were active lately, the oldest first. The
+        time is in monotonic seconds.
+        """
         some = dict.fromkeys(self._slowed.values())
         return [(slow.since, slow.steps) for slow in some if slow.met or slow.until > now - LATELY_S]
 
     # ---- in a transaction --------------------------------------------------------------------------------------------------------
-    def holds(self, query: ConditionQuery, key: PrimaryKey, occurrence: str) -> bool:
-        """Whether this record must wait for the end of its pause. It is remembered then, and `ready` returns it after the pause."""
+    def must_wait(self, query: ConditionQuery, key: PrimaryKey, occurrence: str) -> bool:
+        """Return whether this record must wait for the end of a pause. A record that must wait is remembered, and returned later by
+        `take_records_after_pause`.
+        """
         step = (query, key, occurrence)
         slow = self._slowed.get(step)
-        if slow is None or slow.until <= time.monotonic():
+        if slow is None or slow.until <= query.database.clock.monotonic():
             return False
         slow.met[step] = None
         self._met[slow] = None
         return True
 
-    def watch(self, query: ConditionQuery, connection: Connection, taken: Iterable[Taken]) -> Watch | None:
-        """Note before the handlers run which traced conditions hold already. Returns None where none of the taken records is traced."""
+    def note_conditions_before(
+        self, query: ConditionQuery, connection: Connection, taken: Iterable[TakenRecord]
+    ) -> TracedTransaction | None:
+        """Note which traced conditions hold before the handlers run. Return None if none of the taken records is traced."""
         if not self._traced:
             return None
         mine = [step for one in taken if (step := (query, one.key, one.occurrence)) in self._traced]
@@ -152,27 +164,29 @@ class RecordCycles:
             return None
         others = [step for step in self._traced if step not in mine]
         try:
-            return Watch(mine, others, _holding(connection, others))
+            return TracedTransaction(mine, others, _steps_that_hold(connection, others))
         except DBAPIError:
-            self._traced.clear()  # a column or a table of another reaction is gone, which must not stop this one
+            self._traced.clear()  # a column or table of another reaction is gone, which must not stop this reaction
             raise
 
-    def look(self, watch: Watch, connection: Connection) -> None:
-        """Note after the flush of the handlers which traced conditions they made hold."""
+    def note_conditions_after(self, watch: TracedTransaction, connection: Connection) -> None:
+        """Note which traced conditions the handlers made hold. Call it after the handlers' changes were flushed."""
         try:
-            holding = _holding(connection, watch.others) - watch.before
+            holding = _steps_that_hold(connection, watch.others) - watch.before
         except DBAPIError:
-            self._traced.clear()  # a column or a table of another reaction is gone, which must not stop this one
+            self._traced.clear()  # a column or table of another reaction is gone, which must not stop this reaction
             raise
         for step in holding:
             query, key, _ = step
             own = [one for one in watch.mine if one[1] == key and one[0].mapper.base_mapper is query.mapper.base_mapper]
             watch.made.append((step, own or list(watch.mine)))
 
-    # ---- after its commit --------------------------------------------------------------------------------------------------------
-    def carried_out(self, query: ConditionQuery, works: Sequence[Taken], watch: Watch | None) -> None:
-        """Count these records after the commit of the transaction that carried them out, and slow down a cycle that is found."""
-        now, found = time.monotonic(), {one.key for one in works}
+    # ---- after the transaction's commit --------------------------------------------------------------------------------------------
+    def count_carried_out(self, query: ConditionQuery, works: Sequence[TakenRecord], watch: TracedTransaction | None) -> None:
+        """Count that these records were carried out, and slow down a cycle if that shows one. Call it after the commit of their
+        transaction.
+        """
+        now, found = query.database.clock.monotonic(), {one.key for one in works}
         recent = self._recent.get(query)
         if recent is None:
             recent = self._recent[query] = set()
@@ -185,13 +199,13 @@ class RecordCycles:
         if self._remembered > REMEMBERED or now - self._turned_at > WITHIN_S / 2:
             self._before, self._recent, self._remembered, self._turned_at = self._recent, {}, 0, now
         if self._slowed:
-            self._pause(query, works, now)
+            self._restart_pauses(query, works, now)
         if again:
-            self._count([(query, one.key, one.occurrence) for one in works if one.key in again], now)
+            self._count_returns([(query, one.key, one.occurrence) for one in works if one.key in again], now)
         if watch is not None:
-            self._judge(watch, now)
+            self._judge_traced_steps(watch, now)
 
-    def _count(self, steps: Sequence[Step], now: float) -> None:
+    def _count_returns(self, steps: Sequence[Step], now: float) -> None:
         for step in steps:
             if step in self._slowed:
                 continue
@@ -199,9 +213,9 @@ class RecordCycles:
             count = self._again.get((query, key))
             if count is None:
                 if len(self._again) >= COUNTED_MOST:
-                    self._forget_old(now)
+                    self._forget_old_counts(now)
                 if len(self._again) < COUNTED_MOST:
-                    self._again[query, key] = _Count(now, occurrence, 1 if occurrence else 2)
+                    self._again[query, key] = _ReturnCount(now, occurrence, 1 if occurrence else 2)
             elif count.occurrence != occurrence or now - count.since > WITHIN_S:
                 self._traced.pop((query, key, count.occurrence), None)
                 count.since, count.occurrence, count.times = now, occurrence, 1
@@ -210,20 +224,23 @@ class RecordCycles:
                 if count.times >= TRACED_AFTER and now >= count.acquitted_until and len(self._traced) < TRACED_MOST:
                     self._traced.setdefault(step, _Trace())
 
-    def _pause(self, query: ConditionQuery, works: Iterable[Taken], now: float) -> None:
+    def _restart_pauses(self, query: ConditionQuery, works: Iterable[TakenRecord], now: float) -> None:
         for one in works:
             slow = self._slowed.get((query, one.key, one.occurrence))
             if slow is not None:
                 slow.until, slow.pause_s = now + slow.pause_s, min(slow.pause_s * 2, LONGEST_S)
 
-    def _forget_old(self, now: float) -> None:
+    def _forget_old_counts(self, now: float) -> None:
         if now - self._cleaned_at < 1.0:
             return
         self._cleaned_at = now
         self._again = {one: count for one, count in self._again.items() if now - count.since <= WITHIN_S or now < count.acquitted_until}
         self._traced = {one: trace for one, trace in self._traced.items() if one[:2] in self._again}
 
-    def _judge(self, watch: Watch, now: float) -> None:
+    def _judge_traced_steps(self, watch: TracedTransaction, now: float) -> None:
+        """Update the traces with what this transaction did, slow down each cycle that is proven, and stop tracing steps that are no
+        cycle.
+        """
         for step in watch.mine:
             if step in self._traced:
                 self._traced[step].runs += 1
@@ -236,20 +253,22 @@ class RecordCycles:
             trace, count = self._traced.get(step), self._again.get(step[:2])
             if trace is None or count is None:
                 continue
-            ring = self._ring(step) if count.times >= TIMES else None
+            ring = self._find_cycle(step) if count.times >= TIMES else None
             if ring is not None:
                 self._slow_down(ring, now)
-            elif trace.runs >= 2 * TIMES:  # other programs make the condition hold again, as often as they like
+            elif trace.runs >= 2 * TIMES:  # another program makes the condition hold again, so this is no cycle
                 del self._traced[step]
                 count.acquitted_until = now + WITHIN_S
 
-    def _ring(self, step: Step) -> list[Step] | None:
-        """Return the steps by which our own transactions led back to this one; None where other programs made its condition hold."""
+    def _find_cycle(self, step: Step) -> list[Step] | None:
+        """Return the steps by which this worker's transactions led from this step back to it; None if another program made a condition on
+        the way hold.
+        """
         waiting, seen = [[step]], {step}
         while waiting:
             path = waiting.pop()
             trace = self._traced.get(path[-1])
-            if trace is None or not trace.by_us:
+            if trace is None or not trace.is_caused_by_us:
                 continue
             if step in trace.makers:
                 return [step, *reversed(path[1:])]
@@ -260,15 +279,15 @@ class RecordCycles:
 
     # ---- slowed down -------------------------------------------------------------------------------------------------------------
     def _slow_down(self, ring: Sequence[Step], now: float) -> None:
-        self._tell(ring, now)
-        slow = _Slow(now + FIRST_S, min(2 * FIRST_S, LONGEST_S), tuple(ring), now)
+        self._report_cycle(ring, now)
+        slow = _SlowedCycle(now + FIRST_S, min(2 * FIRST_S, LONGEST_S), tuple(ring), now)
         for one in ring:
             self._traced.pop(one, None)
             self._again.pop(one[:2], None)
             if len(self._slowed) < SLOWED_MOST:
                 self._slowed[one] = slow
 
-    def _tell(self, ring: Sequence[Step], now: float) -> None:
+    def _report_cycle(self, ring: Sequence[Step], now: float) -> None:
         names = tuple(dict.fromkeys(query.spec.name for query, _, _ in ring))
         query, key, _ = ring[0]
         record = query.record_text(key)
@@ -279,7 +298,7 @@ class RecordCycles:
             " goes on. Let one of them leave a state that the others do not undo, or say by occurrence= what tells the rounds"
         )
         if len(self.told) < KEPT_TOLD:
-            self.told.append(Told(names, record, words))
+            self.told.append(ReportedCycle(names, record, words))
         if now - self._lines_since > WITHIN_S:
             self._lines, self._lines_since = 0, now
         self._lines += 1
@@ -289,16 +308,18 @@ class RecordCycles:
             log.debug("%s", words, extra={"event": "record_goes_round", "reactions": list(names), "record": record})
 
     @property
-    def wait(self) -> bool:
-        """Whether any slowed record was ready and waits for the end of its pause."""
+    def has_waiting_records(self) -> bool:
+        """Whether a record of a slowed cycle was ready, and waits for the end of its pause."""
         return bool(self._met)
 
-    def wait_until(self) -> float | None:
-        """Return when the next such pause ends, in seconds of the monotonic clock; None where no record waits."""
+    def end_of_next_pause(self) -> float | None:
+        """Return when the first pause ends for which a ready record waits, in monotonic seconds; None if no record waits."""
         return min((slow.until for slow in self._met), default=None)
 
-    def ready(self, now: float) -> list[tuple[ConditionQuery, PrimaryKey]]:
-        """Return the records whose pause is over, each once. Forgets cycles that have not returned for FORGOTTEN_S."""
+    def take_records_after_pause(self, now: float) -> list[tuple[ConditionQuery, PrimaryKey]]:
+        """Return pairs (condition query, key) for the records that waited and whose pause has ended, each once. Also stop slowing down
+        cycles that have not returned for FORGOTTEN_S.
+        """
         over = [slow for slow in self._met if slow.until <= now]
         found = [(query, key) for slow in over for query, key, _ in slow.met]
         for slow in over:
@@ -310,16 +331,16 @@ class RecordCycles:
         return found
 
 
-def _holding(connection: Connection, steps: Sequence[Step]) -> set[Step]:
-    """Return those of the steps whose condition holds now, for the same occurrence."""
+def _steps_that_hold(connection: Connection, steps: Sequence[Step]) -> set[Step]:
+    """Return those of these steps whose condition holds now, for the step's occurrence."""
     by_question: dict[ConditionQuery, dict[PrimaryKey, Step]] = {}
     for step in steps:
         by_question.setdefault(step[0], {})[step[1]] = step
     found: set[Step] = set()
     for query, wanted in by_question.items():
         width = len(query.key_attributes)
-        for row in connection.execute(query.still_holding(list(wanted))):
+        for row in connection.execute(query.select_due_occurrences(list(wanted))):
             known = wanted.get(tuple(row[:width]))
-            if known is not None and query.is_round(known[2], query.round_text(row[width:])):
+            if known is not None and query.is_same_occurrence(known[2], query.occurrence_text_of_values(row[width:])):
                 found.add(known)
     return found

@@ -1,4 +1,4 @@
-"""Finds what PostgreSQL's GRANTs deny to the role that we connect as and a worker needs. Runs SELECTs only."""
+"""Finds the rights that a worker needs on PostgreSQL and that its role has not been granted. Runs only SELECTs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, Table, text
 
-from groundstate.engine.sql.condition_query import sql_name
+from groundstate.engine.sql.condition_query import sql_table_name
 from groundstate.store.port import Database
 
-_OF_RECORDS = ("SELECT", "UPDATE")  # a record is locked before its handler runs, and PostgreSQL demands UPDATE for that
+_OF_RECORDS = ("SELECT", "UPDATE")  # a record is locked before its handler runs, and PostgreSQL demands the right to UPDATE for a lock
 _OF_OURS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
-# has_any_column_privilege: the right to update one column is enough to lock a row.
+# has_any_column_privilege is used since the right to update one column is enough to lock a row.
 _ON_RECORDS = text("""
     SELECT asked.name, wanted.privilege
     FROM unnest(cast(:names AS text[])) AS asked(name), unnest(cast(:rights AS text[])) AS wanted(privilege)
@@ -25,19 +25,19 @@ _ON_OURS = text("""
 """)
 
 
-def missing(database: Database, connection: Connection, records: Sequence[Table], ours: Sequence[Table]) -> dict[str, list[str]]:
-    """Return the rights that a worker needs and this role lacks, by the table's SQL name.
+def missing_rights(database: Database, connection: Connection, records: Sequence[Table], ours: Sequence[Table]) -> dict[str, list[str]]:
+    """Return a dict from each table's SQL name to the rights that a worker needs on the table and this role lacks.
 
-    The result is empty for a role that may write to none of our tables, since such a role only reads.
+    Empty for a role that may write to none of groundstate's tables: such a role only reads, as for reports.
     """
     if database.name != "postgresql":
         return {}
-    names = list(dict.fromkeys(sql_name(table, database) for table in ours))
+    names = list(dict.fromkeys(sql_table_name(table, database) for table in ours))
     told = connection.execute(_ON_OURS, {"names": names, "rights": list(_OF_OURS)}).all()
     if not any(may for _, right, may in told if right != "SELECT"):
         return {}
     denied = [(name, right) for name, right, may in told if not may]
-    names = list(dict.fromkeys(sql_name(table, database) for table in records))
+    names = list(dict.fromkeys(sql_table_name(table, database) for table in records))
     denied += [(name, right) for name, right in connection.execute(_ON_RECORDS, {"names": names, "rights": list(_OF_RECORDS)})]
     found: dict[str, list[str]] = {}
     for name, right in denied:

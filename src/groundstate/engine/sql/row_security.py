@@ -1,5 +1,5 @@
-"""Finds tables of which PostgreSQL's row-level security hides rows from the role that we connect as. A worker never sees such rows, so they
-are not carried out. Runs SELECTs only.
+"""Finds tables of which PostgreSQL's row-level security hides rows from groundstate's role. A worker never sees such rows, so they are not
+carried out. Runs only SELECTs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, text
 
-from groundstate.engine.sql.condition_query import sql_name
+from groundstate.engine.sql.condition_query import sql_table_name
 from groundstate.store.port import Database
 
-_COMMANDS = ("SELECT", "UPDATE")  # commands that a worker runs on a record; FOR NO KEY UPDATE counts as UPDATE
+_COMMANDS = ("SELECT", "UPDATE")  # the commands that a worker runs on a record (SELECT ... FOR NO KEY UPDATE counts as UPDATE)
 
-# Row security is not active for an owner, a superuser or a role with BYPASSRLS, who see all rows.
+# Row security does not apply to an owner, a superuser or a role with BYPASSRLS: they see all rows.
 _POLICIES = text("""
     SELECT asked.name, policies.cmd, policies.permissive = 'PERMISSIVE' AS permissive, policies.qual
     FROM unnest(cast(:names AS text[])) AS asked(name)
@@ -29,27 +29,27 @@ _POLICIES = text("""
 _ROLE = text("SELECT quote_ident(current_user)")
 
 
-def hidden(database: Database, connection: Connection, tables: Sequence[Table]) -> list[str]:
-    """Return the SQL names of the tables of which policies may hide rows from this role."""
+def tables_with_hidden_rows(database: Database, connection: Connection, tables: Sequence[Table]) -> list[str]:
+    """Return the SQL names of those of these tables whose policies may hide rows from this role."""
     if database.name != "postgresql":
         return []
-    names = list(dict.fromkeys(sql_name(table, database) for table in tables))
+    names = list(dict.fromkeys(sql_table_name(table, database) for table in tables))
     policies: dict[str, list[Any]] = defaultdict(list)
     for row in connection.execute(_POLICIES, {"names": names}):
         policies[row.name].append(row)
-    return [name for name, some in policies.items() if not _shows_all(some)]
+    return [name for name, some in policies.items() if not _policies_show_all_rows(some)]
 
 
-def role(connection: Connection) -> str:
-    """Return the SQL name of the role that we are connected as."""
+def current_role_name(connection: Connection) -> str:
+    """Return the SQL name of the role that this connection uses."""
     return str(connection.execute(_ROLE).scalar_one())
 
 
-def _shows_all(policies: Sequence[Any]) -> bool:
-    """Whether each command has a policy that lets all rows through, and no policy that removes any."""
-    told = [one for one in policies if one.cmd is not None]
+def _policies_show_all_rows(policies: Sequence[Any]) -> bool:
+    """Return whether, for each command that a worker uses, some policy lets all rows through, and no restrictive policy removes any."""
+    applied = [one for one in policies if one.cmd is not None]
     plain = {
-        command for one in told for command in _COMMANDS if one.permissive and one.cmd in ("ALL", command) and one.qual in (None, "true")
+        command for one in applied for command in _COMMANDS if one.permissive and one.cmd in ("ALL", command) and one.qual in (None, "true")
     }
-    taken = any(not one.permissive and one.cmd in ("ALL", *_COMMANDS) and one.qual not in (None, "true") for one in told)
+    taken = any(not one.permissive and one.cmd in ("ALL", *_COMMANDS) and one.qual not in (None, "true") for one in applied)
     return plain == set(_COMMANDS) and not taken

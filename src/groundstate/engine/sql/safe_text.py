@@ -1,7 +1,8 @@
-"""Makes text of a user's objects and exceptions, even if that raises, and turns whatever a user's code raises into an Exception.
+"""Makes texts of the user's objects and exceptions, even if these raise while their text is made. Also converts whatever a user's code
+raises to an Exception.
 
-An exception's `__str__`, an outcome's `__repr__` and a store's `redact` may raise themselves, even exceptions that would end a thread. All
-our messages about such objects get their text here, so that a failure is recorded as a failure.
+An exception's `__str__`, an outcome's `__repr__` and a store's `redact` may raise, even exceptions that would end a thread. Each message
+about such an object gets its text here, so that a failure is always recorded as a failure.
 """
 
 from __future__ import annotations
@@ -14,38 +15,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_BACKGROUND = re.compile(r"\s*\(Background on this error at: https://sqlalche\.me/[^)\s]*\)")  # the end of each error message of SQLAlchemy
+_BACKGROUND = re.compile(r"\s*\(Background on this error at: https://sqlalche\.me/[^)\s]*\)")  # a link that ends SQLAlchemy's messages
 _OF_EXCEPTIONS = ("__traceback__", "__context__", "__cause__", "__suppress_context__")
 OURS = str(Path(__file__).parents[2])  # the folder of the whole package
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
-class Raised(Exception):
-    """Wraps a BaseException that a user's code raised, so that no thread of ours ends by it.
+class UserCodeRaised(Exception):
+    """Wraps a BaseException that the user's code raised, so that the exception does not end a thread of groundstate.
 
-    Such exceptions are the SystemExit of a library, or one whose class cannot be read, as of a proxy.
+    Such an exception is the SystemExit of a library, or a proxy of an exception whose class cannot be read.
     """
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(describe(error))
+        super().__init__(describe_exception(error))
         self.error = error
 
 
 @contextmanager
-def user_code() -> Iterator[None]:
-    """Wrap a call of the user's code: whatever it raises comes out as an Exception. Raises Raised."""
+def running_user_code() -> Iterator[None]:
+    """Wrap a call of the user's code: a BaseException that is not an Exception is raised as UserCodeRaised."""
     try:
         yield
     except BaseException as error:
-        if has_a_class(error):
+        if has_readable_class(error):
             if isinstance(error, Exception):
                 raise
-            let_through(error)
-        raise Raised(error) from error
+            reraise_keyboard_interrupt(error)
+        raise UserCodeRaised(error) from error
 
 
-def has_a_class(error: BaseException) -> bool:
-    """Whether `error.__class__` can be read, as each `isinstance` reads it: that of a proxy may raise another exception."""
+def has_readable_class(error: BaseException) -> bool:
+    """Return whether `error.__class__` can be read, as each `isinstance` reads it. If the exception is a proxy, reading it may raise
+    another exception.
+    """
     try:
         error.__class__  # noqa: B018  # `__class__` may be a property
     except BaseException:
@@ -53,38 +56,40 @@ def has_a_class(error: BaseException) -> bool:
     return True
 
 
-def meant(error: BaseException) -> BaseException:
-    """Return the exception that the user's code raised: what `Raised` wraps, or what cannot be written to on its way.
+def original_exception(error: BaseException) -> BaseException:
+    """Return the exception that the user's code raised, without an exception that hides it.
 
-    An exception that is a frozen dataclass refuses the `__traceback__` that contextlib gives it, by an error of its own.
+    It is hidden by `UserCodeRaised`, or, if the exception is a frozen dataclass, by the error that arises when contextlib assigns its
+    `__traceback__`.
     """
-    if type(error) is Raised:
+    if type(error) is UserCodeRaised:
         error = error.error
     met = error.__context__
-    if met is not None and type(error).__name__ == "FrozenInstanceError" and _tells_of_an_exception(error):
+    if met is not None and type(error).__name__ == "FrozenInstanceError" and _is_about_exception_attributes(error):
         return met
     return error
 
 
-def _tells_of_an_exception(error: BaseException) -> bool:
-    words = text_of(error)
-    return any(name in words for name in _OF_EXCEPTIONS) or words == "can't set attribute"  # which is all that attrs says
+def _is_about_exception_attributes(error: BaseException) -> bool:
+    words = safe_str(error)
+    return any(name in words for name in _OF_EXCEPTIONS) or words == "can't set attribute"  # attrs raises this message, without a name
 
 
-def describe(error: BaseException) -> str:
-    """Return an exception in one line: its type and its message."""
-    error = meant(error)
-    words = text_of(error).strip()
+def describe_exception(error: BaseException) -> str:
+    """Return one line about an exception: its type and its message."""
+    error = original_exception(error)
+    words = safe_str(error).strip()
     name = type(error).__name__
     return f"{name}: {words}" if words else name
 
 
-def place_of(error: BaseException) -> str:
-    """Return where the user's code raised the exception, such as ' (shop/pay.py:17, in charge)'; empty where that is unknown.
+def where_raised(error: BaseException) -> str:
+    """Return where the user's code raised the exception, such as ' (shop/pay.py:17, in charge)'; empty if that is unknown.
 
-    It is the innermost line that is in no library or, if there is none, the outermost line that is not in groundstate.
+    It names the innermost line that belongs to no library. If there is none, it names the outermost line that does not belong to
+    groundstate.
     """
-    error = meant(error)
+    error = original_exception(error)
     lines = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
     theirs = [one for one in lines if not one[0].co_filename.startswith(("<", OURS))]
     own = [one for one in theirs if not one[0].co_filename.startswith(_LIBRARIES)]
@@ -94,26 +99,28 @@ def place_of(error: BaseException) -> str:
     return f" ({'/'.join(Path(code.co_filename).parts[-2:])}:{number}, in {code.co_name})"
 
 
-def text_of(value: object) -> str:
-    """Return `str` of an exception or any other object, without the link that SQLAlchemy puts after each of its messages."""
-    words = _made(lambda: str(value))
+def safe_str(value: object) -> str:
+    """Return `str` of an exception or of any other object, even if its `__str__` raises, and without the link that SQLAlchemy appends to
+    its messages.
+    """
+    words = _text_or_substitute(lambda: str(value))
     return _BACKGROUND.sub("", words) if "sqlalche.me" in words else words
 
 
-def shown(value: object) -> str:
+def safe_repr(value: object) -> str:
     """Return `repr` of a value, even if its `__repr__` raises."""
-    return _made(lambda: repr(value))
+    return _text_or_substitute(lambda: repr(value))
 
 
-def _made(make: Callable[[], str]) -> str:
+def _text_or_substitute(make: Callable[[], str]) -> str:
     try:
-        return str.__str__(make())  # the result may be of a subclass of str that is the user's
+        return str.__str__(make())  # the user's code may return an object of its own subclass of str
     except BaseException as failed:
-        let_through(failed)
+        reraise_keyboard_interrupt(failed)
         return f"(no words can be made of it: {type(failed).__name__})"
 
 
-def let_through(error: BaseException) -> None:
-    """Raise a KeyboardInterrupt of the main thread again: a person pressed Ctrl-C, and the user's code did not fail."""
+def reraise_keyboard_interrupt(error: BaseException) -> None:
+    """If the error is a KeyboardInterrupt in the main thread, raise it again: a person pressed Ctrl-C, and the user's code did not fail."""
     if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
         raise error

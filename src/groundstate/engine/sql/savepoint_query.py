@@ -1,7 +1,7 @@
-"""Runs a query for one reaction in a savepoint, so that a condition that the database cannot evaluate does not stop the other reactions.
+"""Runs a query for one reaction in a savepoint, so that a condition that cannot be evaluated does not stop other reactions.
 
-A condition may name a function that does not exist, and then fails for every row; or it may raise for some rows only, as a cast of a text
-that is no number does.
+A condition may fail for every row, such as one that names a function that does not exist. Or it may fail for some rows only, such as one
+that casts a text to a number.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ VALUES_CURE = "compare each column with a value that its type takes, and that th
 
 
 @contextmanager
-def kept_whole(connection: Connection) -> Iterator[None]:
-    """Wrap queries in a savepoint (PostgreSQL), so that an error of theirs does not end the transaction. Nothing may be written inside it.
+def in_savepoint(connection: Connection) -> Iterator[None]:
+    """Wrap queries in a savepoint (PostgreSQL), so that their error does not abort the transaction. Nothing may be written in the block.
 
-    The savepoint is released too, which SQLAlchemy does not do after it rolled back to one: else PostgreSQL would go on within it, and no
-    row of ours may be written in a savepoint (`store.written`). On SQLite an error of a query ends no transaction.
+    After an error the savepoint is rolled back and also released. SQLAlchemy does not release a savepoint that it has rolled back to: the
+    transaction would go on inside the savepoint, and no row of groundstate may be written in a savepoint (`store.wrote_column`). On SQLite
+    nothing is done, since the error of a query aborts no transaction there.
     """
     if connection.dialect.name != "postgresql":
         yield
@@ -34,34 +35,34 @@ def kept_whole(connection: Connection) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not db_errors.transient(error):  # after such errors the transaction or its connection is gone
+        if not db_errors.is_transient(error):  # after a transient error the transaction or its connection may be gone
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT groundstate_asked")
             connection.exec_driver_sql("RELEASE SAVEPOINT groundstate_asked")
         raise
     connection.exec_driver_sql("RELEASE SAVEPOINT groundstate_asked")
 
 
-def ask_in_savepoint(connection: Connection, ask: Callable[[], T], unasked: Callable[[Exception], None]) -> T | None:
-    """Run `ask` in a savepoint and return its result; None if that cannot be had, after a call of `unasked` with the error.
+def query_in_savepoint(connection: Connection, ask: Callable[[], T], on_failure: Callable[[Exception], None]) -> T | None:
+    """Run `ask` in a savepoint, and return its result. If it fails, call `on_failure` with the error, and return None.
 
-    Raises DBAPIError where the failure is the database's own trouble, since the same query may succeed another time.
+    Raises DBAPIError if the database itself is in trouble, since the same query may succeed later.
     """
     try:
         with connection.begin_nested():
             return ask()
     except Exception as error:
-        if not db_errors.is_its_own(error):
+        if not db_errors.is_fault_of_statement(error):
             raise
-        unasked(error)
+        on_failure(error)
         return None
 
 
-def cannot_be_asked(error: Exception) -> str:
+def why_record_not_evaluable(error: Exception) -> str:
     """Return the reason why a condition cannot be evaluated for one record."""
     return f"{OF_ONE}: {db_errors.database_message(error)}"
 
 
-def why_unasked(error: Exception) -> str:
+def why_condition_not_evaluable(error: Exception) -> str:
     """Return the reason why a condition cannot be evaluated, with the cure if one is known."""
-    unbound = isinstance(error, OverflowError) or (isinstance(error, StatementError) and db_errors.unmade(error))
+    unbound = isinstance(error, OverflowError) or (isinstance(error, StatementError) and db_errors.is_raised_before_sending(error))
     return f"its condition cannot be asked: {db_errors.database_message(error)}{f': {VALUES_CURE}' if unbound else ''}"

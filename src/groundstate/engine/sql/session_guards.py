@@ -1,8 +1,10 @@
-"""Refuses in a user's session, before it reaches the database, what would break an attempt. Reads attempts, writes nothing.
+"""Refuses what would make an attempt impossible to conclude, in any session of this process, before it reaches the database. Writes
+nothing.
 
 While an attempt exists for a record, the record must not be deleted or get another key, since the attempt could not be concluded any more
-(hazard 14). What is seen is a flush, and an UPDATE or DELETE that a session executes; SQL as text, and a statement that a connection
-executes, pass no event of a session. Writes inside a call are refused by `call_write_guard`, which is called here for each flush.
+(hazard 14). The check covers flushes, and the UPDATEs and DELETEs that a session executes. It does not cover SQL as text, or statements
+that a connection executes, since neither triggers an event of a session. `call_write_guard`, which refuses writes inside a call, is called
+here for each flush.
 """
 
 from __future__ import annotations
@@ -36,76 +38,83 @@ from groundstate.store.tables import attempt
 from groundstate.values import keys
 from groundstate.values.errors import GroundstateError, StateRefusedError
 
-AT_WORK = "groundstate_at_work"  # key in session.info: the record whose handler runs in this session, and its key
+AT_WORK = "groundstate_at_work"  # key in session.info, for the pair (record whose handler runs in this session, primary key of the record)
 
 
 @dataclass(frozen=True)
-class _Guarded:
-    """A table with reactions in one store."""
+class _GuardedTable:
+    """A table of one store on whose records reactions are declared."""
 
     place: StoreLocation
-    spellings: frozenset[str]  # of the table in the attempts' `blocks` column
+    spellings: frozenset[str]  # the names of the table that attempts may have in their column `blocks`
     mapper: Mapper[Any]
     key: tuple[Any, ...]
     text_in_sql: ColumnElement[str] | None
-    beside: frozenset[tuple[str, str]]  # app and reaction of those with a done column, whose attempts name no table
+    beside: frozenset[tuple[str, str]]  # pairs (app, reaction) for the reactions with a done column, whose attempts name no table
 
     @property
-    def on_it(self) -> ColumnElement[bool]:
-        """The SQL condition that an attempt is on a record of this table."""
+    def is_on_table(self) -> ColumnElement[bool]:
+        """The SQL condition that an attempt belongs to a record of this table."""
         named = attempt.c.blocks.in_(sorted(self.spellings))
         if not self.beside:
             return named
         its = or_(*[and_(attempt.c.app == app, attempt.c.reaction == reaction) for app, reaction in sorted(self.beside)])
         return or_(named, and_(attempt.c.blocks.is_(None), its))
 
-    def is_behind(self, connection: Connection) -> bool:
-        """Whether this connection leads to the store. Another database may have the same tables, and none of ours."""
+    def is_reached_by(self, connection: Connection) -> bool:
+        """Return whether this connection leads to the table's store. Another database may have tables with the same names, but without
+        groundstate's tables.
+        """
         return self.place.is_at(connection.engine.url) or self.place.is_behind(connection)
 
 
-# The full name of a table -> what is known of it in each store, by the store's name. A table of a subclass is one of them too.
-_guarded: dict[str, dict[str, _Guarded]] = {}
+# Full name of a table (also that of a subclass) -> name of a store -> the guarded table in that store.
+_guarded: dict[str, dict[str, _GuardedTable]] = {}
 
 
-def guard(query: ConditionQuery) -> None:
-    """Watch the sessions of this process from now on for the records of this reaction."""
+def guard_records(query: ConditionQuery) -> None:
+    """From now on, check in all sessions of this process what they do to records of this reaction."""
     place = StoreLocation(query.database.settings.url, query.database)
     for table in {*query.mapper.base_mapper.tables, *query.mapper.tables}:
         name = str(getattr(table, "fullname", table))
         known = _guarded.get(name, {})
         before = known.get(place.name)
-        told = frozenset(query.spellings) if before is None else before.spellings.union(query.spellings)
+        told = frozenset(query.table_name_spellings) if before is None else before.spellings.union(query.table_name_spellings)
         beside = frozenset() if before is None else before.beside
         if query.spec.done_column is not None:
             beside |= {(query.spec.app, query.spec.name)}
         mapper = query.mapper if table not in query.mapper.base_mapper.tables else query.mapper.base_mapper
-        now = _Guarded(place, told, mapper, tuple(query.mapper.base_mapper.primary_key), _text_of_key(query), beside)
+        now = _GuardedTable(place, told, mapper, tuple(query.mapper.base_mapper.primary_key), _key_text_in_sql(query), beside)
         _guarded[name] = {**{at: one for at, one in known.items() if at != place.name}, place.name: now}
-    for name, function in (("before_flush", _before_flush), ("do_orm_execute", _before_statement)):
+    for name, function in (("before_flush", _refuse_unsafe_flush), ("do_orm_execute", _refuse_unsafe_update_or_delete)):
         if not event.contains(Session, name, function):
             event.listen(Session, name, function)
 
 
-def _text_of_key(query: ConditionQuery) -> ColumnElement[str] | None:
-    """Return `text_in_sql` by the table's own column: an attribute of a subclass would leave out the rows of the others."""
-    if query.text_in_sql is None:
+def _key_text_in_sql(query: ConditionQuery) -> ColumnElement[str] | None:
+    """Return the SQL for the text of the record's key, by the table's own column: an attribute of a subclass would leave out the rows of
+    other subclasses. None if SQL cannot compute this text.
+    """
+    if query.key_text_in_sql is None:
         return None
     column: Any = query.mapper.base_mapper.primary_key[0]
     return column if isinstance(column.type, String) else cast(column, Text)
 
 
 # ---- a flush -----------------------------------------------------------------------------------------------------------------------
-def _before_flush(session: Session, _context: UOWTransaction, _instances: Any) -> None:
-    call_write_guard.refuse_flush(session)
+def _refuse_unsafe_flush(session: Session, _context: UOWTransaction, _instances: Any) -> None:
+    """Before a flush, raise StateRefusedError if it writes inside a call, or deletes a record with an attempt or changes such a record's
+    key.
+    """
+    call_write_guard.refuse_flush_in_call(session)
     for record in session.deleted:
         _refuse_under_attempt(session, record, "deleted", blocking)
     for record in session.dirty:
-        if _key_changed(record):  # under another key the call would be made anew, whatever is held under the old key
+        if _has_key_changed(record):  # with another key the record would be called again, whatever attempt is held for the old key
             _refuse_under_attempt(session, record, "given another primary key", keeps_own_reaction)
 
 
-def _key_changed(record: Any) -> bool:
+def _has_key_changed(record: Any) -> bool:
     state: Any = inspect(record)
     mapper: Mapper[Any] = state.mapper
     names = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
@@ -116,6 +125,9 @@ def _key_changed(record: Any) -> bool:
 
 
 def _refuse_under_attempt(session: Session, record: Any, what: str, standing: ColumnElement[bool]) -> None:
+    """Raise StateRefusedError if an attempt exists for this record that meets the SQL condition `standing`. what: What the session would do
+    to the record, in words.
+    """
     state: Any = inspect(record)
     table_name = str(state.mapper.base_mapper.local_table.fullname)
     if table_name not in _guarded or not state.identity:
@@ -126,22 +138,22 @@ def _refuse_under_attempt(session: Session, record: Any, what: str, standing: Co
         return
     with session.no_autoflush:
         connection = session.connection(bind_arguments={"mapper": state.mapper})
-        guarded = _in_its_store(table_name, connection)
+        guarded = _guarded_table_in_store(table_name, connection)
         if guarded is None:
             return
-        on_it = (guarded.on_it, attempt.c.record == text)
+        on_it = (guarded.is_on_table, attempt.c.record == text)
         found = connection.execute(select(attempt.c.reaction, attempt.c.record, attempt.c.state).where(*on_it, standing).limit(1))
         row = found.first()
     if row is not None:
-        raise _refusal(table_name, what, row)
+        raise _refusal_error(table_name, what, row)
 
 
-def _in_its_store(table_name: str, connection: Connection) -> _Guarded | None:
+def _guarded_table_in_store(table_name: str, connection: Connection) -> _GuardedTable | None:
     known = list(_guarded.get(table_name, {}).values())
-    return next((one for one in reversed(known) if one.is_behind(connection)), None)
+    return next((one for one in reversed(known) if one.is_reached_by(connection)), None)
 
 
-def _refusal(table_name: str, what: str, row: Any) -> StateRefusedError:
+def _refusal_error(table_name: str, what: str, row: Any) -> StateRefusedError:
     cure = "mark the record as gone by a column" if what == "deleted" else "let the record keep its key"
     return StateRefusedError(
         f"{table_name} {row.record} cannot be {what} now: {row.reaction} is {row.state} on it, and what became of its call must be written "
@@ -150,7 +162,10 @@ def _refusal(table_name: str, what: str, row: Any) -> StateRefusedError:
 
 
 # ---- an UPDATE or DELETE that a session executes -----------------------------------------------------------------------------------
-def _before_statement(state: ORMExecuteState) -> None:
+def _refuse_unsafe_update_or_delete(state: ORMExecuteState) -> None:
+    """Before a session executes an UPDATE or DELETE, raise StateRefusedError if it would delete a record with an attempt or change such a
+    record's key.
+    """
     statement: Any = state.statement
     if (
         not isinstance(statement, (Update, Delete))
@@ -160,19 +175,19 @@ def _before_statement(state: ORMExecuteState) -> None:
         return
     if isinstance(statement, Delete):
         _refuse_statement(state, statement, "deleted", blocking)
-    elif not _is_by_key(state) and any(_new_key(statement, state.parameters)):
+    elif not _updates_by_key(state) and any(_new_key_values(statement, state.parameters)):
         _refuse_statement(state, statement, "given another primary key", keeps_own_reaction)
 
 
-def _is_by_key(state: ORMExecuteState) -> bool:
-    """Whether the ORM updates each row by the key among its values, as `session.execute(update(Order), [{"id": 1, ...}])` does."""
+def _updates_by_key(state: ORMExecuteState) -> bool:
+    """Return whether the ORM updates each row by a key among the given values, as in `session.execute(update(Order), [{"id": 1, ...}])`."""
     return state.is_orm_statement and isinstance(state.parameters, Sequence)
 
 
-def _new_key(statement: Update, parameters: Any) -> list[tuple[Any, Any]]:
-    """Return the key's columns that the statement sets, each with its new value."""
+def _new_key_values(statement: Update, parameters: Any) -> list[tuple[Any, Any]]:
+    """Return pairs (key column, new value) for the key columns that the statement sets."""
     whole: Any = statement
-    ordered = dict(getattr(whole, "_ordered_values", None) or ())  # of SQLAlchemy 2.0; newer ones have them among the others
+    ordered = dict(getattr(whole, "_ordered_values", None) or ())  # SQLAlchemy 2.0; newer versions include them in `_values`
     given: dict[Any, Any] = {**dict(whole._values or {}), **ordered}  # noqa: SLF001  # has no public name
     for one in [parameters] if isinstance(parameters, Mapping) else parameters or []:
         given.update(one)
@@ -196,22 +211,23 @@ def _refuse_statement(state: ORMExecuteState, statement: Any, what: str, standin
     else:
         where.setdefault("clause", statement)
     connection = session.connection(bind_arguments=where)
-    guarded = _in_its_store(name, connection)
+    guarded = _guarded_table_in_store(name, connection)
     if guarded is None:
         return
-    stands: tuple[Any, ...] = (guarded.on_it, standing)
-    mine = _at_work(session, guarded) if what == "deleted" else None
-    if mine is not None:  # its attempt ends in this very transaction
+    stands: tuple[Any, ...] = (guarded.is_on_table, standing)
+    mine = _record_of_running_handler(session, guarded) if what == "deleted" else None
+    if mine is not None:  # the attempt of that record ends in this very transaction, so its record may be changed
         stands = (*stands, attempt.c.record != mine)
     if connection.execute(select(1).select_from(attempt).where(*stands).limit(1)).first() is None:
         return
-    for values in _each(state.parameters):
-        row = _first_hit(state, statement, guarded, stands, values)
+    for values in _parameter_sets(state.parameters):
+        row = _first_attempt_hit(state, statement, guarded, stands, values)
         if row is not None:
-            raise _refusal(name, what, row)
+            raise _refusal_error(name, what, row)
 
 
-def _at_work(session: Session, guarded: _Guarded) -> str | None:
+def _record_of_running_handler(session: Session, guarded: _GuardedTable) -> str | None:
+    """Return the key, as text, of the record whose handler runs in this session, if it is a record of this table; otherwise None."""
     record, key = session.info.get(AT_WORK, (None, ()))
     if record is None or inspect(record).mapper.base_mapper is not guarded.mapper.base_mapper:
         return None
@@ -221,17 +237,19 @@ def _at_work(session: Session, guarded: _Guarded) -> str | None:
         return None
 
 
-def _each(parameters: Any) -> Sequence[Mapping[str, Any]]:
+def _parameter_sets(parameters: Any) -> Sequence[Mapping[str, Any]]:
     return [parameters] if isinstance(parameters, Mapping) else list(parameters or [{}])
 
 
-def _first_hit(state: ORMExecuteState, statement: Any, guarded: _Guarded, stands: Sequence[Any], values: Mapping[str, Any]) -> Any:
-    """Return an open attempt on a record that the statement would write; None where there is none."""
+def _first_attempt_hit(
+    state: ORMExecuteState, statement: Any, guarded: _GuardedTable, stands: Sequence[Any], values: Mapping[str, Any]
+) -> Any:
+    """Return the row of an open attempt on a record that the statement would write; None if there is none."""
     entity = guarded.mapper if state.bind_mapper is None else state.bind_mapper
     hit = () if statement.whereclause is None else (statement.whereclause,)
     if isinstance(statement, Update):
-        new = _new_key(statement, values)
-        hit = (*hit, or_(*[column.is_distinct_from(_without_name(value)) for column, value in new]))
+        new = _new_key_values(statement, values)
+        hit = (*hit, or_(*[column.is_distinct_from(_value_of_parameter(value)) for column, value in new]))
     arguments: dict[str, Any] = {**state.bind_arguments, "mapper": entity}
     open_attempts = select(attempt.c.reaction, attempt.c.record, attempt.c.state).where(*stands)
     if guarded.text_in_sql is not None:
@@ -250,5 +268,5 @@ def _first_hit(state: ORMExecuteState, statement: Any, guarded: _Guarded, stands
     return None
 
 
-def _without_name(value: Any) -> Any:
+def _value_of_parameter(value: Any) -> Any:
     return value.value if isinstance(value, BindParameter) and not value.required else value

@@ -1,21 +1,20 @@
-"""Asks the database what else a write to a table may change: by a trigger, a rule, a view, or the action of a foreign key. The answers are
-kept for a minute, so that a plain batch pays nothing for them.
+"""Finds out what else a write to a table may change: by a trigger, a rule, a view, or the action of a foreign key. Answers are kept for a
+minute, so that they cost most batches nothing.
 """
 
 from __future__ import annotations
 
-import time
 import weakref
 from typing import Any
 
 from sqlalchemy import Connection, Table, text
 
-from groundstate.engine.sql.condition_query import sql_name
+from groundstate.engine.sql.condition_query import sql_table_name
 from groundstate.engine.sql.views import is_table
 from groundstate.store.port import Database
 
-KEPT_S = 60.0  # seconds: a trigger that is made while a worker runs is heard of after that
-# A trigger in PL/pgSQL whose text has no word that writes or carries out anything sets columns of its own row alone, such as updated_at.
+KEPT_S = 60.0  # seconds: how long an answer is kept. After this time a trigger that was created in between is noticed
+# If a PL/pgSQL trigger has no keyword that writes or executes something, it only sets columns of its own row, such as updated_at.
 _HOOKS = {
     "postgresql": text(
         "SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_language l ON l.oid = p.prolang"
@@ -43,23 +42,23 @@ _Known = dict[tuple[str, str], tuple[bool, float]]
 _known: weakref.WeakKeyDictionary[Database, _Known] = weakref.WeakKeyDictionary()
 
 
-def are_possible(database: Database, connection: Connection, table: Table, *, deletes: bool = False, keys: bool = False) -> bool:
-    """Whether a write to this table may change other rows, of whatever table.
+def can_change_other_rows(database: Database, connection: Connection, table: Table, *, deletes: bool = False, keys: bool = False) -> bool:
+    """Return whether a write to this table may change other rows, in any table.
 
-    deletes: rows are deleted. keys: columns are updated to which foreign keys may refer.
+    deletes: Whether the write deletes rows. keys: Whether the write updates columns to which foreign keys may refer.
     """
     if not is_table(database, connection, table):
-        return True  # a view, or a table in another file, whose triggers are not in this catalogue
-    if _asked(database, connection, table, "hooks", _HOOKS, {}):
+        return True  # a view, or a table in an attached file: its triggers are not in this catalogue
+    if _query_or_cached(database, connection, table, "hooks", _HOOKS, {}):
         return True
-    if deletes and _asked(database, connection, table, "deletes", _ACTIONS, {"deletes": True}):
+    if deletes and _query_or_cached(database, connection, table, "deletes", _ACTIONS, {"deletes": True}):
         return True
-    return keys and _asked(database, connection, table, "updates", _ACTIONS, {"deletes": False})
+    return keys and _query_or_cached(database, connection, table, "updates", _ACTIONS, {"deletes": False})
 
 
-def _asked(database: Database, connection: Connection, table: Table, what: str, statements: Any, values: dict[str, Any]) -> bool:
-    name = sql_name(table, database) if database.locks_rows else table.name
-    known, now = _known.setdefault(database, {}), time.monotonic()
+def _query_or_cached(database: Database, connection: Connection, table: Table, what: str, statements: Any, values: dict[str, Any]) -> bool:
+    name = sql_table_name(table, database) if database.locks_rows else table.name
+    known, now = _known.setdefault(database, {}), database.clock.monotonic()
     found = known.get((name, what))
     if found is None or now - found[1] > KEPT_S:
         answer = connection.execute(statements[database.name], {"name": name, **values}).scalar()

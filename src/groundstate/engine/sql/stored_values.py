@@ -1,6 +1,7 @@
-"""Finds stored values that no clause of their column's type can match: written past SQLAlchemy, or by a default that SQLite took as text.
+"""Finds stored values that no clause can match by their column's type: written past SQLAlchemy, or by a default that SQLite took as text.
 
-A value is right if a query with `==` and its loaded form finds it again. Checks a sample of the rows, by SELECTs only.
+A stored value is right if it is found by a query that compares its column, by `==`, with the value as it is loaded. Checks a sample of the
+rows, and runs only SELECTs.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from sqlalchemy.types import TypeDecorator
 
 from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.sql.safe_text import shown, text_of
+from groundstate.engine.sql.safe_text import safe_repr, safe_str
 from groundstate.rules import sql_inspect as look
 from groundstate.values.keys import NoValue
 
-ROWS_MOST = 10_000  # rows of one table that are checked
-VALUES_MOST = 100  # different values of one column that are checked
+ROWS_MOST = 10_000  # how many rows of one table are checked at most
+VALUES_MOST = 100  # how many different values of one column are checked at most
 _OF_NO_EQUALITY = (JSON, ARRAY, PickleType, LargeBinary)
 _ORDERS = (operators.lt, operators.le, operators.gt, operators.ge, operators.between_op, operators.not_between_op)
 _TO_THE_SECOND = len("2026-01-01 00:00:00")
@@ -34,9 +35,9 @@ _TIMES = (DateTime, Date, Time, Interval)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """How clauses compare a column. texts: all texts that they compare it with. by_value: whether any comparison is not by order, as `<=`
-    is.
+class _Comparisons:
+    """How clauses compare a column. texts: All texts with which they compare it. by_value: Whether they compare it in any other way than by
+    order (such as `<=`).
     """
 
     texts: Collection[object]
@@ -44,10 +45,10 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class Odd:
-    """A stored value that no clause of its type matches.
+class UnmatchableValue:
+    """A stored value that no clause can match by its column's type.
 
-    rows: how many of the checked rows have this value or, for times, a value of the same form.
+    rows: How many of the checked rows have this value or, if it is a time, a value in the same form.
     """
 
     table: str
@@ -58,87 +59,95 @@ class Odd:
     reactions: tuple[str, ...]
 
 
-def odd(connection: Connection, queries: Sequence[ConditionQuery]) -> list[Odd]:
-    """Return the stored values that no clause can match, in the columns that conditions compare with something."""
+def find_unmatchable_values(connection: Connection, queries: Sequence[ConditionQuery]) -> list[UnmatchableValue]:
+    """Return the stored values that no clause can match, in the columns that the conditions of these reactions compare with something."""
     by_column: dict[Any, list[str]] = {}
     for query in queries:
-        for column in _compared(query):
+        for column in _compared_columns(query):
             names = by_column.setdefault(column, [])
             names += [] if query.spec.name in names else [query.spec.name]
-    found: list[Odd] = []
+    found: list[UnmatchableValue] = []
     for column, names in by_column.items():
-        # These errors mean that the column's type has no order or no equality.
+        # The column's type has no order or no equality if one of these errors is raised.
         with suppress(ProgrammingError, DataError, NotSupportedError), connection.begin_nested():
-            asked = _Asked(_asked_for(queries, column), _is_asked_by_value(queries, column))
+            asked = _Comparisons(_texts_compared_with(queries, column), _is_compared_by_value(queries, column))
             try:
-                found += list(_of_column(connection, column, tuple(names), asked))
+                found += list(_unmatchable_in_column(connection, column, tuple(names), asked))
             except OperationalError as error:
-                if not db_errors.unreadable(error):
+                if not db_errors.is_conversion_error(error):
                     raise
-                found.append(Odd(column.table.fullname, column.name, f"text that is not UTF-8 ({db_errors.database_message(error)})",
-                                 type(column.type).__name__, 1, tuple(names)))  # fmt: skip
-    for questions_of_one in _by_table(queries):
-        found += _of_keys(connection, questions_of_one)
+                words = f"text that is not UTF-8 ({db_errors.database_message(error)})"
+                kind = type(column.type).__name__
+                found.append(UnmatchableValue(column.table.fullname, column.name, words, kind, 1, tuple(names)))
+    for questions_of_one in _queries_by_mapper(queries):
+        found += _unmatchable_keys(connection, questions_of_one)
     return found
 
 
-def _by_table(queries: Sequence[ConditionQuery]) -> list[list[ConditionQuery]]:
+def _queries_by_mapper(queries: Sequence[ConditionQuery]) -> list[list[ConditionQuery]]:
     found: dict[object, list[ConditionQuery]] = {}
     for query in queries:
-        if query.keys_may_stand_otherwise:
+        if query.may_store_other_key_forms:
             found.setdefault(query.mapper, []).append(query)
     return list(found.values())
 
 
-def _of_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Odd]:
-    """Yield keys whose records can be loaded, and are not found by them in any statement of the ORM."""
+def _unmatchable_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[UnmatchableValue]:
+    """Yield the keys of records that can be loaded, but are found by their key in no statement of the ORM."""
     first, names = queries[0], tuple(query.spec.name for query in queries)
-    rows = connection.execute(select(*first.keys_as_they_stand).limit(ROWS_MOST)).all()
+    rows = connection.execute(select(*first.key_columns_as_stored).limit(ROWS_MOST)).all()
     for column, values in zip(first.mapper.primary_key, zip(*rows, strict=True), strict=False):
         odd_ones = [value for value in values if isinstance(value, NoValue)]
         if odd_ones:
-            yield Odd(
-                column.table.fullname, column.name, f"{shown(odd_ones[0].raw)} as a key", type(column.type).__name__, len(odd_ones), names
+            yield UnmatchableValue(
+                column.table.fullname,
+                column.name,
+                f"{safe_repr(odd_ones[0].raw)} as a key",
+                type(column.type).__name__,
+                len(odd_ones),
+                names,
             )
 
 
-def _compared(query: ConditionQuery) -> Iterator[Any]:
-    """Yield the table columns that clauses read, except those that are only checked for NULL."""
+def _compared_columns(query: ConditionQuery) -> Iterator[Any]:
+    """Yield the table columns that clauses read, without columns that are only checked for NULL."""
     for clause in query.spec.clauses:
-        by_null = [left for left, _, right in look.operands_of(look.parts(clause)) if isinstance(right, Null)]
-        for one in look.columns(look.parts(clause)):
+        by_null = [left for left, _, right in look.comparisons_in(look.all_parts(clause)) if isinstance(right, Null)]
+        for one in look.only_columns(look.all_parts(clause)):
             column = look.base_column(one)
             if isinstance(column.table, Table) and not any(one is left for left in by_null):
                 yield column
 
 
-def _asked_for(queries: Sequence[ConditionQuery], column: Any) -> set[object]:
-    """Return the texts that clauses compare the column with."""
+def _texts_compared_with(queries: Sequence[ConditionQuery], column: Any) -> set[object]:
+    """Return the texts with which clauses compare this column."""
     clauses = [clause for query in queries for clause in query.spec.clauses]
-    found = [look.operands_of(look.parts(clause)) for clause in clauses]
+    found = [look.comparisons_in(look.all_parts(clause)) for clause in clauses]
     return {
         value
         for operands in found
         for left, _, right in operands
         if look.base_column(left) is column
-        for value in look.bound(right)
+        for value in look.bound_values(right)
         if isinstance(value, str)
     }
 
 
-def _is_asked_by_value(queries: Sequence[ConditionQuery], column: Any) -> bool:
-    parts = [one for query in queries for clause in query.spec.clauses for one in look.parts(clause)]
+def _is_compared_by_value(queries: Sequence[ConditionQuery], column: Any) -> bool:
+    parts = [one for query in queries for clause in query.spec.clauses for one in look.all_parts(clause)]
     return any(
         isinstance(one, BinaryExpression)
         and one.operator not in _ORDERS
-        and any(look.base_column(side) is column for side in look.columns((one.left, one.right)))
+        and any(look.base_column(side) is column for side in look.only_columns((one.left, one.right)))
         for one in parts
     )
 
 
-def _of_column(connection: Connection, column: Any, reactions: tuple[str, ...], asked: _Asked) -> Iterator[Odd]:
+def _unmatchable_in_column(
+    connection: Connection, column: Any, reactions: tuple[str, ...], asked: _Comparisons
+) -> Iterator[UnmatchableValue]:
     dialect = connection.dialect
-    kept_as = _kept_as(column.type, dialect)
+    kept_as = _stored_type(column.type, dialect)
     loose = dialect.name == "sqlite"
     if isinstance(kept_as, _OF_NO_EQUALITY) or (isinstance(kept_as, _TIMES) and not loose):
         return
@@ -149,35 +158,37 @@ def _of_column(connection: Connection, column: Any, reactions: tuple[str, ...], 
     form = [kind, func.length(raw), func.substr(raw, 11, 1)] if loose and isinstance(kept_as, _TIMES) else [kind, raw]
     found = select(func.min(raw, type_=NullType()) if len(form) > 2 else raw, kind, func.count()).group_by(*form).limit(VALUES_MOST)
     result = connection.execute(found)
-    sent_as = None if loose else result.cursor.description[0][1]  # SQLAlchemy's PostgreSQL types choose their result processor by it
+    # SQLAlchemy's types for PostgreSQL choose by this type code how to convert a value.
+    sent_as = None if loose else result.cursor.description[0][1]
     convert = column.type.dialect_impl(dialect).result_processor(dialect, sent_as)
     for value, name, rows in result:
-        why = _why_odd(connection, column, (held, raw, kind), (value, name), kept_as, asked, convert=convert)
+        why = _why_unmatchable(connection, column, (held, raw, kind), (value, name), kept_as, asked, convert=convert)
         if why is not None:
-            yield Odd(column.table.fullname, column.name, f"{value!r}{why}", type(column.type).__name__, rows, reactions)
+            yield UnmatchableValue(column.table.fullname, column.name, f"{value!r}{why}", type(column.type).__name__, rows, reactions)
 
 
-def _why_odd(  # noqa: PLR0913  # one value, and everything about how it is stored
+def _why_unmatchable(  # noqa: PLR0913  # the arguments are one value and everything about how it is stored
     connection: Connection,
     column: Any,
     sides: tuple[Any, Any, Any],
     stored: tuple[Any, str],
     kept_as: Any,
-    asked: _Asked,
+    asked: _Comparisons,
     *,
     convert: Callable[[Any], Any] | None,
 ) -> str | None:
-    """Return why no clause finds the value, as words that follow the value; None where a clause finds it. convert: the result processor of
-    the column.
+    """Return why no clause finds the value, in words that follow the value; None if a clause finds it.
+
+    convert: The column's result processor, which converts a stored value to Python.
     """
     (held, raw, kind), (value, name) = sides, stored
     try:
         loaded = value if convert is None else convert(value)
-    except Exception as error:  # the type may be the user's own
-        return f", which cannot be loaded ({text_of(error)})"
+    except Exception as error:  # a type of the user's may raise anything
+        return f", which cannot be loaded ({safe_str(error)})"
     if isinstance(kept_as, Numeric | Float):
         return ", which is text" if name == "text" else None
-    if _of_another_type(column.type, loaded):
+    if _is_of_another_type(column.type, loaded):
         return f", which is {name}"
     here = select(literal(1)).where(raw == literal(value, NullType()), kind == name).limit(1)
     bare = loaded.strip() if isinstance(loaded, str) else loaded
@@ -188,26 +199,28 @@ def _why_odd(  # noqa: PLR0913  # one value, and everything about how it is stor
         return connection.execute(here.where(*clauses)).first() is not None
 
     try:
-        if not finds(typed == loaded) and not (_has_no_fraction(value, kept_as, asked) and finds(*_around(typed, loaded))):
-            return f" ({name}), which is loaded as {shown(loaded)} and kept otherwise"
+        if not finds(typed == loaded) and not (_has_no_fraction(value, kept_as, asked) and finds(*_within_a_microsecond(typed, loaded))):
+            return f" ({name}), which is loaded as {safe_repr(loaded)} and kept otherwise"
         padded = bare != loaded and bare in asked.texts and not finds(typed == bare)
-    except StatementError as error:  # the type refuses to bind the value that it has loaded
+    except StatementError as error:  # the type refuses as a parameter the value that it has loaded
         if isinstance(error, DBAPIError):
             raise
-        return f", which is loaded as {shown(loaded)}, and that is refused by its type ({text_of(error.orig or error)})"
+        return f", which is loaded as {safe_repr(loaded)}, and that is refused by its type ({safe_str(error.orig or error)})"
     return f" with spaces around it, and clauses ask for {bare!r}" if padded else None
 
 
-def _has_no_fraction(value: object, kept_as: Any, asked: _Asked) -> bool:
-    """Whether the value is a time as SQLite's own clock writes it, and clauses compare it only by order: then it is exact to the second."""
+def _has_no_fraction(value: object, kept_as: Any, asked: _Comparisons) -> bool:
+    """Return whether the value is a time without a fraction of a second, as SQLite's own clock writes it, and clauses compare its column
+    only by order. Such a value is exact to the second, so it is right.
+    """
     return isinstance(kept_as, DateTime) and not asked.by_value and isinstance(value, str) and len(value) == _TO_THE_SECOND
 
 
-def _around(typed: Any, loaded: Any) -> tuple[ColumnElement[bool], ...]:
+def _within_a_microsecond(typed: Any, loaded: Any) -> tuple[ColumnElement[bool], ...]:
     return typed > loaded - _LEAST, typed < loaded + _LEAST
 
 
-def _of_another_type(kind: Any, loaded: object) -> bool:
+def _is_of_another_type(kind: Any, loaded: object) -> bool:
     if isinstance(kind, TypeDecorator):
         return False
     try:
@@ -216,7 +229,7 @@ def _of_another_type(kind: Any, loaded: object) -> bool:
         return False
 
 
-def _kept_as(kind: Any, dialect: Any) -> Any:
+def _stored_type(kind: Any, dialect: Any) -> Any:
     kind = kind.dialect_impl(dialect)
     while isinstance(kind, TypeDecorator):
         kind = kind.impl_instance

@@ -1,7 +1,7 @@
-"""Lists how a table may be written in `groundstate_attempt.blocks`: with its default schema, or without a schema.
+"""Lists the ways in which `groundstate_attempt.blocks` may name a table: as declared, with its default schema, or without a schema.
 
-An attempt names the table as its code declared it, so that versions of the same code agree. Another app may declare the same table with
-schema="public" ("main" on SQLite), so comparisons accept both.
+An attempt names the table as the application that wrote it has declared the table. Another app may declare the same table with
+schema="public" ("main" on SQLite), so a comparison must accept each of these names.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any
 from groundstate.store.port import Database
 
 
-def spellings(database: Database, table: Any) -> tuple[str, ...]:
-    """Return each text that means this table, the declared one first. The default schema is unknown before the first connection."""
+def table_name_spellings(database: Database, table: Any) -> tuple[str, ...]:
+    """Return each text that names this table; the declared name comes first. The default schema is not known before the first
+    connection.
+    """
     said = str(table.fullname)
     translated = database.engine.get_execution_options().get("schema_translate_map") or {}
     default = translated.get(None) or database.engine.dialect.default_schema_name

@@ -1,4 +1,4 @@
-"""Tells of which tables a condition reads rows other than the record's own. Looks at the expression alone, and asks no database."""
+"""Finds the tables of which a condition reads rows other than the record's own row. It inspects the expression, and asks no database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import Select, Table
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.selectable import AliasedReturnsRows, Join, SelectBase
 
-# Functions of PostgreSQL that read no rows. Any other function may be the user's own, which may read every table.
+# Functions of PostgreSQL that read no rows. Any other function may be one of the user's, which may read every table.
 _OF_THEIR_ARGUMENTS = frozenset({
     "abs", "age", "array_length", "ascii", "bit_length", "btrim", "cardinality", "ceil", "ceiling", "char_length", "character_length",
     "clock_timestamp", "coalesce", "concat", "concat_ws", "current_date", "current_time", "current_timestamp", "current_user", "date_part",
@@ -23,65 +23,65 @@ _OF_THEIR_ARGUMENTS = frozenset({
 })  # fmt: skip
 
 
-class _Any(Exception):
-    """The expression may read any table."""
+class _AnyTable(Exception):
+    """Raised if the expression may read any table."""
 
 
-def beside_own_row(clauses: Iterable[Any], own: Iterable[Any], *, functions_may_read: bool) -> frozenset[str] | None:
-    """Return the full names of the tables of which other rows than the record's own are read; None where it may be any table.
+def other_tables_read(clauses: Iterable[Any], own: Iterable[Any], *, functions_may_read: bool) -> frozenset[str] | None:
+    """Return the full names of the tables of which the clauses read rows other than the record's own row; None if they may read any table.
 
-    own: the tables of the record. functions_may_read: whether a function in this database may read rows.
+    own: The tables of the record. functions_may_read: Whether a function in this database may read rows.
     """
     names = {table.fullname for table in own if isinstance(table, Table)}
     try:
-        return frozenset(name for clause in clauses for name in _read_by(clause, names, functions_may_read=functions_may_read))
-    except _Any:
+        return frozenset(name for clause in clauses for name in _tables_read_by(clause, names, functions_may_read=functions_may_read))
+    except _AnyTable:
         return None
 
 
-def _read_by(clause: Any, own: set[str], *, functions_may_read: bool) -> Iterator[str]:
+def _tables_read_by(clause: Any, own: set[str], *, functions_may_read: bool) -> Iterator[str]:
     parts: Iterable[Any] = visitors.iterate(clause)
     for part in parts:
         kind = part.__visit_name__
         if kind in ("textclause", "textual_select") or (
             getattr(part, "is_literal", False) and not (part.name == "*" or part.name.isdigit())
         ):
-            raise _Any
+            raise _AnyTable
         if functions_may_read and hasattr(part, "packagenames") and (part.packagenames or part.name.lower() not in _OF_THEIR_ARGUMENTS):
-            raise _Any
+            raise _AnyTable
         if isinstance(part, Select):
-            yield from _not_correlated(part, own)
+            yield from _uncorrelated_own_tables(part, own)
         if isinstance(part, AliasedReturnsRows | Join):
-            yield from _tables(part)
+            yield from _table_names_in(part)
         elif isinstance(part, Table):
-            if part.fullname not in own:  # else what it means depends on the subquery that names it
+            if part.fullname not in own:  # whether one of the record's own tables is read is decided by `_uncorrelated_own_tables`
                 yield part.fullname
         elif isinstance(table := getattr(part, "table", None), Table):
             if table.fullname not in own:
                 yield table.fullname
         elif table is not None:
-            yield from _tables(table)
+            yield from _table_names_in(table)
 
 
-def _not_correlated(part: Any, own: set[str]) -> set[str]:
-    """Return those of the record's tables that mean other rows than the record within this subquery, if it names them."""
+def _uncorrelated_own_tables(part: Any, own: set[str]) -> set[str]:
+    """Return those of the record's tables of which this subquery, if it names them, reads other rows than the record's own."""
     if part._auto_correlate:  # noqa: SLF001  # no public name
-        froms = part.get_final_froms()  # SQLAlchemy correlates all of them that are named without, unless there is but one
+        froms = part.get_final_froms()  # SQLAlchemy correlates all tables that the outer query names, unless no table would be left
         return {name for one in froms if (name := getattr(one, "fullname", None)) in own} if len(froms) == 1 else set()
     if part._correlate_except is not None:  # noqa: SLF001
         return {name for one in part._correlate_except if (name := getattr(one, "fullname", None)) in own}  # noqa: SLF001
     return own - {getattr(one, "fullname", None) for one in part._correlate or ()}  # noqa: SLF001
 
 
-def _tables(source: Any) -> Iterator[str]:
-    """Return the names of the tables in something that rows are selected from. Raises _Any."""
+def _table_names_in(source: Any) -> Iterator[str]:
+    """Yield the names of the tables in an element of a FROM clause. Raises _AnyTable."""
     if isinstance(source, Table):
         yield source.fullname
     elif isinstance(source, Join):
-        yield from _tables(source.left)
-        yield from _tables(source.right)
+        yield from _table_names_in(source.left)
+        yield from _table_names_in(source.right)
     elif isinstance(source, AliasedReturnsRows):
-        yield from _tables(source.element)
+        yield from _table_names_in(source.element)
     elif isinstance(source, SelectBase):
         for one in visitors.iterate(source):
             if isinstance(one, Table):
@@ -89,6 +89,6 @@ def _tables(source: Any) -> Iterator[str]:
             elif isinstance(table := getattr(one, "table", None), Table):
                 yield table.fullname
     elif hasattr(source, "packagenames") or getattr(source, "__visit_name__", "") == "values":
-        return  # rows that a function makes of its arguments; whether the function itself may read is asked where it is met
+        return  # a function computes these rows from its arguments; `_tables_read_by` checks the function itself
     else:
-        raise _Any
+        raise _AnyTable

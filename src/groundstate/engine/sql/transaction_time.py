@@ -1,6 +1,7 @@
-"""Holds the time of the open transaction, with which its conditions are evaluated: SQLite's clock gives another time in each statement.
+"""Provides the time of the open transaction, by which its conditions are evaluated. Reads no clock.
 
-So a handler never gets a time before the one at which its record was taken. Reads no clock.
+SQLite's clock gives another time to each statement. All statements of a transaction get one time instead, so that no handler gets a time
+before the time at which its record was taken.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from groundstate.store.port import Database
 from groundstate.store.tables import UtcDateTime
 
 
-class _Held(threading.local):
-    """The times of open transactions, for each thread, since a transaction and its statements belong to one thread."""
+class _HeldTimes(threading.local):
+    """The times of this thread's open transactions. Each thread has its own, since a transaction and its statements belong to one
+    thread.
+    """
 
     def __init__(self) -> None:
-        self.moments: dict[int, datetime] = {}  # id(database) -> the time of the open transaction
+        self.moments: dict[int, datetime] = {}  # the time of the open transaction, by the id() of its database
 
 
-_held = _Held()
+_held = _HeldTimes()
 
 
 @contextmanager
 def hold_transaction_time(database: Database, now: datetime) -> Iterator[None]:
-    """While the block runs, evaluate statements of this thread on this database with the given time."""
+    """While the block runs, let this thread's statements on this database use the given time."""
     before = _held.moments.get(id(database))
     _held.moments[id(database)] = now
     try:
@@ -43,35 +46,35 @@ def hold_transaction_time(database: Database, now: datetime) -> Iterator[None]:
             _held.moments[id(database)] = before
 
 
-def moment_of(database: Database) -> datetime | None:
-    """Return the time of the open transaction in this thread; None where there is none."""
+def transaction_time_of(database: Database) -> datetime | None:
+    """Return the time of this thread's open transaction on this database; None if it has none."""
     return _held.moments.get(id(database))
 
 
-class OneMoment(ColumnElement[datetime]):
-    """An SQL expression for the transaction's time plus `ahead`.
+class TransactionTime(ColumnElement[datetime]):
+    """An SQL expression for the transaction's time plus the duration `ahead`.
 
-    Outside of a transaction, and where a condition is written out as text, it is the database's clock.
+    Outside of a transaction, and if a condition is written out as text, it means the time of the database's clock.
     """
 
     inherit_cache = True
-    _traverse_internals = [  # noqa: RUF012  # SQLAlchemy declares this attribute without ClassVar
+    _traverse_internals = [  # noqa: RUF012  # SQLAlchemy itself declares this attribute without ClassVar
         ("given", InternalTraversal.dp_clauseelement),
         ("clock", InternalTraversal.dp_clauseelement),
     ]
 
     def __init__(self, database: Database, ahead: timedelta) -> None:
-        def given() -> datetime | None:
-            now = moment_of(database)
+        def bound_time() -> datetime | None:
+            now = transaction_time_of(database)
             return None if now is None else now + ahead
 
-        self.given = bindparam("groundstate_now", callable_=given, type_=UtcDateTime(), unique=True)
+        self.given = bindparam("groundstate_now", callable_=bound_time, type_=UtcDateTime(), unique=True)
         self.clock = database.now(ahead)
         self.type = UtcDateTime()
 
 
-@compiles(OneMoment)
-def _compiled(element: OneMoment, compiler: Any, **options: Any) -> str:
+@compiles(TransactionTime)
+def _compile_transaction_time(element: TransactionTime, compiler: Any, **options: Any) -> str:
     clock: str = compiler.process(element.clock, **options)
     if options.get("literal_binds"):
         return clock

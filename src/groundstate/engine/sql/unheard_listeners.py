@@ -1,7 +1,8 @@
-"""Warns, once for each, of listeners to session commits that are not called for what handlers changed.
+"""Warns about listeners to a session's commits that are not called when handlers change something.
 
-Our commit is the connection's, for all handlers of a batch, whose changes were flushed before: nothing is dirty in the session any more,
-and an error that such a listener raised would belong to no single record. Listeners to flushes hear of all changes.
+Groundstate commits through the connection, once for all handlers of a batch, after their changes were flushed. So the session has no
+changes left to show to such a listener, and an error that the listener raised would belong to no single record. Listeners to flushes are
+called for all changes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _told: set[tuple[str, str]] = set()
 
 
 def warn_of_unheard_listeners(session: Session) -> None:
-    """Log a warning for each commit listener that is not called for handlers and was not logged before."""
+    """Log one warning per commit listener that is not called for handlers, unless it was logged before."""
     dispatch: Any = session.dispatch
     for event in _EVENTS:
         for function in getattr(dispatch, event):

@@ -1,6 +1,6 @@
-"""Names the columns of a record whose stored values their types cannot convert, for the person who corrects them. Changes nothing.
+"""Names the columns of a record whose stored values their types cannot convert, for the person who will correct them. Changes nothing.
 
-It only describes, so it never raises for a value: what stands in a column may be of any type, and in no encoding at all.
+No stored value makes it raise, even if a column contains a value of another type, or text that is valid in no encoding.
 """
 
 from __future__ import annotations
@@ -12,50 +12,50 @@ from sqlalchemy import Connection, LargeBinary, Text, cast, func, select
 
 from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
-from groundstate.engine.sql.safe_text import user_code
-from groundstate.engine.sql.savepoint_query import kept_whole
+from groundstate.engine.sql.safe_text import running_user_code
+from groundstate.engine.sql.savepoint_query import in_savepoint
 
-SHOWN_MOST = 80  # letters of a stored value that a message shows
+SHOWN_MOST = 80  # how many letters of a stored value a message shows
 
 
-def unreadable_columns(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> str:
-    """Return text such as ` (orders.due_at holds 'yesterday')`.
+def describe_unreadable_columns(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> str:
+    """Return a text such as ` (orders.due_at holds 'yesterday')`, which names the columns of this record that cannot be read.
 
-    It is empty where each column by itself can be read, as where a hook of the user's raised. Raises only what says that the transaction or
-    its connection is gone.
+    The text is empty if each single column can be read, as when a load hook of the user's raised. Raises only if the transaction or its
+    connection is gone.
     """
     found: list[str] = []
     try:
-        with kept_whole(connection):
-            found.extend(_unreadable(connection, query, key))
+        with in_savepoint(connection):
+            found.extend(_unreadable_values(connection, query, key))
     except Exception as error:
-        if db_errors.transient(error):
-            raise  # else what was found before the error is told
+        if db_errors.is_transient(error):
+            raise  # if the transaction is still usable, report what was found before the error
     return f" ({', '.join(found)})" if found else ""
 
 
-def _unreadable(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> Iterator[str]:
+def _unreadable_values(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> Iterator[str]:
     for attribute in query.mapper.column_attrs:
         column = getattr(query.entity, attribute.key)
         try:
-            with kept_whole(connection), user_code():
-                connection.execute(select(column).where(query.among([key]))).all()
+            with in_savepoint(connection), running_user_code():
+                connection.execute(select(column).where(query.has_key_among([key]))).all()
         except Exception as error:
-            if not (db_errors.unloadable(error) or db_errors.no_text(error)):
+            if not (db_errors.is_record_load_error(error) or db_errors.is_text_encoding_error(error)):
                 raise
-            held = connection.execute(select(_raw(connection, column)).where(query.among([key]))).scalar()
-            yield f"{query.spec.table_name}.{attribute.columns[0].name} holds {shown(held)}"
+            held = connection.execute(select(_stored_bytes(connection, column)).where(query.has_key_among([key]))).scalar()
+            yield f"{query.spec.table_name}.{attribute.columns[0].name} holds {stored_bytes_as_text(held)}"
 
 
-def _raw(connection: Connection, column: Any) -> Any:
-    """Return the SQL for the bytes that stand in a column. The driver decodes no bytes, so that none of them can make it raise."""
+def _stored_bytes(connection: Connection, column: Any) -> Any:
+    """Return the SQL for the stored bytes of a column. The driver does not decode bytes, so no stored value makes it fail."""
     if connection.dialect.name == "sqlite":
         return cast(column, LargeBinary)
-    return func.convert_to(cast(column, Text), "SQL_ASCII", type_=LargeBinary())  # to which PostgreSQL converts nothing
+    return func.convert_to(cast(column, Text), "SQL_ASCII", type_=LargeBinary())  # for SQL_ASCII, PostgreSQL returns the bytes unconverted
 
 
-def shown(raw: object) -> str:
-    """Return stored bytes for a message: as text where they are UTF-8, else as bytes; cut where they are many."""
+def stored_bytes_as_text(raw: object) -> str:
+    """Return stored bytes in the form for a message: as text if they are UTF-8, otherwise as bytes; only the first SHOWN_MOST letters."""
     if raw is None:
         return "NULL"
     if not isinstance(raw, bytes):

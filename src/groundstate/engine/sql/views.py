@@ -1,4 +1,4 @@
-"""Checks whether a mapped table is a table in the database too, and not a view over other rows. Asks once for each table of a database."""
+"""Finds out whether a mapped table is a table in the database too, and not a view of other rows. Asks the database only once per table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from groundstate.engine.sql.condition_query import sql_name
+from groundstate.engine.sql.condition_query import sql_table_name
 from groundstate.store.port import Database
 
 _ASKED = {
@@ -21,12 +21,12 @@ _known: weakref.WeakKeyDictionary[Database, dict[str, bool]] = weakref.WeakKeyDi
 
 
 def is_table(database: Database, connection: Connection, table: Any) -> bool:
-    """Whether the name is that of a table. False where that cannot be found out: a table in an attached file of SQLite, or one that does
-    not exist.
+    """Return whether the database has a table, and no view, of this name. False if this cannot be found out: for a table in an attached
+    file of SQLite, or for a table that does not exist.
     """
     if not database.locks_rows and connection.schema_for_object(table) is not None:
         return False
-    known, name = _known.setdefault(database, {}), sql_name(table, database) if database.locks_rows else table.name
+    known, name = _known.setdefault(database, {}), sql_table_name(table, database) if database.locks_rows else table.name
     if name not in known:
         known[name] = bool(connection.execute(_ASKED[database.name], {"name": name}).scalar())
     return known[name]

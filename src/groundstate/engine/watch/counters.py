@@ -1,8 +1,7 @@
-"""Counters in memory of what one worker did since it was started: calls, records, sweeps, incarnations. No decision depends on them."""
+"""Counts, in memory, the calls, records and sweeps of one worker since it was started. No decision depends on these counters."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,47 +17,49 @@ from groundstate.engine.rows.in_flight import (
     Unclear,
 )
 
-CallOf = tuple[str, str, str]  # external service, reaction, "call" or "lookup"
-EndOf = tuple[str, str, str, str]  # the fields of CallOf, then how the call ended
+CallOf = tuple[str, str, str]  # name of the external service, name of the reaction, and "call" or "lookup"
+EndOf = tuple[str, str, str, str]  # the fields of CallOf, then one of ENDINGS
 ENDINGS = ("outcome", "not_done", "busy", "in_doubt", "absent", "unknown", "not_sent")
 
 
 @dataclass
 class Tally:
-    """The counters of one worker. Only the worker's own thread writes them; other threads may read values one loop iteration old."""
+    """The counters of one worker. Only the worker's own thread writes them; other threads may read slightly old values."""
 
     begun: Counter[CallOf] = field(default_factory=Counter)
     ended: Counter[EndOf] = field(default_factory=Counter)
-    done: Counter[str] = field(default_factory=Counter)  # records that handlers of DB-only reactions carried out, by reaction
-    failed: Counter[str] = field(default_factory=Counter)
-    expired: Counter[str] = field(default_factory=Counter)
-    batches: int = 0
-    workers: int = 1
+    done: Counter[str] = field(default_factory=Counter)  # by name, for reactions without a call: records that the handler carried out
+    failed: Counter[str] = field(default_factory=Counter)  # by reaction name: number of records whose handler failed
+    expired: Counter[str] = field(default_factory=Counter)  # by reaction name: number of expired records carried out
+    batches: int = 0  # batches of handlers that have ended
+    workers: int = 1  # how often this worker has begun as a new incarnation: 1, and one more after each lock that was lost for good
     sweeps: int = 0  # sweeps that have ended
-    sweeps_s: float = 0.0  # seconds that all sweeps took together
+    sweeps_s: float = 0.0  # seconds that all these sweeps took together
     sweep_s: float = 0.0  # seconds that the last sweep took
-    swept_at: float = field(default_factory=time.monotonic)  # monotonic time at which the last sweep ended
-    _sweep_began: float | None = None
+    swept_at: float = 0.0  # monotonic time at which the last sweep ended; before the first, time at which the worker was made
+    _sweep_began: float | None = None  # monotonic time at which the running sweep began; None if none is running
 
-    def sent(self, in_flights: Sequence[InFlightCall]) -> None:
-        """Count calls and lookups that go out."""
+    def count_begun(self, in_flights: Sequence[InFlightCall]) -> None:
+        """Count calls and lookups that begin now."""
         for in_flight in in_flights:
-            self.begun[call_of(in_flight)] += 1
+            self.begun[counter_key_of(in_flight)] += 1
 
-    def heard(self, word: CallResult) -> None:
-        """Count the end of a call. A call that was given up ended at that moment, whatever its thread returns later."""
+    def count_ended(self, word: CallResult) -> None:
+        """Count the end of a call, unless it was counted before. A call that was given up is counted as it is given up; the result that its
+        thread may still return is not counted.
+        """
         in_flight = word.in_flight
         if not in_flight.counted:
             in_flight.counted = True
-            self.ended[(*call_of(in_flight), ending_of(word))] += 1
+            self.ended[(*counter_key_of(in_flight), name_of_ending(word))] += 1
 
-    def sweep_begins(self, now: float) -> None:
-        """Record that a sweep begins; a sweep that is already running goes on."""
+    def record_sweep_start(self, now: float) -> None:
+        """Record that a sweep begins at the monotonic time `now`; if one is already running, change nothing."""
         if self._sweep_began is None:
             self._sweep_began = now
 
-    def sweep_ends(self, now: float) -> None:
-        """Record that the running sweep has ended, since no backlog pass is running any more."""
+    def record_sweep_end(self, now: float) -> None:
+        """Record that the running sweep, if there is one, ended at the monotonic time `now`."""
         if self._sweep_began is not None:
             self.sweep_s = now - self._sweep_began
             self.sweeps_s += self.sweep_s
@@ -67,14 +68,14 @@ class Tally:
             self._sweep_began = None
 
 
-def call_of(in_flight: InFlightCall) -> CallOf:
-    """Return the key under which a call is counted."""
+def counter_key_of(in_flight: InFlightCall) -> CallOf:
+    """Return the key under which a call is counted: (external service, reaction, "call" or "lookup")."""
     spec = in_flight.query.spec
     return spec.call.service.name if spec.call else "", spec.name, "lookup" if in_flight.is_lookup else "call"
 
 
-def ending_of(word: CallResult) -> str:
-    """Return how a call or a lookup ended, as one word for metrics and traces."""
+def name_of_ending(word: CallResult) -> str:
+    """Return how a call or a lookup ended, as one word for metrics and traces: one of ENDINGS, or "thread_ended"."""
     match word:
         case Returned():
             return "outcome"

@@ -1,6 +1,6 @@
-"""One query that tells a worker what it need not ask further: most of what a sweep looks at beside conditions does not exist.
+"""One query that shows which of groundstate's tables have rows at all, so that a sweep queries no empty table.
 
-Idle workers run little else than this query. The query writes nothing.
+An idle worker runs hardly any other query than this one, which writes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import Text, and_, bindparam, case, cast, exists, func, literal_column, null, or_, select
 
-from groundstate.engine.rows import clock_jumps
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt, rate, reaction, worker
@@ -24,10 +23,11 @@ _ONE: Any = literal_column("1")
 class IdleProbe:
     """The state of groundstate's tables at one moment, as one query found it.
 
-    asked_s: when that was, by a clock that runs on while the host sleeps. attempts: whether any exist. strangers: whether another
-    incarnation has a row without an end, or attempts begun or in doubt. ended: whether there are rows of incarnations that ended uncleanly.
-    old_rates: whether there are rate counts that have run out. known: a text that changes when a reaction is accepted or trusted. workers:
-    incarnations of this app that began and did not end; none on an embedded store.
+    now: time of the database's clock. asked_s: the same moment in seconds of the host's clock, which goes on while the host is suspended.
+    attempts: whether any attempt exists. strangers: whether there is a row of another worker that has not ended, or an attempt of another
+    worker that is begun or in doubt. ended: whether any worker is recorded as ended uncleanly. old_rates: whether rate counts exist that no
+    longer apply. known: a text that changes when a reaction is accepted or trusted. workers: ids of this app's workers that have not ended;
+    empty on an embedded store.
     """
 
     now: datetime
@@ -41,11 +41,11 @@ class IdleProbe:
 
 
 def run_idle_probe(worker_state: WorkerState) -> IdleProbe:
-    """Run the query now."""
-    asked_s = clock_jumps.boot_s()
+    """Query groundstate's tables now, and return what was found."""
+    asked_s = worker_state.clock.boot()
     given = {"app": worker_state.app, "worker": worker_state.incarnation.id}
     with worker_state.database.reading() as connection:
-        row = connection.execute(_statement(worker_state.database), given).one()
+        row = connection.execute(_build_statement(worker_state.database), given).one()
     return IdleProbe(
         now=row.now,
         asked_s=asked_s,
@@ -59,12 +59,12 @@ def run_idle_probe(worker_state: WorkerState) -> IdleProbe:
 
 
 @lru_cache(maxsize=128)
-def _statement(database: Database) -> Any:
+def _build_statement(database: Database) -> Any:
     incarnation: Any = bindparam("worker")
     mine = reaction.c.app == bindparam("app")
     others_rows = and_(worker.c.ended_at.is_(None), worker.c.id != incarnation)
     others_left = and_(attempt.c.state.in_(["begun", "doubt"]), attempt.c.worker != incarnation)
-    # Any value other than a plain False counts as suspect, since a person may have edited it.
+    # Any value other than False counts as suspect, since a person may have edited the column.
     suspects = func.sum(case((reaction.c.suspect.is_(False), 0), else_=1))
     known = [func.coalesce(cast(one, Text), "") for one in (func.count(), func.max(cast(reaction.c.seen_at, Text)), suspects)]
     workers: Any = null()

@@ -1,14 +1,14 @@
-"""Work queues whose tables another transaction keeps locked, as a migration does: only these queues wait. Carries nothing out.
+"""Makes work queues wait while another transaction, such as a migration, has locked one of their tables.
 
-A locked record is skipped. A locked table stops every statement on it, each of which would keep the whole worker waiting. So once a lock is
-met, every queue that reads the table is put aside, and only pg_locks is asked, which waits for no lock, until the lock is gone.
+A worker skips a locked record. But a locked table stops every statement on the table, and a statement that waits stops the whole worker. So
+when a statement meets such a lock, every queue that reads the table waits, until a query of pg_locks, which waits for no lock, shows that
+the lock is gone.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -16,19 +16,22 @@ from groundstate.engine.rows import attempts
 from groundstate.engine.sql import db_errors, lock_waits
 from groundstate.engine.watch import slow_conditions
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone
+from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
 
 log = logging.getLogger("groundstate")
 WAIT = timedelta(milliseconds=100)  # how long a statement that only reads waits for a table lock
-WAIT_AGAIN = timedelta(milliseconds=10)  # the same once another queue was found to meet a lock
-LONGEST_S = 2.0  # seconds: the longest pause until a locked table is checked again
+WAIT_AGAIN = timedelta(milliseconds=10)  # how long a statement that only reads waits if another queue has just met a locked table
+LONGEST_S = 2.0  # seconds: the longest pause between two checks of a locked table
 
 
-def bar(worker_state: WorkerState, queue: WorkQueue, by: str | None = None) -> None:
-    """Let a work queue wait that met a locked table, and log which transaction holds the lock. by: its description, if it is known."""
-    by = by or lock_waits.who_locks_tables_of(worker_state.database, queue.query)
-    by = by or "somebody has locked a table that it asks (a migration?)"
-    if not _told(worker_state, queue):
+def bar_queue(worker_state: WorkerState, queue: WorkQueue, by: str | None = None) -> None:
+    """Make a work queue wait because one of its tables is locked, and log which transaction has the lock.
+
+    by: a text on that transaction; None to look it up.
+    """
+    by = by or lock_waits.describe_lock_on_tables_of(worker_state.database, queue.query)
+    by = by or "another transaction has locked a table that it reads (a migration?)"
+    if not _is_wait_logged(worker_state, queue):
         log.warning(
             "%s waits: %s%s",
             queue.name,
@@ -37,28 +40,28 @@ def bar(worker_state: WorkerState, queue: WorkQueue, by: str | None = None) -> N
             extra={"event": "reaction_barred", "reaction": queue.name},
         )
     queue.barred = by
-    postpone(queue)
-    # Not to be taken up by itself once that is over: `look_again` lets it in.
-    queue.barred_until, queue.not_before = min(queue.not_before, time.monotonic() + LONGEST_S), math.inf
+    postpone_queue(queue)
+    # `not_before` is infinite, so that the queue does not go on by itself: `recheck_barred_queues` checks the table at `barred_until`.
+    queue.barred_until, queue.not_before = min(queue.not_before, worker_state.clock.monotonic() + LONGEST_S), math.inf
 
 
-def _let_in(worker_state: WorkerState, queue: WorkQueue) -> None:
-    """Let a work queue go on, since none of its tables is locked any more."""
+def _unbar_queue(worker_state: WorkerState, queue: WorkQueue) -> None:
+    """Let a work queue go on, if it waits for a locked table, and log that. Call it when none of its tables is locked any more."""
     if queue.barred is None:
         return
     queue.barred, queue.not_before = None, 0.0
-    if not _told(worker_state, queue):
+    if not _is_wait_logged(worker_state, queue):
         log.info("%s goes on: its tables are free", queue.name, extra={"event": "reaction_free", "reaction": queue.name})
 
 
-def _told(worker_state: WorkerState, queue: WorkQueue) -> bool:
-    """Return whether the log already says that this reaction waits, for its main queue or its queue of expired records."""
-    return any(part.barred is not None for part in worker_state.parts if part.name == queue.name)
+def _is_wait_logged(worker_state: WorkerState, queue: WorkQueue) -> bool:
+    """Return whether the main queue of this reaction or its queue of expired records waits already, so that the wait was logged."""
+    return any(part.barred is not None for part in worker_state.all_queues if part.name == queue.name)
 
 
-def are_barred(worker_state: WorkerState, queues: Sequence[WorkQueue]) -> bool:
-    """Check which of these work queues meet a locked table, and let those wait; return whether any does. Only reads, and waits for no lock
-    longer than `WAIT`.
+def bar_queues_on_locked_tables(worker_state: WorkerState, queues: Sequence[WorkQueue]) -> bool:
+    """Check which of these work queues read a locked table, make each of them wait, and let the others go on; return whether any waits. No
+    statement of this check waits longer than `WAIT` for a lock.
 
     Raises:
         DBAPIError: a table of groundstate itself is locked, which every queue needs.
@@ -67,40 +70,44 @@ def are_barred(worker_state: WorkerState, queues: Sequence[WorkQueue]) -> bool:
         return False
     with worker_state.database.reading(wait=WAIT) as connection:
         connection.execute(attempts.ANY)
-    locks = lock_waits.holders(worker_state.database)
+    locks = lock_waits.table_locks_against_writers(worker_state.database)
     found = False
     for queue in queues:
-        if by := lock_waits.held_from(queue.query, locks):
-            bar(worker_state, queue, by)
+        if by := lock_waits.describe_first_lock_on_tables_of(queue.query, locks):
+            bar_queue(worker_state, queue, by)
             found = True
             continue
         try:
             with (
                 worker_state.database.reading(wait=WAIT_AGAIN if found else WAIT) as connection,
-                slow_conditions.limited(worker_state, queue, connection),
+                slow_conditions.limit_query_time(worker_state, queue, connection),
             ):
-                queue.probe(connection)
+                queue.find_row_to_take(connection)
         except Exception as error:
             if slow_conditions.move_aside_if_cut(queue, error):
-                _let_in(worker_state, queue)
+                _unbar_queue(worker_state, queue)
                 continue
-            # Perhaps the migration changed the table; the queue's next statement reports it.
-            if db_errors.is_its_own(error):
-                _let_in(worker_state, queue)
+            # Perhaps the migration changed the table. The queue goes on, and its next statement reports the error.
+            if db_errors.is_fault_of_statement(error):
+                _unbar_queue(worker_state, queue)
                 continue
-            if not db_errors.locked(error):
+            if not db_errors.is_lock_timeout(error):
                 raise
-            bar(worker_state, queue)
+            bar_queue(worker_state, queue)
             found = True
         else:
-            _let_in(worker_state, queue)
-    for queue in worker_state.parts if found else ():
-        if queue.barred is None and (by := lock_waits.held_from(queue.query, locks)):
-            bar(worker_state, queue, by)  # it would wait for the same lock
+            _unbar_queue(worker_state, queue)
+    for queue in worker_state.all_queues if found else ():
+        if queue.barred is None and (by := lock_waits.describe_first_lock_on_tables_of(queue.query, locks)):
+            bar_queue(worker_state, queue, by)  # this queue would meet the same lock
     return found
 
 
 def recheck_barred_queues(worker_state: WorkerState) -> bool:
-    """Check the queues again whose pause for a locked table is over. Return True if there are some and all of them can go on."""
-    barred = [queue for queue in worker_state.parts if queue.barred is not None and queue.barred_until <= time.monotonic()]
-    return bool(barred) and not are_barred(worker_state, barred)
+    """Check again the tables of each queue that waits for a locked table and whose pause is over. Return True if there are such queues and
+    all of them go on.
+    """
+    barred = [
+        queue for queue in worker_state.all_queues if queue.barred is not None and queue.barred_until <= worker_state.clock.monotonic()
+    ]
+    return bool(barred) and not bar_queues_on_locked_tables(worker_state, barred)

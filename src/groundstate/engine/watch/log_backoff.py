@@ -1,4 +1,4 @@
-"""When a trouble that goes on is logged again: at once, then at gaps that double, up to a minute."""
+"""Decides when a trouble that lasts is logged: at once, and then again after pauses that double, up to a minute."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 
 FIRST_S = 1.0
 LONGEST_S = 60.0
-WORDS_MOST = 20  # different texts of one trouble that are logged at once
+WORDS_MOST = 20  # of one trouble, so many different texts are logged without a pause
 
 
 @dataclass
-class Repeated:
-    """What was logged about one trouble, from its beginning to its end."""
+class RepeatedTrouble:
+    """Remembers what was logged about one trouble, from the beginning of the trouble to its end."""
 
     _gap_s: float = FIRST_S
     _next: float = 0.0
     _said: set[str] = field(default_factory=set)
 
     def is_new(self, words: str) -> bool:
-        """Return whether this text was not logged yet."""
+        """Return True if this text was not logged yet."""
         return words not in self._said
 
-    def may_say(self, words: str, now: float) -> bool:
-        """Return whether this text is logged now. A text that was not logged yet is logged at once."""
+    def may_log(self, words: str, now: float) -> bool:
+        """Return whether to log this text now: at once if it is new, else after a pause. now: monotonic time in seconds."""
         if words not in self._said and len(self._said) < WORDS_MOST:
             self._said.add(words)
             self._next = max(self._next, now + self._gap_s)

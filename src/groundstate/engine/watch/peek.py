@@ -1,11 +1,11 @@
-"""What a worker reads before it locks anything: whether a pass that begins has any row to take, and rows written during a long pass.
+"""Queries that run before a worker locks anything: whether a new backlog pass (a walk over all rows that match) has any row to carry out,
+and which rows were written during a long pass.
 
-Most passes find nothing, and must not lock for that. It only reads; a queue whose condition cannot be asked waits, and the others go on.
+Most passes find no row, and must not lock anything for that. The queries only read. If a condition cannot be queried, only its queue waits.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -19,18 +19,18 @@ from groundstate.engine.watch import locked_tables, missing_columns, raising_con
 from groundstate.engine.watch.due_timers import Timers
 from groundstate.engine.watch.sweep_leader import SweepLeader
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone
+from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
 
 T = TypeVar("T")
-NEWEST_AT_ONCE = 50
-TOGETHER_FROM = 4  # from this many conditions on, one statement asks all of them
-TOGETHER_S = 1.0  # seconds for which conditions are asked one by one; the others follow in the next loop iteration
-TOGETHER_MOST = 128  # the most conditions in one statement, since the database plans all of them at once
-APART_S = 60.0  # seconds for which each condition is asked alone, after the common statement failed
+NEWEST_AT_ONCE = 50  # rows: of the newest rows, so many are queued during a long pass
+TOGETHER_FROM = 4  # if so many conditions have to be queried, one common statement queries them
+TOGETHER_S = 1.0  # seconds of one loop iteration for conditions that are queried one by one; the rest wait for the next iteration
+TOGETHER_MOST = 128  # the most conditions in one statement, since the database has to plan all of them at once
+APART_S = 60.0  # seconds: after the common statement failed, each condition has a statement of its own for so long
 
 
-class Peek:
-    """The reads of one worker before it locks. Only the worker's own thread calls it."""
+class BacklogProbe:
+    """Runs the queries that one worker sends before it locks anything. Only the worker's own thread calls it."""
 
     def __init__(self, worker_state: WorkerState, leader: SweepLeader, timers: Timers) -> None:
         self._worker_state = worker_state
@@ -38,22 +38,22 @@ class Peek:
         self._timers = timers
         self._together: dict[tuple[tuple[WorkQueue, int], ...], Any] = {}
         self._apart_until = 0.0
-        self.took_s = 0.0  # seconds spent in `turn` since `Sweeps` last set this to 0
+        self.took_s = 0.0  # seconds spent in `probe_new_passes` since `Sweeps` last set this to 0
 
-    def turn(self) -> None:
-        """Move hints into the work queues, and check whether the backlog passes that a sweep began have any row to take."""
-        started = time.monotonic()
-        for queue in self._worker_state.parts:
-            if queue.listen() and queue.query.timing is not None:
-                self._timers.heard()
-            if queue.newest and queue.on and queue.lacks is None and queue.barred is None and queue.search is None:
-                self._look_at_newest(queue)
-        self._look_before_locking()
-        self.took_s += time.monotonic() - started
+    def probe_new_passes(self) -> None:
+        """Move hints into the work queues, and end each new backlog pass for which a query finds no row to carry out."""
+        started = self._worker_state.clock.monotonic()
+        for queue in self._worker_state.all_queues:
+            if queue.take_over_hints() and queue.query.timing is not None:
+                self._timers.mark_stale()
+            if queue.newest and queue.is_enabled and queue.lacks is None and queue.barred is None and queue.search is None:
+                self._queue_newest_rows(queue)
+        self._probe_before_locking()
+        self.took_s += self._worker_state.clock.monotonic() - started
 
-    def _look_before_locking(self) -> None:
-        now = time.monotonic()
-        beginning = [queue for queue in self._worker_state.parts if queue.passes and not queue.probed and queue.not_before <= now]
+    def _probe_before_locking(self) -> None:
+        now = self._worker_state.clock.monotonic()
+        beginning = [queue for queue in self._worker_state.all_queues if queue.has_pass and not queue.probed and queue.not_before <= now]
         due_lanes = [queue for queue in self._worker_state.queues if queue.due]
         if not beginning and not due_lanes:
             return
@@ -62,85 +62,87 @@ class Peek:
                 if due_lanes and connection.execute(attempts.ANY).first() is None:
                     for queue in due_lanes:
                         queue.due, queue.due_cursor = False, None
-                self._look_at(connection, beginning)
+                self._query_for_rows_to_take(connection, beginning)
         except Exception as error:
-            its_own = db_errors.is_its_own(error) or db_errors.locked(error) or db_errors.statement_was_cancelled(error)
+            its_own = db_errors.is_fault_of_statement(error) or db_errors.is_lock_timeout(error) or db_errors.is_cancelled_statement(error)
             if not its_own or now < self._apart_until:
                 raise
-            # One condition fails or takes long. Asking each alone shows which.
+            # One of the conditions fails or takes long: from now on each has a statement of its own, which shows which condition it is.
             self._apart_until = now + APART_S
 
-    def _look_at(self, connection: Connection, beginning: list[WorkQueue]) -> None:
-        apart = time.monotonic() < self._apart_until
+    def _query_for_rows_to_take(self, connection: Connection, beginning: list[WorkQueue]) -> None:
+        apart = self._worker_state.clock.monotonic() < self._apart_until
         plain = [] if apart else [queue for queue in beginning if queue.groups is None]
         if len(plain) < TOGETHER_FROM:
             plain = []
         for first in range(0, len(plain), TOGETHER_MOST):
             some = tuple(plain[first : first + TOGETHER_MOST])
-            began = time.monotonic()
-            with self._worker_state.database.limit(connection, max(map(slow_conditions.limit_s, some))):
-                row = connection.execute(self._of_all(some)).one()
+            began = self._worker_state.clock.monotonic()
+            with self._worker_state.database.limit_statement(connection, max(map(slow_conditions.condition_limit_s, some))):
+                row = connection.execute(self._build_common_statement(some)).one()
             for queue, found in zip(some, row, strict=True):
-                queue.asking.took((time.monotonic() - began) / len(some))
-                self._looked_at(connection, queue, found=bool(found))
-        asked, began = set(plain), time.monotonic()
+                queue.asking.record((self._worker_state.clock.monotonic() - began) / len(some))
+                self._note_probe_result(connection, queue, found=bool(found))
+        asked, began = set(plain), self._worker_state.clock.monotonic()
         for queue in beginning:
             if queue in asked:
                 continue
-            rows = self._asked(queue, connection, partial(queue.probe, connection))
-            if rows is None or time.monotonic() - began > TOGETHER_S:
+            rows = self._query_or_postpone_queue(queue, connection, partial(queue.find_row_to_take, connection))
+            if rows is None or self._worker_state.clock.monotonic() - began > TOGETHER_S:
                 return
-            self._looked_at(connection, queue, found=bool(rows))
+            self._note_probe_result(connection, queue, found=bool(rows))
 
-    def _looked_at(self, connection: Connection, queue: WorkQueue, *, found: bool) -> None:
+    def _note_probe_result(self, connection: Connection, queue: WorkQueue, *, found: bool) -> None:
         queue.probed = True
         if not found:
-            queue.swept()
+            queue.end_pass()
         elif queue.elsewhere:
-            size = self._leader.size
-            self._asked(queue, connection, lambda: queue.begin_elsewhere(connection, self._worker_state.incarnation.dice.randrange(size)))
+            size = self._leader.worker_count
+            self._query_or_postpone_queue(
+                queue, connection, lambda: queue.skip_batches(connection, self._worker_state.incarnation.dice.randrange(size))
+            )
 
-    def _of_all(self, some: tuple[WorkQueue, ...]) -> Any:
-        """Build a statement with one result row: for each work queue, whether there is a row that a backlog pass would take."""
+    def _build_common_statement(self, some: tuple[WorkQueue, ...]) -> Any:
+        """Return a statement whose result is one row, with one column per work queue: whether a backlog pass would find a row to take."""
         which = tuple((queue, queue.query.version) for queue in some)
         made = self._together.get(which)
         if made is None:
             if len(self._together) > TOGETHER_MOST:
                 self._together.clear()
             one: Any = literal_column("1")
-            each = [exists(select(one).select_from(queue.query.entity).where(queue.query.takeable)) for queue in some]
+            each = [exists(select(one).select_from(queue.query.entity).where(queue.query.is_takeable)) for queue in some]
             made = self._together[which] = select(*[found.label(f"found_{number}") for number, found in enumerate(each)])
         return made
 
-    def _asked(self, queue: WorkQueue, connection: Connection, ask: Callable[[], T]) -> T | None:
-        """Return the query's result, or None if this queue's condition cannot be asked: this queue waits, and the others go on."""
+    def _query_or_postpone_queue(self, queue: WorkQueue, connection: Connection, ask: Callable[[], T]) -> T | None:
+        """Call `ask`, which queries this queue's condition, and return its result. If the query fails, postpone the queue; return None."""
         try:
-            with slow_conditions.limited(self._worker_state, queue, connection):
+            with slow_conditions.limit_query_time(self._worker_state, queue, connection):
                 return ask()
         except Exception as error:
-            if not (isinstance(error, DBAPIError) or db_errors.unmade(error) or db_errors.unloadable(error)):
+            if not (isinstance(error, DBAPIError) or db_errors.is_raised_before_sending(error) or db_errors.is_record_load_error(error)):
                 raise
             if slow_conditions.move_aside_if_cut(queue, error):
                 return None
-            if db_errors.locked(error):
-                locked_tables.are_barred(self._worker_state, [queue])
+            if db_errors.is_lock_timeout(error):
+                locked_tables.bar_queues_on_locked_tables(self._worker_state, [queue])
                 return None
-            if db_errors.transient(error):
+            if db_errors.is_transient(error):
                 raise
             if missing_columns.wait_if_schema_misfit(self._worker_state, queue, error) or raising_conditions.search_if_condition_raised(
                 self._worker_state, queue, error
             ):
                 return None
-            postpone(queue)
-            raising_conditions.say_failed(queue, error)
+            postpone_queue(queue)
+            raising_conditions.log_condition_error(queue, error)
             return None
 
-    def _look_at_newest(self, queue: WorkQueue) -> None:
-        """Queue rows that other processes have just written, while a long backlog is gone through in key order: they must not wait for its
-        end.
+    def _queue_newest_rows(self, queue: WorkQueue) -> None:
+        """Queue the rows with the highest keys. They were probably written last, and a long backlog pass, which goes in key order, would
+        reach them last.
         """
         queue.newest = False
         with self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
-            newest = queue.query.places_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
-            rows = self._asked(queue, connection, lambda: connection.execute(newest).all())
-            queue.fresh.update(dict.fromkeys(queue.query.key_in(tuple(row)) for row in rows or ()))
+            newest = queue.query.select_cursors_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
+            rows = self._query_or_postpone_queue(queue, connection, lambda: connection.execute(newest).all())
+            queue.fresh.update(dict.fromkeys(queue.query.key_in_cursor(tuple(row)) for row in rows or ()))

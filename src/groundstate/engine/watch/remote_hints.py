@@ -1,6 +1,6 @@
-"""Hints of other processes that wait until this worker looks at them: each has its time, and their number is limited.
+"""Keeps hints of other processes until this worker handles them. Each hint waits until a time of its own; the number of hints is bounded.
 
-Nothing is taken as true because a hint says it. The transport's thread adds hints, and the worker's own thread takes them over.
+A hint only shows where to query. The transport's thread adds hints, and the worker's own thread passes the hints to the work queues.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from groundstate.engine.watch.work_queue import WorkQueue
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.hint_codec import EVERYBODY, ROWS_EACH, Hint
 
-GAP_S = 0.01  # seconds between two takeovers of hints, which limits the queries that a flood of forged hints costs
-WAITING_MOST = 1_000  # the most hints kept; further ones are dropped, since so many already make the worker look
+GAP_S = 0.01  # seconds: the least time between two rounds of passing hints on, so that a flood of forged hints causes few queries
+WAITING_MOST = 1_000  # the most hints that are kept; further hints are dropped, and a sweep finds their rows
 
 
 class RemoteHints:
-    """The hints of other processes that wait in one worker."""
+    """The hints of other processes that one worker has not handled yet."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[float, Hint]] = []
         self._lock = threading.Lock()
         self._not_before = 0.0
 
-    def hear(self, hint: Hint, at: float) -> None:
-        """Keep a hint until the monotonic time `at`. Any thread may call this."""
+    def keep_hint(self, hint: Hint, at: float) -> None:
+        """Keep a hint, which may be handled from a monotonic time on. Any thread may call this."""
         with self._lock:
             if len(self._waiting) < WAITING_MOST:
                 self._waiting.append((at, hint))
 
-    def wait_until(self) -> float:
-        """Return the monotonic time at which a hint can be taken over; infinity if there is none."""
+    def next_wake_time(self) -> float:
+        """Return the monotonic time at which the next hint may be handled; infinity if no hint waits."""
         with self._lock:
             first = min((at for at, _ in self._waiting), default=float("inf"))
         return max(first, self._not_before) if first != float("inf") else first
 
-    def take_over(self, worker_state: WorkerState, now: float) -> None:
-        """Pass the hints whose time has come to the work queues they concern."""
+    def pass_on_ready_hints(self, worker_state: WorkerState, now: float) -> None:
+        """Pass each hint whose time has come to the work queues that it concerns."""
         if not self._waiting or now < self._not_before:
             return
         with self._lock:
@@ -45,20 +45,20 @@ class RemoteHints:
             self._waiting = [(at, hint) for at, hint in self._waiting if at > now]
         if ready:
             self._not_before = now + GAP_S
-            _tell(worker_state.parts, ready)
+            _pass_hints_to_queues(worker_state.all_queues, ready)
 
 
-def _tell(queues: Sequence[WorkQueue], ready: Sequence[Hint]) -> None:
+def _pass_hints_to_queues(queues: Sequence[WorkQueue], ready: Sequence[Hint]) -> None:
     for queue in queues:
         for hint in ready:
-            if hint.table in queue.query.tables_named if hint.table else queue.name in hint.reactions:
-                _tell_one(queue, hint)
+            if hint.table in queue.query.names_of_tables_read if hint.table else queue.name in hint.reactions:
+                _note_keys_of_hint(queue, hint)
 
 
-def _tell_one(queue: WorkQueue, hint: Hint) -> None:
+def _note_keys_of_hint(queue: WorkQueue, hint: Hint) -> None:
     texts = hint.keys.get(queue.name, ())
-    keys = [key for text in texts if (key := queue.query.key_of_text(text)) is not None]
+    keys = [key for text in texts if (key := queue.query.key_from_text_or_none(text)) is not None]
     if keys:
-        queue.hear_keys(keys)
+        queue.note_keys(keys)
     if len(keys) < max(len(texts), 1) and not (queue.left_to_others and hint.rows > ROWS_EACH):
-        queue.hear_whole(spread=hint.rows >= EVERYBODY)
+        queue.note_unknown_keys(spread=hint.rows >= EVERYBODY)

@@ -1,4 +1,4 @@
-"""Which reactions a commit concerns, by the rows and tables it touched. Sends no query."""
+"""Finds which reactions a commit concerns, by the rows and tables that the commit touched. Sends no query."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from groundstate.rules import constant_clauses
 
 
 @dataclass
-class Concern:
-    """What a commit means for one reaction: keys of its records, and whether records whose keys are unknown were touched as well."""
+class ConcernedRecords:
+    """The keys of the records of one reaction that a commit may concern. whole: also other records, whose keys are not known."""
 
     keys: list[PrimaryKey] = field(default_factory=list)
     whole: bool = False
@@ -23,35 +23,37 @@ class Concern:
         return self.whole or bool(self.keys)
 
 
-def concern(query: ConditionQuery, touched: Touched) -> Concern:
-    """Return which records a reaction has to look at after a commit."""
-    found = Concern(whole=any(_reads(query, record) for record in touched.whole))
+def find_concerned_records(query: ConditionQuery, touched: Touched) -> ConcernedRecords:
+    """Return which records may meet a reaction's condition now, by the rows and tables that a commit touched."""
+    found = ConcernedRecords(whole=any(_reads_table_of(query, record) for record in touched.whole))
     mine = query.entity
     for record, keys in touched.keys.items():
         if issubclass(record, mine) or issubclass(mine, record):
-            found.keys += _of_its_own(query, keys)
-        elif _reads(query, record) and not _by_parent(query, record):
+            found.keys += _keys_that_may_match(query, keys)
+        elif _reads_table_of(query, record) and not _is_class_of_child_clause(query, record):
             found.whole = True
     return found
 
 
-def wake_parents(query: ConditionQuery) -> None:
-    """Let each `every_child` row that any session of this process touches wake its parent record, in every worker here."""
+def register_parent_wakeups(query: ConditionQuery) -> None:
+    """For a reaction with `every_child` clauses: from now on, a commit of this process that touches a child row also counts as a commit
+    that touches the parent record.
+    """
     for every in query.spec.children:
-        commit_hooks.wakes_parent(every.child, query.entity, tuple(column.key for column in every.parent_key))
+        commit_hooks.wake_parent_with_child(every.child, query.entity, tuple(column.key for column in every.parent_key))
 
 
-def _of_its_own(query: ConditionQuery, keys: Mapping[PrimaryKey, Mapping[str, Any] | None]) -> list[PrimaryKey]:
-    demanded = query.constants
+def _keys_that_may_match(query: ConditionQuery, keys: Mapping[PrimaryKey, Mapping[str, Any] | None]) -> list[PrimaryKey]:
+    demanded = query.demanded_constants
     size = len(query.key_attributes)
-    return [key for key, new in keys.items() if len(key) == size and (not new or not constant_clauses.falsifies(demanded, new))]
+    return [key for key, new in keys.items() if len(key) == size and (not new or not constant_clauses.makes_a_clause_false(demanded, new))]
 
 
-def _reads(query: ConditionQuery, record: type) -> bool:
+def _reads_table_of(query: ConditionQuery, record: type) -> bool:
     table = getattr(record, "__table__", None)
-    return table is None or table.fullname in query.tables_named
+    return table is None or table.fullname in query.names_of_tables_read
 
 
-def _by_parent(query: ConditionQuery, record: type) -> bool:
-    """Return whether this class is a child of `every_child`: its rows wake only their parent, whose key the hint carries."""
+def _is_class_of_child_clause(query: ConditionQuery, record: type) -> bool:
+    """Return whether this class is the child class of an `every_child` clause. If so, the commit's hint has the key of the parent."""
     return any(issubclass(record, every.child) for every in query.spec.children)

@@ -1,9 +1,9 @@
-"""Conditions that take long to ask: each is asked on a connection and a thread of its own, and the other reactions go on meanwhile.
+"""Queries conditions that take long on separate connections and threads, so that the other reactions go on meanwhile.
 
-The worker's own thread asks a condition for a short time only. A condition that is cut there is asked in a thread of this module, for keys
-only, which are then queued as if they had been hinted. Each further cut doubles its time limit, up to some minutes; then it has none.
-Hinted rows are still looked up by their keys in the worker's own thread, fewer at a time after each cut. A single key that is cut waits
-until the other thread has found it.
+In the worker's own thread, the query of a condition is cancelled after a short time limit. From then on a separate thread queries this
+condition for keys only, and the keys are queued like keys from hints. Each cancellation in the separate thread doubles the time limit; once
+the limit would exceed some minutes, there is no limit. Keys from hints are still looked up in the worker's own thread, fewer at a time
+after each cancellation. If the lookup of a single key is cancelled, this key waits until the separate thread finds it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,167 +24,179 @@ from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.store.statement_timeouts import Limit
 
 log = logging.getLogger("groundstate")
-LIMIT_S = 1.0  # seconds: the least limit for one condition in the worker's own thread
-LIMIT_TIMES = 20  # a condition's time limit is at least this many times its usual duration
-CLAIM_TIMES = 5  # factor on a condition's time limit if the records are locked and loaded as well
-LIMIT_MOST_S = 300.0  # seconds: the longest limit in a separate thread; a condition that exceeds it has no limit then
-FEWER = 8  # the number of keys in a lookup is divided by this after a cut
-REST_TIMES = 4  # after a cut the reaction rests this many times as long as the lookup took, so that others get most of the time
+LIMIT_S = 1.0  # seconds: the least time limit for one query of a condition in the worker's own thread
+LIMIT_TIMES = 20  # factor: a condition's time limit is at least this many times the usual duration of its query
+CLAIM_TIMES = 5  # factor on a condition's time limit for a query that also locks and loads the records
+LIMIT_MOST_S = 300.0  # seconds: the longest time limit in a separate thread; after that, a condition has no time limit
+FEWER = 8  # divisor: after a lookup of keys was cancelled, the next lookup has so many times fewer keys
+REST_TIMES = 4  # after a cancelled lookup the reaction waits so many times as long as the lookup took, so that others get most of the time
 KEYS_AT_ONCE = 1_000
-KEYS_FEW = 50  # keys at once for a reaction with a call and `in_order` or `per`; more queued keys would be searched again
+KEYS_FEW = 50  # keys at once for a reaction with a call and `in_order` or `per`, since keys that have to wait are queried again later
 
 
-def limit_s(queue: WorkQueue) -> float:
-    """Return how many seconds the worker's own thread waits for one query of this condition."""
+def condition_limit_s(queue: WorkQueue) -> float:
+    """Return how many seconds one query of this condition may take in the worker's own thread."""
     return max(LIMIT_S, LIMIT_TIMES * queue.asking.seconds)
 
 
-def claim_s(queue: WorkQueue) -> float:
-    """Return how many seconds the worker's own thread waits for a query of this condition that also locks and loads the records."""
-    return CLAIM_TIMES * limit_s(queue)
+def claim_limit_s(queue: WorkQueue) -> float:
+    """Return how many seconds a query of this condition that also locks and loads the records may take in the worker's own thread."""
+    return CLAIM_TIMES * condition_limit_s(queue)
 
 
 @contextmanager
-def limited(worker_state: WorkerState, queue: WorkQueue, connection: Connection) -> Iterator[None]:
-    """Limit the duration of one query of a condition in the worker's own thread. A longer query is cut: it raises (`db_errors.cut`)."""
-    began = time.monotonic()
-    with worker_state.database.limit(connection, limit_s(queue)):
+def limit_query_time(worker_state: WorkerState, queue: WorkQueue, connection: Connection) -> Iterator[None]:
+    """Limit how long one query of a condition may take in the `with` block, and record how long it took. A query that takes longer is
+    cancelled, and raises an error for which `db_errors.is_cancelled_statement` is True.
+    """
+    began = worker_state.clock.monotonic()
+    with worker_state.database.limit_statement(connection, condition_limit_s(queue)):
         yield
-    queue.asking.took(time.monotonic() - began)
+    queue.asking.record(worker_state.clock.monotonic() - began)
 
 
 def move_aside_if_cut(queue: WorkQueue, error: BaseException | None) -> bool:
-    """Return whether the error is a query that was cut since it took too long. If so, a separate thread asks this queue's condition from
-    now on.
+    """Return whether the error says that a query was cancelled since it took too long. If so, let a separate thread query this queue's
+    condition from now on.
     """
-    if error is None or not db_errors.statement_was_cancelled(error):
+    if error is None or not db_errors.is_cancelled_statement(error):
         return False
     if not queue.aside:
         log.warning(
-            "%s: its condition takes longer than %.1f s to ask: from now on it is asked beside the others, which go on, and its rows"
+            "%s: the query of its condition takes longer than %.1f s: from now on it runs beside the others, which go on, and its rows"
             " are found late where no hint tells of them. `groundstate check` says which index it lacks",
             queue.name,
-            limit_s(queue),
+            condition_limit_s(queue),
             extra={"event": "condition_slow", "reaction": queue.name},
         )
     queue.aside, queue.newest = True, False
     return True
 
 
-def cut_by_keys(queue: WorkQueue, keys: Sequence[PrimaryKey], took_s: float) -> None:
-    """Take fewer keys next time, after a lookup by these keys was cut. A single key waits until a separate thread has found it."""
+def take_fewer_keys(queue: WorkQueue, keys: Sequence[PrimaryKey], took_s: float) -> None:
+    """Queue these keys again after their lookup was cancelled, and make the next lookups smaller. If there was a single key, it is dropped:
+    a backlog pass in a separate thread finds its record.
+
+    took_s: seconds that the lookup took.
+    """
     queue.batch = max(len(keys) // FEWER, 1)
     if len(keys) > 1:
         queue.fresh = dict.fromkeys(keys) | queue.fresh
     else:
-        queue.sweep()
-    queue.not_before = max(queue.not_before, time.monotonic() + REST_TIMES * took_s)
+        queue.request_pass()
+    queue.not_before = max(queue.not_before, queue.query.database.clock.monotonic() + REST_TIMES * took_s)
 
 
 @dataclass
-class _Look:
-    """One query in a separate thread. That thread writes it; the worker's own thread reads it once `ended` is True."""
+class _SeparateQuery:
+    """One query in a separate thread, with its result. The separate thread writes the result; the worker's own thread reads it once `ended`
+    is True.
+    """
 
-    allowed_s: float
-    limit: Limit | None = None
+    allowed_s: float  # seconds after which the query is cancelled
+    limit: Limit | None = None  # cancels the query; None before it begins
     ended: bool = False
-    took_s: float = 0.0
-    keys: Sequence[PrimaryKey] = ()
-    cursor: Place | None = None  # where the pass goes on; None: it has ended
-    error: BaseException | None = None
+    took_s: float = 0.0  # seconds that the query took
+    keys: Sequence[PrimaryKey] = ()  # keys that it found
+    cursor: Place | None = None  # the row behind which the backlog pass goes on; None: the pass has ended
+    error: BaseException | None = None  # the error that ended the query; None if there was none
 
 
 @dataclass
-class _Of:
-    """What is known of one work queue whose condition a separate thread asks."""
+class _QueueProgress:
+    """The state of one work queue whose condition separate threads query."""
 
-    allowed_s: float = 2 * LIMIT_S
-    look: _Look | None = None
-    not_before: float = 0.0
+    allowed_s: float = 2 * LIMIT_S  # seconds that the next query may take
+    look: _SeparateQuery | None = None  # the query that runs, or whose result was not taken over yet; None if there is none
+    not_before: float = 0.0  # monotonic time before which no further query begins
 
 
 @dataclass
-class Aside:
-    """The queries of one worker that run in separate threads. wake: a separate thread calls it when it has a result. Only the worker's own
-    thread calls the methods.
+class SeparateQueries:
+    """Runs the slow queries of one worker in separate threads. Only the worker's own thread calls the methods. wake: a separate thread
+    calls this function when its query has ended.
     """
 
     worker_state: WorkerState
     wake: Callable[[], None]
-    _queues: dict[WorkQueue, _Of] = field(default_factory=dict)
+    _queues: dict[WorkQueue, _QueueProgress] = field(default_factory=dict)
 
-    def turn(self) -> None:
-        """Take over the results of separate threads, and start the next ones."""
-        for queue in self.worker_state.parts:
+    def run_separate_queries(self) -> None:
+        """Take over the results of separate threads that have ended, and start further threads."""
+        for queue in self.worker_state.all_queues:
             if not queue.aside:
                 continue
-            of = self._queues.setdefault(queue, _Of())
+            of = self._queues.setdefault(queue, _QueueProgress())
             if of.look is not None and of.look.ended:
-                self._take(queue, of, of.look)
-            if of.look is None and self._may_begin(queue) and time.monotonic() >= of.not_before:
-                self._begin(queue, of)
+                self._take_result(queue, of, of.look)
+            if of.look is None and self._may_start_query(queue) and self.worker_state.clock.monotonic() >= of.not_before:
+                self._start_query_thread(queue, of)
 
-    def wait_until(self) -> float | None:
-        """Return the monotonic time at which the next separate thread may start; None if only running ones are awaited."""
-        return min((of.not_before for queue, of in self._queues.items() if of.look is None and self._may_begin(queue)), default=None)
+    def next_wake_time(self) -> float | None:
+        """Return the earliest monotonic time at which another slow query may start in its own thread; None if no queue can start one
+        now.
+        """
+        return min((of.not_before for queue, of in self._queues.items() if of.look is None and self._may_start_query(queue)), default=None)
 
     def stop(self) -> None:
-        """Cut the queries of all separate threads, since nothing waits for their results any more."""
+        """Cancel the queries of all separate threads. Call it when nothing waits for their results any more."""
         for of in self._queues.values():
             if of.look is not None and of.look.limit is not None:
                 of.look.limit.until_s = 0.0
 
-    def _may_begin(self, queue: WorkQueue) -> bool:
-        """Return whether a separate thread may query this queue's condition. Keys that it found before are carried out first, or it would
-        find them again.
+    def _may_start_query(self, queue: WorkQueue) -> bool:
+        """Return whether a separate thread may query this queue's condition now: not before the keys that the last query found are carried
+        out, since the next query would find the same keys again.
         """
         waits = bool(queue.fresh) or queue.barred is not None or queue.lacks is not None or queue.left_to_others or queue.search is not None
-        return not waits and queue.aside and queue.on and queue.backlog and self.worker_state.stopping is None
+        return not waits and queue.aside and queue.is_enabled and queue.backlog and self.worker_state.stopping is None
 
-    def _begin(self, queue: WorkQueue, of: _Of) -> None:
-        of.look = _Look(of.allowed_s)
-        ask = threading.Thread(target=self._ask, args=(queue, queue.cursor, of.look), name=f"groundstate-aside-{queue.name}", daemon=True)
+    def _start_query_thread(self, queue: WorkQueue, of: _QueueProgress) -> None:
+        of.look = _SeparateQuery(of.allowed_s)
+        ask = threading.Thread(
+            target=self._run_query_in_thread, args=(queue, queue.cursor, of.look), name=f"groundstate-aside-{queue.name}", daemon=True
+        )
         ask.start()
 
-    def _ask(self, queue: WorkQueue, cursor: Place | None, look: _Look) -> None:
-        began = time.monotonic()
+    def _run_query_in_thread(self, queue: WorkQueue, cursor: Place | None, look: _SeparateQuery) -> None:
+        began = self.worker_state.clock.monotonic()
         try:
             with (
                 self.worker_state.database.reading() as connection,
-                self.worker_state.database.limit(connection, look.allowed_s) as look.limit,
+                self.worker_state.database.limit_statement(connection, look.allowed_s) as look.limit,
             ):
-                self._find(queue, cursor, look, connection)
+                self._find_keys(queue, cursor, look, connection)
         except BaseException as error:
             look.error = error
-        look.took_s = time.monotonic() - began
+        look.took_s = self.worker_state.clock.monotonic() - began
         look.ended = True
         self.wake()
 
-    def _find(self, queue: WorkQueue, cursor: Place | None, look: _Look, connection: Connection) -> None:
+    def _find_keys(self, queue: WorkQueue, cursor: Place | None, look: _SeparateQuery, connection: Connection) -> None:
         if queue.groups is not None:
             most = KEYS_FEW if queue.query.spec.call is not None else KEYS_AT_ONCE
-            page = queue.groups.page(connection, cursor, most, lambda _value: True)
+            page = queue.groups.next_page(connection, cursor, most, lambda _value: True)
             look.keys, look.cursor = page.keys[:most], page.cursor
             return
-        rows = [tuple(row) for row in connection.execute(queue.query.places_after(cursor, KEYS_AT_ONCE, crowded=True))]
-        look.keys = [queue.query.key_in(row) for row in rows]
+        rows = [tuple(row) for row in connection.execute(queue.query.select_cursors_after(cursor, KEYS_AT_ONCE, crowded=True))]
+        look.keys = [queue.query.key_in_cursor(row) for row in rows]
         look.cursor = rows[-1] if len(rows) == KEYS_AT_ONCE else None
 
-    def _take(self, queue: WorkQueue, of: _Of, look: _Look) -> None:
-        of.look, of.not_before = None, time.monotonic() + look.took_s
+    def _take_result(self, queue: WorkQueue, of: _QueueProgress, look: _SeparateQuery) -> None:
+        of.look, of.not_before = None, self.worker_state.clock.monotonic() + look.took_s
         error = look.error
-        if error is not None and db_errors.statement_was_cancelled(error):
+        if error is not None and db_errors.is_cancelled_statement(error):
             of.allowed_s = 2 * of.allowed_s if 2 * of.allowed_s <= LIMIT_MOST_S else math.inf
             log.debug("%s was cut after %.0f s", queue.name, look.took_s, extra={"event": "condition_cut", "reaction": queue.name})
             return
         if error is not None:
-            queue.aside = db_errors.transient(error)  # any other error is left to the worker's own thread, which handles it as in any queue
+            queue.aside = db_errors.is_transient(error)  # if not transient, the worker's own thread queries next, and handles the error
             return
-        usual_s = queue.asking.took(look.took_s)
+        usual_s = queue.asking.record(look.took_s)
         queue.fresh.update(dict.fromkeys(look.keys))
         queue.cursor = look.cursor
         if look.cursor is None:
-            queue.swept()
+            queue.end_pass()
         if max(usual_s, look.took_s) < LIMIT_S / 2:
             queue.aside = False
             del self._queues[queue]

@@ -1,17 +1,16 @@
-"""Which worker of an app sweeps for all on one database, and which workers follow a hint.
+"""Elects the worker of an app that sweeps for all workers on one database (the sweep leader), and decides which workers follow a hint.
 
-While hints arrive, one worker asks every condition for all; a lock that is freed with its incarnation elects it. A hint about a few rows
-wakes one worker, and a second one a moment later in case the first is gone. Hints may be lost, so each worker also sweeps by itself,
-rarely.
+While hints arrive, only the sweep leader queries every condition each second. It is the worker that has the leader lock; the lock is freed
+when that worker ends. A hint about a few rows wakes one worker, and a moment later a second worker, in case the first worker is gone. Hints
+may be lost, so each worker also sweeps for itself once a minute.
 
-A suspended process keeps its lock. So the sweep leader says each second that it is there, and while it is silent the others sweep. A forged
-message of it delays this, and by no more than the pause until the sweep that each worker does for itself.
+A suspended process keeps its lock. So the sweep leader sends a message each second, and while no message arrives the other workers sweep.
+A forged message can delay these sweeps, but not beyond a worker's own sweep each minute.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,117 +24,122 @@ from groundstate.rules.hint_codec import Hint
 from groundstate.store.tables import worker as table
 
 log = logging.getLogger("groundstate")
-BEAT_S = 1.5  # seconds, times the number of workers: how often a worker that does not sweep checks whether it has to
-BEAT_MOST_S = 60.0
-BACKUP_S = 0.05  # seconds after which a second worker looks where a hint said
-HELPS_AFTER_S = 0.15  # seconds after which more workers look if a hint is about many rows, unless they are excluded by then
-JITTER_S = 0.05
-STRANGERS_MOST = 1_000  # the most incarnations remembered that report and are not known on this database
-STRANGERS_S = 0.5  # seconds: the least pause between two probes for an unknown incarnation
-CUT_OFF_S = 3.0  # seconds without hints after which a sweep leader resigns, and sweeps only for itself
-LEADS_EACH_S = 1.0  # seconds: how often the sweep leader says that it is there
-SILENT_S = 3.0  # seconds without such a message after which the others sweep
-OWN_PAUSE_S = 2.0  # seconds: a worker whose own loop has not iterated for so long cannot tell whether the leader was silent
-STUCK_S = 3.0  # seconds without a loop iteration after which a sweep leader resigns
+BEAT_S = 1.5  # seconds, times the number of workers: after this time a worker that does not sweep checks again whether it has to
+BEAT_MOST_S = 60.0  # seconds: the longest time until that worker checks again
+BACKUP_S = 0.05  # seconds after a hint until a second worker follows it
+HELPS_AFTER_S = 0.15  # seconds after a hint about many rows until more workers follow it, except those excluded from the work by then
+JITTER_S = 0.05  # seconds: the longest random delay that is added to HELPS_AFTER_S
+STRANGERS_MOST = 1_000  # the most worker ids in messages that are remembered although this database does not list them
+STRANGERS_S = 0.5  # seconds: the least pause between two probes of groundstate's tables for an unknown worker id
+CUT_OFF_S = 3.0  # seconds: a sweep leader whose hints have not worked for so long resigns, and sweeps only for itself
+LEADS_EACH_S = 1.0  # seconds between two messages by which the sweep leader says that it runs
+SILENT_S = 3.0  # seconds: if the sweep leader sent no message for so long, the other workers sweep
+OWN_PAUSE_S = 2.0  # seconds: a worker whose own loop stood still for so long cannot tell whether the leader was silent
+STUCK_S = 3.0  # seconds: a sweep leader whose loop has stood still for so long resigns
 
 
 @dataclass
 class SweepLeader:
-    """What one worker knows of the others, and whether it is the sweep leader. hints: returns whether hints arrive from other processes
-    now.
+    """What one worker knows of the other workers, and whether it is the sweep leader itself.
+
+    hints: returns whether hints can be sent and received now. workers: ids of the app's workers that have not ended.
     """
 
     worker_state: WorkerState
     hints: Callable[[], bool]
     workers: tuple[int, ...] = ()
     leads: bool = False  # this worker is the sweep leader
-    lock: int = 0  # number of the leader lock; it differs for other code, and is set when the worker starts
-    turned_at: float = 0.0
-    next_beat: float = 0.0
-    silent: bool = False  # another one has the lock, and says nothing any more
-    _led_by: int = 0  # the incarnation that said last that it sweeps for all
-    _said_at: float = 0.0
-    _heard_at: float = 0.0  # written by any thread
-    _listened_at: float = 0.0
-    _beat_at: float = 0.0
-    _alone_since: float | None = None
-    _incarnation: tuple[int, int] = (0, 0)  # with how often its lock was taken: a lost lock frees the leader lock too
-    _strangers: set[int] = field(default_factory=set)
+    lock: int = 0  # number of the leader lock, set at the start; workers with other conditions or schedules use another number
+    turned_at: float = 0.0  # monotonic time at which the worker's latest loop iteration began
+    next_beat: float = 0.0  # monotonic time of the next check whether this worker has to sweep
+    silent: bool = False  # another worker has the leader lock, but sends no messages any more
+    _led_by: int = 0  # id of the worker that sent the latest message of a sweep leader; 0 before the first
+    _said_at: float = 0.0  # monotonic time at which this worker last sent the leader's message
+    _heard_at: float = 0.0  # monotonic time of the latest sign that another leader runs; any thread may write it
+    _listened_at: float = 0.0  # monotonic time at which this worker last looked for the leader's messages
+    _beat_at: float = 0.0  # monotonic time of the latest probe of groundstate's tables
+    _alone_since: float | None = None  # monotonic time since which no hints work; None while they work
+    _incarnation: tuple[int, int] = (0, 0)  # this worker's id, and how often it took its lock; if either changes, the leader lock is lost
+    _strangers: set[int] = field(default_factory=set)  # worker ids in messages that this database does not list
 
     @property
-    def alone(self) -> bool:
-        """Return whether no other worker sweeps for this one: an embedded store is cheap to query, or there are no hints."""
-        return self.worker_state.embedded or not self.hints()
+    def is_without_leader(self) -> bool:
+        """Return whether this worker sweeps for itself: hints do not work now, or the store is embedded, where queries are cheap."""
+        return self.worker_state.is_embedded or not self.hints()
 
     @property
-    def sweeps(self) -> bool:
-        """Return whether this worker asks every condition each second."""
-        return self.alone or self.silent or (self.leads and self._incarnation == self.worker_state.incarnation.holder)
+    def has_to_sweep(self) -> bool:
+        """Return whether this worker queries every condition each second."""
+        return self.is_without_leader or self.silent or (self.leads and self._incarnation == self.worker_state.incarnation.lock_holder_key)
 
     @property
-    def size(self) -> int:
+    def worker_count(self) -> int:
         return len({*self.workers, self.worker_state.incarnation.id})
 
-    def beat_is_due(self, now: float) -> bool:
-        return not self.alone and (now >= self.next_beat or self._incarnation != self.worker_state.incarnation.holder)
+    def is_probe_due(self, now: float) -> bool:
+        return not self.is_without_leader and (now >= self.next_beat or self._incarnation != self.worker_state.incarnation.lock_holder_key)
 
-    def heard(self, pulse: IdleProbe, now: float) -> None:
+    def update_from_probe(self, pulse: IdleProbe, now: float) -> None:
         """Update the list of workers from a probe of groundstate's tables, and become the sweep leader if the leader lock is free."""
         self.workers, self._beat_at = pulse.workers, now
-        self.worker_state.others = self.size > 1 and not self.worker_state.embedded
+        self.worker_state.others = self.worker_count > 1 and not self.worker_state.is_embedded
         incarnation = self.worker_state.incarnation
-        if self._incarnation != incarnation.holder:
-            self._incarnation, self.leads = incarnation.holder, False
-        if not self.alone:
+        if self._incarnation != incarnation.lock_holder_key:
+            self._incarnation, self.leads = incarnation.lock_holder_key, False
+        if not self.is_without_leader:
             self._alone_since = None
             if not self.leads and self.worker_state.stopping is None:
                 self.leads = self.lock in incarnation.liveness.take_slots([(1, [self.lock])])
         elif self._alone_since is None:
             self._alone_since = now
         elif now - self._alone_since > CUT_OFF_S:
-            self.resign()  # others may still get hints, and need a leader that can send some
-        self.next_beat = now + min(BEAT_S * self.size, BEAT_MOST_S) * (0.75 + incarnation.dice.random() / 2)
+            self.resign()  # other workers may still receive hints; they need a leader that can send messages
+        self.next_beat = now + min(BEAT_S * self.worker_count, BEAT_MOST_S) * (0.75 + incarnation.dice.random() / 2)
 
-    def turn(self, now: float, say: Callable[[Hint], None]) -> None:
-        """At each turn: says that it sweeps for all; or looks whether who does so is silent."""
-        if self.leads and self.size > 1 and not self.alone and now - self._said_at >= LEADS_EACH_S:
+    def announce_or_watch_leader(self, now: float, say: Callable[[Hint], None]) -> None:
+        """As the sweep leader, send each second the message that the leader runs; as another worker, check whether this message still
+        comes, and set `silent` if not. Call it in each loop iteration.
+        """
+        if self.leads and self.worker_count > 1 and not self.is_without_leader and now - self._said_at >= LEADS_EACH_S:
             self._said_at = now
             say(Hint(crew=self.lock, leads=self.worker_state.incarnation.id))
-        if self.leads or self.alone or self.size == 1 or now - self._listened_at > OWN_PAUSE_S:
+        if self.leads or self.is_without_leader or self.worker_count == 1 or now - self._listened_at > OWN_PAUSE_S:
             self._heard_at = now
         self._listened_at = now
         over = self._heard_at + SILENT_S
-        if self.alone or self.worker_state.stopping is not None:
+        if self.is_without_leader or self.worker_state.stopping is not None:
             self.silent = False
         elif now < over:
             if self.silent:
                 self.silent = False
-                log.info("who sweeps for all workers says so again", extra={"event": "sweep_leader_silent", "silent": False})
+                log.info("the worker that sweeps for all reports again", extra={"event": "sweep_leader_silent", "silent": False})
         elif self._beat_at < over:
-            self.next_beat = min(self.next_beat, now)  # its lock may be free: who gets it sweeps
+            self.next_beat = min(self.next_beat, now)  # the leader lock may be free: probe now, and so try to take it
         elif not self.silent:
-            which, self.silent = self._who(), True
+            which, self.silent = self._describe_leader(), True
             log.warning(
-                "who sweeps for all workers has said nothing for %.0f s, and keeps its lock: %s; until it does this worker sweeps too",
+                "the worker that sweeps for all sent nothing for %.0f s, and keeps its lock: %s; until it reports this worker sweeps too",
                 now - self._heard_at,
                 which,
                 extra={"event": "sweep_leader_silent", "silent": True},
             )
 
-    def leads_says(self, hint: Hint) -> None:
-        """From any thread: the word of who sweeps for all."""
+    def note_leader_message(self, hint: Hint) -> None:
+        """Note that another worker sent the message that it runs as the sweep leader. Any thread may call this."""
         if hint.crew == self.lock and hint.leads != self.worker_state.incarnation.id:
-            self._led_by, self._heard_at = hint.leads, time.monotonic()
+            self._led_by, self._heard_at = hint.leads, self.worker_state.clock.monotonic()
 
-    def _who(self) -> str:
+    def _describe_leader(self) -> str:
         with self.worker_state.database.reading() as connection:
             row = connection.execute(select(table.c.host, table.c.pid).where(table.c.id == self._led_by)).first()
         if row is None:
             return "it is not known which process that is"
         return f"process {row.pid} on {row.host}, which is suspended, or in a transaction that takes long"
 
-    def knows(self, incarnation: int, now: float) -> bool:
-        """Return whether this incarnation belongs to this app and database. One that is not known yet causes a new probe soon."""
+    def is_known_worker(self, incarnation: int, now: float) -> bool:
+        """Return whether this worker id is known in this app and database. If it is not, let the next probe of the tables come soon. now:
+        monotonic time.
+        """
         if incarnation in self.workers:
             return True
         if incarnation not in self._strangers and len(self._strangers) < STRANGERS_MOST:
@@ -143,19 +147,22 @@ class SweepLeader:
             self.next_beat = min(self.next_beat, max(now, self._beat_at + STRANGERS_S))
         return False
 
-    def stand_down(self) -> None:
-        """Resign as sweep leader if this worker hangs in a handler. Another thread calls this."""
-        if time.monotonic() - self.turned_at > STUCK_S:
+    def resign_if_stuck(self) -> None:
+        """Resign as sweep leader if this worker's loop stands still, as in a handler that hangs. Another thread calls this."""
+        if self.worker_state.clock.monotonic() - self.turned_at > STUCK_S:
             self.resign()
 
     def resign(self) -> None:
-        """Let another worker sweep for all, when this one stops, hangs, or gets no hints."""
-        if self.leads and not self.worker_state.embedded:
+        """Free the leader lock, so that another worker can sweep for all. Call it when this worker stops, hangs, or receives no hints."""
+        if self.leads and not self.worker_state.is_embedded:
             self.leads = False
             self.worker_state.incarnation.liveness.give_slots_back([self.lock])
 
-    def wakes(self, dice: int, rows: int) -> float | None:
-        """Return in how many seconds this worker has to look where a hint says, or None if others do."""
+    def seconds_until_wake(self, dice: int, rows: int) -> float | None:
+        """Return in how many seconds this worker has to query for the rows of a hint, or None if only other workers have to.
+
+        dice: the random number in the hint, which gives all workers the same order. rows: number of rows that the hint is about.
+        """
         wanted = max(-(-rows // hint_codec.ROWS_EACH), 1)
         before = hint_codec.rank_in_worker_ring(self.worker_state.incarnation.id, self.workers, dice)
         if before < min(wanted, FEW):

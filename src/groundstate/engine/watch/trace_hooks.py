@@ -1,7 +1,7 @@
-"""The interface through which traces of a worker are made. It changes nothing in the worker, and depends on no tracing library.
+"""The interface through which a worker can be traced. It changes nothing in the worker, and depends on no tracing library.
 
-Each method of a `Watch` is called when some work begins, in the thread or task that does the work, and returns a function that is called
-there when the work has ended. What either raises is logged, and the work goes on.
+Each method of a `Watch` is called when some work begins, in the thread or task that does the work. It returns a function, which is called
+in the same thread or task when the work has ended. An exception of the method or of the function is logged, and the work goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger("groundstate")
 
 @dataclass(frozen=True)
 class Where:
-    """The app and the name of the database for which work is done."""
+    """Names the app and the database for which work is done."""
 
     app: str
     store: str
@@ -28,77 +28,81 @@ class Where:
 
 @dataclass(frozen=True)
 class Ran:
-    """The result of a batch of a DB-only reaction. error: what kept the whole batch from being carried out."""
+    """The result of a batch of a reaction without a call."""
 
-    done: int = 0
-    failed: int = 0
-    error: BaseException | None = None
+    done: int = 0  # records that were carried out
+    failed: int = 0  # records whose handler failed
+    error: BaseException | None = None  # the error that made the whole batch fail; None if there was none
 
 
 @dataclass(frozen=True)
 class Committed:
-    """The result of a transaction that concludes calls and begins others."""
+    """The result of a transaction that concludes calls which returned, and begins new calls."""
 
-    concluded: int = 0
-    begun: int = 0
+    concluded: int = 0  # number of calls
+    begun: int = 0  # number of calls
 
 
 class Watch(Protocol):
-    """A tracing hook that is implemented outside of the engine. One object watches any number of workers, from all their threads."""
+    """The protocol of a tracing hook, which is implemented outside of the engine. One hook may trace many workers, in all their threads."""
 
     def calls(self, where: Where, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
-        """Begin the trace of one call or lookup, or of one `call_many` for several records, before the user's function runs."""
+        """Begin a trace before the application's function runs: of one call or lookup, or of one `call_many` for several records. Return
+        the function that ends the trace.
+        """
         ...
 
     def batch(self, where: Where, spec: ReactionSpec) -> Callable[[Ran], None]:
-        """Begin the trace of a batch of a DB-only reaction, before its handlers run in one transaction or a few."""
+        """Begin a trace of a batch of a reaction without a call, before its handlers run. Return the function that ends the trace."""
         ...
 
     def transaction(self, where: Where, words: Sequence[CallResult]) -> Callable[[Committed], None]:
-        """Begin the trace of one transaction that concludes calls, by their results, and begins new calls."""
+        """Begin a trace of one transaction that writes these results of calls and begins new calls. Return the function that ends the
+        trace.
+        """
         ...
 
 
-class Watched:
-    """Calls a worker's `Watch` if there is one, and keeps what that raises away from the worker."""
+class GuardedWatch:
+    """Calls a worker's tracing hook (`Watch`) if there is one. Exceptions of the hook are logged, and do not reach the worker."""
 
     def __init__(self, where: Where, watch: Watch | None = None) -> None:
         self._where = where
         self._watch = watch
-        self._failing = False  # the watch raised at its last call, and an error was logged
+        self._failing = False  # the hook raised the last time, which was logged as an error
         self._saying = threading.Lock()  # protects `_failing`: calls end in several threads at once
 
     def calls(self, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
-        """Call `Watch.calls`, and return the function to call at the end."""
-        return _silent if self._watch is None else self._guarded(lambda watch: watch.calls(self._where, in_flights), self._watch)
+        """Call `Watch.calls`, and return the function to call when the work has ended."""
+        return _do_nothing if self._watch is None else self._begin_trace(lambda watch: watch.calls(self._where, in_flights), self._watch)
 
     def batch(self, spec: ReactionSpec) -> Callable[[Ran], None]:
-        """Call `Watch.batch`, and return the function to call at the end."""
-        return _silent if self._watch is None else self._guarded(lambda watch: watch.batch(self._where, spec), self._watch)
+        """Call `Watch.batch`, and return the function to call when the batch has ended."""
+        return _do_nothing if self._watch is None else self._begin_trace(lambda watch: watch.batch(self._where, spec), self._watch)
 
     def transaction(self, words: Sequence[CallResult]) -> Callable[[Committed], None]:
-        """Call `Watch.transaction`, and return the function to call at the end."""
-        return _silent if self._watch is None else self._guarded(lambda watch: watch.transaction(self._where, words), self._watch)
+        """Call `Watch.transaction`, and return the function to call when the transaction has ended."""
+        return _do_nothing if self._watch is None else self._begin_trace(lambda watch: watch.transaction(self._where, words), self._watch)
 
-    def _guarded(self, begin: Callable[[Watch], Callable[[Any], None]], watch: Watch) -> Callable[[Any], None]:
+    def _begin_trace(self, begin: Callable[[Watch], Callable[[Any], None]], watch: Watch) -> Callable[[Any], None]:
         try:
             ended = begin(watch)
         except BaseException as error:  # an error of the watch must not stop the work
-            self._say_failed("a watch failed, and was not told of this", error)
-            return _silent
+            self._log_failure("a watch (app.observe) failed when work began, and gets no end of that work", error)
+            return _do_nothing
 
-        def told(what: Any) -> None:
+        def end_trace(result: Any) -> None:
             try:
-                ended(what)
+                ended(result)
             except BaseException as error:  # an error of the watch must not stop the work
-                self._say_failed("a watch failed, and was not told how this ended", error)
+                self._log_failure("a watch (app.observe) failed when work ended", error)
             else:
                 self._failing = False
 
-        return told
+        return end_trace
 
-    def _say_failed(self, words: str, error: BaseException) -> None:
-        """Log what the watch raised: as an error the first time, and at DEBUG until it works again, since each call may raise."""
+    def _log_failure(self, words: str, error: BaseException) -> None:
+        """Log an exception of the hook: as an error the first time, then only at DEBUG until the hook works again."""
         with self._saying:
             said, self._failing = self._failing, True
         if said:
@@ -107,8 +111,8 @@ class Watched:
             log.error(words, exc_info=error, extra={"event": "watch_failed"})
 
 
-NOBODY = Watched(Where("", ""))
+NOBODY = GuardedWatch(Where("", ""))
 
 
-def _silent(_ended: Any) -> None:
-    """Do nothing at the end of work that is not watched."""
+def _do_nothing(_ended: Any) -> None:
+    """Do nothing: called at the end of work that is not traced."""

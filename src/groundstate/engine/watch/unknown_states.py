@@ -1,8 +1,7 @@
-"""Attempts in a state that this version does not know: newer code wrote it, or a person edited it. They are logged once, and no worker
-changes them.
+"""Handles attempts in a state that this version of groundstate does not know, since a newer version wrote the state or a person edited it.
 
-Whatever such a state means, the call may have been made. So no worker takes the record until a person, or code that knows the state, has
-settled the attempt; and no worker ever overwrites the state.
+Each of these attempts is logged once. Its call may have been made, so no worker changes the attempt or carries out its record until a
+person, or a version that knows the state, has settled the attempt.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from typing import Any
 from sqlalchemy import Connection, and_, or_, select, union_all, update
 
 from groundstate.engine.rows import attempts
-from groundstate.engine.rows.attempt_log import named
+from groundstate.engine.rows.attempt_log import name_record
 from groundstate.engine.rows.attempts import Identity
-from groundstate.engine.sql.db_errors import reading_ours
+from groundstate.engine.sql.db_errors import reading_own_rows
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.attempt import State
 from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
-MOST = 1_000  # attempts read for each range of unknown states
+MOST = 1_000  # the most attempts that are read for each range of unknown states
 
 _KNOWN = sorted(state.value for state in State)
-# The unknown states as ranges between known ones, for which the index on states can be used.
+# The unknown states, as the alphabetic ranges between the known states: the database can use its index on states for a range.
 _BETWEEN = [
     table.c.state < _KNOWN[0],
     *(and_(table.c.state > low, table.c.state < high) for low, high in pairwise(_KNOWN)),
@@ -35,34 +34,38 @@ _BETWEEN = [
 ]
 
 
-def look(worker_state: WorkerState, connection: Connection) -> None:
-    """Keep this worker away from the records of attempts in unknown states, and log those it has not met before."""
+def find_unknown_states(worker_state: WorkerState, connection: Connection) -> None:
+    """Find the attempts in unknown states, keep this worker from carrying out their records, and log each attempt that is new to it."""
     names = [*(queue.name for queue in worker_state.queues), *worker_state.schedules]
     columns = (table.c.reaction, table.c.record, table.c.occurrence, table.c.blocks, table.c.state)
     each = [select(*columns).where(table.c.app == worker_state.app, table.c.reaction.in_(names), range_).limit(MOST) for range_ in _BETWEEN]
-    with reading_ours():
+    with reading_own_rows():
         found = connection.execute(union_all(*[select(one.subquery()) for one in each])).all()
     met = {tuple(row) for row in found}
     for reaction, record, _, blocks, state in sorted(met - worker_state.incarnation.unknown_states, key=repr):
         log.error(
             "%s: %s",
-            named(worker_state.incarnation, reaction, record, blocks),
-            attempts.unknown_state(state),
+            name_record(worker_state.incarnation, reaction, record, blocks),
+            attempts.unknown_state_message(state),
             extra={"event": "attempt_state_unknown", "reaction": reaction, "record": record},
         )
     worker_state.incarnation.unknown_states = met
-    declared = {name: queue.query.spec.table_name for queue in worker_state.queues for name in queue.query.spellings}
-    worker_state.incarnation.air.keep_out((declared.get(blocks, blocks), record) for _, record, _, blocks, _ in met if blocks is not None)
+    declared = {name: queue.query.spec.table_name for queue in worker_state.queues for name in queue.query.table_name_spellings}
+    worker_state.incarnation.air.set_excluded_records(
+        (declared.get(blocks, blocks), record) for _, record, _, blocks, _ in met if blocks is not None
+    )
 
 
-def none(worker_state: WorkerState) -> None:
-    """Forget the attempts in unknown states, since there are no attempts at all."""
+def forget_unknown_states(worker_state: WorkerState) -> None:
+    """Forget which attempts are in unknown states. Call it when the attempt table is empty."""
     worker_state.incarnation.unknown_states = set()
-    worker_state.incarnation.air.keep_out(())
+    worker_state.incarnation.air.set_excluded_records(())
 
 
-def take_as_held(tx: Transaction, settled: Sequence[Identity]) -> set[Identity]:
-    """Set attempts that a person settles to `held` if their state is unknown, so that settling can go on. Return which were changed."""
+def hold_unknown_states(tx: Transaction, settled: Sequence[Identity]) -> set[Identity]:
+    """Among the attempts that a person settles, set each one in an unknown state to `held`, so that it can be settled. Return the
+    identities of the attempts that were changed.
+    """
     names = ("app", "reaction", "record", "occurrence")
     taken = set()
     for identity in settled:

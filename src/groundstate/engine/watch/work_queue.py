@@ -1,7 +1,8 @@
-"""The work that waits for one reaction, as far as memory knows: fresh keys (hinted), the backlog (swept), and attempts that are due.
+"""The work that waits for one reaction, kept in memory: keys of fresh rows (from hints), the backlog (old rows, found by sweeps), and
+attempts that are due.
 
-Fresh keys and the backlog are apart, so that a million old rows never delay a new one. All of it may be lost: the next sweep finds the same
-work by a query.
+Fresh keys and the backlog are kept apart, so that a million old rows never delay a new row. If the memory is lost, the next sweep finds the
+same work by a query.
 """
 
 from __future__ import annotations
@@ -15,68 +16,68 @@ from sqlalchemy import Connection
 
 from groundstate.engine.sql.commit_hooks import Touched
 from groundstate.engine.sql.condition_query import ConditionQuery, Place, PrimaryKey
-from groundstate.engine.sql.group_scan import GroupPasses, round_of
-from groundstate.engine.sql.raising_rows import Search
-from groundstate.engine.watch.routing import concern
+from groundstate.engine.sql.group_scan import GroupPasses, group_passes_for
+from groundstate.engine.sql.raising_rows import RaisingRowSearch
+from groundstate.engine.watch.routing import find_concerned_records
 from groundstate.rules.circuit_breaker import Breaker
-from groundstate.rules.median_cost import Usual
+from groundstate.rules.median_cost import UsualDuration
 
-FRESH_MAX = 20_000  # the most fresh keys; beyond this a backlog pass finds the records
-BATCH_FIRST = 200
-BATCH_MAX = 500
-BATCH_LEAST = 50  # the smallest batch of fast records, which share the cost of a transaction
-SLOW = 4  # a batch that takes this many times its aim has slow records; a shorter one may be due to a busy machine
-FAILING_MOST = 20  # different records in a row for which a handler fails until its reaction pauses
-PREPARED_FIRST = 8  # the first batch of a reaction with `prepare`, whose duration is not known yet
+FRESH_MAX = 20_000  # the most fresh keys that are kept; if there are more, all are dropped, and a backlog pass finds their records
+BATCH_FIRST = 200  # records in the first batch
+BATCH_MAX = 500  # records in the largest batch
+BATCH_LEAST = 50  # records in the smallest batch of fast records, so that they share the cost of a transaction
+SLOW = 4  # factor: a batch that takes more than this many times its target has slow records; below that, the machine may just be busy
+FAILING_MOST = 20  # records: after the handler failed for so many different records in a row, the reaction pauses
+PREPARED_FIRST = 8  # records in the first batch of a reaction with `prepare`, since it is not known yet how long `prepare` takes
 
 
 @dataclass(eq=False)
 class WorkQueue:
-    """The work queue of one reaction. Any thread may call `hear`; only the worker's own thread calls the rest."""
+    """The work queue of one reaction. Other threads call only its `note_...` methods, the worker's own thread all of them."""
 
     query: ConditionQuery
-    admitted: bool = True  # False until a person accepts the reaction
-    fresh: dict[PrimaryKey, None] = field(default_factory=dict)
-    backlog: bool = False
-    cursor: Place | None = None
-    crowded: bool = False
-    look_again: bool = False  # a table that the condition reads was touched during the pass, so another one follows
+    admitted: bool = True  # False while the reaction waits for a person, who has to accept it
+    fresh: dict[PrimaryKey, None] = field(default_factory=dict)  # keys of rows to be looked up next, in this order
+    backlog: bool = False  # a backlog pass (a walk over all rows that match) is running
+    cursor: Place | None = None  # the row behind which the pass goes on; None at the start
+    crowded: bool = False  # most rows of this pass have an attempt already, so SQL leaves such rows out
+    look_again: bool = False  # a table that the condition reads was written during the pass, so another pass follows
     elsewhere: bool = False  # the next pass begins somewhere in the middle, since other workers begin at the start
-    long: bool = False  # the backlog is larger than this worker's next batch, so others are asked to help
-    left_to_others: bool = False  # this worker is excluded from the backlog, at which enough others work
-    probed: bool = False  # a read showed that this pass has something to take
-    newest: bool = False  # during a long pass, the newest rows have to be looked up at its far end
-    due: bool = False
-    due_cursor: tuple[Any, ...] | None = None
-    seen_full: bool = False  # in this pass over due attempts, no slot was free for one
-    batch: int = BATCH_FIRST
-    aside: bool = False  # its condition takes so long that a separate thread asks it
-    asking: Usual = field(default_factory=Usual)  # the usual duration of one query of its condition
-    next_sweep: float = 0.0
-    first_at: int = 0  # `WorkerState.turn` when this queue last came first
-    failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=FAILING_MOST))  # the breaker of a DB-only reaction (rules.md 15)
-    told_failing: float | None = None  # monotonic time at which the log said that the reaction pauses
-    not_before: float = 0.0  # monotonic time before which it is not tried again, after an error of the database
-    trouble: int = 0
-    barred: str | None = None  # a text on the transaction that keeps a table of it locked
-    barred_until: float = 0.0  # when the locked table is checked again; `not_before` is infinite meanwhile
-    lacks: str | None = None  # a text on what the database lacks for its records, such as a column
-    seen_lacking: bool = False  # a statement that loads no record shows what is lacking
-    search: Search | None = None  # searches the rows for which its condition raises; other queries of the condition wait
-    plain_s: float = 0.0  # seconds from the last error until the condition is asked as a whole again
-    raised_at: float = 0.0
-    raises_until: float = 0.0  # monotonic time before which it is not asked, since it raises for too many rows
+    long: bool = False  # the backlog is larger than this worker's next batch, so other workers are asked to help
+    left_to_others: bool = False  # this worker is excluded from the backlog, since enough other workers carry it out
+    probed: bool = False  # a query showed that this pass has some row to take
+    newest: bool = False  # the newest rows have to be queried now, since a long pass reaches them last
+    due: bool = False  # attempts may be due, and have to be queried
+    due_cursor: tuple[Any, ...] | None = None  # the attempt behind which the query for due attempts goes on; None at the start
+    seen_full: bool = False  # since the pass over due attempts began, some attempt found no free slot (place under a limit) for its call
+    batch: int = BATCH_FIRST  # number of records in the next batch
+    aside: bool = False  # the condition takes so long that a separate thread queries it
+    asking: UsualDuration = field(default_factory=UsualDuration)  # how long one query of the condition usually takes
+    next_sweep: float = 0.0  # monotonic time from which the next sweep includes this queue
+    first_at: int = 0  # value of `WorkerState.turn` when this queue last came first
+    failing: Breaker = field(default_factory=lambda: Breaker(in_a_row=FAILING_MOST))  # pauses a reaction without a call (rules.md 15)
+    told_failing: float | None = None  # monotonic time at which the log said that the reaction pauses; None if it does not
+    not_before: float = 0.0  # monotonic time before which the queue is not tried again, after an error of the database
+    trouble: int = 0  # number of errors in a row that concerned only this queue
+    barred: str | None = None  # text on the transaction that has locked a table of this reaction; None if no table is locked
+    barred_until: float = 0.0  # monotonic time at which the locked table is checked again; `not_before` is infinite until then
+    lacks: str | None = None  # text on what the database lacks for the records, such as a column; None if nothing
+    seen_lacking: bool = False  # the check, a statement that loads no record, showed what is lacking
+    search: RaisingRowSearch | None = None  # a search for rows for which the condition raises; None if none is running
+    plain_s: float = 0.0  # seconds from the last error of the condition until the condition is queried in its plain form again
+    raised_at: float = 0.0  # monotonic time at which the condition last raised, or the search for such rows ended
+    raises_until: float = 0.0  # monotonic time before which the condition is not queried, since it raises for too many rows
     asked_again: float = 0.0  # monotonic time at which some failing rows were last tried again
-    groups: GroupPasses | None = field(init=False)  # passes by the values of `per` or `in_order`; None without these
-    late: WorkQueue | None = None  # the queue of expired records, for a reaction with valid_for
-    timers: list[float] = field(default_factory=list)  # monotonic times at which its next records become due, the soonest first
-    _heard: dict[PrimaryKey, None] = field(default_factory=dict)
-    _heard_whole: bool = False
-    _spread: bool = False
+    groups: GroupPasses | None = field(init=False)  # backlog passes by groups, for a reaction with `per` or `in_order`; else None
+    late: WorkQueue | None = None  # the queue of expired records, for a reaction with `valid_for`; else None
+    timers: list[float] = field(default_factory=list)  # monotonic times at which the next records become due, the soonest first
+    _heard: dict[PrimaryKey, None] = field(default_factory=dict)  # keys of hints that are not in `fresh` yet; other threads add to it
+    _heard_whole: bool = False  # some hint was about rows whose keys are not known
+    _spread: bool = False  # some hint was about rows at which many workers work together
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.groups = round_of(self.query)
+        self.groups = group_passes_for(self.query)
         if self.query.spec.prepare is not None:
             self.batch = PREPARED_FIRST
 
@@ -85,132 +86,137 @@ class WorkQueue:
         return self.query.spec.name
 
     @property
-    def on(self) -> bool:
-        """Return whether this worker carries out the reaction's records at all: it is admitted, and no listener raised when it was asked at
-        the start which rows it hides.
+    def is_enabled(self) -> bool:
+        """Return whether this worker carries out the reaction at all: not before a person accepted it, and not if the application's
+        listener that filters rows raised an error at the start.
         """
         return self.admitted and self.query.filter_raised is None
 
-    def hear(self, touched: Touched, *, shared: bool = False) -> bool:
-        """Receive what a commit touched; return True if it concerns this reaction.
+    def note_commit(self, touched: Touched, *, shared: bool = False) -> bool:
+        """Note which records a commit touched; return True if the commit concerns this reaction.
 
-        shared: other workers are at the same backlog. They also find the records that follow from it, and would collide with this worker at
-        single keys. So these records are left to backlog passes, which begin at different places.
+        shared: other workers of the app run on this database. If the commit was a batch of a backlog, only the fact that there is work is
+        noted, and no keys: the workers would all try to lock the same records, whereas their backlog passes begin at different places.
         """
-        found = concern(self.query, touched)
+        found = find_concerned_records(self.query, touched)
         if shared and touched.of_a_backlog and found.keys:
-            self.hear_whole(spread=True)
+            self.note_unknown_keys(spread=True)
         else:
-            self.hear_keys(found.keys)
+            self.note_keys(found.keys)
         if found.whole:
-            self.hear_whole()
+            self.note_unknown_keys()
         return bool(found)
 
-    def hear_keys(self, keys: Sequence[PrimaryKey]) -> None:
+    def note_keys(self, keys: Sequence[PrimaryKey]) -> None:
         """Note the keys of records that may have to be carried out."""
         if keys:
             with self._lock:
                 self._heard.update(dict.fromkeys(keys))
 
-    def hear_whole(self, *, spread: bool = False) -> None:
-        """Note that records with unknown keys may have to be carried out. spread: others go through the same backlog, and begin
-        elsewhere.
+    def note_unknown_keys(self, *, spread: bool = False) -> None:
+        """Note that records with unknown keys may have to be carried out. spread: other workers look for the same records, so this worker
+        begins its backlog pass at another place than they do.
         """
         self._spread |= spread
         self._heard_whole = True
 
-    def listen(self) -> bool:
-        """Take over what was hinted since the last call; return whether anything was."""
+    def take_over_hints(self) -> bool:
+        """Add the record keys of the hints that came since the last call to `fresh`. Request a backlog pass if a hint had no keys, or if
+        `fresh` has more than FRESH_MAX keys now, which are then dropped. Return whether there was any hint.
+        """
         with self._lock:
-            some = bool(self._heard)
-            if some:
+            has_keys = bool(self._heard)
+            if has_keys:
                 self.fresh.update(self._heard)
                 self._heard = {}
             whole, self._heard_whole = self._heard_whole, False
             spread, self._spread = self._spread, False
         self.elsewhere |= spread and not self.backlog and self.groups is None
         if whole and spread and self.backlog:
-            self.look_again, whole = True, False  # new rows are for the worker that was hinted of them, not for all that help
+            self.look_again, whole = True, False  # this worker only helps with a pass, so it looks for new rows after the pass
         if whole or len(self.fresh) > FRESH_MAX:
             if len(self.fresh) > FRESH_MAX:
                 self.fresh.clear()
-            self.sweep()
-        return some or whole
+            self.request_pass()
+        return has_keys or whole
 
-    def sweep(self) -> None:
-        """Begin a new backlog pass, over all rows that match the condition. If a pass is running, it goes to its end, and then another
-        begins.
-        """
+    def request_pass(self) -> None:
+        """Begin a backlog pass, which walks over all rows that match the condition. If one is running, the new pass begins after it."""
         if self.backlog:
             self.look_again, self.newest = True, self.groups is None and not self.aside
         else:
             self.backlog, self.cursor, self.crowded, self.probed = True, None, False, False
 
-    def leave_to_others(self) -> None:
-        """Keep this worker out of the backlog. When it may join again, a query first checks whether there are rows to take."""
+    def leave_backlog_to_others(self) -> None:
+        """Exclude this worker from the reaction's backlog. When it may work at the backlog again, a query first checks for rows to take."""
         if not self.left_to_others:
-            self.sweep()
+            self.request_pass()
             self.left_to_others, self.newest, self.probed = True, False, False
 
-    def begin_elsewhere(self, connection: Connection, batches: int) -> None:
-        """Let the backlog pass that begins skip some batches, and leave those to other workers and to the next pass."""
+    def skip_batches(self, connection: Connection, batches: int) -> None:
+        """Let the backlog pass that begins now skip a number of batches: other workers, or the next pass, carry out the skipped rows."""
         self.elsewhere = False
-        row = connection.execute(self.query.places_after(None, 1, crowded=True).offset(batches * self.batch)).first()
+        row = connection.execute(self.query.select_cursors_after(None, 1, crowded=True).offset(batches * self.batch)).first()
         if row is not None:
             self.cursor, self.look_again = tuple(row), True
 
-    def swept(self, *, again: bool = False) -> None:
-        """End a backlog pass. again: another pass follows at once, without a query first whether there are rows to take."""
+    def end_pass(self, *, again: bool = False) -> None:
+        """End the running backlog pass. again: begin the next pass at once, without first checking by a query for rows to take."""
         self.newest, self.probed = False, again
         self.backlog = self.look_again or again
         self.look_again = False
         self.cursor = None
 
-    def probe(self, connection: Connection) -> Sequence[Any]:
-        """Return one row that a backlog pass would look at, if there is any. This only reads."""
+    def find_row_to_take(self, connection: Connection) -> Sequence[Any]:
+        """Return a list with one row that a backlog pass would carry out, or an empty list if there is none. Locks nothing."""
         if self.groups is not None:
-            return self.groups.probe(connection)
-        return connection.execute(self.query.places_after(None, 1, crowded=True)).all()
+            return self.groups.probe_one_row(connection)
+        return connection.execute(self.query.select_cursors_after(None, 1, crowded=True)).all()
 
-    def start(self) -> None:
-        """Carry out this reaction, and its expired records, from now on: a person accepted it, or no acceptance is needed."""
+    def admit(self) -> None:
+        """Let this worker carry out the reaction and its expired records from now on, and begin a backlog pass for each. Call it when a
+        person has accepted the reaction, or nobody has to.
+        """
         self.admitted = True
-        self.sweep()
+        self.request_pass()
         if self.late is not None:
-            self.late.start()
+            self.late.admit()
 
-    def ring(self, now: float) -> None:
-        """Begin a backlog pass for a record that is due now, without a query first whether there are rows to take. A pass that is running
-        reaches the record by itself, since it goes by due time.
+    def begin_due_pass(self, now: float) -> None:
+        """Begin a backlog pass at once, since a record is due now, and drop the timers up to the monotonic time `now`. If a pass is
+        running, the new pass follows it.
         """
         self.timers = [at for at in self.timers if at > now]
         if self.backlog:
             self.look_again = True
         else:
-            self.sweep()
+            self.request_pass()
             self.probed = True
 
     def take_new_keys(self, most: int) -> list[PrimaryKey]:
+        """Remove the first fresh keys from the queue, at most `most` of them, and return these keys."""
         taken = [key for key, _ in zip(self.fresh, range(most), strict=False)]
         for key in taken:
             del self.fresh[key]
         return taken
 
     @property
-    def passes(self) -> bool:
-        """Return whether a backlog pass is running that the worker's own thread has to go on with."""
-        return self.on and self.backlog and not (self.left_to_others or self.aside or self.search)
+    def has_pass(self) -> bool:
+        """Return whether the worker's own thread has a backlog pass to go on with."""
+        return self.is_enabled and self.backlog and not (self.left_to_others or self.aside or self.search)
 
     @property
-    def wants(self) -> bool:
-        return self.passes or (self.on and bool(self.fresh or self.due or self._heard or self._heard_whole))
+    def has_work(self) -> bool:
+        return self.has_pass or (self.is_enabled and bool(self.fresh or self.due or self._heard or self._heard_whole))
 
-    def took(self, count: int, rows_s: float, seconds: float, hold_s: float, *, cut: bool = False) -> None:
-        """Adapt the batch size so that a write lock is held for about `hold_s` seconds: at once if the records are slow, else by degrees.
+    def adapt_batch_size(self, count: int, rows_s: float, seconds: float, hold_s: float, *, cut: bool = False) -> None:
+        """Set the size of the next batch so that its transaction holds locks for about `hold_s` seconds: at once if the records are slow,
+        else in small steps.
 
-        count: number of records, which took `rows_s` seconds. seconds: duration of their transaction. cut: it ended before its last record.
+        count: records in the last batch. rows_s: seconds that these records took. seconds: duration of the batch's transaction. cut: the
+        batch ended before its last record, since its time was used up.
         """
-        least = 1 if self.aside else BATCH_LEAST  # the duration of a few fast records shows how busy the machine is, not how slow they are
+        least = 1 if self.aside else BATCH_LEAST  # not less: the duration of a few fast records only shows how busy the machine is
         if cut or rows_s > SLOW * hold_s:
             self.batch = max(int(count * hold_s / rows_s), 1) if rows_s > hold_s else max(count, 1)
         elif seconds > hold_s and self.batch > least:
@@ -219,6 +225,6 @@ class WorkQueue:
             self.batch = min(self.batch * 2, BATCH_MAX)
 
 
-def lanes_of(query: ConditionQuery) -> WorkQueue:
-    """Return a new work queue for a reaction, with one for its expired records if there can be any."""
-    return WorkQueue(query, late=None if query.late is None else WorkQueue(query.late))
+def build_work_queue(query: ConditionQuery) -> WorkQueue:
+    """Return a new work queue for a reaction. If its records can expire, `late` of the result is a queue for the expired records."""
+    return WorkQueue(query, late=None if query.query_for_expired is None else WorkQueue(query.query_for_expired))

@@ -1,1 +1,1 @@
-"""The scratch databases of the crash lab, which are reset to the same content before each run."""
+"""The scratch databases of the crash lab, which are set back to equal content before each run."""

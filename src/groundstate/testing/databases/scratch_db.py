@@ -12,86 +12,88 @@ from sqlalchemy.orm import Mapper, Session, make_transient
 
 from groundstate.app.app import App
 from groundstate.app.store import Store
-from groundstate.rules.sql_statements import what_ends_it, what_it_writes
+from groundstate.rules.sql_statements import describe_write, transaction_ending_keyword
 from groundstate.store import engine_settings
-from groundstate.store.port import Settings
+from groundstate.store.port import StoreSettings
 from groundstate.values.errors import StateRefusedError
 
 Bound = type[Any] | Mapper[Any] | TableClause | str
 
 
 class Place(Protocol):
-    """The scratch databases of one `Lab.trial`: one database for each store of the app."""
+    """The scratch databases of one `Lab.crash_everywhere`: one database for each store of the app."""
 
-    settings: Sequence[Settings]  # one for each of the app's stores; a sharded store is represented by its first shard
-    locks_rows: bool  # whether a statement can wait inside the database for a lock of another transaction
+    settings: Sequence[StoreSettings]  # settings for each of the app's stores; a sharded store has those of its first shard
+    locks_rows: bool  # whether statements can wait in the database for locks: True for PostgreSQL, False for SQLite
 
-    def someone_else(self, act: Callable[[Session], object]) -> bool:
-        """Commit `act(session)` as a transaction of another program; return False where a lock keeps it out for now."""
+    def commit_as_other_program(self, act: Callable[[Session], object]) -> bool:
+        """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock."""
 
-    def is_idle(self, act: Callable[[Session], object]) -> bool:
-        """Return whether `act` as a transaction of another program would surely write nothing now; its writes are never carried out."""
+    def would_write_nothing(self, act: Callable[[Session], object]) -> bool:
+        """Return whether the transaction `act`, run by another program now, would surely write nothing. Nothing is written to find out."""
 
     def copy(self) -> Any:
         """Return a copy of the committed content of the databases."""
 
-    def put_back(self, copy: Any) -> None:
-        """Replace the content of the databases by `copy`; called only while no process of the run is alive."""
+    def restore_copy(self, copy: Any) -> None:
+        """Replace the content of the databases by `copy`; called only when all processes of the run are dead."""
 
-    def waits(self, connection: Any) -> bool:
+    def waits_for_lock(self, connection: Any) -> bool:
         """Return whether the statement that runs on this driver connection waits for a lock."""
 
-    def leaving(self, connections: Sequence[Any]) -> AbstractContextManager[None]:
-        """Close the connections of a killed process within the block; after it the server has released their locks."""
-
-    def mark(self) -> object:
-        """Return a value that differs wherever the content of the databases differs."""
-
-    def state(self) -> object:
-        """Return all content of the databases and the files beside them that a starting worker could notice; equal states have the same
-        repr.
+    def closing_connections(self, connections: Sequence[Any]) -> AbstractContextManager[None]:
+        """Return a context in which to close a killed process's connections. At the end of the block, the server has released their
+        locks.
         """
 
-    def begin_anew(self) -> None:
+    def content_mark(self) -> object:
+        """Return a value that differs whenever the content of the databases differs."""
+
+    def state(self) -> object:
+        """Return everything in the databases and in the files beside them that a worker could notice. Equal states have equal reprs."""
+
+    def reset(self) -> None:
         """Reset the databases to the content that `fill` wrote, for the next run."""
 
     def connect(self, store: int) -> Connection:
         """Return a connection to the committed content of this store."""
 
-    def ask(self, store: int, query: str) -> Sequence[Sequence[Any]]:
-        """Run a plain SELECT on the committed content and return its rows. It bypasses SQLAlchemy because it runs very often."""
+    def query_rows(self, store: int, query: str) -> Sequence[Sequence[Any]]:
+        """Run a plain SELECT on the committed content and return its rows. SQLAlchemy is bypassed to be quick, since this is called very
+        often.
+        """
 
     def session(self) -> Session:
-        """Return a session of another program, which is bound to each store by the tables of the store."""
+        """Return a session as another program would have it. It is bound to all stores: each table to the database of its store."""
 
     def fill(self, app: App, rows: Sequence[object]) -> None:
-        """Create the tables, accept all reactions, and write the rows."""
+        """Create the tables, accept all reactions as a person would, and insert these rows."""
 
     def close(self) -> None:
-        """Remove the scratch databases and all files of them."""
+        """Remove the scratch databases and all their files."""
 
 
 def stores_of(app: App) -> list[Store]:
-    """Return the databases for which a lab makes scratch databases.
+    """Return the stores for which a lab creates scratch databases.
 
-    One shard represents a sharded store, since no shard knows of another.
+    For a sharded store this is its first shard only: a shard cannot be seen from another shard anyway.
     """
     return [store.databases[0] for store in app.stores]
 
 
 def values_of(store: Store, on: str) -> dict[str, Any]:
-    """Return the `create_engine` arguments that make the lab's engine of this store write and read values as the user's engine does.
+    """Return the `create_engine` arguments that make the lab's engine for this store convert values as the user's engine does.
 
     on: the kind of database on which the lab runs, "sqlite" or "postgresql".
     """
     engine = store.databases[0].engine
-    return {} if engine is None else engine_settings.values_of(engine.dialect, on)
+    return {} if engine is None else engine_settings.dialect_arguments(engine.dialect, on)
 
 
-class stores_at:  # noqa: N801  # lower case, since it is used as a context manager like a function
-    """Within the block, the app's stores use these settings, that is the scratch databases."""
+class redirect_stores:  # noqa: N801  # lower case, since it is used like a function: `with redirect_stores(...)`
+    """In a `with` block, makes the app's stores use other settings, which lead to the scratch databases."""
 
-    def __init__(self, app: App, settings: Sequence[Settings]) -> None:
+    def __init__(self, app: App, settings: Sequence[StoreSettings]) -> None:
         self._stores: Sequence[Store] = stores_of(app)
         self._settings = settings
 
@@ -105,48 +107,52 @@ class stores_at:  # noqa: N801  # lower case, since it is used as a context mana
                 del vars(store)["settings"]
 
 
-def add(place: Place, rows: Sequence[object]) -> None:
-    """Write the rows that exist when a run begins, and make them transient so that they can be added again for another database."""
+def add_rows(place: Place, rows: Sequence[object]) -> None:
+    """Insert the rows that exist when a run begins. Then make the objects transient, so that they can be inserted into another database
+    too.
+    """
     with place.session() as session, session.begin():
         session.add_all(rows)
     for row in rows:
         make_transient(row)
 
 
-class Reading:
-    """Engines that refuse each statement that would write before it reaches the database."""
+class ReadOnlyEngines:
+    """Engines that raise an error for each writing statement before it reaches the database."""
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = [engine.execution_options() for engine in engines]
         self._read = self._refused = 0
         for engine in self.engines:
-            event.listen(engine, "before_cursor_execute", self._look)
+            event.listen(engine, "before_cursor_execute", self._refuse_write)
 
-    def is_idle(self, session: Session, act: Callable[[Session], object]) -> bool:
-        """Return whether `act`, run in this session on these engines, reads something and writes nothing."""
+    def would_write_nothing(self, session: Session, act: Callable[[Session], object]) -> bool:
+        """Return whether the transaction `act`, run in this session on these engines, reads something and tries to write nothing."""
         self._read = self._refused = 0
-        with suppress(_Refused, Exception), session:
+        with suppress(_WriteRefused, Exception), session:
             act(session)
             session.flush()
-            # An act that reads nothing by SQLAlchemy may use ways that these engines do not see.
+            # If `act` reads nothing through these engines, it may reach the database in another way.
             return self._read > 0 and not self._refused
         return False
 
-    def _look(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        if what_ends_it(statement, postgres=(postgres := connection.dialect.name == "postgresql")) or statement.startswith("SET LOCAL"):
+    def _refuse_write(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if transaction_ending_keyword(statement, postgres=(postgres := connection.dialect.name == "postgresql")) or statement.startswith(
+            "SET LOCAL"
+        ):
             return
-        if what_it_writes(statement, postgres=postgres):
+        if describe_write(statement, postgres=postgres):
             self._refused += 1
-            raise _Refused
+            raise _WriteRefused
         self._read += 1
 
 
-class _Refused(BaseException):
+class _WriteRefused(BaseException):
     """Raised in place of a statement that would write."""
 
 
-def binds(stores: Sequence[Store], engines: Sequence[Engine]) -> dict[Bound, Engine | Connection]:
-    """Map each table to the engine of its store, as the `binds` of a session."""
+def session_binds(stores: Sequence[Store], engines: Sequence[Engine]) -> dict[Bound, Engine | Connection]:
+    """Return the `binds` of a session: for each table, the engine of its store."""
     found: dict[Bound, Engine | Connection] = {}
     for store, engine in zip(stores, engines, strict=True):
         for metadata in store.metadatas:
@@ -154,10 +160,10 @@ def binds(stores: Sequence[Store], engines: Sequence[Engine]) -> dict[Bound, Eng
     return found
 
 
-def committed(session: Session, act: Callable[[Session], object]) -> bool:
-    """Commit `act(session)` as a transaction of another program; return False where a lock keeps it out.
+def commit_act(session: Session, act: Callable[[Session], object]) -> bool:
+    """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock.
 
-    A flush that groundstate refuses counts as a transaction that did not happen, and returns True.
+    Return True too if groundstate refuses a flush: then the transaction just did not happen.
     """
     try:
         with session, session.begin():
@@ -165,12 +171,12 @@ def committed(session: Session, act: Callable[[Session], object]) -> bool:
     except StateRefusedError:
         return True
     except OperationalError as error:
-        if not _kept_out(error):
+        if not _is_lock_error(error):
             raise
         return False
     return True
 
 
-def _kept_out(error: OperationalError) -> bool:
-    """Return whether the error says that a lock of another transaction was the reason."""
+def _is_lock_error(error: OperationalError) -> bool:
+    """Return whether this error was raised because another transaction holds a lock."""
     return "locked" in str(error) or "lock timeout" in str(error)

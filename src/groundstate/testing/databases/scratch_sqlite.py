@@ -1,4 +1,4 @@
-"""Scratch databases on SQLite: a file for each store, filled once and reset to that content for each run."""
+"""Scratch databases on SQLite: a file for each store, which is filled once, and set back to that content for each run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
 from groundstate.store.engine_settings import Carried
-from groundstate.store.port import Settings
-from groundstate.testing.databases.scratch_db import Reading, add, binds, committed, stores_at, stores_of, values_of
+from groundstate.store.port import StoreSettings
+from groundstate.testing.databases.scratch_db import (
+    ReadOnlyEngines,
+    add_rows,
+    commit_act,
+    redirect_stores,
+    session_binds,
+    stores_of,
+    values_of,
+)
 
 Copy = list[bytes]
 
@@ -30,63 +38,65 @@ class SqlitePlace:
     locks_rows = False
 
     def __init__(self, app: App) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="groundstate-lab-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))  # noqa: S108  # otherwise the temporary folder
-        self._state = self.folder / "state"  # The lab must not write groundstate's state files to the home folder of its user.
+        self.folder = Path(tempfile.mkdtemp(prefix="groundstate-lab-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))  # noqa: S108  # in memory if it can be
+        self._state = self.folder / "state"  # instead of the state folder in the user's home
         self._stores = stores_of(app)
         self._filled: Copy = []
         self._asking: dict[int, sqlite3.Connection] = {}
-        self.settings: Sequence[Settings] = [
-            Settings(self._url(number), {}, state=str(self._state), carried=Carried(dialect=values_of(store, "sqlite")))
+        self.settings: Sequence[StoreSettings] = [
+            StoreSettings(self._url(number), {}, state=str(self._state), carried=Carried(dialect=values_of(store, "sqlite")))
             for number, store in enumerate(self._stores)
         ]
-        # All runs use one engine, so that a statement is compiled once; its connections lead to the file of the current run.
+        # All runs use one engine for a store, so that each statement is compiled only once.
         self._engines = [
-            create_engine("sqlite://", creator=partial(self._connected, number), poolclass=QueuePool, **values_of(store, "sqlite"))
+            create_engine("sqlite://", creator=partial(self._open_connection, number), poolclass=QueuePool, **values_of(store, "sqlite"))
             for number, store in enumerate(self._stores)
         ]
         for engine in self._engines:
             event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-        self._reading = Reading(self._engines)
+        self._read_only_engines = ReadOnlyEngines(self._engines)
 
     def _url(self, number: int) -> URL:
         return make_url(f"sqlite:///{self.folder / f'store-{number}.db'}")
 
     def fill(self, app: App, rows: Sequence[object]) -> None:
-        """Create the tables, accept all reactions, and write the rows; each later run begins with this content."""
-        with stores_at(app, self.settings):
+        """Create the tables, accept all reactions as a person would, and insert these rows. Each run begins with this content."""
+        with redirect_stores(app, self.settings):
             app.init(tables=True, accept=True)
-        add(self, rows)
+        add_rows(self, rows)
         self._filled = self.copy()
         self._close_engines()
 
-    def begin_anew(self) -> None:
-        """Write the filled content to a fresh file for the next run."""
-        self._write(self._filled, keep="")
+    def reset(self) -> None:
+        """Write the content that `fill` wrote to a fresh file for each store, for the next run."""
+        self._write_files(self._filled, keep="")
 
     def connect(self, store: int) -> Connection:
         """Return a connection to the committed content of this store."""
         return self._engines[store].connect()
 
-    def ask(self, store: int, query: str) -> Sequence[Sequence[Any]]:
+    def query_rows(self, store: int, query: str) -> Sequence[Sequence[Any]]:
         """Run a plain SELECT through sqlite3 and return its rows."""
         if store not in self._asking:
-            self._asking[store] = self._connected(store)
+            self._asking[store] = self._open_connection(store)
         return self._asking[store].execute(query).fetchall()
 
     def session(self) -> Session:
-        """Return a session of another program, which is bound to each store by the tables of the store."""
-        return Session(self._engines[0], binds=binds(self._stores, self._engines), expire_on_commit=False)
+        """Return a session as another program would have it, with each table bound to the file of its store."""
+        return Session(self._engines[0], binds=session_binds(self._stores, self._engines), expire_on_commit=False)
 
-    def someone_else(self, act: Callable[[Session], object]) -> bool:
-        """Commit `act(session)` as a transaction of another program; return False where a lock keeps it out.
+    def commit_as_other_program(self, act: Callable[[Session], object]) -> bool:
+        """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock.
 
-        A flush that groundstate refuses counts as a transaction that did not happen, and returns True.
+        Return True too if groundstate refuses a flush: then the transaction just did not happen.
         """
-        return committed(self.session(), act)
+        return commit_act(self.session(), act)
 
-    def is_idle(self, act: Callable[[Session], object]) -> bool:
-        """Return whether `act` as a transaction of another program would surely write nothing now; its writes are never carried out."""
-        return self._reading.is_idle(Session(self._reading.engines[0], binds=binds(self._stores, self._reading.engines)), act)
+    def would_write_nothing(self, act: Callable[[Session], object]) -> bool:
+        """Return whether the transaction `act`, run by another program now, would surely write nothing. Nothing is written to find out."""
+        return self._read_only_engines.would_write_nothing(
+            Session(self._read_only_engines.engines[0], binds=session_binds(self._stores, self._read_only_engines.engines)), act
+        )
 
     def copy(self) -> Copy:
         """Return the bytes of the database files."""
@@ -100,25 +110,27 @@ class SqlitePlace:
                 raw.close()
         return made
 
-    def put_back(self, copy: Copy) -> None:
-        self._write(copy, keep="-witness-")
+    def restore_copy(self, copy: Copy) -> None:
+        self._write_files(copy, keep="-witness-")
 
-    def mark(self) -> object:
-        """Return a hash of the database files, and the content of the witness and state files beside them."""
+    def content_mark(self) -> object:
+        """Return a hash of the database files, together with the content of the witness and state files, which workers write beside
+        them.
+        """
         beside = tuple(
             (path.name, path.read_bytes()) for path in [*sorted(self.folder.glob("*-witness-*")), *sorted(self._state.glob("*"))]
         )
         return tuple(hashlib.sha256(content).digest() for content in self.copy()), beside
 
     def state(self) -> object:
-        """Return the same value as `mark`: the bytes of an SQLite file are its whole state."""
-        return self.mark()
+        """Return what `content_mark` returns: the bytes of the files are everything that a worker could notice."""
+        return self.content_mark()
 
-    def waits(self, _connection: Any) -> bool:
+    def waits_for_lock(self, _connection: Any) -> bool:
         return False
 
-    def leaving(self, _connections: Sequence[Any]) -> AbstractContextManager[None]:
-        """Return a block that does nothing, since closing an SQLite file releases its locks at once."""
+    def closing_connections(self, _connections: Sequence[Any]) -> AbstractContextManager[None]:
+        """Return a context that does nothing, since closing an SQLite file releases its locks at once."""
         return nullcontext()
 
     def close(self) -> None:
@@ -126,10 +138,11 @@ class SqlitePlace:
         self._close_engines()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _write(self, copy: Copy, *, keep: str) -> None:
-        """Write the copy to the database files.
+    def _write_files(self, copy: Copy, *, keep: str) -> None:
+        """Write the copy to the database files, and remove the other files.
 
-        keep: files whose names contain this stay, as does the state folder, since a backup does not hold them; '' removes them all.
+        keep: a part of the names of files that stay, such as files that no backup contains. The state folder stays too. With '' everything
+            is removed first.
         """
         self._close_engines()
         if not keep:
@@ -140,7 +153,7 @@ class SqlitePlace:
         for one, content in zip(self.settings, copy, strict=True):
             Path(str(one.url.database)).write_bytes(content)
 
-    def _connected(self, store: int) -> sqlite3.Connection:
+    def _open_connection(self, store: int) -> sqlite3.Connection:
         connection = sqlite3.connect(str(self.settings[store].url.database), isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=OFF")

@@ -1,1 +1,1 @@
-"""The search: which crash plans are tried, and which would only repeat a run that was tried."""
+"""The search: decides which schedules (the disturbances of one run) are tried, and which would only repeat an earlier run."""

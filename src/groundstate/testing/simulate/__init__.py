@@ -1,1 +1,1 @@
-"""One simulated run: its processes, threads, clocks, databases and external services, and what happens at each crash point."""
+"""Simulates one run: its processes, threads, clocks, databases and external services, and what happens at each crossing."""

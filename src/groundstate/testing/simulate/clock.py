@@ -1,4 +1,4 @@
-"""The clock of a lab: when each run begins, how its clock leaps, and how a test moves it by hand."""
+"""The clock of a lab: a test declares with it when each run begins and how its clock leaps, and moves the time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from groundstate.values.errors import DeclarationError
 
 
 @dataclass(frozen=True)
-class Moves:
-    """What the user declared about clocks. The schedule places each leap and each suspension at a crossing."""
+class ClockMoves:
+    """What the user declares about clocks. At which crossing of a run a leap or suspension happens is up to the schedule of the run."""
 
     begins: datetime = EPOCH
     ends: datetime | None = None
@@ -21,21 +21,21 @@ class Moves:
     suspends: tuple[timedelta, ...] = ()
 
 
-class Showing(Protocol):
-    """The interface of a run to its `Clock`: the time, and how to move it."""
+class ClockedRun(Protocol):
+    """What a `Clock` needs of a run: the time of the run, and how to move it."""
 
     time: Time
 
     def leap(self, by: timedelta) -> None:
-        """Move the time of day ahead or back; no other clock changes."""
+        """Set the time of day ahead, or back if `by` is negative. No other clock changes."""
 
     def suspend(self, how_long: timedelta) -> None:
-        """Suspend the host of all processes for this time."""
+        """Suspend the host, with all processes of the run, for this time."""
 
 
-class Still:
-    """A run in which no time passes, used to try out a transaction: it shows the time of the current run and records whether a clock was
-    moved.
+class FrozenRun:
+    """Stands in for the current run while a transaction is tried out. Its time does not change; it records whether the transaction tried to
+    change it.
     """
 
     def __init__(self, time: Time) -> None:
@@ -45,15 +45,15 @@ class Still:
 
     @property
     def moved(self) -> bool:
-        """Return whether a clock was moved."""
+        """Return whether the transaction tried to move a clock."""
         return self._moved or (self.time.now_s, self.time.suspended_s) != self._began
 
     def leap(self, _by: timedelta) -> None:
-        """Record an attempt to leap; the clock does not change."""
+        """Record that the transaction tried to let the clock leap. The clock does not change."""
         self._moved = True
 
     def suspend(self, _how_long: timedelta) -> None:
-        """Record an attempt to suspend; the clock does not change."""
+        """Record that the transaction tried to suspend the host. The clock does not change."""
         self._moved = True
 
 
@@ -61,28 +61,28 @@ class Clock:
     """The database's clock in a run, which `ReactionContext.now` reads; on SQLite it is the host's clock. The lab moves it to the next due
     time.
 
-    `starts`, `ends`, `leaps` and `suspends` declare before `crash_everywhere` what is tried; `forward`, `leap` and `suspend` move it by
-    hand, in a function given to `lab.meanwhile`.
+    Call `starts`, `ends`, `leaps` and `suspends` before `crash_everywhere`, to declare what is tried. Call `forward`, `leap` and `suspend`
+    in a function given to `lab.meanwhile`, to move the clock by hand.
     """
 
     def __init__(self) -> None:
-        self.moves = Moves()
-        self._run: Showing | None = None
+        self.moves = ClockMoves()
+        self._run: ClockedRun | None = None
 
     @property
     def now(self) -> datetime:
-        """The time of the current run, in the time zone of `starts`; outside of a run, the time at which each run begins."""
+        """The time now in the current run, in the time zone of `starts`; outside of a run, the time at which each run begins."""
         begins = self.moves.begins
         return begins if self._run is None else self._run.time.now().astimezone(begins.tzinfo)
 
     @property
     def passed(self) -> timedelta:
-        """The real duration of the current run so far, whatever its clock shows; in `at_the_end`, its whole duration."""
+        """How long the current run has lasted so far, in real time: leaps of the clock do not count."""
         return timedelta() if self._run is None else timedelta(seconds=self._run.time.now_s)
 
     # ---- before a run ------------------------------------------------------------------------------------------------------------
     def starts(self, at: datetime) -> None:
-        """Let each run begin at this time, so that a test may begin just before a clock change; `now` and the story use its time zone.
+        """Let each run begin at this time, for example just before a change to summer time. `now` and the printed log use its time zone.
 
         Raises:
             DeclarationError: `at` is a naive datetime.
@@ -92,7 +92,7 @@ class Clock:
         self.moves = replace(self.moves, begins=at)
 
     def ends(self, at: datetime) -> None:
-        """Do not wait for records that become due after this time; without it, a run with a timer that sets itself again would never end.
+        """Do not wait for records that become due after this time. Declare it if a timer sets itself again for ever.
 
         Raises:
             DeclarationError: `at` is a naive datetime.
@@ -102,10 +102,10 @@ class Clock:
         self.moves = replace(self.moves, ends=at)
 
     def leaps(self, *by: timedelta) -> None:
-        """Try leaps of the time of day by these amounts, as when NTP or a person sets the clock; a negative one leaps back.
+        """Try leaps of the time of day by these amounts, as when NTP or a person sets the clock; a negative amount leaps back.
 
-        No other clock changes. Each leap is placed at every crossing in turn, once a run, and beside kills in mixtures. On SQLite it is the
-        host's clock, which workers read too; on PostgreSQL it is the clock of the server's host, and workers have another.
+        No other clock changes. Each leap is tried at every crossing, in a run of its own, and together with kills in mixtures. On SQLite
+        the host's clock leaps, which workers read too. On PostgreSQL only the server's clock leaps.
 
         Raises:
             DeclarationError: a leap is zero.
@@ -118,8 +118,8 @@ class Clock:
     def suspends(self, *how_long: timedelta) -> None:
         """Try suspensions of the host with all its processes for these times, as when a laptop is shut.
 
-        The host's monotonic clock stops; the time of day goes on, and so do external services and requests that are in flight. Each
-        suspension is placed at every crossing in turn, as in `leaps`.
+        The host's monotonic clock stops. The time of day, external services and requests in flight go on. Each suspension is tried at every
+        crossing, in a run of its own.
 
         Raises:
             DeclarationError: a suspension is not positive.
@@ -131,14 +131,14 @@ class Clock:
 
     # ---- by hand -------------------------------------------------------------------------------------------------------------------
     def forward(self, by: timedelta) -> None:
-        """Let time pass: all clocks go ahead, for all processes of the run.
+        """Let time pass: move all clocks of all processes of the run ahead.
 
         Raises:
             Stuck: no run is under way.
             DeclarationError: `by` is negative.
         """
-        _not_back("forward", by)
-        self._under_way().time.forward(by.total_seconds())
+        _check_not_negative("forward", by)
+        self._current_run().time.forward(by.total_seconds())
 
     def leap(self, by: timedelta) -> None:
         """Let the time of day leap now, as `leaps` describes.
@@ -146,7 +146,7 @@ class Clock:
         Raises:
             Stuck: no run is under way.
         """
-        self._under_way().leap(by)
+        self._current_run().leap(by)
 
     def suspend(self, how_long: timedelta) -> None:
         """Suspend the host now, as `suspends` describes.
@@ -155,19 +155,19 @@ class Clock:
             Stuck: no run is under way.
             DeclarationError: `how_long` is negative.
         """
-        _not_back("suspend", how_long)
-        self._under_way().suspend(how_long)
+        _check_not_negative("suspend", how_long)
+        self._current_run().suspend(how_long)
 
-    def _under_way(self) -> Showing:
+    def _current_run(self) -> ClockedRun:
         if self._run is None:
-            raise Stuck("the clock stands still: no run is under way. Move it in a function given to lab.meanwhile")
+            raise Stuck("no run is under way, so the clock cannot be moved: move it in a function given to lab.meanwhile")
         return self._run
 
-    def shows(self, run: Showing | None) -> None:
-        """Set the current run, or None after it; only the lab calls this."""
+    def set_run(self, run: ClockedRun | None) -> None:
+        """Set the current run, or None after a run. Only the lab calls this."""
         self._run = run
 
 
-def _not_back(name: str, by: timedelta) -> None:
+def _check_not_negative(name: str, by: timedelta) -> None:
     if by < timedelta():
-        raise DeclarationError(f"lab.clock.{name}({by!r}): it goes forward alone; give a time that is not negative, or let the clock leap")
+        raise DeclarationError(f"lab.clock.{name}({by!r}): time only goes forward: give a time that is not negative, or use lab.clock.leap")

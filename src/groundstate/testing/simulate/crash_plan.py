@@ -1,7 +1,8 @@
-"""The schedule of one run: moves, each at a crossing, and the moods of the external services; one line of text repeats the run.
+"""The schedule of one run: its moves (what disturbs the run at which crossing) and the moods of its calls. It can be written as a line of
+text.
 
-Crossings are numbered from 1 in the order in which they are reached, over all worker incarnations of a run; calls are numbered in the order
-in which they are sent. The same schedule on the same app is the same run.
+Crossings are numbered from 1 in the order in which the workers of a run reach them, across restarts; calls in the order in which they are
+sent. The same schedule on the same app always gives the same run.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _MOODS = {mood.value: mood for mood in Mood}
 class Move:
     """One disturbance, which happens when the numbered crossing is reached.
 
-    die: the process is killed.
+    die: the process that reached the crossing is killed.
     meanwhile: the transaction number `which` of another program is committed.
-    switch: another worker goes on.
-    unlock, freeze: a process loses its lock while it runs on, or while it is suspended until all its deadlines have passed.
-    copy, restore: the database is copied, or restored from that copy while no process is alive.
-    leap, suspend: the time of day leaps or the host is suspended, as number `which` of the lab's clock says.
+    switch: another worker than the one that reached the crossing runs next.
+    unlock: a process loses its lock, and runs on. freeze: a process loses its lock, and stands still until its deadlines have passed.
+    copy: the database is copied. restore: all processes are killed, and the database is restored from the copy.
+    leap, suspend: the time of day leaps or the host is suspended, by the amount that is declared as number `which` in the lab's clock.
     """
 
     crossing: int
@@ -39,12 +40,12 @@ class Move:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The disturbances of one run. moods: pairs of call number and mood; a call without a mood is done and answered."""
+    """The disturbances of one run. moods: pairs of call number and mood; a call without a mood is done, and its answer arrives."""
 
     moves: tuple[Move, ...] = ()
     moods: tuple[tuple[int, Mood], ...] = ()
-    hints: str = "told"  # one of HINTS: told, lost, doubled, reordered, invented
-    lookups_lag: bool = False  # whether a lookup sees an effect only after `settle_after`
+    hints: str = "told"  # what happens to hints; one of HINTS
+    lookups_lag: bool = False  # whether a lookup sees what a call did only after `settle_after`
     workers: int = 1
 
     def __str__(self) -> str:
@@ -57,20 +58,20 @@ class Schedule:
 
     @property
     def size(self) -> int:
-        """Return how many disturbances the schedule has; the smallest schedule that fails explains most."""
+        """Return how many disturbances the schedule has."""
         return len(self.moves) + len(self.moods) + (self.hints != "told") + self.lookups_lag + (self.workers - 1)
 
     @property
     def sort(self) -> str:
-        """Return the sort of the schedule: the kind of its one move, `calls` for one mood, `others` for one setting of the run, `mixtures`
-        for more.
+        """Return the sort of the schedule, which is used to count: the kind of its only move, `calls` for one mood, `mixtures` for several
+        disturbances, or `others`.
         """
         if self.size > 1:
             return "mixtures"
         return self.moves[0].kind if self.moves else "calls" if self.moods else "others"
 
-    def smaller(self) -> Iterator[Schedule]:
-        """Yield all schedules with one disturbance less."""
+    def smaller_schedules(self) -> Iterator[Schedule]:
+        """Yield each schedule that has one disturbance less than this one."""
         for move in self.moves:
             yield replace(self, moves=tuple(one for one in self.moves if one is not move))
         for mood in self.moods:
@@ -88,14 +89,16 @@ _WORD = re.compile(
 )
 
 
-def parsed(line: str) -> Schedule:
-    """Parse the line that `Schedule.__str__` writes. Raises ValueError, which names the invalid part."""
+def parse_schedule(line: str) -> Schedule:
+    """Return the schedule that this line, written by `Schedule.__str__`, stands for. Raises ValueError with a message that names the
+    invalid part.
+    """
     made = Schedule()
     for word in line.split():
         found = _WORD.fullmatch(word)
         if word == "nothing":
             continue
-        if found is None or not _has_meaning(found):
+        if found is None or not _is_known_part(found):
             raise ValueError(f"{word!r} is no part of a schedule: copy the line that a failure printed, such as 'die@12 die@30 call1=late'")
         if found["kind"]:
             made = replace(made, moves=(*made.moves, Move(int(found["crossing"]), found["kind"], int(found["which"] or 0))))
@@ -110,7 +113,7 @@ def parsed(line: str) -> Schedule:
     return made
 
 
-def _has_meaning(found: re.Match[str]) -> bool:
+def _is_known_part(found: re.Match[str]) -> bool:
     if found["kind"]:
         return found["kind"] in KINDS
     if found["call"]:

@@ -1,4 +1,4 @@
-"""Crossings, the places where the lab can cut a program, and their names in a story."""
+"""Crossings (the places at which the lab can kill a program), and what the log of a run calls them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Crossing:
-    """A place where the program can be cut: before a statement, around a commit, before a hint, or around a call or lookup."""
+    """A place at which the program can be killed: before a statement, before or after a commit, before a hint, or before, during or after a
+    call or lookup.
+    """
 
     number: int
-    kind: str  # statement, commit, committed, hint, call, done, answered, lookup, found
+    kind: str  # one of: statement, commit, committed, hint, call, done, answered, lookup, found
     what: str
     process: int
     inside: bool = False  # whether the process has a transaction open
-    told: bool = True  # whether a clock that can leap, or that runs on while the host is suspended, was read since the crossing before
+    told: bool = True  # whether a clock that can leap, or that counts suspensions, was read since the crossing before
 
     def __str__(self) -> str:
         return f"{_BEFORE.get(self.kind, self.kind)} {self.what}".strip()
@@ -34,8 +36,8 @@ _BEFORE = {
 }
 
 
-def in_short(statement: str) -> str:
-    """Shorten a statement to its verb and the first table that it names."""
+def shorten_statement(statement: str) -> str:
+    """Return the first word of the SQL statement and the first table that it names."""
     words = statement.split(None, 2)
     verb = words[0].upper() if words else ""
     if verb in {"BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "PRAGMA", "SET"}:

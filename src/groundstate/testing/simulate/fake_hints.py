@@ -1,4 +1,6 @@
-"""What happens to hints on their way in a run: told, lost, doubled, reordered or invented, as its schedule says."""
+"""Delivers the hints of a run (messages that say which rows changed): as its schedule says, they are told, lost, doubled, reordered or
+invented.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,18 @@ from groundstate.engine.sql.commit_hooks import Touched
 from groundstate.testing.simulate.sim_process import Process
 
 Arriving = tuple[Process, Touched]
-_NOBODYS: dict[type, object] = {int: -1, str: "nobody's"}  # primary key values that no record has
+_NOBODYS: dict[type, object] = {int: -1, str: "nobody's"}  # by type, a primary key value that no record has
 
 
-class Hints:
-    """The hints of one run, delivered as the schedule says."""
+class HintDelivery:
+    """Delivers the hints of one run. fate: what the schedule says about hints."""
 
     def __init__(self, fate: str) -> None:
         self._fate = fate
         self._held_back: list[Arriving] = []
 
-    def arriving(self, process: Process, touched: Touched) -> Sequence[Arriving]:
-        """Return the hints that arrive now that this one was sent."""
+    def arriving_hints(self, process: Process, touched: Touched) -> Sequence[Arriving]:
+        """Return the hints that arrive now, when this hint (the touched records) is sent: none, this one, or others too."""
         mine = (process, touched)
         match self._fate:
             case "lost":
@@ -36,22 +38,22 @@ class Hints:
                 arriving, self._held_back = list(reversed(self._held_back)), []
                 return arriving
             case "invented":
-                return (mine, (process, _invented(touched)))
+                return (mine, (process, _invent_hint(touched)))
             case _:
                 return (mine,)
 
 
-def _invented(touched: Touched) -> Touched:
-    """Return a false hint: it claims that all of the touched records changed, and one that does not exist.
+def _invent_hint(touched: Touched) -> Touched:
+    """Return a false hint: it names all of the touched records, and one record that does not exist.
 
-    Where no unused key can be made for a table, the hint names all of its records.
+    For a table in which no unused key can be made up, the hint names all records of the table.
     """
     made = Touched()
     for record in {*touched.keys, *touched.whole}:
         mapper: Any = inspect(record)
         key = tuple(_NOBODYS.get(column.type.python_type) for column in mapper.primary_key)
         if None in key:
-            made.add_whole(record)
+            made.add_class(record)
         else:
             made.add(record, [key, *touched.keys.get(record, ())], None)
     return made

@@ -1,6 +1,7 @@
-"""The fake provider of a call: a ledger of effects by idempotency key, which refuses, loses, delays and answers late as its schedule says.
+"""The fake provider of a call, with a ledger of what it did (its effects). As the schedule says, it refuses requests, loses them, or
+answers late.
 
-It touches no database, and knows nothing of the engine except which attempt a call belongs to.
+It uses no database. All it knows of the engine is which attempt a call belongs to.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ from typing import Any, Generic, TypeVar
 from groundstate.rules.specs import CallSpec
 
 A = TypeVar("A")
-Identity = tuple[str, str, str, str]  # app, reaction, record, occurrence
+Identity = tuple[str, str, str, str]  # (app, reaction, record, occurrence): which attempt a call belongs to
 
 
 class Mood(enum.Enum):
-    """What happens to a call; the value is its name in a schedule. The schedule decides separately when a lookup sees the effect."""
+    """What happens to a call. The value is the mood's name in a schedule. Another setting says when a lookup sees what the call did."""
 
     DONE = "done"
-    REFUSED = "refused"  # raises NotDone: it surely did not happen
-    BUSY = "busy"  # raises Throttled: it surely did not happen
-    LOST = "lost"  # the request never arrives, and the caller gets an error that leaves it in doubt
-    ANSWER_LOST = "answer-lost"  # it is done, and the caller gets an error that leaves it in doubt
-    LATE = "late"  # the caller gives up; the request is carried out as late as `settle_after` allows
-    LATE_ANSWER = "late-answer"  # it is done; the thread of a sync call brings the outcome after its timeout, an async call never
-    STUCK = "stuck"  # the thread of a sync call hangs, and sends its request long after the deadline; an async call is as LATE_ANSWER
+    REFUSED = "refused"  # the call raises NotDone: surely nothing was done
+    BUSY = "busy"  # the call raises Throttled: surely nothing was done
+    LOST = "lost"  # the request never arrives, and the caller gets an error that leaves the call in doubt
+    ANSWER_LOST = "answer-lost"  # the request is carried out, and the caller gets an error that leaves the call in doubt
+    LATE = "late"  # the caller times out, and the request is carried out as late as `settle_after` allows
+    LATE_ANSWER = "late-answer"  # the request is carried out; a sync call's thread brings the outcome after the timeout
+    STUCK = "stuck"  # a sync call's thread hangs, and sends the request long after the deadline; an async call: as LATE_ANSWER
 
 
 @dataclass(eq=False)
 class Effect(Generic[A]):
-    """One effect of a call at the fake provider."""
+    """One effect at the fake provider: what it did for a call."""
 
     number: int
     identity: Identity
@@ -39,32 +40,34 @@ class Effect(Generic[A]):
     argument: A
     answer: Any
     done_s: float
-    visible_s: float  # seconds of the run from which on a lookup sees it
-    taken: int = 0  # how often a committed transaction wrote its outcome to the record
-    taken_in: int = 0  # how often the record had entered its condition when the outcome was written
+    visible_s: float  # seconds after the run began from which on a lookup sees the effect
+    taken: int = 0  # how many committed transactions wrote the outcome of the effect to the record
+    taken_in: int = 0  # how often the record's condition had become true when the outcome was written last
 
 
 @dataclass(eq=False)
 class Ledger(Generic[A]):
-    """What one fake provider did in the current or the last run, for the assertions of a test."""
+    """The ledger of one fake provider in the current or the last run, for the assertions of a test."""
 
     entries: list[Effect[A]] = field(default_factory=list)
-    requests: int = 0  # calls that were sent
-    asked: int = 0  # lookups that were made
+    requests: int = 0  # number of calls that were sent
+    asked: int = 0  # number of lookups that were made
 
     @property
     def effects(self) -> list[A]:
-        """Return the arguments of all effects, in order."""
+        """Return the call's argument for each effect (for each time that the provider acted), in order."""
         return [one.argument for one in self.entries]
 
     @property
     def keys(self) -> list[str]:
-        """Return the idempotency keys of all effects, in order."""
+        """Return the idempotency key of each effect (of each time that the provider acted), in order."""
         return [one.key for one in self.entries]
 
 
 class Client:
-    """Access to the fake provider, from which `lab.fake(..., through=...)` makes the client for the user's own call and lookup."""
+    """Gives access to the fake provider. The function `through` of `lab.fake` makes from it the client for the user's own call and
+    lookup.
+    """
 
     def __init__(self, request: Callable[[str, Any], Any], seen: Callable[[], list[Effect[Any]]]) -> None:
         self._request = request
@@ -74,20 +77,20 @@ class Client:
         """Carry out a request at the fake provider under this key, and return its answer.
 
         Raises:
-            NotDone, Throttled: surely nothing happened.
-            ConnectionError, TimeoutError: it may have happened.
+            NotDone, Throttled: surely nothing was done.
+            ConnectionError, TimeoutError: the request may have been carried out.
         """
         return self._request(key, argument)
 
     @property
     def seen(self) -> list[Effect[Any]]:
-        """Return the effects that a lookup can see now, in order: each with `key`, `argument` and `answer`."""
+        """Return the effects (what the provider did) that a lookup can see now, oldest first. Each has `key`, `argument` and `answer`."""
         return self._seen()
 
 
 @dataclass(eq=False)
 class Fake:
-    """Stands in for one call and its lookup. through: makes the client for the user's own functions, which are run then."""
+    """Stands in for one call and its lookup. through: makes the client for the user's own call and lookup; None if these are not run."""
 
     name: str
     spec: CallSpec
@@ -95,18 +98,20 @@ class Fake:
     through: Callable[[Client], Any] | None = None
     ledger: Ledger[Any] = field(default_factory=Ledger)
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         self.ledger.entries.clear()
         self.ledger.requests = self.ledger.asked = 0
 
     @property
-    def keeps_keys(self) -> bool:
-        """Return whether the provider answers a known key with what it did before, as one under `same_key` does."""
+    def has_deduplication(self) -> bool:
+        """Return whether the provider acts only once for an idempotency key, as the policy `same_key` requires."""
         return self.spec.in_doubt.kind == "same_key"
 
-    def do(self, identity: Identity, key: str, argument: Any, now_s: float, visible_s: float) -> Effect[Any]:
-        """Carry out a request that has arrived. A key is kept for as long as `kept_for` promises, and then forgotten at once."""
-        if self.keeps_keys:
+    def carry_out(self, identity: Identity, key: str, argument: Any, now_s: float, visible_s: float) -> Effect[Any]:
+        """Carry out a request and return its effect, or return the earlier effect of its key. A key is remembered for exactly `kept_for`.
+        now_s, visible_s: seconds since the run began, now and from when a lookup sees the effect.
+        """
+        if self.has_deduplication:
             kept_for = self.spec.in_doubt.kept_for
             for known in self.ledger.entries:
                 if known.key == key and (kept_for is None or now_s < known.done_s + kept_for.total_seconds()):
@@ -116,7 +121,9 @@ class Fake:
         self.ledger.entries.append(made)
         return made
 
-    def find(self, key: str, now_s: float) -> Effect[Any] | None:
-        """Answer a lookup: return the first visible effect under the key, or None."""
+    def look_up(self, key: str, now_s: float) -> Effect[Any] | None:
+        """Answer a lookup made `now_s` seconds after the run began: return the first effect under the key that is visible then; None
+        if there is none.
+        """
         self.ledger.asked += 1
         return next((one for one in self.ledger.entries if one.key == key and one.visible_s <= now_s), None)

@@ -1,4 +1,4 @@
-"""The external services of one run: the fake provider of each call, and how late a request may arrive and an effect be seen."""
+"""The external services of one run: the fake provider of each call, when requests arrive there, and when lookups see their effects."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from groundstate.rules.specs import CallSpec
 from groundstate.testing.simulate.fake_environment import Time
 from groundstate.testing.simulate.fake_provider import Effect, Fake
 
-RETRIED_S = 15.0  # seconds: once an attempt in doubt may be looked up, a worker surely does so within this time
+RETRIED_S = 15.0  # seconds within which a worker surely looks up an attempt in doubt, from when it may
 
 
 class ExternalService:
     """All external services of one run.
 
-    lookups_lag: whether a lookup sees an effect only after `settle_after`.
-    leaps: whether the clock by which deadlines are measured may be set.
+    lookups_lag: whether a lookup sees an effect (what a call did) only after `settle_after`.
+    leaps: whether the time of day leaps in this run.
     """
 
     def __init__(self, fakes: Sequence[Fake], time: Time, *, lookups_lag: bool, leaps: bool = False) -> None:
@@ -33,68 +33,72 @@ class ExternalService:
 
     def fake_of(self, in_flight: InFlightCall) -> Fake:
         """Return the fake provider of this in-flight call."""
-        return self._fakes[_call_of(in_flight)]
+        return self._fakes[_declared_call(in_flight)]
 
-    def carry_out(self, in_flight: InFlightCall, key: str, argument: Any) -> tuple[Effect[Any], bool]:
-        """Carry out the request of this in-flight call.
-
-        Return True with the effect where it was done now, and False where the key was known.
+    def carry_out_request(self, in_flight: InFlightCall, key: str, argument: Any) -> tuple[Effect[Any], bool]:
+        """Carry out the request of this call. Return a pair: its effect (what the provider did), and whether that is new. If the provider
+        knew the key, it is the earlier effect.
         """
         fake = self.fake_of(in_flight)
         before = len(fake.ledger.entries)
-        effect = fake.do(in_flight.identity, key, argument, self._time.now_s, self._visible_s(in_flight))
+        effect = fake.carry_out(in_flight.identity, key, argument, self._time.now_s, self._visible_from_s(in_flight))
         return effect, len(fake.ledger.entries) > before
 
-    def last_s(self, in_flight: InFlightCall) -> float:
-        """Return the last time, as `now_s`, at which the request of this call may still arrive: `settle_after` past its deadline.
+    def latest_arrival_s(self, in_flight: InFlightCall) -> float:
+        """Return the last moment at which the request of this call may still arrive, `settle_after` past its deadline, in seconds since the
+        run began.
 
-        Where the clock leaps and the worker dies, the deadline is lost; then it is `settle_after` past now, when its caller gave up or
-        died.
+        If the clock leaps and the worker dies, nobody knows the deadline any more. So in a run with leaps it is nearly `settle_after` from
+        now.
         """
-        call = _call_of(in_flight)
+        call = _declared_call(in_flight)
         if self._leaps:
             return self._time.now_s + _settle_after(call).total_seconds() - 0.002
         boot_s, _ = in_flight.begun
-        return boot_s + _arrives_within(call).total_seconds()
+        return boot_s + _longest_arrival_time(call).total_seconds()
 
-    def done(self) -> object:
-        """Return all effects in order, and the counts of effects, requests and lookups, of every fake provider."""
+    def effects_and_counts(self) -> object:
+        """Return a pair: all effects of all fake providers in order, and for each provider its numbers of effects, requests and lookups."""
         ledgers = [fake.ledger for fake in self._fakes.values()]
         effects = [
-            (one.identity, one.key, _told(one.argument), one.answer, one.done_s, one.visible_s, one.taken, one.taken_in)
+            (one.identity, one.key, _comparable_argument(one.argument), one.answer, one.done_s, one.visible_s, one.taken, one.taken_in)
             for ledger in ledgers
             for one in ledger.entries
         ]
         return effects, [(len(ledger.entries), ledger.requests, ledger.asked) for ledger in ledgers]
 
     @property
-    def longest_s(self) -> float:
-        """Seconds until each call that is in flight now has surely been settled, and repeated where it was not done."""
-        return max((_arrives_within(call).total_seconds() for call in self._fakes), default=60.0) + RETRIED_S
+    def surely_settled_within_s(self) -> float:
+        """Seconds after which each call that is in flight now is surely settled: its outcome is known, or it was not carried out and was
+        repeated.
+        """
+        return max((_longest_arrival_time(call).total_seconds() for call in self._fakes), default=60.0) + RETRIED_S
 
-    def _visible_s(self, in_flight: InFlightCall) -> float:
-        """Return when a lookup begins to see the effect, as `now_s`: at once, or as late as `settle_after` allows."""
-        if not self._finds_lag or _call_of(in_flight).in_doubt.settle_after is None:
+    def _visible_from_s(self, in_flight: InFlightCall) -> float:
+        """Return from when a lookup sees the effect of this call, in seconds since the run began: from now, or from just after the
+        last moment that `settle_after` allows.
+        """
+        if not self._finds_lag or _declared_call(in_flight).in_doubt.settle_after is None:
             return self._time.now_s
-        return max(self._time.now_s, self.last_s(in_flight) + 0.001)
+        return max(self._time.now_s, self.latest_arrival_s(in_flight) + 0.001)
 
 
-def _told(argument: Any) -> object:
-    """Return a record as a list of its values, and any other argument unchanged."""
+def _comparable_argument(argument: Any) -> object:
+    """Return the argument as it is compared: a record as a sorted list of its attributes with values, and any other argument unchanged."""
     state: Any = inspect(argument, raiseerr=False)
     if not isinstance(state, InstanceState):
         return argument
     return sorted((name, value) for name, value in state.dict.items() if name != "_sa_instance_state")
 
 
-def _call_of(in_flight: InFlightCall) -> CallSpec:
+def _declared_call(in_flight: InFlightCall) -> CallSpec:
     call = in_flight.query.spec.call
-    assert call is not None  # noqa: S101  # only reactions with a call have in-flight calls
+    assert call is not None  # noqa: S101  # only reactions with a call have calls in flight
     return call
 
 
-def _arrives_within(call: CallSpec) -> timedelta:
-    """Return how long after its begin a request of this call may arrive."""
+def _longest_arrival_time(call: CallSpec) -> timedelta:
+    """Return for how long after a call was begun its request may still arrive."""
     return call.timeout + MARGIN + _settle_after(call)
 
 

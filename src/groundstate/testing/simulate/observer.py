@@ -1,4 +1,4 @@
-"""The interface by which the stage reports what happens in a run to the judge; `invariants.Book` implements it."""
+"""The interface through which a run reports its events to the judge. `invariants.InvariantJudge` implements it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from groundstate.testing.simulate.sim_process import Process
 
 
 class Judge(Protocol):
-    """The judge, which is notified of what happens in a run."""
+    """The judge: it is told the events of a run, and checks the invariants."""
 
-    def committed(self, *, ours_alone: bool) -> None:
-        """A transaction was committed. ours_alone: it wrote only to groundstate's own tables."""
+    def on_commit(self, *, ours_alone: bool) -> None:
+        """Called after a commit. ours_alone: whether the transaction wrote only to groundstate's own tables."""
 
-    def leave(self, in_flights: Sequence[InFlightCall]) -> None:
-        """These in-flight calls leave the worker's thread, so their requests may arrive at any moment from now on."""
+    def on_calls_leave(self, in_flights: Sequence[InFlightCall]) -> None:
+        """Called when the worker has handed over these calls, so that their requests may arrive at the service from now on."""
 
-    def acted(self, effect: Effect[Any]) -> None:
-        """An external service has carried out a request."""
+    def on_effect(self, effect: Effect[Any]) -> None:
+        """Called when an external service has carried out a request; the effect is what it did."""
 
-    def brought(self, process: Process, effect: Effect[Any]) -> None:
-        """The outcome of this effect has come back to the process."""
+    def on_outcome_delivered(self, process: Process, effect: Effect[Any]) -> None:
+        """Called when the process has received the outcome of this effect (what a service did for its call)."""
 
-    def left(self) -> object:
-        """Return what the judge knows of the run beside the database and the external services, and will use later."""
+    def restart_state(self) -> object:
+        """Return what the judge remembers that later checks depend on. The states of the database and of the services are not part of
+        it.
+        """
 
-    def copied(self) -> Any:
-        """Return what the judge knows of the database's content, to be given to `put_back` with the copy."""
+    def snapshot(self) -> Any:
+        """Return what the judge knows of the database's content. When the database is restored from a copy, `restore_snapshot` gets what
+        was returned at the time of the copy.
+        """
 
-    def put_back(self, known: Any) -> None:
-        """The database was restored from its copy; `known` is what `copied` returned then."""
+    def restore_snapshot(self, known: Any) -> None:
+        """Called when the database was restored from a copy. known: what `snapshot` returned when the copy was made."""

@@ -1,18 +1,19 @@
-"""Remembers restarts that were carried out: where every process is dead, the state left behind determines how the run goes on.
+"""Remembers the restarts that were tried. When every process is dead, the state left behind determines the rest of the run.
 
-That state is the database with the files beside it, byte for byte; the effects at external services; what the user's own functions were run
-for; and the random numbers of the next worker incarnation. Only the clock differs, by the milliseconds that the lab's crossings cost.
+That state consists of the database with the files beside it, byte for byte; the effects at external services; the runs of the user's own
+functions; and the state of the random number generator. The clock is part of it too, but times that differ by less than NEARLY_S count as
+equal.
 """
 
 from __future__ import annotations
 
 import hashlib
 
-NEARLY_S = 0.1  # seconds: a host this much slower is in the same state, where nothing became due meanwhile
+NEARLY_S = 0.1  # seconds: times of two restarts that differ by less than this count as equal
 
 
-class Joined(Exception):
-    """Raised to end a run early: an earlier run left the same state, so the rest of the run is known."""
+class RestartAlreadyTried(Exception):
+    """Raised to end a run early: an earlier run restarted from an equal state, so the rest of this run is known."""
 
 
 class Restarts:
@@ -22,9 +23,10 @@ class Restarts:
         self._begun: dict[bytes, list[float]] = {}
 
     def was_tried(self, left: object, now_s: float) -> bool:
-        """Return whether a restart from this state was tried at nearly this time; if not, remember it.
+        """Return whether a restart from this state was tried, nearly `now_s` seconds after its run began. If not, remember this
+        restart.
 
-        left: the state, made of values that are equal exactly if their reprs are equal.
+        left: the state left behind by the dead processes. Two states are equal if their reprs are equal.
         """
         begun = self._begun.setdefault(hashlib.sha256(repr(left).encode()).digest(), [])
         if any(abs(now_s - earlier_s) < NEARLY_S for earlier_s in begun):

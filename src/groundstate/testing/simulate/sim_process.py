@@ -1,4 +1,4 @@
-"""A process of a run: a worker for each store, its threads, connections and locks; and what is left of it when it dies."""
+"""A simulated process of a run: a worker for each store, with its threads, connections and locks."""
 
 from __future__ import annotations
 
@@ -11,59 +11,65 @@ from groundstate.engine.sql import commit_hooks
 from groundstate.engine.worker import Worker
 from groundstate.store import driver_guard
 from groundstate.testing.simulate.cooperative_threads import Actor
-from groundstate.testing.simulate.db_intercept import Wired
+from groundstate.testing.simulate.db_intercept import InterceptedDatabase
 
 
 @dataclass(eq=False)
 class Process:
-    """One process of a run. `wired` holds its databases, one for each worker."""
+    """One simulated process. wired: its databases, one for each worker. killed: whether the lab killed it. dead: whether it has ended in
+    any way.
+    """
 
     number: int
     workers: list[Worker] = field(default_factory=list)
-    wired: list[Wired] = field(default_factory=list)
+    wired: list[InterceptedDatabase] = field(default_factory=list)
     actors: list[Actor] = field(default_factory=list)
     connections: list[Any] = field(default_factory=list)
     dead: bool = False
     killed: bool = False
     started: bool = False
-    frozen_until_s: float = 0.0  # `now_s` until which it stands still, as a process on a paused host does
+    frozen_until_s: float = 0.0  # seconds since the run began until which its threads do not run, as on a paused host
 
     @property
     def name(self) -> str:
         return f"worker {self.number}"
 
-    def left(self) -> tuple[object, ...]:
-        """Return what a killed process leaves outside of the database: the ids, begins and soundness of its worker incarnations."""
+    def state_left_behind(self) -> tuple[object, ...]:
+        """Return what a killed process leaves outside of the database: for each worker incarnation, its id, its count of begun calls, and
+        whether it held its lock.
+        """
         return tuple((worker.incarnation.id, worker.incarnation.begins, worker.incarnation.sound) for worker in self.workers)
 
-    def drivers(self) -> list[Any]:
+    def driver_connections(self) -> list[Any]:
         """Return the driver connections of the process, including those that hold its locks."""
         locks = [getattr(worker.incarnation.liveness, "_connection", None) for worker in self.workers]
         return [*self.connections, *(one for one in locks if one is not None)]
 
-    def let_go(self) -> None:
-        """Do what the operating system does when a process ends: close its connections and files, and so free its locks."""
+    def release_resources(self) -> None:
+        """Close the connections and files of the process, as the operating system does when a process ends. This frees the process's
+        locks.
+        """
         self.dead = True
         for worker in self.workers:
-            commit_hooks.stop_listening(worker)
+            commit_hooks.remove_listener(worker)
             with suppress(Exception):
                 worker.incarnation.liveness.release()
             watching = getattr(worker.database, "_watching", None)
             if watching is not None:
                 watching.close()
-            witness = worker._witness  # noqa: SLF001  # the operating system would close its descriptors
+            witness = worker._witness  # noqa: SLF001  # the operating system would close the file descriptors
             if witness is not None and hasattr(witness, "close"):
                 witness.close()
         for connection in self.connections:
             with suppress(Exception):
-                driver_guard.close(connection)
+                driver_guard.close_despite_guard(connection)
 
 
 @dataclass(eq=False)
 class Task:
-    """One future step of a call in flight."""
+    """One future step of a call in flight, which is run `at_s` seconds after the run began."""
 
     process: Process
     run: Callable[[], None]
     at_s: float
-    outlives: bool = False  # a request that has left its process arrives even if the process dies
+    outlives: bool = False  # whether it is run even if its process dies, as for a request that has left the process

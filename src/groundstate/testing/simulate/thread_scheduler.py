@@ -1,4 +1,6 @@
-"""Decides which thread of which process of a run goes on, and when time passes; it decides the same in each repetition."""
+"""The thread scheduler of a run: it decides which thread runs next and when time passes. Its decisions are the same in each repetition of a
+run.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +11,22 @@ from groundstate.testing.simulate.cooperative_threads import Actor
 from groundstate.testing.simulate.fake_environment import Stuck, Time
 from groundstate.testing.simulate.sim_process import Process, Task
 
-BLOCKED_S = 0.02  # seconds: a statement on PostgreSQL that takes longer is checked for waiting for a lock
+BLOCKED_S = 0.02  # seconds after which the scheduler asks PostgreSQL whether a running statement waits for a lock
 
 
-class Locking(Protocol):
-    """The database server, where statements may wait for each other's locks."""
+class LockingDatabase(Protocol):
+    """A database in which statements may wait for locks."""
 
     locks_rows: bool
 
-    def waits(self, connection: Any) -> bool:
+    def waits_for_lock(self, connection: Any) -> bool:
         """Return whether the statement on this driver connection waits for a lock."""
 
 
-class Turns:
-    """The thread scheduler of one run. `after` is called when a thread has parked or ended."""
+class ThreadScheduler:
+    """The thread scheduler of one run. after: a function that is called whenever a thread has paused or ended, or a task has run."""
 
-    def __init__(self, time: Time, place: Locking, after: Callable[[], None]) -> None:
+    def __init__(self, time: Time, place: LockingDatabase, after: Callable[[], None]) -> None:
         self.alive: list[Process] = []
         self.preferred: Process | None = None
         self.tasks: list[Task] = []
@@ -32,39 +34,41 @@ class Turns:
         self._place = place
         self._after = after
         self._running: Actor | None = None
-        self._beyond: set[Actor] = set()  # threads in a statement that waits for a lock of another
+        self._blocked: set[Actor] = set()  # threads whose statement waits for a lock that another thread holds
 
     @property
     def is_alone(self) -> bool:
-        """Return whether no other process than the one that runs could go on."""
+        """Return whether only one process is alive, and no other is to run next."""
         return len(self.alive) == 1 and self.preferred is None
 
     def next_task_s(self) -> float | None:
-        """Return when the next step of a call in flight is due, as `now_s`, or None."""
-        return min((_when(task) for task in self.tasks if task.outlives or not task.process.dead), default=None)
+        """Return when the next task is due, in seconds since the run began; None if there is none."""
+        return min((_earliest_s(task) for task in self.tasks if task.outlives or not task.process.dead), default=None)
 
     def step(self, end: float | None) -> bool:
-        """Let one thread run, or time pass where none can; return False when the monotonic clock has reached `end`."""
+        """Run one thread or task, or let time pass if none can run. Return False if none can run and the monotonic clock has reached `end`
+        seconds; None as `end` is no limit.
+        """
         now = self._time.now_s
-        # A request that a frozen worker was about to send goes out before the worker checks that it still has its lock.
-        if any(0 < task.process.frozen_until_s <= now for task in self.tasks) and self.let_arrive():
+        # A request that a worker was about to send when it was stopped is sent before the worker checks whether it still holds its lock.
+        if any(0 < task.process.frozen_until_s <= now for task in self.tasks) and self.run_due_task():
             return True
         actor = self._next_actor()
         if actor is not None:
-            self._lead(actor)
+            self._resume_actor(actor)
             return True
-        if self.let_arrive():
+        if self.run_due_task():
             return True
         if end is not None and self._time.awake_s >= end:
             return False
-        times = [*self._soon(), *([self._time.real_s(end)] if end is not None else [])]
+        times = [*self._next_times_s(), *([self._time.real_s(end)] if end is not None else [])]
         if not times:
-            raise Stuck("everybody waits, and for nothing that could come")
+            raise Stuck("all threads wait, and no event that could wake one of them is to come")
         self._time.forward(min(times) - now)
         return True
 
-    def _soon(self) -> Sequence[float]:
-        in_air = [_when(task) for task in self.tasks]
+    def _next_times_s(self) -> Sequence[float]:
+        in_air = [_earliest_s(task) for task in self.tasks]
         waiting = [
             max(self._time.real_s(actor.until), process.frozen_until_s)
             for process in self.alive
@@ -75,19 +79,21 @@ class Turns:
         return [*(in_air or waiting), *frozen]
 
     def suspend(self, seconds: float) -> None:
-        """Suspend the host of all processes. Requests that have left it arrive meanwhile; its own steps wait."""
+        """Suspend the host of all processes for this many seconds. Requests that have left the host arrive meanwhile; all other tasks are
+        postponed.
+        """
         time, end = self._time, self._time.now_s + seconds
         for task in self.tasks:
             if not task.outlives and task.at_s > time.now_s:
                 task.at_s += seconds
         while (at_s := min((task.at_s for task in self.tasks if task.outlives), default=end)) < end:
             time.suspend(at_s - time.now_s)
-            self.let_arrive(gone=True)
+            self.run_due_task(gone=True)
         time.suspend(end - time.now_s)
 
-    def let_arrive(self, *, gone: bool = False) -> bool:
-        """Carry out one due step of a call in flight; return False where none is due. gone: only a step that has left its process."""
-        ready = next((task for task in self.tasks if _when(task) <= self._time.now_s and (task.outlives or not gone)), None)
+    def run_due_task(self, *, gone: bool = False) -> bool:
+        """Run one task that is due, and return False if none is. gone: whether only requests that have left their process may be run."""
+        ready = next((task for task in self.tasks if _earliest_s(task) <= self._time.now_s and (task.outlives or not gone)), None)
         if ready is None:
             return False
         self.tasks.remove(ready)
@@ -97,45 +103,51 @@ class Turns:
         return True
 
     def _next_actor(self) -> Actor | None:
-        """Return the thread to run next: the one that ran before, unless it waits or another process is preferred."""
-        if self._beyond:
-            self._look_beyond()
+        """Return the thread to run next: the thread that ran last if it can, unless another process is preferred. Return None if no thread
+        can run.
+        """
+        if self._blocked:
+            self._recheck_blocked_threads()
         moving = [process for process in self.alive if process.frozen_until_s <= self._time.now_s]
         order = sorted(moving, key=lambda process: process is not self.preferred)
-        actors = [actor for process in order for actor in process.actors if not actor.done and actor not in self._beyond]
+        actors = [actor for process in order for actor in process.actors if not actor.done and actor not in self._blocked]
         if self._running in actors and self.preferred is None:
             actors.remove(self._running)
             actors.insert(0, self._running)
         return next((actor for actor in actors if actor.ready() or (actor.until is not None and actor.until <= self._time.awake_s)), None)
 
-    def _lead(self, actor: Actor) -> None:
+    def _resume_actor(self, actor: Actor) -> None:
         self._running = actor
-        if actor.go_on(BLOCKED_S if self._place.locks_rows else None) or self._is_back(actor):
+        if actor.resume(BLOCKED_S if self._place.locks_rows else None) or self._wait_unless_blocked(actor):
             self._after()
         else:
-            self._beyond.add(actor)
+            self._blocked.add(actor)
 
-    def _is_back(self, actor: Actor) -> bool:
-        """Wait for a thread that neither parked nor ended. Return False where its statement waits for a lock, so that others may run."""
-        while not actor.arrived(BLOCKED_S):
-            if self._waits(actor):
+    def _wait_unless_blocked(self, actor: Actor) -> bool:
+        """Wait until this running thread pauses or ends. Return False if its statement waits for a lock, so that another thread must run
+        first.
+        """
+        while not actor.wait_until_parked(BLOCKED_S):
+            if self._waits_for_lock(actor):
                 return False
         return True
 
-    def _waits(self, actor: Actor) -> bool:
+    def _waits_for_lock(self, actor: Actor) -> bool:
         process = next(one for one in self.alive if actor in one.actors)
-        return any(self._place.waits(connection) for connection in process.connections)
+        return any(self._place.waits_for_lock(connection) for connection in process.connections)
 
-    def _look_beyond(self) -> None:
-        for actor in sorted(self._beyond, key=lambda one: one.name):
+    def _recheck_blocked_threads(self) -> None:
+        for actor in sorted(self._blocked, key=lambda one: one.name):
             if actor.dead:
-                self._beyond.discard(actor)
-            elif not self._waits(actor) and self._is_back(actor):
-                self._beyond.discard(actor)
+                self._blocked.discard(actor)
+            elif not self._waits_for_lock(actor) and self._wait_unless_blocked(actor):
+                self._blocked.discard(actor)
                 self._running = actor
                 self._after()
 
 
-def _when(task: Task) -> float:
-    """Return when the step can be carried out: the steps of a frozen process wait, a request that has left it does not."""
+def _earliest_s(task: Task) -> float:
+    """Return when the task can be run, in seconds since the run began. While its process stands still it waits, unless it is a request that
+    has left the process.
+    """
     return task.at_s if task.outlives else max(task.at_s, task.process.frozen_until_s)

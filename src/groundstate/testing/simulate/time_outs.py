@@ -1,6 +1,7 @@
-"""Finds out how a user's own call reacts to a time-out, by a stand-in for its client and without the external service.
+"""Finds out how a user's own call reacts to a time-out, with a stand-in for its client and without the external service.
 
-A call that takes a time-out for 'surely not done' is done twice; it passes the type checker, and works on every day without a time-out.
+A call that reports a time-out as 'surely not done' would be made twice. Neither a type checker nor a test without time-outs finds that
+mistake.
 """
 
 from __future__ import annotations
@@ -13,30 +14,30 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self, TypeGuard
 
-from groundstate.app.validate_not_done import names_a_time_out
+from groundstate.app.validate_not_done import is_timeout_name
 from groundstate.rules.specs import CallSpec
 
-ROUNDS = 50  # iterations of the event loop; an async call that awaits longer does not wait for the stand-in
-DEPTH = 4  # levels of containers and objects in which the key is looked for among the client's arguments
+ROUNDS = 50  # turns of the event loop: an async call that is not done after these waits for something other than the stand-in
+DEPTH = 4  # how deep in nested containers and objects the client's arguments are searched for the key
 
 Fence = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a call ended after a time-out: the exception that it raised, or what it returned."""
+    """How a user's call ended after a time-out of its client: the exception that it raised, or what it returned."""
 
-    met: str  # the name of the time-out's class
+    met: str  # name of the exception class with which the client timed out
     raised: BaseException | None
     returned: Any = None
 
 
-class _Enough(BaseException):
-    """Raised where the call makes another request after the time-out, whose answer no stand-in can know."""
+class _AnotherRequest(BaseException):
+    """Raised if the call makes a second request after the time-out: the stand-in cannot know the answer to it."""
 
 
-class StandIn:
-    """A client that accepts any attribute and call, until a request carries the idempotency key: that request times out."""
+class ClientStandIn:
+    """A client that accepts any attribute and any method call. A method call with the idempotency key in its arguments times out."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -47,8 +48,8 @@ class StandIn:
         return self
 
     def __call__(self, *given: Any, **named: Any) -> Self:
-        """Accept the call, or raise the time-out if it is the request."""
-        self._request.is_made((given, named))
+        """Accept the method call and return this client, or raise the time-out if the arguments contain the key."""
+        self._request.raise_if_key_is_given((given, named))
         return self
 
     def __getitem__(self, _key: object) -> Self:
@@ -70,40 +71,41 @@ class StandIn:
 
 
 class Request:
-    """The one request of a call, which is recognised by its idempotency key and raises `error`."""
+    """The one request that a call makes. It is recognised by the idempotency key in its arguments, and raises `error`."""
 
     def __init__(self, key: str, error: BaseException) -> None:
         self.timed_out = False
         self._key = key
         self.error = error
 
-    def is_made(self, given: object) -> None:
-        """Raise the error if these arguments carry the key."""
+    def raise_if_key_is_given(self, given: object) -> None:
+        """Raise the time-out if these arguments contain the key. Raise _AnotherRequest if the time-out was raised before."""
         if self.timed_out:
-            raise _Enough
-        if _carries(given, self._key, DEPTH):
+            raise _AnotherRequest
+        if _contains_key(given, self._key, DEPTH):
             self.timed_out = True
             raise self.error
 
 
-def taken_by(call: CallSpec, run: Callable[[Any], Any], key: str, fence: Fence) -> Iterator[Ended]:
-    """Yield how the user's call ends after each time-out that it could meet: Python's own, and those named in its code.
+def results_after_time_outs(call: CallSpec, run: Callable[[Any], Any], key: str, fence: Fence) -> Iterator[Ended]:
+    """Yield one Ended for each time-out that the call's client could raise: for Python's TimeoutError, and for the classes named in the
+    function's source.
 
-    run: calls the user's function with this client.
-    fence: a context in which nothing reaches external services.
-    A call that takes no client or no key is not run, since it could not be tried without a real effect.
+    run: a function that calls the user's function with the given client.
+    fence: a function that returns a context in which nothing reaches external services.
+    A call that takes no client or no key is not run, since it might have a real effect.
     """
     if {"client", "key"} <= set(call.function.wants.values()):
-        kinds: list[type[Exception]] = [TimeoutError, *_named_in(call)]
+        kinds: list[type[Exception]] = [TimeoutError, *_time_out_classes_in(call)]
         for kind in dict.fromkeys(kinds):
-            request = Request(key, _made(kind))
-            ended = _ended(call, run, request, fence)
+            request = Request(key, _time_out_error_of_class(kind))
+            ended = _run_with_time_out(call, run, request, fence)
             if request.timed_out and ended is not None:
                 yield ended
 
 
-def _named_in(call: CallSpec) -> list[type[Exception]]:
-    """Return the time-out classes that the call's code names, directly or in a module."""
+def _time_out_classes_in(call: CallSpec) -> list[type[Exception]]:
+    """Return the time-out classes that the call's function names in its source, by themselves or as an attribute of a module."""
     function: Any = inspect.unwrap(call.function.call)
     code = getattr(function, "__code__", None)
     if code is None:
@@ -111,15 +113,15 @@ def _named_in(call: CallSpec) -> list[type[Exception]]:
     known = {**function.__globals__, **inspect.getclosurevars(function).nonlocals}
     named = [known[name] for name in (*code.co_names, *code.co_freevars) if name in known]
     within = [getattr(module, name, None) for module in named if isinstance(module, ModuleType) for name in code.co_names]
-    return list(filter(_is_late, [*named, *within]))
+    return list(filter(_is_time_out_class, [*named, *within]))
 
 
-def _is_late(one: object) -> TypeGuard[type[Exception]]:
-    """Return whether the object is the class of a time-out that can come after the request was sent."""
-    return isinstance(one, type) and issubclass(one, Exception) and names_a_time_out(one.__name__)
+def _is_time_out_class(one: object) -> TypeGuard[type[Exception]]:
+    """Return whether the object is an exception class for a time-out that can happen after the request was sent."""
+    return isinstance(one, type) and issubclass(one, Exception) and is_timeout_name(one.__name__)
 
 
-def _made(kind: type[Exception]) -> Exception:
+def _time_out_error_of_class(kind: type[Exception]) -> Exception:
     with suppress(Exception):
         return kind()
     with suppress(Exception):
@@ -127,22 +129,26 @@ def _made(kind: type[Exception]) -> Exception:
     return kind.__new__(kind)
 
 
-def _ended(call: CallSpec, run: Callable[[Any], Any], request: Request, fence: Fence) -> Ended | None:
+def _run_with_time_out(call: CallSpec, run: Callable[[Any], Any], request: Request, fence: Fence) -> Ended | None:
     met = type(request.error).__name__
     try:
         if call.function.is_async:
-            return Ended(met, None, asyncio.run(_in_a_loop(run, request, fence)))
+            return Ended(met, None, asyncio.run(_await_for_limited_rounds(run, request, fence)))
         with fence(call.function.name):
-            return Ended(met, None, run(StandIn(request)))
-    except (_Enough, asyncio.CancelledError, AssertionError):  # the fence raises AssertionError where the call would reach a service
+            return Ended(met, None, run(ClientStandIn(request)))
+    except (
+        _AnotherRequest,
+        asyncio.CancelledError,
+        AssertionError,
+    ):  # the fence raises AssertionError if the call would reach a service
         return None
-    except Exception as error:  # noqa: BLE001  # whatever the user's function raises is the result
+    except Exception as error:  # noqa: BLE001  # whatever the user's function raises is how it ended
         return Ended(met, error)
 
 
-async def _in_a_loop(run: Callable[[Any], Any], request: Request, fence: Fence) -> Any:
-    """Await the call for a limited number of iterations of the event loop, so only as long as it awaits the stand-in."""
-    task = asyncio.ensure_future(run(StandIn(request)))
+async def _await_for_limited_rounds(run: Callable[[Any], Any], request: Request, fence: Fence) -> Any:
+    """Await the call, and return its result. If it is not done after ROUNDS turns of the event loop, cancel it."""
+    task = asyncio.ensure_future(run(ClientStandIn(request)))
     with fence("the call"):
         for _ in range(ROUNDS):
             await asyncio.sleep(0)
@@ -154,7 +160,7 @@ async def _in_a_loop(run: Callable[[Any], Any], request: Request, fence: Fence) 
     raise asyncio.CancelledError
 
 
-def _carries(given: object, key: str, depth: int) -> bool:
+def _contains_key(given: object, key: str, depth: int) -> bool:
     if isinstance(given, str):
         return key in given
     if isinstance(given, bytes):
@@ -162,8 +168,8 @@ def _carries(given: object, key: str, depth: int) -> bool:
     if depth == 0:
         return False
     if isinstance(given, Mapping):
-        return any(_carries(one, key, depth - 1) for pair in given.items() for one in pair)
+        return any(_contains_key(one, key, depth - 1) for pair in given.items() for one in pair)
     if isinstance(given, list | tuple | set | frozenset):
-        return any(_carries(one, key, depth - 1) for one in given)
+        return any(_contains_key(one, key, depth - 1) for one in given)
     fields = getattr(given, "__dict__", None)
-    return isinstance(fields, dict) and _carries(fields, key, depth - 1)
+    return isinstance(fields, dict) and _contains_key(fields, key, depth - 1)

@@ -1,1 +1,1 @@
-"""The verdict on a run: what must hold in every run, and what a handler must not reach."""
+"""The verdict on a run: what must hold in every run, and which actions of a handler are forbidden."""

@@ -1,9 +1,9 @@
-"""Watches a function that runs inside a transaction: it refuses actions outside of the database and, if strict, clocks and random numbers
-that do not come from the `ReactionContext`.
+"""Watches user functions that run inside a transaction. Refuses actions outside of the database and, if strict, clocks and random numbers
+other than those of the `ReactionContext`.
 
-It sees what Python code calls, by the profiler of the thread that runs the function: sockets (and so every client built on Python's own),
-subprocesses and sleeping. It does not see what a C library does by itself, files that are read, or queries of the database driver, which
-bypass Python's sockets. It patches nothing, and removes the profiler at the end.
+A profiler in the thread of the function sees what Python code calls: sockets (and every client that uses them), subprocesses and sleeping.
+It does not see file access, queries of the database driver, or what a C library does by itself. Nothing is patched, and the profiler is
+removed at the end.
 """
 
 from __future__ import annotations
@@ -24,27 +24,29 @@ _WAITS = {("time", "sleep")}
 _PROCESSES = {"system", "fork", "forkpty", "posix_spawn", "posix_spawnp", "execv", "execve", "startfile"}
 _CLOCKS = {"time", "time_ns", "clock_gettime", "clock_gettime_ns"}
 _DRIVERS = {"psycopg", "psycopg_binary", "psycopg_c", "sqlite3"}
-# packages that may read clocks and random numbers, since their values go into no row of the user's
+# packages that may use clocks and random numbers: what these packages do with them reaches no row of the user's
 _MAY_READ = {"logging", "sqlalchemy", "groundstate", *_DRIVERS}
-_CURE = "a crash after it and before the commit would do it again: let a call do that (`@service.call`), and the handler write its outcome"
+_CURE = "a crash between it and the commit would repeat it: do it in a call (`@service.call`), and write the outcome in the handler"
 
 
 class Guard:
-    """Watches the functions of an app while they run. strict: refuses clocks and random numbers too, except through `ReactionContext`."""
+    """Watches the functions of an app while they run. strict: whether clocks and random numbers are refused too, except through
+    `ReactionContext`.
+    """
 
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
 
     @contextmanager
-    def watching(self, reaction: str) -> Iterator[None]:
-        """Watch this thread within the block. Raises Violation for a forbidden call, even if the code in the block swallowed it."""
+    def watch_block(self, reaction: str) -> Iterator[None]:
+        """Watch this thread in the block. Raises Violation at a forbidden call, and once more at the end if the block caught that."""
         seen: list[Violation] = []
 
         def profile(frame: FrameType, event: str, called: Any) -> None:
             if event == "c_call" and not seen:
-                wrong = self._wrong(frame, called)
+                wrong = self._find_violation(frame, called)
                 if wrong is not None:
-                    seen.append(Violation(wrong[0], f"{reaction} {wrong[1]}\n{_stack(frame)}"))
+                    seen.append(Violation(wrong[0], f"{reaction} {wrong[1]}\n{_stack_from_user_function(frame)}"))
                     raise seen[0]
 
         before = sys.getprofile()
@@ -56,60 +58,67 @@ class Guard:
             if seen:
                 raise seen[0]
 
-    def _wrong(self, frame: FrameType, called: Any) -> tuple[str, str] | None:
-        """Return the invariant that this call breaks and the message for it; return None for a harmless call."""
-        name, owner, module = called.__name__, getattr(called, "__self__", None), _package(getattr(called, "__module__", None))
-        if _reaches_out(name, owner, module):
-            return None if _by_a_driver(frame) else ("NothingOutside", f"calls {_named(called)} inside its transaction: {_CURE}. It is at:")
-        if self._strict and _package(frame.f_globals.get("__name__")) not in _MAY_READ:
+    def _find_violation(self, frame: FrameType, called: Any) -> tuple[str, str] | None:
+        """Return a pair (name of the invariant that this call breaks, message); None for a harmless call."""
+        name, owner, module = called.__name__, getattr(called, "__self__", None), _top_package(getattr(called, "__module__", None))
+        if _acts_outside(name, owner, module):
+            return (
+                None
+                if _is_called_by_driver(frame)
+                else ("NothingOutside", f"calls {_qualified_name(called)} inside its transaction: {_CURE}. At:")
+            )
+        if self._strict and _top_package(frame.f_globals.get("__name__")) not in _MAY_READ:
             if (module == "time" and name in _CLOCKS) or (isinstance(owner, type) and issubclass(owner, date) and name in _TODAY):
                 return (
                     "ContextAlone",
-                    f"reads a clock by {_named(called)}, which no run can repeat: take `ctx: ReactionContext` and use ctx.now. It is at:",
+                    f"reads a clock by {_qualified_name(called)}, which no run repeats: take `ctx: ReactionContext` and use ctx.now. At:",
                 )
-            if owner is random._inst or name in ("urandom", "getrandom"):  # noqa: SLF001  # the generator behind the functions of the module
-                return "ContextAlone", f"throws dice by {_named(called)}, which no run can repeat: draw it where the row is made. It is at:"
+            if owner is random._inst or name in ("urandom", "getrandom"):  # noqa: SLF001  # the generator behind the functions of the module `random`
+                return (
+                    "ContextAlone",
+                    f"reads random numbers by {_qualified_name(called)}: draw them where the row is made. At:",
+                )
         return None
 
 
 _TODAY = {"now", "utcnow", "today"}
 
 
-def _reaches_out(name: str, owner: object, module: str) -> bool:
+def _acts_outside(name: str, owner: object, module: str) -> bool:
     if isinstance(owner, _socket.socket) or owner is _socket:
         return name not in _HARMLESS
     return (module, name) in _WAITS or (module == "posix" and name in _PROCESSES) or (module, name) == ("_posixsubprocess", "fork_exec")
 
 
-# Calls that only inspect a socket or close it.
+# These calls only inspect a socket or close it.
 _HARMLESS = {"close", "detach", "fileno", "getsockname", "gettimeout", "getdefaulttimeout", "htons", "ntohs", "inet_aton", "inet_pton"}
 
 
-def _by_a_driver(frame: FrameType | None) -> bool:
-    """Return whether the database driver makes the call, in order to reach the database."""
+def _is_called_by_driver(frame: FrameType | None) -> bool:
+    """Return whether the database driver makes this call, to reach the database."""
     while frame is not None:
-        if _package(frame.f_globals.get("__name__")) in _DRIVERS:
+        if _top_package(frame.f_globals.get("__name__")) in _DRIVERS:
             return True
         frame = frame.f_back
     return False
 
 
-def _package(module: str | None) -> str:
+def _top_package(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
-def _named(called: Any) -> str:
+def _qualified_name(called: Any) -> str:
     owner = getattr(called, "__self__", None)
     named = owner if isinstance(owner, type) else type(owner)
     whose = called.__module__ or f"{named.__module__}.{named.__qualname__}"
     return f"{whose.removeprefix('_')}.{called.__name__}"
 
 
-def _stack(frame: FrameType) -> str:
-    """Return the stack from the user's own function to this frame."""
+def _stack_from_user_function(frame: FrameType) -> str:
+    """Return the stack from the user's own function to this frame, as text."""
     inner: list[str] = []
     at: FrameType | None = frame
-    while at is not None and _package(at.f_globals.get("__name__")) != "groundstate":
+    while at is not None and _top_package(at.f_globals.get("__name__")) != "groundstate":
         inner.insert(0, traceback.format_stack(at, limit=1)[0].rstrip())
         at = at.f_back
     return "\n".join(inner)
