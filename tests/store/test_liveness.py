@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,20 @@ def test_a_lock_file_that_was_removed_holds_nothing(place: Place) -> None:
     for file in folder.glob("*-groundstate-lock*"):
         file.unlink()
     assert not mine.is_held()
+
+
+@pytest.mark.parametrize("place", ["sqlite", "flock"], indirect=True)
+def test_a_lock_whose_file_another_thread_is_just_closing_is_held_no_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = place.lives()
+    mine.take_lock(ONE)
+
+    def closed(_file: int) -> os.stat_result:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", closed)
+        assert not mine.is_held()
+    assert mine.is_held()
 
 
 @pytest.mark.parametrize("place", ["flock"], indirect=True)

@@ -281,10 +281,9 @@ def _open_lock_file(path: str) -> int:
 
 def _is_same_file(file: int, path: str) -> bool:
     try:
-        there = Path(path).stat()
-    except OSError:
+        there, here = Path(path).stat(), os.fstat(file)
+    except OSError:  # the path leads nowhere, or another thread has just released the lock and closed the file
         return False
-    here = os.fstat(file)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
