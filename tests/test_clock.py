@@ -10,7 +10,7 @@ import pytest
 
 from groundstate.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice, SeededDice, SystemDice
 from groundstate.engine.rows import attempts
-from groundstate.engine.worker import Options, Parts, Worker
+from groundstate.engine.worker import Options, Runtime, Worker
 from groundstate.store import connect
 from tests.engine.clocks import Turned
 
@@ -59,6 +59,6 @@ def test_a_worker_hands_its_clock_and_dice_on_with_its_database(tmp_path: Path) 
     opened = connect.open_store(connect.resolve_settings(f"sqlite:///{tmp_path}/shop.db"))
     assert (opened[0].clock, opened[0].dice) == (SYSTEM_CLOCK, SYSTEM_DICE)
     clock: Clock = Turned(still=True)
-    worker = Worker("shop", [], opened, options=Options(), parts=Parts(clock=clock, dice=SeededDice(1)))
+    worker = Worker("shop", [], opened, options=Options(), runtime=Runtime(clock=clock, dice=SeededDice(1)))
     assert worker.incarnation.clock is opened[0].clock is clock
     assert worker.incarnation.id == SeededDice(1).getrandbits(62)

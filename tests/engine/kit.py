@@ -25,7 +25,7 @@ from groundstate.engine.rows import attempts, clock_jumps
 from groundstate.engine.sql.call_write_guard import outside_of_call
 from groundstate.engine.watch import sweeps
 from groundstate.engine.watch.hint_publisher import HintPublisher
-from groundstate.engine.worker import Options, Parts, Worker
+from groundstate.engine.worker import Options, Runtime, Worker
 from groundstate.rules.attempt import Attempt
 from groundstate.store import connect
 from groundstate.store.tables import UtcDateTime, attempt, worker
@@ -189,7 +189,7 @@ class Life:
         schedules = list(world.app.schedules.values())
         self.worker = Worker(
             world.app.name, specs, opened, schedules=schedules, options=options, redact=redact, publisher=messenger,
-            parts=Parts(clock=world.clock),
+            runtime=Runtime(clock=world.clock),
         )  # fmt: skip
         self.words: list[str] = []
 

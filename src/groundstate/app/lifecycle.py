@@ -27,7 +27,7 @@ from groundstate.engine.rows import reaction_registry
 from groundstate.engine.sql import call_write_guard, transaction
 from groundstate.engine.watch.shard_routing import DatabasePart, names_by_url_text
 from groundstate.engine.watch.trace_hooks import Watch
-from groundstate.engine.worker import Options, Parts, StopResult, Worker
+from groundstate.engine.worker import Options, Runtime, StopResult, Worker
 from groundstate.rules.acceptance import Accept, parse_acceptance, refuse_contradiction
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.specs import ReactionSpec
@@ -193,7 +193,7 @@ class Running:
             publisher=publishers.publisher_of(store),
             watch=self._watch,
             part=DatabasePart(store.name or "", names, several=len(databases_of(self)) > 1),
-            parts=Parts(clock=self._clock),
+            runtime=Runtime(clock=self._clock),
         )
 
     def observe(self, watch: Watch | None) -> None:

@@ -126,8 +126,8 @@ class Threads(Protocol):
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts of a worker that the crash lab (groundstate's test kit) replaces. The defaults are those of production.
+class Runtime:
+    """What a worker runs on. The defaults are those of production; the crash lab (groundstate's test kit) gives stand-ins.
 
     caller: makes the object that runs the worker's calls. query: makes the condition query of a reaction on a database. listen: registers
     the worker as a listener to the commits of its process.
@@ -141,7 +141,7 @@ class Parts:
     listen: Callable[[Listener], None] = commit_hooks.add_listener
 
 
-PRODUCTION = Parts()
+PRODUCTION = Runtime()
 
 
 class Worker:
@@ -159,14 +159,14 @@ class Worker:
         publisher: HintPublisher | None = None,
         watch: Watch | None = None,
         part: DatabasePart | None = None,
-        parts: Parts = PRODUCTION,
+        runtime: Runtime = PRODUCTION,
     ) -> None:
         self.options = options
-        self._given = parts
-        self._clock = parts.clock
+        self._runtime = runtime
+        self._clock = runtime.clock
         self._part = part or DatabasePart()
         self.database, make_liveness, self._witness = opened
-        self.database.clock, self.database.dice = parts.clock, parts.dice
+        self.database.clock, self.database.dice = runtime.clock, runtime.dice
         self._specs = specs
         self._schedules = schedules
         self._app = app
@@ -179,10 +179,10 @@ class Worker:
         self.when_ended: Callable[[Worker], None] = _ignore_end
         self._up = False  # whether the start has succeeded
         self._end_recorded = False  # whether the last incarnation recorded its own end
-        self._wake = self._given.threads.Event()
-        self._started = self._given.threads.Event()
-        self._go = self._given.threads.Event()
-        self._quiet = self._given.threads.Event()
+        self._wake = self._runtime.threads.Event()
+        self._started = self._runtime.threads.Event()
+        self._go = self._runtime.threads.Event()
+        self._quiet = self._runtime.threads.Event()
         # The stage of a `wait_until_idle`: 'asked', then 'swept' once a sweep has begun after the request; None if nobody waits.
         self._quiet_wanted: str | None = None
         declared = frozenset([*(spec.name for spec in specs), *(spec.name for spec in schedules)])
@@ -196,7 +196,7 @@ class Worker:
         self._admission = Admission(
             self._worker_state, accept=parse_acceptance(options.accept, declared), leave_undeclared=options.leave_undeclared
         )
-        self._call_turns = CallTurns(self._worker_state, self._wake.set, parts.caller)
+        self._call_turns = CallTurns(self._worker_state, self._wake.set, runtime.caller)
         self._timers = Timers(self._worker_state)
         self._ticks = TickRunner(self._worker_state, schedules)
         self._publisher = publisher
@@ -209,7 +209,8 @@ class Worker:
         self._suspects = Suspects(self._worker_state)
         self._looks = BacklogProbe(self._worker_state, self._leader, self._timers)
         self._sweeps = Sweeps(self._worker_state, self._leader, self._looks, self._timers)
-        self._registered = self._given.threads.Event()  # set once it is known which reactions run here, or an error or a stop prevents that
+        # Set once it is known which reactions run here, or an error or a stop prevents that.
+        self._registered = self._runtime.threads.Event()
         self._counted = False  # whether the rows of new and changed reactions were counted; until then the worker does not count as idle
         self._next_watch = 0.0
         self._next_dead = 0.0
@@ -219,7 +220,7 @@ class Worker:
         self._troubled_at = 0.0  # monotonic time at which the present trouble began
         self._troubled_by = ""
         self._says_trouble = RepeatedTrouble()
-        self._thread = self._given.threads.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
+        self._thread = self._runtime.threads.Thread(target=self._run, name=f"groundstate-{app}", daemon=True)
 
     @property
     def incarnation(self) -> Incarnation:
@@ -350,7 +351,7 @@ class Worker:
         """Receive a note of the rows that one commit of this process touched, and wake the worker if they concern a reaction."""
         if not self._part.is_concerned_by(self._part.name_of_database(touched)):
             return
-        if self._given.threads.current_thread() is not self._thread:
+        if self._runtime.threads.current_thread() is not self._thread:
             self._sweeps.heard_here = True
         # A list, since each queue has to take note: any() over a generator would stop at the first queue that is concerned.
         heard = [queue.note_commit(touched, shared=self._worker_state.others) for queue in self._worker_state.all_queues]
@@ -393,7 +394,7 @@ class Worker:
             return
         finally:
             self._started.set()
-        self._given.listen(self)
+        self._runtime.listen(self)
         try:
             self._run_loop()
         except BaseException as error:
@@ -417,7 +418,7 @@ class Worker:
         retry_start_step(self._worker_state, self.database.connect)
         transaction.watch_statements(self.database)
         retry_start_step(self._worker_state, lambda: schema.check_tables(self.database))
-        queues = [build_work_queue(self._given.query(spec, self.database)) for spec in self._specs]
+        queues = [build_work_queue(self._runtime.query(spec, self.database)) for spec in self._specs]
         queries = [queue.query for queue in queues]
         for query in queries:
             session_guards.guard_records(query)
@@ -784,7 +785,7 @@ class Worker:
                 self._worker_state.incarnation.delete_row_keep_lock
             )  # recorded now, since these calls are in doubt already: a process exit while they run is then no unclean end
             last = log_store.keep_log_label(self._end_after_last_calls)
-            self._given.threads.Thread(target=last, name="groundstate-last-calls", daemon=True).start()
+            self._runtime.threads.Thread(target=last, name="groundstate-last-calls", daemon=True).start()
             return
         if self._worker_state.incarnation.sound:
             self._record_end(self._worker_state.incarnation.end)

@@ -56,7 +56,7 @@ class CallTurns:
     runs transactions.
     """
 
-    def __init__(self, worker_state: WorkerState, wake: Callable[[], None], make_caller: MakeCaller = CallExecutor) -> None:
+    def __init__(self, worker_state: WorkerState, wake: Callable[[], None], make_caller: MakeCaller) -> None:
         self._worker_state = worker_state
         self._wake = wake
         self._inbox: deque[CallResult] = deque()
@@ -168,8 +168,9 @@ class CallTurns:
                 self._forget_concluded_results(done)
                 self._nothing_left = not self._results
             self._send_begun_calls(begun)
-            self._note_turn_duration(self._worker_state.clock.monotonic() - started, begin_only=begin_only)
-            worker_state.sleep_for_other_writers(self._worker_state.clock.monotonic() - started)
+            took_s = worker_state.clock.monotonic() - started
+            self._note_turn_duration(took_s, begin_only=begin_only)
+            worker_state.sleep_for_other_writers(took_s)
         finally:
             for call in list(self._unanswered)[:-UNANSWERED_MOST]:
                 del self._unanswered[call]

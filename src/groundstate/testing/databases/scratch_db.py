@@ -147,34 +147,53 @@ class ReadOnlyEngines:
         self._read += 1
 
 
+class OtherProgram:
+    """The transactions of another program than the app on the databases of a place; the base of both kinds of place, which set its
+    attributes.
+    """
+
+    _stores: Sequence[Store]
+    _engines: Sequence[Engine]
+    _read_only_engines: ReadOnlyEngines
+
+    def session(self) -> Session:
+        """Return a session as another program would have it, with each table bound to the database of its store."""
+        return Session(self._engines[0], binds=_session_binds(self._stores, self._engines), expire_on_commit=False)
+
+    def commit_as_other_program(self, act: Callable[[Session], object]) -> bool:
+        """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock.
+
+        Return True too if groundstate refuses a flush: then the transaction just did not happen.
+        """
+        try:
+            with self.session() as session, session.begin():
+                act(session)
+        except StateRefusedError:
+            return True
+        except OperationalError as error:
+            if not _is_lock_error(error):
+                raise
+            return False
+        return True
+
+    def would_write_nothing(self, act: Callable[[Session], object]) -> bool:
+        """Return whether the transaction `act`, run by another program now, would surely write nothing. Nothing is written to find out."""
+        return self._read_only_engines.would_write_nothing(
+            Session(self._read_only_engines.engines[0], binds=_session_binds(self._stores, self._read_only_engines.engines)), act
+        )
+
+
 class _WriteRefused(BaseException):
     """Raised in place of a statement that would write."""
 
 
-def session_binds(stores: Sequence[Store], engines: Sequence[Engine]) -> dict[Bound, Engine | Connection]:
+def _session_binds(stores: Sequence[Store], engines: Sequence[Engine]) -> dict[Bound, Engine | Connection]:
     """Return the `binds` of a session: for each table, the engine of its store."""
     found: dict[Bound, Engine | Connection] = {}
     for store, engine in zip(stores, engines, strict=True):
         for metadata in store.metadatas:
             found.update(dict.fromkeys(metadata.tables.values(), engine))
     return found
-
-
-def commit_act(session: Session, act: Callable[[Session], object]) -> bool:
-    """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock.
-
-    Return True too if groundstate refuses a flush: then the transaction just did not happen.
-    """
-    try:
-        with session, session.begin():
-            act(session)
-    except StateRefusedError:
-        return True
-    except OperationalError as error:
-        if not _is_lock_error(error):
-            raise
-        return False
-    return True
 
 
 def _is_lock_error(error: OperationalError) -> bool:

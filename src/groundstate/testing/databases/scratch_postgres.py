@@ -5,13 +5,12 @@ All runs use one set of databases: a new database has another identity, so groun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, text
-from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from groundstate.app.app import App
@@ -21,15 +20,7 @@ from groundstate.store.connect import resolve_settings
 from groundstate.store.engine_settings import Carried
 from groundstate.store.port import StoreSettings
 from groundstate.store.wrote_column import SAME
-from groundstate.testing.databases.scratch_db import (
-    ReadOnlyEngines,
-    add_rows,
-    commit_act,
-    redirect_stores,
-    session_binds,
-    stores_of,
-    values_of,
-)
+from groundstate.testing.databases.scratch_db import OtherProgram, ReadOnlyEngines, add_rows, redirect_stores, stores_of, values_of
 
 LOCK_MS = 20  # milliseconds after which another program's transaction gives up waiting for a locked row
 GONE_WITHIN_S = 60.0  # seconds within which the server must have released the locks of dead processes
@@ -57,7 +48,7 @@ class Content:
     sequences: tuple[tuple[str, int, int | None], ...]
 
 
-class PostgresPlace:
+class PostgresPlace(OtherProgram):
     """One scratch database for each store of the app, on the server of the URL, whose user must be allowed to create databases."""
 
     locks_rows = True
@@ -114,23 +105,6 @@ class PostgresPlace:
             self._asking[store] = engine.connect()
         asked: Sequence[Sequence[Any]] = _driver_connection(self._asking[store]).execute(query).fetchall()
         return asked
-
-    def session(self) -> Session:
-        """Return a session as another program would have it, with each table bound to the database of its store."""
-        return Session(self._engines[0], binds=session_binds(self._stores, self._engines), expire_on_commit=False)
-
-    def commit_as_other_program(self, act: Callable[[Session], object]) -> bool:
-        """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock.
-
-        Return True too if groundstate refuses a flush: then the transaction just did not happen.
-        """
-        return commit_act(self.session(), act)
-
-    def would_write_nothing(self, act: Callable[[Session], object]) -> bool:
-        """Return whether the transaction `act`, run by another program now, would surely write nothing. Nothing is written to find out."""
-        return self._read_only_engines.would_write_nothing(
-            Session(self._read_only_engines.engines[0], binds=session_binds(self._stores, self._read_only_engines.engines)), act
-        )
 
     def copy(self) -> list[Content]:
         """Return all rows that are committed now."""

@@ -7,32 +7,23 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, QueuePool, create_engine, event, make_url
-from sqlalchemy.orm import Session
 
 from groundstate.app.app import App
 from groundstate.store.engine_settings import Carried
 from groundstate.store.port import StoreSettings
-from groundstate.testing.databases.scratch_db import (
-    ReadOnlyEngines,
-    add_rows,
-    commit_act,
-    redirect_stores,
-    session_binds,
-    stores_of,
-    values_of,
-)
+from groundstate.testing.databases.scratch_db import OtherProgram, ReadOnlyEngines, add_rows, redirect_stores, stores_of, values_of
 
 Copy = list[bytes]
 
 
-class SqlitePlace:
+class SqlitePlace(OtherProgram):
     """One SQLite file for each store of the app, in a folder of its own that `close` removes."""
 
     locks_rows = False
@@ -80,23 +71,6 @@ class SqlitePlace:
         if store not in self._asking:
             self._asking[store] = self._open_connection(store)
         return self._asking[store].execute(query).fetchall()
-
-    def session(self) -> Session:
-        """Return a session as another program would have it, with each table bound to the file of its store."""
-        return Session(self._engines[0], binds=session_binds(self._stores, self._engines), expire_on_commit=False)
-
-    def commit_as_other_program(self, act: Callable[[Session], object]) -> bool:
-        """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock.
-
-        Return True too if groundstate refuses a flush: then the transaction just did not happen.
-        """
-        return commit_act(self.session(), act)
-
-    def would_write_nothing(self, act: Callable[[Session], object]) -> bool:
-        """Return whether the transaction `act`, run by another program now, would surely write nothing. Nothing is written to find out."""
-        return self._read_only_engines.would_write_nothing(
-            Session(self._read_only_engines.engines[0], binds=session_binds(self._stores, self._read_only_engines.engines)), act
-        )
 
     def copy(self) -> Copy:
         """Return the bytes of the database files."""

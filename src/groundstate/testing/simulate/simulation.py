@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from groundstate.engine.rows.in_flight import InFlightCall
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.worker import Options, Parts, Worker
+from groundstate.engine.worker import Options, Runtime, Worker
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.specs import ReactionSpec
 from groundstate.testing.databases.scratch_db import Place
@@ -97,7 +97,7 @@ class Stage:
         self.restarts: Restarts | None = None  # the restarts that were tried, at which the run may end early; None if it may not
         self.joined = False
         self._dice = Dice(0)
-        self._parts = Parts()  # the stand-ins with which workers are made; those of this run within `use_stand_ins`
+        self._runtime = Runtime()  # the stand-ins with which workers are made; those of this run within `use_stand_ins`
         self._acts: list[int] = []  # numbers of the other programs' transactions that were committed, in order
         self._copy: Any = None
         self._stopping = False
@@ -112,7 +112,7 @@ class Stage:
     def use_stand_ins(self, seed: int = 1) -> Iterator[None]:
         """In the block, processes may run with stand-ins for clocks, threads and calls. At its end, all paused threads are ended."""
         self._dice = Dice(seed)
-        self._parts = Parts(
+        self._runtime = Runtime(
             self.time, self._dice, Threading(self), partial(LabCallExecutor, self), self._kept.reuse_query, listen=_ignore_listener
         )
         commit_hooks.add_listener(self)
@@ -176,7 +176,7 @@ class Stage:
             known = len(process.actors)
             redact = specs[0].store.redact if specs else None
             schedules = self.schedules[number]
-            worker = Worker(self.app, specs, wired.opened, schedules=schedules, options=options, redact=redact, parts=self._parts)
+            worker = Worker(self.app, specs, wired.opened, schedules=schedules, options=options, redact=redact, runtime=self._runtime)
             process.workers.append(worker)
             self._wired.update(dict.fromkeys(process.actors[known:], wired))
         self._after_restore, self._building = False, None
