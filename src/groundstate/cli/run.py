@@ -46,7 +46,7 @@ log = logging.getLogger("groundstate")
 LOOKS_S = 0.5  # seconds between two checks whether a worker is stuck
 GO, UP = -1, -2  # events that are no signals: a person says that work may begin; the start has ended
 
-Events = queue.SimpleQueue[int]  # numbers of signals, GO and UP
+Events = queue.SimpleQueue[int]  # each is the number of a signal that arrived, or one of the constants GO and UP
 
 
 def run(  # noqa: PLR0913  # each parameter is an option of the command
