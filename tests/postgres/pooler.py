@@ -45,6 +45,7 @@ class Pooler:
         self._port, self._size = port, size
         self._free: dict[bytes, list[Server]] = {}
         self._made: dict[bytes, int] = {}
+        self._opened: set[Server] = set()
         self._given_back = asyncio.Condition()
         self.transactions = 0
 
@@ -62,7 +63,7 @@ class Pooler:
 
     def close(self) -> None:
         """Ends all sessions."""
-        for server in (one for free in self._free.values() for one in free):
+        for server in self._opened:
             server.writer.transport.abort()
 
     async def _serve(self, startup: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,8 +80,8 @@ class Pooler:
                 if whole:
                     await self._give_back(startup, server)
                 else:
-                    server.writer.transport.abort()
-                    self._made[startup] -= 1
+                    self._end(server)
+                    await self._note_lost(startup)
 
     async def _transaction(self, first: bytes, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Passes on what is said until a ReadyForQuery tells that no transaction is open."""
@@ -110,7 +111,7 @@ class Pooler:
         async with self._given_back:
             for gone in [one for one in free if one.reader.at_eof()]:  # its server ended: no client hears of it
                 free.remove(gone)
-                gone.writer.transport.abort()
+                self._end(gone)
                 self._made[startup] -= 1
             while not free:
                 if self._made.get(startup, 0) < self._size:
@@ -121,9 +122,30 @@ class Pooler:
                 return free.pop(0)
             if free:
                 self._made[startup] += 1
+        try:
+            return await self._open(startup)
+        except BaseException:
+            await self._note_lost(startup)
+            raise
+
+    async def _open(self, startup: bytes) -> Server:
         server = Server(*await asyncio.open_connection("127.0.0.1", self._port))
-        await server.greet(startup)
+        self._opened.add(server)
+        try:
+            await server.greet(startup)
+        except BaseException:  # PostgreSQL is starting or stopping, or the client has left meanwhile
+            self._end(server)
+            raise
         return server
+
+    def _end(self, server: Server) -> None:
+        server.writer.transport.abort()
+        self._opened.discard(server)
+
+    async def _note_lost(self, startup: bytes) -> None:
+        async with self._given_back:
+            self._made[startup] -= 1
+            self._given_back.notify_all()
 
     async def _give_back(self, startup: bytes, server: Server) -> None:
         async with self._given_back:
