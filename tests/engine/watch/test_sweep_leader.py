@@ -710,14 +710,14 @@ def test_a_sweep_over_many_reactions_is_a_few_statements(postgres_world: World) 
     said: list[str] = []
     event.listen(life.database.engine, "before_cursor_execute", lambda *args: said.append(args[2]))
 
-    def looks() -> list[int]:
+    def statements_between_last_looks() -> list[str] | None:
+        """Of the last two sweeps; None where fewer than four have been, since the first one looks at the plans of all conditions."""
         life.sweep()
-        return [number for number, one in enumerate(said) if "found_0" in one]
+        looks = [number for number, one in enumerate(said) if "found_0" in one]
+        return [one for one in said[looks[-2] : looks[-1]] if not one.startswith("BEGIN")] if len(looks) >= 4 else None
 
-    until(lambda: len(looks()) >= 4)  # after the first the plans of all conditions are looked at, once
-    *_, before, last = looks()
-    between = [one for one in said[before:last] if not one.startswith("BEGIN")]
-    assert len(between) <= 5, between
+    # On a busy machine a look may take so long that it is cut and each condition is asked alone, once.
+    until(lambda: (between := statements_between_last_looks()) is not None and len(between) <= 5)
 
 
 def _nothing(number: int) -> Any:
