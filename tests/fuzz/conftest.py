@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.cli.conftest import bare, folder, postgres_shop, shop, sqlite_shop
+from tests.fuzz.times import TIMES
 
 __all__ = ["bare", "folder", "postgres_shop", "shop", "sqlite_shop"]
-
-TIMES = int(os.environ.get("GROUNDSTATE_FUZZ", "1"))
 
 
 def examples(few: int) -> settings:

@@ -1,10 +1,10 @@
-"""How many examples hypothesis makes here: few, and in CI always the same ones."""
+"""How many examples hypothesis makes here: few, and always the same ones. GROUNDSTATE_FUZZ makes more, and other ones each time."""
 
 from __future__ import annotations
 
-import os
-
 from hypothesis import settings
 
-settings.register_profile("rules", deadline=None, max_examples=100, derandomize=bool(os.environ.get("CI")))
+from tests.fuzz.times import TIMES
+
+settings.register_profile("rules", deadline=None, max_examples=100 * TIMES, derandomize=TIMES == 1)
 settings.load_profile("rules")

@@ -292,7 +292,7 @@ def test_no_text_is_that_of_null_or_of_another(one: str, other: str) -> None:
         assert occurrence_text([one]) != occurrence_text([None], may_be_empty)
 
 
-@given(st.lists(st.one_of(st.none(), texts), min_size=1, max_size=3))
+@given(st.lists(st.one_of(st.none(), texts.filter(lambda text: "\0" not in text)), min_size=1, max_size=3))  # older code wrote no NUL
 def test_what_older_code_wrote_for_null_or_an_empty_text_is_that_round_still(values: list[str | None]) -> None:
     formerly = (
         canonical_text(values[0])
